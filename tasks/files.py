@@ -1,0 +1,67 @@
+"""Files that are whole or absent, and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import BadInput
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to (a file or a folder); it takes `path`'s name only once all is well.
+
+    A reader never sees half a file, and a failure leaves whatever stood at `path` before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    _remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_beside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes parquet whose bytes depend on the rows alone."""
+    with written_beside(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
+    """Reads parquet and holds it to `schema`; `made_by` names the stage that writes such files, for the error."""
+    if not path.is_file():
+        raise BadInput(f"{path}: not there; the {made_by} stage writes it, so run `dvc repro` first")
+    table = pq.read_table(path)
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise BadInput(f"{path}: no column {missing[0]!r}; it was written by another version, so run the {made_by} stage again")
+    return table.select(schema.names).cast(schema)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

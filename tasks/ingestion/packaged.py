@@ -1,0 +1,25 @@
+"""The datasets that come inside installed packages. Each is written out in the folder layout and then read like any folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.ingestion import digits, elpv, sample_photos, texture_defects
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """`write(folder)` lays the dataset out as tasks.ingestion.folder reads it; the same bytes every time."""
+
+    write: Callable[[Path], None]
+    licence: str
+
+
+PACKAGED: dict[str, Packaged] = {
+    "sample-photos": Packaged(sample_photos.write, sample_photos.LICENCE),
+    "texture-defects": Packaged(texture_defects.write, texture_defects.LICENCE),
+    "digits": Packaged(digits.write, digits.LICENCE),
+    "elpv": Packaged(elpv.write, elpv.LICENCE),
+}

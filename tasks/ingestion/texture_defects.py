@@ -1,0 +1,194 @@
+"""Pictures with exact pixel masks: four textures, each with three kinds of defect, made so that the pixel figures mean something.
+
+The textures are kept apart from the training photographs (scikit-image's `brick` and `gravel`, and two made here: a weave and a
+brushed metal), and so are the defects: scratches, holes, stains, missing threads, dents and washers, none of which is the
+Perlin-masked texture or the pasted region that pairs are made with. Training pictures come from the left half of a photographed
+texture, test pictures from the right half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from tasks.pictures import Mask
+from tasks.randomness import generator
+
+LICENCE = "CC0 (brick and gravel: CC0Textures, through scikit-image; the rest made here)"
+SIZE = 256  # pixels a side
+SEED = 0
+TRAIN_GOOD = 12  # pictures a category
+TEST_GOOD = 8
+TEST_DEFECTIVE = 6  # a category and defect
+VISIBLE = 8.0  # grey levels a pixel must change by to count as defective
+SMALLEST = 60  # pixels a defect must cover
+
+Grey = NDArray[np.float64]  # HxW, 0..255
+Texture = Callable[[np.random.Generator, str], Grey]
+Defect = Callable[[Grey, np.random.Generator], Grey]
+
+
+@dataclass(frozen=True)
+class Category:
+    texture: Texture
+    defects: dict[str, Defect]
+
+
+def write(folder: Path) -> None:
+    """Writes each category to folder/<category> in MVTec AD's layout, masks included."""
+    for name, category in CATEGORIES.items():
+        for split, count in (("train", TRAIN_GOOD), ("test", TEST_GOOD)):
+            for index in range(count):
+                rng = generator(SEED, name, split, "good", index)
+                _save(category.texture(rng, split), folder / name / split / "good" / f"{index:03d}.png")
+        for defect in category.defects:
+            for index in range(TEST_DEFECTIVE):
+                picture, mask = defective(category, defect, generator(SEED, name, "test", defect, index))
+                _save(picture, folder / name / "test" / defect / f"{index:03d}.png")
+                _save(mask * 255.0, folder / name / "ground_truth" / defect / f"{index:03d}_mask.png")
+
+
+def defective(category: Category, defect: str, rng: np.random.Generator) -> tuple[Grey, Mask]:
+    """A test picture with one defect and the mask of the pixels it changed by at least VISIBLE grey levels."""
+    normal = category.texture(rng, "test")
+    while True:  # a stain may land on grey of its own level, a washer outside; such a draw shows nothing
+        changed = np.clip(category.defects[defect](normal, rng), 0, 255)
+        mask = ndimage.binary_closing(np.abs(np.rint(changed) - np.rint(normal)) >= VISIBLE, iterations=2)
+        if mask.sum() >= SMALLEST:
+            return changed, mask
+
+
+def _save(picture: Grey, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(picture).astype(np.uint8)).save(file)
+
+
+# Textures
+
+
+def _photographed(load: Callable[[], np.ndarray]) -> Texture:
+    def texture(rng: np.random.Generator, split: str) -> Grey:
+        photo = load().astype(np.float64)
+        top = rng.integers(0, photo.shape[0] - SIZE + 1)
+        left = 0 if split == "train" else photo.shape[1] - SIZE
+        crop = photo[top : top + SIZE, left : left + SIZE]
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        return _lit(crop, rng)
+
+    return texture
+
+
+def _weave(rng: np.random.Generator, split: str) -> Grey:
+    """Plain weave: at each crossing the warp or the weft lies on top, in a chequer."""
+    pitch = THREAD_PITCH
+    y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, pitch, size=2)[:, None, None]
+    y, x = y + _noise(rng, 20) * 0.6, x + _noise(rng, 20) * 0.6
+    warp, weft = np.abs(np.sin(np.pi * x / pitch)), np.abs(np.sin(np.pi * y / pitch))
+    warp_on_top = (np.floor(x / pitch) + np.floor(y / pitch)) % 2 == 0
+    return _lit(70 + 110 * np.where(warp_on_top, warp * (0.6 + 0.4 * weft), weft * (0.6 + 0.4 * warp)) + 6 * _noise(rng, 1), rng)
+
+
+def _brushed_metal(rng: np.random.Generator, split: str) -> Grey:
+    grain = ndimage.gaussian_filter1d(rng.standard_normal((SIZE, SIZE)), 24, axis=1, mode="wrap")
+    return _lit(150 + 14 * grain / grain.std() + 8 * _noise(rng, 60), rng)
+
+
+THREAD_PITCH = 12  # pixels
+
+
+def _noise(rng: np.random.Generator, scale: float) -> Grey:
+    """Smooth noise of unit deviation whose features are about `scale` pixels large."""
+    noise = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, mode="wrap")
+    return noise / noise.std()
+
+
+def _lit(picture: Grey, rng: np.random.Generator) -> Grey:
+    """The same surface under slightly different light."""
+    return np.clip((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-10, 10), 0, 255)
+
+
+# Defects
+
+
+def _scratch(picture: Grey, rng: np.random.Generator) -> Grey:
+    """A thin bent line, brighter or darker than the surface."""
+    start = rng.uniform(0.15, 0.85, 2) * SIZE
+    angle = rng.uniform(0, 2 * np.pi)
+    steps = np.linspace(0, rng.uniform(60, 140), 12)
+    bend = angle + rng.uniform(-0.6, 0.6) * steps / steps[-1]
+    points = start + np.stack([np.cos(bend), np.sin(bend)], 1) * steps[:, None]
+    line = Image.new("L", (SIZE, SIZE))
+    ImageDraw.Draw(line).line([(float(x), float(y)) for x, y in points], fill=255, width=int(rng.integers(2, 5)))
+    opacity = ndimage.gaussian_filter(np.asarray(line) / 255.0, 0.6)
+    return picture + rng.choice([-1.0, 1.0]) * rng.uniform(50, 90) * opacity
+
+
+def _hole(picture: Grey, rng: np.random.Generator) -> Grey:
+    """A dark hole with a ragged rim."""
+    return _blend(picture, rng.uniform(5, 30) + 3 * _noise(rng, 2), _blob(rng, rng.uniform(9, 20), ragged=0.35, soft=0.7))
+
+
+def _stain(picture: Grey, rng: np.random.Generator) -> Grey:
+    """A soft-edged spot that darkens or bleaches what is under it."""
+    factor = rng.choice([rng.uniform(0.45, 0.65), rng.uniform(1.35, 1.55)])
+    return _blend(picture, picture * factor, _blob(rng, rng.uniform(16, 34), ragged=0.25, soft=3.0))
+
+
+def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
+    """One thread gone over part of its length: the dark ground shows."""
+    centre, length = rng.uniform(0.2, 0.8) * SIZE, rng.uniform(70, 180)
+    start = rng.uniform(0, SIZE - length)
+    along, across = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
+    inside = (np.abs(across - centre) < THREAD_PITCH / 2) & (along > start) & (along < start + length)
+    gap = inside.T if rng.random() < 0.5 else inside
+    return _blend(picture, 45 + 4 * _noise(rng, 1), ndimage.gaussian_filter(gap.astype(np.float64), 0.7))
+
+
+def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
+    """A hollow: lit on one side, in shade on the other."""
+    y, x, radius = _place(rng, rng.uniform(14, 28))
+    hollow = np.exp(-(y**2 + x**2) / (2 * (radius / 2) ** 2))
+    angle = rng.uniform(0, 2 * np.pi)
+    return picture + rng.uniform(90, 130) * hollow * (np.cos(angle) * x + np.sin(angle) * y) / (radius / 2)
+
+
+def _washer(picture: Grey, rng: np.random.Generator) -> Grey:
+    """A metal ring left lying on the surface."""
+    y, x, radius = _place(rng, rng.uniform(14, 24))
+    distance = np.hypot(y, x)
+    ring = ndimage.gaussian_filter(((distance < radius) & (distance > radius * 0.5)).astype(np.float64), 0.7)
+    return _blend(picture, 150 + 60 * (x + y) / radius, ring)
+
+
+def _place(rng: np.random.Generator, radius: float) -> tuple[Grey, Grey, float]:
+    """Row and column offsets, in pixels, from a centre whose surroundings of `radius` pixels lie in the picture."""
+    centre = rng.uniform(radius + 4, SIZE - radius - 4, 2)
+    y, x = np.mgrid[0:SIZE, 0:SIZE] - centre[:, None, None]
+    return y, x, radius
+
+
+def _blob(rng: np.random.Generator, radius: float, *, ragged: float, soft: float) -> Grey:
+    """Opacity 0..1 of a roundish shape; `ragged` is how far its rim strays (share of the radius), `soft` its edge in pixels."""
+    y, x, radius = _place(rng, radius)
+    rim = radius * (1 + ragged * _noise(rng, 5) * 0.5)
+    return ndimage.gaussian_filter((np.hypot(y, x) < rim).astype(np.float64), soft)
+
+
+def _blend(under: Grey, over: Grey, opacity: Grey) -> Grey:
+    return under * (1 - opacity) + over * opacity
+
+
+CATEGORIES: dict[str, Category] = {
+    "brick": Category(_photographed(skimage.data.brick), {"scratch": _scratch, "hole": _hole, "stain": _stain}),
+    "gravel": Category(_photographed(skimage.data.gravel), {"washer": _washer, "stain": _stain, "scratch": _scratch}),
+    "weave": Category(_weave, {"missing-thread": _missing_thread, "hole": _hole, "stain": _stain}),
+    "metal": Category(_brushed_metal, {"scratch": _scratch, "dent": _dent, "stain": _stain}),
+}

@@ -1,0 +1,17 @@
+"""Random numbers that depend on what is drawn, never on who draws it or when."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def generator(seed: int, *item: int | str) -> np.random.Generator:
+    """The generator of one item: the same for the same seed and item in any process, thread or order.
+
+    `item` names what is drawn, for example `generator(seed, "pair", 17)`.
+    """
+    name = "\x1f".join(str(part) for part in (seed, *item))
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words.tolist())))

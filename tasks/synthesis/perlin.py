@@ -1,0 +1,49 @@
+"""Perlin noise (Perlin, "An image synthesizer", SIGGRAPH 1985), the shape of DRAEM's local changes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.pictures import Mask
+
+HIGHEST_OCTAVE = 5  # frequencies 2^0..2^5 a side (DRAEM, Zavrtanik et al., ICCV 2021, section 3.3)
+THRESHOLD = 0.5
+MOST_ROTATION = 90.0  # degrees
+
+
+def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
+    """DRAEM's mask: noise of a random frequency per axis, turned by up to 90 degrees either way, above 0.5. size x size."""
+    frequency = 2.0 ** rng.integers(0, HIGHEST_OCTAVE + 1, size=2)
+    angle = np.deg2rad(rng.uniform(-MOST_ROTATION, MOST_ROTATION))
+    # The noise is a function of the plane, so it is evaluated at turned coordinates: no resampling, no empty corners.
+    centred = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    rows = (cos * centred[:, None] - sin * centred[None, :] + 0.5) * np.float32(frequency[0])
+    columns = (sin * centred[:, None] + cos * centred[None, :] + 0.5) * np.float32(frequency[1])
+    return perlin_noise(rows, columns, rng) > THRESHOLD
+
+
+def perlin_noise(rows: NDArray[np.float32], columns: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Noise in about [-1, 1] at lattice coordinates `rows`, `columns` (HxW each); one random unit gradient a lattice point."""
+    top, left = np.floor(rows).astype(np.int32), np.floor(columns).astype(np.int32)
+    origin = top.min(), left.min()
+    shape = (top.max() - origin[0] + 2, left.max() - origin[1] + 2)
+    angles = rng.uniform(0, 2 * np.pi, size=shape).astype(np.float32)
+    gradient_row, gradient_column = np.sin(angles).ravel(), np.cos(angles).ravel()
+    down, right = rows - top, columns - left
+    corner = (top - origin[0]) * shape[1] + (left - origin[1])
+
+    def slope(row: int, column: int) -> NDArray[np.float32]:
+        at = corner + (row * shape[1] + column)
+        return gradient_row[at] * (down - row) + gradient_column[at] * (right - column)
+
+    across, along = _fade(right), _fade(down)
+    upper = slope(0, 0) + across * (slope(0, 1) - slope(0, 0))
+    lower = slope(1, 0) + across * (slope(1, 1) - slope(1, 0))
+    return np.float32(np.sqrt(2.0)) * (upper + along * (lower - upper))
+
+
+def _fade(t: NDArray[np.float32]) -> NDArray[np.float32]:
+    """6t^5 - 15t^4 + 10t^3 (Perlin, "Improving noise", SIGGRAPH 2002)."""
+    return t * t * t * (t * (t * 6 - 15) + 10)

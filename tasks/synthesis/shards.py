@@ -1,0 +1,80 @@
+"""The shards and their index: what synthesis writes and training reads.
+
+A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png` and `<key>.json`, so any WebDataset reader
+reads it. Its bytes depend on its pairs alone: no times, no owners.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import webdataset as wds
+
+from tasks.files import read_table, written_beside
+from tasks.pictures import png
+from tasks.synthesis.pair import Pair
+
+MADE_BY = "synthesize"
+INDEX_NAME = "pairs.parquet"
+
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # of the sample in its shard
+        pa.field("shard", pa.string(), nullable=False),  # file name beside the index
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # the photograph's path
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),  # with the seed, all that the pair was drawn from
+        pa.field("changed_area", pa.float64(), nullable=False),  # share of the query, 0..1
+    ]
+)
+
+
+def shard_name(number: int) -> str:
+    return f"{number:05d}.tar"
+
+
+def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[dict[str, Any]]:
+    """Writes one shard whole and gives its rows of the index."""
+    rows = []
+    with written_beside(path) as partial:
+        with wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
+            for pair in pairs:
+                row = {
+                    "key": f"{pair.index:08d}",
+                    "shard": path.name,
+                    "kind": pair.kind,
+                    "source": pair.source,
+                    "seed": seed,
+                    "index": pair.index,
+                    "changed_area": pair.changed_area,
+                }
+                sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
+                shard.write({"__key__": row["key"], **sample, "json": json.dumps(row, sort_keys=True).encode()})
+                rows.append(row)
+    return rows
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    return read_table(folder / INDEX_NAME, INDEX, MADE_BY).to_pylist()
+
+
+class ShardReader:
+    """Random access to the files of one shard, by their place in the tar."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with tarfile.open(path) as tar:
+            self._place = {member.name: (member.offset_data, member.size) for member in tar}
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, for example `00000017.query.png`."""
+        offset, size = self._place[name]
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
