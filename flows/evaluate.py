@@ -1,0 +1,57 @@
+"""Stage evaluate: detectors and episodes in; figures, scores, plots and a report out."""
+
+from __future__ import annotations
+
+import torch
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.console import Console
+from rich.table import Table
+
+from flows.artifacts import key
+from flows.settings import read_setting, read_yaml
+from flows.stage import EPISODES, EVALUATION, MODELS, PAIRS, run_stage
+from tasks.detectors import DetectorSettings
+from tasks.evaluation.evaluate import load_contenders, table
+from tasks.evaluation.report import heading, markdown
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.evaluation.task import evaluate_target, write_plots, write_report, write_results
+from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
+from tasks.synthesis.contact_sheet import NAME
+
+
+@flow(name="evaluate", flow_run_name="evaluate {pipeline}")
+def evaluate(pipeline: str) -> None:
+    detectors = read_setting(("pipelines", pipeline, "detectors"), DetectorSettings)
+    settings = read_setting(("pipelines", pipeline, "evaluation"), EvaluationSettings)
+    files = EpisodeFiles.of(EPISODES, pipeline)
+    episodes, pictures = read_episodes(files.episodes), read_pictures(files.targets)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    contenders = load_contenders(detectors, settings, MODELS / pipeline, device)
+    results = []
+    for target in dict.fromkeys(episode.target for episode in episodes):
+        mine = [episode for episode in episodes if episode.target == target]
+        results.append(evaluate_target(target, contenders, mine, [row for row in pictures if row["dataset"] == target], settings, device))
+    folder = EVALUATION / pipeline
+    tree = write_results(folder, results)
+    plots = write_plots(folder / "plots", results)
+    made = read_yaml()["pipelines"][pipeline]
+    write_report(folder / "report.html", pipeline=pipeline, settings=made, tree=tree, plots=plots, contact_sheet=PAIRS / pipeline / NAME)
+
+    rows = table(tree)
+    create_table_artifact(rows, key=key(pipeline, "results"), description=f"Figures of {pipeline}: percent, mean ± std over seeds")
+    create_markdown_artifact(f"# {pipeline}\n\n{markdown(tree)}\nWhole report: `{folder / 'report.html'}`", key=key(pipeline, "report"))
+    _print(rows)
+
+
+def _print(rows: list[dict[str, str]]) -> None:
+    printed = Table(title="percent, mean ± std over seeds")
+    for name in rows[0]:
+        printed.add_column(heading(name), no_wrap=True)
+    for row in rows:
+        printed.add_row(*row.values())
+    Console(width=200).print(printed)
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

@@ -1,0 +1,22 @@
+"""Stage ingest: a dataset's pictures in, its manifest and list of rejected files out."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+
+from flows.settings import read_setting
+from flows.stage import MANIFESTS, PICTURES, run_stage, workers
+from tasks.ingestion.settings import FolderSettings
+from tasks.ingestion.task import ingest_dataset
+
+
+@flow(name="ingest", flow_run_name="ingest {dataset}")
+def ingest(dataset: str) -> None:
+    folders = read_setting(("datasets", "folders"), dict[str, FolderSettings], default={})
+    came = ingest_dataset(dataset, folders.get(dataset), pictures=PICTURES, manifests=MANIFESTS, workers=workers())
+    left_out = f", {came.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if came.rejected else ""
+    get_run_logger().info(f"{dataset}: {came.pictures} pictures{left_out}")
+
+
+if __name__ == "__main__":
+    run_stage(ingest)

@@ -1,0 +1,90 @@
+"""The whole of pipelines.yaml as pydantic models, and what must hold between its parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.settings import FILE, nearest, parse, read_yaml
+from tasks.detectors import DetectorSettings
+from tasks.errors import BadInput
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.ingestion.settings import FolderSettings
+from tasks.sampling.settings import SamplingSettings
+from tasks.synthesis.settings import SynthesisSettings
+from tasks.training.settings import TrainingSettings
+
+PackagedName = Literal["sample-photos", "texture-defects", "digits", "elpv"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Datasets(Strict):
+    """The datasets that are here. Each is ingested once, whichever pipelines use it."""
+
+    packaged: list[PackagedName] = []
+    folders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], FolderSettings] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.packaged, *self.folders]
+
+
+class Execution(Strict):
+    """How work is spread; never what comes of it."""
+
+    workers: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+
+
+class Pipeline(Strict):
+    """One named pipeline: train on pairs made of `sources`, be measured on `targets`.
+
+    Every section must be there, if only as `{}`: DVC compares sections to know what is out of date.
+    """
+
+    schedule: str | None = None
+    sources: Annotated[list[str], Field(min_length=1)]
+    targets: Annotated[list[str], Field(min_length=1)]
+    synthesis: SynthesisSettings
+    sampling: SamplingSettings
+    detectors: DetectorSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+
+
+class Pipelines(Strict):
+    enabled: list[str]
+    datasets: Datasets
+    execution: Execution = Execution()
+    pipelines: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Pipeline]
+
+
+def read_pipelines(file: Path = FILE) -> Pipelines:
+    """pipelines.yaml, checked as a whole. Raises BadInput with the path of the wrong key and the nearest valid name."""
+    read = parse(Pipelines, read_yaml(file), file=file)
+    for index, name in enumerate(read.enabled):
+        if name not in read.pipelines:
+            raise BadInput(f"{file}: enabled[{index}]: no pipeline {name!r}{nearest(name, read.pipelines)}")
+    for pipeline_name, pipeline in read.pipelines.items():
+        for key, names in (("sources", pipeline.sources), ("targets", pipeline.targets)):
+            for index, name in enumerate(names):
+                if name not in read.datasets.names:
+                    raise BadInput(
+                        f"{file}: pipelines.{pipeline_name}.{key}[{index}]: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}"
+                    )
+    return read
+
+
+def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
+    """One pipeline that may be run. Raises BadInput if it does not exist or is not enabled."""
+    read = read_pipelines(file)
+    if name not in read.pipelines:
+        raise BadInput(f"{file}: pipelines: no pipeline {name!r}{nearest(name, read.pipelines)}")
+    if name not in read.enabled:
+        raise BadInput(f"{file}: enabled: pipeline {name!r} is not among them; add it there to run it")
+    return read.pipelines[name]

@@ -1,0 +1,23 @@
+"""Stage sample: manifests in, episodes out, and with them the pictures that may be trained on and those that are tested on."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+
+from flows.settings import read_setting
+from flows.stage import EPISODES, MANIFESTS, run_stage
+from tasks.sampling.episodes import EpisodeFiles
+from tasks.sampling.settings import SamplingSettings
+from tasks.sampling.task import draw_episodes
+
+
+@flow(name="sample", flow_run_name="sample {pipeline}")
+def sample(pipeline: str) -> None:
+    settings = read_setting(("pipelines", pipeline, "sampling"), SamplingSettings)
+    sources, targets = (read_setting(("pipelines", pipeline, key), list[str]) for key in ("sources", "targets"))
+    episodes = draw_episodes(settings, sources, targets, manifests=MANIFESTS, files=EpisodeFiles.of(EPISODES, pipeline))
+    get_run_logger().info(f"{pipeline}: {episodes} episodes; sources {', '.join(sources)}; targets {', '.join(targets)}")
+
+
+if __name__ == "__main__":
+    run_stage(sample)

@@ -1,0 +1,199 @@
+"""Evaluation in steps that can run anywhere: load the contenders, evaluate each target, write what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.detectors import TRAINED, DetectorName, DetectorSettings, build_detector, build_encoder
+from tasks.evaluation.figures import FIGURES, image_figures, pixel_figures
+from tasks.evaluation.score import Contender, Scored, score_category
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.files import write_table, write_text
+from tasks.ingestion.manifest import ANOMALOUS
+from tasks.pictures import Mask, read_mask
+from tasks.sampling.episodes import Episode
+from tasks.weights import load_model
+
+SCORES = pa.schema(
+    [
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("shots", pa.int32(), nullable=False),
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one detector on one episode, as fractions. Pixel figures are absent where there are no masks."""
+
+    detector: DetectorName
+    episode: Episode
+    queries: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A query to look at: what prompted it, its mask if there is one, and each detector's anomaly map RxR."""
+
+    image: str
+    prompt: str
+    category: str
+    label: int
+    mask: str | None
+    maps: dict[DetectorName, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    target: str
+    measured: list[Measured] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)  # rows of SCORES
+    shown: list[Shown] = field(default_factory=list)
+
+
+def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, models: Path, device: str) -> list[Contender]:
+    """Every detector of the pipeline, trained ones with their weights, ready to score on `device`."""
+    encoders = {name: build_encoder(name).to(device) for name in {detector.encoder for detector in detectors.values()}}
+    contenders = []
+    for name, detector_settings in detectors.items():
+        detector = build_detector(detector_settings, encoders[detector_settings.encoder])
+        if name in TRAINED:
+            load_model(models / name, detector)
+        contenders.append(Contender(name, detector.to(device).eval(), detector_settings.resolution, settings.subset.get(name)))
+    return contenders
+
+
+def evaluate_target(
+    target: str, contenders: Sequence[Contender], episodes: Sequence[Episode], pictures: Sequence[Row], settings: EvaluationSettings, device: str
+) -> TargetResult:
+    """Scores and measures every contender on every episode of one target."""
+    result = TargetResult(target)
+    row_of = {row["image"]: row for row in pictures}
+    for category in dict.fromkeys(episode.category for episode in episodes):
+        mine = [episode for episode in episodes if episode.category == category]
+        masks = _masks([row_of[image] for image in mine[0].queries], settings.resolution)
+        gallery = _Gallery(mine, row_of, settings.shown)
+        for group in _sharing_an_encoder(contenders):
+            # Pictures to look at need maps also where there are no masks to measure them by: of one episode, a few queries.
+            for scored in gallery.fill(group, settings, device) if masks is None else ():
+                gallery.keep(scored)
+            for scored in score_category(
+                group, mine, maps_at=settings.resolution if masks is not None else None, batch_size=settings.batch_size, device=device
+            ):
+                gallery.keep(scored)
+                labels = np.array([row_of[image]["label"] == ANOMALOUS for image in scored.images])
+                figures = image_figures(labels, scored.scores)
+                if masks is not None and scored.maps is not None:
+                    figures |= pixel_figures(masks[: len(scored.images)], scored.maps)
+                result.measured.append(Measured(scored.detector, scored.episode, len(scored.images), figures))
+                result.scores.extend(_score_rows(scored, row_of))
+        result.shown.extend(gallery.shown())
+    return result
+
+
+def metrics(measured: Sequence[Measured]) -> dict[str, Any]:
+    """{target: {detector: {protocol: {shots: {figure: {mean, std}}}}}}.
+
+    A seed's figure is the mean over categories; mean and (population) standard deviation are over seeds.
+    """
+    by_seed: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for item in measured:
+        episode = item.episode
+        for figure, value in item.figures.items():
+            by_seed[episode.target, item.detector, episode.protocol, str(episode.shots), figure][episode.seed].append(value)
+    tree: dict[str, Any] = {}
+    for (target, detector, protocol, shots, figure), seeds in by_seed.items():
+        values = [float(np.mean(categories)) for categories in seeds.values()]
+        leaf = {"mean": round(float(np.mean(values)), 6), "std": round(float(np.std(values)), 6)}
+        tree.setdefault(target, {}).setdefault(detector, {}).setdefault(protocol, {}).setdefault(shots, {})[figure] = leaf
+    return tree
+
+
+def table(tree: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The metrics as rows of text for people: one a target, detector, protocol and shots; percent, mean ± std over seeds."""
+    rows = []
+    for target, detectors in tree.items():
+        for detector, protocols in detectors.items():
+            for protocol, shots in protocols.items():
+                for count, figures in shots.items():
+                    cells = {name: f"{100 * figures[name]['mean']:.1f} ± {100 * figures[name]['std']:.1f}" if name in figures else "" for name in FIGURES}
+                    rows.append({"target": target, "detector": detector, "protocol": protocol, "shots": count, **cells})
+    return rows
+
+
+def write_results(folder: Path, results: Sequence[TargetResult]) -> dict[str, Any]:
+    """Writes metrics.json and scores.parquet; gives the metrics."""
+    tree = metrics([item for result in results for item in result.measured])
+    write_text(folder / "metrics.json", json.dumps(tree, indent=1) + "\n")
+    rows = [row for result in results for row in result.scores]
+    write_table(folder / "scores.parquet", pa.Table.from_pylist(rows, schema=SCORES))
+    return tree
+
+
+class _Gallery:
+    """Collects the maps of a few queries of a category, of the first class-specific episode with the most shots."""
+
+    def __init__(self, episodes: Sequence[Episode], row_of: Mapping[str, Row], count: int) -> None:
+        self.episode = min(episodes, key=lambda episode: (episode.protocol != "class-specific", -episode.shots, episode.seed))
+        self.images = self.episode.queries[:count]
+        self.row_of = row_of
+        self.maps: dict[str, dict[DetectorName, NDArray[np.float32]]] = {image: {} for image in self.images}
+
+    def fill(self, group: Sequence[Contender], settings: EvaluationSettings, device: str) -> Iterator[Scored]:
+        if self.images:
+            episode = Episode(**{**vars(self.episode), "queries": self.images})
+            yield from score_category(group, [episode], maps_at=settings.resolution, batch_size=settings.batch_size, device=device)
+
+    def keep(self, scored: Scored) -> None:
+        same = (scored.episode.protocol, scored.episode.shots, scored.episode.seed) == (self.episode.protocol, self.episode.shots, self.episode.seed)
+        if same and scored.maps is not None:
+            for image, map_ in zip(scored.images, scored.maps, strict=True):
+                if image in self.maps:
+                    self.maps[image][scored.detector] = map_.copy()
+
+    def shown(self) -> list[Shown]:
+        rows = [self.row_of[image] for image in self.images]
+        return [
+            Shown(row["image"], self.episode.prompts[0], row["category"], row["label"], row["mask"], self.maps[row["image"]]) for row in rows
+        ]
+
+
+def _sharing_an_encoder(contenders: Sequence[Contender]) -> list[list[Contender]]:
+    groups: dict[tuple[int, int], list[Contender]] = defaultdict(list)
+    for contender in contenders:
+        groups[id(contender.detector.encoder), contender.resolution].append(contender)
+    return list(groups.values())
+
+
+def _masks(rows: Sequence[Row], resolution: int) -> NDArray[np.bool_] | None:
+    """The queries' masks NxRxR, all False for normal pictures; None for a category without masks."""
+    if not any(row["mask"] for row in rows):
+        return None
+    nothing: Mask = np.zeros((resolution, resolution), dtype=bool)
+    return np.stack([read_mask(Path(row["mask"]), resolution) if row["mask"] else nothing for row in rows])
+
+
+def _score_rows(scored: Scored, row_of: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+    episode = scored.episode
+    about = {name: getattr(episode, name) for name in ("target", "category", "protocol", "shots", "seed")}
+    for image, score in zip(scored.images, scored.scores.tolist(), strict=True):
+        yield {**about, "detector": scored.detector, "image": image, "label": row_of[image]["label"], "score": score}

@@ -1,0 +1,187 @@
+"""Scores a target's queries, episode by episode.
+
+Work is shared where it is the same: each picture goes through an encoder once for all detectors, seeds and shots that use it; a
+query is related to a prompt once for all shots of a seed; and of a query and one single prompt (1 shot, or the most similar of a
+pool) a detector concludes once, however many episodes ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from tasks.detectors import DetectorName
+from tasks.models.encoder import Encoder, Features
+from tasks.models.similarity import most_similar
+from tasks.pictures import read_picture
+from tasks.sampling.episodes import Episode
+
+HELD_MAPS = 2**29  # bytes of anomaly maps held at once; more episodes take another pass over the queries
+
+
+class Detector(Protocol):
+    """What scoring asks of a detector."""
+
+    encoder: Encoder
+
+    def remember(self, prompts: Features) -> Features: ...
+
+    def relate(self, queries: Features, memory: Features) -> Features: ...
+
+    def conclude(self, queries: Features, relation: Features) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A detector to be evaluated: how it is named, at which resolution, and on how many queries of a category."""
+
+    name: DetectorName
+    detector: Detector
+    resolution: int
+    queries: int | None  # the first so many; None for all
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One detector on one episode: N queries, their image scores N, and their anomaly maps NxRxR if maps were asked for."""
+
+    detector: DetectorName
+    episode: Episode
+    images: tuple[str, ...]
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
+
+
+def score_category(
+    contenders: Sequence[Contender], episodes: Sequence[Episode], *, maps_at: int | None, batch_size: int, device: str
+) -> Iterator[Scored]:
+    """Each contender on each episode. All episodes are of one category, with the same queries.
+
+    contenders: of one encoder and one resolution. maps_at: pixels a side of the anomaly maps, None for scores alone.
+    """
+    queries = episodes[0].queries
+    size = 4 * len(contenders) * len(queries) * (maps_at or 0) ** 2
+    passes = max(1, -(-size * len(episodes) // HELD_MAPS))
+    for part in np.array_split(np.arange(len(episodes)), passes):
+        yield from _pass(contenders, [episodes[index] for index in part], maps_at, batch_size, device)
+
+
+@torch.inference_mode()
+def _pass(contenders: Sequence[Contender], episodes: Sequence[Episode], maps_at: int | None, batch_size: int, device: str) -> list[Scored]:
+    encoder, resolution = contenders[0].detector.encoder, contenders[0].resolution
+    pool = Pool.encode(contenders, episodes, encoder, resolution, batch_size, device)
+    parts: dict[tuple[str, int], list[tuple[Tensor, Tensor | None]]] = {}
+    queries = episodes[0].queries
+    most = max(contender.queries or len(queries) for contender in contenders)
+    title = f"evaluate {episodes[0].target}/{episodes[0].category} {'+'.join(contender.name for contender in contenders)}"
+    for start in tqdm(range(0, min(most, len(queries)), batch_size), desc=title, unit="batch", mininterval=5):
+        features = encode(encoder, queries[start : start + batch_size], resolution, device)
+        for contender in contenders:
+            wanted = min((contender.queries or len(queries)) - start, len(features[0]))
+            if wanted <= 0:
+                continue
+            mine = [stage[:wanted] for stage in features]
+            for number, scores, maps in _compare(contender, mine, episodes, pool):
+                held = _resized(maps, maps_at).cpu() if maps_at else None
+                parts.setdefault((contender.name, number), []).append((scores.cpu(), held))
+    return [_join(contender.name, episodes[number], parts[contender.name, number]) for contender in contenders for number in range(len(episodes))]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Every prompt of some episodes, encoded once: its place in the pool, its last stage, and what each detector remembers of it."""
+
+    place: dict[str, int]
+    last_stage: Tensor
+    memory: dict[str, Features]
+
+    @classmethod
+    def encode(
+        cls, contenders: Sequence[Contender], episodes: Sequence[Episode], encoder: Encoder, resolution: int, batch_size: int, device: str
+    ) -> Pool:
+        images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
+        last, memory = [], {contender.name: [] for contender in contenders}
+        for start in range(0, len(images), batch_size):
+            features = encode(encoder, images[start : start + batch_size], resolution, device)
+            last.append(features[-1])
+            for contender in contenders:
+                memory[contender.name].append(contender.detector.remember(features))
+        joined = {name: [torch.cat(stages) for stages in zip(*batches, strict=True)] for name, batches in memory.items()}
+        return cls({image: index for index, image in enumerate(images)}, torch.cat(last), joined)
+
+    def places(self, episode: Episode) -> list[int]:
+        return [self.place[image] for image in episode.prompts]
+
+
+def _compare(contender: Contender, queries: Features, episodes: Sequence[Episode], pool: Pool) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each episode its number, and the scores and maps of a batch of queries."""
+    for seed in sorted({episode.seed for episode in episodes}):
+        yield from _compare_seed(contender, queries, {n: e for n, e in enumerate(episodes) if e.seed == seed}, pool)
+
+
+def _compare_seed(
+    contender: Contender, queries: Features, episodes: dict[int, Episode], pool: Pool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    detector, memory = contender.detector, pool.memory[contender.name]
+    single = {number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool)) is not None}
+    together = {number: pool.places(episode) for number, episode in episodes.items() if number not in single}
+    if together:
+        places = sorted({place for chosen in together.values() for place in chosen})
+        relation = detector.relate(queries, [stage[places] for stage in memory])
+        for number, chosen in together.items():
+            columns = [places.index(place) for place in chosen]
+            yield number, *detector.conclude(queries, [stage[:, columns] for stage in relation])
+    once = _compare_singles(detector, queries, memory, list(single.values()))
+    for number, choice in single.items():
+        scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
+        yield number, torch.stack(scores), torch.stack(maps)
+
+
+def _single_prompt(episode: Episode, queries: Features, pool: Pool) -> list[int] | None:
+    """The place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
+    places = pool.places(episode)
+    if episode.protocol == "class-agnostic":
+        return [places[index] for index in most_similar(queries, [pool.last_stage[places]]).tolist()]
+    return places * len(queries[0]) if len(places) == 1 else None
+
+
+def _compare_singles(
+    detector: Detector, queries: Features, memory: Features, choices: Sequence[Sequence[int]]
+) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """choices: for each episode a place in the pool for each query. The comparison of every distinct (query, place) among them."""
+    distinct = sorted({(query, place) for choice in choices for query, place in enumerate(choice)})
+    results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(distinct), len(queries[0])):
+        part = distinct[start : start + len(queries[0])]
+        whose, places = ([*column] for column in zip(*part, strict=True))
+        asking = [stage[whose] for stage in queries]
+        scores, maps = detector.conclude(asking, detector.relate(asking, [stage[places][:, None] for stage in memory]))
+        results.update({key: (score, map_) for key, score, map_ in zip(part, scores, maps, strict=True)})
+    return results
+
+
+def encode(encoder: Encoder, images: Sequence[str], resolution: int, device: str) -> Features:
+    """The features of pictures on disk, B a stage."""
+    pictures = np.stack([read_picture(Path(image), resolution) for image in images])
+    return encoder(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255))
+
+
+def _resized(maps: Tensor, size: int) -> Tensor:
+    if maps.shape[-1] == size:
+        return maps
+    return F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def _join(name: DetectorName, episode: Episode, parts: list[tuple[Tensor, Tensor | None]]) -> Scored:
+    scores = torch.cat([scores for scores, _maps in parts]).numpy()
+    maps = [maps for _scores, maps in parts if maps is not None]
+    return Scored(name, episode, episode.queries[: len(scores)], scores, torch.cat(maps).numpy() if maps else None)

@@ -1,0 +1,21 @@
+"""Ingestion as a Prefect task: one a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from tasks.ingestion import ingest
+from tasks.ingestion.settings import FolderSettings
+from tasks.retries import worth_retrying
+
+
+@task(
+    task_run_name="ingest {dataset}", retries=2, retry_delay_seconds=5, retry_condition_fn=worth_retrying, timeout_seconds=6 * 3600, persist_result=False
+)
+def ingest_dataset(dataset: str, folder: FolderSettings | None, *, pictures: Path, manifests: Path, workers: int) -> ingest.Ingested:
+    """A folder of the user's own, or, where `folder` is None, a packaged dataset."""
+    if folder is None:
+        return ingest.ingest_packaged(dataset, pictures=pictures / dataset, manifests=manifests, workers=workers)
+    return ingest.ingest_folder(dataset, Path(folder.path), licence=folder.licence, manifests=manifests, workers=workers)

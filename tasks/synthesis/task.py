@@ -1,0 +1,23 @@
+"""Synthesis as Prefect tasks: one a shard, then the index and the contact sheet."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from tasks.retries import worth_retrying
+from tasks.synthesis import contact_sheet, synthesize
+
+make_shard = task(
+    synthesize.make_shard,
+    name="make shard",
+    task_run_name="make shard {number}",
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=3600,
+    persist_result=False,
+)
+write_index = task(synthesize.write_index, name="write index", retries=2, retry_delay_seconds=5, timeout_seconds=3600, persist_result=False)
+write_contact_sheet = task(
+    contact_sheet.write_contact_sheet, name="write contact sheet", retries=2, retry_delay_seconds=5, timeout_seconds=600, persist_result=False
+)

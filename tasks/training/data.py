@@ -1,0 +1,51 @@
+"""Change pairs from shards, as tensors."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tasks.synthesis.shards import ShardReader
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """The pairs of some rows of pairs.parquet: query and prompt 3xHxW in [0, 1], mask HxW of 0 and 1, all float32.
+
+    resolution: pixels a side; pairs made at another size are resized (masks by nearest neighbour).
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[dict[str, Any]], resolution: int) -> None:
+        self.folder = folder
+        self.rows = list(rows)
+        self.resolution = resolution
+        self._shards: dict[str, ShardReader] = {}  # opened on first use, so that a worker process opens its own
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        key, name = self.rows[index]["key"], self.rows[index]["shard"]
+        if name not in self._shards:
+            self._shards[name] = ShardReader(self.folder / name)
+        query, prompt, mask = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
+        return self._picture(query), self._picture(prompt), self._mask(mask)
+
+    def _picture(self, data: bytes) -> Tensor:
+        image = self._sized(Image.open(io.BytesIO(data)), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+
+    def _mask(self, data: bytes) -> Tensor:
+        image = self._sized(Image.open(io.BytesIO(data)), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(image) > 0).float()
+
+    def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        side = (self.resolution, self.resolution)
+        return image if image.size == side else image.resize(side, resampling)

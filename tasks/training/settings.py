@@ -1,0 +1,32 @@
+"""How a detector is trained, as pipelines.yaml asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tasks.settings import STRICT, Between
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The defaults are the MetaUAS paper's (arXiv 2505.09265, section 4.1)."""
+
+    __pydantic_config__ = STRICT
+
+    seed: Annotated[int, Between(0, None)] = 0
+    epochs: Annotated[int, Between(1, None)] = 30
+    batch_size: Annotated[int, Between(1, None)] = 128
+    """Pairs a step, on one device."""
+    learning_rate: Annotated[float, Between(0, 1)] = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine falls to 0 over the whole training."""
+    weight_decay: Annotated[float, Between(0, 1)] = 5e-4
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """What accelerate computes in; `no` is float32."""
+    held_out: Annotated[float, Between(0, 0.5)] = 0.05
+    """Share of the pairs, the last ones, that is never trained on and measured after every epoch."""
+    log_every: Annotated[int, Between(1, None)] = 10
+    """Steps between two lines of the training log."""
+    checkpoint_every: Annotated[int, Between(1, None)] = 100
+    """Steps between two checkpoints."""
