@@ -11,7 +11,9 @@ from flows.pipelines import enabled_pipeline, read_pipelines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="changepair", description="Make change pairs, train anomaly detectors on them, prove them across domains.")
+    parser = argparse.ArgumentParser(
+        prog="changepair", description="Make change pairs, train anomaly detectors on them, prove them across domains."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
     listing.set_defaults(run=lambda _arguments: list_pipelines())

@@ -11,13 +11,13 @@ from rich.table import Table
 from flows.artifacts import key
 from flows.settings import read_setting, read_yaml
 from flows.stage import EPISODES, EVALUATION, MODELS, PAIRS, run_stage
-from tasks.detectors import DetectorSettings
+from tasks.detector_settings import DetectorSettings
 from tasks.evaluation.evaluate import load_contenders, table
 from tasks.evaluation.report import heading, markdown
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task import evaluate_target, write_plots, write_report, write_results
-from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
-from tasks.synthesis.contact_sheet import NAME
+from tasks.sampling.episodes import EpisodeFiles, read_episodes
+from tasks.synthesis.shards import CONTACT_SHEET_NAME
 
 
 @flow(name="evaluate", flow_run_name="evaluate {pipeline}")
@@ -25,18 +25,22 @@ def evaluate(pipeline: str) -> None:
     detectors = read_setting(("pipelines", pipeline, "detectors"), DetectorSettings)
     settings = read_setting(("pipelines", pipeline, "evaluation"), EvaluationSettings)
     files = EpisodeFiles.of(EPISODES, pipeline)
-    episodes, pictures = read_episodes(files.episodes), read_pictures(files.targets)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     contenders = load_contenders(detectors, settings, MODELS / pipeline, device)
-    results = []
-    for target in dict.fromkeys(episode.target for episode in episodes):
-        mine = [episode for episode in episodes if episode.target == target]
-        results.append(evaluate_target(target, contenders, mine, [row for row in pictures if row["dataset"] == target], settings, device))
+    targets = dict.fromkeys(episode.target for episode in read_episodes(files.episodes))
+    results = [evaluate_target(target, contenders, files, settings, device) for target in targets]
     folder = EVALUATION / pipeline
     tree = write_results(folder, results)
     plots = write_plots(folder / "plots", results)
     made = read_yaml()["pipelines"][pipeline]
-    write_report(folder / "report.html", pipeline=pipeline, settings=made, tree=tree, plots=plots, contact_sheet=PAIRS / pipeline / NAME)
+    write_report(
+        folder / "report.html",
+        pipeline=pipeline,
+        settings=made,
+        tree=tree,
+        plots=plots,
+        contact_sheet=PAIRS / pipeline / CONTACT_SHEET_NAME,
+    )
 
     rows = table(tree)
     create_table_artifact(rows, key=key(pipeline, "results"), description=f"Figures of {pipeline}: percent, mean ± std over seeds")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.settings import FILE, nearest, parse, read_yaml
-from tasks.detectors import DetectorSettings
+from tasks.detector_settings import DetectorSettings
 from tasks.errors import BadInput
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.ingestion.settings import FolderSettings
@@ -74,9 +74,8 @@ def read_pipelines(file: Path = FILE) -> Pipelines:
         for key, names in (("sources", pipeline.sources), ("targets", pipeline.targets)):
             for index, name in enumerate(names):
                 if name not in read.datasets.names:
-                    raise BadInput(
-                        f"{file}: pipelines.{pipeline_name}.{key}[{index}]: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}"
-                    )
+                    path = f"pipelines.{pipeline_name}.{key}[{index}]"
+                    raise BadInput(f"{file}: {path}: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}")
     return read
 
 

@@ -75,8 +75,10 @@ def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     if detail["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"
     if detail["type"] == "literal_error":
-        choices = [part.strip("'") for part in str(detail["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
-        return f"{path}: expected {detail['ctx']['expected']}, not {detail['input']!r}{nearest(str(detail['input']), choices) if len(choices) > 1 else ''}"
+        expected, given = str(detail["ctx"]["expected"]), detail["input"]
+        choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
+        near = get_close_matches(str(given), choices, n=1)
+        return f"{path}: expected {expected}, not {given!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
         inner, _, rest = expected.partition(": ")

@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 
 from flows.settings import read_setting
 from flows.stage import CHECKPOINTS, MODELS, PAIRS, run_stage, workers
-from tasks.detectors import DetectorSettings
+from tasks.detector_settings import DetectorSettings
 from tasks.training.settings import TrainingSettings
 from tasks.training.task import train_metauas
 

@@ -37,7 +37,9 @@ def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
     """A state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
     found = sha256(file)
     if found != expected:
-        raise BadInput(f"{file.name}: its sha256 is {found[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again")
+        raise BadInput(
+            f"{file.name}: its sha256 is {found[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again"
+        )
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -57,5 +59,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
     tensors, own = load_file(file), model.state_dict()
     wrong = sorted(name for name in tensors.keys() ^ own.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
-        raise BadInput(f"{file}: tensor {wrong[0]!r} (and {len(wrong) - 1} more) does not fit the detector's settings; run the train stage again")
+        raise BadInput(
+            f"{file}: tensor {wrong[0]!r} (and {len(wrong) - 1} more) does not fit the detector's settings; run the train stage again"
+        )
     model.load_state_dict(tensors)

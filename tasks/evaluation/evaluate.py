@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.detectors import TRAINED, DetectorName, DetectorSettings, build_detector, build_encoder
+from tasks.detector_settings import TRAINED, DetectorName, DetectorSettings
+from tasks.detectors import build_detector, build_encoder
 from tasks.evaluation.figures import FIGURES, image_figures, pixel_figures
 from tasks.evaluation.score import Contender, Scored, score_category
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.files import write_table, write_text
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.pictures import Mask, read_mask
-from tasks.sampling.episodes import Episode
+from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from tasks.weights import load_model
 
 SCORES = pa.schema(
@@ -65,9 +66,9 @@ class Shown:
 @dataclass(frozen=True)
 class TargetResult:
     target: str
-    measured: list[Measured] = field(default_factory=list)
-    scores: list[dict[str, Any]] = field(default_factory=list)  # rows of SCORES
-    shown: list[Shown] = field(default_factory=list)
+    measured: list[Measured]
+    scores: pa.Table  # of SCORES
+    shown: list[Shown]
 
 
 def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, models: Path, device: str) -> list[Contender]:
@@ -83,11 +84,14 @@ def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, m
 
 
 def evaluate_target(
-    target: str, contenders: Sequence[Contender], episodes: Sequence[Episode], pictures: Sequence[Row], settings: EvaluationSettings, device: str
+    target: str, contenders: Sequence[Contender], files: EpisodeFiles, settings: EvaluationSettings, device: str
 ) -> TargetResult:
     """Scores and measures every contender on every episode of one target."""
-    result = TargetResult(target)
-    row_of = {row["image"]: row for row in pictures}
+    episodes = [episode for episode in read_episodes(files.episodes) if episode.target == target]
+    row_of = {row["image"]: row for row in read_pictures(files.targets) if row["dataset"] == target}
+    measured: list[Measured] = []
+    scores: list[dict[str, Any]] = []
+    shown: list[Shown] = []
     for category in dict.fromkeys(episode.category for episode in episodes):
         mine = [episode for episode in episodes if episode.category == category]
         masks = _masks([row_of[image] for image in mine[0].queries], settings.resolution)
@@ -104,10 +108,10 @@ def evaluate_target(
                 figures = image_figures(labels, scored.scores)
                 if masks is not None and scored.maps is not None:
                     figures |= pixel_figures(masks[: len(scored.images)], scored.maps)
-                result.measured.append(Measured(scored.detector, scored.episode, len(scored.images), figures))
-                result.scores.extend(_score_rows(scored, row_of))
-        result.shown.extend(gallery.shown())
-    return result
+                measured.append(Measured(scored.detector, scored.episode, len(scored.images), figures))
+                scores.extend(_score_rows(scored, row_of))
+        shown.extend(gallery.shown())
+    return TargetResult(target, measured, pa.Table.from_pylist(scores, schema=SCORES), shown)
 
 
 def metrics(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -135,7 +139,10 @@ def table(tree: Mapping[str, Any]) -> list[dict[str, str]]:
         for detector, protocols in detectors.items():
             for protocol, shots in protocols.items():
                 for count, figures in shots.items():
-                    cells = {name: f"{100 * figures[name]['mean']:.1f} ± {100 * figures[name]['std']:.1f}" if name in figures else "" for name in FIGURES}
+                    cells = {
+                        name: f"{100 * figures[name]['mean']:.1f} ± {100 * figures[name]['std']:.1f}" if name in figures else ""
+                        for name in FIGURES
+                    }
                     rows.append({"target": target, "detector": detector, "protocol": protocol, "shots": count, **cells})
     return rows
 
@@ -144,8 +151,7 @@ def write_results(folder: Path, results: Sequence[TargetResult]) -> dict[str, An
     """Writes metrics.json and scores.parquet; gives the metrics."""
     tree = metrics([item for result in results for item in result.measured])
     write_text(folder / "metrics.json", json.dumps(tree, indent=1) + "\n")
-    rows = [row for result in results for row in result.scores]
-    write_table(folder / "scores.parquet", pa.Table.from_pylist(rows, schema=SCORES))
+    write_table(folder / "scores.parquet", pa.concat_tables([result.scores for result in results]))
     return tree
 
 
@@ -164,7 +170,11 @@ class _Gallery:
             yield from score_category(group, [episode], maps_at=settings.resolution, batch_size=settings.batch_size, device=device)
 
     def keep(self, scored: Scored) -> None:
-        same = (scored.episode.protocol, scored.episode.shots, scored.episode.seed) == (self.episode.protocol, self.episode.shots, self.episode.seed)
+        same = (scored.episode.protocol, scored.episode.shots, scored.episode.seed) == (
+            self.episode.protocol,
+            self.episode.shots,
+            self.episode.seed,
+        )
         if same and scored.maps is not None:
             for image, map_ in zip(scored.images, scored.maps, strict=True):
                 if image in self.maps:
@@ -173,7 +183,8 @@ class _Gallery:
     def shown(self) -> list[Shown]:
         rows = [self.row_of[image] for image in self.images]
         return [
-            Shown(row["image"], self.episode.prompts[0], row["category"], row["label"], row["mask"], self.maps[row["image"]]) for row in rows
+            Shown(row["image"], self.episode.prompts[0], row["category"], row["label"], row["mask"], self.maps[row["image"]])
+            for row in rows
         ]
 
 

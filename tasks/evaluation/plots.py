@@ -39,10 +39,10 @@ def write_plots(folder: Path, results: Sequence[TargetResult]) -> list[Path]:
 
 def _roc(result: TargetResult) -> Image.Image:
     """Image ROC of each detector at each number of shots: the mean curve over categories and seeds, class-specific if there is."""
-    protocols = sorted({row["protocol"] for row in result.scores})
-    protocol = protocols[-1]  # class-specific, if both
+    rows = result.scores.to_pylist()
+    protocol = max(row["protocol"] for row in rows)  # class-specific, if both
     runs: dict[tuple[str, int], dict[tuple[str, int], list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in result.scores:
+    for row in rows:
         if row["protocol"] == protocol:
             runs[row["detector"], row["shots"]][row["category"], row["seed"]].append((row["label"], row["score"]))
     detectors = list(dict.fromkeys(detector for detector, _shots in runs))
@@ -55,7 +55,10 @@ def _roc(result: TargetResult) -> Image.Image:
             for pairs in runs[detector, shots].values():
                 labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
                 ranking = rank(labels == 1, scores)
-                rates = (np.append(0, ranking.false_positives / ranking.negatives), np.append(0, ranking.true_positives / ranking.positives))
+                rates = (
+                    np.append(0, ranking.false_positives / ranking.negatives),
+                    np.append(0, ranking.true_positives / ranking.positives),
+                )
                 curves.append(np.interp(grid, *rates))
                 areas.append(auroc(ranking))
             axes.plot(grid, np.mean(curves, axis=0), color=colour, label=f"{shots} shot{'s' * (shots > 1)}: {np.mean(areas):.3f}")

@@ -28,7 +28,9 @@ def write_report(
         file,
         page.render(
             pipeline=pipeline,
-            targets=[{"name": target, "rows": [row for row in rows if row["target"] == target], "plots": _of(plots, target)} for target in tree],
+            targets=[
+                {"name": target, "rows": [row for row in rows if row["target"] == target], "plots": _of(plots, target)} for target in tree
+            ],
             figures=[(name, heading(name)) for name in FIGURES],
             contact_sheet=_inline(contact_sheet) if contact_sheet is not None else None,
             settings=json.dumps(settings, indent=2, default=str),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tasks.detectors import DetectorName
+from tasks.detector_settings import DetectorName
 from tasks.models.encoder import Encoder, Features
 from tasks.models.similarity import most_similar
 from tasks.pictures import read_picture
@@ -70,7 +70,7 @@ def score_category(
     """
     queries = episodes[0].queries
     size = 4 * len(contenders) * len(queries) * (maps_at or 0) ** 2
-    passes = max(1, -(-size * len(episodes) // HELD_MAPS))
+    passes = min(len(episodes), max(1, -(-size * len(episodes) // HELD_MAPS)))
     for part in np.array_split(np.arange(len(episodes)), passes):
         yield from _pass(contenders, [episodes[index] for index in part], maps_at, batch_size, device)
 
@@ -93,7 +93,11 @@ def _pass(contenders: Sequence[Contender], episodes: Sequence[Episode], maps_at:
             for number, scores, maps in _compare(contender, mine, episodes, pool):
                 held = _resized(maps, maps_at).cpu() if maps_at else None
                 parts.setdefault((contender.name, number), []).append((scores.cpu(), held))
-    return [_join(contender.name, episodes[number], parts[contender.name, number]) for contender in contenders for number in range(len(episodes))]
+    return [
+        _join(contender.name, episodes[number], parts[contender.name, number])
+        for contender in contenders
+        for number in range(len(episodes))
+    ]
 
 
 @dataclass(frozen=True)

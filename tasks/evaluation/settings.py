@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from tasks.detectors import DetectorName
+from tasks.detector_settings import DetectorName
 from tasks.settings import STRICT, Between
 
 Queries = Annotated[int, Between(2, None)]

@@ -17,6 +17,8 @@ evaluate_target = task(
     timeout_seconds=12 * 3600,
     persist_result=False,
 )
-write_results = task(evaluate.write_results, name="write figures and scores", retries=2, retry_delay_seconds=5, timeout_seconds=600, persist_result=False)
+write_results = task(
+    evaluate.write_results, name="write figures and scores", retries=2, retry_delay_seconds=5, timeout_seconds=600, persist_result=False
+)
 write_plots = task(plots.write_plots, name="write plots", retries=2, retry_delay_seconds=5, timeout_seconds=600, persist_result=False)
 write_report = task(report.write_report, name="write report", retries=2, retry_delay_seconds=5, timeout_seconds=600, persist_result=False)

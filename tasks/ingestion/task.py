@@ -12,7 +12,12 @@ from tasks.retries import worth_retrying
 
 
 @task(
-    task_run_name="ingest {dataset}", retries=2, retry_delay_seconds=5, retry_condition_fn=worth_retrying, timeout_seconds=6 * 3600, persist_result=False
+    task_run_name="ingest {dataset}",
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=6 * 3600,
+    persist_result=False,
 )
 def ingest_dataset(dataset: str, folder: FolderSettings | None, *, pictures: Path, manifests: Path, workers: int) -> ingest.Ingested:
     """A folder of the user's own, or, where `folder` is None, a packaged dataset."""

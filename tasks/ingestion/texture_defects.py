@@ -60,7 +60,8 @@ def defective(category: Category, defect: str, rng: np.random.Generator) -> tupl
     normal = category.texture(rng, "test")
     while True:  # a stain may land on grey of its own level, a washer outside; such a draw shows nothing
         changed = np.clip(category.defects[defect](normal, rng), 0, 255)
-        mask = ndimage.binary_closing(np.abs(np.rint(changed) - np.rint(normal)) >= VISIBLE, iterations=2)
+        visible = np.abs(np.rint(changed) - np.rint(normal)) >= VISIBLE
+        mask = visible | ndimage.binary_closing(visible, iterations=2)  # closing alone would eat what touches the border
         if mask.sum() >= SMALLEST:
             return changed, mask
 

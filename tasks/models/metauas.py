@@ -74,5 +74,7 @@ def build_metauas(
         n_blocks=STAGES,
         attention_type="scse",
     )
+    # smp never calls this one, as the last block has no skip; the published checkpoint holds it all the same.
+    decoder.blocks[-1].attention1.requires_grad_(False)
     alignments = nn.ModuleList(FeatureAlignment(channels, alignment) for channels in aligned)
     return MetaUAS(encoder, alignments, decoder, nn.Conv2d(decoder_channels[-1], 1, kernel_size=1))

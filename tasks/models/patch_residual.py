@@ -19,15 +19,18 @@ MOST_SIMILARITIES = 2**20  # held at once (4 MiB of float32): it stays in the ca
 class PatchResidual(nn.Module):
     """½·min over all prompt patches of (1 − cosine), averaged over the chosen stages and upsampled to the picture.
 
-    The image score is the mean of the map's highest `top_share` (AnomalyDINO, section 3.2: the highest 1 %); at 0 it is the maximum.
+    The image score is the mean of the map's highest `top_share` (AnomalyDINO, section 3.2: the highest 1 %), less `background` times
+    the map's median. A prompt that shows another make, or another light, raises a query's whole map; a defect stands out of it.
+    With both at 0 the score is the maximum, as in WinCLIP+.
     """
 
-    def __init__(self, encoder: Encoder, *, stages: Sequence[int] = (3, 4, 5), top_share: float = 0.01) -> None:
-        """stages: which of the encoder's feature maps, counted from 1 (the finest). top_share: of the map's pixels, 0..1."""
+    def __init__(self, encoder: Encoder, *, stages: Sequence[int] = (3, 4, 5), top_share: float = 0.0, background: float = 0.0) -> None:
+        """stages: which of the encoder's feature maps, counted from 1 (the finest). top_share, background: 0..1."""
         super().__init__()
         self.encoder = encoder
         self.stages = tuple(stages)
         self.top_share = top_share
+        self.background = background
 
     def remember(self, prompts: Features) -> Features:
         """What comparing needs of prompts' features, KxCxhxw a stage: the chosen stages, each patch at unit length."""
@@ -38,7 +41,7 @@ class PatchResidual(nn.Module):
 
         memory: KxCxhxw a stage for all queries, or BxKxCxhxw.
         """
-        return [nearest_cosine(queries[stage - 1], unit) for stage, unit in zip(self.stages, memory, strict=True)]
+        return [nearest_cosine(F.normalize(queries[stage - 1], dim=1), unit) for stage, unit in zip(self.stages, memory, strict=True)]
 
     def conclude(self, queries: Features, relation: Features) -> tuple[Tensor, Tensor]:
         """Image scores B and anomaly maps BxHxW in [0, 1]: the nearest of all prompts' patches counts."""
@@ -47,8 +50,13 @@ class PatchResidual(nn.Module):
         finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
         mean = torch.stack([_upsample(map_, finest) for map_ in residuals]).mean(dim=0)
         maps = _upsample(mean, size).squeeze(1)
-        highest = max(1, int(self.top_share * size[0] * size[1]))
-        return maps.flatten(1).topk(highest, dim=1).values.mean(dim=1), maps
+        return self._image_scores(maps.flatten(1)), maps
+
+    def _image_scores(self, values: Tensor) -> Tensor:
+        """values: BxN, the maps' pixels."""
+        highest = max(1, int(self.top_share * values.shape[1]))
+        scores = values.topk(highest, dim=1).values.mean(dim=1)
+        return scores - self.background * values.median(dim=1).values if self.background else scores
 
     def score(self, queries: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """queries Bx3xHxW against prompts Kx3xHxW, both in [0, 1]: image scores B, anomaly maps BxHxW."""
@@ -57,11 +65,12 @@ class PatchResidual(nn.Module):
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
-    """One stage. query: BxCxhxw; prompts, of unit length: KxCxhxw for all queries, or BxKxCxhxw. Cosines BxKxhxw."""
-    patches = F.normalize(query.flatten(2), dim=1).mT  # BxNxC
+    """One stage, vectors of unit length. query: BxCxhxw; prompts: KxCxhxw for all queries, or BxKxCxhxw. Cosines BxKxhxw."""
+    patches = query.flatten(2).mT  # BxNxC
     banks = prompts.flatten(-2)  # KxCxM, or BxKxCxM
     nearest = [
-        torch.stack([_nearest(patches[index], bank) for bank in (banks if banks.ndim == 3 else banks[index])]) for index in range(len(query))
+        torch.stack([_nearest(patches[index], bank) for bank in (banks if banks.ndim == 3 else banks[index])])
+        for index in range(len(query))
     ]
     return torch.stack(nearest).unflatten(-1, query.shape[-2:])
 

@@ -61,9 +61,7 @@ def exchange(picture: Picture, other: Other, rng: np.random.Generator) -> Change
 def blob(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Opacity 0..1 of a random roundish region with an edge about a pixel soft, size x size: an ellipse whose rim wavers."""
     angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
-    radius = 1.0 + sum(
-        rng.uniform(0, 0.35) / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi)) for order in range(2, 7)
-    )
+    radius = 1.0 + sum(rng.uniform(0, 0.35) / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi)) for order in range(2, 7))
     axes = size * np.exp(rng.uniform(np.log(0.04), np.log(0.28), size=2))
     turn = rng.uniform(0, np.pi)
     centre = rng.uniform(0.1, 0.9, size=2) * size

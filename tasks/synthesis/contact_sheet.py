@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tasks.files import written_beside
 from tasks.pictures import Mask, Picture
-from tasks.synthesis.shards import ShardReader, read_index
+from tasks.synthesis.shards import CONTACT_SHEET_NAME, ShardReader, read_index
 
-NAME = "contact_sheet.png"
 PAIRS_A_KIND = 6
 TILE = 128  # pixels a side
 GAP = 4
@@ -32,9 +31,9 @@ def write_contact_sheet(folder: Path) -> Path:
     for place, row in enumerate(chosen):
         corner = ((place % 2) * (width // 2) + GAP, (place // 2) * line)
         _draw_pair(sheet, corner, row, ShardReader(folder / row["shard"]))
-    with written_beside(folder / NAME) as partial:
+    with written_beside(folder / CONTACT_SHEET_NAME) as partial:
         sheet.save(partial, "PNG")
-    return folder / NAME
+    return folder / CONTACT_SHEET_NAME
 
 
 def _draw_pair(sheet: Image.Image, corner: tuple[int, int], row: dict[str, Any], shard: ShardReader) -> None:

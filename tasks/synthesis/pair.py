@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from tasks.errors import BadInput
-from tasks.pictures import Mask, Picture
 from tasks.randomness import generator
 from tasks.synthesis.changes import CHANGERS, Change
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
 from tasks.synthesis.photometry import jitter
 from tasks.synthesis.settings import Kind, SynthesisSettings
+from tasks.synthesis.shards import Pair
 from tasks.synthesis.sources import Sources
 
 MOST_DRAWS = 50  # of a change that has to fall within changed_area
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Query and prompt HxWx3 uint8 RGB; mask HxW bool, on the query's grid, of what differs."""
-
-    index: int
-    kind: Kind
-    source: str  # the photograph's path
-    query: Picture
-    prompt: Picture
-    mask: Mask
-
-    @property
-    def changed_area(self) -> float:
-        """Share of the query that the mask covers, 0..1."""
-        return float(self.mask.mean())
 
 
 def make_pair(settings: SynthesisSettings, sources: Sources, index: int) -> Pair:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import pyarrow as pa
 import webdataset as wds
 
 from tasks.files import read_table, written_beside
-from tasks.pictures import png
-from tasks.synthesis.pair import Pair
+from tasks.pictures import Mask, Picture, png
 
 MADE_BY = "synthesize"
 INDEX_NAME = "pairs.parquet"
+CONTACT_SHEET_NAME = "contact_sheet.png"
 
 INDEX = pa.schema(
     [
@@ -35,6 +36,23 @@ INDEX = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Query and prompt HxWx3 uint8 RGB; mask HxW bool, on the query's grid, of what differs."""
+
+    index: int
+    kind: str
+    source: str  # the photograph's path
+    query: Picture
+    prompt: Picture
+    mask: Mask
+
+    @property
+    def changed_area(self) -> float:
+        """Share of the query that the mask covers, 0..1."""
+        return float(self.mask.mean())
+
+
 def shard_name(number: int) -> str:
     return f"{number:05d}.tar"
 
@@ -42,21 +60,20 @@ def shard_name(number: int) -> str:
 def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[dict[str, Any]]:
     """Writes one shard whole and gives its rows of the index."""
     rows = []
-    with written_beside(path) as partial:
-        with wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
-            for pair in pairs:
-                row = {
-                    "key": f"{pair.index:08d}",
-                    "shard": path.name,
-                    "kind": pair.kind,
-                    "source": pair.source,
-                    "seed": seed,
-                    "index": pair.index,
-                    "changed_area": pair.changed_area,
-                }
-                sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
-                shard.write({"__key__": row["key"], **sample, "json": json.dumps(row, sort_keys=True).encode()})
-                rows.append(row)
+    with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
+        for pair in pairs:
+            row = {
+                "key": f"{pair.index:08d}",
+                "shard": path.name,
+                "kind": pair.kind,
+                "source": pair.source,
+                "seed": seed,
+                "index": pair.index,
+                "changed_area": pair.changed_area,
+            }
+            sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
+            shard.write({"__key__": row["key"], **sample, "json": json.dumps(row, sort_keys=True).encode()})
+            rows.append(row)
     return rows
 
 

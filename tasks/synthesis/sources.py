@@ -39,7 +39,9 @@ class Sources:
         photo = _photo(self.images[index])
         side = int(rng.uniform(*self.crop) * min(photo.size))
         left, top = (int(rng.integers(length - side + 1)) for length in photo.size)
-        square = photo.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=2.0)
+        square = photo.resize(
+            (self.resolution, self.resolution), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=2.0
+        )
         if rng.random() < 0.5:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(square)
@@ -50,6 +52,8 @@ def _photo(image: str) -> Image.Image:
     try:
         photo = Image.fromarray(read_picture(Path(image)))
     except OSError as error:
-        raise BadInput(f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again") from error
+        raise BadInput(
+            f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again"
+        ) from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
     return photo

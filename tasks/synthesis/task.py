@@ -19,5 +19,10 @@ make_shard = task(
 )
 write_index = task(synthesize.write_index, name="write index", retries=2, retry_delay_seconds=5, timeout_seconds=3600, persist_result=False)
 write_contact_sheet = task(
-    contact_sheet.write_contact_sheet, name="write contact sheet", retries=2, retry_delay_seconds=5, timeout_seconds=600, persist_result=False
+    contact_sheet.write_contact_sheet,
+    name="write contact sheet",
+    retries=2,
+    retry_delay_seconds=5,
+    timeout_seconds=600,
+    persist_result=False,
 )

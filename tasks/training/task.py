@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from tasks.detectors import MetaUASSettings
+from tasks.detector_settings import MetaUASSettings
 from tasks.retries import worth_retrying
 from tasks.training import train
 from tasks.training.settings import TrainingSettings

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tasks import models
-from tasks.detectors import MetaUASSettings, build_detector, build_encoder
+from tasks.detector_settings import MetaUASSettings
+from tasks.detectors import build_detector, build_encoder
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.models.metauas import MetaUAS
@@ -80,13 +81,16 @@ def train_metauas(
     optimizer = AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = LambdaLR(optimizer, _learning_rate(settings, steps))
     name = checkpoint.fingerprint(
-        {"detector": asdict(detector), "settings": asdict(settings), "pairs": sha256(pairs / INDEX_NAME), "shards": _shards(pairs, rows)}, CODE
+        {"detector": asdict(detector), "settings": asdict(settings), "pairs": sha256(pairs / INDEX_NAME), "shards": _shards(pairs, rows)},
+        CODE,
     )
     progress = checkpoint.resume(checkpoints, name, model, optimizer, schedule)
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
     readers = workers if accelerator.device.type != "cpu" else 0
-    bar = tqdm(total=steps, initial=progress.step, desc="train metauas", unit="step", mininterval=5, disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=steps, initial=progress.step, desc="train metauas", unit="step", mininterval=5, disable=not accelerator.is_main_process
+    )
     while progress.step < steps:
         epoch, done = divmod(progress.step, steps_an_epoch)
         batches = _batches(settings, len(training), epoch)[: steps_an_epoch * accelerator.num_processes]

@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow bench lint lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+# DVC runs `python -m flows.<stage>`: that python has to be the environment's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export HF_HUB_OFFLINE := 1
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: .venv/installed ## make pairs, train on them, evaluate on solar cells; under 10 minutes on two cores
+	changepair retrain quickstart
+
+test: .venv/installed ## the tests
+	python -m pytest
+
+test-slow: .venv/installed ## the tests that run a whole pipeline or need long
+	python -m pytest -m slow
+
+bench: .venv/installed ## the benchmarks, with their figures printed
+	python -m pytest tests/benchmarks -m bench -s
+
+lint: .venv/installed ## format, lint and types
+	ruff format --check . && ruff check . && mypy
+
+lock: ## write requirements.lock anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

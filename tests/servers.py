@@ -1,0 +1,76 @@
+"""A real Prefect server for tests and benchmarks, on loopback, with a database of its own; and questions to its API."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_TIMEOUT = 120.0  # seconds: a new database takes a while to be laid out on a busy machine
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """Runs `prefect server start` with its files in `home`; gives the API's URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}/api"
+        _wait(url, server, home / "server.log")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the Prefect server did not start: {log.read_text()[-2000:]}")
+
+
+def ask(url: str, what: str) -> list[dict[str, Any]]:
+    """Everything the API has of `what`: flow_runs, task_runs, artifacts, flows."""
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = httpx.post(f"{url}/{what}/filter", json={"limit": 200, "offset": len(found)}, timeout=30)
+        answer.raise_for_status()
+        found += answer.json()
+        if len(answer.json()) < 200:
+            return found
+
+
+def own_work(url: str) -> float:
+    """Seconds in which at least one of the stages' own tasks ran: neither imports, nor Prefect's and DVC's bookkeeping."""
+    stages = {run["id"] for run in ask(url, "flow_runs") if not run["name"].startswith("retrain ")}
+    spans = sorted(
+        (datetime.fromisoformat(run["start_time"]).timestamp(), datetime.fromisoformat(run["end_time"]).timestamp())
+        for run in ask(url, "task_runs")
+        if run["flow_run_id"] in stages
+    )
+    total, reached = 0.0, 0.0
+    for start, end in spans:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

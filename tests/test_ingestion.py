@@ -1,0 +1,180 @@
+"""Ingestion: pictures in, a manifest and a list of rejected files out; a stranger's mistakes are survived."""
+
+from __future__ import annotations
+
+import csv
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import save
+from PIL import Image
+
+from tasks.errors import BadInput
+from tasks.files import sha256
+from tasks.ingestion import elpv, texture_defects
+from tasks.ingestion.ingest import ingest_folder, ingest_packaged
+from tasks.ingestion.packaged import PACKAGED
+from tasks.randomness import generator
+
+
+def ingest(folder: Path, workers: int = 2) -> list[dict]:
+    ingest_folder("parts", folder, licence="own", manifests=folder.parent / "manifests", workers=workers)
+    return pq.read_table(folder.parent / "manifests" / "parts.parquet").to_pylist()
+
+
+def rejected(folder: Path) -> dict[str, str]:
+    with (folder.parent / "manifests" / "parts.rejected.csv").open(encoding="utf-8") as stream:
+        return {row["file"]: row["reason"] for row in csv.DictReader(stream)}
+
+
+def test_every_picture_has_a_row(layout: Path) -> None:
+    rows = ingest(layout)
+    assert len(rows) == 16 and not rejected(layout)
+    hole = next(row for row in rows if row["image"].endswith("stones/test/hole/1.png"))
+    assert hole == {
+        "image": (layout / "stones/test/hole/1.png").as_posix(),
+        "sha256": sha256(layout / "stones/test/hole/1.png"),
+        "height": 96,
+        "width": 96,
+        "dataset": "parts",
+        "category": "stones",
+        "split": "test",
+        "label": 1,
+        "defect": "hole",
+        "mask": (layout / "stones/ground_truth/hole/1_mask.png").as_posix(),
+        "licence": "own",
+    }
+    good = next(row for row in rows if "/train/good/" in row["image"])
+    assert (good["split"], good["label"], good["defect"], good["mask"]) == ("train", 0, "good", None)
+
+
+def test_a_dataset_may_have_no_category_level(layout: Path) -> None:
+    rows = ingest(layout / "bricks")
+    assert {row["category"] for row in rows} == {"parts"} and len(rows) == 8
+
+
+def test_a_folder_of_photographs_is_all_normal(layout: Path) -> None:
+    rows = ingest(layout / "bricks" / "train" / "good")
+    assert {(row["split"], row["label"]) for row in rows} == {("train", 0)} and len(rows) == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_manifest_has_the_same_bytes_with_any_number_of_workers(layout: Path, workers: int) -> None:
+    ingest(layout, workers=workers)
+    first = sha256(layout.parent / "manifests" / "parts.parquet")
+    ingest(layout, workers=3 - workers)
+    assert sha256(layout.parent / "manifests" / "parts.parquet") == first
+
+
+def bomb(file: Path) -> None:
+    """A PNG of a few hundred bytes whose header promises 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b""))
+
+
+def test_bad_files_are_left_out_each_with_its_reason(layout: Path) -> None:
+    good, hole, truth = layout / "bricks/train/good", layout / "bricks/test/hole", layout / "bricks/ground_truth/hole"
+    whole = (good / "0.png").read_bytes()
+    (good / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (good / "empty.png").touch()
+    (good / "text.png").write_text("not a picture")
+    (good / "notes.txt").write_text("not a picture")
+    bomb(good / "bomb.png")
+    (Path(os.fsdecode(os.fsencode(good) + b"/\xff\xfe.png"))).write_bytes(whole)
+    save(np.zeros((96, 96), dtype=np.uint8), hole / "unmasked.png")
+    Image.open(hole / "0.png").rotate(1).save(hole / "small.png")
+    save(np.full((40, 40), 255, dtype=np.uint8), truth / "small_mask.png")
+    Image.open(hole / "0.png").rotate(2).save(hole / "blank.png")
+    save(np.zeros((96, 96), dtype=np.uint8), truth / "blank_mask.png")
+    save(np.full((96, 96), 255, dtype=np.uint8), truth / "gone_mask.png")
+
+    rows = ingest(layout)
+    reasons = rejected(layout)
+    assert len(rows) == 16  # the good files, all of them, and no other
+    expected = {
+        "bricks/train/good/truncated.png": "truncated",
+        "bricks/train/good/empty.png": "the file is empty",
+        "bricks/train/good/text.png": "no picture",
+        "bricks/train/good/notes.txt": "not a picture: its name ends in '.txt'",
+        "bricks/train/good/bomb.png": "decompression bomb",
+        "bricks/train/good/\\xff\\xfe.png": "name is not readable",
+        "bricks/test/hole/unmasked.png": "has no mask hole/unmasked_mask.png",
+        "bricks/test/hole/small.png": "mask small_mask.png is 40x40 pixels, the picture 96x96",
+        "bricks/test/hole/blank.png": "mask blank_mask.png marks nothing",
+        "bricks/ground_truth/hole/gone_mask.png": "a mask for no picture",
+    }
+    assert reasons.keys() == expected.keys()
+    for file, reason in expected.items():
+        assert reason in reasons[file], file
+
+
+def test_a_category_with_nothing_left_is_an_error_that_points_at_the_reasons(layout: Path) -> None:
+    for file in (layout / "stones").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(BadInput, match=r"parts: no usable picture is left in category 'stones'; .*parts\.rejected\.csv"):
+        ingest(layout)
+    assert "empty" in rejected(layout)["stones/train/good/0.png"]
+    assert not (layout.parent / "manifests" / "parts.parquet").exists()
+
+
+def test_a_missing_or_unknown_layout_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"parts: no folder .*; correct datasets\.folders\.parts\.path"):
+        ingest(tmp_path / "nowhere")
+    (tmp_path / "odd").mkdir()
+    with pytest.raises(BadInput, match="has neither train/good"):
+        ingest(tmp_path / "odd")
+
+
+def test_a_failed_ingest_leaves_the_manifest_that_stood_there(layout: Path) -> None:
+    ingest(layout)
+    before = sha256(layout.parent / "manifests" / "parts.parquet")
+    for file in (layout / "stones").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(BadInput):
+        ingest(layout)
+    assert sha256(layout.parent / "manifests" / "parts.parquet") == before
+
+
+@pytest.mark.parametrize("dataset", ["sample-photos", "texture-defects", "digits"])
+def test_packaged_datasets_are_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
+    sums = []
+    for attempt in ("a", "b"):
+        (tmp_path / attempt).mkdir()
+        monkeypatch.chdir(tmp_path / attempt)  # a manifest names pictures from the project's root
+        came = ingest_packaged(dataset, pictures=Path("pictures"), manifests=Path("manifests"), workers=len(sums) + 1)
+        assert came.rejected == 0
+        sums.append(sha256(Path("manifests") / f"{dataset}.parquet"))
+    assert sums[0] == sums[1]
+
+
+def test_elpv_is_split_as_in_the_published_tables(tmp_path: Path) -> None:
+    pytest.importorskip("elpv_dataset", reason="the extra `samples` is not installed")
+    elpv.write(tmp_path)
+    counts = {name: len(list((tmp_path / name).iterdir())) for name in ("train/good", "test/good", "test/defective")}
+    assert counts == {"train/good": 1131, "test/good": 377, "test/defective": 715}
+
+
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "elpv_dataset", None)
+    with pytest.raises(BadInput, match=r"elpv: the package elpv-dataset is not installed; install changepair\[samples\]"):
+        elpv.write(tmp_path)
+
+
+@pytest.mark.parametrize("name", texture_defects.CATEGORIES)
+def test_a_texture_defects_mask_is_exactly_where_the_picture_changed(name: str) -> None:
+    category = texture_defects.CATEGORIES[name]
+    for defect in category.defects:
+        normal = category.texture(generator(7, defect), "test")
+        changed, mask = texture_defects.defective(category, defect, generator(7, defect))
+        assert np.abs(np.rint(changed) - np.rint(normal))[~mask].max() < texture_defects.VISIBLE
+        assert mask.sum() >= texture_defects.SMALLEST
+    assert set(PACKAGED) >= {"texture-defects"}

@@ -1,0 +1,180 @@
+"""A small pipeline over real pictures, run as a user runs it: with DVC, with `changepair retrain`, beside a real Prefect server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SMALL, make_project, run, save, write_pipelines
+from servers import ask, prefect_server
+
+STAGES = ["ingest@sample-photos", "ingest-folder@parts", "sample@small", "synthesize@small", "train@small", "evaluate@small"]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
+    """The small pipeline, retrained once beside the server."""
+    folder = make_project(tmp_path_factory.mktemp("run") / "project")
+    came = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stdout + came.stderr
+    return folder
+
+
+def ran(folder: Path, api: str, *command: str) -> list[str]:
+    """The stages that `dvc repro` ran, in order."""
+    came = run(folder, *(command or ("dvc", "repro")), PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stdout + came.stderr
+    return re.findall(r"Running stage '(.+?)'", came.stdout)
+
+
+def lock(folder: Path) -> dict[str, dict[str, str]]:
+    """stage -> output -> the md5 of its bytes, as dvc.lock records them."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}
+
+
+def test_a_run_leaves_every_artifact(project: Path) -> None:
+    for file in (
+        "data/manifests/parts.parquet",
+        "data/manifests/parts.rejected.csv",
+        "data/pictures/sample-photos/train/good/astronaut.png",
+        "data/episodes/small.parquet",
+        "data/pairs/small/00002.tar",
+        "data/pairs/small/pairs.parquet",
+        "data/pairs/small/contact_sheet.png",
+        "data/models/small/metauas/model.safetensors",
+        "data/models/small/metauas/config.json",
+        "data/models/small/metauas/training_log.csv",
+        "data/evaluation/small/scores.parquet",
+        "data/evaluation/small/report.html",
+        "data/evaluation/small/plots/roc-parts.png",
+        "data/evaluation/small/plots/overlays-parts.png",
+    ):
+        assert (project / file).stat().st_size > 0, file
+    tree = json.loads((project / "data/evaluation/small/metrics.json").read_text())
+    assert set(tree["parts"]["metauas"]["class-specific"]) == {"1", "2"}
+    assert not list(project.rglob("*.partial"))
+
+
+def test_the_run_can_be_watched(project: Path, api: str) -> None:
+    """One run of retrain and one a stage, all completed, and the table, report and picture as artifacts."""
+    runs = [run for run in ask(api, "flow_runs") if run["name"] != "elsewhere"]
+    first = Counter(run["name"] for run in runs)
+    assert first == Counter(
+        ["retrain small", "ingest sample-photos", "ingest parts", "sample small", "synthesize small", "train small", "evaluate small"]
+    )
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    tasks = {run["name"] for run in ask(api, "task_runs")}
+    assert {"ingest parts", "make shard 0", "make shard 1", "make shard 2", "evaluate parts", *STAGES} <= tasks
+
+    artifacts = {artifact["key"]: artifact for artifact in ask(api, "artifacts") if artifact["key"]}
+    table = json.loads(artifacts["small-results"]["data"])
+    assert artifacts["small-results"]["type"] == "table" and len(table) == 2 * 2 * 2 and table[0]["target"] == "parts"
+    assert artifacts["small-report"]["type"] == "markdown" and "| parts | metauas |" in artifacts["small-report"]["data"]
+    picture = artifacts["small-contact-sheet"]["data"]
+    assert artifacts["small-contact-sheet"]["type"] == "image"
+    assert base64.b64decode(picture.removeprefix("data:image/jpeg;base64,")).startswith(b"\xff\xd8\xff")
+    progress = [artifact for artifact in ask(api, "artifacts") if artifact["type"] == "progress"]
+    assert [artifact["data"] for artifact in progress] == [100.0]
+
+
+def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
+    before = lock(project)
+    came = run(project, "dvc", "repro")
+    assert came.returncode == 0 and "Data and pipelines are up to date." in came.stdout
+    again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
+    assert again.returncode == 0 and "every stage is up to date" in again.stdout + again.stderr
+    assert lock(project) == before
+
+
+def edited(folder: Path, **sections: Any) -> dict[str, Any]:
+    content = yaml.safe_load((folder / "pipelines.yaml").read_text())
+    for name, values in sections.items():
+        content["pipelines"]["small"][name].update(values)
+    return content
+
+
+def test_an_edit_to_training_reruns_train_and_evaluate(project: Path, api: str) -> None:
+    write_pipelines(project, edited(project, training={"learning_rate": 0.002}))
+    assert ran(project, api) == ["train@small", "evaluate@small"]
+
+
+def test_an_edit_to_evaluation_reruns_evaluate(project: Path, api: str) -> None:
+    write_pipelines(project, edited(project, evaluation={"shown": 1}))
+    assert ran(project, api) == ["evaluate@small"]
+
+
+def test_an_edit_to_the_code_of_synthesis_reruns_synthesize_and_what_follows(project: Path, api: str) -> None:
+    file = project / "tasks" / "synthesis" / "changes.py"
+    file.write_text(file.read_text().replace("MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"))
+    assert ran(project, api) == ["synthesize@small", "train@small", "evaluate@small"]
+
+
+def test_a_new_picture_reruns_what_depends_on_it_and_not_the_training(project: Path, api: str) -> None:
+    import skimage.data
+
+    save(skimage.data.brick()[300:396, 300:396], project / "parts" / "bricks" / "test" / "good" / "new.png")
+    assert ran(project, api) == ["ingest-folder@parts", "sample@small", "evaluate@small"]
+
+
+def test_the_same_bytes_with_one_worker_and_with_two(project: Path, api: str) -> None:
+    promised = [stage for stage in STAGES if stage.startswith(("ingest", "sample", "synthesize"))]
+    before = lock(project)
+    content = yaml.safe_load((project / "pipelines.yaml").read_text())
+    for workers in (1, 2):
+        content["execution"]["workers"] = workers
+        write_pipelines(project, content)
+        assert ran(project, api, "dvc", "repro", "--force", "--single-item", *promised) == promised
+        after = lock(project)
+        assert {stage: after[stage] for stage in promised} == {stage: before[stage] for stage in promised}
+
+
+def test_a_strangers_mistake_ends_a_stage_with_one_line_and_exit_code_2(project: Path, api: str) -> None:
+    sources = edited(project)
+    sources["pipelines"]["small"]["sources"] = ["parts"]
+    write_pipelines(project, sources)
+    before = (project / "data/episodes/small.parquet").read_bytes()
+    came = run(project, "python", "-m", "flows.sample", "small", PREFECT_API_URL=api)
+    assert came.returncode == 2 and "Traceback" not in came.stdout + came.stderr
+    assert came.stderr.splitlines()[-1].startswith("changepair: 17 pictures are both a source and a target, the first parts/")
+    assert (project / "data/episodes/small.parquet").read_bytes() == before
+
+    retrained = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
+    assert retrained.returncode == 2 and "Traceback" not in retrained.stdout + retrained.stderr
+    assert "pictures are both a source and a target" in retrained.stderr
+    assert retrained.stderr.splitlines()[-1].startswith("changepair: stage sample@small failed")
+
+
+def test_the_mistake_is_in_the_servers_states(project: Path, api: str) -> None:
+    failed = [run for run in ask(api, "flow_runs") if run["state_type"] == "FAILED"]
+    assert any("pictures are both a source and a target" in run["state"]["message"] for run in failed if run["name"] == "sample small")
+    assert all(
+        run["run_count"] == 1 for run in ask(api, "task_runs") if run["name"].startswith("draw episodes") and run["state_type"] == "FAILED"
+    )
+
+
+@pytest.mark.slow
+def test_without_a_server_a_run_that_changes_nothing_is_quick(tmp_path: Path) -> None:
+    """Under 25 seconds with a Prefect of its own, under 3 for DVC."""
+    folder = make_project(tmp_path / "project")
+    home = {"PREFECT_HOME": str(tmp_path / "prefect")}
+    assert run(folder, "changepair", "retrain", "small", **home).returncode == 0
+    for command, limit in ((("dvc", "repro"), 3.0), (("changepair", "retrain", "small"), 25.0)):
+        start = time.perf_counter()
+        assert run(folder, *command, **home).returncode == 0
+        assert time.perf_counter() - start < limit
+    assert SMALL["enabled"] == ["small"]

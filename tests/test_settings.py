@@ -1,0 +1,109 @@
+"""pipelines.yaml: what is wrong is told in one line, with the path of the key and the nearest valid name."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SMALL, run, write_pipelines
+
+from flows.pipelines import enabled_pipeline, read_pipelines
+from tasks.errors import BadInput
+
+
+def changed(keys: str, value: Any) -> dict[str, Any]:
+    """SMALL with one key, given as a.b.c, set to another value."""
+    content = copy.deepcopy(SMALL)
+    *path, last = keys.split(".")
+    inner: Any = content
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    return content
+
+
+def test_the_projects_own_file_is_valid() -> None:
+    assert read_pipelines(ROOT / "pipelines.yaml").enabled == ["quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "told"),
+    [
+        ("enabeld", [], "enabeld: unknown key; did you mean 'enabled'?"),
+        ("enabled", ["smal"], "enabled[0]: no pipeline 'smal'; did you mean 'small'?"),
+        ("datasets.packaged", ["elpw"], "datasets.packaged[0]: expected 'sample-photos', .* or 'elpv', not 'elpw'; did you mean 'elpv'?"),
+        ("datasets.folders.parts", {"pth": "x"}, "datasets.folders.parts.pth: unknown key; did you mean 'path'?"),
+        ("pipelines.small.target", [], "pipelines.small.target: unknown key; did you mean 'targets'?"),
+        ("pipelines.small.targets", ["part"], "pipelines.small.targets[0]: no dataset 'part' under datasets; did you mean 'parts'?"),
+        ("pipelines.small.targets", "parts", "pipelines.small.targets: expected a valid list, not 'parts'"),
+        ("pipelines.small.sources", [], "pipelines.small.sources: .*at least 1 item"),
+        ("pipelines.small.synthesis.pair", 3, "pipelines.small.synthesis.pair: unknown key; did you mean 'pairs'?"),
+        ("pipelines.small.synthesis.pairs", "many", "pipelines.small.synthesis.pairs: expected a valid integer.*, not 'many'"),
+        ("pipelines.small.synthesis.pairs", 0, "pipelines.small.synthesis.pairs: expected at least 1, not 0"),
+        ("pipelines.small.synthesis.kinds", {"none": 0.5}, "pipelines.small.synthesis.kinds: expected shares that sum to 1, not 0.5"),
+        ("pipelines.small.synthesis.kinds", {"exchanged": 1}, "pipelines.small.synthesis.kinds.exchanged.* did you mean 'exchange'?"),
+        (
+            "pipelines.small.synthesis.augmentation",
+            {"rotatoin": 1},
+            "synthesis.augmentation.rotatoin: unknown key; did you mean 'rotation'?",
+        ),
+        ("pipelines.small.detectors.metauaz", {}, "pipelines.small.detectors.metauaz: unknown key; did you mean 'metauas'?"),
+        ("pipelines.small.detectors.metauas", {"aligned_stage": 3}, "metauas.aligned_stage: unknown key; did you mean 'aligned_stages'?"),
+        ("pipelines.small.detectors.metauas", {"resolution": 100}, "metauas.resolution: expected a multiple of 32, not 100"),
+        ("pipelines.small.detectors.metauas", {"alignment": "sof"}, "metauas.alignment: expected .*, not 'sof'; did you mean 'soft'?"),
+        ("pipelines.small.training", {"epoch": 1}, "pipelines.small.training.epoch: unknown key; did you mean 'epochs'?"),
+        ("pipelines.small.evaluation.subset", {"metauas": 1}, "pipelines.small.evaluation.subset.metauas: expected at least 2, not 1"),
+        ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),
+    ],
+)
+def test_a_wrong_key_is_told_in_one_line(tmp_path: Path, keys: str, value: Any, told: str) -> None:
+    file = write_pipelines(tmp_path, changed(keys, value))
+    with pytest.raises(BadInput) as caught:
+        read_pipelines(file)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.search(told.replace("[", r"\[").replace("]", r"\]").replace("?", r"\?"), message), message
+
+
+def test_a_missing_section_is_told(tmp_path: Path) -> None:
+    content = copy.deepcopy(SMALL)
+    del content["pipelines"]["small"]["training"]
+    with pytest.raises(BadInput, match=r"pipelines\.small\.training: missing"):
+        read_pipelines(write_pipelines(tmp_path, content))
+
+
+def test_what_is_not_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text("enabled: [a]\npipelines: {a: [}\n")
+    with pytest.raises(BadInput, match="not YAML in line 2"):
+        read_pipelines(file)
+
+
+def test_a_pipeline_that_does_not_exist_or_is_not_enabled_is_not_run(tmp_path: Path) -> None:
+    content = copy.deepcopy(SMALL)
+    content["pipelines"]["other"] = content["pipelines"]["small"]
+    file = write_pipelines(tmp_path, content)
+    with pytest.raises(BadInput, match="no pipeline 'smalll'; did you mean 'small'"):
+        enabled_pipeline("smalll", file)
+    with pytest.raises(BadInput, match="enabled: pipeline 'other' is not among them"):
+        enabled_pipeline("other", file)
+
+
+def test_the_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    write_pipelines(tmp_path, changed("pipelines.small.synthesis.pair", 3))
+    for arguments in (("pipelines",), ("retrain", "small")):
+        came = run(tmp_path, "changepair", *arguments, PYTHONPATH=str(ROOT))
+        assert came.returncode == 2
+        assert came.stdout == ""
+        assert came.stderr.splitlines() == [
+            "changepair: pipelines.yaml: pipelines.small.synthesis.pair: unknown key; did you mean 'pairs'?"
+        ]
+
+
+def test_the_pipelines_are_listed() -> None:
+    came = run(ROOT, "changepair", "pipelines", COLUMNS="160")
+    assert came.returncode == 0
+    assert "quickstart" in came.stdout and "patch-residual, metauas" in came.stdout
