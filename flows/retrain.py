@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.pipelines import enabled_pipeline
 from flows.stages import reproduce, stages_of
 
+RAN, UP_TO_DATE = "Ran", "Up to date"
+
 
 @task(task_run_name="{stage}", persist_result=False)
-def run_stage(stage: str) -> State[bool]:
-    """Completed as `Ran` or as `Up to date`."""
-    ran = reproduce(stage)
-    return Completed(name="Ran" if ran else "Up to date", data=ran)
+def run_stage(stage: str) -> State[None]:
+    """Completed as RAN or as UP_TO_DATE."""
+    return Completed(name=RAN if reproduce(stage) else UP_TO_DATE)
 
 
 @flow(name="retrain", flow_run_name="retrain {pipeline}")
 def retrain(pipeline: str) -> State[None]:
     settings = enabled_pipeline(pipeline)
-    ran = [stage for stage in stages_of(pipeline, {*settings.sources, *settings.targets}) if run_stage(stage)]
+    stages = stages_of(pipeline, {*settings.sources, *settings.targets})
+    states = {stage: run_stage(stage, return_state=True) for stage in stages}
+    ran = [stage for stage, state in states.items() if state.name == RAN]
     message = f"ran {', '.join(ran)}" if ran else "every stage is up to date"
     get_run_logger().info(f"{pipeline}: {message}")
     return Completed(message=message)

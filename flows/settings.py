@@ -94,7 +94,7 @@ def _names(kind: Any, place: Keys) -> list[str]:
     """The keys that are valid at `place` within `kind`."""
     for key in place:
         kind = _inner(kind, key)
-    return list(_fields(kind))
+    return [str(name) for name in _fields(kind)]
 
 
 def _inner(kind: Any, key: str | int) -> Any:
@@ -105,7 +105,7 @@ def _inner(kind: Any, key: str | int) -> Any:
     return arguments[-1] if arguments else None
 
 
-def _fields(kind: Any) -> dict[str | int, Any]:
+def _fields(kind: Any) -> dict[Any, Any]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "__total__"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_image_artifact
 from prefect.task_runners import ProcessPoolTaskRunner
@@ -30,4 +32,4 @@ def synthesize(pipeline: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(synthesize.with_options(task_runner=ProcessPoolTaskRunner(max_workers=workers())))
+    run_stage(synthesize.with_options(task_runner=cast(Any, ProcessPoolTaskRunner(max_workers=workers()))))

@@ -7,9 +7,9 @@ validate pipelines.yaml against them with pydantic, which reads `STRICT` and `Be
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-STRICT: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
+STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.detector_settings import TRAINED, DetectorName, DetectorSettings
+from tasks.detector_settings import TRAINED, DetectorName, DetectorSettings, MetaUASSettings, PatchResidualSettings
 from tasks.detectors import build_detector, build_encoder
 from tasks.evaluation.figures import FIGURES, image_figures, pixel_figures
 from tasks.evaluation.score import Contender, Scored, score_category
@@ -73,9 +73,10 @@ class TargetResult:
 
 def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, models: Path, device: str) -> list[Contender]:
     """Every detector of the pipeline, trained ones with their weights, ready to score on `device`."""
-    encoders = {name: build_encoder(name).to(device) for name in {detector.encoder for detector in detectors.values()}}
+    chosen = cast(dict[DetectorName, PatchResidualSettings | MetaUASSettings], detectors)
+    encoders = {name: build_encoder(name).to(device) for name in {detector.encoder for detector in chosen.values()}}
     contenders = []
-    for name, detector_settings in detectors.items():
+    for name, detector_settings in chosen.items():
         detector = build_detector(detector_settings, encoders[detector_settings.encoder])
         if name in TRAINED:
             load_model(models / name, detector)

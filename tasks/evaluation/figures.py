@@ -48,8 +48,8 @@ def rank(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> Ranking:
 
 def auroc(ranking: Ranking) -> float:
     """Area under true over false positive rate, by trapezoids."""
-    rates = (np.append(0.0, counts) for counts in (ranking.true_positives / ranking.positives, ranking.false_positives / ranking.negatives))
-    return float(np.trapezoid(*rates))
+    true, false = ranking.true_positives / ranking.positives, ranking.false_positives / ranking.negatives
+    return float(np.trapezoid(np.append(0.0, true), np.append(0.0, false)))
 
 
 def average_precision(ranking: Ranking) -> float:

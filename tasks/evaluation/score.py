@@ -106,14 +106,15 @@ class Pool:
 
     place: dict[str, int]
     last_stage: Tensor
-    memory: dict[str, Features]
+    memory: dict[DetectorName, Features]
 
     @classmethod
     def encode(
         cls, contenders: Sequence[Contender], episodes: Sequence[Episode], encoder: Encoder, resolution: int, batch_size: int, device: str
     ) -> Pool:
         images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
-        last, memory = [], {contender.name: [] for contender in contenders}
+        last: list[Tensor] = []
+        memory: dict[DetectorName, list[Features]] = {contender.name: [] for contender in contenders}
         for start in range(0, len(images), batch_size):
             features = encode(encoder, images[start : start + batch_size], resolution, device)
             last.append(features[-1])

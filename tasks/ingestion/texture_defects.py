@@ -52,7 +52,7 @@ def write(folder: Path) -> None:
             for index in range(TEST_DEFECTIVE):
                 picture, mask = defective(category, defect, generator(SEED, name, "test", defect, index))
                 _save(picture, folder / name / "test" / defect / f"{index:03d}.png")
-                _save(mask * 255.0, folder / name / "ground_truth" / defect / f"{index:03d}_mask.png")
+                _save(mask.astype(np.float64) * 255, folder / name / "ground_truth" / defect / f"{index:03d}_mask.png")
 
 
 def defective(category: Category, defect: str, rng: np.random.Generator) -> tuple[Grey, Mask]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import timm
 import torch
@@ -31,8 +31,9 @@ class TimmEncoder(nn.Module):
     def __init__(self, network: nn.Module, *, mean: float, std: float) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(network.feature_info.reduction())
+        about: Any = network.feature_info
+        self.channels: tuple[int, ...] = tuple(about.channels())
+        self.strides: tuple[int, ...] = tuple(about.reduction())
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.eval()

@@ -70,7 +70,7 @@ def blob(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     y = centre[1] + along * np.sin(turn) + across * np.cos(turn)
     region = Image.new("L", (size, size))
     _polygon(region, x, y)
-    return np.asarray(region.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.2))), dtype=np.float32) / 255
+    return np.asarray(region.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.2))), dtype=np.float32) / np.float32(255)
 
 
 def _polygon(region: Image.Image, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:

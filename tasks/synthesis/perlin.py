@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +21,8 @@ def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
     # The noise is a function of the plane, so it is evaluated at turned coordinates: no resampling, no empty corners.
     centred = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    rows = (cos * centred[:, None] - sin * centred[None, :] + 0.5) * np.float32(frequency[0])
-    columns = (sin * centred[:, None] + cos * centred[None, :] + 0.5) * np.float32(frequency[1])
+    rows: Any = (cos * centred[:, None] - sin * centred[None, :] + 0.5) * np.float32(frequency[0])
+    columns: Any = (sin * centred[:, None] + cos * centred[None, :] + 0.5) * np.float32(frequency[1])
     return perlin_noise(rows, columns, rng) > THRESHOLD
 
 

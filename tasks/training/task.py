@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -17,7 +18,7 @@ from tasks.training.settings import TrainingSettings
 def train_metauas(
     detector: MetaUASSettings, settings: TrainingSettings, *, pairs: Path, model_folder: Path, checkpoints: Path, workers: int
 ) -> train.Trained:
-    artifact = create_progress_artifact(0.0, description="MetaUAS: share of the training steps done")
+    artifact: Any = create_progress_artifact(0.0, description="MetaUAS: share of the training steps done")
 
     def report(share: float) -> None:
         update_progress_artifact(artifact, round(100 * share, 1))

@@ -111,7 +111,7 @@ def train_metauas(
             epoch_ends = progress.step % steps_an_epoch == 0
             if epoch_ends or progress.step % settings.log_every == 0:
                 measured = _held_out_loss(accelerator, prepared, measuring, settings.batch_size) if epoch_ends and held_out else None
-                _log(progress, epoch, schedule.get_last_lr()[0], measured)
+                _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
                 bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
                 report(progress.step / steps)
             if accelerator.is_main_process and progress.step % settings.checkpoint_every == 0:
