@@ -100,4 +100,4 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
         "PREFECT_LOGGING_LEVEL": "WARNING",
         **environment,
     }
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1800)
