@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from flows.settings import FILE, nearest, parse, read_yaml
 from tasks.detector_settings import DetectorSettings
@@ -22,6 +24,14 @@ PackagedName = Literal["sample-photos", "texture-defects", "digits", "elpv"]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _cron(line: str) -> str:
+    try:
+        CronSim(line, datetime(2000, 1, 1))
+    except CronSimError as error:
+        raise ValueError(f'a cron line such as "0 3 * * 1", not {line!r}') from error
+    return line
 
 
 class Datasets(Strict):
@@ -47,7 +57,8 @@ class Pipeline(Strict):
     Every section must be there, if only as `{}`: DVC compares sections to know what is out of date.
     """
 
-    schedule: str | None = None
+    schedule: Annotated[str, AfterValidator(_cron)] | None = None
+    """When to retrain: a cron line; null for by hand."""
     sources: Annotated[list[str], Field(min_length=1)]
     targets: Annotated[list[str], Field(min_length=1)]
     synthesis: SynthesisSettings

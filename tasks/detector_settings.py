@@ -23,9 +23,9 @@ class PatchResidualSettings:
     stages: Annotated[tuple[int, ...], Between(1, 5)] = (3, 4, 5)
     """Of the encoder, 1 the finest."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
-    """The share of the map, its highest values, whose mean is the image score; 0 for the maximum."""
+    """The share of patches, those of the highest residual, whose mean is the image score; 0 for the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.0
-    """How much of the map's median is taken off the image score. Helps where defects are local, hurts where all of a picture is one."""
+    """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
 
 
 @dataclass(frozen=True)

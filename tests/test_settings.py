@@ -54,6 +54,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.detectors.metauas", {"aligned_stage": 3}, "metauas.aligned_stage: unknown key; did you mean 'aligned_stages'?"),
         ("pipelines.small.detectors.metauas", {"resolution": 100}, "metauas.resolution: expected a multiple of 32, not 100"),
         ("pipelines.small.detectors.metauas", {"alignment": "sof"}, "metauas.alignment: expected .*, not 'sof'; did you mean 'soft'?"),
+        ("pipelines.small.schedule", "weekly", "pipelines.small.schedule: expected a cron line such as .*, not 'weekly'"),
         ("pipelines.small.training", {"epoch": 1}, "pipelines.small.training.epoch: unknown key; did you mean 'epochs'?"),
         ("pipelines.small.evaluation.subset", {"metauas": 1}, "pipelines.small.evaluation.subset.metauas: expected at least 2, not 1"),
         ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),

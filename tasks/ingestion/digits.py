@@ -1,7 +1,7 @@
 """A semantic domain: handwritten digits (8x8, grey) from scikit-learn, where one class is normal and the others are not.
 
 The UCI Optical Recognition of Handwritten Digits test set (Alpaydin and Kaynak, 1998). Zeros are normal, every second one for
-training; of each other digit the first `OTHERS` are anomalous, so that about half of the test pictures are normal.
+training; of each other digit the first `OTHERS` are anomalous, so that a third of the test pictures are anomalous.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 LICENCE = "CC BY 4.0"
 NORMAL_DIGIT = 0
-OTHERS = 10
+OTHERS = 5
 LARGEST_GREY = 16  # the set counts ink in 4x4 blocks of a 32x32 bitmap
 
 

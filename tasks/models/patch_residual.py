@@ -19,9 +19,9 @@ MOST_SIMILARITIES = 2**20  # held at once (4 MiB of float32): it stays in the ca
 class PatchResidual(nn.Module):
     """½·min over all prompt patches of (1 − cosine), averaged over the chosen stages and upsampled to the picture.
 
-    The image score is the mean of the map's highest `top_share` (AnomalyDINO, section 3.2: the highest 1 %), less `background` times
-    the map's median. A prompt that shows another make, or another light, raises a query's whole map; a defect stands out of it.
-    With both at 0 the score is the maximum, as in WinCLIP+.
+    The image score is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), less
+    `background` times the median patch. A prompt that shows another make, or another light, raises a query's whole map; a defect
+    stands out of it. With both at 0 the score is the maximum, as in WinCLIP+.
     """
 
     def __init__(self, encoder: Encoder, *, stages: Sequence[int] = (3, 4, 5), top_share: float = 0.0, background: float = 0.0) -> None:
@@ -44,16 +44,14 @@ class PatchResidual(nn.Module):
         return [nearest_cosine(F.normalize(queries[stage - 1], dim=1), unit) for stage, unit in zip(self.stages, memory, strict=True)]
 
     def conclude(self, queries: Features, relation: Features) -> tuple[Tensor, Tensor]:
-        """Image scores B and anomaly maps BxHxW in [0, 1]: the nearest of all prompts' patches counts."""
+        """Image scores B, and anomaly maps Bxhxw in [0, 1] on the finest chosen stage's grid. The nearest of all prompts counts."""
         residuals = [(0.5 * (1.0 - cosine.amax(dim=1, keepdim=True))).clamp(0.0, 1.0) for cosine in relation]
-        size = (queries[0].shape[-2] * self.encoder.strides[0], queries[0].shape[-1] * self.encoder.strides[0])
         finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
-        mean = torch.stack([_upsample(map_, finest) for map_ in residuals]).mean(dim=0)
-        maps = _upsample(mean, size).squeeze(1)
+        maps = torch.stack([_upsample(map_, finest) for map_ in residuals]).mean(dim=0).squeeze(1)
         return self._image_scores(maps.flatten(1)), maps
 
     def _image_scores(self, values: Tensor) -> Tensor:
-        """values: BxN, the maps' pixels."""
+        """values: BxN, the maps' patches."""
         highest = max(1, int(self.top_share * values.shape[1]))
         scores = values.topk(highest, dim=1).values.mean(dim=1)
         return scores - self.background * values.median(dim=1).values if self.background else scores
@@ -61,7 +59,8 @@ class PatchResidual(nn.Module):
     def score(self, queries: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """queries Bx3xHxW against prompts Kx3xHxW, both in [0, 1]: image scores B, anomaly maps BxHxW."""
         features = self.encoder(queries)
-        return self.conclude(features, self.relate(features, self.remember(self.encoder(prompts))))
+        scores, maps = self.conclude(features, self.relate(features, self.remember(self.encoder(prompts))))
+        return scores, _upsample(maps[:, None], tuple(queries.shape[-2:])).squeeze(1)
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
