@@ -32,7 +32,7 @@ def evaluate(pipeline: str) -> None:
     folder = EVALUATION / pipeline
     tree = write_results(folder, results)
     plots = write_plots(folder / "plots", results)
-    made = read_yaml()["pipelines"][pipeline]
+    made = {name: section for name, section in read_yaml()["pipelines"][pipeline].items() if name != "schedule"}
     write_report(
         folder / "report.html",
         pipeline=pipeline,

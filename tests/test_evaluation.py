@@ -133,7 +133,7 @@ def _pixels(images: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Contender], batch_size: int) -> None:
     episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "stones"]
-    found = list(score_category(contenders, episodes, maps_at=None, batch_size=batch_size, device="cpu"))
+    [found] = score_category(contenders, episodes, maps_at=None, batch_size=batch_size, device="cpu")
     assert len(found) == 2 * len(episodes)
     for scored in found:
         contender = next(item for item in contenders if item.name == scored.detector)
@@ -143,9 +143,11 @@ def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Con
 
 def test_several_passes_give_what_one_gives(files: EpisodeFiles, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch) -> None:
     episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"]
-    once = list(score_category(contenders, episodes, maps_at=32, batch_size=4, device="cpu"))
+    [once] = score_category(contenders, episodes, maps_at=32, batch_size=4, device="cpu")
     monkeypatch.setattr("tasks.evaluation.score.HELD_MAPS", 1)
-    apart = {(item.detector, item.episode): item for item in score_category(contenders, episodes, maps_at=32, batch_size=4, device="cpu")}
+    passes = list(score_category(contenders, episodes, maps_at=32, batch_size=4, device="cpu"))
+    assert len(passes) == len(episodes)
+    apart = {(item.detector, item.episode): item for batch in passes for item in batch}
     for scored in once:
         other = apart[scored.detector, scored.episode]
         assert scored.maps is not None and other.maps is not None and scored.maps.shape[1:] == (32, 32)

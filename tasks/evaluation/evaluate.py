@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,22 +99,26 @@ def evaluate_target(
         mine = [episode for episode in episodes if episode.category == category]
         masks = _masks([row_of[image] for image in mine[0].queries], settings.resolution)
         gallery = _Gallery(mine, row_of, settings.shown)
+        maps_at = settings.resolution if masks is not None else None
         for group in _sharing_an_encoder(contenders):
-            # Pictures to look at need maps also where there are no masks to measure them by: of one episode, a few queries.
-            for scored in gallery.fill(group, settings, device) if masks is None else ():
-                gallery.keep(scored)
-            for scored in score_category(
-                group, mine, maps_at=settings.resolution if masks is not None else None, batch_size=settings.batch_size, device=device
-            ):
-                gallery.keep(scored)
-                labels = np.array([row_of[image]["label"] == ANOMALOUS for image in scored.images])
-                figures = image_figures(labels, scored.scores)
-                if masks is not None and scored.maps is not None:
-                    figures |= pixel_figures(masks[: len(scored.images)], scored.maps)
-                measured.append(Measured(scored.detector, scored.episode, len(scored.images), figures))
-                scores.extend(_score_rows(scored, row_of))
+            if masks is None:  # pictures to look at need maps all the same: of one episode, a few queries
+                gallery.fill(group, settings, device)
+            for batch in score_category(group, mine, maps_at=maps_at, batch_size=settings.batch_size, device=device):
+                with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
+                    measured.extend(pool.map(partial(_measure, row_of=row_of, masks=masks), batch))
+                for scored in batch:
+                    gallery.keep(scored)
+                    scores.extend(_score_rows(scored, row_of))
         shown.extend(gallery.shown())
     return TargetResult(target, measured, pa.Table.from_pylist(scores, schema=SCORES), shown)
+
+
+def _measure(scored: Scored, row_of: Mapping[str, Row], masks: NDArray[np.bool_] | None) -> Measured:
+    labels = np.array([row_of[image]["label"] == ANOMALOUS for image in scored.images])
+    figures = image_figures(labels, scored.scores)
+    if masks is not None and scored.maps is not None:
+        figures |= pixel_figures(masks[: len(scored.images)], scored.maps)
+    return Measured(scored.detector, scored.episode, len(scored.images), figures)
 
 
 def metrics(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -165,10 +171,12 @@ class _Gallery:
         self.row_of = row_of
         self.maps: dict[str, dict[DetectorName, NDArray[np.float32]]] = {image: {} for image in self.images}
 
-    def fill(self, group: Sequence[Contender], settings: EvaluationSettings, device: str) -> Iterator[Scored]:
+    def fill(self, group: Sequence[Contender], settings: EvaluationSettings, device: str) -> None:
         if self.images:
-            episode = Episode(**{**vars(self.episode), "queries": self.images})
-            yield from score_category(group, [episode], maps_at=settings.resolution, batch_size=settings.batch_size, device=device)
+            episode = replace(self.episode, queries=self.images)
+            for batch in score_category(group, [episode], maps_at=settings.resolution, batch_size=settings.batch_size, device=device):
+                for scored in batch:
+                    self.keep(scored)
 
     def keep(self, scored: Scored) -> None:
         same = (scored.episode.protocol, scored.episode.shots, scored.episode.seed) == (

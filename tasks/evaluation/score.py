@@ -63,8 +63,8 @@ class Scored:
 
 def score_category(
     contenders: Sequence[Contender], episodes: Sequence[Episode], *, maps_at: int | None, batch_size: int, device: str
-) -> Iterator[Scored]:
-    """Each contender on each episode. All episodes are of one category, with the same queries.
+) -> Iterator[list[Scored]]:
+    """Each contender on each episode, as many episodes at once as HELD_MAPS allows. All are of one category, with the same queries.
 
     contenders: of one encoder and one resolution. maps_at: pixels a side of the anomaly maps, None for scores alone.
     """
@@ -72,7 +72,7 @@ def score_category(
     size = 4 * len(contenders) * len(queries) * (maps_at or 0) ** 2
     passes = min(len(episodes), max(1, -(-size * len(episodes) // HELD_MAPS)))
     for part in np.array_split(np.arange(len(episodes)), passes):
-        yield from _pass(contenders, [episodes[index] for index in part], maps_at, batch_size, device)
+        yield _pass(contenders, [episodes[index] for index in part], maps_at, batch_size, device)
 
 
 @torch.inference_mode()
