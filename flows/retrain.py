@@ -22,8 +22,13 @@ def run_stage(stage: str) -> State[None]:
 def retrain(pipeline: str) -> State[None]:
     settings = enabled_pipeline(pipeline)
     stages = stages_of(pipeline, {*settings.sources, *settings.targets})
-    states = {stage: run_stage(stage, return_state=True) for stage in stages}
-    ran = [stage for stage, state in states.items() if state.name == RAN]
+    ran = []
+    for stage in stages:
+        state = run_stage(stage, return_state=True)
+        if not state.is_completed():
+            state.result()  # raises what the stage raised: nothing after it runs
+        if state.name == RAN:
+            ran.append(stage)
     message = f"ran {', '.join(ran)}" if ran else "every stage is up to date"
     get_run_logger().info(f"{pipeline}: {message}")
     return Completed(message=message)
