@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +84,6 @@ def write_pipelines(folder: Path, content: object) -> Path:
     file = folder / "pipelines.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
-
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:

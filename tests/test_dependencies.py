@@ -56,8 +56,7 @@ def test_a_stage_depends_on_all_the_code_it_imports_and_on_no_other(stage: str) 
     assert not idle, f"in the deps of {stage}, not imported"
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
-def test_only_task_py_imports_prefect_and_only_flows_know_dvc(stage: str) -> None:
+def test_only_task_py_imports_prefect_and_only_flows_know_dvc() -> None:
     for file in (ROOT / "tasks").rglob("*.py"):
         modules = {
             node.module.split(".")[0] for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom) and node.module

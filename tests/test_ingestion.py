@@ -18,7 +18,6 @@ from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.ingestion import elpv, texture_defects
 from tasks.ingestion.ingest import ingest_folder, ingest_packaged
-from tasks.ingestion.packaged import PACKAGED
 from tasks.randomness import generator
 
 
@@ -177,4 +176,3 @@ def test_a_texture_defects_mask_is_exactly_where_the_picture_changed(name: str) 
         changed, mask = texture_defects.defective(category, defect, generator(7, defect))
         assert np.abs(np.rint(changed) - np.rint(normal))[~mask].max() < texture_defects.VISIBLE
         assert mask.sum() >= texture_defects.SMALLEST
-    assert set(PACKAGED) >= {"texture-defects"}
