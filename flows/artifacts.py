@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 from pathlib import Path
 
@@ -23,3 +24,9 @@ def data_uri(picture: Path) -> str:
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """A CSV as the UI's tables take it."""
+    with table.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

@@ -17,7 +17,7 @@ from tasks.evaluation.report import heading, markdown
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task import evaluate_target, write_plots, write_report, write_results
 from tasks.sampling.episodes import EpisodeFiles, read_episodes
-from tasks.synthesis.shards import CONTACT_SHEET_NAME
+from tasks.synthesis.shards import OVERVIEW_NAME
 
 
 @flow(name="evaluate", flow_run_name="evaluate {pipeline}")
@@ -39,7 +39,7 @@ def evaluate(pipeline: str) -> None:
         settings=made,
         tree=tree,
         plots=plots,
-        contact_sheet=PAIRS / pipeline / CONTACT_SHEET_NAME,
+        pairs=PAIRS / pipeline / OVERVIEW_NAME,
     )
 
     rows = table(tree)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from flows.runner import workers
 from flows.settings import read_setting
-from flows.stage import MANIFESTS, PICTURES, run_stage, workers
+from flows.stage import MANIFESTS, PICTURES, run_stage
 from tasks.ingestion.settings import FolderSettings
 from tasks.ingestion.task import ingest_dataset
 
@@ -15,7 +16,7 @@ def ingest(dataset: str) -> None:
     folders = read_setting(("datasets", "folders"), dict[str, FolderSettings], default={})
     came = ingest_dataset(dataset, folders.get(dataset), pictures=PICTURES, manifests=MANIFESTS, workers=workers())
     left_out = f", {came.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if came.rejected else ""
-    get_run_logger().info(f"{dataset}: {came.pictures} pictures{left_out}")
+    get_run_logger().info(f"{dataset}: {came.kept} pictures{left_out}")
 
 
 if __name__ == "__main__":

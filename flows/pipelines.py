@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from flows.runner import Runner
 from flows.settings import FILE, nearest, parse, read_yaml
 from tasks.detector_settings import DetectorSettings
 from tasks.errors import BadInput
 from tasks.evaluation.settings import EvaluationSettings
-from tasks.ingestion.settings import FolderSettings
+from tasks.ingestion.settings import FolderSettings, ObjectsSettings
+from tasks.inpainting.settings import InpainterSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.training.settings import TrainingSettings
@@ -39,6 +41,8 @@ class Datasets(Strict):
 
     packaged: list[PackagedName] = []
     folders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], FolderSettings] = {}
+    objects: dict[str, ObjectsSettings] = {}
+    """Masks of the objects in a dataset's photographs, by the dataset's name."""
 
     @property
     def names(self) -> list[str]:
@@ -49,6 +53,10 @@ class Execution(Strict):
     """How work is spread; never what comes of it."""
 
     workers: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    runner: Runner = "processes"
+    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster."""
+    address: str | None = None
+    """Of the Dask scheduler, such as tcp://10.0.0.5:8786; without one, a cluster of this machine's own."""
 
 
 class Pipeline(Strict):
@@ -60,7 +68,10 @@ class Pipeline(Strict):
     schedule: Annotated[str, AfterValidator(_cron)] | None = None
     """When to retrain: a cron line; null for by hand."""
     sources: Annotated[list[str], Field(min_length=1)]
+    textures: list[str]
+    """What DRAEM's textures are cut from; [] for the sources themselves."""
     targets: Annotated[list[str], Field(min_length=1)]
+    inpainter: InpainterSettings
     synthesis: SynthesisSettings
     sampling: SamplingSettings
     detectors: DetectorSettings
@@ -81,8 +92,16 @@ def read_pipelines(file: Path = FILE) -> Pipelines:
     for index, name in enumerate(read.enabled):
         if name not in read.pipelines:
             raise BadInput(f"{file}: enabled[{index}]: no pipeline {name!r}{nearest(name, read.pipelines)}")
+    for name in read.datasets.objects:
+        if name not in read.datasets.names:
+            raise BadInput(f"{file}: datasets.objects.{name}: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}")
     for pipeline_name, pipeline in read.pipelines.items():
-        for key, names in (("sources", pipeline.sources), ("targets", pipeline.targets)):
+        if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":
+            raise BadInput(
+                f"{file}: pipelines.{pipeline_name}.inpainter.model: synthesis.kinds needs an inpainting model "
+                f"({', '.join(pipeline.synthesis.repaints)}), not 'none'; say 'own', a hub id or a folder"
+            )
+        for key, names in (("sources", pipeline.sources), ("textures", pipeline.textures), ("targets", pipeline.targets)):
             for index, name in enumerate(names):
                 if name not in read.datasets.names:
                     path = f"pipelines.{pipeline_name}.{key}[{index}]"

@@ -7,16 +7,16 @@ from prefect import flow, get_run_logger
 from flows.settings import read_setting
 from flows.stage import EPISODES, MANIFESTS, run_stage
 from tasks.sampling.episodes import EpisodeFiles
-from tasks.sampling.settings import SamplingSettings
+from tasks.sampling.settings import SamplingSettings, Use
 from tasks.sampling.task import draw_episodes
 
 
 @flow(name="sample", flow_run_name="sample {pipeline}")
 def sample(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "sampling"), SamplingSettings)
-    sources, targets = (read_setting(("pipelines", pipeline, key), list[str]) for key in ("sources", "targets"))
-    episodes = draw_episodes(settings, sources, targets, manifests=MANIFESTS, files=EpisodeFiles.of(EPISODES, pipeline))
-    get_run_logger().info(f"{pipeline}: {episodes} episodes; sources {', '.join(sources)}; targets {', '.join(targets)}")
+    use = Use(**{key: tuple(read_setting(("pipelines", pipeline, key), list[str])) for key in ("sources", "textures", "targets")})
+    episodes = draw_episodes(settings, use, manifests=MANIFESTS, files=EpisodeFiles.of(EPISODES, pipeline))
+    get_run_logger().info(f"{pipeline}: {episodes} episodes; sources {', '.join(use.sources)}; targets {', '.join(use.targets)}")
 
 
 if __name__ == "__main__":

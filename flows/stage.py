@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import Flow
 
-from flows.settings import read_setting
 from tasks.errors import BadInput
-from tasks.settings import Between
 
 DATA = Path("data")
 PICTURES = DATA / "pictures"
 MANIFESTS = DATA / "manifests"
 EPISODES = DATA / "episodes"
+INPAINTERS = DATA / "inpainters"
 PAIRS = DATA / "pairs"
 CHECKPOINTS = DATA / "checkpoints"
 MODELS = DATA / "models"
 EVALUATION = DATA / "evaluation"
 
 
-def workers() -> int:
-    """How many processes or threads share a stage's work."""
-    return read_setting(("execution", "workers"), Annotated[int, Between(1, None)], default=os.cpu_count() or 1)  # type: ignore[arg-type]
-
-
 def run_stage(flow: Flow[..., Any]) -> None:
     """`python -m flows.<stage> <pipeline>`: runs the flow on the one argument given; exits as `exit_on_bad_input` says."""
     if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m flows.{flow.name} <{'dataset' if flow.name == 'ingest' else 'pipeline'}>")
+        sys.exit(f"usage: python -m flows.{flow.name} <{'dataset' if flow.name in ('ingest', 'objects') else 'pipeline'}>")
     exit_on_bad_input(lambda: flow(sys.argv[1]))
 
 

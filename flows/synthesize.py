@@ -1,35 +1,43 @@
-"""Stage synthesize: normal pictures in, change pairs out, as shards with an index and a contact sheet."""
+"""Stage synthesize: normal pictures in, change pairs out, as shards with an index and an overview."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_image_artifact
-from prefect.task_runners import ProcessPoolTaskRunner
+from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows.artifacts import data_uri, key
+from flows.artifacts import data_uri, key, rows_of
+from flows.runner import task_runner
 from flows.settings import read_setting
-from flows.stage import EPISODES, PAIRS, run_stage, workers
-from tasks.files import written_beside
+from flows.stage import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS, run_stage
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import shard_count, source_images
-from tasks.synthesis.task import make_shard, write_contact_sheet, write_index
+from tasks.synthesis.shards import OVERVIEW_NAME
+from tasks.synthesis.synthesize import Inputs, shard_count, start
+from tasks.synthesis.task import finish, make_shard
 
 
 @flow(name="synthesize", flow_run_name="synthesize {pipeline}")
 def synthesize(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "synthesis"), SynthesisSettings)
-    images = source_images(EpisodeFiles.of(EPISODES, pipeline).sources)
-    with written_beside(PAIRS / pipeline) as folder:
-        shards = [make_shard.submit(settings, images, number, folder) for number in range(shard_count(settings))]
-        rows = [row for shard in shards for row in shard.result()]
-        write_index(folder, rows)
-        sheet = write_contact_sheet(folder)
-        create_image_artifact(data_uri(sheet), key=key(pipeline, "contact-sheet"), description=f"Change pairs of {pipeline}, by kind")
-    get_run_logger().info(f"{pipeline}: {len(rows)} pairs in {len(shards)} shards, to see in {PAIRS / pipeline / sheet.name}")
+    inputs = Inputs(EpisodeFiles.of(EPISODES, pipeline), INPAINTERS / pipeline)
+    work, missing = start(settings, inputs, CHECKPOINTS / pipeline / "pairs")
+    kept = shard_count(settings) - len(missing)
+    if kept:
+        get_run_logger().info(f"{pipeline}: {kept} of {shard_count(settings)} shards are there from a run that was stopped")
+    for shard in [make_shard.submit(settings, inputs, number, work) for number in missing]:
+        shard.result()
+    made = finish(settings, work, PAIRS / pipeline)
+
+    overview = PAIRS / pipeline / OVERVIEW_NAME
+    for sheet in sorted(overview.glob("*.png")):
+        create_image_artifact(data_uri(sheet), key=key(pipeline, f"pairs-{sheet.stem}"), description=f"Pairs of {pipeline}: {sheet.stem}")
+    for table in sorted(overview.glob("*.csv")):
+        name = table.stem.replace("_", "-")
+        create_table_artifact(rows_of(table), key=key(pipeline, f"pairs-{name}"), description=f"Pairs of {pipeline}: {name}")
+    get_run_logger().info(f"{pipeline}: {made.pairs} pairs, {made.dropped} draws dropped; to see in {overview}")
 
 
 if __name__ == "__main__":
-    run_stage(synthesize.with_options(task_runner=cast(Any, ProcessPoolTaskRunner(max_workers=workers()))))
+    run_stage(synthesize.with_options(task_runner=cast(Any, task_runner())))

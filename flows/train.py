@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from flows.runner import workers
 from flows.settings import read_setting
-from flows.stage import CHECKPOINTS, MODELS, PAIRS, run_stage, workers
+from flows.stage import CHECKPOINTS, MODELS, PAIRS, run_stage
 from tasks.detector_settings import DetectorSettings
 from tasks.training.settings import TrainingSettings
 from tasks.training.task import train_metauas

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import skimage.data
 import yaml
 from PIL import Image
+
+from tasks.files import write_table
+from tasks.ingestion.check import check
+from tasks.ingestion.folder import Found
+from tasks.ingestion.manifest import SCHEMA
+from tasks.ingestion.objects import table as objects_table
+from tasks.ingestion.objects.table import write_objects
+from tasks.inpainting.inpainter import write_choice
+from tasks.inpainting.settings import InpainterSettings
+from tasks.sampling.episodes import EpisodeFiles
+from tasks.synthesis.settings import SynthesisSettings
+from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 
 ROOT = Path(__file__).parent.parent
 os.environ["DVC_NO_ANALYTICS"] = "true"
@@ -47,13 +62,15 @@ def save(pixels: np.ndarray, file: Path) -> Path:
 
 SMALL = {
     "enabled": ["small"],
-    "datasets": {"packaged": ["sample-photos"], "folders": {"parts": {"path": "parts"}}},
+    "datasets": {"packaged": ["sample-photos"], "folders": {"parts": {"path": "parts"}}, "objects": {}},
     "execution": {"workers": 2},
     "pipelines": {
         "small": {
             "sources": ["sample-photos"],
+            "textures": [],
             "targets": ["parts"],
-            "synthesis": {"pairs": 24, "pairs_per_shard": 8, "resolution": 64},
+            "inpainter": {"steps": 4, "batch_size": 2, "resolution": 32, "channels": [8, 32]},
+            "synthesis": {"pairs": 24, "pairs_per_shard": 8, "resolution": 64, "inpainting": {"batch_size": 4, "steps": 2}},
             "sampling": {"shots": [1, 2], "seeds": [0, 1]},
             "detectors": {
                 "patch-residual": {"resolution": 64},
@@ -97,3 +114,84 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
         **environment,
     }
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1800)
+
+
+def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[dict[str, Any]] | None = None) -> Inputs:
+    """The files that synthesis reads, for the normal training pictures of a layout."""
+    images = sorted(layout.rglob("train/good/*.png"))
+    rows = [check(Found(image, "c", "train", "good", None), "parts", "own") for image in images]
+    files = EpisodeFiles.of(layout.parent / "episodes", "small")
+    for file in (files.sources, files.textures):
+        write_table(file, pa.Table.from_pylist(rows, schema=SCHEMA))
+    write_objects(files.objects, pa.Table.from_pylist(objects or [], schema=objects_table.SCHEMA))
+    return Inputs(files, inpainter or layout.parent / "no-inpainter")
+
+
+def make_pairs(layout: Path, settings: SynthesisSettings, folder: Path) -> Path:
+    """Change pairs of the normal training pictures of a layout, in `folder`."""
+    inputs = make_inputs(layout)
+    work, missing = start(settings, inputs, folder.with_suffix(".work"))
+    for number in missing:
+        make_shard(settings, inputs, number, work)
+    finish(settings, work, folder)
+    return folder
+
+
+def make_inpainter(folder: Path) -> Path:
+    """What the inpainter stage leaves, with a small model of our own that has learnt nothing yet: it paints a smooth fill."""
+    import torch
+
+    from tasks.inpainting.crop_pipeline import new_pipeline
+
+    torch.manual_seed(0)
+    pipeline = new_pipeline(32, (8, 32))
+    torch.nn.init.normal_(pipeline.unet.conv_out.weight, std=0.01)  # and some grain, so that the seed shows
+    pipeline.save_pretrained(folder / "pipeline")
+    write_choice(folder, InpainterSettings())
+    return folder
+
+
+def make_stable_diffusion(folder: Path) -> Path:
+    """A real Stable Diffusion inpainting pipeline, small, from its parts' configurations; untrained."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = folder.parent / "vocabulary"
+    vocabulary.mkdir(parents=True)
+    (vocabulary / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (vocabulary / "merges.txt").write_text("#version: 0.2\n")
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=len(words), max_position_embeddings=77
+    )
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer(str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt"), model_max_length=77),
+        unet=UNet2DConditionModel(
+            sample_size=32,
+            in_channels=9,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder

@@ -13,18 +13,18 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tasks.synthesis.contact_sheet import write_contact_sheet
+from tasks.synthesis.sources import Sources
 
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.randomness import generator
 from tasks.synthesis.changes import CHANGERS, local_region
-from tasks.synthesis.contact_sheet import write_contact_sheet
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
 from tasks.synthesis.pair import make_pair
 from tasks.synthesis.perlin import perlin_mask, perlin_noise
 from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from tasks.synthesis.shards import ShardReader, read_index
-from tasks.synthesis.sources import Sources
 from tasks.synthesis.synthesize import make_shard, shard_count, write_index
 
 STILL = AugmentationSettings(rotation=0, shift=0, zoom=0, shear=0, light=0, hue=0)

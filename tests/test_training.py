@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, make_pairs
 
 from tasks.detector_settings import MetaUASSettings
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import make_shard, shard_count, write_index
 from tasks.training.data import Pairs
 from tasks.training.settings import TrainingSettings
 from tasks.training.train import train_metauas
@@ -30,11 +29,8 @@ SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule
 
 @pytest.fixture
 def pairs(layout: Path) -> Path:
-    folder = layout.parent / "pairs"
-    chosen = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64)
-    images = sorted(str(file) for file in layout.rglob("train/good/*.png"))
-    write_index(folder, [row for number in range(shard_count(chosen)) for row in make_shard(chosen, images, number, folder)])
-    return folder
+    kinds = {"local-region": 0.9, "none": 0.1}
+    return make_pairs(layout, SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds=kinds), layout.parent / "pairs")  # type: ignore[arg-type]
 
 
 def train(pairs: Path, name: str, settings: TrainingSettings = SETTINGS) -> Path:
@@ -118,7 +114,7 @@ def test_killed_midway_it_goes_on_and_ends_with_the_same_bytes(pairs: Path) -> N
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> None:
-    from tasks.training import checkpoint
+    from tasks import checkpoint
 
     folder = pairs.parent / "model.checkpoints"
     folder.mkdir()

@@ -5,7 +5,8 @@
     <folder>/[<category>/]test/<defect>/*.png
     <folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional)
 
-A folder that holds pictures and no `train` is read as photographs to train on: all normal, one category.
+A folder that holds pictures and no `train` is read as photographs to train on: all normal, one category. So is a folder whose
+folders hold them, with or without a level called `images`, as the Describable Textures Dataset has it: <folder>/images/<class>/*.jpg.
 """
 
 from __future__ import annotations
@@ -55,9 +56,12 @@ def read_folder(dataset: str, folder: Path) -> Iterator[Found | Rejected]:
             yield from _category(category.name, category)
     elif any(file.suffix.lower() in PICTURE_SUFFIXES for file in _files(folder)):
         yield from _pictures(folder, dataset, "train", "good", masks=None)
+    elif nested := [child for child in _nested(folder) if any(file.suffix.lower() in PICTURE_SUFFIXES for file in _files(child))]:
+        for child in nested:
+            yield from _pictures(child, dataset, "train", "good", masks=None)
     else:
         raise BadInput(
-            f"{dataset}: {folder} has neither train/good, nor <category>/train/good, nor pictures of its own; "
+            f"{dataset}: {folder} has neither train/good, nor <category>/train/good, nor pictures of its own or one folder down; "
             "lay it out as README.md shows under «Your own data»"
         )
 
@@ -77,6 +81,10 @@ def _category(name: str, folder: Path) -> Iterator[Found | Rejected]:
         for mask in _files(defect):
             if mask not in claimed:
                 yield Rejected(mask, "a mask for no picture")
+
+
+def _nested(folder: Path) -> list[Path]:
+    return _folders(folder / "images" if (folder / "images").is_dir() else folder)
 
 
 def _pictures(folder: Path, category: str, split: str, defect: str, *, masks: Path | None) -> Iterator[Found | Rejected]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from tasks.errors import BadInput
-from tasks.files import write_table, written_beside
+from tasks.files import write_csv, write_table, written_beside
 from tasks.ingestion.check import check
 from tasks.ingestion.folder import Found, Rejected, read_folder
 from tasks.ingestion.manifest import SCHEMA
@@ -21,9 +20,9 @@ from tasks.ingestion.packaged import PACKAGED
 
 @dataclass(frozen=True)
 class Ingested:
-    """How many pictures a dataset gave, and how many files were left out."""
+    """How many pictures (or objects of them) a dataset gave, and how many were left out."""
 
-    pictures: int
+    kept: int
     rejected: int
 
 
@@ -51,7 +50,7 @@ def ingest_folder(dataset: str, folder: Path, *, licence: str, manifests: Path, 
     rows = [item for item in judged if not isinstance(item, Rejected)]
     rejected = [item for item in judged if isinstance(item, Rejected)]
     rejected_list = manifests / f"{dataset}.rejected.csv"
-    _write_rejected(rejected_list, rejected, folder)
+    write_csv(rejected_list, ["file", "reason"], ([_printable(item.file.relative_to(folder)), item.reason] for item in rejected))
 
     left = {row["category"] for row in rows}
     for category in dict.fromkeys(item.category for item in found if isinstance(item, Found)):
@@ -63,10 +62,6 @@ def ingest_folder(dataset: str, folder: Path, *, licence: str, manifests: Path, 
     return Ingested(len(rows), len(rejected))
 
 
-def _write_rejected(path: Path, rejected: list[Rejected], folder: Path) -> None:
-    with written_beside(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["file", "reason"])
-        for item in rejected:
-            name = os.fsencode(item.file.relative_to(folder)).decode("utf-8", "backslashreplace")
-            writer.writerow([name, item.reason])
+def _printable(path: Path) -> str:
+    """The path as text, even where its name is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,8 +1,9 @@
-"""A dataset of the user's own, as pipelines.yaml declares it under datasets.folders."""
+"""Datasets of the user's own and the masks of their objects, as pipelines.yaml declares them under datasets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tasks.settings import STRICT
 
@@ -15,3 +16,15 @@ class FolderSettings:
     """The dataset's folder, absolute or from the project's root."""
     licence: str = "not stated"
     """Under what terms its pictures may be used; copied into every row of the manifest."""
+
+
+@dataclass(frozen=True)
+class ObjectsSettings:
+    """Where the masks of a dataset's objects are."""
+
+    __pydantic_config__ = STRICT
+
+    format: Literal["coco", "open-images", "masks"]
+    """COCO's instances (a JSON), Open Images' masks (a CSV with its PNGs beside), or a folder of mask PNGs."""
+    path: str
+    """The file, or for `masks` the folder; absolute or from the project's root."""

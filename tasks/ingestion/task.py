@@ -1,4 +1,4 @@
-"""Ingestion as a Prefect task: one a dataset."""
+"""Ingestion as Prefect tasks: one a dataset, and one for the masks of its objects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import task
 
 from tasks.ingestion import ingest
+from tasks.ingestion.objects import ingest as objects
 from tasks.ingestion.settings import FolderSettings
 from tasks.retries import worth_retrying
 
@@ -24,3 +25,14 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, *, pictures: Pat
     if folder is None:
         return ingest.ingest_packaged(dataset, pictures=pictures / dataset, manifests=manifests, workers=workers)
     return ingest.ingest_folder(dataset, Path(folder.path), licence=folder.licence, manifests=manifests, workers=workers)
+
+
+ingest_objects = task(
+    name="ingest objects",
+    task_run_name="ingest objects of {dataset}",
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=6 * 3600,
+    persist_result=False,
+)(objects.ingest_objects)

@@ -8,45 +8,57 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.errors import BadInput
 from tasks.files import read_table, write_table
 from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, SCHEMA
+from tasks.ingestion.objects import table as objects
+from tasks.ingestion.objects.table import write_objects
 from tasks.randomness import generator
 from tasks.sampling.episodes import EPISODES, Episode, EpisodeFiles
-from tasks.sampling.settings import SamplingSettings
+from tasks.sampling.settings import SamplingSettings, Use
 
 Row = dict[str, Any]
 
 
-def sample(settings: SamplingSettings, sources: Sequence[str], targets: Sequence[str], *, manifests: Path, files: EpisodeFiles) -> int:
-    """Writes the three files of tasks.sampling.episodes and gives the number of episodes.
+def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> int:
+    """Writes the files of tasks.sampling.episodes and gives the number of episodes.
 
-    Raises BadInput if a picture is both in a source and in a target, or a category has too few normal pictures.
+    Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
     """
+    sources, targets = use.sources, use.targets
     source_rows = [row for name in sources for row in _read(manifests, name)]
+    texture_rows = [row for name in use.textures for row in _read(manifests, name)]
     target_rows = [row for name in targets for row in _read(manifests, name)]
-    refuse_overlap(source_rows, target_rows)
+    refuse_overlap([*source_rows, *texture_rows], target_rows)
     episodes = [episode for name in targets for episode in draw(settings, name, [row for row in target_rows if row["dataset"] == name])]
 
-    training = [row for row in source_rows if row["split"] == "train" and row["label"] == NORMAL]
+    training = _normal(source_rows)
     if not training:
         raise BadInput(f"sources {', '.join(sources)}: no normal training picture among them, so there is nothing to make pairs from")
+    textures = _normal(texture_rows) if use.textures else training
+    if not textures:
+        raise BadInput(
+            f"textures {', '.join(use.textures)}: no normal training picture among them, so there is no texture to cut from them"
+        )
     named = {image for episode in episodes for image in (*episode.prompts, *episode.queries)}
     write_table(files.sources, pa.Table.from_pylist(training, schema=SCHEMA))
+    write_table(files.textures, pa.Table.from_pylist(textures, schema=SCHEMA))
+    write_objects(files.objects, _objects(manifests, sources, [row["image"] for row in training]))
     write_table(files.targets, pa.Table.from_pylist([row for row in target_rows if row["image"] in named], schema=SCHEMA))
     write_table(files.episodes, pa.Table.from_pylist([asdict(episode) for episode in episodes], schema=EPISODES))
     return len(episodes)
 
 
-def refuse_overlap(sources: Sequence[Row], targets: Sequence[Row]) -> None:
+def refuse_overlap(training: Sequence[Row], targets: Sequence[Row]) -> None:
     """Raises BadInput if any picture, by the sha256 of its file, is in both: a detector must not be tested on what it saw."""
-    trained_on = {row["sha256"]: row["image"] for row in sources}
+    trained_on = {row["sha256"]: row["image"] for row in training}
     both = [(trained_on[row["sha256"]], row["image"]) for row in targets if row["sha256"] in trained_on]
     if both:
         raise BadInput(
             f"{len(both)} pictures are both a source and a target, the first {both[0][0]} and {both[0][1]}; "
-            "take one of the datasets out of the pipeline's sources or targets"
+            "take one of the datasets out of the pipeline's sources, textures or targets"
         )
 
 
@@ -96,6 +108,21 @@ def _queries(target: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _shuffled(images: Sequence[str], seed: int, *item: int | str) -> list[str]:
     return [images[index] for index in generator(seed, *item).permutation(len(images))]
+
+
+def _normal(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["split"] == "train" and row["label"] == NORMAL]
+
+
+def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> pa.Table:
+    """The objects of those images, as far as their datasets have any."""
+    tables = [
+        read_table(file, objects.SCHEMA, objects.MADE_BY)
+        for file in (manifests / f"{name}.objects.parquet" for name in sorted(sources))
+        if file.is_file()
+    ]
+    table = pa.concat_tables([objects.SCHEMA.empty_table(), *tables])
+    return table.filter(pc.is_in(table["image"], pa.array(images, pa.string())))
 
 
 def _read(manifests: Path, dataset: str) -> list[Row]:

@@ -21,3 +21,15 @@ class SamplingSettings:
     protocols: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
     """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, from which
     the detector takes the one most similar to the query."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a pipeline uses which datasets for, by their names."""
+
+    sources: tuple[str, ...]
+    """Photographs to make pairs from."""
+    targets: tuple[str, ...]
+    """To be measured on; never trained on."""
+    textures: tuple[str, ...] = ()
+    """Pictures to cut DRAEM's textures from; none for the sources themselves."""

@@ -1,7 +1,6 @@
-"""The kinds of change: each makes, of one picture, a prompt, a query and the mask of where they differ.
+"""The kinds of change: each makes a prompt, a query and the mask of where they differ, or asks the inpainting model for its part.
 
-A kind is a function `(picture, other, rng) -> Change`, where `other()` draws a crop of another photograph. Kinds that change the
-prompt rather than the query, as inpainting an object away does, fit the same shape.
+A way is a function `(materials, rng) -> Change | Repaint`. It draws what it needs, so that a draw that comes to nothing costs little.
 """
 
 from __future__ import annotations
@@ -10,73 +9,181 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 from tasks.pictures import Mask, Picture
+from tasks.sources import Sources
+from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.perlin import perlin_mask
 from tasks.synthesis.photometry import three_random
-from tasks.synthesis.settings import Kind
+from tasks.synthesis.settings import Kind, SynthesisSettings
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What pairs are made of."""
+
+    settings: SynthesisSettings
+    sources: Sources
+    textures: Sources
+    objects: Objects
 
 
 @dataclass(frozen=True)
 class Change:
     """Prompt and query HxWx3, and the HxW mask of what differs, all on one grid; geometry and light come after."""
 
+    photo: int  # index of the source
     prompt: Picture
     query: Picture
     mask: Mask
 
 
-Other = Callable[[], Picture]
-Changer = Callable[[Picture, Other, np.random.Generator], Change]
+@dataclass(frozen=True)
+class Repaint:
+    """A region of a picture that the inpainting model is to paint anew, and which of the pair the painted picture becomes."""
+
+    photo: int
+    picture: Picture
+    region: Mask
+    text: str
+    painted_is_query: bool
+
+
+Way = Callable[[Materials, np.random.Generator], Change | Repaint]
 
 MOST_TRANSPARENT = 0.8  # beta of DRAEM, uniform in [0, 0.8]
+MOST_NOISES = 50  # draws of a noise whose region is of a size that is asked for
+SOFT_EDGE = 0.7  # pixels, of a pasted object
 
 
-def no_change(picture: Picture, other: Other, rng: np.random.Generator) -> Change:
-    return Change(picture, picture, np.zeros(picture.shape[:2], dtype=bool))
+def no_change(materials: Materials, rng: np.random.Generator) -> Change:
+    photo, picture = materials.sources.draw(rng)
+    return Change(photo, picture, picture, np.zeros(picture.shape[:2], dtype=bool))
 
 
-def local_region(picture: Picture, other: Other, rng: np.random.Generator) -> Change:
+def local_region(materials: Materials, rng: np.random.Generator) -> Change:
     """DRAEM's local change (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
 
     M is thresholded Perlin noise, A a texture under three random photometric augmentations.
     """
-    mask = perlin_mask(picture.shape[0], rng)
-    texture = three_random(other(), rng)
+    low, high = materials.settings.changed_area
+    masks = (perlin_mask(materials.sources.resolution, rng) for _draw in range(MOST_NOISES))
+    mask = next((mask for mask in masks if low <= mask.mean() <= high), None)
+    if mask is None:
+        raise Dropped("no noise of that area")
+    photo, picture = materials.sources.draw(rng)
+    texture = three_random(_texture(materials, photo, rng), rng)
     beta = np.float32(rng.uniform(0, MOST_TRANSPARENT))
     query = picture.copy()
     query[mask] = np.rint((1 - beta) * texture[mask] + beta * picture[mask]).astype(np.uint8)
-    return Change(picture, query, mask)
+    return Change(photo, picture, query, mask)
 
 
-def exchange(picture: Picture, other: Other, rng: np.random.Generator) -> Change:
-    """A region of another photograph pasted in (MetaUAS, arXiv 2505.09265, section 3.2: object-level change)."""
-    opacity = blob(picture.shape[0], rng)
-    pasted = opacity[..., None] * other() + (1 - opacity[..., None]) * picture
-    return Change(picture, np.rint(pasted).astype(np.uint8), opacity > 0.5)
+def _texture(materials: Materials, photo: int, rng: np.random.Generator) -> Picture:
+    """A texture; where textures are the sources themselves, of another photograph."""
+    textures = materials.textures
+    index = textures.choose(rng, but=photo if textures.images == materials.sources.images else None)
+    return textures.cut(index, textures.square(index, rng))
 
 
-def blob(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Opacity 0..1 of a random roundish region with an edge about a pixel soft, size x size: an ellipse whose rim wavers."""
-    angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
-    radius = 1.0 + sum(rng.uniform(0, 0.35) / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi)) for order in range(2, 7))
-    axes = size * np.exp(rng.uniform(np.log(0.04), np.log(0.28), size=2))
-    turn = rng.uniform(0, np.pi)
-    centre = rng.uniform(0.1, 0.9, size=2) * size
-    along, across = radius * np.cos(angles) * axes[0], radius * np.sin(angles) * axes[1]
-    x = centre[0] + along * np.cos(turn) - across * np.sin(turn)
-    y = centre[1] + along * np.sin(turn) + across * np.cos(turn)
-    region = Image.new("L", (size, size))
-    _polygon(region, x, y)
-    return np.asarray(region.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.2))), dtype=np.float32) / np.float32(255)
+def appearance(materials: Materials, rng: np.random.Generator) -> Repaint:
+    """An object is in the query and painted away in the prompt (MetaUAS, arXiv 2505.09265, section 3.2)."""
+    return _painted_away(materials, rng, painted_is_query=False)
 
 
-def _polygon(region: Image.Image, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    from PIL import ImageDraw
+def disappearance(materials: Materials, rng: np.random.Generator) -> Repaint:
+    """An object is in the prompt and painted away in the query."""
+    return _painted_away(materials, rng, painted_is_query=True)
 
-    ImageDraw.Draw(region).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
+
+def _painted_away(materials: Materials, rng: np.random.Generator, *, painted_is_query: bool) -> Repaint:
+    found = materials.objects.draw(rng)
+    reach = round(materials.settings.objects.margin * len(found.mask))
+    region = ndimage.binary_dilation(found.mask, iterations=reach) if reach else found.mask
+    return Repaint(found.photo, found.picture, region, materials.settings.inpainting.removal_text, painted_is_query)
 
 
-CHANGERS: dict[Kind, Changer] = {"local-region": local_region, "exchange": exchange, "none": no_change}
+def exchange_regenerated(materials: Materials, rng: np.random.Generator) -> Repaint:
+    """Another object in an object's place, painted by the inpainting model within its outline."""
+    found = materials.objects.draw(rng)
+    texts = materials.settings.inpainting.exchange_texts
+    text = texts[int(rng.integers(len(texts)))] if texts else found.label
+    return Repaint(found.photo, found.picture, found.mask, text, painted_is_query=True)
+
+
+def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
+    """An object of another photograph over an object, fitted to its box."""
+    place = materials.objects.draw(rng)
+    other = materials.objects.draw(rng, but=place.photo)
+    (top, bottom, left, right), (high, low, near, far) = _box(place.mask), _box(other.mask)
+    factor = rng.uniform(0.9, 1.25, size=2)
+    height, width = max(round((bottom - top) * factor[0]), 2), max(round((right - left) * factor[1]), 2)
+    size, box = (width, height), (near, high, far, low)
+    opacity = Image.fromarray(other.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR, box=box)
+    pixels = Image.fromarray(other.picture).resize(size, Image.Resampling.BICUBIC, box=box)
+    corner = (left + right - width) // 2, (top + bottom - height) // 2
+    layer, shape = Image.fromarray(place.picture.copy()), Image.new("L", place.picture.shape[1::-1])
+    layer.paste(pixels, corner)
+    shape.paste(opacity, corner)
+    shape = shape.filter(ImageFilter.GaussianBlur(SOFT_EDGE))
+    query = np.asarray(Image.composite(layer, Image.fromarray(place.picture), shape))
+    region = np.asarray(shape) > 127
+    return Change(place.photo, place.picture, query, differing(place.picture, query, region, materials.settings))
+
+
+def _box(mask: Mask) -> tuple[int, int, int, int]:
+    """First row, end of rows, first column, end of columns of what a mask marks."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
+    """The change that the inpainting model's answer makes. Outside the region the picture stays what it was, to the bit.
+
+    Raises Dropped if the region came out as it was.
+    """
+    after = np.where(repaint.region[..., None], answer, repaint.picture)
+    mask = differing(repaint.picture, after, repaint.region, settings)
+    prompt, query = (repaint.picture, after) if repaint.painted_is_query else (after, repaint.picture)
+    return Change(repaint.photo, prompt, query, mask)
+
+
+def differing(before: Picture, after: Picture, region: Mask, settings: SynthesisSettings) -> Mask:
+    """The part of the region where two pictures differ to the eye: by least_difference in some channel, after a blur that
+    leaves fine grain out. Raises Dropped if that is less than least_changed of the region.
+    """
+    sigma = len(region) / 100
+    moved = ndimage.gaussian_filter(after.astype(np.float32) - before, (sigma, sigma, 0), truncate=3.0)
+    changed = (np.abs(moved).max(axis=2) > 255 * settings.inpainting.least_difference) & region
+    if not region.any() or changed.sum() < settings.inpainting.least_changed * region.sum():
+        raise Dropped("came out unchanged")
+    return ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=2, border_value=0) | changed) & region
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to make a kind of change."""
+
+    kind: Kind
+    method: str  # how, for the index
+    way: Way
+    repaints: bool
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe("appearance", "inpainted", appearance, True),
+    Recipe("disappearance", "inpainted", disappearance, True),
+    Recipe("exchange", "inpainted", exchange_regenerated, True),
+    Recipe("exchange", "pasted", exchange_pasted, False),
+    Recipe("local-region", "perlin", local_region, False),
+    Recipe("none", "unchanged", no_change, False),
+)
+
+
+def shares(settings: SynthesisSettings) -> list[float]:
+    """The share of each of RECIPES; together 1."""
+    within = {("exchange", "inpainted"): settings.regenerated, ("exchange", "pasted"): 1 - settings.regenerated}
+    asked = [settings.kinds.get(recipe.kind, 0.0) * within.get((recipe.kind, recipe.method), 1.0) for recipe in RECIPES]
+    return [share / sum(asked) for share in asked]

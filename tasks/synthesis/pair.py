@@ -1,52 +1,136 @@
-"""One change pair, from its number alone."""
+"""Change pairs, each from its number alone, but for the low bits of what was painted: those depend on the batch, which is fixed too."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from tasks.errors import BadInput
+from tasks.inpainting.inpainter import Inpainter
+from tasks.pictures import Picture
 from tasks.randomness import generator
-from tasks.synthesis.changes import CHANGERS, Change
+from tasks.synthesis.changes import RECIPES, Change, Materials, Recipe, Repaint, painted, shares
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
+from tasks.synthesis.objects import Dropped
 from tasks.synthesis.photometry import jitter
-from tasks.synthesis.settings import Kind, SynthesisSettings
-from tasks.synthesis.shards import Pair
-from tasks.synthesis.sources import Sources
+from tasks.synthesis.settings import SynthesisSettings
+from tasks.synthesis.shards import Drop, Pair
 
-MOST_DRAWS = 50  # of a change that has to fall within changed_area
-
-
-def make_pair(settings: SynthesisSettings, sources: Sources, index: int) -> Pair:
-    """Pair number `index`: what changed, then geometry and light of prompt and query each on its own."""
-    rng = generator(settings.seed, "pair", index)
-    kind = _kind(settings, rng)
-    photo, picture = sources.draw(rng)
-    for _draw in range(MOST_DRAWS):
-        change = CHANGERS[kind](picture, lambda: sources.draw_other(photo, rng), rng)
-        pair = _set_apart(settings, index, kind, sources.images[photo], change, rng)
-        if kind == "none" or settings.changed_area[0] <= pair.changed_area <= settings.changed_area[1]:
-            return pair
-    raise BadInput(
-        f"synthesis: {MOST_DRAWS} draws of a {kind!r} change all covered less or more than changed_area "
-        f"[{settings.changed_area[0]:g}, {settings.changed_area[1]:g}] of the query; widen it in pipelines.yaml"
-    )
+MOST_DRAWS = 50  # of one pair
+MOST_HELD = 64  # pairs held at once, so that memory does not grow where few of them are painted
 
 
-def _kind(settings: SynthesisSettings, rng: np.random.Generator) -> Kind:
-    kinds = sorted(settings.kinds)  # the order in pipelines.yaml must not matter
-    shares = np.array([settings.kinds[kind] for kind in kinds])
-    return kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
+@dataclass
+class Maker:
+    """Makes pairs out of materials. `inpainter` may be None where no kind needs it; `drops` counts the draws that came to nothing."""
+
+    materials: Materials
+    inpainter: Inpainter | None
+    drops: Counter[Drop] = field(default_factory=Counter)
+
+    @property
+    def settings(self) -> SynthesisSettings:
+        return self.materials.settings
+
+    def make(self, numbers: Sequence[int]) -> Iterator[Pair]:
+        """The pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
+        recipes = {number: recipe(self.settings, number) for number in numbers}
+        for group in groups(recipes, self.settings.inpainting.batch_size):
+            yield from self._group(group, recipes)
+
+    def _group(self, group: Sequence[int], recipes: dict[int, Recipe]) -> list[Pair]:
+        """A group's pairs: all are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
+        made: dict[int, Pair] = {}
+        for draw in range(MOST_DRAWS):
+            waiting = [number for number in group if number not in made]
+            if not waiting:
+                break
+            rngs = {number: generator(self.settings.seed, "pair", number, draw) for number in waiting}
+            drawn = self._drawn({number: recipes[number] for number in waiting}, rngs)
+            answers = self._answers({number: came for number, came in drawn.items() if isinstance(came, Repaint)}, draw)
+            for number, came in drawn.items():
+                try:
+                    change = painted(came, answers[number], self.settings) if isinstance(came, Repaint) else came
+                    made[number] = self._pair(number, draw, recipes[number], change, rngs[number])
+                except Dropped as dropped:
+                    self._drop(recipes[number], dropped)
+        missing = next((number for number in group if number not in made), None)
+        if missing is not None:
+            raise self._cannot(recipes[missing])
+        return [made[number] for number in group]
+
+    def _drawn(self, recipes: dict[int, Recipe], rngs: dict[int, np.random.Generator]) -> dict[int, Change | Repaint]:
+        drawn = {}
+        for number, recipe_ in recipes.items():
+            try:
+                drawn[number] = recipe_.way(self.materials, rngs[number])
+            except Dropped as dropped:
+                self._drop(recipe_, dropped)
+        return drawn
+
+    def _answers(self, asked: dict[int, Repaint], draw: int) -> dict[int, Picture]:
+        """What the inpainting model paints, by the pairs' numbers."""
+        if not asked:
+            return {}
+        assert self.inpainter is not None  # pipelines.yaml is checked for it
+        images = torch.from_numpy(np.stack([repaint.picture for repaint in asked.values()])).permute(0, 3, 1, 2).float() / 255
+        masks = torch.from_numpy(np.stack([repaint.region for repaint in asked.values()]))[:, None].float()
+        seeds = [int(generator(self.settings.seed, "paint", number, draw).integers(2**31)) for number in asked]
+        came = self.inpainter(images, masks, [repaint.text for repaint in asked.values()], seeds)
+        pictures = (came.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        return dict(zip(asked, pictures, strict=True))
+
+    def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
+        """The mask follows the query; the prompt gets a geometry and a light of its own. Raises Dropped if the area is wrong."""
+        augmentation, size = self.settings.augmentation, self.settings.resolution
+        to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
+        mask = warp_mask(change.mask, to_query)
+        low, high = self.settings.changed_area
+        if recipe_.kind != "none" and not low <= mask.mean() <= high:
+            raise Dropped("change too small" if mask.mean() < low else "change too large")
+        return Pair(
+            index=number,
+            kind=recipe_.kind,
+            method=recipe_.method,
+            source=self.materials.sources.images[change.photo],
+            draw=draw,
+            query=jitter(warp_picture(change.query, to_query), augmentation, rng),
+            prompt=jitter(warp_picture(change.prompt, to_prompt), augmentation, rng),
+            mask=mask,
+        )
+
+    def _drop(self, recipe_: Recipe, dropped: Dropped) -> None:
+        self.drops[Drop(recipe_.kind, recipe_.method, str(dropped))] += 1
+
+    def _cannot(self, recipe_: Recipe) -> BadInput:
+        reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (recipe_.kind, recipe_.method)})
+        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        return BadInput(
+            f"synthesis: {MOST_DRAWS} draws of a pair of kind {recipe_.kind!r} came to nothing: {told}; "
+            "widen synthesis.changed_area or synthesis.objects, or give the kind no share, in pipelines.yaml"
+        )
 
 
-def _set_apart(settings: SynthesisSettings, index: int, kind: Kind, source: str, change: Change, rng: np.random.Generator) -> Pair:
-    """The mask follows the query; the prompt gets a geometry and a light of its own."""
-    size = settings.resolution
-    to_query, to_prompt = (small_affine(size, settings.augmentation, rng) for _ in range(2))
-    return Pair(
-        index=index,
-        kind=kind,
-        source=source,
-        query=jitter(warp_picture(change.query, to_query), settings.augmentation, rng),
-        prompt=jitter(warp_picture(change.prompt, to_prompt), settings.augmentation, rng),
-        mask=warp_mask(change.mask, to_query),
-    )
+def recipe(settings: SynthesisSettings, number: int) -> Recipe:
+    """How pair `number` is made, drawn by the kinds' shares."""
+    chances: NDArray[np.float64] = np.cumsum(shares(settings))
+    return RECIPES[int(np.searchsorted(chances / chances[-1], generator(settings.seed, "kind", number).random(), side="right"))]
+
+
+def groups(recipes: dict[int, Recipe], batch_size: int) -> Iterator[list[int]]:
+    """The numbers in runs that each hold one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
+    group: list[int] = []
+    painted_ones = 0
+    for number, recipe_ in recipes.items():
+        group.append(number)
+        painted_ones += recipe_.repaints
+        if painted_ones == batch_size or len(group) == max(MOST_HELD, batch_size):
+            yield group
+            group, painted_ones = [], 0
+    if group:
+        yield group

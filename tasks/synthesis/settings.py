@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from tasks.inpainting.settings import InpaintingSettings
 from tasks.settings import STRICT, Between
 
-Kind = Literal["local-region", "exchange", "none"]
+Kind = Literal["appearance", "disappearance", "exchange", "local-region", "none"]
 Share = Annotated[float, Between(0, 1)]
 
 
@@ -32,6 +33,25 @@ class AugmentationSettings:
 
 
 @dataclass(frozen=True)
+class ObjectSettings:
+    """Which objects of a photograph may appear, disappear or be exchanged."""
+
+    __pydantic_config__ = STRICT
+
+    proposals: Literal["segmentation", "sam", "none"] = "segmentation"
+    """What finds objects where datasets.objects has none for a photograph: an unsupervised segmentation (Felzenszwalb and
+    Huttenlocher, IJCV 2004), Segment Anything, or nothing."""
+    sam: str = "facebook/sam-vit-base"
+    """Hub id or folder of the Segment Anything model."""
+    area: Annotated[tuple[float, float], Between(0, 1)] = (0.01, 0.3)
+    """Smallest and largest share of the square that an object may cover."""
+    cut_by_border: bool = False
+    """Whether an object that the border cuts may be taken."""
+    margin: Annotated[float, Between(0, 0.2)] = 0.02
+    """How far around an object is painted away with it, as a share of the square's side: its blurred edge, its shadow."""
+
+
+@dataclass(frozen=True)
 class SynthesisSettings:
     __pydantic_config__ = STRICT
 
@@ -40,18 +60,32 @@ class SynthesisSettings:
     pairs_per_shard: Annotated[int, Between(1, None)] = 250
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Pixels a side of query, prompt and mask."""
-    kinds: dict[Kind, Share] = field(default_factory=lambda: {"local-region": 0.45, "exchange": 0.45, "none": 0.1})
-    """The share of each kind of change; together 1."""
+    kinds: dict[Kind, Share] = field(
+        default_factory=lambda: {"appearance": 0.15, "disappearance": 0.15, "exchange": 0.15, "local-region": 0.45, "none": 0.1}
+    )
+    """The share of each kind of change; together 1. The MetaUAS paper mixes object-level and local-region about half and half."""
+    regenerated: Share = 0.5
+    """Share of the exchanges that the inpainting model paints anew; the others get an object of another photograph pasted in."""
     crop: Annotated[tuple[float, float], Between(0.05, 1)] = (0.4, 1.0)
     """Smallest and largest side of the square cut from a source picture, as a share of its shorter side."""
     changed_area: Annotated[tuple[float, float], Between(0, 1)] = (0.002, 0.5)
-    """Smallest and largest share of the query that a change may cover; a draw outside is drawn again."""
+    """Smallest and largest share of the query that a change may cover; a draw outside is dropped and drawn again."""
+    objects: ObjectSettings = ObjectSettings()
+    inpainting: InpaintingSettings = InpaintingSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
 
     def __post_init__(self) -> None:
         if abs(sum(self.kinds.values()) - 1.0) > 1e-6:
             raise ValueError(f"kinds: shares that sum to 1, not {sum(self.kinds.values()):g}")
-        for name in ("crop", "changed_area"):
-            low, high = getattr(self, name)
+        for name, (low, high) in (("crop", self.crop), ("changed_area", self.changed_area), ("objects.area", self.objects.area)):
             if low > high:
                 raise ValueError(f"{name}: the smallest first, not ({low:g}, {high:g})")
+
+    @property
+    def repaints(self) -> list[Kind]:
+        """The kinds that need an inpainting model."""
+        return [
+            kind
+            for kind, share in self.kinds.items()
+            if share > 0 and (kind in ("appearance", "disappearance") or (kind == "exchange" and self.regenerated > 0))
+        ]

@@ -1,4 +1,8 @@
-"""The shards and their index: what synthesis writes and training reads.
+"""The shards, their index and their overview: what synthesis writes, training reads and people look at.
+
+data/pairs/<pipeline>/00000.tar, …     the shards
+data/pairs/<pipeline>/pairs.parquet    one row a pair (INDEX)
+data/pairs/<pipeline>/overview/        a contact sheet a kind, and kinds.csv, changed_area.csv, drops.csv
 
 A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png` and `<key>.json`, so any WebDataset reader
 reads it. Its bytes depend on its pairs alone: no times, no owners.
@@ -11,7 +15,7 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import webdataset as wds
@@ -21,16 +25,18 @@ from tasks.pictures import Mask, Picture, png
 
 MADE_BY = "synthesize"
 INDEX_NAME = "pairs.parquet"
-CONTACT_SHEET_NAME = "contact_sheet.png"
+OVERVIEW_NAME = "overview"
 
 INDEX = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # of the sample in its shard
         pa.field("shard", pa.string(), nullable=False),  # file name beside the index
         pa.field("kind", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),  # how: inpainted, pasted, perlin, unchanged
         pa.field("source", pa.string(), nullable=False),  # the photograph's path
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("index", pa.int64(), nullable=False),  # with the seed, all that the pair was drawn from
+        pa.field("index", pa.int64(), nullable=False),  # with the seed and the draw, all that the pair was drawn from
+        pa.field("draw", pa.int32(), nullable=False),  # 0 but where earlier draws were dropped
         pa.field("changed_area", pa.float64(), nullable=False),  # share of the query, 0..1
     ]
 )
@@ -42,7 +48,9 @@ class Pair:
 
     index: int
     kind: str
+    method: str  # how it was made
     source: str  # the photograph's path
+    draw: int  # how many draws before it were dropped
     query: Picture
     prompt: Picture
     mask: Mask
@@ -51,6 +59,14 @@ class Pair:
     def changed_area(self) -> float:
         """Share of the query that the mask covers, 0..1."""
         return float(self.mask.mean())
+
+
+class Drop(NamedTuple):
+    """Why a draw came to nothing, for counting."""
+
+    kind: str
+    method: str
+    reason: str
 
 
 def shard_name(number: int) -> str:
@@ -66,9 +82,11 @@ def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[dict[str, 
                 "key": f"{pair.index:08d}",
                 "shard": path.name,
                 "kind": pair.kind,
+                "method": pair.method,
                 "source": pair.source,
                 "seed": seed,
                 "index": pair.index,
+                "draw": pair.draw,
                 "changed_area": pair.changed_area,
             }
             sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}

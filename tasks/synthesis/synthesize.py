@@ -1,40 +1,144 @@
-"""Synthesis in steps that can run anywhere, in any order: plan the shards, make each, write the index and the contact sheet."""
+"""Synthesis in steps that can run anywhere, in any order: find what an earlier run left, make the other shards, finish.
+
+A run works in a folder of its own, named after all that its bytes depend on, and hands the whole over at the end. One that was
+killed leaves its shards there, and the next of that name keeps those that are whole: a shard is, once its record is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from tasks.files import write_table
-from tasks.sampling.episodes import read_pictures
-from tasks.synthesis.pair import make_pair
+import tasks
+from tasks.files import sha256, write_table, write_text
+from tasks.inpainting.inpainter import load_inpainter
+from tasks.sampling.episodes import EpisodeFiles, read_pictures
+from tasks.sources import Sources
+from tasks.synthesis.changes import Materials
+from tasks.synthesis.objects import Objects
+from tasks.synthesis.overview import write_overview
+from tasks.synthesis.pair import Maker
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.shards import INDEX, INDEX_NAME, shard_name, write_shard
-from tasks.synthesis.sources import Sources
+from tasks.synthesis.shards import INDEX, INDEX_NAME, Drop, shard_name, write_shard
+
+PACKAGES = ("numpy", "pillow", "scikit-image", "scipy", "torch", "webdataset")
+NAME_LENGTH = 16
 
 
-def source_images(sources_file: Path) -> list[str]:
-    """The photographs' paths, in the order of the file that sampling wrote."""
-    return [row["image"] for row in read_pictures(sources_file)]
+@dataclass(frozen=True)
+class Inputs:
+    """The files that pairs are made of."""
+
+    files: EpisodeFiles
+    inpainter: Path  # the folder that the inpainter stage wrote
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a run works: what will be handed over, and a record of each shard that is whole."""
+
+    folder: Path
+
+    @property
+    def pairs(self) -> Path:
+        return self.folder / "pairs"
+
+    def record(self, number: int) -> Path:
+        return self.folder / "records" / f"{number:05d}.json"
+
+    def shard(self, number: int) -> Path:
+        return self.pairs / shard_name(number)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run came to."""
+
+    pairs: int
+    dropped: int
 
 
 def shard_count(settings: SynthesisSettings) -> int:
     return -(-settings.pairs // settings.pairs_per_shard)
 
 
-def make_shard(settings: SynthesisSettings, images: Sequence[str], number: int, folder: Path) -> list[dict[str, Any]]:
-    """Makes shard `number` in `folder` and gives its rows of the index. The same bytes wherever it runs."""
-    sources = Sources(images, settings.crop, settings.resolution)
+def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tuple[Work, list[int]]:
+    """The folder to work in, and the numbers of the shards that are not there yet. Throws away what other runs left."""
+    name = _name(settings, inputs)
+    for other in checkpoints.glob("*"):
+        if other.name != name:
+            shutil.rmtree(other)
+    work = Work(checkpoints / name)
+    for folder in (work.pairs, work.record(0).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        for partial in folder.glob(".*.partial"):
+            partial.unlink()
+    return work, [number for number in range(shard_count(settings)) if not (work.record(number).is_file() and work.shard(number).is_file())]
+
+
+def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
+    """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
+    sources = Sources(_images(inputs.files.sources), settings.crop, settings.resolution)
+    textures = Sources(_images(inputs.files.textures), settings.crop, settings.resolution)
+    materials = Materials(settings, sources, textures, Objects(settings.objects, sources, inputs.files.objects))
+    maker = Maker(materials, load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None)
     first = number * settings.pairs_per_shard
-    last = min(first + settings.pairs_per_shard, settings.pairs)
-    pairs = (make_pair(settings, sources, index) for index in range(first, last))
-    return write_shard(folder / shard_name(number), pairs, settings.seed)
+    numbers = range(first, min(first + settings.pairs_per_shard, settings.pairs))
+    rows = write_shard(work.shard(number), maker.make(numbers), settings.seed)
+    drops = [[*drop, count] for drop, count in sorted(maker.drops.items())]
+    write_text(work.record(number), json.dumps({"rows": rows, "drops": drops}))
+    return len(rows)
 
 
-def write_index(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes pairs.parquet, in the order of the pairs' numbers."""
-    ordered = sorted(rows, key=lambda row: row["index"])
-    write_table(folder / INDEX_NAME, pa.Table.from_pylist(ordered, schema=INDEX))
+def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Made:
+    """Writes the index and the overview of all shards and hands the whole over as `folder`."""
+    records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
+    rows = [row for record in records for row in record["rows"]]
+    drops: Counter[Drop] = Counter()
+    for record in records:
+        for kind, method, reason, count in record["drops"]:
+            drops[Drop(kind, method, reason)] += count
+    write_table(work.pairs / INDEX_NAME, pa.Table.from_pylist(rows, schema=INDEX))
+    write_overview(work.pairs, rows, drops)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work.pairs, folder)
+    shutil.rmtree(work.folder)
+    return Made(len(rows), drops.total())
+
+
+def _images(table: Path) -> Sequence[str]:
+    """The pictures' paths, in the order of the file that sampling wrote; read once a process."""
+    return _read_images(table, table.stat().st_mtime_ns if table.is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _read_images(table: Path, changed: int) -> Sequence[str]:
+    return [row["image"] for row in read_pictures(table)]
+
+
+def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
+    """Names a run by its settings, its inputs, the project's code and the packages that make pixels."""
+    said = {"settings": asdict(settings), "packages": {package: version(package) for package in PACKAGES}}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    # The tables hold the sha256 of every picture.
+    tables = [inputs.files.sources, inputs.files.textures, inputs.files.objects]
+    code = Path(tasks.__path__[0])
+    for root, files in ((None, tables), (code, code.rglob("*.py")), (inputs.inpainter, _files(inputs.inpainter))):
+        for file in sorted(files):
+            digest.update(f"{file.relative_to(root) if root else file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()[:NAME_LENGTH]
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (file for file in folder.rglob("*") if file.is_file())

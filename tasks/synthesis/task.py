@@ -1,11 +1,11 @@
-"""Synthesis as Prefect tasks: one a shard, then the index and the contact sheet."""
+"""Synthesis as Prefect tasks: one a shard, then the index and the overview."""
 
 from __future__ import annotations
 
 from prefect import task
 
 from tasks.retries import worth_retrying
-from tasks.synthesis import contact_sheet, synthesize
+from tasks.synthesis import synthesize
 
 make_shard = task(
     name="make shard",
@@ -16,11 +16,11 @@ make_shard = task(
     timeout_seconds=3600,
     persist_result=False,
 )(synthesize.make_shard)
-write_index = task(name="write index", retries=2, retry_delay_seconds=5, timeout_seconds=3600, persist_result=False)(synthesize.write_index)
-write_contact_sheet = task(
-    name="write contact sheet",
+finish = task(
+    name="write index and overview",
     retries=2,
     retry_delay_seconds=5,
-    timeout_seconds=600,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=3600,
     persist_result=False,
-)(contact_sheet.write_contact_sheet)
+)(synthesize.finish)

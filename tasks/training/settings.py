@@ -22,8 +22,8 @@ class TrainingSettings:
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine falls to 0 over the whole training."""
     weight_decay: Annotated[float, Between(0, 1)] = 5e-4
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """What accelerate computes in; `no` is float32."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
     """Share of the pairs, the last ones, that is never trained on and measured after every epoch."""
     log_every: Annotated[int, Between(1, None)] = 10

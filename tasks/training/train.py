@@ -18,19 +18,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tasks import models
+from tasks import checkpoint, models
+from tasks.checkpoint import Progress
 from tasks.detector_settings import MetaUASSettings
 from tasks.detectors import build_detector, build_encoder
+from tasks.devices import best_device, computes_bf16
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.models.metauas import MetaUAS
 from tasks.randomness import generator
 from tasks.synthesis.shards import INDEX_NAME, read_index
-from tasks.training import checkpoint
-from tasks.training.checkpoint import Progress
 from tasks.training.data import Pairs
-from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
+from tasks.training_log import LogLine, write_log
 from tasks.weights import save_model
 
 CODE = [Path(models.__path__[0]), Path(__file__).parent]
@@ -61,7 +61,7 @@ def train_metauas(
     called with the share of the training done, 0..1. `workers` processes read pairs when there is a GPU; on a CPU the
     training itself needs the cores. Raises BadInput if there are too few pairs for one step.
     """
-    accelerator = Accelerator(mixed_precision=settings.precision)
+    accelerator = Accelerator(mixed_precision=_precision(settings))
     rows = read_index(pairs)
     held_out = math.ceil(len(rows) * settings.held_out)
     training = Pairs(pairs, rows[: len(rows) - held_out], detector.resolution)
@@ -126,6 +126,12 @@ def train_metauas(
         shutil.rmtree(checkpoints, ignore_errors=True)
     last = progress.log[-1]
     return Trained(progress.step, last.loss, last.held_out_loss)
+
+
+def _precision(settings: TrainingSettings) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if computes_bf16(best_device()) else "no"
 
 
 def _batches(settings: TrainingSettings, pairs: int, epoch: int) -> list[list[int]]:

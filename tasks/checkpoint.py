@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tasks.files import written_beside
-from tasks.training.log import LogLine
+from tasks.training_log import LogLine
 
 NAME = "checkpoint.pt"
 

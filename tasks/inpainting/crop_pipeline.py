@@ -1,0 +1,99 @@
+"""Our own inpainting pipeline of diffusers: a small model that paints a crop around the hole.
+
+The only module of the work that needs diffusers to be imported: it is one of its classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from torch import Tensor
+
+from tasks.inpainting.crops import Crop, sized
+from tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, unpack
+
+STEPS = 4
+TEMPERATURE = 0.4  # of the noise that denoising starts from; 1 paints more grain than there is, 0 none
+TRAINED_STEPS = 1000
+
+
+_Pipeline: Any = DiffusionPipeline  # diffusers tells type checkers nothing of its classes
+
+
+class CropInpaintPipeline(_Pipeline):
+    """Saved and loaded as any pipeline of diffusers: `CropInpaintPipeline.from_pretrained(folder)`."""
+
+    unet: Any  # UNet2DModel
+    scheduler: Any  # DDIMScheduler
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Tensor,
+        mask_image: Tensor,
+        *,
+        generator: Sequence[torch.Generator],
+        num_inference_steps: int = STEPS,
+        temperature: float = TEMPERATURE,
+    ) -> ImagePipelineOutput:
+        """image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, of the CPU.
+
+        Gives .images, Bx3xHxW in [0, 1]. Outside the mask they are `image` itself.
+        """
+        size = int(self.unet.config.sample_size) * PACKED
+        holes = mask_image > 0.5
+        crops = [Crop.around(hole[0], size) for hole in holes]
+        pictures = [crop.cut(one, "replicate") for crop, one in zip(crops, image, strict=True)]
+        masks = [crop.cut(hole.float(), "constant") for crop, hole in zip(crops, holes, strict=True)]
+        # A small pixel that a pixel of the hole fell into shows some of what is to go, so it is part of the hole; the kernels are one.
+        small = torch.stack([sized(picture, size, "bilinear") for picture in pictures]) * 2 - 1
+        hole = Hole.of(small.to(self.device), torch.stack([(sized(mask, size, "bilinear") > 0).float() for mask in masks]).to(self.device))
+        noise = torch.stack([torch.randn((3, size, size), generator=one) for one in generator]).to(self.device)
+        painted = (hole.filled(self.denoised(hole, temperature * noise, num_inference_steps)).cpu() + 1) / 2
+        came = image.clone()
+        for one, crop, picture, mask, answer in zip(came, crops, pictures, masks, painted, strict=True):
+            crop.put_back(one, torch.where(mask > 0.5, sized(answer, crop.side, "bicubic").clamp(0, 1), picture))
+        return ImagePipelineOutput(images=came)
+
+    def denoised(self, hole: Hole, noise: Tensor, steps: int) -> Tensor:
+        """The residual that noise Bx3xSxS becomes (DDIM, Song et al., ICLR 2021, eq. 12 with no noise added)."""
+        self.scheduler.set_timesteps(steps)
+        residual = noise
+        for step in self.scheduler.timesteps:
+            said = unpack(self.unet(hole.seen(residual), step).sample)
+            residual = self.scheduler.step(said, step, residual).prev_sample
+        return residual
+
+
+def new_pipeline(resolution: int, channels: Sequence[int]) -> Any:
+    """An untrained CropInpaintPipeline for crops of `resolution` pixels; its network says 0, so that it paints the smooth fill."""
+    coarser = len(channels) - 1
+    unet: Any = UNet2DModel(
+        sample_size=resolution // PACKED,
+        in_channels=CHANNELS_IN,
+        out_channels=CHANNELS_OUT,
+        layers_per_block=1,
+        block_out_channels=tuple(channels),
+        norm_num_groups=8,
+        attention_head_dim=32,
+        down_block_types=("DownBlock2D",) * coarser + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * coarser,
+    )
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.zeros_(unet.conv_out.bias)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=TRAINED_STEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    return CropInpaintPipeline(unet, scheduler)

@@ -1,0 +1,146 @@
+"""The one interface to inpainting, whatever paints: images, masks, texts and seeds in, images out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.errors import BadInput
+from tasks.files import written_beside
+from tasks.inpainting.settings import NONE, OWN, InpainterSettings, InpaintingSettings
+
+CHOICE_NAME = "inpainter.json"
+PIPELINE_NAME = "pipeline"
+
+
+class Inpainter(Protocol):
+    def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Paints the masked regions anew.
+
+        images: Bx3xHxW in [0, 1]; masks: Bx1xHxW, 1 where to paint; texts: what to paint, for models that read; seeds: one an
+        image, so that what is painted does not depend on the others of its batch but in the low bits. Gives Bx3xHxW in [0, 1], on
+        the CPU; what it gives outside the masks is for the caller to leave alone.
+        """
+        ...
+
+
+def write_choice(folder: Path, settings: InpainterSettings) -> None:
+    """Writes folder/inpainter.json: which model it is. `own` has its pipeline beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_beside(folder / CHOICE_NAME) as partial:
+        partial.write_text(json.dumps({"model": settings.model, "revision": settings.revision}, indent=2) + "\n", encoding="utf-8")
+
+
+@lru_cache(maxsize=2)
+def load_inpainter(folder: Path, settings: InpaintingSettings) -> Inpainter:
+    """The inpainting model that the inpainter stage left in `folder`; loaded once a process.
+
+    Raises BadInput if there is none or it cannot be loaded.
+    """
+    file = folder / CHOICE_NAME
+    if not file.is_file():
+        raise BadInput(f"{file}: not there; the inpainter stage writes it, so run `dvc repro` first")
+    choice = json.loads(file.read_text(encoding="utf-8"))
+    if choice["model"] == NONE:
+        raise BadInput(f"{file}: names no inpainting model, and synthesis.kinds needs one; set inpainter.model in pipelines.yaml")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if choice["model"] == OWN:
+        from tasks.inpainting.crop_pipeline import CropInpaintPipeline
+
+        pipeline = CropInpaintPipeline.from_pretrained(folder / PIPELINE_NAME).to(device)
+        return Own(pipeline, settings)
+    return AnyDiffusion(_any_pipeline(choice["model"], choice["revision"], settings).to(device), settings)
+
+
+class Own:
+    """The small model of tasks.inpainting.crop_pipeline. Reads no texts."""
+
+    def __init__(self, pipeline: Any, settings: InpaintingSettings) -> None:
+        self.pipeline = pipeline
+        self.steps = settings.steps
+
+    def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        steps = {} if self.steps is None else {"num_inference_steps": self.steps}
+        with one_thread():
+            return self.pipeline(images, masks, generator=_generators(seeds), **steps).images.cpu()
+
+
+class AnyDiffusion:
+    """Any inpainting pipeline of diffusers, at the resolution it was made for."""
+
+    def __init__(self, pipeline: Any, settings: InpaintingSettings) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.lock = threading.Lock()  # a scheduler keeps the state of the pictures it is at
+        pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        size = (self.settings.resolution or self._own_resolution(),) * 2
+        asked: dict[str, Any] = {"height": size[0], "width": size[1], "guidance_scale": self.settings.guidance, "output_type": "pt"}
+        if self.settings.steps is not None:
+            asked["num_inference_steps"] = self.settings.steps
+        large = F.interpolate(images, size, mode="bilinear", antialias=True)
+        holes = (F.interpolate(masks, size, mode="bilinear", antialias=True) > 0).float()  # so that nothing of an object shows around them
+        with self.lock, one_thread():
+            came = self.pipeline(prompt=list(texts), image=large, mask_image=holes, generator=_generators(seeds), **asked)
+        answer = F.interpolate(came.images.float().cpu(), images.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
+        refused = getattr(came, "nsfw_content_detected", None)
+        if refused:  # blackened by a safety checker: given back as it was, so that it counts as no change
+            answer = torch.where(torch.tensor(refused)[:, None, None, None], images, answer)
+        return answer
+
+    def _own_resolution(self) -> int:
+        denoiser: Any = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+        return int(denoiser.config.sample_size) * int(self.pipeline.vae_scale_factor)
+
+
+def _any_pipeline(model: str, revision: str | None, settings: InpaintingSettings) -> Any:
+    from diffusers import AutoPipelineForInpainting
+
+    try:
+        return AutoPipelineForInpainting.from_pretrained(model, revision=revision, dtype=getattr(torch, settings.dtype))
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"inpainter.model: {model!r} is no inpainting pipeline of diffusers that can be loaded from a folder or the hub: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Of the CPU, wherever the model is: a GPU's random numbers differ between its kinds."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+_lock = threading.Lock()
+_inside = 0
+_threads_before = 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread an operation on the CPU: with more, sums are split otherwise and their low bits move with the number of cores.
+
+    The cores are used by making several shards at once.
+    """
+    global _inside, _threads_before
+    with _lock:
+        if _inside == 0:
+            _threads_before = torch.get_num_threads()
+        _inside += 1
+        torch.set_num_threads(1)  # of this thread, and of MKL everywhere
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                torch.set_num_threads(_threads_before)

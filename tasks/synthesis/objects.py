@@ -1,0 +1,85 @@
+"""Objects to appear, disappear or be exchanged: those that somebody has outlined, or else what a segmentation proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tasks.ingestion.objects.table import to_mask
+from tasks.pictures import Mask, Picture
+from tasks.sources import Box, Sources
+from tasks.synthesis.proposals import propose
+from tasks.synthesis.settings import ObjectSettings
+
+
+class Dropped(Exception):
+    """This draw makes no pair, and why. The pair is drawn again."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A square of a photograph with one object in it."""
+
+    photo: int
+    picture: Picture  # HxWx3
+    mask: Mask  # HxW, of the object
+    label: str  # what it is; "" where nobody said
+
+
+class Objects:
+    """Draws squares with an object in them. `table`: the file of tasks.ingestion.objects with the outlined ones."""
+
+    def __init__(self, settings: ObjectSettings, sources: Sources, table: Path) -> None:
+        self.settings = settings
+        self.sources = sources
+        self.table = table
+
+    def draw(self, rng: np.random.Generator, but: int | None = None) -> Found:
+        """A random object of a random photograph, of another than `but` if there is one. Raises Dropped if it has none."""
+        photo = self.sources.choose(rng, but)
+        outlined = _outlined(str(self.table), self.sources.images[photo])
+        found = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)
+        low, high = self.settings.area
+        if not low <= found.mask.mean() <= high:
+            raise Dropped("object too small" if found.mask.mean() < low else "object too large")
+        if not self.settings.cut_by_border and _touches_border(found.mask):
+            raise Dropped("object cut by the border")
+        return found
+
+    def _outlined(self, photo: int, rows: Sequence[dict[str, Any]], rng: np.random.Generator) -> Found:
+        row = rows[int(rng.integers(len(rows)))]
+        box = Box(row["left"] / row["width"], row["top"] / row["height"], row["right"] / row["width"], row["bottom"] / row["height"])
+        if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
+            raise Dropped("object cut by the border")
+        square = self.sources.square_around(photo, box, rng)
+        if square is None:
+            raise Dropped("object too large")
+        return Found(photo, self.sources.cut(photo, square), self.sources.cut_mask(to_mask(row), square), row["label"])
+
+    def _proposed(self, photo: int, rng: np.random.Generator) -> Found:
+        picture = self.sources.cut(photo, self.sources.square(photo, rng))
+        low, high = self.settings.area
+        masks = [
+            mask
+            for mask in propose(picture, self.settings)
+            if low <= mask.mean() <= high and (self.settings.cut_by_border or not _touches_border(mask))
+        ]
+        if not masks:
+            raise Dropped("no object proposed")
+        return Found(photo, picture, masks[int(rng.integers(len(masks)))], "")
+
+
+def _touches_border(mask: Mask) -> bool:
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+@lru_cache(maxsize=256)
+def _outlined(table: str, image: str) -> list[dict[str, Any]]:
+    """The rows of one photograph's objects, read from the group of rows that holds them."""
+    return pq.read_table(table, filters=[("image", "=", image)]).to_pylist()
