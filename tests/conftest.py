@@ -158,7 +158,8 @@ def make_stable_diffusion(folder: Path) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = folder.parent / "vocabulary"
     vocabulary.mkdir(parents=True)
     (vocabulary / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))

@@ -1,33 +1,46 @@
-"""Synthesis: pairs whose difference is known, the same bytes whoever makes them."""
+"""Synthesis: pairs whose difference is known, of every kind, the same bytes whoever makes them."""
 
 from __future__ import annotations
 
+import csv
 import io
+import itertools
+import multiprocessing
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset as wds
+from conftest import make_inpainter, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tasks.synthesis.contact_sheet import write_contact_sheet
-from tasks.synthesis.sources import Sources
+from torch import Tensor
 
 from tasks.errors import BadInput
 from tasks.files import sha256
+from tasks.inpainting.inpainter import load_inpainter
+from tasks.inpainting.settings import InpaintingSettings
 from tasks.randomness import generator
-from tasks.synthesis.changes import CHANGERS, local_region
+from tasks.sampling.episodes import read_pictures
+from tasks.sources import Box, Sources
+from tasks.synthesis.changes import RECIPES, Change, Materials, Repaint, local_region, only_the_change, painted, shares
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
-from tasks.synthesis.pair import make_pair
+from tasks.synthesis.objects import Dropped, Objects
+from tasks.synthesis.overview import tinted
+from tasks.synthesis.pair import Maker, groups, recipe
 from tasks.synthesis.perlin import perlin_mask, perlin_noise
 from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from tasks.synthesis.shards import ShardReader, read_index
-from tasks.synthesis.synthesize import make_shard, shard_count, write_index
+from tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
 
 STILL = AugmentationSettings(rotation=0, shift=0, zoom=0, shear=0, light=0, hue=0)
+KINDS = ["appearance", "disappearance", "exchange", "local-region"]
 
 
 @pytest.fixture
@@ -35,57 +48,163 @@ def images(layout: Path) -> list[str]:
     return sorted(str(file) for file in layout.rglob("train/good/*.png"))
 
 
+@pytest.fixture
+def inputs(layout: Path) -> Inputs:
+    return make_inputs(layout, make_inpainter(layout.parent / "inpainter"))
+
+
 def small(**changes: object) -> SynthesisSettings:
-    return SynthesisSettings(**{"pairs": 20, "pairs_per_shard": 8, "resolution": 64, **changes})  # type: ignore[arg-type]
+    # The pictures are textures, so what a smooth fill changes of them is little.
+    inpainting = InpaintingSettings(batch_size=3, steps=2, least_difference=0.03, least_changed=0.2)
+    return SynthesisSettings(**{"pairs": 20, "pairs_per_shard": 8, "resolution": 64, "inpainting": inpainting, **changes})  # type: ignore[arg-type]
 
 
-def make_all(images: list[str], folder: Path, workers: int) -> dict[str, str]:
+def materials(inputs: Inputs, chosen: SynthesisSettings) -> Materials:
+    images = [row["image"] for row in read_pictures(inputs.files.sources)]
+    sources = Sources(images, chosen.crop, chosen.resolution)
+    return Materials(chosen, sources, sources, Objects(chosen.objects, sources, inputs.files.objects))
+
+
+def maker(inputs: Inputs, chosen: SynthesisSettings) -> Maker:
+    return Maker(materials(inputs, chosen), load_inpainter(inputs.inpainter, chosen.inpainting))
+
+
+def make_all(inputs: Inputs, folder: Path, pool: Executor | None = None, order: int = 1) -> dict[str, str]:
+    """All shards and what is written of them, as name -> sha256."""
     chosen = small()
-    numbers = range(shard_count(chosen))
-    arguments = ([chosen] * len(numbers), [images] * len(numbers), numbers, [folder] * len(numbers))
-    if workers == 1:
-        rows = [row for shard in map(make_shard, *arguments) for row in shard]
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            rows = [row for shard in pool.map(make_shard, *arguments) for row in reversed(shard)]
-    write_index(folder, rows)
-    write_contact_sheet(folder)
-    return {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    work, missing = start(chosen, inputs, folder.with_suffix(".work"))
+    assert len(missing) == shard_count(chosen)
+    arguments = zip(*((chosen, inputs, number, work) for number in missing[::order]), strict=True)
+    list(map(make_shard, *arguments) if pool is None else pool.map(make_shard, *arguments))
+    finish(chosen, work, folder)
+    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def test_the_same_bytes_with_one_worker_with_two_and_twice(images: list[str], tmp_path: Path) -> None:
-    once = make_all(images, tmp_path / "one", 1)
-    assert set(once) == {"00000.tar", "00001.tar", "00002.tar", "pairs.parquet", "contact_sheet.png"}
-    assert make_all(images, tmp_path / "two", 2) == once
-    assert make_all(images, tmp_path / "one", 1) == once
+def test_the_same_bytes_whoever_makes_them_in_whichever_order(inputs: Inputs, tmp_path: Path) -> None:
+    once = make_all(inputs, tmp_path / "one")
+    assert {"00000.tar", "00001.tar", "00002.tar", "pairs.parquet", "overview/kinds.csv", "overview/exchange.png"} <= set(once)
+    assert make_all(inputs, tmp_path / "turned", order=-1) == once
+    with ThreadPoolExecutor(3) as threads:
+        assert make_all(inputs, tmp_path / "threads", threads) == once
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        assert make_all(inputs, tmp_path / "processes", processes, order=-1) == once
+    assert {path.name for path in tmp_path.glob("*.work/*")} == set()
 
 
-@pytest.mark.parametrize("kind", ["local-region", "exchange"])
-def test_without_augmentation_pictures_differ_within_the_mask_and_nowhere_else(images: list[str], kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_augmentation_pictures_differ_within_the_mask_and_nowhere_else(inputs: Inputs, kind: str) -> None:
     chosen = small(kinds={kind: 1.0}, augmentation=STILL)
-    for index in range(20):
-        pair = make_pair(chosen, Sources(images, chosen.crop, chosen.resolution), index)
-        different = (pair.query != pair.prompt).any(axis=2)
-        # A pasted region has an edge about two pixels soft; the mask is cut where it is half through.
-        near = np.asarray(Image.fromarray(pair.mask).convert("L").resize((64, 64))) > 0
-        near = np.lib.stride_tricks.sliding_window_view(np.pad(near, 4), (9, 9)).any(axis=(2, 3))
-        assert not (different & ~near).any()
-        assert different[pair.mask].any()
+    for pair in maker(inputs, chosen).make(range(12)):
+        different = np.abs(pair.query.astype(int) - pair.prompt).max(axis=2)
+        assert not different[~pair.mask].any() and different[pair.mask].mean() > 5
         assert chosen.changed_area[0] <= pair.changed_area == pair.mask.mean() <= chosen.changed_area[1]
+        assert pair.kind == kind
 
 
-def test_local_region_is_the_papers_formula(images: list[str]) -> None:
+def test_whatever_a_model_does_to_the_rest_of_a_picture_is_undone(inputs: Inputs) -> None:
+    """As a VAE alters every pixel. Outside the region, and so outside the mask, prompt and query agree to the bit."""
+    chosen = small(kinds={"appearance": 0.5, "disappearance": 0.5}, augmentation=STILL)
+    asked: list[Tensor] = []
+
+    def paints_everything(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        asked.append(masks)
+        return 1 - images
+
+    pairs = list(Maker(materials(inputs, chosen), paints_everything).make(range(8)))
+    regions = torch.cat(asked)[:, 0].numpy() > 0
+    assert len(regions) == len(pairs) == 8
+    for pair, region in zip(pairs, regions, strict=True):
+        assert (pair.query == pair.prompt)[~pair.mask].all() and not (pair.mask & ~region).any()
+        assert pair.mask.sum() > 0.5 * region.sum()
+
+
+def test_an_object_appears_in_the_query_and_disappears_from_it(inputs: Inputs) -> None:
+    """What is painted away is painted in the prompt for an appearance, in the query for a disappearance."""
+
+    def paints_white(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return torch.ones_like(images)
+
+    for kind, side in (("appearance", "prompt"), ("disappearance", "query")):
+        chosen = small(kinds={kind: 1.0}, augmentation=STILL)
+        for pair in Maker(materials(inputs, chosen), paints_white).make(range(5)):
+            other = {"prompt": pair.query, "query": pair.prompt}[side]
+            assert (getattr(pair, side)[pair.mask] == 255).all() and other[pair.mask].mean() < 230
+
+
+def test_texts_are_the_settings_or_the_objects_own(inputs: Inputs) -> None:
+    heard: list[str] = []
+
+    def listens(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        heard.extend(texts)
+        return 1 - images
+
+    told = replace(small().inpainting, removal_text="empty ground", exchange_texts=("a cat", "a dog"))
+    list(Maker(materials(inputs, small(kinds={"appearance": 1.0}, inpainting=told)), listens).make(range(4)))
+    assert set(heard) == {"empty ground"}
+    heard.clear()
+    list(Maker(materials(inputs, small(kinds={"exchange": 1.0}, regenerated=1.0, inpainting=told)), listens).make(range(12)))
+    assert set(heard) == {"a cat", "a dog"}
+
+
+def test_a_region_that_came_out_unchanged_is_dropped_and_counted(inputs: Inputs) -> None:
+    chosen = small(kinds={"disappearance": 1.0})
+    calls = itertools.count()
+
+    def lazy(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return images if next(calls) == 0 else 1 - images
+
+    made = Maker(materials(inputs, chosen), lazy)
+    pairs = list(made.make(range(6)))
+    unchanged = sum(count for drop, count in made.drops.items() if drop.reason == "came out unchanged")
+    assert unchanged == 3 and sum(pair.draw > 0 for pair in pairs) >= 3
+
+    def never(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return images
+
+    with pytest.raises(BadInput, match=r"50 draws of a pair of kind 'disappearance' came to nothing: came out unchanged \(\d+\)"):
+        list(Maker(materials(inputs, chosen), never).make(range(6)))
+
+
+def test_a_mask_is_shrunk_to_where_the_region_changed() -> None:
+    before = np.full((64, 64, 3), 120, dtype=np.uint8)
+    region = np.zeros((64, 64), dtype=bool)
+    region[10:50, 10:50] = True
+    after = before.copy()
+    after[10:50, 10:30] = 200
+    kept, mask = only_the_change(before, after, region, small())
+    exact = region & (np.arange(64) < 30)
+    assert (mask != exact).sum() <= 40 * 2 and not (mask & ~region).any()
+    assert (kept[mask] == after[mask]).all() and (kept[~mask] == before[~mask]).all()
+    after[10:50, 14:50] = 120
+    with pytest.raises(Dropped, match="came out unchanged"):
+        only_the_change(before, after, region, small())
+    grain = before + np.random.default_rng(0).integers(0, 2, before.shape, dtype=np.uint8) * 8
+    with pytest.raises(Dropped):
+        only_the_change(before, grain, region, small())
+
+
+def test_what_is_pasted_is_another_photographs(inputs: Inputs) -> None:
+    chosen = small(kinds={"exchange": 1.0}, regenerated=0.0, augmentation=STILL)
+    made = Maker(materials(inputs, chosen), None)
+    for pair in made.make(range(10)):
+        assert pair.method == "pasted"
+        assert (pair.query == pair.prompt)[~pair.mask].all() and (pair.query != pair.prompt)[pair.mask].any()
+
+
+def test_local_region_is_the_papers_formula(inputs: Inputs) -> None:
     """DRAEM, eq. 2, re-stated: (1-M) I + (1-beta) M A + beta M I, for some texture A and beta in [0, 0.8]."""
-    picture = Sources(images, (0.4, 1.0), 64).draw(generator(0, "x"))[1]
-    white = np.full_like(picture, 255)
+    white = inputs.files.sources.parent / "white.png"
+    Image.new("RGB", (96, 96), "white").save(white)
+    chosen = small(changed_area=(0.0, 1.0))
+    of = replace(materials(inputs, chosen), textures=Sources([str(white)], chosen.crop, chosen.resolution))
     for number in range(30):
-        change = local_region(picture, lambda: white, generator(number, "draem"))
+        change = local_region(of, generator(number, "draem"))
         outside = ~change.mask
-        assert (change.query[outside] == picture[outside]).all()
+        assert (change.query[outside] == change.prompt[outside]).all()
         if not change.mask.any():
             continue
         # Of a plain texture every augmentation is plain, so within the mask the query is an affine map of the picture.
-        inside, before = change.query[change.mask].astype(float), picture[change.mask].astype(float)
+        inside, before = change.query[change.mask].astype(float), change.prompt[change.mask].astype(float)
         for channel in range(3):
             beta, offset = np.polyfit(before[:, channel], inside[:, channel], 1) if np.ptp(before[:, channel]) > 30 else (0.4, None)
             assert -0.05 <= beta <= 0.85
@@ -93,15 +212,29 @@ def test_local_region_is_the_papers_formula(images: list[str]) -> None:
                 assert np.abs(beta * before[:, channel] + offset - inside[:, channel]).max() <= 1.5
 
 
-def test_a_pair_without_change_has_an_empty_mask(images: list[str]) -> None:
-    chosen = small(kinds={"none": 1.0}, augmentation=STILL)
-    pair = make_pair(chosen, Sources(images, chosen.crop, chosen.resolution), 3)
-    assert pair.changed_area == 0 and (pair.query == pair.prompt).all()
+def test_a_texture_of_the_sources_is_another_photographs_and_of_a_folder_any(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = materials(inputs, small())
+    cut: list[tuple[Sources, int]] = []
+    real = Sources.cut
+    monkeypatch.setattr(Sources, "cut", lambda self, index, square: cut.append((self, index)) or real(self, index, square))
+    for number in range(20):
+        cut.clear()
+        local_region(of, generator(number, "texture"))
+        (_, photo), (_, texture) = cut
+        assert photo != texture
+    textures = Sources(of.sources.images[:1], of.sources.crop, 64)
+    cut.clear()
+    local_region(replace(of, textures=textures), generator(0, "texture"))
+    assert cut[1] == (textures, 0)
 
 
-def test_prompt_and_query_differ_in_geometry_and_light(images: list[str]) -> None:
-    chosen = small(kinds={"none": 1.0})
-    pair = make_pair(chosen, Sources(images, chosen.crop, chosen.resolution), 3)
+def test_a_pair_without_change_has_an_empty_mask(inputs: Inputs) -> None:
+    (pair,) = maker(inputs, small(kinds={"none": 1.0}, augmentation=STILL)).make([3])
+    assert pair.changed_area == 0 and (pair.query == pair.prompt).all() and pair.method == "unchanged"
+
+
+def test_prompt_and_query_differ_in_geometry_and_light(inputs: Inputs) -> None:
+    (pair,) = maker(inputs, small(kinds={"none": 1.0})).make([3])
     assert (pair.query != pair.prompt).mean() > 0.5
 
 
@@ -115,20 +248,42 @@ def test_the_mask_follows_the_query() -> None:
         assert ((picture[..., 0] > 127) != mask).sum() <= 0.12 * mask.sum()
 
 
-def test_kinds_occur_in_their_shares_whatever_their_order_in_the_file(images: list[str]) -> None:
-    shares = {"local-region": 0.5, "exchange": 0.3, "none": 0.2}
-    sources = Sources(images, (0.4, 1.0), 64)
-    kinds = [make_pair(small(kinds=shares), sources, index).kind for index in range(300)]
-    turned = [make_pair(small(kinds=dict(reversed(shares.items()))), sources, index).kind for index in range(40)]
-    assert turned == kinds[:40]
-    for kind, share in shares.items():
-        assert abs(Counter(kinds)[kind] / 300 - share) < 0.1
+def test_kinds_occur_in_their_shares_whatever_their_order_in_the_file() -> None:
+    kinds = {"appearance": 0.1, "exchange": 0.3, "local-region": 0.4, "none": 0.2}
+    drawn = [recipe(small(kinds=kinds, regenerated=0.25), number) for number in range(4000)]
+    turned = [recipe(small(kinds=dict(reversed(kinds.items())), regenerated=0.25), number) for number in range(100)]
+    assert turned == drawn[:100]
+    counts = Counter((came.kind, came.method) for came in drawn)
+    for kind, method, share in (
+        ("appearance", "inpainted", 0.1),
+        ("exchange", "inpainted", 0.075),
+        ("exchange", "pasted", 0.225),
+        ("local-region", "perlin", 0.4),
+        ("none", "unchanged", 0.2),
+    ):
+        assert abs(counts.pop((kind, method)) / 4000 - share) < 0.025
+    assert not counts
 
 
-def test_changes_that_cannot_fit_are_told(images: list[str]) -> None:
+def test_every_kind_of_the_settings_can_be_made() -> None:
+    made = {recipe.kind for recipe, share in zip(RECIPES, shares(SynthesisSettings()), strict=True) if share > 0}
+    assert made == set(SynthesisSettings().kinds)
+
+
+@given(st.lists(st.sampled_from(RECIPES), max_size=300), st.integers(1, 40))
+def test_groups_hold_every_pair_once_in_order_and_no_more_than_a_batch_to_paint(recipes: list, batch: int) -> None:  # type: ignore[type-arg]
+    came = list(groups(dict(enumerate(recipes)), batch))
+    assert [number for group in came for number in group] == list(range(len(recipes)))
+    for group in came:
+        assert sum(recipes[number].repaints for number in group) <= batch and len(group) <= max(64, batch)
+
+
+def test_changes_that_cannot_fit_are_told(inputs: Inputs) -> None:
     chosen = small(kinds={"exchange": 1.0}, changed_area=(0.999, 1.0))
-    with pytest.raises(BadInput, match="draws of a 'exchange' change all covered less or more than changed_area"):
-        make_pair(chosen, Sources(images, chosen.crop, chosen.resolution), 0)
+    with pytest.raises(BadInput, match=r"50 draws of a pair of kind 'exchange' came to nothing: .*change too small \(\d+\).*; widen"):
+        list(maker(inputs, chosen).make([0]))
+    with pytest.raises(BadInput, match=r"kind 'local-region' came to nothing: no noise of that area \(50\)"):
+        list(maker(inputs, small(kinds={"local-region": 1.0}, changed_area=(0.999, 1.0))).make([0]))
 
 
 def test_a_source_that_has_gone_is_told(images: list[str]) -> None:
@@ -138,9 +293,48 @@ def test_a_source_that_has_gone_is_told(images: list[str]) -> None:
         gone.draw(generator(0))
 
 
-def test_a_webdataset_reader_reads_the_shards(images: list[str], tmp_path: Path) -> None:
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_square_around_an_object_holds_it_whole(seed: int) -> None:
+    import skimage.data
+
+    from tasks.sources import _photo
+
+    rng = np.random.default_rng(seed)
+    photo = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
+    if not Path(photo).is_file():
+        pytest.skip("scikit-image has moved its pictures")
+    sources = Sources([photo], (0.3, 1.0), 64)
+    left, top = rng.uniform(0, 0.8, 2)
+    box = Box(left, top, left + rng.uniform(0.02, 0.2), top + rng.uniform(0.02, 0.2))
+    square = sources.square_around(0, box, rng)
+    assert square is not None
+    slack = 1e-6
+    assert square.left <= box.left + slack and box.right <= square.left + square.width + slack
+    assert square.top <= box.top + slack and box.bottom <= square.top + square.height + slack
+    assert min(square.left, square.top) >= -slack
+    assert max(square.left + square.width, square.top + square.height) <= 1 + slack
+    width, height = _photo(photo).size
+    assert square.width * width == pytest.approx(square.height * height)
+
+
+def test_a_mask_is_cut_as_its_photograph_is(images: list[str]) -> None:
+    """A photograph that is its own mask stays so."""
+    folder = Path(images[0]).parent
+    marked = np.zeros((90, 120), dtype=bool)
+    marked[30:60, 50:95] = True
+    file = folder / "marked.png"
+    Image.fromarray(marked.astype(np.uint8) * 255).convert("RGB").save(file)
+    sources = Sources([str(file)], (0.5, 1.0), 64)
+    for number in range(10):
+        square = sources.square(0, generator(number, "cut"))
+        picture, mask = sources.cut(0, square), sources.cut_mask(marked, square)
+        assert ((picture[..., 0] > 127) != mask).mean() < 0.01
+
+
+def test_a_webdataset_reader_reads_the_shards(inputs: Inputs, tmp_path: Path) -> None:
     folder = tmp_path / "pairs"
-    make_all(images, folder, 1)
+    make_all(inputs, folder)
     samples = list(wds.WebDataset(str(folder / "{00000..00002}.tar"), shardshuffle=False, empty_check=False).decode("pil"))
     rows = read_index(folder)
     assert [sample["__key__"] for sample in samples] == [row["key"] for row in rows] and len(rows) == 20
@@ -150,13 +344,52 @@ def test_a_webdataset_reader_reads_the_shards(images: list[str], tmp_path: Path)
         assert (np.asarray(sample["mask.png"].convert("L")) > 0).mean() == row["changed_area"]
 
 
-def test_a_shard_gives_any_file_by_name(images: list[str], tmp_path: Path) -> None:
+def test_a_shard_gives_any_file_by_name(inputs: Inputs, tmp_path: Path) -> None:
     folder = tmp_path / "pairs"
-    make_all(images, folder, 1)
+    make_all(inputs, folder)
     row = read_index(folder)[9]
-    pair = make_pair(small(), Sources(images, small().crop, 64), 9)
+    pair = next(itertools.islice(maker(inputs, small()).make(range(8, 16)), 1, None))
     data = ShardReader(folder / row["shard"]).read(f"{row['key']}.query.png")
     assert (np.asarray(Image.open(io.BytesIO(data))) == pair.query).all()
+
+
+def test_the_overview_counts_what_the_index_holds(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    make_all(inputs, folder)
+    rows = read_index(folder)
+
+    def table(name: str) -> list[dict[str, str]]:
+        with (folder / "overview" / name).open() as stream:
+            return list(csv.DictReader(stream))
+
+    counts = Counter(f"{row['kind']}, {row['method']}" for row in rows)
+    assert {row["kind"]: int(row["pairs"]) for row in table("kinds.csv")} == counts
+    changed = [row for row in rows if row["kind"] != "none"]
+    assert sum(int(row["pairs"]) for row in table("changed_area.csv")) == len(changed)
+    mean = sum(float(row["changed_area"]) * int(row["pairs"]) for row in table("changed_area.csv")) / len(changed)
+    assert mean == pytest.approx(np.mean([row["changed_area"] for row in changed]), abs=0.01)
+    assert {file.stem for file in (folder / "overview").glob("*.png")} == {row["kind"] for row in rows}
+    for sheet in (folder / "overview").glob("*.png"):
+        assert np.asarray(Image.open(sheet)).std() > 20
+    assert sum(int(row["draws"]) for row in table("drops.csv")) >= sum(row["draw"] for row in rows) > 0
+
+
+def test_an_overlay_tints_the_mask_alone() -> None:
+    picture, mask = np.full((4, 4, 3), 100, dtype=np.uint8), np.eye(4, dtype=bool)
+    came = tinted(picture, mask)
+    assert (came[~mask] == 100).all() and (came[mask] == (165, 70, 80)).all()
+
+
+def test_painting_gives_a_change_or_nothing() -> None:
+    picture = np.full((64, 64, 3), 90, dtype=np.uint8)
+    region = np.zeros((64, 64), dtype=bool)
+    region[20:40, 20:40] = True
+    answer = np.full((64, 64, 3), 200, dtype=np.uint8)
+    change = painted(Repaint(2, picture, region, "", painted_is_query=True), answer, small())
+    assert isinstance(change, Change) and change.photo == 2
+    assert (change.prompt == picture).all() and (change.query[region] == 200).all() and (change.query[~region] == 90).all()
+    with pytest.raises(Dropped):
+        painted(Repaint(2, picture, region, "", painted_is_query=True), picture, small())
 
 
 def test_perlin_noise_is_the_textbooks() -> None:
@@ -191,7 +424,3 @@ def test_random_numbers_depend_on_seed_and_item_alone(seed: int, item: int) -> N
     assert draw == generator(seed, "pair", item).integers(2**63)
     assert draw != generator(seed + 1, "pair", item).integers(2**63)
     assert draw != generator(seed, "pair", item + 1).integers(2**63)
-
-
-def test_every_kind_of_the_settings_can_be_made() -> None:
-    assert set(CHANGERS) == set(SynthesisSettings().kinds)

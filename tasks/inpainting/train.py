@@ -62,7 +62,7 @@ def train_inpainter(
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
     both = nn.ModuleDict({"network": network, "averaged": averaged})
     optimizer = AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1))))
+    schedule = LambdaLR(optimizer, _learning_rate(settings.steps))
     inputs = {"settings": asdict(settings), "sources": sha256(sources)}
     name = checkpoint.fingerprint(inputs, [Path(__file__).parent])
     progress = checkpoint.resume(checkpoints, name, both, optimizer, schedule)
@@ -102,6 +102,11 @@ def train_inpainter(
         pipeline.save_pretrained(partial, safe_serialization=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(progress.step, progress.log[-1].loss)
+
+
+def _learning_rate(steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at each step: up over WARM_UP steps, then down to 0 as a cosine."""
+    return lambda step: min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]

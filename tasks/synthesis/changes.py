@@ -129,8 +129,8 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
     shape.paste(opacity, corner)
     shape = shape.filter(ImageFilter.GaussianBlur(SOFT_EDGE))
     query = np.asarray(Image.composite(layer, Image.fromarray(place.picture), shape))
-    region = np.asarray(shape) > 127
-    return Change(place.photo, place.picture, query, differing(place.picture, query, region, materials.settings))
+    query, mask = only_the_change(place.picture, query, np.asarray(shape) > 0, materials.settings)
+    return Change(place.photo, place.picture, query, mask)
 
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:
@@ -140,26 +140,25 @@ def _box(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
-    """The change that the inpainting model's answer makes. Outside the region the picture stays what it was, to the bit.
-
-    Raises Dropped if the region came out as it was.
-    """
-    after = np.where(repaint.region[..., None], answer, repaint.picture)
-    mask = differing(repaint.picture, after, repaint.region, settings)
+    """The change that the inpainting model's answer makes. Raises Dropped if the region came out as it was."""
+    after, mask = only_the_change(repaint.picture, answer, repaint.region, settings)
     prompt, query = (repaint.picture, after) if repaint.painted_is_query else (after, repaint.picture)
     return Change(repaint.photo, prompt, query, mask)
 
 
-def differing(before: Picture, after: Picture, region: Mask, settings: SynthesisSettings) -> Mask:
-    """The part of the region where two pictures differ to the eye: by least_difference in some channel, after a blur that
-    leaves fine grain out. Raises Dropped if that is less than least_changed of the region.
+def only_the_change(before: Picture, after: Picture, region: Mask, settings: SynthesisSettings) -> tuple[Picture, Mask]:
+    """`after` where it differs from `before` to the eye, within the region; `before`, to the bit, everywhere else. And that mask.
+
+    To the eye: by least_difference in some channel, after a blur that leaves fine grain out. What a model did to the rest of the
+    picture, as a VAE does to every pixel, is undone: a detector would learn that instead of the change. Raises Dropped if less
+    than least_changed of the region differs.
     """
-    sigma = len(region) / 100
-    moved = ndimage.gaussian_filter(after.astype(np.float32) - before, (sigma, sigma, 0), truncate=3.0)
+    moved = ndimage.gaussian_filter(after.astype(np.float32) - before, (len(region) / 100,) * 2 + (0,), truncate=3.0)
     changed = (np.abs(moved).max(axis=2) > 255 * settings.inpainting.least_difference) & region
     if not region.any() or changed.sum() < settings.inpainting.least_changed * region.sum():
         raise Dropped("came out unchanged")
-    return ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=2, border_value=0) | changed) & region
+    mask = ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=2) | changed) & region
+    return np.where(mask[..., None], after, before), mask
 
 
 @dataclass(frozen=True)
