@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import os
 import shutil
@@ -16,12 +17,14 @@ import pyarrow.parquet as pq
 
 from tasks.errors import BadInput
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to (a file or a folder); it takes `path`'s name only once all is well.
 
-    A reader never sees half a file, and a failure leaves whatever stood at `path` before.
+    A reader never sees half a file, and a failure leaves whatever stood at `path` before. Raises BadInput if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
@@ -31,6 +34,10 @@ def written_beside(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise BadInput(f"{path}: cannot be written, the disk is full ({os.strerror(error.errno)}); make room and run again") from error
+        raise
     finally:
         _remove(partial)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Picture = NDArray[np.uint8]  # HxWx3, RGB
 Mask = NDArray[np.bool_]  # HxW, True where something differs
 

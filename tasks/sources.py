@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from tasks.errors import BadInput
-from tasks.pictures import Mask, Picture, read_picture
+from tasks.pictures import Mask, Picture, Pixels, read_picture
 
 KEPT = 16  # decoded pictures kept, so that memory does not grow with their number
 LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which bounds memory and loses nothing a square needs
@@ -39,6 +40,14 @@ class Box:
     bottom: float
 
 
+@dataclass(frozen=True)
+class Thing:
+    """Something on a photograph: the box around it, and the share of the photograph that it covers."""
+
+    box: Box
+    covers: float
+
+
 class Sources:
     """Draws squares from photographs. Holds paths only; decoded pictures are kept by a small cache of the process.
 
@@ -63,18 +72,22 @@ class Sources:
 
     def square(self, index: int, rng: np.random.Generator) -> Square:
         """A random square of a photograph."""
-        width, height = _photo(self.images[index]).size
+        height, width = _photo(self.images[index]).shape[:2]
         side = int(rng.uniform(*self.crop) * min(width, height))
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
         return Square(left / width, top / height, side / width, side / height, bool(rng.random() < 0.5))
 
-    def square_around(self, index: int, box: Box, rng: np.random.Generator) -> Square | None:
-        """A random square of a photograph that holds the box whole, with some room around it; None if none can."""
-        width, height = _photo(self.images[index]).size
+    def square_around(self, index: int, thing: Thing, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
+        """A random square of a photograph that holds a thing whole, with some room around it; None if none can.
+
+        area: smallest and largest share of the square that the thing may cover.
+        """
+        height, width = _photo(self.images[index]).shape[:2]
+        box, pixels = thing.box, thing.covers * width * height
         left, top, right, bottom = box.left * width, box.top * height, box.right * width, box.bottom * height
         room = ROOM * max(right - left, bottom - top)
-        smallest = max(self.crop[0] * min(width, height), max(right - left, bottom - top) + 2 * room)
-        largest = self.crop[1] * min(width, height)
+        smallest = max(self.crop[0] * min(width, height), max(right - left, bottom - top) + 2 * room, (pixels / area[1]) ** 0.5)
+        largest = min(self.crop[1] * min(width, height), (pixels / max(area[0], 1e-9)) ** 0.5)
         if smallest > largest:
             return None
         side = rng.uniform(smallest, largest)
@@ -87,22 +100,24 @@ class Sources:
 
     def cut(self, index: int, square: Square) -> Picture:
         """The square as a picture, resolution x resolution x 3."""
-        return np.asarray(self._cut(_photo(self.images[index]), square, Image.Resampling.BICUBIC))
+        return self._cut(_photo(self.images[index]), square)
 
     def cut_mask(self, mask: Mask, square: Square) -> Mask:
         """The same square of a mask of the photograph's shape, at any size; resolution x resolution."""
-        return np.asarray(self._cut(Image.fromarray(mask.astype(np.uint8) * 255), square, Image.Resampling.BILINEAR)) > 127
+        return self._cut(mask.astype(np.uint8) * 255, square) > 127
 
-    def _cut(self, image: Image.Image, square: Square, resampling: Image.Resampling) -> Image.Image:
-        width, height = image.size
-        box = (square.left * width, square.top * height, (square.left + square.width) * width, (square.top + square.height) * height)
-        box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height))
-        came = image.resize((self.resolution, self.resolution), resampling, box=box, reducing_gap=2.0)
-        return came.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if square.flipped else came
+    def _cut(self, pixels: Pixels, square: Square) -> Pixels:
+        height, width = pixels.shape[:2]
+        top, left = round(square.top * height), round(square.left * width)
+        inside = pixels[top : round((square.top + square.height) * height), left : round((square.left + square.width) * width)]
+        # Averages over what a pixel covers when it is made smaller: nothing is left out, nothing shimmers.
+        smaller = min(inside.shape[:2]) >= self.resolution
+        came = cv2.resize(inside, (self.resolution, self.resolution), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        return cv2.flip(came, 1) if square.flipped else came
 
 
 @lru_cache(maxsize=KEPT)
-def _photo(image: str) -> Image.Image:
+def _photo(image: str) -> Picture:
     try:
         photo = Image.fromarray(read_picture(Path(image)))
     except OSError as error:
@@ -110,4 +125,4 @@ def _photo(image: str) -> Image.Image:
             f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again"
         ) from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
-    return photo
+    return np.asarray(photo)

@@ -28,13 +28,14 @@ from tasks.inpainting.inpainter import load_inpainter
 from tasks.inpainting.settings import InpaintingSettings
 from tasks.randomness import generator
 from tasks.sampling.episodes import read_pictures
-from tasks.sources import Box, Sources
+from tasks.sources import Box, Sources, Thing
 from tasks.synthesis.changes import RECIPES, Change, Materials, Repaint, local_region, only_the_change, painted, shares
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.overview import tinted
 from tasks.synthesis.pair import Maker, groups, recipe
 from tasks.synthesis.perlin import perlin_mask, perlin_noise
+from tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter
 from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from tasks.synthesis.shards import ShardReader, read_index
 from tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
@@ -248,6 +249,40 @@ def test_the_mask_follows_the_query() -> None:
         assert ((picture[..., 0] > 127) != mask).sum() <= 0.12 * mask.sum()
 
 
+def test_a_change_of_light_is_the_four_steps_one_after_another() -> None:
+    """Brightness, contrast about the mean grey, saturation and a turn of hue, each a plain formula, where nothing is clipped."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(90, 150, (32, 32, 3), dtype=np.uint8)
+    chosen = AugmentationSettings(light=0.2, hue=0.02)
+    for number in range(20):
+        came = jitter(picture, chosen, generator(number, "light"))
+        again = generator(number, "light")
+        brightness, contrast, saturation = 1 + again.uniform(-0.2, 0.2, size=3)
+        turn = 2 * np.pi * again.uniform(-0.02, 0.02)
+        luma = np.array([0.299, 0.587, 0.114])
+        plain = picture.astype(float) * brightness
+        grey = (plain @ luma).mean()
+        plain = grey + (plain - grey) * contrast
+        own = (plain @ luma)[..., None]
+        plain = own + (plain - own) * saturation
+        y, i, q = np.moveaxis(plain @ TO_YIQ.T, -1, 0)
+        turned = np.stack([y, np.cos(turn) * i - np.sin(turn) * q, np.sin(turn) * i + np.cos(turn) * q], axis=-1)
+        assert np.abs(came - turned @ np.linalg.inv(TO_YIQ).T).max() < 0.51 + 1e-3
+
+
+@pytest.mark.parametrize("step", STRONG, ids=lambda step: step.__name__)
+def test_every_augmentation_of_a_texture_changes_it_and_gives_a_picture(step: Step) -> None:
+    import skimage.data
+
+    texture = np.ascontiguousarray(skimage.data.astronaut()[:64, :64])
+    before = texture.copy()
+    came = [step(texture, generator(number, "strong")) for number in range(8)]
+    assert all(one.shape == texture.shape and one.dtype == np.uint8 for one in came) and (texture == before).all()
+    assert any((one != texture).any() for one in came)
+    plain = step(np.full((16, 16, 3), (40, 90, 200), dtype=np.uint8), generator(0, "strong"))
+    assert (plain == plain[0, 0]).all()
+
+
 def test_kinds_occur_in_their_shares_whatever_their_order_in_the_file() -> None:
     kinds = {"appearance": 0.1, "exchange": 0.3, "local-region": 0.4, "none": 0.2}
     drawn = [recipe(small(kinds=kinds, regenerated=0.25), number) for number in range(4000)]
@@ -307,14 +342,17 @@ def test_a_square_around_an_object_holds_it_whole(seed: int) -> None:
     sources = Sources([photo], (0.3, 1.0), 64)
     left, top = rng.uniform(0, 0.8, 2)
     box = Box(left, top, left + rng.uniform(0.02, 0.2), top + rng.uniform(0.02, 0.2))
-    square = sources.square_around(0, box, rng)
-    assert square is not None
+    covers = (box.right - box.left) * (box.bottom - box.top)
+    square = sources.square_around(0, Thing(box, covers), (0.001, 0.6), rng)
+    if square is None:  # only where the box is too small for the smallest square
+        assert covers * 451 * 300 < 0.001 * (0.3 * 300) ** 2 * 1.1
+        return
     slack = 1e-6
     assert square.left <= box.left + slack and box.right <= square.left + square.width + slack
     assert square.top <= box.top + slack and box.bottom <= square.top + square.height + slack
     assert min(square.left, square.top) >= -slack
     assert max(square.left + square.width, square.top + square.height) <= 1 + slack
-    width, height = _photo(photo).size
+    height, width = _photo(photo).shape[:2]
     assert square.width * width == pytest.approx(square.height * height)
 
 
@@ -409,6 +447,17 @@ def test_perlin_noise_is_the_textbooks() -> None:
         u, v = fade(x - x0), fade(y - y0)
         expected = np.sqrt(2) * ((1 - v) * ((1 - u) * dots[0, 0] + u * dots[0, 1]) + v * ((1 - u) * dots[1, 0] + u * dots[1, 1]))
         assert abs(noise[place] - expected) < 1e-5
+
+
+def test_a_few_samples_a_cell_hold_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask through them and the mask of a sample a pixel hardly differ."""
+    import tasks.synthesis.perlin as module
+
+    few = [perlin_mask(256, generator(number, "samples")) for number in range(40)]
+    monkeypatch.setattr(module, "SAMPLES_A_CELL", 1000)
+    every = [perlin_mask(256, generator(number, "samples")) for number in range(40)]
+    marked = sum(mask.sum() for mask in every)
+    assert marked > 0 and sum((one != other).sum() for one, other in zip(few, every, strict=True)) < 0.05 * marked
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,11 +70,9 @@ def _roc(result: TargetResult) -> Image.Image:
 
 
 def _drawn(figure: Figure) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", bbox_inches="tight")  # or titles and labels are cut at the figure's edge
+    return Image.open(stream).convert("RGB")
 
 
 def _overlays(result: TargetResult) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFilter
 from scipy import ndimage
@@ -75,9 +76,9 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
         raise Dropped("no noise of that area")
     photo, picture = materials.sources.draw(rng)
     texture = three_random(_texture(materials, photo, rng), rng)
-    beta = np.float32(rng.uniform(0, MOST_TRANSPARENT))
+    beta = rng.uniform(0, MOST_TRANSPARENT)
     query = picture.copy()
-    query[mask] = np.rint((1 - beta) * texture[mask] + beta * picture[mask]).astype(np.uint8)
+    cv2.copyTo(cv2.addWeighted(texture, 1 - beta, picture, beta, 0), mask.astype(np.uint8), query)
     return Change(photo, picture, query, mask)
 
 

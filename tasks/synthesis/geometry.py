@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
-from PIL import Image
 
-from tasks.pictures import Mask, Picture
+from tasks.pictures import Mask, Picture, Pixels
 from tasks.synthesis.settings import AugmentationSettings
 
-Affine = tuple[float, float, float, float, float, float]  # output pixel -> input pixel, as Pillow takes it
+Affine = tuple[float, float, float, float, float, float]  # of output to input, row by row, in pixels from the first pixel's corner
 
 
 def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Generator) -> Affine:
@@ -26,18 +26,16 @@ def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Gener
 
 def warp_picture(picture: Picture, affine: Affine) -> Picture:
     """Bilinear; what lies outside the picture is its mirror image."""
-    return _warp(picture, affine, Image.Resampling.BILINEAR)
+    return _warp(picture, affine)
 
 
 def warp_mask(mask: Mask, affine: Affine) -> Mask:
-    """Nearest neighbour, mirrored like the picture it belongs to."""
-    return _warp(mask.astype(np.uint8), affine, Image.Resampling.NEAREST) > 0
+    """Mirrored like the picture it belongs to; a pixel is in the mask if most of it is."""
+    return _warp(mask.astype(np.uint8) * 255, affine) > 127
 
 
-def _warp(array: np.ndarray, affine: Affine, resampling: Image.Resampling) -> np.ndarray:
-    size = array.shape[0]
-    margin = size // 3
-    padding = ((margin, margin), (margin, margin)) + ((0, 0),) * (array.ndim - 2)
-    padded = Image.fromarray(np.pad(array, padding, mode="symmetric"))
+def _warp(pixels: Pixels, affine: Affine) -> Pixels:
     a, b, c, d, e, f = affine
-    return np.asarray(padded.transform((size, size), Image.Transform.AFFINE, (a, b, c + margin, d, e, f + margin), resampling))
+    # OpenCV counts from the centre of the first pixel, the map from its corner.
+    matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    return cv2.warpAffine(pixels, matrix, pixels.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)

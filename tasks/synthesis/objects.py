@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tasks.ingestion.objects.table import to_mask
 from tasks.pictures import Mask, Picture
-from tasks.sources import Box, Sources
+from tasks.sources import Box, Sources, Thing
 from tasks.synthesis.proposals import propose
 from tasks.synthesis.settings import ObjectSettings
 
@@ -45,9 +45,8 @@ class Objects:
         photo = self.sources.choose(rng, but)
         outlined = _outlined(str(self.table), self.sources.images[photo])
         found = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)
-        low, high = self.settings.area
-        if not low <= found.mask.mean() <= high:
-            raise Dropped("object too small" if found.mask.mean() < low else "object too large")
+        if not found.mask.any():
+            raise Dropped("object too small")
         if not self.settings.cut_by_border and _touches_border(found.mask):
             raise Dropped("object cut by the border")
         return found
@@ -57,10 +56,11 @@ class Objects:
         box = Box(row["left"] / row["width"], row["top"] / row["height"], row["right"] / row["width"], row["bottom"] / row["height"])
         if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
             raise Dropped("object cut by the border")
-        square = self.sources.square_around(photo, box, rng)
+        mask = to_mask(row)
+        square = self.sources.square_around(photo, Thing(box, float(mask.mean())), self.settings.area, rng)
         if square is None:
-            raise Dropped("object too large")
-        return Found(photo, self.sources.cut(photo, square), self.sources.cut_mask(to_mask(row), square), row["label"])
+            raise Dropped("object too small or too large for a square")
+        return Found(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row["label"])
 
     def _proposed(self, photo: int, rng: np.random.Generator) -> Found:
         picture = self.sources.cut(photo, self.sources.square(photo, rng))

@@ -4,27 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from numpy.typing import NDArray
 
 from tasks.pictures import Picture
 from tasks.synthesis.settings import AugmentationSettings
 
-Step = Callable[[Image.Image, np.random.Generator], Image.Image]
+Step = Callable[[Picture, np.random.Generator], Picture]
+
+LEVELS = np.arange(256, dtype=np.float64)
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # NTSC
+FROM_YIQ = np.linalg.inv(TO_YIQ)
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float64) / 13
+IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=np.float64)
 
 
-def _gamma(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    gamma = rng.uniform(0.5, 2.0)
-    return image.point([round(255 * (level / 255) ** gamma) for level in range(256)] * 3)
+def _mapped(picture: Picture, levels: NDArray[np.float64]) -> Picture:
+    """Every level replaced by another; levels: 256, from 0 to 255."""
+    return cv2.LUT(picture, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
-def _brightness(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    factor, offset = rng.uniform(0.8, 1.2), rng.uniform(-30, 30)
-    return image.point([min(max(round(level * factor + offset), 0), 255) for level in range(256)] * 3)
+def _gamma(picture: Picture, rng: np.random.Generator) -> Picture:
+    return _mapped(picture, 255 * (LEVELS / 255) ** rng.uniform(0.5, 2.0))
 
 
-def _hue(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _turn_hue(image, rng.uniform(-0.2, 0.2))
+def _brightness(picture: Picture, rng: np.random.Generator) -> Picture:
+    return _mapped(picture, LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30))
+
+
+def _hue(picture: Picture, rng: np.random.Generator) -> Picture:
+    turned = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
+    turned[..., 0] += np.uint8(round(256 * rng.uniform(-0.2, 0.2)) % 256)  # the circle is 256 steps, and so are 8 bits
+    return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _sharpness(picture: Picture, rng: np.random.Generator) -> Picture:
+    factor = rng.uniform(1.5, 4.0)
+    return cv2.filter2D(picture, -1, factor * IDENTITY + (1 - factor) * SMOOTH)
+
+
+def _saturation(picture: Picture, rng: np.random.Generator) -> Picture:
+    return cv2.transform(picture, _saturated(rng.uniform(0.2, 2.0)))
+
+
+def _solarize(picture: Picture, rng: np.random.Generator) -> Picture:
+    return _mapped(picture, np.where(int(rng.integers(32, 128)) <= LEVELS, 255 - LEVELS, LEVELS))
+
+
+def _posterize(picture: Picture, rng: np.random.Generator) -> Picture:
+    step = 2 ** (8 - int(rng.integers(3, 7)))
+    return _mapped(picture, LEVELS // step * step)
+
+
+def _invert(picture: Picture, rng: np.random.Generator) -> Picture:
+    return cv2.bitwise_not(picture)
+
+
+def _stretched(picture: Picture, rng: np.random.Generator) -> Picture:
+    limits = np.array([cv2.minMaxLoc(channel)[:2] for channel in cv2.split(picture)])
+    low, high = limits[:, 0], limits[:, 1]
+    factor = 255 / np.maximum(high - low, 1)
+    return cv2.transform(picture, np.column_stack([np.diag(factor), -low * factor]))
+
+
+def _equalized(picture: Picture, rng: np.random.Generator) -> Picture:
+    return cv2.merge([cv2.equalizeHist(channel) for channel in cv2.split(picture)])
 
 
 # The photometric half of DRAEM's list (its geometric step, rotation, is the crop's and the mask's here).
@@ -32,35 +78,42 @@ STRONG: tuple[Step, ...] = (
     _gamma,
     _brightness,
     _hue,
-    lambda image, rng: ImageEnhance.Sharpness(image).enhance(rng.uniform(1.5, 4.0)),
-    lambda image, rng: ImageEnhance.Color(image).enhance(rng.uniform(0.2, 2.0)),
-    lambda image, rng: ImageOps.solarize(image, int(rng.integers(32, 128))),
-    lambda image, rng: ImageOps.posterize(image, int(rng.integers(3, 7))),
-    lambda image, rng: ImageOps.invert(image),
-    lambda image, rng: ImageOps.autocontrast(image),
-    lambda image, rng: ImageOps.equalize(image),
+    _sharpness,
+    _saturation,
+    _solarize,
+    _posterize,
+    _invert,
+    _stretched,
+    _equalized,
 )
 
 
 def three_random(picture: Picture, rng: np.random.Generator) -> Picture:
     """The picture under three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
-    image = Image.fromarray(picture)
     for index in rng.choice(len(STRONG), size=3, replace=False):
-        image = STRONG[index](image, rng)
-    return np.asarray(image)
+        picture = STRONG[index](picture, rng)
+    return picture
 
 
 def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Another light on the same scene: brightness, contrast, saturation and hue, each drawn evenly within the settings."""
-    image = Image.fromarray(picture)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(1 + rng.uniform(-settings.light, settings.light))
-    turn = rng.uniform(-settings.hue, settings.hue)
-    return np.asarray(_turn_hue(image, turn) if settings.hue else image)
+    """Another light on the same scene: brightness, contrast, saturation and hue, each drawn evenly within the settings.
+
+    All four are affine in colour (the hue as a turn about the grey axis of YIQ), so they are one matrix, rounded once.
+    """
+    brightness, contrast, saturation = 1 + rng.uniform(-settings.light, settings.light, size=3)
+    turn = 2 * np.pi * rng.uniform(-settings.hue, settings.hue)
+    grey = LUMA @ np.array(cv2.mean(picture)[:3]) * brightness  # which contrast leaves where it is
+    colour = _turned(turn) @ _saturated(saturation)
+    offset = colour @ np.full(3, (1 - contrast) * grey)
+    return cv2.transform(picture, np.column_stack([colour * (contrast * brightness), offset]))
 
 
-def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """Every hue moved by `turn` of the colour circle."""
-    hue, saturation, value = image.convert("HSV").split()
-    moved = hue.point([(level + round(turn * 255)) % 256 for level in range(256)])
-    return Image.merge("HSV", (moved, saturation, value)).convert("RGB")
+def _saturated(factor: float) -> NDArray[np.float64]:
+    """3x3: colours away from their grey by a factor."""
+    return factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1))
+
+
+def _turned(angle: float) -> NDArray[np.float64]:
+    """3x3: hues turned by an angle in radians, brightness kept."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ

@@ -17,6 +17,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import pyarrow as pa
 
 import tasks
@@ -31,7 +32,7 @@ from tasks.synthesis.pair import Maker
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import INDEX, INDEX_NAME, Drop, shard_name, write_shard
 
-PACKAGES = ("numpy", "pillow", "scikit-image", "scipy", "torch", "webdataset")
+PACKAGES = ("numpy", "pillow", "opencv-python-headless", "scikit-image", "scipy", "torch", "webdataset")
 NAME_LENGTH = 16
 
 
@@ -88,6 +89,7 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
     """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
+    cv2.setNumThreads(1)  # the cores are used by making several shards at once
     sources = Sources(_images(inputs.files.sources), settings.crop, settings.resolution)
     textures = Sources(_images(inputs.files.textures), settings.crop, settings.resolution)
     materials = Materials(settings, sources, textures, Objects(settings.objects, sources, inputs.files.objects))

@@ -1,0 +1,229 @@
+"""The same shards wherever they are made; killed anywhere, nothing whole is lost and the next run ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, make_project, run, write_pipelines
+from servers import prefect_server
+
+from tasks.files import sha256
+
+SYNTHESIZE = ("python", "-m", "flows.synthesize", "small")
+SHARDS = 20
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
+    """The small pipeline with everything made that synthesize reads."""
+    folder = make_project(tmp_path_factory.mktemp("run") / "project")
+    came = run(folder, "dvc", "repro", "inpainter@small", PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stdout + came.stderr
+    return folder
+
+
+def execution(folder: Path, **values: Any) -> None:
+    content = yaml.safe_load((folder / "pipelines.yaml").read_text())
+    content["execution"] = values
+    content["pipelines"]["small"]["synthesis"].update({"pairs": 5 * SHARDS, "pairs_per_shard": 5})
+    write_pipelines(folder, content)
+
+
+def made(folder: Path) -> dict[str, str]:
+    pairs = folder / "data" / "pairs" / "small"
+    return {str(file.relative_to(pairs)): sha256(file) for file in sorted(pairs.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Path, api: str) -> dict[str, str]:
+    execution(project, workers=2, runner="processes")
+    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stdout + came.stderr
+    files = made(project)
+    assert len([name for name in files if name.endswith(".tar")]) == SHARDS
+    assert not list((project / "data" / "checkpoints" / "small" / "pairs").iterdir())
+    return files
+
+
+def test_threads_make_the_same_bytes(project: Path, api: str, undisturbed: dict[str, str]) -> None:
+    execution(project, workers=3, runner="threads")
+    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stdout + came.stderr
+    assert made(project) == undisturbed
+
+
+def test_a_dask_cluster_of_its_own_makes_the_same_bytes(project: Path, api: str, undisturbed: dict[str, str]) -> None:
+    execution(project, workers=2, runner="dask")
+    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stdout + came.stderr
+    assert made(project) == undisturbed
+
+
+def records(folder: Path) -> list[Path]:
+    return list((folder / "data" / "checkpoints" / "small" / "pairs").glob("*/records/*.json"))
+
+
+def wait_for_records(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while len(records(folder)) < count:
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def started(folder: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a process group of its own, which is gone at the end."""
+    variables = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        **environment,
+    }
+    with (folder / "output.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_midway_the_next_run_keeps_whole_shards_and_ends_with_the_same_bytes(
+    project: Path, api: str, undisturbed: dict[str, str]
+) -> None:
+    execution(project, workers=2, runner="processes")
+    with started(project, *SYNTHESIZE, PREFECT_API_URL=api) as process:
+        wait_for_records(project, 4, process)
+    kept = len(records(project))
+    assert 4 <= kept < SHARDS
+    assert made(project) == undisturbed  # what an earlier run made is there until a new one is whole
+    before = {record: record.stat().st_mtime_ns for record in records(project)}
+    work = next((project / "data" / "checkpoints" / "small" / "pairs").iterdir())
+    (work / "pairs" / ".00019.tar.1.partial").write_bytes(b"half")
+    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
+    assert came.returncode == 0, came.stdout + came.stderr
+    told = re.search(r"(\d+) of 20 shards are there from a run that was stopped", came.stdout + came.stderr)
+    assert told and int(told[1]) == len(before)
+    assert made(project) == undisturbed and not work.exists()
+
+
+def test_what_another_run_left_is_thrown_away(project: Path, api: str, undisturbed: dict[str, str]) -> None:
+    """Shards of other settings are never mixed in."""
+    execution(project, workers=2, runner="processes")
+    content = yaml.safe_load((project / "pipelines.yaml").read_text())
+    content["pipelines"]["small"]["synthesis"]["seed"] = 1
+    write_pipelines(project, content)
+    with started(project, *SYNTHESIZE, PREFECT_API_URL=api) as process:
+        wait_for_records(project, 2, process)
+    left = next((project / "data" / "checkpoints" / "small" / "pairs").iterdir())
+    content["pipelines"]["small"]["synthesis"]["seed"] = 0
+    write_pipelines(project, content)
+    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
+    assert came.returncode == 0 and "from a run that was stopped" not in came.stdout + came.stderr
+    assert made(project) == undisturbed and not left.exists()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_dask_worker_killed_midway_costs_its_shards_a_retry_and_nothing_else(
+    project: Path, api: str, undisturbed: dict[str, str]
+) -> None:
+    """A scheduler and two workers of their own, as on two machines that share the checkout."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    execution(project, workers=2, runner="dask", address=address)
+    worker = ("dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+    quiet = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "WARNING"}
+    with (
+        started(project, "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as _scheduler,
+        started(project, *worker, **quiet) as first,
+        started(project, *worker, **quiet) as second,
+        started(project, *SYNTHESIZE, **quiet) as process,
+    ):
+        wait_for_records(project, 3, process)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
+        assert second.poll() is None
+    assert made(project) == undisturbed
+
+
+def test_a_source_that_cannot_be_read_stops_the_run_with_one_line_that_names_it(
+    project: Path, api: str, undisturbed: dict[str, str]
+) -> None:
+    execution(project, workers=2, runner="processes")
+    photo = project / "data" / "pictures" / "sample-photos" / "train" / "good" / "cat.png"
+    whole = photo.read_bytes()
+    photo.unlink()  # it may be a link into DVC's cache
+    photo.write_bytes(whole[:1000])
+    try:
+        came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    finally:
+        photo.write_bytes(whole)
+    assert came.returncode == 2 and "Traceback" not in came.stdout + came.stderr
+    assert re.match(r"changepair: data/pictures/sample-photos/train/good/cat\.png: a source picture that was ingested cannot be read any more", came.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
+    assert made(project) == undisturbed
+
+
+def test_a_full_disk_stops_the_run_with_one_line_that_names_the_file(project: Path, api: str, undisturbed: dict[str, str]) -> None:
+    """On a small disk of its own where that can be mounted, else with a limit on the size of a file."""
+    execution(project, workers=2, runner="processes")
+    checkpoints = project / "data" / "checkpoints"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(checkpoints)], capture_output=True).returncode == 0
+    try:
+        limit = None if mounted else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        variables = {**os.environ, "PYTHONPATH": str(project), "PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "WARNING"}
+        came = subprocess.run(
+            [sys.executable, *SYNTHESIZE[1:]], cwd=project, env=variables, capture_output=True, text=True, preexec_fn=limit, timeout=120
+        )
+        left = [file for file in checkpoints.rglob("*.partial")]
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(checkpoints)], check=True)
+    assert came.returncode == 2 and "Traceback" not in came.stdout + came.stderr, came.stdout + came.stderr
+    assert re.search(r"changepair: .*checkpoints/small/pairs/\w+/\S+: cannot be written, the disk is full \(.*\); make room and run again", came.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
+    assert not left and made(project) == undisturbed
+
+
+def test_the_record_of_a_shard_holds_what_the_index_says(project: Path, undisturbed: dict[str, str]) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(project / "data" / "pairs" / "small" / "pairs.parquet").to_pylist()
+    assert len(rows) == 5 * SHARDS and [row["index"] for row in rows] == list(range(5 * SHARDS))
+    assert {row["kind"] for row in rows} == {"appearance", "disappearance", "exchange", "local-region", "none"}
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_the_readmes_kinds_of_runner_are_the_settings() -> None:
+    from typing import get_args
+
+    from flows.runner import Runner
+
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in get_args(Runner))
