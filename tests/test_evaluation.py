@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -28,7 +29,7 @@ from tasks.evaluation.settings import EvaluationSettings
 from tasks.ingestion.ingest import ingest_folder
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings
+from tasks.sampling.settings import SamplingSettings, Use
 
 # Few distinct scores, so that ties are common.
 SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 12)), min_size=2, max_size=60).filter(
@@ -98,7 +99,7 @@ def files(layout: Path) -> EpisodeFiles:
     picture = (layout / "bricks/train/good/0.png").read_bytes()
     (other / "0.png").write_bytes(picture + b"\0")
     ingest_folder("other", other.parents[1], licence="own", manifests=manifests, workers=1)
-    sample(SamplingSettings(shots=(1, 2, 4), seeds=(0, 1)), ["other"], ["parts"], manifests=manifests, files=files)
+    sample(SamplingSettings(shots=(1, 2, 4), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     return files
 
 
@@ -183,12 +184,17 @@ def test_a_target_is_measured_written_drawn_and_reported(files: EpisodeFiles, co
 
     plots = write_plots(tmp_path / "plots", [result])
     assert [plot.name for plot in plots] == ["roc-parts.png", "overlays-parts.png"]
-    report = tmp_path / "report.html"
-    write_report(report, pipeline="small", settings={"a": 1}, tree=tree, plots=plots, contact_sheet=plots[0])
+    report, pairs = tmp_path / "report.html", tmp_path / "overview"
+    save(np.zeros((8, 8), dtype=np.uint8), pairs / "appearance.png")
+    (pairs / "kinds.csv").write_text("kind,pairs\nappearance,30\nnone,10\n")
+    (pairs / "changed_area.csv").write_text("changed_area,pairs,appearance\n0.01,30,30\n")
+    (pairs / "drops.csv").write_text("reason,draws\n")
+    write_report(report, pipeline="small", settings={"a": 1}, tree=tree, plots=plots, pairs=pairs)
     page = report.read_text()
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page and "href=" not in page
     for row in table(tree):
         assert row["image_auroc"] in page
+    assert 'style="width: 33.3%"></span></td><td>10</td>' in page and "<h3>draws dropped</h3>" not in page
     assert markdown(tree).count("\n| parts |") == 12
 
 
@@ -199,7 +205,7 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(files: EpisodeFiles, 
         shutil.rmtree(truth)
     manifests = layout.parent / "manifests"
     ingest_folder("parts", layout, licence="own", manifests=manifests, workers=1)
-    sample(SamplingSettings(shots=(1,), seeds=(0,)), ["other"], ["parts"], manifests=manifests, files=files)
+    sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
     assert all(set(item.figures) == set(FIGURES[:3]) for item in result.measured)
     assert all(row["pixel_auroc"] == "" for row in table(metrics(result.measured)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import skimage.data
 from conftest import save
 from PIL import Image
 
@@ -60,6 +61,18 @@ def test_a_dataset_may_have_no_category_level(layout: Path) -> None:
 def test_a_folder_of_photographs_is_all_normal(layout: Path) -> None:
     rows = ingest(layout / "bricks" / "train" / "good")
     assert {(row["split"], row["label"]) for row in rows} == {("train", 0)} and len(rows) == 4
+
+
+@pytest.mark.parametrize("level", ["images", ""])
+def test_a_folder_of_folders_of_photographs_too_as_the_describable_textures_are(tmp_path: Path, level: str) -> None:
+    for number, name in enumerate(("banded", "woven")):
+        save(skimage.data.brick()[90 * number :][:64, :64], tmp_path / "dtd" / level / name / f"{name}_0001.jpg")
+    (tmp_path / "dtd" / "labels").mkdir()
+    (tmp_path / "dtd" / "labels" / "train1.txt").write_text("banded/banded_0001.jpg\n")
+    ingest_folder("dtd", tmp_path / "dtd", licence="own", manifests=tmp_path / "manifests", workers=1)
+    rows = pq.read_table(tmp_path / "manifests" / "dtd.parquet").to_pylist()
+    assert [Path(row["image"]).name for row in rows] == ["banded_0001.jpg", "woven_0001.jpg"]
+    assert {(row["category"], row["split"], row["label"]) for row in rows} == {("dtd", "train", 0)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

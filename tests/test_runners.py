@@ -129,22 +129,6 @@ def test_killed_midway_the_next_run_keeps_whole_shards_and_ends_with_the_same_by
     assert made(project) == undisturbed and not work.exists()
 
 
-def test_what_another_run_left_is_thrown_away(project: Path, api: str, undisturbed: dict[str, str]) -> None:
-    """Shards of other settings are never mixed in."""
-    execution(project, workers=2, runner="processes")
-    content = yaml.safe_load((project / "pipelines.yaml").read_text())
-    content["pipelines"]["small"]["synthesis"]["seed"] = 1
-    write_pipelines(project, content)
-    with started(project, *SYNTHESIZE, PREFECT_API_URL=api) as process:
-        wait_for_records(project, 2, process)
-    left = next((project / "data" / "checkpoints" / "small" / "pairs").iterdir())
-    content["pipelines"]["small"]["synthesis"]["seed"] = 0
-    write_pipelines(project, content)
-    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
-    assert came.returncode == 0 and "from a run that was stopped" not in came.stdout + came.stderr
-    assert made(project) == undisturbed and not left.exists()
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

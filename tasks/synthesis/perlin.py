@@ -13,7 +13,7 @@ from tasks.pictures import Mask
 HIGHEST_OCTAVE = 5  # frequencies 2^0..2^5 a side (DRAEM, Zavrtanik et al., ICCV 2021, section 3.3)
 THRESHOLD = 0.5
 MOST_ROTATION = 90.0  # degrees
-SAMPLES_A_CELL = 4
+SAMPLES_A_CELL = 6
 
 
 def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
