@@ -10,16 +10,16 @@ from dvc.repo import Repo
 
 from tasks.errors import BadInput
 
-INGEST = ("ingest@", "ingest-folder@")
+OF_A_DATASET = ("ingest@", "ingest-folder@", "objects@")
 
 
 def stages_of(pipeline: str, datasets: Collection[str]) -> list[str]:
-    """The names of a pipeline's stages in dvc.yaml's order. Of the ingest stages, those of its own datasets."""
+    """The names of a pipeline's stages in dvc.yaml's order. Of the stages of datasets, those of its own."""
     with Repo() as repo:
         graph = repo.index.graph
         last = next(stage for stage in graph if stage.addressing == f"evaluate@{pipeline}")
         names = [stage.addressing for stage in networkx.dfs_postorder_nodes(graph, last)]
-    return [name for name in names if not name.startswith(INGEST) or name.partition("@")[2] in datasets]
+    return [name for name in names if not name.startswith(OF_A_DATASET) or name.partition("@")[2] in datasets]
 
 
 def reproduce(stage: str) -> bool:

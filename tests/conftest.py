@@ -62,7 +62,11 @@ def save(pixels: np.ndarray, file: Path) -> Path:
 
 SMALL = {
     "enabled": ["small"],
-    "datasets": {"packaged": ["sample-photos"], "folders": {"parts": {"path": "parts"}}, "objects": {}},
+    "datasets": {
+        "packaged": ["sample-photos"],
+        "folders": {"parts": {"path": "parts"}},
+        "objects": {"sample-photos": {"format": "masks", "path": "masks"}},
+    },
     "execution": {"workers": 2},
     "pipelines": {
         "small": {
@@ -92,6 +96,9 @@ def make_project(folder: Path) -> Path:
     (folder / ".dvc").mkdir()
     shutil.copyfile(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     make_layout(folder / "parts")
+    cup = np.zeros((400, 600), dtype=np.uint8)  # of the photograph coffee, 400x600
+    cup[110:290, 170:420] = 255
+    save(cup, folder / "masks" / "coffee.png")
     write_pipelines(folder, SMALL)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNe
 from torch import Tensor
 
 from tasks.inpainting.crops import Crop, sized
-from tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, unpack
+from tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, pyramid_fill, unpack
 
 STEPS = 4
 TEMPERATURE = 0.4  # of the noise that denoising starts from; 1 paints more grain than there is, 0 none
@@ -59,7 +59,7 @@ class CropInpaintPipeline(_Pipeline):
         painted = (hole.filled(self.denoised(hole, temperature * noise, num_inference_steps)).cpu() + 1) / 2
         came = image.clone()
         for one, crop, picture, mask, answer in zip(came, crops, pictures, masks, painted, strict=True):
-            crop.put_back(one, torch.where(mask > 0.5, sized(answer, crop.side, "bicubic").clamp(0, 1), picture))
+            crop.put_back(one, carried_up(answer, picture, mask))
         return ImagePipelineOutput(images=came)
 
     def denoised(self, hole: Hole, noise: Tensor, steps: int) -> Tensor:
@@ -70,6 +70,16 @@ class CropInpaintPipeline(_Pipeline):
             said = unpack(self.unet(hole.seen(residual), step).sample)
             residual = self.scheduler.step(said, step, residual).prev_sample
         return residual
+
+
+def carried_up(small: Tensor, picture: Tensor, mask: Tensor) -> Tensor:
+    """A small painted picture 3xsxs at the size of its crop 3xSxS, with the hole's rim met; outside the mask 1xSxS the crop itself.
+
+    Made smaller and larger again the rim is not quite what it was. By how much is known all around the hole, and carried into it.
+    """
+    large = sized(small, picture.shape[-1], "bicubic")
+    missed = pyramid_fill((picture - large)[None], mask[None])[0]
+    return torch.where(mask > 0.5, (large + missed).clamp(0, 1), picture)
 
 
 def new_pipeline(resolution: int, channels: Sequence[int]) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTEXT = 1.8  # of a region's longer side, that the side of its crop is
+CONTEXT = 1.4  # of a region's longer side, that the side of its crop is
 
 
 @dataclass(frozen=True)

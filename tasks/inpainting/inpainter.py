@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.devices import best_device
 from tasks.errors import BadInput
 from tasks.files import written_beside
 from tasks.inpainting.settings import NONE, OWN, InpainterSettings, InpaintingSettings
@@ -49,10 +50,13 @@ def load_inpainter(folder: Path, settings: InpaintingSettings) -> Inpainter:
     file = folder / CHOICE_NAME
     if not file.is_file():
         raise BadInput(f"{file}: not there; the inpainter stage writes it, so run `dvc repro` first")
+    from diffusers.utils.logging import disable_progress_bar
+
     choice = json.loads(file.read_text(encoding="utf-8"))
     if choice["model"] == NONE:
         raise BadInput(f"{file}: names no inpainting model, and synthesis.kinds needs one; set inpainter.model in pipelines.yaml")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
+    disable_progress_bar()  # of loading, once a process
     if choice["model"] == OWN:
         from tasks.inpainting.crop_pipeline import CropInpaintPipeline
 

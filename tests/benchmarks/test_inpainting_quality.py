@@ -1,0 +1,112 @@
+"""Our own inpainting model on photographs it has not seen, beside OpenCV's Telea and a fill with the mean colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from flows.settings import parse
+from tasks.detector_settings import MetaUASSettings
+from tasks.detectors import build_encoder
+from tasks.files import write_table
+from tasks.ingestion.ingest import ingest_packaged
+from tasks.inpainting.holes import hole
+from tasks.inpainting.inpainter import load_inpainter, write_choice
+from tasks.inpainting.settings import InpainterSettings, InpaintingSettings
+from tasks.inpainting.train import train_inpainter
+from tasks.randomness import generator
+from tasks.sources import Sources
+
+pytestmark = pytest.mark.bench
+HELD_OUT = ("astronaut", "coffee", "china")
+PICTURES = 192
+SIZE = 128
+RADIUS = 3  # pixels, of Telea's method
+
+
+def quickstarts() -> InpainterSettings:
+    root = Path(__file__).parent.parent.parent
+    return parse(InpainterSettings, yaml.safe_load((root / "pipelines.yaml").read_text())["pipelines"]["quickstart"]["inpainter"])
+
+
+def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
+    ingest_packaged("sample-photos", pictures=tmp_path / "pictures", manifests=tmp_path / "manifests", workers=2)
+    table = pq.read_table(tmp_path / "manifests" / "sample-photos.parquet")
+    rows = table.to_pylist()
+    seen = [row for row in rows if Path(row["image"]).stem not in HELD_OUT]
+    unseen = [row["image"] for row in rows if Path(row["image"]).stem in HELD_OUT]
+    assert len(unseen) == len(HELD_OUT)
+    write_table(tmp_path / "seen.parquet", pa.Table.from_pylist(seen, schema=table.schema))
+    settings = quickstarts()
+    train_inpainter(settings, tmp_path / "seen.parquet", folder=tmp_path / "model", checkpoints=tmp_path / "checkpoints")
+    write_choice(tmp_path / "model", settings)
+
+    sources, rng = Sources(unseen, (0.3, 1.0), SIZE), generator(0, "held out")
+    images = torch.stack([torch.from_numpy(np.array(sources.draw(rng)[1])) for _ in range(PICTURES)]).permute(0, 3, 1, 2).float() / 255
+    masks = torch.stack([torch.from_numpy(hole(SIZE, rng)) for _ in range(PICTURES)])[:, None].float()
+    own = load_inpainter(tmp_path / "model", InpaintingSettings())
+    fills = {
+        "own": own(images, masks, [""] * PICTURES, list(range(PICTURES))),
+        "Telea": telea(images, masks),
+        "mean colour": torch.where(masks > 0, mean_outside(images, masks), images),
+    }
+    figures = {name: measured(images, masks, fill) for name, fill in fills.items()}
+    print(f"\n{PICTURES} squares of photographs not trained on ({', '.join(HELD_OUT)}), at {SIZE}x{SIZE}:")
+    for name, (error, distance, seam) in figures.items():
+        print(f"{name:12} error inside the mask {error:.4f}   distance in features {distance:.4f}   visibility of the seam {seam:.3f}")
+    for other in ("Telea", "mean colour"):
+        assert figures["own"][1] < figures[other][1] and figures["own"][2] < figures[other][2]
+
+
+def measured(images: Tensor, masks: Tensor, fill: Tensor) -> tuple[float, float, float]:
+    """Mean absolute error inside the mask, 0..1; distance in features; visibility of the seam. Means over the pictures."""
+    error = ((fill - images).abs() * masks).sum((1, 2, 3)) / (3 * masks.sum((1, 2, 3)))
+    return float(error.mean()), feature_distance(images, masks, fill), float(seam(images, masks, fill).mean())
+
+
+@torch.no_grad()
+def feature_distance(images: Tensor, masks: Tensor, fill: Tensor) -> float:
+    """1 - cosine between the packaged encoder's features of the picture and of the filled one, where the hole is; mean over its stages."""
+    encoder = build_encoder(MetaUASSettings().encoder).eval()
+    came = []
+    for before, after in zip(encoder(images), encoder(fill), strict=True):
+        weights = F.adaptive_avg_pool2d(masks, before.shape[-2:])[:, 0]
+        apart = 1 - F.cosine_similarity(before, after, dim=1)
+        came.append(((apart * weights).sum((1, 2)) / weights.sum((1, 2))).mean())
+    return float(torch.stack(came).mean())
+
+
+def seam(images: Tensor, masks: Tensor, fill: Tensor) -> Tensor:
+    """How far the steps across the mask's rim are from the photograph's own there: |log of their ratio|, one a picture."""
+    return (steps_across(fill, masks) / steps_across(images, masks)).clamp(min=1e-3).log().abs()
+
+
+def steps_across(images: Tensor, masks: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours of which one is in the mask, and the other is not."""
+    total, count = torch.zeros(len(images)), torch.zeros(len(images))
+    for axis in (2, 3):
+        rim = masks.diff(dim=axis).abs()
+        total += (images.diff(dim=axis).abs().mean(1, keepdim=True) * rim).sum((1, 2, 3))
+        count += rim.sum((1, 2, 3))
+    return total / count + 1e-4
+
+
+def telea(images: Tensor, masks: Tensor) -> Tensor:
+    filled = []
+    for image, mask in zip(images, masks, strict=True):
+        pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+        filled.append(cv2.inpaint(pixels, (mask[0] * 255).byte().numpy(), RADIUS, cv2.INPAINT_TELEA))
+    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float() / 255
+
+
+def mean_outside(images: Tensor, masks: Tensor) -> Tensor:
+    return (images * (1 - masks)).sum((2, 3), keepdim=True) / (1 - masks).sum((2, 3), keepdim=True)
