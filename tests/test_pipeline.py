@@ -20,6 +20,7 @@ from servers import ask, prefect_server
 STAGES = [
     "ingest@sample-photos",
     "ingest-folder@parts",
+    "objects@sample-photos",
     "sample@small",
     "inpainter@small",
     "synthesize@small",
@@ -92,6 +93,7 @@ def test_the_run_can_be_watched(project: Path, api: str) -> None:
             "retrain small",
             "ingest sample-photos",
             "ingest parts",
+            "objects sample-photos",
             *(f"{stage} small" for stage in ("sample", "inpainter", "synthesize", "train", "evaluate")),
         ]
     )
@@ -163,7 +165,7 @@ def test_a_new_picture_reruns_what_depends_on_it_and_not_the_training(project: P
 
 
 def test_the_same_bytes_with_another_number_of_workers(project: Path, api: str) -> None:
-    promised = [stage for stage in STAGES if stage.startswith(("ingest", "sample", "inpainter", "synthesize"))]
+    promised = [stage for stage in STAGES if stage.startswith(("ingest", "objects", "sample", "inpainter", "synthesize"))]
     before = lock(project)
     content = yaml.safe_load((project / "pipelines.yaml").read_text())
     content["execution"]["workers"] = 1
