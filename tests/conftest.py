@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import skimage.data
 import yaml
 from PIL import Image
+from servers import prefect_server
 
 from tasks.files import write_table
 from tasks.ingestion.check import check
@@ -32,6 +34,13 @@ from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 ROOT = Path(__file__).parent.parent
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Prefect server, of the module's own."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import make_project, run, save, write_pipelines
-from servers import ask, prefect_server
+from servers import ask
 
 STAGES = [
     "ingest@sample-photos",
@@ -27,12 +26,6 @@ STAGES = [
     "train@small",
     "evaluate@small",
 ]
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

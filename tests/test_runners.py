@@ -19,18 +19,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, make_project, run, write_pipelines
-from servers import prefect_server
 
 from tasks.files import sha256
 
 SYNTHESIZE = ("python", "-m", "flows.synthesize", "small")
 SHARDS = 20
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
