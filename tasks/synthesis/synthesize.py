@@ -82,8 +82,7 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
     work = Work(checkpoints / name)
     for folder in (work.pairs, work.record(0).parent):
         folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(".*.partial"):
-            partial.unlink()
+    _clear(work)
     return work, [number for number in range(shard_count(settings)) if not (work.record(number).is_file() and work.shard(number).is_file())]
 
 
@@ -104,6 +103,7 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
 
 def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Made:
     """Writes the index and the overview of all shards and hands the whole over as `folder`."""
+    _clear(work)
     records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
     rows = [row for record in records for row in record["rows"]]
     drops: Counter[Drop] = Counter()
@@ -117,6 +117,12 @@ def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Made:
     os.replace(work.pairs, folder)
     shutil.rmtree(work.folder)
     return Made(len(rows), drops.total())
+
+
+def _clear(work: Work) -> None:
+    """Takes away the half-written files of runs, and of workers of this run, that were killed."""
+    for partial in work.folder.glob("*/.*.partial"):
+        partial.unlink()
 
 
 def _images(table: Path) -> Sequence[str]:
