@@ -19,8 +19,9 @@ from tasks.ingestion.settings import FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.training.settings import TrainingSettings
+from tasks.training.settings import InCTRLTrainingSettings, Trainings
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 PackagedName = Literal["sample-photos", "texture-defects", "digits", "elpv"]
 
 
@@ -36,17 +37,32 @@ def _cron(line: str) -> str:
     return line
 
 
+class Elsewhere(Strict):
+    """A dataset to be had elsewhere."""
+
+    home: str
+    """Where to get it."""
+    layout: str = "laid out as MVTec AD"
+    """How it has to lie on disk."""
+
+
 class Datasets(Strict):
     """The datasets that are here. Each is ingested once, whichever pipelines use it."""
 
     packaged: list[PackagedName] = []
-    folders: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], FolderSettings] = {}
+    folders: dict[Name, FolderSettings] = {}
     objects: dict[str, ObjectsSettings] = {}
     """Masks of the objects in a dataset's photographs, by the dataset's name."""
+    elsewhere: dict[Name, Elsewhere] = {}
+    """Datasets that pipelines name but that are not on this machine. Move one to folders once it is."""
+
+    @property
+    def here(self) -> list[str]:
+        return [*self.packaged, *self.folders]
 
     @property
     def names(self) -> list[str]:
-        return [*self.packaged, *self.folders]
+        return [*self.here, *(name for name in self.elsewhere if name not in self.here)]
 
 
 class Execution(Strict):
@@ -60,30 +76,47 @@ class Execution(Strict):
 
 
 class Pipeline(Strict):
-    """One named pipeline: train on pairs made of `sources`, be measured on `targets`.
+    """One named pipeline: train on pairs made of `sources`, or on `auxiliary`, and be measured on `targets`.
 
     Every section must be there, if only as `{}`: DVC compares sections to know what is out of date.
     """
 
     schedule: Annotated[str, AfterValidator(_cron)] | None = None
     """When to retrain: a cron line; null for by hand."""
-    sources: Annotated[list[str], Field(min_length=1)]
+    sources: list[str]
+    """Photographs that pairs are made of; [] where synthesis.pairs is 0."""
     textures: list[str]
     """What DRAEM's textures are cut from; [] for the sources themselves."""
+    auxiliary: list[str]
+    """Datasets with labelled anomalies to train on; [] where nothing is trained on them."""
     targets: Annotated[list[str], Field(min_length=1)]
     inpainter: InpainterSettings
     synthesis: SynthesisSettings
     sampling: SamplingSettings
     detectors: DetectorSettings
-    training: TrainingSettings
+    training: Trainings
     evaluation: EvaluationSettings
+
+    @property
+    def datasets(self) -> dict[str, list[str]]:
+        return {"sources": self.sources, "textures": self.textures, "auxiliary": self.auxiliary, "targets": self.targets}
+
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """What each detector is trained on, `pairs` or `auxiliary`; those that are not trained here left out."""
+        needs = {}
+        if "metauas" in self.detectors and self.detectors["metauas"].model is None:
+            needs["metauas"] = "pairs"
+        if "inctrl" in self.detectors and self.detectors["inctrl"].model is None:
+            needs["inctrl"] = self.training.get("inctrl", InCTRLTrainingSettings()).examples
+        return needs
 
 
 class Pipelines(Strict):
     enabled: list[str]
     datasets: Datasets
     execution: Execution = Execution()
-    pipelines: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Pipeline]
+    pipelines: dict[Name, Pipeline]
 
 
 def read_pipelines(file: Path = FILE) -> Pipelines:
@@ -95,25 +128,51 @@ def read_pipelines(file: Path = FILE) -> Pipelines:
     for name in read.datasets.objects:
         if name not in read.datasets.names:
             raise BadInput(f"{file}: datasets.objects.{name}: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}")
-    for pipeline_name, pipeline in read.pipelines.items():
-        if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":
-            raise BadInput(
-                f"{file}: pipelines.{pipeline_name}.inpainter.model: synthesis.kinds needs an inpainting model "
-                f"({', '.join(pipeline.synthesis.repaints)}), not 'none'; say 'own', a hub id or a folder"
-            )
-        for key, names in (("sources", pipeline.sources), ("textures", pipeline.textures), ("targets", pipeline.targets)):
-            for index, name in enumerate(names):
-                if name not in read.datasets.names:
-                    path = f"pipelines.{pipeline_name}.{key}[{index}]"
-                    raise BadInput(f"{file}: {path}: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}")
+    for name, pipeline in read.pipelines.items():
+        wrong = _mistake(pipeline, read.datasets)
+        if wrong:
+            raise BadInput(f"{file}: pipelines.{name}.{wrong}")
     return read
 
 
+def _mistake(pipeline: Pipeline, datasets: Datasets) -> str | None:
+    """The first thing that does not hold between a pipeline's parts."""
+    for key, names in pipeline.datasets.items():
+        for index, name in enumerate(names):
+            if name not in datasets.names:
+                return f"{key}[{index}]: no dataset {name!r} under datasets{nearest(name, datasets.names)}"
+    if "metauas+" in pipeline.detectors and "metauas" not in pipeline.detectors:
+        return "detectors.metauas+: needs metauas beside it, whose model and encoder it uses"
+    for detector, examples in pipeline.trained_on.items():
+        if examples == "auxiliary" and not pipeline.auxiliary:
+            return f"auxiliary: {detector} is trained on it; name a dataset with anomalies, or say training.{detector}.examples: pairs"
+        if examples == "pairs" and not pipeline.synthesis.pairs:
+            return f"synthesis.pairs: {detector} is trained on them, so more than 0; or give it a model that is trained already"
+    if not pipeline.synthesis.pairs:
+        return None
+    if not pipeline.sources:
+        return "sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"
+    if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":
+        return (
+            f"inpainter.model: synthesis.kinds needs an inpainting model ({', '.join(pipeline.synthesis.repaints)}), not 'none'; "
+            "say 'own', a hub id or a folder"
+        )
+    return None
+
+
 def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
-    """One pipeline that may be run. Raises BadInput if it does not exist or is not enabled."""
+    """One pipeline that may be run. Raises BadInput if it does not exist, is not enabled, or names what is not on this machine."""
     read = read_pipelines(file)
     if name not in read.pipelines:
         raise BadInput(f"{file}: pipelines: no pipeline {name!r}{nearest(name, read.pipelines)}")
     if name not in read.enabled:
         raise BadInput(f"{file}: enabled: pipeline {name!r} is not among them; add it there to run it")
+    for names in read.pipelines[name].datasets.values():
+        for dataset in names:
+            if dataset not in read.datasets.here:
+                about = read.datasets.elsewhere[dataset]
+                raise BadInput(
+                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it from {about.home}, "
+                    f"{about.layout}, and give its path there"
+                )
     return read.pipelines[name]

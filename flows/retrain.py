@@ -21,7 +21,7 @@ def run_stage(stage: str) -> State[None]:
 @flow(name="retrain", flow_run_name="retrain {pipeline}")
 def retrain(pipeline: str) -> State[None]:
     settings = enabled_pipeline(pipeline)
-    stages = stages_of(pipeline, {*settings.sources, *settings.targets})
+    stages = stages_of(pipeline, {name for names in settings.datasets.values() for name in names})
     ran = []
     for stage in stages:
         state = run_stage(stage, return_state=True)

@@ -14,9 +14,10 @@ from tasks.sampling.task import draw_episodes
 @flow(name="sample", flow_run_name="sample {pipeline}")
 def sample(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "sampling"), SamplingSettings)
-    use = Use(**{key: tuple(read_setting(("pipelines", pipeline, key), list[str])) for key in ("sources", "textures", "targets")})
+    keys = ("sources", "textures", "auxiliary", "targets")
+    use = Use(**{key: tuple(read_setting(("pipelines", pipeline, key), list[str])) for key in keys})
     episodes = draw_episodes(settings, use, manifests=MANIFESTS, files=EpisodeFiles.of(EPISODES, pipeline))
-    get_run_logger().info(f"{pipeline}: {episodes} episodes; sources {', '.join(use.sources)}; targets {', '.join(use.targets)}")
+    get_run_logger().info(f"{pipeline}: {episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, make_pairs
+from tasks.training.data import Pairs
+from tasks.training.train import train_metauas
 
 from tasks.detector_settings import MetaUASSettings
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.training.data import Pairs
 from tasks.training.settings import TrainingSettings
-from tasks.training.train import train_metauas
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2, held_out=0.1)

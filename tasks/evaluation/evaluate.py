@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.detector_settings import TRAINED, DetectorName, DetectorSettings, MetaUASSettings, PatchResidualSettings
-from tasks.detectors import build_detector, build_encoder
+from tasks.detector_settings import DetectorName, DetectorSettings
+from tasks.detectors import load_detectors, resolution_of
 from tasks.evaluation.figures import FIGURES, image_figures, pixel_figures
 from tasks.evaluation.score import Contender, Scored, score_category
 from tasks.evaluation.settings import EvaluationSettings
@@ -24,7 +24,6 @@ from tasks.files import write_table, write_text
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.pictures import Mask, read_mask
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
-from tasks.weights import load_model
 
 SCORES = pa.schema(
     [
@@ -58,7 +57,7 @@ class Shown:
     """A query to look at: what prompted it, its mask if there is one, and each detector's anomaly map RxR."""
 
     image: str
-    prompt: str
+    prompt: str | None  # None where nothing prompted it
     category: str
     label: int
     mask: str | None
@@ -75,15 +74,10 @@ class TargetResult:
 
 def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, models: Path, device: str) -> list[Contender]:
     """Every detector of the pipeline, trained ones with their weights, ready to score on `device`."""
-    chosen = cast(dict[DetectorName, PatchResidualSettings | MetaUASSettings], detectors)
-    encoders = {name: build_encoder(name).to(device) for name in {detector.encoder for detector in chosen.values()}}
-    contenders = []
-    for name, detector_settings in chosen.items():
-        detector = build_detector(detector_settings, encoders[detector_settings.encoder])
-        if name in TRAINED:
-            load_model(models / name, detector)
-        contenders.append(Contender(name, detector.to(device).eval(), detector_settings.resolution, settings.subset.get(name)))
-    return contenders
+    return [
+        Contender(name, detector.to(device).eval(), resolution_of(detectors, name), settings.subset.get(name))
+        for name, detector in load_detectors(detectors, models).items()
+    ]
 
 
 def evaluate_target(
@@ -192,7 +186,7 @@ class _Gallery:
     def shown(self) -> list[Shown]:
         rows = [self.row_of[image] for image in self.images]
         return [
-            Shown(row["image"], self.episode.prompts[0], row["category"], row["label"], row["mask"], self.maps[row["image"]])
+            Shown(row["image"], next(iter(self.episode.prompts), None), row["category"], row["label"], row["mask"], self.maps[row["image"]])
             for row in rows
         ]
 

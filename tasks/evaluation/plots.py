@@ -90,11 +90,15 @@ def _overlays(result: TargetResult) -> Image.Image:
         for name in shown.maps
     }
     for line, shown in enumerate(result.shown):
-        tiles = [read_picture(Path(shown.prompt), TILE), _query(shown)]
+        tiles = [_prompt(shown), _query(shown)]
         tiles += [_heat(shown, shown.maps[name], scale[shown.category, name]) for name in detectors]
         for column, tile in enumerate(tiles):
             sheet.paste(Image.fromarray(tile), (GAP + column * (TILE + GAP), HEADER + line * (TILE + GAP)))
     return sheet
+
+
+def _prompt(shown: Shown) -> Picture:
+    return np.full((TILE, TILE, 3), PAPER, dtype=np.uint8) if shown.prompt is None else read_picture(Path(shown.prompt), TILE)
 
 
 def _query(shown: Shown) -> Picture:

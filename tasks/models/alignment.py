@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Alignment = Literal["soft", "hard", "none"]
+MOST_PRODUCTS = 2**22  # held at once by hard alignment (16 MiB of float32)
 
 
 class FeatureAlignment(nn.Module):
@@ -20,7 +22,8 @@ class FeatureAlignment(nn.Module):
     def __init__(self, channels: int, mode: Alignment = "soft") -> None:
         super().__init__()
         self.mode = mode
-        self.reduction = nn.Conv2d(channels, channels // 2, kernel_size=1)
+        if mode != "none":
+            self.reduction = nn.Conv2d(channels, channels // 2, kernel_size=1)
 
     def forward(self, query: Tensor, prompts: Tensor) -> Tensor:
         """query: BxCxhxw; prompts: KxCxhxw for all, or BxKxCxhxw. Each prompt's aligned features, BxKxCxhxw."""
@@ -32,17 +35,26 @@ class FeatureAlignment(nn.Module):
         values = prompts.flatten(0, -4).flatten(2).mT  # (K or B*K)xMxC
         heads = prompts.shape[0] if shared else prompts.shape[1]
         asked, offered, values = (_per_query(part, len(query), heads, shared) for part in (asked, offered, values))
-        aligned = self._soft(asked, offered, values) if self.mode == "soft" else self._hard(asked, offered, values)
+        aligned = soft(asked, offered, values) if self.mode == "soft" else hard(asked, offered, values)
         return aligned.mT.unflatten(-1, query.shape[-2:])
 
-    @staticmethod
-    def _soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(asked, offered, values, scale=1.0)
 
-    @staticmethod
-    def _hard(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
-        best = (asked @ offered.mT).argmax(dim=-1, keepdim=True)
-        return values.gather(2, best.expand(-1, -1, -1, values.shape[-1]))
+def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
+    """BxKxNxd, BxKxMxd, BxKxMxC to BxKxNxC, without the NxM matrix in memory.
+
+    The kernels that never hold the matrix want queries and values of one width, and are silently passed over where they are not;
+    zeros after q and k change no product.
+    """
+    room = values.shape[-1] - asked.shape[-1]
+    asked, offered = (F.pad(part, (0, room)) for part in (asked, offered))
+    return F.scaled_dot_product_attention(asked, offered, values, scale=1.0)
+
+
+def hard(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
+    """As `soft`, but of each query position the one prompt position it matches best."""
+    rows = max(1, MOST_PRODUCTS // offered[..., 0].numel())
+    best = torch.cat([(part @ offered.mT).argmax(dim=-1, keepdim=True) for part in asked.split(rows, dim=2)], dim=2)
+    return values.gather(2, best.expand(-1, -1, -1, values.shape[-1]))
 
 
 def _per_query(part: Tensor, queries: int, heads: int, shared: bool) -> Tensor:

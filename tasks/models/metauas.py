@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from tasks.models.alignment import Alignment, FeatureAlignment
+from tasks.models.detector import Detector, upsample
 from tasks.models.encoder import Encoder, Features
+from tasks.models.patch_residual import PatchResidual
+from tasks.models.texts import ANY_CATEGORY
 
-STAGES = 5  # of the encoder, strides 2 to 32
+STAGES = 5  # of the decoder's pyramid, strides 2 to 32
+FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019
+
+Fusion = Literal["concatenate", "add", "difference"]
+DecoderName = Literal["unet", "fpn"]
 
 
-class MetaUAS(nn.Module):
-    """A frozen encoder, one alignment for each of the last stages, a U-Net decoder and a 1x1 head.
+class MetaUAS(Detector):
+    """A frozen encoder, one alignment for each of the last stages, a decoder and a 1x1 head; `build_metauas` knows how they fit."""
 
-    The parts come already built; `build_metauas` knows how they fit. Comparing goes in three steps, so that a caller with
-    many episodes does each once: `remember` prompts, `relate` every query to every prompt, `conclude` from some of the prompts.
-    """
-
-    def __init__(self, encoder: Encoder, alignments: nn.ModuleList, decoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: Encoder, alignments: nn.ModuleList, decoder: nn.Module, head: nn.Module, fusion: Fusion) -> None:
         super().__init__()
         self.encoder = encoder
         self.alignments = alignments
         self.decoder = decoder
         self.head = head
+        self.fusion = fusion
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
         """queries, prompts: Bx3xHxW in [0, 1], one prompt a query. Logits BxHxW, above 0 where the query differs."""
@@ -35,46 +42,92 @@ class MetaUAS(nn.Module):
         return self.segment(features, self.relate(features, memory))
 
     def remember(self, prompts: Features) -> Features:
-        """What comparing needs of prompts' features, KxCxhxw a stage: the stages that are aligned."""
-        return prompts[len(prompts) - len(self.alignments) :]
+        """The stages that are aligned, KxCxhxw each."""
+        return prompts[STAGES - len(self.alignments) : STAGES]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Each prompt aligned to each query, BxKxCxhxw a stage; memory KxCxhxw a stage for all queries, or BxKxCxhxw."""
-        aligned = zip(queries[len(queries) - len(self.alignments) :], memory, self.alignments, strict=True)
+        """Each prompt aligned to each query, BxKxCxhxw a stage."""
+        aligned = zip(self.remember(queries), memory, self.alignments, strict=True)
         return [alignment(query, prompts) for query, prompts, alignment in aligned]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
         """Logits BxHxW; of several prompts the mean of their aligned features counts."""
-        plain = len(queries) - len(self.alignments)
-        fused = [torch.cat([query, aligned.mean(dim=1)], dim=1) for query, aligned in zip(queries[plain:], relation, strict=True)]
-        finest = queries[0]
-        # smp's decoder reads of its first entry the shape alone: that of the picture, twice the finest stage.
-        picture = finest.new_empty(1, 1, 1, 1).expand(len(finest), 1, finest.shape[-2] * 2, finest.shape[-1] * 2)
-        return self.head(self.decoder([picture, *queries[:plain], *fused])).squeeze(1)
+        plain = queries[: STAGES - len(self.alignments)]
+        fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation, strict=True)]
+        finest, stride = queries[0], self.encoder.strides[0]
+        size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
+        # smp's U-Net decoder reads of its first entry the shape alone: that of the picture.
+        picture = finest.new_empty(1, 1, 1, 1).expand(len(finest), 1, *size)
+        return upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)
 
-    def conclude(self, queries: Features, relation: Features) -> tuple[Tensor, Tensor]:
-        """Image scores B and anomaly maps BxHxW in [0, 1]; the score is the map's maximum."""
+    def _fuse(self, query: Tensor, aligned: Tensor) -> Tensor:
+        if self.fusion == "concatenate":
+            return torch.cat([query, aligned], dim=1)
+        return query + aligned if self.fusion == "add" else (query - aligned).abs()
+
+    def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
+        """Image scores B and anomaly maps BxHxW; the score is the map's maximum."""
         maps = self.segment(queries, relation).sigmoid()
         return maps.flatten(1).amax(dim=1), maps
 
-    def score(self, queries: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """queries Bx3xHxW against prompts Kx3xHxW, both in [0, 1]: image scores B, anomaly maps BxHxW."""
-        features = self.encoder(queries)
-        return self.conclude(features, self.relate(features, self.remember(self.encoder(prompts))))
+
+class MetaUASPlus(Detector):
+    """MetaUAS with a visual prior: its map averaged with the patch residual of the same features (MetaUAS*+, in our reading)."""
+
+    def __init__(self, metauas: MetaUAS, residual: PatchResidual) -> None:
+        super().__init__()
+        self.encoder = metauas.encoder
+        self.metauas = metauas
+        self.residual = residual
+
+    def remember(self, prompts: Features) -> Features:
+        return [*self.metauas.remember(prompts), *self.residual.remember(prompts)]
+
+    def relate(self, queries: Features, memory: Features) -> Features:
+        aligned = len(self.metauas.alignments)
+        return [*self.metauas.relate(queries, memory[:aligned]), *self.residual.relate(queries, memory[aligned:])]
+
+    def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
+        """Image scores B and anomaly maps BxHxW; the score is the map's maximum."""
+        aligned = len(self.metauas.alignments)
+        _score, changed = self.metauas.conclude(queries, relation[:aligned])
+        _score, residual = self.residual.conclude(queries, relation[aligned:])
+        maps = 0.5 * (changed + upsample(residual, changed.shape[-2:]))
+        return maps.flatten(1).amax(dim=1), maps
 
 
 def build_metauas(
-    encoder: Encoder, *, alignment: Alignment = "soft", aligned_stages: int = 3, decoder_channels: Sequence[int] = (256, 128, 64, 64, 48)
+    encoder: Encoder,
+    *,
+    alignment: Alignment = "soft",
+    aligned_stages: int = 3,
+    fusion: Fusion = "concatenate",
+    decoder: DecoderName = "unet",
+    decoder_channels: Sequence[int] = (256, 128, 64, 64, 48),
 ) -> MetaUAS:
-    """MetaUAS as in the paper: the last stages aligned, query and aligned prompt concatenated, scSE attention in the decoder."""
-    plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages :]
-    decoder = UnetDecoder(
-        encoder_channels=(3, *plain, *(2 * channels for channels in aligned)),
-        decoder_channels=tuple(decoder_channels),
-        n_blocks=STAGES,
-        attention_type="scse",
-    )
-    # smp never calls this one, as the last block has no skip; the published checkpoint holds it all the same.
-    decoder.blocks[-1].attention1.requires_grad_(False)
+    """MetaUAS; as in the paper, the last three stages are aligned, and query and aligned prompt concatenated.
+
+    decoder_channels: of the U-Net, coarsest first. Raises ValueError if the encoder does not give five maps.
+    """
+    if encoder.maps != STAGES:
+        raise ValueError(f"layers: MetaUAS needs {STAGES} of the encoder's, not {encoder.maps}")
+    plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
+    widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
     alignments = nn.ModuleList(FeatureAlignment(channels, alignment) for channels in aligned)
-    return MetaUAS(encoder, alignments, decoder, nn.Conv2d(decoder_channels[-1], 1, kernel_size=1))
+    if decoder == "fpn":
+        fpn = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
+        return MetaUAS(encoder, alignments, fpn, nn.Conv2d(FPN_SEGMENTATION_CHANNELS, 1, kernel_size=1), fusion)
+    unet = UnetDecoder(encoder_channels=widths, decoder_channels=tuple(decoder_channels), n_blocks=STAGES, attention_type="scse")
+    # smp never calls this one, as the last block has no skip; the published checkpoint holds it all the same.
+    unet.blocks[-1].attention1.requires_grad_(False)
+    return MetaUAS(encoder, alignments, unet, nn.Conv2d(decoder_channels[-1], 1, kernel_size=1), fusion)
+
+
+def _pyramid(stages: Features, size: Sequence[int]) -> Features:
+    """The stages at strides 2, 4, 8, 16 and 32 of a picture. A CNN's are; a transformer's, all of one grid, are resampled
+    (Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022)."""
+    sizes = [tuple(-(-side // 2**level) for side in size) for level in range(1, STAGES + 1)]
+    return [
+        stage if tuple(stage.shape[-2:]) == wanted else F.interpolate(stage, size=wanted, mode="bilinear", align_corners=False)
+        for stage, wanted in zip(stages, sizes, strict=True)
+    ]

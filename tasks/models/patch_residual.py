@@ -9,14 +9,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from tasks.models.detector import Detector, upsample
 from tasks.models.encoder import Encoder, Features
+from tasks.models.texts import ANY_CATEGORY
 
 MOST_SIMILARITIES = 2**20  # held at once (4 MiB of float32): it stays in the cache, and memory does not grow with the prompts
+LAST_MAPS = 3  # of the encoder, where no others are chosen
 
 
-class PatchResidual(nn.Module):
+class PatchResidual(Detector):
     """½·min over all prompt patches of (1 − cosine), averaged over the chosen stages and upsampled to the picture.
 
     The image score is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), less
@@ -24,30 +27,35 @@ class PatchResidual(nn.Module):
     stands out of it. With both at 0 the score is the maximum, as in WinCLIP+.
     """
 
-    def __init__(self, encoder: Encoder, *, stages: Sequence[int] = (3, 4, 5), top_share: float = 0.0, background: float = 0.0) -> None:
-        """stages: which of the encoder's feature maps, counted from 1 (the finest). top_share, background: 0..1."""
+    def __init__(
+        self, encoder: Encoder, *, stages: Sequence[int] = (), top_share: float = 0.0, background: float = 0.0, rotations: int = 1
+    ) -> None:
+        """stages: which of the encoder's feature maps, counted from 1 (the finest); none for the last three. top_share, background: 0..1.
+
+        rotations: as how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, section 3.3: 8).
+        """
         super().__init__()
         self.encoder = encoder
-        self.stages = tuple(stages)
+        self.stages = chosen_stages(encoder, stages)
         self.top_share = top_share
         self.background = background
+        self.rotations = rotations
+
+    def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
+        views = [super().memorise(prompts, features)]
+        views += [self.remember(self.encoder(turned(prompts, 360.0 * view / self.rotations))) for view in range(1, self.rotations)]
+        return [torch.cat(stages, dim=-2) for stages in zip(*views, strict=True)]  # a view more is so many patches more
 
     def remember(self, prompts: Features) -> Features:
-        """What comparing needs of prompts' features, KxCxhxw a stage: the chosen stages, each patch at unit length."""
-        return [F.normalize(prompts[stage - 1], dim=1) for stage in self.stages]
+        return unit_patches(prompts, self.stages)
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """For each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw.
+        """For each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw."""
+        return [nearest_cosine(query, bank) for query, bank in zip(unit_patches(queries, self.stages), memory, strict=True)]
 
-        memory: KxCxhxw a stage for all queries, or BxKxCxhxw.
-        """
-        return [nearest_cosine(F.normalize(queries[stage - 1], dim=1), unit) for stage, unit in zip(self.stages, memory, strict=True)]
-
-    def conclude(self, queries: Features, relation: Features) -> tuple[Tensor, Tensor]:
-        """Image scores B, and anomaly maps Bxhxw in [0, 1] on the finest chosen stage's grid. The nearest of all prompts counts."""
-        residuals = [(0.5 * (1.0 - cosine.amax(dim=1, keepdim=True))).clamp(0.0, 1.0) for cosine in relation]
-        finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
-        maps = torch.stack([_upsample(map_, finest) for map_ in residuals]).mean(dim=0).squeeze(1)
+    def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
+        """Image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
+        maps = residual_map(relation)
         return self._image_scores(maps.flatten(1)), maps
 
     def _image_scores(self, values: Tensor) -> Tensor:
@@ -56,11 +64,24 @@ class PatchResidual(nn.Module):
         scores = values.topk(highest, dim=1).values.mean(dim=1)
         return scores - self.background * values.median(dim=1).values if self.background else scores
 
-    def score(self, queries: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """queries Bx3xHxW against prompts Kx3xHxW, both in [0, 1]: image scores B, anomaly maps BxHxW."""
-        features = self.encoder(queries)
-        scores, maps = self.conclude(features, self.relate(features, self.remember(self.encoder(prompts))))
-        return scores, _upsample(maps[:, None], tuple(queries.shape[-2:])).squeeze(1)
+
+def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
+    """The stages asked for, or the encoder's last three. Raises ValueError if it has no such stage."""
+    if any(not 1 <= stage <= encoder.maps for stage in stages):
+        raise ValueError(f"stages: numbers from 1 to {encoder.maps}, as many as the encoder gives maps, not {list(stages)}")
+    return tuple(stages) or tuple(range(1, encoder.maps + 1))[-LAST_MAPS:]
+
+
+def unit_patches(features: Features, stages: Sequence[int]) -> Features:
+    """The chosen stages, each patch at unit length."""
+    return [F.normalize(features[stage - 1], dim=1) for stage in stages]
+
+
+def residual_map(relation: Features) -> Tensor:
+    """Of each stage's cosines BxKxhxw the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1]."""
+    residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
+    finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
+    return torch.stack([upsample(map_, finest) for map_ in residuals]).mean(dim=0)
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
@@ -80,5 +101,13 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     return torch.cat([(part @ bank).amax(dim=-1) for part in patches.split(rows)])
 
 
-def _upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+def turned(pictures: Tensor, degrees: float) -> Tensor:
+    """Square pictures Bx3xHxW turned about their middle, mirrored at the rim; quarter turns move pixels and change none."""
+    quarters, rest = divmod(degrees, 90.0)
+    if rest == 0.0:
+        return pictures.rot90(int(quarters), dims=(-2, -1))
+    angle = torch.deg2rad(torch.tensor(degrees))
+    matrix = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    affine = torch.cat([matrix, torch.zeros(2, 1)], dim=1).to(pictures)[None].expand(len(pictures), -1, -1)
+    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -3,6 +3,7 @@
 data/episodes/<pipeline>.parquet           one row an episode (EPISODES)
 data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
 data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures are cut from (rows of the manifests)
+data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
 data/episodes/<pipeline>.objects.parquet   where the sources' objects are, as far as anyone said (rows of tasks.ingestion.objects)
 data/episodes/<pipeline>.targets.parquet   the target pictures the episodes name (rows of the manifests)
 """
@@ -55,12 +56,13 @@ class EpisodeFiles:
     episodes: Path
     sources: Path
     textures: Path
+    auxiliary: Path
     objects: Path
     targets: Path
 
     @classmethod
     def of(cls, folder: Path, pipeline: str) -> EpisodeFiles:
-        parts = (folder / f"{pipeline}.{part}.parquet" for part in ("sources", "textures", "objects", "targets"))
+        parts = (folder / f"{pipeline}.{part}.parquet" for part in ("sources", "textures", "auxiliary", "objects", "targets"))
         return cls(folder / f"{pipeline}.parquet", *parts)
 
 

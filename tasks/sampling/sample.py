@@ -30,21 +30,23 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     sources, targets = use.sources, use.targets
     source_rows = [row for name in sources for row in _read(manifests, name)]
     texture_rows = [row for name in use.textures for row in _read(manifests, name)]
+    auxiliary_rows = [row for name in use.auxiliary for row in _read(manifests, name)]
     target_rows = [row for name in targets for row in _read(manifests, name)]
-    refuse_overlap([*source_rows, *texture_rows], target_rows)
+    refuse_overlap([*source_rows, *texture_rows, *auxiliary_rows], target_rows)
     episodes = [episode for name in targets for episode in draw(settings, name, [row for row in target_rows if row["dataset"] == name])]
 
     training = _normal(source_rows)
-    if not training:
+    if sources and not training:
         raise BadInput(f"sources {', '.join(sources)}: no normal training picture among them, so there is nothing to make pairs from")
     textures = _normal(texture_rows) if use.textures else training
-    if not textures:
+    if use.textures and not textures:
         raise BadInput(
             f"textures {', '.join(use.textures)}: no normal training picture among them, so there is no texture to cut from them"
         )
     named = {image for episode in episodes for image in (*episode.prompts, *episode.queries)}
     write_table(files.sources, pa.Table.from_pylist(training, schema=SCHEMA))
     write_table(files.textures, pa.Table.from_pylist(textures, schema=SCHEMA))
+    write_table(files.auxiliary, pa.Table.from_pylist(auxiliary_rows, schema=SCHEMA))
     write_objects(files.objects, _objects(manifests, sources, [row["image"] for row in training]))
     write_table(files.targets, pa.Table.from_pylist([row for row in target_rows if row["image"] in named], schema=SCHEMA))
     write_table(files.episodes, pa.Table.from_pylist([asdict(episode) for episode in episodes], schema=EPISODES))
@@ -58,7 +60,7 @@ def refuse_overlap(training: Sequence[Row], targets: Sequence[Row]) -> None:
     if both:
         raise BadInput(
             f"{len(both)} pictures are both a source and a target, the first {both[0][0]} and {both[0][1]}; "
-            "take one of the datasets out of the pipeline's sources, textures or targets"
+            "take one of the datasets out of the pipeline's sources, textures, auxiliary or targets"
         )
 
 
@@ -75,6 +77,8 @@ def draw(settings: SamplingSettings, target: str, rows: Sequence[Row]) -> list[E
         for protocol in settings.protocols:
             for seed in settings.seeds:
                 for shots in settings.shots:
+                    if shots == 0 and (seed, protocol) != (settings.seeds[0], settings.protocols[0]):
+                        continue  # without prompts every seed and protocol is the same episode
                     pool = [category] if protocol == "class-specific" else categories
                     chosen = tuple(image for member in pool for image in prompts[member, seed][:shots])
                     episodes.append(Episode(target, category, protocol, shots, seed, chosen, queries[category]))

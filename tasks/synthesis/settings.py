@@ -56,7 +56,8 @@ class SynthesisSettings:
     __pydantic_config__ = STRICT
 
     seed: Annotated[int, Between(0, None)] = 0
-    pairs: Annotated[int, Between(1, None)] = 3000
+    pairs: Annotated[int, Between(0, None)] = 3000
+    """0 for a pipeline that trains on none."""
     pairs_per_shard: Annotated[int, Between(1, None)] = 250
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Pixels a side of query, prompt and mask."""

@@ -1,23 +1,25 @@
-"""How a detector is trained, as pipelines.yaml asks for it."""
+"""How each detector is trained, as pipelines.yaml asks for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from typing_extensions import TypedDict
+
 from tasks.settings import STRICT, Between
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The defaults are the MetaUAS paper's (arXiv 2505.09265, section 4.1)."""
+    """What every training has. The defaults are the MetaUAS paper's (arXiv 2505.09265, section 4.1)."""
 
     __pydantic_config__ = STRICT
 
     seed: Annotated[int, Between(0, None)] = 0
     epochs: Annotated[int, Between(1, None)] = 30
     batch_size: Annotated[int, Between(1, None)] = 128
-    """Pairs a step, on one device."""
+    """Pairs or pictures a step, on one device."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine falls to 0 over the whole training."""
@@ -25,8 +27,36 @@ class TrainingSettings:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
-    """Share of the pairs, the last ones, that is never trained on and measured after every epoch."""
+    """Share of the pairs or pictures, the last ones, that is never trained on and measured after every epoch."""
     log_every: Annotated[int, Between(1, None)] = 10
     """Steps between two lines of the training log."""
     checkpoint_every: Annotated[int, Between(1, None)] = 100
     """Steps between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class InCTRLTrainingSettings(TrainingSettings):
+    """The defaults are the InCTRL paper's (arXiv 2403.06495, section 4.1)."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: Annotated[int, Between(1, None)] = 10
+    batch_size: Annotated[int, Between(2, None)] = 48
+    """Pictures a step, on one device; half of them anomalous."""
+    learning_rate: Annotated[float, Between(0, 1)] = 1e-3
+    weight_decay: Annotated[float, Between(0, 1)] = 1e-2
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Of the adapter and the heads, which are small."""
+    examples: Literal["auxiliary", "pairs"] = "auxiliary"
+    """What it learns from: the pipeline's auxiliary datasets, with their labels, or its change pairs, where no anomaly was ever seen."""
+    shots: Annotated[int, Between(1, 64)] = 2
+    """Normal prompts of each auxiliary picture, drawn anew every epoch; a pair has the one it came with."""
+
+
+class Trainings(TypedDict, total=False):
+    """What pipelines.yaml has under training: how each detector is trained; {} for its paper's settings."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    metauas: TrainingSettings
+    inctrl: InCTRLTrainingSettings

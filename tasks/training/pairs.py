@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.synthesis.shards import ShardReader
+from tasks.files import sha256
+from tasks.synthesis.shards import INDEX_NAME, ShardReader, read_index
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -49,3 +51,16 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
         side = (self.resolution, self.resolution)
         return image if image.size == side else image.resize(side, resampling)
+
+
+def split_pairs(folder: Path, held_out: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of pairs.parquet to train on, and the last ones, a share `held_out` of them, to measure on."""
+    rows = read_index(folder)
+    kept = len(rows) - math.ceil(len(rows) * held_out)
+    return rows[:kept], rows[kept:]
+
+
+def hashes(folder: Path) -> dict[str, Any]:
+    """The fingerprints of the index and of every shard."""
+    shards = dict.fromkeys(row["shard"] for row in read_index(folder))
+    return {"pairs": sha256(folder / INDEX_NAME), "shards": {shard: sha256(folder / shard) for shard in shards}}

@@ -1,0 +1,199 @@
+"""Trains InCTRL: focal loss on the final and on the image score, AdamW (arXiv 2403.06495, section 4.1).
+
+The encoder is frozen, so what a query and its prompts give the adapter and the heads, the evidence, is computed once a draw of
+prompts and learnt from as tensors: of pairs once for all epochs, of auxiliary pictures once an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm import tqdm
+
+from tasks.detector_settings import InCTRLSettings
+from tasks.detectors import build_detector
+from tasks.devices import best_device
+from tasks.encoders import build_encoder
+from tasks.errors import BadInput
+from tasks.files import sha256
+from tasks.ingestion.manifest import ANOMALOUS, NORMAL
+from tasks.models.inctrl import InCTRL, binary_focal_loss
+from tasks.pictures import read_picture
+from tasks.randomness import generator
+from tasks.sampling.episodes import read_pictures
+from tasks.training.loop import Batch, Places, Trained, accelerator_for, begin, fit
+from tasks.training.pairs import Pairs, hashes, split_pairs
+from tasks.training.settings import InCTRLTrainingSettings
+
+ENCODED_AT_ONCE = 32  # pictures
+POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
+
+Row = dict[str, Any]
+Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class PairEvidence:
+    """A pair's query is held against the prompt it came with, and is anomalous where anything was changed."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], resolution: int) -> None:
+        self.labels = [int(row["kind"] != "none") for row in rows]
+        self.pairs = Pairs(folder, rows, resolution)
+        self._made: list[Evidence] | None = None
+
+    @torch.no_grad()
+    def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
+        """The same at every epoch. Batches of evidence, in the pairs' order."""
+        if self._made is None:
+            device = best_device()
+            self._made = []
+            for query, prompt, _mask in tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="relate pairs", unit="batch", mininterval=5):
+                features, prompts = model.encoder(query.to(device)), model.encoder(prompt.to(device))
+                memory = [stage[:, None] for stage in model.remember(prompts)]
+                self._made.append(_held(model.evidence(features, model.relate(features, memory))))
+        return self._made
+
+
+class AuxiliaryEvidence:
+    """Pictures of labelled datasets, each held against normal ones of its own category, drawn anew every epoch; never against itself."""
+
+    def __init__(self, rows: Sequence[Row], prompts: Sequence[Row], settings: InCTRLTrainingSettings, resolution: int) -> None:
+        """rows: the queries; prompts: normal pictures of their categories. Raises BadInput if a category has too few."""
+        self.settings = settings
+        self.resolution = resolution
+        self.rows = sorted(rows, key=_place)
+        self.labels = [int(row["label"] == ANOMALOUS) for row in self.rows]
+        self.prompts = {
+            key: [row["image"] for row in prompts if (row["dataset"], row["category"]) == key]
+            for key in dict.fromkeys((row["dataset"], row["category"]) for row in self.rows)
+        }
+        for (dataset, category), images in self.prompts.items():
+            if len(images) <= settings.shots:
+                raise BadInput(
+                    f"{dataset}: category {category!r} has {len(images)} normal training pictures, too few to prompt each other with "
+                    f"{settings.shots}; lower training.inctrl.shots"
+                )
+
+    @torch.no_grad()
+    def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
+        """Batches of evidence, in the order of `labels`."""
+        made = []
+        for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
+            rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
+            pool = [images[index] for index in rng.permutation(len(images))[:POOL]]
+            memory = [model.memorise(pictures) for pictures in self._pictures(pool)]
+            bank = [torch.cat(stages) for stages in zip(*memory, strict=True)]
+            queries = [row["image"] for row in self.rows if (row["dataset"], row["category"]) == (dataset, category)]
+            for start, pictures in enumerate(self._pictures(queries)):
+                names = queries[start * ENCODED_AT_ONCE :][: len(pictures)]
+                chosen = np.stack([self._prompts(rng, pool, name) for name in names])
+                features = model.encoder(pictures)
+                relation = model.relate(features, [stage[chosen] for stage in bank])
+                made.append(_held(model.evidence(features, relation, category)))
+        return made
+
+    def _prompts(self, rng: np.random.Generator, pool: Sequence[str], query: str) -> np.ndarray:
+        """Places in the pool."""
+        others = [place for place, image in enumerate(pool) if image != query]
+        return rng.choice(others, self.settings.shots, replace=False)
+
+    def _pictures(self, images: Sequence[str]) -> Iterator[Tensor]:
+        for start in range(0, len(images), ENCODED_AT_ONCE):
+            part = np.stack([read_picture(Path(image), self.resolution) for image in images[start : start + ENCODED_AT_ONCE]])
+            yield torch.from_numpy(part).to(best_device()).permute(0, 3, 1, 2).float().div_(255)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The examples that are trained on, and those that are held out."""
+
+    training: PairEvidence | AuxiliaryEvidence
+    held_out: PairEvidence | AuxiliaryEvidence | None
+
+
+class InCTRLCourse:
+    """Evidence in, final and image scores out; every batch is half anomalous, whatever there is more of."""
+
+    def __init__(self, model: InCTRL, sides: Sides, seed: int) -> None:
+        self.model = model
+        self.sides = sides
+        self.seed = seed
+        self.labels = np.array(sides.training.labels)
+        self.examples = len(self.labels)
+
+    def epoch(self, number: int) -> Dataset[Batch]:
+        return _dataset(self.sides.training, self.model, number)
+
+    def order(self, number: int) -> list[int]:
+        rng = generator(self.seed, "epoch", number)
+        half = -(-self.examples // 2)
+        drawn = [np.resize(rng.permutation(np.flatnonzero(self.labels == label)), half) for label in (NORMAL, ANOMALOUS)]
+        return np.stack(drawn, axis=1).ravel()[: self.examples].tolist()
+
+    def held_out(self) -> Dataset[Batch] | None:
+        return _dataset(self.sides.held_out, self.model, 0) if self.sides.held_out is not None else None
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        *evidence, labels = batch
+        final, image = model(*evidence)
+        return binary_focal_loss(final.float(), labels) + binary_focal_loss(image.float(), labels)
+
+
+def train_inctrl(
+    detector: InCTRLSettings,
+    settings: InCTRLTrainingSettings,
+    *,
+    pairs: Path,
+    auxiliary: Path,
+    places: Places,
+    workers: int,
+    report: Callable[[float], None] = lambda share: None,
+) -> Trained:
+    """Trains on the shards in `pairs`, or on the pictures that the table `auxiliary` names, as tasks.training.loop.fit says."""
+    if settings.examples == "pairs":
+        training, measured = split_pairs(pairs, settings.held_out)
+        make: list[PairEvidence | AuxiliaryEvidence] = [
+            PairEvidence(pairs, rows, detector.resolution) for rows in (training, measured) if rows
+        ]
+        inputs: dict[str, Any] = hashes(pairs)
+    else:
+        rows = read_pictures(auxiliary)
+        shuffled = [rows[index] for index in generator(settings.seed, "held out").permutation(len(rows))]
+        count = int(len(rows) * settings.held_out)
+        normal = [row for row in rows if row["split"] == "train" and row["label"] == NORMAL]
+        parts = (shuffled[count:], shuffled[:count])
+        make = [AuxiliaryEvidence(part, normal, settings, detector.resolution) for part in parts if part]
+        inputs = {"auxiliary": sha256(auxiliary)}
+    if not make or len(set(make[0].labels)) < 2:
+        raise BadInput(f"training.inctrl: its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart")
+    begin(settings)
+    model = cast(InCTRL, build_detector(detector, build_encoder(detector.encoder, detector.resolution)).to(best_device()))
+    return fit(
+        InCTRLCourse(model, Sides(make[0], make[1] if len(make) > 1 else None), settings.seed),
+        settings,
+        places,
+        accelerator=accelerator_for(settings),
+        config={"detector": "inctrl", "settings": asdict(detector)},
+        inputs=inputs,
+        workers=workers,
+        report=report,
+    )
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row["dataset"], row["category"], row["image"]
+
+
+def _held(evidence: Evidence) -> Evidence:
+    return cast(Evidence, tuple(part.cpu() for part in evidence))
+
+
+def _dataset(source: PairEvidence | AuxiliaryEvidence, model: InCTRL, epoch: int) -> Dataset[Batch]:
+    parts = [torch.cat(columns) for columns in zip(*source.draw(model, epoch), strict=True)]
+    return TensorDataset(*parts, torch.tensor(source.labels, dtype=torch.float32))
