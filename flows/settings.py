@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks.errors import BadInput
 
@@ -20,12 +21,12 @@ Keys = tuple[str | int, ...]
 
 
 def read_yaml(file: Path = FILE) -> Any:
-    """The file's content. Raises BadInput with the line if it is missing or not YAML."""
+    """The file's content, read by the library that DVC reads it with. Raises BadInput with the line if it is missing or not YAML."""
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return YAML(typ="safe").load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{file}: not there; run this from the project's root") from error
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         raise BadInput(f"{file}: not YAML{place}: {getattr(error, 'problem', None) or error}") from error

@@ -29,8 +29,9 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
-        with torch.no_grad():
-            encoder(torch.zeros(1, 3, resolution, resolution))
+        sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, resolution, resolution))]
+        if any(side != -(-resolution // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
+            raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # or it would look past the rim
     except BadInput:
         raise
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
@@ -54,10 +55,29 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
     if about is not None and about.fixed_input_size:
         asked["img_size"] = resolution
     if filled and settings.weights != HUB:
-        asked["pretrained_cfg_overlay"] = {"state_dict": dict(read_weights(Path(settings.weights)))}
+        asked["pretrained_cfg_overlay"] = {"state_dict": _checked(settings, read_weights(Path(settings.weights)))}
     network = _fetched(settings, partial(timm.create_model, settings.name, pretrained=filled, **asked))
     mean, std = (about.mean, about.std) if about is not None else IMAGENET
     return TimmEncoder(network, mean=mean, std=std)
+
+
+def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, if they are those of the network, with or without a classifier; timm would leave out what does not fit."""
+    network = timm.create_model(settings.name, pretrained=False)
+    own = network.state_dict()
+    head = {f"{name}.{part}" for name in _classifiers(network) for part in ("weight", "bias")}
+    wrong = [name for name in own.keys() ^ tensors.keys() if name not in head and not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise BadInput(
+            f"encoder {settings.name}: weights {settings.weights!r} are another network's: "
+            f"{len(wrong)} tensors are missing or surplus, such as {min(wrong)}"
+        )
+    return tensors
+
+
+def _classifiers(network: Any) -> tuple[str, ...]:
+    names = network.pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:

@@ -81,6 +81,7 @@ SMALL = {
         "small": {
             "sources": ["sample-photos"],
             "textures": [],
+            "auxiliary": [],
             "targets": ["parts"],
             "inpainter": {"steps": 4, "batch_size": 2, "resolution": 32, "channels": [8, 32]},
             "synthesis": {"pairs": 24, "pairs_per_shard": 8, "resolution": 64, "inpainting": {"batch_size": 4, "steps": 2}},
@@ -88,8 +89,12 @@ SMALL = {
             "detectors": {
                 "patch-residual": {"resolution": 64},
                 "metauas": {"resolution": 64, "decoder_channels": [16, 16, 16, 16, 16]},
+                "inctrl": {"resolution": 64, "encoder": {}, "texts": False},
             },
-            "training": {"epochs": 1, "batch_size": 4, "learning_rate": 0.001, "log_every": 2},
+            "training": {
+                "metauas": {"epochs": 1, "batch_size": 4, "learning_rate": 0.001, "log_every": 2},
+                "inctrl": {"examples": "pairs", "epochs": 2, "batch_size": 4, "log_every": 2},
+            },
             "evaluation": {"resolution": 64},
         }
     },
@@ -165,6 +170,26 @@ def make_inpainter(folder: Path) -> Path:
     pipeline.save_pretrained(folder / "pipeline")
     write_choice(folder, InpainterSettings())
     return folder
+
+
+CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 64, "layers": 4, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+def make_clip(folder: Path) -> str:
+    """A real open_clip model, small and untrained, in a folder as its authors publish theirs; gives the name to load it by."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
+    save_file(open_clip.CLIP(**CLIP).state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
 
 
 def make_stable_diffusion(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Alignment = Literal["soft", "hard", "none"]
+SMALL_MATRIX = 2**17  # entries for one query and prompt (512 KiB of float32)
 MOST_PRODUCTS = 2**22  # held at once by hard alignment (16 MiB of float32)
 
 
@@ -43,10 +44,11 @@ def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
     """BxKxNxd, BxKxMxd, BxKxMxC to BxKxNxC, without the NxM matrix in memory.
 
     The kernels that never hold the matrix want queries and values of one width, and are silently passed over where they are not;
-    zeros after q and k change no product.
+    zeros after q and k change no product. A small matrix is held: that is faster than twice the products.
     """
-    room = values.shape[-1] - asked.shape[-1]
-    asked, offered = (F.pad(part, (0, room)) for part in (asked, offered))
+    if asked.shape[-2] * offered.shape[-2] > SMALL_MATRIX:
+        room = values.shape[-1] - asked.shape[-1]
+        asked, offered = (F.pad(part, (0, room)) for part in (asked, offered))
     return F.scaled_dot_product_attention(asked, offered, values, scale=1.0)
 
 

@@ -15,7 +15,7 @@ from tasks.models.detector import Detector, upsample
 from tasks.models.encoder import Encoder, Features
 from tasks.models.texts import ANY_CATEGORY
 
-MOST_SIMILARITIES = 2**20  # held at once (4 MiB of float32): it stays in the cache, and memory does not grow with the prompts
+MOST_SIMILARITIES = 2**18  # held at once (1 MiB of float32): it stays in the cache, and memory does not grow with the prompts
 LAST_MAPS = 3  # of the encoder, where no others are chosen
 
 
@@ -88,17 +88,23 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
     """One stage, vectors of unit length. query: BxCxhxw; prompts: KxCxhxw for all queries, or BxKxCxhxw. Cosines BxKxhxw."""
     patches = query.flatten(2).mT  # BxNxC
     banks = prompts.flatten(-2)  # KxCxM, or BxKxCxM
-    nearest = [
-        torch.stack([_nearest(patches[index], bank) for bank in (banks if banks.ndim == 3 else banks[index])])
-        for index in range(len(query))
-    ]
-    return torch.stack(nearest).unflatten(-1, query.shape[-2:])
+    if banks.ndim == 3:
+        together = patches.flatten(0, 1)
+        nearest = torch.stack([_nearest(together, bank).view(len(query), -1) for bank in banks], dim=1)
+    else:
+        nearest = torch.stack([torch.stack([_nearest(own, bank) for bank in each]) for own, each in zip(patches, banks, strict=True)])
+    return nearest.unflatten(-1, query.shape[-2:])
 
 
 def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     """The highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length): N."""
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
-    return torch.cat([(part @ bank).amax(dim=-1) for part in patches.split(rows)])
+    cosines = patches.new_empty(min(rows, len(patches)), bank.shape[-1])
+    highest = patches.new_empty(len(patches))
+    for part, came in zip(patches.split(rows), highest.split(rows), strict=True):
+        torch.mm(part, bank, out=cosines[: len(part)])
+        torch.amax(cosines[: len(part)], dim=1, out=came)
+    return highest
 
 
 def turned(pictures: Tensor, degrees: float) -> Tensor:

@@ -1,0 +1,154 @@
+"""The authors' checkpoints: files of their layouts, filled at random, find every tensor its place and score as the papers' formulas."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run
+from plain_inctrl import inctrl
+from plain_metauas import metauas
+from torch import Tensor
+
+from tasks.checkpoints_of_others import PUBLISHED_INCTRL, PUBLISHED_METAUAS, import_inctrl, import_metauas
+from tasks.detector_settings import TrainedSettings
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
+from tasks.errors import BadInput
+from tasks.models.detector import Detector
+from tasks.models.texts import sentences
+from tasks.training.use import use_model
+from tasks.weights import load_model, read_weights
+
+LAYOUTS = ROOT / "tests" / "layouts"
+
+
+def filled(name: str) -> dict[str, Tensor]:
+    """Tensors of the published layout, at random, of a size that keeps activations near 1."""
+    torch.manual_seed(0)
+    tensors = {}
+    for key, shape in json.loads((LAYOUTS / f"{name}_checkpoint_layout.json").read_text()).items():
+        if key.endswith("num_batches_tracked"):
+            tensors[key] = torch.tensor(7)
+        elif key.endswith("running_var") or (len(shape) == 1 and key.endswith("weight")):
+            tensors[key] = torch.rand(shape) * 0.5 + 0.75
+        elif len(shape) == 1:
+            tensors[key] = torch.randn(shape) * 0.1
+        else:
+            tensors[key] = torch.randn(shape) / (torch.tensor(shape[1:]).prod() ** 0.5 if len(shape) > 1 else 1)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def published_metauas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("metauas") / "metauas-256.ckpt"
+    torch.save(filled("metauas"), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def published_inctrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    file = tmp_path_factory.mktemp("inctrl") / "2.pyth"
+    torch.save({"model_state": filled("inctrl")}, file)
+    yield file
+    file.unlink()
+
+
+def loaded(settings: TrainedSettings, folder: Path) -> Detector:
+    model = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    load_model(folder, model)
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_the_published_metauas_loads_and_scores_as_the_paper_says(published_metauas: Path, tmp_path: Path) -> None:
+    assert import_metauas(published_metauas, tmp_path / "model") == 832
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["detector"] == "metauas" and config["imported_from"] == "metauas-256.ckpt"
+    model = loaded(PUBLISHED_METAUAS, tmp_path / "model")
+    queries, prompt = torch.rand(2, 3, 256, 256), torch.rand(1, 3, 256, 256)
+    scores, maps = model.score(queries, prompt)
+    expected = metauas(read_weights(published_metauas), queries, prompt.expand(2, -1, -1, -1))
+    assert expected.std() > 1e-3  # not a constant
+    assert torch.allclose(maps, expected, atol=1e-5) and torch.allclose(scores, expected.flatten(1).amax(dim=1), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_published_inctrl_loads_and_scores_as_the_paper_says(published_inctrl: Path, tmp_path: Path) -> None:
+    assert import_inctrl(published_inctrl, tmp_path / "model") == 345
+    model = loaded(PUBLISHED_INCTRL, tmp_path / "model")
+    queries, prompts = torch.rand(2, 3, 240, 240), torch.rand(2, 3, 240, 240)
+    scores, maps = model.score(queries, prompts, "horse")
+    tensors = read_weights(published_inctrl)
+    for query, score, map_ in zip(queries, scores, maps, strict=True):
+        expected, residual = inctrl(tensors, query, prompts, sentences("horse", natural=True))
+        assert float(score) == pytest.approx(expected, abs=1e-5)
+        patches = torch.nn.functional.interpolate(residual.view(1, 1, 15, 15), size=(240, 240), mode="bilinear")[0, 0]
+        assert torch.allclose(map_, patches, atol=1e-5)
+    assert scores[0] != scores[1]
+
+
+def test_a_missing_and_a_surplus_tensor_and_another_shape_are_listed(published_metauas: Path, tmp_path: Path) -> None:
+    tensors = read_weights(published_metauas)
+    del tensors["alignment.0.alignment_layer.dimensionality_reduction.bias"], tensors["encoder._bn0.weight"]
+    tensors["decoder.blocks.7.conv1.0.weight"] = torch.zeros(1)
+    tensors["mask_head.bias"] = torch.zeros(2)
+    torch.save(tensors, tmp_path / "other.ckpt")
+    with pytest.raises(BadInput) as caught:
+        import_metauas(tmp_path / "other.ckpt", tmp_path / "model")
+    message = str(caught.value)
+    for part in (
+        "other.ckpt: is not the published metauas, 4 tensors: ",
+        "missing alignment.0.alignment_layer.dimensionality_reduction.bias",
+        "missing encoder._bn0.weight",
+        "surplus decoder.blocks.7.conv1.0.weight",
+        "mask_head.bias of shape (2,) instead of (1,)",
+    ):
+        assert part in message
+    assert not (tmp_path / "model").exists() and "\n" not in message
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("run",))
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"encoder": Payload()}, tmp_path / "evil.ckpt")
+    (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"a": Payload()}))
+    torch.save({"epoch": 3}, tmp_path / "odd.ckpt")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    for name, told in (
+        ("evil.ckpt", "not readable"),
+        ("old.ckpt", "not readable"),
+        ("odd.ckpt", "something else"),
+        ("cut.safetensors", "not readable"),
+    ):
+        with pytest.raises(BadInput, match=f"{name}: .*{told}"):
+            import_metauas(tmp_path / name, tmp_path / "model")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path, tmp_path: Path) -> None:
+    came = run(ROOT, "changepair", "import", "metauas", str(published_metauas), "--out", str(tmp_path / "model"))
+    assert came.returncode == 0 and came.stdout.startswith("832 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
+    wrong = run(ROOT, "changepair", "import", "inctrl", str(published_metauas), "--out", str(tmp_path / "other"))
+    assert wrong.returncode == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1
+    assert "is not the published inctrl" in wrong.stderr
+
+
+def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import_metauas(published_metauas, tmp_path / "model")
+    settings = replace(PUBLISHED_METAUAS, model=str(tmp_path / "model"))
+    use_model("metauas", settings, tmp_path / "used")
+    assert (tmp_path / "used" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(BadInput, match="no such model folder; make it with `changepair import metauas"):
+        use_model("metauas", replace(settings, model=str(tmp_path / "none")), tmp_path / "used")
+    with pytest.raises(BadInput, match="does not fit the detector's settings"):
+        use_model("metauas", replace(settings, fusion="add"), tmp_path / "used")

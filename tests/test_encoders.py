@@ -1,0 +1,184 @@
+"""Encoders: whatever the library, feature maps with their strides; weights from a file, checked, or told to be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+import torch
+from conftest import make_clip
+from safetensors.torch import save_file
+
+from tasks.detector_settings import EncoderSettings, InCTRLSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
+from tasks.errors import BadInput
+from tasks.models.clip import ClipEncoder, WindowEncoder, windows
+
+CASES = [
+    (EncoderSettings("timm", "resnet18", "model"), 64, (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), [32, 16, 8, 4, 2]),
+    (EncoderSettings("timm", "vit_tiny_patch16_224", "model", (3, 6, 12)), 64, (192,) * 3, (16,) * 3, [4] * 3),
+    (EncoderSettings("timm", "vit_small_patch14_dinov2.lvd142m", "model", (6, 12)), 56, (384,) * 2, (14,) * 2, [4] * 2),
+    (EncoderSettings("timm", "vit_small_patch16_dinov3.lvd1689m", "model", (12,)), 64, (384,), (16,), [4]),
+    (EncoderSettings("smp", "efficientnet-b4", "model"), 64, (48, 32, 56, 160, 448), (2, 4, 8, 16, 32), [32, 16, 8, 4, 2]),
+    (EncoderSettings("open_clip", "RN50", "model"), 64, (64, 256, 512, 1024, 2048, 1024), (4, 4, 8, 16, 32, 64), [16, 16, 8, 4, 2, 1]),
+    (EncoderSettings("open_clip", "ViT-B-32", "model", (7, 11)), 64, (768, 768, 512), (32, 32, 64), [2, 2, 1]),
+]
+
+
+@pytest.mark.parametrize(("settings", "resolution", "channels", "strides", "sides"), CASES, ids=[case[0].name for case in CASES])
+def test_every_library_gives_maps_with_their_strides(
+    settings: EncoderSettings, resolution: int, channels: tuple[int, ...], strides: tuple[int, ...], sides: list[int]
+) -> None:
+    encoder = build_encoder(settings, resolution)
+    assert encoder.channels == channels and encoder.strides == strides
+    features = encoder(torch.rand(2, 3, resolution, resolution))
+    assert [tuple(map_.shape) for map_ in features] == [(2, width, side, side) for width, side in zip(channels, sides, strict=True)]
+    assert encoder.maps == len(sides) - (settings.library == "open_clip")
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+    encoder.train()
+    assert not any(module.training for module in encoder.modules())
+
+
+def test_chosen_blocks_are_counted_from_one() -> None:
+    settings = EncoderSettings("timm", "vit_tiny_patch16_224", "model", (1, 12))
+    torch.manual_seed(0)
+    encoder = build_encoder(settings, 64)
+    seen = []
+    blocks = encoder.network.model.blocks
+    for block in (blocks[0], blocks[11]):
+        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    first, last = encoder(torch.rand(1, 3, 64, 64))
+    assert torch.equal(first.flatten(2).mT, seen[0][:, 1:])
+    assert last.shape == first.shape and len(seen) == 2
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(1)
+    tensors = timm.create_model("resnet18", pretrained=False, num_classes=7).state_dict()
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(tensors, file)
+    else:
+        torch.save(tensors, file)
+    encoder = build_encoder(EncoderSettings("timm", "resnet18", str(file)), 64)
+    own = encoder.network.state_dict()
+    assert own and all(torch.equal(own[name], tensors[name]) for name in own)
+
+
+def test_an_open_clip_model_comes_from_a_folder(tmp_path: Path) -> None:
+    name = make_clip(tmp_path / "clip")
+    first, second = (build_encoder(EncoderSettings("open_clip", name, "hub"), 64) for _ in range(2))
+    assert isinstance(first, ClipEncoder) and first.channels == (32, 32, 32, 24)
+    images = torch.rand(2, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(first(images), second(images), strict=True))
+    embeddings = first.embed_texts(["a photo of a cat.", "a photo of a dog."])
+    assert embeddings.shape == (2, 24) and not torch.allclose(embeddings[0], embeddings[1])
+
+
+def test_the_picture_and_its_texts_are_embedded_as_open_clip_does(tmp_path: Path) -> None:
+    name = make_clip(tmp_path / "clip")
+    encoder = build_encoder(EncoderSettings("open_clip", name, "hub"), 64)
+    assert isinstance(encoder, ClipEncoder)
+    network, _, _ = open_clip.create_model_and_transforms(name)
+    images = torch.rand(2, 3, 64, 64)
+    normalised = (images - torch.tensor(network.visual.image_mean).view(3, 1, 1)) / torch.tensor(network.visual.image_std).view(3, 1, 1)
+    texts = ["a damaged cable.", "a cable."]
+    with torch.no_grad():
+        assert torch.allclose(encoder(images)[-1][:, :, 0, 0], network.eval().encode_image(normalised), atol=1e-5)
+        assert torch.allclose(encoder.embed_texts(texts), network.encode_text(open_clip.get_tokenizer(name)(texts)), atol=1e-5)
+
+
+def test_windows_hold_their_patches() -> None:
+    members = windows((3, 4), 2)
+    assert members.T.tolist()[0] == [0, 1, 4, 5] and members.T.tolist()[-1] == [6, 7, 10, 11] and members.shape == (4, 2 * 3)
+
+
+@torch.inference_mode()
+def test_a_window_is_what_the_transformer_sees_of_its_patches_alone(tmp_path: Path) -> None:
+    """Against one window at a time, its tokens gathered by hand."""
+    clip = build_encoder(EncoderSettings("open_clip", make_clip(tmp_path / "clip"), "hub"), 64)
+    assert isinstance(clip, ClipEncoder)
+    encoder, visual = WindowEncoder(clip), clip.network.visual
+    images = torch.rand(2, 3, 64, 64)
+    patches, small, large, whole = encoder(images)
+    tokens = visual._embeds((images - clip.mean) / clip.std)
+    for size, found in ((2, small), (3, large)):
+        for top in range(4 - size + 1):
+            for left in range(4 - size + 1):
+                chosen = [0] + [1 + 4 * (top + y) + left + x for y in range(size) for x in range(size)]
+                alone = visual.ln_post(visual.transformer(tokens[:, chosen]))[:, 0] @ visual.proj
+                assert torch.allclose(found[:, :, top, left], alone, atol=1e-5)
+    assert torch.allclose(whole[:, :, 0, 0], visual(tokens_of(images, clip)), atol=1e-5)
+    assert patches.shape == (2, 32, 4, 4)
+
+
+def tokens_of(images: torch.Tensor, clip: ClipEncoder) -> torch.Tensor:
+    return (images - clip.mean) / clip.std
+
+
+@pytest.mark.parametrize(
+    ("settings", "resolution", "told"),
+    [
+        (EncoderSettings("timm", "resnet19", "hub"), 64, "encoder resnet19: timm has no such model; did you mean 'resnet18"),
+        (EncoderSettings("timm", "resnet18", "packaged"), 64, "encoder resnet18: no package has its weights; say weights: hub"),
+        (EncoderSettings("timm", "resnet18", "/no/such.pth"), 64, "/no/such.pth: no such file of weights"),
+        (EncoderSettings("timm", "vit_tiny_patch16_224", "model"), 70, "encoder vit_tiny_patch16_224: .*; resolution 70"),
+        (EncoderSettings("timm", "vit_tiny_patch16_224", "model", (3, 40)), 64, "encoder vit_tiny_patch16_224: .*layers"),
+        (EncoderSettings("open_clip", "ViT-B-33", "model"), 64, "encoder ViT-B-33: open_clip has no such model; did you mean 'ViT-B-32'"),
+        (
+            EncoderSettings("open_clip", "ViT-B-32", "laion1"),
+            64,
+            "encoder ViT-B-32: weights 'laion1' are neither a tag of it .* nor a file",
+        ),
+        (EncoderSettings("smp", "efficientnet-b9", "model"), 64, "encoder efficientnet-b9: segmentation_models_pytorch has none; did you"),
+    ],
+)
+def test_what_is_wrong_with_an_encoder_is_told(settings: EncoderSettings, resolution: int, told: str) -> None:
+    with pytest.raises(BadInput, match=told) as caught:
+        build_encoder(settings, resolution)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_on_this_machine_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BadInput, match="encoder resnet18: weights 'hub' are not on this machine and could not be fetched"):
+        build_encoder(EncoderSettings("timm", "resnet18", "hub"), 64)
+
+
+def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet34", pretrained=False).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(BadInput, match=r"encoder resnet18: weights .* are another network's"):
+        build_encoder(EncoderSettings("timm", "resnet18", str(tmp_path / "weights.safetensors")), 64)
+
+
+@pytest.mark.parametrize(
+    ("detector", "told"),
+    [
+        (PatchResidualSettings(encoder=EncoderSettings("timm", "resnet18", "model"), stages=(6,)), "stages: numbers from 1 to 5"),
+        (
+            MetaUASSettings(encoder=EncoderSettings("timm", "vit_tiny_patch16_224", "model", (6, 12))),
+            "layers: MetaUAS needs 5 of the encoder's, not 2",
+        ),
+        (WinCLIPSettings(encoder=EncoderSettings("open_clip", "RN50", "model")), "windows need one of open_clip's own transformers"),
+    ],
+)
+def test_an_encoder_of_no_use_to_a_detector_is_told(detector: PatchResidualSettings | MetaUASSettings | WinCLIPSettings, told: str) -> None:
+    encoder = build_encoder(detector.encoder, 64)
+    with pytest.raises(BadInput, match=told):
+        build_detector(detector, encoder)
+
+
+def test_an_encoder_without_texts_is_not_asked_for_any() -> None:
+    with pytest.raises(ValueError, match="texts: false, as tf_efficientnet_lite0 of timm reads no texts"):
+        InCTRLSettings(encoder=EncoderSettings())
+
+
+def test_the_small_clip_is_what_its_configuration_says(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip")
+    assert json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 24
