@@ -10,6 +10,7 @@ from flows.pipelines import Datasets, Pipeline
 from tasks.detector_settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from tasks.inpainting.settings import NONE, OWN
 
+FETCHED = "fetches from the hub when they are first used, unless HF_HUB_OFFLINE is set"
 HOMES = {
     "metauas": "the authors' checkpoint, linked from https://github.com/gaobb/MetaUAS",
     "inctrl": "the authors' checkpoint, linked from https://github.com/mala-lab/InCTRL",
@@ -39,45 +40,41 @@ def _models(pipeline: Pipeline) -> Iterator[str]:
 
 def _encoders(pipeline: Pipeline) -> Iterator[str]:
     chosen: list[Any] = list(dict(pipeline.detectors).values())
-    encoders = [settings.encoder for settings in chosen if hasattr(settings, "encoder")]
-    for encoder in dict.fromkeys(encoders):
-        if encoder.weights in (PACKAGED, OF_THE_MODEL):
+    for encoder in dict.fromkeys(settings.encoder for settings in chosen if hasattr(settings, "encoder")):
+        if encoder.weights in (PACKAGED, OF_THE_MODEL) or Path(encoder.weights).is_file():
             continue
-        where = _repository(encoder)
-        if where is None and not Path(encoder.weights).is_file():
+        if encoder.library == "smp" or encoder.weights.endswith((".pth", ".pt", ".safetensors")):
             yield f"weights of {encoder.name}: no file {encoder.weights}"
-        elif where is not None and not _cached(where):
-            yield f"weights of {encoder.name}: {where} on the hub; fetched when first used, unless HF_HUB_OFFLINE is set"
+        elif not _on_this_machine(encoder):
+            which = "its own weights" if encoder.weights == HUB else encoder.weights
+            yield f"weights of {encoder.name}: {which}, which {encoder.library} {FETCHED}"
 
 
-def _repository(encoder: EncoderSettings) -> str | None:
-    """The hub's name of an encoder's weights; None if they are a file's."""
-    if encoder.library == "timm" and encoder.weights == HUB:
-        import timm
+def _on_this_machine(encoder: EncoderSettings) -> bool:
+    """Whether the hub's cache has an encoder's weights."""
+    cached = _cached()
+    if encoder.library == "timm":
+        return any(name == f"timm/{encoder.name}" or name.startswith(f"timm/{encoder.name}.") for name in cached)
+    if not cached:
+        return False  # and open_clip, which takes seconds to load, need not be asked
+    import open_clip
 
-        about = timm.get_pretrained_cfg(encoder.name)
-        return str(about.hf_hub_id or about.url) if about is not None else encoder.name
-    if encoder.library == "open_clip":
-        import open_clip
-
-        if encoder.name.startswith("hf-hub:"):
-            return encoder.name.removeprefix("hf-hub:")
-        about = open_clip.get_pretrained_cfg(encoder.name, encoder.weights)
-        return (about.get("hf_hub", "").strip("/") or about.get("url")) if about else None
-    return None
+    about = open_clip.get_pretrained_cfg(encoder.name, encoder.weights)
+    return bool(about) and about.get("hf_hub", "").strip("/") in cached
 
 
 def _inpainter(pipeline: Pipeline) -> Iterator[str]:
     model = pipeline.inpainter.model
-    if model not in (OWN, NONE) and not Path(model).is_dir() and not _cached(model):
-        yield f"inpainting model {model}: on the hub; fetched when first used, unless HF_HUB_OFFLINE is set"
+    if model not in (OWN, NONE) and not Path(model).is_dir() and model not in _cached():
+        yield f"inpainting model {model}, which diffusers {FETCHED}"
 
 
-def _cached(repository: str) -> bool:
+def _cached() -> set[str]:
+    """The repositories in the hub's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        return any(entry.repo_id == repository for entry in scan_cache_dir().repos)
+        return {entry.repo_id for entry in scan_cache_dir().repos}
     except CacheNotFound:
-        return False
+        return set()

@@ -136,9 +136,10 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path, tmp_path: Path) -> None:
     came = run(ROOT, "changepair", "import", "metauas", str(published_metauas), "--out", str(tmp_path / "model"))
     assert came.returncode == 0 and came.stdout.startswith("832 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
-    wrong = run(ROOT, "changepair", "import", "inctrl", str(published_metauas), "--out", str(tmp_path / "other"))
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.ckpt")
+    wrong = run(ROOT, "changepair", "import", "metauas", str(tmp_path / "other.ckpt"), "--out", str(tmp_path / "other"))
     assert wrong.returncode == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1
-    assert "is not the published inctrl" in wrong.stderr
+    assert "is not the published metauas, 833 tensors: missing encoder._conv_stem.weight" in wrong.stderr
 
 
 def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: Path) -> None:

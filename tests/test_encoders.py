@@ -182,3 +182,37 @@ def test_an_encoder_without_texts_is_not_asked_for_any() -> None:
 def test_the_small_clip_is_what_its_configuration_says(tmp_path: Path) -> None:
     make_clip(tmp_path / "clip")
     assert json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 24
+
+
+def test_a_folded_network_gives_what_the_network_gives() -> None:
+    """Normalisations with statistics of their own, before and after the weights are loaded anew, and after a move."""
+    torch.manual_seed(0)
+    for name in ("resnet18", "resnetv2_50", "mobilenetv3_small_100"):
+        encoder = build_encoder(EncoderSettings("timm", name, "model"), 64)
+        images = torch.rand(2, 3, 64, 64)
+        for _ in range(2):
+            state = encoder.network.state_dict()
+            for part, tensor in state.items():
+                if part.endswith(("running_mean", "running_var")):
+                    state[part] = torch.rand_like(tensor) + 0.5
+            encoder.load_state_dict({f"network.{part}": tensor for part, tensor in state.items()})
+            plain = encoder.network((images - encoder.mean) / encoder.std)
+            found = encoder(images)
+            assert encoder._fast[0] is not encoder.network
+            for a, b in zip(plain, found, strict=True):
+                assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
+        assert encoder.to("cpu")._fast == ()
+        assert not any("_fast" in part for part in encoder.state_dict())
+
+
+def test_a_fold_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build_encoder(EncoderSettings("timm", "resnet18", "model"), 64)
+    encoder._forget_fast()
+    monkeypatch.setattr("tasks.models.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
+    encoder(torch.rand(1, 3, 64, 64))
+    assert encoder._fast[0] is encoder.network
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [2 * map_ for map_ in features]

@@ -11,20 +11,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import save
+from conftest import make_clip, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from tasks.detector_settings import MetaUASSettings, PatchResidualSettings
-from tasks.detectors import build_detector, build_encoder
+from tasks.detector_settings import EncoderSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
 from tasks.evaluation.evaluate import Measured, evaluate_target, metrics, table, write_results
 from tasks.evaluation.figures import FIGURES, aupro, auroc, average_precision, f1max, image_figures, pixel_figures, rank
 from tasks.evaluation.plots import write_plots
 from tasks.evaluation.report import markdown, write_report
-from tasks.evaluation.score import Contender, encode, score_category
+from tasks.evaluation.score import Contender, read_pictures, score_category
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.ingestion.ingest import ingest_folder
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
@@ -106,7 +107,7 @@ def files(layout: Path) -> EpisodeFiles:
 @pytest.fixture(scope="module")
 def contenders() -> list[Contender]:
     torch.manual_seed(0)
-    encoder = build_encoder("tf_efficientnet_lite0")
+    encoder = build_encoder(EncoderSettings(), 64)
     patch = build_detector(PatchResidualSettings(resolution=64, top_share=0.01), encoder).eval()
     metauas = build_detector(MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16)), encoder).eval()
     return [Contender("patch-residual", patch, 64, None), Contender("metauas", metauas, 64, 3)]
@@ -222,8 +223,30 @@ def test_a_figure_is_the_mean_over_categories_and_its_spread_over_seeds() -> Non
     assert leaf == {"mean": pytest.approx(0.7), "std": pytest.approx(0.1)}
 
 
-@torch.inference_mode()
-def test_encoding_reads_pictures_in_order(files: EpisodeFiles, contenders: list[Contender]) -> None:
+def test_pictures_are_read_in_order(files: EpisodeFiles) -> None:
     images = read_episodes(files.episodes)[0].queries
-    together = encode(contenders[0].detector.encoder, images, 64, "cpu")
-    assert torch.allclose(together[-1][2:3], encode(contenders[0].detector.encoder, images[2:3], 64, "cpu")[-1], atol=1e-4)
+    assert torch.equal(read_pictures(images, 64, "cpu")[2:3], read_pictures(images[2:3], 64, "cpu"))
+
+
+def test_without_prompts_only_a_detector_that_needs_none_is_measured(
+    files: EpisodeFiles, contenders: list[Contender], tmp_path: Path
+) -> None:
+    """WinCLIP at 0 shots, once; at 1 shot all; what it is told of the category counts where the category is known."""
+    manifests = files.episodes.parent.parent / "manifests"
+    sample(SamplingSettings(shots=(0, 1), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
+    episodes = read_episodes(files.episodes)
+    assert sum(episode.shots == 0 for episode in episodes) == 2  # one a category
+    settings = WinCLIPSettings(encoder=EncoderSettings("open_clip", make_clip(tmp_path / "clip"), "hub"), resolution=64)
+    winclip = Contender("winclip", build_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None)
+    result = evaluate_target("parts", [*contenders, winclip], files, EvaluationSettings(resolution=64, shown=1), "cpu")
+    counted = {(item.detector, item.episode.shots) for item in result.measured}
+    assert counted == {("winclip", 0), ("winclip", 1), ("patch-residual", 1), ("metauas", 1)}
+    told = {
+        (row["protocol"], row["image"]): row["score"] for row in result.scores.to_pylist() if row["detector"] == "winclip" and row["shots"]
+    }
+    assert any(told["class-specific", image] != told["class-agnostic", image] for _protocol, image in told)
+    with torch.inference_mode():
+        image = episodes[0].queries[0]
+        alone = winclip.detector.score(read_pictures([image], 64, "cpu"), [], episodes[0].category)[0]
+    zero = [row["score"] for row in result.scores.to_pylist() if row["shots"] == 0 and row["image"] == image]
+    assert zero == [pytest.approx(float(alone), abs=1e-5)]

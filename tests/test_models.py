@@ -3,43 +3,71 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import save
+from conftest import make_clip, save
 from torch import Tensor
 
-from tasks.detector_settings import MetaUASSettings, PatchResidualSettings
-from tasks.detectors import build_detector, build_encoder
+from tasks.detector_settings import (
+    EncoderSettings,
+    InCTRLSettings,
+    MetaUASSettings,
+    PatchResidualSettings,
+    WinCLIPSettings,
+)
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
 from tasks.errors import BadInput
-from tasks.evaluation.score import encode
-from tasks.models.alignment import FeatureAlignment
-from tasks.models.encoder import TimmEncoder, efficientnet_lite0
-from tasks.models.metauas import MetaUAS
-from tasks.models.patch_residual import PatchResidual
+from tasks.evaluation.score import read_pictures
+from tasks.models.alignment import FeatureAlignment, hard, soft
+from tasks.models.detector import Detector
+from tasks.models.encoder import FrozenEncoder, efficientnet_lite0
+from tasks.models.inctrl import InCTRL, binary_focal_loss
+from tasks.models.metauas import MetaUAS, MetaUASPlus
+from tasks.models.patch_residual import PatchResidual, turned
 from tasks.models.similarity import most_similar
+from tasks.models.texts import TEMPLATES, TextPrior, sentences
+from tasks.models.winclip import WinCLIP, harmonic
 from tasks.weights import checked_weights, load_model, packaged_lite0, save_model
 
 NARROW = (16, 16, 16, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> TimmEncoder:
-    return build_encoder("tf_efficientnet_lite0")
+def encoder() -> FrozenEncoder:
+    return build_encoder(EncoderSettings(), 64)
 
 
 @pytest.fixture(scope="module")
-def detectors(encoder: TimmEncoder) -> dict[str, PatchResidual | MetaUAS]:
+def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
+    """Every detector and every variant of it; what is trained is as it starts, but that its heads tell pictures apart."""
+    clip = EncoderSettings("open_clip", make_clip(tmp_path_factory.mktemp("clip") / "clip"), "hub")
+    clip_encoder = build_encoder(clip, 64)
     torch.manual_seed(0)
+    metauas = MetaUASSettings(resolution=64, decoder_channels=NARROW)
     settings = {
         "patch-residual": PatchResidualSettings(resolution=64, top_share=0.01, background=0.5),
-        "soft": MetaUASSettings(resolution=64, decoder_channels=NARROW),
-        "hard": MetaUASSettings(resolution=64, decoder_channels=NARROW, alignment="hard"),
-        "none": MetaUASSettings(resolution=64, decoder_channels=NARROW, alignment="none", aligned_stages=2),
+        "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
+        "soft": metauas,
+        "hard": replace(metauas, alignment="hard"),
+        "none": replace(metauas, alignment="none", aligned_stages=2),
+        "add": replace(metauas, fusion="add", aligned_stages=1),
+        "difference": replace(metauas, fusion="difference"),
+        "fpn": replace(metauas, decoder="fpn"),
+        "inctrl": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
+        "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
+        "winclip": WinCLIPSettings(encoder=clip, resolution=64),
     }
-    return {name: build_detector(chosen, encoder).eval() for name, chosen in settings.items()}
+    built = {
+        name: build_detector(chosen, clip_encoder if "clip" in chosen.encoder.library else encoder) for name, chosen in settings.items()
+    }
+    assert isinstance(built["soft"], MetaUAS)
+    built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
+    return {name: detector.eval() for name, detector in built.items()}
 
 
 def pictures(layout: Path, pattern: str) -> Tensor:
@@ -51,7 +79,20 @@ def pictures(layout: Path, pattern: str) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-NAMES = ["patch-residual", "soft", "hard", "none"]
+NAMES = [
+    "patch-residual",
+    "patch-residual, rotated",
+    "soft",
+    "hard",
+    "none",
+    "add",
+    "difference",
+    "fpn",
+    "metauas+",
+    "inctrl",
+    "inctrl, with texts",
+    "winclip",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,10 +117,10 @@ def test_the_order_of_prompts_changes_nothing(detectors: dict, layout: Path, nam
 @torch.inference_mode()
 def test_prompts_of_ones_own_equal_shared_ones(detectors: dict, layout: Path, name: str) -> None:
     detector, queries = detectors[name], pictures(layout, "test/*/*.png")
-    features, memory = detector.encoder(queries), detector.remember(detector.encoder(pictures(layout, "bricks/train/good/*.png")))
+    features, memory = detector.encoder(queries), detector.memorise(pictures(layout, "bricks/train/good/*.png"))
     own = [stage[None].expand(len(queries), *stage.shape) for stage in memory]
-    for shared, each in zip(detector.relate(features, memory), detector.relate(features, own), strict=True):
-        assert torch.allclose(shared, each, atol=1e-5 * float(shared.abs().max()))
+    shared, each = (detector.conclude(features, detector.relate(features, prompts)) for prompts in (memory, own))
+    assert torch.allclose(shared[0], each[0], atol=1e-5) and torch.allclose(shared[1], each[1], atol=1e-5)
 
 
 @torch.inference_mode()
@@ -116,19 +157,43 @@ def test_patch_residual_is_the_papers_formula(detectors: dict, layout: Path) -> 
     assert torch.allclose(scores[0], patches.max() - 0.5 * patches.median(), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_prompts_may_be_encoded_once(detectors: dict, layout: Path, name: str) -> None:
+    queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")
+    memory = detectors[name].memorise(prompts)
+    assert torch.equal(detectors[name].score(queries, memory)[0], detectors[name].score(queries, prompts)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_bfloat16_stays_near(detectors: dict, layout: Path, name: str) -> None:
+    queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    scores, maps = detectors[name].score(queries, prompts)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, rounded_maps = detectors[name].score(queries, prompts)
+    assert (rounded - scores).abs().max() < 1e-2 and (rounded_maps - maps).abs().mean() < 1e-2
+
+
+@pytest.mark.parametrize("size", [((5, 6), (4, 7)), ((20, 20), (18, 21))])  # a matrix that is held, and one that is not
 @pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_alignment_is_the_papers_formula(mode: str) -> None:
+def test_alignment_is_the_papers_formula(mode: str, size: tuple[tuple[int, int], tuple[int, int]]) -> None:
     torch.manual_seed(1)
     module = FeatureAlignment(8, mode)  # type: ignore[arg-type]
-    query, prompts = torch.randn(2, 8, 5, 6), torch.randn(3, 8, 4, 7)
+    query, prompts = torch.randn(2, 8, *size[0]), torch.randn(3, 8, *size[1])
+    (asked_positions, offered_positions) = (height * width for height, width in size)
     aligned = module(query, prompts)
-    assert aligned.shape == (2, 3, 8, 5, 6)
+    assert aligned.shape == (2, 3, 8, *size[0])
     for b in range(2):
         for k in range(3):
-            asked = module.reduction(query[b : b + 1]).reshape(4, 30)
-            offered = module.reduction(prompts[k : k + 1]).reshape(4, 28)
-            weights = (asked.T @ offered).softmax(dim=1) if mode == "soft" else F.one_hot((asked.T @ offered).argmax(dim=1), 28).float()
-            expected = (weights @ prompts[k].reshape(8, 28).T).T.reshape(8, 5, 6)
+            asked = module.reduction(query[b : b + 1]).reshape(4, asked_positions)
+            offered = module.reduction(prompts[k : k + 1]).reshape(4, offered_positions)
+            weights = (
+                (asked.T @ offered).softmax(dim=1)
+                if mode == "soft"
+                else F.one_hot((asked.T @ offered).argmax(dim=1), offered_positions).float()
+            )
+            expected = (weights @ prompts[k].reshape(8, offered_positions).T).T.reshape(8, *size[0])
             assert torch.allclose(aligned[b, k], expected, atol=1e-5)
 
 
@@ -146,7 +211,7 @@ def test_gradients_reach_alignment_and_decoder_and_never_the_encoder(detectors: 
     model.zero_grad(set_to_none=True)
 
 
-def test_the_decoder_is_of_the_published_size(encoder: TimmEncoder) -> None:
+def test_the_decoder_is_of_the_published_size(encoder: FrozenEncoder) -> None:
     """The authors' U-Net for EfficientNet-B4 reads 2·448 + 2·160 channels first; ours, for lite0, 2·320 + 2·112."""
     model = build_detector(MetaUASSettings(), encoder)
     state = model.state_dict()
@@ -157,7 +222,7 @@ def test_the_decoder_is_of_the_published_size(encoder: TimmEncoder) -> None:
 
 
 @torch.inference_mode()
-def test_the_most_similar_prompt_of_a_pool_is_found(encoder: TimmEncoder, layout: Path) -> None:
+def test_the_most_similar_prompt_of_a_pool_is_found(encoder: FrozenEncoder, layout: Path) -> None:
     pool = torch.cat([pictures(layout, "bricks/train/good/*.png"), pictures(layout, "stones/train/good/*.png")])
     queries = torch.cat([pictures(layout, "bricks/test/good/*.png"), pictures(layout, "stones/test/good/*.png")])
     chosen = most_similar(encoder(queries), encoder(pool))
@@ -165,7 +230,7 @@ def test_the_most_similar_prompt_of_a_pool_is_found(encoder: TimmEncoder, layout
 
 
 @torch.inference_mode()
-def test_the_encoder_computes_what_its_package_was_trained_for(encoder: TimmEncoder, layout: Path) -> None:
+def test_the_encoder_computes_what_its_package_was_trained_for(encoder: FrozenEncoder, layout: Path) -> None:
     """Five stages at strides 2 to 32, and not those of random weights: textures are told apart."""
     bricks, stones = encoder(pictures(layout, "bricks/train/good/*.png")), encoder(pictures(layout, "stones/train/good/*.png"))
     assert encoder.strides == (2, 4, 8, 16, 32) and encoder.channels == (16, 24, 40, 112, 320)
@@ -189,14 +254,14 @@ def test_weights_of_another_hash_are_refused_unread(tmp_path: Path) -> None:
         checked_weights(tmp_path / "weights.pth", "0" * 64)
 
 
-def test_a_saved_model_comes_back_the_same(detectors: dict, encoder: TimmEncoder, tmp_path: Path) -> None:
+def test_a_saved_model_comes_back_the_same(detectors: dict, encoder: FrozenEncoder, tmp_path: Path) -> None:
     save_model(tmp_path, detectors["soft"], {"detector": "metauas"})
     other = build_detector(MetaUASSettings(resolution=64, decoder_channels=NARROW), encoder)
     load_model(tmp_path, other)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in detectors["soft"].state_dict().items())
 
 
-def test_a_model_of_other_settings_is_refused(detectors: dict, encoder: TimmEncoder, tmp_path: Path) -> None:
+def test_a_model_of_other_settings_is_refused(detectors: dict, encoder: FrozenEncoder, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"model\.safetensors: not there; the train stage writes it"):
         load_model(tmp_path, detectors["soft"])
     save_model(tmp_path, detectors["soft"], {})
@@ -205,10 +270,182 @@ def test_a_model_of_other_settings_is_refused(detectors: dict, encoder: TimmEnco
 
 
 @torch.inference_mode()
-def test_pictures_on_disk_are_encoded_as_given(encoder: TimmEncoder, layout: Path, tmp_path: Path) -> None:
+def test_pictures_on_disk_are_encoded_as_given(encoder: FrozenEncoder, layout: Path, tmp_path: Path) -> None:
     import numpy as np
 
     grey = np.full((64, 64), 128, dtype=np.uint8)
-    features = encode(encoder, [str(save(grey, tmp_path / "grey.png"))], 64, "cpu")
+    features = encoder(read_pictures([str(save(grey, tmp_path / "grey.png"))], 64, "cpu"))
     expected = encoder(torch.full((1, 3, 64, 64), 128 / 255))
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(features, expected, strict=True))
+
+
+def test_soft_alignment_never_holds_the_matrix_and_hard_little_of_it() -> None:
+    """Where the matrix is large, the kernel is one that does not write it out."""
+    asked, offered, values = torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 8)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        soft(asked, offered, values)
+    kernels = {event.name for event in profile.events()}
+    assert any("flash_attention" in name for name in kernels) and not any("softmax" in name for name in kernels)
+    assert torch.equal(hard(asked, offered, values), values[0, 0][(asked @ offered.mT)[0, 0].argmax(dim=1)][None, None])
+
+
+@pytest.mark.parametrize("name", ["soft", "fpn", "difference"])
+def test_gradients_reach_what_is_trained(detectors: dict, layout: Path, name: str) -> None:
+    model, queries = detectors[name], pictures(layout, "bricks/test/*/*.png")
+    model.train()
+    model(queries, queries.flip(0)).sum().backward()
+    model.eval()
+    trained = {part for part, weight in model.named_parameters() if weight.grad is not None and bool(weight.grad.abs().sum() > 0)}
+    assert {part.split(".")[0] for part in trained} == {"alignments", "decoder", "head"}
+    model.zero_grad(set_to_none=True)
+
+
+def test_gradients_reach_adapter_and_heads_and_never_the_encoder(detectors: dict, layout: Path) -> None:
+    for name in ("inctrl", "inctrl, with texts"):
+        model = detectors[name]
+        assert isinstance(model, InCTRL)
+        queries = pictures(layout, "test/*/*.png")
+        features, memory = model.encoder(queries), model.memorise(pictures(layout, "bricks/train/good/*.png"))
+        model.train()
+        final, image = model(*model.evidence(features, model.relate(features, memory), "bricks"))
+        binary_focal_loss(final, torch.tensor([0.0, 1.0] * 4)).add(binary_focal_loss(image, torch.tensor([0.0, 1.0] * 4))).backward()
+        model.eval()
+        for part, weight in model.named_parameters():
+            assert (weight.grad is not None) == (not part.startswith("encoder.") and "input_norm" not in part), part
+        model.zero_grad(set_to_none=True)
+
+
+def test_the_focal_loss_is_its_formula() -> None:
+    scores, labels = torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1.0, 0.0, 0.0])
+    right = torch.tensor([0.9, 0.8, 0.4])
+    assert torch.allclose(binary_focal_loss(scores, labels), (-((1 - right) ** 2) * right.log()).mean())
+
+
+@torch.inference_mode()
+def test_inctrl_is_the_papers_formula(detectors: dict, layout: Path) -> None:
+    """Scores and maps from the published equations, picture by picture; tests/test_checkpoints.py does the same with CLIP."""
+    model = detectors["inctrl"]
+    query, prompts = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/*.png")[:3]
+    score, map_ = model.score(query, prompts)
+    residual = PatchResidual(model.encoder).score(query, prompts)[1]
+    assert torch.allclose(map_, residual, atol=1e-6)
+    token, tokens = (model.encoder(pictures_)[-1].mean(dim=(2, 3)) for pictures_ in (query, prompts))
+    image = model.image_head(model.adapter(tokens).mean(dim=0, keepdim=True) - model.adapter(token))
+    patches = PatchResidual(model.encoder).conclude(
+        [], PatchResidual(model.encoder).relate(model.encoder(query), model.memorise(prompts)[:-1])
+    )[1]
+    expected = (model.holistic_head(patches.flatten(1) + image) + patches.max()) / 2
+    assert torch.allclose(score, expected, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_winclip_is_the_papers_formula(detectors: dict, layout: Path) -> None:
+    """Window by window and patch by patch, as the paper writes it."""
+    model = detectors["winclip"]
+    assert isinstance(model, WinCLIP)
+    query, prompts = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    patches, small, large, whole = model.encoder(query)
+    banks = model.encoder(prompts)
+    normal, anomalous = model.prior.embeddings("bricks")
+
+    def said(embedding: Tensor) -> float:
+        unit = F.normalize(embedding, dim=0)
+        return float((100 * torch.stack([unit @ normal, unit @ anomalous])).softmax(dim=0)[1])
+
+    def seen(feature: Tensor, bank: Tensor) -> float:
+        return 0.5 * (1 - float((F.normalize(feature, dim=0) @ F.normalize(bank.transpose(0, 1).flatten(1), dim=0)).max()))
+
+    zero, few = torch.zeros(4, 4), torch.zeros(4, 4)
+    for y in range(4):
+        for x in range(4):
+            by_words, by_sight = [], [seen(patches[0, :, y, x], banks[0])]
+            for size, embeddings, bank in ((2, small, banks[1]), (3, large, banks[2])):
+                covering = [(v, u) for v in range(4 - size + 1) for u in range(4 - size + 1) if 0 <= y - v < size and 0 <= x - u < size]
+                by_words.append(len(covering) / sum(1 / said(embeddings[0, :, v, u]) for v, u in covering))
+                by_sight.append(len(covering) / sum(1 / seen(embeddings[0, :, v, u], bank) for v, u in covering))
+            scales = [*by_words, said(whole[0, :, 0, 0])]
+            zero[y, x] = len(scales) / sum(1 / scale for scale in scales)
+            few[y, x] = sum(by_sight) / 3
+    scores, maps = model.score(query, prompts, "bricks")
+    expected = F.interpolate(0.5 * (zero + few)[None, None], size=(64, 64), mode="bilinear")[0, 0]
+    assert torch.allclose(maps[0], expected, atol=1e-5)
+    assert float(scores) == pytest.approx(0.5 * (said(whole[0, :, 0, 0]) + float(few.max())), abs=1e-5)
+    scores, maps = model.score(query, [], "bricks")
+    assert float(scores) == pytest.approx(said(whole[0, :, 0, 0]), abs=1e-5)
+    assert torch.allclose(maps[0], F.interpolate(zero[None, None], size=(64, 64), mode="bilinear")[0, 0], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_query_equal_to_its_prompt_shows_winclip_and_metauas_plus_nothing(detectors: dict, layout: Path) -> None:
+    queries = pictures(layout, "bricks/test/*/*.png")
+    for name in ("winclip", "metauas+"):
+        model = detectors[name]
+        relation = model.relate(features := model.encoder(queries), model.memorise(queries[:1]))
+        residuals = relation if name == "winclip" else relation[3:]
+        cosines = torch.stack([cosine.flatten(1).amin(dim=1) for cosine in residuals]).mean(dim=0)
+        assert cosines[0] > 1 - 1e-5 and cosines.argmax() == 0
+        assert len(features[0]) == 4
+
+
+def test_a_detector_that_needs_a_prompt_says_so(detectors: dict, layout: Path) -> None:
+    with pytest.raises(ValueError, match="MetaUAS needs at least one prompt"):
+        detectors["soft"].score(pictures(layout, "bricks/test/*/*.png"), torch.zeros(0, 3, 64, 64))
+
+
+def test_the_sentences_are_winclips() -> None:
+    normal, anomalous = sentences("metal_nut", natural=False)
+    assert len(TEMPLATES) == len(set(TEMPLATES)) == 22 and len(normal) == 7 * 22 and len(anomalous) == 4 * 22
+    assert (
+        "a photo of a flawless metal nut for visual inspection." in normal and "a blurry photo of the metal nut with damage." in anomalous
+    )
+    assert "a cropped photo of the metal nut." in normal and "a photo of the small damaged metal nut." in anomalous
+    assert sentences("cat", natural=True) == (["a photo of cat for anomaly detection."], ["a photo without cat for anomaly detection."])
+
+
+def test_a_categorys_sentences_are_embedded_once() -> None:
+    asked: list[int] = []
+
+    def embed(texts: list[str]) -> Tensor:
+        asked.append(len(texts))
+        return torch.randn(len(texts), 6, generator=torch.Generator().manual_seed(len(texts)))
+
+    prior = TextPrior(embed, natural=["cat"])
+    first, second = prior(torch.ones(3, 6), "bolt"), prior(torch.ones(2, 6, 4, 4), "bolt")
+    assert asked == [154, 88] and first.shape == (3,) and second.shape == (2, 4, 4) and torch.allclose(second[0, 0, 0], first[0])
+    prior(torch.ones(3, 6), "cat")
+    assert asked == [154, 88, 1, 1]
+    prior.forget()
+    prior(torch.ones(3, 6), "bolt")
+    assert len(asked) == 6
+
+
+def test_a_window_counts_for_every_patch_it_holds() -> None:
+    windows = torch.tensor([[[0.2, 0.4]]])  # two windows of 2x2 side by side, on a grid of 2x3
+    assert torch.allclose(harmonic(windows, 2)[0, 0], torch.tensor([0.2, 2 / (1 / 0.2 + 1 / 0.4), 0.4]))
+    assert harmonic(windows, 2).shape == (1, 2, 3)
+
+
+@torch.inference_mode()
+def test_a_turned_part_is_found_where_prompts_are_turned(encoder: FrozenEncoder, layout: Path) -> None:
+    prompt = pictures(layout, "bricks/train/good/0.png")
+    query = prompt.rot90(1, dims=(-2, -1))
+    plain, rotated = (PatchResidual(encoder, rotations=count).score(query, prompt)[0] for count in (1, 4))
+    assert rotated < 1e-5 < plain
+
+
+def test_turning_is_about_the_middle_and_leaves_a_mirrored_rim() -> None:
+    picture = torch.rand(2, 3, 16, 16)
+    assert torch.equal(turned(picture, 180.0), picture.flip((-2, -1)))
+    assert torch.allclose(turned(turned(picture, 90.0), 270.0), picture)
+    disc = ((torch.arange(33) - 16.0) ** 2 + (torch.arange(33)[:, None] - 16.0) ** 2 < 100).float().expand(1, 3, -1, -1)
+    assert (turned(disc, 45.0) - disc).abs().mean() < 0.02
+    assert turned(torch.ones(1, 3, 16, 16), 30.0).min() > 0.999
+
+
+@torch.inference_mode()
+def test_metauas_works_on_a_transformers_five_layers(layout: Path) -> None:
+    settings = MetaUASSettings(encoder=EncoderSettings("timm", "vit_tiny_patch16_224", "model", (2, 4, 6, 9, 12)), resolution=64)
+    for decoder in ("unet", "fpn"):
+        model = build_detector(replace(settings, decoder=decoder, decoder_channels=NARROW), build_encoder(settings.encoder, 64)).eval()  # type: ignore[arg-type]
+        scores, maps = model.score(pictures(layout, "bricks/test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2])
+        assert scores.shape == (4,) and maps.shape == (4, 64, 64)

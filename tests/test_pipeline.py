@@ -66,6 +66,8 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/models/small/metauas/model.safetensors",
         "data/models/small/metauas/config.json",
         "data/models/small/metauas/training_log.csv",
+        "data/models/small/inctrl/model.safetensors",
+        "data/models/small/inctrl/training_log.csv",
         "data/evaluation/small/scores.parquet",
         "data/evaluation/small/report.html",
         "data/evaluation/small/plots/roc-parts.png",
@@ -125,7 +127,7 @@ def edited(folder: Path, **sections: Any) -> dict[str, Any]:
 
 
 def test_an_edit_to_training_reruns_train_and_evaluate(project: Path, api: str) -> None:
-    write_pipelines(project, edited(project, training={"learning_rate": 0.002}))
+    write_pipelines(project, edited(project, training={"metauas": {"epochs": 1, "batch_size": 4, "learning_rate": 0.002}}))
     assert ran(project, api) == ["train@small", "evaluate@small"]
 
 

@@ -21,7 +21,7 @@ def test_patch_residual_finds_defective_solar_cells(shots: str, least: float) ->
 def test_every_target_detector_protocol_and_shots_is_there() -> None:
     assert set(TREE) == {"elpv", "texture-defects", "digits"}
     for target, detectors in TREE.items():
-        assert set(detectors) == {"patch-residual", "metauas"}
+        assert set(detectors) == {"patch-residual", "metauas", "inctrl"}
         for protocols in detectors.values():
             assert set(protocols) == {"class-specific", "class-agnostic"}
             for shots in protocols.values():

@@ -39,10 +39,8 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.target", [], "pipelines.small.target: unknown key; did you mean 'targets'?"),
         ("pipelines.small.targets", ["part"], "pipelines.small.targets[0]: no dataset 'part' under datasets; did you mean 'parts'?"),
         ("pipelines.small.targets", "parts", "pipelines.small.targets: expected a valid list, not 'parts'"),
-        ("pipelines.small.sources", [], "pipelines.small.sources: .*at least 1 item"),
         ("pipelines.small.synthesis.pair", 3, "pipelines.small.synthesis.pair: unknown key; did you mean 'pairs'?"),
         ("pipelines.small.synthesis.pairs", "many", "pipelines.small.synthesis.pairs: expected a valid integer.*, not 'many'"),
-        ("pipelines.small.synthesis.pairs", 0, "pipelines.small.synthesis.pairs: expected at least 1, not 0"),
         ("pipelines.small.synthesis.kinds", {"none": 0.5}, "pipelines.small.synthesis.kinds: expected shares that sum to 1, not 0.5"),
         ("pipelines.small.synthesis.kinds", {"exchanged": 1}, "pipelines.small.synthesis.kinds.exchanged.* did you mean 'exchange'?"),
         (
@@ -69,7 +67,19 @@ def test_the_projects_own_file_is_valid() -> None:
         ("datasets.objects", {"part": {"format": "coco", "path": "x"}}, "datasets.objects.part: no dataset 'part'.*did you mean 'parts'?"),
         ("datasets.objects", {"parts": {"format": "koko", "path": "x"}}, "datasets.objects.parts.format: expected 'coco', .*, not 'koko'"),
         ("execution.runner", "ray", "execution.runner: expected 'threads', 'processes' or 'dask', not 'ray'"),
-        ("pipelines.small.training", {"epoch": 1}, "pipelines.small.training.epoch: unknown key; did you mean 'epochs'?"),
+        ("pipelines.small.training", {"metauas": {"epoch": 1}}, "small.training.metauas.epoch: unknown key; did you mean 'epochs'?"),
+        ("pipelines.small.training", {"inctl": {}}, "pipelines.small.training.inctl: unknown key; did you mean 'inctrl'?"),
+        ("pipelines.small.training", {}, "pipelines.small.auxiliary: inctrl is trained on it; name a dataset with anomalies, or say"),
+        ("pipelines.small.auxiliary", ["partz"], "pipelines.small.auxiliary[0]: no dataset 'partz' under datasets; did you mean 'parts'?"),
+        ("pipelines.small.sources", [], "pipelines.small.sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"),
+        ("pipelines.small.synthesis.pairs", 0, "pipelines.small.synthesis.pairs: metauas is trained on them, so more than 0"),
+        ("pipelines.small.detectors", {"metauas+": {}}, r"pipelines.small.detectors.metauas\+: needs metauas beside it"),
+        (
+            "pipelines.small.detectors",
+            {"inctrl": {"encoder": {}}},
+            "detectors.inctrl.texts: expected false, as tf_efficientnet_lite0 of timm",
+        ),
+        ("pipelines.small.detectors", {"winclip": {"encoder": {"nam": "x"}}}, "winclip.encoder.nam: unknown key; did you mean 'name'?"),
         ("pipelines.small.evaluation.subset", {"metauas": 1}, "pipelines.small.evaluation.subset.metauas: expected at least 2, not 1"),
         ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),
     ],
@@ -119,6 +129,34 @@ def test_the_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
 
 
 def test_the_pipelines_are_listed() -> None:
-    came = run(ROOT, "changepair", "pipelines", COLUMNS="160")
+    came = run(ROOT, "changepair", "pipelines", COLUMNS="200")
     assert came.returncode == 0
-    assert "quickstart" in came.stdout and "patch-residual, metauas" in came.stdout
+    assert "quickstart" in came.stdout and "patch-residual, metauas, inctrl" in came.stdout
+    missing = came.stdout.partition("winclip is missing:")[2]
+    assert (
+        "dataset mvtec-ad: https://www.mvtec.com/" in missing
+        and "weights of ViT-B-16-plus-240: laion400m_e32, which open_clip fetches" in missing
+    )
+    assert "quickstart is missing" not in came.stdout
+    assert "then changepair import metauas <checkpoint> --out data/imported/metauas-256" in came.stdout
+
+
+def test_a_pipeline_whose_dataset_is_elsewhere_is_not_run(tmp_path: Path) -> None:
+    content = changed("pipelines.small.targets", ["parts", "far-parts"])
+    content["datasets"]["elsewhere"] = {"far-parts": {"home": "https://example.org/parts"}}
+    file = write_pipelines(tmp_path, content)
+    assert read_pipelines(file).datasets.names == ["sample-photos", "parts", "far-parts"]
+    with pytest.raises(BadInput, match=r"far-parts is not there, which pipeline small uses; get it from https://example.org/parts"):
+        enabled_pipeline("small", file)
+
+
+def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
+    for repository in ("models--timm--tf_efficientnet_b4.ns_jft_in1k", "models--stable-diffusion-v1-5--stable-diffusion-inpainting"):
+        snapshot = tmp_path / repository / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (tmp_path / repository / "refs").mkdir()
+        (snapshot / "config.json").write_text("{}")
+    came = run(ROOT, "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path))
+    retrained = came.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
+    assert "dataset coco: https://cocodataset.org" in retrained
+    assert "tf_efficientnet_b4" not in retrained and "stable-diffusion" not in retrained

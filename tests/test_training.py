@@ -9,19 +9,32 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_pairs
-from tasks.training.data import Pairs
-from tasks.training.train import train_metauas
+from conftest import ROOT, make_pairs, save
 
-from tasks.detector_settings import MetaUASSettings
+from tasks.detector_settings import EncoderSettings, InCTRLSettings, MetaUASSettings
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
 from tasks.errors import BadInput
+from tasks.evaluation.score import read_pictures as pixels
 from tasks.files import sha256
+from tasks.ingestion.ingest import ingest_folder
+from tasks.sampling.episodes import EpisodeFiles, read_pictures
+from tasks.sampling.sample import sample
+from tasks.sampling.settings import SamplingSettings, Use
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.training.settings import TrainingSettings
+from tasks.synthesis.shards import read_index
+from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides, train_inctrl
+from tasks.training.loop import Places
+from tasks.training.metauas import train_metauas
+from tasks.training.pairs import Pairs
+from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
+from tasks.weights import load_model
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2, held_out=0.1)
@@ -36,7 +49,7 @@ def pairs(layout: Path) -> Path:
 def train(pairs: Path, name: str, settings: TrainingSettings = SETTINGS) -> Path:
     torch.set_num_threads(2)
     folder = pairs.parent / name
-    train_metauas(DETECTOR, settings, pairs=pairs, model_folder=folder, checkpoints=folder.with_suffix(".checkpoints"), workers=0)
+    train_metauas(DETECTOR, settings, pairs=pairs, places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
     return folder
 
 
@@ -60,7 +73,7 @@ def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
     folder = train(pairs, "model")
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "training_log.csv"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["detector"] == "metauas" and config["settings"]["resolution"] == 64 and config["pairs"] == 36
+    assert config["detector"] == "metauas" and config["settings"]["resolution"] == 64 and config["examples"] == 36
     lines = log(folder)
     assert [line["step"] for line in lines] == ["3", "6", "9", "12", "15", "18"]
     assert [bool(line["held_out_loss"]) for line in lines] == [False, False, True, False, False, True]
@@ -84,12 +97,13 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import DETECTOR, SETTINGS
-from tasks.training.train import train_metauas
+from tasks.training.loop import Places
+from tasks.training.metauas import train_metauas
 torch.set_num_threads(2)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
-places = {"pairs": Path(sys.argv[2]), "model_folder": folder, "checkpoints": folder.with_suffix(".checkpoints")}
-train_metauas(DETECTOR, SETTINGS, **places, workers=0, report=report)
+places = Places(folder, folder.with_suffix(".checkpoints"))
+train_metauas(DETECTOR, SETTINGS, pairs=Path(sys.argv[2]), places=places, workers=0, report=report)
 """
 
 
@@ -123,5 +137,120 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
-    with pytest.raises(BadInput, match=r"training: 36 pairs do not fill one batch of 64 on 1 devices; raise synthesis\.pairs"):
+    with pytest.raises(BadInput, match=r"training: 36 examples do not fill one batch of 64 on 1 devices; raise synthesis\.pairs"):
         train(pairs, "model", TrainingSettings(batch_size=64, held_out=0.1))
+
+
+INCTRL = InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False)
+ON_PAIRS = InCTRLTrainingSettings(
+    examples="pairs", epochs=12, batch_size=8, learning_rate=3e-3, schedule="cosine", held_out=0.1, log_every=4
+)
+
+
+def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary: Path | None = None) -> Path:
+    torch.set_num_threads(2)
+    folder = pairs.parent / name
+    places = Places(folder, folder.with_suffix(".checkpoints"))
+    train_inctrl(INCTRL, settings, pairs=pairs, auxiliary=auxiliary or pairs / "none", places=places, workers=0)
+    return folder
+
+
+def scored(folder: Path, detector: MetaUASSettings | InCTRLSettings, queries: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    model = build_detector(detector, build_encoder(detector.encoder, 64))
+    load_model(folder, model)
+    with torch.inference_mode():
+        return model.eval().score(queries, prompt)[0]
+
+
+def test_inctrl_learns_from_pairs_and_is_the_same_twice(pairs: Path) -> None:
+    first, second = train_on(pairs, "first", ON_PAIRS), train_on(pairs, "second", ON_PAIRS)
+    lines = log(first)
+    assert float(lines[-1]["loss"]) < 0.6 * float(lines[0]["loss"])
+    assert sum(bool(line["held_out_loss"]) for line in lines) == 12
+    assert sha256(first / "model.safetensors") == sha256(second / "model.safetensors")
+    config = json.loads((first / "config.json").read_text())
+    assert config["detector"] == "inctrl" and config["training"]["examples"] == "pairs" and config["examples"] == 36
+
+
+def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None:
+    train(pairs, "metauas", replace(SETTINGS, epochs=1, precision="bf16"))
+    train_on(pairs, "inctrl", replace(ON_PAIRS, epochs=1, precision="no"))
+    assert (pairs.parent / "inctrl" / "model.safetensors").is_file()
+
+
+def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(pairs: Path) -> None:
+    """MetaUAS and InCTRL, each after a few minutes' worth of steps on small pairs; the others need no training to know."""
+    rows = [row for row in read_index(pairs) if row["kind"] != "none"][:6]
+    examples = [Pairs(pairs, rows, 64)[index] for index in range(len(rows))]
+    metauas = train(pairs, "metauas", TrainingSettings(epochs=30, batch_size=4, learning_rate=3e-3, log_every=9, held_out=0.1))
+    inctrl = train_on(pairs, "inctrl", ON_PAIRS)
+    for folder, detector in ((metauas, DETECTOR), (inctrl, INCTRL)):
+        for _query, prompt, _mask in examples[:3]:
+            scores = scored(folder, detector, torch.stack([prompt, *(query for query, _prompt, _mask in examples)]), prompt[None])
+            assert scores.argmin() == 0
+
+
+@pytest.fixture
+def auxiliary(layout: Path) -> Path:
+    """The small layout as a dataset with labels, in the file that sampling writes."""
+    manifests, files = layout.parent / "manifests", EpisodeFiles.of(layout.parent / "episodes", "auxiliary")
+    ingest_folder("parts", layout, licence="own", manifests=manifests, workers=1)
+    other = layout.parent / "other"
+    for number in range(2):
+        for place in ("train/good", "test/good", "test/bad"):
+            save(np.random.default_rng((number, len(place))).integers(0, 256, (64, 64), dtype=np.uint8), other / place / f"{number}.png")
+    ingest_folder("other", other, licence="own", manifests=manifests, workers=1)
+    use = Use(sources=(), targets=("other",), auxiliary=("parts",))
+    sample(SamplingSettings(shots=(1,), seeds=(0,)), use, manifests=manifests, files=files)
+    return files.auxiliary
+
+
+def test_inctrl_learns_from_labelled_pictures_of_another_dataset(pairs: Path, auxiliary: Path) -> None:
+    settings = InCTRLTrainingSettings(epochs=20, batch_size=8, learning_rate=3e-3, schedule="cosine", shots=2, held_out=0.0, log_every=2)
+    first, second = (train_on(pairs, name, settings, auxiliary) for name in ("first", "second"))
+    lines = log(first)
+    assert float(lines[-1]["loss"]) < 0.6 * float(lines[0]["loss"]) and sha256(first / "model.safetensors") == sha256(
+        second / "model.safetensors"
+    )
+    rows = read_pictures(auxiliary)
+    bricks = [row for row in rows if row["category"] == "bricks"]
+    prompts = [row["image"] for row in bricks if row["split"] == "train"][:2]
+    queries = [row["image"] for row in bricks if row["split"] == "test"]
+    scores = scored(first, INCTRL, pixels(queries, 64, "cpu"), pixels(prompts, 64, "cpu"))
+    labels = torch.tensor([row["label"] for row in bricks if row["split"] == "test"])
+    assert scores[labels == 1].min() > scores[labels == 0].max()
+
+
+def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_epoch(auxiliary: Path) -> None:
+    rows = read_pictures(auxiliary)
+    normal = [row for row in rows if row["split"] == "train" and row["label"] == 0]
+    evidence = AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=2), 64)
+    assert len(evidence.labels) == len(rows) and sum(evidence.labels) == 4
+    pool = [row["image"] for row in normal if row["category"] == "bricks"]
+    drawn = [evidence._prompts(np.random.default_rng(seed), pool, pool[1]).tolist() for seed in range(20)]
+    assert all(1 not in places and len(set(places)) == 2 for places in drawn) and len({tuple(places) for places in drawn}) > 1
+    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
+    first, again, other = (torch.cat([part[0] for part in evidence.draw(model, epoch)]) for epoch in (0, 0, 1))  # type: ignore[arg-type]
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, too few to prompt each other with 4"):
+        AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=4), 64)
+
+
+def test_every_batch_is_half_anomalous(pairs: Path) -> None:
+    rows = read_index(pairs)
+    evidence = PairEvidence(pairs, rows, 64)
+    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64))
+    course = InCTRLCourse(model, Sides(evidence, None), 0)  # type: ignore[arg-type]
+    labels = np.array(evidence.labels)
+    assert 0 < labels.mean() < 1 and labels.mean() != 0.5
+    order = course.order(0)
+    assert len(order) == len(rows) and labels[order[:8]].mean() == 0.5 and order != course.order(1) and order == course.order(0)
+
+
+def test_examples_of_one_kind_alone_are_told(pairs: Path, auxiliary: Path) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(auxiliary)
+    pq.write_table(table.filter([label == 0 for label in table["label"].to_pylist()]), auxiliary)
+    with pytest.raises(BadInput, match=r"training\.inctrl: its auxiliary are not both normal and anomalous"):
+        train_on(pairs, "model", InCTRLTrainingSettings(batch_size=4, held_out=0.0), auxiliary)

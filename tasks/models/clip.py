@@ -53,7 +53,8 @@ class ClipEncoder(FrozenEncoder):
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         """One embedding a text, NxD, not normalised."""
-        return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
 
 
 class WindowEncoder(FrozenEncoder):

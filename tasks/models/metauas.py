@@ -31,7 +31,7 @@ class MetaUAS(Detector):
         super().__init__()
         self.encoder = encoder
         self.alignments = alignments
-        self.decoder = decoder
+        self.decoder = decoder.to(memory_format=torch.channels_last)  # as the encoder's maps come
         self.head = head
         self.fusion = fusion
 

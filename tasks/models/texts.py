@@ -60,5 +60,6 @@ class TextPrior:
     def __call__(self, embedding: Tensor, category: str) -> Tensor:
         """embedding: BxDx...; the probability of anomalous, Bx..., from the cosines with both means at temperature 100."""
         known = self.embeddings(category).to(embedding.device)
-        cosines = torch.einsum("bd...,td->bt...", F.normalize(embedding, dim=1), known)
-        return (TEMPERATURE * cosines).softmax(dim=1)[:, 1]
+        with torch.autocast(embedding.device.type, enabled=False):  # a hundredth of a cosine is 1 here
+            cosines = torch.einsum("bd...,td->bt...", F.normalize(embedding.float(), dim=1), known)
+            return (TEMPERATURE * cosines).softmax(dim=1)[:, 1]

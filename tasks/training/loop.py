@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -72,6 +73,7 @@ class Trained:
 
 
 def accelerator_for(settings: TrainingSettings) -> Accelerator:
+    AcceleratorState._reset_state()  # a process has one, in one precision; the training before this may have had another
     if settings.precision != "auto":
         return Accelerator(mixed_precision=settings.precision)
     return Accelerator(mixed_precision="bf16" if computes_bf16(best_device()) else "no")
