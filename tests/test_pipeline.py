@@ -13,8 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import make_project, run, save, write_pipelines
+from conftest import make_clip, make_project, run, save, write_pipelines
 from servers import ask
+
+from tasks.detector_settings import MetaUASSettings
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
+from tasks.files import sha256
+from tasks.weights import save_model
 
 STAGES = [
     "ingest@sample-photos",
@@ -193,6 +199,36 @@ def test_the_mistake_is_in_the_servers_states(project: Path, api: str) -> None:
     assert all(
         run["run_count"] == 1 for run in ask(api, "task_runs") if run["name"].startswith("draw episodes") and run["state_type"] == "FAILED"
     )
+
+
+def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: Path, api: str) -> None:
+    """A model that is there already, and words: MetaUAS, MetaUAS*+ and WinCLIP from 0 shots on."""
+    folder = make_project(tmp_path / "project")
+    settings = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
+    save_model(folder / "given", build_detector(settings, build_encoder(settings.encoder, 64)), {})
+    clip = {"library": "open_clip", "name": make_clip(tmp_path / "clip"), "weights": "hub"}
+    content = edited(folder, synthesis={"pairs": 0}, sampling={"shots": [0, 1], "seeds": [0]})
+    content["pipelines"]["small"] |= {
+        "sources": [],
+        "inpainter": {"model": "none"},
+        "training": {},
+        "detectors": {
+            "metauas": {"model": "given", "resolution": 64, "decoder_channels": [16] * 5},
+            "metauas+": {},
+            "winclip": {"encoder": clip, "resolution": 64},
+        },
+    }
+    content["datasets"] = {"packaged": [], "folders": {"parts": {"path": "parts"}}, "objects": {}}
+    write_pipelines(folder, content)
+    came = run(folder, "dvc", "repro", PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stderr
+    tree = json.loads((folder / "data/evaluation/small/metrics.json").read_text())["parts"]
+    assert {name: sorted(protocols["class-specific"]) for name, protocols in tree.items()} == {
+        "metauas": ["1"],
+        "metauas+": ["1"],
+        "winclip": ["0", "1"],
+    }
+    assert sha256(folder / "data/models/small/metauas/model.safetensors") == sha256(folder / "given/model.safetensors")
 
 
 @pytest.mark.slow
