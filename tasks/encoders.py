@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import timm
 import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
@@ -81,6 +80,8 @@ def _classifiers(network: Any) -> tuple[str, ...]:
 
 
 def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
+    import open_clip  # costs a second
+
     if settings.name not in open_clip.list_models() and not settings.name.startswith(("hf-hub:", "local-dir:")):
         raise BadInput(f"encoder {settings.name}: open_clip has no such model{_near(settings.name, open_clip.list_models())}")
     asked: dict[str, Any] = {"force_image_size": resolution, "pretrained_text": False}

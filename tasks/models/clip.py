@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tasks.models.encoder import Features, FrozenEncoder
@@ -65,6 +64,8 @@ class WindowEncoder(FrozenEncoder):
     """
 
     def __init__(self, clip: ClipEncoder) -> None:
+        from open_clip.transformer import VisionTransformer  # costs a second, and only those who have it come here
+
         visual: Any = clip.network.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
             raise ValueError(f"windows need one of open_clip's own transformers with a class token, not {type(visual).__name__}")
