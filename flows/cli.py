@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from flows.needs import needs
 from flows.pipelines import enabled_pipeline, read_pipelines
+from tasks.ingestion.settings import LayoutName
 
 
 def main() -> None:
@@ -22,6 +26,13 @@ def main() -> None:
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
     running.set_defaults(run=lambda arguments: retrain(arguments.pipeline))
+    datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
+    datasets.set_defaults(run=lambda _arguments: list_datasets())
+    inspecting = commands.add_parser("inspect", help="say what a dataset on disk holds, and draw a contact sheet of it")
+    inspecting.add_argument("layout", choices=get_args(LayoutName), metavar="dataset", help="as `changepair datasets` calls it")
+    inspecting.add_argument("path", type=Path)
+    inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
+    inspecting.set_defaults(run=lambda arguments: inspect_dataset(arguments.layout, arguments.path, arguments.out))
     importing = commands.add_parser("import", help="turn an authors' checkpoint into a model folder")
     importing.add_argument("detector", choices=["metauas", "inctrl"])
     importing.add_argument("checkpoint", type=Path)
@@ -68,3 +79,42 @@ def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
 
     tensors = IMPORTERS[detector](checkpoint, folder)
     Console().print(f"{tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}", soft_wrap=True)
+
+
+def list_datasets() -> None:
+    from tasks.ingestion.readers.catalogue import LAYOUTS
+
+    table = Table(title="layouts that can be read: datasets.folders.<name>: {path: …, layout: …}")
+    for title in ("layout", "dataset", "licence", "home"):
+        table.add_column(title, no_wrap=title == "layout", overflow="fold")
+    for name, layout in LAYOUTS.items():
+        table.add_row(name, layout.title, layout.licence, layout.home)
+    console = Console()
+    console.print(table)
+    here = read_pipelines().datasets
+    console.print(f"here, inside packages: {', '.join(here.packaged) or 'none'}")
+    for name, folder in here.folders.items():
+        console.print(f"here: {name}, {folder.layout}, {folder.path}", soft_wrap=True)
+
+
+def inspect_dataset(layout: str, path: Path, sheet: Path | None) -> None:
+    from tasks.ingestion.inspect import inspect
+
+    sheet = sheet or Path(f"inspect-{layout}.png")
+    with tempfile.TemporaryDirectory() as work:
+        found = inspect(layout, path, layout, work=Path(work), sheet=sheet, workers=os.cpu_count() or 1)
+    counts = Table(title=f"{path}: {sum(found.counts.values())} pictures")
+    for title in ("category", "split", "defect", "pictures", "covered by masks, %"):
+        counts.add_column(title)
+    for (category, split, defect), count in found.counts.items():
+        covered = found.covered.get((category, defect))
+        shares = "" if covered is None or split == "train" else " / ".join(f"{100 * share:.2g}" for share in covered)
+        counts.add_row(category, split, defect, str(count), shares)
+    console = Console()
+    console.print(counts)
+    for side, (least, median, greatest) in found.sizes.items():
+        console.print(f"{side}: {least} / {median} / {greatest} pixels (least, median, greatest)", highlight=False)
+    for title, lines in (("left out", found.rejected), ("converted", found.notes)):
+        for reason, count in lines.items():
+            console.print(f"{title}: {count} x {reason}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"to look at: {sheet}", soft_wrap=True)

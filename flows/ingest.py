@@ -6,7 +6,8 @@ from prefect import flow, get_run_logger
 
 from flows.runner import workers
 from flows.settings import read_setting
-from flows.stage import MANIFESTS, PICTURES, run_stage
+from flows.stage import CHECKPOINTS, MANIFESTS, PICTURES, run_stage
+from tasks.ingestion.ingest import Places
 from tasks.ingestion.settings import FolderSettings
 from tasks.ingestion.task import ingest_dataset
 
@@ -14,7 +15,9 @@ from tasks.ingestion.task import ingest_dataset
 @flow(name="ingest", flow_run_name="ingest {dataset}")
 def ingest(dataset: str) -> None:
     folders = read_setting(("datasets", "folders"), dict[str, FolderSettings], default={})
-    came = ingest_dataset(dataset, folders.get(dataset), pictures=PICTURES, manifests=MANIFESTS, workers=workers())
+    came = ingest_dataset(dataset, folders.get(dataset), places=Places(PICTURES, MANIFESTS, CHECKPOINTS), workers=workers())
+    for note, count in came.notes.items():
+        get_run_logger().info(f"{dataset}: {count} pictures are {note}")
     left_out = f", {came.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if came.rejected else ""
     get_run_logger().info(f"{dataset}: {came.kept} pictures{left_out}")
 

@@ -27,8 +27,11 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
         if name in datasets.folders and not Path(datasets.folders[name].path).exists():
             yield f"dataset {name}: no folder {datasets.folders[name].path}"
         elif name not in datasets.here:
+            from tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
+
             about = datasets.elsewhere[name]
-            yield f"dataset {name}: {about.home}; {about.layout}, then its path under datasets.folders"
+            home = about.home or LAYOUTS[about.layout].home
+            yield f"dataset {name}: {home}; then {name}: {{path: …, layout: {about.layout}}} under datasets.folders"
 
 
 def _models(pipeline: Pipeline) -> Iterator[str]:

@@ -15,7 +15,7 @@ from flows.settings import FILE, nearest, parse, read_yaml
 from tasks.detector_settings import DetectorSettings
 from tasks.errors import BadInput
 from tasks.evaluation.settings import EvaluationSettings
-from tasks.ingestion.settings import FolderSettings, ObjectsSettings
+from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.synthesis.settings import SynthesisSettings
@@ -40,10 +40,10 @@ def _cron(line: str) -> str:
 class Elsewhere(Strict):
     """A dataset to be had elsewhere."""
 
-    home: str
-    """Where to get it."""
-    layout: str = "laid out as MVTec AD"
-    """How it has to lie on disk."""
+    layout: LayoutName
+    """What it is; `changepair datasets` says where to get it."""
+    home: str | None = None
+    """Where to get it, if its layout's home is not the place."""
 
 
 class Datasets(Strict):
@@ -171,8 +171,9 @@ def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
         for dataset in names:
             if dataset not in read.datasets.here:
                 about = read.datasets.elsewhere[dataset]
+                where = f" from {about.home}" if about.home else ""
                 raise BadInput(
-                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it from {about.home}, "
-                    f"{about.layout}, and give its path there"
+                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it{where} (`changepair pipelines` "
+                    f"says more) and give it as {dataset}: {{path: …, layout: {about.layout}}}"
                 )
     return read.pipelines[name]

@@ -16,8 +16,15 @@ def sample(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "sampling"), SamplingSettings)
     keys = ("sources", "textures", "auxiliary", "targets")
     use = Use(**{key: tuple(read_setting(("pipelines", pipeline, key), list[str])) for key in keys})
-    episodes = draw_episodes(settings, use, manifests=MANIFESTS, files=EpisodeFiles.of(EPISODES, pipeline))
-    get_run_logger().info(f"{pipeline}: {episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}")
+    files = EpisodeFiles.of(EPISODES, pipeline)
+    came = draw_episodes(settings, use, manifests=MANIFESTS, files=files)
+    get_run_logger().info(
+        f"{pipeline}: {came.episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}"
+    )
+    if came.near_duplicates:
+        get_run_logger().warning(f"{pipeline}: {came.near_duplicates} targets look like pictures trained on: see {files.near_duplicates}")
+    for category in came.without_prompts:
+        get_run_logger().warning(f"{pipeline}: the pooled draw gave no prompt to {category}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Picture = NDArray[np.uint8]  # HxWx3, RGB
@@ -15,7 +15,8 @@ Mask = NDArray[np.bool_]  # HxW, True where something differs
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: 16-bit greys scaled to 8 bits, transparency laid over white."""
+    """The picture as a viewer shows it: turned as its EXIF says, 16-bit greys scaled to 8 bits, transparency laid over white."""
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image, dtype=np.float64) / 257.0
         return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")

@@ -20,8 +20,9 @@ from PIL import Image
 from servers import prefect_server
 
 from tasks.files import write_table
-from tasks.ingestion.check import check
-from tasks.ingestion.folder import Found
+from tasks.ingestion.check import check, row
+from tasks.ingestion.found import Found, Source
+from tasks.ingestion.ingest import Places
 from tasks.ingestion.manifest import SCHEMA
 from tasks.ingestion.objects import table as objects_table
 from tasks.ingestion.objects.table import write_objects
@@ -137,10 +138,17 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1800)
 
 
+def make_places(manifests: Path) -> Places:
+    """Where ingestion writes, beside a folder of manifests."""
+    return Places(manifests.parent / "pictures", manifests, manifests.parent / "checkpoints")
+
+
 def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[dict[str, Any]] | None = None) -> Inputs:
     """The files that synthesis reads, for the normal training pictures of a layout."""
     images = sorted(layout.rglob("train/good/*.png"))
-    rows = [check(Found(image, "c", "train", "good", None), "parts", "own") for image in images]
+    source = Source("parts", layout, layout.parent / "pictures")
+    found = [Found(image, "c", "train", "good") for image in images]
+    rows = [row(item, check(item, source), source, "own") for item in found]
     files = EpisodeFiles.of(layout.parent / "episodes", "small")
     for file in (files.sources, files.textures):
         write_table(file, pa.Table.from_pylist(rows, schema=SCHEMA))

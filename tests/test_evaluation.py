@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_clip, save
+from conftest import make_clip, make_places, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -94,12 +94,12 @@ def test_a_perfect_map_scores_one_and_a_constant_one_chance() -> None:
 @pytest.fixture
 def files(layout: Path) -> EpisodeFiles:
     manifests, files = layout.parent / "manifests", EpisodeFiles.of(layout.parent / "episodes", "small")
-    ingest_folder("parts", layout, licence="own", manifests=manifests, workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
     other = layout.parent / "other" / "train" / "good"
     other.mkdir(parents=True)
     picture = (layout / "bricks/train/good/0.png").read_bytes()
     (other / "0.png").write_bytes(picture + b"\0")
-    ingest_folder("other", other.parents[1], licence="own", manifests=manifests, workers=1)
+    ingest_folder("other", other.parents[1], licence="own", places=make_places(manifests), workers=1)
     sample(SamplingSettings(shots=(1, 2, 4), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     return files
 
@@ -205,7 +205,7 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(files: EpisodeFiles, 
     for truth in layout.rglob("ground_truth"):
         shutil.rmtree(truth)
     manifests = layout.parent / "manifests"
-    ingest_folder("parts", layout, licence="own", manifests=manifests, workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
     sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
     assert all(set(item.figures) == set(FIGURES[:3]) for item in result.measured)
@@ -214,7 +214,7 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(files: EpisodeFiles, 
 
 
 def test_a_figure_is_the_mean_over_categories_and_its_spread_over_seeds() -> None:
-    episode = Episode("parts", "a", "class-specific", 1, 0, (), ())
+    episode = Episode("parts", "a", "class-specific", 1, 0, (), (), ())
     measured = [
         Measured("metauas", replace(episode, category=category, seed=seed), 4, {"image_auroc": value})
         for category, seed, value in (("a", 0, 0.5), ("b", 0, 0.7), ("a", 1, 0.9), ("b", 1, 0.7))

@@ -12,18 +12,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-from conftest import save
+from conftest import make_places, save
 from PIL import Image
 
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.ingestion import elpv, texture_defects
+from tasks.ingestion.check import Facts, perceptual_hash
+from tasks.ingestion.found import Found, Source
 from tasks.ingestion.ingest import ingest_folder, ingest_packaged
+from tasks.pictures import read_picture
 from tasks.randomness import generator
 
 
 def ingest(folder: Path, workers: int = 2) -> list[dict]:
-    ingest_folder("parts", folder, licence="own", manifests=folder.parent / "manifests", workers=workers)
+    ingest_folder("parts", folder, licence="own", places=make_places(folder.parent / "manifests"), workers=workers)
     return pq.read_table(folder.parent / "manifests" / "parts.parquet").to_pylist()
 
 
@@ -39,6 +42,7 @@ def test_every_picture_has_a_row(layout: Path) -> None:
     assert hole == {
         "image": (layout / "stones/test/hole/1.png").as_posix(),
         "sha256": sha256(layout / "stones/test/hole/1.png"),
+        "phash": perceptual_hash(Image.open(layout / "stones/test/hole/1.png")),
         "height": 96,
         "width": 96,
         "dataset": "parts",
@@ -69,7 +73,7 @@ def test_a_folder_of_folders_of_photographs_too_as_the_describable_textures_are(
         save(skimage.data.brick()[90 * number :][:64, :64], tmp_path / "dtd" / level / name / f"{name}_0001.jpg")
     (tmp_path / "dtd" / "labels").mkdir()
     (tmp_path / "dtd" / "labels" / "train1.txt").write_text("banded/banded_0001.jpg\n")
-    ingest_folder("dtd", tmp_path / "dtd", licence="own", manifests=tmp_path / "manifests", workers=1)
+    ingest_folder("dtd", tmp_path / "dtd", licence="own", places=make_places(tmp_path / "manifests"), workers=1)
     rows = pq.read_table(tmp_path / "manifests" / "dtd.parquet").to_pylist()
     assert [Path(row["image"]).name for row in rows] == ["banded_0001.jpg", "woven_0001.jpg"]
     assert {(row["category"], row["split"], row["label"]) for row in rows} == {("dtd", "train", 0)}
@@ -162,7 +166,7 @@ def test_packaged_datasets_are_the_same_bytes_twice(tmp_path: Path, monkeypatch:
     for attempt in ("a", "b"):
         (tmp_path / attempt).mkdir()
         monkeypatch.chdir(tmp_path / attempt)  # a manifest names pictures from the project's root
-        came = ingest_packaged(dataset, pictures=Path("pictures"), manifests=Path("manifests"), workers=len(sums) + 1)
+        came = ingest_packaged(dataset, places=make_places(Path("manifests")), workers=len(sums) + 1)
         assert came.rejected == 0
         sums.append(sha256(Path("manifests") / f"{dataset}.parquet"))
     assert sums[0] == sums[1]
@@ -189,3 +193,112 @@ def test_a_texture_defects_mask_is_exactly_where_the_picture_changed(name: str) 
         changed, mask = texture_defects.defective(category, defect, generator(7, defect))
         assert np.abs(np.rint(changed) - np.rint(normal))[~mask].max() < texture_defects.VISIBLE
         assert mask.sum() >= texture_defects.SMALLEST
+
+
+def test_pictures_are_converted_as_a_viewer_shows_them_and_said_once(layout: Path) -> None:
+    good = layout / "bricks/train/good"
+    pixels = np.asarray(Image.open(good / "0.png"))
+    Image.fromarray(pixels).convert("RGB").quantize(16).save(good / "palette.png")
+    Image.fromarray(pixels[:, ::-1].astype(np.uint16) * 257).save(good / "deep.png")
+    Image.fromarray(pixels[::-1]).convert("CMYK").save(good / "print.jpg")
+    turned = Image.fromarray(np.ascontiguousarray(pixels[:40]))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned.save(good / "turned.jpg", exif=exif, quality=100)
+    Image.fromarray(pixels).save(good / "moving.webp", save_all=True, append_images=[Image.fromarray(pixels[::-1])], lossless=True)
+    ghost = np.dstack([pixels, pixels, pixels, np.full_like(pixels, 0)])
+    Image.fromarray(ghost).save(good / "clear.png")
+    came = ingest_folder("parts", layout, licence="own", places=make_places(layout.parent / "manifests"), workers=2)
+    assert came.notes == {
+        "16 bits a channel, scaled to 8": 1,
+        "CMYK, converted to RGB": 1,
+        "animated, its first frame taken": 1,
+        "palette, converted to RGB": 1,
+        "transparent, laid over white": 1,
+        "turned as its EXIF says": 1,
+    }
+    rows = {Path(row["image"]).name: row for row in pq.read_table(layout.parent / "manifests" / "parts.parquet").to_pylist()}
+    assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (40, 96)
+    assert read_picture(good / "turned.jpg").shape == (96, 40, 3)
+    assert np.abs(read_picture(good / "turned.jpg")[..., 0].astype(int) - np.rot90(pixels[:40], -1)).mean() < 6
+    assert np.array_equal(read_picture(good / "deep.png")[..., 0], pixels[:, ::-1]) and read_picture(good / "clear.png").min() == 255
+    assert np.array_equal(read_picture(good / "moving.webp")[..., 0], pixels)
+
+
+def test_links_that_lead_out_are_refused_and_those_within_are_not(layout: Path, tmp_path: Path) -> None:
+    secret = save(np.full((96, 96), 7, dtype=np.uint8), tmp_path / "secret" / "0.png")
+    good = layout / "bricks/train/good"
+    (good / "out.png").symlink_to(secret)
+    (good / "in.png").symlink_to(layout / "stones/test/hole/0.png")
+    (good / "in.png").unlink()
+    (good / "in.png").symlink_to(good / "0.png")
+    (layout / "linked").symlink_to(secret.parent)
+    rows = ingest(layout)
+    assert rejected(layout) == {"bricks/train/good/out.png": "a link that leads out of the dataset's folder"}
+    assert sum(row["image"].endswith("in.png") for row in rows) == 1
+
+
+def test_the_same_picture_with_other_labels_is_a_conflict(layout: Path) -> None:
+    hole = layout / "bricks/test/hole/0.png"
+    hole.write_bytes((layout / "bricks/train/good/0.png").read_bytes())
+    (layout / "bricks/train/good/again.png").write_bytes((layout / "bricks/train/good/1.png").read_bytes())  # twice, but agreed on
+    rows = ingest(layout)
+    reasons = rejected(layout)
+    assert set(reasons) == {"bricks/test/hole/0.png", "bricks/train/good/0.png"} and len(rows) == 15
+    assert "labelled anomalous, and" in reasons["bricks/test/hole/0.png"] and "normal: a conflict" in reasons["bricks/test/hole/0.png"]
+
+
+def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.ingestion.ingest as module
+
+    read: list[str] = []
+    original = module.check
+
+    def counting(found: Found, source: Source) -> Facts:
+        read.append(found.image.name)
+        return original(found, source)
+
+    monkeypatch.setattr(module, "check", counting)
+    first = ingest(layout)
+    assert len(read) == 16
+    read.clear()
+    assert ingest(layout) == first and not read
+    save(np.full((96, 96), 9, dtype=np.uint8), layout / "bricks/train/good/0.png")
+    Image.open(layout / "stones/ground_truth/hole/0_mask.png").rotate(90).save(layout / "stones/ground_truth/hole/0_mask.png")
+    ingest(layout)
+    assert sorted(read) == ["0.png", "0.png"]
+    (layout.parent / "checkpoints/ingest/parts.sqlite").write_bytes(b"damaged" * 100)
+    read.clear()
+    assert len(ingest(layout)) == 16 and len(read) == 16
+
+
+def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.ingestion.ingest as module
+
+    monkeypatch.setattr(module, "PORTION", 4)
+    read: list[str] = []
+    original = module.check
+
+    def dying(found: Found, source: Source) -> Facts:
+        if len(read) == 10:
+            raise KeyboardInterrupt
+        read.append(found.image.name)
+        return original(found, source)
+
+    monkeypatch.setattr(module, "check", dying)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(layout, workers=1)
+    before = len(read)
+    read.clear()
+    monkeypatch.setattr(module, "check", lambda found, source: (read.append(found.image.name), original(found, source))[1])
+    assert len(ingest(layout)) == 16 and len(read) <= 16 - before // 4 * 4
+
+
+def test_the_perceptual_hash_sees_what_a_picture_shows_and_not_how_it_is_stored(layout: Path, tmp_path: Path) -> None:
+    images = [Image.open(file) for file in sorted(layout.rglob("good/*.png"))]
+    hashes = [int(perceptual_hash(image), 16) for image in images]
+    for image, value in zip(images, hashes, strict=True):
+        image.save(tmp_path / "copy.jpg", quality=90)
+        assert (int(perceptual_hash(Image.open(tmp_path / "copy.jpg")), 16) ^ value).bit_count() <= 3
+        assert (int(perceptual_hash(image.resize((192, 192))), 16) ^ value).bit_count() <= 4
+    assert min((a ^ b).bit_count() for number, a in enumerate(hashes) for b in hashes[:number]) > 6

@@ -23,7 +23,7 @@ from tasks.detectors import build_detector
 from tasks.encoders import build_encoder
 from tasks.errors import BadInput
 from tasks.evaluation.score import read_pictures
-from tasks.models.alignment import FeatureAlignment, hard, soft
+from tasks.models.alignment import FeatureAlignment, hard
 from tasks.models.detector import Detector
 from tasks.models.encoder import FrozenEncoder, efficientnet_lite0
 from tasks.models.inctrl import InCTRL, binary_focal_loss
@@ -281,11 +281,17 @@ def test_pictures_on_disk_are_encoded_as_given(encoder: FrozenEncoder, layout: P
 
 def test_soft_alignment_never_holds_the_matrix_and_hard_little_of_it() -> None:
     """Where the matrix is large, the kernel is one that does not write it out."""
+    module = FeatureAlignment(8)
+    for query, prompts in (
+        (torch.randn(2, 8, 20, 20), torch.randn(2, 1, 8, 20, 20)),
+        (torch.randn(2, 8, 20, 20), torch.randn(3, 8, 20, 20)),
+    ):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            with torch.profiler.profile() as profile, torch.inference_mode():
+                module(query.contiguous(memory_format=layout), prompts)
+            kernels = {event.name for event in profile.events()}
+            assert any("flash_attention" in name for name in kernels) and not any("softmax" in name for name in kernels)
     asked, offered, values = torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 4), torch.randn(1, 1, 400, 8)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        soft(asked, offered, values)
-    kernels = {event.name for event in profile.events()}
-    assert any("flash_attention" in name for name in kernels) and not any("softmax" in name for name in kernels)
     assert torch.equal(hard(asked, offered, values), values[0, 0][(asked @ offered.mT)[0, 0].argmax(dim=1)][None, None])
 
 

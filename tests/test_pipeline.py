@@ -104,7 +104,7 @@ def test_the_run_can_be_watched(project: Path, api: str) -> None:
 
     artifacts = {artifact["key"]: artifact for artifact in ask(api, "artifacts") if artifact["key"]}
     table = json.loads(artifacts["small-results"]["data"])
-    assert artifacts["small-results"]["type"] == "table" and len(table) == 2 * 2 * 2 and table[0]["target"] == "parts"
+    assert artifacts["small-results"]["type"] == "table" and len(table) == 3 * 2 * 2 and table[0]["target"] == "parts"
     assert artifacts["small-report"]["type"] == "markdown" and "| parts | metauas |" in artifacts["small-report"]["data"]
     picture = artifacts["small-pairs-local-region"]["data"]
     assert artifacts["small-pairs-local-region"]["type"] == "image"

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-from conftest import save
+from conftest import make_places, save
+from hypothesis import given as given_hashes
+from hypothesis import strategies as st
+from PIL import Image
 
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.ingestion.ingest import ingest_folder
 from tasks.ingestion.objects.table import SCHEMA, to_row, write_objects
-from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
+from tasks.sampling.central import most_central
+from tasks.sampling.duplicates import near_duplicates
+from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
 
@@ -24,13 +32,13 @@ from tasks.sampling.settings import SamplingSettings, Use
 @pytest.fixture
 def manifests(layout: Path) -> Path:
     folder = layout.parent / "manifests"
-    ingest_folder("parts", layout, licence="own", manifests=folder, workers=1)
-    ingest_folder("photos", layout / "bricks" / "test" / "hole", licence="own", manifests=folder, workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(folder), workers=1)
+    ingest_folder("photos", layout / "bricks" / "test" / "hole", licence="own", places=make_places(folder), workers=1)
     other = layout.parent / "other"
     shutil.copytree(layout / "bricks" / "train" / "good", other)
     for number, file in enumerate(sorted(other.iterdir())):
         file.write_bytes(file.read_bytes() + b"\0" * (number + 1))  # other bytes, still the same picture to a decoder
-    ingest_folder("other", other, licence="own", manifests=folder, workers=1)
+    ingest_folder("other", other, licence="own", places=make_places(folder), workers=1)
     return folder
 
 
@@ -42,7 +50,7 @@ def files(manifests: Path) -> EpisodeFiles:
 
 
 def test_there_is_an_episode_for_every_category_protocol_shots_and_seed(manifests: Path) -> None:
-    count = sample(SETTINGS, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
+    count = sample(SETTINGS, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests)).episodes
     episodes = read_episodes(files(manifests).episodes)
     assert count == len(episodes) == 2 * 2 * 3 * 2
     assert len({(e.category, e.protocol, e.shots, e.seed) for e in episodes}) == count
@@ -119,7 +127,7 @@ def test_textures_are_a_datasets_own_or_the_sources(manifests: Path) -> None:
     assert read_pictures(files(manifests).textures) == read_pictures(files(manifests).sources)
     folder = manifests.parent / "textures"
     save(skimage.data.grass()[:64, :64], folder / "grass.png")
-    ingest_folder("textures", folder, licence="own", manifests=manifests, workers=1)
+    ingest_folder("textures", folder, licence="own", places=make_places(manifests), workers=1)
     sample(SETTINGS, Use(("other",), ("parts",), ("textures",)), manifests=manifests, files=files(manifests))
     assert [Path(row["image"]).name for row in read_pictures(files(manifests).textures)] == ["grass.png"]
 
@@ -138,3 +146,185 @@ def test_the_sources_objects_come_along_and_no_others(manifests: Path) -> None:
     sample(SETTINGS, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
     came = pq.read_table(files(manifests).objects).to_pylist()
     assert [row["image"] for row in came] == sorted(other) and {row["label"] for row in came} == {"brick"}
+
+
+def episodes_of(manifests: Path, settings: SamplingSettings, targets: tuple[str, ...] = ("parts",)) -> list[Episode]:
+    sample(settings, Use((), targets), manifests=manifests, files=files(manifests))
+    return read_episodes(files(manifests).episodes)
+
+
+@pytest.fixture
+def classes(manifests: Path) -> Path:
+    """Beside the others a dataset of three classes, all normal, of 3, 3 and 6 training pictures."""
+    photo, folder = skimage.data.gravel(), manifests.parent / "classes"
+    for place, (name, count) in enumerate((("0", 3), ("1", 3), ("2", 6))):
+        for split, number in [("training", number) for number in range(count)] + [("testing", 90 + number) for number in range(2)]:
+            save(photo[place * 60 + number :][:40, number * 3 : number * 3 + 40], folder / split / name / f"{number}.png")
+    ingest_folder("classes", folder, layout="mnist", places=make_places(manifests), workers=1)
+    return manifests
+
+
+def test_one_vs_all_takes_each_class_as_normal_in_turn(classes: Path) -> None:
+    episodes = episodes_of(classes, SamplingSettings(shots=(2,), seeds=(0,), protocols=("one-vs-all",)), ("classes",))
+    assert [episode.category for episode in episodes] == ["0", "1", "2"]
+    for episode in episodes:
+        assert len(episode.queries) == 6 and sum(episode.labels) == 4
+        for image, label in zip(episode.queries, episode.labels, strict=True):
+            assert label == (f"/{episode.category}/" not in image)
+        assert all(f"/training/{episode.category}/" in image for image in episode.prompts) and len(episode.prompts) == 2
+
+
+def test_multi_class_takes_the_named_classes_as_normal(classes: Path) -> None:
+    settings = SamplingSettings(shots=(2,), seeds=(0, 1), protocols=("multi-class",), normal_classes={"classes": ("0", "2")})
+    episodes = episodes_of(classes, settings, ("classes",))
+    assert [(episode.category, episode.seed) for episode in episodes] == [("0+2", 0), ("0+2", 1)]
+    assert all(label == ("/1/" in image) for image, label in zip(episodes[0].queries, episodes[0].labels, strict=True))
+    assert sorted(image.split("/")[-2] for image in episodes[0].prompts) == ["0", "0", "2", "2"]
+    for wrong, told in (
+        ({}, "must name some"),
+        ({"classes": ("0", "7")}, "has no category '7'"),
+        ({"classes": ("0", "1", "2")}, "and not all"),
+    ):
+        with pytest.raises(BadInput, match=rf"classes: sampling\.normal_classes\.classes .*{told}"):
+            episodes_of(classes, SamplingSettings(shots=(2,), protocols=("multi-class",), normal_classes=wrong), ("classes",))
+
+
+def test_targets_may_have_protocols_of_their_own(classes: Path) -> None:
+    settings = SamplingSettings(shots=(1,), seeds=(0,), protocols=("class-specific",), target_protocols={"classes": ("one-vs-all",)})
+    episodes = episodes_of(classes, settings, ("parts", "classes"))
+    assert {(episode.target, episode.protocol) for episode in episodes} == {("parts", "class-specific"), ("classes", "one-vs-all")}
+    with pytest.raises(BadInput, match="other: one-vs-all needs several categories"):
+        episodes_of(classes, SamplingSettings(shots=(1,), protocols=("one-vs-all",)), ("other",))
+
+
+def prompts_by_class(episodes: list[Episode], shots: int, seed: int = 0) -> dict[str, int]:
+    [episode] = [episode for episode in episodes if (episode.shots, episode.seed) == (shots, seed)]
+    return dict(Counter(image.split("/")[-2] for image in episode.prompts))
+
+
+def test_a_stratified_draw_shares_the_prompts_out_by_size(classes: Path) -> None:
+    settings = SamplingSettings(shots=(1, 2), protocols=("multi-class",), normal_classes={"classes": ("0", "2")}, draw="stratified")
+    episodes = episodes_of(classes, settings, ("classes",))
+    assert prompts_by_class(episodes, 2) == {"0": 2, "2": 3}  # of six prompts for twelve pictures, 1.5, 1.5 and 3
+    assert len({episode.prompts for episode in episodes if episode.shots == 2}) > 1
+
+
+def test_a_pooled_draw_may_leave_a_category_without_a_prompt_and_says_so(manifests: Path) -> None:
+    settings = SamplingSettings(shots=(1,), seeds=tuple(range(12)), draw="pooled")
+    came = sample(settings, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
+    episodes = read_episodes(files(manifests).episodes)
+    agnostic = [episode for episode in episodes if episode.protocol == "class-agnostic"]
+    assert all(len(episode.prompts) == 2 for episode in agnostic) and len(agnostic) == 2 * 12
+    specific = {(episode.category, episode.seed) for episode in episodes if episode.protocol == "class-specific"}
+    assert came.without_prompts and len(specific) + len(came.without_prompts) == 2 * 12
+    assert all(entry.startswith("parts: ") and "1 shots)" in entry for entry in came.without_prompts)
+
+
+def test_central_prompts_stand_for_most_of_their_category(tmp_path: Path) -> None:
+    """Nine bricks and one patch of grass: one prompt is a brick, whatever the seed; of two the second is not the grass's neighbour only."""
+    photo = skimage.data.brick()
+    images = [str(save(photo[30 * number :][:96, 20:116], tmp_path / f"{number}.png")) for number in range(9)]
+    odd = str(save(skimage.data.grass()[:96, :96], tmp_path / "grass.png"))
+    for seed in range(4):
+        first, *_rest = most_central([*images, odd], 1, np.random.default_rng(seed))
+        assert first != odd
+    assert most_central(images, 3, np.random.default_rng(0)) == most_central(images, 3, np.random.default_rng(0))
+    assert most_central(images, 3, np.random.default_rng(0))[:2] == most_central(images, 2, np.random.default_rng(0))
+
+
+def test_central_prompts_are_drawn_for_episodes(manifests: Path) -> None:
+    episodes = episodes_of(manifests, SamplingSettings(shots=(1, 2), seeds=(0,), protocols=("class-specific",), draw="central"))
+    by_shots = {episode.shots: episode.prompts for episode in episodes if episode.category == "bricks"}
+    assert by_shots[2][:1] == by_shots[1] and all("/bricks/train/good/" in image for image in by_shots[2])
+
+
+def given(manifests: Path, content: str, **changes: Any) -> list[Episode]:
+    file = manifests.parent / "prompts.json"
+    file.write_text(content)
+    return episodes_of(manifests, SamplingSettings(**{"shots": (1, 2), "seeds": (3, 4), "prompts": str(file), **changes}))
+
+
+def test_prompts_are_taken_from_a_list_of_ones_own(manifests: Path) -> None:
+    listed = {
+        "parts": {
+            "bricks": ["bricks/train/good/3.png", "bricks/train/good/1.png"],
+            "stones": ["stones/train/good/0.png", "stones/train/good/2.png"],
+        }
+    }
+    episodes = given(manifests, json.dumps(listed))
+    assert {episode.seed for episode in episodes} == {3}
+    by_shots = {
+        episode.shots: [Path(image).name for image in episode.prompts]
+        for episode in episodes
+        if (episode.category, episode.protocol) == ("bricks", "class-specific")
+    }
+    assert by_shots == {1: ["3.png"], 2: ["3.png", "1.png"]}
+
+
+def test_prompts_are_taken_from_the_authors_one_prompt_lists(manifests: Path) -> None:
+    listed = {name: {"filename": f"{name}/train/good/2.png", "label": 0, "clsname": name} for name in ("bricks", "stones")}
+    episodes = given(manifests, json.dumps(listed), shots=(1,))
+    assert [[Path(image).parts[-4:] for image in episode.prompts] for episode in episodes if episode.protocol == "class-specific"] == [
+        [("bricks", "train", "good", "2.png")],
+        [("stones", "train", "good", "2.png")],
+    ]
+
+
+def test_prompts_are_taken_from_the_authors_top_k_lists(manifests: Path) -> None:
+    queries = [f"{name}/test/{defect}/{number}.png" for name in ("bricks", "stones") for defect in ("good", "hole") for number in range(2)]
+    lines = [
+        json.dumps({query: [f"{query.split('/')[0]}/train/good/{place % 4}.png", "bricks/train/good/0.png"]})
+        for place, query in enumerate(queries)
+    ]
+    episodes = given(manifests, "\n".join(lines), shots=(1,), protocols=("class-agnostic",))
+    for episode in episodes:
+        assert len(episode.own) == len(episode.queries) == 4
+        for query, own in zip(episode.queries, episode.own, strict=True):
+            place = next(place for place, name in enumerate(queries) if query.endswith(name))
+            assert own.endswith(f"{episode.category}/train/good/{place % 4}.png") and own in episode.prompts
+    with pytest.raises(BadInput, match=r"has no prompts for .* more queries"):
+        given(manifests, "\n".join(lines[:3]), shots=(1,), protocols=("class-agnostic",))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "neither JSON nor a JSON object a line"),
+        ("[1]", "not a JSON object of prompts"),
+        ('{"elsewhere": {}}', "names none of the targets parts, and none of their categories"),
+        ('{"parts": {"bricks": ["bricks/train/good/9.png"]}}', "'bricks/train/good/9.png' is no picture of parts"),
+        ('{"parts": {"bricks": ["bricks/test/hole/0.png"]}}', "is no normal training picture, so it cannot prompt"),
+        ('{"parts": {"bricks": 3}}', "'bricks' has neither a list of paths nor a filename"),
+    ],
+)
+def test_what_is_wrong_with_a_list_of_prompts_is_told(manifests: Path, content: str, told: str) -> None:
+    with pytest.raises(BadInput, match=rf"prompts\.json: sampling\.prompts: .*{told}"):
+        given(manifests, content)
+
+
+def test_near_duplicates_are_reported(manifests: Path) -> None:
+    """A test picture in another compression is no sha256's business, and is found all the same."""
+    folder = manifests.parent / "copies"
+    folder.mkdir()
+    with Image.open(manifests.parent / "parts/stones/test/good/0.png") as image:
+        image.save(folder / "copy.jpg", quality=90)
+    save(skimage.data.grass()[:96, :96], folder / "grass.png")
+    ingest_folder("copies", folder, licence="own", places=make_places(manifests), workers=1)
+    came = sample(SETTINGS, Use(("copies",), ("parts",)), manifests=manifests, files=files(manifests))
+    assert came.near_duplicates == 1
+    header, row = files(manifests).near_duplicates.read_text().splitlines()
+    assert header == "trained_on,tested_on,bits" and "copies/copy.jpg" in row and "stones/test/good/0.png" in row
+
+
+@given_hashes(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 7), st.sets(st.integers(0, 63), max_size=5)), max_size=6),
+)
+def test_near_duplicates_are_all_those_within_three_bits(trained: list[int], tested: list[tuple[int, set[int]]]) -> None:
+    others = [trained[place % len(trained)] ^ sum(1 << bit for bit in bits) for place, bits in tested]
+    rows = [
+        [{"phash": f"{value:016x}", "image": f"{side}{number}"} for number, value in enumerate(values)]
+        for side, values in (("a", trained), ("b", others))
+    ]
+    expected = {(f"a{i}", f"b{j}") for i, one in enumerate(trained) for j, two in enumerate(others) if (one ^ two).bit_count() <= 3}
+    assert {(pair.trained_on, pair.tested_on) for pair in near_duplicates(*rows)} == expected

@@ -89,8 +89,8 @@ def evaluate_target(
     measured: list[Measured] = []
     scores: list[dict[str, Any]] = []
     shown: list[Shown] = []
-    for category in dict.fromkeys(episode.category for episode in episodes):
-        mine = [episode for episode in episodes if episode.category == category]
+    for category, queries in dict.fromkeys((episode.category, episode.queries) for episode in episodes):
+        mine = [episode for episode in episodes if (episode.category, episode.queries) == (category, queries)]
         masks = _masks([row_of[image] for image in mine[0].queries], settings.resolution)
         gallery = _Gallery(mine, row_of, settings.shown)
         maps_at = settings.resolution if masks is not None else None
@@ -99,16 +99,16 @@ def evaluate_target(
                 gallery.fill(group, settings, device)
             for batch in score_category(group, mine, maps_at=maps_at, batch_size=settings.batch_size, device=device):
                 with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
-                    measured.extend(pool.map(partial(_measure, row_of=row_of, masks=masks), batch))
+                    measured.extend(pool.map(partial(_measure, masks=masks), batch))
                 for scored in batch:
                     gallery.keep(scored)
-                    scores.extend(_score_rows(scored, row_of))
+                    scores.extend(_score_rows(scored))
         shown.extend(gallery.shown())
     return TargetResult(target, measured, pa.Table.from_pylist(scores, schema=SCORES), shown)
 
 
-def _measure(scored: Scored, row_of: Mapping[str, Row], masks: NDArray[np.bool_] | None) -> Measured:
-    labels = np.array([row_of[image]["label"] == ANOMALOUS for image in scored.images])
+def _measure(scored: Scored, masks: NDArray[np.bool_] | None) -> Measured:
+    labels = np.array(scored.episode.labels[: len(scored.images)]) == ANOMALOUS
     figures = image_figures(labels, scored.scores)
     if masks is not None and scored.maps is not None:
         figures |= pixel_figures(masks[: len(scored.images)], scored.maps)
@@ -186,8 +186,8 @@ class _Gallery:
     def shown(self) -> list[Shown]:
         rows = [self.row_of[image] for image in self.images]
         return [
-            Shown(row["image"], next(iter(self.episode.prompts), None), row["category"], row["label"], row["mask"], self.maps[row["image"]])
-            for row in rows
+            Shown(row["image"], next(iter(self.episode.prompts), None), self.episode.category, label, row["mask"], self.maps[row["image"]])
+            for row, label in zip(rows, self.episode.labels, strict=False)
         ]
 
 
@@ -206,8 +206,8 @@ def _masks(rows: Sequence[Row], resolution: int) -> NDArray[np.bool_] | None:
     return np.stack([read_mask(Path(row["mask"]), resolution) if row["mask"] else nothing for row in rows])
 
 
-def _score_rows(scored: Scored, row_of: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+def _score_rows(scored: Scored) -> Iterator[dict[str, Any]]:
     episode = scored.episode
     about = {name: getattr(episode, name) for name in ("target", "category", "protocol", "shots", "seed")}
-    for image, score in zip(scored.images, scored.scores.tolist(), strict=True):
-        yield {**about, "detector": scored.detector, "image": image, "label": row_of[image]["label"], "score": score}
+    for image, label, score in zip(scored.images, episode.labels, scored.scores.tolist(), strict=False):  # a slow detector scores the first
+        yield {**about, "detector": scored.detector, "image": image, "label": label, "score": score}

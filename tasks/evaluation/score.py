@@ -79,7 +79,7 @@ def _pass(contenders: Sequence[Contender], episodes: Sequence[Episode], maps_at:
             if wanted <= 0:
                 continue
             mine = [stage[:wanted] for stage in features]
-            for number, scores, maps in _compare(contender, mine, episodes, pool):
+            for number, scores, maps in _compare(contender, mine, episodes, pool, start):
                 held = upsample(maps, (maps_at, maps_at)).cpu() if maps_at else None
                 parts.setdefault((contender.name, number), []).append((scores.cpu(), held))
     return [
@@ -116,18 +116,22 @@ class Pool:
         return [self.place[image] for image in episode.prompts]
 
 
-def _compare(contender: Contender, queries: Features, episodes: Sequence[Episode], pool: Pool) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each episode its number, and the scores and maps of a batch of queries."""
+def _compare(
+    contender: Contender, queries: Features, episodes: Sequence[Episode], pool: Pool, start: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For each episode its number, and the scores and maps of a batch of queries, of which `start` came before."""
     for seed in sorted({episode.seed for episode in episodes}):
-        yield from _compare_seed(contender, queries, {n: e for n, e in enumerate(episodes) if e.seed == seed}, pool)
+        yield from _compare_seed(contender, queries, {n: e for n, e in enumerate(episodes) if e.seed == seed}, pool, start)
 
 
 def _compare_seed(
-    contender: Contender, queries: Features, episodes: dict[int, Episode], pool: Pool
+    contender: Contender, queries: Features, episodes: dict[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     detector, memory = contender.detector, pool.memory[contender.name]
     episodes = {number: episode for number, episode in episodes.items() if episode.prompts or not detector.needs_prompts}
-    single = {number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool)) is not None}
+    single = {
+        number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
+    }
     together = {number: pool.places(episode) for number, episode in episodes.items() if number not in single and episode.prompts}
     if together:
         places = sorted({place for chosen in together.values() for place in chosen})
@@ -152,9 +156,11 @@ def _category(detector: Detector, episode: Episode) -> str:
     return episode.category if told else ANY_CATEGORY
 
 
-def _single_prompt(episode: Episode, queries: Features, pool: Pool) -> list[int] | None:
+def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:
     """The place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
     places = pool.places(episode)
+    if episode.own:
+        return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
     if episode.protocol == "class-agnostic" and places:
         assert pool.last_stage is not None
         return [places[index] for index in most_similar(queries, [pool.last_stage[places]]).tolist()]

@@ -1,75 +1,182 @@
-"""Whether one file found can be used: opens it, decodes it whole, measures it, and holds its mask against it."""
+"""Whether one file found can be used: reads it once, decodes it whole, measures it, and holds its masks against it."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from scipy.fft import dctn
 
-from tasks.files import sha256
-from tasks.ingestion.folder import Found, Rejected
+from tasks.errors import BadInput
+from tasks.files import written_beside
+from tasks.ingestion.found import GOOD, Found, Source
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL
+from tasks.pictures import Mask, png
 
 MAX_PIXELS = 100_000_000
 """The most a picture may hold, in pixels (10,000 x 10,000, 300 MB decoded). A larger one is taken for a decompression bomb."""
+QUARTER_TURNS = (5, 6, 7, 8)  # orientations of EXIF that exchange width and height
 
 
-def check(found: Found, dataset: str, licence: str) -> dict[str, Any] | Rejected:
-    """The manifest row of a picture (manifest.SCHEMA), or why it is left out."""
-    reason, size = _fault(found.image)
-    if reason:
-        return Rejected(found.image, reason)
-    if found.mask is not None:
-        reason = _mask_fault(found.mask, size)
-        if reason:
-            return Rejected(found.image, reason)
+@dataclass(frozen=True)
+class Facts:
+    """What reading a picture told of it."""
+
+    sha256: str = ""
+    phash: str = ""
+    height: int = 0  # pixels, as a viewer shows it
+    width: int = 0
+    note: str = ""
+    """What about it has to be converted before it is a plain RGB picture."""
+    fault: str = ""
+    """Why it cannot be used; "" if it can."""
+
+
+def check(found: Found, source: Source) -> Facts:
+    """Reads the picture and its masks; writes them first where they are cut out of others."""
+    try:
+        if found.write is not None:
+            found.write()
+        elif not within(found.image, source.folder):
+            return Facts(fault="a link that leads out of the dataset's folder")
+        facts = _picture(found.image)
+        if not facts.fault and found.masks:
+            fault = _mask_fault(found.masks, source, (facts.width, facts.height))
+            return Facts(fault=fault) if fault else facts
+        return facts
+    except BadInput:
+        raise  # a full disk
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        return Facts(fault=_undecodable(found.image, error))
+
+
+def row(found: Found, facts: Facts, source: Source, licence: str) -> dict[str, Any]:
+    """The manifest row of a picture without fault (manifest.SCHEMA)."""
+    mask = mask_of(found, source)
     return {
         "image": found.image.as_posix(),
-        "sha256": sha256(found.image),
-        "height": size[1],
-        "width": size[0],
-        "dataset": dataset,
+        "sha256": facts.sha256,
+        "phash": facts.phash,
+        "height": facts.height,
+        "width": facts.width,
+        "dataset": source.name,
         "category": found.category,
         "split": found.split,
-        "label": NORMAL if found.defect == "good" else ANOMALOUS,
+        "label": NORMAL if found.defect == GOOD else ANOMALOUS,
         "defect": found.defect,
-        "mask": found.mask.as_posix() if found.mask is not None else None,
+        "mask": mask.as_posix() if mask is not None else None,
         "licence": licence,
     }
 
 
-def _fault(file: Path) -> tuple[str | None, tuple[int, int]]:
-    """What is wrong with a picture file (None if nothing), and its width and height in pixels."""
+def mask_of(found: Found, source: Source) -> Path | None:
+    """A picture's one mask: its own, or the union of its several."""
+    if len(found.masks) <= 1:
+        return found.masks[0] if found.masks else None
+    return source.written / "masks" / found.category / found.defect / f"{found.image.stem}.png"
+
+
+def union(found: Found, source: Source) -> None:
+    """Writes the union of a picture's several masks."""
+    target = mask_of(found, source)
+    if target is not None and len(found.masks) > 1:
+        marked = np.logical_or.reduce([_read_mask(mask) for mask in found.masks])
+        with written_beside(target) as partial:
+            partial.write_bytes(png(marked))
+
+
+def within(file: Path, folder: Path) -> bool:
+    """Whether a file, links followed, lies in a folder."""
+    root = folder if folder.is_dir() else folder.parent
+    return (not file.is_symlink() and not _linked(file, root)) or file.resolve().is_relative_to(root.resolve())
+
+
+def _linked(file: Path, root: Path) -> bool:
+    return any(parent.is_symlink() for parent in file.parents if parent != root and parent.is_relative_to(root))
+
+
+def _picture(file: Path) -> Facts:
     if file.stat().st_size == 0:
-        return "the file is empty (0 bytes)", (0, 0)
+        return Facts(fault="the file is empty (0 bytes)")
+    data = file.read_bytes()
+    fault, image = _decoded(data, file)
+    if image is None:
+        return Facts(fault=fault)
+    width, height = image.size
+    if image.getexif().get(0x0112) in QUARTER_TURNS:
+        width, height = height, width
+    return Facts(hashlib.sha256(data).hexdigest(), perceptual_hash(image), height, width, _note(image))
+
+
+def perceptual_hash(image: Image.Image) -> str:
+    """pHash: which of the 64 lowest frequencies of the picture at 32x32 are above their median (Zauner, "Implementation and
+    Benchmarking of Perceptual Image Hash Functions", 2010). 16 hex digits."""
+    small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0), dtype=np.float64)
+    low = dctn(small)[:8, :8].ravel()
+    bits = low > np.median(low[1:])
+    return f"{int.from_bytes(np.packbits(bits).tobytes(), 'big'):016x}"
+
+
+def _decoded(data: bytes, file: Path) -> tuple[str, Image.Image | None]:
+    """What is wrong with a picture ("" if nothing), and the picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides, below
-            with Image.open(file) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    return f"{width}x{height} pixels when decoded, over the {MAX_PIXELS:,} allowed: a decompression bomb?", (0, 0)
-                image.load()
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                return f"{width}x{height} pixels when decoded, over the {MAX_PIXELS:,} allowed: a decompression bomb?", None
+            image.load()
+            return "", image
     except Image.DecompressionBombError:
-        return f"over the {MAX_PIXELS:,} pixels allowed when decoded: a decompression bomb?", (0, 0)
+        return f"over the {MAX_PIXELS:,} pixels allowed when decoded: a decompression bomb?", None
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        detail = " ".join(str(error).split()).replace(str(file), file.name)
-        return f"cannot be decoded, so it is truncated or no picture ({detail or type(error).__name__})", (0, 0)
-    return None, (width, height)
+        return _undecodable(file, error), None
 
 
-def _mask_fault(mask: Path, size: tuple[int, int]) -> str | None:
-    if not mask.is_file():
-        return f"has no mask {mask.parent.name}/{mask.name}, though its category has ground_truth"
-    reason, mask_size = _fault(mask)
-    if reason:
-        return f"its mask {mask.name}: {reason}"
-    if mask_size != size:
-        return f"its mask {mask.name} is {mask_size[0]}x{mask_size[1]} pixels, the picture {size[0]}x{size[1]}"
+def _undecodable(file: Path, error: Exception) -> str:
+    detail = " ".join(str(error).split()).replace(str(file), file.name)
+    return f"cannot be decoded, so it is truncated or no picture ({detail or type(error).__name__})"
+
+
+def _note(image: Image.Image) -> str:
+    """What a viewer does before it shows the picture, beyond turning grey to RGB."""
+    notes = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append("animated, its first frame taken")
+    if image.getexif().get(0x0112, 1) != 1:
+        notes.append("turned as its EXIF says")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        notes.append("16 bits a channel, scaled to 8")
+    elif image.has_transparency_data and not (np.asarray(image.convert("RGBA"))[..., 3] == 255).all():
+        notes.append("transparent, laid over white")
+    elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+        notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
+    return "; ".join(notes)
+
+
+def _mask_fault(masks: tuple[Path, ...], source: Source, size: tuple[int, int]) -> str:
+    marks = False
+    for mask in masks:
+        if not mask.is_file():
+            return f"has no mask {mask.parent.name}/{mask.name}, though its dataset has masks"
+        if not within(mask, source.folder) and not mask.is_relative_to(source.written):
+            return f"its mask {mask.name} is a link that leads out of the dataset's folder"
+        fault, image = _decoded(mask.read_bytes(), mask)
+        if image is None:
+            return f"its mask {mask.name}: {fault}"
+        if image.size != size:
+            return f"its mask {mask.name} is {image.size[0]}x{image.size[1]} pixels, the picture {size[0]}x{size[1]}"
+        marks |= bool(np.asarray(ImageOps.exif_transpose(image).convert("L")).any())
+    return "" if marks else f"its mask {masks[0].name} marks nothing"
+
+
+def _read_mask(mask: Path) -> Mask:
     with Image.open(mask) as image:
-        if not np.asarray(image.convert("L")).any():
-            return f"its mask {mask.name} marks nothing"
-    return None
+        return np.asarray(image.convert("L")) > 0

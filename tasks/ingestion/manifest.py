@@ -8,6 +8,7 @@ SCHEMA = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),  # path, as pipelines.yaml gives its folder
         pa.field("sha256", pa.string(), nullable=False),  # of the file's bytes
+        pa.field("phash", pa.string(), nullable=False),  # of what it shows, 64 bits as hex: near duplicates differ in few
         pa.field("height", pa.int32(), nullable=False),  # pixels
         pa.field("width", pa.int32(), nullable=False),  # pixels
         pa.field("dataset", pa.string(), nullable=False),

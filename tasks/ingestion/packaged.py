@@ -11,7 +11,7 @@ from tasks.ingestion import digits, elpv, sample_photos, texture_defects
 
 @dataclass(frozen=True)
 class Packaged:
-    """`write(folder)` lays the dataset out as tasks.ingestion.folder reads it; the same bytes every time."""
+    """`write(folder)` lays the dataset out as the layout `folder` has it; the same bytes every time."""
 
     write: Callable[[Path], None]
     licence: str

@@ -7,15 +7,42 @@ from typing import Literal
 
 from tasks.settings import STRICT
 
+LayoutName = Literal[
+    "folder",
+    "table",
+    "mvtec-ad",
+    "mvtec-loco",
+    "visa",
+    "btad",
+    "mpdd",
+    "kolektor-sdd",
+    "kolektor-sdd2",
+    "aitex",
+    "elpv",
+    "goods-ad",
+    "real-iad",
+    "dtd-synthetic",
+    "brain-mri",
+    "head-ct",
+    "mnist",
+    "cifar10",
+    "coco",
+    "open-images",
+    "dtd",
+]
+
 
 @dataclass(frozen=True)
 class FolderSettings:
     __pydantic_config__ = STRICT
 
     path: str
-    """The dataset's folder, absolute or from the project's root."""
-    licence: str = "not stated"
-    """Under what terms its pictures may be used; copied into every row of the manifest."""
+    """The dataset's folder (for the layout table, its file), absolute or from the project's root."""
+    layout: LayoutName = "folder"
+    """How it lies there: MVTec AD's way or as photographs (folder), as listed in a table, or as a dataset is distributed;
+    `changepair datasets` lists them."""
+    licence: str | None = None
+    """Under what terms its pictures may be used, copied into every row of the manifest; null for what the dataset's home states."""
 
 
 @dataclass(frozen=True)

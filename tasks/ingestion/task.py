@@ -20,11 +20,11 @@ from tasks.retries import worth_retrying
     timeout_seconds=6 * 3600,
     persist_result=False,
 )
-def ingest_dataset(dataset: str, folder: FolderSettings | None, *, pictures: Path, manifests: Path, workers: int) -> ingest.Ingested:
+def ingest_dataset(dataset: str, folder: FolderSettings | None, *, places: ingest.Places, workers: int) -> ingest.Ingested:
     """A folder of the user's own, or, where `folder` is None, a packaged dataset."""
     if folder is None:
-        return ingest.ingest_packaged(dataset, pictures=pictures / dataset, manifests=manifests, workers=workers)
-    return ingest.ingest_folder(dataset, Path(folder.path), licence=folder.licence, manifests=manifests, workers=workers)
+        return ingest.ingest_packaged(dataset, places=places, workers=workers)
+    return ingest.ingest_folder(dataset, Path(folder.path), layout=folder.layout, licence=folder.licence, places=places, workers=workers)
 
 
 ingest_objects = task(

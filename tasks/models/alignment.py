@@ -33,7 +33,7 @@ class FeatureAlignment(nn.Module):
             return prompts[None].expand(len(query), -1, -1, -1, -1) if shared else prompts
         asked = self.reduction(query).flatten(2).mT[:, None]  # Bx1xNxd: the prompts are the attention's heads
         offered = self.reduction(prompts.flatten(0, -4)).flatten(2).mT  # (K or B*K)xMxd
-        values = prompts.flatten(0, -4).flatten(2).mT  # (K or B*K)xMxC
+        values = prompts.flatten(0, -4).flatten(2).mT.contiguous()  # (K or B*K)xMxC; the kernel `soft` wants takes no strides
         heads = prompts.shape[0] if shared else prompts.shape[1]
         asked, offered, values = (_per_query(part, len(query), heads, shared) for part in (asked, offered, values))
         aligned = soft(asked, offered, values) if self.mode == "soft" else hard(asked, offered, values)

@@ -15,7 +15,7 @@ from tasks.models.detector import Detector, upsample
 from tasks.models.encoder import Encoder, Features
 from tasks.models.texts import ANY_CATEGORY
 
-MOST_SIMILARITIES = 2**18  # held at once (1 MiB of float32): it stays in the cache, and memory does not grow with the prompts
+MOST_SIMILARITIES = 2**19  # held at once (2 MiB of float32): it stays in the cache, and memory does not grow with the prompts
 LAST_MAPS = 3  # of the encoder, where no others are chosen
 
 

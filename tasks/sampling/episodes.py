@@ -6,6 +6,7 @@ data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures ar
 data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
 data/episodes/<pipeline>.objects.parquet   where the sources' objects are, as far as anyone said (rows of tasks.ingestion.objects)
 data/episodes/<pipeline>.targets.parquet   the target pictures the episodes name (rows of the manifests)
+data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same and are not, byte for byte
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ EPISODES = pa.schema(
     [
         pa.field("target", pa.string(), nullable=False),  # a dataset
         pa.field("category", pa.string(), nullable=False),  # of the queries
-        pa.field("protocol", pa.string(), nullable=False),  # class-specific or class-agnostic
+        pa.field("protocol", pa.string(), nullable=False),  # of tasks.sampling.settings
         pa.field("shots", pa.int32(), nullable=False),  # normal prompts a category
         pa.field("seed", pa.int32(), nullable=False),
         pa.field("prompts", pa.list_(pa.string()), nullable=False),  # images; class-agnostic: of all categories
         # Images, shuffled so that the first n are a random subset with the labels in the same shares: a slow detector scores
         # those. The same order in every episode of a category.
         pa.field("queries", pa.list_(pa.string()), nullable=False),
+        pa.field("labels", pa.list_(pa.int8()), nullable=False),  # of the queries, as the protocol has them: 0 normal, 1 anomalous
+        pa.field("own", pa.list_(pa.string()), nullable=False),  # the one prompt of each query, where a file gives each its own
     ]
 )
 
@@ -47,6 +50,8 @@ class Episode:
     seed: int
     prompts: tuple[str, ...]
     queries: tuple[str, ...]
+    labels: tuple[int, ...]
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,19 @@ class EpisodeFiles:
     auxiliary: Path
     objects: Path
     targets: Path
+    near_duplicates: Path
 
     @classmethod
     def of(cls, folder: Path, pipeline: str) -> EpisodeFiles:
-        parts = (folder / f"{pipeline}.{part}.parquet" for part in ("sources", "textures", "auxiliary", "objects", "targets"))
-        return cls(folder / f"{pipeline}.parquet", *parts)
+        names = ("sources", "textures", "auxiliary", "objects", "targets")
+        tables = {name: folder / f"{pipeline}.{name}.parquet" for name in names}
+        return cls(episodes=folder / f"{pipeline}.parquet", near_duplicates=folder / f"{pipeline}.near_duplicates.csv", **tables)
 
 
 def read_episodes(path: Path) -> list[Episode]:
     rows = read_table(path, EPISODES, MADE_BY).to_pylist()
-    return [Episode(**{**row, "prompts": tuple(row["prompts"]), "queries": tuple(row["queries"])}) for row in rows]
+    lists = ("prompts", "queries", "labels", "own")
+    return [Episode(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
 
 
 def read_pictures(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import BadInput
-from tasks.files import read_table, write_table
+from tasks.files import read_table, write_csv, write_table
 from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, SCHEMA
 from tasks.ingestion.objects import table as objects
 from tasks.ingestion.objects.table import write_objects
 from tasks.randomness import generator
+from tasks.sampling.duplicates import NearDuplicate, near_duplicates
 from tasks.sampling.episodes import EPISODES, Episode, EpisodeFiles
-from tasks.sampling.settings import SamplingSettings, Use
+from tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
+from tasks.sampling.settings import Protocol, SamplingSettings, Use
 
 Row = dict[str, Any]
+Labelled = tuple[str, int]
+"""A query's picture and its label."""
 
 
-def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> int:
-    """Writes the files of tasks.sampling.episodes and gives the number of episodes.
+@dataclass(frozen=True)
+class Sampled:
+    """What sampling came to."""
+
+    episodes: int
+    near_duplicates: int
+    """Pairs of a training and a target picture that look the same."""
+    without_prompts: list[str]
+    """Categories that a pooled draw gave no prompt, each with the draw."""
+
+
+def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
+    """Writes the files of tasks.sampling.episodes.
 
     Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
     """
@@ -33,7 +48,10 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     auxiliary_rows = [row for name in use.auxiliary for row in _read(manifests, name)]
     target_rows = [row for name in targets for row in _read(manifests, name)]
     refuse_overlap([*source_rows, *texture_rows, *auxiliary_rows], target_rows)
-    episodes = [episode for name in targets for episode in draw(settings, name, [row for row in target_rows if row["dataset"] == name])]
+    of_target = {name: [row for row in target_rows if row["dataset"] == name] for name in targets}
+    given = read_given(Path(settings.prompts), of_target) if settings.prompts is not None else None
+    episodes = [episode for name in targets for episode in draw(settings, name, of_target[name], given)]
+    _refuse_prompts_among_queries(episodes)
 
     training = _normal(source_rows)
     if sources and not training:
@@ -49,8 +67,37 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     write_table(files.auxiliary, pa.Table.from_pylist(auxiliary_rows, schema=SCHEMA))
     write_objects(files.objects, _objects(manifests, sources, [row["image"] for row in training]))
     write_table(files.targets, pa.Table.from_pylist([row for row in target_rows if row["image"] in named], schema=SCHEMA))
+    alike = near_duplicates([*source_rows, *texture_rows, *auxiliary_rows], [row for row in target_rows if row["image"] in named])
+    write_csv(files.near_duplicates, NearDuplicate._fields, alike)
     write_table(files.episodes, pa.Table.from_pylist([asdict(episode) for episode in episodes], schema=EPISODES))
-    return len(episodes)
+    return Sampled(len(episodes), len(alike), _without_prompts(settings, of_target, episodes))
+
+
+def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[Row]], episodes: Sequence[Episode]) -> list[str]:
+    """Of a pooled draw, which categories got none."""
+    if settings.draw != "pooled":
+        return []
+    there = {
+        (episode.target, episode.category, episode.seed, episode.shots) for episode in episodes if episode.protocol == "class-specific"
+    }
+    return [
+        f"{target}: {category} (seed {seed}, {shots} shots)"
+        for target, rows in of_target.items()
+        if "class-specific" in settings.protocols_of(target)
+        for category in dict.fromkeys(row["category"] for row in rows)
+        for seed in settings.seeds
+        for shots in settings.shots
+        if shots and (target, category, seed, shots) not in there
+    ]
+
+
+def _refuse_prompts_among_queries(episodes: Sequence[Episode]) -> None:
+    for episode in episodes:
+        both = set(episode.prompts) & set(episode.queries)
+        if both:
+            raise BadInput(
+                f"{episode.target}: {min(both)} is both a prompt and a query of category {episode.category!r}; correct sampling.prompts"
+            )
 
 
 def refuse_overlap(training: Sequence[Row], targets: Sequence[Row]) -> None:
@@ -64,50 +111,106 @@ def refuse_overlap(training: Sequence[Row], targets: Sequence[Row]) -> None:
         )
 
 
-def draw(settings: SamplingSettings, target: str, rows: Sequence[Row]) -> list[Episode]:
-    """The episodes of one target, in the order category, protocol, seed, shots.
-
-    A seed orders a category's normal training pictures once and k shots are the first k, so that more shots only ever add.
-    """
+def draw(settings: SamplingSettings, target: str, rows: Sequence[Row], given: Given | None = None) -> list[Episode]:
+    """The episodes of one target, in the order protocol, category, seed, shots. Those of a category that got no prompt are left out."""
     categories = list(dict.fromkeys(row["category"] for row in rows))
-    queries = {category: _queries(target, [row for row in rows if row["category"] == category]) for category in categories}
-    prompts = {(category, seed): _prompts(settings, target, category, seed, rows) for category in categories for seed in settings.seeds}
-    episodes = []
-    for category in categories:
-        for protocol in settings.protocols:
-            for seed in settings.seeds:
-                for shots in settings.shots:
-                    if shots == 0 and (seed, protocol) != (settings.seeds[0], settings.protocols[0]):
+    drawing = _Prompts(settings, target, rows, categories, given)
+    episodes: list[Episode] = []
+    for protocol in settings.protocols_of(target):
+        for members, queries in _tasks(settings, protocol, target, rows, categories):
+            category = "+".join(members)
+            for seed in drawing.seeds:
+                for shots in drawing.shots:
+                    if shots == 0 and any(episode.shots == 0 and episode.category == category for episode in episodes):
                         continue  # without prompts every seed and protocol is the same episode
-                    pool = [category] if protocol == "class-specific" else categories
-                    chosen = tuple(image for member in pool for image in prompts[member, seed][:shots])
-                    episodes.append(Episode(target, category, protocol, shots, seed, chosen, queries[category]))
+                    own = drawing.own(queries, shots) if protocol == "class-agnostic" else ()
+                    pool = categories if protocol == "class-agnostic" else members
+                    chosen = drawing.of(pool, seed, shots, own)
+                    if chosen or shots == 0:
+                        images, labels = zip(*queries, strict=True)
+                        episodes.append(Episode(target, category, protocol, shots, seed, chosen, images, labels, own if shots else ()))
     return episodes
 
 
-def _prompts(settings: SamplingSettings, target: str, category: str, seed: int, rows: Sequence[Row]) -> list[str]:
-    normal = [row["image"] for row in rows if row["category"] == category and row["split"] == "train" and row["label"] == NORMAL]
-    if len(normal) < max(settings.shots):
-        raise BadInput(
-            f"{target}: category {category!r} has {len(normal)} normal training pictures, fewer than the {max(settings.shots)} shots "
-            "asked for; add pictures to its train/good or lower sampling.shots"
+class _Prompts:
+    """Where a target's prompts come from: the file, where there is one that names it, or draws."""
+
+    def __init__(
+        self, settings: SamplingSettings, target: str, rows: Sequence[Row], categories: Sequence[str], given: Given | None
+    ) -> None:
+        self.settings = settings
+        self.given = given.by_category.get(target, {}) if given else {}
+        images = {row["image"] for row in rows}
+        self.by_query = {query: prompts for query, prompts in given.by_query.items() if query in images} if given else {}
+        fixed = bool(self.given or self.by_query)
+        self.seeds = settings.seeds[:1] if fixed else settings.seeds
+        self.shots = settings.shots
+        self.drawing = None if fixed else Drawing(target, normal_pictures(rows, categories), max(settings.shots), settings.draw)
+
+    def of(self, members: Sequence[str], seed: int, shots: int, own: Sequence[str]) -> tuple[str, ...]:
+        if shots == 0:
+            return ()
+        if own:
+            return tuple(dict.fromkeys(own))
+        chosen = (
+            {category: images[:shots] for category, images in self.given.items()}
+            if self.drawing is None
+            else self.drawing.draw(seed, shots)
         )
-    return _shuffled(normal, seed, target, category, "prompts")[: max(settings.shots)]
+        return tuple(image for category in members for image in chosen.get(category, []))
+
+    def own(self, queries: Sequence[Labelled], shots: int) -> tuple[str, ...]:
+        """The given prompt of each query: of a list by similarity, the first."""
+        if not self.by_query or shots == 0:
+            return ()
+        missing = [image for image, _label in queries if image not in self.by_query]
+        if missing:
+            raise BadInput(
+                f"{self.settings.prompts}: sampling.prompts: has no prompts for {missing[0]} (and {len(missing) - 1} more queries)"
+            )
+        return tuple(self.by_query[image][0] for image, _label in queries)
 
 
-def _queries(target: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def _tasks(
+    settings: SamplingSettings, protocol: Protocol, target: str, rows: Sequence[Row], categories: Sequence[str]
+) -> list[tuple[list[str], list[Labelled]]]:
+    """What is normal, and the queries with their labels, of each episode's kind."""
+    tests = [row for row in rows if row["split"] == "test"]
+    if protocol in ("class-specific", "class-agnostic"):
+        return [
+            ([category], _queries(target, category, [(row["image"], row["label"]) for row in tests if row["category"] == category]))
+            for category in categories
+        ]
+    if protocol == "one-vs-all":
+        if len(categories) < 2:
+            raise BadInput(f"{target}: one-vs-all needs several categories, and it has one; take it out of sampling.protocols")
+        return [([category], _queries(target, category, _against(tests, [category]))) for category in categories]
+    classes = list(settings.normal_classes.get(target, ()))
+    unknown = [name for name in classes if name not in categories]
+    if not classes or unknown or len(classes) == len(categories):
+        wrong = f"has no category {unknown[0]!r}" if unknown else "must name some of its categories, and not all"
+        raise BadInput(f"{target}: sampling.normal_classes.{target} {wrong}; it has {', '.join(categories)}")
+    return [(classes, _queries(target, "+".join(classes), _against(tests, classes)))]
+
+
+def _against(tests: Sequence[Row], classes: Sequence[str]) -> list[Labelled]:
+    """Normal is what is normal of these classes; everything else is anomalous."""
+    return [(row["image"], NORMAL if row["category"] in classes and row["label"] == NORMAL else ANOMALOUS) for row in tests]
+
+
+def _queries(target: str, category: str, labelled: Sequence[Labelled]) -> list[Labelled]:
     """All test pictures, each label shuffled and the labels interleaved in proportion."""
-    by_label = {label: [row["image"] for row in rows if row["split"] == "test" and row["label"] == label] for label in (NORMAL, ANOMALOUS)}
+    by_label = {label: [image for image, of in labelled if of == label] for label in (NORMAL, ANOMALOUS)}
     for label, images in by_label.items():
         if not images:
             kind = "normal" if label == NORMAL else "anomalous"
-            raise BadInput(f"{target}: category {rows[0]['category']!r} has no {kind} test picture, so nothing can be measured on it")
+            raise BadInput(f"{target}: category {category!r} has no {kind} test picture, so nothing can be measured on it")
     placed = [
         ((rank + 0.5) / len(images), label, image)
         for label, images in by_label.items()
-        for rank, image in enumerate(_shuffled(images, 0, target, rows[0]["category"], "queries", label))
+        for rank, image in enumerate(_shuffled(images, 0, target, category, "queries", label))
     ]
-    return tuple(image for _place, _label, image in sorted(placed))
+    return [(image, label) for _place, label, image in sorted(placed)]
 
 
 def _shuffled(images: Sequence[str], seed: int, *item: int | str) -> list[str]:

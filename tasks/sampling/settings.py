@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tasks.settings import STRICT, Between
 
-Protocol = Literal["class-specific", "class-agnostic"]
+Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
+Draw = Literal["balanced", "pooled", "stratified", "central"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,23 @@ class SamplingSettings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One draw of prompts a seed; figures are mean and deviation over them."""
     protocols: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
-    """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, from which
-    the detector takes the one most similar to the query."""
+    """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, from which the
+    detector takes the one most similar to the query. one-vs-all: one class normal, every other anomalous, for each class.
+    multi-class: the classes of `normal_classes` normal, every other anomalous."""
+    target_protocols: dict[str, tuple[Protocol, ...]] = field(default_factory=dict)
+    """For targets that need others, by their names."""
+    normal_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """For multi-class: a target's categories that are normal."""
+    draw: Draw = "balanced"
+    """Where prompts come from. balanced: k of each category. pooled: k times the number of categories, from all of them together, so
+    that a category may get none. stratified: as many, shared out by the categories' sizes. central: k of each category, those
+    that stand for most of its pictures, by the packaged encoder's features."""
+    prompts: str | None = None
+    """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, or the MetaUAS authors' one-prompt or
+    top-k lists."""
+
+    def protocols_of(self, target: str) -> tuple[Protocol, ...]:
+        return self.target_protocols.get(target, self.protocols)
 
 
 @dataclass(frozen=True)

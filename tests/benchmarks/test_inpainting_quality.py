@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from conftest import make_places
 from torch import Tensor
 
 from flows.settings import parse
@@ -39,7 +40,7 @@ def quickstarts() -> InpainterSettings:
 
 
 def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
-    ingest_packaged("sample-photos", pictures=tmp_path / "pictures", manifests=tmp_path / "manifests", workers=2)
+    ingest_packaged("sample-photos", places=make_places(tmp_path / "manifests"), workers=2)
     table = pq.read_table(tmp_path / "manifests" / "sample-photos.parquet")
     rows = table.to_pylist()
     seen = [row for row in rows if Path(row["image"]).stem not in HELD_OUT]

@@ -1,0 +1,109 @@
+"""What readers give: pictures where a layout says there should be some, and files that are none. Nothing is opened yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.errors import BadInput
+
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+GOOD = "good"
+"""The defect of a normal picture."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture, and the masks whose union marks its defect (() where its dataset has none, or it is normal)."""
+
+    image: Path
+    category: str
+    split: str
+    defect: str
+    masks: tuple[Path, ...] = ()
+    write: Callable[[], None] | None = None
+    """Writes image and masks, where they are no files of the dataset but cut out of one."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file left out, and why."""
+
+    file: Path
+    reason: str
+
+
+Item = Found | Rejected
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset on disk."""
+
+    name: str
+    """As pipelines.yaml calls it; the category of a dataset without categories."""
+    folder: Path
+    written: Path
+    """Where pictures go that the dataset does not have as files."""
+
+    def needs(self, *parts: str) -> Path:
+        """A file or folder of the layout. Raises BadInput if it is not there."""
+        path = self.folder.joinpath(*parts)
+        if not path.exists():
+            raise BadInput(f"{self.name}: {self.folder} has no {'/'.join(parts)}, which its layout has; is it the right folder and layout?")
+        return path
+
+
+Reader = Callable[[Source], Iterator[Item]]
+
+
+def pictures(
+    folder: Path, category: str, split: str, defect: str, masks: Callable[[Path], tuple[Path, ...]] = lambda _file: ()
+) -> Iterator[Item]:
+    """Every file of a folder, in the order of their names' bytes."""
+    for name in _names(folder):  # names and no paths: a folder may hold a million
+        yield picture(folder / name, category, split, defect, masks)
+
+
+def picture(file: Path, category: str, split: str, defect: str, masks: Callable[[Path], tuple[Path, ...]] = lambda _file: ()) -> Item:
+    if not readable_name(file.name):
+        return Rejected(file, "its name is not readable text; rename it")
+    if file.suffix.lower() not in PICTURE_SUFFIXES:
+        return Rejected(file, f"not a picture: its name ends in {file.suffix or 'nothing'!r}")
+    return Found(file, category, split, defect, masks(file))
+
+
+def readable_name(name: str) -> bool:
+    """Whether a file name is printable UTF-8: others cannot be stored in a table or shown to a person."""
+    try:
+        return name.encode("utf-8").decode("utf-8").isprintable()
+    except UnicodeEncodeError:
+        return False
+
+
+def folders(folder: Path) -> list[Path]:
+    return sorted((child for child in folder.iterdir() if child.is_dir()), key=_bytes) if folder.is_dir() else []
+
+
+def files(folder: Path) -> list[Path]:
+    return [folder / name for name in _names(folder)]
+
+
+def holds_pictures(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES and entry.is_file() for entry in entries)
+
+
+def _names(folder: Path) -> list[str]:
+    """Of the files in a folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted((entry.name for entry in entries if entry.is_file()), key=os.fsencode)
+
+
+def _bytes(path: Path) -> bytes:
+    """Sorting by bytes is the same under every locale."""
+    return os.fsencode(path.name)

@@ -1,0 +1,108 @@
+"""What a dataset holds, before anything is made of it: counts, sizes, how much its masks cover, what was left out, and a picture of it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.files import written_beside
+from tasks.ingestion.ingest import Places, ingest_folder
+from tasks.pictures import Picture, read_mask, read_picture
+
+TILE, GAP, TITLE = 112, 4, 150  # pixels: a picture's side, the room around it, the column that says what is in a line
+A_LINE = 8  # pictures
+MOST_LINES = 40
+PAPER, INK, OUTLINE = (250, 250, 248), (30, 30, 30), (230, 40, 60)
+QUANTILES = (0.0, 0.5, 1.0)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Of a dataset that was read."""
+
+    counts: dict[tuple[str, str, str], int]
+    """Pictures by category, split and defect, in the layout's order."""
+    sizes: dict[str, tuple[int, int, int]]
+    """Least, median and greatest width and height, pixels."""
+    covered: dict[tuple[str, str], tuple[float, float, float]]
+    """Least, median and greatest share of a picture that its mask covers, by category and defect; of those with masks."""
+    rejected: dict[str, int]
+    """Files left out, by reason."""
+    notes: dict[str, int]
+    """Pictures that are converted, by how."""
+
+
+def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path, workers: int) -> Inspection:
+    """Reads a dataset into the folder `work`, which may be thrown away after, and draws `sheet`. Raises BadInput as ingestion does."""
+    places = Places(work / "pictures", work / "manifests", work / "checkpoints")
+    came = ingest_folder(dataset, path, layout=layout, places=places, workers=workers)
+    rows = pq.read_table(places.manifests / f"{dataset}.parquet").to_pylist()
+    with written_beside(sheet) as partial:
+        contact_sheet(rows).save(partial, "PNG")
+    with (places.manifests / f"{dataset}.rejected.csv").open(newline="", encoding="utf-8") as stream:
+        reasons = Counter(_kind(row["reason"]) for row in csv.DictReader(stream))
+    return Inspection(
+        dict(Counter((row["category"], row["split"], row["defect"]) for row in rows)),
+        {side: _spread([row[side] for row in rows], int) for side in ("width", "height")},
+        _covered(rows),
+        dict(reasons.most_common()),
+        came.notes,
+    )
+
+
+def contact_sheet(rows: Sequence[Row]) -> Image.Image:
+    """A line for each category, split and defect, its first pictures with their masks outlined."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        group = groups[row["category"], row["split"], row["defect"]]
+        if len(group) < A_LINE:
+            group.append(row)
+    shown = list(groups.items())[:MOST_LINES]
+    sheet = Image.new("RGB", (TITLE + A_LINE * (TILE + GAP) + GAP, len(shown) * (TILE + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for line, (names, members) in enumerate(shown):
+        top = GAP + line * (TILE + GAP)
+        for number, name in enumerate(names):
+            draw.text((GAP, top + 18 * number), name, fill=INK, font=ImageFont.load_default(13))
+        for column, row in enumerate(members):
+            sheet.paste(Image.fromarray(_tile(row)), (TITLE + column * (TILE + GAP), top))
+    return sheet
+
+
+def _tile(row: Row) -> Picture:
+    picture = read_picture(Path(row["image"]), TILE).copy()
+    if row["mask"] is not None:
+        mask = read_mask(Path(row["mask"]), TILE)
+        inner = np.zeros_like(mask)
+        inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        picture[mask & ~inner] = OUTLINE
+    return picture
+
+
+def _covered(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["mask"] is not None:
+            with Image.open(row["mask"]) as mask:
+                shares[row["category"], row["defect"]].append(float((np.asarray(mask.convert("L")) > 0).mean()))
+    return {key: _spread(values, float) for key, values in shares.items()}
+
+
+def _spread(values: Sequence[float], kind: type) -> Any:
+    return tuple(kind(value) for value in np.quantile(values, QUANTILES))
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is of one file alone: names and numbers."""
+    return re.sub(r"\S*\d\S*|\S+\.\w{2,4}\b", "…", reason)

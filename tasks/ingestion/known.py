@@ -1,0 +1,72 @@
+"""What earlier runs read of files that have not changed since: their size and time of change tell. Also where a killed run goes on."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import astuple
+from pathlib import Path
+
+from tasks.ingestion.check import MAX_PIXELS, Facts
+from tasks.ingestion.found import Found
+
+VERSION = f"1 {MAX_PIXELS}"  # of what is found out; files known to another are read again
+
+
+class Known:
+    """A small database beside the checkpoints; losing it costs time and nothing else."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+
+    def facts(self, found: Found, stamp: str) -> Facts | None:
+        row = self.database.execute(
+            "SELECT sha256, phash, height, width, note, fault FROM files WHERE path = ? AND stamp = ?", (os.fsencode(found.image), stamp)
+        ).fetchone()
+        return Facts(*row) if row else None
+
+    def learn(self, items: Sequence[tuple[Found, str, Facts]]) -> None:
+        self.database.executemany(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(os.fsencode(found.image), stamp, *astuple(facts)) for found, stamp, facts in items],
+        )
+        self.database.commit()
+
+
+@contextmanager
+def known_files(file: Path) -> Iterator[Known]:
+    """Opens or makes the database; one that is damaged or of another version is made anew."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        database = _open(file)
+    except sqlite3.DatabaseError:
+        file.unlink()
+        database = _open(file)
+    with closing(database):
+        yield Known(database)
+
+
+def stamp(found: Found) -> str | None:
+    """Size and time of change of a picture and its masks; None where they cannot tell, as for pictures cut out of others."""
+    if found.write is not None or len(found.masks) > 1:
+        return None
+    try:
+        stats = [file.stat() for file in (found.image, *found.masks)]
+    except OSError:
+        return None
+    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(file)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("CREATE TABLE IF NOT EXISTS about (version TEXT)")
+    if database.execute("SELECT version FROM about").fetchone() != (VERSION,):
+        database.executescript("DROP TABLE IF EXISTS files; DELETE FROM about;")
+        database.execute("INSERT INTO about VALUES (?)", (VERSION,))
+    columns = "path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT, phash TEXT, height INT, width INT, note TEXT, fault TEXT"
+    database.execute(f"CREATE TABLE IF NOT EXISTS files ({columns})")
+    database.commit()
+    return database

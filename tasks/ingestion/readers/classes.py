@@ -1,0 +1,141 @@
+"""Datasets of classes, MNIST and CIFAR-10: every picture is normal of its class; a sampling protocol says which classes are anomalous.
+
+Packed ones are written out as PNG, a picture a file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import struct
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import BadInput
+from tasks.files import written_beside
+from tasks.ingestion.found import GOOD, Found, Item, Source, folders, pictures
+from tasks.pictures import png
+
+CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_SIDE = 32
+CIFAR_BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+IDX_IMAGES, IDX_LABELS = 2051, 2049  # magic numbers (LeCun et al., the MNIST database)
+SPLIT_FOLDERS = {"train": ("training", "train"), "test": ("testing", "test")}
+
+
+def mnist(source: Source) -> Iterator[Item]:
+    """train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
+    for split, start in (("train", "train"), ("test", "t10k")):
+        images, labels = (
+            _either(source.folder, f"{start}-{kind}", f"{start}-{kind}".replace("-idx", ".idx"))
+            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        )
+        if images is None or labels is None:
+            yield from _class_folders(source, split)
+            continue
+        arrays, digits = _idx(images, IDX_IMAGES), _idx(labels, IDX_LABELS)
+        if len(arrays) != len(digits):
+            raise BadInput(f"{images}: {len(arrays)} pictures, but {labels.name} has {len(digits)} labels")
+        yield from _written(source, split, arrays, [str(digit) for digit in digits])
+
+
+def cifar10(source: Source) -> Iterator[Item]:
+    """The binary version (data_batch_1.bin, …), the Python one (data_batch_1, …, read without running anything in it), or folders
+    train/<class>/*.png, test/<class>/*.png."""
+    for split, batches in CIFAR_BATCHES.items():
+        found = [file for name in batches if (file := _either(source.folder, f"{name}.bin", name)) is not None]
+        if not found:
+            yield from _class_folders(source, split)
+        for file in found:
+            arrays, labels = _cifar_binary(file) if file.suffix == ".bin" else _cifar_python(file)
+            yield from _written(source, split, arrays, [CIFAR_NAMES[label] for label in labels], file.stem)
+
+
+def _class_folders(source: Source, split: str) -> Iterator[Item]:
+    tried = [source.folder / inner / name for inner in ("", "mnist_png", "cifar10") for name in SPLIT_FOLDERS[split]]
+    folder = next((at for at in tried if folders(at)), None)
+    if folder is None:
+        names = " nor ".join(f"{name}/<class>" for name in SPLIT_FOLDERS[split])
+        raise BadInput(f"{source.name}: {source.folder} has neither the packed files of its layout nor {names}")
+    for child in folders(folder):
+        yield from pictures(child, child.name, split, GOOD)
+
+
+def _either(folder: Path, *names: str) -> Path | None:
+    """The first of the names that is there, packed or not, in the folder or one down."""
+    inside = [folder, *folders(folder)]
+    return next((file for at in inside for name in names for file in (at / name, at / f"{name}.gz") if file.is_file()), None)
+
+
+def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
+    """An IDX file: pictures NxHxW, or labels N."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        dimensions = 3 if magic == IDX_IMAGES else 1
+        found, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
+        if found != magic:
+            raise ValueError(f"its magic number is {found}, not {magic}")
+        return np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise BadInput(f"{file}: not an IDX file, or truncated ({error})") from error
+
+
+def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """Rows of one label and 3x32x32 bytes, red, green, blue."""
+    content = np.fromfile(file, np.uint8)
+    row = 1 + 3 * CIFAR_SIDE**2
+    if not len(content) or len(content) % row:
+        raise BadInput(f"{file}: {len(content)} bytes, not a multiple of {row}; truncated?")
+    rows = content.reshape(-1, row)
+    return _pixels(file, rows[:, 1:], rows[:, 0].tolist())
+
+
+class _Plain(pickle.Unpickler):
+    """Reads arrays and what Python is made of; whatever else a pickle asks for is refused before it is made."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _cifar_python(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    try:
+        with file.open("rb") as stream:
+            content = _Plain(stream, encoding="bytes").load()
+        data, labels = np.asarray(content[b"data"], dtype=np.uint8), [int(label) for label in content[b"labels"]]
+    except Exception as error:  # a pickle may raise anything
+        raise BadInput(f"{file}: not read, as it is not one of CIFAR-10's batches of nothing but arrays ({error})") from error
+    return _pixels(file, data, labels)
+
+
+def _pixels(file: Path, data: NDArray[np.uint8], labels: list[int]) -> tuple[NDArray[np.uint8], list[int]]:
+    if data.shape != (len(labels), 3 * CIFAR_SIDE**2) or any(not 0 <= label < len(CIFAR_NAMES) for label in labels):
+        raise BadInput(f"{file}: {data.shape} pixels for {len(labels)} labels, not rows of 3x32x32 with labels 0 to 9")
+    return data.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1), labels
+
+
+def _written(source: Source, split: str, arrays: NDArray[np.uint8], classes: Sequence[str], batch: str = "") -> Iterator[Item]:
+    for number, (array, name) in enumerate(zip(arrays, classes, strict=True)):
+        image = source.written / split / name / f"{batch}{'-' if batch else ''}{number:05d}.png"
+        yield Found(image, name, split, GOOD, (), partial(_write, image, array))
+
+
+def _write(image: Path, array: NDArray[np.uint8]) -> None:
+    with written_beside(image) as partial_file:
+        partial_file.write_bytes(png(np.ascontiguousarray(array)))

@@ -1,0 +1,259 @@
+"""Datasets whose labels stand in names, in folders or in a list beside the pictures, all without a split of their own.
+
+Where a protocol has to split the normal pictures, it is InCTRL's (arXiv 2403.06495, and its conversion scripts): a quarter of them
+is for testing, drawn by scikit-learn's train_test_split with random_state 42 from their order, which here is that of their names.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+from tasks.errors import BadInput
+from tasks.files import written_beside
+from tasks.ingestion.found import GOOD, Found, Item, Rejected, Source, files, folders, picture
+from tasks.pictures import Mask, png
+
+TEST_SHARE, SPLIT_SEED = 0.25, 42
+SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a defect
+
+
+def split_normal(images: Sequence[Path]) -> dict[Path, str]:
+    """Which of the normal pictures train and which test."""
+    if len(images) < 2:
+        return dict.fromkeys(images, "train")
+    _train, test = train_test_split(list(images), test_size=TEST_SHARE, random_state=SPLIT_SEED)
+    tested = set(test)
+    return {image: "test" if image in tested else "train" for image in images}
+
+
+def _labelled(normal: Sequence[Path], anomalous: Sequence[Path], category: str, defect: str) -> Iterator[Item]:
+    split = split_normal(normal)
+    yield from (picture(file, category, split[file], GOOD) for file in normal)
+    yield from (picture(file, category, "test", defect) for file in anomalous)
+
+
+def elpv(source: Source) -> Iterator[Item]:
+    """labels.csv: `images/cell0001.png  1.0  mono`, a picture, its defect probability, its crystal. Split as InCTRL's tables have it:
+    normal are the cells of probability 0, 1,131 of them to train on and 377 to test; anomalous those of probability 1, 715; cells
+    the experts were unsure of are left out."""
+    labels = (
+        source.needs("labels.csv") if (source.folder / "labels.csv").exists() else source.needs("src", "elpv_dataset", "data", "labels.csv")
+    )
+    cells = []
+    with labels.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            parts = line.split()
+            if not parts:
+                continue
+            try:
+                cells.append((labels.parent / parts[0], float(parts[1])))
+            except (IndexError, ValueError) as error:
+                raise BadInput(f"{labels}: line {number} is not a picture and its probability: {line.strip()!r}") from error
+    sure = {probability: [image for image, given in cells if given == probability] for probability in (0.0, 1.0)}
+    for image, probability in cells:
+        if probability not in sure:
+            yield Rejected(image, f"the experts were unsure of it (defect probability {probability:g})")
+    yield from _there(_labelled(sure[0.0], sure[1.0], source.name, "defective"))
+
+
+def yes_no(source: Source) -> Iterator[Item]:
+    """BrainMRI as on Kaggle: no/ without a tumour, yes/ with one."""
+    return _labelled(files(source.needs("no")), files(source.needs("yes")), source.name, "tumour")
+
+
+def head_ct(source: Source) -> Iterator[Item]:
+    """labels.csv: id, hemorrhage; head_ct/000.png, once more in a folder of its name as Kaggle packs it."""
+    folder = next((at for at in ("head_ct/head_ct", "head_ct") if (source.folder / at / "000.png").is_file()), "head_ct")
+    rows = []
+    with source.needs("labels.csv").open(newline="", encoding="utf-8") as stream:
+        for row in list(csv.reader(stream, skipinitialspace=True))[1:]:
+            if row:
+                rows.append((source.folder / folder / f"{int(row[0]):03d}.png", int(row[1])))
+    yield from _there(
+        _labelled([file for file, label in rows if label == 0], [file for file, label in rows if label == 1], source.name, "haemorrhage")
+    )
+
+
+def sdd2(source: Source) -> Iterator[Item]:
+    """KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise; a picture whose mask marks nothing is normal."""
+    for split in ("train", "test"):
+        found = files(source.needs(split))
+        masks = {file.stem.removesuffix("_GT"): file for file in found if file.stem.endswith("_GT")}
+        for file in found:
+            if file.stem.endswith("_GT"):
+                continue
+            mask = masks.pop(file.stem, None)
+            if mask is None:
+                yield Rejected(file, f"has no mask {file.stem}_GT.png, so nobody can say what it is")
+            elif _marked(mask) is None:
+                yield Rejected(file, f"its mask {mask.name} cannot be decoded")
+            elif _anything(mask):
+                yield picture(file, source.name, split, "defect", lambda _file, mask=mask: (mask,))  # type: ignore[misc]
+            else:
+                yield picture(file, source.name, split, GOOD)
+        yield from (Rejected(mask, "a mask for no picture") for mask in masks.values())
+
+
+Boxes = Callable[[int, int], list[tuple[int, int, int, int]]]  # width and height to (left, top, right, bottom)
+
+
+def kolektor(source: Source) -> Iterator[Item]:
+    """KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As InCTRL has it, every picture is cut across
+    into three, and a piece whose part of the label marks nothing is normal."""
+    pairs = []
+    for folder in folders(source.folder):
+        for file in files(folder):
+            if file.stem.endswith("_label"):
+                continue
+            label = file.with_name(f"{file.stem}_label.bmp")
+            if label.is_file():
+                pairs.append((file, label, f"{folder.name}_{file.stem}"))
+            else:
+                yield Rejected(file, f"has no label {label.name}, so nobody can say what it is")
+    if not pairs:
+        raise BadInput(f"{source.name}: {source.folder} has no <part>/<picture>.jpg with <picture>_label.bmp beside it")
+    yield from _cut(source, pairs, lambda _name: "defect", _thirds, keep_normal=True)
+
+
+# The defects' codes, the second number in a picture's name (Silvestre-Blanes et al., AUTEX Research Journal 2019).
+AITEX_DEFECTS = {
+    "002": "broken-end",
+    "006": "broken-yarn",
+    "010": "broken-pick",
+    "016": "weft-curling",
+    "019": "fuzzy-ball",
+    "022": "cut-selvage",
+    "023": "crease",
+    "025": "warp-ball",
+    "027": "knots",
+    "029": "contamination",
+    "030": "nep",
+    "036": "weft-crack",
+}
+
+
+def aitex(source: Source) -> Iterator[Item]:
+    """Strips of 4096x256, cut to squares: NODefect_images/<fabric>/*.png are normal; of Defect_images/0001_002_00.png those squares
+    are anomalous that Mask_images/0001_002_00_mask.png (or _mask1 and _mask2) marks, and the others left out, as InCTRL has it."""
+    strips = [(file, f"{folder.name}_{file.stem}") for folder in folders(source.needs("NODefect_images")) for file in files(folder)]
+    yield from _cut_normal(source, strips)
+    pairs = []
+    for file in files(_once_more(source.needs("Defect_images"))):
+        masks = _once_more(source.needs("Mask_images"))
+        mask = next((at for ending in ("_mask", "_mask1") if (at := masks / f"{file.stem}{ending}.png").is_file()), None)
+        if mask is None:
+            yield Rejected(file, f"has no mask {file.stem}_mask.png, so nobody can say which of its squares are anomalous")
+        else:
+            pairs.append((file, mask, file.stem))
+    yield from _cut(source, pairs, lambda name: AITEX_DEFECTS.get(name.split("_")[1], "defect"), _squares, keep_normal=False)
+
+
+def _once_more(folder: Path) -> Path:
+    """Kaggle packs a folder in a folder of its name."""
+    return folder / folder.name if (folder / folder.name).is_dir() else folder
+
+
+def _cut_normal(source: Source, strips: Sequence[tuple[Path, str]]) -> Iterator[Item]:
+    pieces: list[Found] = []
+    for file, name in strips:
+        size = _size(file)
+        if size is None:
+            yield Rejected(file, "cannot be decoded, so it is truncated or no picture")
+            continue
+        for number, box in enumerate(_squares(*size)):
+            image = source.written / GOOD / f"{name}_{number}.png"
+            pieces.append(Found(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+    yield from _split(pieces)
+
+
+def _cut(
+    source: Source, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
+) -> Iterator[Item]:
+    """Pieces of pictures; a piece is anomalous where the same piece of its mask marks anything."""
+    normal: list[Found] = []
+    anomalous: list[Found] = []
+    for file, mask, name in pairs:
+        marked, size = _marked(mask), _size(file)
+        if marked is None or size is None:
+            yield Rejected(file, f"it or its mask {mask.name} cannot be decoded")
+            continue
+        if (marked.shape[1], marked.shape[0]) != size:
+            yield Rejected(file, f"its mask {mask.name} is {marked.shape[1]}x{marked.shape[0]} pixels, the picture {size[0]}x{size[1]}")
+            continue
+        for number, box in enumerate(boxes(*size)):
+            piece = marked[box[1] : box[3], box[0] : box[2]]
+            kind = defect(name) if piece.any() else GOOD
+            image = source.written / kind / f"{name}_{number}.png"
+            if kind != GOOD:
+                truth = source.written / "masks" / f"{name}_{number}.png"
+                anomalous.append(Found(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth)))
+            elif keep_normal:
+                normal.append(Found(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+    yield from _split(normal)
+    yield from anomalous
+
+
+def _split(pieces: Sequence[Found]) -> Iterator[Found]:
+    split = split_normal([piece.image for piece in pieces])
+    yield from (Found(piece.image, piece.category, split[piece.image], piece.defect, piece.masks, piece.write) for piece in pieces)
+
+
+def _write_piece(file: Path, box: tuple[int, int, int, int], image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
+    with Image.open(file) as whole:
+        _write(image, png(np.asarray(whole.convert("RGB").crop(box))))
+    if mask is not None and truth is not None:
+        _write(truth, png(mask))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with written_beside(path) as partial_file:
+        partial_file.write_bytes(data)
+
+
+def _thirds(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    edges = [0, height // 3, height * 2 // 3, height]
+    return [(0, top, width, bottom) for top, bottom in pairwise(edges)]
+
+
+def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Side by side; what is left at the end, if it is half a square at least, counts as one."""
+    lefts = range(0, width, height)
+    return [(left, 0, min(left + height, width), height) for left in lefts if min(left + height, width) - left >= height // 2]
+
+
+def _there(items: Iterator[Item]) -> Iterator[Item]:
+    """What a list names and is not on disk, as rejected."""
+    for item in items:
+        if isinstance(item, Found) and not item.image.is_file():
+            yield Rejected(item.image, "the labels name it, and it is not there")
+        else:
+            yield item
+
+
+def _size(file: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _marked(file: Path) -> Mask | None:
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("L")) > 0
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _anything(file: Path) -> bool:
+    marked = _marked(file)
+    return marked is not None and bool(marked.any())

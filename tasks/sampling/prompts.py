@@ -1,0 +1,172 @@
+"""Which normal pictures of a target prompt, by category: drawn from a seed, or given in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import BadInput
+from tasks.ingestion.manifest import NORMAL
+from tasks.randomness import generator
+from tasks.sampling.settings import Draw
+
+Row = Mapping[str, Any]
+Chosen = dict[str, list[str]]
+"""Prompts by category."""
+
+
+def normal_pictures(rows: Sequence[Row], categories: Sequence[str]) -> Chosen:
+    """The normal training pictures of each category."""
+    found: Chosen = {category: [] for category in categories}
+    for row in rows:
+        if row["category"] in found and row["split"] == "train" and row["label"] == NORMAL:
+            found[row["category"]].append(row["image"])
+    return found
+
+
+class Drawing:
+    """Draws prompts of one target. A seed orders its pictures once and k shots are the first of them, so that more shots only ever add."""
+
+    def __init__(self, target: str, normal: Chosen, most: int, how: Draw) -> None:
+        """most: the greatest number of shots. Raises BadInput if there are too few pictures."""
+        self.target = target
+        self.normal = normal
+        self.most = most
+        self.how = how
+        self._ordered: dict[tuple[str, int], list[str]] = {}
+        for category, images in normal.items():
+            if how != "pooled" and len(images) < (most if how != "stratified" else 1):
+                raise BadInput(
+                    f"{target}: category {category!r} has {len(images)} normal training pictures, fewer than the {most} shots asked "
+                    "for; add pictures to its train/good or lower sampling.shots"
+                )
+        if sum(map(len, normal.values())) < most * len(normal):
+            raise BadInput(
+                f"{target}: {sum(map(len, normal.values()))} normal training pictures, fewer than {most} shots of {len(normal)} categories"
+            )
+
+    def draw(self, seed: int, shots: int) -> Chosen:
+        """k shots of a seed; pooled, a category may get none."""
+        if self.how == "pooled":
+            everything = [(image, category) for category, images in self.normal.items() for image in images]
+            order = generator(seed, self.target, "pooled prompts").permutation(len(everything))[: shots * len(self.normal)]
+            taken = [everything[index] for index in order]
+            return {category: [image for image, of in taken if of == category] for category in self.normal}
+        counts = _shared_out(self.normal, shots * len(self.normal)) if self.how == "stratified" else dict.fromkeys(self.normal, shots)
+        return {category: self._order(category, seed)[: counts[category]] for category in self.normal}
+
+    def _order(self, category: str, seed: int) -> list[str]:
+        if (category, seed) not in self._ordered:
+            images = self.normal[category]
+            if self.how == "central":
+                from tasks.sampling.central import most_central  # needs torch and an encoder
+
+                self._ordered[category, seed] = most_central(images, self.most, generator(seed, self.target, category, "central prompts"))
+            else:
+                order = generator(seed, self.target, category, "prompts").permutation(len(images))
+                self._ordered[category, seed] = [images[index] for index in order]
+        return self._ordered[category, seed]
+
+
+def _shared_out(normal: Chosen, total: int) -> dict[str, int]:
+    """`total` among the categories in proportion to their pictures, by the largest remainders; of equal ones the first."""
+    whole = sum(len(images) for images in normal.values())
+    exact = {category: total * len(images) / whole for category, images in normal.items()}
+    counts = {category: int(share) for category, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda category: counts[category] - exact[category])
+    for category in by_remainder[: total - sum(counts.values())]:
+        counts[category] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Given:
+    """Prompts out of a file, as paths of the manifest."""
+
+    by_category: dict[str, Chosen]
+    """By target and category."""
+    by_query: dict[str, list[str]]
+    """The most similar first, where the file says so for every query."""
+
+
+def read_given(file: Path, rows: Mapping[str, Sequence[Row]]) -> Given:
+    """rows: the manifest rows of each target. Reads
+
+        {target: {category: [paths]}}                            ours
+        {category: {"filename": path, …}}                        the MetaUAS authors' one prompt a category
+        {query path: [paths, the most similar first]}            the same authors' top-k lists, one such object a line
+
+    Paths are from the target's folder. Raises BadInput for a path that is no normal training picture of it.
+    """
+    content = _read(file)
+    find = {target: _finder(file, target, of) for target, of in rows.items()}
+    if content and all(isinstance(value, list) for value in content.values()):
+        by_query: dict[str, list[str]] = {}
+        for target, of in rows.items():
+            inside = _relative(of)
+            for query, prompts in content.items():
+                if query in inside:
+                    by_query[inside[query]["image"]] = [find[target](prompt) for prompt in prompts]
+        return Given({}, by_query)
+    chosen: dict[str, Chosen] = {}
+    for target, of in rows.items():
+        categories = {row["category"] for row in of}
+        named = content.get(target, content if set(content) & categories else {})
+        chosen[target] = {
+            category: [find[target](path) for path in _paths(file, category, named[category])]
+            for category in named
+            if category in categories
+        }
+    if not any(chosen.values()):
+        raise BadInput(f"{file}: sampling.prompts: names none of the targets {', '.join(rows)}, and none of their categories")
+    return Given(chosen, {})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: sampling.prompts: cannot be read ({error})") from error
+    try:
+        objects = [json.loads(text)]
+    except ValueError:
+        try:
+            objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise BadInput(f"{file}: sampling.prompts: neither JSON nor a JSON object a line ({error})") from error
+    if not all(isinstance(item, dict) for item in objects):
+        raise BadInput(f"{file}: sampling.prompts: not a JSON object of prompts")
+    return {key: value for item in objects for key, value in item.items()}
+
+
+def _paths(file: Path, category: str, value: Any) -> list[str]:
+    paths = [value["filename"]] if isinstance(value, dict) and "filename" in value else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise BadInput(f"{file}: sampling.prompts: {category!r} has neither a list of paths nor a filename")
+    return paths
+
+
+def _finder(file: Path, target: str, rows: Sequence[Row]) -> Callable[[str], str]:
+    inside = _relative(rows)
+
+    def find(path: str) -> str:
+        row = inside.get(path)
+        if row is None:
+            raise BadInput(f"{file}: sampling.prompts: {path!r} is no picture of {target}; paths are from its folder")
+        if row["split"] != "train" or row["label"] != NORMAL:
+            raise BadInput(f"{file}: sampling.prompts: {path!r} of {target} is no normal training picture, so it cannot prompt")
+        return str(row["image"])
+
+    return find
+
+
+def _relative(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows by their paths from the folder that holds them all, and from the one above it: a dataset of one category has its name there."""
+    root = Path(os.path.commonpath([Path(row["image"]).parent for row in rows]))
+    while root.name in ("good", "train", "test"):
+        root = root.parent
+    return {Path(row["image"]).relative_to(base).as_posix(): row for base in (root.parent, root) for row in rows}
