@@ -1,6 +1,6 @@
 """Ingests one dataset: what its folder holds in, one manifest and one list of rejected files out.
 
-It streams: files are listed, read and written in portions, so that memory does not grow with the pictures but for their hashes.
+It streams: files are listed, read and written in portions, so that of a picture no more than its name and a few bytes of its hash are held.
 """
 
 from __future__ import annotations
@@ -13,21 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tasks.errors import BadInput
-from tasks.files import write_csv, write_table, written_beside
+from tasks.files import write_csv, written_beside
 from tasks.ingestion.check import Facts, check, row, union
 from tasks.ingestion.found import Found, Item, Rejected, Source
 from tasks.ingestion.known import Known, known_files, stamp
-from tasks.ingestion.manifest import SCHEMA
+from tasks.ingestion.manifest import ANOMALOUS, NORMAL, SCHEMA
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
 
 PORTION = 2048  # files read between two commits
+ROWS_A_GROUP = 65536  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,26 @@ class Ingested:
 
 @dataclass
 class _Came:
-    """What reading came to so far."""
+    """What reading came to, beside the rows, which are on disk."""
 
-    tables: list[pa.Table] = field(default_factory=list)
+    kept: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
-    seen: dict[str, None] = field(default_factory=dict)  # categories, in order
+    seen: dict[str, int] = field(default_factory=dict)  # categories in order, with how many of their pictures are kept
+    hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # the start of each kept picture's sha256
+    labels: list[NDArray[np.int8]] = field(default_factory=list)
 
-    @property
-    def table(self) -> pa.Table:
-        return pa.concat_tables([SCHEMA.empty_table(), *self.tables])
+    def keep(self, rows: list[dict[str, Any]]) -> None:
+        self.kept += len(rows)
+        self.hashes.append(np.array([int(row_["sha256"][:16], 16) for row_ in rows], dtype=np.uint64))
+        self.labels.append(np.array([row_["label"] for row_ in rows], dtype=np.int8))
+        for row_ in rows:
+            self.seen[row_["category"]] += 1
+
+    def suspects(self) -> set[int]:
+        """Starts of hashes that stand there with both labels."""
+        hashes, labels = np.concatenate(self.hashes), np.concatenate(self.labels)
+        return set(np.intersect1d(hashes[labels == NORMAL], hashes[labels == ANOMALOUS]).tolist())
 
 
 def ingest_packaged(dataset: str, *, places: Places, workers: int) -> Ingested:
@@ -93,37 +108,52 @@ def ingest_folder(
 
 
 def _ingest(source: Source, items: Iterable[Item], licence: str, places: Places, workers: int) -> Ingested:
+    listed, manifest = (places.manifests / f"{source.name}.{ending}" for ending in ("rejected.csv", "parquet"))
+    work = places.checkpoints / "ingest"
+    work.mkdir(parents=True, exist_ok=True)
+    with written_beside(work / f"{source.name}.rows.parquet") as rows:
+        came = _read_all(source, items, licence, rows, work, workers)
+        conflicts = _conflicts(rows, came.suspects()) if came.kept else {}
+        came.rejected += conflicts.values()
+        write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in came.rejected))
+        for row_ in conflicts:
+            came.seen[row_.category] -= 1
+        for category, count in came.seen.items():
+            if not count:
+                raise BadInput(f"{source.name}: no usable picture is left in category {category!r}; {listed} says why, file by file")
+        if not came.seen:
+            raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} says why, file by file")
+        _write_manifest(rows, manifest, {row_.image for row_ in conflicts})
+    (work / f"{source.name}.rows.parquet").unlink()
+    return Ingested(came.kept - len(conflicts), len(came.rejected), dict(sorted(came.notes.items())))
+
+
+def _read_all(source: Source, items: Iterable[Item], licence: str, rows: Path, work: Path, workers: int) -> _Came:
+    """Writes the rows of the pictures that can be used, portion by portion."""
     came = _Came()
-    with known_files(places.checkpoints / "ingest" / f"{source.name}.sqlite") as known, ThreadPoolExecutor(workers) as pool:
-        bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
+    bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
+    with (
+        known_files(work / f"{source.name}.sqlite") as known,
+        ThreadPoolExecutor(workers) as pool,
+        pq.ParquetWriter(rows, SCHEMA, compression="zstd") as writer,
+    ):
         for portion in _portions(items):
-            rows = []
+            kept = []
             for item, facts in _judged(portion, source, known, pool):
                 if isinstance(item, Rejected):
                     came.rejected.append(item)
                     continue
-                came.seen.setdefault(item.category)
+                came.seen.setdefault(item.category, 0)
                 if facts.fault:
                     came.rejected.append(Rejected(item.image, facts.fault))
                     continue
                 came.notes.update([facts.note] if facts.note else [])
-                rows.append(row(item, facts, source, licence))
-            came.tables.append(pa.Table.from_pylist(rows, schema=SCHEMA))
+                kept.append(row(item, facts, source, licence))
+            came.keep(kept)
+            writer.write_table(pa.Table.from_pylist(kept, schema=SCHEMA))
             bar.update(len(portion))
-        bar.close()
-    table, conflicts = _without_conflicts(came.table)
-    rejected = [*came.rejected, *conflicts]
-    listed = places.manifests / f"{source.name}.rejected.csv"
-    write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in rejected))
-
-    left = set(pc.unique(table["category"]).to_pylist())
-    for category in came.seen:
-        if category not in left:
-            raise BadInput(f"{source.name}: no usable picture is left in category {category!r}; {listed} says why, file by file")
-    if not len(table):
-        raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} says why, file by file")
-    write_table(places.manifests / f"{source.name}.parquet", table)
-    return Ingested(len(table), len(rejected), dict(sorted(came.notes.items())))
+    bar.close()
+    return came
 
 
 def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -157,21 +187,39 @@ def _read(found: Found, source: Source) -> Facts:
     return facts
 
 
-def _without_conflicts(table: pa.Table) -> tuple[pa.Table, list[Rejected]]:
-    """The rows but those of pictures that stand twice, byte for byte, and are once normal and once anomalous."""
-    labels = table.group_by("sha256").aggregate([("label", "count_distinct")])
-    both = labels.filter(pc.greater(labels["label_count_distinct"], 1))["sha256"]
-    if not len(both):
-        return table, []
-    clash = pc.is_in(table["sha256"], both.combine_chunks())
-    rows = table.filter(clash).to_pylist()
-    rejected = []
-    for item in rows:
-        other = next(row_["image"] for row_ in rows if row_["sha256"] == item["sha256"] and row_["label"] != item["label"])
-        names = ("normal", "anomalous")
-        reason = f"labelled {names[item['label']]}, and {other}, the same picture byte for byte, {names[1 - item['label']]}: a conflict"
-        rejected.append(Rejected(Path(item["image"]), reason))
-    return table.filter(pc.invert(clash)), rejected
+class _Conflict(NamedTuple):
+    image: str
+    category: str
+
+
+def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
+    """The pictures that stand twice, byte for byte, and are once normal and once anomalous."""
+    if not suspects:
+        return {}
+    found = [
+        row_
+        for batch in pq.ParquetFile(rows).iter_batches(ROWS_A_GROUP)
+        for row_ in batch.to_pylist()
+        if int(row_["sha256"][:16], 16) in suspects
+    ]
+    names = ("normal", "anomalous")
+    conflicts = {}
+    for row_ in found:
+        other = next((one["image"] for one in found if one["sha256"] == row_["sha256"] and one["label"] != row_["label"]), None)
+        if other is not None:
+            label = row_["label"]
+            reason = f"labelled {names[label]}, and {other}, the same picture byte for byte, {names[1 - label]}: a conflict"
+            conflicts[_Conflict(row_["image"], row_["category"])] = Rejected(Path(row_["image"]), reason)
+    return conflicts
+
+
+def _write_manifest(rows: Path, manifest: Path, without: set[str]) -> None:
+    with written_beside(manifest) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for batch in pq.ParquetFile(rows).iter_batches(ROWS_A_GROUP):
+            table = pa.Table.from_batches([batch], schema=SCHEMA)
+            if without:
+                table = table.filter(pc.invert(pc.is_in(table["image"], pa.array(sorted(without), pa.string()))))
+            writer.write_table(table, row_group_size=ROWS_A_GROUP)
 
 
 def _from(file: Path, source: Source) -> Path:

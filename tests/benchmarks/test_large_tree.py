@@ -16,7 +16,7 @@ FILES, FOLDERS = 100_000, 10
 MOST_MEMORY = 1024  # MiB
 
 INGEST = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 from tasks.ingestion.ingest import Places, ingest_folder
 
@@ -24,7 +24,8 @@ folder = Path(sys.argv[1])
 start = time.perf_counter()
 came = ingest_folder("large", folder / "data", places=Places(folder / "pictures", folder / "manifests", folder / "checkpoints"), workers=2)
 taken = time.perf_counter() - start
-print(json.dumps([came.kept, taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
+print(json.dumps([came.kept, taken, peak]))
 """
 
 
