@@ -250,3 +250,36 @@ def test_without_prompts_only_a_detector_that_needs_none_is_measured(
         alone = winclip.detector.score(read_pictures([image], 64, "cpu"), [], episodes[0].category)[0]
     zero = [row["score"] for row in result.scores.to_pylist() if row["shots"] == 0 and row["image"] == image]
     assert zero == [pytest.approx(float(alone), abs=1e-5)]
+
+
+def test_queries_with_prompts_of_their_own_are_held_against_those(files: EpisodeFiles, contenders: list[Contender], layout: Path) -> None:
+    """The authors' top-k lists: batches of any size meet the right prompt."""
+    tests = [file.relative_to(layout).as_posix() for file in sorted(layout.glob("*/test/*/*.png"))]
+    listed = {query: [f"{query.split('/')[0]}/train/good/{place % 4}.png"] for place, query in enumerate(tests)}
+    prompts = layout.parent / "topk.json"
+    prompts.write_text("\n".join(json.dumps({query: own}) for query, own in listed.items()))
+    settings = SamplingSettings(shots=(1,), seeds=(0,), protocols=("class-agnostic",), prompts=str(prompts))
+    sample(settings, Use(("other",), ("parts",)), manifests=files.episodes.parent.parent / "manifests", files=files)
+    episode = next(episode for episode in read_episodes(files.episodes) if episode.category == "stones")
+    patch = contenders[0]
+    with torch.inference_mode():
+        expected = [
+            float(patch.detector.score(_pixels([query]), _pixels([own]))[0])
+            for query, own in zip(episode.queries, episode.own, strict=True)
+        ]
+    for batch_size in (1, 3):
+        [[scored]] = score_category([patch], [episode], maps_at=None, batch_size=batch_size, device="cpu")
+        assert scored.scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, contenders: list[Contender]) -> None:
+    """A normal stone is anomalous among bricks, and patch residual tells."""
+    settings = SamplingSettings(shots=(2,), seeds=(0,), protocols=("one-vs-all",))
+    sample(settings, Use(("other",), ("parts",)), manifests=files.episodes.parent.parent / "manifests", files=files)
+    result = evaluate_target("parts", contenders[:1], files, EvaluationSettings(resolution=64, shown=1), "cpu")
+    assert {item.episode.category for item in result.measured} == {"bricks", "stones"} and all(
+        item.queries == 8 for item in result.measured
+    )
+    rows = [row for row in result.scores.to_pylist() if row["category"] == "bricks"]
+    assert all(row["label"] == 1 for row in rows if "/stones/" in row["image"]) and sum(row["label"] == 0 for row in rows) == 2
+    assert min(item.figures["image_auroc"] for item in result.measured) > 0.8

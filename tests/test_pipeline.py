@@ -113,7 +113,7 @@ def test_the_run_can_be_watched(project: Path, api: str) -> None:
     assert artifacts["small-pairs-kinds"]["type"] == "table" and sum(int(row["pairs"]) for row in kinds) == 24
     assert "small-pairs-changed-area" in artifacts and "small-pairs-drops" in artifacts
     progress = [artifact for artifact in ask(api, "artifacts") if artifact["type"] == "progress"]
-    assert [artifact["data"] for artifact in progress] == [100.0, 100.0]  # of the inpainter and of MetaUAS
+    assert [artifact["data"] for artifact in progress] == [100.0, 100.0, 100.0]  # of the inpainter, MetaUAS and InCTRL
 
 
 def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
