@@ -26,6 +26,14 @@ def main() -> None:
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
     running.set_defaults(run=lambda arguments: retrain(arguments.pipeline))
+    for name, what in (
+        ("promote", "put the model that was trained last to use, whatever its figures"),
+        ("rollback", "put the model to use that was in use before"),
+        ("history", "list what was promoted, kept out and rolled back, and what is in use"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("pipeline")
+        command.set_defaults(run=lambda arguments, name=name: MODELS[name](arguments.pipeline))
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
     datasets.set_defaults(run=lambda _arguments: list_datasets())
     inspecting = commands.add_parser("inspect", help="say what a dataset on disk holds, and draw a contact sheet of it")
@@ -72,6 +80,34 @@ def retrain(pipeline: str) -> None:
 
     with one_api():
         flow(pipeline)
+
+
+def promote(pipeline: str) -> None:
+    from flows.promotion import promote as work
+
+    Console().print(work(pipeline), soft_wrap=True)
+
+
+def rollback(pipeline: str) -> None:
+    from flows.promotion import rollback as work
+
+    Console().print(work(pipeline), soft_wrap=True)
+
+
+def history(pipeline: str) -> None:
+    from flows.promotion import read_current, read_history
+
+    enabled_pipeline(pipeline)
+    current = read_current(pipeline)
+    table = Table(title=f"{pipeline}: {f'model {current.candidate[:8]} is in use' if current else 'no model is in use'}")
+    for title in ("time", "what", "model", "commit", "why"):
+        table.add_column(title, overflow="fold")
+    for model in read_history(pipeline):
+        table.add_row(model.time, model.action, model.candidate[:8], model.commit[:8], model.reason)
+    Console().print(table)
+
+
+MODELS = {"promote": promote, "rollback": rollback, "history": history}
 
 
 def import_model(detector: str, checkpoint: Path, folder: Path) -> None:

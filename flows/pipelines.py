@@ -14,6 +14,7 @@ from flows.runner import Runner
 from flows.settings import FILE, nearest, parse, read_yaml
 from tasks.detector_settings import DetectorSettings
 from tasks.errors import BadInput
+from tasks.evaluation.promotion import PromotionSettings
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
@@ -96,6 +97,8 @@ class Pipeline(Strict):
     detectors: DetectorSettings
     training: Trainings
     evaluation: EvaluationSettings
+    promotion: PromotionSettings = PromotionSettings()
+    """When a retrained model takes the place of the one in use."""
 
     @property
     def datasets(self) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ INPAINTERS = DATA / "inpainters"
 PAIRS = DATA / "pairs"
 CHECKPOINTS = DATA / "checkpoints"
 MODELS = DATA / "models"
+CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
 EVALUATION = DATA / "evaluation"
 
 

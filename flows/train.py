@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 
 from flows.runner import workers
 from flows.settings import read_setting
-from flows.stage import CHECKPOINTS, EPISODES, MODELS, PAIRS, run_stage
+from flows.stage import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS, run_stage
 from tasks.detector_settings import TRAINED, DetectorSettings, TrainedSettings
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.training.loop import Places
@@ -18,12 +18,13 @@ from tasks.training.task import train_inctrl, train_metauas, use_given_model
 def train(pipeline: str) -> None:
     detectors = read_setting(("pipelines", pipeline, "detectors"), DetectorSettings)
     settings = read_setting(("pipelines", pipeline, "training"), Trainings)
-    (MODELS / pipeline).mkdir(parents=True, exist_ok=True)  # stays empty where no detector needs training
+    candidate = MODELS / pipeline / CANDIDATE
+    candidate.mkdir(parents=True, exist_ok=True)  # stays empty where no detector needs training
     for name in TRAINED:
         if name not in detectors:
             continue
         chosen: TrainedSettings = detectors[name]
-        places = Places(MODELS / pipeline / name, CHECKPOINTS / pipeline / name)
+        places = Places(candidate / name, CHECKPOINTS / pipeline / name)
         if chosen.model is not None:
             use_given_model(name, chosen, places.model_folder)
             get_run_logger().info(f"{pipeline}: {name} as {chosen.model} has it")

@@ -104,12 +104,20 @@ SMALL = {
 
 def make_project(folder: Path) -> Path:
     """A checkout of this project, with a small pipeline over real pictures and nothing made yet."""
-    folder.mkdir()
-    for name in ("flows", "tasks", "dvc.yaml", "pyproject.toml", "requirements.lock", ".dvcignore", ".gitignore"):
+    (folder / ".dvc").mkdir(parents=True)
+    for name in (
+        "flows",
+        "tasks",
+        "dvc.yaml",
+        "pyproject.toml",
+        "requirements.lock",
+        ".dvcignore",
+        ".gitignore",
+        ".dvc/config",
+        ".dvc/plots",
+    ):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / name)
-    (folder / ".dvc").mkdir()
-    shutil.copyfile(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     make_layout(folder / "parts")
     cup = np.zeros((400, 600), dtype=np.uint8)  # of the photograph coffee, 400x600
     cup[110:290, 170:420] = 255

@@ -69,11 +69,11 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/inpainters/small/training_log.csv",
         "data/pairs/small/overview/local-region.png",
         "data/pairs/small/overview/kinds.csv",
-        "data/models/small/metauas/model.safetensors",
-        "data/models/small/metauas/config.json",
-        "data/models/small/metauas/training_log.csv",
-        "data/models/small/inctrl/model.safetensors",
-        "data/models/small/inctrl/training_log.csv",
+        "data/models/small/candidate/metauas/model.safetensors",
+        "data/models/small/candidate/metauas/config.json",
+        "data/models/small/candidate/metauas/training_log.csv",
+        "data/models/small/candidate/inctrl/model.safetensors",
+        "data/models/small/candidate/inctrl/training_log.csv",
         "data/evaluation/small/scores.parquet",
         "data/evaluation/small/report.html",
         "data/evaluation/small/plots/roc-parts.png",
@@ -228,7 +228,7 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
         "metauas+": ["1"],
         "winclip": ["0", "1"],
     }
-    assert sha256(folder / "data/models/small/metauas/model.safetensors") == sha256(folder / "given/model.safetensors")
+    assert sha256(folder / "data/models/small/candidate/metauas/model.safetensors") == sha256(folder / "given/model.safetensors")
 
 
 @pytest.mark.slow

@@ -1,12 +1,11 @@
-"""Evaluation in steps that can run anywhere: load the contenders, evaluate each target, write what came of it."""
+"""Evaluation in steps that can run anywhere: load the contenders, measure them on each target."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,53 +14,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.detector_settings import DetectorName, DetectorSettings
+from tasks.detector_settings import DetectorSettings
 from tasks.detectors import load_detectors, resolution_of
-from tasks.evaluation.figures import FIGURES, image_figures, pixel_figures
-from tasks.evaluation.score import Contender, Scored, score_category
-from tasks.evaluation.settings import EvaluationSettings
-from tasks.files import write_table, write_text
+from tasks.evaluation.figures import Truth, image_figures, tally, truth_of
+from tasks.evaluation.gallery import Gallery, choose
+from tasks.evaluation.results import SCORES, Measure, Measured
+from tasks.evaluation.score import Contender, Scored, anomaly_maps, score_category
+from tasks.evaluation.settings import Convention, EvaluationSettings
+from tasks.evaluation.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.pictures import Mask, read_mask
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 
-SCORES = pa.schema(
-    [
-        pa.field("target", pa.string(), nullable=False),
-        pa.field("category", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("shots", pa.int32(), nullable=False),
-        pa.field("seed", pa.int32(), nullable=False),
-        pa.field("detector", pa.string(), nullable=False),
-        pa.field("image", pa.string(), nullable=False),
-        pa.field("label", pa.int8(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-    ]
-)
+BY_PIXEL = ("class-specific", "class-agnostic")
+"""Protocols in which a mask says what is anomalous; in the others a whole picture is, of another class."""
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The figures of one detector on one episode, as fractions. Pixel figures are absent where there are no masks."""
-
-    detector: DetectorName
-    episode: Episode
-    queries: int
-    figures: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A query to look at: what prompted it, its mask if there is one, and each detector's anomaly map RxR."""
-
-    image: str
-    prompt: str | None  # None where nothing prompted it
-    category: str
-    label: int
-    mask: str | None
-    maps: dict[DetectorName, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +37,7 @@ class TargetResult:
     target: str
     measured: list[Measured]
     scores: pa.Table  # of SCORES
-    shown: list[Shown]
+    gallery: Gallery
 
 
 def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, models: Path, device: str) -> list[Contender]:
@@ -81,114 +49,101 @@ def load_contenders(detectors: DetectorSettings, settings: EvaluationSettings, m
 
 
 def evaluate_target(
-    target: str, contenders: Sequence[Contender], files: EpisodeFiles, settings: EvaluationSettings, device: str
+    target: str,
+    contenders: Sequence[Contender],
+    files: EpisodeFiles,
+    settings: EvaluationSettings,
+    device: str,
+    report: Callable[[float], None] = lambda share: None,
 ) -> TargetResult:
-    """Scores and measures every contender on every episode of one target."""
+    """Scores and measures every contender on every episode of one target. report: is told the share of the work that is done."""
     episodes = [episode for episode in read_episodes(files.episodes) if episode.target == target]
     row_of = {row["image"]: row for row in read_pictures(files.targets) if row["dataset"] == target}
+    groups = _sharing_an_encoder(contenders)
+    kinds = list(dict.fromkeys((episode.category, episode.queries, episode.labels) for episode in episodes))
     measured: list[Measured] = []
-    scores: list[dict[str, Any]] = []
-    shown: list[Shown] = []
-    for category, queries in dict.fromkeys((episode.category, episode.queries) for episode in episodes):
-        mine = [episode for episode in episodes if (episode.category, episode.queries) == (category, queries)]
-        masks = _masks([row_of[image] for image in mine[0].queries], settings.resolution)
-        gallery = _Gallery(mine, row_of, settings.shown)
-        maps_at = settings.resolution if masks is not None else None
-        for group in _sharing_an_encoder(contenders):
-            if masks is None:  # pictures to look at need maps all the same: of one episode, a few queries
-                gallery.fill(group, settings, device)
-            for batch in score_category(group, mine, maps_at=maps_at, batch_size=settings.batch_size, device=device):
+    scored: list[Scored] = []
+    for place, kind in enumerate(kinds):
+        mine = [episode for episode in episodes if (episode.category, episode.queries, episode.labels) == kind]
+        masks = _Masks([row_of[image] for image in mine[0].queries], mine[0], settings.resolution)
+        counts = {min(contender.queries or len(kind[1]), len(kind[1])) for contender in contenders}
+        resamples = {count: resample(kind[1][:count], kind[2][:count]) for count in counts}
+        for number, group in enumerate(groups):
+            before = (place + number / len(groups)) / len(kinds)
+            for batch in score_category(
+                group,
+                mine,
+                masks=masks if masks.any else None,
+                resolution=settings.resolution,
+                batch_size=settings.batch_size,
+                device=device,
+                report=lambda share, before=before: report(before + share / len(groups) / len(kinds)),  # type: ignore[misc]
+            ):
                 with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
-                    measured.extend(pool.map(partial(_measure, masks=masks), batch))
-                for scored in batch:
-                    gallery.keep(scored)
-                    scores.extend(_score_rows(scored))
-        shown.extend(gallery.shown())
-    return TargetResult(target, measured, pa.Table.from_pylist(scores, schema=SCORES), shown)
+                    measured.extend(pool.map(partial(_measure, resamples=resamples, convention=settings.convention), batch))
+                scored.extend(Scored(item.detector, item.episode, item.images, item.scores, None) for item in batch)
+    order = {name: place for place, name in enumerate(contender.name for contender in contenders)}
+    number_of = {episode: number for number, episode in enumerate(episodes)}
+    for found in (measured, scored):
+        found.sort(key=lambda item: (order[item.detector], number_of[item.episode]))
+    gallery = choose(target, scored, row_of, settings.shown)
+    for episode, images in gallery.wanted():
+        for group in groups:
+            able = [contender for contender in group if episode.prompts or not contender.detector.needs_prompts]
+            if able:
+                gallery.keep(episode, anomaly_maps(able, episode, images, batch_size=settings.batch_size, device=device))
+    return TargetResult(target, measured, pa.concat_tables([SCORES.empty_table(), *map(_score_rows, scored)]), gallery)
 
 
-def _measure(scored: Scored, masks: NDArray[np.bool_] | None) -> Measured:
-    labels = np.array(scored.episode.labels[: len(scored.images)]) == ANOMALOUS
-    figures = image_figures(labels, scored.scores)
-    if masks is not None and scored.maps is not None:
-        figures |= pixel_figures(masks[: len(scored.images)], scored.maps)
-    return Measured(scored.detector, scored.episode, len(scored.images), figures)
+def _measure(scored: Scored, resamples: Mapping[int, NDArray[np.float32]], convention: Convention) -> Measured:
+    """resamples: of the first so many queries, for each number of them that some detector scores."""
+    episode, count = scored.episode, len(scored.images)
+    by_picture = scored.pixels.by_picture() if scored.pixels else None
+    exact = scored.pixels.figures(convention) if scored.pixels else {}
+    figures = _measures(episode, scored.scores, by_picture, exact, resamples[count])
+    few = min(resamples)
+    some = figures
+    if few < count:
+        first = None if by_picture is None else by_picture[:, :few]
+        some = _measures(episode, scored.scores[:few], first, {} if first is None else coarse_figures(first), resamples[few])
+    levels = None if by_picture is None else by_picture.sum(1, dtype=np.float64)
+    return Measured(scored.detector, episode, count, figures, some, few, levels)
 
 
-def metrics(measured: Sequence[Measured]) -> dict[str, Any]:
-    """{target: {detector: {protocol: {shots: {figure: {mean, std}}}}}}.
-
-    A seed's figure is the mean over categories; mean and (population) standard deviation are over seeds.
-    """
-    by_seed: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for item in measured:
-        episode = item.episode
-        for figure, value in item.figures.items():
-            by_seed[episode.target, item.detector, episode.protocol, str(episode.shots), figure][episode.seed].append(value)
-    tree: dict[str, Any] = {}
-    for (target, detector, protocol, shots, figure), seeds in by_seed.items():
-        values = [float(np.mean(categories)) for categories in seeds.values()]
-        leaf = {"mean": round(float(np.mean(values)), 6), "std": round(float(np.std(values)), 6)}
-        tree.setdefault(target, {}).setdefault(detector, {}).setdefault(protocol, {}).setdefault(shots, {})[figure] = leaf
-    return tree
-
-
-def table(tree: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The metrics as rows of text for people: one a target, detector, protocol and shots; percent, mean ± std over seeds."""
-    rows = []
-    for target, detectors in tree.items():
-        for detector, protocols in detectors.items():
-            for protocol, shots in protocols.items():
-                for count, figures in shots.items():
-                    cells = {
-                        name: f"{100 * figures[name]['mean']:.1f} ± {100 * figures[name]['std']:.1f}" if name in figures else ""
-                        for name in FIGURES
-                    }
-                    rows.append({"target": target, "detector": detector, "protocol": protocol, "shots": count, **cells})
-    return rows
+def _measures(
+    episode: Episode,
+    scores: NDArray[np.float32],
+    by_picture: NDArray[np.float32] | None,
+    pixel_values: dict[str, float],
+    counts: NDArray[np.float32],
+) -> dict[str, Measure]:
+    """The figures of the first so many queries as there are scores, and their draws."""
+    labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
+    values = {name: float(value) for name, value in image_figures(tally(scores[labels], np.sort(scores[~labels]))).items()}
+    draws: dict[str, Draws] = image_draws(counts, labels, scores)
+    if by_picture is not None:
+        values |= pixel_values
+        draws |= pixel_draws(counts, by_picture, pixel_values)
+    return {name: Measure(value, draws[name]) for name, value in values.items()}
 
 
-def write_results(folder: Path, results: Sequence[TargetResult]) -> dict[str, Any]:
-    """Writes metrics.json and scores.parquet; gives the metrics."""
-    tree = metrics([item for result in results for item in result.measured])
-    write_text(folder / "metrics.json", json.dumps(tree, indent=1) + "\n")
-    write_table(folder / "scores.parquet", pa.concat_tables([result.scores for result in results]))
-    return tree
+class _Masks:
+    """The masks of an episode's queries, read a batch at a time."""
 
+    def __init__(self, rows: Sequence[Row], episode: Episode, resolution: int) -> None:
+        self.files: list[str | None] = [row["mask"] for row in rows]
+        self.labels = episode.labels
+        self.resolution = resolution
+        self.any = episode.protocol in BY_PIXEL and any(self.files)
 
-class _Gallery:
-    """Collects the maps of a few queries of a category, of the first class-specific episode with the most shots."""
+    def __call__(self, start: int, stop: int) -> Truth:
+        masks = [self._read(file, label) for file, label in zip(self.files[start:stop], self.labels[start:stop], strict=True)]
+        return truth_of(masks, (self.resolution, self.resolution))
 
-    def __init__(self, episodes: Sequence[Episode], row_of: Mapping[str, Row], count: int) -> None:
-        self.episode = min(episodes, key=lambda episode: (episode.protocol != "class-specific", -episode.shots, episode.seed))
-        self.images = self.episode.queries[:count]
-        self.row_of = row_of
-        self.maps: dict[str, dict[DetectorName, NDArray[np.float32]]] = {image: {} for image in self.images}
-
-    def fill(self, group: Sequence[Contender], settings: EvaluationSettings, device: str) -> None:
-        if self.images:
-            episode = replace(self.episode, queries=self.images)
-            for batch in score_category(group, [episode], maps_at=settings.resolution, batch_size=settings.batch_size, device=device):
-                for scored in batch:
-                    self.keep(scored)
-
-    def keep(self, scored: Scored) -> None:
-        same = (scored.episode.protocol, scored.episode.shots, scored.episode.seed) == (
-            self.episode.protocol,
-            self.episode.shots,
-            self.episode.seed,
-        )
-        if same and scored.maps is not None:
-            for image, map_ in zip(scored.images, scored.maps, strict=True):
-                if image in self.maps:
-                    self.maps[image][scored.detector] = map_.copy()
-
-    def shown(self) -> list[Shown]:
-        rows = [self.row_of[image] for image in self.images]
-        return [
-            Shown(row["image"], next(iter(self.episode.prompts), None), self.episode.category, label, row["mask"], self.maps[row["image"]])
-            for row, label in zip(rows, self.episode.labels, strict=False)
-        ]
+    def _read(self, file: str | None, label: int) -> Mask | None:
+        if file is not None:
+            return read_mask(Path(file), self.resolution)
+        return None if label == ANOMALOUS else np.zeros((self.resolution, self.resolution), dtype=bool)
 
 
 def _sharing_an_encoder(contenders: Sequence[Contender]) -> list[list[Contender]]:
@@ -198,16 +153,10 @@ def _sharing_an_encoder(contenders: Sequence[Contender]) -> list[list[Contender]
     return list(groups.values())
 
 
-def _masks(rows: Sequence[Row], resolution: int) -> NDArray[np.bool_] | None:
-    """The queries' masks NxRxR, all False for normal pictures; None for a category without masks."""
-    if not any(row["mask"] for row in rows):
-        return None
-    nothing: Mask = np.zeros((resolution, resolution), dtype=bool)
-    return np.stack([read_mask(Path(row["mask"]), resolution) if row["mask"] else nothing for row in rows])
-
-
-def _score_rows(scored: Scored) -> Iterator[dict[str, Any]]:
-    episode = scored.episode
-    about = {name: getattr(episode, name) for name in ("target", "category", "protocol", "shots", "seed")}
-    for image, label, score in zip(scored.images, episode.labels, scored.scores.tolist(), strict=False):  # a slow detector scores the first
-        yield {**about, "detector": scored.detector, "image": image, "label": label, "score": score}
+def _score_rows(scored: Scored) -> pa.Table:
+    episode, count = scored.episode, len(scored.images)
+    about = [
+        [value] * count for value in (episode.target, episode.category, episode.protocol, episode.shots, episode.seed, scored.detector)
+    ]
+    columns = [*about, scored.images, episode.labels[:count], scored.scores]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCORES, strict=True)], schema=SCORES)

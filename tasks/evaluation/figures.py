@@ -1,106 +1,223 @@
-"""The seven figures: AUROC, AP and F1max of images and of pixels, and AUPRO, all exact over every threshold.
+"""The seven figures: AUROC, AP and F1max of images and of pixels, and AUPRO, defined once.
 
-One descending sort of the scores serves all of them; scikit-learn, which the tests hold them against, would sort for each.
+All of them follow from the same counts, taken at each distinct score of a positive: how many positives have it, and how many
+negatives have more, or just as much (`Tally`). So nothing but the negatives' bare scores is ever sorted, and the same lines serve
+exact scores, histograms of them and, along a leading axis, a thousand resamples at once (tasks.evaluation.spread).
+
+AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP, F1max: as scikit-learn's average_precision_score and the best F1 of its
+precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. A figure that is not
+defined (no anomalous picture, no mask, no normal pixel) is left out; none is ever NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from tasks.pictures import Mask
 
-FIGURES = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
-PRO_LIMIT = 0.3  # false positive rate AUPRO is integrated to (Bergmann et al., CVPR 2019)
-EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)  # as in MVTec AD's own evaluation code
+FigureName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
+FIGURES: tuple[FigureName, ...] = get_args(FigureName)
+IMAGE_FIGURES, PIXEL_FIGURES = FIGURES[:3], FIGURES[3:]
+PRO_LIMIT = 0.3  # false positive rate AUPRO is integrated to, and divided by
+PUBLISHED_STEPS = 200  # thresholds of the authors' AUPRO
+
+Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """Counts at every distinct threshold, highest first; a point is «everything scored at least this is anomalous»."""
+class Tally:
+    """Counts at each of T distinct scores of positives, highest first. Each is ...xT; leading axes are resamples.
 
-    true_positives: NDArray[np.float64]
-    false_positives: NDArray[np.float64]
-    order: NDArray[np.intp]  # of the scores, descending
-    ends: NDArray[np.intp]  # where each threshold's ties end in that order
-
-    @property
-    def positives(self) -> float:
-        return float(self.true_positives[-1])
-
-    @property
-    def negatives(self) -> float:
-        return float(self.false_positives[-1])
-
-
-def rank(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> Ranking:
-    """labels and scores: N each. Tied scores share one threshold."""
-    order = np.argsort(-scores)
-    ordered = scores[order]
-    ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    hits = np.cumsum(labels[order], dtype=np.float64)[ends]
-    return Ranking(hits, ends + 1.0 - hits, order, ends)
-
-
-def auroc(ranking: Ranking) -> float:
-    """Area under true over false positive rate, by trapezoids."""
-    true, false = ranking.true_positives / ranking.positives, ranking.false_positives / ranking.negatives
-    return float(np.trapezoid(np.append(0.0, true), np.append(0.0, false)))
-
-
-def average_precision(ranking: Ranking) -> float:
-    """Sum over thresholds of precision times the gain in recall."""
-    precision = ranking.true_positives / (ranking.true_positives + ranking.false_positives)
-    return float(np.sum(np.diff(ranking.true_positives / ranking.positives, prepend=0.0) * precision))
-
-
-def f1max(ranking: Ranking) -> float:
-    """The best F1 over thresholds."""
-    return float(np.max(2 * ranking.true_positives / (ranking.true_positives + ranking.false_positives + ranking.positives)))
-
-
-def image_figures(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> dict[str, float]:
-    """The three image figures, as fractions. Both labels must occur."""
-    ranking = rank(labels, scores)
-    return {"image_auroc": auroc(ranking), "image_ap": average_precision(ranking), "image_f1max": f1max(ranking)}
-
-
-def pixel_figures(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> dict[str, float]:
-    """The four pixel figures, as fractions, over all pixels of all pictures. masks, maps: NxHxW; some pixel of each label."""
-    ranking = rank(masks.ravel(), maps.ravel())
-    return {
-        "pixel_auroc": auroc(ranking),
-        "pixel_ap": average_precision(ranking),
-        "pixel_f1max": f1max(ranking),
-        "pixel_aupro": aupro(masks, ranking),
-    }
-
-
-def aupro(masks: NDArray[np.bool_], ranking: Ranking) -> float:
-    """Area under the mean overlap a region over the false positive rate up to 0.3, divided by 0.3.
-
-    Regions are the connected components of each mask (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021,
-    section 5.2). Exact: the curve has a point at every distinct score, and the last piece is cut at 0.3 by interpolation.
+    A threshold is «everything scored at least this is anomalous»; what is scored the same shares it.
     """
-    # Every pixel of a region adds 1 / (its region's size x number of regions) to the mean overlap.
-    share = np.zeros(masks.shape, dtype=np.float64)
-    regions = 0
-    for mask, target in zip(masks, share, strict=True):
-        for region in _regions(mask):
-            target[region] = 1.0 / region.sum()
-            regions += 1
-    overlap = np.append(0.0, np.cumsum(share.ravel()[ranking.order])[ranking.ends] / regions)
-    rate = np.append(0.0, ranking.false_positives / ranking.negatives)
-    inside = rate <= PRO_LIMIT
-    at_limit = np.interp(PRO_LIMIT, rate, overlap)
-    return float(np.trapezoid(np.append(overlap[inside], at_limit), np.append(rate[inside], PRO_LIMIT)) / PRO_LIMIT)
+
+    hits: Counts  # positives with this score
+    above: Counts  # negatives with a higher one
+    level: Counts  # negatives with just this one
+    negatives: Counts  # all of them, ...
+    overlap: Counts | None = None  # of pixels: what those hits add to the sum, over regions, of the share of a region found
+
+    @property
+    def positives(self) -> Counts:
+        return self.hits.sum(-1)
+
+    @property
+    def true_positive_rate(self) -> Counts:
+        return np.cumsum(self.hits, -1) / self.positives[..., None]
+
+    @property
+    def false_positive_rate(self) -> Counts:
+        """...xT, once what is scored the same is counted."""
+        return (self.above + self.level) / self.negatives[..., None]
+
+    @property
+    def precision(self) -> Counts:
+        found = np.cumsum(self.hits, -1)
+        return found / np.maximum(found + self.above + self.level, 1e-12)  # a resample may lack the highest scores
 
 
-def _regions(mask: Mask) -> Iterator[Mask]:
-    labelled, count = ndimage.label(mask, structure=EIGHT_CONNECTED)
-    for number in range(1, count + 1):
-        yield labelled == number
+def tally(positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating] | None = None) -> Tally | None:
+    """positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either."""
+    if not len(positives) or not len(negatives):
+        return None
+    scores, place = np.unique(positives, return_inverse=True)
+    higher = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "right"))
+    at_least = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "left"))
+    return Tally(
+        hits=np.bincount(place)[::-1].astype(np.float64),
+        above=higher[::-1].astype(np.float64),
+        level=(at_least - higher)[::-1].astype(np.float64),
+        negatives=np.float64(len(negatives)) * np.ones(()),
+        overlap=None if overlap is None else np.bincount(place, overlap)[::-1].astype(np.float64),
+    )
+
+
+def tally_levels(positives: Counts, negatives: Counts, overlap: Counts | None = None) -> Tally:
+    """The same from histograms ...xL of the scores, lowest first: what falls into one level counts as scored the same."""
+    falling = negatives[..., ::-1]
+    upto = np.cumsum(falling, -1)
+    return Tally(positives[..., ::-1], upto - falling, falling, upto[..., -1], None if overlap is None else overlap[..., ::-1])
+
+
+def auroc(counts: Tally) -> Counts:
+    """How often a positive is scored higher than a negative; ties count half."""
+    lower = counts.negatives[..., None] - counts.above - counts.level
+    return (counts.hits * (lower + counts.level / 2)).sum(-1) / (counts.positives * counts.negatives)
+
+
+def average_precision(counts: Tally) -> Counts:
+    """The sum over thresholds of precision times the gain in recall."""
+    return (counts.hits * counts.precision).sum(-1) / counts.positives
+
+
+def f1max(counts: Tally) -> Counts:
+    """The best F1 over thresholds. Between two scores of positives only false positives are added, so one of those is the best."""
+    found = np.cumsum(counts.hits, -1)
+    return (2 * found / (found + counts.above + counts.level + counts.positives[..., None])).max(-1)
+
+
+def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
+    """The area under the mean overlap a region over the false positive rate, up to `limit` and divided by it. Exact.
+
+    The curve has a point at every distinct score and is straight between them, so that each pixel found adds the area under a ramp:
+    from the rate of what is scored higher to the rate with what is scored the same.
+    """
+    assert counts.overlap is not None
+    before, after = counts.above / counts.negatives[..., None], counts.false_positive_rate
+    cut = np.clip(limit - before, 0, None) ** 2 / (2 * np.maximum(after - before, 1e-300))
+    area = np.where(after <= limit, limit - (before + after) / 2, cut)
+    return (counts.overlap * area).sum(-1) / (counts.overlap.sum(-1) * limit)
+
+
+def aupro_as_published(
+    positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], limit: float = PRO_LIMIT
+) -> float | None:
+    """AUPRO as the code of MetaUAS and most others of the field computes it: at 200 equidistant thresholds of the scores' range, strictly
+    above each, those whose false positive rate is below `limit`; the rate rescaled between the least and greatest of them. It is
+    not the area to 0.3: what the curve does before the least rate is cut away, and a coarse curve is stretched.
+
+    negatives: ascending. None where fewer than two different rates are below the limit (the original divides by zero there).
+    """
+    low, high = (extreme(extreme(positives), extreme(negatives)) for extreme in (np.min, np.max)) if len(positives) else (0.0, 0.0)
+    if not len(negatives) or high <= low:
+        return None
+    thresholds = np.arange(low, high, (high - low) / PUBLISHED_STEPS)
+    rates = 1 - np.searchsorted(negatives, thresholds, "right") / len(negatives)
+    order = np.argsort(positives)
+    beneath = np.append(0.0, np.cumsum(overlap[order]))[np.searchsorted(positives[order], thresholds, "right")]
+    overlaps = 1 - beneath / overlap.sum()
+    inside = rates < limit
+    if inside.sum() < 2 or np.ptp(rates[inside]) == 0:
+        return None
+    rescaled = (rates[inside] - rates[inside].min()) / np.ptp(rates[inside])
+    return float(-np.trapezoid(overlaps[inside], rescaled))
+
+
+def image_figures(counts: Tally | None) -> dict[str, Counts]:
+    """The three image figures, as fractions."""
+    if counts is None:
+        return {}
+    return dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
+
+
+def pixel_figures(counts: Tally | None) -> dict[str, Counts]:
+    """The four pixel figures, as fractions, over all pixels of all pictures together."""
+    if counts is None:
+        return {}
+    return dict(zip(PIXEL_FIGURES, (auroc(counts), average_precision(counts), f1max(counts), aupro(counts)), strict=True))
+
+
+def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
+    """What the pixel figures may be at the least and at the most if what counts as scored the same is not: of a histogram's figures, how
+    far they can be from those of the scores themselves."""
+    found, more = np.cumsum(counts.hits), counts.above + counts.level
+    positives, negatives = counts.positives, counts.negatives
+    width = (counts.hits * counts.level).sum() / (2 * positives * negatives)
+    area = auroc(counts)
+    best = (counts.hits * found / (found + counts.above)).sum() / positives
+    worst = (counts.hits * (found - counts.hits + 1) / (found - counts.hits + 1 + more)).sum() / positives
+    f1 = 2 * found / (found + counts.above + positives)
+    result = {
+        "pixel_auroc": (area - width, area + width),
+        "pixel_ap": (worst, best),
+        "pixel_f1max": (f1max(counts), f1.max()),
+    }
+    if counts.overlap is not None:
+        room = [np.clip(PRO_LIMIT - rate / negatives, 0, None) for rate in (more, counts.above)]
+        low, high = ((counts.overlap * each).sum() / (counts.overlap.sum() * PRO_LIMIT) for each in room)
+        result["pixel_aupro"] = (low, high)
+    return {name: (float(low), float(high)) for name, (low, high) in result.items()}
+
+
+def heading(figure: str) -> str:
+    """image_auroc -> I-AUROC, as the papers write it."""
+    level, _, name = figure.partition("_")
+    names = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max", "aupro": "AUPRO"}
+    return f"{level[0].upper()}-{names[name]}" if name in names else figure
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is anomalous in B pictures of HxW.
+
+    A picture that is anomalous and has no mask is not known: its pixels count for nothing.
+    """
+
+    normal: NDArray[np.bool_]  # BxHxW: pixels that are known and not anomalous
+    anomalous: NDArray[np.intp]  # places of the P anomalous pixels among all BxHxW
+    overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
+
+    def first(self, count: int) -> Truth:
+        """Of the first so many pictures."""
+        if count == len(self.normal):
+            return self
+        until = np.searchsorted(self.anomalous, count * self.normal[0].size)
+        return Truth(self.normal[:count], self.anomalous[:until], self.overlap[:until])
+
+
+def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
+    """masks: B of HxW, None for a picture that is anomalous nobody knows where."""
+    normal = np.zeros((len(masks), *shape), dtype=bool)
+    places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
+    for index, mask in enumerate(masks):
+        if mask is None:
+            continue
+        normal[index] = ~mask
+        if mask.any():
+            _count, regions, statistics, _centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+            inside = np.flatnonzero(mask)
+            places.append(inside + index * mask.size)
+            overlaps.append(1.0 / statistics[regions.ravel()[inside], cv2.CC_STAT_AREA])
+    return Truth(normal, np.concatenate(places), np.concatenate(overlaps))
+
+
+def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
+    """masks, maps: NxHxW. The counts that `pixel_figures` and `aupro` take."""
+    truth = truth_of(list(masks), masks.shape[1:])
+    return tally(maps.ravel()[truth.anomalous], np.sort(maps[truth.normal]), truth.overlap)

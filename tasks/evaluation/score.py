@@ -7,8 +7,8 @@ pool) a detector concludes once, however many episodes ask for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tasks.detector_settings import DetectorName
+from tasks.errors import BadInput
+from tasks.evaluation.figures import Truth
+from tasks.evaluation.pixels import COARSE, HELD_SCORES, PixelScores
 from tasks.models.detector import Detector, upsample
 from tasks.models.encoder import Features
 from tasks.models.similarity import most_similar
@@ -25,7 +28,8 @@ from tasks.models.texts import ANY_CATEGORY
 from tasks.pictures import read_picture
 from tasks.sampling.episodes import Episode
 
-HELD_MAPS = 2**29  # bytes of anomaly maps held at once; more episodes take another pass over the queries
+Masks = Callable[[int, int], Truth]
+"""What is anomalous in the queries from one place to another."""
 
 
 @dataclass(frozen=True)
@@ -40,54 +44,113 @@ class Contender:
 
 @dataclass(frozen=True)
 class Scored:
-    """One detector on one episode: N queries, their image scores N, and their anomaly maps NxRxR if maps were asked for."""
+    """One detector on one episode: N queries, their image scores N, and their pixel scores where there are masks."""
 
     detector: DetectorName
     episode: Episode
     images: tuple[str, ...]
     scores: NDArray[np.float32]
-    maps: NDArray[np.float32] | None
+    pixels: PixelScores | None
 
 
 def score_category(
-    contenders: Sequence[Contender], episodes: Sequence[Episode], *, maps_at: int | None, batch_size: int, device: str
+    contenders: Sequence[Contender],
+    episodes: Sequence[Episode],
+    *,
+    masks: Masks | None,
+    resolution: int,
+    batch_size: int,
+    device: str,
+    report: Callable[[float], None] = lambda share: None,
 ) -> Iterator[list[Scored]]:
-    """Each contender on each episode, as many episodes at once as HELD_MAPS allows. All are of one category, with the same queries.
+    """Each contender on each episode, as many episodes at once as HELD_SCORES allows. All are of one category, with the same queries.
     An episode without prompts is for those contenders that need none.
 
-    contenders: of one encoder and one resolution. maps_at: pixels a side of the anomaly maps, None for scores alone.
+    contenders: of one encoder and one resolution. resolution: pixels a side at which masks and maps are compared. report: is told the
+    share of the work that is done. Raises BadInput if a score is not a number.
     """
     queries = episodes[0].queries
-    size = 4 * len(contenders) * len(queries) * (maps_at or 0) ** 2
-    passes = min(len(episodes), max(1, -(-size * len(episodes) // HELD_MAPS)))
-    for part in np.array_split(np.arange(len(episodes)), passes):
-        yield _pass(contenders, [episodes[index] for index in part], maps_at, batch_size, device)
+    pixels = len(queries) * resolution**2
+    exact = 4 * pixels <= HELD_SCORES
+    held = 0 if masks is None else (4 * pixels if exact else 0) + 12 * COARSE * len(queries)
+    passes = min(len(episodes), max(1, -(-held * len(contenders) * len(episodes) // HELD_SCORES)))
+    for number, part in enumerate(np.array_split(np.arange(len(episodes)), passes)):
+        chosen = [episodes[index] for index in part]
+        scores: dict[tuple[DetectorName, int], list[Tensor]] = {}
+        pixel_scores: dict[tuple[DetectorName, int], PixelScores] = {}
+        for batch in _compared(contenders, chosen, batch_size, device):
+            truth = masks(batch.start, batch.stop) if masks is not None else None
+            for name, episode, image_scores, maps in batch.comparisons:
+                _refuse_nan(name, queries[batch.start : batch.stop], image_scores, maps)
+                scores.setdefault((name, episode), []).append(image_scores.cpu())
+                if truth is not None:
+                    room = pixel_scores.setdefault((name, episode), PixelScores(pixels, exact=exact))
+                    room.add(upsample(maps, (resolution, resolution)).float().cpu().numpy(), truth.first(len(maps)))
+            report((number + batch.share) / passes)
+        yield [
+            Scored(name, chosen[episode], queries[: sum(map(len, parts))], torch.cat(parts).numpy(), pixel_scores.get((name, episode)))
+            for (name, episode), parts in scores.items()
+        ]
+
+
+def anomaly_maps(
+    contenders: Sequence[Contender], episode: Episode, images: Sequence[str], *, batch_size: int, device: str
+) -> dict[DetectorName, dict[str, NDArray[np.float32]]]:
+    """The anomaly maps hxw, each on its detector's own grid, of some of an episode's queries, whichever of them a contender scores."""
+    places = [episode.queries.index(image) for image in images]
+    own = tuple(episode.own[place] for place in places) if episode.own else ()
+    few = replace(episode, queries=tuple(images), labels=tuple(episode.labels[place] for place in places), own=own)
+    found: dict[DetectorName, dict[str, NDArray[np.float32]]] = {}
+    everything = [replace(contender, queries=None) for contender in contenders]
+    for batch in _compared(everything, [few], batch_size, device):
+        for name, _episode, _scores, maps in batch.comparisons:
+            of_batch = zip(images[batch.start : batch.stop], maps.float().cpu().numpy(), strict=True)
+            found.setdefault(name, {}).update(of_batch)
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some queries held against the prompts of every episode."""
+
+    start: int
+    stop: int
+    share: float  # of all queries, up to the end of this batch
+    comparisons: Iterator[tuple[DetectorName, int, Tensor, Tensor]]
+    """Detector, number of the episode, image scores B and maps Bxhxw; fewer than B for a contender that scores the first so many."""
 
 
 @torch.inference_mode()
-def _pass(contenders: Sequence[Contender], episodes: Sequence[Episode], maps_at: int | None, batch_size: int, device: str) -> list[Scored]:
+def _compared(contenders: Sequence[Contender], episodes: Sequence[Episode], batch_size: int, device: str) -> Iterator[Batch]:
     encoder, resolution = contenders[0].detector.encoder, contenders[0].resolution
-    pool = Pool.encode(contenders, episodes, resolution, batch_size, device)
-    parts: dict[tuple[str, int], list[tuple[Tensor, Tensor | None]]] = {}
     queries = episodes[0].queries
-    most = max(contender.queries or len(queries) for contender in contenders)
+    most = min(len(queries), max(contender.queries or len(queries) for contender in contenders))
     title = f"evaluate {episodes[0].target}/{episodes[0].category} {'+'.join(contender.name for contender in contenders)}"
-    for start in tqdm(range(0, min(most, len(queries)), batch_size), desc=title, unit="batch", mininterval=5):
-        features = encoder(read_pictures(queries[start : start + batch_size], resolution, device))
-        for contender in contenders:
-            wanted = min((contender.queries or len(queries)) - start, len(features[0]))
-            if wanted <= 0:
-                continue
+    pool = Pool.encode(contenders, episodes, resolution, batch_size, device)
+    for start in tqdm(range(0, most, batch_size), desc=title, unit="batch", mininterval=5):
+        stop = min(start + batch_size, most)
+        features = encoder(read_pictures(queries[start:stop], resolution, device))
+        yield Batch(start, stop, stop / most, _comparisons(contenders, features, episodes, pool, start))
+
+
+@torch.inference_mode()
+def _comparisons(
+    contenders: Sequence[Contender], features: Features, episodes: Sequence[Episode], pool: Pool, start: int
+) -> Iterator[tuple[DetectorName, int, Tensor, Tensor]]:
+    for contender in contenders:
+        wanted = min((contender.queries or start + len(features[0])) - start, len(features[0]))
+        if wanted > 0:
             mine = [stage[:wanted] for stage in features]
             for number, scores, maps in _compare(contender, mine, episodes, pool, start):
-                held = upsample(maps, (maps_at, maps_at)).cpu() if maps_at else None
-                parts.setdefault((contender.name, number), []).append((scores.cpu(), held))
-    return [
-        _join(contender.name, episodes[number], parts[contender.name, number])
-        for contender in contenders
-        for number in range(len(episodes))
-        if (contender.name, number) in parts
-    ]
+                yield contender.name, number, scores, maps
+
+
+def _refuse_nan(name: DetectorName, images: Sequence[str], scores: Tensor, maps: Tensor) -> None:
+    wrong = torch.nonzero(~torch.isfinite(scores + maps.sum((1, 2)))).flatten().tolist()
+    if wrong:
+        raise BadInput(
+            f"{name}: its score of {images[wrong[0]]} is not a number; train it again, with a lower learning_rate if its loss rose"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,9 +249,3 @@ def read_pictures(images: Sequence[str], resolution: int, device: str) -> Tensor
     """Pictures on disk as Bx3xHxW in [0, 1]."""
     pictures = np.stack([read_picture(Path(image), resolution) for image in images])
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255)
-
-
-def _join(name: DetectorName, episode: Episode, parts: list[tuple[Tensor, Tensor | None]]) -> Scored:
-    scores = torch.cat([scores for scores, _maps in parts]).numpy()
-    maps = [maps for _scores, maps in parts if maps is not None]
-    return Scored(name, episode, episode.queries[: len(scores)], scores, torch.cat(maps).numpy() if maps else None)

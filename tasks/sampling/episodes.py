@@ -6,6 +6,7 @@ data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures ar
 data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
 data/episodes/<pipeline>.objects.parquet   where the sources' objects are, as far as anyone said (rows of tasks.ingestion.objects)
 data/episodes/<pipeline>.targets.parquet   the target pictures the episodes name (rows of the manifests)
+data/episodes/<pipeline>.rejected.csv      the files that ingestion left out of the pipeline's datasets: dataset, file, reason
 data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same and are not, byte for byte
 """
 
@@ -64,13 +65,15 @@ class EpisodeFiles:
     auxiliary: Path
     objects: Path
     targets: Path
+    rejected: Path
     near_duplicates: Path
 
     @classmethod
     def of(cls, folder: Path, pipeline: str) -> EpisodeFiles:
         names = ("sources", "textures", "auxiliary", "objects", "targets")
         tables = {name: folder / f"{pipeline}.{name}.parquet" for name in names}
-        return cls(episodes=folder / f"{pipeline}.parquet", near_duplicates=folder / f"{pipeline}.near_duplicates.csv", **tables)
+        lists = {name: folder / f"{pipeline}.{name}.csv" for name in ("rejected", "near_duplicates")}
+        return cls(episodes=folder / f"{pipeline}.parquet", **tables, **lists)
 
 
 def read_episodes(path: Path) -> list[Episode]:

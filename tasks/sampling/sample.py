@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     write_table(files.targets, pa.Table.from_pylist([row for row in target_rows if row["image"] in named], schema=SCHEMA))
     alike = near_duplicates([*source_rows, *texture_rows, *auxiliary_rows], [row for row in target_rows if row["image"] in named])
     write_csv(files.near_duplicates, NearDuplicate._fields, alike)
+    write_csv(files.rejected, ["dataset", "file", "reason"], _rejected(manifests, [*sources, *use.textures, *use.auxiliary, *targets]))
     write_table(files.episodes, pa.Table.from_pylist([asdict(episode) for episode in episodes], schema=EPISODES))
     return Sampled(len(episodes), len(alike), _without_prompts(settings, of_target, episodes))
 
@@ -230,6 +232,16 @@ def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> 
     ]
     table = pa.concat_tables([objects.SCHEMA.empty_table(), *tables])
     return table.filter(pc.is_in(table["image"], pa.array(images, pa.string())))
+
+
+def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """What ingestion left out of those datasets."""
+    for dataset in dict.fromkeys(datasets):
+        listed = manifests / f"{dataset}.rejected.csv"
+        if listed.is_file():
+            with listed.open(newline="", encoding="utf-8") as stream:
+                for line in csv.DictReader(stream):
+                    yield dataset, line["file"], line["reason"]
 
 
 def _read(manifests: Path, dataset: str) -> list[Row]:
