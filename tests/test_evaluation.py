@@ -1,94 +1,37 @@
-"""Evaluation: the seven figures against slow references, shared work against scoring each episode on its own."""
+"""Evaluation: shared work against scoring each episode on its own, tables, spread and galleries."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from itertools import pairwise
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_clip, make_places, save
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy import ndimage
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from conftest import make_clip, make_places
+from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from tasks.detector_settings import EncoderSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
 from tasks.detectors import build_detector
 from tasks.encoders import build_encoder
-from tasks.evaluation.evaluate import Measured, evaluate_target, metrics, table, write_results
-from tasks.evaluation.figures import FIGURES, aupro, auroc, average_precision, f1max, image_figures, pixel_figures, rank
-from tasks.evaluation.plots import write_plots
-from tasks.evaluation.report import markdown, write_report
+from tasks.errors import BadInput
+from tasks.evaluation.evaluate import evaluate_target
+from tasks.evaluation.figures import FIGURES, PIXEL_FIGURES, Truth, truth_of
+from tasks.evaluation.gallery import best_threshold, caption, write_galleries
+from tasks.evaluation.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
 from tasks.evaluation.score import Contender, read_pictures, score_category
 from tasks.evaluation.settings import EvaluationSettings
+from tasks.evaluation.spread import DRAWS
 from tasks.ingestion.ingest import ingest_folder
+from tasks.models.patch_residual import PatchResidual
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
-
-# Few distinct scores, so that ties are common.
-SCORES = st.lists(st.tuples(st.booleans(), st.integers(0, 12)), min_size=2, max_size=60).filter(
-    lambda rows: len({label for label, _ in rows}) == 2
-)
-
-
-@given(SCORES)
-def test_auroc_ap_and_f1max_are_scikit_learns(rows: list[tuple[bool, int]]) -> None:
-    labels, scores = np.array([label for label, _ in rows]), np.array([score for _, score in rows], dtype=np.float32)
-    ranking = rank(labels, scores)
-    precision, recall, _thresholds = precision_recall_curve(labels, scores)
-    with np.errstate(invalid="ignore"):
-        best = np.nanmax(2 * precision * recall / (precision + recall))
-    assert auroc(ranking) == pytest.approx(roc_auc_score(labels, scores))
-    assert average_precision(ranking) == pytest.approx(average_precision_score(labels, scores))
-    assert f1max(ranking) == pytest.approx(best)
-
-
-def slow_aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float:
-    """Threshold by threshold, region by region, as the definition reads."""
-    regions = [
-        (index, labelled == number)
-        for index, mask in enumerate(masks)
-        for labelled, count in [ndimage.label(mask, np.ones((3, 3)))]
-        for number in range(1, count + 1)
-    ]
-    points = [(0.0, 0.0)]
-    for threshold in np.unique(maps)[::-1]:
-        flagged = maps >= threshold
-        rate = flagged[~masks].mean()
-        points.append((rate, np.mean([flagged[index][region].mean() for index, region in regions])))
-    area = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 >= limit:
-            break
-        if x1 > limit:
-            y1, x1 = y0 + (y1 - y0) * (limit - x0) / (x1 - x0), limit
-        area += (x1 - x0) * (y0 + y1) / 2
-    return area / limit
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(np.bool_, (2, 7, 8)).filter(lambda masks: masks.any() and not masks.all()),
-    hnp.arrays(np.float32, (2, 7, 8), elements=st.integers(0, 9).map(lambda level: level / 8)),
-)
-def test_aupro_is_the_definitions(masks: np.ndarray, maps: np.ndarray) -> None:
-    assert aupro(masks, rank(masks.ravel(), maps.ravel())) == pytest.approx(slow_aupro(masks, maps), abs=1e-9)
-
-
-def test_a_perfect_map_scores_one_and_a_constant_one_chance() -> None:
-    masks = np.zeros((2, 16, 16), dtype=bool)
-    masks[0, 3:9, 3:9] = True
-    assert pixel_figures(masks, masks.astype(np.float32)) == {name: pytest.approx(1.0) for name in FIGURES[3:]}
-    constant = pixel_figures(masks, np.full(masks.shape, 0.5, dtype=np.float32))
-    assert constant["pixel_auroc"] == pytest.approx(0.5) and constant["pixel_ap"] == pytest.approx(masks.mean())
-    assert image_figures(np.array([True, False]), np.array([1.0, 0.0])) == {name: 1.0 for name in FIGURES[:3]}
 
 
 @pytest.fixture
@@ -135,73 +78,165 @@ def _pixels(images: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Contender], batch_size: int) -> None:
     episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "stones"]
-    [found] = score_category(contenders, episodes, maps_at=None, batch_size=batch_size, device="cpu")
+    [found] = score_category(contenders, episodes, masks=None, resolution=32, batch_size=batch_size, device="cpu")
     assert len(found) == 2 * len(episodes)
     for scored in found:
         contender = next(item for item in contenders if item.name == scored.detector)
-        assert scored.images == scored.episode.queries[: contender.queries] and scored.maps is None
+        assert scored.images == scored.episode.queries[: contender.queries] and scored.pixels is None
         assert scored.scores == pytest.approx(alone(contender, scored.episode), abs=1e-4)
 
 
-def test_several_passes_give_what_one_gives(files: EpisodeFiles, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch) -> None:
+def masks_of(episode: Episode) -> Callable[[int, int], Truth]:
+    """A mask for every query: its left third, of every other one."""
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[:, :10] = True
+    everything = [mask if place % 2 else np.zeros_like(mask) for place in range(len(episode.queries))]
+    return lambda start, stop: truth_of(everything[start:stop], (32, 32))
+
+
+def test_several_passes_and_any_batches_give_what_one_gives(
+    files: EpisodeFiles, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch
+) -> None:
     episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"]
-    [once] = score_category(contenders, episodes, maps_at=32, batch_size=4, device="cpu")
-    monkeypatch.setattr("tasks.evaluation.score.HELD_MAPS", 1)
-    passes = list(score_category(contenders, episodes, maps_at=32, batch_size=4, device="cpu"))
-    assert len(passes) == len(episodes)
+    masks, told = masks_of(episodes[0]), []
+    [once] = score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu")
+    monkeypatch.setattr("tasks.evaluation.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32)
+    passes = list(score_category(contenders, episodes, masks=masks, resolution=32, batch_size=3, device="cpu", report=told.append))
+    assert len(passes) == len(episodes) and told == sorted(told) and told[-1] == 1
     apart = {(item.detector, item.episode): item for batch in passes for item in batch}
     for scored in once:
         other = apart[scored.detector, scored.episode]
-        assert scored.maps is not None and other.maps is not None and scored.maps.shape[1:] == (32, 32)
-        assert scored.scores == pytest.approx(other.scores, abs=1e-5) and scored.maps == pytest.approx(other.maps, abs=1e-5)
+        assert scored.scores == pytest.approx(other.scores, abs=1e-5)
+        assert scored.pixels is not None and other.pixels is not None and scored.pixels.exact and other.pixels.exact
+        figures = scored.pixels.figures("exact")
+        assert set(figures) == set(PIXEL_FIGURES) and other.pixels.figures("exact") == pytest.approx(figures, abs=1e-3)
 
 
-def test_a_target_is_measured_written_drawn_and_reported(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
-    result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
-    tree = write_results(tmp_path, [result])
-    assert json.loads((tmp_path / "metrics.json").read_text()) == tree
-    assert set(tree["parts"]) == {"patch-residual", "metauas"}
-    assert set(tree["parts"]["patch-residual"]) == {"class-specific", "class-agnostic"}
-    shots = tree["parts"]["patch-residual"]["class-specific"]
-    assert set(shots) == {"1", "2", "4"} and set(shots["1"]) == set(FIGURES) and set(shots["1"]["image_auroc"]) == {"mean", "std"}
-    assert shots["4"]["pixel_auroc"]["mean"] > 0.8  # an inverted rectangle in real bricks and stones is found
+def test_an_episode_too_large_to_hold_is_counted_into_histograms(
+    files: EpisodeFiles, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"][:2]
+    masks = masks_of(episodes[0])
+    [exact] = score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu")
+    monkeypatch.setattr("tasks.evaluation.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32 - 1)
+    coarse = [
+        item for batch in score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu") for item in batch
+    ]
+    by_key = {(item.detector, item.episode): item for item in coarse}
+    for scored in exact:
+        room = by_key[scored.detector, scored.episode].pixels
+        assert room is not None and scored.pixels is not None and not room.exact
+        figures = scored.pixels.figures("exact")
+        assert all(low - 1e-6 <= figures[name] <= high + 1e-6 for name, (low, high) in room.bounds().items())
 
-    rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
-    assert len(rows) == 2 * 12 * (4 + 3)
+
+def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles, contenders: list[Contender]) -> None:
+    class Lost(PatchResidual):
+        def conclude(self, *arguments: object, **more: object) -> tuple[torch.Tensor, torch.Tensor]:
+            scores, maps = super().conclude(*arguments, **more)  # type: ignore[arg-type]
+            return scores * float("nan"), maps
+
+    episodes = read_episodes(files.episodes)[:1]
+    lost = Contender("metauas", Lost(contenders[0].detector.encoder, stages=(2, 3, 4)), 64, None)
+    with pytest.raises(BadInput, match=re.escape(f"metauas: its score of {episodes[0].queries[0]} is not a number; train it again")):
+        list(score_category([lost], episodes, masks=None, resolution=32, batch_size=4, device="cpu"))
+
+
+def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
+    told: list[float] = []
+    result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu", told.append)
+    assert told == sorted(told) and told[-1] == pytest.approx(1)
+    results = results_of(result.measured, [result.scores], ["class-specific", "class-agnostic"])
+    write_results(tmp_path, results)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results.metrics
+    assert set(results.metrics["parts"]) == {"patch-residual", "metauas"} and set(results.metrics["parts"]["metauas"]) == {
+        "image_auroc",
+        "pixel_aupro",
+    }
+    rows = read_figures(tmp_path / "figures.csv")
+    assert rows == results.figures
+    assert len(rows) == 2 * 2 * 3 * 3 * 7  # detectors, protocols, shots; both categories and all; figures
+    for row in rows:
+        assert 0 <= row.low <= row.high <= 1 and 0 <= row.mean <= 1 and row.seeds == 2
+    overall = {(row.detector, row.protocol, row.shots, row.figure): row for row in rows if row.category == ALL}
+    assert overall["patch-residual", "class-specific", 4, "pixel_auroc"].mean > 0.8  # an inverted rectangle in real textures is found
+    assert overall["metauas", "class-specific", 4, "pixel_auroc"].queries == 6 and [
+        (line["detector"], line["shots"]) for line in table(rows) if line["protocol"] == "class-specific"
+    ] == [(detector, shots) for detector in ("patch-residual", "metauas") for shots in ("1", "2", "4")]
+
+    scores = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert len(scores) == 2 * 12 * (4 + 3)
     first = [
         row
-        for row in rows
+        for row in scores
         if (row["category"], row["protocol"], row["shots"], row["seed"], row["detector"])
         == ("bricks", "class-specific", 1, 0, "patch-residual")
     ]
     again = roc_auc_score([row["label"] for row in first], [row["score"] for row in first])
     measured = next(
-        m
-        for m in result.measured
-        if m.detector == "patch-residual"
-        and (m.episode.category, m.episode.protocol, m.episode.shots, m.episode.seed) == ("bricks", "class-specific", 1, 0)
+        item
+        for item in result.measured
+        if item.detector == "patch-residual"
+        and (item.episode.category, item.episode.protocol, item.episode.shots, item.episode.seed) == ("bricks", "class-specific", 1, 0)
     )
-    assert measured.figures["image_auroc"] == pytest.approx(again)
+    assert measured.figures["image_auroc"].value == pytest.approx(again)
 
-    plots = write_plots(tmp_path / "plots", [result])
-    assert [plot.name for plot in plots] == ["roc-parts.png", "overlays-parts.png"]
-    report, pairs = tmp_path / "report.html", tmp_path / "overview"
-    save(np.zeros((8, 8), dtype=np.uint8), pairs / "appearance.png")
-    (pairs / "kinds.csv").write_text("kind,pairs\nappearance,30\nnone,10\n")
-    (pairs / "changed_area.csv").write_text("changed_area,pairs,appearance\n0.01,30,30\n")
-    (pairs / "drops.csv").write_text("reason,draws\n")
-    write_report(report, pipeline="small", settings={"a": 1}, tree=tree, plots=plots, pairs=pairs)
-    page = report.read_text()
-    assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page and "href=" not in page
-    for row in table(tree):
-        assert row["image_auroc"] in page
-    assert 'style="width: 33.3%"></span></td><td>10</td>' in page and "<h3>draws dropped</h3>" not in page
-    assert markdown(tree).count("\n| parts |") == 12
+    # MetaUAS scores three of each four queries: compared on those.
+    compared = next(row for row in results.comparisons if (row.protocol, row.shots, row.figure) == ("class-specific", 1, "image_auroc"))
+    assert (compared.detector, compared.other, compared.queries) == ("patch-residual", "metauas", 6)
+    assert measured.shared_queries == 3 and compared.low <= compared.difference <= compared.high
+    values = [
+        np.mean(
+            [
+                item.shared["image_auroc"].value
+                for item in result.measured
+                if (item.detector, item.episode.protocol, item.episode.shots) == (name, "class-specific", 1)
+            ]
+        )
+        for name in ("patch-residual", "metauas")
+    ]
+    assert compared.difference == pytest.approx(values[0] - values[1], abs=1e-6)
+    draws = read_draws(tmp_path / "draws.parquet").to_pylist()
+    row = next(
+        row
+        for row in draws
+        if (row["detector"], row["protocol"], row["shots"], row["figure"]) == ("metauas", "class-agnostic", 2, "pixel_ap")
+    )
+    assert np.quantile(row["draws"], [0.025, 0.975]) == pytest.approx(
+        [overall["metauas", "class-agnostic", 2, "pixel_ap"].low, overall["metauas", "class-agnostic", 2, "pixel_ap"].high], abs=1e-5
+    )
+
+
+def test_the_gallery_shows_each_detectors_best_borderline_and_worst(
+    files: EpisodeFiles, contenders: list[Contender], tmp_path: Path
+) -> None:
+    result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
+    gallery = result.gallery
+    assert len(gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in gallery.overlays)
+    for detector in ("patch-residual", "metauas"):
+        kinds = {
+            kind: [pick for pick in gallery.picks if (pick.detector, pick.kind) == (detector, kind)]
+            for kind in ("best", "borderline", "worst")
+        }
+        assert all(len(picks) == 2 for picks in kinds.values())
+        right = [(pick.score > pick.threshold) == (pick.shown.label == 1) for pick in kinds["best"]]
+        assert all(right)
+        for pick in gallery.picks:
+            assert detector in pick.shown.maps and caption(pick).startswith("anomalous" if pick.shown.label else "normal")
+    written = write_galleries(tmp_path / "galleries", [gallery])
+    assert [file.name for file in written] == ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png"]
+    with Image.open(written[1]) as sheet:
+        assert sheet.size == (4 * 132 + 4, 6 * 154 + 26)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "threshold"), [([0, 1], [0.1, 0.5], 0.3), ([0, 1, 1], [0.4, 0.3, 0.9], 0.3), ([1, 1], [0.2, 0.2], 0.2)]
+)
+def test_the_threshold_is_where_f1_is_best(labels: list[int], scores: list[float], threshold: float) -> None:
+    assert best_threshold(np.array(labels) == 1, np.array(scores)) == pytest.approx(threshold)
 
 
 def test_pixel_figures_are_absent_where_there_are_no_masks(files: EpisodeFiles, contenders: list[Contender], layout: Path) -> None:
-    import shutil
-
     for truth in layout.rglob("ground_truth"):
         shutil.rmtree(truth)
     manifests = layout.parent / "manifests"
@@ -209,18 +244,36 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(files: EpisodeFiles, 
     sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
     assert all(set(item.figures) == set(FIGURES[:3]) for item in result.measured)
-    assert all(row["pixel_auroc"] == "" for row in table(metrics(result.measured)))
-    assert len(result.shown) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in result.shown)
+    assert all(row["pixel_auroc"] == "" for row in table(figure_rows(result.measured)))
+    assert len(result.gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in result.gallery.overlays)
+
+
+def measured_as(detector: str, category: str, seed: int, **figures: float) -> Measured:
+    episode = Episode("parts", category, "class-specific", 1, seed, (), ("q",), (1,))
+    measures = {name: Measure(value, np.full(DRAWS, value, dtype=np.float32)) for name, value in figures.items()}
+    return Measured(detector, episode, 4, measures, measures, 4)  # type: ignore[arg-type]
 
 
 def test_a_figure_is_the_mean_over_categories_and_its_spread_over_seeds() -> None:
-    episode = Episode("parts", "a", "class-specific", 1, 0, (), (), ())
     measured = [
-        Measured("metauas", replace(episode, category=category, seed=seed), 4, {"image_auroc": value})
+        measured_as("metauas", category, seed, image_auroc=value)
         for category, seed, value in (("a", 0, 0.5), ("b", 0, 0.7), ("a", 1, 0.9), ("b", 1, 0.7))
     ]
-    leaf = metrics(measured)["parts"]["metauas"]["class-specific"]["1"]["image_auroc"]
-    assert leaf == {"mean": pytest.approx(0.7), "std": pytest.approx(0.1)}
+    overall, first, second = figure_rows(measured)
+    assert (overall.category, overall.mean, overall.std, overall.seeds, overall.queries) == (ALL, 0.7, 0.1, 2, 8)
+    assert (first.category, first.mean, second.category, second.mean) == ("a", 0.7, "b", 0.7)
+
+
+def test_a_figure_some_categories_lack_is_the_mean_over_those_that_have_it() -> None:
+    measured = [measured_as("metauas", "a", 0, image_auroc=0.5, pixel_auroc=0.9), measured_as("metauas", "b", 0, image_auroc=0.7)]
+    rows = {(row.category, row.figure): row.mean for row in figure_rows(measured)}
+    assert rows == {
+        (ALL, "image_auroc"): 0.6,
+        (ALL, "pixel_auroc"): 0.9,
+        ("a", "image_auroc"): 0.5,
+        ("a", "pixel_auroc"): 0.9,
+        ("b", "image_auroc"): 0.7,
+    }
 
 
 def test_pictures_are_read_in_order(files: EpisodeFiles) -> None:
@@ -268,7 +321,7 @@ def test_queries_with_prompts_of_their_own_are_held_against_those(files: Episode
             for query, own in zip(episode.queries, episode.own, strict=True)
         ]
     for batch_size in (1, 3):
-        [[scored]] = score_category([patch], [episode], maps_at=None, batch_size=batch_size, device="cpu")
+        [[scored]] = score_category([patch], [episode], masks=None, resolution=32, batch_size=batch_size, device="cpu")
         assert scored.scores == pytest.approx(expected, abs=1e-5)
 
 
@@ -282,4 +335,4 @@ def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, c
     )
     rows = [row for row in result.scores.to_pylist() if row["category"] == "bricks"]
     assert all(row["label"] == 1 for row in rows if "/stones/" in row["image"]) and sum(row["label"] == 0 for row in rows) == 2
-    assert min(item.figures["image_auroc"] for item in result.measured) > 0.8
+    assert min(item.figures["image_auroc"].value for item in result.measured) > 0.8

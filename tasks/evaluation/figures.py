@@ -124,8 +124,10 @@ def aupro_as_published(
 
     negatives: ascending. None where fewer than two different rates are below the limit (the original divides by zero there).
     """
-    low, high = (extreme(extreme(positives), extreme(negatives)) for extreme in (np.min, np.max)) if len(positives) else (0.0, 0.0)
-    if not len(negatives) or high <= low:
+    if not len(positives) or not len(negatives):
+        return None
+    low, high = float(min(positives.min(), negatives[0])), float(max(positives.max(), negatives[-1]))
+    if high <= low:
         return None
     thresholds = np.arange(low, high, (high - low) / PUBLISHED_STEPS)
     rates = 1 - np.searchsorted(negatives, thresholds, "right") / len(negatives)
@@ -160,7 +162,7 @@ def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
     positives, negatives = counts.positives, counts.negatives
     width = (counts.hits * counts.level).sum() / (2 * positives * negatives)
     area = auroc(counts)
-    best = (counts.hits * found / (found + counts.above)).sum() / positives
+    best = (counts.hits * found / np.maximum(found + counts.above, 1e-12)).sum() / positives
     worst = (counts.hits * (found - counts.hits + 1) / (found - counts.hits + 1 + more)).sum() / positives
     f1 = 2 * found / (found + counts.above + positives)
     result = {
