@@ -16,7 +16,9 @@ def commit() -> str:
     """Of the checkout, with `, changed` if a tracked file differs from it; or why there is none."""
     try:
         head = _git("rev-parse", "HEAD")
-        return f"{head}, changed" if _git("status", "--porcelain", "--untracked-files=no") else head
+        # What a run writes itself is no change of what it was made from.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!data")
+        return f"{head}, changed" if changed else head
     except (OSError, subprocess.CalledProcessError):
         return "no commit of Git"
 

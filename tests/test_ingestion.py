@@ -23,6 +23,7 @@ from tasks.ingestion.found import Found, Source
 from tasks.ingestion.ingest import ingest_folder, ingest_packaged
 from tasks.pictures import read_picture
 from tasks.randomness import generator
+from tasks.reasons import in_general
 
 
 def ingest(folder: Path, workers: int = 2) -> list[dict]:
@@ -302,3 +303,8 @@ def test_the_perceptual_hash_sees_what_a_picture_shows_and_not_how_it_is_stored(
         assert (int(perceptual_hash(Image.open(tmp_path / "copy.jpg")), 16) ^ value).bit_count() <= 3
         assert (int(perceptual_hash(image.resize((192, 192))), 16) ^ value).bit_count() <= 4
     assert min((a ^ b).bit_count() for number, a in enumerate(hashes) for b in hashes[:number]) > 6
+
+
+def test_reasons_are_counted_without_what_is_of_one_file() -> None:
+    assert in_general("mask 30_mask.png is 90x96, the picture 96x96 (see a.png)") == "mask … is …, the picture … (see …)"
+    assert in_general("defect probability 0.33 (mono) is neither") == "defect probability … (mono) is neither"

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from servers import ask
 from tasks.detector_settings import MetaUASSettings
 from tasks.detectors import build_detector
 from tasks.encoders import build_encoder
+from tasks.evaluation.results import read_figures
 from tasks.files import sha256
 from tasks.weights import save_model
 
@@ -76,12 +78,18 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/models/small/candidate/inctrl/training_log.csv",
         "data/evaluation/small/scores.parquet",
         "data/evaluation/small/report.html",
-        "data/evaluation/small/plots/roc-parts.png",
-        "data/evaluation/small/plots/overlays-parts.png",
+        "data/evaluation/small/figures.csv",
+        "data/evaluation/small/comparisons.csv",
+        "data/evaluation/small/draws.parquet",
+        "data/evaluation/small/curves/roc.csv",
+        "data/evaluation/small/galleries/overlays-parts.png",
+        "data/evaluation/small/galleries/metauas-parts.png",
+        "data/models/small/in-use/metauas/model.safetensors",
     ):
         assert (project / file).stat().st_size > 0, file
     tree = json.loads((project / "data/evaluation/small/metrics.json").read_text())
-    assert set(tree["parts"]["metauas"]["class-specific"]) == {"1", "2"}
+    assert set(tree["parts"]) == {"patch-residual", "metauas", "inctrl"}
+    assert {row.shots for row in read_figures(project / "data/evaluation/small/figures.csv")} == {1, 2}
     assert not list(project.rglob("*.partial"))
 
 
@@ -100,7 +108,7 @@ def test_the_run_can_be_watched(project: Path, api: str) -> None:
     )
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
     tasks = {run["name"] for run in ask(api, "task_runs")}
-    assert {"ingest parts", "make shard 0", "make shard 1", "make shard 2", "evaluate parts", *STAGES} <= tasks
+    assert {"ingest parts", "make shard 0", "make shard 1", "make shard 2", "evaluate parts", "promotion gate small", *STAGES} <= tasks
 
     artifacts = {artifact["key"]: artifact for artifact in ask(api, "artifacts") if artifact["key"]}
     table = json.loads(artifacts["small-results"]["data"])
@@ -113,7 +121,10 @@ def test_the_run_can_be_watched(project: Path, api: str) -> None:
     assert artifacts["small-pairs-kinds"]["type"] == "table" and sum(int(row["pairs"]) for row in kinds) == 24
     assert "small-pairs-changed-area" in artifacts and "small-pairs-drops" in artifacts
     progress = [artifact for artifact in ask(api, "artifacts") if artifact["type"] == "progress"]
-    assert [artifact["data"] for artifact in progress] == [100.0, 100.0, 100.0]  # of the inpainter, MetaUAS and InCTRL
+    assert [artifact["data"] for artifact in progress] == [100.0] * 4  # of the inpainter, MetaUAS, InCTRL and evaluation
+    assert artifacts["small-promotion"]["data"].startswith("# small: Promoted")
+    [retrained] = [run for run in runs if run["name"] == "retrain small"]
+    assert retrained["state"]["name"] == "Promoted"
 
 
 def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
@@ -133,8 +144,37 @@ def edited(folder: Path, **sections: Any) -> dict[str, Any]:
 
 
 def test_an_edit_to_training_reruns_train_and_evaluate(project: Path, api: str) -> None:
+    commit(project)
     write_pipelines(project, edited(project, training={"metauas": {"epochs": 1, "batch_size": 4, "learning_rate": 0.002}}))
     assert ran(project, api) == ["train@small", "evaluate@small"]
+
+
+def commit(folder: Path) -> None:
+    author = ("-c", "user.name=changepair", "-c", "user.email=changepair@localhost")
+    for arguments in (("add", "--all"), (*author, "commit", "--quiet", "--message", "a run")):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+def test_dvc_compares_the_figures_and_draws_the_curves(project: Path) -> None:
+    """After the edit of the test before: what changed is MetaUAS, and only that."""
+    came = run(project, "dvc", "metrics", "diff", "--json")
+    changed = json.loads(came.stdout)["diff"]["data/evaluation/small/metrics.json"]
+    assert changed and all(name.startswith("parts.metauas.") for name in changed), changed
+    table = list(csv.DictReader(run(project, "dvc", "exp", "show", "--csv").stdout.splitlines()))
+    assert {"parts.inctrl.image_auroc", "parts.metauas.pixel_aupro"} <= set(table[0])
+    for name, template, x, y in (
+        ("roc", "curves", "false_positive_rate", "true_positive_rate"),
+        ("pro", "curves", "false_positive_rate", "overlap"),
+        ("histogram", "scores", "score", "share"),
+        ("shots", "shots", "shots", "mean"),
+    ):
+        file = f"data/evaluation/small/curves/{name}.csv"
+        came = run(project, "dvc", "plots", "show", file, "--template", template, "-x", x, "-y", y, "--show-vega")
+        assert came.returncode == 0, came.stderr
+        chart = json.loads(came.stdout)[file]
+        assert chart["facet"]["row"]["field"] == "target" and "<DVC_" not in json.dumps(chart)
+        drawn = {field["field"] for field in chart["spec"]["encoding"].values()} | {field["field"] for field in chart["facet"].values()}
+        assert chart["data"]["values"] and drawn <= set(chart["data"]["values"][0]), drawn
 
 
 def test_an_edit_to_evaluation_reruns_evaluate(project: Path, api: str) -> None:
@@ -222,11 +262,12 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
     write_pipelines(folder, content)
     came = run(folder, "dvc", "repro", PREFECT_API_URL=api)
     assert came.returncode == 0, came.stderr
-    tree = json.loads((folder / "data/evaluation/small/metrics.json").read_text())["parts"]
-    assert {name: sorted(protocols["class-specific"]) for name, protocols in tree.items()} == {
-        "metauas": ["1"],
-        "metauas+": ["1"],
-        "winclip": ["0", "1"],
+    rows = read_figures(folder / "data/evaluation/small/figures.csv")
+    assert {(row.detector, row.shots) for row in rows if row.protocol == "class-specific"} == {
+        ("metauas", 1),
+        ("metauas+", 1),
+        ("winclip", 0),
+        ("winclip", 1),
     }
     assert sha256(folder / "data/models/small/candidate/metauas/model.safetensors") == sha256(folder / "given/model.safetensors")
 

@@ -24,6 +24,7 @@ from tasks.evaluation.published import beside
 from tasks.evaluation.results import ALL, FigureRow, Results, table
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.files import write_text
+from tasks.reasons import in_general
 from tasks.training_log import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
@@ -180,7 +181,7 @@ def _listed(table: Path) -> Listed:
         return Listed([], [], 0, [])
     with table.open(newline="", encoding="utf-8") as stream:
         header, *lines = list(csv.reader(stream))
-    return Listed(header, lines[:LISTED], len(lines), Counter(line[-1] for line in lines).most_common())
+    return Listed(header, lines[:LISTED], len(lines), Counter(in_general(line[-1]) for line in lines).most_common())
 
 
 def _jpeg(picture: Image.Image) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.fft import dctn
 
 from tasks.errors import BadInput
@@ -141,6 +141,8 @@ def _decoded(data: bytes, file: Path) -> tuple[str, Image.Image | None]:
 
 
 def _undecodable(file: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own message names an address in memory, which would differ from run to run
+        return "cannot be decoded: no picture of a kind that Pillow knows"
     detail = " ".join(str(error).split()).replace(str(file), file.name)
     return f"cannot be decoded, so it is truncated or no picture ({detail or type(error).__name__})"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tasks.files import written_beside
 from tasks.ingestion.ingest import Places, ingest_folder
 from tasks.pictures import Picture, read_mask, read_picture
+from tasks.reasons import in_general
 
 TILE, GAP, TITLE = 112, 4, 150  # pixels: a picture's side, the room around it, the column that says what is in a line
 A_LINE = 8  # pictures
@@ -51,7 +51,7 @@ def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path, w
     with written_beside(sheet) as partial:
         contact_sheet(rows).save(partial, "PNG")
     with (places.manifests / f"{dataset}.rejected.csv").open(newline="", encoding="utf-8") as stream:
-        reasons = Counter(_kind(row["reason"]) for row in csv.DictReader(stream))
+        reasons = Counter(in_general(row["reason"]) for row in csv.DictReader(stream))
     return Inspection(
         dict(Counter((row["category"], row["split"], row["defect"]) for row in rows)),
         {side: _spread([row[side] for row in rows], int) for side in ("width", "height")},
@@ -101,8 +101,3 @@ def _covered(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float, f
 
 def _spread(values: Sequence[float], kind: type) -> Any:
     return tuple(kind(value) for value in np.quantile(values, QUANTILES))
-
-
-def _kind(reason: str) -> str:
-    """A reason without what is of one file alone: names and numbers."""
-    return re.sub(r"\S*\d\S*|\S+\.\w{2,4}\b", "…", reason)

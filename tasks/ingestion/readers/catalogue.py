@@ -21,8 +21,6 @@ class Layout:
     """Of the dataset, as its home states it; "your own" for a general layout."""
     home: str
     """Where to get it; "" for a general layout."""
-    natural: bool = False
-    """Whether its categories are natural objects or classes, not products."""
 
 
 OWN = "your own"
@@ -54,8 +52,8 @@ LAYOUTS: dict[str, Layout] = {
         "BrainMRI", yes_no, "not stated", "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection"
     ),
     "head-ct": Layout("HeadCT", head_ct, "not stated", "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage"),
-    "mnist": Layout("MNIST", mnist, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist", natural=True),
-    "cifar10": Layout("CIFAR-10", cifar10, "not stated", "https://www.cs.toronto.edu/~kriz/cifar.html", natural=True),
+    "mnist": Layout("MNIST", mnist, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist"),
+    "cifar10": Layout("CIFAR-10", cifar10, "not stated", "https://www.cs.toronto.edu/~kriz/cifar.html"),
     "coco": Layout(
         "COCO's photographs, train2017 or val2017",
         Tree(photographs=True),

@@ -1,0 +1,148 @@
+"""What figures cost, and what evaluating all episodes together saves."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import ROOT, make_places
+from scipy import ndimage
+
+from flows.settings import read_setting
+from tasks.detector_settings import DetectorSettings
+from tasks.detectors import build_detector, resolution_of
+from tasks.encoders import build_encoder
+from tasks.evaluation.evaluate import evaluate_target
+from tasks.evaluation.figures import aupro, pixel_figures, pixels_tally
+from tasks.evaluation.score import Contender
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.files import write_table
+from tasks.ingestion.ingest import ingest_packaged
+from tasks.sampling.episodes import EPISODES, EpisodeFiles, read_episodes
+from tasks.sampling.sample import sample
+from tasks.sampling.settings import SamplingSettings, Use
+
+pytestmark = pytest.mark.bench
+PIPELINES = ROOT / "pipelines.yaml"
+
+
+def medians(*works: Callable[[], object], times: int = 5) -> list[float]:
+    """Seconds of each, in turns, so that the machine's moods meet all alike."""
+    took: list[list[float]] = [[] for _ in works]
+    for _ in range(times):
+        for work, seconds in zip(works, took, strict=True):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in took]
+
+
+def looped(masks: np.ndarray, maps: np.ndarray) -> float:
+    """200 thresholds; at each, every mask's regions are labelled anew and overlapped, as the field's scripts do."""
+    points = []
+    for threshold in np.linspace(maps.max(), maps.min(), 200):
+        flagged = maps >= threshold
+        overlaps = []
+        for mask, flags in zip(masks, flagged, strict=True):
+            labelled, count = ndimage.label(mask, np.ones((3, 3)))
+            overlaps += list(ndimage.mean(flags, labelled, range(1, count + 1))) if count else []
+        points.append((flagged[~masks].mean(), np.mean(overlaps)))
+    rates, overlaps = (np.array(column) for column in zip(*points, strict=True))
+    inside = rates <= 0.3
+    return float(np.trapezoid(overlaps[inside], rates[inside]) / 0.3)
+
+
+def sorted_plainly(masks: np.ndarray, maps: np.ndarray) -> float:
+    """Exact, by one sort of all pixels with their masks and regions carried along."""
+    share, regions = np.zeros(masks.shape), 0
+    for mask, target in zip(masks, share, strict=True):
+        labelled, count = ndimage.label(mask, np.ones((3, 3)))
+        for number in range(1, count + 1):
+            target[labelled == number] = 1 / (labelled == number).sum()
+        regions += count
+    order = np.argsort(-maps.ravel())
+    ends = np.append(np.flatnonzero(np.diff(maps.ravel()[order])), maps.size - 1)
+    overlap = np.append(0, np.cumsum(share.ravel()[order])[ends] / regions)
+    rate = np.append(0, np.cumsum(~masks.ravel()[order])[ends] / (~masks).sum())
+    inside = rate <= 0.3
+    last = np.interp(0.3, rate, overlap)
+    return float(np.trapezoid(np.append(overlap[inside], last), np.append(rate[inside], 0.3)) / 0.3)
+
+
+def test_aupro_of_100_maps_against_a_loop_over_200_thresholds() -> None:
+    random = np.random.default_rng(0)
+    masks = np.zeros((100, 256, 256), dtype=bool)
+    for mask in masks[::2]:
+        for _ in range(random.integers(1, 4)):
+            top, left, height, width = (*random.integers(0, 200, 2), *random.integers(8, 50, 2))
+            mask[top : top + height, left : left + width] = True
+    maps = ndimage.gaussian_filter(random.random(masks.shape), (0, 4, 4))
+    maps = (0.7 * (maps - maps.min()) / np.ptp(maps) + 0.2 * masks).astype(np.float32)
+    ours, plain, loop = medians(
+        lambda: aupro(pixels_tally(masks, maps)), lambda: sorted_plainly(masks, maps), lambda: looped(masks, maps), times=3
+    )
+    exact, all_seven = float(aupro(pixels_tally(masks, maps))), medians(lambda: pixel_figures(pixels_tally(masks, maps)))[0]
+    print(
+        f"\nAUPRO of 100 maps of 256x256: {1000 * ours:.0f} ms; one plain sort {1000 * plain:.0f} ms; loop {1000 * loop:.0f} ms: "
+        f"{loop / ours:.0f} x the loop, {plain / ours:.1f} x the sort; all four pixel figures {1000 * all_seven:.0f} ms; "
+        f"the loop is off by {abs(looped(masks, maps) - exact):.4f}"
+    )
+    assert exact == pytest.approx(sorted_plainly(masks, maps), abs=1e-9)
+    assert loop / ours >= 15
+
+
+ON_THEIR_OWN = 10  # episodes of each target that are timed alone, drawn at random; all of them would take an hour
+
+
+def test_the_quickstarts_evaluation_against_each_episode_on_its_own(tmp_path: Path) -> None:
+    """Its detectors (untrained, which costs the same), settings, targets and episodes."""
+    torch.set_num_threads(2)
+    detectors = read_setting(("pipelines", "quickstart", "detectors"), DetectorSettings, file=PIPELINES)
+    settings = read_setting(("pipelines", "quickstart", "evaluation"), EvaluationSettings, file=PIPELINES)
+    sampling = read_setting(("pipelines", "quickstart", "sampling"), SamplingSettings, file=PIPELINES)
+    encoders = {resolution: build_encoder(detectors["patch-residual"].encoder, resolution) for resolution in (128, 256)}
+    contenders = [
+        Contender(
+            name,
+            build_detector(detectors[name], encoders[resolution_of(detectors, name)]).eval(),
+            resolution_of(detectors, name),
+            settings.subset.get(name),
+        )  # type: ignore[literal-required]
+        for name in ("patch-residual", "metauas", "inctrl")
+    ]
+    settings = replace(settings, shown=0)
+    together_total = alone_total = 0.0
+    for target in ("texture-defects", "digits", "elpv"):
+        files = ingested(tmp_path / target, target, sampling)
+        episodes = read_episodes(files.episodes)
+        start = time.perf_counter()
+        evaluate_target(target, contenders, files, settings, "cpu")
+        together = time.perf_counter() - start
+        some = np.random.default_rng(0).choice(len(episodes), ON_THEIR_OWN, replace=False)
+        start = time.perf_counter()
+        for number in some:
+            write_table(files.episodes, pa.Table.from_pylist([asdict(episodes[number])], schema=EPISODES))
+            for contender in contenders:
+                evaluate_target(target, [contender], files, settings, "cpu")
+        alone = (time.perf_counter() - start) * len(episodes) / ON_THEIR_OWN
+        together_total, alone_total = together_total + together, alone_total + alone
+        print(f"\n{target}: {len(episodes)} episodes together {together:.1f} s, each on its own {alone:.0f} s: {alone / together:.1f} x")
+    print(f"all three: {together_total:.1f} s against {alone_total:.0f} s: {alone_total / together_total:.1f} x")
+    assert alone_total / together_total >= 5
+
+
+def ingested(folder: Path, target: str, sampling: SamplingSettings) -> EpisodeFiles:
+    """The quickstart's episodes of one target."""
+    files = EpisodeFiles.of(folder / "episodes", "quickstart")
+    places = make_places(folder / "manifests")
+    for dataset in ("sample-photos", target):
+        ingest_packaged(dataset, places=places, workers=2)
+    sample(sampling, Use(("sample-photos",), (target,)), manifests=folder / "manifests", files=files)
+    return files

@@ -1,0 +1,174 @@
+"""report.html: what is in it, and how it looks and works in a real browser."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import browser, console, installed, requests
+from conftest import make_layout, make_places, save
+from PIL import Image
+
+from tasks.detector_settings import EncoderSettings, MetaUASSettings, PatchResidualSettings
+from tasks.detectors import build_detector
+from tasks.encoders import build_encoder
+from tasks.evaluation.curves import curves_of
+from tasks.evaluation.evaluate import evaluate_target
+from tasks.evaluation.figures import FIGURES
+from tasks.evaluation.published import PUBLISHED, beside
+from tasks.evaluation.report import Inputs, Made, markdown, write_report
+from tasks.evaluation.results import Results, results_of
+from tasks.evaluation.score import Contender
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.ingestion.ingest import ingest_folder
+from tasks.sampling.episodes import EpisodeFiles
+from tasks.sampling.sample import sample
+from tasks.sampling.settings import SamplingSettings, Use
+from tasks.training_log import LogLine, write_log
+
+PROTOCOLS = ["class-specific", "class-agnostic"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    """The report of two untrained detectors on real textures, which calls them MVTec AD so that published figures stand beside."""
+    folder = tmp_path_factory.mktemp("report")
+    layout, manifests = make_layout(folder / "parts"), folder / "manifests"
+    files = EpisodeFiles.of(folder / "episodes", "small")
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    (folder / "other/train/good").mkdir(parents=True)
+    (folder / "other/train/good/0.png").write_bytes((layout / "bricks/train/good/0.png").read_bytes() + b"\0")
+    (folder / "other/train/good/broken.png").write_bytes(b"not a picture")
+    ingest_folder("other", folder / "other", licence="own", places=make_places(manifests), workers=1)
+    sample(SamplingSettings(shots=(1, 2), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
+    encoder = build_encoder(EncoderSettings(), 64)
+    contenders = [
+        Contender("patch-residual", build_detector(PatchResidualSettings(resolution=64), encoder).eval(), 64, None),
+        Contender("metauas", build_detector(MetaUASSettings(resolution=64, decoder_channels=(16,) * 5), encoder).eval(), 64, None),
+    ]
+    settings = EvaluationSettings(resolution=64, shown=2)
+    target = evaluate_target("parts", contenders, files, settings, "cpu")
+    results = results_of(target.measured, [target.scores], PROTOCOLS)
+    curves = curves_of(target.measured, results.scores, results.figures, PROTOCOLS)
+    curves.write(folder / "curves")
+    pairs, models = folder / "overview", folder / "models"
+    save(np.zeros((8, 8), dtype=np.uint8), pairs / "appearance.png")
+    (pairs / "kinds.csv").write_text("kind,pairs\nappearance,30\nnone,10\n")
+    (pairs / "changed_area.csv").write_text("changed_area,pairs,appearance\n0.01,30,30\n")
+    (pairs / "drops.csv").write_text("reason,draws\nlocal-region: nothing changed,7\n")
+    write_log(models / "metauas", [LogLine(10, 0, 0.5, 0.1), LogLine(20, 0, 0.4, 0.1, 0.45)])
+    file = folder / "report.html"
+    write_report(
+        file,
+        made=Made(
+            "small", {"targets": ["parts"], "note": "<b>not HTML</b>"}, {"parts": "mvtec-ad"}, "0123abc", {"data/x": "f00d"}, {"dvc": "3"}
+        ),
+        inputs=Inputs(pairs, models, folder / "inpainter", files.rejected, files.near_duplicates),
+        results=results,
+        curves=curves,
+        galleries=[target.gallery],
+        evaluation=settings,
+    )
+    return file, results
+
+
+def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
+    file, results = report
+    page = file.read_text()
+    for row in results.figures:
+        assert f"{100 * row.mean:.1f} ± {100 * row.std:.1f}<small>{100 * row.low:.1f} to {100 * row.high:.1f}</small>" in page
+    for name in ("ROC of images", "Precision and recall", "PRO: overlap", "Scores of normal and anomalous", "Figures by shots"):
+        assert name in page
+    assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a figure by shots each, a training
+    assert page.count("data:image/jpeg") == 2 * 3 * 2 + 1  # two of each kind of each detector, and the contact sheet
+    assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
+    assert "0123abc" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
+    assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> takes ours the same way" in page
+    assert ">nan" not in page.lower()
+    assert markdown(results.figures).count("\n| parts |") == 8
+
+
+def test_published_figures_stand_beside_the_same_protocol_only() -> None:
+    assert [row.name for row in beside("mvtec-ad", [("class-specific", 1)])] == ["MetaUAS, 256", "MetaUAS, retrained by others"]
+    assert beside("mvtec-ad", [("class-specific", 2)]) == beside("elpv", [("class-specific", 1)]) == []
+    assert all(set(row.figures) == set(FIGURES) and row.source for row in PUBLISHED)
+
+
+def test_the_curves_are_tables_that_dvc_draws(report: tuple[Path, Results]) -> None:
+    file, _results = report
+    heads = {table.stem: table.read_text().splitlines()[0] for table in sorted((file.parent / "curves").iterdir())}
+    assert heads == {
+        "histogram": "target,detector,label,score,share",
+        "pr": "target,detector,shots,recall,precision",
+        "pro": "target,detector,shots,false_positive_rate,overlap",
+        "roc": "target,detector,shots,false_positive_rate,true_positive_rate",
+        "shots": "target,detector,figure,low,high,shots,mean",
+    }
+    assert "nan" not in "".join(table.read_text() for table in (file.parent / "curves").iterdir()).lower()
+
+
+def variety(png: bytes) -> int:
+    """How many colours a screenshot has: a blank one has one."""
+    with Image.open(io.BytesIO(png)) as image:
+        return len(image.convert("RGB").resize((200, 200)).getcolors(40_000) or [])
+
+
+@installed
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_it_opens_in_a_browser_without_an_error_and_without_asking_for_anything(
+    report: tuple[Path, Results], tmp_path: Path, width: int, dark: bool
+) -> None:
+    file, _results = report
+    with browser(tmp_path / "profile", width=width, dark=dark) as driver:
+        driver.get(file.as_uri())
+        assert driver.title == "changepair: small"
+        (tmp_path / "page.png").write_bytes(driver.get_screenshot_as_png())
+        assert variety((tmp_path / "page.png").read_bytes()) > 100
+        ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)")
+        # Readable on a phone: nothing but what scrolls by itself is wider than the screen.
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        driver.execute_script(
+            "document.querySelectorAll('details').forEach(part => part.open = true); window.scrollTo(0, document.body.scrollHeight)"
+        )
+        broken = "return [...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth }).map(i => i.alt)"
+        assert driver.execute_script(broken) == []
+        assert requests(driver) == [file.as_uri()]
+        assert console(driver) == []
+
+
+@installed
+def test_tables_sort_and_filter(report: tuple[Path, Results], tmp_path: Path) -> None:
+    file, _results = report
+    with browser(tmp_path / "profile") as driver:
+        driver.get(file.as_uri())
+        column = (
+            "return [...document.querySelector('table.sortable').tBodies[0].rows]"
+            ".filter(row => !row.hidden).map(row => row.cells[arguments[0]].textContent)"
+        )
+        head: Any = driver.find_elements("css selector", "table.sortable thead button")
+        assert [button.text for button in head][:5] == ["target", "detector", "protocol", "shots", "I-AUROC"]
+        shown = driver.execute_script(column, 1)
+        assert shown[0] == "patch-residual" and len(shown) == 8 + 4
+        head[4].click()
+        falling = [float(text.split()[0]) for text in driver.execute_script(column, 4)]
+        assert falling == sorted(falling, reverse=True)
+        head[4].click()
+        assert [float(text.split()[0]) for text in driver.execute_script(column, 4)] == sorted(falling)
+        head[1].click()
+        names = driver.execute_script(column, 1)
+        # Whatever the browser's language makes of an asterisk.
+        assert [re.split(r"\W", name)[0].lower() for name in names] == ["metauas"] * 8 + ["patch"] * 4
+        driver.find_element("css selector", ".filter").send_keys("metauas agnostic")
+        assert {
+            (name, protocol) for name, protocol in zip(driver.execute_script(column, 1), driver.execute_script(column, 2), strict=True)
+        } == {
+            ("metauas", "class-agnostic"),
+            ("MetaUAS*, 256", "class-agnostic"),
+            ("MetaUAS*+, 256", "class-agnostic"),
+        }
+        assert console(driver) == [] and requests(driver) == [file.as_uri()]
