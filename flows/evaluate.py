@@ -8,12 +8,12 @@ from typing import cast
 
 import torch
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
 from flows import provenance
-from flows.artifacts import key
+from flows.artifacts import data_uri, key
 from flows.settings import read_setting, read_yaml
 from flows.stage import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, run_stage
 from tasks.detector_settings import DetectorSettings
@@ -55,6 +55,11 @@ def evaluate(pipeline: str) -> None:
 
     rows = table(results.figures)
     create_table_artifact(rows, key=key(pipeline, "results"), description=f"Figures of {pipeline}: percent, mean ± std over seeds")
+    for gallery in galleries:
+        name = f"overlays-{gallery.target}"
+        picture = folder / "galleries" / f"{name}.png"
+        if picture.is_file():
+            create_image_artifact(data_uri(picture), key=key(pipeline, name), description=f"Maps of {pipeline} on {gallery.target}")
     create_markdown_artifact(f"# {pipeline}\n\n{markdown(results.figures)}\nWhole report: `{report}`", key=key(pipeline, "report"))
     _print(rows)
 

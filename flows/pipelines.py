@@ -146,6 +146,9 @@ def _mistake(pipeline: Pipeline, datasets: Datasets) -> str | None:
                 return f"{key}[{index}]: no dataset {name!r} under datasets{nearest(name, datasets.names)}"
     if "metauas+" in pipeline.detectors and "metauas" not in pipeline.detectors:
         return "detectors.metauas+: needs metauas beside it, whose model and encoder it uses"
+    for index, name in enumerate(pipeline.promotion.detectors or ()):
+        if name not in pipeline.detectors:
+            return f"promotion.detectors[{index}]: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"
     for detector, examples in pipeline.trained_on.items():
         if examples == "auxiliary" and not pipeline.auxiliary:
             return f"auxiliary: {detector} is trained on it; name a dataset with anomalies, or say training.{detector}.examples: pairs"

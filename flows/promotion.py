@@ -22,7 +22,9 @@ from typing import Any, Literal, NamedTuple
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.build import build
+from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
+from dvc_data.hashfile.tree import Tree
 
 from flows import provenance
 from flows.pipelines import Pipeline, enabled_pipeline
@@ -156,10 +158,11 @@ def settle(pipeline: str, model: Model) -> None:
         write_text(pointer, wanted)
     try:
         with Repo() as repo:
-            try:
-                repo.checkout(targets=[str(pointer)], force=True)
-            except DvcException:
-                repo.pull(targets=[str(pointer)], force=True)
+            if not _cached(repo, model):
+                repo.fetch(targets=[str(pointer)])
+                if not _cached(repo, model):  # and a checkout would empty in-use/
+                    raise DvcException("not in the remote")
+            repo.checkout(targets=[str(pointer)], force=True)
     except DvcException as error:
         if before is not None and before != wanted:
             write_text(pointer, before)
@@ -167,6 +170,15 @@ def settle(pipeline: str, model: Model) -> None:
             f"{folder / CURRENT}: model {model.candidate[:8]} is neither in DVC's cache nor in a remote; get it with `dvc pull {pointer}` "
             f"where it is, or put the new one to use with `changepair promote {pipeline}`"
         ) from error
+
+
+def _cached(repo: Repo, model: Model) -> bool:
+    """Whether every file of the model is in DVC's cache."""
+    cache = repo.cache.local
+    try:
+        return all(cache.exists(entry.value) for _key, _meta, entry in Tree.load(cache, HashInfo("md5", model.hash)))
+    except FileNotFoundError:
+        return False
 
 
 def read_current(pipeline: str) -> Model | None:

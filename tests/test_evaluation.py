@@ -21,8 +21,9 @@ from tasks.detectors import build_detector
 from tasks.encoders import build_encoder
 from tasks.errors import BadInput
 from tasks.evaluation.evaluate import evaluate_target
-from tasks.evaluation.figures import FIGURES, PIXEL_FIGURES, Truth, truth_of
+from tasks.evaluation.figures import FIGURES, PIXEL_FIGURES
 from tasks.evaluation.gallery import best_threshold, caption, write_galleries
+from tasks.evaluation.pixels import Truth, truth_of
 from tasks.evaluation.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
 from tasks.evaluation.score import Contender, read_pictures, score_category
 from tasks.evaluation.settings import EvaluationSettings

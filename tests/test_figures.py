@@ -27,11 +27,9 @@ from tasks.evaluation.figures import (
     f1max,
     image_figures,
     pixel_figures,
-    pixels_tally,
     tally,
-    truth_of,
 )
-from tasks.evaluation.pixels import PixelScores
+from tasks.evaluation.pixels import PixelScores, pixels_tally, truth_of
 from tasks.evaluation.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
 
 # Few distinct scores, so that ties are common.

@@ -111,11 +111,12 @@ def _bars(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _by_shots(axes: Axes, rows: pd.DataFrame) -> None:
-    for (detector, mine), colour in zip(rows.groupby("detector", sort=False), SERIES, strict=False):
-        x = range(len(mine))
+    shots = sorted(rows["shots"].unique().tolist())
+    for number, (detector, mine) in enumerate(rows.groupby("detector", sort=False)):
+        mine, colour = mine.sort_values("shots"), SERIES[number % len(SERIES)]
+        x = [shots.index(count) for count in mine["shots"]]
         axes.plot(x, 100 * mine["mean"], marker="o", markersize=3.5, color=colour, label=str(detector))
         axes.fill_between(x, 100 * mine["low"], 100 * mine["high"], color=colour, alpha=0.15, linewidth=0)
-    shots = sorted(rows["shots"].unique().tolist())
     axes.set(xlabel="shots", ylabel="%", xticks=range(len(shots)), xticklabels=[str(count) for count in shots])
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from tasks.detector_settings import DetectorSettings
 from tasks.detectors import load_detectors, resolution_of
-from tasks.evaluation.figures import Truth, image_figures, tally, truth_of
+from tasks.evaluation.figures import image_figures, tally
 from tasks.evaluation.gallery import Gallery, choose
+from tasks.evaluation.pixels import Truth, truth_of
 from tasks.evaluation.results import SCORES, Measure, Measured
 from tasks.evaluation.score import Contender, Scored, anomaly_maps, score_category
 from tasks.evaluation.settings import Convention, EvaluationSettings

@@ -11,15 +11,11 @@ defined (no anomalous picture, no mask, no normal pixel) is left out; none is ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from tasks.pictures import Mask
 
 FigureName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
 FIGURES: tuple[FigureName, ...] = get_args(FigureName)
@@ -182,44 +178,3 @@ def heading(figure: str) -> str:
     level, _, name = figure.partition("_")
     names = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max", "aupro": "AUPRO"}
     return f"{level[0].upper()}-{names[name]}" if name in names else figure
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is anomalous in B pictures of HxW.
-
-    A picture that is anomalous and has no mask is not known: its pixels count for nothing.
-    """
-
-    normal: NDArray[np.bool_]  # BxHxW: pixels that are known and not anomalous
-    anomalous: NDArray[np.intp]  # places of the P anomalous pixels among all BxHxW
-    overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
-
-    def first(self, count: int) -> Truth:
-        """Of the first so many pictures."""
-        if count == len(self.normal):
-            return self
-        until = np.searchsorted(self.anomalous, count * self.normal[0].size)
-        return Truth(self.normal[:count], self.anomalous[:until], self.overlap[:until])
-
-
-def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
-    """masks: B of HxW, None for a picture that is anomalous nobody knows where."""
-    normal = np.zeros((len(masks), *shape), dtype=bool)
-    places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
-    for index, mask in enumerate(masks):
-        if mask is None:
-            continue
-        normal[index] = ~mask
-        if mask.any():
-            _count, regions, statistics, _centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-            inside = np.flatnonzero(mask)
-            places.append(inside + index * mask.size)
-            overlaps.append(1.0 / statistics[regions.ravel()[inside], cv2.CC_STAT_AREA])
-    return Truth(normal, np.concatenate(places), np.concatenate(overlaps))
-
-
-def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
-    """masks, maps: NxHxW. The counts that `pixel_figures` and `aupro` take."""
-    truth = truth_of(list(masks), masks.shape[1:])
-    return tally(maps.ravel()[truth.anomalous], np.sort(maps[truth.normal]), truth.overlap)

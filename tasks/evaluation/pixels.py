@@ -1,4 +1,4 @@
-"""The pixel scores of an episode, taken in batch by batch as they are made.
+"""The pixel scores of an episode and what is anomalous among them, taken in batch by batch as they are made.
 
 Exact figures need every pixel's score: four bytes each, and nothing else is held. An episode whose scores would pass HELD_SCORES is
 counted into a histogram of 65,536 levels instead, whose figures are off by at most what tasks.evaluation.figures.bounds says.
@@ -6,11 +6,16 @@ counted into a histogram of 65,536 levels instead, whose figures are off by at m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evaluation.figures import Tally, Truth, aupro_as_published, bounds, pixel_figures, tally, tally_levels
+from tasks.evaluation.figures import Tally, aupro_as_published, bounds, pixel_figures, tally, tally_levels
 from tasks.evaluation.settings import Convention
+from tasks.pictures import Mask
 
 HELD_SCORES = 2**30  # bytes: 4,096 pictures at 256x256
 FINE = 2**16  # levels of the histogram, from 0 to 1
@@ -18,6 +23,47 @@ COARSE = 256  # levels of each picture's own counts, that resamples of pictures 
 EVEN = 0.1  # share of the coarse levels spread evenly, for scores that the first batch does not have
 
 Maps = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is anomalous in B pictures of HxW.
+
+    A picture that is anomalous and has no mask is not known: its pixels count for nothing.
+    """
+
+    normal: NDArray[np.bool_]  # BxHxW: pixels that are known and not anomalous
+    anomalous: NDArray[np.intp]  # places of the P anomalous pixels among all BxHxW
+    overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
+
+    def first(self, count: int) -> Truth:
+        """Of the first so many pictures."""
+        if count == len(self.normal):
+            return self
+        until = np.searchsorted(self.anomalous, count * self.normal[0].size)
+        return Truth(self.normal[:count], self.anomalous[:until], self.overlap[:until])
+
+
+def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
+    """masks: B of HxW, None for a picture that is anomalous nobody knows where."""
+    normal = np.zeros((len(masks), *shape), dtype=bool)
+    places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
+    for index, mask in enumerate(masks):
+        if mask is None:
+            continue
+        normal[index] = ~mask
+        if mask.any():
+            _count, regions, statistics, _centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+            inside = np.flatnonzero(mask)
+            places.append(inside + index * mask.size)
+            overlaps.append(1.0 / statistics[regions.ravel()[inside], cv2.CC_STAT_AREA])
+    return Truth(normal, np.concatenate(places), np.concatenate(overlaps))
+
+
+def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
+    """masks, maps: NxHxW. The counts that `pixel_figures` and `aupro` take."""
+    truth = truth_of(list(masks), masks.shape[1:])
+    return tally(maps.ravel()[truth.anomalous], np.sort(maps[truth.normal]), truth.overlap)
 
 
 class PixelScores:

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from tasks.detector_settings import DetectorName
 from tasks.errors import BadInput
-from tasks.evaluation.figures import Truth
-from tasks.evaluation.pixels import COARSE, HELD_SCORES, PixelScores
+from tasks.evaluation.pixels import COARSE, HELD_SCORES, PixelScores, Truth
 from tasks.models.detector import Detector, upsample
 from tasks.models.encoder import Features
 from tasks.models.similarity import most_similar

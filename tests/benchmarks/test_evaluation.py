@@ -20,7 +20,8 @@ from tasks.detector_settings import DetectorSettings
 from tasks.detectors import build_detector, resolution_of
 from tasks.encoders import build_encoder
 from tasks.evaluation.evaluate import evaluate_target
-from tasks.evaluation.figures import aupro, pixel_figures, pixels_tally
+from tasks.evaluation.figures import aupro, pixel_figures
+from tasks.evaluation.pixels import pixels_tally
 from tasks.evaluation.score import Contender
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.files import write_table
