@@ -66,7 +66,7 @@ def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[
     )
 
 
-def roc(counts: Tally) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """False and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
     before = counts.above / counts.negatives
     found = counts.true_positive_rate
@@ -75,7 +75,7 @@ def roc(counts: Tally) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return x, y
 
 
-def pro(counts: Tally) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def pro(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """False positive rate and mean overlap a region."""
     assert counts.overlap is not None
     found = np.cumsum(counts.overlap) / counts.overlap.sum()
@@ -87,7 +87,7 @@ def _of_images(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     grid = np.linspace(0, 1, POINTS)
     rows: dict[str, list[tuple[object, ...]]] = {ROC: [], PR: []}
     for (target, detector, shots), episodes in frame.groupby(["target", "detector", "shots"], sort=False):
-        found: dict[str, list[NDArray[np.float64]]] = {ROC: [], PR: []}
+        found: dict[str, list[NDArray[np.floating]]] = {ROC: [], PR: []}
         for _episode, one in episodes.groupby(["category", "seed"], sort=False):
             values, anomalous = one["score"].to_numpy(), one["label"].to_numpy() == ANOMALOUS
             counts = tally(values[anomalous], np.sort(values[~anomalous]))
@@ -104,9 +104,9 @@ def _of_images(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _pro(measured: Sequence[Measured]) -> pd.DataFrame:
     grid = np.linspace(0, PRO_LIMIT, POINTS)
-    found: dict[tuple[str, str, int], list[NDArray[np.float64]]] = {}
+    found: dict[tuple[str, str, int], list[NDArray[np.floating]]] = {}
     for item in measured:
-        levels = cast(NDArray[np.float64], item.levels)
+        levels = cast(NDArray[np.floating], item.levels)
         if levels[0].any() and levels[1].any():
             curve = _interpolated(grid, *pro(tally_levels(*levels)))
             found.setdefault((item.episode.target, item.detector, item.episode.shots), []).append(curve)
@@ -128,15 +128,15 @@ def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["target", "detector", "label", "score", "share"])
 
 
-def _interpolated(grid: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolated(grid: NDArray[np.floating], x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
     """y at the grid; where the curve rises straight up, its upper end."""
     place = np.minimum(np.searchsorted(x, grid, "right") - 1, len(x) - 2)
     width = x[place + 1] - x[place]
     along = np.where(width > 0, (grid - x[place]) / np.maximum(width, 1e-300), 1.0)
-    return cast(NDArray[np.float64], y[place] + along * (y[place + 1] - y[place]))
+    return cast(NDArray[np.floating], y[place] + along * (y[place + 1] - y[place]))
 
 
-def _rows(about: tuple[object, ...], grid: NDArray[np.float64], curves: Sequence[NDArray[np.float64]]) -> Iterable[tuple[object, ...]]:
+def _rows(about: tuple[object, ...], grid: NDArray[np.floating], curves: Sequence[NDArray[np.floating]]) -> Iterable[tuple[object, ...]]:
     if not curves:
         return []
     return [(*about, float(x), float(y)) for x, y in zip(grid, np.mean(curves, axis=0), strict=True)]

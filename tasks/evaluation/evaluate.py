@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ BY_PIXEL = ("class-specific", "class-agnostic")
 """Protocols in which a mask says what is anomalous; in the others a whole picture is, of another class."""
 
 Row = Mapping[str, Any]
+Resamples = Mapping[int, NDArray[np.float32]]
+"""Of the first so many queries, for each number of them that some detector scores."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +62,17 @@ def evaluate_target(
     episodes = [episode for episode in read_episodes(files.episodes) if episode.target == target]
     row_of = {row["image"]: row for row in read_pictures(files.targets) if row["dataset"] == target}
     groups = _sharing_an_encoder(contenders)
-    kinds = list(dict.fromkeys((episode.category, episode.queries, episode.labels) for episode in episodes))
     measured: list[Measured] = []
     scored: list[Scored] = []
-    for place, kind in enumerate(kinds):
-        mine = [episode for episode in episodes if (episode.category, episode.queries, episode.labels) == kind]
-        masks = _Masks([row_of[image] for image in mine[0].queries], mine[0], settings.resolution)
-        counts = {min(contender.queries or len(kind[1]), len(kind[1])) for contender in contenders}
-        resamples = {count: resample(kind[1][:count], kind[2][:count]) for count in counts}
-        for number, group in enumerate(groups):
-            before = (place + number / len(groups)) / len(kinds)
-            for batch in score_category(
-                group,
-                mine,
-                masks=masks if masks.any else None,
-                resolution=settings.resolution,
-                batch_size=settings.batch_size,
-                device=device,
-                report=lambda share, before=before: report(before + share / len(groups) / len(kinds)),  # type: ignore[misc]
-            ):
-                with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
-                    measured.extend(pool.map(partial(_measure, resamples=resamples, convention=settings.convention), batch))
-                scored.extend(Scored(item.detector, item.episode, item.images, item.scores, None) for item in batch)
+    with ThreadPoolExecutor() as pool:
+        running: list[Future[Measured]] = []
+        for batch, resamples in _batches(groups, episodes, row_of, settings, device, report):
+            # Sorting millions of pixels releases the GIL: it goes on beside the scoring of the next batch.
+            started = [pool.submit(_measure, item, resamples, settings.convention) for item in batch]
+            scored.extend(Scored(item.detector, item.episode, item.images, item.scores, None) for item in batch)
+            measured.extend(future.result() for future in running)
+            running = started
+        measured.extend(future.result() for future in running)
     order = {name: place for place, name in enumerate(contender.name for contender in contenders)}
     number_of = {episode: number for number, episode in enumerate(episodes)}
     for found in (measured, scored):
@@ -96,8 +86,35 @@ def evaluate_target(
     return TargetResult(target, measured, pa.concat_tables([SCORES.empty_table(), *map(_score_rows, scored)]), gallery)
 
 
-def _measure(scored: Scored, resamples: Mapping[int, NDArray[np.float32]], convention: Convention) -> Measured:
-    """resamples: of the first so many queries, for each number of them that some detector scores."""
+def _batches(
+    groups: Sequence[Sequence[Contender]],
+    episodes: Sequence[Episode],
+    row_of: Mapping[str, Row],
+    settings: EvaluationSettings,
+    device: str,
+    report: Callable[[float], None],
+) -> Iterator[tuple[list[Scored], Resamples]]:
+    """Every contender on every episode, those of equal queries together, and the resamples of those queries."""
+    kinds = list(dict.fromkeys((episode.category, episode.queries, episode.labels) for episode in episodes))
+    parts = [(kind, group) for kind in kinds for group in groups]
+    for number, ((category, queries, labels), group) in enumerate(parts):
+        mine = [episode for episode in episodes if (episode.category, episode.queries, episode.labels) == (category, queries, labels)]
+        masks = _Masks([row_of[image] for image in queries], mine[0], settings.resolution)
+        counts = {min(contender.queries or len(queries), len(queries)) for each in groups for contender in each}
+        resamples = {count: resample(queries[:count], labels[:count]) for count in counts}
+        for batch in score_category(
+            group,
+            mine,
+            masks=masks if masks.any else None,
+            resolution=settings.resolution,
+            batch_size=settings.batch_size,
+            device=device,
+            report=lambda share, before=number: report((before + share) / len(parts)),  # type: ignore[misc]
+        ):
+            yield batch, resamples
+
+
+def _measure(scored: Scored, resamples: Resamples, convention: Convention) -> Measured:
     episode, count = scored.episode, len(scored.images)
     by_picture = scored.pixels.by_picture() if scored.pixels else None
     exact = scored.pixels.figures(convention) if scored.pixels else {}

@@ -23,7 +23,7 @@ IMAGE_FIGURES, PIXEL_FIGURES = FIGURES[:3], FIGURES[3:]
 PRO_LIMIT = 0.3  # false positive rate AUPRO is integrated to, and divided by
 PUBLISHED_STEPS = 200  # thresholds of the authors' AUPRO
 
-Counts = NDArray[np.float64]
+Counts = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,32 @@ class Tally:
         return found / np.maximum(found + self.above + self.level, 1e-12)  # a resample may lack the highest scores
 
 
-def tally(positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating] | None = None) -> Tally | None:
-    """positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either."""
-    if not len(positives) or not len(negatives):
+def tally(
+    positives: NDArray[np.floating],
+    negatives: NDArray[np.floating],
+    overlap: NDArray[np.floating] | None = None,
+    *,
+    among: bool = False,
+) -> Tally | None:
+    """positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either.
+
+    among: the positives are among the negatives too, and are not counted as such: nobody needs to part them before the sort.
+    """
+    count = len(negatives) - among * len(positives)
+    if not len(positives) or not count:
         return None
     scores, place = np.unique(positives, return_inverse=True)
+    hits = np.bincount(place)
     higher = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "right"))
     at_least = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "left"))
+    if among:
+        own = len(positives) - np.cumsum(hits)  # positives with a higher score
+        higher, at_least = higher - own, at_least - own - hits
     return Tally(
-        hits=np.bincount(place)[::-1].astype(np.float64),
+        hits=hits[::-1].astype(np.float64),
         above=higher[::-1].astype(np.float64),
         level=(at_least - higher)[::-1].astype(np.float64),
-        negatives=np.float64(len(negatives)) * np.ones(()),
+        negatives=np.float64(count) * np.ones(()),
         overlap=None if overlap is None else np.bincount(place, overlap)[::-1].astype(np.float64),
     )
 
@@ -106,31 +120,32 @@ def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
     """
     assert counts.overlap is not None
     before, after = counts.above / counts.negatives[..., None], counts.false_positive_rate
-    cut = np.clip(limit - before, 0, None) ** 2 / (2 * np.maximum(after - before, 1e-300))
+    cut = np.clip(limit - before, 0, None) ** 2 / (2 * np.maximum(after - before, 1e-30))
     area = np.where(after <= limit, limit - (before + after) / 2, cut)
     return (counts.overlap * area).sum(-1) / (counts.overlap.sum(-1) * limit)
 
 
 def aupro_as_published(
-    positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], limit: float = PRO_LIMIT
+    positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], *, among: bool = False
 ) -> float | None:
     """AUPRO as the code of MetaUAS and most others of the field computes it: at 200 equidistant thresholds of the scores' range, strictly
-    above each, those whose false positive rate is below `limit`; the rate rescaled between the least and greatest of them. It is
+    above each, those whose false positive rate is below 0.3; the rate rescaled between the least and greatest of them. It is
     not the area to 0.3: what the curve does before the least rate is cut away, and a coarse curve is stretched.
 
-    negatives: ascending. None where fewer than two different rates are below the limit (the original divides by zero there).
+    Takes what `tally` takes. None where fewer than two different rates are below the limit (the original divides by zero there).
     """
-    if not len(positives) or not len(negatives):
+    count = len(negatives) - among * len(positives)
+    if not len(positives) or not count:
         return None
     low, high = float(min(positives.min(), negatives[0])), float(max(positives.max(), negatives[-1]))
     if high <= low:
         return None
     thresholds = np.arange(low, high, (high - low) / PUBLISHED_STEPS)
-    rates = 1 - np.searchsorted(negatives, thresholds, "right") / len(negatives)
     order = np.argsort(positives)
-    beneath = np.append(0.0, np.cumsum(overlap[order]))[np.searchsorted(positives[order], thresholds, "right")]
-    overlaps = 1 - beneath / overlap.sum()
-    inside = rates < limit
+    below = np.searchsorted(positives[order], thresholds, "right")  # positives that are not above
+    rates = 1 - (np.searchsorted(negatives, thresholds, "right") - among * below) / count
+    overlaps = 1 - np.append(0.0, np.cumsum(overlap[order]))[below] / overlap.sum()
+    inside = rates < PRO_LIMIT
     if inside.sum() < 2 or np.ptp(rates[inside]) == 0:
         return None
     rescaled = (rates[inside] - rates[inside].min()) / np.ptp(rates[inside])

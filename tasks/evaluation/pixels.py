@@ -1,6 +1,7 @@
 """The pixel scores of an episode and what is anomalous among them, taken in batch by batch as they are made.
 
-Exact figures need every pixel's score: four bytes each, and nothing else is held. An episode whose scores would pass HELD_SCORES is
+Exact figures need every pixel's score: four bytes each, and nothing else is held but, while figures are taken, some tens of bytes for
+each anomalous pixel. An episode whose scores would pass HELD_SCORES is
 counted into a histogram of 65,536 levels instead, whose figures are off by at most what tasks.evaluation.figures.bounds says.
 """
 
@@ -32,81 +33,84 @@ class Truth:
     A picture that is anomalous and has no mask is not known: its pixels count for nothing.
     """
 
-    normal: NDArray[np.bool_]  # BxHxW: pixels that are known and not anomalous
+    known: NDArray[np.bool_]  # B
+    pixels: int  # of a picture
     anomalous: NDArray[np.intp]  # places of the P anomalous pixels among all BxHxW
     overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
 
     def first(self, count: int) -> Truth:
         """Of the first so many pictures."""
-        if count == len(self.normal):
+        if count == len(self.known):
             return self
-        until = np.searchsorted(self.anomalous, count * self.normal[0].size)
-        return Truth(self.normal[:count], self.anomalous[:until], self.overlap[:until])
+        until = np.searchsorted(self.anomalous, count * self.pixels)
+        return Truth(self.known[:count], self.pixels, self.anomalous[:until], self.overlap[:until])
 
 
 def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
     """masks: B of HxW, None for a picture that is anomalous nobody knows where."""
-    normal = np.zeros((len(masks), *shape), dtype=bool)
     places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
     for index, mask in enumerate(masks):
-        if mask is None:
-            continue
-        normal[index] = ~mask
-        if mask.any():
+        if mask is not None and mask.any():
             _count, regions, statistics, _centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
             inside = np.flatnonzero(mask)
             places.append(inside + index * mask.size)
             overlaps.append(1.0 / statistics[regions.ravel()[inside], cv2.CC_STAT_AREA])
-    return Truth(normal, np.concatenate(places), np.concatenate(overlaps))
+    known = np.array([mask is not None for mask in masks])
+    return Truth(known, shape[0] * shape[1], np.concatenate(places), np.concatenate(overlaps))
 
 
 def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
     """masks, maps: NxHxW. The counts that `pixel_figures` and `aupro` take."""
     truth = truth_of(list(masks), masks.shape[1:])
-    return tally(maps.ravel()[truth.anomalous], np.sort(maps[truth.normal]), truth.overlap)
+    return tally(maps.ravel()[truth.anomalous], np.sort(maps, axis=None), truth.overlap, among=True)
 
 
 class PixelScores:
-    """Room for the pixel scores of `pixels` pixels; `add` them, then ask for the figures, once."""
+    """Room for the pixel scores of `pixels` pixels; `add` them, then ask for the figures, once.
 
-    def __init__(self, pixels: int, *, exact: bool) -> None:
+    like: of another episode of the same detector, whose coarse levels serve here too; without, they follow from the first batch.
+    """
+
+    def __init__(self, pixels: int, *, exact: bool, like: PixelScores | None = None) -> None:
         self.exact = exact
-        self._normal = np.empty(pixels if exact else 0, dtype=np.float32)  # memory is taken as it is filled
+        self._scores = np.empty(pixels if exact else 0, dtype=np.float32)  # memory is taken as it is filled
         self._filled = 0
         self._anomalous: list[Maps] = []
         self._overlap: list[NDArray[np.float64]] = []
         self._histograms = np.zeros((3, 0 if exact else FINE))
-        self._level_of: NDArray[np.int32] | None = None
+        self._level_of: NDArray[np.uint8] | None = None if like is None else like._level_of
         self._by_picture: list[NDArray[np.float32]] = []
 
     def add(self, maps: Maps, truth: Truth) -> None:
         """maps: BxHxW in [0, 1]."""
-        normal, anomalous = maps[truth.normal], maps.ravel()[truth.anomalous]
-        fine = np.minimum(maps * np.float32(FINE), np.float32(FINE - 1)).astype(np.uint16)
+        fine = (maps * np.float32(FINE - 1)).astype(np.uint16)
         if self._level_of is None:
-            self._level_of = _levels(fine[truth.normal], fine.ravel()[truth.anomalous])
-        picture = np.arange(len(maps), dtype=np.int32)[:, None, None] * COARSE
-        coarse = self._level_of[fine] + picture
-        self._by_picture.append(_counts(coarse, truth, len(maps) * COARSE).reshape(3, len(maps), COARSE).astype(np.float32))
+            self._level_of = _levels(fine, truth)
+        self._by_picture.append(_by_picture(self._level_of[fine], truth))
+        anomalous = maps.ravel()[truth.anomalous]
         if self.exact:
-            self._normal[self._filled : self._filled + len(normal)] = normal
-            self._filled += len(normal)
+            for picture in maps[truth.known]:
+                self._scores[self._filled : self._filled + picture.size] = picture.ravel()
+                self._filled += picture.size
             self._anomalous.append(anomalous)
             self._overlap.append(truth.overlap)
         else:
-            self._histograms += _counts(fine, truth, FINE)
+            places = fine.ravel()[truth.anomalous]
+            hits = np.bincount(places, minlength=FINE)
+            everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
+            self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
 
     def figures(self, convention: Convention) -> dict[str, float]:
         """The four pixel figures of everything added, those that are defined."""
         if not self.exact:
             counts = self._fine_tally()
             return {} if counts is None else {name: float(value) for name, value in pixel_figures(counts).items()}
-        normal = self._normal[: self._filled]
-        normal.sort()  # in place: a second copy would double what is held
+        everything = self._scores[: self._filled]
+        everything.sort()  # in place: a second copy would double what is held
         anomalous, overlap = np.concatenate(self._anomalous), np.concatenate(self._overlap)
-        figures = {name: float(value) for name, value in pixel_figures(tally(anomalous, normal, overlap)).items()}
+        figures = {name: float(value) for name, value in pixel_figures(tally(anomalous, everything, overlap, among=True)).items()}
         if convention == "published" and figures:
-            published = aupro_as_published(anomalous, normal, overlap)
+            published = aupro_as_published(anomalous, everything, overlap, among=True)
             del figures["pixel_aupro"]
             if published is not None:
                 figures["pixel_aupro"] = published
@@ -126,23 +130,23 @@ class PixelScores:
         return tally_levels(anomalous, normal, overlap) if anomalous.any() and normal.any() else None
 
 
-def _counts(level: NDArray[np.integer], truth: Truth, levels: int) -> NDArray[np.float64]:
-    """3xL: anomalous pixels, normal pixels and shares of regions on each level. level: BxHxW."""
-    anomalous = level.ravel()[truth.anomalous]
-    return np.stack(
-        [
-            np.bincount(anomalous, minlength=levels),
-            np.bincount(level[truth.normal], minlength=levels),
-            np.bincount(anomalous, truth.overlap, minlength=levels),
-        ]
-    )
+def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
+    """3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
+    everything = np.stack([cv2.calcHist([picture], [0], None, [COARSE], [0, COARSE]).ravel() for picture in level])
+    everything[~truth.known] = 0
+    places = level.ravel()[truth.anomalous] + truth.anomalous // level[0].size * COARSE
+    shape = (len(level), COARSE)
+    hits = np.bincount(places, minlength=everything.size).reshape(shape)
+    overlap = np.bincount(places, truth.overlap, minlength=everything.size).reshape(shape)
+    return np.stack([hits, everything - hits, overlap]).astype(np.float32)
 
 
-def _levels(normal: NDArray[np.uint16], anomalous: NDArray[np.uint16]) -> NDArray[np.int32]:
+def _levels(fine: NDArray[np.uint16], truth: Truth) -> NDArray[np.uint8]:
     """Which coarse level each fine one belongs to: as many of the normal pixels on each, and of the anomalous, as can be."""
     mass = np.full(FINE, EVEN / FINE)
-    there = [scores for scores in (normal, anomalous) if len(scores)]
-    for scores in there:
-        mass += (1 - EVEN) / len(there) * np.bincount(scores, minlength=FINE) / len(scores)
-    level: NDArray[np.int32] = np.minimum((np.cumsum(mass) - mass / 2) / mass.sum() * COARSE, COARSE - 1).astype(np.int32)
-    return level
+    everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
+    hits = np.bincount(fine.ravel()[truth.anomalous], minlength=FINE)
+    there = [counts for counts in (everything - hits, hits) if counts.any()]
+    for counts in there:
+        mass += (1 - EVEN) / len(there) * counts / counts.sum()
+    return np.minimum((np.cumsum(mass) - mass / 2) / mass.sum() * COARSE, COARSE - 1).astype(np.uint8)

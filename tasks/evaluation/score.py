@@ -1,8 +1,8 @@
 """Scores a target's queries, episode by episode.
 
 Work is shared where it is the same: each picture goes through an encoder once for all detectors, seeds and shots that use it; a
-query is related to a prompt once for all shots of a seed; and of a query and one single prompt (1 shot, or the most similar of a
-pool) a detector concludes once, however many episodes ask for it.
+query is related to a prompt once for all shots and protocols of a seed; and of a query and one single prompt (1 shot, or the most
+similar of a pool) a detector concludes once, however many episodes ask for it.
 """
 
 from __future__ import annotations
@@ -77,13 +77,17 @@ def score_category(
         chosen = [episodes[index] for index in part]
         scores: dict[tuple[DetectorName, int], list[Tensor]] = {}
         pixel_scores: dict[tuple[DetectorName, int], PixelScores] = {}
+        firsts: dict[DetectorName, PixelScores] = {}
         for batch in _compared(contenders, chosen, batch_size, device):
             truth = masks(batch.start, batch.stop) if masks is not None else None
             for name, episode, image_scores, maps in batch.comparisons:
                 _refuse_nan(name, queries[batch.start : batch.stop], image_scores, maps)
                 scores.setdefault((name, episode), []).append(image_scores.cpu())
                 if truth is not None:
-                    room = pixel_scores.setdefault((name, episode), PixelScores(pixels, exact=exact))
+                    if (name, episode) not in pixel_scores:
+                        pixel_scores[name, episode] = PixelScores(pixels, exact=exact, like=firsts.get(name))
+                    room = pixel_scores[name, episode]
+                    firsts.setdefault(name, room)
                     room.add(upsample(maps, (resolution, resolution)).float().cpu().numpy(), truth.first(len(maps)))
             report((number + batch.share) / passes)
         yield [
@@ -195,18 +199,32 @@ def _compare_seed(
         number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
     }
     together = {number: pool.places(episode) for number, episode in episodes.items() if number not in single and episode.prompts}
-    if together:
-        places = sorted({place for chosen in together.values() for place in chosen})
-        relation = detector.relate(queries, [stage[places] for stage in memory])
-        for number, chosen in together.items():
-            columns = [places.index(place) for place in chosen]
-            yield number, *detector.conclude(queries, [stage[:, columns] for stage in relation], _category(detector, episodes[number]))
+    column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
+    relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
+    for number, chosen in together.items():
+        own = [stage[:, [column[place] for place in chosen]] for stage in relation]
+        yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
     for number, episode in episodes.items():
         if not episode.prompts:
             yield number, *detector.conclude(queries, [], _category(detector, episode))
     for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
         mine = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
-        once = _compare_singles(detector, queries, memory, list(mine.values()), category)
+        distinct = sorted({(query, place) for choice in mine.values() for query, place in enumerate(choice)})
+        related = [(query, place) for query, place in distinct if place in column]
+        once = _compare_pairs(
+            detector,
+            queries,
+            related,
+            lambda whose, places: [stage[whose, [column[place] for place in places]][:, None] for stage in relation],
+            category,
+        )
+        once |= _compare_pairs(
+            detector,
+            queries,
+            [pair for pair in distinct if pair[1] not in column],
+            lambda whose, places: detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory]),
+            category,
+        )
         for number, choice in mine.items():
             scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
             yield number, torch.stack(scores), torch.stack(maps)
@@ -229,18 +247,20 @@ def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) 
     return places * len(queries[0]) if len(places) == 1 else None
 
 
-def _compare_singles(
-    detector: Detector, queries: Features, memory: Features, choices: Sequence[Sequence[int]], category: str
+def _compare_pairs(
+    detector: Detector,
+    queries: Features,
+    pairs: Sequence[tuple[int, int]],
+    relate: Callable[[list[int], list[int]], Features],
+    category: str,
 ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """choices: for each episode a place in the pool for each query. The comparison of every distinct (query, place) among them."""
-    distinct = sorted({(query, place) for choice in choices for query, place in enumerate(choice)})
+    """pairs: of a query and the place of its one prompt in the pool. relate: so many queries, each to one prompt, Bx1x... each."""
     results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for start in range(0, len(distinct), len(queries[0])):
-        part = distinct[start : start + len(queries[0])]
+    for start in range(0, len(pairs), len(queries[0])):
+        part = pairs[start : start + len(queries[0])]
         whose, places = ([*column] for column in zip(*part, strict=True))
-        asking = [stage[whose] for stage in queries]
-        scores, maps = detector.conclude(asking, detector.relate(asking, [stage[places][:, None] for stage in memory]), category)
-        results.update({key: (score, map_) for key, score, map_ in zip(part, scores, maps, strict=True)})
+        scores, maps = detector.conclude([stage[whose] for stage in queries], relate(whose, places), category)
+        results.update({pair: (score, map_) for pair, score, map_ in zip(part, scores, maps, strict=True)})
     return results
 
 

@@ -37,15 +37,17 @@ def resample(images: Sequence[str], labels: Sequence[int]) -> NDArray[np.float32
 
 def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> dict[str, Draws]:
     """The image figures of every draw. counts: DRAWSxN of `resample`; labels, scores: N."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(scores[order])) + 1)  # of each distinct score
-    labels, counts = labels[order], counts[:, order]
-    positive, negative = (np.add.reduceat(np.where(wanted, counts, 0), starts, axis=1, dtype=np.float64) for wanted in (labels, ~labels))
     if not labels.any() or labels.all():
         return {}
-    falling = np.cumsum(negative, -1)
-    holds = positive.any(axis=0)  # thresholds at which a positive is found
-    found = Tally(positive[:, holds], (falling - negative)[:, holds], negative[:, holds], falling[:, -1])
+    positives, negatives = (np.flatnonzero(wanted)[np.argsort(-scores[wanted])] for wanted in (labels, ~labels))
+    falling = scores[positives]
+    starts = np.append(0, np.flatnonzero(np.diff(falling)) + 1)  # of each distinct score of a positive
+    hits = counts[:, positives]
+    if len(starts) < len(positives):
+        hits = np.add.reduceat(hits, starts, axis=1)
+    upto = np.concatenate([np.zeros((len(counts), 1), np.float32), np.cumsum(counts[:, negatives], axis=1)], axis=1)
+    above, at_least = (upto[:, np.searchsorted(-scores[negatives], -falling[starts], side)] for side in ("left", "right"))
+    found = Tally(hits, above, at_least - above, upto[:, -1])
     return {name: values.astype(np.float32) for name, values in image_figures(found).items()}
 
 
@@ -58,7 +60,7 @@ def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], ex
     if not anomalous.any() or not normal.any():
         return {}
     middle = pixel_figures(tally_levels(anomalous, normal, overlap))
-    drawn = [(counts @ part).astype(np.float64) for part in by_picture]
+    drawn = [counts @ part for part in by_picture]
     with np.errstate(invalid="ignore"):  # a draw without any anomalous pixel
         values = pixel_figures(tally_levels(*drawn))
     return {name: np.clip(exact[name] + values[name] - middle[name], 0, 1).astype(np.float32) for name in PIXEL_FIGURES if name in exact}
