@@ -99,7 +99,7 @@ def test_aupro_of_100_maps_against_a_loop_over_200_thresholds() -> None:
     assert loop / ours >= 15
 
 
-ON_THEIR_OWN = 10  # episodes of each target that are timed alone, drawn at random; all of them would take an hour
+ON_THEIR_OWN = 6  # episodes of each target that are timed alone, drawn at random; all of them would take an hour
 
 
 def test_the_quickstarts_evaluation_against_each_episode_on_its_own(tmp_path: Path) -> None:
