@@ -100,10 +100,10 @@ def history(pipeline: str) -> None:
     enabled_pipeline(pipeline)
     current = read_current(pipeline)
     table = Table(title=f"{pipeline}: {f'model {current.candidate[:8]} is in use' if current else 'no model is in use'}")
-    for title in ("time", "what", "model", "commit", "why"):
+    for title in ("time, UTC", "what", "model", "commit", "why"):
         table.add_column(title, overflow="fold")
     for model in read_history(pipeline):
-        table.add_row(model.time, model.action, model.candidate[:8], model.commit[:8], model.reason)
+        table.add_row(model.time[:16].replace("T", " "), model.action, model.candidate[:8], model.commit[:8], model.reason)
     Console().print(table)
 
 
