@@ -234,11 +234,13 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(project: Path) -> None:
     assert "up to date" in run(project, "dvc", "status", "data/models/small/in-use.dvc").stdout
 
 
+@pytest.mark.slow
 def test_an_edit_to_evaluation_reruns_evaluate(project: Path, api: str) -> None:
     write_pipelines(project, edited(project, evaluation={"shown": 1}))
     assert ran(project, api) == ["evaluate@small"]
 
 
+@pytest.mark.slow
 def test_an_edit_to_the_code_of_synthesis_reruns_synthesize_and_what_follows(project: Path, api: str) -> None:
     file = project / "tasks" / "synthesis" / "changes.py"
     file.write_text(file.read_text().replace("MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"))
