@@ -145,8 +145,8 @@ def edited(folder: Path, **sections: Any) -> dict[str, Any]:
 
 
 def test_an_edit_to_training_reruns_train_and_evaluate(project: Path, api: str) -> None:
-    commit(project)
     """And one to a detector as well: by the coarsest stage alone, 2x2 patches, patch residual finds less."""
+    commit(project)
     training = {"metauas": {"epochs": 1, "batch_size": 4, "learning_rate": 0.002}}
     write_pipelines(project, edited(project, training=training, detectors={"patch-residual": {"resolution": 64, "stages": [5]}}))
     assert ran(project, api) == ["train@small", "evaluate@small"]
