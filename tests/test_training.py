@@ -178,18 +178,17 @@ def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None
     assert (pairs.parent / "inctrl" / "model.safetensors").is_file()
 
 
-def test_a_query_equal_to_its_only_prompt_scores_low_in_its_set(pairs: Path) -> None:
-    """InCTRL the lowest of all. MetaUAS, whose few minutes' worth of steps end elsewhere on every kind of processor (its score is the
-    maximum of a map), below the mean of the queries that differ; the other detectors need no training to know."""
+def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(pairs: Path) -> None:
+    """For those that learn what a change is; the other detectors need no training to know."""
     rows = sorted(read_index(pairs), key=lambda row: row["changed_area"])[-6:]
     examples = [Pairs(pairs, rows, 64)[index] for index in range(len(rows))]
-    metauas = train(pairs, "metauas", TrainingSettings(epochs=30, batch_size=4, learning_rate=3e-3, log_every=9, held_out=0.1))
+    # MetaUAS's score is the maximum of a map: after fewer epochs some pixel of some prompt is still taken for a change.
+    metauas = train(pairs, "metauas", replace(SETTINGS, epochs=100, log_every=50, checkpoint_every=1000))
     inctrl = train_on(pairs, "inctrl", ON_PAIRS)
     for _query, prompt, _mask in examples[:3]:
         queries = torch.stack([prompt, *(query for query, _prompt, _mask in examples)])
+        assert scored(metauas, DETECTOR, queries, prompt[None]).argmin() == 0
         assert scored(inctrl, INCTRL, queries, prompt[None]).argmin() == 0
-        same, *others = scored(metauas, DETECTOR, queries, prompt[None])
-        assert same < torch.stack(others).mean()
 
 
 @pytest.fixture

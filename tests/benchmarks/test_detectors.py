@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from timing import medians
 from torch import Tensor
 
 from tasks.detector_settings import CLIP, OF_THE_MODEL, EncoderSettings, InCTRLSettings
@@ -33,19 +32,6 @@ MOST_BEYOND_THE_PRODUCTS = 1.1
 def two_threads() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
-
-
-def medians(*works: Callable[[], object]) -> list[float]:
-    """Seconds that each takes, the median of runs taken by turns, so that the machine's moods fall on all."""
-    times: list[list[float]] = [[] for _work in works]
-    for work in works:
-        work()
-    for _run in range(RUNS):
-        for work, taken in zip(works, times, strict=True):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
 
 
 ALIGNMENT = """
@@ -132,7 +118,7 @@ def test_inctrl_with_cached_prompts_and_texts_against_a_loop_that_encodes_them_a
     loop = time.perf_counter() - start
     assert torch.allclose(score, scores[:1], atol=1e-5)
 
-    [batch] = medians(lambda: model.score(queries, memory, "screw"))
+    [batch] = medians(lambda: model.score(queries, memory, "screw"), times=RUNS)
     print(
         f"\nInCTRL, a picture: {1000 * batch / 8:.0f} ms with cached prompts and texts, {1000 * loop:.0f} ms by the loop: "
         f"{loop * 8 / batch:.0f} x"
@@ -160,7 +146,7 @@ def test_winclips_windows_against_one_at_a_time() -> None:
 
     found = torch.cat([map_.flatten(2)[0].T for map_ in batched()])
     assert torch.allclose(found, torch.cat(one_at_a_time()), atol=1e-4)
-    slow, fast = medians(one_at_a_time, batched)
+    slow, fast = medians(one_at_a_time, batched, times=RUNS)
     print(f"\nWinCLIP's {len(found)} windows of a picture: {1000 * fast:.0f} ms, one at a time {1000 * slow:.0f} ms: {slow / fast:.1f} x")
     assert slow / fast >= FASTER_THAN_WINDOW_BY_WINDOW
 
@@ -203,6 +189,6 @@ def test_patch_residual_against_its_matrix_products_alone(name: str, channels: t
                 for query in own:
                     torch.mm(query, bank, out=output)
 
-    ours, alone = medians(score, products)
+    ours, alone = medians(score, products, times=RUNS)
     print(f"\npatch residual, {name}, 8 shots, 1,000 queries: {ours:.2f} s, its products alone {alone:.2f} s: {ours / alone:.2f}")
     assert ours / alone <= MOST_BEYOND_THE_PRODUCTS

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, make_places
 from scipy import ndimage
+from timing import medians
 
 from flows.settings import read_setting
 from tasks.detector_settings import DetectorSettings
@@ -32,17 +31,6 @@ from tasks.sampling.settings import SamplingSettings, Use
 
 pytestmark = pytest.mark.bench
 PIPELINES = ROOT / "pipelines.yaml"
-
-
-def medians(*works: Callable[[], object], times: int = 5) -> list[float]:
-    """Seconds of each, in turns, so that the machine's moods meet all alike."""
-    took: list[list[float]] = [[] for _ in works]
-    for _ in range(times):
-        for work, seconds in zip(works, took, strict=True):
-            start = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) for seconds in took]
 
 
 def looped(masks: np.ndarray, maps: np.ndarray) -> float:
