@@ -1,13 +1,24 @@
-"""One Prefect API for a run and all the processes it starts."""
+"""One Prefect API for a run and all the processes it starts, and each of those a child of the task that started it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
+from uuid import UUID
 
-from prefect.server.api.server import SubprocessASGIServer
+from prefect import Flow, State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
+
+PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
 
 
 @contextmanager
@@ -18,9 +29,55 @@ def one_api() -> Iterator[None]:
     """
     url = PREFECT_API_URL.value()
     if not url:
+        from prefect.server.api.server import SubprocessASGIServer  # costs two seconds, in every stage
+
         server = SubprocessASGIServer()
         server.start()  # and it stops itself at exit, after Prefect has sent its last events and logs
         url = server.api_url
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
     with temporary_settings({PREFECT_API_URL: url}):
         yield
+
+
+@contextmanager
+def parent() -> Iterator[None]:
+    """Within a task: the flows of processes that are started here become children of its run, for the UI to link."""
+    context = TaskRunContext.get()
+    if context is None:
+        yield
+        return
+    os.environ[PARENT] = str(context.task_run.id)
+    try:
+        yield
+    finally:
+        del os.environ[PARENT]
+
+
+def child() -> FlowRun | None:
+    """Within a task: the newest run that is a child of it."""
+    context = TaskRunContext.get()
+    if context is None:
+        return None
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id={"any_": [context.task_run.id]}))  # type: ignore[arg-type]
+    return max(runs, key=lambda run: run.id, default=None)  # their ids are in the order of making
+
+
+def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
+    """Runs a flow, as a child of the task that started this process if one did; gives the state it ended in. Raises what it raised."""
+    state = cast(State[Any], run_flow(flow, flow_run=_of_parent(flow, parameters), parameters=parameters, return_type="state"))
+    if not state.is_completed():
+        state.result()
+    return state
+
+
+def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | None:
+    """A run of the flow that is a child; None for Prefect to make one that is not."""
+    task_run = os.environ.pop(PARENT, None)
+    if task_run is None:
+        return None
+    with get_client(sync_client=True) as client:
+        try:
+            return client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
+        except PrefectHTTPStatusError:  # the server has forgotten the task, or never heard of it: only the link is lost
+            return None

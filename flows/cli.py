@@ -26,6 +26,22 @@ def main() -> None:
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
     running.set_defaults(run=lambda arguments: retrain(arguments.pipeline))
+    for name, what, work in (
+        ("deploy", "make the server's deployments those of pipelines.yaml, one for each enabled pipeline", deploy),
+        ("serve", "deploy, and run on this machine what is due, until stopped", serve),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.set_defaults(run=lambda _arguments, work=work: work())
+    watching = commands.add_parser("ui", help="start a Prefect server to watch runs in, and print its address")
+    watching.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
+    watching.add_argument("--port", type=int, default=4200, help="%(default)s")
+    watching.set_defaults(run=lambda arguments: ui(arguments.host, arguments.port))
+    telling = commands.add_parser("status", help="print the last runs, their stages and figures, and the model in use; needs no server")
+    telling.add_argument("pipeline", nargs="?")
+    telling.add_argument("--last", type=int, default=3, metavar="RUNS", help="how many runs of each pipeline (%(default)s)")
+    telling.set_defaults(run=lambda arguments: status(arguments.pipeline, arguments.last))
+    verifying = commands.add_parser("verify", help="read DVC's cache through, and take out what is damaged")
+    verifying.set_defaults(run=lambda _arguments: verify())
     for name, what in (
         ("promote", "put the model that was trained last to use, whatever its figures"),
         ("rollback", "put the model to use that was in use before"),
@@ -61,7 +77,7 @@ def list_pipelines() -> None:
     for name, pipeline in read.pipelines.items():
         enabled = "yes" if name in read.enabled else "no"
         lists = (pipeline.sources or pipeline.auxiliary, pipeline.targets, list(pipeline.detectors))
-        table.add_row(name, enabled, pipeline.schedule or "by hand", *(", ".join(names) or "nothing" for names in lists))
+        table.add_row(name, enabled, str(pipeline.schedule or "by hand"), *(", ".join(names) or "nothing" for names in lists))
     console = Console()
     console.print(table)
     for name, pipeline in read.pipelines.items():
@@ -75,11 +91,46 @@ def list_pipelines() -> None:
 def retrain(pipeline: str) -> None:
     enabled_pipeline(pipeline)  # a mistake is told before a server is started
 
-    from flows.api import one_api
+    from flows.api import one_api, run
     from flows.retrain import retrain as flow
 
     with one_api():
-        flow(pipeline)
+        run(flow, pipeline=pipeline)
+
+
+def deploy() -> None:
+    from flows.deployments import deploy as work
+
+    for line in work():
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def serve() -> None:
+    from flows.deployments import serve as work
+
+    work(lambda line: Console().print(line, soft_wrap=True, markup=False, highlight=False))
+
+
+def ui(host: str, port: int) -> None:
+    from flows.server import start
+
+    start(host, port)
+
+
+def status(pipeline: str | None, last: int) -> None:
+    from flows.status import print_status
+
+    print_status(pipeline, last)
+
+
+def verify() -> None:
+    from flows.cache import verify as work
+
+    spoilt = work(Path())
+    for path in spoilt:
+        Console().print(f"{path}: damaged in DVC's cache, and taken out; `dvc pull` or `dvc repro` brings it back", soft_wrap=True)
+    if not spoilt:
+        Console().print("everything in DVC's cache is as it was made")
 
 
 def promote(pipeline: str) -> None:

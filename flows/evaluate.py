@@ -25,12 +25,14 @@ from tasks.evaluation.results import Results, results_of, table
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.task import evaluate_target, write_curves, write_galleries, write_report, write_results
 from tasks.sampling.episodes import EpisodeFiles, read_episodes
+from tasks.stopping import stoppable
 from tasks.synthesis.shards import OVERVIEW_NAME
 
 KEYS = ("sources", "textures", "auxiliary", "targets")
 
 
 @flow(name="evaluate", flow_run_name="evaluate {pipeline}")
+@stoppable
 def evaluate(pipeline: str) -> None:
     detectors = read_setting(("pipelines", pipeline, "detectors"), DetectorSettings)
     settings = read_setting(("pipelines", pipeline, "evaluation"), EvaluationSettings)
@@ -105,4 +107,4 @@ def _print(rows: Sequence[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(evaluate)
+    run_stage(evaluate, on_gpu=True)

@@ -10,9 +10,11 @@ from flows.stage import CHECKPOINTS, MANIFESTS, PICTURES, run_stage
 from tasks.ingestion.ingest import Places
 from tasks.ingestion.settings import FolderSettings
 from tasks.ingestion.task import ingest_dataset
+from tasks.stopping import stoppable
 
 
 @flow(name="ingest", flow_run_name="ingest {dataset}")
+@stoppable
 def ingest(dataset: str) -> None:
     folders = read_setting(("datasets", "folders"), dict[str, FolderSettings], default={})
     came = ingest_dataset(dataset, folders.get(dataset), places=Places(PICTURES, MANIFESTS, CHECKPOINTS), workers=workers())

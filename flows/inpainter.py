@@ -10,9 +10,11 @@ from tasks.inpainting.inpainter import write_choice
 from tasks.inpainting.settings import OWN, InpainterSettings
 from tasks.inpainting.task import train_inpainter
 from tasks.sampling.episodes import EpisodeFiles
+from tasks.stopping import stoppable
 
 
 @flow(name="inpainter", flow_run_name="inpainter {pipeline}")
+@stoppable
 def inpainter(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "inpainter"), InpainterSettings)
     folder = INPAINTERS / pipeline
@@ -24,4 +26,4 @@ def inpainter(pipeline: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(inpainter)
+    run_stage(inpainter, on_gpu=True)

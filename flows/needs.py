@@ -23,7 +23,7 @@ def needs(pipeline: Pipeline, datasets: Datasets) -> list[str]:
 
 
 def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
-    for name in dict.fromkeys(name for names in pipeline.datasets.values() for name in names):
+    for name in pipeline.names:
         if name in datasets.folders and not Path(datasets.folders[name].path).exists():
             yield f"dataset {name}: no folder {datasets.folders[name].path}"
         elif name not in datasets.here:

@@ -8,9 +8,11 @@ from flows.settings import read_setting
 from flows.stage import MANIFESTS, run_stage
 from tasks.ingestion.settings import ObjectsSettings
 from tasks.ingestion.task import ingest_objects
+from tasks.stopping import stoppable
 
 
 @flow(name="objects", flow_run_name="objects {dataset}")
+@stoppable
 def objects(dataset: str) -> None:
     settings = read_setting(("datasets", "objects", dataset), ObjectsSettings)
     came = ingest_objects(dataset, settings, manifests=MANIFESTS)

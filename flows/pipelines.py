@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flows.runner import Runner
+from flows.schedule import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag
 from flows.settings import FILE, nearest, parse, read_yaml
 from tasks.detector_settings import DetectorSettings
 from tasks.errors import BadInput
@@ -26,18 +25,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 PackagedName = Literal["sample-photos", "texture-defects", "digits", "elpv"]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _cron(line: str) -> str:
-    try:
-        CronSim(line, datetime(2000, 1, 1))
-    except CronSimError as error:
-        raise ValueError(f'a cron line such as "0 3 * * 1", not {line!r}') from error
-    return line
-
-
 class Elsewhere(Strict):
     """A dataset to be had elsewhere."""
 
@@ -50,11 +37,11 @@ class Elsewhere(Strict):
 class Datasets(Strict):
     """The datasets that are here. Each is ingested once, whichever pipelines use it."""
 
-    packaged: list[PackagedName] = []
-    folders: dict[Name, FolderSettings] = {}
-    objects: dict[str, ObjectsSettings] = {}
+    packaged: list[PackagedName] = Field(default_factory=list)
+    folders: dict[Name, FolderSettings] = Field(default_factory=dict)
+    objects: dict[str, ObjectsSettings] = Field(default_factory=dict)
     """Masks of the objects in a dataset's photographs, by the dataset's name."""
-    elsewhere: dict[Name, Elsewhere] = {}
+    elsewhere: dict[Name, Elsewhere] = Field(default_factory=dict)
     """Datasets that pipelines name but that are not on this machine. Move one to folders once it is."""
 
     @property
@@ -76,14 +63,25 @@ class Execution(Strict):
     """Of the Dask scheduler, such as tcp://10.0.0.5:8786; without one, a cluster of this machine's own."""
 
 
+class OwnRuns(Strict):
+    """What of `runs` a pipeline may say for itself."""
+
+    revision: Revision | None = None
+    overlap: Overlap | None = None
+    tags: tuple[Tag, ...] = ()
+    """Beside those of all."""
+
+
 class Pipeline(Strict):
     """One named pipeline: train on pairs made of `sources`, or on `auxiliary`, and be measured on `targets`.
 
     Every section must be there, if only as `{}`: DVC compares sections to know what is out of date.
     """
 
-    schedule: Annotated[str, AfterValidator(_cron)] | None = None
-    """When to retrain: a cron line; null for by hand."""
+    schedule: ScheduleSettings | None = None
+    """When to retrain: a cron line, or {cron or interval, timezone}; null for by hand."""
+    runs: OwnRuns = OwnRuns()
+    """Where this pipeline's scheduled runs differ from the others'."""
     sources: list[str]
     """Photographs that pairs are made of; [] where synthesis.pairs is 0."""
     textures: list[str]
@@ -105,6 +103,11 @@ class Pipeline(Strict):
         return {"sources": self.sources, "textures": self.textures, "auxiliary": self.auxiliary, "targets": self.targets}
 
     @property
+    def names(self) -> list[str]:
+        """Of every dataset that it uses."""
+        return list(dict.fromkeys(name for names in self.datasets.values() for name in names))
+
+    @property
     def trained_on(self) -> dict[str, str]:
         """What each detector is trained on, `pairs` or `auxiliary`; those that are not trained here left out."""
         needs = {}
@@ -119,7 +122,15 @@ class Pipelines(Strict):
     enabled: list[str]
     datasets: Datasets
     execution: Execution = Execution()
+    runs: Runs = Runs()
+    notices: Notices | None = None
     pipelines: dict[Name, Pipeline]
+
+    def runs_of(self, name: str) -> Runs:
+        """How the scheduled runs of one pipeline work."""
+        own = self.pipelines[name].runs
+        said = {key: value for key, value in (("revision", own.revision), ("overlap", own.overlap)) if value is not None}
+        return self.runs.model_copy(update={**said, "tags": (*self.runs.tags, *own.tags)})
 
 
 def read_pipelines(file: Path = FILE) -> Pipelines:

@@ -181,9 +181,9 @@ def _cached(repo: Repo, model: Model) -> bool:
         return False
 
 
-def read_current(pipeline: str) -> Model | None:
+def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
     """The model in use; None before the first. Raises BadInput if the file is not what was written."""
-    file = _folder(pipeline) / CURRENT
+    file = checkout / _folder(pipeline) / CURRENT
     if not file.is_file():
         return None
     try:

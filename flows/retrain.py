@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from logging import INFO, WARNING
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateDetails
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows import provenance
+from flows.api import child, parent
 from flows.artifacts import key
-from flows.pipelines import enabled_pipeline
-from flows.promotion import Outcome, gate
-from flows.stages import reproduce, stages_of
+from flows.journal import Journal
+from flows.locks import Held, one_at_a_time
+from flows.notices import notify
+from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from flows.promotion import Outcome, gate, read_current
+from flows.secrets import hide
+from flows.stage import EVALUATION
+from flows.stages import forward_sigterm, reproduce, stages_of
+from tasks.errors import BadInput
+from tasks.evaluation.results import METRICS_NAME
+from tasks.stopping import Stopped, check, on_sigterm
 
-RAN, UP_TO_DATE = "Ran", "Up to date"
+RAN, UP_TO_DATE, SKIPPED = "Ran", "Up to date", "Skipped"
+LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
 
 
 @task(task_run_name="{stage}", persist_result=False)
 def run_stage(stage: str) -> State[None]:
     """Completed as RAN or as UP_TO_DATE."""
-    return Completed(name=RAN if reproduce(stage) else UP_TO_DATE)
+    with parent():
+        try:
+            ran = reproduce(stage)
+        except BadInput as error:
+            raise BadInput(_with_reason(str(error))) from error
+    made = child() if ran else None
+    return Completed(name=RAN if ran else UP_TO_DATE, state_details=StateDetails(child_flow_run_id=made.id if made else None))
 
 
 @task(name="promotion gate", task_run_name="promotion gate {pipeline}", persist_result=False)
@@ -33,23 +54,81 @@ def promotion_gate(pipeline: str) -> State[None]:
 
 @flow(name="retrain", flow_run_name="retrain {pipeline}")
 def retrain(pipeline: str) -> State[None]:
-    settings = enabled_pipeline(pipeline)
-    stages = stages_of(pipeline, {name for names in settings.datasets.values() for name in names})
+    settings = read_pipelines()
+    enabled_pipeline(pipeline)
+    wait = settings.runs_of(pipeline).overlap == "wait"
+    with on_sigterm(also=forward_sigterm):
+        try:
+            with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, told=get_run_logger().warning):
+                return _recorded(pipeline, settings)
+        except Held as held:
+            get_run_logger().warning(str(held))
+            return Completed(name=SKIPPED, message=str(held))
+
+
+def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
+    """The run itself, written down while it happens; whoever is to be told of its end is told."""
+    journal = Journal(pipeline, provenance.commit())
+    try:
+        state = _retrain(pipeline, settings, journal)
+        name, message = str(state.name), str(state.message)
+    except BaseException as error:
+        name, message = ("Stopped" if isinstance(error, Stopped) else "Failed"), str(error) or type(error).__name__
+        raise
+    finally:
+        journal.close(name, hide(message), _figures(pipeline), _in_use(pipeline))
+        about = {"run": str(flow_run.get_id()), "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
+        notify(settings.notices, pipeline, name, message, about, get_run_logger())
+    return state
+
+
+def _retrain(pipeline: str, settings: Pipelines, journal: Journal) -> State[None]:
+    logger = get_run_logger()
     ran = []
-    for stage in stages:
-        state = run_stage(stage, return_state=True)
-        if not state.is_completed():
+    for stage in stages_of(pipeline):
+        check(f"retrain {pipeline}, before {stage.name}")
+        journal.begin(stage.name)
+        state = run_stage(stage.name, return_state=True)
+        journal.end(stage.name, str(state.name))
+        if state.is_completed():
+            ran += [stage.name] if state.name == RAN else []
+        elif stage.dataset is None or stage.dataset in settings.pipelines[pipeline].names:
             state.result()  # raises what the stage raised: nothing after it runs
-        if state.name == RAN:
-            ran.append(stage)
+        else:
+            logger.warning(f"{pipeline}: {stage.name} failed; it is of a dataset that {pipeline} does not use, so the run goes on")
+    check(f"retrain {pipeline}, before the promotion gate")
     message = f"ran {', '.join(ran)}" if ran else "every stage is up to date"
-    get_run_logger().info(f"{pipeline}: {message}")
+    logger.info(f"{pipeline}: {message}")
     gated = promotion_gate(pipeline, return_state=True)
     if not gated.is_completed():
         gated.result()
     outcome = f"{gated.name}: {gated.message}"
-    get_run_logger().log(WARNING if gated.name == "Kept" else INFO, f"{pipeline}: {outcome}")
+    logger.log(WARNING if gated.name == "Kept" else INFO, f"{pipeline}: {outcome}")
     return Completed(name=gated.name, message=f"{outcome}; {message}")
+
+
+def _with_reason(failure: str) -> str:
+    """The failure of a stage, with what its own run said."""
+    made = child()
+    said = made.state.message if made is not None and made.state is not None and made.state.message else ""
+    return f"{failure} ({said.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if said else failure
+
+
+def _in_use(pipeline: str) -> str:
+    try:
+        current = read_current(pipeline)
+    except BadInput:
+        return ""
+    return current.candidate if current else ""
+
+
+def _figures(pipeline: str) -> Mapping[str, Any]:
+    file = EVALUATION / pipeline / METRICS_NAME
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def _told(pipeline: str, outcome: Outcome) -> str:

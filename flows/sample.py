@@ -9,9 +9,11 @@ from flows.stage import EPISODES, MANIFESTS, run_stage
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.sampling.settings import SamplingSettings, Use
 from tasks.sampling.task import draw_episodes
+from tasks.stopping import stoppable
 
 
 @flow(name="sample", flow_run_name="sample {pipeline}")
+@stoppable
 def sample(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "sampling"), SamplingSettings)
     keys = ("sources", "textures", "auxiliary", "targets")

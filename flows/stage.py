@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import Flow
 
+from flows.api import PARENT, run
+from flows.gpu import gpu_slot
+from flows.locks import one_at_a_time
+from flows.secrets import hide, hide_in_log
 from tasks.errors import BadInput
+from tasks.stopping import EXIT_CODE, Stopped
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 DATA = Path("data")
 PICTURES = DATA / "pictures"
@@ -24,27 +35,54 @@ CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
 EVALUATION = DATA / "evaluation"
 
 
-def run_stage(flow: Flow[..., Any]) -> None:
-    """`python -m flows.<stage> <pipeline>`: runs the flow on the one argument given; exits as `exit_on_bad_input` says."""
+def run_stage(flow: Flow[..., Any], *, on_gpu: bool = False) -> None:
+    """`python -m flows.<stage> <pipeline>`: runs the flow on the one argument given; exits as `exit_on_bad_input` says. on_gpu: whether it
+    computes on a GPU where there is one."""
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m flows.{flow.name} <{'dataset' if flow.name in ('ingest', 'objects') else 'pipeline'}>")
-    exit_on_bad_input(lambda: flow(sys.argv[1]))
+    name, of = flow.name, sys.argv[1]
+    [parameter] = flow.parameters.properties
+
+    def work() -> object:
+        end_with_parent()
+        # What a run that was killed has started may not have ended yet.
+        with one_at_a_time(f"{name}-{of}", f"{name} {of}", wait=True, told=tell), gpu_slot() if on_gpu else nullcontext():
+            return run(flow, **{parameter: of})
+
+    exit_on_bad_input(work)
 
 
 def exit_on_bad_input(work: Callable[[], object]) -> None:
-    """Runs `work`; what is the user's to mend ends it with one line on stderr and exit code 2."""
+    """Runs `work`. What is the user's to mend ends it with one line on stderr and exit code 2; SIGTERM with one line and 143, as a shell
+    would say."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_one_line)
+        logging.getLogger(name).addFilter(hide_in_log)
     try:
         work()
     except BadInput as error:
-        print(f"changepair: {error}", file=sys.stderr)
+        tell(str(error))
         sys.exit(2)
+    except Stopped as stopped:
+        tell(f"stopped ({stopped}); what was made is kept, and the next run goes on from there")
+        sys.exit(EXIT_CODE)
+
+
+def tell(line: str) -> None:
+    """One line for the person who started this."""
+    print(f"changepair: {hide(line)}", file=sys.stderr, flush=True)
+
+
+def end_with_parent() -> None:
+    """Asks Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer ask for it itself."""
+    if sys.platform != "linux" or PARENT not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Prefect logs a traceback of everything raised; of the user's mistake the message is enough."""
+    """Prefect logs a traceback of everything raised; of the user's mistake, and of a stop, the message is enough."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if isinstance(error, BadInput):
+    if isinstance(error, (BadInput, Stopped)):
         record.msg, record.args, record.exc_info = str(error), (), None
     return True

@@ -12,13 +12,17 @@ from flows.runner import task_runner
 from flows.settings import read_setting
 from flows.stage import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS, run_stage
 from tasks.sampling.episodes import EpisodeFiles
+from tasks.stopping import check, stoppable
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import OVERVIEW_NAME
-from tasks.synthesis.synthesize import Inputs, shard_count, start
+from tasks.synthesis.synthesize import Inputs, Work, shard_count, start
 from tasks.synthesis.task import finish, make_shard
+
+ASKED_EVERY = 0.5  # seconds
 
 
 @flow(name="synthesize", flow_run_name="synthesize {pipeline}")
+@stoppable
 def synthesize(pipeline: str) -> None:
     settings = read_setting(("pipelines", pipeline, "synthesis"), SynthesisSettings)
     inputs = Inputs(EpisodeFiles.of(EPISODES, pipeline), INPAINTERS / pipeline)
@@ -26,8 +30,7 @@ def synthesize(pipeline: str) -> None:
     kept = shard_count(settings) - len(missing)
     if kept:
         get_run_logger().info(f"{pipeline}: {kept} of {shard_count(settings)} shards are there from a run that was stopped")
-    for shard in [make_shard.submit(settings, inputs, number, work) for number in missing]:
-        shard.result()
+    _make(settings, inputs, missing, work)
     made = finish(settings, work, PAIRS / pipeline)
 
     overview = PAIRS / pipeline / OVERVIEW_NAME
@@ -39,5 +42,16 @@ def synthesize(pipeline: str) -> None:
     get_run_logger().info(f"{pipeline}: {made.pairs} pairs, {made.dropped} draws dropped; to see in {overview}")
 
 
+def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: Work) -> None:
+    """Every missing shard. Asked to stop, it begins no other (Prefect's runner finishes those that it has begun) and raises Stopped."""
+    shards: list[Any] = [make_shard.submit(settings, inputs, number, work) for number in missing]
+    for shard in shards:
+        while not shard.wrapped_future.done():
+            shard.wait(timeout=ASKED_EVERY)
+            there = shard_count(settings) - sum(not work.record(number).is_file() for number in missing)
+            check(f"synthesize, {there} of {shard_count(settings)} shards made")
+        shard.result()
+
+
 if __name__ == "__main__":
-    run_stage(synthesize.with_options(task_runner=cast(Any, task_runner())))
+    run_stage(synthesize.with_options(task_runner=cast(Any, task_runner())), on_gpu=True)

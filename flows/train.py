@@ -9,12 +9,14 @@ from flows.settings import read_setting
 from flows.stage import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS, run_stage
 from tasks.detector_settings import TRAINED, DetectorSettings, TrainedSettings
 from tasks.sampling.episodes import EpisodeFiles
+from tasks.stopping import stoppable
 from tasks.training.loop import Places
 from tasks.training.settings import InCTRLTrainingSettings, Trainings, TrainingSettings
 from tasks.training.task import train_inctrl, train_metauas, use_given_model
 
 
 @flow(name="train", flow_run_name="train {pipeline}")
+@stoppable
 def train(pipeline: str) -> None:
     detectors = read_setting(("pipelines", pipeline, "detectors"), DetectorSettings)
     settings = read_setting(("pipelines", pipeline, "training"), Trainings)
@@ -47,4 +49,4 @@ def train(pipeline: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(train)
+    run_stage(train, on_gpu=True)

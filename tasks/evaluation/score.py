@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from tasks import stopping
 from tasks.detector_settings import DetectorName
 from tasks.errors import BadInput
 from tasks.evaluation.pixels import COARSE, HELD_SCORES, PixelScores, Truth
@@ -90,6 +91,7 @@ def score_category(
                     firsts.setdefault(name, room)
                     room.add(upsample(maps, (resolution, resolution)).float().cpu().numpy(), truth.first(len(maps)))
             report((number + batch.share) / passes)
+            stopping.check(f"evaluate {chosen[0].target}; its scores are taken anew")
         yield [
             Scored(name, chosen[episode], queries[: sum(map(len, parts))], torch.cat(parts).numpy(), pixel_scores.get((name, episode)))
             for (name, episode), parts in scores.items()

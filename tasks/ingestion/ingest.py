@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tasks import stopping
 from tasks.errors import BadInput
 from tasks.files import write_csv, written_beside
 from tasks.ingestion.check import Facts, check, row, union
@@ -152,6 +153,7 @@ def _read_all(source: Source, items: Iterable[Item], licence: str, rows: Path, w
             came.keep(kept)
             writer.write_table(pa.Table.from_pylist(kept, schema=SCHEMA))
             bar.update(len(portion))
+            stopping.check(f"ingest {source.name}, {came.kept} pictures read")  # and they are known to the next run
     bar.close()
     return came
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from tasks import checkpoint
+from tasks import checkpoint, stopping
 from tasks.devices import best_device, computes_bf16
 from tasks.files import sha256, written_beside
 from tasks.inpainting.holes import hole
@@ -91,9 +91,13 @@ def train_inpainter(
             progress.losses.clear()
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             report(progress.step / settings.steps)
-        if progress.step % CHECKPOINT_EVERY == 0:
+        asked = stopping.asked()
+        if asked or progress.step % CHECKPOINT_EVERY == 0:
             checkpoint.save(checkpoints, name, both, optimizer, schedule, progress)
         bar.update()
+        if asked:
+            bar.close()
+            raise stopping.Stopped(f"train inpainter, step {progress.step} of {settings.steps}")
     bar.close()
 
     network.load_state_dict(averaged.module.state_dict())

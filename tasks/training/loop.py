@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from tasks import checkpoint, models
+from tasks import checkpoint, models, stopping
 from tasks.checkpoint import Progress
 from tasks.devices import best_device, computes_bf16
 from tasks.errors import BadInput
@@ -153,9 +153,13 @@ def fit(
                 _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
                 bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
                 report(progress.step / steps)
-            if accelerator.is_main_process and progress.step % settings.checkpoint_every == 0:
+            asked = stopping.asked()
+            if accelerator.is_main_process and (asked or progress.step % settings.checkpoint_every == 0):
                 checkpoint.save(places.checkpoints, name, accelerator.unwrap_model(prepared), optimizer, schedule, progress)
             bar.update()
+            if asked:
+                bar.close()
+                raise stopping.Stopped(f"train {config['detector']}, step {progress.step} of {steps}")
     bar.close()
 
     if accelerator.is_main_process:

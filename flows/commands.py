@@ -1,0 +1,108 @@
+"""Commands of others (Git, DVC, ourselves in a clone), run without a shell; what they say is passed on without secrets in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from flows.secrets import hide
+from tasks import stopping
+from tasks.errors import BadInput
+
+REMEMBERED = 20  # lines of what a command said
+POLL = 0.2  # seconds
+
+
+class CommandFailed(BadInput):
+    """A command ended with another code than 0. Its message is one line: what, and the last thing it said."""
+
+    def __init__(self, what: str, code: int, said: str) -> None:
+        super().__init__(f"{what}: {said}" if said else f"{what}: it ended with code {code}")
+        self.code = code
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    what: str,
+    told: Callable[[str], None] = lambda line: None,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Runs a command; gives what it wrote to stdout and stderr together. told: is given each line as it comes. timeout: seconds.
+
+    SIGTERM is passed on to it and its end waited for. Raises CommandFailed, and Stopped if it was stopped.
+    """
+    variables = {**os.environ, "GIT_TERMINAL_PROMPT": "0", **(environment or {})}
+    with subprocess.Popen(
+        list(map(str, command)),
+        cwd=cwd,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        lines: list[str] = []
+        last: deque[str] = deque(maxlen=REMEMBERED)
+        reader = threading.Thread(target=_read, args=(process, lines, last, told), daemon=True)
+        reader.start()
+        try:
+            _wait(process, timeout, what)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            reader.join(timeout=10)
+    if process.returncode:
+        stopping.check(what)
+        said = next((line for line in reversed(last) if line.strip()), "")
+        raise CommandFailed(what, process.returncode, said.removeprefix("changepair: ").removeprefix("fatal: ").removeprefix("ERROR: "))
+    return "".join(lines)
+
+
+def git(folder: Path, *arguments: str, what: str = "", timeout: float | None = 600) -> str:
+    """Runs Git; gives its output without the last line's end."""
+    return run(["git", *arguments], cwd=folder, what=what or f"git {arguments[0]} in {folder}", timeout=timeout).rstrip("\n")
+
+
+def own(folder: Path, module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of this environment."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def of_this_environment(folder: Path) -> dict[str, str]:
+    """Environment variables under which `python` is this one, and the project's code that of the clone `folder`."""
+    return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(folder)}
+
+
+def _read(process: subprocess.Popen[str], lines: list[str], last: deque[str], told: Callable[[str], None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        shown = hide(line.rstrip())
+        last.append(shown)
+        told(shown)
+
+
+def _wait(process: subprocess.Popen[str], timeout: float | None, what: str) -> None:
+    waited, passed_on = 0.0, False
+    while True:
+        try:
+            process.wait(timeout=POLL)
+            return
+        except subprocess.TimeoutExpired:
+            waited += POLL
+        if stopping.asked() and not passed_on:
+            process.terminate()
+            passed_on = True
+        if timeout is not None and waited > timeout:
+            raise CommandFailed(what, 124, f"no end after {timeout:.0f} s")

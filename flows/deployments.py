@@ -1,0 +1,211 @@
+"""Deployments: one for each enabled pipeline, as pipelines.yaml says, on the server that PREFECT_API_URL names."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.filters import DeploymentFilter
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
+from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import parameter_schema
+
+from flows.gpu import LIMIT
+from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from flows.schedule import Schedule
+from flows.scheduled import NAME, scheduled
+from tasks.errors import BadInput
+
+ENTRYPOINT = "flows.scheduled.scheduled"  # a module's: workers have the project installed, and every run clones what it works on
+TAG = "changepair"
+STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A deployment as pipelines.yaml asks for it."""
+
+    name: str
+    schedule: Schedule | None
+    parameters: dict[str, Any]
+    tags: tuple[str, ...]
+    pool: str | None
+    overlap: str
+
+    @property
+    def schedules(self) -> list[DeploymentScheduleCreate]:
+        if self.schedule is None:
+            return []
+        if self.schedule.cron is not None:
+            when: Any = CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)
+        else:
+            assert self.schedule.interval is not None
+            when = IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)
+        return [DeploymentScheduleCreate(schedule=when, active=True)]
+
+    @property
+    def limit(self) -> ConcurrencyLimitConfig:
+        """One run at a time; a second one waits, or is cancelled."""
+        return ConcurrencyLimitConfig(limit=1, collision_strategy=STRATEGIES[self.overlap])
+
+
+def wanted(read: Pipelines, repository: str) -> list[Wanted]:
+    """Of every enabled pipeline."""
+    found = []
+    for name in read.enabled:
+        runs = read.runs_of(name)
+        keys = ("revision", "results", "workspaces", "remote", "remote_timeout", "overlap")
+        parameters = {"pipeline": name, "repository": repository, **{key: getattr(runs, key) for key in keys}}
+        tags = tuple(dict.fromkeys((TAG, *runs.tags)))
+        found.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap))
+    return found
+
+
+def deploy() -> list[str]:
+    """Makes the server's deployments those of pipelines.yaml; gives a line for each that is there or was removed. Those of other
+    repositories are left alone. Raises BadInput."""
+    read = _checked()
+    repository = repository_of(read)
+    with _client() as client:
+        lines = [*_pool(client, read), *_limit(client, read)]
+        for item in wanted(read, repository):
+            lines.append(_apply(client, item))
+        lines += _remove(client, repository, set(read.enabled))
+    return lines
+
+
+def serve(told: Callable[[str], None]) -> None:
+    """Deploys, and runs what is due in processes of this machine, until it is stopped. Raises BadInput."""
+    for line in deploy():
+        told(line)
+    read = read_pipelines()
+    runner = Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
+    for item in wanted(read, repository_of(read)):
+        runner.add_deployment(
+            scheduled.to_deployment(
+                item.name,
+                schedules=[schedule.schedule for schedule in item.schedules] or None,  # type: ignore[arg-type]
+                parameters=item.parameters,
+                tags=list(item.tags),
+                concurrency_limit=item.limit,
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+        )
+    asyncio.run(runner.start())
+
+
+def repository_of(read: Pipelines) -> str:
+    """What runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password in it."""
+    said = read.runs.repository
+    if said is None:
+        said = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
+    if said is None:
+        raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
+    if re.search(r"://[^/\s@]*:[^/\s@]*@", said):
+        raise BadInput("runs.repository: a password in the address would be shown by the server; use SSH or Git's credential helper")
+    return str(Path(said).expanduser().resolve()) if "://" not in said and Path(said).expanduser().is_dir() else said
+
+
+def _checked() -> Pipelines:
+    read = read_pipelines()
+    for name in read.enabled:
+        enabled_pipeline(name)
+    return read
+
+
+def _client() -> SyncPrefectClient:
+    if not PREFECT_API_URL.value():
+        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and say what it prints")
+    return get_client(sync_client=True)
+
+
+def _apply(client: SyncPrefectClient, item: Wanted) -> str:
+    when = str(item.schedule) if item.schedule else "by hand"
+    try:
+        there: DeploymentResponse | None = client.read_deployment_by_name(f"{NAME}/{item.name}")
+    except ObjectNotFound:
+        there = None
+    if there is not None and _is_as(there, item):
+        return f"unchanged: {item.name}, {when}"
+    client.create_deployment(  # or updates, and then takes away what was scheduled before
+        flow_id=client.create_flow(scheduled),
+        name=item.name,
+        schedules=item.schedules,
+        parameters=item.parameters,
+        tags=list(item.tags),
+        work_pool_name=item.pool,
+        entrypoint=ENTRYPOINT,
+        concurrency_limit=item.limit.limit,
+        concurrency_options=ConcurrencyOptions(collision_strategy=item.limit.collision_strategy),
+        parameter_openapi_schema=parameter_schema(scheduled).model_dump(exclude_unset=True),
+        enforce_parameter_schema=True,
+        description=f"Retrains {item.name} in a clean clone of {item.parameters['repository']}",
+    )
+    return f"{'updated' if there else 'created'}: {item.name}, {when}"
+
+
+def _is_as(there: DeploymentResponse, item: Wanted) -> bool:
+    schedules = [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in there.schedules]
+    return (
+        schedules == [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in item.schedules]
+        and there.parameters == item.parameters
+        and set(there.tags or ()) == set(item.tags)
+        and there.work_pool_name == item.pool
+        and there.entrypoint == ENTRYPOINT
+        and getattr(there.concurrency_options, "collision_strategy", None) == item.limit.collision_strategy
+    )
+
+
+def _remove(client: SyncPrefectClient, repository: str, named: set[str]) -> Iterator[str]:
+    every = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
+    for there in client.read_deployments(deployment_filter=every, limit=200):
+        if there.entrypoint == ENTRYPOINT and there.parameters.get("repository") == repository and there.name not in named:
+            client.delete_deployment(there.id)
+            yield f"removed: {there.name}"
+
+
+def _pool(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:
+    name = read.runs.pool
+    if name is None:
+        return
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        from prefect.workers.process import ProcessWorker
+
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        yield f"created: work pool {name}; on each machine that is to work, `prefect worker start --pool {name}`"
+
+
+def _limit(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:
+    count = read.runs.gpus
+    try:
+        if client.read_global_concurrency_limit_by_name(LIMIT).limit == count:
+            return
+        client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(limit=count))
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=count))
+    yield f"GPU stages: {count} at a time"
+
+
+def _git(*arguments: str) -> str | None:
+    came = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return came.stdout.strip() or None if came.returncode == 0 else None

@@ -1,0 +1,100 @@
+"""What runs did, on disk, for whoever asks with no server running: data/runs/<pipeline>/<number>.json, one a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.stage import DATA
+from tasks.files import write_text
+
+KEPT = 100  # runs a pipeline; older ones are forgotten
+RUNNING = "Running"
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What became of a stage in a run."""
+
+    name: str
+    state: str  # Ran, Up to date, Failed, Stopped or Running
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A retrain, under way or ended."""
+
+    number: int
+    pipeline: str
+    started: str  # UTC
+    commit: str
+    state: str = RUNNING
+    """Promoted, Kept, In use already, Failed, Skipped or Stopped at its end."""
+    message: str = ""
+    ended: str = ""
+    stages: tuple[StageRun, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """As metrics.json has them."""
+    model: str = ""
+    """In use at its end: DVC's hash of the candidate that it was."""
+
+
+class Journal:
+    """Writes down one run while it happens. Numbers count up, whatever the clock says."""
+
+    def __init__(self, pipeline: str, commit: str, data: Path = DATA) -> None:
+        folder = data / "runs" / pipeline
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = sorted(_numbers(folder))
+        for number in numbers[: 1 - KEPT]:
+            (folder / f"{number}.json").unlink(missing_ok=True)
+        self._folder = folder
+        self._since = time.monotonic()
+        self.run = Run((numbers or [0])[-1] + 1, pipeline, now(), commit)
+        self._write()
+
+    def begin(self, stage: str) -> None:
+        self._since = time.monotonic()
+        self._put(StageRun(stage, RUNNING, 0.0))
+
+    def end(self, stage: str, state: str) -> None:
+        self._put(StageRun(stage, state, round(time.monotonic() - self._since, 1)))
+
+    def close(self, state: str, message: str, figures: Mapping[str, Any], model: str) -> None:
+        self.run = replace(self.run, state=state, message=message, ended=now(), figures=figures, model=model)
+        self._write()
+
+    def _put(self, stage: StageRun) -> None:
+        others = tuple(other for other in self.run.stages if other.name != stage.name)
+        self.run = replace(self.run, stages=(*others, stage))
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self._folder / f"{self.run.number}.json", json.dumps(asdict(self.run), indent=1) + "\n")
+
+
+def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
+    """The last runs of a pipeline, the newest first. One whose file cannot be read is left out."""
+    folder = data / "runs" / pipeline
+    found = []
+    for number in sorted(_numbers(folder), reverse=True)[:last]:
+        try:
+            said = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
+            found.append(Run(**{**said, "stages": tuple(StageRun(**stage) for stage in said["stages"])}))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(file.stem) for file in folder.glob("*.json") if file.stem.isdecimal()]

@@ -1,0 +1,149 @@
+"""The flow of deployments: retrains a pipeline in a clean clone, sends the artifacts to DVC's remote and commits the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateDetails
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Completed
+
+from flows import workspace
+from flows.api import child, one_api, parent
+from flows.journal import now
+from flows.locks import Held, one_at_a_time
+from flows.notices import notify
+from flows.schedule import Overlap, Results
+from flows.workspace import Workspace
+from tasks.errors import BadInput
+from tasks.stopping import Stopped, on_sigterm
+
+NAME = "scheduled"
+SKIPPED, STOPPED = "Skipped", "Stopped"
+
+
+@task(task_run_name="clone at {revision}", persist_result=False)
+def prepare(place: Workspace, revision: str) -> str:
+    """Gives the revision's commit."""
+    return workspace.prepare(place, revision, get_run_logger().info)
+
+
+@task(name="pull artifacts", persist_result=False)
+def pull(place: Workspace) -> None:
+    workspace.pull(place, get_run_logger().info)
+
+
+@task(task_run_name="retrain {pipeline}", persist_result=False)
+def retrain(pipeline: str, place: Workspace) -> State[None]:
+    """Completed as the run of `retrain` in the clone, which is its child."""
+    with parent():
+        workspace.retrain(place, print)
+    made = child()
+    if made is None or made.state is None:
+        return Completed()
+    return Completed(name=made.state.name, message=made.state.message, state_details=StateDetails(child_flow_run_id=made.id))
+
+
+@task(name="push artifacts", retries=2, retry_delay_seconds=10, persist_result=False)
+def push(place: Workspace) -> None:
+    workspace.push(place)
+
+
+@task(name="commit results", persist_result=False)
+def commit_results(place: Workspace, revision: str, message: str) -> str | None:
+    return workspace.commit_results(place, revision, message)
+
+
+@task(name="send results", retries=2, retry_delay_seconds=10, persist_result=False)
+def send_results(place: Workspace) -> str | None:
+    """Gives the branch or tag that the results are under."""
+    return workspace.send_results(place)
+
+
+@flow(name=NAME, flow_run_name="{pipeline} at {revision}")
+def scheduled(
+    pipeline: str,
+    repository: str,
+    revision: str = "main",
+    results: Results = "branch",
+    workspaces: str = "~/.changepair",
+    remote: str | None = None,
+    remote_timeout: int = 3600,
+    overlap: Overlap = "wait",
+) -> State[None]:
+    """The parameters are those of `runs` in pipelines.yaml, which says what they mean."""
+    root = Path(workspaces).expanduser()
+    place = Workspace(root, pipeline, repository, results, remote, remote_timeout)
+    logger = get_run_logger()
+    with on_sigterm(), one_api():
+        try:
+            with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):
+                for late in make_up_for_missed():
+                    logger.info(f"{pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it")
+                return _run(place, revision)
+        except Held as held:
+            logger.warning(str(held))
+            return Completed(name=SKIPPED, message=str(held))
+
+
+def _run(place: Workspace, revision: str) -> State[None]:
+    pipeline, logger = place.pipeline, get_run_logger()
+    retraining = False
+    try:
+        commit = prepare(place, revision)
+        pull(place)
+        retraining = True
+        state = retrain(pipeline, place, return_state=True)
+        if not state.is_completed():
+            state.result()
+        retraining = False
+        made = commit_results(place, commit, f"{pipeline} at {commit[:8]}: {state.name}\n\n{state.message or ''}\n")
+        push(place)
+        name = send_results(place)
+    except Stopped:
+        raise
+    except BadInput as error:
+        if not retraining:  # of its own failure `retrain` has told
+            _notify(place, str(error))
+        raise
+    where = f"; results: {name}" if name else ""
+    logger.info(f"{pipeline}: {state.name}{where}{'' if made else ', nothing new'}")
+    return Completed(name=state.name, message=f"{state.message}{where}")
+
+
+def make_up_for_missed() -> list[FlowRun]:
+    """Cancels the runs of this deployment that are due already and have not begun: after a time in which nothing ran, one run is enough."""
+    mine, own = deployment.get_id(), flow_run.get_id()
+    if mine is None:
+        return []
+    with get_client(sync_client=True) as client:
+        due = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(
+                {
+                    "deployment_id": {"any_": [mine]},
+                    "state": {"type": {"any_": ["SCHEDULED"]}},
+                    "expected_start_time": {"before_": now()},
+                }
+            )
+        )
+        late = [run for run in due if run.auto_scheduled and str(run.id) != own]
+        for run in late:
+            client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"run {own} makes up for it"), force=True)
+    return late
+
+
+def _notify(place: Workspace, reason: str) -> None:
+    from flows.pipelines import read_pipelines
+
+    logger = get_run_logger()
+    file = place.folder / "pipelines.yaml"
+    try:
+        settings = read_pipelines(file).notices
+    except BadInput:
+        return
+    about: dict[str, Any] = {"run": flow_run.get_id(), "time": now()}
+    notify(settings, place.pipeline, "Failed", reason, about, logger)

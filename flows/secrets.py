@@ -1,0 +1,33 @@
+"""What must not be seen: passwords in addresses, and the values of the environment's secrets, are taken out of what is told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+HIDDEN = "***"
+SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING|CONNECTION_URL|NOTICES", re.IGNORECASE)
+SHORTEST = 6  # characters: taking out what is shorter would take words apart
+IN_AN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+
+
+def hide(text: str) -> str:
+    """`text` without what is between :// and @ of an address, and without the values of environment variables named as secrets are."""
+    text = IN_AN_ADDRESS.sub(HIDDEN, text)
+    secrets = (value for name, value in os.environ.items() if SECRET_NAMES.search(name))
+    for value in sorted(secrets, key=len, reverse=True):
+        if len(value) >= SHORTEST:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def hide_in_log(record: logging.LogRecord) -> bool:
+    """A filter that lets every record through, and no secret in it."""
+    told = record.getMessage()
+    hidden = hide(told)
+    if hidden != told:
+        record.msg, record.args = hidden, ()
+    if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
+        record.exc_text = hide(logging.Formatter().formatException(record.exc_info))
+    return True

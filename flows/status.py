@@ -1,0 +1,86 @@
+"""What happened lately, from the files that runs leave: in this checkout, and in the clones that scheduled runs work in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.journal import RUNNING, Run, StageRun, read_runs
+from flows.locks import FOLDER, holder
+from flows.pipelines import read_pipelines
+from flows.promotion import read_current
+from flows.settings import nearest
+from flows.stage import DATA
+from tasks.errors import BadInput
+
+RETRAIN_LOCK = FOLDER / "retrain.lock"
+DIED = "Died"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pipeline runs: this checkout, or a clone."""
+
+    folder: Path
+    words: str
+
+
+def print_status(pipeline: str | None, last: int) -> None:
+    """Of one pipeline, or of every enabled one. Raises BadInput if there is none of that name."""
+    read = read_pipelines()
+    if pipeline is not None and pipeline not in read.pipelines:
+        raise BadInput(f"no pipeline {pipeline!r} in pipelines.yaml{nearest(pipeline, read.pipelines)}")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for name in [pipeline] if pipeline else read.enabled:
+        clone = Path(read.runs_of(name).workspaces).expanduser() / name
+        for place in (Place(Path(), "this checkout"), Place(clone, f"scheduled, in {clone}")):
+            lines = list(_lines(name, place, last))
+            if lines or place.folder == Path():
+                console.print(f"{name} ({place.words})")
+                for line in lines or ["  no run yet"]:
+                    console.print(line)
+
+
+def _lines(pipeline: str, place: Place, last: int) -> Iterator[str]:
+    at_work = holder(place.folder / RETRAIN_LOCK)
+    if at_work is not None:
+        yield f"  at work: {at_work}"
+    current = read_current(pipeline, place.folder)
+    if current is not None:
+        yield f"  in use: model {current.candidate[:8]} since {_time(current.time)}, {current.action}: {current.reason}"
+    for number, run in enumerate(read_runs(pipeline, place.folder / DATA, last)):
+        running = number == 0 and at_work is not None and f"retrain {pipeline}" in at_work
+        yield from _run(run, running)
+
+
+def _run(run: Run, running: bool) -> Iterator[str]:
+    state = run.state if run.state != RUNNING or running else DIED
+    yield f"  run {run.number}, {_time(run.started)}{_lasted(run)}, at {run.commit[:8]}: {state}{f': {run.message}' if run.message else ''}"
+    yield from (_stage(stage, running) for stage in run.stages)
+    for target, detectors in run.figures.items():
+        yield from (f"    {target} {detector}: {_figures(values)}" for detector, values in detectors.items())
+
+
+def _stage(stage: StageRun, running: bool) -> str:
+    state = DIED if stage.state == RUNNING and not running else stage.state
+    return f"    {stage.name}: {state}{f', {stage.seconds:.0f} s' if stage.seconds >= 1 else ''}"
+
+
+def _figures(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in values.items() if value is not None)
+
+
+def _lasted(run: Run) -> str:
+    if not run.ended:
+        return ""
+    seconds = (datetime.fromisoformat(run.ended) - datetime.fromisoformat(run.started)).total_seconds()
+    return f", {seconds:.0f} s" if seconds >= 0 else ""  # the clock may have been set back
+
+
+def _time(said: str) -> str:
+    return said[:16].replace("T", " ") + " UTC"

@@ -1,0 +1,262 @@
+"""A clean clone in which a scheduled run works, and where its results go: the artifacts to DVC's remote, dvc.lock and figures to Git.
+
+<workspaces>/
+  cache/               DVC's cache, shared by all clones of this machine
+  <pipeline>/          the clone, kept from run to run: what a run that was killed had made, the next one goes on with
+  <pipeline>.lock      held by the run that works in it
+
+The results of a run are one commit: the tree of the revision that it worked at, and in it what the run wrote that Git keeps. Its parents
+are the results before it and that revision. `git checkout` of it and `dvc pull` bring back all of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import dump_yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.cache import verify
+from flows.commands import CommandFailed, git, of_this_environment, own, run
+from flows.promotion import POINTER
+from flows.provenance import LOCK
+from flows.schedule import Results
+from flows.stage import EVALUATION, MODELS
+from flows.stages import OF_A_DATASET
+from tasks.errors import BadInput
+from tasks.files import write_text
+
+IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
+AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One pipeline's clone."""
+
+    root: Path
+    pipeline: str
+    repository: str
+    results: Results
+    remote: str | None
+    remote_timeout: float
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.pipeline
+
+    @property
+    def branch(self) -> str:
+        """Or the start of the tags' names."""
+        return f"changepair/{self.pipeline}"
+
+
+def prepare(workspace: Workspace, revision: str, told: Told) -> str:
+    """Makes the clone what `revision` is, with what the last run's results hold; gives the revision's commit. Raises BadInput."""
+    folder = workspace.folder
+    if not (folder / ".git").is_dir():
+        _clone(workspace)
+    git(folder, "remote", "set-url", "origin", workspace.repository)
+    git(folder, "fetch", "--quiet", "--prune", "--tags", "--force", "origin", what=f"cannot fetch from {workspace.repository}")
+    commit = _commit_of(folder, f"origin/{revision}") or _commit_of(folder, revision)
+    if commit is None:
+        raise BadInput(f"runs.revision: {workspace.repository} has no branch, tag or commit {revision!r}")
+    for left in folder.joinpath(".git").glob("*.lock"):
+        left.unlink()  # of a Git that was killed; no other works here
+    git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+    git(folder, "clean", "-d", "--force", "--quiet")
+    _share_cache(workspace)
+    before = _last_results(workspace)
+    if before is not None:
+        _take_over(workspace, commit, before)
+        told(f"{workspace.pipeline}: at {commit[:8]}, with the results of {before[:8]}")
+    else:
+        told(f"{workspace.pipeline}: at {commit[:8]}, with no results before")
+    return commit
+
+
+def pull(workspace: Workspace, told: Told) -> None:
+    """Brings what dvc.lock names into the clone, from the shared cache and, where there is one, from the remote. What cannot be had is told
+    and left for the stages to make again."""
+    dvc = own(workspace.folder, "dvc")
+    targets = _targets(workspace.folder, workspace.pipeline)
+    if not targets:
+        return
+    for path in verify(workspace.folder):
+        told(f"{workspace.pipeline}: {path} is damaged in the cache; it was taken out, and is fetched or made again")
+    if has_remote(workspace):
+        try:
+            _dvc(workspace, [*dvc, "fetch", *_remote(workspace), "--with-deps", *targets], "cannot pull", workspace.remote_timeout)
+        except CommandFailed as error:
+            told(f"{workspace.pipeline}: {error}; what is missing is made again")
+    try:
+        _dvc(workspace, [*dvc, "checkout", "--force", "--allow-missing", "--with-deps", *targets], "cannot check out", None)
+    except CommandFailed as error:
+        told(f"{workspace.pipeline}: {error}; what is missing is made again")
+
+
+def retrain(workspace: Workspace, told: Told) -> None:
+    """`changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
+    command = own(workspace.folder, "flows.cli", "retrain", workspace.pipeline)
+    run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", told=told, environment=of_this_environment(workspace.folder))
+
+
+def push(workspace: Workspace) -> None:
+    """Sends the artifacts to the remote, if there is one. Raises BadInput if it does not take them."""
+    if not has_remote(workspace):
+        return
+    targets = _targets(workspace.folder, workspace.pipeline)
+    try:
+        command = [*own(workspace.folder, "dvc"), "push", *_remote(workspace), "--with-deps", *targets]
+        _dvc(workspace, command, "cannot push", workspace.remote_timeout)
+    except CommandFailed as error:
+        raise BadInput(f"{workspace.pipeline}: {error}; its artifacts are kept in {workspace.root}, and the next run sends them") from error
+
+
+def commit_results(workspace: Workspace, revision: str, message: str) -> str | None:
+    """Commits what the run wrote that Git keeps, in the clone; gives the commit, or None if that is nothing new. Nothing is sent yet."""
+    if workspace.results == "none":
+        return None
+    folder, before = workspace.folder, _last_results(workspace)
+    git(folder, "add", "--all", "--", LOCK.as_posix(), "data")
+    tree = git(folder, "write-tree")
+    if before is not None and tree == git(folder, "rev-parse", f"{before}^{{tree}}"):
+        return None
+    parents = [part for parent in (before, revision) if parent is not None for part in ("-p", parent)]
+    made = run(["git", "commit-tree", tree, *parents, "-m", message], cwd=folder, what="git commit-tree", environment=AUTHOR).strip()
+    name = f"refs/heads/{workspace.branch}" if workspace.results == "branch" else f"refs/tags/{workspace.branch}/{_next_number(workspace)}"
+    git(folder, "update-ref", name, made)
+    return made
+
+
+def send_results(workspace: Workspace) -> str | None:
+    """Pushes the results that the repository does not have yet; gives the newest's name, None if there is none. Raises BadInput."""
+    folder = workspace.folder
+    if workspace.results == "none":
+        return None
+    pattern = f"refs/heads/{workspace.branch}" if workspace.results == "branch" else f"refs/tags/{workspace.branch}/*"
+    names = git(folder, "for-each-ref", "--format=%(refname)", pattern).split()
+    if not names:
+        return None
+    try:
+        git(folder, "push", "--quiet", "origin", *names, what=f"cannot push to {workspace.repository}")
+    except CommandFailed as error:
+        raise BadInput(f"{workspace.pipeline}: {error}; the results are kept in {folder}, and the next run sends them") from error
+    newest = max(names, key=_number) if workspace.results == "tag" else names[0]
+    return newest.split("/", 2)[2]
+
+
+def has_remote(workspace: Workspace) -> bool:
+    """Whether DVC has a remote to use. Raises BadInput if the one that runs.remote names is not there."""
+    said = run([*own(workspace.folder, "dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
+    names = [line.split()[0] for line in said.splitlines() if line.strip()]
+    if workspace.remote is not None and workspace.remote not in names:
+        raise BadInput(f"runs.remote: DVC has no remote {workspace.remote!r}; add it with `dvc remote add` and commit .dvc/config")
+    return workspace.remote is not None or "(default)" in said
+
+
+def _clone(workspace: Workspace) -> None:
+    partial = workspace.root / f".{workspace.pipeline}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    git(
+        workspace.root,
+        "clone",
+        "--quiet",
+        "--no-checkout",
+        workspace.repository,
+        str(partial),
+        what=f"cannot clone {workspace.repository}",
+        timeout=3600,
+    )
+    shutil.rmtree(workspace.folder, ignore_errors=True)
+    os.replace(partial, workspace.folder)
+
+
+def _commit_of(folder: Path, name: str) -> str | None:
+    try:
+        return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").splitlines()[-1]
+    except CommandFailed:
+        return None
+
+
+def _share_cache(workspace: Workspace) -> None:
+    """DVC's configuration of this clone alone. Links, where the disk can make them, so that a big artifact is there once."""
+    if not (workspace.folder / ".dvc").is_dir():
+        raise BadInput(f"{workspace.repository}: no project of changepair: there is no folder .dvc in it")
+    said = f"[cache]\n    dir = {workspace.root.resolve() / 'cache'}\n    type = reflink,hardlink,copy\n"
+    write_text(workspace.folder / ".dvc" / "config.local", said)
+
+
+def _last_results(workspace: Workspace) -> str | None:
+    """The newest results: those of this clone if they follow on those of the repository, as after a run that could not send them."""
+    folder = workspace.folder
+    if workspace.results == "tag":
+        names = git(folder, "for-each-ref", "--format=%(refname)", f"refs/tags/{workspace.branch}/*").split()
+        return _commit_of(folder, max(names, key=_number)) if names else None
+    here, there = (_commit_of(folder, f"refs/{kind}/{workspace.branch}") for kind in ("heads", "remotes/origin"))
+    if here is None or there is None:
+        return here or there
+    if git(folder, "merge-base", here, there) == there:
+        return here
+    git(folder, "update-ref", f"refs/heads/{workspace.branch}", there)  # another machine has gone on
+    return there
+
+
+def _number(name: str) -> int:
+    ending = name.rpartition("/")[2]
+    return int(ending) if ending.isdecimal() else -1
+
+
+def _next_number(workspace: Workspace) -> int:
+    names = git(workspace.folder, "for-each-ref", "--format=%(refname)", f"refs/tags/{workspace.branch}/*").split()
+    return max((_number(name) for name in names), default=0) + 1
+
+
+def _take_over(workspace: Workspace, commit: str, before: str) -> None:
+    """Puts what the last run's results say of the pipeline into the clone: its stages in dvc.lock, its figures, its models."""
+    folder, pipeline = workspace.folder, workspace.pipeline
+    for path in (MODELS / pipeline, EVALUATION / pipeline):
+        names = git(folder, "ls-tree", "-r", "--name-only", before, "--", path.as_posix()).splitlines()
+        if names:
+            git(folder, "checkout", "--quiet", before, "--", *names)
+    new, old = (_lock_at(folder, at) for at in (commit, before))
+    stages = {**new.get("stages", {}), **{name: stage for name, stage in old.get("stages", {}).items() if _is_of(name, pipeline)}}
+    if stages == old.get("stages", {}):
+        git(folder, "checkout", "--quiet", before, "--", LOCK.as_posix())
+    elif stages:
+        dump_yaml(str(folder / LOCK), {**new, **old, "stages": stages})
+
+
+def _is_of(stage: str, pipeline: str) -> bool:
+    return stage.startswith(OF_A_DATASET) or stage.partition("@")[2] == pipeline
+
+
+def _lock_at(folder: Path, commit: str) -> Mapping[str, Any]:
+    try:
+        return YAML(typ="safe").load(git(folder, "show", f"{commit}:{LOCK}")) or {}
+    except (CommandFailed, YAMLError):
+        return {}
+
+
+def _targets(folder: Path, pipeline: str) -> list[str]:
+    """What of DVC's there is to move: the pipeline's stages, and the model in use."""
+    pointer = MODELS / pipeline / POINTER
+    locked = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) if (folder / LOCK).is_file() else {}
+    there = [name for name in (locked or {}).get("stages", {}) if _is_of(name, pipeline)]
+    return [*there, *([pointer.as_posix()] if (folder / pointer).is_file() else [])]
+
+
+def _remote(workspace: Workspace) -> list[str]:
+    return ["--remote", workspace.remote] if workspace.remote is not None else []
+
+
+def _dvc(workspace: Workspace, command: list[str], what: str, timeout: float | None) -> str:
+    return run(command, cwd=workspace.folder, what=what, timeout=timeout, environment=of_this_environment(workspace.folder))
