@@ -9,14 +9,16 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import Flow, State
+from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateDetails
 from prefect.context import TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from prefect.utilities.urls import url_for
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
 
@@ -60,7 +62,17 @@ def child() -> FlowRun | None:
         return None
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id={"any_": [context.task_run.id]}))  # type: ignore[arg-type]
-    return max(runs, key=lambda run: run.id, default=None)  # their ids are in the order of making
+    return max(runs, key=lambda run: str(run.created), default=None)
+
+
+def link_child() -> StateDetails:
+    """Within a task whose process ran a flow: links its run in the UI, on the task's page and, by the state's details, in its API."""
+    made = child()
+    url = url_for(made) if made is not None else None
+    if made is None or url is None:
+        return StateDetails()
+    create_link_artifact(link=url, link_text=f"run of {made.name}")
+    return StateDetails(child_flow_run_id=made.id)
 
 
 def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:

@@ -205,3 +205,7 @@ def inspect_dataset(layout: str, path: Path, sheet: Path | None) -> None:
         for reason, count in lines.items():
             console.print(f"{title}: {count} x {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"to look at: {sheet}", soft_wrap=True)
+
+
+if __name__ == "__main__":  # as the scheduled runs start it, by the code of their clone
+    main()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from logging import INFO, WARNING
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State, StateDetails
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import provenance
-from flows.api import child, parent
+from flows.api import child, link_child, parent
 from flows.artifacts import key
 from flows.journal import Journal
 from flows.locks import Held, one_at_a_time
@@ -35,13 +36,15 @@ LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datase
 @task(task_run_name="{stage}", persist_result=False)
 def run_stage(stage: str) -> State[None]:
     """Completed as RAN or as UP_TO_DATE."""
+    since = time.monotonic()
     with parent():
         try:
             ran = reproduce(stage)
         except BadInput as error:
             raise BadInput(_with_reason(str(error))) from error
-    made = child() if ran else None
-    return Completed(name=RAN if ran else UP_TO_DATE, state_details=StateDetails(child_flow_run_id=made.id if made else None))
+    if not ran:
+        return Completed(name=UP_TO_DATE, message=stage)
+    return Completed(name=RAN, message=f"{stage}, {time.monotonic() - since:.0f} s", state_details=link_child())
 
 
 @task(name="promotion gate", task_run_name="promotion gate {pipeline}", persist_result=False)
@@ -71,7 +74,7 @@ def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
     journal = Journal(pipeline, provenance.commit())
     try:
         state = _retrain(pipeline, settings, journal)
-        name, message = str(state.name), str(state.message)
+        name, message = str(state.name), str(state.message).removeprefix(f"{state.name}: ")
     except BaseException as error:
         name, message = ("Stopped" if isinstance(error, Stopped) else "Failed"), str(error) or type(error).__name__
         raise

@@ -8,16 +8,17 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, State, StateDetails
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 
 from flows import workspace
-from flows.api import child, one_api, parent
+from flows.api import child, link_child, one_api, parent
 from flows.journal import now
 from flows.locks import Held, one_at_a_time
 from flows.notices import notify
 from flows.schedule import Overlap, Results
+from flows.stage import log_in_lines
 from flows.workspace import Workspace
 from tasks.errors import BadInput
 from tasks.stopping import Stopped, on_sigterm
@@ -45,7 +46,7 @@ def retrain(pipeline: str, place: Workspace) -> State[None]:
     made = child()
     if made is None or made.state is None:
         return Completed()
-    return Completed(name=made.state.name, message=made.state.message, state_details=StateDetails(child_flow_run_id=made.id))
+    return Completed(name=made.state.name, message=made.state.message, state_details=link_child())
 
 
 @task(name="push artifacts", retries=2, retry_delay_seconds=10, persist_result=False)
@@ -79,6 +80,7 @@ def scheduled(
     root = Path(workspaces).expanduser()
     place = Workspace(root, pipeline, repository, results, remote, remote_timeout)
     logger = get_run_logger()
+    log_in_lines()
     with on_sigterm(), one_api():
         try:
             with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):

@@ -11,7 +11,11 @@ from rich.console import Console
 
 from tasks.errors import BadInput
 
-SETTINGS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+SETTINGS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_UI_API_URL": "/api",  # of this server, whatever its port and name; by default pages ask port 4200 of the viewer's machine
+}
 AUTHENTICATION = "PREFECT_SERVER_API_AUTH_STRING"
 
 

@@ -55,9 +55,7 @@ def run_stage(flow: Flow[..., Any], *, on_gpu: bool = False) -> None:
 def exit_on_bad_input(work: Callable[[], object]) -> None:
     """Runs `work`. What is the user's to mend ends it with one line on stderr and exit code 2; SIGTERM with one line and 143, as a shell
     would say."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_one_line)
-        logging.getLogger(name).addFilter(hide_in_log)
+    log_in_lines()
     try:
         work()
     except BadInput as error:
@@ -66,6 +64,13 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
     except Stopped as stopped:
         tell(f"stopped ({stopped}); what was made is kept, and the next run goes on from there")
         sys.exit(EXIT_CODE)
+
+
+def log_in_lines() -> None:
+    """Of the user's mistake the log has one line, and no secret in it."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_one_line)
+        logging.getLogger(name).addFilter(hide_in_log)
 
 
 def tell(line: str) -> None:

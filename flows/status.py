@@ -60,10 +60,14 @@ def _lines(pipeline: str, place: Place, last: int) -> Iterator[str]:
 
 def _run(run: Run, running: bool) -> Iterator[str]:
     state = run.state if run.state != RUNNING or running else DIED
-    yield f"  run {run.number}, {_time(run.started)}{_lasted(run)}, at {run.commit[:8]}: {state}{f': {run.message}' if run.message else ''}"
+    yield f"  run {run.number}, {_time(run.started)}{_lasted(run)}, at {_commit(run)}: {state}{f': {run.message}' if run.message else ''}"
     yield from (_stage(stage, running) for stage in run.stages)
     for target, detectors in run.figures.items():
         yield from (f"    {target} {detector}: {_figures(values)}" for detector, values in detectors.items())
+
+
+def _commit(run: Run) -> str:
+    return run.commit if " " in run.commit and "," not in run.commit else run.commit[:8] + run.commit[40:]
 
 
 def _stage(stage: StageRun, running: bool) -> str:

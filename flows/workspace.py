@@ -93,11 +93,11 @@ def pull(workspace: Workspace, told: Told) -> None:
         told(f"{workspace.pipeline}: {path} is damaged in the cache; it was taken out, and is fetched or made again")
     if has_remote(workspace):
         try:
-            _dvc(workspace, [*dvc, "fetch", *_remote(workspace), "--with-deps", *targets], "cannot pull", workspace.remote_timeout)
+            _dvc(workspace, [*dvc, "fetch", *_remote(workspace), *targets], "cannot pull", workspace.remote_timeout)
         except CommandFailed as error:
             told(f"{workspace.pipeline}: {error}; what is missing is made again")
     try:
-        _dvc(workspace, [*dvc, "checkout", "--force", "--allow-missing", "--with-deps", *targets], "cannot check out", None)
+        _dvc(workspace, [*dvc, "checkout", "--force", "--allow-missing", *targets], "cannot check out", None)
     except CommandFailed as error:
         told(f"{workspace.pipeline}: {error}; what is missing is made again")
 
@@ -114,7 +114,7 @@ def push(workspace: Workspace) -> None:
         return
     targets = _targets(workspace.folder, workspace.pipeline)
     try:
-        command = [*own(workspace.folder, "dvc"), "push", *_remote(workspace), "--with-deps", *targets]
+        command = [*own(workspace.folder, "dvc"), "push", *_remote(workspace), *targets]
         _dvc(workspace, command, "cannot push", workspace.remote_timeout)
     except CommandFailed as error:
         raise BadInput(f"{workspace.pipeline}: {error}; its artifacts are kept in {workspace.root}, and the next run sends them") from error
@@ -125,7 +125,7 @@ def commit_results(workspace: Workspace, revision: str, message: str) -> str | N
     if workspace.results == "none":
         return None
     folder, before = workspace.folder, _last_results(workspace)
-    git(folder, "add", "--all", "--", LOCK.as_posix(), "data")
+    git(folder, "add", "--all", "--", *(path for path in (LOCK.as_posix(), "data") if (folder / path).exists()))
     tree = git(folder, "write-tree")
     if before is not None and tree == git(folder, "rev-parse", f"{before}^{{tree}}"):
         return None

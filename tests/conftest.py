@@ -102,7 +102,24 @@ SMALL = {
 }
 
 
-def make_project(folder: Path) -> Path:
+TINY = {
+    **SMALL,
+    "datasets": {"packaged": [], "folders": {"parts": {"path": "parts"}}, "objects": {}},
+    "pipelines": {
+        "small": {
+            **SMALL["pipelines"]["small"],  # type: ignore[index,dict-item]
+            "sources": [],
+            "inpainter": {"model": "none"},
+            "synthesis": {"pairs": 0},
+            "detectors": {"patch-residual": {"resolution": 64}},
+            "training": {},
+        }
+    },
+}
+"""As SMALL, and nothing is trained: half a minute in all."""
+
+
+def make_project(folder: Path, content: object = SMALL) -> Path:
     """A checkout of this project, with a small pipeline over real pictures and nothing made yet."""
     (folder / ".dvc").mkdir(parents=True)
     for name in (
@@ -122,9 +139,17 @@ def make_project(folder: Path) -> Path:
     cup = np.zeros((400, 600), dtype=np.uint8)  # of the photograph coffee, 400x600
     cup[110:290, 170:420] = 255
     save(cup, folder / "masks" / "coffee.png")
-    write_pipelines(folder, SMALL)
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    write_pipelines(folder, content)
+    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=folder, check=True)
     return folder
+
+
+def commit(folder: Path, message: str = "a run") -> str:
+    """Commits everything there is; gives the commit."""
+    author = ("-c", "user.name=changepair", "-c", "user.email=changepair@localhost")
+    for arguments in (("add", "--all"), (*author, "commit", "--quiet", "--allow-empty", "--message", message)):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def write_pipelines(folder: Path, content: object) -> Path:

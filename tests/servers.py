@@ -15,21 +15,26 @@ from typing import Any
 
 import httpx
 
+ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds: a new database takes a while to be laid out on a busy machine
 
 
-@contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
-    """Runs `prefect server start` with its files in `home`; gives the API's URL."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator[str]:
+    """Runs `changepair ui` with its files in `home`; gives the API's URL. port: a free one if 0."""
+    port = port or free_port()
+    variables = {**os.environ, "PREFECT_HOME": str(home), **environment}
+    variables.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
         url = f"http://127.0.0.1:{port}/api"
         _wait(url, server, home / "server.log")

@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import re
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import make_clip, make_project, run, save, write_pipelines
+from conftest import commit, make_clip, make_project, run, save, write_pipelines
 from servers import ask
 
 from tasks.detector_settings import MetaUASSettings
@@ -150,12 +149,6 @@ def test_an_edit_to_training_reruns_train_and_evaluate(project: Path, api: str) 
     training = {"metauas": {"epochs": 1, "batch_size": 4, "learning_rate": 0.002}}
     write_pipelines(project, edited(project, training=training, detectors={"patch-residual": {"resolution": 64, "stages": [5]}}))
     assert ran(project, api) == ["train@small", "evaluate@small"]
-
-
-def commit(folder: Path) -> None:
-    author = ("-c", "user.name=changepair", "-c", "user.email=changepair@localhost")
-    for arguments in (("add", "--all"), (*author, "commit", "--quiet", "--message", "a run")):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
 def test_dvc_compares_the_figures_and_draws_the_curves(project: Path) -> None:

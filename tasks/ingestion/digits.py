@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 LICENCE = "CC BY 4.0"
 NORMAL_DIGIT = 0
@@ -20,6 +19,8 @@ LARGEST_GREY = 16  # the set counts ink in 4x4 blocks of a 32x32 bitmap
 
 def write(folder: Path) -> None:
     """Writes the digits as PNG to folder/train/good, test/good and test/<digit>."""
+    from sklearn.datasets import load_digits  # costs a second, which reading other datasets need not spend
+
     digits = load_digits()
     pictures = np.rint(digits.images * (255.0 / LARGEST_GREY)).astype(np.uint8)
     normal = np.flatnonzero(digits.target == NORMAL_DIGIT)

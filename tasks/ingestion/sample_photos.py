@@ -9,7 +9,6 @@ from pathlib import Path
 
 import skimage.data
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 LICENCE = "CC0, public domain or CC BY 2.0 (china, flower); see the data pages of scikit-image and scikit-learn"
 
@@ -20,6 +19,8 @@ SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 
 def write(folder: Path) -> None:
     """Writes the photographs, as PNG, to folder/train/good."""
+    from sklearn.datasets import load_sample_image  # costs a second, which reading other datasets need not spend
+
     pictures = folder / "train" / "good"
     pictures.mkdir(parents=True)
     for name in SCIKIT_IMAGE:
