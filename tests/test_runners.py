@@ -10,15 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT, make_project, run, write_pipelines
+from processes import started, wait_until
 
 from tasks.files import sha256
 
@@ -77,30 +75,7 @@ def records(folder: Path) -> list[Path]:
 
 
 def wait_for_records(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
-    while len(records(folder)) < count:
-        assert process.poll() is None, "the run ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@contextmanager
-def started(folder: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a process group of its own, which is gone at the end."""
-    variables = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-        **environment,
-    }
-    with (folder / "output.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    wait_until(lambda: len(records(folder)) >= count, process=process, what=f"the making of {count} shards")
 
 
 def test_killed_midway_the_next_run_keeps_whole_shards_and_ends_with_the_same_bytes(

@@ -1,0 +1,186 @@
+"""Deployments on a real Prefect server: what `changepair deploy` makes of pipelines.yaml, and how what is due is run."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TINY, commit, make_project, run, write_pipelines
+from processes import started, wait_until
+from servers import ask, prefect_server
+
+from flows.schedule import Notices, Runs, Schedule, ScheduleSettings
+from flows.settings import parse
+from tasks.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_project(tmp_path_factory.mktemp("run") / "project", TINY)
+    commit(folder)
+    return folder
+
+
+def settings(folder: Path, *, enabled: tuple[str, ...] = ("small",), runs: dict[str, Any] | None = None, **pipeline: Any) -> None:
+    content = copy.deepcopy(TINY)
+    content["enabled"] = list(enabled)
+    content["runs"] = {"workspaces": str(folder.parent / "workspaces"), **(runs or {})}
+    content["pipelines"]["other"] = copy.deepcopy(content["pipelines"]["small"])  # type: ignore[index]
+    content["pipelines"]["small"] |= pipeline  # type: ignore[index]
+    write_pipelines(folder, content)
+
+
+def deployed(folder: Path, api: str) -> list[str]:
+    came = run(folder, "changepair", "deploy", PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stderr
+    return came.stdout.splitlines()
+
+
+def of(api: str, name: str) -> dict[str, Any]:
+    found = {item["name"]: item for item in ask(api, "deployments")}
+    return found[name]
+
+
+def test_deploy_makes_one_of_each_enabled_pipeline_and_says_what_it_did(project: Path, api: str) -> None:
+    settings(project, runs={"tags": ["line-3"], "gpus": 2}, schedule={"cron": "0 3 * * 1", "timezone": "Europe/Berlin"})
+    assert deployed(project, api) == ["GPU stages: 2 at a time", "created: small, 0 3 * * 1 (Europe/Berlin)"]
+    there = of(api, "small")
+    assert [item["schedule"]["cron"] for item in there["schedules"]] == ["0 3 * * 1"]
+    assert there["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin" and set(there["tags"]) == {"changepair", "line-3"}
+    assert there["parameters"]["pipeline"] == "small" and there["parameters"]["repository"] == str(project)
+    assert there["concurrency_limit"] == 1 or there["global_concurrency_limit"]["limit"] == 1
+    assert deployed(project, api) == ["unchanged: small, 0 3 * * 1 (Europe/Berlin)"]
+
+
+def test_deploy_follows_pipelines_yaml_and_removes_what_is_no_longer_named(project: Path, api: str) -> None:
+    settings(project, enabled=("small", "other"), schedule={"interval": "6 hours"}, runs={"overlap": "skip"})
+    assert deployed(project, api) == ["GPU stages: 1 at a time", "updated: small, every 6:00:00", "created: other, by hand"]
+    assert of(api, "small")["schedules"][0]["schedule"]["interval"] == 6 * 3600 and of(api, "other")["schedules"] == []
+    assert of(api, "small")["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    settings(project, enabled=("other",))
+    assert deployed(project, api)[-1] == "removed: small"
+    assert [item["name"] for item in ask(api, "deployments")] == ["other"]
+
+
+def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, tmp_path: Path) -> None:
+    settings(project, enabled=("small",))
+    deployed(project, api)
+    stranger = make_project(tmp_path / "stranger", TINY)
+    commit(stranger)
+    settings(stranger, enabled=("other",))
+    deployed(stranger, api)
+    assert {item["name"] for item in ask(api, "deployments")} == {"small", "other"}
+    settings(stranger, enabled=())
+    assert deployed(stranger, api) == ["removed: other"]
+    assert {item["name"] for item in ask(api, "deployments")} == {"small"}
+
+
+def test_without_a_server_deploy_says_where_one_comes_from(project: Path) -> None:
+    came = run(project, "changepair", "deploy")
+    assert came.returncode == 2 and "`changepair ui`" in came.stderr.splitlines()[-1]
+
+
+def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: str) -> None:
+    settings(project, runs={"repository": "https://someone:hunter2secret@example.org/parts.git"})
+    came = run(project, "changepair", "deploy", PREFECT_API_URL=api)
+    assert came.returncode == 2 and "password" in came.stderr and "hunter2secret" not in came.stdout + came.stderr
+
+
+def test_after_a_time_in_which_nothing_ran_one_run_makes_up_for_all(project: Path, tmp_path: Path) -> None:
+    """A server that is stopped with four runs ahead, and comes back when all are past. The repository is not there, so a run ends at once."""
+    settings(project, runs={"repository": str(project.parent / "gone.git")}, schedule={"interval": "6 hours"})
+    few = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "4"}
+    with prefect_server(tmp_path / "prefect", **few) as api:
+        deployed(project, api)
+        often = {"schedule": {"interval": 1.0}, "active": True}
+        httpx.patch(f"{api}/deployments/{of(api, 'small')['id']}", json={"schedules": [often]}, timeout=30).raise_for_status()
+        wait_until(lambda: len(of_deployments(api)) >= 4, what="the scheduling of four runs")
+    time.sleep(5)
+    with prefect_server(tmp_path / "prefect", PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED="false") as api:
+        missed = len(due(api))
+        assert missed == len(of_deployments(api)) >= 4
+        with started(project, "changepair", "serve", PREFECT_API_URL=api):
+            wait_until(lambda: not due(api) and not at_work(api), what="the end of what was due")
+        states = Counter(item["state"]["name"] for item in of_deployments(api))
+        assert states == Counter({"Missed": missed - 1, "Failed": 1}), states
+        [failed] = [item for item in of_deployments(api) if item["state"]["name"] == "Failed"]
+        assert "cannot clone" in failed["state"]["message"]
+
+
+def of_deployments(api: str) -> list[dict[str, Any]]:
+    return [item for item in ask(api, "flow_runs") if item["deployment_id"]]
+
+
+def due(api: str) -> list[dict[str, Any]]:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    return [item for item in of_deployments(api) if item["state"]["type"] == "SCHEDULED" and item["expected_start_time"] < now]
+
+
+def at_work(api: str) -> list[dict[str, Any]]:
+    return [item for item in of_deployments(api) if item["state"]["type"] in ("PENDING", "RUNNING")]
+
+
+HOLD = """
+import sys, time
+import torch
+torch.cuda.is_available = lambda: True
+from flows.gpu import gpu_slot
+with gpu_slot():
+    start = time.time()
+    time.sleep(2)
+    print(start, time.time())
+"""
+
+
+def test_gpu_stages_share_the_servers_limit(project: Path, api: str) -> None:
+    """Two processes on machines with a GPU (said so for the test), one slot: one after the other."""
+    settings(project)
+    deployed(project, api)
+    for name in ("first", "second"):
+        (project / f"{name}.log").unlink(missing_ok=True)
+    with (
+        started(project, "python", "-c", HOLD, log="first.log", PREFECT_API_URL=api) as first,
+        started(project, "python", "-c", HOLD, log="second.log", PREFECT_API_URL=api) as second,
+    ):
+        assert first.wait(timeout=120) == 0 and second.wait(timeout=120) == 0
+    spans = sorted(tuple(map(float, (project / f"{name}.log").read_text().splitlines()[-1].split())) for name in ("first", "second"))
+    assert spans[1][0] >= spans[0][1]
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"cron": "0 3 * *"}, "a cron line"),
+        ({"interval": "6"}, "a time such as"),
+        ({"interval": "0 hours"}, "a time such as"),
+        ({"cron": "0 3 * * 1", "interval": "6 hours"}, "either cron or interval"),
+        ({"cron": "0 3 * * 1", "timezone": "Europe/Berln"}, "Europe/Berlin"),
+        ("every day", "a cron line"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_told_in_one_line(said: Any, wrong: str) -> None:
+    with pytest.raises(BadInput, match=wrong):
+        parse(ScheduleSettings, said, ("schedule",))  # type: ignore[arg-type]
+
+
+def test_schedules_as_they_may_be_written() -> None:
+    assert parse(ScheduleSettings, "0 3 * * 1") == Schedule(cron="0 3 * * 1")  # type: ignore[arg-type]
+    assert parse(ScheduleSettings, {"interval": "1 day"}).interval == timedelta(days=1)  # type: ignore[arg-type,attr-defined]
+
+
+@pytest.mark.parametrize("value", ["--upload-pack=touch x", "-n", "main; touch x", "$(touch x)", "a b", ""])
+def test_a_revision_is_no_option_and_no_command(value: str) -> None:
+    with pytest.raises(BadInput):
+        parse(Runs, {"revision": value})
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "env:", "ftp://x", "env:A B", "block:UPPER"])
+def test_notices_go_to_a_web_address_a_variable_or_a_block(url: str) -> None:
+    with pytest.raises(BadInput):
+        parse(Notices, {"url": url})
