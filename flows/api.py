@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -21,6 +24,7 @@ from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @contextmanager
@@ -93,3 +97,10 @@ def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | No
             return client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
         except PrefectHTTPStatusError:  # the server has forgotten the task, or never heard of it: only the link is lost
             return None
+
+
+def end_with_parent() -> None:
+    """Asks Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer ask for it itself."""
+    if sys.platform != "linux" or PARENT not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -91,9 +91,10 @@ def list_pipelines() -> None:
 def retrain(pipeline: str) -> None:
     enabled_pipeline(pipeline)  # a mistake is told before a server is started
 
-    from flows.api import one_api, run
+    from flows.api import end_with_parent, one_api, run
     from flows.retrain import retrain as flow
 
+    end_with_parent()
     with one_api():
         run(flow, pipeline=pipeline)
 

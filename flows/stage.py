@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,14 +11,12 @@ from typing import Any
 
 from prefect import Flow
 
-from flows.api import PARENT, run
+from flows.api import end_with_parent, run
 from flows.gpu import gpu_slot
 from flows.locks import one_at_a_time
 from flows.secrets import hide, hide_in_log
 from tasks.errors import BadInput
 from tasks.stopping import EXIT_CODE, Stopped
-
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 DATA = Path("data")
 PICTURES = DATA / "pictures"
@@ -76,13 +71,6 @@ def log_in_lines() -> None:
 def tell(line: str) -> None:
     """One line for the person who started this."""
     print(f"changepair: {hide(line)}", file=sys.stderr, flush=True)
-
-
-def end_with_parent() -> None:
-    """Asks Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer ask for it itself."""
-    if sys.platform != "linux" or PARENT not in os.environ:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _one_line(record: logging.LogRecord) -> bool:

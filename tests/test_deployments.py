@@ -93,7 +93,7 @@ def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: st
 
 
 def test_after_a_time_in_which_nothing_ran_one_run_makes_up_for_all(project: Path, tmp_path: Path) -> None:
-    """A server that is stopped with four runs ahead, and comes back when all are past. The repository is not there, so a run ends at once."""
+    """A server is stopped with runs ahead, and comes back when all are past. The repository is not there, so a run ends at once."""
     settings(project, runs={"repository": str(project.parent / "gone.git")}, schedule={"interval": "6 hours"})
     few = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "4"}
     with prefect_server(tmp_path / "prefect", **few) as api:
@@ -104,10 +104,10 @@ def test_after_a_time_in_which_nothing_ran_one_run_makes_up_for_all(project: Pat
     time.sleep(5)
     with prefect_server(tmp_path / "prefect", PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED="false") as api:
         missed = len(due(api))
-        assert missed == len(of_deployments(api)) >= 4
+        assert missed >= 4
         with started(project, "changepair", "serve", PREFECT_API_URL=api):
             wait_until(lambda: not due(api) and not at_work(api), what="the end of what was due")
-        states = Counter(item["state"]["name"] for item in of_deployments(api))
+        states = Counter(item["state"]["name"] for item in of_deployments(api) if item["state"]["type"] != "SCHEDULED")
         assert states == Counter({"Missed": missed - 1, "Failed": 1}), states
         [failed] = [item for item in of_deployments(api) if item["state"]["name"] == "Failed"]
         assert "cannot clone" in failed["state"]["message"]
@@ -134,7 +134,7 @@ from flows.gpu import gpu_slot
 with gpu_slot():
     start = time.time()
     time.sleep(2)
-    print(start, time.time())
+    open(sys.argv[1], "w").write(f"{start} {time.time()}")
 """
 
 
@@ -142,14 +142,13 @@ def test_gpu_stages_share_the_servers_limit(project: Path, api: str) -> None:
     """Two processes on machines with a GPU (said so for the test), one slot: one after the other."""
     settings(project)
     deployed(project, api)
-    for name in ("first", "second"):
-        (project / f"{name}.log").unlink(missing_ok=True)
+    files = [project / "first.span", project / "second.span"]
     with (
-        started(project, "python", "-c", HOLD, log="first.log", PREFECT_API_URL=api) as first,
-        started(project, "python", "-c", HOLD, log="second.log", PREFECT_API_URL=api) as second,
+        started(project, "python", "-c", HOLD, str(files[0]), PREFECT_API_URL=api) as first,
+        started(project, "python", "-c", HOLD, str(files[1]), PREFECT_API_URL=api) as second,
     ):
         assert first.wait(timeout=120) == 0 and second.wait(timeout=120) == 0
-    spans = sorted(tuple(map(float, (project / f"{name}.log").read_text().splitlines()[-1].split())) for name in ("first", "second"))
+    spans = sorted([float(number) for number in file.read_text().split()] for file in files)
     assert spans[1][0] >= spans[0][1]
 
 

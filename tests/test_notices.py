@@ -1,0 +1,113 @@
+"""Notices, posted to a real web server of the test; and what must not be seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from flows import notices
+from flows.notices import notify
+from flows.schedule import Notices
+from flows.secrets import hide, hide_in_log
+
+LOGGER = logging.getLogger("changepair.test")
+ABOUT = {"run": "8d0f", "commit": "abc", "figures": {"parts": {"metauas": {"image_auroc": 0.9}}}}
+
+
+class Receiver:
+    """What came, and how it is answered: with these codes in turn, then 200."""
+
+    def __init__(self, *codes: int, pause: float = 0.0) -> None:
+        self.codes, self.pause, self.came = list(codes), pause, []  # type: ignore[var-annotated]
+        self.url = ""
+
+
+@contextmanager
+def receiver(*codes: int, pause: float = 0.0) -> Iterator[Receiver]:
+    found = Receiver(*codes, pause=pause)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            found.came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            time.sleep(found.pause)
+            self.send_response(found.codes.pop(0) if found.codes else 200)
+            self.end_headers()
+
+        def log_message(self, *_arguments: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found.url = f"http://127.0.0.1:{server.server_port}/hooks/T0PSECRET"
+    try:
+        yield found
+    finally:
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "FIRST_PAUSE", 0.01)
+
+
+@pytest.mark.parametrize(("state", "event"), [("Promoted", "promoted"), ("Kept", "kept"), ("Failed", "failed")])
+def test_a_notice_says_what_happened(state: str, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiver() as there:
+        monkeypatch.setenv("CHANGEPAIR_NOTICES", there.url)
+        assert notify(Notices(url="env:CHANGEPAIR_NOTICES"), "mine", state, "because", ABOUT, LOGGER)
+    [content] = there.came
+    assert content == {
+        "text": f"changepair: mine {state}: because",
+        "event": event,
+        "pipeline": "mine",
+        "state": state,
+        "reason": "because",
+        **ABOUT,
+    }
+
+
+def test_only_what_is_asked_for_is_told() -> None:
+    with receiver() as there:
+        settings = Notices(url=there.url, of=("failed",))
+        assert not notify(settings, "mine", "Promoted", "because", {}, LOGGER)
+        assert not notify(settings, "mine", "In use already", "because", {}, LOGGER)
+        assert not notify(None, "mine", "Failed", "because", {}, LOGGER)
+    assert there.came == []
+
+
+def test_a_busy_receiver_is_asked_again_and_a_refusing_one_is_not() -> None:
+    with receiver(503, 429) as there:
+        assert notify(Notices(url=there.url), "mine", "Kept", "because", {}, LOGGER) and len(there.came) == 3
+    with receiver(404) as there:
+        assert not notify(Notices(url=there.url), "mine", "Kept", "because", {}, LOGGER) and len(there.came) == 1
+
+
+@pytest.mark.parametrize("trouble", ["nobody", "slow", "unset", "nonsense"])
+def test_whatever_goes_wrong_no_run_fails_and_no_secret_is_told(
+    trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiver(pause=1.0 if trouble == "slow" else 0.0) as there:
+        urls = {"nobody": "http://127.0.0.1:9/hooks/T0PSECRET", "slow": there.url, "unset": "env:NOT_SET", "nonsense": "env:NONSENSE"}
+        url = urls[trouble]
+        monkeypatch.setenv("NONSENSE", "http://[T0PSECRET")
+        start = time.monotonic()
+        assert not notify(Notices(url=url, timeout=0.2, retries=1), "mine", "Failed", "because", {}, LOGGER)
+        assert time.monotonic() - start < 5
+    [line] = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
+    assert line.startswith("mine: ") and "T0PSECRET" not in caplog.text
+
+
+def test_secrets_are_taken_out_of_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv("SOME_TOKEN", "abc")  # too short to be one
+    said = hide("push to https://me:pass@example.org/x with wJalrXUtnFEMI failed, abc")
+    assert said == "push to https://***@example.org/x with *** failed, abc"
+    record = logging.LogRecord("x", logging.INFO, "file", 1, "key %s", ("wJalrXUtnFEMI",), None)
+    assert hide_in_log(record) and record.getMessage() == "key ***"
