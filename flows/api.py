@@ -75,7 +75,8 @@ def link_child() -> StateDetails:
     url = url_for(made) if made is not None else None
     if made is None or url is None:
         return StateDetails()
-    create_link_artifact(link=url, link_text=f"run of {made.name}")
+    text = f"run of {made.name}"
+    create_link_artifact(link=url, link_text=text, description=f"[{text}]({url})")  # the description is what the task's page shows
     return StateDetails(child_flow_run_id=made.id)
 
 

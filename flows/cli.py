@@ -57,6 +57,10 @@ def main() -> None:
     inspecting.add_argument("path", type=Path)
     inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
     inspecting.set_defaults(run=lambda arguments: inspect_dataset(arguments.layout, arguments.path, arguments.out))
+    unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
+    unpacking.add_argument("archive", type=Path)
+    unpacking.add_argument("folder", type=Path)
+    unpacking.set_defaults(run=lambda arguments: unpack(arguments.archive, arguments.folder))
     importing = commands.add_parser("import", help="turn an authors' checkpoint into a model folder")
     importing.add_argument("detector", choices=["metauas", "inctrl"])
     importing.add_argument("checkpoint", type=Path)
@@ -167,6 +171,12 @@ def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
 
     tensors = IMPORTERS[detector](checkpoint, folder)
     Console().print(f"{tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}", soft_wrap=True)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    from tasks.ingestion.unpack import unpack as work
+
+    Console().print(f"{folder}: {work(archive, folder)} files", soft_wrap=True, markup=False, highlight=False)
 
 
 def list_datasets() -> None:

@@ -14,6 +14,7 @@ from browser import browser, installed, requests
 from conftest import TINY, make_project, run
 from PIL import Image
 from processes import wait_until
+from selenium.webdriver.common.by import By
 from servers import ask, free_port
 
 PAGE = {"width": 1440, "height": 1000}
@@ -88,9 +89,11 @@ def test_the_run_page_in_a_browser(project: Path, api: str, tmp_path: Path) -> N
         assert "Promoted" in shown and "Subflow Runs" in shown
         screenshot(driver, tmp_path, "ui-run")
         task = next(item for item in ask(api, "task_runs") if item["name"] == "evaluate@small" and item["flow_run_id"] == first["id"])
-        page(driver, f"{url}/runs/task-run/{task['id']}?tab=Artifacts", "evaluate@small")
+        page(driver, f"{url}/runs/task-run/{task['id']}", "evaluate@small")
+        driver.find_elements(By.XPATH, "//*[text()='Artifacts']")[-1].click()
         own = next(item for item in ask(api, "flow_runs") if item["parent_task_run_id"] == task["id"])
-        wait_until(lambda: own["id"] in driver.page_source, what="the link to the stage's run")
+        links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of evaluate small")]  # noqa: E731
+        wait_until(lambda: links() == [f"{url}/runs/flow-run/{own['id']}"], what="the link to the stage's run")
         assert all(asked.startswith((url, "blob:")) for asked in requests(driver)), set(requests(driver))
 
 

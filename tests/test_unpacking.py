@@ -1,0 +1,80 @@
+"""Archives as strangers make them: what would leave the folder is refused, and nothing half-unpacked stays."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import BadInput
+from tasks.ingestion import unpack as unpacking
+from tasks.ingestion.unpack import unpack
+
+
+def tar(file: Path, *members: tuple[str, str], link: tuple[str, str] | None = None) -> Path:
+    with tarfile.open(file, "w:gz" if file.suffix == ".gz" else "w") as made:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            made.addfile(info, io.BytesIO(content.encode()))
+        if link is not None:
+            info = tarfile.TarInfo(link[0])
+            info.type, info.linkname = tarfile.SYMTYPE, link[1]
+            made.addfile(info)
+    return file
+
+
+def packed(file: Path, *members: tuple[str, str]) -> Path:
+    with zipfile.ZipFile(file, "w") as made:
+        for name, content in members:
+            made.writestr(name, content)
+    return file
+
+
+@pytest.mark.parametrize("name", ["parts.tar", "parts.tar.gz", "parts.zip"])
+def test_an_archive_is_unpacked_whole(tmp_path: Path, name: str) -> None:
+    make = packed if name.endswith("zip") else tar
+    archive = make(tmp_path / name, ("train/good/0.png", "a"), ("test/good/0.png", "b"))
+    assert unpack(archive, tmp_path / "parts") == 2
+    assert (tmp_path / "parts/test/good/0.png").read_text() == "b"
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside", "..\\outside"])
+def test_what_would_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    archives = [packed(tmp_path / "parts.zip", ("good", "a"), (name, "b"))]
+    if not name.startswith(("/", "..\\")):  # a tar's leading slash is dropped, a backslash is a letter of a name there
+        archives.append(tar(tmp_path / "parts.tar", ("good", "a"), (name, "b")))
+    for archive in archives:
+        with pytest.raises(BadInput, match="would leave the folder"):
+            unpack(archive, tmp_path / "parts")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(archive.name for archive in archives)
+
+
+@pytest.mark.parametrize("target", ["/etc", "../..", "/etc/passwd"])
+def test_a_link_that_leads_out_is_refused(tmp_path: Path, target: str) -> None:
+    with pytest.raises(BadInput, match="would leave the folder"):
+        unpack(tar(tmp_path / "parts.tar", ("good", "a"), link=("link", target)), tmp_path / "parts")
+    assert [path.name for path in tmp_path.iterdir()] == ["parts.tar"]
+
+
+def test_damaged_missing_and_present_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tar(tmp_path / "parts.tar.gz", ("good", "a" * 100000))
+    cut = tmp_path / "cut.tar.gz"
+    cut.write_bytes(whole.read_bytes()[:60])
+    (tmp_path / "text.zip").write_text("no archive")
+    (tmp_path / "there").mkdir()
+    for archive, folder, said in (
+        (cut, "parts", "damaged|neither"),
+        (tmp_path / "text.zip", "parts", "neither a tar nor a zip"),
+        (tmp_path / "none.tar", "parts", "no such file"),
+        (whole, "there", "is there already"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            unpack(archive, tmp_path / folder)
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 1000}))
+    with pytest.raises(BadInput, match="has room for"):
+        unpack(whole, tmp_path / "parts")
+    assert not (tmp_path / "parts").exists() and not list(tmp_path.glob(".*"))
