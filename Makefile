@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow bench lint lock
+.PHONY: help quickstart test test-slow bench lint check lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +32,9 @@ bench: .venv/installed ## the benchmarks, with their figures printed
 
 lint: .venv/installed ## format, lint and types
 	ruff format --check . && ruff check . && mypy
+
+check: lint ## lint, and look for known vulnerabilities and for secrets
+	python tests/audit.py
 
 lock: ## write requirements.lock anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

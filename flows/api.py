@@ -17,10 +17,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
 from prefect.context import TaskRunContext
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending
+from prefect.states import Crashed, Pending
 from prefect.utilities.urls import url_for
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
@@ -78,6 +78,22 @@ def link_child() -> StateDetails:
     text = f"run of {made.name}"
     create_link_artifact(link=url, link_text=text, description=f"[{text}]({url})")  # the description is what the task's page shows
     return StateDetails(child_flow_run_id=made.id)
+
+
+def close_dead(run: UUID, message: str) -> None:
+    """Says on the server that a run, whose process is known to be gone, crashed, and so did the runs below it that had not ended."""
+    with get_client(sync_client=True) as client:
+        waiting = [run]
+        while waiting:
+            one = waiting.pop()
+            try:
+                found = client.read_flow_run(one)
+            except ObjectNotFound:  # of another server, or deleted since
+                continue
+            below = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [one]}}))
+            waiting += [item.id for item in below]
+            if found.state is not None and not found.state.is_final():
+                client.set_flow_run_state(one, Crashed(message=message), force=True)
 
 
 def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:

@@ -34,6 +34,8 @@ class Run:
     pipeline: str
     started: str  # UTC
     commit: str
+    id: str = ""
+    """Of the Prefect run."""
     state: str = RUNNING
     """Promoted, Kept, In use already, Failed, Skipped or Stopped at its end."""
     message: str = ""
@@ -48,7 +50,7 @@ class Run:
 class Journal:
     """Writes down one run while it happens. Numbers count up, whatever the clock says."""
 
-    def __init__(self, pipeline: str, commit: str, data: Path = DATA) -> None:
+    def __init__(self, pipeline: str, commit: str, run_id: str, data: Path = DATA) -> None:
         folder = data / "runs" / pipeline
         folder.mkdir(parents=True, exist_ok=True)
         numbers = sorted(_numbers(folder))
@@ -56,7 +58,7 @@ class Journal:
             (folder / f"{number}.json").unlink(missing_ok=True)
         self._folder = folder
         self._since = time.monotonic()
-        self.run = Run((numbers or [0])[-1] + 1, pipeline, now(), commit)
+        self.run = Run((numbers or [0])[-1] + 1, pipeline, now(), commit, run_id)
         self._write()
 
     def begin(self, stage: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from logging import INFO, WARNING
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -15,9 +16,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import provenance
-from flows.api import child, link_child, parent
+from flows.api import child, close_dead, link_child, parent
 from flows.artifacts import key
-from flows.journal import Journal
+from flows.journal import RUNNING, Journal, read_runs
 from flows.locks import Held, one_at_a_time
 from flows.notices import notify
 from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
@@ -71,7 +72,10 @@ def retrain(pipeline: str) -> State[None]:
 
 def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
     """The run itself, written down while it happens; whoever is to be told of its end is told."""
-    journal = Journal(pipeline, provenance.commit())
+    own = str(flow_run.get_id())
+    for died in (run for run in read_runs(pipeline) if run.state == RUNNING and run.id):  # we hold the lock that it would hold
+        close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
+    journal = Journal(pipeline, provenance.commit(), own)
     try:
         state = _retrain(pipeline, settings, journal)
         name, message = str(state.name), str(state.message).removeprefix(f"{state.name}: ")
@@ -80,7 +84,7 @@ def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
         raise
     finally:
         journal.close(name, hide(message), _figures(pipeline), _in_use(pipeline))
-        about = {"run": str(flow_run.get_id()), "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
+        about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
         notify(settings.notices, pipeline, name, message, about, get_run_logger())
     return state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 
 from flows import workspace
-from flows.api import child, link_child, one_api, parent
+from flows.api import child, close_dead, link_child, one_api, parent
 from flows.journal import now
 from flows.locks import Held, one_at_a_time
 from flows.notices import notify
@@ -86,6 +87,8 @@ def scheduled(
             with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):
                 for late in make_up_for_missed():
                     logger.info(f"{pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it")
+                for died in _others("RUNNING"):  # there is one at a time, and we are it
+                    close_dead(died.id, f"its process is gone; run {flow_run.get_id()} goes on from there")
                 return _run(place, revision)
         except Held as held:
             logger.warning(str(held))
@@ -119,23 +122,22 @@ def _run(place: Workspace, revision: str) -> State[None]:
 
 def make_up_for_missed() -> list[FlowRun]:
     """Cancels the runs of this deployment that are due already and have not begun: after a time in which nothing ran, one run is enough."""
+    late = [run for run in _others("SCHEDULED", {"expected_start_time": {"before_": now()}}) if run.auto_scheduled]
+    with get_client(sync_client=True) as client:
+        for run in late:
+            missed: State[None] = Cancelled(name="Missed", message=f"run {flow_run.get_id()} makes up for it")
+            client.set_flow_run_state(run.id, missed, force=True)
+    return late
+
+
+def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
+    """The other runs of this run's deployment that are in a state of that type."""
     mine, own = deployment.get_id(), flow_run.get_id()
     if mine is None:
         return []
+    asked = {"deployment_id": {"any_": [mine]}, "state": {"type": {"any_": [state]}}, **(more or {})}
     with get_client(sync_client=True) as client:
-        due = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(
-                {
-                    "deployment_id": {"any_": [mine]},
-                    "state": {"type": {"any_": ["SCHEDULED"]}},
-                    "expected_start_time": {"before_": now()},
-                }
-            )
-        )
-        late = [run for run in due if run.auto_scheduled and str(run.id) != own]
-        for run in late:
-            client.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"run {own} makes up for it"), force=True)
-    return late
+        return [run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(asked)) if str(run.id) != own]
 
 
 def _notify(place: Workspace, reason: str) -> None:

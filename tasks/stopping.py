@@ -48,7 +48,9 @@ def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # It may come twice (Linux sends one for each thread of a parent that dies), and the second must not break off what the first began.
+        if not _asked.is_set():
+            signal.signal(signal.SIGTERM, before)
 
 
 def stoppable(work: Callable[P, R]) -> Callable[P, R]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 
+if TYPE_CHECKING:
+    from team import Team
+
 ROOT = Path(__file__).parent.parent
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -42,6 +45,22 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Prefect server, of the module's own."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """A team whose pipeline was run twice by a worker of a work pool: anew, and after a change to the evaluation. The server is running."""
+    from team import Team
+
+    top = tmp_path_factory.mktemp("team")
+    with prefect_server(top / "prefect") as url:
+        made = Team(top, url, {"pool": "machines", "tags": ["line-3"]}, [str(top / "remote")])
+        came = run(made.project, "changepair", "deploy", PREFECT_API_URL=url)
+        assert came.returncode == 0 and "created: work pool machines" in came.stdout, came.stdout + came.stderr
+        made.run_by_a_worker()
+        made.second = made.change()
+        made.run_by_a_worker()
+        yield made
 
 
 @pytest.fixture

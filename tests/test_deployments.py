@@ -87,7 +87,7 @@ def test_without_a_server_deploy_says_where_one_comes_from(project: Path) -> Non
 
 
 def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: str) -> None:
-    settings(project, runs={"repository": "https://someone:hunter2secret@example.org/parts.git"})
+    settings(project, runs={"repository": "https://someone:hunter2secret@example.org/parts.git"})  # pragma: allowlist secret
     came = run(project, "changepair", "deploy", PREFECT_API_URL=api)
     assert came.returncode == 2 and "password" in came.stderr and "hunter2secret" not in came.stdout + came.stderr
 

@@ -13,7 +13,7 @@ from conftest import TINY, make_project, run
 from servers import ask, free_port, prefect_server
 
 pytestmark = pytest.mark.slow
-PASSWORD = "correct-horse-battery"
+PASSWORD = "correct-horse-battery"  # pragma: allowlist secret
 
 
 def binary(name: str) -> Path | None:

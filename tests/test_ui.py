@@ -9,27 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from browser import browser, installed, requests
-from conftest import TINY, make_project, run
+from conftest import ROOT, run
 from PIL import Image
 from processes import wait_until
 from selenium.webdriver.common.by import By
 from servers import ask, free_port
+from team import Team
 
 PAGE = {"width": 1440, "height": 1000}
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
-    """Retrained twice: the second time everything was up to date but the evaluation."""
-    folder = make_project(tmp_path_factory.mktemp("run") / "project", TINY)
-    for resolution in (64, 48):
-        file = folder / "pipelines.yaml"
-        file.write_text(file.read_text().replace("evaluation:\n      resolution: 64", f"evaluation:\n      resolution: {resolution}"))
-        came = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
-        assert came.returncode == 0, came.stdout + came.stderr
-    return folder
 
 
 def runs(api: str, name: str) -> list[dict[str, Any]]:
@@ -56,11 +44,11 @@ def screenshot(driver: Any, folder: Path, name: str) -> None:
         shutil.copyfile(file, Path(os.environ["KEEP_SCREENSHOTS"]) / file.name)
 
 
-def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(project: Path, api: str) -> None:
+def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(team: Team) -> None:
     import httpx
 
-    first = runs(api, "retrain small")[0]
-    graph = httpx.get(f"{api}/flow_runs/{first['id']}/graph-v2", timeout=30).json()
+    first = runs(team.api, "retrain small")[0]
+    graph = httpx.get(f"{team.api}/flow_runs/{first['id']}/graph-v2", timeout=30).json()
     nodes = sorted((node for _id, node in graph["nodes"]), key=lambda node: node["start_time"])
     assert [node["label"].rpartition(" / ")[2] for node in nodes] == [
         "ingest parts",
@@ -70,37 +58,37 @@ def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(project: Pat
     assert all(node["kind"] == "flow-run" for node in nodes[:-1])  # what the timeline opens: the stage's own run
 
 
-def test_the_log_has_one_line_a_milestone(project: Path, api: str) -> None:
+def test_the_log_has_one_line_a_milestone(team: Team) -> None:
     import httpx
 
-    first = runs(api, "retrain small")[0]
+    first = runs(team.api, "retrain small")[0]
     asked = {"logs": {"flow_run_id": {"any_": [first["id"]]}}, "sort": "TIMESTAMP_ASC"}
-    lines = [line["message"] for line in httpx.post(f"{api}/logs/filter", json=asked, timeout=30).json()]
+    lines = [line["message"] for line in httpx.post(f"{team.api}/logs/filter", json=asked, timeout=30).json()]
     assert len(lines) <= 14 and all("\n" not in line for line in lines), lines
     for stage in ("ingest-folder@parts", "sample@small", "evaluate@small"):
         assert sum(f"Ran('{stage}, " in line for line in lines) == 1
 
 
 @installed
-def test_the_run_page_in_a_browser(project: Path, api: str, tmp_path: Path) -> None:
-    url, first = api.removesuffix("/api"), runs(api, "retrain small")[0]
+def test_the_run_page_in_a_browser(team: Team, tmp_path: Path) -> None:
+    url, first = team.api.removesuffix("/api"), runs(team.api, "retrain small")[0]
     with browser(tmp_path / "profile", **PAGE) as driver:
         shown = page(driver, f"{url}/runs/flow-run/{first['id']}", "Finished in state Ran('evaluate@small")
         assert "Promoted" in shown and "Subflow Runs" in shown
         screenshot(driver, tmp_path, "ui-run")
-        task = next(item for item in ask(api, "task_runs") if item["name"] == "evaluate@small" and item["flow_run_id"] == first["id"])
+        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "evaluate@small" and item["flow_run_id"] == first["id"])
         page(driver, f"{url}/runs/task-run/{task['id']}", "evaluate@small")
         driver.find_elements(By.XPATH, "//*[text()='Artifacts']")[-1].click()
-        own = next(item for item in ask(api, "flow_runs") if item["parent_task_run_id"] == task["id"])
+        own = next(item for item in ask(team.api, "flow_runs") if item["parent_task_run_id"] == task["id"])
         links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of evaluate small")]  # noqa: E731
         wait_until(lambda: links() == [f"{url}/runs/flow-run/{own['id']}"], what="the link to the stage's run")
         assert all(asked.startswith((url, "blob:")) for asked in requests(driver)), set(requests(driver))
 
 
 @installed
-def test_an_artifact_and_its_versions_in_a_browser(project: Path, api: str, tmp_path: Path) -> None:
-    url = api.removesuffix("/api")
-    versions = [item for item in ask(api, "artifacts") if item["key"] == "small-results"]
+def test_an_artifact_and_its_versions_in_a_browser(team: Team, tmp_path: Path) -> None:
+    url = team.api.removesuffix("/api")
+    versions = [item for item in ask(team.api, "artifacts") if item["key"] == "small-results"]
     assert len(versions) == 2
     with browser(tmp_path / "profile", **PAGE) as driver:
         shown = page(driver, f"{url}/artifacts/key/small-results", "evaluate small")
@@ -108,16 +96,16 @@ def test_an_artifact_and_its_versions_in_a_browser(project: Path, api: str, tmp_
         shown = page(driver, f"{url}/artifacts/artifact/{versions[0]['id']}", "patch-residual")
         assert "class-specific" in shown and "±" in shown
         screenshot(driver, tmp_path, "ui-artifact")
-        overlays = next(item for item in ask(api, "artifacts") if item["key"] == "small-overlays-parts")
+        overlays = next(item for item in ask(team.api, "artifacts") if item["key"] == "small-overlays-parts")
         page(driver, f"{url}/artifacts/artifact/{overlays['id']}", "small-overlays-parts")
         wait_until(lambda: driver.execute_script("return [...document.images].some(i => i.naturalWidth > 200)"), what="the picture")
 
 
-def test_the_server_listens_on_loopback_and_asks_for_a_password_before_it_does_on_more(project: Path) -> None:
-    came = run(project, "changepair", "ui", "--host", "0.0.0.0", "--port", str(free_port()))
+def test_the_server_listens_on_loopback_and_asks_for_a_password_before_it_does_on_more(tmp_path: Path) -> None:
+    came = run(ROOT, "changepair", "ui", "--host", "0.0.0.0", "--port", str(free_port()))
     assert came.returncode == 2 and "PREFECT_SERVER_API_AUTH_STRING" in came.stderr
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(project: Path, api: str) -> None:
-    came = run(project, "changepair", "ui", "--port", api.removesuffix("/api").rpartition(":")[2])
+def test_a_port_that_is_taken_is_told_in_one_line(team: Team) -> None:
+    came = run(ROOT, "changepair", "ui", "--port", team.api.removesuffix("/api").rpartition(":")[2])
     assert came.returncode == 2 and came.stderr.splitlines()[-1].endswith("is a server running already?")

@@ -1,0 +1,61 @@
+"""What stands in deploy/: pinned, watched, without default passwords, and in step with the project."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from flows.server import AUTHENTICATION
+
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+VARIABLE = re.compile(r"\$\{(\w+)(:\?[^}]*|:-[^}]*)?\}")
+MAY_BE_EMPTY = {"CHANGEPAIR_NOTICES", "POOL"}
+
+
+def settings() -> list[tuple[str, str | None]]:
+    """Every variable of the compose file that the user sets, with what it says where it is not set."""
+    return [(match[1], match[2]) for match in VARIABLE.finditer((ROOT / "deploy/compose.yaml").read_text())]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_pinned_watched_and_started_again(name: str) -> None:
+    service = SERVICES[name]
+    image, _, tag = service["image"].rpartition(":")
+    assert image and re.search(r"\d+\.\d+", tag), service["image"]
+    assert service["healthcheck"]["test"] and service["healthcheck"]["retries"] > 1
+    assert service["restart"] == "unless-stopped"
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_no_password_has_a_default_and_the_example_names_all_that_must_be_set() -> None:
+    required = {name for name, rest in settings() if rest and rest.startswith(":?")}
+    assert {name for name, rest in settings() if rest and rest.startswith(":-")} == MAY_BE_EMPTY
+    example = dict(line.split("=", 1) for line in (ROOT / "deploy/.env.example").read_text().splitlines() if "=" in line and line[0] != "#")
+    assert required <= set(example) and set(example.values()) == {""}
+    for service in SERVICES.values():
+        for key, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|KEY|AUTH", key):
+                assert value.startswith("${"), key
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "/deploy/.env" in ignored
+
+
+def test_the_server_in_a_container_asks_for_a_password() -> None:
+    assert SERVICES["server"]["command"] == ["changepair", "ui", "--host", "0.0.0.0"]
+    assert AUTHENTICATION in SERVICES["server"]["environment"]
+
+
+def test_the_image_is_of_this_version_and_installs_from_the_lock_alone() -> None:
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert {SERVICES[name]["image"] for name in ("server", "worker")} == {f"changepair:{version[1]}"}
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    assert "--require-hashes -r requirements.lock" in dockerfile and "USER changepair" in dockerfile
+    copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)
+    assert all((ROOT / name).exists() for names in copied for name in names.split())
+    assert Path(ROOT / SERVICES["server"]["build"]["dockerfile"]).is_file()

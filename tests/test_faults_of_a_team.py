@@ -1,0 +1,170 @@
+"""What goes wrong between machines: a worker dies, a remote refuses or never answers, the cache that clones share is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import run
+from processes import started, wait_until
+from servers import ask, free_port
+from team import Team, git
+
+pytestmark = pytest.mark.slow
+
+
+def outs(team: Team) -> dict[str, str]:
+    """path -> md5 of the clone's artifacts, as dvc.lock has them."""
+    stages = yaml.safe_load((team.workspaces / "small/dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
+def stages_of_the_clone(team: Team) -> list[dict[str, Any]]:
+    files = sorted((team.workspaces / "small/data/runs/small").glob("*.json"), key=lambda file: int(file.stem))
+    return json.loads(files[-1].read_text())["stages"] if files else []
+
+
+def descendants(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory, api: str) -> Team:
+    """Deployed to a work pool; nothing has run yet."""
+    top = tmp_path_factory.mktemp("pooled")
+    made = Team(top, api, {"pool": "machines"}, [str(top / "remote")])
+    came = run(made.project, "changepair", "deploy", PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stderr
+    return made
+
+
+def begun(team: Team, stage: str) -> bool:
+    return any(item["name"] == stage for item in stages_of_the_clone(team))
+
+
+def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: Team) -> None:
+    """Worker, run and stages with SIGKILL. Another worker takes up what is asked for next, in the same clone."""
+    with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+        asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
+        assert asked.returncode == 0, asked.stderr
+        wait_until(lambda: begun(pooled, "train@small"), seconds=180, process=worker, what="train")
+        for pid in [*descendants(worker.pid), worker.pid]:
+            subprocess.run(["kill", "-KILL", str(pid)], check=False)
+        worker.wait()
+    shutil.copytree(pooled.workspaces / "small/data/manifests", pooled.top / "before")
+    [died] = [item for item in ask(pooled.api, "flow_runs") if item["name"] == "small at main"]
+    assert died["state"]["type"] == "RUNNING"  # nobody is left to say otherwise
+    came = pooled.scheduled(PREFECT_API_URL=pooled.api)  # as the next worker would
+    assert came.returncode == 0, came.stderr
+    retrains = {item["state"]["name"] for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"}
+    assert retrains == {"Crashed", "Promoted"}  # the next run has said so
+    assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 4 + ["Ran"] * 2
+    assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
+
+
+def test_a_worker_that_dies_alone_leaves_its_run_to_finish(pooled: Team) -> None:
+    pooled.second = pooled.change()
+    with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+        expected = len([item for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]) + 1
+        asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
+        assert asked.returncode == 0
+        retrains = lambda: [item for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]  # noqa: E731
+        wait_until(lambda: len(retrains()) == expected, seconds=400, process=worker, what="the run's start")
+        worker.kill()
+        worker.wait()
+        newest = lambda: max(retrains(), key=lambda item: item["created"])  # noqa: E731
+        wait_until(lambda: newest()["state"]["type"] == "COMPLETED", seconds=180, what="the run's end")
+        branch = lambda: git(pooled.origin, "log", "-1", "--format=%s", "changepair/small")  # noqa: E731
+        wait_until(lambda: branch().startswith(f"small at {pooled.second[:8]}"), seconds=60, what="the results")
+
+
+S3 = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "nobodys", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
+
+
+@contextmanager
+def store(home: Path, port: int) -> Iterator[None]:
+    """A real server that speaks S3, with a bucket."""
+    import boto3
+
+    home.mkdir(exist_ok=True)
+    with started(home, "moto_server", "-H", "127.0.0.1", "-p", str(port)):
+        wait_until(lambda: listens(port), what="the start of the store")
+        keys = {"aws_access_key_id": S3["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": S3["AWS_SECRET_ACCESS_KEY"]}
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", **keys).create_bucket(Bucket="changepair")
+        yield
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def silent(port: int) -> Iterator[None]:
+    """Takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield
+        for connection in held:
+            connection.close()
+
+
+def test_a_remote_that_refuses_or_never_answers_keeps_the_results_for_the_next_run(tmp_path: Path, api: str) -> None:
+    port = free_port()
+    modify = f"dvc remote modify store endpointurl http://127.0.0.1:{port}"
+    team = Team(tmp_path, api, {}, ["s3://changepair/store", modify])
+    refused = team.scheduled(PREFECT_API_URL=api, **S3)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr[-2000:]
+    told = refused.stderr.splitlines()[-1]
+    assert told.startswith("changepair: small: cannot push: ") and told.endswith("and the next run sends them")
+    assert "changepair/small" not in git(team.origin, "branch", "--list", "changepair/*")
+    made = outs(team)
+
+    parameters = json.dumps({"remote_timeout": 8})
+    with silent(port):
+        unanswered = team.scheduled(PREFECT_API_URL=api, parameters=parameters, **S3)
+    assert unanswered.returncode == 2 and "no end after 8 s" in unanswered.stderr.splitlines()[-1]
+    assert outs(team) == made and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
+
+    with store(tmp_path / "s3", port):
+        sent = team.scheduled(PREFECT_API_URL=api, **S3)
+        assert sent.returncode == 0, sent.stderr[-2000:]
+        assert outs(team) == made and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
+        assert git(team.origin, "branch", "--list", "changepair/*").strip() == "changepair/small"
+
+
+def test_a_damaged_object_in_the_shared_cache_is_fetched_again(pooled: Team) -> None:
+    before = outs(pooled)
+    md5 = before["data/episodes/small.targets.parquet"]
+    cached = pooled.workspaces / "cache/files/md5" / md5[:2] / md5[2:]
+    damaged = cached.read_bytes()[:-50] + bytes(50)
+    cached.chmod(0o644)
+    times = os.stat(cached)
+    cached.write_bytes(damaged)
+    os.utime(cached, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk would leave it
+    came = pooled.scheduled(PREFECT_API_URL=pooled.api, PREFECT_LOGGING_LEVEL="INFO")
+    assert came.returncode == 0, came.stderr
+    assert "data/episodes/small.targets.parquet is damaged in the cache" in came.stdout + came.stderr
+    assert outs(pooled) == before and {item["state"] for item in stages_of_the_clone(pooled)} == {"Up to date"}
+    assert cached.read_bytes() != damaged and (pooled.workspaces / "small/data/episodes/small.targets.parquet").read_bytes() != damaged
