@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import Flow, State
 from prefect.artifacts import create_link_artifact
+from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
@@ -23,13 +28,20 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending
 from prefect.utilities.urls import url_for
 
+from tasks import stopping
+from tasks.errors import BadInput
+
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
+SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered the process that started this one
+AWAY = 600.0  # seconds that a server may be away
+PAUSE = 2.0  # seconds between two tries
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @contextmanager
 def one_api() -> Iterator[None]:
-    """The API that PREFECT_API_URL names; without one, a temporary server on loopback that lives as long as this process.
+    """The API that PREFECT_API_URL names; without one, a temporary server on loopback that lives as long as this process. Raises
+    BadInput if nothing answers there.
 
     Left to itself every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
     """
@@ -40,9 +52,70 @@ def one_api() -> Iterator[None]:
         server = SubprocessASGIServer()
         server.start()  # and it stops itself at exit, after Prefect has sent its last events and logs
         url = server.api_url
+    else:
+        _ask(url)
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
+    os.environ[SEEN] = url
+    wait_for_the_server_when_it_is_away()
     with temporary_settings({PREFECT_API_URL: url}):
         yield
+
+
+def _ask(url: str) -> None:
+    try:
+        httpx.get(f"{url}/health", timeout=30)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise BadInput(
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({type(error).__name__}); start one with `changepair ui`, or unset it"
+        ) from error
+
+
+def wait_for_the_server_when_it_is_away() -> None:
+    """From now on every client of this process waits for a server that refuses connections, as one does that is being started again.
+
+    Prefect's own clients do so for a minute at the most, and not before they have had an answer: a stage that begins meanwhile would fail.
+    """
+    for client in (PrefectHttpxSyncClient, PrefectHttpxAsyncClient):
+        if not hasattr(client.send, "__wrapped__"):
+            client.send = (_patient if client is PrefectHttpxSyncClient else _patient_async)(client.send)  # type: ignore[method-assign]
+
+
+def _patient(send: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(send)
+    def patiently(*arguments: Any, **named: Any) -> Any:
+        waits = _waits()
+        while True:
+            try:
+                return send(*arguments, **named)
+            except httpx.ConnectError:
+                if next(waits):
+                    raise
+                time.sleep(PAUSE)
+
+    return patiently
+
+
+def _patient_async(send: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(send)
+    async def patiently(*arguments: Any, **named: Any) -> Any:
+        waits = _waits()
+        while True:
+            try:
+                return await send(*arguments, **named)
+            except httpx.ConnectError:
+                if next(waits):
+                    raise
+                await asyncio.sleep(PAUSE)
+
+    return patiently
+
+
+def _waits() -> Iterator[bool]:
+    """At each refusal: whether it is time to give up. Says once that it waits."""
+    deadline = time.monotonic() + AWAY
+    print(f"changepair: the Prefect server is away; waiting for it up to {AWAY / 60:.0f} minutes", file=sys.stderr, flush=True)
+    while True:
+        yield time.monotonic() > deadline or stopping.asked()
 
 
 @contextmanager
@@ -121,3 +194,7 @@ def end_with_parent() -> None:
     if sys.platform != "linux" or PARENT not in os.environ:
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if SEEN in os.environ:
+    wait_for_the_server_when_it_is_away()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from prefect import flow, get_run_logger
 
 from flows.runner import workers
-from flows.settings import read_setting
+from flows.settings import FILE, nearest, read_setting
 from flows.stage import CHECKPOINTS, MANIFESTS, PICTURES, run_stage
+from tasks.errors import BadInput
 from tasks.ingestion.ingest import Places
+from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.settings import FolderSettings
 from tasks.ingestion.task import ingest_dataset
 from tasks.stopping import stoppable
@@ -17,6 +19,8 @@ from tasks.stopping import stoppable
 @stoppable
 def ingest(dataset: str) -> None:
     folders = read_setting(("datasets", "folders"), dict[str, FolderSettings], default={})
+    if dataset not in folders and dataset not in PACKAGED:
+        raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
     came = ingest_dataset(dataset, folders.get(dataset), places=Places(PICTURES, MANIFESTS, CHECKPOINTS), workers=workers())
     for note, count in came.notes.items():
         get_run_logger().info(f"{dataset}: {count} pictures are {note}")

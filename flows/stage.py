@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,6 +18,7 @@ from flows.gpu import gpu_slot
 from flows.locks import one_at_a_time
 from flows.secrets import hide, hide_in_log
 from tasks.errors import BadInput
+from tasks.files import NO_ROOM
 from tasks.stopping import EXIT_CODE, Stopped
 
 DATA = Path("data")
@@ -29,13 +32,16 @@ MODELS = DATA / "models"
 CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
 EVALUATION = DATA / "evaluation"
 
+DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
+DVC_STAGE = "DVC_STAGE"  # environment: DVC says there which stage it runs, such as train@quickstart
+
 
 def run_stage(flow: Flow[..., Any], *, on_gpu: bool = False) -> None:
-    """`python -m flows.<stage> <pipeline>`: runs the flow on the one argument given; exits as `exit_on_bad_input` says. on_gpu: whether it
-    computes on a GPU where there is one."""
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m flows.{flow.name} <{'dataset' if flow.name in ('ingest', 'objects') else 'pipeline'}>")
-    name, of = flow.name, sys.argv[1]
+    """`python -m flows.<stage>` as DVC starts it, or with the name of the pipeline or dataset: runs the flow on it; exits as
+    `exit_on_bad_input` says. on_gpu: whether it computes on a GPU where there is one."""
+    name, of = flow.name, sys.argv[1] if len(sys.argv) == 2 else os.environ.get(DVC_STAGE, "").partition("@")[2]
+    if len(sys.argv) > 2 or not of:
+        sys.exit(f"usage: python -m flows.{name} <{'dataset' if name in ('ingest', 'objects') else 'pipeline'}>")
     [parameter] = flow.parameters.properties
 
     def work() -> object:
@@ -53,12 +59,12 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
     log_in_lines()
     try:
         work()
-    except BadInput as error:
-        tell(str(error))
-        sys.exit(2)
-    except Stopped as stopped:
-        tell(f"stopped ({stopped}); what was made is kept, and the next run goes on from there")
-        sys.exit(EXIT_CODE)
+    except Exception as error:
+        line = _line_of(error)
+        if line is None:
+            raise
+        tell(line)
+        sys.exit(EXIT_CODE if isinstance(error, Stopped) else 2)
 
 
 def log_in_lines() -> None:
@@ -73,9 +79,24 @@ def tell(line: str) -> None:
     print(f"changepair: {hide(line)}", file=sys.stderr, flush=True)
 
 
+def _line_of(error: BaseException | None) -> str | None:
+    """What is wrong in one line, if it is the user's to mend or was asked for; None if it is a fault of the code."""
+    if isinstance(error, Stopped):
+        return f"stopped ({error}); what was made is kept, and the next run goes on from there"
+    if isinstance(error, BadInput):
+        return str(error)
+    cause = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
+            return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _one_line(record: logging.LogRecord) -> bool:
-    """Prefect logs a traceback of everything raised; of the user's mistake, and of a stop, the message is enough."""
+    """Prefect logs a traceback of everything raised; of what is not the code's fault one line is enough."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if isinstance(error, (BadInput, Stopped)):
-        record.msg, record.args, record.exc_info = str(error), (), None
+    line = _line_of(error)
+    if line is not None:
+        record.msg, record.args, record.exc_info = line, (), None
     return True

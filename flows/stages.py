@@ -41,7 +41,7 @@ def reproduce(stage: str) -> bool:
     try:
         with Repo() as repo:
             return bool(repo.reproduce(stage, single_item=True))
-    except DvcException as error:
+    except (DvcException, OSError) as error:
         stopping.check(f"retrain, in stage {stage}")
         causes = []
         cause: BaseException | None = error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,18 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@cache
+def _new_database() -> Path:
+    """A database with its tables laid out, which takes half of a first start; once a session."""
+    home = Path(tempfile.mkdtemp(prefix="changepair-prefect-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    variables = {**os.environ, "PREFECT_HOME": str(home)}
+    variables.pop("PREFECT_API_URL", None)
+    subprocess.run(command, check=True, capture_output=True, env=variables, cwd=ROOT)
+    return home / "prefect.db"
+
+
 @contextmanager
 def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator[str]:
     """Runs `changepair ui` with its files in `home`; gives the API's URL. port: a free one if 0."""
@@ -33,6 +49,8 @@ def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator
     variables.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
+    if not (home / "prefect.db").exists() and not any("DATABASE" in name for name in environment):
+        shutil.copyfile(_new_database(), home / "prefect.db")
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import commit, make_clip, make_project, run, save, write_pipelines
+from receiver import receiver
 from servers import ask
 
 from tasks.detector_settings import MetaUASSettings
@@ -198,8 +199,14 @@ def test_a_worse_model_is_kept_out(project: Path, api: str) -> None:
     """The one in use is that of the first run; the candidate, of the edit before, has not been at the gate."""
     first, in_use = current(project), weights(project, "in-use")
     assert first["reason"] == "the first model of this pipeline" and in_use != weights(project, "candidate")
-    write_pipelines(project, edited(project, promotion={"figure": "pixel_auroc", "tolerance": 0.0, "detectors": ["patch-residual"]}))
-    state = retrained(project, api)
+    content = edited(project, promotion={"figure": "pixel_auroc", "tolerance": 0.0, "detectors": ["patch-residual"]})
+    with receiver() as there:
+        write_pipelines(project, {**content, "notices": {"url": there.url}})
+        state = retrained(project, api)
+    write_pipelines(project, content)
+    [notice] = there.came
+    assert (notice["event"], notice["pipeline"], notice["figures"]["parts"].keys() >= {"metauas"}) == ("kept", "small", True)
+    assert notice["text"].startswith("changepair: small Kept: patch-residual P-AUROC ")
     assert state.startswith("Kept: Kept: patch-residual P-AUROC ") and state.endswith("every stage is up to date")
     assert "may be worse by more than 0 points" in state
     assert current(project) == first and weights(project, "in-use") == in_use
@@ -306,7 +313,11 @@ def test_a_strangers_mistake_ends_a_stage_with_one_line_and_exit_code_2(project:
     assert re.match(r"changepair: \d+ pictures are both a source and a target, the first parts/", came.stderr.splitlines()[-1])
     assert (project / "data/episodes/small.parquet").read_bytes() == before
 
-    again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
+    with receiver() as there:
+        write_pipelines(project, {**sources, "notices": {"url": there.url}})
+        again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
+    [notice] = there.came
+    assert notice["event"] == "failed" and "pictures are both a source and a target" in notice["reason"]
     assert again.returncode == 2 and "Traceback" not in again.stdout + again.stderr
     assert "pictures are both a source and a target" in again.stderr
     assert "synthesize@small" not in again.stdout

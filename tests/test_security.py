@@ -1,0 +1,45 @@
+"""What a hostile or careless file must not do."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import audit
+import pytest
+from conftest import TINY, commit, make_project, run, write_pipelines
+
+
+def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path) -> None:
+    """DVC runs a stage's command by a shell, and knows nothing of which names are valid."""
+    folder = make_project(tmp_path / "project", TINY)
+    content: dict[str, Any] = copy.deepcopy(TINY)
+    bad = "small; touch pwned; $(touch pwned) `touch pwned`"
+    content["enabled"], content["pipelines"] = [bad], {bad: content["pipelines"]["small"]}
+    content["datasets"]["folders"] = {f"parts; touch {tmp_path / 'pwned'}": {"path": "parts"}}
+    write_pipelines(folder, content)
+    came = run(folder, "dvc", "repro")
+    assert came.returncode != 0 and "Running stage" in came.stdout
+    assert not list(tmp_path.rglob("pwned"))
+    ours = run(folder, "changepair", "retrain", bad)
+    assert ours.returncode == 2 and "expected String should match pattern" in ours.stderr and not list(tmp_path.rglob("pwned"))
+
+
+def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = make_project(tmp_path / "project", TINY)
+    came = run(folder, "python", "-m", "flows.ingest", "digit")
+    assert came.returncode == 2 and "Traceback" not in came.stderr
+    assert came.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
+
+
+def test_the_secret_scan_finds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / "settings.py").write_text("KEY = 'nothing'\n")
+    commit(tmp_path)
+    monkeypatch.setattr(audit, "ROOT", tmp_path)
+    assert audit.secrets()
+    (tmp_path / "settings.py").write_text('aws_secret_access_key = "' + "wJalrXUtnFEMI/K7MDENG/" + 'bPxRfiCYzEXAMPLEKEY"\n')
+    assert not audit.secrets()
+    assert "settings.py:1: looks like a secret" in capsys.readouterr().out
