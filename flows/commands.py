@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flows.secrets import hide
@@ -90,7 +91,8 @@ def _read(process: subprocess.Popen[str], lines: list[str], last: deque[str], to
         lines.append(line)
         shown = hide(line.rstrip())
         last.append(shown)
-        told(shown)
+        with suppress(OSError, ValueError):  # nobody may be left to be told, as when a worker has died; the work goes on
+            told(shown)
 
 
 def _wait(process: subprocess.Popen[str], timeout: float | None, what: str) -> None:

@@ -34,6 +34,7 @@ from tasks.files import write_text
 
 IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
 AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
+UNFINISHED = Path(".git/changepair-unfinished")  # within a clone, while a run works there: the results it began from
 Told = Callable[[str], None]
 
 
@@ -68,14 +69,16 @@ def prepare(workspace: Workspace, revision: str, told: Told) -> str:
     commit = _commit_of(folder, f"origin/{revision}") or _commit_of(folder, revision)
     if commit is None:
         raise BadInput(f"runs.revision: {workspace.repository} has no branch, tag or commit {revision!r}")
-    for left in folder.joinpath(".git").glob("*.lock"):
-        left.unlink()  # of a Git that was killed; no other works here
+    for lock in folder.joinpath(".git").glob("*.lock"):
+        lock.unlink()  # of a Git that was killed; no other works here
+    before = _last_results(workspace)
+    left = _left_by_a_run_that_died(folder, before)
     git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     git(folder, "clean", "-d", "--force", "--quiet")
     _share_cache(workspace)
-    before = _last_results(workspace)
+    _take_over(workspace, commit, before, left)
+    write_text(folder / UNFINISHED, before or "")
     if before is not None:
-        _take_over(workspace, commit, before)
         told(f"{workspace.pipeline}: at {commit[:8]}, with the results of {before[:8]}")
     else:
         told(f"{workspace.pipeline}: at {commit[:8]}, with no results before")
@@ -122,8 +125,12 @@ def push(workspace: Workspace) -> None:
 
 def commit_results(workspace: Workspace, revision: str, message: str) -> str | None:
     """Commits what the run wrote that Git keeps, in the clone; gives the commit, or None if that is nothing new. Nothing is sent yet."""
-    if workspace.results == "none":
-        return None
+    made = None if workspace.results == "none" else _commit(workspace, revision, message)
+    (workspace.folder / UNFINISHED).unlink(missing_ok=True)
+    return made
+
+
+def _commit(workspace: Workspace, revision: str, message: str) -> str | None:
     folder, before = workspace.folder, _last_results(workspace)
     git(folder, "add", "--all", "--", *(path for path in (LOCK.as_posix(), "data") if (folder / path).exists()))
     tree = git(folder, "write-tree")
@@ -220,19 +227,34 @@ def _next_number(workspace: Workspace) -> int:
     return max((_number(name) for name in names), default=0) + 1
 
 
-def _take_over(workspace: Workspace, commit: str, before: str) -> None:
-    """Puts what the last run's results say of the pipeline into the clone: its stages in dvc.lock, its figures, its models."""
+def _left_by_a_run_that_died(folder: Path, before: str | None) -> Mapping[str, Any]:
+    """dvc.lock as such a run left it, which names what it had made; empty if the last run ended, or others have committed results since."""
+    file = folder / UNFINISHED
+    if not file.is_file() or file.read_text(encoding="utf-8") != (before or "") or not (folder / LOCK).is_file():
+        return {}
+    try:
+        return YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) or {}
+    except YAMLError:
+        return {}
+
+
+def _take_over(workspace: Workspace, commit: str, before: str | None, left: Mapping[str, Any]) -> None:
+    """Puts what the last run's results say of the pipeline into the clone: its stages in dvc.lock, its figures, its models; and of a run
+    that died the stages that it had ended."""
     folder, pipeline = workspace.folder, workspace.pipeline
-    for path in (MODELS / pipeline, EVALUATION / pipeline):
-        names = git(folder, "ls-tree", "-r", "--name-only", before, "--", path.as_posix()).splitlines()
-        if names:
-            git(folder, "checkout", "--quiet", before, "--", *names)
-    new, old = (_lock_at(folder, at) for at in (commit, before))
-    stages = {**new.get("stages", {}), **{name: stage for name, stage in old.get("stages", {}).items() if _is_of(name, pipeline)}}
-    if stages == old.get("stages", {}):
+    new, old = (_lock_at(folder, at) if at is not None else {} for at in (commit, before))
+    if before is not None:
+        for path in (MODELS / pipeline, EVALUATION / pipeline):
+            names = git(folder, "ls-tree", "-r", "--name-only", before, "--", path.as_posix()).splitlines()
+            if names:
+                git(folder, "checkout", "--quiet", before, "--", *names)
+    stages = dict(new.get("stages", {}))
+    for lock in (old, left):
+        stages |= {name: stage for name, stage in lock.get("stages", {}).items() if _is_of(name, pipeline)}
+    if before is not None and stages == old.get("stages", {}):
         git(folder, "checkout", "--quiet", before, "--", LOCK.as_posix())
     elif stages:
-        dump_yaml(str(folder / LOCK), {**new, **old, "stages": stages})
+        dump_yaml(str(folder / LOCK), {"schema": "2.0", **new, **old, "stages": stages})
 
 
 def _is_of(stage: str, pipeline: str) -> bool:

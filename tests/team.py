@@ -64,11 +64,12 @@ class Team:
             assert asked.returncode == 0, asked.stdout + asked.stderr + (self.project / "output.log").read_text(errors="replace")
             assert worker.poll() is None
 
-    def change(self) -> str:
-        """A new revision in which the evaluation is another; gives its commit."""
+    def change(self, old: str = "evaluation:\n      resolution: 64", new: str = "evaluation:\n      resolution: 48") -> str:
+        """A new revision in which pipelines.yaml says something else, the evaluation if nothing is said; gives its commit."""
         file = self.project / "pipelines.yaml"
-        file.write_text(file.read_text().replace("evaluation:\n      resolution: 64", "evaluation:\n      resolution: 48"))
-        made = commit(self.project, "coarser")
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        made = commit(self.project, "changed")
         git(self.project, "push", "--quiet", "origin", "main")
         return made
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -29,8 +28,13 @@ def outs(team: Team) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
+def runs_of_the_clone(team: Team) -> list[Path]:
+    return sorted((team.workspaces / "small/data/runs/small").glob("*.json"), key=lambda file: int(file.stem))
+
+
 def stages_of_the_clone(team: Team) -> list[dict[str, Any]]:
-    files = sorted((team.workspaces / "small/data/runs/small").glob("*.json"), key=lambda file: int(file.stem))
+    """Of its newest run."""
+    files = runs_of_the_clone(team)
     return json.loads(files[-1].read_text())["stages"] if files else []
 
 
@@ -54,40 +58,44 @@ def begun(team: Team, stage: str) -> bool:
     return any(item["name"] == stage for item in stages_of_the_clone(team))
 
 
-def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: Team) -> None:
-    """Worker, run and stages with SIGKILL. Another worker takes up what is asked for next, in the same clone."""
-    with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
-        asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
-        assert asked.returncode == 0, asked.stderr
-        wait_until(lambda: begun(pooled, "train@small"), seconds=180, process=worker, what="train")
-        for pid in [*descendants(worker.pid), worker.pid]:
-            subprocess.run(["kill", "-KILL", str(pid)], check=False)
-        worker.wait()
-    shutil.copytree(pooled.workspaces / "small/data/manifests", pooled.top / "before")
-    [died] = [item for item in ask(pooled.api, "flow_runs") if item["name"] == "small at main"]
-    assert died["state"]["type"] == "RUNNING"  # nobody is left to say otherwise
-    came = pooled.scheduled(PREFECT_API_URL=pooled.api)  # as the next worker would
-    assert came.returncode == 0, came.stderr
-    retrains = {item["state"]["name"] for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"}
-    assert retrains == {"Crashed", "Promoted"}  # the next run has said so
-    assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 4 + ["Ran"] * 2
-    assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
-
-
 def test_a_worker_that_dies_alone_leaves_its_run_to_finish(pooled: Team) -> None:
-    pooled.second = pooled.change()
     with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
         expected = len([item for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]) + 1
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
         assert asked.returncode == 0
         retrains = lambda: [item for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]  # noqa: E731
-        wait_until(lambda: len(retrains()) == expected, seconds=400, process=worker, what="the run's start")
+        wait_until(lambda: len(retrains()) == expected, seconds=120, process=worker, what="the run's start")
         worker.kill()
         worker.wait()
         newest = lambda: max(retrains(), key=lambda item: item["created"])  # noqa: E731
         wait_until(lambda: newest()["state"]["type"] == "COMPLETED", seconds=180, what="the run's end")
         branch = lambda: git(pooled.origin, "log", "-1", "--format=%s", "changepair/small")  # noqa: E731
-        wait_until(lambda: branch().startswith(f"small at {pooled.second[:8]}"), seconds=60, what="the results")
+        wait_until(lambda: branch().startswith(f"small at {pooled.first[:8]}"), seconds=60, what="the results")
+
+
+def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: Team) -> None:
+    """Worker, run and stages with SIGKILL. Another worker takes up what is asked for next, in the same clone."""
+    revision = pooled.change(
+        "      - 1\n      - 2\n      seeds", "      - 1\n      seeds"
+    )  # so that sample has to run, and what follows it
+    number = len(runs_of_the_clone(pooled))
+    with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+        asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
+        assert asked.returncode == 0, asked.stderr
+        reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "evaluate@small")  # noqa: E731
+        wait_until(reached, seconds=180, process=worker, what="evaluate")
+        for pid in [*descendants(worker.pid), worker.pid]:
+            subprocess.run(["kill", "-KILL", str(pid)], check=False)
+        worker.wait()
+    died = max((item for item in ask(pooled.api, "flow_runs") if item["name"] == "small at main"), key=lambda item: item["created"])
+    assert died["state"]["type"] == "RUNNING"  # nobody is left to say otherwise
+    came = pooled.scheduled(PREFECT_API_URL=pooled.api)  # as the next worker would
+    assert came.returncode == 0, came.stderr
+    retrains = [item["state"]["name"] for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]
+    assert retrains.count("Crashed") == 1 and "RUNNING" not in retrains  # the next run has said so
+    assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 5 + ["Ran"]
+    assert git(pooled.origin, "rev-parse", "changepair/small^2") == revision
+    assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
 
 
 S3 = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "nobodys", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
