@@ -92,6 +92,7 @@ def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: st
     assert came.returncode == 2 and "password" in came.stderr and "hunter2secret" not in came.stdout + came.stderr
 
 
+@pytest.mark.slow
 def test_after_a_time_in_which_nothing_ran_one_run_makes_up_for_all(project: Path, tmp_path: Path) -> None:
     """A server is stopped with runs ahead, and comes back when all are past. The repository is not there, so a run ends at once."""
     settings(project, runs={"repository": str(project.parent / "gone.git")}, schedule={"interval": "6 hours"})
@@ -138,6 +139,7 @@ with gpu_slot():
 """
 
 
+@pytest.mark.slow
 def test_gpu_stages_share_the_servers_limit(project: Path, api: str) -> None:
     """Two processes on machines with a GPU (said so for the test), one slot: one after the other."""
     settings(project)

@@ -22,6 +22,7 @@ from conftest import SMALL, TINY, make_project, run, write_pipelines
 from processes import kill_group, started, wait_until
 from servers import ask, free_port, prefect_server
 
+pytestmark = pytest.mark.slow
 RETRAIN = ("changepair", "retrain", "small")
 Made = tuple[Path, dict[str, str]]  # a project, and the hashes of its artifacts
 STAGES = [
@@ -102,7 +103,6 @@ def stage_processes(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_killed_in_each_stage_the_next_run_goes_on_and_ends_with_the_same_artifacts(undisturbed: Made, api: str) -> None:
     """As by a power cut: the run and all it started, with SIGKILL, once in every stage, a little later in each."""
     folder, expected = undisturbed
@@ -119,7 +119,6 @@ def test_killed_in_each_stage_the_next_run_goes_on_and_ends_with_the_same_artifa
     assert [item["state"] for item in journal(folder)["stages"]] == ["Up to date"] * 7 + ["Ran"]
 
 
-@pytest.mark.slow
 def test_a_stage_whose_run_was_killed_stops_by_itself_and_the_next_run_waits_for_it(undisturbed: Made, api: str) -> None:
     folder, expected = undisturbed
     forget(folder)
@@ -133,7 +132,6 @@ def test_a_stage_whose_run_was_killed_stops_by_itself_and_the_next_run_waits_for
     assert "changepair: stopped (synthesize, " in (folder / "output.log").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "reached", "said"),
     [
@@ -209,7 +207,6 @@ def test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout(t
     assert artifacts(folder) == expected
 
 
-@pytest.mark.slow
 def test_a_server_that_is_stopped_and_started_mid_run_costs_nothing(tiny: Made, tmp_path: Path) -> None:
     folder, expected = tiny
     forget(folder)
@@ -230,7 +227,6 @@ def test_a_server_that_is_stopped_and_started_mid_run_costs_nothing(tiny: Made, 
     assert artifacts(folder) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("room", [64, 1536])
 def test_a_full_disk_is_told_in_one_line_and_with_room_again_the_run_ends_as_ever(tiny: Made, api: str, tmp_path: Path, room: int) -> None:
     """A small disk of its own, filled but for that many KiB."""
@@ -254,7 +250,6 @@ def test_a_full_disk_is_told_in_one_line_and_with_room_again_the_run_ends_as_eve
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-@pytest.mark.slow
 def test_a_damaged_object_in_dvcs_cache_is_found_taken_out_and_made_again(tiny: Made, api: str) -> None:
     folder, expected = tiny
     retrained(folder, api)
@@ -282,7 +277,6 @@ def faketime() -> Iterator[str]:
     yield str(found[0])
 
 
-@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tiny: Made, tmp_path: Path, faketime: str) -> None:
     """A day back and then a day forward, in the middle of a run; its server's clock stays. And a run of the day before follows it."""
     folder, expected = tiny

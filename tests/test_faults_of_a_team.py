@@ -75,9 +75,7 @@ def test_a_worker_that_dies_alone_leaves_its_run_to_finish(pooled: Team) -> None
 
 def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: Team) -> None:
     """Worker, run and stages with SIGKILL. Another worker takes up what is asked for next, in the same clone."""
-    revision = pooled.change(
-        "      - 1\n      - 2\n      seeds", "      - 1\n      seeds"
-    )  # so that sample has to run, and what follows it
+    revision = pooled.change("      - 1\n      - 2\n      seeds", "      - 1\n      seeds")  # sample has to run, and evaluate
     number = len(runs_of_the_clone(pooled))
     with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)

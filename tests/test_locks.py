@@ -1,0 +1,38 @@
+"""One at a time, between real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from processes import started, wait_until
+
+from flows.locks import Held, holder, one_at_a_time
+
+HOLD = """
+import pathlib, sys, time
+from flows.locks import one_at_a_time
+with one_at_a_time("it", "work", folder=pathlib.Path(sys.argv[1]), wait=True, told=print):
+    time.sleep(60)
+"""
+
+
+def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path: Path) -> None:
+    file = tmp_path / "it.lock"
+    with started(tmp_path, "python", "-c", HOLD, str(tmp_path), PYTHONPATH=str(ROOT)) as process:
+        wait_until(lambda: file.exists() and holder(file), process=process, what="the lock")
+        assert str(holder(file)).startswith(f"work (process {process.pid} on ")
+        with pytest.raises(Held, match=r"mine: work \(process"), one_at_a_time("it", "mine", folder=tmp_path, wait=False, told=print):
+            raise AssertionError("two at once")
+        told: list[str] = []
+
+        def kill(line: str) -> None:
+            told.append(line)
+            os.kill(process.pid, signal.SIGKILL)
+
+        with one_at_a_time("it", "mine", folder=tmp_path, wait=True, told=kill):
+            assert len(told) == 1 and told[0].endswith("waiting for it to end")
+    assert holder(file) is None and holder(tmp_path / "none.lock") is None
