@@ -121,6 +121,18 @@ SMALL = {
 }
 
 
+STAGES = [
+    "ingest@sample-photos",
+    "ingest-folder@parts",
+    "objects@sample-photos",
+    "sample@small",
+    "inpainter@small",
+    "synthesize@small",
+    "train@small",
+    "evaluate@small",
+]
+"""Of SMALL, in order."""
+
 TINY = {
     **SMALL,
     "datasets": {"packaged": [], "folders": {"parts": {"path": "parts"}}, "objects": {}},

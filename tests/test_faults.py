@@ -18,23 +18,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL, TINY, make_project, run, write_pipelines
+from conftest import SMALL, STAGES, TINY, make_project, run, write_pipelines
 from processes import kill_group, started, wait_until
 from servers import ask, free_port, prefect_server
 
 pytestmark = pytest.mark.slow
 RETRAIN = ("changepair", "retrain", "small")
 Made = tuple[Path, dict[str, str]]  # a project, and the hashes of its artifacts
-STAGES = [
-    "ingest@sample-photos",
-    "ingest-folder@parts",
-    "objects@sample-photos",
-    "sample@small",
-    "inpainter@small",
-    "synthesize@small",
-    "train@small",
-    "evaluate@small",
-]
 
 
 def longer() -> dict[str, Any]:

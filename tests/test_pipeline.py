@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import commit, make_clip, make_project, run, save, write_pipelines
+from conftest import STAGES, commit, make_clip, make_project, run, save, write_pipelines
 from receiver import receiver
 from servers import ask
 
@@ -23,17 +23,6 @@ from tasks.encoders import build_encoder
 from tasks.evaluation.results import read_figures
 from tasks.files import sha256
 from tasks.weights import save_model
-
-STAGES = [
-    "ingest@sample-photos",
-    "ingest-folder@parts",
-    "objects@sample-photos",
-    "sample@small",
-    "inpainter@small",
-    "synthesize@small",
-    "train@small",
-    "evaluate@small",
-]
 
 
 @pytest.fixture(scope="module")
