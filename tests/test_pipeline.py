@@ -322,6 +322,7 @@ def test_the_mistake_is_in_the_servers_states(project: Path, api: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: Path, api: str) -> None:
     """A model that is there already, and words: MetaUAS, MetaUAS*+ and WinCLIP from 0 shots on."""
     folder = make_project(tmp_path / "project")

@@ -20,6 +20,7 @@ from processes import started, wait_until
 
 from tasks.files import sha256
 
+pytestmark = pytest.mark.slow  # what a run of the whole pipeline does is in test_pipeline.py
 SYNTHESIZE = ("python", "-m", "flows.synthesize", "small")
 SHARDS = 20
 

@@ -17,6 +17,7 @@ from selenium.webdriver.common.by import By
 from servers import ask, free_port
 from team import Team
 
+pytestmark = pytest.mark.slow
 PAGE = {"width": 1440, "height": 1000}
 
 

@@ -15,6 +15,7 @@ from processes import started, wait_until
 from servers import ask, free_port, prefect_server
 from team import Team, git
 
+pytestmark = pytest.mark.slow
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCY"  # pragma: allowlist secret; of nobody: the key that the store of the test is given
 
 
@@ -75,7 +76,7 @@ def test_a_revision_that_is_not_there_is_told_in_one_line(team: Team) -> None:
 def test_status_tells_of_scheduled_runs_with_no_server_running(team: Team) -> None:
     told = run(team.project, "changepair", "status").stdout
     assert f"small (scheduled, in {team.workspaces / 'small'})" in told and "in use: model " in told
-    assert "evaluate@small: Ran" in told and "parts patch-residual: image_auroc " in told
+    assert "evaluate@small: Up to date" in told and "parts patch-residual: image_auroc " in told
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,6 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.slow
 def test_with_a_remote_in_s3_and_a_tag_a_run(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the key that opens the store is nowhere to be seen."""
     for name, value in S3_ENVIRONMENT.items():
