@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from browser import browser, installed, requests
 from conftest import ROOT, run
 from PIL import Image
