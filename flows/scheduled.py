@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from prefect.states import Cancelled, Completed
 
 from flows import workspace
 from flows.api import child, close_dead, link_child, one_api, parent
+from flows.commands import Unheard
 from flows.journal import now
 from flows.locks import Held, one_at_a_time
 from flows.notices import notify
@@ -82,6 +84,7 @@ def scheduled(
     place = Workspace(root, pipeline, repository, results, remote, remote_timeout)
     logger = get_run_logger()
     log_in_lines()
+    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)  # a worker reads them, and may die
     with on_sigterm(), one_api():
         try:
             with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):

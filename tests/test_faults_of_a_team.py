@@ -69,8 +69,9 @@ def test_a_worker_that_dies_alone_leaves_its_run_to_finish(pooled: Team) -> None
         worker.wait()
         newest = lambda: max(retrains(), key=lambda item: item["created"])  # noqa: E731
         wait_until(lambda: newest()["state"]["type"] == "COMPLETED", seconds=180, what="the run's end")
-        branch = lambda: git(pooled.origin, "log", "-1", "--format=%s", "changepair/small")  # noqa: E731
-        wait_until(lambda: branch().startswith(f"small at {pooled.first[:8]}"), seconds=60, what="the results")
+        results = lambda: git(pooled.origin, "branch", "--list", "changepair/*")  # noqa: E731
+        wait_until(results, seconds=60, what="the results")
+    assert git(pooled.origin, "rev-parse", "changepair/small^1") == pooled.first
 
 
 def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: Team) -> None:
