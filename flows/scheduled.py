@@ -13,6 +13,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
+from rich.console import Console
 
 from flows import workspace
 from flows.api import child, close_dead, link_child, one_api, parent
@@ -85,6 +86,7 @@ def scheduled(
     logger = get_run_logger()
     log_in_lines()
     sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)  # a worker reads them, and may die
+    Console.on_broken_pipe = lambda _console: None  # type: ignore[method-assign]  # by default rich ends the process
     with on_sigterm(), one_api():
         try:
             with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):
