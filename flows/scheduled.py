@@ -86,7 +86,7 @@ def scheduled(
     logger = get_run_logger()
     log_in_lines()
     sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)  # a worker reads them, and may die
-    Console.on_broken_pipe = lambda _console: None  # type: ignore[method-assign]  # by default rich ends the process
+    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # by default rich ends the process
     with on_sigterm(), one_api():
         try:
             with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):
