@@ -26,7 +26,6 @@ class CommandFailed(BadInput):
 
     def __init__(self, what: str, code: int, said: str) -> None:
         super().__init__(f"{what}: {said}" if said else f"{what}: it ended with code {code}")
-        self.code = code
 
 
 def run(
@@ -76,7 +75,7 @@ def git(folder: Path, *arguments: str, what: str = "", timeout: float | None = 6
     return run(["git", *arguments], cwd=folder, what=what or f"git {arguments[0]} in {folder}", timeout=timeout).rstrip("\n")
 
 
-def own(folder: Path, module: str, *arguments: str) -> list[str]:
+def own(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of this environment."""
     return [sys.executable, "-m", module, *arguments]
 

@@ -21,14 +21,17 @@ from flows.commands import Unheard
 from flows.journal import now
 from flows.locks import Held, one_at_a_time
 from flows.notices import notify
-from flows.schedule import Overlap, Results
+from flows.pipelines import Name, read_pipelines
+from flows.schedule import Overlap, Results, Runs
+from flows.settings import parse
 from flows.stage import log_in_lines
 from flows.workspace import Workspace
 from tasks.errors import BadInput
-from tasks.stopping import Stopped, on_sigterm
+from tasks.stopping import on_sigterm
 
 NAME = "scheduled"
-SKIPPED, STOPPED = "Skipped", "Stopped"
+PARAMETERS = Path("parameters of the run")
+SKIPPED = "Skipped"
 
 
 @task(task_run_name="clone at {revision}", persist_result=False)
@@ -80,11 +83,13 @@ def scheduled(
     remote_timeout: int = 3600,
     overlap: Overlap = "wait",
 ) -> State[None]:
-    """The parameters are those of `runs` in pipelines.yaml, which says what they mean."""
+    """The parameters are those of `runs` in pipelines.yaml, which says what they mean. Raises BadInput: they can be given in the UI too."""
     root = Path(workspaces).expanduser()
     place = Workspace(root, pipeline, repository, results, remote, remote_timeout)
     logger = get_run_logger()
     log_in_lines()
+    parse(Name, pipeline, ("pipeline",), PARAMETERS)  # it names a folder
+    parse(Runs, {"repository": repository, "revision": revision, "workspaces": workspaces, "remote": remote}, (), PARAMETERS)
     sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)  # a worker reads them, and may die
     Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # by default rich ends the process
     with on_sigterm(), one_api():
@@ -114,8 +119,6 @@ def _run(place: Workspace, revision: str) -> State[None]:
         made = commit_results(place, commit, f"{pipeline} at {commit[:8]}: {state.name}\n\n{state.message or ''}\n")
         push(place)
         name = send_results(place)
-    except Stopped:
-        raise
     except BadInput as error:
         if not retraining:  # of its own failure `retrain` has told
             _notify(place, str(error))
@@ -146,8 +149,6 @@ def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
 
 
 def _notify(place: Workspace, reason: str) -> None:
-    from flows.pipelines import read_pipelines
-
     logger = get_run_logger()
     file = place.folder / "pipelines.yaml"
     try:

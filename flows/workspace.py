@@ -88,7 +88,7 @@ def prepare(workspace: Workspace, revision: str, told: Told) -> str:
 def pull(workspace: Workspace, told: Told) -> None:
     """Brings what dvc.lock names into the clone, from the shared cache and, where there is one, from the remote. What cannot be had is told
     and left for the stages to make again."""
-    dvc = own(workspace.folder, "dvc")
+    dvc = own("dvc")
     targets = _targets(workspace.folder, workspace.pipeline)
     if not targets:
         return
@@ -107,7 +107,7 @@ def pull(workspace: Workspace, told: Told) -> None:
 
 def retrain(workspace: Workspace, told: Told) -> None:
     """`changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
-    command = own(workspace.folder, "flows.cli", "retrain", workspace.pipeline)
+    command = own("flows.cli", "retrain", workspace.pipeline)
     run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", told=told, environment=of_this_environment(workspace.folder))
 
 
@@ -117,7 +117,7 @@ def push(workspace: Workspace) -> None:
         return
     targets = _targets(workspace.folder, workspace.pipeline)
     try:
-        command = [*own(workspace.folder, "dvc"), "push", *_remote(workspace), *targets]
+        command = [*own("dvc"), "push", *_remote(workspace), *targets]
         _dvc(workspace, command, "cannot push", workspace.remote_timeout)
     except CommandFailed as error:
         raise BadInput(f"{workspace.pipeline}: {error}; its artifacts are kept in {workspace.root}, and the next run sends them") from error
@@ -162,7 +162,7 @@ def send_results(workspace: Workspace) -> str | None:
 
 def has_remote(workspace: Workspace) -> bool:
     """Whether DVC has a remote to use. Raises BadInput if the one that runs.remote names is not there."""
-    said = run([*own(workspace.folder, "dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
+    said = run([*own("dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
     names = [line.split()[0] for line in said.splitlines() if line.strip()]
     if workspace.remote is not None and workspace.remote not in names:
         raise BadInput(f"runs.remote: DVC has no remote {workspace.remote!r}; add it with `dvc remote add` and commit .dvc/config")
@@ -178,6 +178,7 @@ def _clone(workspace: Workspace) -> None:
         "clone",
         "--quiet",
         "--no-checkout",
+        "--",
         workspace.repository,
         str(partial),
         what=f"cannot clone {workspace.repository}",

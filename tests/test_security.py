@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import audit
 import pytest
-from conftest import TINY, commit, make_project, run, write_pipelines
+from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 
 
 def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path) -> None:
@@ -32,6 +33,24 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
     came = run(folder, "python", "-m", "flows.ingest", "digit")
     assert came.returncode == 2 and "Traceback" not in came.stderr
     assert came.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"pipeline": "../../elsewhere", "repository": "parts.git"},
+        {"pipeline": "small", "repository": "--upload-pack=touch pwned"},
+        {"pipeline": "small", "repository": "parts.git", "revision": "--orphan"},
+    ],
+)
+def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict[str, str], api: str, tmp_path: Path) -> None:
+    code = "import json, sys; from flows.scheduled import scheduled; from flows.stage import exit_on_bad_input\n"
+    code += "exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))"
+    parameters = {**parameters, "workspaces": str(tmp_path / "workspaces")}
+    came = run(tmp_path, "python", "-c", code, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
+    assert came.returncode == 2 and "Traceback" not in came.stderr, came.stderr
+    assert came.stderr.splitlines()[-1].startswith("changepair: parameters of the run: ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_secret_scan_finds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
