@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import pytest
+from conftest import ROOT, run
 from receiver import receiver
 
 from flows import notices
@@ -36,6 +38,25 @@ def test_a_notice_says_what_happened(state: str, event: str, monkeypatch: pytest
         "reason": "because",
         **ABOUT,
     }
+
+
+BLOCK = """
+import logging, sys
+from prefect.blocks.system import Secret
+from flows.notices import notify
+from flows.schedule import Notices
+Secret(value=sys.argv[1]).save("where-to")
+assert notify(Notices(url="block:where-to"), "mine", "Kept", "because", {}, logging.getLogger())
+assert not notify(Notices(url="block:nowhere"), "mine", "Kept", "because", {}, logging.getLogger("none"))
+"""
+
+
+def test_the_address_may_be_a_secret_block_of_the_server(api: str, tmp_path: Path) -> None:
+    with receiver() as there:
+        came = run(tmp_path, "python", "-c", BLOCK, there.url, PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
+    assert came.returncode == 0, came.stderr
+    assert [notice["event"] for notice in there.came] == ["kept"]
+    assert "no Secret block 'nowhere'" in came.stderr and "T0PSECRET" not in came.stdout + came.stderr
 
 
 def test_only_what_is_asked_for_is_told() -> None:
