@@ -104,32 +104,32 @@ def retrain(pipeline: str) -> None:
 
 
 def deploy() -> None:
-    from flows.deployments import deploy as work
+    from flows.schedule.deployments import deploy as work
 
     for line in work():
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def serve() -> None:
-    from flows.deployments import serve as work
+    from flows.schedule.deployments import serve as work
 
     work(lambda line: Console().print(line, soft_wrap=True, markup=False, highlight=False))
 
 
 def ui(host: str, port: int) -> None:
-    from flows.server import start
+    from flows.schedule.server import start
 
     start(host, port)
 
 
 def status(pipeline: str | None, last: int) -> None:
-    from flows.status import print_status
+    from flows.runs.status import print_status
 
     print_status(pipeline, last)
 
 
 def verify() -> None:
-    from flows.cache import verify as work
+    from flows.schedule.cache import verify as work
 
     spoilt = work(Path())
     for path in spoilt:

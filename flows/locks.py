@@ -17,6 +17,7 @@ from tasks import stopping
 
 FOLDER = Path(".dvc/tmp/changepair")  # DVC's own place for what belongs to this checkout and to nobody else
 POLL = 0.5  # seconds
+MOMENT = 0.1  # seconds; `holder` has the lock for less while it looks, and that is no work
 
 
 class Held(Exception):
@@ -24,14 +25,17 @@ class Held(Exception):
 
 
 @contextmanager
-def one_at_a_time(name: str, what: str, *, folder: Path = FOLDER, wait: bool, told: Callable[[str], None]) -> Iterator[None]:
+def one_at_a_time(
+    name: str, what: str, *, folder: Path = FOLDER, where: Path | None = None, wait: bool, told: Callable[[str], None]
+) -> Iterator[None]:
     """Holds the lock called `name` for the work called `what`. If another process has it: waits and says so once through `told`, or
-    raises Held. Raises Stopped if SIGTERM comes while it waits."""
+    raises Held. where: the work is done, for the message; the working directory, if None. Raises Stopped if SIGTERM comes while it
+    waits."""
     file = folder / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", encoding="utf-8") as stream:
-        if not _locked(stream):
-            whose = f"{what}: {holder(file) or 'another run'} is at work in {Path.cwd()}"
+        if not _locked(stream, patience=MOMENT):
+            whose = f"{what}: {holder(file) or 'another run'} is at work in {where or Path.cwd()}"
             if not wait:
                 raise Held(whose)
             told(f"{whose}; waiting for it to end")
@@ -63,10 +67,11 @@ def holder(file: Path) -> str | None:
     return f"{said['what']} (process {said['process']} on {said['host']}, since {said['started']})"
 
 
-def _locked(stream: Any) -> bool:
-    """Takes the lock if it is free. The kernel gives it back when the process ends, killed or not."""
+def _locked(stream: Any, patience: float = 0) -> bool:
+    """Takes the lock if it is free, or is free in so many seconds. The kernel gives it back when the process ends, killed or not."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        time.sleep(patience)
+        return patience > 0 and _locked(stream)
     return True

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flows.runner import Runner
-from flows.schedule import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag
+from flows.schedule.settings import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag
 from flows.settings import FILE, nearest, parse, read_yaml
 from tasks.detector_settings import DetectorSettings
 from tasks.errors import BadInput

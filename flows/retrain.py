@@ -18,11 +18,11 @@ from prefect.states import Completed
 from flows import provenance
 from flows.api import child, close_dead, link_child, parent
 from flows.artifacts import key
-from flows.journal import RUNNING, Journal, read_runs
 from flows.locks import Held, one_at_a_time
-from flows.notices import notify
 from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.promotion import Outcome, gate, read_current
+from flows.runs.journal import RUNNING, Journal, read_runs
+from flows.runs.notices import notify
 from flows.secrets import hide
 from flows.stage import EVALUATION
 from flows.stages import forward_sigterm, reproduce, stages_of

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ import yaml
 from PIL import Image
 from servers import prefect_server
 
+from tasks import stopping
 from tasks.files import write_table
 from tasks.ingestion.check import check, row
 from tasks.ingestion.found import Found, Source
@@ -61,6 +64,16 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         made.second = made.change()
         made.run_by_a_worker()
         yield made
+
+
+@pytest.fixture
+def polite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process remembers SIGTERM, as a stage does, until the test has ended."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(stopping, "_asked", threading.Event())
+    with stopping.on_sigterm():
+        yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Team:
         """A run of the flow, in a process of its own as a worker starts it."""
         parameters = {"pipeline": "small", "repository": str(self.origin), "workspaces": str(self.workspaces), "remote_timeout": 60}
         parameters |= json.loads(environment.pop("parameters", "{}"))
-        code = "import sys, json; from flows.scheduled import scheduled; from flows.stage import exit_on_bad_input\n"
+        code = "import sys, json; from flows.schedule.flow import scheduled; from flows.stage import exit_on_bad_input\n"
         code += "exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))"
         return run(self.top, "python", "-c", code, json.dumps(parameters), **{"PYTHONPATH": str(self.project), **environment})
 

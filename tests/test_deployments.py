@@ -15,7 +15,7 @@ from conftest import TINY, commit, make_project, run, write_pipelines
 from processes import started, wait_until
 from servers import ask, prefect_server
 
-from flows.schedule import Notices, Runs, Schedule, ScheduleSettings
+from flows.schedule.settings import Notices, Runs, Schedule, ScheduleSettings
 from flows.settings import parse
 from tasks.errors import BadInput
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from tasks.models.patch_residual import PatchResidual
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
+from tasks.stopping import Stopped
 
 
 @pytest.fixture
@@ -111,6 +114,19 @@ def test_several_passes_and_any_batches_give_what_one_gives(
         assert scored.pixels is not None and other.pixels is not None and scored.pixels.exact and other.pixels.exact
         figures = scored.pixels.figures("exact")
         assert set(figures) == set(PIXEL_FIGURES) and other.pixels.figures("exact") == pytest.approx(figures, abs=1e-3)
+
+
+def test_sigterm_ends_the_scoring_after_a_batch(files: EpisodeFiles, contenders: list[Contender], polite: None) -> None:
+    episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"]
+    told: list[float] = []
+
+    def report(share: float) -> None:
+        told.append(share)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=r"^evaluate parts; its scores are taken anew$"):
+        list(score_category(contenders, episodes, masks=None, resolution=32, batch_size=1, device="cpu", report=report))
+    assert len(told) == 1 and told[0] < 1
 
 
 def test_an_episode_too_large_to_hold_is_counted_into_histograms(

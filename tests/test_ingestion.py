@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import skimage.data
 from conftest import make_places, save
 from PIL import Image
 
+from tasks import stopping
 from tasks.errors import BadInput
 from tasks.files import sha256
 from tasks.ingestion import elpv, texture_defects
@@ -24,6 +27,7 @@ from tasks.ingestion.ingest import ingest_folder, ingest_packaged
 from tasks.pictures import read_picture
 from tasks.randomness import generator
 from tasks.reasons import in_general
+from tasks.stopping import Stopped
 
 
 def ingest(folder: Path, workers: int = 2) -> list[dict]:
@@ -297,6 +301,30 @@ def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pyt
     read.clear()
     monkeypatch.setattr(module, "check", lambda found, source: (read.append(found.image.name), original(found, source))[1])
     assert len(ingest(layout)) == 16 and len(read) <= 16 - before // 4 * 4
+
+
+def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch, polite: None) -> None:
+    import tasks.ingestion.ingest as module
+
+    expected = ingest(layout)
+    (layout.parent / "checkpoints/ingest/parts.sqlite").unlink()
+    monkeypatch.setattr(module, "PORTION", 4)
+    read: list[str] = []
+    original = module.check
+
+    def checking(found: Found, source: Source) -> Facts:
+        read.append(found.image.name)
+        if len(read) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(found, source)
+
+    monkeypatch.setattr(module, "check", checking)
+    with pytest.raises(Stopped, match=r"^ingest parts, 8 pictures read$"):
+        ingest(layout)
+    assert len(read) == 8 and not list(layout.parent.rglob("*.partial"))
+    assert pq.read_table(layout.parent / "manifests/parts.parquet").to_pylist() == expected
+    monkeypatch.setattr(stopping, "_asked", threading.Event())
+    assert ingest(layout) == expected and len(read) == 16
 
 
 def test_the_perceptual_hash_sees_what_a_picture_shows_and_not_how_it_is_stored(layout: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,8 @@ def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path:
     with started(tmp_path, "python", "-c", HOLD, str(tmp_path), PYTHONPATH=str(ROOT)) as process:
         wait_until(lambda: file.exists() and holder(file), process=process, what="the lock")
         assert str(holder(file)).startswith(f"work (process {process.pid} on ")
-        with pytest.raises(Held, match=r"mine: work \(process"), one_at_a_time("it", "mine", folder=tmp_path, wait=False, told=print):
+        hold = one_at_a_time("it", "mine", folder=tmp_path, where=tmp_path / "clone", wait=False, told=print)
+        with pytest.raises(Held, match=rf"mine: work \(process .* is at work in {tmp_path}/clone$"), hold:
             raise AssertionError("two at once")
         told: list[str] = []
 
@@ -36,3 +39,12 @@ def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path:
         with one_at_a_time("it", "mine", folder=tmp_path, wait=True, told=kill):
             assert len(told) == 1 and told[0].endswith("waiting for it to end")
     assert holder(file) is None and holder(tmp_path / "none.lock") is None
+
+
+def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    """To look is to take the lock for a moment; here for as long as a slow machine might."""
+    with (tmp_path / "it.lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with one_at_a_time("it", "mine", folder=tmp_path, wait=False, told=print):
+            pass

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT, run
 from receiver import receiver
 
-from flows import notices
-from flows.notices import notify
-from flows.schedule import Notices
+from flows.runs import notices
+from flows.runs.notices import notify
+from flows.schedule.settings import Notices
 from flows.secrets import hide, hide_in_log
 
 LOGGER = logging.getLogger("changepair.test")
@@ -43,8 +43,8 @@ def test_a_notice_says_what_happened(state: str, event: str, monkeypatch: pytest
 BLOCK = """
 import logging, sys
 from prefect.blocks.system import Secret
-from flows.notices import notify
-from flows.schedule import Notices
+from flows.runs.notices import notify
+from flows.schedule.settings import Notices
 Secret(value=sys.argv[1]).save("where-to")
 assert notify(Notices(url="block:where-to"), "mine", "Kept", "because", {}, logging.getLogger())
 assert not notify(Notices(url="block:nowhere"), "mine", "Kept", "because", {}, logging.getLogger("none"))

@@ -44,7 +44,7 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
     ],
 )
 def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict[str, str], api: str, tmp_path: Path) -> None:
-    code = "import json, sys; from flows.scheduled import scheduled; from flows.stage import exit_on_bad_input\n"
+    code = "import json, sys; from flows.schedule.flow import scheduled; from flows.stage import exit_on_bad_input\n"
     code += "exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))"
     parameters = {**parameters, "workspaces": str(tmp_path / "workspaces")}
     came = run(tmp_path, "python", "-c", code, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)

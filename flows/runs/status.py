@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.journal import RUNNING, Run, StageRun, read_runs
 from flows.locks import FOLDER, holder
 from flows.pipelines import read_pipelines
 from flows.promotion import read_current
+from flows.runs.journal import RUNNING, Run, StageRun, read_runs
 from flows.settings import nearest
 from flows.stage import DATA
 from tasks.errors import BadInput

@@ -15,17 +15,17 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 from rich.console import Console
 
-from flows import workspace
 from flows.api import child, close_dead, link_child, one_api, parent
-from flows.commands import Unheard
-from flows.journal import now
 from flows.locks import Held, one_at_a_time
-from flows.notices import notify
 from flows.pipelines import Name, read_pipelines
-from flows.schedule import Overlap, Results, Runs
+from flows.runs.journal import now
+from flows.runs.notices import notify
+from flows.schedule import workspace
+from flows.schedule.commands import Unheard
+from flows.schedule.settings import Overlap, Results, Runs
+from flows.schedule.workspace import Workspace
 from flows.settings import parse
 from flows.stage import log_in_lines
-from flows.workspace import Workspace
 from tasks.errors import BadInput
 from tasks.stopping import on_sigterm
 
@@ -94,7 +94,8 @@ def scheduled(
     Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # by default rich ends the process
     with on_sigterm(), one_api():
         try:
-            with one_at_a_time(pipeline, f"{pipeline} at {revision}", folder=root, wait=overlap == "wait", told=logger.warning):
+            what, wait = f"{pipeline} at {revision}", overlap == "wait"
+            with one_at_a_time(pipeline, what, folder=root, where=place.folder, wait=wait, told=logger.warning):
                 for late in make_up_for_missed():
                     logger.info(f"{pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it")
                 for died in _others("RUNNING"):  # there is one at a time, and we are it

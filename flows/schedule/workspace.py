@@ -22,11 +22,11 @@ from dvc.utils.serialize import dump_yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.cache import verify
-from flows.commands import CommandFailed, git, of_this_environment, own, run
 from flows.promotion import POINTER
 from flows.provenance import LOCK
-from flows.schedule import Results
+from flows.schedule.cache import verify
+from flows.schedule.commands import CommandFailed, git, of_this_environment, own, run
+from flows.schedule.settings import Results
 from flows.stage import EVALUATION, MODELS
 from flows.stages import OF_A_DATASET
 from tasks.errors import BadInput

@@ -29,11 +29,11 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.gpu import LIMIT
 from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
-from flows.schedule import Schedule
-from flows.scheduled import NAME, scheduled
+from flows.schedule.flow import NAME, scheduled
+from flows.schedule.settings import Schedule
 from tasks.errors import BadInput
 
-ENTRYPOINT = "flows.scheduled.scheduled"  # a module's: workers have the project installed, and every run clones what it works on
+ENTRYPOINT = "flows.schedule.flow.scheduled"  # a module's: workers have the project installed, and every run clones what it works on
 TAG = "changepair"
 STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from flows.schedule import Notices
+from flows.schedule.settings import Notices
 from flows.secrets import HIDDEN, hide
 
 EVENTS = {"Promoted": "promoted", "Kept": "kept", "Failed": "failed", "Crashed": "failed"}
