@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import pytest
 from conftest import TINY, commit, make_project, run, write_pipelines
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
 from servers import ask, prefect_server
 
+from flows.schedule import deployments
 from flows.schedule.settings import Notices, Runs, Schedule, ScheduleSettings
 from flows.settings import parse
 from tasks.errors import BadInput
@@ -76,9 +79,26 @@ def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, 
     settings(stranger, enabled=("other",))
     deployed(stranger, api)
     assert {item["name"] for item in ask(api, "deployments")} == {"small", "other"}
+    settings(stranger, enabled=("other", "small"), runs={"gpus": 4})
+    refused = run(stranger, "changepair", "deploy", PREFECT_API_URL=api)
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"changepair: pipelines.small: the server has a deployment of that name, of {project}, "
+    )
+    assert of(api, "small")["parameters"]["repository"] == str(project)
     settings(stranger, enabled=())
     assert deployed(stranger, api) == ["removed: other"]
     assert {item["name"] for item in ask(api, "deployments")} == {"small"}
+
+
+def test_a_server_with_more_deployments_than_it_gives_at_once_is_asked_again(
+    project: Path, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(project, enabled=("small", "other"))
+    deployed(project, api)
+    monkeypatch.setattr(deployments, "PAGE", 1)
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        assert sorted(item.name for item in deployments.of_this_project(client)) == ["other", "small"]
 
 
 def test_without_a_server_deploy_says_where_one_comes_from(project: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 
 
-def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path) -> None:
+def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> None:
     """DVC runs a stage's command by a shell, and knows nothing of which names are valid."""
     folder = make_project(tmp_path / "project", TINY)
     content: dict[str, Any] = copy.deepcopy(TINY)
@@ -21,16 +21,16 @@ def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path) -> None:
     content["enabled"], content["pipelines"] = [bad], {bad: content["pipelines"]["small"]}
     content["datasets"]["folders"] = {"parts; touch pwned": {"path": "parts"}}
     write_pipelines(folder, content)
-    came = run(folder, "dvc", "repro")
+    came = run(folder, "dvc", "repro", PREFECT_API_URL=api)
     assert came.returncode != 0 and "Running stage" in came.stdout
     assert not (folder / "pwned").exists()
     ours = run(folder, "changepair", "retrain", bad)
     assert ours.returncode == 2 and "expected String should match pattern" in ours.stderr and not (folder / "pwned").exists()
 
 
-def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path, api: str) -> None:
     folder = make_project(tmp_path / "project", TINY)
-    came = run(folder, "python", "-m", "flows.ingest", "digit")
+    came = run(folder, "python", "-m", "flows.ingest", "digit", PREFECT_API_URL=api)
     assert came.returncode == 2 and "Traceback" not in came.stderr
     assert came.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
 

@@ -58,13 +58,16 @@ def test_the_child_runs_are_linked_from_the_tasks_that_started_them(team: Team) 
         assert parents[name] <= ids["retrain small"]
 
 
-def test_another_machine_pulls_what_there_is_and_makes_nothing_again(team: Team) -> None:
-    shutil.rmtree(team.workspaces)
+@pytest.mark.parametrize("gone", [".", "cache"])
+def test_another_machine_pulls_what_there_is_and_makes_nothing_again(team: Team, gone: str) -> None:
+    """So does one whose cache was deleted to make room."""
+    shutil.rmtree(team.workspaces / gone)
     before = git(team.origin, "rev-parse", "changepair/small")
     came = team.scheduled(PREFECT_API_URL=team.api)
     assert came.returncode == 0, came.stderr
     assert team.state().startswith("In use already") and "every stage is up to date" in team.state()
     assert git(team.origin, "rev-parse", "changepair/small") == before  # nothing new, so nothing was committed
+    assert list((team.workspaces / "cache/files/md5").rglob("*.dir"))
 
 
 def test_a_revision_that_is_not_there_is_told_in_one_line(team: Team) -> None:

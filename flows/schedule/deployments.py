@@ -35,6 +35,7 @@ from tasks.errors import BadInput
 
 ENTRYPOINT = "flows.schedule.flow.scheduled"  # a module's: workers have the project installed, and every run clones what it works on
 TAG = "changepair"
+PAGE = 200  # deployments that the server gives at once, at the most
 STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
 
 
@@ -83,10 +84,11 @@ def deploy() -> list[str]:
     repositories are left alone. Raises BadInput."""
     read = _checked()
     repository = repository_of(read)
+    items = wanted(read, repository)
     with _client() as client:
+        before = {item.name: _there(client, item, repository) for item in items}
         lines = [*_pool(client, read), *_limit(client, read)]
-        for item in wanted(read, repository):
-            lines.append(_apply(client, item))
+        lines += [_apply(client, item, before[item.name]) for item in items]
         lines += _remove(client, repository, set(read.enabled))
     return lines
 
@@ -136,12 +138,24 @@ def _client() -> SyncPrefectClient:
     return get_client(sync_client=True)
 
 
-def _apply(client: SyncPrefectClient, item: Wanted) -> str:
-    when = str(item.schedule) if item.schedule else "by hand"
+def _there(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
+    """The deployment as it stands on the server. Raises BadInput if it is another repository's."""
+    name = f"{NAME}/{item.name}"
     try:
-        there: DeploymentResponse | None = client.read_deployment_by_name(f"{NAME}/{item.name}")
+        there = client.read_deployment_by_name(name)
     except ObjectNotFound:
-        there = None
+        return None
+    owner = there.parameters.get("repository")
+    if owner != repository:
+        raise BadInput(
+            f"pipelines.{item.name}: the server has a deployment of that name, of {owner}, not of {repository}; "
+            f"give the pipeline another name, or remove it there: `prefect deployment delete {name}`"
+        )
+    return there
+
+
+def _apply(client: SyncPrefectClient, item: Wanted, there: DeploymentResponse | None) -> str:
+    when = str(item.schedule) if item.schedule else "by hand"
     if there is not None and _is_as(there, item):
         return f"unchanged: {item.name}, {when}"
     client.create_deployment(  # or updates, and then takes away what was scheduled before
@@ -174,11 +188,19 @@ def _is_as(there: DeploymentResponse, item: Wanted) -> bool:
 
 
 def _remove(client: SyncPrefectClient, repository: str, named: set[str]) -> Iterator[str]:
-    every = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
-    for there in client.read_deployments(deployment_filter=every, limit=200):
+    for there in of_this_project(client):
         if there.entrypoint == ENTRYPOINT and there.parameters.get("repository") == repository and there.name not in named:
             client.delete_deployment(there.id)
             yield f"removed: {there.name}"
+
+
+def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """Every deployment on the server that this project made, of whichever repository."""
+    ours = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
+    found: list[DeploymentResponse] = []
+    while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(found)):
+        found += page
+    return found
 
 
 def _pool(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:
