@@ -82,9 +82,8 @@ def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, 
     settings(stranger, enabled=("other", "small"), runs={"gpus": 4})
     refused = run(stranger, "changepair", "deploy", PREFECT_API_URL=api)
     assert refused.returncode == 2 and refused.stdout == ""
-    assert refused.stderr.splitlines()[-1].startswith(
-        f"changepair: pipelines.small: the server has a deployment of that name, of {project}, "
-    )
+    told = f"changepair: pipelines.small: the server has a deployment of that name, of {project}, not of {stranger}; "
+    assert refused.stderr.splitlines()[-1].startswith(told)
     assert of(api, "small")["parameters"]["repository"] == str(project)
     settings(stranger, enabled=())
     assert deployed(stranger, api) == ["removed: other"]
