@@ -19,7 +19,7 @@ help: ## what can be made
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-quickstart: .venv/installed ## make pairs, train on them, evaluate on solar cells; under 10 minutes on two cores
+quickstart: .venv/installed ## make pairs, train on them, evaluate on solar cells; about 10 minutes on two cores
 	changepair retrain quickstart
 
 test: .venv/installed ## the tests
