@@ -1,11 +1,11 @@
-"""A real web server that takes notices."""
+"""A real web server that takes JSON: notices, or questions."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,7 +20,8 @@ class Receiver:
 
 
 @contextmanager
-def receiver(*codes: int, pause: float = 0.0) -> Iterator[Receiver]:
+def receiver(*codes: int, pause: float = 0.0, answer: Callable[[Any], object] = lambda content: {}) -> Iterator[Receiver]:
+    """answer: what is given back, as JSON, for what came."""
     found = Receiver(*codes, pause=pause)
 
     class Handler(BaseHTTPRequestHandler):
@@ -29,6 +30,7 @@ def receiver(*codes: int, pause: float = 0.0) -> Iterator[Receiver]:
             time.sleep(found.pause)
             self.send_response(found.codes.pop(0) if found.codes else 200)
             self.end_headers()
+            self.wfile.write(json.dumps(answer(found.came[-1])).encode())
 
         def log_message(self, *_arguments: Any) -> None: ...
 

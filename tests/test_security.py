@@ -11,6 +11,7 @@ from typing import Any
 import audit
 import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
+from receiver import receiver
 
 
 def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> None:
@@ -51,6 +52,31 @@ def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict
     assert came.returncode == 2 and "Traceback" not in came.stderr, came.stderr
     assert came.stderr.splitlines()[-1].startswith("changepair: parameters of the run: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_audit_finds_a_known_vulnerability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real pip-audit, which asks a service of ours in OSV's words (https://ossf.github.io/osv-schema)."""
+
+    def answer(asked: Any) -> object:
+        package = asked["package"]
+        if package["name"] != "pillow":
+            return {}
+        fixed = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "12.0.1"}]}
+        return {"vulns": [{"id": "GHSA-0000-0000-0001", "affected": [{"package": package, "ranges": [fixed]}]}]}
+
+    lock = [f"{name} --hash=sha256:{number:064x}" for number, name in enumerate(("numpy==2.3.0", "pillow==12.0.0"))]
+    (tmp_path / audit.LOCK).write_text("\n".join(lock))
+    monkeypatch.setattr(audit, "ROOT", tmp_path)
+    with receiver(answer=answer) as service:
+        monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
+        monkeypatch.setenv("PIP_AUDIT_OSV_URL", service.url)
+        assert not audit.vulnerabilities()
+        assert capsys.readouterr().out.splitlines() == [
+            "pillow 12.0.0: GHSA-0000-0000-0001, mended in 12.0.1",
+            "pip-audit: 2 of 2 packages looked up, 1 known vulnerabilities",
+        ]
+        monkeypatch.setattr(audit, "ACCEPTED", {"GHSA-0000-0000-0001": "not reached by us"})
+        assert audit.vulnerabilities()
 
 
 def test_the_secret_scan_finds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
