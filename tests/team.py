@@ -13,6 +13,14 @@ from conftest import TINY, commit, make_project, run, write_pipelines
 from processes import started
 from servers import ask
 
+SCHEDULED = """
+import json, sys
+from flows.schedule.flow import scheduled
+from flows.stage import exit_on_bad_input
+exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))
+"""
+"""A program: the flow as a worker starts it, with the parameters that its argument gives as JSON."""
+
 
 class Team:
     """A repository, a remote, and a project deployed to a server."""
@@ -37,9 +45,7 @@ class Team:
         """A run of the flow, in a process of its own as a worker starts it."""
         parameters = {"pipeline": "small", "repository": str(self.origin), "workspaces": str(self.workspaces), "remote_timeout": 60}
         parameters |= json.loads(environment.pop("parameters", "{}"))
-        code = "import sys, json; from flows.schedule.flow import scheduled; from flows.stage import exit_on_bad_input\n"
-        code += "exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))"
-        return run(self.top, "python", "-c", code, json.dumps(parameters), **{"PYTHONPATH": str(self.project), **environment})
+        return run(self.top, "python", "-c", SCHEDULED, json.dumps(parameters), **{"PYTHONPATH": str(self.project), **environment})
 
     def state(self) -> str:
         """Of the newest run, with its message."""

@@ -320,7 +320,7 @@ def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: P
 
     monkeypatch.setattr(module, "check", checking)
     with pytest.raises(Stopped, match=r"^ingest parts, 8 pictures read$"):
-        ingest(layout)
+        ingest(layout, workers=1)
     assert len(read) == 8 and not list(layout.parent.rglob("*.partial"))
     assert pq.read_table(layout.parent / "manifests/parts.parquet").to_pylist() == expected
     monkeypatch.setattr(stopping, "_asked", threading.Event())

@@ -12,6 +12,7 @@ import audit
 import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 from receiver import receiver
+from team import SCHEDULED
 
 
 def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> None:
@@ -24,9 +25,9 @@ def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> 
     write_pipelines(folder, content)
     came = run(folder, "dvc", "repro", PREFECT_API_URL=api)
     assert came.returncode != 0 and "Running stage" in came.stdout
-    assert not (folder / "pwned").exists()
+    assert not list(tmp_path.rglob("pwned"))
     ours = run(folder, "changepair", "retrain", bad)
-    assert ours.returncode == 2 and "expected String should match pattern" in ours.stderr and not (folder / "pwned").exists()
+    assert ours.returncode == 2 and "expected String should match pattern" in ours.stderr and not list(tmp_path.rglob("pwned"))
 
 
 def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path, api: str) -> None:
@@ -45,10 +46,8 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
     ],
 )
 def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict[str, str], api: str, tmp_path: Path) -> None:
-    code = "import json, sys; from flows.schedule.flow import scheduled; from flows.stage import exit_on_bad_input\n"
-    code += "exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))"
     parameters = {**parameters, "workspaces": str(tmp_path / "workspaces")}
-    came = run(tmp_path, "python", "-c", code, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
+    came = run(tmp_path, "python", "-c", SCHEDULED, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
     assert came.returncode == 2 and "Traceback" not in came.stderr, came.stderr
     assert came.stderr.splitlines()[-1].startswith("changepair: parameters of the run: ")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from flows.secrets import hide
 from tasks import stopping
@@ -108,22 +107,3 @@ def _wait(process: subprocess.Popen[str], timeout: float | None, what: str) -> N
             passed_on = True
         if timeout is not None and waited > timeout:
             raise CommandFailed(what, 124, f"no end after {timeout:.0f} s")
-
-
-class Unheard:
-    """A stream that goes on when nobody reads it any more. (Rich, which writes Prefect's log, would end the process.)"""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(BrokenPipeError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(BrokenPipeError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

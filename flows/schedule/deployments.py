@@ -148,7 +148,7 @@ def _there(client: SyncPrefectClient, item: Wanted, repository: str) -> Deployme
     owner = there.parameters.get("repository")
     if owner != repository:
         raise BadInput(
-            f"pipelines.{item.name}: the server has a deployment of that name, of {owner}, not of {repository}; "
+            f"pipelines.{item.name}: the server has a deployment of that name, of {owner or 'another project'}, not of {repository}; "
             f"give the pipeline another name, or remove it there: `prefect deployment delete {name}`"
         )
     return there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from flows.pipelines import Name, read_pipelines
 from flows.runs.journal import now
 from flows.runs.notices import notify
 from flows.schedule import workspace
-from flows.schedule.commands import Unheard
 from flows.schedule.settings import Overlap, Results, Runs
 from flows.schedule.workspace import Workspace
 from flows.settings import parse
@@ -90,8 +88,7 @@ def scheduled(
     log_in_lines()
     parse(Name, pipeline, ("pipeline",), PARAMETERS)  # it names a folder
     parse(Runs, {"repository": repository, "revision": revision, "workspaces": workspaces, "remote": remote}, (), PARAMETERS)
-    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)  # a worker reads them, and may die
-    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # by default rich ends the process
+    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
     with on_sigterm(), one_api():
         try:
             what, wait = f"{pipeline} at {revision}", overlap == "wait"
