@@ -21,19 +21,39 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to (a file or a folder); it takes `path`'s name only once all is well.
+def written_beside(file: Path) -> Iterator[Path]:
+    """Yields a path beside `file` to write a file to; it takes `file`'s name only once all is well.
 
-    A reader never sees half a file, and a failure leaves whatever stood at `path` before. Raises BadInput if the disk is full.
+    A reader never sees half a file, and a failure leaves whatever stood at `file` before. Raises BadInput if a folder stands there, or
+    the disk is full.
     """
+    if file.is_dir():
+        raise BadInput(f"{file}: is a folder, and a file is to be written; name a file")
+    with _beside(file) as partial:
+        yield partial
+        os.replace(partial, file)
+
+
+@contextmanager
+def made_anew(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder` to fill, which takes its place once all is well, as `written_beside` does for a file.
+
+    For folders that a stage owns: what stood in `folder` before is deleted. A link there is taken away, and what it leads to is left.
+    """
+    with _beside(folder) as partial:
+        partial.mkdir()
+        yield partial
+        _remove(folder)
+        os.replace(partial, folder)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
     _remove(partial)
     try:
         yield partial
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise BadInput(f"{path}: cannot be written, the disk is full ({os.strerror(error.errno)}); make room and run again") from error
@@ -77,7 +97,7 @@ def sha256(path: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-from conftest import make_places, save
+from conftest import make_layout, make_places, save
 from PIL import Image
 
 from tasks import stopping
 from tasks.errors import BadInput
-from tasks.files import sha256
+from tasks.files import made_anew, sha256, write_text
 from tasks.ingestion import elpv, texture_defects
 from tasks.ingestion.check import Facts, perceptual_hash
 from tasks.ingestion.found import Found, Source
@@ -340,3 +340,32 @@ def test_the_perceptual_hash_sees_what_a_picture_shows_and_not_how_it_is_stored(
 def test_reasons_are_counted_without_what_is_of_one_file() -> None:
     assert in_general("mask 30_mask.png is 90x96, the picture 96x96 (see a.png)") == "mask … is …, the picture … (see …)"
     assert in_general("defect probability 0.33 (mono) is neither") == "defect probability … (mono) is neither"
+
+
+def test_a_dataset_where_ingestion_writes_is_refused_and_kept(tmp_path: Path) -> None:
+    places = make_places(tmp_path / "data" / "manifests")
+    folder = make_layout(places.pictures / "parts")
+    files = {file: file.read_bytes() for file in folder.rglob("*.png")}
+    link = tmp_path / "elsewhere"
+    link.symlink_to(folder)
+    for path in (folder, link, places.pictures, tmp_path / "data"):
+        with pytest.raises(BadInput, match="lies where ingestion itself writes"):
+            ingest_folder("parts", path, places=places, workers=1)
+    assert {file: file.read_bytes() for file in folder.rglob("*.png")} == files
+
+
+def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    with pytest.raises(BadInput, match="is a folder, and a file is to be written"):
+        write_text(tmp_path / "folder", "text")
+    assert (tmp_path / "folder" / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_made_anew_takes_a_links_place_and_leaves_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "mine.txt").write_text("mine")
+    (tmp_path / "made").symlink_to(tmp_path / "theirs")
+    with made_anew(tmp_path / "made") as folder:
+        (folder / "new.txt").write_text("new")
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["new.txt"] and (tmp_path / "theirs" / "mine.txt").is_file()

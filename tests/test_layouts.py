@@ -410,5 +410,10 @@ def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert len(sheet.getcolors(1_000_000)) > 50
     assert not list(data.folder.rglob("*.parquet"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    refused = run(ROOT, "changepair", "inspect", "mvtec-ad", str(data.folder), "--out", str(tmp_path / "mine"))
+    assert refused.returncode == 2 and "is a folder, and a file is to be written" in refused.stderr
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
     wrong = run(ROOT, "changepair", "inspect", "visa", str(data.folder))
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "has no split_csv/1cls.csv" in wrong.stderr

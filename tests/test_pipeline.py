@@ -6,6 +6,8 @@ import base64
 import csv
 import json
 import re
+import shutil
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -221,6 +223,24 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(project: Path) -> None:
     told = run(project, "changepair", "history", "small").stdout
     assert f"model {first['candidate'][:8]} is in use" in told and "by hand" in told
     assert "up to date" in run(project, "dvc", "status", "data/models/small/in-use.dvc").stdout
+
+
+def test_plain_dvc_carries_the_model_in_use_to_a_clone_and_keeps_it(project: Path, tmp_path: Path) -> None:
+    """push, pull, checkout and gc as anyone types them, with no name of the model."""
+    commit(project)
+    in_use = weights(project, "in-use")
+    assert run(project, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store")).returncode == 0
+    assert run(project, "dvc", "push").returncode == 0
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
+    shutil.copyfile(project / ".dvc" / "config.local", clone / ".dvc" / "config.local")
+    assert run(clone, "dvc", "pull", "--allow-missing").returncode == 0 and weights(clone, "in-use") == in_use
+    assert run(clone, "dvc", "checkout", "--force").returncode == 0 and weights(clone, "in-use") == in_use
+    assert run(clone, "dvc", "gc", "--workspace", "--cloud", "--force").returncode == 0
+    shutil.rmtree(clone / "data" / "models" / "small" / "in-use")
+    shutil.rmtree(clone / ".dvc" / "cache")
+    assert run(clone, "dvc", "pull", "--allow-missing").returncode == 0 and weights(clone, "in-use") == in_use
+    assert run(project, "dvc", "remote", "remove", "--local", "store").returncode == 0
 
 
 @pytest.mark.slow

@@ -60,6 +60,52 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path, target: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["parts.tar"]
 
 
+def entry(name: str, kind: bytes, leads_to: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, leads_to
+    return info
+
+
+def test_a_link_too_long_to_be_resolved_writes_nothing_outside(tmp_path: Path) -> None:
+    """CVE-2025-4517: the filter of Pythons before 3.11.13 gives up resolving where a path gets too long, and takes it to stay inside."""
+    long, steps = "d" * 247, "abcdefghijklmnop"
+    archive, path = tmp_path / "parts.tar", ""
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    with tarfile.open(archive, "w") as made:
+        for step in steps:
+            made.addfile(entry(f"{path}{long}", tarfile.DIRTYPE))
+            made.addfile(entry(f"{path}{step}", tarfile.SYMTYPE, long))
+            path += f"{long}/"
+        ladder = f"{'/'.join(steps)}/{'l' * 254}"
+        made.addfile(entry(ladder, tarfile.SYMTYPE, "../" * len(steps)))
+        made.addfile(entry("escape", tarfile.SYMTYPE, f"{ladder}/../outside.txt"))
+        made.addfile(entry("written", tarfile.LNKTYPE, "escape"))
+        content = tarfile.TarInfo("written")
+        content.size = 5
+        made.addfile(content, io.BytesIO(b"yours"))
+    with pytest.raises(BadInput, match="would leave the folder|cannot be unpacked"):
+        unpack(archive, tmp_path / "parts")
+    assert outside.read_text() == "mine" and not (tmp_path / "parts").exists()
+
+
+def test_links_that_stay_inside_are_made_and_one_under_a_link_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "parts.tar"
+    with tarfile.open(archive, "w") as made:
+        made.addfile(entry("latest", tarfile.SYMTYPE, "train"))  # before what it leads to
+        content = tarfile.TarInfo("train/0.png")
+        content.size = 1
+        made.addfile(content, io.BytesIO(b"a"))
+        made.addfile(entry("same.png", tarfile.LNKTYPE, "train/0.png"))
+    assert unpack(archive, tmp_path / "parts") == 2
+    assert (tmp_path / "parts/latest/0.png").read_text() == (tmp_path / "parts/same.png").read_text() == "a"
+    with tarfile.open(archive, "w") as made:
+        made.addfile(entry("up", tarfile.SYMTYPE, "one/two"))
+        made.addfile(entry("one/two", tarfile.SYMTYPE, "nowhere"))
+    with pytest.raises(BadInput, match="would leave the folder"):
+        unpack(archive, tmp_path / "again")
+
+
 def test_damaged_missing_and_present_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tar(tmp_path / "parts.tar.gz", ("good", "a" * 100000))
     cut = tmp_path / "cut.tar.gz"

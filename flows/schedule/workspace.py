@@ -170,6 +170,8 @@ def has_remote(workspace: Workspace) -> bool:
 
 
 def _clone(workspace: Workspace) -> None:
+    if workspace.folder.is_dir() and any(workspace.folder.iterdir()):
+        raise BadInput(f"{workspace.folder}: is there and is no clone of ours; move it away, or name another folder in runs.workspaces")
     partial = workspace.root / f".{workspace.pipeline}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -184,8 +186,7 @@ def _clone(workspace: Workspace) -> None:
         what=f"cannot clone {workspace.repository}",
         timeout=3600,
     )
-    shutil.rmtree(workspace.folder, ignore_errors=True)
-    os.replace(partial, workspace.folder)
+    os.replace(partial, workspace.folder)  # which may be there, and empty
 
 
 def _commit_of(folder: Path, name: str) -> str | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tasks.evaluation.figures import PRO_LIMIT, Tally, tally, tally_levels
 from tasks.evaluation.results import ALL, FigureRow, Measured
-from tasks.files import write_csv, written_beside
+from tasks.files import made_anew, write_csv
 from tasks.ingestion.manifest import ANOMALOUS
 
 POINTS = 101
@@ -34,8 +34,7 @@ class Curves:
 
     def write(self, folder: Path) -> None:
         """folder/<name>.csv each."""
-        with written_beside(folder) as partial:
-            partial.mkdir()
+        with made_anew(folder) as partial:
             for name, table in self.tables.items():
                 rows = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in table.itertuples(index=False))
                 write_csv(partial / f"{name}.csv", list(table.columns), rows)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tasks.detector_settings import DetectorName
 from tasks.evaluation.score import Scored
-from tasks.files import written_beside
+from tasks.files import made_anew
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.pictures import Picture, read_mask, read_picture
 from tasks.sampling.episodes import Episode
@@ -139,8 +139,7 @@ def _rank(episode: Episode) -> tuple[bool, int, int]:
 def write_galleries(folder: Path, galleries: Sequence[Gallery]) -> list[Path]:
     """Writes overlays-<target>.png, and <detector>-<target>.png with its best, borderline and worst; gives their paths."""
     written = []
-    with written_beside(folder) as partial:
-        partial.mkdir()
+    with made_anew(folder) as partial:
         for gallery in galleries:
             detectors = list(dict.fromkeys(pick.detector for pick in gallery.picks))
             sheets = {f"overlays-{gallery.target}.png": overlays(gallery)}

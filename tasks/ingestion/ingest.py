@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tasks import stopping
 from tasks.errors import BadInput
-from tasks.files import write_csv, written_beside
+from tasks.files import made_anew, write_csv, written_beside
 from tasks.ingestion.check import Facts, check, row, union
 from tasks.ingestion.found import Found, Item, Rejected, Source
 from tasks.ingestion.known import Known, known_files, stamp
@@ -84,7 +84,7 @@ def ingest_packaged(dataset: str, *, places: Places, workers: int) -> Ingested:
     """Writes a packaged dataset out as a folder of pictures, then ingests that folder. Raises BadInput as `ingest_folder`."""
     packaged = PACKAGED[dataset]
     folder = places.pictures / dataset
-    with written_beside(folder) as partial:
+    with made_anew(folder) as partial:
         packaged.write(partial)
     source = Source(dataset, folder, folder)
     return _ingest(source, LAYOUTS["folder"].read(source), packaged.licence, places, workers)
@@ -103,9 +103,20 @@ def ingest_folder(
     if not folder.exists():
         raise BadInput(f"{dataset}: no folder {folder}; correct datasets.folders.{dataset}.path in pipelines.yaml")
     source = Source(dataset, folder, places.pictures / dataset)
+    _refuse_what_it_writes_to(source, places)
     shutil.rmtree(source.written, ignore_errors=True)
     source.written.mkdir(parents=True)
     return _ingest(source, chosen.read(source), licence or chosen.licence, places, workers)
+
+
+def _refuse_what_it_writes_to(source: Source, places: Places) -> None:
+    """Raises BadInput if the dataset lies where ingestion writes, and would be deleted by it, directly or by a link."""
+    folder, written = source.folder.resolve(), places.pictures.resolve()
+    if folder.is_relative_to(written) or source.written.resolve().is_relative_to(folder):
+        raise BadInput(
+            f"{source.name}: {source.folder} lies where ingestion itself writes and deletes ({places.pictures}); move the dataset to another "
+            f"place and say so in datasets.folders.{source.name}.path"
+        )
 
 
 def _ingest(source: Source, items: Iterable[Item], licence: str, places: Places, workers: int) -> Ingested:

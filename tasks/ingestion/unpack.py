@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -11,7 +12,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import BadInput
-from tasks.files import written_beside
+from tasks.files import NO_ROOM, made_anew
 
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError, NotImplementedError)
 
@@ -23,8 +24,7 @@ def unpack(archive: Path, folder: Path) -> int:
         raise BadInput(f"{archive}: no such file")
     if folder.exists():
         raise BadInput(f"{folder}: is there already; name a new folder")
-    with written_beside(folder) as partial:
-        partial.mkdir()
+    with made_anew(folder) as partial:
         try:
             if zipfile.is_zipfile(archive):
                 _unzip(archive, partial)
@@ -33,25 +33,75 @@ def unpack(archive: Path, folder: Path) -> int:
             else:
                 raise BadInput(f"{archive}: neither a tar nor a zip")
         except tarfile.FilterError as error:
-            raise BadInput(f"{archive}: {error.tarinfo.name!r} would leave the folder or is no file; nothing was unpacked") from error
+            raise _leaves(archive, error.tarinfo.name) from error
         except UNREADABLE as error:
             raise BadInput(f"{archive}: damaged, cut off or encrypted ({error}); get it again") from error
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            raise BadInput(f"{archive}: cannot be unpacked ({error}); its names contradict one another or are too long") from error
         return sum(1 for file in partial.rglob("*") if file.is_file())
 
 
 def _untar(archive: Path, folder: Path) -> None:
+    """Files first, while no link is there that one could be written through; then the links, and where each leads is looked up on disk.
+
+    The library's own filter judges a link by a path that it gives up resolving where it gets too long (CVE-2025-4517).
+    """
     with tarfile.open(archive) as tar:
-        _refuse_too_big(sum(member.size for member in tar), folder, archive)
-        tar.extractall(folder, filter="data")  # PEP 706: names and links stay inside, no devices, no special permissions
+        members = [tarfile.data_filter(member, str(folder)) for member in tar]  # PEP 706: no devices, no special permissions
+        _refuse_too_big(sum(member.size for member in members), folder, archive)
+        links = [member for member in members if member.issym() or member.islnk()]
+        for member in members:
+            _refuse_outside(archive, member.name)
+            if not (member.issym() or member.islnk()):
+                tar.extract(member, folder, filter="data")
+        for link in links:
+            _make_link(archive, folder, link)
+        for link in links:
+            if not _stays_inside(folder / link.name, folder):
+                raise _leaves(archive, link.name)
+
+
+def _make_link(archive: Path, folder: Path, link: tarfile.TarInfo) -> None:
+    place = folder / link.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not _stays_inside(place.parent, folder):
+        raise _leaves(archive, link.name)
+    if link.issym():
+        place.symlink_to(link.linkname)
+        return
+    _refuse_outside(archive, link.linkname)
+    if not _stays_inside(folder / link.linkname, folder):
+        raise _leaves(archive, link.name)
+    os.link(folder / link.linkname, place)
+
+
+def _stays_inside(place: Path, folder: Path) -> bool:
+    """Whether what stands at a place is there, and within the folder, once every link on the way is followed."""
+    try:
+        return place.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
+    except (OSError, RuntimeError):  # leads nowhere, in a circle, or is too long to follow
+        return False
+
+
+def _refuse_outside(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise _leaves(archive, name)
+
+
+def _leaves(archive: Path, name: str) -> BadInput:
+    return BadInput(f"{archive}: {name!r} would leave the folder or is no file; nothing was unpacked")
 
 
 def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as packed:
         _refuse_too_big(sum(item.file_size for item in packed.infolist()), folder, archive)
         for item in packed.infolist():
-            name = PurePosixPath(item.filename.replace("\\", "/"))
-            if name.is_absolute() or ".." in name.parts or (item.external_attr >> 16) & 0o170000 == 0o120000:
-                raise BadInput(f"{archive}: {item.filename!r} would leave the folder or is no file; nothing was unpacked")
+            _refuse_outside(archive, item.filename)
+            if stat.S_ISLNK(item.external_attr >> 16):
+                raise _leaves(archive, item.filename)
         packed.extractall(folder)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tasks import checkpoint, stopping
 from tasks.devices import best_device, computes_bf16
-from tasks.files import sha256, written_beside
+from tasks.files import made_anew, sha256
 from tasks.inpainting.holes import hole
 from tasks.inpainting.inpainter import PIPELINE_NAME
 from tasks.inpainting.residual import Hole, unpack
@@ -102,7 +102,7 @@ def train_inpainter(
 
     network.load_state_dict(averaged.module.state_dict())
     write_log(folder, progress.log)
-    with written_beside(folder / PIPELINE_NAME) as partial:
+    with made_anew(folder / PIPELINE_NAME) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(progress.step, progress.log[-1].loss)
