@@ -11,8 +11,9 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from flows.needs import needs
-from flows.pipelines import enabled_pipeline, read_pipelines
+from flows.settings.needs import needs
+from flows.settings.pipelines import enabled_pipeline, read_pipelines
+from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import LayoutName
 
 
@@ -23,6 +24,8 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="command")
     listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
     listing.set_defaults(run=lambda _arguments: list_pipelines())
+    planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
+    planning.set_defaults(run=lambda _arguments: plan())
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
     running.set_defaults(run=lambda arguments: retrain(arguments.pipeline))
@@ -62,13 +65,13 @@ def main() -> None:
     unpacking.add_argument("folder", type=Path)
     unpacking.set_defaults(run=lambda arguments: unpack(arguments.archive, arguments.folder))
     importing = commands.add_parser("import", help="turn an authors' checkpoint into a model folder")
-    importing.add_argument("detector", choices=["metauas", "inctrl"])
+    importing.add_argument("detector", choices=[name for name, kind in DETECTORS.items() if kind.published is not None])
     importing.add_argument("checkpoint", type=Path)
     importing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
     importing.set_defaults(run=lambda arguments: import_model(arguments.detector, arguments.checkpoint, arguments.out))
     arguments = parser.parse_args()
 
-    from flows.stage import exit_on_bad_input
+    from flows.running.ending import exit_on_bad_input
 
     exit_on_bad_input(lambda: arguments.run(arguments))
 
@@ -92,11 +95,21 @@ def list_pipelines() -> None:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
+def plan() -> None:
+    from flows.plan import DVC_YAML, stages_of, write_plan
+
+    read = read_pipelines()
+    written = write_plan(read)
+    for stage in stages_of(read):
+        Console().print(f"{stage.name}: {stage.about}", soft_wrap=True, markup=False, highlight=False)
+    Console().print(f"{DVC_YAML} {'is written anew' if written else 'is as pipelines.yaml has it'}", highlight=False)
+
+
 def retrain(pipeline: str) -> None:
     enabled_pipeline(pipeline)  # a mistake is told before a server is started
 
-    from flows.api import end_with_parent, one_api, run
     from flows.retrain import retrain as flow
+    from flows.running.api import end_with_parent, one_api, run
 
     end_with_parent()
     with one_api():
@@ -117,7 +130,7 @@ def serve() -> None:
 
 
 def ui(host: str, port: int) -> None:
-    from flows.schedule.server import start
+    from flows.running.server import start
 
     start(host, port)
 
@@ -129,7 +142,7 @@ def status(pipeline: str | None, last: int) -> None:
 
 
 def verify() -> None:
-    from flows.schedule.cache import verify as work
+    from flows.running.cache import verify as work
 
     spoilt = work(Path())
     for path in spoilt:
@@ -139,19 +152,19 @@ def verify() -> None:
 
 
 def promote(pipeline: str) -> None:
-    from flows.promotion import promote as work
+    from flows.promotion.gate import promote as work
 
     Console().print(work(pipeline), soft_wrap=True)
 
 
 def rollback(pipeline: str) -> None:
-    from flows.promotion import rollback as work
+    from flows.promotion.gate import rollback as work
 
     Console().print(work(pipeline), soft_wrap=True)
 
 
 def history(pipeline: str) -> None:
-    from flows.promotion import read_current, read_history
+    from flows.promotion.history import read_current, read_history
 
     enabled_pipeline(pipeline)
     current = read_current(pipeline)
@@ -167,9 +180,9 @@ MODELS = {"promote": promote, "rollback": rollback, "history": history}
 
 
 def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
-    from tasks.checkpoints_of_others import IMPORTERS
+    from tasks.detectors.importing import import_checkpoint
 
-    tensors = IMPORTERS[detector](checkpoint, folder)
+    tensors = import_checkpoint(detector, checkpoint, folder)
     Console().print(f"{tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}", soft_wrap=True)
 
 

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow, get_run_logger
 
-from flows.runner import workers
-from flows.settings import FILE, nearest, read_setting
-from flows.stage import CHECKPOINTS, MANIFESTS, PICTURES, run_stage
-from tasks.errors import BadInput
-from tasks.ingestion.ingest import Places
+from flows.running.entry import start_stage
+from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
+from flows.running.steps import HOUR, step
+from flows.settings.pipelines import read_pipelines
+from flows.settings.reader import FILE, nearest
+from tasks.common.errors import BadInput
+from tasks.common.stopping import stoppable
+from tasks.ingestion.ingest import Ingested, Places, ingest_folder, ingest_packaged
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.settings import FolderSettings
-from tasks.ingestion.task import ingest_dataset
-from tasks.stopping import stoppable
+
+
+@step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=6 * HOUR)
+def ingest_dataset(dataset: str, folder: FolderSettings | None, workers: int) -> Ingested:
+    """A folder of the user's own, or, where `folder` is None, a packaged dataset."""
+    places = Places(PICTURES, MANIFESTS, CHECKPOINTS)
+    if folder is None:
+        return ingest_packaged(dataset, places=places, workers=workers)
+    return ingest_folder(dataset, Path(folder.path), layout=folder.layout, licence=folder.licence, places=places, workers=workers)
 
 
 @flow(name="ingest", flow_run_name="ingest {dataset}")
 @stoppable
 def ingest(dataset: str) -> None:
-    folders = read_setting(("datasets", "folders"), dict[str, FolderSettings], default={})
+    read = read_pipelines()
+    folders = read.datasets.folders
     if dataset not in folders and dataset not in PACKAGED:
         raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
-    came = ingest_dataset(dataset, folders.get(dataset), places=Places(PICTURES, MANIFESTS, CHECKPOINTS), workers=workers())
-    for note, count in came.notes.items():
+    ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution.workers)
+    for note, count in ingested.notes.items():
         get_run_logger().info(f"{dataset}: {count} pictures are {note}")
-    left_out = f", {came.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if came.rejected else ""
-    get_run_logger().info(f"{dataset}: {came.kept} pictures{left_out}")
+    left_out = f", {ingested.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if ingested.rejected else ""
+    get_run_logger().info(f"{dataset}: {ingested.kept} pictures{left_out}")
 
 
 if __name__ == "__main__":
-    run_stage(ingest)
+    start_stage(ingest)

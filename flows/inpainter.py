@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.settings import read_setting
-from flows.stage import CHECKPOINTS, EPISODES, INPAINTERS, run_stage
+from flows.running.entry import start_stage
+from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS
+from flows.running.steps import progress, step
+from flows.settings.pipelines import pipeline_named
+from tasks.common.stopping import stoppable
 from tasks.inpainting.inpainter import write_choice
 from tasks.inpainting.settings import OWN, InpainterSettings
-from tasks.inpainting.task import train_inpainter
 from tasks.sampling.episodes import EpisodeFiles
-from tasks.stopping import stoppable
+from tasks.training import inpainter as training
+from tasks.training.loop import Places, Trained
+
+
+@step(name="train inpainter", retry_delay_seconds=30)
+def train_inpainter(pipeline: str, settings: InpainterSettings) -> Trained:
+    """A retry goes on from the last checkpoint."""
+    return training.train_inpainter(
+        settings,
+        EpisodeFiles.of(EPISODES, pipeline).sources,
+        places=Places(INPAINTERS / pipeline, CHECKPOINTS / pipeline / "inpainter"),
+        report=progress("Inpainter: share of the training steps done"),
+    )
 
 
 @flow(name="inpainter", flow_run_name="inpainter {pipeline}")
 @stoppable
 def inpainter(pipeline: str) -> None:
-    settings = read_setting(("pipelines", pipeline, "inpainter"), InpainterSettings)
-    folder = INPAINTERS / pipeline
+    settings = pipeline_named(pipeline).inpainter
     if settings.model == OWN:
-        sources = EpisodeFiles.of(EPISODES, pipeline).sources
-        came = train_inpainter(settings, sources, folder=folder, checkpoints=CHECKPOINTS / pipeline / "inpainter")
-        get_run_logger().info(f"{pipeline}: inpainter, {came.steps} steps, loss {came.loss:.4f}")
-    write_choice(folder, settings)
+        trained: Trained = train_inpainter(pipeline, settings)
+        get_run_logger().info(f"{pipeline}: inpainter, {trained.steps} steps, loss {trained.loss:.4f}")
+    write_choice(INPAINTERS / pipeline, settings)
 
 
 if __name__ == "__main__":
-    run_stage(inpainter, on_gpu=True)
+    start_stage(inpainter, on_gpu=True)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.settings import read_setting
-from flows.stage import MANIFESTS, run_stage
-from tasks.ingestion.settings import ObjectsSettings
-from tasks.ingestion.task import ingest_objects
-from tasks.stopping import stoppable
+from flows.running.entry import start_stage
+from flows.running.places import MANIFESTS
+from flows.running.steps import HOUR, step
+from flows.settings.pipelines import read_pipelines
+from flows.settings.reader import FILE, nearest
+from tasks.common.errors import BadInput
+from tasks.common.stopping import stoppable
+from tasks.ingestion.ingest import Ingested
+from tasks.ingestion.objects import ingest as objects_of_pictures
+
+ingest_objects = step(name="ingest objects", task_run_name="ingest objects of {dataset}", timeout_seconds=6 * HOUR)(
+    objects_of_pictures.ingest_objects
+)
 
 
 @flow(name="objects", flow_run_name="objects {dataset}")
 @stoppable
 def objects(dataset: str) -> None:
-    settings = read_setting(("datasets", "objects", dataset), ObjectsSettings)
-    came = ingest_objects(dataset, settings, manifests=MANIFESTS)
-    left_out = f", {came.rejected} left out: see {MANIFESTS}/{dataset}.objects.rejected.csv" if came.rejected else ""
-    get_run_logger().info(f"{dataset}: {came.kept} objects{left_out}")
+    declared = read_pipelines().datasets.objects
+    if dataset not in declared:
+        raise BadInput(f"{FILE}: datasets.objects: none of {dataset!r}{nearest(dataset, declared)}")
+    ingested: Ingested = ingest_objects(dataset, declared[dataset], manifests=MANIFESTS)
+    left_out = f", {ingested.rejected} left out: see {MANIFESTS}/{dataset}.objects.rejected.csv" if ingested.rejected else ""
+    get_run_logger().info(f"{dataset}: {ingested.kept} objects{left_out}")
 
 
 if __name__ == "__main__":
-    run_stage(objects)
+    start_stage(objects)

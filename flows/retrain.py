@@ -15,27 +15,29 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows import provenance
-from flows.api import child, close_dead, link_child, parent
-from flows.artifacts import key
-from flows.locks import Held, one_at_a_time
-from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
-from flows.promotion import Outcome, gate, read_current
+from flows.plan import SPLIT, write_plan
+from flows.promotion.gate import Outcome, gate
+from flows.promotion.history import read_current
+from flows.running import provenance
+from flows.running.api import child, close_dead, link_child, parent
+from flows.running.artifacts import key
+from flows.running.dvc import forward_sigterm, reproduce, stages_before
+from flows.running.locks import Held, one_at_a_time
+from flows.running.places import EVALUATION
+from flows.running.secrets import hide
 from flows.runs.journal import RUNNING, Journal, read_runs
 from flows.runs.notices import notify
-from flows.secrets import hide
-from flows.stage import EVALUATION
-from flows.stages import forward_sigterm, reproduce, stages_of
-from tasks.errors import BadInput
-from tasks.evaluation.results import METRICS_NAME
-from tasks.stopping import Stopped, check, on_sigterm
+from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from tasks.common.errors import BadInput
+from tasks.common.stopping import Stopped, check, on_sigterm
+from tasks.scoring.results import METRICS_NAME
 
 RAN, UP_TO_DATE, SKIPPED = "Ran", "Up to date", "Skipped"
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
 
 
 @task(task_run_name="{stage}", persist_result=False)
-def run_stage(stage: str) -> State[None]:
+def bring_up_to_date(stage: str) -> State[None]:
     """Completed as RAN or as UP_TO_DATE."""
     since = time.monotonic()
     with parent():
@@ -92,17 +94,16 @@ def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
 def _retrain(pipeline: str, settings: Pipelines, journal: Journal) -> State[None]:
     logger = get_run_logger()
     ran = []
-    for stage in stages_of(pipeline):
-        check(f"retrain {pipeline}, before {stage.name}")
-        journal.begin(stage.name)
-        state = run_stage(stage.name, return_state=True)
-        journal.end(stage.name, str(state.name))
-        if state.is_completed():
-            ran += [stage.name] if state.name == RAN else []
-        elif stage.dataset is None or stage.dataset in settings.pipelines[pipeline].names:
+    if write_plan(settings):
+        logger.info(f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had")
+    for stage in stages_before(f"report{SPLIT}{pipeline}"):
+        check(f"retrain {pipeline}, before {stage}")
+        journal.begin(stage)
+        state = bring_up_to_date(stage, return_state=True)
+        journal.end(stage, str(state.name))
+        if not state.is_completed():
             state.result()  # raises what the stage raised: nothing after it runs
-        else:
-            logger.warning(f"{pipeline}: {stage.name} failed; it is of a dataset that {pipeline} does not use, so the run goes on")
+        ran += [stage] if state.name == RAN else []
     check(f"retrain {pipeline}, before the promotion gate")
     message = f"ran {', '.join(ran)}" if ran else "every stage is up to date"
     logger.info(f"{pipeline}: {message}")

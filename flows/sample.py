@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.settings import read_setting
-from flows.stage import EPISODES, MANIFESTS, run_stage
+from flows.running.entry import start_stage
+from flows.running.places import EPISODES, MANIFESTS
+from flows.running.steps import HOUR, step
+from flows.settings.pipelines import pipeline_named
+from tasks.common.stopping import stoppable
+from tasks.sampling import sample as sampling
 from tasks.sampling.episodes import EpisodeFiles
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.sampling.task import draw_episodes
-from tasks.stopping import stoppable
+from tasks.sampling.sample import Sampled
+from tasks.sampling.settings import Use
+
+draw_episodes = step(name="draw episodes", timeout_seconds=HOUR)(sampling.sample)
 
 
 @flow(name="sample", flow_run_name="sample {pipeline}")
 @stoppable
 def sample(pipeline: str) -> None:
-    settings = read_setting(("pipelines", pipeline, "sampling"), SamplingSettings)
-    keys = ("sources", "textures", "auxiliary", "targets")
-    use = Use(**{key: tuple(read_setting(("pipelines", pipeline, key), list[str])) for key in keys})
+    settings = pipeline_named(pipeline)
+    use = Use(**{key: tuple(names) for key, names in settings.datasets.items()})
     files = EpisodeFiles.of(EPISODES, pipeline)
-    came = draw_episodes(settings, use, manifests=MANIFESTS, files=files)
-    get_run_logger().info(
-        f"{pipeline}: {came.episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}"
-    )
-    if came.near_duplicates:
-        get_run_logger().warning(f"{pipeline}: {came.near_duplicates} targets look like pictures trained on: see {files.near_duplicates}")
-    for category in came.without_prompts:
-        get_run_logger().warning(f"{pipeline}: the pooled draw gave no prompt to {category}")
+    sampled: Sampled = draw_episodes(settings.sampling, use, manifests=MANIFESTS, files=files)
+    logger = get_run_logger()
+    logger.info(f"{pipeline}: {sampled.episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}")
+    if sampled.near_duplicates:
+        logger.warning(f"{pipeline}: {sampled.near_duplicates} targets look like pictures trained on: see {files.near_duplicates}")
+    for category in sampled.without_prompts:
+        logger.warning(f"{pipeline}: the pooled draw gave no prompt to {category}")
 
 
 if __name__ == "__main__":
-    run_stage(sample)
+    start_stage(sample)

@@ -1,52 +1,57 @@
-"""Stage train: change pairs in, the trained detectors of the pipeline out."""
+"""Stage train: change pairs or labelled pictures in, one trained detector out."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
 from prefect import flow, get_run_logger
 
-from flows.runner import workers
-from flows.settings import read_setting
-from flows.stage import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS, run_stage
-from tasks.detector_settings import TRAINED, DetectorSettings, TrainedSettings
+from flows.running.entry import start_stage
+from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
+from flows.running.steps import progress, step
+from flows.settings.pipelines import Pipeline, detector_of, pipeline_named, read_pipelines
+from tasks.common.stopping import stoppable
+from tasks.detectors.registry import DETECTORS
 from tasks.sampling.episodes import EpisodeFiles
-from tasks.stopping import stoppable
-from tasks.training.loop import Places
-from tasks.training.settings import InCTRLTrainingSettings, Trainings, TrainingSettings
-from tasks.training.task import train_inctrl, train_metauas, use_given_model
+from tasks.training.given import use_model
+from tasks.training.loop import Examples, Places, Trained
+
+use_given_model = step(name="use model", task_run_name="use model {name}")(use_model)
 
 
-@flow(name="train", flow_run_name="train {pipeline}")
+@step(name="train detector", task_run_name="train {name}", retry_delay_seconds=30)
+def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, workers: int) -> Trained:
+    """A retry goes on from the last checkpoint."""
+    training = DETECTORS[name].training
+    assert training is not None
+    module: Any = import_module(training.module)
+    trained: Trained = module.train(
+        settings.detectors[name],
+        settings.training_of(name),
+        examples=Examples(pairs=PAIRS / pipeline, auxiliary=EpisodeFiles.of(EPISODES, pipeline).auxiliary),
+        places=Places(model_folder, CHECKPOINTS / pipeline / name),
+        workers=workers,
+        report=progress(f"{name}: share of the training steps done"),
+    )
+    return trained
+
+
+@flow(name="train", flow_run_name="train {pipeline} {detector}")
 @stoppable
-def train(pipeline: str) -> None:
-    detectors = read_setting(("pipelines", pipeline, "detectors"), DetectorSettings)
-    settings = read_setting(("pipelines", pipeline, "training"), Trainings)
-    candidate = MODELS / pipeline / CANDIDATE
-    candidate.mkdir(parents=True, exist_ok=True)  # stays empty where no detector needs training
-    for name in TRAINED:
-        if name not in detectors:
-            continue
-        chosen: TrainedSettings = detectors[name]
-        places = Places(candidate / name, CHECKPOINTS / pipeline / name)
-        if chosen.model is not None:
-            use_given_model(name, chosen, places.model_folder)
-            get_run_logger().info(f"{pipeline}: {name} as {chosen.model} has it")
-            continue
-        if name == "metauas":
-            came = train_metauas(
-                detectors["metauas"], settings.get("metauas", TrainingSettings()), pairs=PAIRS / pipeline, places=places, workers=workers()
-            )
-        else:
-            came = train_inctrl(
-                detectors["inctrl"],
-                settings.get("inctrl", InCTRLTrainingSettings()),
-                pairs=PAIRS / pipeline,
-                auxiliary=EpisodeFiles.of(EPISODES, pipeline).auxiliary,
-                places=places,
-                workers=workers(),
-            )
-        measured = "" if came.held_out_loss is None else f", on held-out examples {came.held_out_loss:.4f}"
-        get_run_logger().info(f"{pipeline}: {name}, {came.steps} steps, loss {came.loss:.4f}{measured}")
+def train(pipeline: str, detector: str) -> None:
+    settings = pipeline_named(pipeline)
+    chosen = detector_of(settings, pipeline, detector)
+    folder = MODELS / pipeline / CANDIDATE / detector
+    if chosen.model is not None:
+        use_given_model(detector, chosen, folder)
+        get_run_logger().info(f"{pipeline}: {detector} as {chosen.model} has it")
+        return
+    trained: Trained = train_detector(detector, pipeline, settings, folder, read_pipelines().execution.workers)
+    measured = "" if trained.held_out_loss is None else f", on held-out examples {trained.held_out_loss:.4f}"
+    get_run_logger().info(f"{pipeline}: {detector}, {trained.steps} steps, loss {trained.loss:.4f}{measured}")
 
 
 if __name__ == "__main__":
-    run_stage(train, on_gpu=True)
+    start_stage(train, on_gpu=True)

@@ -21,10 +21,10 @@ import yaml
 from PIL import Image
 from servers import prefect_server
 
-from tasks import stopping
-from tasks.files import write_table
+from tasks.common import stopping
+from tasks.common.files import write_table
 from tasks.ingestion.check import check, row
-from tasks.ingestion.found import Found, Source
+from tasks.ingestion.found import DatasetFolder, Found
 from tasks.ingestion.ingest import Places
 from tasks.ingestion.manifest import SCHEMA
 from tasks.ingestion.objects import table as objects_table
@@ -223,7 +223,7 @@ def make_places(manifests: Path) -> Places:
 def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[dict[str, Any]] | None = None) -> Inputs:
     """The files that synthesis reads, for the normal training pictures of a layout."""
     images = sorted(layout.rglob("train/good/*.png"))
-    source = Source("parts", layout, layout.parent / "pictures")
+    source = DatasetFolder("parts", layout, layout.parent / "pictures")
     found = [Found(image, "c", "train", "good") for image in images]
     rows = [row(item, check(item, source), source, "own") for item in found]
     files = EpisodeFiles.of(layout.parent / "episodes", "small")

@@ -14,15 +14,15 @@ from plain_inctrl import inctrl
 from plain_metauas import metauas
 from torch import Tensor
 
-from tasks.checkpoints_of_others import PUBLISHED_INCTRL, PUBLISHED_METAUAS, import_inctrl, import_metauas
-from tasks.detector_settings import TrainedSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.errors import BadInput
-from tasks.models.detector import Detector
-from tasks.models.texts import sentences
-from tasks.training.use import use_model
-from tasks.weights import load_model, read_weights
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.importing import PUBLISHED_INCTRL, PUBLISHED_METAUAS, import_inctrl, import_metauas
+from tasks.detectors.load import build_detector
+from tasks.detectors.models.detector import Detector
+from tasks.detectors.models.texts import sentences
+from tasks.detectors.settings import TrainedSettings
+from tasks.detectors.weights import load_model, read_weights
+from tasks.training.given import use_model
 
 LAYOUTS = ROOT / "tests" / "layouts"
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from flows.schedule.server import AUTHENTICATION
+from flows.running.server import AUTHENTICATION
 
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
 VARIABLE = re.compile(r"\$\{(\w+)(:\?[^}]*|:-[^}]*)?\}")

@@ -18,9 +18,9 @@ from processes import started, wait_until
 from servers import ask, prefect_server
 
 from flows.schedule import deployments
-from flows.schedule.settings import Notices, Runs, Schedule, ScheduleSettings
-from flows.settings import parse
-from tasks.errors import BadInput
+from flows.settings.reader import parse
+from flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
+from tasks.common.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ HOLD = """
 import sys, time
 import torch
 torch.cuda.is_available = lambda: True
-from flows.gpu import gpu_slot
+from flows.running.gpu import gpu_slot
 with gpu_slot():
     start = time.time()
     time.sleep(2)

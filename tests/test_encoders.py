@@ -12,11 +12,11 @@ import torch
 from conftest import make_clip
 from safetensors.torch import save_file
 
-from tasks.detector_settings import EncoderSettings, InCTRLSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.errors import BadInput
-from tasks.models.clip import ClipEncoder, WindowEncoder, windows
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
+from tasks.detectors.settings import EncoderSettings, InCTRLSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
 
 CASES = [
     (EncoderSettings("timm", "resnet18", "model"), 64, (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), [32, 16, 8, 4, 2]),
@@ -208,7 +208,7 @@ def test_a_folded_network_gives_what_the_network_gives() -> None:
 def test_a_fold_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = build_encoder(EncoderSettings("timm", "resnet18", "model"), 64)
     encoder._forget_fast()
-    monkeypatch.setattr("tasks.models.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
+    monkeypatch.setattr("tasks.detectors.models.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
     encoder(torch.rand(1, 3, 64, 64))
     assert encoder._fast[0] is encoder.network
 

@@ -18,24 +18,24 @@ from conftest import make_clip, make_places
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from tasks.detector_settings import EncoderSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.errors import BadInput
-from tasks.evaluation.evaluate import evaluate_target
-from tasks.evaluation.figures import FIGURES, PIXEL_FIGURES
-from tasks.evaluation.gallery import best_threshold, caption, write_galleries
-from tasks.evaluation.pixels import Truth, truth_of
-from tasks.evaluation.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
-from tasks.evaluation.score import Contender, read_pictures, score_category
-from tasks.evaluation.settings import EvaluationSettings
-from tasks.evaluation.spread import DRAWS
+from tasks.common.errors import BadInput
+from tasks.common.stopping import Stopped
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.models.patch_residual import PatchResidual
+from tasks.detectors.settings import EncoderSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
-from tasks.models.patch_residual import PatchResidual
+from tasks.reporting.galleries import best_threshold, caption, write_galleries
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
-from tasks.stopping import Stopped
+from tasks.scoring.figures import FIGURES, PIXEL_FIGURES
+from tasks.scoring.measure import evaluate_target
+from tasks.scoring.pixels import Truth, truth_of
+from tasks.scoring.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
+from tasks.scoring.score import Contender, read_pictures, score_category
+from tasks.scoring.settings import EvaluationSettings
+from tasks.scoring.spread import DRAWS
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def alone(contender: Contender, episode: Episode) -> np.ndarray:
 
 
 def _pixels(images: list[str]) -> torch.Tensor:
-    from tasks.pictures import read_picture
+    from tasks.common.pictures import read_picture
 
     return torch.from_numpy(np.stack([read_picture(Path(image), 64) for image in images])).permute(0, 3, 1, 2).float() / 255
 
@@ -104,7 +104,7 @@ def test_several_passes_and_any_batches_give_what_one_gives(
     episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"]
     masks, told = masks_of(episodes[0]), []
     [once] = score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu")
-    monkeypatch.setattr("tasks.evaluation.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32)
+    monkeypatch.setattr("tasks.scoring.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32)
     passes = list(score_category(contenders, episodes, masks=masks, resolution=32, batch_size=3, device="cpu", report=told.append))
     assert len(passes) == len(episodes) and told == sorted(told) and told[-1] == 1
     apart = {(item.detector, item.episode): item for batch in passes for item in batch}
@@ -135,7 +135,7 @@ def test_an_episode_too_large_to_hold_is_counted_into_histograms(
     episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"][:2]
     masks = masks_of(episodes[0])
     [exact] = score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu")
-    monkeypatch.setattr("tasks.evaluation.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32 - 1)
+    monkeypatch.setattr("tasks.scoring.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32 - 1)
     coarse = [
         item for batch in score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu") for item in batch
     ]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
-
 from tasks.evaluation import pixels
-from tasks.evaluation.curves import pro, roc
-from tasks.evaluation.figures import (
+
+from tasks.reporting.curves import pro, roc
+from tasks.scoring.figures import (
     FIGURES,
     IMAGE_FIGURES,
     PIXEL_FIGURES,
@@ -29,8 +29,8 @@ from tasks.evaluation.figures import (
     pixel_figures,
     tally,
 )
-from tasks.evaluation.pixels import PixelScores, pixels_tally, truth_of
-from tasks.evaluation.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
+from tasks.scoring.pixels import PixelScores, pixels_tally, truth_of
+from tasks.scoring.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
 
 # Few distinct scores, so that ties are common.
 LABELLED = st.lists(st.tuples(st.booleans(), st.integers(0, 12)), min_size=2, max_size=60).filter(

@@ -11,16 +11,16 @@ import skimage.data
 import torch
 from conftest import make_inpainter, make_inputs, make_stable_diffusion
 
-from tasks.errors import BadInput
-from tasks.files import sha256
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
+from tasks.common.randomness import generator
 from tasks.inpainting.crop_pipeline import CropInpaintPipeline
 from tasks.inpainting.crops import Crop
 from tasks.inpainting.holes import hole
 from tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpainter, one_thread, write_choice
 from tasks.inpainting.residual import Hole, biharmonic_fill, pack, pyramid_fill, unpack
-from tasks.inpainting.settings import InpainterSettings, InpaintingSettings
-from tasks.inpainting.train import train_inpainter
-from tasks.randomness import generator
+from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from tasks.training.inpainter import train_inpainter
 
 SMALL = InpainterSettings(steps=8, batch_size=4, resolution=32, channels=(8, 32), learning_rate=3e-3)
 
@@ -37,7 +37,7 @@ def asked(count: int = 3, size: int = 64) -> tuple[torch.Tensor, torch.Tensor, l
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
-    return load_inpainter(make_inpainter(tmp_path_factory.mktemp("own")), InpaintingSettings(steps=3))
+    return load_inpainter(make_inpainter(tmp_path_factory.mktemp("own")), RepaintingSettings(steps=3))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def any_diffusion(stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
     folder = tmp_path_factory.mktemp("named")
     write_choice(folder, InpainterSettings(model=str(stable_diffusion)))
-    return load_inpainter(folder, InpaintingSettings(steps=2, guidance=2.0))
+    return load_inpainter(folder, RepaintingSettings(steps=2, guidance=2.0))
 
 
 @pytest.mark.parametrize("name", ["own", "any_diffusion"])
@@ -85,8 +85,8 @@ def test_a_users_stable_diffusion_is_loaded_from_its_folder_and_reads_texts(any_
 
 def test_a_pipelines_own_resolution_or_the_one_asked_for(stable_diffusion: Path, tmp_path: Path) -> None:
     write_choice(tmp_path, InpainterSettings(model=str(stable_diffusion)))
-    default = load_inpainter(tmp_path, InpaintingSettings(steps=1))
-    larger = load_inpainter(tmp_path, InpaintingSettings(steps=1, resolution=96, dtype="bfloat16"))
+    default = load_inpainter(tmp_path, RepaintingSettings(steps=1))
+    larger = load_inpainter(tmp_path, RepaintingSettings(steps=1, resolution=96, dtype="bfloat16"))
     assert isinstance(default, AnyDiffusion) and isinstance(larger, AnyDiffusion)
     assert default._own_resolution() == 64 and larger.pipeline.unet.dtype == torch.bfloat16
     images, masks, texts, seeds = asked(1)
@@ -116,13 +116,13 @@ def test_a_picture_that_a_safety_checker_blackened_counts_as_unchanged(any_diffu
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"inpainter\.json: not there; the inpainter stage writes it"):
-        load_inpainter(tmp_path / "none", InpaintingSettings())
+        load_inpainter(tmp_path / "none", RepaintingSettings())
     write_choice(tmp_path / "wrong", InpainterSettings(model=str(tmp_path / "no-such-folder")))
     with pytest.raises(BadInput, match="no-such-folder' is no inpainting pipeline of diffusers that can be loaded"):
-        load_inpainter(tmp_path / "wrong", InpaintingSettings())
+        load_inpainter(tmp_path / "wrong", RepaintingSettings())
     write_choice(tmp_path / "nothing", InpainterSettings(model="none"))
     with pytest.raises(BadInput, match=r"names no inpainting model, and synthesis\.kinds needs one"):
-        load_inpainter(tmp_path / "nothing", InpaintingSettings())
+        load_inpainter(tmp_path / "nothing", RepaintingSettings())
 
 
 def test_our_own_leaves_everything_outside_the_hole_alone_and_never_reads_what_is_in_it(own: Inpainter) -> None:
@@ -169,7 +169,7 @@ def test_training_leaves_a_pipeline_that_diffusers_loads(trained: Path) -> None:
     assert not list(trained.rglob("*.bin")) and not list(trained.rglob("*.pt")) and not list(trained.rglob("*.partial"))
     index = json.loads((trained / "model" / "pipeline" / "model_index.json").read_text())
     assert index["_class_name"] == "CropInpaintPipeline" and index["scheduler"] == ["diffusers", "DDIMScheduler"]
-    loaded = load_inpainter(trained / "model", InpaintingSettings())
+    loaded = load_inpainter(trained / "model", RepaintingSettings())
     assert isinstance(loaded, Own) and loaded(*asked()).shape == (3, 3, 64, 64)
 
 
@@ -184,7 +184,7 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
     def kill(share: float) -> None:
         raise Killed
 
-    import tasks.inpainting.train as module
+    import tasks.training.inpainter as module
 
     often, log_every = module.CHECKPOINT_EVERY, module.LOG_EVERY
     module.CHECKPOINT_EVERY, module.LOG_EVERY = 2, 3

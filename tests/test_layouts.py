@@ -20,7 +20,7 @@ import skimage.data
 from conftest import ROOT, make_places, run, save
 from PIL import Image
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
 from tasks.ingestion.ingest import Ingested, ingest_folder
 from tasks.ingestion.readers.catalogue import LAYOUTS
 from tasks.ingestion.settings import LayoutName

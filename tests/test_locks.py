@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT
 from processes import started, wait_until
 
-from flows.locks import Held, holder, one_at_a_time
+from flows.running.locks import Held, holder, one_at_a_time
 
 HOLD = """
 import pathlib, sys, time
-from flows.locks import one_at_a_time
+from flows.running.locks import one_at_a_time
 with one_at_a_time("it", "work", folder=pathlib.Path(sys.argv[1]), wait=True, told=print):
     time.sleep(60)
 """

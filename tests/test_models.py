@@ -12,27 +12,27 @@ import torch.nn.functional as F
 from conftest import make_clip, save
 from torch import Tensor
 
-from tasks.detector_settings import (
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.models.alignment import FeatureAlignment, hard
+from tasks.detectors.models.detector import Detector
+from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
+from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
+from tasks.detectors.models.metauas import MetaUAS, MetaUASPlus
+from tasks.detectors.models.patch_residual import PatchResidual, turned
+from tasks.detectors.models.similarity import most_similar
+from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
+from tasks.detectors.models.winclip import WinCLIP, harmonic
+from tasks.detectors.settings import (
     EncoderSettings,
     InCTRLSettings,
     MetaUASSettings,
     PatchResidualSettings,
     WinCLIPSettings,
 )
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.errors import BadInput
-from tasks.evaluation.score import read_pictures
-from tasks.models.alignment import FeatureAlignment, hard
-from tasks.models.detector import Detector
-from tasks.models.encoder import FrozenEncoder, efficientnet_lite0
-from tasks.models.inctrl import InCTRL, binary_focal_loss
-from tasks.models.metauas import MetaUAS, MetaUASPlus
-from tasks.models.patch_residual import PatchResidual, turned
-from tasks.models.similarity import most_similar
-from tasks.models.texts import TEMPLATES, TextPrior, sentences
-from tasks.models.winclip import WinCLIP, harmonic
-from tasks.weights import checked_weights, load_model, packaged_lite0, save_model
+from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
+from tasks.scoring.score import read_pictures
 
 NARROW = (16, 16, 16, 16, 16)
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT, run
 from receiver import receiver
 
+from flows.running.secrets import hide, hide_in_log
 from flows.runs import notices
 from flows.runs.notices import notify
-from flows.schedule.settings import Notices
-from flows.secrets import hide, hide_in_log
+from flows.settings.runs import Notices
 
 LOGGER = logging.getLogger("changepair.test")
 ABOUT = {"run": "8d0f", "commit": "abc", "figures": {"parts": {"metauas": {"image_auroc": 0.9}}}}
@@ -44,7 +44,7 @@ BLOCK = """
 import logging, sys
 from prefect.blocks.system import Secret
 from flows.runs.notices import notify
-from flows.schedule.settings import Notices
+from flows.settings.runs import Notices
 Secret(value=sys.argv[1]).save("where-to")
 assert notify(Notices(url="block:where-to"), "mine", "Kept", "because", {}, logging.getLogger())
 assert not notify(Notices(url="block:nowhere"), "mine", "Kept", "because", {}, logging.getLogger("none"))

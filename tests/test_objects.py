@@ -15,13 +15,13 @@ from conftest import make_inputs, make_places, save
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
+from tasks.common.photographs import Photographs
+from tasks.common.randomness import generator
 from tasks.ingestion.ingest import Ingested, ingest_folder
 from tasks.ingestion.objects.ingest import ingest_objects
 from tasks.ingestion.objects.table import SCHEMA, to_mask, to_row
 from tasks.ingestion.settings import ObjectsSettings
-from tasks.randomness import generator
-from tasks.sources import Sources
 from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.proposals import propose, segments
 from tasks.synthesis.settings import ObjectSettings
@@ -177,7 +177,7 @@ def test_what_is_no_annotation_is_told(photos: Path) -> None:
 
 def objects_of(photos: Path, rows: list[dict[str, Any]], **changes: Any) -> Objects:
     inputs = make_inputs_of(photos, rows)
-    sources = Sources(sorted(str(file) for file in photos.glob("*.jpg")), (0.5, 1.0), 64)
+    sources = Photographs(sorted(str(file) for file in photos.glob("*.jpg")), (0.5, 1.0), 64)
     return Objects(ObjectSettings(**changes), sources, inputs)
 
 
@@ -192,7 +192,7 @@ def test_an_outlined_object_is_drawn_whole_with_its_photograph(photos: Path) -> 
     objects = objects_of(photos, [to_row(image, "cup", mask)])
     full = np.asarray(Image.open(image))
     for number in range(20):
-        found = Objects(objects.settings, Sources([image], (0.5, 1.0), 64), objects.table).draw(generator(number, "object"))
+        found = Objects(objects.settings, Photographs([image], (0.5, 1.0), 64), objects.table).draw(generator(number, "object"))
         assert found.label == "cup" and found.mask.shape == (64, 64) and found.picture.shape == (64, 64, 3)
         rows, columns = np.flatnonzero(found.mask.any(1)), np.flatnonzero(found.mask.any(0))
         assert rows[0] > 0 and columns[0] > 0 and rows[-1] < 63 and columns[-1] < 63
@@ -203,7 +203,7 @@ def test_an_outlined_object_is_drawn_whole_with_its_photograph(photos: Path) -> 
 
 def test_objects_too_small_too_large_or_cut_are_dropped_with_the_reason(photos: Path) -> None:
     image = str(photos / "cat.jpg")
-    only = Sources([image], (0.5, 1.0), 64)
+    only = Photographs([image], (0.5, 1.0), 64)
     for mask, reason, changes in (
         (box_mask(30, 40, 33, 43), "object too small or too large for a square", {}),
         (box_mask(2, 2, 88, 118), "object too small or too large for a square", {}),

@@ -19,12 +19,12 @@ from conftest import STAGES, commit, make_clip, make_project, run, save, write_p
 from receiver import receiver
 from servers import ask
 
-from tasks.detector_settings import MetaUASSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.evaluation.results import read_figures
-from tasks.files import sha256
-from tasks.weights import save_model
+from tasks.common.files import sha256
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.settings import MetaUASSettings
+from tasks.detectors.weights import save_model
+from tasks.scoring.results import read_figures
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_a_model_in_use_that_is_gone_is_told_and_nothing_changes(project: Path) 
         project,
         "python",
         "-c",
-        "from flows.promotion import gate; from flows.stage import exit_on_bad_input; exit_on_bad_input(lambda: gate('small'))",
+        "from flows.promotion.gate import gate; from flows.running.ending import exit_on_bad_input as end; end(lambda: gate('small'))",
     )
     assert came.returncode == 2 and came.stderr.splitlines()[-1].startswith("changepair: data/models/small/current: model ")
     assert "is neither in DVC's cache nor in a remote" in came.stderr

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.evaluation.figures import image_figures, tally
-from tasks.evaluation.promotion import PromotionSettings, decide, same_episodes
-from tasks.evaluation.results import Measure, Measured, draws_table
-from tasks.evaluation.spread import image_draws, resample
 from tasks.sampling.episodes import Episode
+from tasks.scoring.decision import PromotionSettings, decide, same_episodes
+from tasks.scoring.figures import image_figures, tally
+from tasks.scoring.results import Measure, Measured, draws_table
+from tasks.scoring.spread import image_draws, resample
 
 LABELS = np.arange(120) < 60
 

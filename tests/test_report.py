@@ -13,22 +13,22 @@ from browser import browser, console, installed, requests
 from conftest import make_layout, make_places, save
 from PIL import Image
 
-from tasks.detector_settings import EncoderSettings, MetaUASSettings, PatchResidualSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.evaluation.curves import curves_of
-from tasks.evaluation.evaluate import evaluate_target
-from tasks.evaluation.figures import FIGURES
-from tasks.evaluation.published import PUBLISHED, beside
-from tasks.evaluation.report import Inputs, Made, markdown, write_report
-from tasks.evaluation.results import Results, results_of
-from tasks.evaluation.score import Contender
-from tasks.evaluation.settings import EvaluationSettings
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.settings import EncoderSettings, MetaUASSettings, PatchResidualSettings
 from tasks.ingestion.ingest import ingest_folder
+from tasks.reporting.curves import curves_of
+from tasks.reporting.published import PUBLISHED, beside
+from tasks.reporting.report import Inputs, Made, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
-from tasks.training_log import LogLine, write_log
+from tasks.scoring.figures import FIGURES
+from tasks.scoring.measure import evaluate_target
+from tasks.scoring.results import Results, results_of
+from tasks.scoring.score import Contender
+from tasks.scoring.settings import EvaluationSettings
+from tasks.training.log import LogLine, write_log
 
 PROTOCOLS = ["class-specific", "class-agnostic"]
 

@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, make_project, run, write_pipelines
 from processes import started, wait_until
 
-from tasks.files import sha256
+from tasks.common.files import sha256
 
 pytestmark = pytest.mark.slow  # what a run of the whole pipeline does is in test_pipeline.py
 SYNTHESIZE = ("python", "-m", "flows.synthesize", "small")
@@ -176,7 +176,7 @@ def test_the_record_of_a_shard_holds_what_the_index_says(project: Path, undistur
 def test_the_readmes_kinds_of_runner_are_the_settings() -> None:
     from typing import get_args
 
-    from flows.runner import Runner
+    from flows.running.workers import Runner
 
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in get_args(Runner))

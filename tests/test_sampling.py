@@ -18,8 +18,8 @@ from hypothesis import given as given_hashes
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.errors import BadInput
-from tasks.files import sha256
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
 from tasks.ingestion.ingest import ingest_folder
 from tasks.ingestion.objects.table import SCHEMA, to_row, write_objects
 from tasks.sampling.central import most_central

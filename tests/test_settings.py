@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, SMALL, run, write_pipelines
 
-from flows.pipelines import enabled_pipeline, read_pipelines
-from tasks.errors import BadInput
+from flows.settings.pipelines import enabled_pipeline, read_pipelines
+from tasks.common.errors import BadInput
 
 
 def changed(keys: str, value: Any) -> dict[str, Any]:

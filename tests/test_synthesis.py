@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from tasks.errors import BadInput
-from tasks.files import sha256
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
+from tasks.common.photographs import Box, Photographs, Thing
+from tasks.common.randomness import generator
 from tasks.inpainting.inpainter import load_inpainter, write_choice
-from tasks.inpainting.settings import InpainterSettings, InpaintingSettings
-from tasks.randomness import generator
+from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.sampling.episodes import read_pictures
-from tasks.sources import Box, Sources, Thing
 from tasks.synthesis.changes import RECIPES, Change, Materials, Repaint, local_region, only_the_change, painted, shares
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped, Objects
@@ -56,13 +56,13 @@ def inputs(layout: Path) -> Inputs:
 
 def small(**changes: object) -> SynthesisSettings:
     # The pictures are textures, so what a smooth fill changes of them is little.
-    inpainting = InpaintingSettings(batch_size=3, steps=2, least_difference=0.03, least_changed=0.2)
+    inpainting = RepaintingSettings(batch_size=3, steps=2, least_difference=0.03, least_changed=0.2)
     return SynthesisSettings(**{"pairs": 20, "pairs_per_shard": 8, "resolution": 64, "inpainting": inpainting, **changes})  # type: ignore[arg-type]
 
 
 def materials(inputs: Inputs, chosen: SynthesisSettings) -> Materials:
     images = [row["image"] for row in read_pictures(inputs.files.sources)]
-    sources = Sources(images, chosen.crop, chosen.resolution)
+    sources = Photographs(images, chosen.crop, chosen.resolution)
     return Materials(chosen, sources, sources, Objects(chosen.objects, sources, inputs.files.objects))
 
 
@@ -211,7 +211,7 @@ def test_local_region_is_the_papers_formula(inputs: Inputs) -> None:
     white = inputs.files.sources.parent / "white.png"
     Image.new("RGB", (96, 96), "white").save(white)
     chosen = small(changed_area=(0.0, 1.0))
-    of = replace(materials(inputs, chosen), textures=Sources([str(white)], chosen.crop, chosen.resolution))
+    of = replace(materials(inputs, chosen), textures=Photographs([str(white)], chosen.crop, chosen.resolution))
     for number in range(30):
         change = local_region(of, generator(number, "draem"))
         outside = ~change.mask
@@ -229,15 +229,15 @@ def test_local_region_is_the_papers_formula(inputs: Inputs) -> None:
 
 def test_a_texture_of_the_sources_is_another_photographs_and_of_a_folder_any(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     of = materials(inputs, small())
-    cut: list[tuple[Sources, int]] = []
-    real = Sources.cut
-    monkeypatch.setattr(Sources, "cut", lambda self, index, square: cut.append((self, index)) or real(self, index, square))
+    cut: list[tuple[Photographs, int]] = []
+    real = Photographs.cut
+    monkeypatch.setattr(Photographs, "cut", lambda self, index, square: cut.append((self, index)) or real(self, index, square))
     for number in range(20):
         cut.clear()
         local_region(of, generator(number, "texture"))
         (_, photo), (_, texture) = cut
         assert photo != texture
-    textures = Sources(of.sources.images[:1], of.sources.crop, 64)
+    textures = Photographs(of.sources.images[:1], of.sources.crop, 64)
     cut.clear()
     local_region(replace(of, textures=textures), generator(0, "texture"))
     assert cut[1] == (textures, 0)
@@ -337,7 +337,7 @@ def test_changes_that_cannot_fit_are_told(inputs: Inputs) -> None:
 
 def test_a_source_that_has_gone_is_told(images: list[str]) -> None:
     Path(images[0]).unlink()
-    gone = Sources([images[0]], (0.4, 1.0), 64)
+    gone = Photographs([images[0]], (0.4, 1.0), 64)
     with pytest.raises(BadInput, match=r"0\.png: a source picture that was ingested cannot be read any more"):
         gone.draw(generator(0))
 
@@ -347,13 +347,13 @@ def test_a_source_that_has_gone_is_told(images: list[str]) -> None:
 def test_a_square_around_an_object_holds_it_whole(seed: int) -> None:
     import skimage.data
 
-    from tasks.sources import _photo
+    from tasks.common.photographs import _photo
 
     rng = np.random.default_rng(seed)
     photo = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
     if not Path(photo).is_file():
         pytest.skip("scikit-image has moved its pictures")
-    sources = Sources([photo], (0.3, 1.0), 64)
+    sources = Photographs([photo], (0.3, 1.0), 64)
     left, top = rng.uniform(0, 0.8, 2)
     box = Box(left, top, left + rng.uniform(0.02, 0.2), top + rng.uniform(0.02, 0.2))
     covers = (box.right - box.left) * (box.bottom - box.top)
@@ -377,7 +377,7 @@ def test_a_mask_is_cut_as_its_photograph_is(images: list[str]) -> None:
     marked[30:60, 50:95] = True
     file = folder / "marked.png"
     Image.fromarray(marked.astype(np.uint8) * 255).convert("RGB").save(file)
-    sources = Sources([str(file)], (0.5, 1.0), 64)
+    sources = Photographs([str(file)], (0.5, 1.0), 64)
     for number in range(10):
         square = sources.square(0, generator(number, "cut"))
         picture, mask = sources.cut(0, square), sources.cut_mask(marked, square)

@@ -17,16 +17,17 @@ import pytest
 import torch
 from conftest import ROOT, make_pairs, make_places, save
 
-from tasks.detector_settings import EncoderSettings, InCTRLSettings, MetaUASSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.errors import BadInput
-from tasks.evaluation.score import read_pictures as pixels
-from tasks.files import sha256
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.settings import EncoderSettings, InCTRLSettings, MetaUASSettings
+from tasks.detectors.weights import load_model
 from tasks.ingestion.ingest import ingest_folder
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
+from tasks.scoring.score import read_pictures as pixels
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import read_index
 from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides, train_inctrl
@@ -34,7 +35,6 @@ from tasks.training.loop import Places
 from tasks.training.metauas import train_metauas
 from tasks.training.pairs import Pairs
 from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
-from tasks.weights import load_model
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2, held_out=0.1)
@@ -128,7 +128,7 @@ def test_killed_midway_it_goes_on_and_ends_with_the_same_bytes(pairs: Path) -> N
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> None:
-    from tasks import checkpoint
+    from tasks.training import checkpoint
 
     folder = pairs.parent / "model.checkpoints"
     folder.mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
 from tasks.ingestion import unpack as unpacking
 from tasks.ingestion.unpack import unpack
 
@@ -84,7 +84,7 @@ def test_a_link_too_long_to_be_resolved_writes_nothing_outside(tmp_path: Path) -
         content = tarfile.TarInfo("written")
         content.size = 5
         made.addfile(content, io.BytesIO(b"yours"))
-    with pytest.raises(BadInput, match="would leave the folder|cannot be unpacked"):
+    with pytest.raises(BadInput, match=r"would leave the folder|cannot be unpacked"):
         unpack(archive, tmp_path / "parts")
     assert outside.read_text() == "mine" and not (tmp_path / "parts").exists()
 

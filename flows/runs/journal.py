@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.stage import DATA
-from tasks.files import write_text
+from flows.running.places import DATA
+from tasks.common.files import write_text
 
 KEPT = 100  # runs a pipeline; older ones are forgotten
 RUNNING = "Running"

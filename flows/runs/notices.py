@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from flows.schedule.settings import Notices
-from flows.secrets import HIDDEN, hide
+from flows.running.secrets import HIDDEN, hide
+from flows.settings.runs import Notices
 
 EVENTS = {"Promoted": "promoted", "Kept": "kept", "Failed": "failed", "Crashed": "failed"}
 FIRST_PAUSE = 1.0  # seconds before the second attempt; each pause is twice the one before

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.locks import FOLDER, holder
-from flows.pipelines import read_pipelines
-from flows.promotion import read_current
+from flows.promotion.history import read_current
+from flows.running.locks import FOLDER, holder
+from flows.running.places import DATA
 from flows.runs.journal import RUNNING, Run, StageRun, read_runs
-from flows.settings import nearest
-from flows.stage import DATA
-from tasks.errors import BadInput
+from flows.settings.pipelines import read_pipelines
+from flows.settings.reader import nearest
+from tasks.common.errors import BadInput
 
 RETRAIN_LOCK = FOLDER / "retrain.lock"
 DIED = "Died"

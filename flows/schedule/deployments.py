@@ -27,11 +27,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from flows.gpu import LIMIT
-from flows.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from flows.running.gpu import LIMIT
 from flows.schedule.flow import NAME, scheduled
-from flows.schedule.settings import Schedule
-from tasks.errors import BadInput
+from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from flows.settings.runs import Schedule
+from tasks.common.errors import BadInput
 
 ENTRYPOINT = "flows.schedule.flow.scheduled"  # a module's: workers have the project installed, and every run clones what it works on
 TAG = "changepair"

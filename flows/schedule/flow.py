@@ -14,18 +14,18 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 from rich.console import Console
 
-from flows.api import child, close_dead, link_child, one_api, parent
-from flows.locks import Held, one_at_a_time
-from flows.pipelines import Name, read_pipelines
+from flows.running.api import child, close_dead, link_child, one_api, parent
+from flows.running.ending import log_in_lines
+from flows.running.locks import Held, one_at_a_time
 from flows.runs.journal import now
 from flows.runs.notices import notify
 from flows.schedule import workspace
-from flows.schedule.settings import Overlap, Results, Runs
 from flows.schedule.workspace import Workspace
-from flows.settings import parse
-from flows.stage import log_in_lines
-from tasks.errors import BadInput
-from tasks.stopping import on_sigterm
+from flows.settings.pipelines import Name, read_pipelines
+from flows.settings.reader import parse
+from flows.settings.runs import Overlap, Results, Runs
+from tasks.common.errors import BadInput
+from tasks.common.stopping import on_sigterm
 
 NAME = "scheduled"
 PARAMETERS = Path("parameters of the run")

@@ -22,15 +22,15 @@ from dvc.utils.serialize import dump_yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.promotion import POINTER
-from flows.provenance import LOCK
-from flows.schedule.cache import verify
+from flows.plan import DVC_YAML, is_of
+from flows.promotion.store import POINTER
+from flows.running.cache import verify
+from flows.running.places import EVALUATION, MODELS
+from flows.running.provenance import LOCK
 from flows.schedule.commands import CommandFailed, git, of_this_environment, own, run
-from flows.schedule.settings import Results
-from flows.stage import EVALUATION, MODELS
-from flows.stages import OF_A_DATASET
-from tasks.errors import BadInput
-from tasks.files import write_text
+from flows.settings.runs import Results
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text
 
 IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
 AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
@@ -132,7 +132,7 @@ def commit_results(workspace: Workspace, revision: str, message: str) -> str | N
 
 def _commit(workspace: Workspace, revision: str, message: str) -> str | None:
     folder, before = workspace.folder, _last_results(workspace)
-    git(folder, "add", "--all", "--", *(path for path in (LOCK.as_posix(), "data") if (folder / path).exists()))
+    git(folder, "add", "--all", "--", *(path for path in (LOCK.as_posix(), DVC_YAML.as_posix(), "data") if (folder / path).exists()))
     tree = git(folder, "write-tree")
     if before is not None and tree == git(folder, "rev-parse", f"{before}^{{tree}}"):
         return None
@@ -252,15 +252,11 @@ def _take_over(workspace: Workspace, commit: str, before: str | None, left: Mapp
                 git(folder, "checkout", "--quiet", before, "--", *names)
     stages = dict(new.get("stages", {}))
     for lock in (old, left):
-        stages |= {name: stage for name, stage in lock.get("stages", {}).items() if _is_of(name, pipeline)}
+        stages |= {name: stage for name, stage in lock.get("stages", {}).items() if is_of(name, pipeline)}
     if before is not None and stages == old.get("stages", {}):
         git(folder, "checkout", "--quiet", before, "--", LOCK.as_posix())
     elif stages:
         dump_yaml(str(folder / LOCK), {"schema": "2.0", **new, **old, "stages": stages})
-
-
-def _is_of(stage: str, pipeline: str) -> bool:
-    return stage.startswith(OF_A_DATASET) or stage.partition("@")[2] == pipeline
 
 
 def _lock_at(folder: Path, commit: str) -> Mapping[str, Any]:
@@ -274,7 +270,7 @@ def _targets(folder: Path, pipeline: str) -> list[str]:
     """What of DVC's there is to move: the pipeline's stages, and the model in use."""
     pointer = MODELS / pipeline / POINTER
     locked = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) if (folder / LOCK).is_file() else {}
-    there = [name for name in (locked or {}).get("stages", {}) if _is_of(name, pipeline)]
+    there = [name for name in (locked or {}).get("stages", {}) if is_of(name, pipeline)]
     return [*there, *([pointer.as_posix()] if (folder / pointer).is_file() else [])]
 
 

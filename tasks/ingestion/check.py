@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.fft import dctn
 
-from tasks.errors import BadInput
-from tasks.files import written_beside
-from tasks.ingestion.found import GOOD, Found, Source
+from tasks.common.errors import BadInput
+from tasks.common.files import written_beside
+from tasks.common.pictures import Mask, png
+from tasks.ingestion.found import GOOD, DatasetFolder, Found
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL
-from tasks.pictures import Mask, png
 
 MAX_PIXELS = 100_000_000
 """The most a picture may hold, in pixels (10,000 x 10,000, 300 MB decoded). A larger one is taken for a decompression bomb."""
@@ -38,7 +38,7 @@ class Facts:
     """Why it cannot be used; "" if it can."""
 
 
-def check(found: Found, source: Source) -> Facts:
+def check(found: Found, source: DatasetFolder) -> Facts:
     """Reads the picture and its masks; writes them first where they are cut out of others."""
     try:
         if found.write is not None:
@@ -56,7 +56,7 @@ def check(found: Found, source: Source) -> Facts:
         return Facts(fault=_undecodable(found.image, error))
 
 
-def row(found: Found, facts: Facts, source: Source, licence: str) -> dict[str, Any]:
+def row(found: Found, facts: Facts, source: DatasetFolder, licence: str) -> dict[str, Any]:
     """The manifest row of a picture without fault (manifest.SCHEMA)."""
     mask = mask_of(found, source)
     return {
@@ -75,14 +75,14 @@ def row(found: Found, facts: Facts, source: Source, licence: str) -> dict[str, A
     }
 
 
-def mask_of(found: Found, source: Source) -> Path | None:
+def mask_of(found: Found, source: DatasetFolder) -> Path | None:
     """A picture's one mask: its own, or the union of its several."""
     if len(found.masks) <= 1:
         return found.masks[0] if found.masks else None
     return source.written / "masks" / found.category / found.defect / f"{found.image.stem}.png"
 
 
-def union(found: Found, source: Source) -> None:
+def union(found: Found, source: DatasetFolder) -> None:
     """Writes the union of a picture's several masks."""
     target = mask_of(found, source)
     if target is not None and len(found.masks) > 1:
@@ -163,7 +163,7 @@ def _note(image: Image.Image) -> str:
     return "; ".join(notes)
 
 
-def _mask_fault(masks: tuple[Path, ...], source: Source, size: tuple[int, int]) -> str:
+def _mask_fault(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int, int]) -> str:
     marks = False
     for mask in masks:
         if not mask.is_file():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sklearn.model_selection import train_test_split
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
 
 LICENCE = "CC BY-NC-SA 4.0"
 TEST_SHARE = 0.25

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
@@ -39,7 +39,7 @@ Item = Found | Rejected
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetFolder:
     """A dataset on disk."""
 
     name: str
@@ -56,7 +56,7 @@ class Source:
         return path
 
 
-Reader = Callable[[Source], Iterator[Item]]
+Reader = Callable[[DatasetFolder], Iterator[Item]]
 
 
 def pictures(

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tasks import stopping
-from tasks.errors import BadInput
-from tasks.files import made_anew, write_csv, written_beside
+from tasks.common import stopping
+from tasks.common.errors import BadInput
+from tasks.common.files import made_anew, write_csv, written_beside
 from tasks.ingestion.check import Facts, check, row, union
-from tasks.ingestion.found import Found, Item, Rejected, Source
+from tasks.ingestion.found import DatasetFolder, Found, Item, Rejected
 from tasks.ingestion.known import Known, known_files, stamp
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, SCHEMA
 from tasks.ingestion.packaged import PACKAGED
@@ -86,7 +86,7 @@ def ingest_packaged(dataset: str, *, places: Places, workers: int) -> Ingested:
     folder = places.pictures / dataset
     with made_anew(folder) as partial:
         packaged.write(partial)
-    source = Source(dataset, folder, folder)
+    source = DatasetFolder(dataset, folder, folder)
     return _ingest(source, LAYOUTS["folder"].read(source), packaged.licence, places, workers)
 
 
@@ -102,24 +102,24 @@ def ingest_folder(
     chosen = LAYOUTS[layout]
     if not folder.exists():
         raise BadInput(f"{dataset}: no folder {folder}; correct datasets.folders.{dataset}.path in pipelines.yaml")
-    source = Source(dataset, folder, places.pictures / dataset)
+    source = DatasetFolder(dataset, folder, places.pictures / dataset)
     _refuse_what_it_writes_to(source, places)
     shutil.rmtree(source.written, ignore_errors=True)
     source.written.mkdir(parents=True)
     return _ingest(source, chosen.read(source), licence or chosen.licence, places, workers)
 
 
-def _refuse_what_it_writes_to(source: Source, places: Places) -> None:
+def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
     """Raises BadInput if the dataset lies where ingestion writes, and would be deleted by it, directly or by a link."""
     folder, written = source.folder.resolve(), places.pictures.resolve()
     if folder.is_relative_to(written) or source.written.resolve().is_relative_to(folder):
         raise BadInput(
-            f"{source.name}: {source.folder} lies where ingestion itself writes and deletes ({places.pictures}); move the dataset to another "
-            f"place and say so in datasets.folders.{source.name}.path"
+            f"{source.name}: {source.folder} lies where ingestion itself writes and deletes ({places.pictures}); move the dataset to "
+            f"another place and say so in datasets.folders.{source.name}.path"
         )
 
 
-def _ingest(source: Source, items: Iterable[Item], licence: str, places: Places, workers: int) -> Ingested:
+def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: Places, workers: int) -> Ingested:
     listed, manifest = (places.manifests / f"{source.name}.{ending}" for ending in ("rejected.csv", "parquet"))
     work = places.checkpoints / "ingest"
     work.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _ingest(source: Source, items: Iterable[Item], licence: str, places: Places,
     return Ingested(came.kept - len(conflicts), len(came.rejected), dict(sorted(came.notes.items())))
 
 
-def _read_all(source: Source, items: Iterable[Item], licence: str, rows: Path, work: Path, workers: int) -> _Came:
+def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, workers: int) -> _Came:
     """Writes the rows of the pictures that can be used, portion by portion."""
     came = _Came()
     bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
@@ -175,7 +175,7 @@ def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield portion
 
 
-def _judged(portion: list[Item], source: Source, known: Known, pool: ThreadPoolExecutor) -> Iterator[tuple[Item, Facts]]:
+def _judged(portion: list[Item], source: DatasetFolder, known: Known, pool: ThreadPoolExecutor) -> Iterator[tuple[Item, Facts]]:
     """Each item with what is known of it; files that have not changed are not read."""
     found = [(number, item, stamp(item)) for number, item in enumerate(portion) if isinstance(item, Found)]
     facts: dict[int, Facts] = {}
@@ -193,7 +193,7 @@ def _judged(portion: list[Item], source: Source, known: Known, pool: ThreadPoolE
         yield anything, facts.get(number, Facts())
 
 
-def _read(found: Found, source: Source) -> Facts:
+def _read(found: Found, source: DatasetFolder) -> Facts:
     facts = check(found, source)
     if not facts.fault:
         union(found, source)
@@ -235,7 +235,7 @@ def _write_manifest(rows: Path, manifest: Path, without: set[str]) -> None:
             writer.write_table(table, row_group_size=ROWS_A_GROUP)
 
 
-def _from(file: Path, source: Source) -> Path:
+def _from(file: Path, source: DatasetFolder) -> Path:
     root = source.folder if source.folder.is_dir() else source.folder.parent
     return file.relative_to(root) if file.is_relative_to(root) else file
 

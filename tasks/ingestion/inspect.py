@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.files import written_beside
+from tasks.common.files import written_beside
+from tasks.common.pictures import Picture, read_mask, read_picture
+from tasks.common.reasons import in_general
 from tasks.ingestion.ingest import Places, ingest_folder
-from tasks.pictures import Picture, read_mask, read_picture
-from tasks.reasons import in_general
 
 TILE, GAP, TITLE = 112, 4, 150  # pixels: a picture's side, the room around it, the column that says what is in a line
 A_LINE = 8  # pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.settings import STRICT
+from tasks.common.bounds import STRICT
 
 LayoutName = Literal[
     "folder",

@@ -11,8 +11,8 @@ import zlib
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from tasks.errors import BadInput
-from tasks.files import NO_ROOM, made_anew
+from tasks.common.errors import BadInput
+from tasks.common.files import NO_ROOM, made_anew
 
 UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError, NotImplementedError)
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.devices import best_device
-from tasks.errors import BadInput
-from tasks.files import written_beside
-from tasks.inpainting.settings import NONE, OWN, InpainterSettings, InpaintingSettings
+from tasks.common.devices import best_device
+from tasks.common.errors import BadInput
+from tasks.common.files import written_beside
+from tasks.inpainting.settings import NONE, OWN, InpainterSettings, RepaintingSettings
 
 CHOICE_NAME = "inpainter.json"
 PIPELINE_NAME = "pipeline"
@@ -42,7 +42,7 @@ def write_choice(folder: Path, settings: InpainterSettings) -> None:
 
 
 @lru_cache(maxsize=2)
-def load_inpainter(folder: Path, settings: InpaintingSettings) -> Inpainter:
+def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
     """The inpainting model that the inpainter stage left in `folder`; loaded once a process.
 
     Raises BadInput if there is none or it cannot be loaded.
@@ -68,7 +68,7 @@ def load_inpainter(folder: Path, settings: InpaintingSettings) -> Inpainter:
 class Own:
     """The small model of tasks.inpainting.crop_pipeline. Reads no texts."""
 
-    def __init__(self, pipeline: Any, settings: InpaintingSettings) -> None:
+    def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
         self.pipeline = pipeline
         self.steps = settings.steps
 
@@ -81,7 +81,7 @@ class Own:
 class AnyDiffusion:
     """Any inpainting pipeline of diffusers, at the resolution it was made for."""
 
-    def __init__(self, pipeline: Any, settings: InpaintingSettings) -> None:
+    def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
         self.pipeline = pipeline
         self.settings = settings
         self.lock = threading.Lock()  # a scheduler keeps the state of the pictures it is at
@@ -107,7 +107,7 @@ class AnyDiffusion:
         return int(denoiser.config.sample_size) * int(self.pipeline.vae_scale_factor)
 
 
-def _any_pipeline(model: str, revision: str | None, settings: InpaintingSettings) -> Any:
+def _any_pipeline(model: str, revision: str | None, settings: RepaintingSettings) -> Any:
     from diffusers import AutoPipelineForInpainting
 
     try:

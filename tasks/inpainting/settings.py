@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tasks.settings import STRICT, Between
+from tasks.common.bounds import STRICT, Between
 
 OWN, NONE = "own", "none"
 
@@ -39,7 +39,7 @@ class InpainterSettings:
 
 
 @dataclass(frozen=True)
-class InpaintingSettings:
+class RepaintingSettings:
     """How the inpainting model is asked."""
 
     __pydantic_config__ = STRICT

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from tasks.detector_settings import EncoderSettings
-from tasks.devices import best_device
-from tasks.encoders import build_encoder
-from tasks.pictures import read_picture
+from tasks.common.devices import best_device
+from tasks.common.tensors import read_tensors
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.settings import EncoderSettings
 
 RESOLUTION = 128  # pixels a side
 ENCODED_AT_ONCE = 32
@@ -41,8 +40,7 @@ def _similarity(images: Sequence[str]) -> NDArray[np.float64]:
     encoder = build_encoder(EncoderSettings(), RESOLUTION).to(device)
     parts = []
     for start in range(0, len(images), ENCODED_AT_ONCE):
-        pictures = np.stack([read_picture(Path(image), RESOLUTION) for image in images[start : start + ENCODED_AT_ONCE]])
-        features = encoder(torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255))
+        features = encoder(read_tensors(images[start : start + ENCODED_AT_ONCE], RESOLUTION, device))
         parts.append(features[-1].mean(dim=(-2, -1)))
     every = torch.cat(parts)
     unit = F.normalize(every - every.mean(dim=0), dim=1).double()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.files import read_table
+from tasks.common.files import read_table
 from tasks.ingestion.manifest import SCHEMA
 
 MADE_BY = "sample"
@@ -80,6 +80,11 @@ def read_episodes(path: Path) -> list[Episode]:
     rows = read_table(path, EPISODES, MADE_BY).to_pylist()
     lists = ("prompts", "queries", "labels", "own")
     return [Episode(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
+
+
+def protocols_of(path: Path) -> list[str]:
+    """In the order of sampling's settings, which the episodes are in."""
+    return list(dict.fromkeys(episode.protocol for episode in read_episodes(path)))
 
 
 def read_pictures(path: Path) -> list[dict[str, Any]]:

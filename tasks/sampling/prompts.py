@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
+from tasks.common.randomness import generator
 from tasks.ingestion.manifest import NORMAL
-from tasks.randomness import generator
 from tasks.sampling.settings import Draw
 
 Row = Mapping[str, Any]

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.errors import BadInput
-from tasks.files import read_table, write_csv, write_table
+from tasks.common.errors import BadInput
+from tasks.common.files import read_table, write_csv, write_table
+from tasks.common.randomness import generator
 from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, SCHEMA
 from tasks.ingestion.objects import table as objects
 from tasks.ingestion.objects.table import write_objects
-from tasks.randomness import generator
 from tasks.sampling.duplicates import NearDuplicate, near_duplicates
 from tasks.sampling.episodes import EPISODES, Episode, EpisodeFiles
 from tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given

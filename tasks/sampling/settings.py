@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.settings import STRICT, Between
+from tasks.common.bounds import STRICT, Between
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 Draw = Literal["balanced", "pooled", "stratified", "central"]

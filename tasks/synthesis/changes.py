@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from tasks.pictures import Mask, Picture
-from tasks.sources import Sources
+from tasks.common.photographs import Photographs
+from tasks.common.pictures import Mask, Picture
 from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.perlin import perlin_mask
 from tasks.synthesis.photometry import three_random
@@ -26,8 +26,8 @@ class Materials:
     """What pairs are made of."""
 
     settings: SynthesisSettings
-    sources: Sources
-    textures: Sources
+    sources: Photographs
+    textures: Photographs
     objects: Objects
 
 

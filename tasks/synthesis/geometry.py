@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from tasks.pictures import Mask, Picture, Pixels
+from tasks.common.pictures import Mask, Picture, Pixels
 from tasks.synthesis.settings import AugmentationSettings
 
 Affine = tuple[float, float, float, float, float, float]  # of output to input, row by row, in pixels from the first pixel's corner

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from tasks.common.photographs import Box, Photographs, Thing
+from tasks.common.pictures import Mask, Picture
 from tasks.ingestion.objects.table import to_mask
-from tasks.pictures import Mask, Picture
-from tasks.sources import Box, Sources, Thing
 from tasks.synthesis.proposals import propose
 from tasks.synthesis.settings import ObjectSettings
 
@@ -35,7 +35,7 @@ class Found:
 class Objects:
     """Draws squares with an object in them. `table`: the file of tasks.ingestion.objects with the outlined ones."""
 
-    def __init__(self, settings: ObjectSettings, sources: Sources, table: Path) -> None:
+    def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
         self.settings = settings
         self.sources = sources
         self.table = table

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.files import write_csv
-from tasks.pictures import Mask, Picture
+from tasks.common.files import write_csv
+from tasks.common.pictures import Mask, Picture
 from tasks.synthesis.shards import OVERVIEW_NAME, Drop, ShardReader
 
 PAIRS_A_KIND = 12

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
+from tasks.common.pictures import Picture
+from tasks.common.randomness import generator
 from tasks.inpainting.inpainter import Inpainter
-from tasks.pictures import Picture
-from tasks.randomness import generator
 from tasks.synthesis.changes import RECIPES, Change, Materials, Recipe, Repaint, painted, shares
 from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.pictures import Picture
+from tasks.common.pictures import Picture
 from tasks.synthesis.settings import AugmentationSettings
 
 Step = Callable[[Picture, np.random.Generator], Picture]

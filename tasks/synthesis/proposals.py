@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
-from tasks.errors import BadInput
-from tasks.pictures import Mask, Picture
+from tasks.common.errors import BadInput
+from tasks.common.pictures import Mask, Picture
 from tasks.synthesis.settings import ObjectSettings
 
 POINTS_A_SIDE = 8  # of the grid of points that Segment Anything is asked about

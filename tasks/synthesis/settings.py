@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.inpainting.settings import InpaintingSettings
-from tasks.settings import STRICT, Between
+from tasks.common.bounds import STRICT, Between
+from tasks.inpainting.settings import RepaintingSettings
 
 Kind = Literal["appearance", "disappearance", "exchange", "local-region", "none"]
 Share = Annotated[float, Between(0, 1)]
@@ -72,7 +72,7 @@ class SynthesisSettings:
     changed_area: Annotated[tuple[float, float], Between(0, 1)] = (0.002, 0.5)
     """Smallest and largest share of the query that a change may cover; a draw outside is dropped and drawn again."""
     objects: ObjectSettings = ObjectSettings()
-    inpainting: InpaintingSettings = InpaintingSettings()
+    inpainting: RepaintingSettings = RepaintingSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
 
     def __post_init__(self) -> None:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import webdataset as wds
 
-from tasks.files import read_table, written_beside
-from tasks.pictures import Mask, Picture, png
+from tasks.common.files import read_table, written_beside
+from tasks.common.pictures import Mask, Picture, png
 
 MADE_BY = "synthesize"
 INDEX_NAME = "pairs.parquet"

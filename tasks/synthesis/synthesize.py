@@ -21,10 +21,10 @@ import cv2
 import pyarrow as pa
 
 import tasks
-from tasks.files import sha256, write_table, write_text
+from tasks.common.files import sha256, write_table, write_text
+from tasks.common.photographs import Photographs
 from tasks.inpainting.inpainter import load_inpainter
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
-from tasks.sources import Sources
 from tasks.synthesis.changes import Materials
 from tasks.synthesis.objects import Objects
 from tasks.synthesis.overview import write_overview
@@ -89,8 +89,8 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
     """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
     cv2.setNumThreads(1)  # the cores are used by making several shards at once
-    sources = Sources(_images(inputs.files.sources), settings.crop, settings.resolution)
-    textures = Sources(_images(inputs.files.textures), settings.crop, settings.resolution)
+    sources = Photographs(_images(inputs.files.sources), settings.crop, settings.resolution)
+    textures = Photographs(_images(inputs.files.textures), settings.crop, settings.resolution)
     materials = Materials(settings, sources, textures, Objects(settings.objects, sources, inputs.files.objects))
     maker = Maker(materials, load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None)
     first = number * settings.pairs_per_shard

@@ -17,18 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from tasks.detector_settings import InCTRLSettings
-from tasks.detectors import build_detector
-from tasks.devices import best_device
-from tasks.encoders import build_encoder
-from tasks.errors import BadInput
-from tasks.files import sha256
+from tasks.common.devices import best_device
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
+from tasks.common.randomness import generator
+from tasks.common.tensors import read_tensors
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.inctrl import InCTRLSettings
+from tasks.detectors.load import build_detector
+from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL
-from tasks.models.inctrl import InCTRL, binary_focal_loss
-from tasks.pictures import read_picture
-from tasks.randomness import generator
 from tasks.sampling.episodes import read_pictures
-from tasks.training.loop import Batch, Places, Trained, accelerator_for, begin, fit
+from tasks.training.course import DetectorCourse
+from tasks.training.loop import Batch, Examples, Places, Trained, accelerator_for, begin, fit, pace_of
 from tasks.training.pairs import Pairs, hashes, split_pairs
 from tasks.training.settings import InCTRLTrainingSettings
 
@@ -105,8 +106,7 @@ class AuxiliaryEvidence:
 
     def _pictures(self, images: Sequence[str]) -> Iterator[Tensor]:
         for start in range(0, len(images), ENCODED_AT_ONCE):
-            part = np.stack([read_picture(Path(image), self.resolution) for image in images[start : start + ENCODED_AT_ONCE]])
-            yield torch.from_numpy(part).to(best_device()).permute(0, 3, 1, 2).float().div_(255)
+            yield read_tensors(images[start : start + ENCODED_AT_ONCE], self.resolution, best_device())
 
 
 @dataclass(frozen=True)
@@ -117,27 +117,30 @@ class Sides:
     held_out: PairEvidence | AuxiliaryEvidence | None
 
 
-class InCTRLCourse:
+class InCTRLCourse(DetectorCourse):
     """Evidence in, final and image scores out; every batch is half anomalous, whatever there is more of."""
 
-    def __init__(self, model: InCTRL, sides: Sides, seed: int) -> None:
-        self.model = model
+    model: InCTRL
+
+    def __init__(self, detector: InCTRL, chosen: InCTRLSettings, settings: InCTRLTrainingSettings, sides: Sides) -> None:
+        super().__init__("inctrl", detector, chosen, settings)
         self.sides = sides
-        self.seed = seed
         self.labels = np.array(sides.training.labels)
-        self.examples = len(self.labels)
+        self._measured: Dataset[Any] | None = None
 
-    def epoch(self, number: int) -> Dataset[Batch]:
-        return _dataset(self.sides.training, self.model, number)
+    def examples(self, epoch: int) -> Dataset[Any]:
+        return _dataset(self.sides.training, self.model, epoch)
 
-    def order(self, number: int) -> list[int]:
-        rng = generator(self.seed, "epoch", number)
-        half = -(-self.examples // 2)
+    def order(self, epoch: int) -> list[int]:
+        rng = generator(self.settings.seed, "epoch", epoch)
+        half = -(-len(self.labels) // 2)
         drawn = [np.resize(rng.permutation(np.flatnonzero(self.labels == label)), half) for label in (NORMAL, ANOMALOUS)]
-        return np.stack(drawn, axis=1).ravel()[: self.examples].tolist()
+        return np.stack(drawn, axis=1).ravel()[: len(self.labels)].tolist()
 
-    def held_out(self) -> Dataset[Batch] | None:
-        return _dataset(self.sides.held_out, self.model, 0) if self.sides.held_out is not None else None
+    def held_out(self) -> Dataset[Any] | None:
+        if self._measured is None and self.sides.held_out is not None:
+            self._measured = _dataset(self.sides.held_out, self.model, 0)
+        return self._measured
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         *evidence, labels = batch
@@ -145,17 +148,17 @@ class InCTRLCourse:
         return binary_focal_loss(final.float(), labels) + binary_focal_loss(image.float(), labels)
 
 
-def train_inctrl(
+def train(
     detector: InCTRLSettings,
     settings: InCTRLTrainingSettings,
     *,
-    pairs: Path,
-    auxiliary: Path,
+    examples: Examples,
     places: Places,
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on the shards in `pairs`, or on the pictures that the table `auxiliary` names, as tasks.training.loop.fit says."""
+    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks.training.loop.fit says."""
+    pairs, auxiliary = examples.pairs, examples.auxiliary
     if settings.examples == "pairs":
         training, measured = split_pairs(pairs, settings.held_out)
         make: list[PairEvidence | AuxiliaryEvidence] = [
@@ -172,15 +175,14 @@ def train_inctrl(
         inputs = {"auxiliary": sha256(auxiliary)}
     if not make or len(set(make[0].labels)) < 2:
         raise BadInput(f"training.inctrl: its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart")
-    begin(settings)
+    begin(settings.seed)
     model = cast(InCTRL, build_detector(detector, build_encoder(detector.encoder, detector.resolution)).to(best_device()))
     return fit(
-        InCTRLCourse(model, Sides(make[0], make[1] if len(make) > 1 else None), settings.seed),
-        settings,
+        InCTRLCourse(model, detector, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
+        pace_of(settings),
         places,
-        accelerator=accelerator_for(settings),
-        config={"detector": "inctrl", "settings": asdict(detector)},
-        inputs=inputs,
+        accelerator=accelerator_for(settings.precision),
+        inputs={"detector": asdict(detector), "training": asdict(settings), **inputs},
         workers=workers,
         report=report,
     )

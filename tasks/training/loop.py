@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
@@ -19,45 +18,85 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from tasks import checkpoint, models, stopping
-from tasks.checkpoint import Progress
-from tasks.devices import best_device, computes_bf16
-from tasks.errors import BadInput
+from tasks.common import stopping
+from tasks.common.devices import best_device, computes_bf16
+from tasks.common.errors import BadInput
+from tasks.training import checkpoint
+from tasks.training.checkpoint import Progress
+from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
-from tasks.training_log import LogLine, write_log
-from tasks.weights import save_model
 
-CODE = [Path(models.__path__[0]), Path(__file__).parent]
 Batch = tuple[Tensor, ...]
 
 
 class Course(Protocol):
-    """What is trained, on what, and what is wrong with it."""
+    """What is trained, on what, what is wrong with it, and what is kept of it."""
 
-    examples: int
-    """An epoch has of them."""
+    name: str
 
     @property
-    def model(self) -> nn.Module: ...
-
-    def epoch(self, number: int) -> Dataset[Batch]:
-        """The epoch's examples."""
+    def model(self) -> nn.Module:
+        """What learns."""
         ...
 
-    def order(self, number: int) -> list[int]:
-        """In which order the epoch takes its examples; drawn from the seed and the epoch alone, so that it can be gone on with."""
+    @property
+    def state(self) -> nn.Module:
+        """All that a checkpoint keeps: the model, or more."""
         ...
 
-    def held_out(self) -> Dataset[Batch] | None:
-        """Examples that are never trained on."""
+    def batches(self, epoch: int) -> Sequence[list[int]]:
+        """The places of each batch's examples; drawn from the seed and the epoch alone, so that an epoch can be gone on with."""
         ...
+
+    def examples(self, epoch: int) -> Dataset[Any]: ...
+
+    def collate(self, examples: list[Any]) -> Batch: ...
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor: ...
+
+    def stepped(self) -> None:
+        """Called after each step."""
+        ...
+
+    def measure(self, model: nn.Module, accelerator: Accelerator) -> float | None:
+        """The mean loss over examples that are never trained on; None if there are none."""
+        ...
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Writes what was learnt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a course is taken, and how often it is written down."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    schedule: Callable[[int, int], float]
+    """The factor on the learning rate at a step, of so many."""
+    log_every: int
+    """Steps."""
+    checkpoint_every: int
+    """Steps."""
+    largest_gradient: float | None = None
+    """Norm that gradients are clipped to."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a pipeline has to learn from."""
+
+    pairs: Path
+    """The folder of its change pairs."""
+    auxiliary: Path
+    """The table of its labelled pictures."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a training reads and writes."""
+    """Where a training writes."""
 
     model_folder: Path
     checkpoints: Path
@@ -72,135 +111,119 @@ class Trained:
     held_out_loss: float | None  # after the last epoch
 
 
-def accelerator_for(settings: TrainingSettings) -> Accelerator:
+def accelerator_for(precision: Literal["auto", "no", "bf16", "fp16"]) -> Accelerator:
     AcceleratorState._reset_state()  # a process has one, in one precision; the training before this may have had another
-    if settings.precision != "auto":
-        return Accelerator(mixed_precision=settings.precision)
+    if precision != "auto":
+        return Accelerator(mixed_precision=precision)
     return Accelerator(mixed_precision="bf16" if computes_bf16(best_device()) else "no")
 
 
-def begin(settings: TrainingSettings) -> None:
+def begin(seed: int) -> None:
     """To be called before a model is built: what starts at random in it, and the loop after it, come from the seed."""
-    set_seed(settings.seed)
+    set_seed(seed)
+
+
+def pace_of(settings: TrainingSettings) -> Pace:
+    """The pace of a detector's training."""
+    schedule = constant if settings.schedule == "constant" else cosine
+    return Pace(settings.epochs, settings.learning_rate, settings.weight_decay, schedule, settings.log_every, settings.checkpoint_every)
+
+
+def constant(step: int, steps: int) -> float:
+    return 1.0
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 down to 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def fit(
     course: Course,
-    settings: TrainingSettings,
+    pace: Pace,
     places: Places,
     *,
     accelerator: Accelerator,
-    config: Mapping[str, Any],
     inputs: Mapping[str, Any],
     workers: int,
     report: Callable[[float], None],
 ) -> Trained:
-    """Trains; writes model.safetensors, config.json (config, and how it was trained) and training_log.csv to the model folder.
+    """Trains; writes what the course saves and training_log.csv to the model folder.
 
     A run that was killed goes on from its last checkpoint and ends with the model an undisturbed run gives. inputs: all that the
-    result depends on beside the settings and the code; a checkpoint of others is not gone on with. report is called with the share
-    of the training done, 0..1. workers processes read examples when there is a GPU; on a CPU the training itself needs the cores.
-    Raises BadInput if there are too few examples for one step.
+    training depends on beside its code; a checkpoint of others is thrown away. report: is told the share of the steps done, 0..1.
+    Raises BadInput if there is not one whole batch, Stopped if SIGTERM came.
     """
-    steps_an_epoch = course.examples // (settings.batch_size * accelerator.num_processes)
+    steps_an_epoch = len(course.batches(0)) // accelerator.num_processes
     if steps_an_epoch == 0:
         raise BadInput(
-            f"training: {course.examples} examples do not fill one batch of {settings.batch_size} on {accelerator.num_processes} devices; "
+            f"training: the examples of {course.name} do not fill one batch on {accelerator.num_processes} devices; "
             "raise synthesis.pairs, add pictures, or lower the training's batch_size in pipelines.yaml"
         )
-    steps = settings.epochs * steps_an_epoch
+    steps = pace.epochs * steps_an_epoch
     weights = [tensor for tensor in course.model.parameters() if tensor.requires_grad]
-    optimizer = AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = LambdaLR(optimizer, _learning_rate(settings, steps))
-    name = checkpoint.fingerprint({"config": config, "settings": asdict(settings), **inputs}, CODE)
-    progress = checkpoint.resume(places.checkpoints, name, course.model, optimizer, schedule)
+    optimizer = AdamW(weights, lr=pace.learning_rate, weight_decay=pace.weight_decay)
+    schedule = LambdaLR(optimizer, lambda step: pace.schedule(step, steps))
+    name = checkpoint.name_of(inputs, type(course).__module__)
+    progress = checkpoint.resume(places.checkpoints, name, course.state, optimizer, schedule)
     prepared, optimizer = accelerator.prepare(course.model, optimizer)
 
-    readers = workers if accelerator.device.type != "cpu" else 0
-    held_out = course.held_out()
-    bar = tqdm(
-        total=steps,
-        initial=progress.step,
-        desc=f"train {config['detector']}",
-        unit="step",
-        mininterval=5,
-        disable=not accelerator.is_main_process,
-    )
+    title = f"train {course.name}"
+    bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, disable=not accelerator.is_main_process)
     while progress.step < steps:
         epoch, done = divmod(progress.step, steps_an_epoch)
-        batches = _batches(course.order(epoch), settings.batch_size)[: steps_an_epoch * accelerator.num_processes]
-        loader = accelerator.prepare(
-            DataLoader(
-                course.epoch(epoch),
-                batch_sampler=batches[done * accelerator.num_processes :],
-                num_workers=readers,
-                pin_memory=readers > 0,
-            )
-        )
         prepared.train()
-        for batch in loader:
+        for batch in _loader(course, epoch, done, steps_an_epoch, accelerator, workers):
             loss = course.loss(prepared, batch)
             optimizer.zero_grad()
             accelerator.backward(loss)
+            if pace.largest_gradient is not None:
+                accelerator.clip_grad_norm_(weights, pace.largest_gradient)
             optimizer.step()
             schedule.step()
+            course.stepped()
 
             progress.step += 1
             progress.losses.append(float(accelerator.gather(loss.detach()).mean()))
             epoch_ends = progress.step % steps_an_epoch == 0
-            if epoch_ends or progress.step % settings.log_every == 0:
-                measured = _measure(accelerator, prepared, course, held_out, settings.batch_size) if epoch_ends and held_out else None
+            if epoch_ends or progress.step % pace.log_every == 0:
+                measured = course.measure(prepared, accelerator) if epoch_ends else None
                 _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
                 bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
                 report(progress.step / steps)
             asked = stopping.asked()
-            if accelerator.is_main_process and (asked or progress.step % settings.checkpoint_every == 0):
-                checkpoint.save(places.checkpoints, name, accelerator.unwrap_model(prepared), optimizer, schedule, progress)
+            if accelerator.is_main_process and (asked or progress.step % pace.checkpoint_every == 0):
+                checkpoint.save(places.checkpoints, name, course.state, optimizer, schedule, progress)
             bar.update()
             if asked:
                 bar.close()
-                raise stopping.Stopped(f"train {config['detector']}, step {progress.step} of {steps}")
+                raise stopping.Stopped(f"{title}, step {progress.step} of {steps}")
     bar.close()
 
     if accelerator.is_main_process:
         write_log(places.model_folder, progress.log)
-        save_model(
-            places.model_folder,
-            accelerator.unwrap_model(prepared),
-            {**config, "training": asdict(settings), "examples": course.examples},
-        )
+        course.save(places.model_folder, accelerator.unwrap_model(prepared))
         shutil.rmtree(places.checkpoints, ignore_errors=True)
     last = progress.log[-1]
     return Trained(progress.step, last.loss, last.held_out_loss)
 
 
-def _batches(order: list[int], size: int) -> list[list[int]]:
-    """Full batches only."""
-    return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-
-
-def _learning_rate(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate at each step."""
-    if settings.schedule == "constant":
-        return lambda step: 1.0
-    return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+def _loader(course: Course, epoch: int, done: int, steps: int, accelerator: Accelerator, workers: int) -> Any:
+    """The batches of an epoch that are not taken yet, on the device."""
+    readers = workers if accelerator.device.type != "cpu" else 0
+    share = accelerator.num_processes
+    return accelerator.prepare(
+        DataLoader(
+            course.examples(epoch),
+            batch_sampler=course.batches(epoch)[done * share : steps * share],
+            collate_fn=course.collate,
+            num_workers=readers,
+            pin_memory=readers > 0,
+        )
+    )
 
 
 def _log(progress: Progress, epoch: int, learning_rate: float, held_out_loss: float | None) -> None:
     mean = sum(progress.losses) / len(progress.losses)
     progress.log.append(LogLine(progress.step, epoch, mean, learning_rate, held_out_loss))
     progress.losses.clear()
-
-
-@torch.no_grad()
-def _measure(accelerator: Accelerator, model: Any, course: Course, examples: Dataset[Batch], batch_size: int) -> float:
-    """Mean loss over the held-out examples."""
-    model.eval()
-    total, count = 0.0, 0
-    for batch in DataLoader(examples, batch_size):
-        batch = tuple(part.to(accelerator.device) for part in batch)
-        with accelerator.autocast():
-            total += float(course.loss(model, batch)) * len(batch[0])
-        count += len(batch[0])
-    model.train()
-    return total / count

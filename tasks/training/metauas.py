@@ -4,39 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tasks.detector_settings import MetaUASSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.randomness import generator
-from tasks.training.loop import Batch, Places, Trained, accelerator_for, begin, fit
+from tasks.common.randomness import generator
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.training.course import DetectorCourse
+from tasks.training.loop import Batch, Examples, Places, Trained, accelerator_for, begin, fit, pace_of
 from tasks.training.pairs import Pairs, hashes, split_pairs
 from tasks.training.settings import TrainingSettings
 
 
-class MetaUASCourse:
+class MetaUASCourse(DetectorCourse):
     """Queries and prompts in, logits out, held against the masks."""
 
-    def __init__(self, model: nn.Module, training: Pairs, measured: Pairs, seed: int) -> None:
-        self.model = model
+    def __init__(self, detector: nn.Module, chosen: MetaUASSettings, settings: TrainingSettings, training: Pairs, measured: Pairs) -> None:
+        super().__init__("metauas", detector, chosen, settings)
         self.training = training
         self.measured = measured
-        self.seed = seed
-        self.examples = len(training)
 
-    def epoch(self, number: int) -> Dataset[Batch]:
+    def examples(self, epoch: int) -> Dataset[Any]:
         return self.training
 
-    def order(self, number: int) -> list[int]:
-        return generator(self.seed, "epoch", number).permutation(self.examples).tolist()
+    def order(self, epoch: int) -> list[int]:
+        return generator(self.settings.seed, "epoch", epoch).permutation(len(self.training)).tolist()
 
-    def held_out(self) -> Dataset[Batch] | None:
+    def held_out(self) -> Dataset[Any] | None:
         return self.measured if len(self.measured) else None
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
@@ -44,27 +42,27 @@ class MetaUASCourse:
         return F.binary_cross_entropy_with_logits(model(query, prompt).float(), mask)
 
 
-def train_metauas(
+def train(
     detector: MetaUASSettings,
     settings: TrainingSettings,
     *,
-    pairs: Path,
+    examples: Examples,
     places: Places,
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on the shards in `pairs`, as tasks.training.loop.fit says."""
-    accelerator = accelerator_for(settings)
+    """Trains on change pairs, as tasks.training.loop.fit says."""
+    pairs = examples.pairs
+    accelerator = accelerator_for(settings.precision)
     training, measured = (Pairs(pairs, rows, detector.resolution) for rows in split_pairs(pairs, settings.held_out))
-    begin(settings)
+    begin(settings.seed)
     model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
     return fit(
-        MetaUASCourse(model, training, measured, settings.seed),
-        settings,
+        MetaUASCourse(model, detector, settings, training, measured),
+        pace_of(settings),
         places,
         accelerator=accelerator,
-        config={"detector": "metauas", "settings": asdict(detector)},
-        inputs=hashes(pairs),
+        inputs={"detector": asdict(detector), "training": asdict(settings), **hashes(pairs)},
         workers=workers,
         report=report,
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.files import sha256
+from tasks.common.files import sha256
 from tasks.synthesis.shards import INDEX_NAME, ShardReader, read_index
 
 

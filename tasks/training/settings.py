@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from typing_extensions import TypedDict
-
-from tasks.settings import STRICT, Between
+from tasks.common.bounds import STRICT, Between
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,11 @@ class TrainingSettings:
     checkpoint_every: Annotated[int, Between(1, None)] = 100
     """Steps between two checkpoints."""
 
+    @property
+    def learns_from(self) -> Literal["auxiliary", "pairs"]:
+        """The pipeline's change pairs, or its auxiliary datasets with their labels."""
+        return "pairs"
+
 
 @dataclass(frozen=True)
 class InCTRLTrainingSettings(TrainingSettings):
@@ -52,11 +55,6 @@ class InCTRLTrainingSettings(TrainingSettings):
     shots: Annotated[int, Between(1, 64)] = 2
     """Normal prompts of each auxiliary picture, drawn anew every epoch; a pair has the one it came with."""
 
-
-class Trainings(TypedDict, total=False):
-    """What pipelines.yaml has under training: how each detector is trained; {} for its paper's settings."""
-
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-
-    metauas: TrainingSettings
-    inctrl: InCTRLTrainingSettings
+    @property
+    def learns_from(self) -> Literal["auxiliary", "pairs"]:
+        return self.examples

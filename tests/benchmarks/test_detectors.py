@@ -13,12 +13,12 @@ from conftest import ROOT
 from timing import medians
 from torch import Tensor
 
-from tasks.detector_settings import CLIP, OF_THE_MODEL, EncoderSettings, InCTRLSettings
-from tasks.detectors import build_detector
-from tasks.encoders import build_encoder
-from tasks.models.clip import ClipEncoder, WindowEncoder, windows
-from tasks.models.patch_residual import PatchResidual
-from tasks.models.texts import sentences
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
+from tasks.detectors.models.patch_residual import PatchResidual
+from tasks.detectors.models.texts import sentences
+from tasks.detectors.settings import CLIP, OF_THE_MODEL, EncoderSettings, InCTRLSettings
 
 pytestmark = pytest.mark.bench
 RUNS = 3
@@ -37,7 +37,7 @@ def two_threads() -> None:
 ALIGNMENT = """
 import re, statistics, sys, time, torch
 from pathlib import Path
-from tasks.models.alignment import FeatureAlignment
+from tasks.detectors.models.alignment import FeatureAlignment
 torch.set_num_threads(2)
 torch.manual_seed(0)
 stages = [(56, 64), (160, 32), (448, 16)]  # EfficientNet-B4's last three at 512x512

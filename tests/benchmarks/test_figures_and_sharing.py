@@ -14,20 +14,20 @@ from conftest import ROOT, make_places
 from scipy import ndimage
 from timing import medians
 
-from flows.settings import read_setting
-from tasks.detector_settings import DetectorSettings
-from tasks.detectors import build_detector, resolution_of
-from tasks.encoders import build_encoder
-from tasks.evaluation.evaluate import evaluate_target
-from tasks.evaluation.figures import aupro, pixel_figures
-from tasks.evaluation.pixels import pixels_tally
-from tasks.evaluation.score import Contender
-from tasks.evaluation.settings import EvaluationSettings
-from tasks.files import write_table
+from flows.settings.reader import read_setting
+from tasks.common.files import write_table
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector, resolution_of
+from tasks.detectors.settings import DetectorSettings
 from tasks.ingestion.ingest import ingest_packaged
 from tasks.sampling.episodes import EPISODES, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
+from tasks.scoring.figures import aupro, pixel_figures
+from tasks.scoring.measure import evaluate_target
+from tasks.scoring.pixels import pixels_tally
+from tasks.scoring.score import Contender
+from tasks.scoring.settings import EvaluationSettings
 
 pytestmark = pytest.mark.bench
 PIPELINES = ROOT / "pipelines.yaml"

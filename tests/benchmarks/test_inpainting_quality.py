@@ -15,17 +15,17 @@ import yaml
 from conftest import make_places
 from torch import Tensor
 
-from flows.settings import parse
-from tasks.detector_settings import MetaUASSettings
-from tasks.detectors import build_encoder
-from tasks.files import write_table
+from flows.settings.reader import parse
+from tasks.common.files import write_table
+from tasks.common.photographs import Photographs
+from tasks.common.randomness import generator
+from tasks.detectors.load import build_encoder
+from tasks.detectors.settings import MetaUASSettings
 from tasks.ingestion.ingest import ingest_packaged
 from tasks.inpainting.holes import hole
 from tasks.inpainting.inpainter import load_inpainter, write_choice
-from tasks.inpainting.settings import InpainterSettings, InpaintingSettings
-from tasks.inpainting.train import train_inpainter
-from tasks.randomness import generator
-from tasks.sources import Sources
+from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from tasks.training.inpainter import train_inpainter
 
 pytestmark = pytest.mark.bench
 HELD_OUT = ("astronaut", "coffee", "china")
@@ -51,10 +51,10 @@ def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
     train_inpainter(settings, tmp_path / "seen.parquet", folder=tmp_path / "model", checkpoints=tmp_path / "checkpoints")
     write_choice(tmp_path / "model", settings)
 
-    sources, rng = Sources(unseen, (0.3, 1.0), SIZE), generator(0, "held out")
+    sources, rng = Photographs(unseen, (0.3, 1.0), SIZE), generator(0, "held out")
     images = torch.stack([torch.from_numpy(np.array(sources.draw(rng)[1])) for _ in range(PICTURES)]).permute(0, 3, 1, 2).float() / 255
     masks = torch.stack([torch.from_numpy(hole(SIZE, rng)) for _ in range(PICTURES)])[:, None].float()
-    own = load_inpainter(tmp_path / "model", InpaintingSettings())
+    own = load_inpainter(tmp_path / "model", RepaintingSettings())
     fills = {
         "own": own(images, masks, [""] * PICTURES, list(range(PICTURES))),
         "Telea": telea(images, masks),

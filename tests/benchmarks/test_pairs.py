@@ -18,16 +18,16 @@ import pytest
 import torch
 from conftest import make_places
 
-from tasks.files import write_table
+from tasks.common.files import write_table
+from tasks.common.photographs import Photographs
+from tasks.common.pictures import read_picture
+from tasks.common.randomness import generator
 from tasks.ingestion.ingest import ingest_packaged
 from tasks.ingestion.objects.table import SCHEMA, write_objects
 from tasks.inpainting.crop_pipeline import new_pipeline
 from tasks.inpainting.inpainter import Inpainter, Own
-from tasks.inpainting.settings import InpainterSettings, InpaintingSettings
-from tasks.pictures import read_picture
-from tasks.randomness import generator
+from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
-from tasks.sources import Sources
 from tasks.synthesis.changes import Materials
 from tasks.synthesis.objects import Objects
 from tasks.synthesis.pair import Maker
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EpisodeFiles:
 
 
 def maker(files: EpisodeFiles, settings: SynthesisSettings, inpainter: Inpainter | None = None) -> Maker:
-    sources = Sources([row["image"] for row in read_pictures(files.sources)], settings.crop, settings.resolution)
+    sources = Photographs([row["image"] for row in read_pictures(files.sources)], settings.crop, settings.resolution)
     return Maker(Materials(settings, sources, sources, Objects(settings.objects, sources, files.objects)), inpainter)
 
 
@@ -130,7 +130,7 @@ def test_memory_is_the_same_and_time_linear_from_1000_to_20000_pairs(files: Epis
 
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_what_an_inpainted_pair_costs(files: EpisodeFiles, one_core: None, batch_size: int) -> None:
-    own, inpainting = InpainterSettings(), InpaintingSettings(batch_size=batch_size)
+    own, inpainting = InpainterSettings(), RepaintingSettings(batch_size=batch_size)
     settings = SynthesisSettings(resolution=128, kinds={"appearance": 0.5, "disappearance": 0.5}, inpainting=inpainting)
     made = maker(files, settings, Own(new_pipeline(own.resolution, own.channels), inpainting))
     list(made.make(range(16)))
@@ -147,7 +147,7 @@ def test_what_an_inpainted_pair_costs_on_a_gpu() -> None:
 
     images, masks = torch.rand(16, 3, 256, 256), torch.zeros(16, 1, 256, 256)
     masks[:, :, 80:160, 90:170] = 1
-    own = Own(new_pipeline(64, InpainterSettings().channels).to("cuda"), InpaintingSettings())
+    own = Own(new_pipeline(64, InpainterSettings().channels).to("cuda"), RepaintingSettings())
     unet = UNet2DConditionModel(sample_size=64, in_channels=9, cross_attention_dim=768)
     vae = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),

@@ -9,9 +9,9 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
+from tasks.common.pictures import Mask
 from tasks.ingestion.objects.table import Annotated, Refused
-from tasks.pictures import Mask
 
 
 def read_coco(file: Path) -> Iterator[Annotated | Refused]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.errors import BadInput
-from tasks.files import read_table, write_csv
+from tasks.common.errors import BadInput
+from tasks.common.files import read_table, write_csv
 from tasks.ingestion import manifest
 from tasks.ingestion.ingest import Ingested
 from tasks.ingestion.objects.coco import read_coco

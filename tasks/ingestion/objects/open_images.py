@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tasks.errors import BadInput
+from tasks.common.errors import BadInput
 from tasks.ingestion.objects.table import Annotated, Refused
 
 NEEDED = ("MaskPath", "ImageID", "LabelName")

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
-from tasks.files import written_beside
-from tasks.pictures import Mask
+from tasks.common.files import written_beside
+from tasks.common.pictures import Mask
 
 SCHEMA = pa.schema(
     [

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import BadInput
-from tasks.files import written_beside
-from tasks.ingestion.found import GOOD, Found, Item, Source, folders, pictures
-from tasks.pictures import png
+from tasks.common.errors import BadInput
+from tasks.common.files import written_beside
+from tasks.common.pictures import png
+from tasks.ingestion.found import GOOD, DatasetFolder, Found, Item, folders, pictures
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_SIDE = 32
@@ -28,7 +28,7 @@ IDX_IMAGES, IDX_LABELS = 2051, 2049  # magic numbers (LeCun et al., the MNIST da
 SPLIT_FOLDERS = {"train": ("training", "train"), "test": ("testing", "test")}
 
 
-def mnist(source: Source) -> Iterator[Item]:
+def mnist(source: DatasetFolder) -> Iterator[Item]:
     """train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
     for split, start in (("train", "train"), ("test", "t10k")):
         images, labels = (
@@ -44,7 +44,7 @@ def mnist(source: Source) -> Iterator[Item]:
         yield from _written(source, split, arrays, [str(digit) for digit in digits])
 
 
-def cifar10(source: Source) -> Iterator[Item]:
+def cifar10(source: DatasetFolder) -> Iterator[Item]:
     """The binary version (data_batch_1.bin, …), the Python one (data_batch_1, …, read without running anything in it), or folders
     train/<class>/*.png, test/<class>/*.png."""
     for split, batches in CIFAR_BATCHES.items():
@@ -56,7 +56,7 @@ def cifar10(source: Source) -> Iterator[Item]:
             yield from _written(source, split, arrays, [CIFAR_NAMES[label] for label in labels], file.stem)
 
 
-def _class_folders(source: Source, split: str) -> Iterator[Item]:
+def _class_folders(source: DatasetFolder, split: str) -> Iterator[Item]:
     tried = [source.folder / inner / name for inner in ("", "mnist_png", "cifar10") for name in SPLIT_FOLDERS[split]]
     folder = next((at for at in tried if folders(at)), None)
     if folder is None:
@@ -130,7 +130,7 @@ def _pixels(file: Path, data: NDArray[np.uint8], labels: list[int]) -> tuple[NDA
     return data.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1), labels
 
 
-def _written(source: Source, split: str, arrays: NDArray[np.uint8], classes: Sequence[str], batch: str = "") -> Iterator[Item]:
+def _written(source: DatasetFolder, split: str, arrays: NDArray[np.uint8], classes: Sequence[str], batch: str = "") -> Iterator[Item]:
     for number, (array, name) in enumerate(zip(arrays, classes, strict=True)):
         image = source.written / split / name / f"{batch}{'-' if batch else ''}{number:05d}.png"
         yield Found(image, name, split, GOOD, (), partial(_write, image, array))

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from tasks.errors import BadInput
-from tasks.files import written_beside
-from tasks.ingestion.found import GOOD, Found, Item, Rejected, Source, files, folders, picture
-from tasks.pictures import Mask, png
+from tasks.common.errors import BadInput
+from tasks.common.files import written_beside
+from tasks.common.pictures import Mask, png
+from tasks.ingestion.found import GOOD, DatasetFolder, Found, Item, Rejected, files, folders, picture
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
 SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a defect
@@ -40,7 +40,7 @@ def _labelled(normal: Sequence[Path], anomalous: Sequence[Path], category: str, 
     yield from (picture(file, category, "test", defect) for file in anomalous)
 
 
-def elpv(source: Source) -> Iterator[Item]:
+def elpv(source: DatasetFolder) -> Iterator[Item]:
     """labels.csv: `images/cell0001.png  1.0  mono`, a picture, its defect probability, its crystal. Split as InCTRL's tables have it:
     normal are the cells of probability 0, 1,131 of them to train on and 377 to test; anomalous those of probability 1, 715; cells
     the experts were unsure of are left out."""
@@ -64,12 +64,12 @@ def elpv(source: Source) -> Iterator[Item]:
     yield from _there(_labelled(sure[0.0], sure[1.0], source.name, "defective"))
 
 
-def yes_no(source: Source) -> Iterator[Item]:
+def yes_no(source: DatasetFolder) -> Iterator[Item]:
     """BrainMRI as on Kaggle: no/ without a tumour, yes/ with one."""
     return _labelled(files(source.needs("no")), files(source.needs("yes")), source.name, "tumour")
 
 
-def head_ct(source: Source) -> Iterator[Item]:
+def head_ct(source: DatasetFolder) -> Iterator[Item]:
     """labels.csv: id, hemorrhage; head_ct/000.png, once more in a folder of its name as Kaggle packs it."""
     folder = next((at for at in ("head_ct/head_ct", "head_ct") if (source.folder / at / "000.png").is_file()), "head_ct")
     rows = []
@@ -82,7 +82,7 @@ def head_ct(source: Source) -> Iterator[Item]:
     )
 
 
-def sdd2(source: Source) -> Iterator[Item]:
+def sdd2(source: DatasetFolder) -> Iterator[Item]:
     """KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise; a picture whose mask marks nothing is normal."""
     for split in ("train", "test"):
         found = files(source.needs(split))
@@ -105,7 +105,7 @@ def sdd2(source: Source) -> Iterator[Item]:
 Boxes = Callable[[int, int], list[tuple[int, int, int, int]]]  # width and height to (left, top, right, bottom)
 
 
-def kolektor(source: Source) -> Iterator[Item]:
+def kolektor(source: DatasetFolder) -> Iterator[Item]:
     """KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As InCTRL has it, every picture is cut across
     into three, and a piece whose part of the label marks nothing is normal."""
     pairs = []
@@ -140,7 +140,7 @@ AITEX_DEFECTS = {
 }
 
 
-def aitex(source: Source) -> Iterator[Item]:
+def aitex(source: DatasetFolder) -> Iterator[Item]:
     """Strips of 4096x256, cut to squares: NODefect_images/<fabric>/*.png are normal; of Defect_images/0001_002_00.png those squares
     are anomalous that Mask_images/0001_002_00_mask.png (or _mask1 and _mask2) marks, and the others left out, as InCTRL has it."""
     strips = [(file, f"{folder.name}_{file.stem}") for folder in folders(source.needs("NODefect_images")) for file in files(folder)]
@@ -161,7 +161,7 @@ def _once_more(folder: Path) -> Path:
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
-def _cut_normal(source: Source, strips: Sequence[tuple[Path, str]]) -> Iterator[Item]:
+def _cut_normal(source: DatasetFolder, strips: Sequence[tuple[Path, str]]) -> Iterator[Item]:
     pieces: list[Found] = []
     for file, name in strips:
         size = _size(file)
@@ -175,7 +175,7 @@ def _cut_normal(source: Source, strips: Sequence[tuple[Path, str]]) -> Iterator[
 
 
 def _cut(
-    source: Source, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
+    source: DatasetFolder, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
 ) -> Iterator[Item]:
     """Pieces of pictures; a piece is anomalous where the same piece of its mask marks anything."""
     normal: list[Found] = []

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks.errors import BadInput
-from tasks.ingestion.found import GOOD, Item, Rejected, Source, files, picture
+from tasks.common.errors import BadInput
+from tasks.ingestion.found import GOOD, DatasetFolder, Item, Rejected, files, picture
 
 
-def visa(source: Source) -> Iterator[Item]:
+def visa(source: DatasetFolder) -> Iterator[Item]:
     """split_csv/1cls.csv: object, split, label, image, mask (Zou et al., ECCV 2022). Its pictures end in .JPG, capital or not."""
     table = source.needs("split_csv", "1cls.csv")
     for line, row in _csv(table, ("object", "split", "label", "image", "mask")):
@@ -22,7 +22,7 @@ def visa(source: Source) -> Iterator[Item]:
         yield _named(source, table, line, row["image"], row["object"], row["split"], GOOD if normal else row["label"], row["mask"])
 
 
-def real_iad(source: Source) -> Iterator[Item]:
+def real_iad(source: DatasetFolder) -> Iterator[Item]:
     """realiad_jsons/<category>.json beside the pictures' folder (Wang et al., CVPR 2024): train and test lists of image_path,
     anomaly_class (OK for normal) and mask_path, under meta.prefix."""
     folder = source.needs("realiad_jsons")
@@ -42,7 +42,7 @@ def real_iad(source: Source) -> Iterator[Item]:
             yield _named(source, file, number, image or "", row["category"], split, defect, mask if defect != GOOD else "")
 
 
-def table(source: Source) -> Iterator[Item]:
+def table(source: DatasetFolder) -> Iterator[Item]:
     """A CSV or parquet file with the manifest's columns image, category, split, label, and optionally defect and mask.
 
     Paths are from the table's folder. The dataset's path is the table itself.
@@ -64,7 +64,7 @@ def table(source: Source) -> Iterator[Item]:
         )
 
 
-def _named(source: Source, table: Path, line: int, image: str, category: str, split: str, defect: str, mask: str | None) -> Item:
+def _named(source: DatasetFolder, table: Path, line: int, image: str, category: str, split: str, defect: str, mask: str | None) -> Item:
     """A picture that a table names, if what it says stays within the dataset and is there."""
     root = source.folder if source.folder.is_dir() else source.folder.parent
     for name in (image, *([mask] if mask else [])):
@@ -77,7 +77,7 @@ def _named(source: Source, table: Path, line: int, image: str, category: str, sp
     return picture(file, category, split, defect, lambda _file: (root / mask,) if mask else ())
 
 
-def _prefixed(source: Source, prefix: str, path: str | None) -> str:
+def _prefixed(source: DatasetFolder, prefix: str, path: str | None) -> str:
     """Real-IAD's paths, from the dataset's folder: its pictures come in several sizes, each in a folder of that name."""
     if not path:
         return ""

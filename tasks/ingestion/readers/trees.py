@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.errors import BadInput
-from tasks.ingestion.found import GOOD, Found, Item, Rejected, Source, files, folders, holds_pictures, pictures
+from tasks.common.errors import BadInput
+from tasks.ingestion.found import GOOD, DatasetFolder, Found, Item, Rejected, files, folders, holds_pictures, pictures
 
 MASK_ENDING = "_mask"
 
@@ -32,7 +32,7 @@ class Tree:
     photographs: bool = False
     """Whether a folder without any of this is read as photographs, all normal."""
 
-    def __call__(self, source: Source) -> Iterator[Item]:
+    def __call__(self, source: DatasetFolder) -> Iterator[Item]:
         """Raises BadInput if the folder is missing or laid out otherwise."""
         folder = source.folder
         if not folder.is_dir():

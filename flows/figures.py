@@ -1,0 +1,58 @@
+"""Stage figures: scores in; figures, comparisons, bootstrap draws and curves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from rich.console import Console
+from rich.table import Table
+
+from flows.running.artifacts import key
+from flows.running.entry import start_stage
+from flows.running.places import EPISODES, EVALUATION, SCORES
+from flows.running.steps import HOUR, step
+from flows.settings.pipelines import Pipeline, pipeline_named
+from tasks.common.stopping import stoppable
+from tasks.reporting.curves import CURVES_NAME, curves_of
+from tasks.sampling.episodes import EpisodeFiles, protocols_of
+from tasks.scoring.figures import heading
+from tasks.scoring.measure import measure
+from tasks.scoring.results import Results, results_of, table, write_results
+from tasks.scoring.scores import read_scores
+
+
+@step(name="measure", task_run_name="measure {pipeline}", timeout_seconds=6 * HOUR)
+def write_figures(pipeline: str, settings: Pipeline) -> Results:
+    folders = {name: SCORES / pipeline / name for name in settings.detectors}
+    files = EpisodeFiles.of(EPISODES, pipeline)
+    measured = measure(folders, files, settings.evaluation)
+    results = results_of(measured, protocols_of(files.episodes))
+    write_results(EVALUATION / pipeline, results)
+    scores = pa.concat_tables([read_scores(folder) for folder in folders.values()])
+    curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(EVALUATION / pipeline / CURVES_NAME)
+    return results
+
+
+@flow(name="figures", flow_run_name="figures {pipeline}")
+@stoppable
+def figures(pipeline: str) -> None:
+    results: Results = write_figures(pipeline, pipeline_named(pipeline))
+    rows = table(results.figures)
+    create_table_artifact(rows, key=key(pipeline, "results"), description=f"Figures of {pipeline}: percent, mean ± std over seeds")
+    _print(rows)
+
+
+def _print(rows: Sequence[dict[str, str]]) -> None:
+    printed = Table(title="percent, mean ± std over seeds")
+    for name in rows[0]:
+        printed.add_column(heading(name), no_wrap=True)
+    for row in rows:
+        printed.add_row(*row.values())
+    Console(width=200).print(printed)
+
+
+if __name__ == "__main__":
+    start_stage(figures)

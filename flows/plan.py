@@ -1,0 +1,321 @@
+"""Which stages pipelines.yaml makes, and dvc.yaml, which is this list as DVC reads it: what each stage runs, reads and writes.
+
+DVC's own templates have the same inputs for every stage that they make. What a stage of ours reads follows from the settings: the datasets
+that its pipeline uses, the detectors that it has, the files and folders that are named. So dvc.yaml is written from the settings, and has
+each stage as it is. `changepair retrain` and `changepair plan` write it; the stage `code`, which every other depends on, refuses one that
+is not as pipelines.yaml has it now.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
+from flows.settings.pipelines import Datasets, Pipeline, Pipelines
+from flows.settings.reader import FILE, read_yaml
+from tasks.common.files import write_text
+from tasks.common.fingerprint import LOCK as PACKAGES
+from tasks.detectors.registry import DETECTORS
+from tasks.inpainting.settings import NONE, OWN
+
+DVC_YAML = Path("dvc.yaml")
+HEAD = """\
+# In which order: each stage, what it reads and what it writes. Written from pipelines.yaml by `changepair plan`; an edit here is lost.
+"""
+OF_A_DATASET = ("ingest", "objects")
+OF_A_DETECTOR = ("train", "score")
+ROOTS = {kind: f"flows.{kind}" for kind in (*OF_A_DATASET, "sample", "inpainter", "synthesize", *OF_A_DETECTOR, "figures", "report")}
+"""The module of each kind of stage."""
+SPLIT = "_"  # between a stage's parts: no name of pipelines.yaml has one
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as DVC is to have it."""
+
+    kind: str
+    of: tuple[str, ...]
+    """A dataset; or a pipeline, and of a kind that there is one a detector of, the detector."""
+    about: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    params: tuple[str, ...] = ()
+    """Keys of pipelines.yaml."""
+    in_git: tuple[str, ...] = ()
+    """Outs that Git keeps, not DVC's cache."""
+    metrics: tuple[str, ...] = ()
+    plots: tuple[Mapping[str, Any] | str, ...] = field(default=(), compare=False)
+
+    @property
+    def name(self) -> str:
+        return SPLIT.join((self.kind, *self.of)).replace("+", "-plus")
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As dvc.yaml has it."""
+        entry: dict[str, Any] = {"desc": self.about, "cmd": " ".join(("python -m", f"flows.{self.kind}", *self.of))}
+        if self.params:
+            entry["params"] = [{FILE.as_posix(): list(self.params)}]
+        entry["deps"] = list(dict.fromkeys(self.deps))
+        if self.metrics:
+            entry["metrics"] = [{path: {"cache": False}} for path in self.metrics]
+        entry["outs"] = [*({path: {"cache": False}} for path in self.in_git), *self.outs]
+        return entry
+
+
+def kind_of(stage: str) -> str:
+    """Of a stage by its name."""
+    return stage.split(SPLIT)[0]
+
+
+def is_of(stage: str, pipeline: str) -> bool:
+    """Whether a stage, by its name, belongs to a pipeline: it is of that one, or of no one alone."""
+    kind, *of = stage.split(SPLIT)
+    return kind in ("code", *OF_A_DATASET) or of[:1] == [pipeline]
+
+
+def stages_of(read: Pipelines) -> list[Stage]:
+    """Every stage of the enabled pipelines, each after those that it reads from."""
+    said = read_yaml()
+    used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
+    stages = [_code()]
+    for dataset in used:
+        if dataset in read.datasets.here:
+            stages += _of_dataset(dataset, read.datasets)
+    for name in read.enabled:
+        stages += _of_pipeline(name, read.pipelines[name], read.datasets, said["pipelines"][name])
+    return stages
+
+
+def dvc_yaml(read: Pipelines) -> str:
+    """The text of dvc.yaml."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    stages = stages_of(read)
+    content: dict[str, Any] = {"stages": {stage.name: stage.entry for stage in stages}}
+    plots = [plot for stage in stages for plot in stage.plots]
+    if plots:
+        content["plots"] = plots
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return HEAD + stream.getvalue()
+
+
+def write_plan(read: Pipelines) -> bool:
+    """Writes dvc.yaml if it is not as pipelines.yaml has it; gives whether it was not."""
+    text = dvc_yaml(read)
+    if DVC_YAML.is_file() and DVC_YAML.read_text(encoding="utf-8") == text:
+        return False
+    write_text(DVC_YAML, text)
+    return True
+
+
+def roots(kind: str, detector: str | None = None) -> list[str]:
+    """The modules whose code a stage of that kind depends on."""
+    modules = [ROOTS[kind]]
+    if detector is not None:
+        own = DETECTORS[detector]
+        modules += [DETECTORS[name].module for name in (detector, own.upon) if name is not None]
+        if kind == "train" and own.training is not None:
+            modules.append(own.training.module)
+    return modules
+
+
+def code_file(kind: str, detector: str | None = None) -> Path:
+    """Where the stage `code` says what a stage depends on."""
+    name = kind if detector is None else f"{kind}{SPLIT}{detector}"
+    return CODE / f"{name}.json"
+
+
+def _code() -> Stage:
+    return Stage(
+        "code",
+        (),
+        "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
+        deps=("flows", "tasks", PACKAGES, FILE.as_posix()),
+        outs=(CODE.as_posix(),),
+    )
+
+
+def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
+    manifest, rejected = (f"{MANIFESTS}/{dataset}.{ending}" for ending in ("parquet", "rejected.csv"))
+    folder = datasets.folders.get(dataset)
+    yield Stage(
+        "ingest",
+        (dataset,),
+        f"the pictures of {dataset}: {'read where they lie' if folder else 'written out of an installed package, then read'}",
+        deps=(*([folder.path] if folder else []), code_file("ingest").as_posix()),
+        params=(f"datasets.folders.{dataset}",) if folder else (),
+        outs=(f"{PICTURES}/{dataset}", manifest, rejected),
+    )
+    if dataset in datasets.objects:
+        yield Stage(
+            "objects",
+            (dataset,),
+            f"the masks of the objects of {dataset}, whatever their format",
+            deps=(datasets.objects[dataset].path, manifest, code_file("objects").as_posix()),
+            params=(f"datasets.objects.{dataset}",),
+            outs=(f"{MANIFESTS}/{dataset}.objects.parquet", f"{MANIFESTS}/{dataset}.objects.rejected.csv"),
+        )
+
+
+def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, said: Mapping[str, Any]) -> Iterator[Stage]:
+    """said: the pipeline's section as it is written, for which keys it has."""
+
+    def params(*keys: str) -> tuple[str, ...]:
+        return tuple(f"pipelines.{name}.{key}" for key in keys if _has(said, key))
+
+    def episodes(*endings: str) -> tuple[str, ...]:
+        return tuple(f"{EPISODES}/{name}.{ending}" for ending in endings)
+
+    def code(kind: str, detector: str | None = None) -> str:
+        return code_file(kind, detector).as_posix()
+
+    inpainter, pairs, evaluation = (f"{folder}/{name}" for folder in (INPAINTERS, PAIRS, EVALUATION))
+    manifests = [f"{MANIFESTS}/{dataset}.{ending}" for dataset in pipeline.names for ending in ("parquet", "rejected.csv")]
+    manifests += [f"{MANIFESTS}/{dataset}.objects.parquet" for dataset in pipeline.names if dataset in datasets.objects]
+    yield Stage(
+        "sample",
+        (name,),
+        "which pictures train, which prompt, which are queried; refuses an overlap before anything is made",
+        deps=(*manifests, *_named(pipeline.sampling.prompts), code("sample")),
+        params=params("sources", "textures", "auxiliary", "targets", "sampling"),
+        outs=episodes(
+            "parquet",
+            *(f"{table}.parquet" for table in ("sources", "textures", "auxiliary", "objects", "targets")),
+            *(f"{table}.csv" for table in ("rejected", "near_duplicates")),
+        ),
+    )
+    model = pipeline.inpainter.model
+    yield Stage(
+        "inpainter",
+        (name,),
+        "the model that repaints regions: trained on the sources, or named where it is another's",
+        deps=(
+            *(episodes("sources.parquet") if model == OWN else ()),
+            *(_named(model) if model not in (OWN, NONE) and Path(model).is_dir() else ()),
+            code("inpainter"),
+        ),
+        params=params("inpainter"),
+        outs=(inpainter,),
+        plots=(_log(f"{inpainter}/training_log.csv", "the inpainting model"),) if model == OWN else (),
+    )
+    sam = pipeline.synthesis.objects.sam
+    yield Stage(
+        "synthesize",
+        (name,),
+        "change pairs out of the sources' normal pictures",
+        deps=(
+            *episodes("sources.parquet", "textures.parquet", "objects.parquet"),
+            inpainter,
+            *(_named(sam) if Path(sam).is_dir() else ()),
+            code("synthesize"),
+        ),
+        params=params("synthesis"),
+        outs=(pairs,),
+        plots=tuple(_of_pairs(f"{pairs}/overview", pipeline)) if pipeline.synthesis.pairs else (),
+    )
+    models = {detector: f"{MODELS}/{name}/{CANDIDATE}/{detector}" for detector in pipeline.trained}
+    for detector, folder in models.items():
+        settings = pipeline.detectors[detector]
+        examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
+        source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else settings.model
+        yield Stage(
+            "train",
+            (name, detector),
+            f"{detector}, trained" if detector in pipeline.trained_on else f"{detector}, as it is given",
+            deps=(source, *settings.encoder.files, code("train", detector)),
+            params=params(f"detectors.{detector}", *([f"training.{detector}"] if detector in pipeline.trained_on else [])),
+            outs=(folder,),
+            plots=(_log(f"{folder}/training_log.csv", detector),) if detector in pipeline.trained_on else (),
+        )
+    for detector in pipeline.detectors:
+        own = DETECTORS[detector].upon or detector
+        yield Stage(
+            "score",
+            (name, detector),
+            f"what {detector} gives the targets' pictures, none of which were trained on",
+            deps=(
+                *episodes("parquet", "targets.parquet"),
+                *([models[own]] if own in models else []),
+                *pipeline.detectors[own].encoder.files,
+                code("score", detector),
+            ),
+            params=params(*(f"detectors.{one}" for one in dict.fromkeys((detector, own))), f"evaluation.subset.{detector}"),
+            outs=(f"{SCORES}/{name}/{detector}",),
+        )
+    scores = [f"{SCORES}/{name}/{detector}" for detector in pipeline.detectors]
+    figures = [f"{evaluation}/{file}" for file in ("figures.csv", "comparisons.csv", "curves")]
+    yield Stage(
+        "figures",
+        (name,),
+        "figures of the scores, with their spread",
+        deps=(*episodes("parquet", "targets.parquet"), *scores, code("figures")),
+        params=params("evaluation.resolution", "evaluation.convention"),
+        metrics=(f"{evaluation}/metrics.json",),
+        in_git=(figures[0],),
+        outs=(*figures[1:], f"{evaluation}/draws.parquet"),
+        plots=tuple(_of_curves(f"{evaluation}/curves")),
+    )
+    yield Stage(
+        "report",
+        (name,),
+        "galleries, and a page of everything",
+        deps=(
+            *episodes("parquet", "targets.parquet", "rejected.csv", "near_duplicates.csv"),
+            *scores,
+            *figures,
+            *models.values(),
+            inpainter,
+            pairs,
+            code("report"),
+        ),
+        params=params("evaluation.shown", "evaluation.convention"),
+        outs=(f"{evaluation}/galleries", f"{evaluation}/report.html"),
+        plots=(f"{evaluation}/galleries",),
+    )
+
+
+def _has(said: Mapping[str, Any], key: str) -> bool:
+    """Whether a section has a key, given as a.b.c."""
+    value: Any = said
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def _named(file: str | None) -> tuple[str, ...]:
+    return (file,) if file is not None else ()
+
+
+def _log(file: str, title: str) -> dict[str, Any]:
+    return {file: {"x": "step", "y": "loss", "title": f"training loss of {title}"}}
+
+
+def _of_curves(folder: str) -> Iterator[dict[str, Any]]:
+    for name, template, x, y, title in (
+        ("roc", "curves", "false_positive_rate", "true_positive_rate", "ROC of images"),
+        ("pr", "curves", "recall", "precision", "precision and recall of images"),
+        ("pro", "curves", "false_positive_rate", "overlap", "PRO"),
+        ("histogram", "scores", "score", "share", "scores of normal and anomalous pictures"),
+        ("shots", "shots", "shots", "mean", "figures by shots"),
+    ):
+        yield {f"{folder}/{name}.csv": {"template": template, "x": x, "y": y, "title": title}}
+
+
+def _of_pairs(folder: str, pipeline: Pipeline) -> Iterator[dict[str, Any] | str]:
+    bars = {"template": "bar_horizontal"}
+    yield {f"{folder}/kinds.csv": {**bars, "x": "pairs", "y": "kind", "title": "pairs by kind"}}
+    yield {f"{folder}/changed_area.csv": {"x": "changed_area", "y": "pairs", "title": "share of the query that changed"}}
+    yield {f"{folder}/drops.csv": {**bars, "x": "draws", "y": "reason", "title": "draws dropped, by reason"}}
+    yield from (f"{folder}/{kind}.png" for kind, share in pipeline.synthesis.kinds.items() if share > 0)

@@ -1,0 +1,142 @@
+"""The gate: whether a retrained model takes the place of the one in use; and both decisions by hand."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dvc.repo import Repo
+
+from flows.plan import roots, stages_of
+from flows.promotion.history import (
+    HISTORY,
+    Model,
+    candidate_hash,
+    folder_of,
+    in_use_in_turn,
+    new_model,
+    now,
+    read_current,
+    remember_kept,
+    write_current,
+)
+from flows.promotion.store import IN_USE, SETTINGS_NAME, read_measured_as, settle, store_candidate
+from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION
+from flows.running.steps import HOUR, step
+from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline, read_pipelines
+from flows.settings.reader import parse, read_yaml
+from tasks.common.errors import BadInput
+from tasks.common.fingerprint import code_of
+from tasks.sampling.episodes import EpisodeFiles, protocols_of
+from tasks.scoring.contenders import score_detector
+from tasks.scoring.decision import Decision, decide, same_episodes
+from tasks.scoring.measure import measure
+from tasks.scoring.results import DRAWS_NAME, read_draws, results_of
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the gate came to."""
+
+    state: Literal["Promoted", "Kept", "In use already"]
+    reason: str
+    decision: Decision = field(default_factory=lambda: Decision(True, ""))
+
+
+def gate(pipeline: str) -> Outcome:
+    """Holds the candidate against the model in use, on the same episodes, and puts it to use unless it may be worse. Raises BadInput if
+    the model in use cannot be had; that leaves it as it is."""
+    settings = enabled_pipeline(pipeline)
+    current = read_current(pipeline)
+    if current is None:
+        reason = "the first model of this pipeline"
+        take(pipeline, reason)
+        return Outcome("Promoted", reason)
+    settle(pipeline, current)
+    own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
+    if current.candidate == candidate_hash(pipeline) and measured_as["detectors"] == own["detectors"]:
+        return Outcome("In use already", f"this model is in use, since {current.time}")
+    detectors = judged(settings)
+    new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
+    equal = own["evaluation"] == measured_as["evaluation"] and own["code"] == measured_as["code"]
+    if not (equal and same_episodes(new, in_use, settings.promotion.figure, detectors)):
+        in_use = measure_in_use(pipeline, settings, measured_as["detectors"])
+    decision = decide(new, in_use, settings.promotion, detectors)
+    if decision.promoted:
+        take(pipeline, decision.reason)
+        return Outcome("Promoted", decision.reason, decision)
+    remember_kept(pipeline, decision.reason)
+    return Outcome("Kept", decision.reason, decision)
+
+
+def promote(pipeline: str) -> str:
+    """Puts the candidate to use whatever its figures; gives what to tell. Raises BadInput if it is not evaluated as it is now."""
+    enabled_pipeline(pipeline)
+    mine = [stage for stage in stages_of(read_pipelines()) if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
+    with Repo() as repo:
+        stale = repo.status(targets=[stage.name for stage in mine])
+    if stale:
+        raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}`, which promotes by itself, first")
+    model = take(pipeline, "by hand")
+    return f"{pipeline}: model {model.candidate[:8]} is in use"
+
+
+def rollback(pipeline: str) -> str:
+    """Puts the model to use that was in use before; gives what to tell. Raises BadInput if there is none, or its files are gone."""
+    enabled_pipeline(pipeline)
+    line = in_use_in_turn(pipeline)
+    if len(line) < 2:
+        raise BadInput(f"{folder_of(pipeline) / HISTORY}: {pipeline} has no model before the one in use, so there is none to go back to")
+    before = line[-2]
+    settle(pipeline, before)
+    reason = f"rolled back from {line[-1].candidate[:8]}"
+    model = replace(before, action="rolled back", time=now(), reason=reason)
+    write_current(pipeline, model)
+    return f"{pipeline}: model {model.candidate[:8]} is in use again"
+
+
+def take(pipeline: str, reason: str) -> Model:
+    """Puts the candidate to use. Its files go into DVC's cache first and `current` is replaced last but for the copy: killed anywhere, one
+    of the two models is in use, whole."""
+    settings = enabled_pipeline(pipeline)
+    stored = store_candidate(pipeline, settings.trained, _measured_as(pipeline, settings))
+    model = new_model(pipeline, stored, reason, "promoted")
+    write_current(pipeline, model)
+    settle(pipeline, model)
+    return model
+
+
+def judged(settings: Pipeline) -> list[str]:
+    """The detectors that must pass: those that are named, else those that are trained, else all."""
+    return list(settings.promotion.detectors or ()) or settings.trained or list(settings.detectors)
+
+
+@step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
+def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> Any:
+    """Gives the draws of the model in use on the episodes of now. detectors: its own section of pipelines.yaml."""
+    folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
+    own = parse(cast(Any, Detectors), detectors, ("pipelines", pipeline, "detectors"), folder / SETTINGS_NAME)
+    checkpoints = CHECKPOINTS / pipeline / "gate"
+    with tempfile.TemporaryDirectory(prefix="changepair-") as work:
+        scores = Path(work)
+        chosen = [name for name in judged(settings) if name in own]
+        for name in chosen:
+            score_detector(name, own, settings.evaluation, files, models=folder, scores=scores, checkpoints=checkpoints)
+        measured = measure({name: scores / name for name in chosen}, files, settings.evaluation)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return results_of(measured, protocols_of(files.episodes)).draws
+
+
+def _measured_as(pipeline: str, settings: Pipeline) -> dict[str, Any]:
+    """What the candidate is measured as: with which settings, and by which code."""
+    section = read_yaml()["pipelines"][pipeline]
+    code = {name: code_of(*roots("score", name), root=Path.cwd()).digest for name in judged(settings)}
+    evaluation = {name: value for name, value in section["evaluation"].items() if name not in ("batch_size", "shown")}
+    return {
+        "detectors": section["detectors"],
+        "evaluation": evaluation,
+        "code": {**code, "figures": code_of(*roots("figures"), root=Path.cwd()).digest},
+    }

@@ -1,0 +1,132 @@
+"""Which model of a pipeline is in use, and what was decided before: `current` and `history.jsonl`, both for Git.
+
+data/models/<pipeline>/
+  candidate/       a folder for each detector that was trained last: the outs of the train stages
+  current          JSON, the one truth of which model is in use: DVC's hash of it, commit, figures, why
+  in-use/          that model's files, and in draws.parquet and settings.json what it was measured as
+  in-use.dvc       so that DVC pushes, pulls and keeps them; made from `current`, like in-use/
+  history.jsonl    one line a decision
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from flows.running import provenance
+from flows.running.places import CANDIDATE, EVALUATION, MODELS
+from flows.settings.pipelines import pipeline_named
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text
+from tasks.scoring.results import METRICS_NAME
+
+CURRENT, HISTORY = "current", "history.jsonl"
+Action = Literal["promoted", "kept", "rolled back"]
+
+
+class Stored(NamedTuple):
+    """A folder in DVC's cache."""
+
+    hash: str
+    size: int  # bytes
+    files: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decision on a model: a line of history.jsonl, and of the one in use the content of `current`."""
+
+    hash: str
+    """Of in-use/, as DVC has it; empty for one that was not put to use."""
+    size: int
+    """Bytes."""
+    files: int
+    candidate: str
+    """Hash of what was trained, as `candidate_hash` has it."""
+    commit: str
+    figures: Mapping[str, Any]
+    """As metrics.json has them."""
+    reason: str
+    time: str
+    action: Action = "promoted"
+
+
+def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
+    """The model in use; None before the first. Raises BadInput if the file is not what was written."""
+    file = checkout / folder_of(pipeline) / CURRENT
+    if not file.is_file():
+        return None
+    try:
+        return Model(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{file}: not as it was written ({error}); take it from Git again, or `changepair promote {pipeline}`") from error
+
+
+def read_history(pipeline: str) -> list[Model]:
+    """Every decision, the oldest first."""
+    file = folder_of(pipeline) / HISTORY
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    try:
+        return [Model(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{file}: a line is not as it was written ({error}); take the file from Git again") from error
+
+
+def in_use_in_turn(pipeline: str) -> list[Model]:
+    """The models that lead to the one in use: a rollback takes back the promotion before it."""
+    line: list[Model] = []
+    for model in _decisions(pipeline):
+        if model.action == "promoted":
+            line.append(model)
+        elif model.action == "rolled back":
+            del line[-1:]
+    return line
+
+
+def write_current(pipeline: str, model: Model) -> None:
+    """Says that a model is in use, and so in the history."""
+    write_text(folder_of(pipeline) / CURRENT, json.dumps(asdict(model), indent=1) + "\n")
+    _write_history(pipeline, _decisions(pipeline))
+
+
+def _decisions(pipeline: str) -> list[Model]:
+    """The history, and in it the model in use, which a run that was killed may not have written there."""
+    past, current = read_history(pipeline), read_current(pipeline)
+    return past if current is None or current in past else [*past, current]
+
+
+def remember_kept(pipeline: str, reason: str) -> None:
+    """The same decision on the same candidate again adds no line."""
+    past, kept = _decisions(pipeline), new_model(pipeline, Stored("", 0, 0), reason, "kept")
+    if (past[-1].action, past[-1].candidate, past[-1].reason) != (kept.action, kept.candidate, kept.reason):
+        _write_history(pipeline, [*past, kept])
+
+
+def _write_history(pipeline: str, decisions: list[Model]) -> None:
+    write_text(folder_of(pipeline) / HISTORY, "".join(json.dumps(asdict(model)) + "\n" for model in decisions))
+
+
+def new_model(pipeline: str, stored: Stored, reason: str, action: Action) -> Model:
+    figures = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
+    return Model(stored.hash, stored.size, stored.files, candidate_hash(pipeline), provenance.commit(), figures, reason, now(), action)
+
+
+def candidate_hash(pipeline: str) -> str:
+    """Names what was trained last, by the hashes that dvc.lock has of each detector's model folder."""
+    trained = [f"{folder_of(pipeline).as_posix()}/{CANDIDATE}/{name}" for name in pipeline_named(pipeline).trained]
+    locked = {path: md5 for stage in provenance.locked() for path, md5 in provenance.hashes(stage, "outs").items()}
+    said = json.dumps({path: locked.get(path) for path in trained})
+    return hashlib.md5(said.encode(), usedforsecurity=False).hexdigest()
+
+
+def folder_of(pipeline: str) -> Path:
+    return MODELS / pipeline
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,82 @@
+"""The files of the model in use: in DVC's cache, in its remote, and in in-use/."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile.build import build
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.transfer import transfer
+from dvc_data.hashfile.tree import Tree
+
+from flows.promotion.history import CURRENT, Model, Stored, folder_of
+from flows.running.places import CANDIDATE, EVALUATION
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text
+from tasks.scoring.results import DRAWS_NAME
+
+IN_USE, POINTER = "in-use", "in-use.dvc"
+SETTINGS_NAME = "settings.json"
+
+
+def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Mapping[str, Any]) -> Stored:
+    """Puts the candidate's files, a folder for each of its trained detectors, and what it was measured as, into DVC's cache."""
+    folder = folder_of(pipeline)
+    with tempfile.TemporaryDirectory(prefix=".taken-", dir=folder) as work:
+        taken = Path(work) / IN_USE
+        taken.mkdir()
+        for detector in detectors:
+            shutil.copytree(folder / CANDIDATE / detector, taken / detector)
+        shutil.copyfile(EVALUATION / pipeline / DRAWS_NAME, taken / DRAWS_NAME)
+        write_text(taken / SETTINGS_NAME, json.dumps(measured_as, indent=1, sort_keys=True, default=str) + "\n")
+        with Repo() as repo, repo.lock:
+            staged, meta, stored = build(repo.cache.local, str(taken), repo.fs, "md5")
+            transfer(staged, repo.cache.local, {stored.hash_info}, shallow=False)
+    return Stored(str(stored.hash_info.value), int(meta.size or 0), int(meta.nfiles or 0))
+
+
+def settle(pipeline: str, model: Model) -> None:
+    """Makes in-use/ hold the model, from DVC's cache or its remote. Raises BadInput if neither has it, and leaves in-use/ as it was."""
+    folder = folder_of(pipeline)
+    pointer = folder / POINTER
+    # Frozen: DVC keeps and moves the files, and never takes a change to them, or their absence, for news.
+    wanted = f"frozen: true\nouts:\n- md5: {model.hash}\n  size: {model.size}\n  nfiles: {model.files}\n  hash: md5\n  path: {IN_USE}\n"
+    before = pointer.read_text(encoding="utf-8") if pointer.is_file() else None
+    if before != wanted:
+        write_text(pointer, wanted)
+    try:
+        with Repo() as repo:
+            if not _cached(repo, model):
+                repo.fetch(targets=[str(pointer)])
+                if not _cached(repo, model):  # and a checkout would empty in-use/
+                    raise DvcException("not in the remote")
+            repo.checkout(targets=[str(pointer)], force=True)
+    except DvcException as error:
+        if before is not None and before != wanted:
+            write_text(pointer, before)
+        raise BadInput(
+            f"{folder / CURRENT}: model {model.candidate[:8]} is neither in DVC's cache nor in a remote; get it with `dvc pull {pointer}` "
+            f"where it is, or put the new one to use with `changepair promote {pipeline}`"
+        ) from error
+
+
+def _cached(repo: Repo, model: Model) -> bool:
+    """Whether every file of the model is in DVC's cache."""
+    cache = repo.cache.local
+    try:
+        return all(cache.exists(entry.value) for _key, _meta, entry in Tree.load(cache, HashInfo("md5", model.hash)))
+    except FileNotFoundError:
+        return False
+
+
+def read_measured_as(pipeline: str) -> dict[str, Any]:
+    """What the model in use was measured as, as `store_candidate` was told it."""
+    said: dict[str, Any] = json.loads((folder_of(pipeline) / IN_USE / SETTINGS_NAME).read_text(encoding="utf-8"))
+    return said

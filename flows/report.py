@@ -1,0 +1,92 @@
+"""Stage report: figures, curves and scores in; galleries and a page of everything out."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+from flows.plan import OF_A_DATASET, Stage, stages_of
+from flows.running import provenance
+from flows.running.artifacts import data_uri, key
+from flows.running.entry import start_stage
+from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, SCORES
+from flows.running.steps import HOUR, step
+from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
+from flows.settings.reader import read_yaml
+from tasks.common.stopping import stoppable
+from tasks.reporting.curves import CURVES_NAME, Curves
+from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
+from tasks.reporting.report import REPORT_NAME, Inputs, Made, markdown, write_report
+from tasks.sampling.episodes import EpisodeFiles
+from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
+from tasks.synthesis.shards import OVERVIEW_NAME
+
+
+@step(name="draw galleries", task_run_name="draw galleries of {pipeline}", timeout_seconds=HOUR)
+def draw_galleries(pipeline: str, settings: Pipeline) -> list[Gallery]:
+    scores = {name: SCORES / pipeline / name for name in settings.detectors}
+    galleries = galleries_of(scores, EpisodeFiles.of(EPISODES, pipeline), settings.evaluation.shown)
+    write_galleries(EVALUATION / pipeline / GALLERIES_NAME, galleries)
+    return galleries
+
+
+@step(name="write report", task_run_name="write report of {pipeline}", timeout_seconds=HOUR)
+def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> None:
+    folder, files = EVALUATION / pipeline, EpisodeFiles.of(EPISODES, pipeline)
+    write_report(
+        folder / REPORT_NAME,
+        made=_made(pipeline, settings),
+        inputs=Inputs(
+            pairs=PAIRS / pipeline / OVERVIEW_NAME,
+            models=MODELS / pipeline / CANDIDATE,
+            inpainter=INPAINTERS / pipeline,
+            rejected=files.rejected,
+            near_duplicates=files.near_duplicates,
+        ),
+        figures=read_figures(folder / FIGURES_NAME),
+        comparisons=read_comparisons(folder / COMPARISONS_NAME),
+        curves=Curves.read(folder / CURVES_NAME),
+        galleries=galleries,
+        convention=settings.evaluation.convention,
+    )
+
+
+@flow(name="report", flow_run_name="report {pipeline}")
+@stoppable
+def report(pipeline: str) -> None:
+    settings = pipeline_named(pipeline)
+    galleries: list[Gallery] = draw_galleries(pipeline, settings)
+    write_page(pipeline, settings, galleries)
+    folder = EVALUATION / pipeline
+    for gallery in galleries:
+        picture = folder / GALLERIES_NAME / overlays_name(gallery.target)
+        if picture.is_file():
+            about = f"Maps of {pipeline} on {gallery.target}"
+            create_image_artifact(data_uri(picture), key=key(pipeline, picture.stem), description=about)
+    table = markdown(read_figures(folder / FIGURES_NAME))
+    create_markdown_artifact(f"# {pipeline}\n\n{table}\nWhole report: `{folder / REPORT_NAME}`", key=key(pipeline, "report"))
+
+
+def _made(pipeline: str, settings: Pipeline) -> Made:
+    section = {name: value for name, value in read_yaml()["pipelines"][pipeline].items() if name != "schedule"}
+    read = read_pipelines()
+    folders = read.datasets.folders
+    return Made(
+        pipeline=pipeline,
+        settings=section,
+        layouts={target: folders[target].layout if target in folders else "" for target in settings.targets},
+        commit=provenance.commit(),
+        artifacts=provenance.artifacts([stage.name for stage in stages_of(read) if _is_before(stage, pipeline, settings)]),
+        versions=provenance.versions(),
+    )
+
+
+def _is_before(stage: Stage, pipeline: str, settings: Pipeline) -> bool:
+    """Whether the report is made from what a stage left: it is of the pipeline, or of one of its datasets."""
+    if stage.kind in OF_A_DATASET:
+        return stage.of[0] in settings.names
+    return stage.of[:1] == (pipeline,) and stage.kind != "report"
+
+
+if __name__ == "__main__":
+    start_stage(report)

@@ -1,0 +1,200 @@
+"""One Prefect API for a run and all the processes it starts, and each of those a child of the task that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from prefect import Flow, State
+from prefect.artifacts import create_link_artifact
+from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, StateDetails
+from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed, Pending
+from prefect.utilities.urls import url_for
+
+from tasks.common import stopping
+from tasks.common.errors import BadInput
+
+PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
+SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered the process that started this one
+AWAY = 600.0  # seconds that a server may be away
+PAUSE = 2.0  # seconds between two tries
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@contextmanager
+def one_api() -> Iterator[None]:
+    """The API that PREFECT_API_URL names; without one, a temporary server on loopback that lives as long as this process. Raises
+    BadInput if nothing answers there.
+
+    Left to itself every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        from prefect.server.api.server import SubprocessASGIServer  # costs two seconds, in every stage
+
+        server = SubprocessASGIServer()
+        server.start()  # and it stops itself at exit, after Prefect has sent its last events and logs
+        url = server.api_url
+    else:
+        _ask(url)
+    os.environ["PREFECT_API_URL"] = url  # for the stages' processes
+    os.environ[SEEN] = url
+    wait_for_the_server_when_it_is_away()
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
+
+
+def _ask(url: str) -> None:
+    try:
+        httpx.get(f"{url}/health", timeout=30)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise BadInput(
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({type(error).__name__}); start one with `changepair ui`, or unset it"
+        ) from error
+
+
+def wait_for_the_server_when_it_is_away() -> None:
+    """From now on every client of this process waits for a server that refuses connections, as one does that is being started again.
+
+    Prefect's own clients do so for a minute at the most, and not before they have had an answer: a stage that begins meanwhile would fail.
+    """
+    for client in (PrefectHttpxSyncClient, PrefectHttpxAsyncClient):
+        if not hasattr(client.send, "__wrapped__"):
+            client.send = (_patient if client is PrefectHttpxSyncClient else _patient_async)(client.send)  # type: ignore[method-assign]
+
+
+def _patient(send: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(send)
+    def patiently(*arguments: Any, **named: Any) -> Any:
+        waits = _waits()
+        while True:
+            try:
+                return send(*arguments, **named)
+            except httpx.ConnectError:
+                if next(waits):
+                    raise
+                time.sleep(PAUSE)
+
+    return patiently
+
+
+def _patient_async(send: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(send)
+    async def patiently(*arguments: Any, **named: Any) -> Any:
+        waits = _waits()
+        while True:
+            try:
+                return await send(*arguments, **named)
+            except httpx.ConnectError:
+                if next(waits):
+                    raise
+                await asyncio.sleep(PAUSE)
+
+    return patiently
+
+
+def _waits() -> Iterator[bool]:
+    """At each refusal: whether it is time to give up. Says once that it waits."""
+    deadline = time.monotonic() + AWAY
+    print(f"changepair: the Prefect server is away; waiting for it up to {AWAY / 60:.0f} minutes", file=sys.stderr, flush=True)
+    while True:
+        yield time.monotonic() > deadline or stopping.asked()
+
+
+@contextmanager
+def parent() -> Iterator[None]:
+    """Within a task: the flows of processes that are started here become children of its run, for the UI to link."""
+    context = TaskRunContext.get()
+    if context is None:
+        yield
+        return
+    os.environ[PARENT] = str(context.task_run.id)
+    try:
+        yield
+    finally:
+        del os.environ[PARENT]
+
+
+def child() -> FlowRun | None:
+    """Within a task: the newest run that is a child of it."""
+    context = TaskRunContext.get()
+    if context is None:
+        return None
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id={"any_": [context.task_run.id]}))  # type: ignore[arg-type]
+    return max(runs, key=lambda run: str(run.created), default=None)
+
+
+def link_child() -> StateDetails:
+    """Within a task whose process ran a flow: links its run in the UI, on the task's page and, by the state's details, in its API."""
+    made = child()
+    url = url_for(made) if made is not None else None
+    if made is None or url is None:
+        return StateDetails()
+    text = f"run of {made.name}"
+    create_link_artifact(link=url, link_text=text, description=f"[{text}]({url})")  # the description is what the task's page shows
+    return StateDetails(child_flow_run_id=made.id)
+
+
+def close_dead(run: UUID, message: str) -> None:
+    """Says on the server that a run, whose process is known to be gone, crashed, and so did the runs below it that had not ended."""
+    with get_client(sync_client=True) as client:
+        waiting = [run]
+        while waiting:
+            one = waiting.pop()
+            try:
+                found = client.read_flow_run(one)
+            except ObjectNotFound:  # of another server, or deleted since
+                continue
+            below = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [one]}}))
+            waiting += [item.id for item in below]
+            if found.state is not None and not found.state.is_final():
+                client.set_flow_run_state(one, Crashed(message=message), force=True)
+
+
+def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
+    """Runs a flow, as a child of the task that started this process if one did; gives the state it ended in. Raises what it raised."""
+    state = cast(State[Any], run_flow(flow, flow_run=_of_parent(flow, parameters), parameters=parameters, return_type="state"))
+    if not state.is_completed():
+        state.result()
+    return state
+
+
+def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | None:
+    """A run of the flow that is a child; None for Prefect to make one that is not."""
+    task_run = os.environ.pop(PARENT, None)
+    if task_run is None:
+        return None
+    with get_client(sync_client=True) as client:
+        try:
+            return client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
+        except PrefectHTTPStatusError:  # the server has forgotten the task, or never heard of it: only the link is lost
+            return None
+
+
+def end_with_parent() -> None:
+    """Asks Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer ask for it itself."""
+    if sys.platform != "linux" or PARENT not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if SEEN in os.environ:
+    wait_for_the_server_when_it_is_away()

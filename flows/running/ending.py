@@ -1,0 +1,66 @@
+"""How a command ends: with one line for what is the user's to mend, and no secret in it. No Prefect: errors come quickly."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.running.secrets import hide, hide_in_log
+from tasks.common.errors import BadInput
+from tasks.common.files import NO_ROOM
+from tasks.common.stopping import EXIT_CODE, Stopped
+
+DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
+
+
+def exit_on_bad_input(work: Callable[[], object]) -> None:
+    """Runs `work`. What is the user's to mend ends it with one line on stderr and exit code 2; SIGTERM with one line and 143, as a shell
+    would say."""
+    log_in_lines()
+    try:
+        work()
+    except Exception as error:
+        line = _line_of(error)
+        if line is None:
+            raise
+        tell(line)
+        sys.exit(EXIT_CODE if isinstance(error, Stopped) else 2)
+
+
+def log_in_lines() -> None:
+    """Of the user's mistake the log has one line, and no secret in it."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_one_line)
+        logging.getLogger(name).addFilter(hide_in_log)
+
+
+def tell(line: str) -> None:
+    """One line for the person who started this."""
+    print(f"changepair: {hide(line)}", file=sys.stderr, flush=True)
+
+
+def _line_of(error: BaseException | None) -> str | None:
+    """What is wrong in one line, if it is the user's to mend or was asked for; None if it is a fault of the code."""
+    if isinstance(error, Stopped):
+        return f"stopped ({error}); what was made is kept, and the next run goes on from there"
+    if isinstance(error, BadInput):
+        return str(error)
+    cause = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
+            return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Prefect logs a traceback of everything raised; of what is not the code's fault one line is enough."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    line = _line_of(error)
+    if line is not None:
+        record.msg, record.args, record.exc_info = line, (), None
+    return True

@@ -1,0 +1,37 @@
+"""How a stage is started from the command line, as DVC starts it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from prefect import Flow
+
+from flows.running.api import end_with_parent, run
+from flows.running.ending import exit_on_bad_input, tell
+from flows.running.gpu import gpu_slot
+from flows.running.locks import one_at_a_time
+from flows.settings.pipelines import read_pipelines
+
+
+def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[], Any] | None = None) -> None:
+    """Runs a stage's flow as `python -m flows.<stage> <dataset or pipeline> …`, which is what DVC does; exits as `exit_on_bad_input` says.
+
+    All of pipelines.yaml is checked before anything is done. on_gpu: whether the flow computes on a GPU where there is one. runner: gives
+    Prefect's task runner, if it is not the default one.
+    """
+    names, of = list(flow.parameters.properties), sys.argv[1:]
+    if len(of) != len(names):
+        sys.exit(f"usage: python -m flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
+
+    def work() -> object:
+        read_pipelines()
+        end_with_parent()
+        what = f"{flow.name} {' '.join(of)}"
+        # What a run that was killed has started may not have ended yet.
+        with one_at_a_time("-".join((flow.name, *of)), what, wait=True, told=tell), gpu_slot() if on_gpu else nullcontext():
+            return run(flow if runner is None else flow.with_options(task_runner=runner()), **dict(zip(names, of, strict=True)))
+
+    exit_on_bad_input(work)

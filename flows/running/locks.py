@@ -1,0 +1,77 @@
+"""One at a time: a file that a process holds while it works, and that is free again however the process ended."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.common import stopping
+
+FOLDER = Path(".dvc/tmp/changepair")  # DVC's own place for what belongs to this checkout and to nobody else
+POLL = 0.5  # seconds
+MOMENT = 0.1  # seconds; `holder` has the lock for less while it looks, and that is no work
+
+
+class Held(Exception):
+    """Another process holds the lock. Its message says which."""
+
+
+@contextmanager
+def one_at_a_time(
+    name: str, what: str, *, folder: Path = FOLDER, where: Path | None = None, wait: bool, told: Callable[[str], None]
+) -> Iterator[None]:
+    """Holds the lock called `name` for the work called `what`. If another process has it: waits and says so once through `told`, or
+    raises Held. where: the work is done, for the message; the working directory, if None. Raises Stopped if SIGTERM comes while it
+    waits."""
+    file = folder / f"{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+", encoding="utf-8") as stream:
+        if not _locked(stream, patience=MOMENT):
+            whose = f"{what}: {holder(file) or 'another run'} is at work in {where or Path.cwd()}"
+            if not wait:
+                raise Held(whose)
+            told(f"{whose}; waiting for it to end")
+            while not _locked(stream):
+                stopping.check(f"{what}, which was waiting for another run")
+                time.sleep(POLL)
+        stream.truncate(0)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        stream.write(json.dumps({"what": what, "process": os.getpid(), "host": socket.gethostname(), "started": started}))
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)
+
+
+def holder(file: Path) -> str | None:
+    """Who holds a lock, in words; None if nobody does."""
+    if not file.is_file():
+        return None
+    with file.open("a+", encoding="utf-8") as stream:
+        if _locked(stream):
+            return None
+        stream.seek(0)
+        try:
+            said: dict[str, Any] = json.loads(stream.read())
+        except ValueError:
+            return None  # it has just been taken, and not yet written
+    return f"{said['what']} (process {said['process']} on {said['host']}, since {said['started']})"
+
+
+def _locked(stream: Any, patience: float = 0) -> bool:
+    """Takes the lock if it is free, or is free in so many seconds. The kernel gives it back when the process ends, killed or not."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(patience)
+        return patience > 0 and _locked(stream)
+    return True

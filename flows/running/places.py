@@ -1,0 +1,18 @@
+"""Where the artifacts of every stage lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DATA = Path("data")
+PICTURES = DATA / "pictures"
+MANIFESTS = DATA / "manifests"
+EPISODES = DATA / "episodes"
+INPAINTERS = DATA / "inpainters"
+PAIRS = DATA / "pairs"
+CHECKPOINTS = DATA / "checkpoints"
+MODELS = DATA / "models"
+CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
+SCORES = DATA / "scores"
+EVALUATION = DATA / "evaluation"
+CODE = DATA / "code"  # which code each stage runs: what DVC compares

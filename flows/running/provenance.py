@@ -1,0 +1,47 @@
+"""Where a run's results come from: the commit, the artifacts' hashes, the versions."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+LOCK = Path("dvc.lock")
+
+
+def commit() -> str:
+    """Of the checkout, with `, changed` if a tracked file differs from it; or why there is none."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        # What a run writes itself is no change of what it was made from.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!dvc.yaml", ":!data")
+        return f"{head}, changed" if changed else head
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit of Git"
+
+
+def locked() -> dict[str, Any]:
+    """The stages of dvc.lock, by name; none before the first run."""
+    return YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+
+
+def hashes(stage: str, what: str) -> dict[str, str]:
+    """path -> md5 of a stage's `deps` or `outs` in dvc.lock; none if it never ran."""
+    return {item["path"]: item["md5"] for item in locked().get(stage, {}).get(what, []) if "md5" in item}
+
+
+def artifacts(stages: list[str]) -> dict[str, str]:
+    """path -> md5 of what stages, by their names, left."""
+    return {path: md5 for name in stages for path, md5 in hashes(name, "outs").items()}
+
+
+def versions() -> dict[str, str]:
+    """Of what runs the work, rather than does it."""
+    return {name: version(name) for name in ("changepair", "prefect", "dvc", "diffusers")}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()

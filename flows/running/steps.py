@@ -1,0 +1,43 @@
+"""How a stage's work runs as a Prefect task: when it is worth trying again, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect import Task, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from tasks.common.errors import BadInput
+from tasks.common.stopping import Stopped
+
+P = ParamSpec("P")
+R = TypeVar("R")
+EVERY = 5.0  # seconds between two reports of progress
+HOUR = 3600.0  # seconds
+
+
+def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+    """A disk or a network may recover; the user's mistake will not, and who was asked to stop stops. (Prefect's retry_condition_fn.)"""
+    return not isinstance(state.data, (BadInput, Stopped))
+
+
+def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Makes a function a task: a step of a stage, tried again where that is worth it. DVC is the cache, so Prefect keeps no result."""
+    defaults = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": worth_retrying, "persist_result": False}
+    return cast(Any, task(**{**defaults, **options}))
+
+
+def progress(description: str) -> Callable[[float], None]:
+    """Within a task: shows a share of 0..1 in the UI, as it is told it."""
+    artifact: Any = create_progress_artifact(0.0, description=description)
+    last = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal last
+        if share >= 1 - 1e-9 or time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            update_progress_artifact(artifact, round(100 * share, 1))
+
+    return tell

@@ -1,0 +1,24 @@
+"""Where the tasks of a stage run: threads or processes of this machine, or a Dask cluster of many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from flows.settings.pipelines import Execution
+
+
+def task_runner(execution: Execution) -> TaskRunner[Any]:
+    """As `execution` in pipelines.yaml asks for it."""
+    if execution.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=execution.workers)
+    if execution.runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=execution.workers)
+
+    from prefect_dask.task_runners import DaskTaskRunner  # costs a second
+
+    if execution.address is not None:
+        return DaskTaskRunner(address=execution.address)
+    local = {"n_workers": execution.workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}  # on loopback
+    return DaskTaskRunner(cluster_kwargs=local)

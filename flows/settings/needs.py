@@ -1,0 +1,81 @@
+"""What a pipeline needs that is not on this machine, and where to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flows.settings.pipelines import Datasets, Pipeline
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
+from tasks.inpainting.settings import NONE, OWN
+
+FETCHED = "fetches from the hub when they are first used, unless HF_HUB_OFFLINE is set"
+
+
+def needs(pipeline: Pipeline, datasets: Datasets) -> list[str]:
+    """One line for each thing that is missing."""
+    return [*_datasets(pipeline, datasets), *_models(pipeline), *_encoders(pipeline), *_inpainter(pipeline)]
+
+
+def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
+    for name in pipeline.names:
+        if name in datasets.folders and not Path(datasets.folders[name].path).exists():
+            yield f"dataset {name}: no folder {datasets.folders[name].path}"
+        elif name not in datasets.here:
+            from tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
+
+            about = datasets.elsewhere[name]
+            home = about.home or LAYOUTS[about.layout].home
+            yield f"dataset {name}: {home}; then {name}: {{path: …, layout: {about.layout}}} under datasets.folders"
+
+
+def _models(pipeline: Pipeline) -> Iterator[str]:
+    for name in pipeline.trained:
+        model, published = pipeline.detectors[name].model, DETECTORS[name].published
+        if model is not None and not Path(model).is_dir():
+            how = f"{published.home}; then changepair import {name} <checkpoint> --out {model}" if published else "no such folder"
+            yield f"model {model}: {how}"
+
+
+def _encoders(pipeline: Pipeline) -> Iterator[str]:
+    chosen: list[Any] = list(dict(pipeline.detectors).values())
+    for encoder in dict.fromkeys(settings.encoder for settings in chosen if hasattr(settings, "encoder")):
+        if encoder.weights in (PACKAGED, OF_THE_MODEL) or Path(encoder.weights).is_file():
+            continue
+        if encoder.library == "smp" or encoder.weights.endswith(FILES_OF_WEIGHTS):
+            yield f"weights of {encoder.name}: no file {encoder.weights}"
+        elif not _on_this_machine(encoder):
+            which = "its own weights" if encoder.weights == HUB else encoder.weights
+            yield f"weights of {encoder.name}: {which}, which {encoder.library} {FETCHED}"
+
+
+def _on_this_machine(encoder: EncoderSettings) -> bool:
+    """Whether the hub's cache has an encoder's weights."""
+    cached = _cached()
+    if encoder.library == "timm":
+        return any(name == f"timm/{encoder.name}" or name.startswith(f"timm/{encoder.name}.") for name in cached)
+    if not cached:
+        return False  # and open_clip, which takes seconds to load, need not be asked
+    import open_clip
+
+    about = open_clip.get_pretrained_cfg(encoder.name, encoder.weights)
+    return bool(about) and about.get("hf_hub", "").strip("/") in cached
+
+
+def _inpainter(pipeline: Pipeline) -> Iterator[str]:
+    model = pipeline.inpainter.model
+    if model not in (OWN, NONE) and not Path(model).is_dir() and model not in _cached():
+        yield f"inpainting model {model}, which diffusers {FETCHED}"
+
+
+def _cached() -> set[str]:
+    """The repositories in the hub's cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return {entry.repo_id for entry in scan_cache_dir().repos}
+    except CacheNotFound:
+        return set()

@@ -1,0 +1,241 @@
+"""The whole of pipelines.yaml as pydantic models, and what must hold between its parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from flows.settings.reader import FILE, nearest, parse, read_yaml
+from flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag
+from tasks.common.bounds import STRICT
+from tasks.common.errors import BadInput
+from tasks.detectors.registry import DETECTORS
+from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
+from tasks.inpainting.settings import InpainterSettings
+from tasks.sampling.settings import SamplingSettings
+from tasks.scoring.decision import PromotionSettings
+from tasks.scoring.settings import EvaluationSettings
+from tasks.synthesis.settings import SynthesisSettings
+from tasks.training.settings import TrainingSettings
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Runner = Literal["threads", "processes", "dask"]
+PackagedName = Literal["sample-photos", "texture-defects", "digits", "elpv"]
+
+
+if TYPE_CHECKING:
+    Detectors = dict[str, Any]
+    Trainings = dict[str, Any]
+else:
+    Detectors = TypedDict("Detectors", {name: kind.settings for name, kind in DETECTORS.items()}, total=False)
+    Trainings = TypedDict(
+        "Trainings", {name: kind.training.settings for name, kind in DETECTORS.items() if kind.training is not None}, total=False
+    )
+    Detectors.__pydantic_config__ = Trainings.__pydantic_config__ = STRICT
+
+
+class Elsewhere(Strict):
+    """A dataset to be had elsewhere."""
+
+    layout: LayoutName
+    """What it is; `changepair datasets` says where to get it."""
+    home: str | None = None
+    """Where to get it, if its layout's home is not the place."""
+
+
+class Datasets(Strict):
+    """The datasets that are here. Each is ingested once, whichever pipelines use it."""
+
+    packaged: list[PackagedName] = Field(default_factory=list)
+    folders: dict[Name, FolderSettings] = Field(default_factory=dict)
+    objects: dict[str, ObjectsSettings] = Field(default_factory=dict)
+    """Masks of the objects in a dataset's photographs, by the dataset's name."""
+    elsewhere: dict[Name, Elsewhere] = Field(default_factory=dict)
+    """Datasets that pipelines name but that are not on this machine. Move one to folders once it is."""
+
+    @property
+    def here(self) -> list[str]:
+        return [*self.packaged, *self.folders]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.here, *(name for name in self.elsewhere if name not in self.here)]
+
+
+class Execution(Strict):
+    """How work is spread; never what comes of it."""
+
+    workers: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    runner: Runner = "processes"
+    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster."""
+    address: str | None = None
+    """Of the Dask scheduler, such as tcp://10.0.0.5:8786; without one, a cluster of this machine's own."""
+
+
+class OwnRuns(Strict):
+    """What of `runs` a pipeline may say for itself."""
+
+    revision: Revision | None = None
+    overlap: Overlap | None = None
+    tags: tuple[Tag, ...] = ()
+    """Beside those of all."""
+
+
+class Pipeline(Strict):
+    """One named pipeline: train on pairs made of `sources`, or on `auxiliary`, and be measured on `targets`.
+
+    Every section must be there, if only as `{}`: DVC compares sections to know what is out of date.
+    """
+
+    schedule: ScheduleSettings | None = None
+    """When to retrain: a cron line, or {cron or interval, timezone}; null for by hand."""
+    runs: OwnRuns = OwnRuns()
+    """Where this pipeline's scheduled runs differ from the others'."""
+    sources: list[str]
+    """Photographs that pairs are made of; [] where synthesis.pairs is 0."""
+    textures: list[str]
+    """What DRAEM's textures are cut from; [] for the sources themselves."""
+    auxiliary: list[str]
+    """Datasets with labelled anomalies to train on; [] where nothing is trained on them."""
+    targets: Annotated[list[str], Field(min_length=1)]
+    inpainter: InpainterSettings
+    synthesis: SynthesisSettings
+    sampling: SamplingSettings
+    detectors: Detectors
+    training: Trainings
+    evaluation: EvaluationSettings
+    promotion: PromotionSettings = PromotionSettings()
+    """When a retrained model takes the place of the one in use."""
+
+    @property
+    def datasets(self) -> dict[str, list[str]]:
+        return {"sources": self.sources, "textures": self.textures, "auxiliary": self.auxiliary, "targets": self.targets}
+
+    @property
+    def names(self) -> list[str]:
+        """Of every dataset that it uses."""
+        return list(dict.fromkeys(name for names in self.datasets.values() for name in names))
+
+    def training_of(self, detector: str) -> TrainingSettings:
+        """How a detector is trained: as `training` says it, else by its paper's settings."""
+        training = DETECTORS[detector].training
+        assert training is not None
+        chosen: TrainingSettings = self.training.get(detector) or training.settings()
+        return chosen
+
+    @property
+    def trained(self) -> list[str]:
+        """The detectors that have a model folder, which the train stage writes."""
+        return [name for name in self.detectors if DETECTORS[name].training is not None]
+
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """What each detector is trained on, `pairs` or `auxiliary`; those that are not trained here left out."""
+        return {name: self.training_of(name).learns_from for name in self.trained if self.detectors[name].model is None}
+
+
+class Pipelines(Strict):
+    enabled: list[str]
+    datasets: Datasets
+    execution: Execution = Execution()
+    runs: Runs = Runs()
+    notices: Notices | None = None
+    pipelines: dict[Name, Pipeline]
+
+    def runs_of(self, name: str) -> Runs:
+        """How the scheduled runs of one pipeline work."""
+        own = self.pipelines[name].runs
+        said = {key: value for key, value in (("revision", own.revision), ("overlap", own.overlap)) if value is not None}
+        return self.runs.model_copy(update={**said, "tags": (*self.runs.tags, *own.tags)})
+
+
+def read_pipelines(file: Path = FILE) -> Pipelines:
+    """pipelines.yaml, checked as a whole. Raises BadInput with the path of the wrong key and the nearest valid name."""
+    read = parse(Pipelines, read_yaml(file), file=file)
+    wrong = next(mistakes(read), None)
+    if wrong is not None:
+        raise BadInput(f"{file}: {wrong}")
+    return read
+
+
+def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
+    """One pipeline that may be run. Raises BadInput if it does not exist, is not enabled, or names what is not on this machine."""
+    pipeline_named(name, file)
+    read = read_pipelines(file)
+    if name not in read.enabled:
+        raise BadInput(f"{file}: enabled: pipeline {name!r} is not among them; add it there to run it")
+    for names in read.pipelines[name].datasets.values():
+        for dataset in names:
+            if dataset not in read.datasets.here:
+                about = read.datasets.elsewhere[dataset]
+                where = f" from {about.home}" if about.home else ""
+                raise BadInput(
+                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it{where} (`changepair pipelines` "
+                    f"says more) and give it as {dataset}: {{path: …, layout: {about.layout}}}"
+                )
+    return read.pipelines[name]
+
+
+def pipeline_named(name: str, file: Path = FILE) -> Pipeline:
+    """A pipeline's settings, with all of the file checked. Raises BadInput."""
+    read = read_pipelines(file)
+    if name not in read.pipelines:
+        raise BadInput(f"{file}: pipelines: no pipeline {name!r}{nearest(name, read.pipelines)}")
+    return read.pipelines[name]
+
+
+def detector_of(pipeline: Pipeline, name: str, detector: str) -> Any:
+    """The settings of one of a pipeline's detectors. Raises BadInput if it has none of that name. name: the pipeline's, for the error."""
+    if detector not in pipeline.detectors:
+        raise BadInput(f"{FILE}: pipelines.{name}.detectors: no detector {detector!r}{nearest(detector, pipeline.detectors)}")
+    return pipeline.detectors[detector]
+
+
+def mistakes(read: Pipelines) -> Iterator[str]:
+    """What does not hold between the parts of pipelines.yaml, each as the key's path and what is wrong with it."""
+    for index, name in enumerate(read.enabled):
+        if name not in read.pipelines:
+            yield f"enabled[{index}]: no pipeline {name!r}{nearest(name, read.pipelines)}"
+    for name in read.datasets.objects:
+        if name not in read.datasets.names:
+            yield f"datasets.objects.{name}: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}"
+    for name, pipeline in read.pipelines.items():
+        yield from (f"pipelines.{name}.{wrong}" for wrong in _of_pipeline(pipeline, read.datasets))
+
+
+def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
+    """What does not hold between a pipeline's parts."""
+    for key, names in pipeline.datasets.items():
+        for index, name in enumerate(names):
+            if name not in datasets.names:
+                yield f"{key}[{index}]: no dataset {name!r} under datasets{nearest(name, datasets.names)}"
+    for name in pipeline.detectors:
+        upon = DETECTORS[name].upon
+        if upon is not None and upon not in pipeline.detectors:
+            yield f"detectors.{name}: needs {upon} beside it, whose model and encoder it uses"
+    for name in pipeline.evaluation.subset:
+        if name not in pipeline.detectors:
+            yield f"evaluation.subset.{name}: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"
+    for index, name in enumerate(pipeline.promotion.detectors or ()):
+        if name not in pipeline.detectors:
+            yield f"promotion.detectors[{index}]: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"
+    for detector, examples in pipeline.trained_on.items():
+        if examples == "auxiliary" and not pipeline.auxiliary:
+            yield f"auxiliary: {detector} is trained on it; name a dataset with anomalies, or say training.{detector}.examples: pairs"
+        if examples == "pairs" and not pipeline.synthesis.pairs:
+            yield f"synthesis.pairs: {detector} is trained on them, so more than 0; or give it a model that is trained already"
+    if not pipeline.synthesis.pairs:
+        return
+    if not pipeline.sources:
+        yield "sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"
+    if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":
+        yield (
+            f"inpainter.model: synthesis.kinds needs an inpainting model ({', '.join(pipeline.synthesis.repaints)}), not 'none'; "
+            "say 'own', a hub id or a folder"
+        )
+    return

@@ -1,0 +1,111 @@
+"""When a pipeline is retrained, and how: the settings of scheduled runs, in pipelines.yaml."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from flows.settings.reader import nearest
+
+UNITS = ("minutes", "hours", "days", "weeks")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _cron(line: str) -> str:
+    try:
+        CronSim(line, datetime(2000, 1, 1))
+    except CronSimError as error:
+        raise ValueError(f'a cron line such as "0 3 * * 1", not {line!r}') from error
+    return line
+
+
+def _interval(said: Any) -> timedelta:
+    match = re.fullmatch(r"([1-9]\d*) (minute|hour|day|week)s?", str(said))
+    if match is None:
+        raise ValueError(f'a time such as "6 hours" ({", ".join(UNITS)}), not {said!r}')
+    return timedelta(**{f"{match[2]}s": int(match[1])})
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"a time zone such as 'Europe/Berlin', not {name!r}{nearest(name, sorted(available_timezones()))[:60]}") from error
+    return name
+
+
+class Schedule(Strict):
+    """When a pipeline is retrained by itself: `cron` or `interval`."""
+
+    cron: Annotated[str, AfterValidator(_cron)] | None = None
+    """A cron line, such as "0 3 * * 1": Mondays at three."""
+    interval: Annotated[timedelta, BeforeValidator(_interval)] | None = None
+    """A time between two runs, such as "6 hours"."""
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    """In which the cron line is meant."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Schedule:
+        if (self.cron is None) == (self.interval is None):
+            raise ValueError("either cron or interval")
+        return self
+
+    def __str__(self) -> str:
+        return f"every {self.interval}" if self.cron is None else f"{self.cron} ({self.timezone})"
+
+
+ScheduleSettings = Annotated[Schedule, BeforeValidator(lambda said: {"cron": said} if isinstance(said, str) else said)]
+"""A schedule, or a cron line alone."""
+
+Overlap = Literal["wait", "skip"]
+Results = Literal["branch", "tag", "none"]
+Tag = Annotated[str, Field(pattern=r"^[^\s,]+$")]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]  # of Git, and no option of its commands
+Place = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
+
+
+class Runs(Strict):
+    """How the runs of deployments work: each in a clean clone, whose results are committed."""
+
+    workspaces: Place = "~/.changepair"
+    """The folder of the clones, one a pipeline, and of the cache that they share."""
+    repository: Place | None = None
+    """What is cloned; null for the checkout's remote `origin`, or the checkout itself if it has none."""
+    revision: Revision = "main"
+    """The branch, tag or commit that a run works at. A pipeline's own `runs` may name another."""
+    results: Results = "branch"
+    """Where a run commits dvc.lock, its figures and which model is in use: on the branch `changepair/<pipeline>`, under a new tag
+    `changepair/<pipeline>/<number>`, or nowhere."""
+    remote: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """DVC's remote that artifacts are pulled from and pushed to; null for its default one, if there is one."""
+    remote_timeout: Annotated[int, Field(ge=1)] = 3600
+    """Seconds that one pull or push may take."""
+    overlap: Overlap = "wait"
+    """What a second run of the same pipeline does while one is at work."""
+    tags: tuple[Tag, ...] = ()
+    """In the Prefect UI."""
+    pool: Place | None = None
+    """The work pool whose workers run them; null for `changepair serve`."""
+    gpus: Annotated[int, Field(ge=1)] = 1
+    """How many stages may compute on GPUs at the same time, over all runs that share a server."""
+
+
+class Notices(Strict):
+    """Whom to tell of promotions, of models kept out, and of failures: JSON is posted to a URL."""
+
+    url: Annotated[str, Field(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*|block:[a-z0-9-]+)$")]
+    """Such as env:CHANGEPAIR_NOTICES, an environment variable that holds it; block:<name>, a Secret block of Prefect; or the URL itself, if
+    it is no secret."""
+    of: tuple[Literal["promoted", "kept", "failed"], ...] = ("promoted", "kept", "failed")
+    timeout: Annotated[float, Field(gt=0, le=300)] = 10.0
+    """Seconds an attempt may take."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """Attempts after the first, each after a longer pause."""

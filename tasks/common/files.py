@@ -1,0 +1,103 @@
+"""Files that are whole or absent, and their fingerprints."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.common.errors import BadInput
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def written_beside(file: Path) -> Iterator[Path]:
+    """Yields a path beside `file` to write a file to; it takes `file`'s name only once all is well.
+
+    A reader never sees half a file, and a failure leaves whatever stood at `file` before. Raises BadInput if a folder stands there, or
+    the disk is full.
+    """
+    if file.is_dir():
+        raise BadInput(f"{file}: is a folder, and a file is to be written; name a file")
+    with _beside(file) as partial:
+        yield partial
+        os.replace(partial, file)
+
+
+@contextmanager
+def made_anew(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder` to fill, which takes its place once all is well, as `written_beside` does for a file.
+
+    For folders that a stage owns: what stood in `folder` before is deleted. A link there is taken away, and what it leads to is left.
+    """
+    with _beside(folder) as partial:
+        partial.mkdir()
+        yield partial
+        _remove(folder)
+        os.replace(partial, folder)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    _remove(partial)
+    try:
+        yield partial
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise BadInput(f"{path}: cannot be written, the disk is full ({os.strerror(error.errno)}); make room and run again") from error
+        raise
+    finally:
+        _remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_beside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes parquet whose bytes depend on the rows alone."""
+    with written_beside(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with written_beside(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
+    """Reads parquet and holds it to `schema`; `made_by` names the stage that writes such files, for the error."""
+    if not path.is_file():
+        raise BadInput(f"{path}: not there; the {made_by} stage writes it, so run `dvc repro` first")
+    table = pq.read_table(path)
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise BadInput(f"{path}: no column {missing[0]!r}; it was written by another version, so run the {made_by} stage again")
+    return table.select(schema.names).cast(schema)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""Which code a result depends on: the one answer, for DVC's stages, for checkpoints that are gone on with, and for the gate.
+
+Code is what a module can run: the modules of this project that it imports, wherever in it, and those that they import; the data files
+that stand beside them and are named in them; and the versions of the packages that they compute with. Comments, docstrings and layout
+are no code: of a module its syntax tree counts. Of flows/ the module asked about counts alone, as the rest of it only runs the work.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("flows", "tasks")
+LOCK = "requirements.lock"
+REGISTRY = "tasks.detectors.registry"
+"""Names every detector. Which of them a result is of, is said by the roots that are asked about."""
+CARRIERS = frozenset({"prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions"})
+"""Packages that carry the work and compute nothing of what comes of it."""
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "open_clip": "open-clip-torch",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+"""What a package is called where it is installed from, if not as it is imported."""
+BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}
+"""Packages that others compute with."""
+SHORT = 16  # hexadecimal digits of a hash that is kept
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a result depends on, part by part, so that two can be held beside each other to see what differs."""
+
+    modules: Mapping[str, str]
+    """Hash of each module's syntax tree, by its name."""
+    files: Mapping[str, str]
+    """Hash of each data file, by its path from the project's root."""
+    packages: Mapping[str, str]
+    """Version of each package, by the name that the lock has it under."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:SHORT]
+
+
+def code_of(*roots: str, root: Path = ROOT) -> Code:
+    """The code that modules, by their dotted names, can run. root: the folder that flows/, tasks/ and requirements.lock stand in."""
+    waiting, seen = list(roots), dict.fromkeys(roots)
+    modules: dict[str, str] = {}
+    files: dict[str, str] = {}
+    packages: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        file = _file(name, root)
+        parsed = _parsed(file, file.stat().st_mtime_ns)
+        modules[name] = parsed.hash
+        for word in parsed.words:
+            beside = file.parent / word
+            if beside.suffix != ".py" and beside.is_file():
+                files[beside.relative_to(root).as_posix()] = hashlib.sha256(beside.read_bytes()).hexdigest()[:SHORT]
+        for imported in parsed.imports:
+            if imported.partition(".")[0] not in OURS:
+                packages.add(imported.partition(".")[0])
+                continue
+            for module in _modules(imported, root):
+                if module not in seen and module != REGISTRY and not module.startswith("flows."):
+                    seen[module] = None
+                    waiting.append(module)
+    return Code(dict(sorted(modules.items())), dict(sorted(files.items())), dict(sorted(_versions(packages, root).items())))
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    hash: str
+    imports: tuple[str, ...]
+    words: tuple[str, ...]
+    """Strings in it that may be names of files."""
+
+
+@cache
+def _parsed(file: Path, changed: int) -> _Parsed:
+    """changed: when the file last was, for the cache."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    imports = tuple(sorted(set(_imports(tree))))
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for node in ast.walk(tree):
+        _drop_docstrings(node)
+    bare = hashlib.sha256(repr(_canonical(tree)).encode()).hexdigest()[:SHORT]
+    return _Parsed(bare, imports, tuple(sorted(word for word in words if re.fullmatch(r"[\w-]+\.\w+", word))))
+
+
+def _canonical(node: object) -> object:
+    """A syntax tree as tuples, without empty fields: Pythons differ in which of those they have."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, [], ()))
+        return (type(node).__name__, *((name, _canonical(value)) for name, value in fields))
+    return tuple(map(_canonical, node)) if isinstance(node, list) else node
+
+
+def _drop_docstrings(node: ast.AST) -> None:
+    """Takes away every string that stands alone: docstrings, those of fields too."""
+    for name in ("body", "orelse", "finalbody"):
+        body = getattr(node, name, None)
+        if isinstance(body, list):
+            setattr(node, name, [item for item in body if not _is_text(item)])
+
+
+def _is_text(item: ast.AST) -> bool:
+    return isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """Dotted names that are imported, but for type checkers alone; and packages whose files are asked for."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield child.module
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.Call) and ast.unparse(child.func) == "resources.files" and isinstance(child.args[0], ast.Constant):
+            yield str(child.args[0].value)
+        yield from _imports(child)
+
+
+def _modules(name: str, root: Path) -> Iterator[str]:
+    """The modules of the project that are run when a dotted name is imported; the name may be of something in one."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        try:
+            file = _file(".".join(parts[:end]), root)
+        except FileNotFoundError:
+            return
+        if file.name != "__init__.py" or file.stat().st_size:
+            yield ".".join(parts[:end])
+
+
+def _file(module: str, root: Path) -> Path:
+    path = root.joinpath(*module.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no module {module} in {root}")
+
+
+def _versions(imported: set[str], root: Path) -> dict[str, str]:
+    """By the lock, where there is one and it has the package; else those that are installed."""
+    names = {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in imported - CARRIERS - sys.stdlib_module_names}
+    names |= {beneath for name in names for beneath in BENEATH.get(name, ())}
+    file = root / LOCK
+    locked = _locked(file, file.stat().st_mtime_ns) if file.is_file() else {}
+    return {name: locked.get(name) or _installed(name) for name in names}
+
+
+@cache
+def _locked(file: Path, changed: int) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,128 @@
+"""Photographs, read as they are needed, and the squares cut from them that everything else is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from tasks.common.errors import BadInput
+from tasks.common.pictures import Mask, Picture, Pixels, read_picture
+
+KEPT = 16  # decoded pictures kept, so that memory does not grow with their number
+LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which bounds memory and loses nothing a square needs
+ROOM = 0.08  # of an object's longer side, left free around it
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square of a photograph, in shares of its width (left, width) and height (top, height)."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box on a photograph, in shares of its width and height."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something on a photograph: the box around it, and the share of the photograph that it covers."""
+
+    box: Box
+    covers: float
+
+
+class Photographs:
+    """Draws squares from photographs. Holds paths only; decoded pictures are kept by a small cache of the process.
+
+    crop: smallest and largest side of a square, as a share of the photograph's shorter side; resolution: pixels a side of what is cut.
+    """
+
+    def __init__(self, images: Sequence[str], crop: tuple[float, float], resolution: int) -> None:
+        self.images = tuple(images)
+        self.crop = crop
+        self.resolution = resolution
+
+    def choose(self, rng: np.random.Generator, but: int | None = None) -> int:
+        """A random photograph's index; another than `but`, unless there is only one."""
+        if but is None or len(self.images) == 1:
+            return int(rng.integers(len(self.images)))
+        return (but + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, Picture]:
+        """A random square of a random photograph, resolution x resolution x 3, and the photograph's index."""
+        index = self.choose(rng)
+        return index, self.cut(index, self.square(index, rng))
+
+    def square(self, index: int, rng: np.random.Generator) -> Square:
+        """A random square of a photograph."""
+        height, width = _photo(self.images[index]).shape[:2]
+        side = int(rng.uniform(*self.crop) * min(width, height))
+        left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+        return Square(left / width, top / height, side / width, side / height, bool(rng.random() < 0.5))
+
+    def square_around(self, index: int, thing: Thing, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
+        """A random square of a photograph that holds a thing whole, with some room around it; None if none can.
+
+        area: smallest and largest share of the square that the thing may cover.
+        """
+        height, width = _photo(self.images[index]).shape[:2]
+        box, pixels = thing.box, thing.covers * width * height
+        left, top, right, bottom = box.left * width, box.top * height, box.right * width, box.bottom * height
+        room = ROOM * max(right - left, bottom - top)
+        smallest = max(self.crop[0] * min(width, height), max(right - left, bottom - top) + 2 * room, (pixels / area[1]) ** 0.5)
+        largest = min(self.crop[1] * min(width, height), (pixels / max(area[0], 1e-9)) ** 0.5)
+        if smallest > largest:
+            return None
+        side = rng.uniform(smallest, largest)
+        corner = []
+        for low, high, length in ((left, right, width), (top, bottom, height)):
+            first, last = max(0.0, high + room - side), min(length - side, low - room)
+            # An object near the photograph's edge has less room than it should.
+            corner.append(rng.uniform(first, last) if first < last else min(max(0.0, (low + high - side) / 2), length - side))
+        return Square(corner[0] / width, corner[1] / height, side / width, side / height, bool(rng.random() < 0.5))
+
+    def cut(self, index: int, square: Square) -> Picture:
+        """The square as a picture, resolution x resolution x 3."""
+        return self._cut(_photo(self.images[index]), square)
+
+    def cut_mask(self, mask: Mask, square: Square) -> Mask:
+        """The same square of a mask of the photograph's shape, at any size; resolution x resolution."""
+        return self._cut(mask.astype(np.uint8) * 255, square) > 127
+
+    def _cut(self, pixels: Pixels, square: Square) -> Pixels:
+        height, width = pixels.shape[:2]
+        top, left = round(square.top * height), round(square.left * width)
+        inside = pixels[top : round((square.top + square.height) * height), left : round((square.left + square.width) * width)]
+        # Averages over what a pixel covers when it is made smaller: nothing is left out, nothing shimmers.
+        smaller = min(inside.shape[:2]) >= self.resolution
+        came = cv2.resize(inside, (self.resolution, self.resolution), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        return cv2.flip(came, 1) if square.flipped else came
+
+
+@lru_cache(maxsize=KEPT)
+def _photo(image: str) -> Picture:
+    try:
+        photo = Image.fromarray(read_picture(Path(image)))
+    except OSError as error:
+        raise BadInput(
+            f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again"
+        ) from error
+    photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(photo)

@@ -1,0 +1,50 @@
+"""The authors' own checkpoints, turned into model folders: every tensor by its name and shape, none left over, none made up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.weights import misfits, read_weights, save_model, told
+
+Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
+
+
+def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> int:
+    """Writes a detector as its authors published it to `folder`; gives the number of its tensors. Raises BadInput, listing every misfit."""
+    published = DETECTORS[detector].published
+    assert published is not None
+    tensors = _renamed(read_weights(checkpoint), published.names)
+    model = build_detector(published.settings, build_encoder(published.settings.encoder, published.settings.resolution, filled=False))
+    wrong = misfits(tensors, model)
+    if wrong:
+        theirs = [_in_their_names(line, published.names) for line in wrong]
+        raise BadInput(f"{checkpoint}: is not the published {detector}, {told(theirs, at_most=None)}")
+    model.load_state_dict(tensors)
+    save_model(folder, model, {"detector": detector, "settings": asdict(published.settings), "imported_from": checkpoint.name})
+    return len(tensors)
+
+
+def _renamed(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}  # of a DistributedDataParallel
+    return {_replaced(name, rules): tensor for name, tensor in plain.items()}
+
+
+def _replaced(name: str, rules: Rules) -> str:
+    for theirs, ours in rules:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _in_their_names(line: str, rules: Rules) -> str:
+    """A misfit, told with the name that the checkpoint's user knows."""
+    return re.sub(r"\S+\.\S+", lambda match: _replaced(match.group(), tuple((ours, theirs) for theirs, ours in rules)), line, count=1)

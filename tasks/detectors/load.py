@@ -1,0 +1,46 @@
+"""Detectors made from their settings, and filled with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.models.detector import Detector
+from tasks.detectors.models.encoder import FrozenEncoder
+from tasks.detectors.registry import DETECTORS, name_of
+from tasks.detectors.settings import DetectorSettings
+from tasks.detectors.weights import load_model
+
+
+def build_detector(settings: DetectorSettings, encoder: FrozenEncoder) -> Detector:
+    """A detector as its settings say, around an encoder of `build_encoder`; what is trained of it starts at random.
+
+    Raises BadInput if the encoder is of no use to it.
+    """
+    try:
+        detector: Detector = DETECTORS[name_of(settings)].build(settings, encoder)
+    except ValueError as error:
+        raise BadInput(f"encoder {settings.encoder.name}: {error}") from error
+    return detector
+
+
+def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Detector:
+    """A pipeline's detector; one that is trained with its weights from models/<name>. detectors: the settings of all of the pipeline."""
+    kind, settings = DETECTORS[name], detectors[name]
+    if kind.upon is not None:
+        upon: Detector = kind.build(settings, load_detector(kind.upon, detectors, models))
+        return upon
+    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    if kind.training is not None:
+        load_model(models / name, detector)
+    return detector
+
+
+def own_or_upon(name: str, detectors: Mapping[str, Any]) -> tuple[str, DetectorSettings]:
+    """The detector that a detector's encoder, weights and resolution are of, by its name, and its settings."""
+    own = DETECTORS[name].upon or name
+    settings: DetectorSettings = detectors[own]
+    return own, settings

@@ -1,0 +1,62 @@
+"""MetaUAS: its settings, how it is built from them, and how its authors' checkpoint names the same tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tasks.common.bounds import STRICT, Between
+from tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution
+
+if TYPE_CHECKING:
+    from tasks.detectors.models.detector import Detector
+    from tasks.detectors.models.encoder import FrozenEncoder
+
+
+@dataclass(frozen=True)
+class MetaUASSettings:
+    """The defaults are the paper's, but for the encoder."""
+
+    __pydantic_config__ = STRICT
+
+    model: str | None = None
+    """A model folder to use as it is, such as `changepair import metauas` writes; null to train one."""
+    encoder: EncoderSettings = EncoderSettings()
+    resolution: Resolution = 256
+    """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
+    alignment: Literal["soft", "hard", "none"] = "soft"
+    aligned_stages: Annotated[int, Between(1, 3)] = 3
+    """How many of the encoder's last stages are aligned."""
+    fusion: Literal["concatenate", "add", "difference"] = "concatenate"
+    """Of a query's features and the aligned prompt's; difference is the absolute one."""
+    decoder: Literal["unet", "fpn"] = "unet"
+    decoder_channels: Annotated[tuple[int, int, int, int, int], Between(16, 1024)] = (256, 128, 64, 64, 48)
+    """Width of the U-Net decoder, coarsest first; at least 16, which scSE attention squeezes to one."""
+
+    def __post_init__(self) -> None:
+        if self.resolution % 32:
+            raise ValueError(f"resolution: a multiple of 32, not {self.resolution}")
+
+
+def build(settings: MetaUASSettings, encoder: FrozenEncoder) -> Detector:
+    from tasks.detectors.models.metauas import build_metauas
+
+    return build_metauas(
+        encoder,
+        alignment=settings.alignment,
+        aligned_stages=settings.aligned_stages,
+        fusion=settings.fusion,
+        decoder=settings.decoder,
+        decoder_channels=settings.decoder_channels,
+    )
+
+
+PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL))
+"""As github.com/gaobb/MetaUAS publishes it, for 256x256 and, with other weights, for 512x512; any multiple of 32 will do."""
+# What a tensor's name starts with, theirs and ours. Theirs aligns the last stage first.
+PUBLISHED_NAMES = (
+    ("encoder.", "encoder.network."),
+    *((f"alignment.{place}.alignment_layer.dimensionality_reduction.", f"alignments.{2 - place}.reduction.") for place in range(3)),
+    ("decoder.", "decoder."),
+    ("mask_head.", "head."),
+)

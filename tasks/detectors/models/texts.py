@@ -1,0 +1,63 @@
+"""What an image-text model knows of normal and anomalous from words alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# WinCLIP's compositional prompts: every state in every template (Jeong et al., CVPR 2023, supplementary, table 7), as InCTRL uses them.
+NORMAL_STATES = ("{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage")
+ANOMALOUS_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+PHOTOGRAPHS = ("cropped photo", "close-up photo", "bright photo", "dark photo", "jpeg corrupted photo", "blurry photo", "photo")
+SIZES = ("small", "large")
+PURPOSES = ("visual inspection", "anomaly detection")
+TEMPLATES = (
+    *(f"a {photograph} of {article} {{}}." for photograph in PHOTOGRAPHS for article in ("a", "the")),
+    *(f"a photo of {article} {size} {{}}." for size in SIZES for article in ("a", "the")),
+    *(f"a photo of {article} {{}} for {purpose}." for purpose in PURPOSES for article in ("a", "the")),
+)
+# Natural objects have no flaws: normal is that they are there (InCTRL, section 3.2).
+NATURAL = ("a photo of {} for anomaly detection.", "a photo without {} for anomaly detection.")
+TEMPERATURE = 100.0  # CLIP's logit scale, at which it ends its training
+
+
+def sentences(category: str, *, natural: bool) -> tuple[list[str], list[str]]:
+    """The sentences for normal and for anomalous pictures of a category."""
+    name = category.replace("_", " ").replace("-", " ")
+    if natural:
+        return [NATURAL[0].format(name)], [NATURAL[1].format(name)]
+    normal, anomalous = (
+        [template.format(state.format(name)) for state in states for template in TEMPLATES] for states in (NORMAL_STATES, ANOMALOUS_STATES)
+    )
+    return normal, anomalous
+
+
+class TextPrior:
+    """How anomalous a picture's embedding is by words alone; a category's sentences are embedded once."""
+
+    def __init__(self, embed: Callable[[list[str]], Tensor], natural: Collection[str] = ()) -> None:
+        """embed: texts to embeddings NxD. natural: categories of natural objects, which get one sentence each."""
+        self.embed = embed
+        self.natural = frozenset(natural)
+        self._known: dict[str, Tensor] = {}
+
+    def embeddings(self, category: str) -> Tensor:
+        """Mean of the normal and mean of the anomalous sentences' directions, 2xD, unit length."""
+        if category not in self._known:
+            parts = [F.normalize(self.embed(said), dim=1) for said in sentences(category, natural=category in self.natural)]
+            self._known[category] = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
+        return self._known[category]
+
+    def forget(self) -> None:
+        """To be called when the text tower's weights have changed."""
+        self._known.clear()
+
+    def __call__(self, embedding: Tensor, category: str) -> Tensor:
+        """embedding: BxDx...; the probability of anomalous, Bx..., from the cosines with both means at temperature 100."""
+        known = self.embeddings(category).to(embedding.device)
+        with torch.autocast(embedding.device.type, enabled=False):  # a hundredth of a cosine is 1 here
+            cosines = torch.einsum("bd...,td->bt...", F.normalize(embedding.float(), dim=1), known)
+            return (TEMPERATURE * cosines).softmax(dim=1)[:, 1]

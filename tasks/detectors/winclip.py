@@ -1,0 +1,40 @@
+"""WinCLIP and WinCLIP+: their settings, and how the detector is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from tasks.common.bounds import STRICT
+from tasks.detectors.settings import NATURAL, EncoderSettings, Resolution
+
+if TYPE_CHECKING:
+    from tasks.detectors.models.clip import ClipEncoder
+    from tasks.detectors.models.detector import Detector
+    from tasks.detectors.models.encoder import FrozenEncoder
+
+
+@dataclass(frozen=True)
+class WinCLIPSettings:
+    """The defaults are those of InCTRL's comparison with it; the method has no others."""
+
+    __pydantic_config__ = STRICT
+
+    encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32")
+    resolution: Resolution = 240
+    """Pixels a side that pictures are scored at."""
+    natural: tuple[str, ...] = NATURAL
+    """Categories of natural objects: for them normal means that one is there, in one sentence."""
+
+    def __post_init__(self) -> None:
+        if self.encoder.library != "open_clip":
+            raise ValueError(f"encoder: one of open_clip, which reads texts, not {self.encoder.library}")
+
+
+def build(settings: WinCLIPSettings, encoder: FrozenEncoder) -> Detector:
+    from tasks.detectors.models.clip import WindowEncoder
+    from tasks.detectors.models.texts import TextPrior
+    from tasks.detectors.models.winclip import WinCLIP
+
+    clip = cast("ClipEncoder", encoder)
+    return WinCLIP(WindowEncoder(clip), TextPrior(clip.embed_texts, settings.natural))

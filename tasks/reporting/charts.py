@@ -1,0 +1,128 @@
+"""The curves drawn: SVG on no ground of its own, in colours that read on white and on black."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tasks.reporting.curves import HISTOGRAM, PR, PRO, ROC, SHOTS, Curves
+from tasks.scoring.figures import FIGURES, PRO_LIMIT, heading
+
+matplotlib.use("agg")
+INK = "#8a8a8a"
+SIZE = (3.4, 3.0)  # inches
+NORMAL, ANOMALOUS = "#3a7bd5", "#e2602d"
+SERIES = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
+STYLE: Any = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "font.size": 9,
+    "svg.hashsalt": "changepair",  # the same chart, the same bytes
+    "svg.fonttype": "none",  # text stays text
+    "font.family": "sans-serif",
+}
+
+Drawn = tuple[str, bytes]
+"""What a chart shows, and its SVG."""
+
+
+def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
+    """A target's charts by kind: ROC, PR, PRO, score histograms and shots against figures; kinds that it has none of left out."""
+    made: list[tuple[str, list[Drawn]]] = []
+    for title, name, draw in (
+        ("ROC of images", ROC, _lines("false positive rate", "true positive rate", 1.0)),
+        ("Precision and recall of images", PR, _lines("recall", "precision", 1.0)),
+        ("PRO: overlap a region", PRO, _lines("false positive rate", "mean overlap", PRO_LIMIT)),
+        ("Scores of normal and anomalous pictures, at the most shots", HISTOGRAM, _bars),
+    ):
+        table = curves.tables[name]
+        mine = table[table["target"] == target]
+        drawn = [(str(detector), _svg(str(detector), draw, rows)) for detector, rows in mine.groupby("detector", sort=False)]
+        if drawn:
+            made.append((title, drawn))
+    table = curves.tables[SHOTS]
+    mine = table[table["target"] == target]
+    present = [figure for figure in FIGURES if (mine["figure"] == figure).any()]
+    made.append(
+        (
+            "Figures by shots, with 95 % intervals over pictures",
+            [(heading(name), _svg(heading(name), _by_shots, mine[mine["figure"] == name])) for name in present],
+        )
+    )
+    return made
+
+
+def training_chart(title: str, log: Path) -> Drawn:
+    """The loss of a training log over its steps, and the held-out loss where there is one."""
+    return title, _svg(title, _training, pd.read_csv(log))
+
+
+def _svg(title: str, draw: Callable[[Axes, pd.DataFrame], None], rows: pd.DataFrame) -> bytes:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes, rows)
+        axes.set_title(title)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return stream.getvalue()
+
+
+def _lines(x: str, y: str, limit: float) -> Callable[[Axes, pd.DataFrame], None]:
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        levels = sorted(rows["shots"].unique().tolist())
+        for shots, colour in zip(levels, _shades(len(levels)), strict=True):
+            points = rows[rows["shots"] == shots].iloc[:, -2:].to_numpy()
+            axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.4, label=f"{shots} shot{'s' * (shots != 1)}")
+        axes.set(xlabel=x, ylabel=y, xlim=(0, limit), ylim=(0, 1.02))
+
+    return draw
+
+
+def _shades(count: int) -> Sequence[tuple[float, float, float, float]]:
+    return [tuple(shade) for shade in colormaps["plasma"](np.linspace(0.75, 0.25, count))]
+
+
+def _bars(axes: Axes, rows: pd.DataFrame) -> None:
+    for label, colour in (("normal", NORMAL), ("anomalous", ANOMALOUS)):
+        mine = rows[rows["label"] == label]
+        width = (mine["score"].max() - mine["score"].min()) / max(len(mine) - 1, 1)
+        axes.bar(mine["score"], 100 * mine["share"], width=width, color=colour, alpha=0.55, label=label)
+    axes.set(xlabel="image score", ylabel="share of pictures, %")
+
+
+def _by_shots(axes: Axes, rows: pd.DataFrame) -> None:
+    shots = sorted(rows["shots"].unique().tolist())
+    for number, (detector, mine) in enumerate(rows.groupby("detector", sort=False)):
+        mine, colour = mine.sort_values("shots"), SERIES[number % len(SERIES)]
+        x = [shots.index(count) for count in mine["shots"]]
+        axes.plot(x, 100 * mine["mean"], marker="o", markersize=3.5, color=colour, label=str(detector))
+        axes.fill_between(x, 100 * mine["low"], 100 * mine["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="shots", ylabel="%", xticks=range(len(shots)), xticklabels=[str(count) for count in shots])
+
+
+def _training(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.plot(rows["step"], rows["loss"], color=SERIES[0], linewidth=1.2, label="loss")
+    held_out = rows.dropna(subset=["held_out_loss"]) if "held_out_loss" in rows else rows[:0]
+    if len(held_out):
+        axes.plot(held_out["step"], held_out["held_out_loss"], color=SERIES[1], marker="o", markersize=3, label="held-out loss")
+    axes.set(xlabel="step", ylim=(0, None))

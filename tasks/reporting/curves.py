@@ -1,0 +1,149 @@
+"""The curves behind the figures, as tables: what `dvc plots` and the report draw.
+
+Each is of one protocol, the mean over categories and seeds of the curves at equal steps of its x axis. Those of images are exact there, PRO
+is of the coarse levels of tasks.scoring.pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.common.files import made_anew, write_csv
+from tasks.ingestion.manifest import ANOMALOUS
+from tasks.scoring.figures import PRO_LIMIT, Tally, tally, tally_levels
+from tasks.scoring.results import ALL, FigureRow, Measured
+
+CURVES_NAME = "curves"
+POINTS = 101
+BARS = 40
+ROC, PR, PRO, HISTOGRAM, SHOTS = "roc", "pr", "pro", "histogram", "shots"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Tables by name; the first columns say of what (target, detector, ...), the last two are x and y."""
+
+    tables: dict[str, pd.DataFrame]
+
+    @classmethod
+    def read(cls, folder: Path) -> Curves:
+        """What `write` wrote."""
+        names = (ROC, PR, PRO, HISTOGRAM, SHOTS)
+        texts = {"target": str, "detector": str}
+        return cls({name: pd.read_csv(folder / f"{name}.csv", dtype=texts, keep_default_na=False) for name in names})
+
+    def write(self, folder: Path) -> None:
+        """folder/<name>.csv each."""
+        with made_anew(folder) as partial:
+            for name, table in self.tables.items():
+                rows = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in table.itertuples(index=False))
+                write_csv(partial / f"{name}.csv", list(table.columns), rows)
+
+
+def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[FigureRow], protocols: Sequence[str]) -> Curves:
+    """scores: of SCORES, of all detectors. protocols: in the order of the settings; of each target the first that it has is drawn."""
+    drawn = {
+        target: min((item.episode.protocol for item in measured if item.episode.target == target), key=protocols.index)
+        for target in dict.fromkeys(item.episode.target for item in measured)
+    }
+    frame = scores.to_pandas()
+    frame = frame[frame["protocol"] == frame["target"].map(drawn)]
+    return Curves(
+        {
+            **_of_images(frame),
+            PRO: _pro([item for item in measured if item.episode.protocol == drawn[item.episode.target] and item.levels is not None]),
+            HISTOGRAM: _histograms(frame),
+            SHOTS: pd.DataFrame(
+                [
+                    (row.target, row.detector, row.figure, row.low, row.high, row.shots, row.mean)
+                    for row in figures
+                    if row.category == ALL and row.protocol == drawn[row.target]
+                ],
+                columns=["target", "detector", "figure", "low", "high", "shots", "mean"],
+            ),
+        }
+    )
+
+
+def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """False and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
+    before = counts.above / counts.negatives
+    found = counts.true_positive_rate
+    x = np.concatenate([[0.0], np.stack([before, counts.false_positive_rate], axis=1).ravel(), [1.0]])
+    y = np.concatenate([[0.0], np.stack([np.append(0.0, found[:-1]), found], axis=1).ravel(), [1.0]])
+    return x, y
+
+
+def pro(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """False positive rate and mean overlap a region."""
+    assert counts.overlap is not None
+    found = np.cumsum(counts.overlap) / counts.overlap.sum()
+    x, _true_positives = roc(counts)
+    return x, np.concatenate([[0.0], np.stack([np.append(0.0, found[:-1]), found], axis=1).ravel(), [1.0]])
+
+
+def _of_images(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    grid = np.linspace(0, 1, POINTS)
+    rows: dict[str, list[tuple[object, ...]]] = {ROC: [], PR: []}
+    for (target, detector, shots), episodes in frame.groupby(["target", "detector", "shots"], sort=False):
+        found: dict[str, list[NDArray[np.floating]]] = {ROC: [], PR: []}
+        for _episode, one in episodes.groupby(["category", "seed"], sort=False):
+            values, anomalous = one["score"].to_numpy(), one["label"].to_numpy() == ANOMALOUS
+            counts = tally(values[anomalous], np.sort(values[~anomalous]))
+            if counts is not None:
+                found[ROC].append(_interpolated(grid, *roc(counts)))
+                # Precision at a recall is that of the first threshold that reaches it.
+                place = np.searchsorted(counts.true_positive_rate, grid - 1e-12)
+                found[PR].append(counts.precision[np.minimum(place, len(counts.precision) - 1)])
+        for name, curves in found.items():
+            rows[name] += _rows((target, detector, shots), grid, curves)
+    axes = {ROC: ["false_positive_rate", "true_positive_rate"], PR: ["recall", "precision"]}
+    return {name: pd.DataFrame(rows[name], columns=["target", "detector", "shots", *axes[name]]) for name in rows}
+
+
+def _pro(measured: Sequence[Measured]) -> pd.DataFrame:
+    grid = np.linspace(0, PRO_LIMIT, POINTS)
+    found: dict[tuple[str, str, int], list[NDArray[np.floating]]] = {}
+    for item in measured:
+        levels = cast(NDArray[np.floating], item.levels)
+        if levels[0].any() and levels[1].any():
+            curve = _interpolated(grid, *pro(tally_levels(*levels)))
+            found.setdefault((item.episode.target, item.detector, item.episode.shots), []).append(curve)
+    rows = [row for key, curves in found.items() for row in _rows(key, grid, curves)]
+    return pd.DataFrame(rows, columns=["target", "detector", "shots", "false_positive_rate", "overlap"])
+
+
+def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of the most shots: the share of the normal and of the anomalous pictures by score, over all categories and seeds."""
+    rows = []
+    for (target, detector), all_shots in frame.groupby(["target", "detector"], sort=False):
+        chosen = all_shots[all_shots["shots"] == all_shots["shots"].max()]
+        edges = np.linspace(chosen["score"].min(), chosen["score"].max(), BARS + 1)
+        edges[-1] = np.nextafter(edges[-1], np.inf)
+        for label, of_label in chosen.groupby("label"):
+            share = np.histogram(of_label["score"], edges)[0] / len(of_label)
+            title = "anomalous" if label == ANOMALOUS else "normal"
+            rows += [(target, detector, title, *point) for point in zip((edges[:-1] + edges[1:]) / 2, share, strict=True)]
+    return pd.DataFrame(rows, columns=["target", "detector", "label", "score", "share"])
+
+
+def _interpolated(grid: NDArray[np.floating], x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
+    """y at the grid; where the curve rises straight up, its upper end."""
+    place = np.minimum(np.searchsorted(x, grid, "right") - 1, len(x) - 2)
+    width = x[place + 1] - x[place]
+    along = np.where(width > 0, (grid - x[place]) / np.maximum(width, 1e-300), 1.0)
+    return cast(NDArray[np.floating], y[place] + along * (y[place + 1] - y[place]))
+
+
+def _rows(about: tuple[object, ...], grid: NDArray[np.floating], curves: Sequence[NDArray[np.floating]]) -> Iterable[tuple[object, ...]]:
+    if not curves:
+        return []
+    return [(*about, float(x), float(y)) for x, y in zip(grid, np.mean(curves, axis=0), strict=True)]

@@ -1,0 +1,244 @@
+"""Pictures to look at: the first of every category with all detectors side by side, and each detector's best, borderline and worst."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.common.files import made_anew
+from tasks.common.pictures import Picture, read_mask, read_picture
+from tasks.ingestion.manifest import ANOMALOUS
+from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.scoring.scores import Scored, read_scored
+from tasks.scoring.shown import shown_episodes
+
+GALLERIES_NAME = "galleries"
+Kind = Literal["best", "borderline", "worst"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TILE = 128  # pixels a side
+GAP = 4
+HEADER = 22
+PAPER, INK, OUTLINE = (250, 250, 248), (30, 30, 30), (90, 255, 120)
+
+Maps = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A query: what prompted it, its mask if it has one, and each detector's anomaly map hxw."""
+
+    image: str
+    prompt: str | None  # the first; None where nothing prompted it
+    category: str
+    label: int
+    mask: str | None
+    maps: Maps = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A query that a detector did well on, or did not."""
+
+    detector: str
+    kind: Kind
+    shown: Shown
+    score: float
+    threshold: float
+    """The score at which the category's F1 is best."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures to look at of one target."""
+
+    target: str
+    overlays: list[Shown]
+    picks: list[Pick]
+
+    def scale(self, category: str, detector: str) -> tuple[float, float]:
+        """One for a category's maps, so that a normal picture looks calm beside an anomalous one."""
+        everything = (*self.overlays, *(pick.shown for pick in self.picks))
+        values = np.concatenate(
+            [shown.maps[detector].ravel() for shown in everything if shown.category == category and detector in shown.maps]
+        )
+        return float(np.quantile(values, 0.5)), float(np.quantile(values, 0.998))
+
+
+def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) -> list[Gallery]:
+    """A gallery a target. scores: the folders that the score stage wrote, by detector. count: as `choose` has it."""
+    episodes = read_episodes(files.episodes)
+    mask_of = {row["image"]: row["mask"] for row in read_pictures(files.targets)}
+    scored = [(detector, episodes[item.number], item) for detector, folder in scores.items() for item in read_scored(folder)]
+    targets = dict.fromkeys(episode.target for episode in episodes)
+    return [choose(target, [item for item in scored if item[1].target == target], mask_of, count) for target in targets]
+
+
+def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
+    """Of each category one episode is shown, as tasks.scoring.shown has it. Of its queries, the first `count` are overlays; and over all
+    categories, for each detector, those whose scores are furthest on the right side of the threshold (best), nearest to it (borderline),
+    and furthest on the wrong side (worst), in standard deviations of the category's scores.
+
+    scored: detector, episode, and the detector's scores on it.
+    """
+    chosen = {episode.category: episode for episode in shown_episodes({item.number: episode for _name, episode, item in scored}).values()}
+    shown: dict[tuple[str, str], Shown] = {}
+    for category, episode in chosen.items():
+        for image, label in zip(episode.queries, episode.labels, strict=True):
+            prompt = next(iter(episode.prompts), None)
+            shown[category, image] = Shown(image, prompt, category, label, mask_of[image])
+    ranked: dict[str, list[tuple[float, Shown, float, float]]] = defaultdict(list)
+    for detector, episode, item in scored:
+        category = episode.category
+        if episode != chosen[category]:
+            continue
+        labels = episode.labels[: len(item.scores)]
+        threshold = best_threshold(np.array(labels) == ANOMALOUS, item.scores)
+        spread = max(float(item.scores.std()), 1e-12)
+        for place, (image, label, score) in enumerate(zip(episode.queries, labels, item.scores.tolist(), strict=False)):
+            if item.maps is not None:
+                shown[category, image].maps[detector] = item.maps[place]
+            margin = (score - threshold) / spread * (1 if label == ANOMALOUS else -1)
+            ranked[detector].append((margin, shown[category, image], score, threshold))
+    picks = []
+    for detector, rows in ranked.items():
+        order = {
+            "best": sorted(rows, key=lambda row: -row[0]),
+            "borderline": sorted(rows, key=lambda row: abs(row[0])),
+            "worst": sorted(rows, key=lambda row: row[0]),
+        }
+        for kind in KINDS:
+            picks += [Pick(detector, kind, which, score, threshold) for _margin, which, score, threshold in order[kind][:count]]
+    overlays = [shown[category, image] for category, episode in chosen.items() for image in episode.queries[:count]]
+    return Gallery(target, overlays, picks)
+
+
+def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
+    """Half way between the scores that F1 is best between: anything scored above is called anomalous."""
+    levels, place = np.unique(scores, return_inverse=True)
+    falling, flagged = levels[::-1], np.cumsum(np.bincount(place)[::-1])
+    found = np.cumsum(np.bincount(place, anomalous)[::-1])
+    best = int(np.argmax(2 * found / (flagged + anomalous.sum())))
+    return float((falling[best] + falling[min(best + 1, len(falling) - 1)]) / 2)
+
+
+def write_galleries(folder: Path, galleries: Sequence[Gallery]) -> list[Path]:
+    """Writes overlays-<target>.png, and <detector>-<target>.png with its best, borderline and worst; gives their paths."""
+    written = []
+    with made_anew(folder) as partial:
+        for gallery in galleries:
+            detectors = list(dict.fromkeys(pick.detector for pick in gallery.picks))
+            sheets = {overlays_name(gallery.target): overlays(gallery)}
+            sheets |= {f"{detector}-{gallery.target}.png": picks_sheet(gallery, detector) for detector in detectors}
+            for name, sheet in sheets.items():
+                if sheet is not None:
+                    sheet.save(partial / name)
+                    written.append(folder / name)
+    return written
+
+
+def overlays_name(target: str) -> str:
+    return f"overlays-{target}.png"
+
+
+def overlays(gallery: Gallery) -> Image.Image | None:
+    """One line a picture: prompt, query with its mask outlined, and each detector's map over the query. None if none is shown."""
+    detectors = list(dict.fromkeys(name for shown in gallery.overlays for name in shown.maps))
+    lines = [[_prompt(shown), _query(shown), *(_heat(gallery, shown, name) for name in detectors)] for shown in gallery.overlays]
+    return _sheet(["prompt", "query", *detectors], [("", line) for line in lines])
+
+
+def picks_sheet(gallery: Gallery, detector: str) -> Image.Image | None:
+    """One line a picture: as `strip` has it, with what it is above it. None if none is shown."""
+    picks = [pick for pick in gallery.picks if pick.detector == detector]
+    return _sheet(list(STRIP), [(f"{pick.kind}: {caption(pick)}", _tiles(gallery, pick)) for pick in picks])
+
+
+STRIP = ("prompt", "query", "mask", "anomaly map")
+
+
+def strip(gallery: Gallery, pick: Pick) -> Image.Image:
+    """Prompt, query, mask and the detector's anomaly map over the query, side by side. The mask is grey where nobody knows it."""
+    tiles = _tiles(gallery, pick)
+    line = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TILE), PAPER)
+    for column, tile in enumerate(tiles):
+        line.paste(Image.fromarray(tile), (column * (TILE + GAP), 0))
+    return line
+
+
+def caption(pick: Pick) -> str:
+    side = "anomalous" if pick.shown.label == ANOMALOUS else "normal"
+    flagged = "above" if pick.score > pick.threshold else "below"
+    return f"{side}, scored {pick.score:.3f}, {flagged} {pick.threshold:.3f}: {_short(pick.shown.image)}"
+
+
+def _short(image: str) -> str:
+    """The last three parts of a path, which tell category, defect and name."""
+    return "/".join(Path(image).parts[-3:])
+
+
+def _tiles(gallery: Gallery, pick: Pick) -> list[Picture]:
+    shown = pick.shown
+    return [_prompt(shown), read_picture(Path(shown.image), TILE), _mask(shown), _heat(gallery, shown, pick.detector)]
+
+
+def _sheet(titles: Sequence[str], lines: Sequence[tuple[str, Sequence[Picture]]]) -> Image.Image | None:
+    if not lines:
+        return None
+    captioned = any(text for text, _tiles in lines)
+    height = TILE + GAP + (HEADER if captioned else 0)
+    sheet = Image.new("RGB", (len(titles) * (TILE + GAP) + GAP, len(lines) * height + HEADER + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for column, title in enumerate(titles):
+        draw.text((GAP + column * (TILE + GAP), 5), title, fill=INK, font=font)
+    for line, (text, tiles) in enumerate(lines):
+        top = HEADER + line * height
+        if captioned:
+            draw.text((GAP, top + 5), text, fill=INK, font=font)
+        for column, tile in enumerate(tiles):
+            sheet.paste(Image.fromarray(tile), (GAP + column * (TILE + GAP), top + height - TILE - GAP))
+    return sheet
+
+
+def _blank(level: int) -> Picture:
+    return np.full((TILE, TILE, 3), level, dtype=np.uint8)
+
+
+def _prompt(shown: Shown) -> Picture:
+    return _blank(PAPER[0]) if shown.prompt is None else read_picture(Path(shown.prompt), TILE)
+
+
+def _mask(shown: Shown) -> Picture:
+    if shown.mask is None:
+        return _blank(128 if shown.label == ANOMALOUS else 0)
+    return np.repeat(read_mask(Path(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
+
+
+def _query(shown: Shown) -> Picture:
+    query = read_picture(Path(shown.image), TILE).copy()
+    if shown.mask is not None:
+        mask = read_mask(Path(shown.mask), TILE)
+        inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        rim = mask.copy()
+        rim[1:-1, 1:-1] &= ~inner
+        query[rim] = OUTLINE
+    return query
+
+
+def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:
+    if detector not in shown.maps:
+        return _blank(PAPER[0])
+    low, high = gallery.scale(shown.category, detector)
+    level = np.clip((shown.maps[detector] - low) / max(high - low, 1e-6), 0, 1)
+    small = np.asarray(Image.fromarray(level).resize((TILE, TILE), Image.Resampling.BILINEAR))
+    colour = colormaps["turbo"](small)[..., :3] * 255
+    opacity = (0.25 + 0.5 * small)[..., None]
+    return (opacity * colour + (1 - opacity) * read_picture(Path(shown.image), TILE)).astype(np.uint8)

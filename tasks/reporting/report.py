@@ -1,0 +1,196 @@
+"""report.html: one file that opens from disk with no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from tasks.common.files import write_text
+from tasks.common.reasons import in_general
+from tasks.reporting.charts import Drawn, charts_of, training_chart
+from tasks.reporting.curves import Curves
+from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
+from tasks.reporting.published import beside
+from tasks.scoring.figures import FIGURES, heading
+from tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
+from tasks.scoring.settings import Convention
+from tasks.training.log import LOG_NAME
+
+COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
+VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")
+REPORT_NAME = "report.html"
+LISTED = 200  # rejected files and near duplicates that are named; the rest is counted
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where what was evaluated comes from."""
+
+    pipeline: str
+    settings: Mapping[str, Any]
+    """The pipeline's section of pipelines.yaml."""
+    layouts: Mapping[str, str]
+    """Of each target."""
+    commit: str
+    """Of Git, and whether anything was changed since."""
+    artifacts: Mapping[str, str]
+    """Hashes by path, as DVC has them."""
+    versions: Mapping[str, str]
+    """Of packages beside those that the work itself uses."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of earlier stages that the report shows something of."""
+
+    pairs: Path  # the folder that tasks.synthesis.overview wrote
+    models: Path
+    inpainter: Path
+    rejected: Path
+    near_duplicates: Path
+
+
+def write_report(
+    file: Path,
+    *,
+    made: Made,
+    inputs: Inputs,
+    figures: Sequence[FigureRow],
+    comparisons: Sequence[ComparisonRow],
+    curves: Curves,
+    galleries: Sequence[Gallery],
+    convention: Convention,
+) -> None:
+    """Writes the report: figures, curves, galleries, failures, training, and how to make all of it again."""
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
+    logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
+    logs += [("inpainting model", log) for log in [inputs.inpainter / LOG_NAME] if log.is_file()]
+    write_text(
+        file,
+        page.render(
+            made=made,
+            columns=[(name, heading(name)) for name in FIGURES],
+            figures=[_line(row, figures) for row in _keys(figures, over_all=True)],
+            categories=[_line(row, figures) for row in _keys(figures, over_all=False)],
+            published=_published(figures, made.layouts),
+            convention=convention,
+            comparisons=[(row, heading(row.figure)) for row in comparisons],
+            targets=[_target(gallery, curves) for gallery in galleries],
+            training=[_chart(training_chart(title, log)) for title, log in logs],
+            sheets={sheet.stem: _jpeg(Image.open(sheet).convert("RGB")) for sheet in sorted(inputs.pairs.glob("*.png"))},
+            counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
+            rejected=_listed(inputs.rejected),
+            near_duplicates=_listed(inputs.near_duplicates),
+            settings=json.dumps(made.settings, indent=2, default=str),
+            versions={**_versions(), **made.versions},
+        ),
+    )
+
+
+def markdown(rows: Sequence[FigureRow]) -> str:
+    """The table of figures as Markdown."""
+    columns = ["target", "detector", "protocol", "shots", *FIGURES]
+    lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of a bar chart; `share` of the longest, in percent."""
+
+    name: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The first lines of a CSV, how many there are, and how many of each reason."""
+
+    header: list[str]
+    lines: list[list[str]]
+    count: int
+    reasons: list[tuple[str, int]]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # a bare machine has not all of them
+    return found
+
+
+def _keys(rows: Sequence[FigureRow], *, over_all: bool) -> list[FigureRow]:
+    """The first row of each line of a table."""
+    lines = {(row.target, row.category, row.detector, row.protocol, row.shots): row for row in reversed(rows)}
+    return [row for row in reversed(lines.values()) if (row.category == ALL) == over_all]
+
+
+def _line(first: FigureRow, rows: Sequence[FigureRow]) -> dict[str, Any]:
+    def about(row: FigureRow) -> tuple[object, ...]:
+        return row.target, row.category, row.detector, row.protocol, row.shots
+
+    return {"about": first, "cells": {row.figure: row for row in rows if about(row) == about(first)}}
+
+
+def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str]) -> list[dict[str, Any]]:
+    lines = []
+    for target in dict.fromkeys(row.target for row in rows):
+        there = [(row.protocol, row.shots) for row in rows if row.target == target]
+        lines += [{"target": target, "row": row} for row in beside(layouts.get(target, target), there)]
+    return lines
+
+
+def _target(gallery: Gallery, curves: Curves) -> dict[str, Any]:
+    galleries: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for pick in gallery.picks:
+        kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
+        kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
+    charts = [(title, [_chart(chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
+    return {"name": gallery.target, "charts": charts, "galleries": galleries, "strip": ", ".join(STRIP)}
+
+
+def _chart(chart: Drawn) -> tuple[str, str]:
+    title, svg = chart
+    return title, _inline(svg, "svg+xml")
+
+
+def _bars(table: Path) -> list[Bar]:
+    """The first two columns of a CSV, one of them a count, as bars."""
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = [(name, int(count)) for name, count, *_rest in list(csv.reader(stream))[1:]]
+    most = max((count for _name, count in rows), default=0)
+    return [Bar(name, count, 100 * count / most if most else 0.0) for name, count in rows]
+
+
+def _listed(table: Path) -> Listed:
+    """A CSV whose last column is the reason."""
+    if not table.is_file():
+        return Listed([], [], 0, [])
+    with table.open(newline="", encoding="utf-8") as stream:
+        header, *lines = list(csv.reader(stream))
+    return Listed(header, lines[:LISTED], len(lines), Counter(in_general(line[-1]) for line in lines).most_common())
+
+
+def _jpeg(picture: Image.Image) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=82)
+    return _inline(stream.getvalue(), "jpeg")
+
+
+def _inline(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

@@ -1,0 +1,103 @@
+"""Whether a retrained model may take the place of the one in use: the decision, from the draws of both on the same episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.common.bounds import STRICT, Between
+from tasks.scoring.figures import FigureName, heading
+from tasks.scoring.spread import Draws, difference
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromotionSettings:
+    __pydantic_config__ = STRICT
+
+    figure: FigureName = "image_auroc"
+    """What is compared: the mean over targets, protocols and shots of one of the seven figures."""
+    tolerance: Annotated[float, Between(0, 1)] = 0.02
+    """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its figure less that
+    of the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
+    detectors: tuple[str, ...] | None = None
+    """Which must pass, each by itself; those of the pipeline that are trained (all, if none is) unless some are named."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One detector, the new one less the one in use."""
+
+    detector: str
+    new: float
+    in_use: float
+    difference: float
+    low: float
+    high: float
+    passes: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    promoted: bool
+    reason: str
+    compared: tuple[Compared, ...] = ()
+
+
+def same_episodes(new: pa.Table, in_use: pa.Table, figure: str, detectors: Sequence[str]) -> bool:
+    """Whether the draws of both (of tasks.scoring.results.DRAWN) are of the same episodes, for every detector that both have."""
+    ours, theirs = (_by_detector(draws, figure, detectors) for draws in (new, in_use))
+    return all(
+        {key: row["episodes"] for key, row in ours[name].items()} == {key: row["episodes"] for key, row in theirs[name].items()}
+        for name in ours.keys() & theirs.keys()
+    )
+
+
+def decide(new: pa.Table, in_use: pa.Table, settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
+    """new, in_use: draws of the same episodes. detectors: those that must pass; one that the model in use does not have, does."""
+    ours, theirs = (_by_detector(draws, settings.figure, detectors) for draws in (new, in_use))
+    name = heading(settings.figure)
+    missing = [detector for detector in detectors if detector not in ours]
+    if missing:
+        return Decision(
+            False, f"{missing[0]} has no {name} on these targets, so there is nothing to go by; choose another promotion.figure"
+        )
+    compared = []
+    for detector in detectors:
+        if detector not in theirs:
+            continue
+        values, draws = ([[row[what] for row in rows[detector].values()] for rows in (ours, theirs)] for what in ("value", "draws"))
+        new_value, old_value = (float(np.mean(of_model)) for of_model in values)
+        gap: Draws = (np.mean(draws[0], axis=0) - np.mean(draws[1], axis=0)).astype(np.float32)
+        found = difference(new_value - old_value, gap)
+        if found is None:
+            return Decision(False, f"{detector}: {name} has no interval on these pictures; choose another promotion.figure")
+        passes = found.low >= -settings.tolerance
+        compared.append(Compared(detector, new_value, old_value, found.value, found.low, found.high, passes))
+    failed = [item for item in compared if not item.passes]
+    told = "; ".join(_told(item, name) for item in failed or compared) or "the model in use has none of these detectors"
+    limit = f"{100 * settings.tolerance:g} points"
+    if failed:
+        return Decision(False, f"{told}: it may be worse by more than {limit}", tuple(compared))
+    return Decision(True, f"{told}: not worse by more than {limit}", tuple(compared))
+
+
+def _told(item: Compared, name: str) -> str:
+    return (
+        f"{item.detector} {name} {100 * item.new:.1f} % against {100 * item.in_use:.1f} %, "
+        f"{100 * item.difference:+.1f} ({100 * item.low:+.1f} to {100 * item.high:+.1f}) points"
+    )
+
+
+def _by_detector(draws: pa.Table, figure: str, detectors: Sequence[str]) -> dict[str, dict[tuple[str, str, int], Row]]:
+    """detector -> (target, protocol, shots) -> row, of one figure."""
+    found: dict[str, dict[tuple[str, str, int], Row]] = {}
+    for row in draws.to_pylist():
+        if row["figure"] == figure and row["detector"] in detectors:
+            found.setdefault(row["detector"], {})[row["target"], row["protocol"], row["shots"]] = row
+    return {name: dict(sorted(rows.items())) for name, rows in found.items()}

@@ -1,0 +1,195 @@
+"""The seven figures: AUROC, AP and F1max of images and of pixels, and AUPRO, defined once.
+
+All of them follow from the same counts, taken at each distinct score of a positive: how many positives have it, and how many
+negatives have more, or just as much (`Tally`). So nothing but the negatives' bare scores is ever sorted, and the same lines serve
+exact scores, histograms of them and, along a leading axis, a thousand resamples at once (tasks.scoring.spread).
+
+AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP, F1max: as scikit-learn's average_precision_score and the best F1 of its
+precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. A figure that is not
+defined (no anomalous picture, no mask, no normal pixel) is left out; none is ever NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+FigureName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
+FIGURES: tuple[FigureName, ...] = get_args(FigureName)
+IMAGE_FIGURES, PIXEL_FIGURES = FIGURES[:3], FIGURES[3:]
+PRO_LIMIT = 0.3  # false positive rate AUPRO is integrated to, and divided by
+PUBLISHED_STEPS = 200  # thresholds of the authors' AUPRO
+
+Counts = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts at each of T distinct scores of positives, highest first. Each is ...xT; leading axes are resamples.
+
+    A threshold is «everything scored at least this is anomalous»; what is scored the same shares it.
+    """
+
+    hits: Counts  # positives with this score
+    above: Counts  # negatives with a higher one
+    level: Counts  # negatives with just this one
+    negatives: Counts  # all of them, ...
+    overlap: Counts | None = None  # of pixels: what those hits add to the sum, over regions, of the share of a region found
+
+    @property
+    def positives(self) -> Counts:
+        return self.hits.sum(-1)
+
+    @property
+    def true_positive_rate(self) -> Counts:
+        return np.cumsum(self.hits, -1) / self.positives[..., None]
+
+    @property
+    def false_positive_rate(self) -> Counts:
+        """...xT, once what is scored the same is counted."""
+        return (self.above + self.level) / self.negatives[..., None]
+
+    @property
+    def precision(self) -> Counts:
+        found = np.cumsum(self.hits, -1)
+        return found / np.maximum(found + self.above + self.level, 1e-12)  # a resample may lack the highest scores
+
+
+def tally(
+    positives: NDArray[np.floating],
+    negatives: NDArray[np.floating],
+    overlap: NDArray[np.floating] | None = None,
+    *,
+    among: bool = False,
+) -> Tally | None:
+    """positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either.
+
+    among: the positives are among the negatives too, and are not counted as such: nobody needs to part them before the sort.
+    """
+    count = len(negatives) - among * len(positives)
+    if not len(positives) or not count:
+        return None
+    scores, place = np.unique(positives, return_inverse=True)
+    hits = np.bincount(place)
+    higher = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "right"))
+    at_least = cast(NDArray[np.intp], len(negatives) - np.searchsorted(negatives, scores, "left"))
+    if among:
+        own = len(positives) - np.cumsum(hits)  # positives with a higher score
+        higher, at_least = higher - own, at_least - own - hits
+    return Tally(
+        hits=hits[::-1].astype(np.float64),
+        above=higher[::-1].astype(np.float64),
+        level=(at_least - higher)[::-1].astype(np.float64),
+        negatives=np.float64(count) * np.ones(()),
+        overlap=None if overlap is None else np.bincount(place, overlap)[::-1].astype(np.float64),
+    )
+
+
+def tally_levels(positives: Counts, negatives: Counts, overlap: Counts | None = None) -> Tally:
+    """The same from histograms ...xL of the scores, lowest first: what falls into one level counts as scored the same."""
+    falling = negatives[..., ::-1]
+    upto = np.cumsum(falling, -1)
+    return Tally(positives[..., ::-1], upto - falling, falling, upto[..., -1], None if overlap is None else overlap[..., ::-1])
+
+
+def auroc(counts: Tally) -> Counts:
+    """How often a positive is scored higher than a negative; ties count half."""
+    lower = counts.negatives[..., None] - counts.above - counts.level
+    return (counts.hits * (lower + counts.level / 2)).sum(-1) / (counts.positives * counts.negatives)
+
+
+def average_precision(counts: Tally) -> Counts:
+    """The sum over thresholds of precision times the gain in recall."""
+    return (counts.hits * counts.precision).sum(-1) / counts.positives
+
+
+def f1max(counts: Tally) -> Counts:
+    """The best F1 over thresholds. Between two scores of positives only false positives are added, so one of those is the best."""
+    found = np.cumsum(counts.hits, -1)
+    return (2 * found / (found + counts.above + counts.level + counts.positives[..., None])).max(-1)
+
+
+def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
+    """The area under the mean overlap a region over the false positive rate, up to `limit` and divided by it. Exact.
+
+    The curve has a point at every distinct score and is straight between them, so that each pixel found adds the area under a ramp:
+    from the rate of what is scored higher to the rate with what is scored the same.
+    """
+    assert counts.overlap is not None
+    before, after = counts.above / counts.negatives[..., None], counts.false_positive_rate
+    cut = np.clip(limit - before, 0, None) ** 2 / (2 * np.maximum(after - before, 1e-30))
+    area = np.where(after <= limit, limit - (before + after) / 2, cut)
+    return (counts.overlap * area).sum(-1) / (counts.overlap.sum(-1) * limit)
+
+
+def aupro_as_published(
+    positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], *, among: bool = False
+) -> float | None:
+    """AUPRO as the code of MetaUAS and most others of the field computes it: at 200 equidistant thresholds of the scores' range, strictly
+    above each, those whose false positive rate is below 0.3; the rate rescaled between the least and greatest of them. It is
+    not the area to 0.3: what the curve does before the least rate is cut away, and a coarse curve is stretched.
+
+    Takes what `tally` takes. None where fewer than two different rates are below the limit (the original divides by zero there).
+    """
+    count = len(negatives) - among * len(positives)
+    if not len(positives) or not count:
+        return None
+    low, high = float(min(positives.min(), negatives[0])), float(max(positives.max(), negatives[-1]))
+    if high <= low:
+        return None
+    thresholds = np.arange(low, high, (high - low) / PUBLISHED_STEPS)
+    order = np.argsort(positives)
+    below = np.searchsorted(positives[order], thresholds, "right")  # positives that are not above
+    rates = 1 - (np.searchsorted(negatives, thresholds, "right") - among * below) / count
+    overlaps = 1 - np.append(0.0, np.cumsum(overlap[order]))[below] / overlap.sum()
+    inside = rates < PRO_LIMIT
+    if inside.sum() < 2 or np.ptp(rates[inside]) == 0:
+        return None
+    rescaled = (rates[inside] - rates[inside].min()) / np.ptp(rates[inside])
+    return float(-np.trapezoid(overlaps[inside], rescaled))
+
+
+def image_figures(counts: Tally | None) -> dict[str, Counts]:
+    """The three image figures, as fractions."""
+    if counts is None:
+        return {}
+    return dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
+
+
+def pixel_figures(counts: Tally | None) -> dict[str, Counts]:
+    """The four pixel figures, as fractions, over all pixels of all pictures together."""
+    if counts is None:
+        return {}
+    return dict(zip(PIXEL_FIGURES, (auroc(counts), average_precision(counts), f1max(counts), aupro(counts)), strict=True))
+
+
+def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
+    """What the pixel figures may be at the least and at the most if what counts as scored the same is not: of a histogram's figures, how
+    far they can be from those of the scores themselves."""
+    found, more = np.cumsum(counts.hits), counts.above + counts.level
+    positives, negatives = counts.positives, counts.negatives
+    width = (counts.hits * counts.level).sum() / (2 * positives * negatives)
+    area = auroc(counts)
+    best = (counts.hits * found / np.maximum(found + counts.above, 1e-12)).sum() / positives
+    worst = (counts.hits * (found - counts.hits + 1) / (found - counts.hits + 1 + more)).sum() / positives
+    f1 = 2 * found / (found + counts.above + positives)
+    result = {
+        "pixel_auroc": (area - width, area + width),
+        "pixel_ap": (worst, best),
+        "pixel_f1max": (f1max(counts), f1.max()),
+    }
+    if counts.overlap is not None:
+        room = [np.clip(PRO_LIMIT - rate / negatives, 0, None) for rate in (more, counts.above)]
+        low, high = ((counts.overlap * each).sum() / (counts.overlap.sum() * PRO_LIMIT) for each in room)
+        result["pixel_aupro"] = (low, high)
+    return {name: (float(low), float(high)) for name, (low, high) in result.items()}
+
+
+def heading(figure: str) -> str:
+    """image_auroc -> I-AUROC, as the papers write it."""
+    level, _, name = figure.partition("_")
+    names = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max", "aupro": "AUPRO"}
+    return f"{level[0].upper()}-{names[name]}" if name in names else figure

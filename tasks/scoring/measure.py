@@ -1,0 +1,169 @@
+"""Measures the scores of a pipeline's detectors: figures of every detector on every episode, and what they are in each bootstrap draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tasks.common import stopping
+from tasks.common.pictures import Mask, read_mask
+from tasks.detectors.models.detector import upsample
+from tasks.ingestion.manifest import ANOMALOUS
+from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.scoring.figures import image_figures, tally
+from tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
+from tasks.scoring.results import Measure, Measured
+from tasks.scoring.scores import Scored, read_scored
+from tasks.scoring.settings import Convention, EvaluationSettings
+from tasks.scoring.shown import BY_PIXEL
+from tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
+
+AT_ONCE = 16  # pictures whose maps are brought to size together; the first so many set the levels that draws are counted on
+
+Resamples = Mapping[int, NDArray[np.float32]]
+"""Of the first so many queries, for each number of them that some detector scores."""
+
+
+def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: EvaluationSettings) -> list[Measured]:
+    """Every detector on every episode, by target, detector and episode, each in the order given. scores: the folders that the score stage
+    wrote, by detector."""
+    episodes = read_episodes(files.episodes)
+    mask_of = {row["image"]: row["mask"] for row in read_pictures(files.targets)}
+    scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}
+    measured: dict[tuple[str, int], Measured] = {}
+    for numbers in _same_queries(episodes):
+        truths = _Truths([episodes[number] for number in numbers], mask_of, settings.resolution)
+        mine = {detector: [item for item in items if item.number in numbers] for detector, items in scored.items()}
+        some = episodes[numbers[0]]
+        counts = {len(items[0].scores) for items in mine.values() if items}
+        resamples = {count: resample(some.queries[:count], some.labels[:count]) for count in counts}
+        for detector, items in mine.items():
+            for item, found in _measure_alike(detector, items, episodes, truths, resamples, settings):
+                measured[detector, item.number] = found
+    targets = dict.fromkeys(episode.target for episode in episodes)
+    return [
+        measured[detector, item.number]
+        for target in targets
+        for detector, items in scored.items()
+        for item in items
+        if episodes[item.number].target == target
+    ]
+
+
+def _same_queries(episodes: Sequence[Episode]) -> list[list[int]]:
+    """The episodes that hold the same queries against different prompts, by their rows."""
+    kinds: dict[object, list[int]] = {}
+    for number, episode in enumerate(episodes):
+        kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), []).append(number)
+    return list(kinds.values())
+
+
+def _measure_alike(
+    detector: str,
+    items: Sequence[Scored],
+    episodes: Sequence[Episode],
+    truths: _Truths,
+    resamples: Resamples,
+    settings: EvaluationSettings,
+) -> Iterator[tuple[Scored, Measured]]:
+    """One detector on episodes of the same queries. The first that has pixels sets the levels for the others."""
+    first: PixelScores | None = None
+    with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
+        waiting = []
+        for item in items:
+            stopping.check(f"figures, of {detector} on {episodes[item.number].target}")
+            by_pixel = item.maps is not None and truths.any and episodes[item.number].protocol in BY_PIXEL
+            if by_pixel and first is None:
+                first = _pixel_scores(item, truths, None)
+                waiting.append((item, pool.submit(_measured, detector, item, episodes, first, resamples, settings.convention)))
+            else:
+                like = first if by_pixel else None
+                waiting.append((item, pool.submit(_with_pixels, detector, item, episodes, truths, like, resamples, settings.convention)))
+        for item, future in waiting:
+            yield item, future.result()
+
+
+def _with_pixels(
+    detector: str,
+    item: Scored,
+    episodes: Sequence[Episode],
+    truths: _Truths,
+    like: PixelScores | None,
+    resamples: Resamples,
+    convention: Convention,
+) -> Measured:
+    pixels = _pixel_scores(item, truths, like) if like is not None else None
+    return _measured(detector, item, episodes, pixels, resamples, convention)
+
+
+def _pixel_scores(item: Scored, truths: _Truths, like: PixelScores | None) -> PixelScores:
+    assert item.maps is not None
+    count, side = len(item.maps), truths.resolution
+    scores = PixelScores(count * side**2, exact=4 * count * side**2 <= HELD_SCORES, like=like)
+    for start in range(0, count, AT_ONCE):
+        maps = torch.from_numpy(np.array(item.maps[start : start + AT_ONCE]))
+        scores.add(upsample(maps, (side, side)).numpy(), truths.of(start, len(maps)))
+    return scores
+
+
+def _measured(
+    detector: str, item: Scored, episodes: Sequence[Episode], pixels: PixelScores | None, resamples: Resamples, convention: Convention
+) -> Measured:
+    episode, count = episodes[item.number], len(item.scores)
+    by_picture = pixels.by_picture() if pixels is not None else None
+    exact = pixels.figures(convention) if pixels is not None else {}
+    figures = _measures(episode, item.scores, by_picture, exact, resamples[count])
+    few = min(resamples)
+    some = figures
+    if few < count:
+        first = None if by_picture is None else by_picture[:, :few]
+        some = _measures(episode, item.scores[:few], first, {} if first is None else coarse_figures(first), resamples[few])
+    levels = None if by_picture is None else by_picture.sum(1, dtype=np.float64)
+    return Measured(detector, episode, count, figures, some, few, levels)
+
+
+def _measures(
+    episode: Episode,
+    scores: NDArray[np.float32],
+    by_picture: NDArray[np.float32] | None,
+    pixel_values: dict[str, float],
+    counts: NDArray[np.float32],
+) -> dict[str, Measure]:
+    """The figures of the first so many queries as there are scores, and their draws."""
+    labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
+    values = {name: float(value) for name, value in image_figures(tally(scores[labels], np.sort(scores[~labels]))).items()}
+    draws: dict[str, Draws] = image_draws(counts, labels, scores)
+    if by_picture is not None:
+        values |= pixel_values
+        draws |= pixel_draws(counts, by_picture, pixel_values)
+    return {name: Measure(value, draws[name]) for name, value in values.items()}
+
+
+class _Truths:
+    """What is anomalous in the queries of some episodes, read once for all of them."""
+
+    def __init__(self, episodes: Sequence[Episode], mask_of: Mapping[str, str | None], resolution: int) -> None:
+        some = episodes[0]
+        self.files = [mask_of[image] for image in some.queries]
+        self.labels = some.labels
+        self.resolution = resolution
+        self.any = any(self.files)
+        self._read: dict[int, Truth] = {}
+
+    def of(self, start: int, count: int) -> Truth:
+        """Of so many queries, from one of the places on that maps are taken from."""
+        if start not in self._read:
+            stop = start + AT_ONCE
+            masks = [self._mask(file, label) for file, label in zip(self.files[start:stop], self.labels[start:stop], strict=True)]
+            self._read[start] = truth_of(masks, (self.resolution, self.resolution))
+        return self._read[start].first(count)
+
+    def _mask(self, file: str | None, label: int) -> Mask | None:
+        if file is not None:
+            return read_mask(Path(file), self.resolution)
+        return None if label == ANOMALOUS else np.zeros((self.resolution, self.resolution), dtype=bool)

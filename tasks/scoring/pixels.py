@@ -1,0 +1,152 @@
+"""The pixel scores of an episode and what is anomalous among them, taken in batch by batch as they are made.
+
+Exact figures need every pixel's score: four bytes each, and nothing else is held but, while figures are taken, some tens of bytes for
+each anomalous pixel. An episode whose scores would pass HELD_SCORES is
+counted into a histogram of 65,536 levels instead, whose figures are off by at most what tasks.scoring.figures.bounds says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.common.pictures import Mask
+from tasks.scoring.figures import Tally, aupro_as_published, bounds, pixel_figures, tally, tally_levels
+from tasks.scoring.settings import Convention
+
+HELD_SCORES = 2**30  # bytes: 4,096 pictures at 256x256
+FINE = 2**16  # levels of the histogram, from 0 to 1
+COARSE = 256  # levels of each picture's own counts, that resamples of pictures are made of
+EVEN = 0.1  # share of the coarse levels spread evenly, for scores that the first batch does not have
+
+Maps = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is anomalous in B pictures of HxW.
+
+    A picture that is anomalous and has no mask is not known: its pixels count for nothing.
+    """
+
+    known: NDArray[np.bool_]  # B
+    pixels: int  # of a picture
+    anomalous: NDArray[np.intp]  # places of the P anomalous pixels among all BxHxW
+    overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
+
+    def first(self, count: int) -> Truth:
+        """Of the first so many pictures."""
+        if count == len(self.known):
+            return self
+        until = np.searchsorted(self.anomalous, count * self.pixels)
+        return Truth(self.known[:count], self.pixels, self.anomalous[:until], self.overlap[:until])
+
+
+def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
+    """masks: B of HxW, None for a picture that is anomalous nobody knows where."""
+    places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
+    for index, mask in enumerate(masks):
+        if mask is not None and mask.any():
+            _count, regions, statistics, _centres = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+            inside = np.flatnonzero(mask)
+            places.append(inside + index * mask.size)
+            overlaps.append(1.0 / statistics[regions.ravel()[inside], cv2.CC_STAT_AREA])
+    known = np.array([mask is not None for mask in masks])
+    return Truth(known, shape[0] * shape[1], np.concatenate(places), np.concatenate(overlaps))
+
+
+def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
+    """masks, maps: NxHxW. The counts that `pixel_figures` and `aupro` take."""
+    truth = truth_of(list(masks), masks.shape[1:])
+    return tally(maps.ravel()[truth.anomalous], np.sort(maps, axis=None), truth.overlap, among=True)
+
+
+class PixelScores:
+    """Room for the pixel scores of `pixels` pixels; `add` them, then ask for the figures, once.
+
+    like: of another episode of the same detector, whose coarse levels serve here too; without, they follow from the first batch.
+    """
+
+    def __init__(self, pixels: int, *, exact: bool, like: PixelScores | None = None) -> None:
+        self.exact = exact
+        self._scores = np.empty(pixels if exact else 0, dtype=np.float32)  # memory is taken as it is filled
+        self._filled = 0
+        self._anomalous: list[Maps] = []
+        self._overlap: list[NDArray[np.float64]] = []
+        self._histograms = np.zeros((3, 0 if exact else FINE))
+        self._level_of: NDArray[np.uint8] | None = None if like is None else like._level_of
+        self._by_picture: list[NDArray[np.float32]] = []
+
+    def add(self, maps: Maps, truth: Truth) -> None:
+        """maps: BxHxW in [0, 1]."""
+        fine = (maps * np.float32(FINE - 1)).astype(np.uint16)
+        if self._level_of is None:
+            self._level_of = _levels(fine, truth)
+        self._by_picture.append(_by_picture(self._level_of[fine], truth))
+        anomalous = maps.ravel()[truth.anomalous]
+        if self.exact:
+            for picture in maps[truth.known]:
+                self._scores[self._filled : self._filled + picture.size] = picture.ravel()
+                self._filled += picture.size
+            self._anomalous.append(anomalous)
+            self._overlap.append(truth.overlap)
+        else:
+            places = fine.ravel()[truth.anomalous]
+            hits = np.bincount(places, minlength=FINE)
+            everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
+            self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
+
+    def figures(self, convention: Convention) -> dict[str, float]:
+        """The four pixel figures of everything added, those that are defined."""
+        if not self.exact:
+            counts = self._fine_tally()
+            return {} if counts is None else {name: float(value) for name, value in pixel_figures(counts).items()}
+        everything = self._scores[: self._filled]
+        everything.sort()  # in place: a second copy would double what is held
+        anomalous, overlap = np.concatenate(self._anomalous), np.concatenate(self._overlap)
+        figures = {name: float(value) for name, value in pixel_figures(tally(anomalous, everything, overlap, among=True)).items()}
+        if convention == "published" and figures:
+            published = aupro_as_published(anomalous, everything, overlap, among=True)
+            del figures["pixel_aupro"]
+            if published is not None:
+                figures["pixel_aupro"] = published
+        return figures
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Of a histogram: what the figures of the scores themselves are at the least and at the most."""
+        counts = self._fine_tally()
+        return {} if counts is None else bounds(counts)
+
+    def by_picture(self) -> NDArray[np.float32]:
+        """3xNxCOARSE: each picture's anomalous pixels, its normal ones, and the shares of its regions, by level of score."""
+        return np.concatenate(self._by_picture, axis=1)
+
+    def _fine_tally(self) -> Tally | None:
+        anomalous, normal, overlap = self._histograms
+        return tally_levels(anomalous, normal, overlap) if anomalous.any() and normal.any() else None
+
+
+def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
+    """3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
+    everything = np.stack([cv2.calcHist([picture], [0], None, [COARSE], [0, COARSE]).ravel() for picture in level])
+    everything[~truth.known] = 0
+    places = level.ravel()[truth.anomalous] + truth.anomalous // level[0].size * COARSE
+    shape = (len(level), COARSE)
+    hits = np.bincount(places, minlength=everything.size).reshape(shape)
+    overlap = np.bincount(places, truth.overlap, minlength=everything.size).reshape(shape)
+    return np.stack([hits, everything - hits, overlap]).astype(np.float32)
+
+
+def _levels(fine: NDArray[np.uint16], truth: Truth) -> NDArray[np.uint8]:
+    """Which coarse level each fine one belongs to: as many of the normal pixels on each, and of the anomalous, as can be."""
+    mass = np.full(FINE, EVEN / FINE)
+    everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
+    hits = np.bincount(fine.ravel()[truth.anomalous], minlength=FINE)
+    there = [counts for counts in (everything - hits, hits) if counts.any()]
+    for counts in there:
+        mass += (1 - EVEN) / len(there) * counts / counts.sum()
+    return np.minimum((np.cumsum(mass) - mass / 2) / mass.sum() * COARSE, COARSE - 1).astype(np.uint8)

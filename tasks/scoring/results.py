@@ -1,0 +1,266 @@
+"""What an evaluation leaves as files: their columns, and how figures of episodes come together in them.
+
+data/evaluation/<pipeline>/
+  metrics.json      {target: {detector: {figure: mean}}}, of the first protocol at the fewest shots: what DVC compares
+  figures.csv       one row a target, category (empty: over all), detector, protocol, shots and figure
+  comparisons.csv   one row a pair of detectors, measured on the same pictures
+  draws.parquet     the bootstrap draws behind figures.csv, which a later model is held against
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tasks.common.files import read_table, write_csv, write_table, write_text
+from tasks.sampling.episodes import Episode
+from tasks.scoring.figures import FIGURES
+from tasks.scoring.spread import DRAWS, Draws, difference, interval
+
+MADE_BY = "figures"
+METRICS_NAME, FIGURES_NAME, COMPARISONS_NAME = "metrics.json", "figures.csv", "comparisons.csv"
+DRAWS_NAME = "draws.parquet"
+HEADLINES = ("image_auroc", "pixel_aupro")
+"""The figures in metrics.json."""
+ALL = ""
+"""The category of a row that is over all categories."""
+
+DRAWN = pa.schema(
+    [
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("shots", pa.int32(), nullable=False),
+        pa.field("figure", pa.string(), nullable=False),
+        pa.field("episodes", pa.string(), nullable=False),  # fingerprint: see _fingerprint
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("draws", pa.list_(pa.float32(), DRAWS), nullable=False),  # over all categories and seeds
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure, as a fraction, and what it is in each bootstrap draw."""
+
+    value: float
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One detector on one episode. A figure that is not defined is absent."""
+
+    detector: str
+    episode: Episode
+    queries: int
+    figures: dict[str, Measure]
+    shared: dict[str, Measure]
+    """The same of the queries that every detector scored: what detectors are compared by."""
+    shared_queries: int
+    levels: NDArray[np.float64] | None = None
+    """3xL: of all pixels, those anomalous, those normal and the shares of regions, by level of score; for curves."""
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """A row of figures.csv."""
+
+    target: str
+    category: str
+    detector: str
+    protocol: str
+    shots: int
+    figure: str
+    mean: float  # over seeds, of the mean over categories; a fraction
+    std: float  # over seeds, of the population
+    low: float  # 95 % interval over pictures
+    high: float
+    seeds: int
+    queries: int  # pictures scored, of all categories
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A row of comparisons.csv: `detector` less `other`, on the pictures both scored."""
+
+    target: str
+    protocol: str
+    shots: int
+    figure: str
+    detector: str
+    other: str
+    difference: float
+    low: float  # 95 % interval over pictures, paired
+    high: float
+    p: float
+    queries: int
+
+
+def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
+    """Over all categories, and of each where there are several."""
+    rows = []
+    for (target, detector, protocol, shots), items in _grouped(measured).items():
+        categories = list(dict.fromkeys(item.episode.category for item in items))
+        for category in [ALL, *categories] if len(categories) > 1 else [ALL]:
+            chosen = [item for item in items if category in (ALL, item.episode.category)]
+            pictures = sum({item.episode.category: item.queries for item in chosen}.values())
+            for figure in FIGURES:
+                seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in chosen])
+                ends = interval(_mean(seeds).draws) if seeds else None
+                if ends is not None:
+                    values = [seed.value for seed in seeds]
+                    mean, std, low, high = (round(float(number), 6) for number in (np.mean(values), np.std(values), *ends))
+                    rows.append(FigureRow(target, category, detector, protocol, shots, figure, mean, std, low, high, len(seeds), pictures))
+    return rows
+
+
+def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
+    """Every two detectors, wherever both were measured."""
+    rows = []
+    groups = _grouped(measured)
+    for target, protocol, shots in dict.fromkeys((target, protocol, shots) for target, _detector, protocol, shots in groups):
+        there = [name for of, name, *rest in groups if (of, *rest) == (target, protocol, shots)]
+        for names in combinations(there, 2):
+            pair = [groups[target, name, protocol, shots] for name in names]
+            pictures = sum({item.episode.category: item.shared_queries for item in pair[0]}.values())
+            for figure in FIGURES:
+                seeds = [_by_seed([(item.episode, item.shared.get(figure)) for item in items]) for items in pair]
+                if all(seeds):
+                    one, other = _mean(seeds[0]), _mean(seeds[1])
+                    found = difference(one.value - other.value, one.draws - other.draws)
+                    if found is not None:
+                        value, low, high, p = (round(number, 6) for number in astuple(found))
+                        rows.append(ComparisonRow(target, protocol, shots, figure, *names, value, low, high, p, pictures))
+    return rows
+
+
+def draws_table(measured: Sequence[Measured]) -> pa.Table:
+    """Of DRAWN."""
+    rows = []
+    for (target, detector, protocol, shots), items in _grouped(measured).items():
+        episodes = _fingerprint(items)
+        for figure in FIGURES:
+            seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in items])
+            if seeds:
+                mean = _mean(seeds)
+                rows.append((target, detector, protocol, shots, figure, episodes, mean.value, mean.draws))
+    columns = list(zip(*rows, strict=True)) or [()] * len(DRAWN)
+    return pa.table([pa.array(list(column), field.type) for column, field in zip(columns, DRAWN, strict=True)], schema=DRAWN)
+
+
+def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """{target: {detector: {figure: mean}}}: of the target's first protocol, at the fewest shots (0 only if there is no other)."""
+    tree: dict[str, dict[str, dict[str, float]]] = {}
+    for target in dict.fromkeys(row.target for row in rows):
+        overall = [row for row in rows if row.target == target and row.category == ALL]
+        protocol = min((row.protocol for row in overall), key=protocols.index)
+        for row in overall:
+            shots = [other.shots for other in overall if (other.detector, other.protocol) == (row.detector, protocol)]
+            fewest = min(shots, key=lambda count: (count == 0, count)) if shots else None
+            if (row.protocol, row.shots) == (protocol, fewest) and row.figure in HEADLINES:
+                tree.setdefault(target, {}).setdefault(row.detector, {})[row.figure] = row.mean
+    return tree
+
+
+def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
+    """The figures over all categories for people: a row a target, detector, protocol and shots; percent, mean ± std over seeds."""
+    found: dict[tuple[str, str, str, int], dict[str, str]] = {}
+    for row in rows:
+        if row.category == ALL:
+            cells = found.setdefault((row.target, row.detector, row.protocol, row.shots), dict.fromkeys(FIGURES, ""))
+            cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
+    return [
+        {"target": target, "detector": detector, "protocol": protocol, "shots": str(shots), **cells}
+        for (target, detector, protocol, shots), cells in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of an evaluation."""
+
+    figures: list[FigureRow]
+    comparisons: list[ComparisonRow]
+    draws: pa.Table
+    metrics: dict[str, Any]
+
+
+def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
+    """protocols: in the order of the settings, the first being the one that metrics.json is of."""
+    rows = figure_rows(measured)
+    return Results(rows, comparison_rows(measured), draws_table(measured), headline(rows, protocols))
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Writes the files of this module's head."""
+    write_text(folder / METRICS_NAME, json.dumps(results.metrics, indent=1) + "\n")
+    for name, kind, rows in (
+        (FIGURES_NAME, FigureRow, results.figures),
+        (COMPARISONS_NAME, ComparisonRow, results.comparisons),
+    ):
+        write_csv(folder / name, [field.name for field in fields(kind)], [astuple(row) for row in rows])
+    write_table(folder / DRAWS_NAME, results.draws)
+
+
+def read_figures(file: Path) -> list[FigureRow]:
+    """What `write_results` wrote as figures.csv."""
+    return [FigureRow(*values) for values in _read_rows(file, FigureRow)]
+
+
+def read_comparisons(file: Path) -> list[ComparisonRow]:
+    """What `write_results` wrote as comparisons.csv."""
+    return [ComparisonRow(*values) for values in _read_rows(file, ComparisonRow)]
+
+
+def _read_rows(file: Path, kind: type[FigureRow] | type[ComparisonRow]) -> Iterator[list[Any]]:
+    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+    with file.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            yield [kinds[str(field.type)](row[field.name]) for field in fields(kind)]
+
+
+def read_draws(file: Path) -> pa.Table:
+    """Of DRAWN."""
+    return read_table(file, DRAWN, MADE_BY)
+
+
+def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], list[Measured]]:
+    """By target, detector, protocol and shots."""
+    groups: dict[tuple[str, str, str, int], list[Measured]] = {}
+    for item in measured:
+        episode = item.episode
+        groups.setdefault((episode.target, item.detector, episode.protocol, episode.shots), []).append(item)
+    return groups
+
+
+def _by_seed(measures: Iterable[tuple[Episode, Measure | None]]) -> list[Measure]:
+    """A seed's figure: the mean over the categories that have it."""
+    seeds: dict[int, list[Measure]] = defaultdict(list)
+    for episode, measure in measures:
+        if measure is not None:
+            seeds[episode.seed].append(measure)
+    return [_mean(categories) for categories in seeds.values()]
+
+
+def _mean(measures: Sequence[Measure]) -> Measure:
+    return Measure(
+        float(np.mean([measure.value for measure in measures])), np.mean([measure.draws for measure in measures], axis=0, dtype=np.float32)
+    )
+
+
+def _fingerprint(items: Sequence[Measured]) -> str:
+    """Of the episodes a figure was measured on: what is equal was measured on the same pictures, held against the same prompts."""
+    named = sorted(repr((item.queries, *astuple(item.episode))) for item in items)
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]

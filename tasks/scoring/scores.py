@@ -1,0 +1,153 @@
+"""The scores of one detector, as the score stage leaves them and figures, galleries and the gate read them.
+
+data/scores/<pipeline>/<detector>/
+  scores.parquet   one row an image score (SCORES)
+  maps/<n>.npy     anomaly maps Mxhxw in [0, 1], float32, on the detector's own grid, which scores.parquet points into
+
+Maps are kept of every query that has a mask to be held against, and of those of the one episode of each category that galleries show.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from tasks.common.files import made_anew, read_table, write_table, write_text
+from tasks.sampling.episodes import Episode
+
+MADE_BY = "score"
+SCORES_NAME, MAPS_NAME = "scores.parquet", "maps"
+SCORES = pa.schema(
+    [
+        pa.field("episode", pa.int32(), nullable=False),  # its row in the episodes' table
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("shots", pa.int32(), nullable=False),
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("maps", pa.int32()),  # the file of its map; null if it has none
+        pa.field("map", pa.int32()),  # its row in that file
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One detector on one episode: image scores Q of its first Q queries, and their maps Qxhxw if they were kept."""
+
+    number: int
+    """The episode's row in the episodes' table."""
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Episodes that hold the same queries against different prompts, and are scored together."""
+
+    number: int
+    episodes: dict[int, Episode]
+    """By their rows in the episodes' table."""
+    queries: int
+    """How many of the queries the detector scores: the first so many."""
+    kept: tuple[int, ...]
+    """The episodes whose maps are kept, by their rows."""
+
+
+class Work:
+    """The scores of a detector while they are made, on disk. What was added is there after a kill, and is not scored again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def done(self, group: Group) -> int:
+        """How many of a group's queries are scored."""
+        file = self._file(group, "json")
+        return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
+
+    def add(self, group: Group, start: int, scores: dict[int, NDArray[np.float32]], maps: dict[int, NDArray[np.float32]]) -> None:
+        """By episode, scores B and maps Bxhxw of the queries from `start` on; maps of others than those kept are left out."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stop = start + len(next(iter(scores.values())))
+        all_scores = self._array(group, "scores.npy", (len(group.episodes), group.queries))
+        for place, number in enumerate(group.episodes):
+            all_scores[place, start:stop] = scores[number]
+        all_scores.flush()
+        if group.kept:
+            all_maps = self._array(group, "maps.npy", (len(group.kept) * group.queries, *maps[group.kept[0]].shape[1:]))
+            for place, number in enumerate(group.kept):
+                all_maps[place * group.queries + start : place * group.queries + stop] = maps[number]
+            all_maps.flush()
+        write_text(self._file(group, "json"), json.dumps(stop))
+
+    def finish(self, groups: Sequence[Group], detector: str, folder: Path) -> int:
+        """Hands everything over as the artifact of this module's head; gives the number of scores."""
+        tables = [SCORES.empty_table()]
+        with made_anew(folder) as partial:
+            (partial / MAPS_NAME).mkdir()
+            for group in groups:
+                scores = self._array(group, "scores.npy", (len(group.episodes), group.queries))
+                tables += [_rows(group, place, number, detector, scores[place]) for place, number in enumerate(group.episodes)]
+                if group.kept:
+                    self._file(group, "maps.npy").rename(partial / MAPS_NAME / f"{group.number}.npy")
+            joined = pa.concat_tables(tables)
+            write_table(partial / SCORES_NAME, joined)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return int(joined.num_rows)
+
+    def _array(self, group: Group, ending: str, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
+        file = self._file(group, ending)
+        if file.is_file():
+            return open_memmap(file, mode="r+")
+        return open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+
+    def _file(self, group: Group, ending: str) -> Path:
+        return self.folder / f"{group.number}.{ending}"
+
+
+def _rows(group: Group, place: int, number: int, detector: str, scores: NDArray[np.float32]) -> pa.Table:
+    episode, count = group.episodes[number], group.queries
+    first = group.kept.index(number) * count if number in group.kept else None
+    about = (number, episode.target, episode.category, episode.protocol, episode.shots, episode.seed, detector)
+    columns = [
+        *([value] * count for value in about),
+        episode.queries[:count],
+        episode.labels[:count],
+        np.asarray(scores),
+        [None if first is None else group.number] * count,
+        [None if first is None else first + query for query in range(count)],
+    ]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCORES, strict=True)], schema=SCORES)
+
+
+def read_scores(folder: Path) -> pa.Table:
+    """The rows of SCORES in a folder that the score stage wrote."""
+    return read_table(folder / SCORES_NAME, SCORES, MADE_BY)
+
+
+def read_scored(folder: Path) -> Iterator[Scored]:
+    """Episode by episode; maps are read from disk as they are looked at."""
+    table = read_scores(folder)
+    numbers = table["episode"].to_numpy()
+    for number in dict.fromkeys(numbers.tolist()):
+        rows = table.filter(pc.equal(table["episode"], number))
+        maps = None
+        if rows["maps"][0].is_valid:
+            stored = np.load(folder / MAPS_NAME / f"{rows['maps'][0].as_py()}.npy", mmap_mode="r")
+            first = rows["map"][0].as_py()
+            maps = stored[first : first + rows.num_rows]
+        yield Scored(number, rows["score"].to_numpy(), maps)

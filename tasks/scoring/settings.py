@@ -1,0 +1,28 @@
+"""How detectors are evaluated, as pipelines.yaml asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tasks.common.bounds import STRICT, Between
+
+Queries = Annotated[int, Between(2, None)]
+Convention = Literal["exact", "published"]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    __pydantic_config__ = STRICT
+
+    batch_size: Annotated[int, Between(1, None)] = 32
+    """Queries scored at once; no score depends on it."""
+    resolution: Annotated[int, Between(32, 2048)] = 256
+    """Pixels a side that anomaly maps and masks are compared at."""
+    subset: dict[str, Queries] = field(default_factory=dict)
+    """For a slow detector, how many queries of each category it scores: the first of the episodes' seeded order."""
+    shown: Annotated[int, Between(0, None)] = 6
+    """Pictures of each category in the overlays, and of each detector's best, borderline and worst in the galleries."""
+    convention: Convention = "exact"
+    """How AUPRO is taken: `exact`, the area to a false positive rate of 0.3 divided by 0.3; or as `published` figures are, at 200
+    thresholds with the rate rescaled between the least and the greatest below 0.3, to stand beside those."""

@@ -1,0 +1,24 @@
+"""Which episodes are looked at: in which protocols a mask is held against a map, and which episode of a category galleries show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tasks.sampling.episodes import Episode
+
+BY_PIXEL = ("class-specific", "class-agnostic")
+"""Protocols in which a mask says what is anomalous; in the others a whole picture is, of another class."""
+
+
+def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
+    """Of each target's category one, by number: class-specific, the most shots, the first seed."""
+    best: dict[tuple[str, str], int] = {}
+    for number, episode in episodes.items():
+        place = (episode.target, episode.category)
+        if place not in best or _rank(episode) < _rank(episodes[best[place]]):
+            best[place] = number
+    return {number: episodes[number] for number in best.values()}
+
+
+def _rank(episode: Episode) -> tuple[bool, int, int]:
+    return episode.protocol != "class-specific", -episode.shots, episode.seed

@@ -1,0 +1,69 @@
+"""Checkpoints: all that a training needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tasks.common.files import written_beside
+from tasks.common.fingerprint import code_of
+from tasks.training.log import LogLine
+
+NAME = "checkpoint.pt"
+
+
+@dataclass
+class Progress:
+    """Where a training stands."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last log line
+    log: list[LogLine] = field(default_factory=list)
+
+
+def name_of(inputs: Mapping[str, Any], module: str) -> str:
+    """Names a training by its settings and data, and by the code of its module: a checkpoint of another is not its own."""
+    said = json.dumps({"inputs": inputs, "code": code_of(module).digest}, sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, progress: Progress) -> None:
+    state = {
+        "fingerprint": name,
+        "trained": trained_state(model),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "step": progress.step,
+        "losses": progress.losses,
+        "log": [asdict(line) for line in progress.log],
+    }
+    with written_beside(folder / NAME) as partial:
+        torch.save(state, partial)
+
+
+def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
+    """Puts the last checkpoint of the training called `name` back in place; a new start if there is none."""
+    file = folder / NAME
+    if not file.is_file():
+        return Progress()
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["fingerprint"] != name:
+        return Progress()
+    model.load_state_dict(state["trained"], strict=False)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return Progress(state["step"], state["losses"], [LogLine(**line) for line in state["log"]])
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Everything but the frozen encoder."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}

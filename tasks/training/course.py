@@ -1,0 +1,73 @@
+"""What the courses of all detectors share: batches of examples in an order of the epoch's own, held-out examples, a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from tasks.detectors.weights import save_model
+from tasks.training.loop import Batch
+from tasks.training.settings import TrainingSettings
+
+
+class DetectorCourse:
+    """A detector that learns from examples. What it learns from, and what is wrong with it, is for those who inherit to say."""
+
+    def __init__(self, name: str, detector: nn.Module, chosen: Any, settings: TrainingSettings) -> None:
+        """chosen: the detector's settings, kept beside its weights."""
+        self.name = name
+        self.model = self.state = detector
+        self.chosen = chosen
+        self.settings = settings
+
+    def order(self, epoch: int) -> list[int]:
+        """In which order an epoch takes its examples; drawn from the seed and the epoch alone."""
+        raise NotImplementedError
+
+    def examples(self, epoch: int) -> Dataset[Any]:
+        raise NotImplementedError
+
+    def held_out(self) -> Dataset[Any] | None:
+        """Examples that are never trained on."""
+        raise NotImplementedError
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def batches(self, epoch: int) -> Sequence[list[int]]:
+        """Full ones only."""
+        order, size = self.order(epoch), self.settings.batch_size
+        return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+
+    def collate(self, examples: list[Any]) -> Batch:
+        return tuple(default_collate(examples))
+
+    def stepped(self) -> None:
+        return
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, accelerator: Accelerator) -> float | None:
+        examples = self.held_out()
+        if examples is None:
+            return None
+        model.eval()
+        total, count = 0.0, 0
+        for examples_of_batch in DataLoader(examples, self.settings.batch_size):
+            batch = tuple(part.to(accelerator.device) for part in examples_of_batch)
+            with accelerator.autocast():
+                total += float(self.loss(model, batch)) * len(batch[0])
+            count += len(batch[0])
+        model.train()
+        return total / count
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Writes model.safetensors, and config.json: the detector's settings and how it was trained."""
+        about = {"detector": self.name, "settings": asdict(self.chosen), "training": asdict(self.settings)}
+        save_model(folder, model, {**about, "examples": len(self.order(0))})
