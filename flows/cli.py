@@ -96,11 +96,10 @@ def list_pipelines() -> None:
 
 
 def plan() -> None:
-    from flows.plan import DVC_YAML, stages_of, write_plan
+    from flows.plan import DVC_YAML, planned, write_plan
 
-    read = read_pipelines()
-    written = write_plan(read)
-    for stage in stages_of(read):
+    written = write_plan()
+    for stage in planned():
         Console().print(f"{stage.name}: {stage.about}", soft_wrap=True, markup=False, highlight=False)
     Console().print(f"{DVC_YAML} {'is written anew' if written else 'is as pipelines.yaml has it'}", highlight=False)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, roots, write_plan
 from flows.running.ending import exit_on_bad_input
 from flows.running.places import CODE
-from flows.settings.pipelines import read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew
 from tasks.common.fingerprint import code_of
@@ -21,8 +20,7 @@ from tasks.detectors.registry import DETECTORS
 
 def code() -> None:
     """Raises BadInput if pipelines.yaml is wrong, or has changed what stages there are since dvc.yaml was written."""
-    read = read_pipelines()
-    if write_plan(read):
+    if write_plan():
         raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
     with made_anew(CODE) as folder:
         for kind in ROOTS:

@@ -9,7 +9,7 @@ is not as pipelines.yaml has it now.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
-from flows.settings.pipelines import Datasets, Pipeline, Pipelines
+from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
@@ -80,9 +80,9 @@ def is_of(stage: str, pipeline: str) -> bool:
     return kind in ("code", *OF_A_DATASET) or of[:1] == [pipeline]
 
 
-def stages_of(read: Pipelines) -> list[Stage]:
-    """Every stage of the enabled pipelines, each after those that it reads from."""
-    said = read_yaml()
+def planned(root: Path = Path()) -> list[Stage]:
+    """Every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
+    read, said = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
     stages = [_code()]
     for dataset in used:
@@ -93,13 +93,12 @@ def stages_of(read: Pipelines) -> list[Stage]:
     return stages
 
 
-def dvc_yaml(read: Pipelines) -> str:
+def dvc_yaml(stages: Sequence[Stage]) -> str:
     """The text of dvc.yaml."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
-    stages = stages_of(read)
     content: dict[str, Any] = {"stages": {stage.name: stage.entry for stage in stages}}
     plots = [plot for stage in stages for plot in stage.plots]
     if plots:
@@ -109,12 +108,12 @@ def dvc_yaml(read: Pipelines) -> str:
     return HEAD + stream.getvalue()
 
 
-def write_plan(read: Pipelines) -> bool:
-    """Writes dvc.yaml if it is not as pipelines.yaml has it; gives whether it was not."""
-    text = dvc_yaml(read)
-    if DVC_YAML.is_file() and DVC_YAML.read_text(encoding="utf-8") == text:
+def write_plan(root: Path = Path()) -> bool:
+    """Writes dvc.yaml if it is not as pipelines.yaml has it; gives whether it was not. Raises BadInput."""
+    file, text = root / DVC_YAML, dvc_yaml(planned(root))
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
         return False
-    write_text(DVC_YAML, text)
+    write_text(file, text)
     return True
 
 

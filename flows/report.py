@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
-from flows.plan import OF_A_DATASET, Stage, stages_of
+from flows.plan import OF_A_DATASET, Stage, planned
 from flows.running import provenance
 from flows.running.artifacts import data_uri, key
 from flows.running.entry import start_stage
@@ -76,7 +76,7 @@ def _made(pipeline: str, settings: Pipeline) -> Made:
         settings=section,
         layouts={target: folders[target].layout if target in folders else "" for target in settings.targets},
         commit=provenance.commit(),
-        artifacts=provenance.artifacts([stage.name for stage in stages_of(read) if _is_before(stage, pipeline, settings)]),
+        artifacts=provenance.artifacts([stage.name for stage in planned() if _is_before(stage, pipeline, settings)]),
         versions=provenance.versions(),
     )
 

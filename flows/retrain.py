@@ -94,7 +94,7 @@ def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
 def _retrain(pipeline: str, settings: Pipelines, journal: Journal) -> State[None]:
     logger = get_run_logger()
     ran = []
-    if write_plan(settings):
+    if write_plan():
         logger.info(f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had")
     for stage in stages_before(f"report{SPLIT}{pipeline}"):
         check(f"retrain {pipeline}, before {stage}")

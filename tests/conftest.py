@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ import yaml
 from PIL import Image
 from servers import prefect_server
 
+from flows.plan import write_plan
 from tasks.common import stopping
+from tasks.common.errors import BadInput
 from tasks.common.files import write_table
 from tasks.ingestion.check import check, row
 from tasks.ingestion.found import DatasetFolder, Found
@@ -38,6 +41,8 @@ from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 if TYPE_CHECKING:
     from team import Team
 
+    from tasks.scoring.score import Contender
+
 ROOT = Path(__file__).parent.parent
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -48,6 +53,23 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Prefect server, of the module's own."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def api_of_retrained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the real Prefect server beside which `retrained` was made."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def retrained(tmp_path_factory: pytest.TempPathFactory, api_of_retrained: str) -> Path:
+    """A project whose small pipeline was retrained once, committed. Not to be changed: `copied` gives a copy that can be."""
+    folder = make_project(tmp_path_factory.mktemp("run") / "project")
+    came = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api_of_retrained)
+    assert came.returncode == 0, came.stdout + came.stderr
+    commit(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -135,14 +157,20 @@ SMALL = {
 
 
 STAGES = [
-    "ingest@sample-photos",
-    "ingest-folder@parts",
-    "objects@sample-photos",
-    "sample@small",
-    "inpainter@small",
-    "synthesize@small",
-    "train@small",
-    "evaluate@small",
+    "code",
+    "ingest_sample-photos",
+    "objects_sample-photos",
+    "ingest_parts",
+    "sample_small",
+    "inpainter_small",
+    "synthesize_small",
+    "train_small_metauas",
+    "train_small_inctrl",
+    "score_small_patch-residual",
+    "score_small_metauas",
+    "score_small_inctrl",
+    "figures_small",
+    "report_small",
 ]
 """Of SMALL, in order."""
 
@@ -169,7 +197,6 @@ def make_project(folder: Path, content: object = SMALL) -> Path:
     for name in (
         "flows",
         "tasks",
-        "dvc.yaml",
         "pyproject.toml",
         "requirements.lock",
         ".dvcignore",
@@ -188,6 +215,22 @@ def make_project(folder: Path, content: object = SMALL) -> Path:
     return folder
 
 
+LINKED = 2**20  # bytes from which a copy of a project shares a file: what is so large is never written in place
+
+
+def copied(project: Path, folder: Path) -> Path:
+    """A copy of a project, with what was made in it and DVC's cache, that can be changed."""
+
+    def copy(source: str, target: str) -> None:
+        if os.path.getsize(source) >= LINKED and not os.path.islink(source):
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    shutil.copytree(project, folder, copy_function=copy, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 def commit(folder: Path, message: str = "a run") -> str:
     """Commits everything there is; gives the commit."""
     author = ("-c", "user.name=changepair", "-c", "user.email=changepair@localhost")
@@ -197,8 +240,11 @@ def commit(folder: Path, message: str = "a run") -> str:
 
 
 def write_pipelines(folder: Path, content: object) -> Path:
+    """pipelines.yaml, and of one without a mistake dvc.yaml too, as `changepair plan` writes it."""
     file = folder / "pipelines.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
+    with suppress(BadInput):
+        write_plan(folder)
     return file
 
 
@@ -241,6 +287,21 @@ def make_pairs(layout: Path, settings: SynthesisSettings, folder: Path) -> Path:
         make_shard(settings, inputs, number, work)
     finish(settings, work, folder)
     return folder
+
+
+def scored(contenders: list[Contender], files: EpisodeFiles, folder: Path, batch_size: int = 32) -> dict[str, Path]:
+    """The contenders' scores on disk, by detector; those of one encoder and resolution are made in one pass."""
+    import torch
+
+    from tasks.scoring.score import score
+
+    folders = {contender.name: folder / contender.name for contender in contenders}
+    passes: dict[tuple[int, int], list[Contender]] = {}
+    for contender in contenders:
+        passes.setdefault((id(contender.detector.encoder), contender.resolution), []).append(contender)
+    for together in passes.values():
+        score(together, files, {one.name: folders[one.name] for one in together}, batch_size=batch_size, device=torch.device("cpu"))
+    return folders
 
 
 def make_inpainter(folder: Path) -> Path:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
-from tasks.detectors.importing import PUBLISHED_INCTRL, PUBLISHED_METAUAS, import_inctrl, import_metauas
+from tasks.detectors.importing import import_checkpoint
+from tasks.detectors.inctrl import PUBLISHED as PUBLISHED_INCTRL
 from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import PUBLISHED as PUBLISHED_METAUAS
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.texts import sentences
 from tasks.detectors.settings import TrainedSettings
@@ -66,7 +68,7 @@ def loaded(settings: TrainedSettings, folder: Path) -> Detector:
 
 @torch.inference_mode()
 def test_the_published_metauas_loads_and_scores_as_the_paper_says(published_metauas: Path, tmp_path: Path) -> None:
-    assert import_metauas(published_metauas, tmp_path / "model") == 832
+    assert import_checkpoint("metauas", published_metauas, tmp_path / "model") == 832
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["detector"] == "metauas" and config["imported_from"] == "metauas-256.ckpt"
     model = loaded(PUBLISHED_METAUAS, tmp_path / "model")
@@ -79,7 +81,7 @@ def test_the_published_metauas_loads_and_scores_as_the_paper_says(published_meta
 
 @torch.inference_mode()
 def test_the_published_inctrl_loads_and_scores_as_the_paper_says(published_inctrl: Path, tmp_path: Path) -> None:
-    assert import_inctrl(published_inctrl, tmp_path / "model") == 345
+    assert import_checkpoint("inctrl", published_inctrl, tmp_path / "model") == 345
     model = loaded(PUBLISHED_INCTRL, tmp_path / "model")
     queries, prompts = torch.rand(2, 3, 240, 240), torch.rand(2, 3, 240, 240)
     scores, maps = model.score(queries, prompts, "horse")
@@ -99,7 +101,7 @@ def test_a_missing_and_a_surplus_tensor_and_another_shape_are_listed(published_m
     tensors["mask_head.bias"] = torch.zeros(2)
     torch.save(tensors, tmp_path / "other.ckpt")
     with pytest.raises(BadInput) as caught:
-        import_metauas(tmp_path / "other.ckpt", tmp_path / "model")
+        import_checkpoint("metauas", tmp_path / "other.ckpt", tmp_path / "model")
     message = str(caught.value)
     for part in (
         "other.ckpt: is not the published metauas, 4 tensors: ",
@@ -129,7 +131,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFi
         ("cut.safetensors", "not readable"),
     ):
         with pytest.raises(BadInput, match=f"{name}: .*{told}"):
-            import_metauas(tmp_path / name, tmp_path / "model")
+            import_checkpoint("metauas", tmp_path / name, tmp_path / "model")
     assert capsys.readouterr().out == ""
 
 
@@ -145,7 +147,7 @@ def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path
 def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    import_metauas(published_metauas, tmp_path / "model")
+    import_checkpoint("metauas", published_metauas, tmp_path / "model")
     settings = replace(PUBLISHED_METAUAS, model=str(tmp_path / "model"))
     use_model("metauas", settings, tmp_path / "used")
     assert (tmp_path / "used" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()

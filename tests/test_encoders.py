@@ -14,9 +14,13 @@ from safetensors.torch import save_file
 
 from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
+from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
-from tasks.detectors.settings import EncoderSettings, InCTRLSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
+from tasks.detectors.winclip import WinCLIPSettings
 
 CASES = [
     (EncoderSettings("timm", "resnet18", "model"), 64, (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), [32, 16, 8, 4, 2]),

@@ -7,33 +7,42 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_clip, make_places
+from conftest import make_clip, make_places, scored
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped
+from tasks.common.tensors import read_tensors
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.models.detector import upsample
 from tasks.detectors.models.patch_residual import PatchResidual
-from tasks.detectors.settings import EncoderSettings, MetaUASSettings, PatchResidualSettings, WinCLIPSettings
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
+from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
-from tasks.reporting.galleries import best_threshold, caption, write_galleries
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
+from tasks.reporting.galleries import best_threshold, caption, galleries_of, write_galleries
+from tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
 from tasks.scoring.figures import FIGURES, PIXEL_FIGURES
-from tasks.scoring.measure import evaluate_target
-from tasks.scoring.pixels import Truth, truth_of
+from tasks.scoring.measure import measure
+from tasks.scoring.pixels import PixelScores, truth_of
 from tasks.scoring.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
-from tasks.scoring.score import Contender, read_pictures, score_category
+from tasks.scoring.score import Contender, score
+from tasks.scoring.scores import Work, read_scored, read_scores
 from tasks.scoring.settings import EvaluationSettings
 from tasks.scoring.spread import DRAWS
 
@@ -52,12 +61,26 @@ def files(layout: Path) -> EpisodeFiles:
 
 
 @pytest.fixture(scope="module")
-def contenders() -> list[Contender]:
+def detectors() -> list[Contender]:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderSettings(), 64)
     patch = build_detector(PatchResidualSettings(resolution=64, top_share=0.01), encoder).eval()
     metauas = build_detector(MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16)), encoder).eval()
-    return [Contender("patch-residual", patch, 64, None), Contender("metauas", metauas, 64, 3)]
+    nowhere = Work(Path("nowhere"))
+    return [Contender("patch-residual", patch, 64, None, nowhere), Contender("metauas", metauas, 64, 3, nowhere)]
+
+
+@pytest.fixture
+def contenders(detectors: list[Contender], tmp_path: Path) -> list[Contender]:
+    """Two of one encoder; MetaUAS scores three of each four queries."""
+    return [replace(contender, work=Work(tmp_path / "work" / contender.name)) for contender in detectors]
+
+
+CPU = torch.device("cpu")
+
+
+def measured(folders: dict[str, Path], files: EpisodeFiles, **settings: Any) -> list[Measured]:
+    return measure(folders, files, EvaluationSettings(**{"resolution": 64, **settings}))
 
 
 @torch.inference_mode()
@@ -80,90 +103,111 @@ def _pixels(images: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Contender], batch_size: int) -> None:
-    episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "stones"]
-    [found] = score_category(contenders, episodes, masks=None, resolution=32, batch_size=batch_size, device="cpu")
-    assert len(found) == 2 * len(episodes)
-    for scored in found:
-        contender = next(item for item in contenders if item.name == scored.detector)
-        assert scored.images == scored.episode.queries[: contender.queries] and scored.pixels is None
-        assert scored.scores == pytest.approx(alone(contender, scored.episode), abs=1e-4)
+def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path, batch_size: int) -> None:
+    episodes = read_episodes(files.episodes)
+    for name, folder in scored(contenders, files, tmp_path / "scores", batch_size).items():
+        contender = next(item for item in contenders if item.name == name)
+        found = list(read_scored(folder))
+        assert [item.number for item in found] == list(range(len(episodes)))
+        for item in found:
+            episode = episodes[item.number]
+            assert len(item.scores) == len(episode.queries[: contender.queries])
+            if episode.category == "stones":
+                assert item.scores == pytest.approx(alone(contender, episode), abs=1e-4)
+    assert not list((tmp_path / "work").glob("*"))  # nothing is left of the work
 
 
-def masks_of(episode: Episode) -> Callable[[int, int], Truth]:
-    """A mask for every query: its left third, of every other one."""
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[:, :10] = True
-    everything = [mask if place % 2 else np.zeros_like(mask) for place in range(len(episode.queries))]
-    return lambda start, stop: truth_of(everything[start:stop], (32, 32))
+def test_a_detector_scored_along_is_found_scored(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
+    """In one pass with another, and its artifact made later, with an encoder that must not be asked."""
+    apart = scored(contenders, files, tmp_path / "apart")
+    again = [replace(contender, work=Work(tmp_path / "along" / contender.name)) for contender in contenders]
+    patch, metauas = again
+    score(again, files, {patch.name: tmp_path / "scores" / patch.name}, batch_size=3, device=CPU)
+    assert not (tmp_path / "scores" / metauas.name).exists()
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("a picture was encoded again")
+
+    hook = metauas.detector.encoder.register_forward_pre_hook(refuse)  # type: ignore[attr-defined]
+    score([metauas], files, {metauas.name: tmp_path / "scores" / metauas.name}, batch_size=3, device=CPU)
+    hook.remove()
+    for name, folder in apart.items():
+        ours, theirs = (read_scores(place).to_pylist() for place in (tmp_path / "scores" / name, folder))
+        assert [row["score"] for row in ours] == pytest.approx([row["score"] for row in theirs], abs=1e-5)
 
 
-def test_several_passes_and_any_batches_give_what_one_gives(
-    files: EpisodeFiles, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch_sizes", [(1, 1), (3, 2)])
+def test_stopped_scoring_goes_on_where_it_was(
+    files: EpisodeFiles,
+    contenders: list[Contender],
+    tmp_path: Path,
+    polite: None,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_sizes: tuple[int, int],
 ) -> None:
-    episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"]
-    masks, told = masks_of(episodes[0]), []
-    [once] = score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu")
-    monkeypatch.setattr("tasks.scoring.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32)
-    passes = list(score_category(contenders, episodes, masks=masks, resolution=32, batch_size=3, device="cpu", report=told.append))
-    assert len(passes) == len(episodes) and told == sorted(told) and told[-1] == 1
-    apart = {(item.detector, item.episode): item for batch in passes for item in batch}
-    for scored in once:
-        other = apart[scored.detector, scored.episode]
-        assert scored.scores == pytest.approx(other.scores, abs=1e-5)
-        assert scored.pixels is not None and other.pixels is not None and scored.pixels.exact and other.pixels.exact
-        figures = scored.pixels.figures("exact")
-        assert set(figures) == set(PIXEL_FIGURES) and other.pixels.figures("exact") == pytest.approx(figures, abs=1e-3)
+    whole = scored([replace(one, work=Work(tmp_path / "whole" / one.name)) for one in contenders], files, tmp_path / "whole-scores")
+    folders = {contender.name: tmp_path / "scores" / contender.name for contender in contenders}
+    shares: list[float] = []
 
-
-def test_sigterm_ends_the_scoring_after_a_batch(files: EpisodeFiles, contenders: list[Contender], polite: None) -> None:
-    episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"]
-    told: list[float] = []
-
-    def report(share: float) -> None:
-        told.append(share)
+    def stop(share: float) -> None:
+        shares.append(share)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match=r"^evaluate parts; its scores are taken anew$"):
-        list(score_category(contenders, episodes, masks=None, resolution=32, batch_size=1, device="cpu", report=report))
-    assert len(told) == 1 and told[0] < 1
+    with pytest.raises(Stopped, match=rf"^score parts/bricks, {batch_sizes[0]} of 4 queries scored$"):
+        score(contenders, files, folders, batch_size=batch_sizes[0], device=CPU, report=stop)
+    assert len(shares) == 1 and 0 < shares[0] < 1 and not (tmp_path / "scores").exists()
+
+    monkeypatch.setattr(stopping, "_asked", threading.Event())
+    encoded: list[int] = []
+    encoder = contenders[0].detector.encoder
+    hook = encoder.register_forward_pre_hook(lambda _module, inputs: encoded.append(len(inputs[0])))  # type: ignore[attr-defined]
+    score(contenders, files, folders, batch_size=batch_sizes[1], device=CPU)
+    hook.remove()
+    prompts = {image for episode in read_episodes(files.episodes) for image in episode.prompts}
+    assert sum(encoded) == 2 * len(prompts) + 8 - batch_sizes[0]  # prompts for either category; of eight queries those not scored
+    for name in folders:
+        ours, theirs = (read_scores(place).to_pylist() for place in (folders[name], whole[name]))
+        assert [row["score"] for row in ours] == pytest.approx([row["score"] for row in theirs], abs=1e-5)
+        for one, other in zip(read_scored(folders[name]), read_scored(whole[name]), strict=True):
+            assert one.maps is not None and other.maps is not None and np.abs(one.maps - other.maps).max() < 1e-5
 
 
 def test_an_episode_too_large_to_hold_is_counted_into_histograms(
-    files: EpisodeFiles, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch
+    files: EpisodeFiles, contenders: list[Contender], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    episodes = [episode for episode in read_episodes(files.episodes) if episode.category == "bricks"][:2]
-    masks = masks_of(episodes[0])
-    [exact] = score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu")
-    monkeypatch.setattr("tasks.scoring.score.HELD_SCORES", 4 * len(episodes[0].queries) * 32 * 32 - 1)
-    coarse = [
-        item for batch in score_category(contenders, episodes, masks=masks, resolution=32, batch_size=4, device="cpu") for item in batch
-    ]
-    by_key = {(item.detector, item.episode): item for item in coarse}
-    for scored in exact:
-        room = by_key[scored.detector, scored.episode].pixels
-        assert room is not None and scored.pixels is not None and not room.exact
-        figures = scored.pixels.figures("exact")
-        assert all(low - 1e-6 <= figures[name] <= high + 1e-6 for name, (low, high) in room.bounds().items())
+    folders = scored(contenders[:1], files, tmp_path / "scores")
+    exact = measured(folders, files)
+    monkeypatch.setattr("tasks.scoring.measure.HELD_SCORES", 4 * 4 * 64 * 64 - 1)
+    for one, other in zip(exact, measured(folders, files), strict=True):
+        assert one.episode == other.episode and one.figures["image_auroc"].value == other.figures["image_auroc"].value
+        for name in PIXEL_FIGURES:
+            assert other.figures[name].value == pytest.approx(one.figures[name].value, abs=2e-3)
+    [scored_first, *_rest] = read_scored(folders["patch-residual"])
+    maps = upsample(torch.from_numpy(np.array(scored_first.maps)), (64, 64)).numpy()
+    masks = [np.zeros((64, 64), dtype=bool), *[np.pad(np.ones((20, 20), dtype=bool), ((0, 44), (0, 44)))] * 3]
+    rooms = [PixelScores(maps.size, exact=exactly) for exactly in (True, False)]
+    for room in rooms:
+        room.add(maps, truth_of(masks, (64, 64)))
+    bounds, figures = rooms[1].bounds(), rooms[0].figures("exact")
+    assert all(low - 1e-6 <= figures[name] <= high + 1e-6 for name, (low, high) in bounds.items())
 
 
-def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles, contenders: list[Contender]) -> None:
+def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
     class Lost(PatchResidual):
         def conclude(self, *arguments: object, **more: object) -> tuple[torch.Tensor, torch.Tensor]:
             scores, maps = super().conclude(*arguments, **more)  # type: ignore[arg-type]
             return scores * float("nan"), maps
 
     episodes = read_episodes(files.episodes)[:1]
-    lost = Contender("metauas", Lost(contenders[0].detector.encoder, stages=(2, 3, 4)), 64, None)
+    lost = replace(contenders[1], detector=Lost(contenders[0].detector.encoder, stages=(2, 3, 4)), queries=None)
     with pytest.raises(BadInput, match=re.escape(f"metauas: its score of {episodes[0].queries[0]} is not a number; train it again")):
-        list(score_category([lost], episodes, masks=None, resolution=32, batch_size=4, device="cpu"))
+        scored([lost], files, tmp_path / "scores")
 
 
 def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
-    told: list[float] = []
-    result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu", told.append)
-    assert told == sorted(told) and told[-1] == pytest.approx(1)
-    results = results_of(result.measured, [result.scores], ["class-specific", "class-agnostic"])
+    folders = scored(contenders, files, tmp_path / "scores")
+    found = measured(folders, files)
+    results = results_of(found, protocols_of(files.episodes))
     write_results(tmp_path, results)
     assert json.loads((tmp_path / "metrics.json").read_text()) == results.metrics
     assert set(results.metrics["parts"]) == {"patch-residual", "metauas"} and set(results.metrics["parts"]["metauas"]) == {
@@ -181,7 +225,7 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         (line["detector"], line["shots"]) for line in table(rows) if line["protocol"] == "class-specific"
     ] == [(detector, shots) for detector in ("patch-residual", "metauas") for shots in ("1", "2", "4")]
 
-    scores = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    scores = [row for folder in folders.values() for row in pq.read_table(folder / "scores.parquet").to_pylist()]
     assert len(scores) == 2 * 12 * (4 + 3)
     first = [
         row
@@ -190,23 +234,23 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         == ("bricks", "class-specific", 1, 0, "patch-residual")
     ]
     again = roc_auc_score([row["label"] for row in first], [row["score"] for row in first])
-    measured = next(
+    of_first = next(
         item
-        for item in result.measured
+        for item in found
         if item.detector == "patch-residual"
         and (item.episode.category, item.episode.protocol, item.episode.shots, item.episode.seed) == ("bricks", "class-specific", 1, 0)
     )
-    assert measured.figures["image_auroc"].value == pytest.approx(again)
+    assert of_first.figures["image_auroc"].value == pytest.approx(again)
 
     # MetaUAS scores three of each four queries: compared on those.
     compared = next(row for row in results.comparisons if (row.protocol, row.shots, row.figure) == ("class-specific", 1, "image_auroc"))
     assert (compared.detector, compared.other, compared.queries) == ("patch-residual", "metauas", 6)
-    assert measured.shared_queries == 3 and compared.low <= compared.difference <= compared.high
+    assert of_first.shared_queries == 3 and compared.low <= compared.difference <= compared.high
     values = [
         np.mean(
             [
                 item.shared["image_auroc"].value
-                for item in result.measured
+                for item in found
                 if (item.detector, item.episode.protocol, item.episode.shots) == (name, "class-specific", 1)
             ]
         )
@@ -227,8 +271,7 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
 def test_the_gallery_shows_each_detectors_best_borderline_and_worst(
     files: EpisodeFiles, contenders: list[Contender], tmp_path: Path
 ) -> None:
-    result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
-    gallery = result.gallery
+    [gallery] = galleries_of(scored(contenders, files, tmp_path / "scores"), files, 2)
     assert len(gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in gallery.overlays)
     for detector in ("patch-residual", "metauas"):
         kinds = {
@@ -239,7 +282,7 @@ def test_the_gallery_shows_each_detectors_best_borderline_and_worst(
         right = [(pick.score > pick.threshold) == (pick.shown.label == 1) for pick in kinds["best"]]
         assert all(right)
         for pick in gallery.picks:
-            assert detector in pick.shown.maps and caption(pick).startswith("anomalous" if pick.shown.label else "normal")
+            assert pick.detector in pick.shown.maps and caption(pick).startswith("anomalous" if pick.shown.label else "normal")
     written = write_galleries(tmp_path / "galleries", [gallery])
     assert [file.name for file in written] == ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png"]
     with Image.open(written[1]) as sheet:
@@ -253,16 +296,20 @@ def test_the_threshold_is_where_f1_is_best(labels: list[int], scores: list[float
     assert best_threshold(np.array(labels) == 1, np.array(scores)) == pytest.approx(threshold)
 
 
-def test_pixel_figures_are_absent_where_there_are_no_masks(files: EpisodeFiles, contenders: list[Contender], layout: Path) -> None:
+def test_pixel_figures_are_absent_where_there_are_no_masks(
+    files: EpisodeFiles, contenders: list[Contender], layout: Path, tmp_path: Path
+) -> None:
     for truth in layout.rglob("ground_truth"):
         shutil.rmtree(truth)
     manifests = layout.parent / "manifests"
     ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
     sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
-    result = evaluate_target("parts", contenders, files, EvaluationSettings(resolution=64, shown=2), "cpu")
-    assert all(set(item.figures) == set(FIGURES[:3]) for item in result.measured)
-    assert all(row["pixel_auroc"] == "" for row in table(figure_rows(result.measured)))
-    assert len(result.gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in result.gallery.overlays)
+    folders = scored(contenders, files, tmp_path / "scores")
+    found = measured(folders, files)
+    assert all(set(item.figures) == set(FIGURES[:3]) for item in found)
+    assert all(row["pixel_auroc"] == "" for row in table(figure_rows(found)))
+    [gallery] = galleries_of(folders, files, 2)
+    assert len(gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in gallery.overlays)
 
 
 def measured_as(detector: str, category: str, seed: int, **figures: float) -> Measured:
@@ -272,18 +319,18 @@ def measured_as(detector: str, category: str, seed: int, **figures: float) -> Me
 
 
 def test_a_figure_is_the_mean_over_categories_and_its_spread_over_seeds() -> None:
-    measured = [
+    found = [
         measured_as("metauas", category, seed, image_auroc=value)
         for category, seed, value in (("a", 0, 0.5), ("b", 0, 0.7), ("a", 1, 0.9), ("b", 1, 0.7))
     ]
-    overall, first, second = figure_rows(measured)
+    overall, first, second = figure_rows(found)
     assert (overall.category, overall.mean, overall.std, overall.seeds, overall.queries) == (ALL, 0.7, 0.1, 2, 8)
     assert (first.category, first.mean, second.category, second.mean) == ("a", 0.7, "b", 0.7)
 
 
 def test_a_figure_some_categories_lack_is_the_mean_over_those_that_have_it() -> None:
-    measured = [measured_as("metauas", "a", 0, image_auroc=0.5, pixel_auroc=0.9), measured_as("metauas", "b", 0, image_auroc=0.7)]
-    rows = {(row.category, row.figure): row.mean for row in figure_rows(measured)}
+    found = [measured_as("metauas", "a", 0, image_auroc=0.5, pixel_auroc=0.9), measured_as("metauas", "b", 0, image_auroc=0.7)]
+    rows = {(row.category, row.figure): row.mean for row in figure_rows(found)}
     assert rows == {
         (ALL, "image_auroc"): 0.6,
         (ALL, "pixel_auroc"): 0.9,
@@ -295,7 +342,7 @@ def test_a_figure_some_categories_lack_is_the_mean_over_those_that_have_it() -> 
 
 def test_pictures_are_read_in_order(files: EpisodeFiles) -> None:
     images = read_episodes(files.episodes)[0].queries
-    assert torch.equal(read_pictures(images, 64, "cpu")[2:3], read_pictures(images[2:3], 64, "cpu"))
+    assert torch.equal(read_tensors(images, 64, CPU)[2:3], read_tensors(images[2:3], 64, CPU))
 
 
 def test_without_prompts_only_a_detector_that_needs_none_is_measured(
@@ -307,18 +354,17 @@ def test_without_prompts_only_a_detector_that_needs_none_is_measured(
     episodes = read_episodes(files.episodes)
     assert sum(episode.shots == 0 for episode in episodes) == 2  # one a category
     settings = WinCLIPSettings(encoder=EncoderSettings("open_clip", make_clip(tmp_path / "clip"), "hub"), resolution=64)
-    winclip = Contender("winclip", build_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None)
-    result = evaluate_target("parts", [*contenders, winclip], files, EvaluationSettings(resolution=64, shown=1), "cpu")
-    counted = {(item.detector, item.episode.shots) for item in result.measured}
+    winclip = Contender("winclip", build_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None, Work(tmp_path / "work"))
+    folders = scored([*contenders, winclip], files, tmp_path / "scores")
+    counted = {(item.detector, item.episode.shots) for item in measured(folders, files)}
+    rows = read_scores(folders["winclip"]).to_pylist()
     assert counted == {("winclip", 0), ("winclip", 1), ("patch-residual", 1), ("metauas", 1)}
-    told = {
-        (row["protocol"], row["image"]): row["score"] for row in result.scores.to_pylist() if row["detector"] == "winclip" and row["shots"]
-    }
+    told = {(row["protocol"], row["image"]): row["score"] for row in rows if row["shots"]}
     assert any(told["class-specific", image] != told["class-agnostic", image] for _protocol, image in told)
     with torch.inference_mode():
         image = episodes[0].queries[0]
-        alone = winclip.detector.score(read_pictures([image], 64, "cpu"), [], episodes[0].category)[0]
-    zero = [row["score"] for row in result.scores.to_pylist() if row["shots"] == 0 and row["image"] == image]
+        alone = winclip.detector.score(read_tensors([image], 64, CPU), [], episodes[0].category)[0]
+    zero = [row["score"] for row in rows if row["shots"] == 0 and row["image"] == image]
     assert zero == [pytest.approx(float(alone), abs=1e-5)]
 
 
@@ -330,7 +376,7 @@ def test_queries_with_prompts_of_their_own_are_held_against_those(files: Episode
     prompts.write_text("\n".join(json.dumps({query: own}) for query, own in listed.items()))
     settings = SamplingSettings(shots=(1,), seeds=(0,), protocols=("class-agnostic",), prompts=str(prompts))
     sample(settings, Use(("other",), ("parts",)), manifests=files.episodes.parent.parent / "manifests", files=files)
-    episode = next(episode for episode in read_episodes(files.episodes) if episode.category == "stones")
+    number, episode = next(item for item in enumerate(read_episodes(files.episodes)) if item[1].category == "stones")
     patch = contenders[0]
     with torch.inference_mode():
         expected = [
@@ -338,18 +384,18 @@ def test_queries_with_prompts_of_their_own_are_held_against_those(files: Episode
             for query, own in zip(episode.queries, episode.own, strict=True)
         ]
     for batch_size in (1, 3):
-        [[scored]] = score_category([patch], [episode], masks=None, resolution=32, batch_size=batch_size, device="cpu")
-        assert scored.scores == pytest.approx(expected, abs=1e-5)
+        folders = scored([patch], files, layout.parent / "scores", batch_size)
+        [item] = [one for one in read_scored(folders["patch-residual"]) if one.number == number]
+        assert item.scores == pytest.approx(expected, abs=1e-5)
 
 
-def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, contenders: list[Contender]) -> None:
+def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
     """A normal stone is anomalous among bricks, and patch residual tells."""
     settings = SamplingSettings(shots=(2,), seeds=(0,), protocols=("one-vs-all",))
     sample(settings, Use(("other",), ("parts",)), manifests=files.episodes.parent.parent / "manifests", files=files)
-    result = evaluate_target("parts", contenders[:1], files, EvaluationSettings(resolution=64, shown=1), "cpu")
-    assert {item.episode.category for item in result.measured} == {"bricks", "stones"} and all(
-        item.queries == 8 for item in result.measured
-    )
-    rows = [row for row in result.scores.to_pylist() if row["category"] == "bricks"]
+    folders = scored(contenders[:1], files, tmp_path / "scores")
+    found = measured(folders, files)
+    assert {item.episode.category for item in found} == {"bricks", "stones"} and all(item.queries == 8 for item in found)
+    rows = [row for row in read_scores(folders["patch-residual"]).to_pylist() if row["category"] == "bricks"]
     assert all(row["label"] == 1 for row in rows if "/stones/" in row["image"]) and sum(row["label"] == 0 for row in rows) == 2
-    assert min(item.figures["image_auroc"].value for item in result.measured) > 0.8
+    assert min(item.figures["image_auroc"].value for item in found) > 0.8

@@ -137,7 +137,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: s
     number = journal(folder)["number"]
     (folder / "output.log").unlink(missing_ok=True)
     with started(folder, *RETRAIN, PREFECT_API_URL=api) as process:
-        wait_until(lambda: at_work(folder, f"{stage}@small", number), process=process, what=stage)
+        wait_until(lambda: at_work(folder, f"{stage}_small", number), process=process, what=stage)
         wait_until(lambda: working(folder), process=process, what=f"work in {stage}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 143
@@ -154,7 +154,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: s
 def forget_stage(folder: Path, stage: str) -> None:
     """What it made is gone from the checkout, from the cache and from dvc.lock."""
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
-    for out in lock["stages"].pop(f"{stage}@small")["outs"]:
+    for out in lock["stages"].pop(f"{stage}_small")["outs"]:
         shutil.rmtree(folder / out["path"]) if (folder / out["path"]).is_dir() else (folder / out["path"]).unlink()
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
     shutil.rmtree(folder / ".dvc/cache/runs", ignore_errors=True)
@@ -180,7 +180,7 @@ def test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout(t
     forget_stage(folder, "evaluate")
     number = journal(folder)["number"]
     with started(folder, *RETRAIN, log="first.log", PREFECT_API_URL=api) as first:
-        wait_until(lambda: at_work(folder, "evaluate@small", number), process=first, what="evaluate")
+        wait_until(lambda: at_work(folder, "report_small", number), process=first, what="evaluate")
         told = run(folder, "changepair", "status").stdout
         assert f"at work: retrain small (process {first.pid} on {socket.gethostname()}" in told
         with started(folder, *RETRAIN, log="second.log", PREFECT_API_URL=api) as second:
@@ -205,7 +205,7 @@ def test_a_server_that_is_stopped_and_started_mid_run_costs_nothing(tiny: Made, 
     with prefect_server(tmp_path / "prefect", port=port):
         context = started(folder, *RETRAIN, PREFECT_API_URL=url)
         process = context.__enter__()
-        wait_until(lambda: at_work(folder, "sample@small", 0), process=process, what="sample")
+        wait_until(lambda: at_work(folder, "sample_small", 0), process=process, what="sample")
     try:
         time.sleep(8)
         with prefect_server(tmp_path / "prefect", port=port):
@@ -276,7 +276,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny: Made, tmp_path: Path, faketime
     jumping = {"LD_PRELOAD": faketime, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
     with prefect_server(tmp_path / "prefect") as api:
         with started(folder, *RETRAIN, PREFECT_API_URL=api, **jumping) as process:
-            for stage, jump in (("sample@small", "-1d"), ("train@small", "+1d")):
+            for stage, jump in (("sample_small", "-1d"), ("train@small", "+1d")):
                 wait_until(lambda stage=stage: at_work(folder, stage, 0), process=process, what=stage)  # type: ignore[misc]
                 clock.write_text(jump)
             assert process.wait(timeout=180) == 0, (folder / "output.log").read_text()[-3000:]

@@ -81,7 +81,7 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
     with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
         assert asked.returncode == 0, asked.stderr
-        reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "evaluate@small")  # noqa: E731
+        reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "report_small")  # noqa: E731
         wait_until(reached, seconds=180, process=worker, what="evaluate")
         for pid in [*descendants(worker.pid), worker.pid]:
             subprocess.run(["kill", "-KILL", str(pid)], check=False)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
-from tasks.evaluation import pixels
 
 from tasks.reporting.curves import pro, roc
+from tasks.scoring import pixels
 from tasks.scoring.figures import (
     FIGURES,
     IMAGE_FIGURES,

@@ -21,6 +21,7 @@ from tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpain
 from tasks.inpainting.residual import Hole, biharmonic_fill, pack, pyramid_fill, unpack
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.training.inpainter import train_inpainter
+from tasks.training.loop import Places
 
 SMALL = InpainterSettings(steps=8, batch_size=4, resolution=32, channels=(8, 32), learning_rate=3e-3)
 
@@ -158,7 +159,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("trained")
     inputs = make_inputs(make_layout(folder / "parts"))
-    train_inpainter(SMALL, inputs.files.sources, folder=folder / "model", checkpoints=folder / "checkpoints")
+    train_inpainter(SMALL, inputs.files.sources, places=Places(folder / "model", folder / "checkpoints"))
     write_choice(folder / "model", SMALL)
     return folder
 
@@ -190,10 +191,10 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
     module.CHECKPOINT_EVERY, module.LOG_EVERY = 2, 3
     try:
         with pytest.raises(Killed):
-            train_inpainter(SMALL, inputs, folder=trained / "again", checkpoints=trained / "again.checkpoints", report=kill)
+            train_inpainter(SMALL, inputs, places=Places(trained / "again", trained / "again.checkpoints"), report=kill)
         assert (trained / "again.checkpoints" / "checkpoint.pt").is_file() and not (trained / "again").exists()
         steps = []
-        train_inpainter(SMALL, inputs, folder=trained / "again", checkpoints=trained / "again.checkpoints", report=steps.append)
+        train_inpainter(SMALL, inputs, places=Places(trained / "again", trained / "again.checkpoints"), report=steps.append)
     finally:
         module.CHECKPOINT_EVERY, module.LOG_EVERY = often, log_every
     assert sha256(trained / "again" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors") == before

@@ -14,24 +14,23 @@ from torch import Tensor
 
 from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
+from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.models.alignment import FeatureAlignment, hard
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
 from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
-from tasks.detectors.models.metauas import MetaUAS, MetaUASPlus
+from tasks.detectors.models.metauas import MetaUAS
+from tasks.detectors.models.metauas_plus import MetaUASPlus
 from tasks.detectors.models.patch_residual import PatchResidual, turned
 from tasks.detectors.models.similarity import most_similar
 from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
 from tasks.detectors.models.winclip import WinCLIP, harmonic
-from tasks.detectors.settings import (
-    EncoderSettings,
-    InCTRLSettings,
-    MetaUASSettings,
-    PatchResidualSettings,
-    WinCLIPSettings,
-)
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
+from tasks.detectors.winclip import WinCLIPSettings
 from tasks.scoring.score import read_pictures
 
 NARROW = (16, 16, 16, 16, 16)

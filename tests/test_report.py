@@ -8,29 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from browser import browser, console, installed, requests
-from conftest import make_layout, make_places, save
+from conftest import make_layout, make_places, save, scored
 from PIL import Image
 
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
-from tasks.detectors.settings import EncoderSettings, MetaUASSettings, PatchResidualSettings
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
 from tasks.ingestion.ingest import ingest_folder
-from tasks.reporting.curves import curves_of
+from tasks.reporting.curves import Curves, curves_of
+from tasks.reporting.galleries import galleries_of
 from tasks.reporting.published import PUBLISHED, beside
 from tasks.reporting.report import Inputs, Made, markdown, write_report
-from tasks.sampling.episodes import EpisodeFiles
+from tasks.sampling.episodes import EpisodeFiles, protocols_of
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
 from tasks.scoring.figures import FIGURES
-from tasks.scoring.measure import evaluate_target
+from tasks.scoring.measure import measure
 from tasks.scoring.results import Results, results_of
 from tasks.scoring.score import Contender
+from tasks.scoring.scores import Work, read_scores
 from tasks.scoring.settings import EvaluationSettings
 from tasks.training.log import LogLine, write_log
-
-PROTOCOLS = ["class-specific", "class-agnostic"]
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +49,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     ingest_folder("other", folder / "other", licence="own", places=make_places(manifests), workers=1)
     sample(SamplingSettings(shots=(1, 2), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     encoder = build_encoder(EncoderSettings(), 64)
-    contenders = [
-        Contender("patch-residual", build_detector(PatchResidualSettings(resolution=64), encoder).eval(), 64, None),
-        Contender("metauas", build_detector(MetaUASSettings(resolution=64, decoder_channels=(16,) * 5), encoder).eval(), 64, None),
-    ]
-    settings = EvaluationSettings(resolution=64, shown=2)
-    target = evaluate_target("parts", contenders, files, settings, "cpu")
-    results = results_of(target.measured, [target.scores], PROTOCOLS)
-    curves = curves_of(target.measured, results.scores, results.figures, PROTOCOLS)
-    curves.write(folder / "curves")
+    detectors = {
+        "patch-residual": build_detector(PatchResidualSettings(resolution=64), encoder),
+        "metauas": build_detector(MetaUASSettings(resolution=64, decoder_channels=(16,) * 5), encoder),
+    }
+    contenders = [Contender(name, detector.eval(), 64, None, Work(folder / "work" / name)) for name, detector in detectors.items()]
+    scores = scored(contenders, files, folder / "scores")
+    measured = measure(scores, files, EvaluationSettings(resolution=64))
+    results = results_of(measured, protocols_of(files.episodes))
+    table = pa.concat_tables([read_scores(place) for place in scores.values()])
+    curves_of(measured, table, results.figures, protocols_of(files.episodes)).write(folder / "curves")
     pairs, models = folder / "overview", folder / "models"
     save(np.zeros((8, 8), dtype=np.uint8), pairs / "appearance.png")
     (pairs / "kinds.csv").write_text("kind,pairs\nappearance,30\nnone,10\n")
@@ -68,10 +72,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
             "small", {"targets": ["parts"], "note": "<b>not HTML</b>"}, {"parts": "mvtec-ad"}, "0123abc", {"data/x": "f00d"}, {"dvc": "3"}
         ),
         inputs=Inputs(pairs, models, folder / "inpainter", files.rejected, files.near_duplicates),
-        results=results,
-        curves=curves,
-        galleries=[target.gallery],
-        evaluation=settings,
+        figures=results.figures,
+        comparisons=results.comparisons,
+        curves=Curves.read(folder / "curves"),
+        galleries=galleries_of(scores, files, 2),
+        convention="exact",
     )
     return file, results
 

@@ -29,7 +29,7 @@ SHARDS = 20
 def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
     """The small pipeline with everything made that synthesize reads."""
     folder = make_project(tmp_path_factory.mktemp("run") / "project")
-    came = run(folder, "dvc", "repro", "inpainter@small", PREFECT_API_URL=api)
+    came = run(folder, "dvc", "repro", "inpainter_small", PREFECT_API_URL=api)
     assert came.returncode == 0, came.stdout + came.stderr
     return folder
 

@@ -19,20 +19,23 @@ from conftest import ROOT, make_pairs, make_places, save
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
+from tasks.common.tensors import read_tensors as pixels
 from tasks.detectors.encoders import build_encoder
+from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
-from tasks.detectors.settings import EncoderSettings, InCTRLSettings, MetaUASSettings
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.weights import load_model
 from tasks.ingestion.ingest import ingest_folder
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.score import read_pictures as pixels
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import read_index
-from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides, train_inctrl
-from tasks.training.loop import Places
-from tasks.training.metauas import train_metauas
+from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
+from tasks.training.inctrl import train as train_inctrl
+from tasks.training.loop import Examples, Places
+from tasks.training.metauas import train as train_metauas
 from tasks.training.pairs import Pairs
 from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
 
@@ -49,7 +52,9 @@ def pairs(layout: Path) -> Path:
 def train(pairs: Path, name: str, settings: TrainingSettings = SETTINGS) -> Path:
     torch.set_num_threads(2)
     folder = pairs.parent / name
-    train_metauas(DETECTOR, settings, pairs=pairs, places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
+    train_metauas(
+        DETECTOR, settings, examples=Examples(pairs, pairs / "none"), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0
+    )
     return folder
 
 
@@ -97,13 +102,13 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import DETECTOR, SETTINGS
-from tasks.training.loop import Places
-from tasks.training.metauas import train_metauas
+from tasks.training.loop import Examples, Places
+from tasks.training.metauas import train as train_metauas
 torch.set_num_threads(2)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
 places = Places(folder, folder.with_suffix(".checkpoints"))
-train_metauas(DETECTOR, SETTINGS, pairs=Path(sys.argv[2]), places=places, workers=0, report=report)
+train_metauas(DETECTOR, SETTINGS, examples=Examples(Path(sys.argv[2]), Path("none")), places=places, workers=0, report=report)
 """
 
 
@@ -137,7 +142,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
-    with pytest.raises(BadInput, match=r"training: 36 examples do not fill one batch of 64 on 1 devices; raise synthesis\.pairs"):
+    with pytest.raises(BadInput, match=r"training\.metauas: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
         train(pairs, "model", TrainingSettings(batch_size=64, held_out=0.1))
 
 
@@ -151,7 +156,7 @@ def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary
     torch.set_num_threads(2)
     folder = pairs.parent / name
     places = Places(folder, folder.with_suffix(".checkpoints"))
-    train_inctrl(INCTRL, settings, pairs=pairs, auxiliary=auxiliary or pairs / "none", places=places, workers=0)
+    train_inctrl(INCTRL, settings, examples=Examples(pairs, auxiliary or pairs / "none"), places=places, workers=0)
     return folder
 
 
@@ -217,7 +222,7 @@ def test_inctrl_learns_from_labelled_pictures_of_another_dataset(pairs: Path, au
     bricks = [row for row in rows if row["category"] == "bricks"]
     prompts = [row["image"] for row in bricks if row["split"] == "train"][:2]
     queries = [row["image"] for row in bricks if row["split"] == "test"]
-    scores = scored(first, INCTRL, pixels(queries, 64, "cpu"), pixels(prompts, 64, "cpu"))
+    scores = scored(first, INCTRL, pixels(queries, 64, torch.device("cpu")), pixels(prompts, 64, torch.device("cpu")))
     labels = torch.tensor([row["label"] for row in bricks if row["split"] == "test"])
     assert scores[labels == 1].min() > scores[labels == 0].max()
 
@@ -241,7 +246,7 @@ def test_every_batch_is_half_anomalous(pairs: Path) -> None:
     rows = read_index(pairs)
     evidence = PairEvidence(pairs, rows, 64)
     model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64))
-    course = InCTRLCourse(model, Sides(evidence, None), 0)  # type: ignore[arg-type]
+    course = InCTRLCourse(model, INCTRL, InCTRLTrainingSettings(), Sides(evidence, None))  # type: ignore[arg-type]
     labels = np.array(evidence.labels)
     assert 0 < labels.mean() < 1 and labels.mean() != 0.5
     order = course.order(0)

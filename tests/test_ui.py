@@ -67,7 +67,7 @@ def test_the_log_has_one_line_a_milestone(team: Team) -> None:
     asked = {"logs": {"flow_run_id": {"any_": [first["id"]]}}, "sort": "TIMESTAMP_ASC"}
     lines = [line["message"] for line in httpx.post(f"{team.api}/logs/filter", json=asked, timeout=30).json()]
     assert len(lines) <= 14 and all("\n" not in line for line in lines), lines
-    for stage in ("ingest-folder@parts", "sample@small", "evaluate@small"):
+    for stage in ("ingest_parts", "sample_small", "report_small"):
         assert sum(f"Ran('{stage}, " in line for line in lines) == 1
 
 
@@ -75,11 +75,11 @@ def test_the_log_has_one_line_a_milestone(team: Team) -> None:
 def test_the_run_page_in_a_browser(team: Team, tmp_path: Path) -> None:
     url, first = team.api.removesuffix("/api"), runs(team.api, "retrain small")[0]
     with browser(tmp_path / "profile", **PAGE) as driver:
-        shown = page(driver, f"{url}/runs/flow-run/{first['id']}", "Finished in state Ran('evaluate@small")
+        shown = page(driver, f"{url}/runs/flow-run/{first['id']}", "Finished in state Ran('report_small")
         assert "Promoted" in shown and "Subflow Runs" in shown
         screenshot(driver, tmp_path, "ui-run")
-        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "evaluate@small" and item["flow_run_id"] == first["id"])
-        page(driver, f"{url}/runs/task-run/{task['id']}", "evaluate@small")
+        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "report_small" and item["flow_run_id"] == first["id"])
+        page(driver, f"{url}/runs/task-run/{task['id']}", "report_small")
         driver.find_elements(By.XPATH, "//*[text()='Artifacts']")[-1].click()
         own = next(item for item in ask(team.api, "flow_runs") if item["parent_task_run_id"] == task["id"])
         links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of evaluate small")]  # noqa: E731

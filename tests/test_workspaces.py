@@ -38,7 +38,7 @@ def test_a_new_revision_builds_on_the_last_results(team: Team) -> None:
     first, revision = git(team.origin, "rev-parse", "changepair/small^1", "changepair/small^2").split()
     assert revision == git(team.origin, "rev-parse", "main") == team.second and first != team.first
     second = max((item for item in ask(team.api, "flow_runs") if item["name"] == "retrain small"), key=lambda item: item["created"])
-    assert second["state"]["message"].endswith("; ran evaluate@small")
+    assert second["state"]["message"].endswith("; ran report_small")
 
 
 def test_a_run_is_reproduced_by_checking_out_its_results(team: Team) -> None:
@@ -79,7 +79,7 @@ def test_a_revision_that_is_not_there_is_told_in_one_line(team: Team) -> None:
 def test_status_tells_of_scheduled_runs_with_no_server_running(team: Team) -> None:
     told = run(team.project, "changepair", "status").stdout
     assert f"small (scheduled, in {team.workspaces / 'small'})" in told and "in use: model " in told
-    assert "evaluate@small: Up to date" in told and "parts patch-residual: image_auroc " in told
+    assert "report_small: Up to date" in told and "parts patch-residual: image_auroc " in told
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from dvc.repo import Repo
 
-from flows.plan import roots, stages_of
+from flows.plan import planned, roots
 from flows.promotion.history import (
     HISTORY,
     Model,
@@ -26,7 +26,7 @@ from flows.promotion.history import (
 from flows.promotion.store import IN_USE, SETTINGS_NAME, read_measured_as, settle, store_candidate
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION
 from flows.running.steps import HOUR, step
-from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline, read_pipelines
+from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline
 from flows.settings.reader import parse, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
@@ -75,7 +75,7 @@ def gate(pipeline: str) -> Outcome:
 def promote(pipeline: str) -> str:
     """Puts the candidate to use whatever its figures; gives what to tell. Raises BadInput if it is not evaluated as it is now."""
     enabled_pipeline(pipeline)
-    mine = [stage for stage in stages_of(read_pipelines()) if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
+    mine = [stage for stage in planned() if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
     with Repo() as repo:
         stale = repo.status(targets=[stage.name for stage in mine])
     if stale:

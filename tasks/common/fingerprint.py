@@ -166,7 +166,11 @@ def _versions(imported: set[str], root: Path) -> dict[str, str]:
 
 @cache
 def _locked(file: Path, changed: int) -> dict[str, str]:
-    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", file.read_text(encoding="utf-8"), re.MULTILINE))
+    """By package its version, or all of them where the lock has one for each of several Pythons: the answer is the same on each."""
+    versions: dict[str, list[str]] = {}
+    for name, one in re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+        versions.setdefault(name, []).append(one)
+    return {name: " ".join(sorted(them)) for name, them in versions.items()}
 
 
 def _installed(name: str) -> str:

@@ -71,8 +71,10 @@ def _measure_alike(
     resamples: Resamples,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[Scored, Measured]]:
-    """One detector on episodes of the same queries. The first that has pixels sets the levels for the others."""
+    """One detector on episodes of the same queries. The first that has pixels sets the levels for the others: one of several prompts where
+    there is one, as its maps are the calmest."""
     first: PixelScores | None = None
+    items = sorted(items, key=lambda item: _one_prompt(episodes[item.number]))
     with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
         waiting = []
         for item in items:
@@ -86,6 +88,11 @@ def _measure_alike(
                 waiting.append((item, pool.submit(_with_pixels, detector, item, episodes, truths, like, resamples, settings.convention)))
         for item, future in waiting:
             yield item, future.result()
+
+
+def _one_prompt(episode: Episode) -> bool:
+    """Whether an episode holds each query against a single prompt."""
+    return len(episode.prompts) < 2 or bool(episode.own) or episode.protocol == "class-agnostic"
 
 
 def _with_pixels(

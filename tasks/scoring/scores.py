@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
@@ -140,14 +139,16 @@ def read_scores(folder: Path) -> pa.Table:
 
 
 def read_scored(folder: Path) -> Iterator[Scored]:
-    """Episode by episode; maps are read from disk as they are looked at."""
+    """Episode by episode, in their order; maps are read from disk as they are looked at."""
     table = read_scores(folder)
     numbers = table["episode"].to_numpy()
-    for number in dict.fromkeys(numbers.tolist()):
-        rows = table.filter(pc.equal(table["episode"], number))
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # an episode's rows stand together
+    stops = np.append(starts[1:], len(numbers))
+    for place in np.argsort(numbers[starts]).tolist():
+        rows = table.slice(starts[place], stops[place] - starts[place])
         maps = None
         if rows["maps"][0].is_valid:
             stored = np.load(folder / MAPS_NAME / f"{rows['maps'][0].as_py()}.npy", mmap_mode="r")
             first = rows["map"][0].as_py()
             maps = stored[first : first + rows.num_rows]
-        yield Scored(number, rows["score"].to_numpy(), maps)
+        yield Scored(int(numbers[starts[place]]), rows["score"].to_numpy(), maps)

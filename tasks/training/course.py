@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from tasks.common.errors import BadInput
 from tasks.detectors.weights import save_model
 from tasks.training.loop import Batch
 from tasks.training.settings import TrainingSettings
@@ -42,8 +43,13 @@ class DetectorCourse:
         raise NotImplementedError
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """Full ones only."""
+        """Full ones only. Raises BadInput if there is none."""
         order, size = self.order(epoch), self.settings.batch_size
+        if len(order) < size:
+            raise BadInput(
+                f"training.{self.name}: {len(order)} examples do not fill one batch of {size}; raise synthesis.pairs, add pictures, or "
+                "lower its batch_size in pipelines.yaml"
+            )
         return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
     def collate(self, examples: list[Any]) -> Batch:

@@ -157,8 +157,8 @@ def fit(
     steps_an_epoch = len(course.batches(0)) // accelerator.num_processes
     if steps_an_epoch == 0:
         raise BadInput(
-            f"training: the examples of {course.name} do not fill one batch on {accelerator.num_processes} devices; "
-            "raise synthesis.pairs, add pictures, or lower the training's batch_size in pipelines.yaml"
+            f"training.{course.name}: its examples are not one batch for each of {accelerator.num_processes} devices; raise "
+            "synthesis.pairs, add pictures, or lower its batch_size in pipelines.yaml"
         )
     steps = pace.epochs * steps_an_epoch
     weights = [tensor for tensor in course.model.parameters() if tensor.requires_grad]

@@ -14,11 +14,14 @@ from timing import medians
 from torch import Tensor
 
 from tasks.detectors.encoders import build_encoder
+from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
 from tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
 from tasks.detectors.models.patch_residual import PatchResidual
 from tasks.detectors.models.texts import sentences
-from tasks.detectors.settings import CLIP, OF_THE_MODEL, EncoderSettings, InCTRLSettings
+from tasks.detectors.settings import OF_THE_MODEL, EncoderSettings
+
+CLIP = InCTRLSettings().encoder
 
 pytestmark = pytest.mark.bench
 RUNS = 3

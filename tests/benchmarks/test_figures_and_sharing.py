@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import ROOT, make_places
+from conftest import ROOT, make_places, scored
 from scipy import ndimage
 from timing import medians
 
-from flows.settings.reader import read_setting
+from flows.settings.pipelines import read_pipelines
 from tasks.common.files import write_table
 from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector, resolution_of
-from tasks.detectors.settings import DetectorSettings
+from tasks.detectors.load import build_detector
 from tasks.ingestion.ingest import ingest_packaged
 from tasks.sampling.episodes import EPISODES, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
 from tasks.scoring.figures import aupro, pixel_figures
-from tasks.scoring.measure import evaluate_target
+from tasks.scoring.measure import measure
 from tasks.scoring.pixels import pixels_tally
 from tasks.scoring.score import Contender
-from tasks.scoring.settings import EvaluationSettings
+from tasks.scoring.scores import Work
 
 pytestmark = pytest.mark.bench
 PIPELINES = ROOT / "pipelines.yaml"
@@ -93,36 +92,45 @@ ON_THEIR_OWN = 6  # episodes of each target that are timed alone, drawn at rando
 def test_the_quickstarts_evaluation_against_each_episode_on_its_own(tmp_path: Path) -> None:
     """Its detectors (untrained, which costs the same), settings, targets and episodes."""
     torch.set_num_threads(2)
-    detectors = read_setting(("pipelines", "quickstart", "detectors"), DetectorSettings, file=PIPELINES)
-    settings = read_setting(("pipelines", "quickstart", "evaluation"), EvaluationSettings, file=PIPELINES)
-    sampling = read_setting(("pipelines", "quickstart", "sampling"), SamplingSettings, file=PIPELINES)
-    encoders = {resolution: build_encoder(detectors["patch-residual"].encoder, resolution) for resolution in (128, 256)}
-    contenders = [
-        Contender(
-            name,
-            build_detector(detectors[name], encoders[resolution_of(detectors, name)]).eval(),
-            resolution_of(detectors, name),
-            settings.subset.get(name),
-        )  # type: ignore[literal-required]
-        for name in ("patch-residual", "metauas", "inctrl")
-    ]
-    settings = replace(settings, shown=0)
+    pipeline = read_pipelines(ROOT / "pipelines.yaml").pipelines["quickstart"]
+    sampling, evaluation = pipeline.sampling, pipeline.evaluation
+    encoders = {resolution: build_encoder(pipeline.detectors["patch-residual"].encoder, resolution) for resolution in (128, 256)}
+
+    def contenders(work: Path) -> list[Contender]:
+        return [
+            Contender(
+                name,
+                build_detector(settings, encoders[settings.resolution]).eval(),
+                settings.resolution,
+                evaluation.subset.get(name),
+                Work(work / name),
+            )
+            for name, settings in pipeline.detectors.items()
+        ]
+
+    def evaluated(chosen: list[Contender], files: EpisodeFiles, work: Path) -> float:
+        """Seconds."""
+        start = time.perf_counter()
+        measure(scored(chosen, files, work / "scores", evaluation.batch_size), files, evaluation)
+        return time.perf_counter() - start
+
     together_total = alone_total = 0.0
     for target in ("texture-defects", "digits", "elpv"):
         files = ingested(tmp_path / target, target, sampling)
         episodes = read_episodes(files.episodes)
-        start = time.perf_counter()
-        evaluate_target(target, contenders, files, settings, "cpu")
-        together = time.perf_counter() - start
+        together = evaluated(contenders(tmp_path / target / "work"), files, tmp_path / target / "together")
+        by_detector = sum(evaluated([one], files, tmp_path / target / "apart") for one in contenders(tmp_path / target / "apart" / "work"))
         some = np.random.default_rng(0).choice(len(episodes), ON_THEIR_OWN, replace=False)
-        start = time.perf_counter()
+        alone = 0.0
         for number in some:
             write_table(files.episodes, pa.Table.from_pylist([asdict(episodes[number])], schema=EPISODES))
-            for contender in contenders:
-                evaluate_target(target, [contender], files, settings, "cpu")
-        alone = (time.perf_counter() - start) * len(episodes) / ON_THEIR_OWN
+            own = tmp_path / target / f"own-{number}"
+            alone += sum(evaluated([one], files, own) for one in contenders(own / "work")) * len(episodes) / ON_THEIR_OWN
         together_total, alone_total = together_total + together, alone_total + alone
-        print(f"\n{target}: {len(episodes)} episodes together {together:.1f} s, each on its own {alone:.0f} s: {alone / together:.1f} x")
+        print(
+            f"\n{target}: {len(episodes)} episodes together {together:.1f} s, a detector at a time {by_detector:.1f} s, "
+            f"each episode on its own {alone:.0f} s: {alone / together:.1f} x"
+        )
     print(f"all three: {together_total:.1f} s against {alone_total:.0f} s: {alone_total / together_total:.1f} x")
     assert alone_total / together_total >= 5
 

@@ -20,12 +20,13 @@ from tasks.common.files import write_table
 from tasks.common.photographs import Photographs
 from tasks.common.randomness import generator
 from tasks.detectors.load import build_encoder
-from tasks.detectors.settings import MetaUASSettings
+from tasks.detectors.metauas import MetaUASSettings
 from tasks.ingestion.ingest import ingest_packaged
 from tasks.inpainting.holes import hole
 from tasks.inpainting.inpainter import load_inpainter, write_choice
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.training.inpainter import train_inpainter
+from tasks.training.loop import Places
 
 pytestmark = pytest.mark.bench
 HELD_OUT = ("astronaut", "coffee", "china")
@@ -48,7 +49,7 @@ def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
     assert len(unseen) == len(HELD_OUT)
     write_table(tmp_path / "seen.parquet", pa.Table.from_pylist(seen, schema=table.schema))
     settings = quickstarts()
-    train_inpainter(settings, tmp_path / "seen.parquet", folder=tmp_path / "model", checkpoints=tmp_path / "checkpoints")
+    train_inpainter(settings, tmp_path / "seen.parquet", places=Places(tmp_path / "model", tmp_path / "checkpoints"))
     write_choice(tmp_path / "model", settings)
 
     sources, rng = Photographs(unseen, (0.3, 1.0), SIZE), generator(0, "held out")

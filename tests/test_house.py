@@ -1,0 +1,145 @@
+"""The rules that keep the house one: which part may know which, and where code and plan are said."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from flows.plan import ROOTS, dvc_yaml, planned, roots
+from tasks.common.fingerprint import BENEATH, CARRIERS, code_of
+from tasks.detectors.registry import DETECTORS
+
+STAGES = ("ingestion", "sampling", "inpainting", "synthesis", "training", "scoring", "reporting")
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Dotted names of the modules that a file imports when it is imported."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_the_work_knows_neither_prefect_nor_dvc_nor_what_runs_it() -> None:
+    for file in (ROOT / "tasks").rglob("*.py"):
+        assert not {"prefect", "dvc", "flows", "pydantic"} & {name.partition(".")[0] for name in imported(file)}, file
+        assert file.name != "__init__.py" or file.stat().st_size == 0, file
+
+
+def test_the_models_know_no_files_and_no_settings() -> None:
+    for file in (ROOT / "tasks" / "detectors" / "models").glob("*.py"):
+        ours = [name for name in imported(file) if name.startswith("tasks.")]
+        assert all(name.startswith("tasks.detectors.models.") for name in ours), file
+
+
+def test_a_stage_uses_what_comes_before_it_only() -> None:
+    """Data flows one way. (Training builds on how pairs are stored, the figures on how scores are, and so on; never the reverse.)"""
+    for place, stage in enumerate(STAGES):
+        for file in (ROOT / "tasks" / stage).rglob("*.py"):
+            used = {name.split(".")[1] for name in imported(file) if name.startswith("tasks.")}
+            assert not used & set(STAGES[place + 1 :]), file
+
+
+def test_the_work_imports_where_prefect_dvc_and_diffusers_are_not_installed() -> None:
+    """As on a bare GPU node: every module of tasks/ but the one that is a class of diffusers."""
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in sorted((ROOT / "tasks").rglob("*.py"))
+        if file.name not in ("__init__.py", "crop_pipeline.py")
+    ]
+    blocked = "import sys\nfor name in ('prefect', 'dvc', 'diffusers', 'pydantic', 'flows'): sys.modules[name] = None\n"
+    subprocess.run([sys.executable, "-c", blocked + "\n".join(f"import {module}" for module in modules)], cwd=ROOT, check=True)
+
+
+def test_the_committed_dvc_yaml_is_as_pipelines_yaml_has_it() -> None:
+    assert (ROOT / "dvc.yaml").read_text() == dvc_yaml(planned(ROOT))
+
+
+def test_settings_are_read_without_torch() -> None:
+    """`changepair pipelines` and the plan stay quick."""
+    program = "import sys; import flows.plan; assert 'torch' not in sys.modules and 'prefect' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def make_tree(folder: Path, **files: str) -> Path:
+    """A little project: modules of tasks/ by name, __ for a dot, and a lock."""
+    for name, text in files.items():
+        file = folder / "tasks" / f"{name.replace('__', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        for parent in (file.parent, folder / "tasks"):
+            (parent / "__init__.py").touch()
+    (folder / "requirements.lock").write_text("torch==2.0 \\\n    --hash=sha256:00\nscikit-image==0.1\nscipy==1.0 ; python_version > '3'\n")
+    return folder
+
+
+TOP = '''"""Says what."""
+import torch
+
+
+def top(x: int) -> int:
+    """Gives."""
+    from tasks.below import below
+
+    return below(x)
+'''
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    below = "PAGE = 'page.html'\n\n\ndef below(x):\n    return x + 1\n"
+    return make_tree(tmp_path, top=TOP, below=below, other="import skimage.data\n")
+
+
+def test_code_is_what_a_module_can_run(tree: Path) -> None:
+    code = code_of("tasks.top", root=tree)
+    assert list(code.modules) == ["tasks.below", "tasks.top"] and code.packages == {"torch": "2.0"} and not code.files
+    assert code_of("tasks.other", root=tree).packages == {"scikit-image": "0.1", "scipy": "1.0"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""Says what."""', '"""Says it otherwise."""'),
+        ('    """Gives."""\n', ""),
+        ("return below(x)", "return (  # why\n        below(x)\n    )"),
+    ],
+)
+def test_words_and_layout_are_no_code(tree: Path, old: str, new: str) -> None:
+    before, file = code_of("tasks.top", root=tree), tree / "tasks" / "top.py"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    assert code_of("tasks.top", root=tree).digest == before.digest
+
+
+def test_a_change_of_what_runs_a_package_or_a_file_that_is_named_is_one_of_code(tree: Path) -> None:
+    digests = [code_of("tasks.top", root=tree).digest]
+    for file, old, new in (("tasks/below.py", "x + 1", "x + 2"), ("requirements.lock", "torch==2.0", "torch==2.1")):
+        (tree / file).write_text((tree / file).read_text().replace(old, new))
+        digests.append(code_of("tasks.top", root=tree).digest)
+    for text in ("one", "two"):
+        (tree / "tasks" / "page.html").write_text(text)
+        digests.append(code_of("tasks.top", root=tree).digest)
+    assert len(set(digests)) == 5
+    (tree / "tasks" / "other.py").write_text("import numpy\n")
+    assert code_of("tasks.top", root=tree).digest == digests[-1]
+
+
+@pytest.mark.parametrize("kind", ROOTS)
+def test_every_stages_code_is_known(kind: str) -> None:
+    """Each package that it computes with has a version in the lock; a stage of a detector has that one's module and no other's."""
+    for detector in DETECTORS if kind in ("train", "score") else [None]:
+        code = code_of(*roots(kind, detector))
+        assert f"flows.{kind}" in code.modules and [name for name in code.modules if name.startswith("flows.")] == [f"flows.{kind}"]
+        assert "not installed" not in code.packages.values() and not CARRIERS & set(code.packages)
+        assert all(set(beneath) <= set(code.packages) for name, beneath in BENEATH.items() if name in code.packages)
+        if detector is not None:
+            own = {DETECTORS[name].module for name in (detector, DETECTORS[detector].upon) if name is not None}
+            assert {kind.module for kind in DETECTORS.values()} & set(code.modules) == own
