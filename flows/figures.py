@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows.running.artifacts import key
+from flows.running.artifacts import show_rows
 from flows.running.entry import start_stage
 from flows.running.places import EPISODES, EVALUATION, SCORES
 from flows.running.steps import HOUR, step
@@ -41,7 +40,7 @@ def write_figures(pipeline: str, settings: Pipeline) -> Results:
 def figures(pipeline: str) -> None:
     results: Results = write_figures(pipeline, pipeline_named(pipeline))
     rows = table(results.figures)
-    create_table_artifact(rows, key=key(pipeline, "results"), description=f"Figures of {pipeline}: percent, mean ± std over seeds")
+    show_rows(pipeline, "results", rows, f"Figures of {pipeline}: percent, mean ± std over seeds")
     _print(rows)
 
 

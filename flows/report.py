@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from flows.plan import OF_A_DATASET, Stage, planned
 from flows.running import provenance
-from flows.running.artifacts import data_uri, key
+from flows.running.artifacts import show_page, show_picture
 from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, SCORES
 from flows.running.steps import HOUR, step
@@ -61,10 +60,9 @@ def report(pipeline: str) -> None:
     for gallery in galleries:
         picture = folder / GALLERIES_NAME / overlays_name(gallery.target)
         if picture.is_file():
-            about = f"Maps of {pipeline} on {gallery.target}"
-            create_image_artifact(data_uri(picture), key=key(pipeline, picture.stem), description=about)
+            show_picture(pipeline, picture.stem, picture, f"Maps of {pipeline} on {gallery.target}")
     table = markdown(read_figures(folder / FIGURES_NAME))
-    create_markdown_artifact(f"# {pipeline}\n\n{table}\nWhole report: `{folder / REPORT_NAME}`", key=key(pipeline, "report"))
+    show_page(pipeline, "report", f"# {pipeline}\n\n{table}\nWhole report: `{folder / REPORT_NAME}`")
 
 
 def _made(pipeline: str, settings: Pipeline) -> Made:

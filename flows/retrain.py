@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -20,25 +20,39 @@ from flows.promotion.gate import Outcome, gate
 from flows.promotion.history import read_current
 from flows.running import provenance
 from flows.running.api import child, close_dead, link_child, parent
-from flows.running.artifacts import key
+from flows.running.artifacts import show_page
 from flows.running.dvc import forward_sigterm, reproduce, stages_before
 from flows.running.locks import Held, one_at_a_time
 from flows.running.places import EVALUATION
 from flows.running.secrets import hide
-from flows.runs.journal import RUNNING, Journal, read_runs
+from flows.runs.journal import Journal, read_runs
 from flows.runs.notices import notify
+from flows.runs.states import RunState, StageState
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, check, on_sigterm
 from tasks.scoring.results import METRICS_NAME
 
-RAN, UP_TO_DATE, SKIPPED = "Ran", "Up to date", "Skipped"
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a run came to its end."""
+
+    outcome: Outcome
+    ran: tuple[str, ...]
+    """The stages that were out of date."""
+
+    @property
+    def message(self) -> str:
+        work = f"ran {', '.join(self.ran)}" if self.ran else "every stage is up to date"
+        return f"{self.outcome.reason}; {work}"
+
+
 @task(task_run_name="{stage}", persist_result=False)
-def bring_up_to_date(stage: str) -> State[None]:
-    """Completed as RAN or as UP_TO_DATE."""
+def bring_up_to_date(stage: str) -> State[bool]:
+    """Completed as RAN or as UP_TO_DATE; holds whether it ran."""
     since = time.monotonic()
     with parent():
         try:
@@ -46,16 +60,17 @@ def bring_up_to_date(stage: str) -> State[None]:
         except BadInput as error:
             raise BadInput(_with_reason(str(error))) from error
     if not ran:
-        return Completed(name=UP_TO_DATE, message=stage)
-    return Completed(name=RAN, message=f"{stage}, {time.monotonic() - since:.0f} s", state_details=link_child())
+        return Completed(name=StageState.UP_TO_DATE, message=stage, data=False)
+    took = f"{stage}, {time.monotonic() - since:.0f} s"
+    return Completed(name=StageState.RAN, message=took, data=True, state_details=link_child())
 
 
 @task(name="promotion gate", task_run_name="promotion gate {pipeline}", persist_result=False)
-def promotion_gate(pipeline: str) -> State[None]:
-    """Completed as «Promoted», «Kept» or «In use already», with the reason."""
+def promotion_gate(pipeline: str) -> State[Outcome]:
+    """Completed as the outcome, which it holds."""
     outcome = gate(pipeline)
-    create_markdown_artifact(_told(pipeline, outcome), key=key(pipeline, "promotion"), description=f"{outcome.state}: {outcome.reason}")
-    return Completed(name=outcome.state, message=outcome.reason)
+    show_page(pipeline, "promotion", _as_markdown(pipeline, outcome), f"{outcome.state}: {outcome.reason}")
+    return Completed(name=outcome.state, message=outcome.reason, data=outcome)
 
 
 @flow(name="retrain", flow_run_name="retrain {pipeline}")
@@ -66,32 +81,34 @@ def retrain(pipeline: str) -> State[None]:
     with on_sigterm(also=forward_sigterm):
         try:
             with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, told=get_run_logger().warning):
-                return _recorded(pipeline, settings)
+                ended = _recorded(pipeline, settings)
         except Held as held:
             get_run_logger().warning(str(held))
-            return Completed(name=SKIPPED, message=str(held))
+            return Completed(name=RunState.SKIPPED, message=str(held))
+    return Completed(name=ended.outcome.state, message=ended.message)
 
 
-def _recorded(pipeline: str, settings: Pipelines) -> State[None]:
+def _recorded(pipeline: str, settings: Pipelines) -> Ended:
     """The run itself, written down while it happens; whoever is to be told of its end is told."""
     own = str(flow_run.get_id())
-    for died in (run for run in read_runs(pipeline) if run.state == RUNNING and run.id):  # we hold the lock that it would hold
+    for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
         close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
     journal = Journal(pipeline, provenance.commit(), own)
+    state, message = RunState.FAILED, ""
     try:
-        state = _retrain(pipeline, settings, journal)
-        name, message = str(state.name), str(state.message).removeprefix(f"{state.name}: ")
+        ended = _retrain(pipeline, journal)
+        state, message = ended.outcome.state, ended.message
     except BaseException as error:
-        name, message = ("Stopped" if isinstance(error, Stopped) else "Failed"), str(error) or type(error).__name__
+        state, message = (RunState.STOPPED if isinstance(error, Stopped) else RunState.FAILED), str(error) or type(error).__name__
         raise
     finally:
-        journal.close(name, hide(message), _figures(pipeline), _in_use(pipeline))
+        journal.close(state, hide(message), _figures(pipeline), _in_use(pipeline))
         about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
-        notify(settings.notices, pipeline, name, message, about, get_run_logger())
-    return state
+        notify(settings.notices, pipeline, state, message, about, get_run_logger())
+    return ended
 
 
-def _retrain(pipeline: str, settings: Pipelines, journal: Journal) -> State[None]:
+def _retrain(pipeline: str, journal: Journal) -> Ended:
     logger = get_run_logger()
     ran = []
     if write_plan():
@@ -100,23 +117,17 @@ def _retrain(pipeline: str, settings: Pipelines, journal: Journal) -> State[None
         check(f"retrain {pipeline}, before {stage}")
         journal.begin(stage)
         state = bring_up_to_date(stage, return_state=True)
-        journal.end(stage, str(state.name))
-        if not state.is_completed():
-            state.result()  # raises what the stage raised: nothing after it runs
-        ran += [stage] if state.name == RAN else []
+        journal.end(stage, StageState(str(state.name)) if state.is_completed() else StageState.FAILED)
+        ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
     check(f"retrain {pipeline}, before the promotion gate")
-    message = f"ran {', '.join(ran)}" if ran else "every stage is up to date"
-    logger.info(f"{pipeline}: {message}")
-    gated = promotion_gate(pipeline, return_state=True)
-    if not gated.is_completed():
-        gated.result()
-    outcome = f"{gated.name}: {gated.message}"
-    logger.log(WARNING if gated.name == "Kept" else INFO, f"{pipeline}: {outcome}")
-    return Completed(name=gated.name, message=f"{outcome}; {message}")
+    outcome = cast(Outcome, promotion_gate(pipeline, return_state=True).result())
+    ended = Ended(outcome, tuple(ran))
+    logger.log(WARNING if ended.outcome.state == RunState.KEPT else INFO, f"{pipeline}: {ended.outcome.state}: {ended.message}")
+    return ended
 
 
 def _with_reason(failure: str) -> str:
-    """The failure of a stage, with what its own run said."""
+    """The failure of a stage, with what its own run said: of an exception in another process Prefect keeps the message alone."""
     made = child()
     said = made.state.message if made is not None and made.state is not None and made.state.message else ""
     return f"{failure} ({said.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if said else failure
@@ -139,7 +150,7 @@ def _figures(pipeline: str) -> Mapping[str, Any]:
     return found
 
 
-def _told(pipeline: str, outcome: Outcome) -> str:
+def _as_markdown(pipeline: str, outcome: Outcome) -> str:
     lines = [f"# {pipeline}: {outcome.state}", "", outcome.reason]
     if outcome.decision.compared:
         lines += ["", "| detector | new | in use | difference | 95 % interval | passes |", "|---|---|---|---|---|---|"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows.running.artifacts import data_uri, key, rows_of
+from flows.running.artifacts import show_picture, show_table
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
 from flows.running.steps import HOUR, step
@@ -40,10 +39,10 @@ def synthesize(pipeline: str) -> None:
 
     overview = PAIRS / pipeline / OVERVIEW_NAME
     for sheet in sorted(overview.glob("*.png")):
-        create_image_artifact(data_uri(sheet), key=key(pipeline, f"pairs-{sheet.stem}"), description=f"Pairs of {pipeline}: {sheet.stem}")
+        show_picture(pipeline, f"pairs-{sheet.stem}", sheet, f"Pairs of {pipeline}: {sheet.stem}")
     for table in sorted(overview.glob("*.csv")):
         name = table.stem.replace("_", "-")
-        create_table_artifact(rows_of(table), key=key(pipeline, f"pairs-{name}"), description=f"Pairs of {pipeline}: {name}")
+        show_table(pipeline, f"pairs-{name}", table, f"Pairs of {pipeline}: {name}")
     get_run_logger().info(f"{pipeline}: {made.pairs} pairs, {made.dropped} draws dropped; to see in {overview}")
 
 

@@ -76,13 +76,13 @@ def test_a_worker_that_dies_alone_leaves_its_run_to_finish(pooled: Team) -> None
 
 def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: Team) -> None:
     """Worker, run and stages with SIGKILL. Another worker takes up what is asked for next, in the same clone."""
-    revision = pooled.change("      - 1\n      - 2\n      seeds", "      - 1\n      seeds")  # sample has to run, and evaluate
+    revision = pooled.change("      - 1\n      - 2\n      seeds", "      - 1\n      seeds")  # sample has to run, and what follows
     number = len(runs_of_the_clone(pooled))
     with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
         assert asked.returncode == 0, asked.stderr
-        reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "report_small")  # noqa: E731
-        wait_until(reached, seconds=180, process=worker, what="evaluate")
+        reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "score_small_patch-residual")  # noqa: E731
+        wait_until(reached, seconds=180, process=worker, what="score")
         for pid in [*descendants(worker.pid), worker.pid]:
             subprocess.run(["kill", "-KILL", str(pid)], check=False)
         worker.wait()
@@ -92,7 +92,7 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
     assert came.returncode == 0, came.stderr
     retrains = [item["state"]["name"] for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]
     assert retrains.count("Crashed") == 1 and "Running" not in retrains  # the next run has said so
-    assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 5 + ["Ran"]
+    assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 5 + ["Ran"] * 3
     assert git(pooled.origin, "rev-parse", "changepair/small^2") == revision
     assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from receiver import receiver
 
 from flows.running.secrets import hide, hide_in_log
 from flows.runs import notices
 from flows.runs.notices import notify
+from flows.runs.states import RunState
 from flows.settings.runs import Notices
 
 LOGGER = logging.getLogger("changepair.test")
@@ -20,15 +23,18 @@ ABOUT = {"run": "8d0f", "commit": "abc", "figures": {"parts": {"metauas": {"imag
 
 
 @pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_pauses(monkeypatch: pytest.MonkeyPatch, api: str) -> Iterator[None]:
+    """Notices are sent by tasks of Prefect, which need a server."""
     monkeypatch.setattr(notices, "FIRST_PAUSE", 0.01)
+    with temporary_settings({PREFECT_API_URL: api}):
+        yield
 
 
 @pytest.mark.parametrize(("state", "event"), [("Promoted", "promoted"), ("Kept", "kept"), ("Failed", "failed")])
 def test_a_notice_says_what_happened(state: str, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as there:
         monkeypatch.setenv("CHANGEPAIR_NOTICES", there.url)
-        assert notify(Notices(url="env:CHANGEPAIR_NOTICES"), "mine", state, "because", ABOUT, LOGGER)
+        assert notify(Notices(url="env:CHANGEPAIR_NOTICES"), "mine", RunState(state), "because", ABOUT, LOGGER)
     [content] = there.came
     assert content == {
         "text": f"changepair: mine {state}: because",
@@ -44,10 +50,11 @@ BLOCK = """
 import logging, sys
 from prefect.blocks.system import Secret
 from flows.runs.notices import notify
+from flows.runs.states import RunState
 from flows.settings.runs import Notices
 Secret(value=sys.argv[1]).save("where-to")
-assert notify(Notices(url="block:where-to"), "mine", "Kept", "because", {}, logging.getLogger())
-assert not notify(Notices(url="block:nowhere"), "mine", "Kept", "because", {}, logging.getLogger("none"))
+assert notify(Notices(url="block:where-to"), "mine", RunState.KEPT, "because", {}, logging.getLogger())
+assert not notify(Notices(url="block:nowhere"), "mine", RunState.KEPT, "because", {}, logging.getLogger("none"))
 """
 
 
@@ -62,17 +69,17 @@ def test_the_address_may_be_a_secret_block_of_the_server(api: str, tmp_path: Pat
 def test_only_what_is_asked_for_is_told() -> None:
     with receiver() as there:
         settings = Notices(url=there.url, of=("failed",))
-        assert not notify(settings, "mine", "Promoted", "because", {}, LOGGER)
-        assert not notify(settings, "mine", "In use already", "because", {}, LOGGER)
-        assert not notify(None, "mine", "Failed", "because", {}, LOGGER)
+        assert not notify(settings, "mine", RunState.PROMOTED, "because", {}, LOGGER)
+        assert not notify(settings, "mine", RunState.IN_USE, "because", {}, LOGGER)
+        assert not notify(None, "mine", RunState.FAILED, "because", {}, LOGGER)
     assert there.came == []
 
 
 def test_a_busy_receiver_is_asked_again_and_a_refusing_one_is_not() -> None:
     with receiver(503, 429) as there:
-        assert notify(Notices(url=there.url), "mine", "Kept", "because", {}, LOGGER) and len(there.came) == 3
+        assert notify(Notices(url=there.url), "mine", RunState.KEPT, "because", {}, LOGGER) and len(there.came) == 3
     with receiver(404) as there:
-        assert not notify(Notices(url=there.url), "mine", "Kept", "because", {}, LOGGER) and len(there.came) == 1
+        assert not notify(Notices(url=there.url), "mine", RunState.KEPT, "because", {}, LOGGER) and len(there.came) == 1
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "slow", "unset", "nonsense"])
@@ -84,7 +91,7 @@ def test_whatever_goes_wrong_no_run_fails_and_no_secret_is_told(
         url = urls[trouble]
         monkeypatch.setenv("NONSENSE", "http://[T0PSECRET")
         start = time.monotonic()
-        assert not notify(Notices(url=url, timeout=0.2, retries=1), "mine", "Failed", "because", {}, LOGGER)
+        assert not notify(Notices(url=url, timeout=0.2, retries=1), "mine", RunState.FAILED, "because", {}, LOGGER)
         assert time.monotonic() - start < 5
     [line] = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
     assert line.startswith("mine: ") and "T0PSECRET" not in caplog.text

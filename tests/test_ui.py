@@ -53,11 +53,15 @@ def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(team: Team) 
     graph = httpx.get(f"{team.api}/flow_runs/{first['id']}/graph-v2", timeout=30).json()
     nodes = sorted((node for _id, node in graph["nodes"]), key=lambda node: node["start_time"])
     assert [node["label"].rpartition(" / ")[2] for node in nodes] == [
+        "code",
         "ingest parts",
-        *(f"{stage} small" for stage in ("sample", "inpainter", "synthesize", "train", "evaluate")),
+        *(f"{stage} small" for stage in ("sample", "inpainter", "synthesize")),
+        "score small patch-residual",
+        "figures small",
+        "report small",
         "promotion gate small",
     ]
-    assert all(node["kind"] == "flow-run" for node in nodes[:-1])  # what the timeline opens: the stage's own run
+    assert all(node["kind"] == "flow-run" for node in nodes[1:-1])  # what the timeline opens: the stage's own run
 
 
 def test_the_log_has_one_line_a_milestone(team: Team) -> None:
@@ -66,7 +70,7 @@ def test_the_log_has_one_line_a_milestone(team: Team) -> None:
     first = runs(team.api, "retrain small")[0]
     asked = {"logs": {"flow_run_id": {"any_": [first["id"]]}}, "sort": "TIMESTAMP_ASC"}
     lines = [line["message"] for line in httpx.post(f"{team.api}/logs/filter", json=asked, timeout=30).json()]
-    assert len(lines) <= 14 and all("\n" not in line for line in lines), lines
+    assert len(lines) <= 16 and all("\n" not in line for line in lines), lines
     for stage in ("ingest_parts", "sample_small", "report_small"):
         assert sum(f"Ran('{stage}, " in line for line in lines) == 1
 
@@ -78,11 +82,11 @@ def test_the_run_page_in_a_browser(team: Team, tmp_path: Path) -> None:
         shown = page(driver, f"{url}/runs/flow-run/{first['id']}", "Finished in state Ran('report_small")
         assert "Promoted" in shown and "Subflow Runs" in shown
         screenshot(driver, tmp_path, "ui-run")
-        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "report_small" and item["flow_run_id"] == first["id"])
-        page(driver, f"{url}/runs/task-run/{task['id']}", "report_small")
+        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "figures_small" and item["flow_run_id"] == first["id"])
+        page(driver, f"{url}/runs/task-run/{task['id']}", "figures_small")
         driver.find_elements(By.XPATH, "//*[text()='Artifacts']")[-1].click()
         own = next(item for item in ask(team.api, "flow_runs") if item["parent_task_run_id"] == task["id"])
-        links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of evaluate small")]  # noqa: E731
+        links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of figures small")]  # noqa: E731
         wait_until(lambda: links() == [f"{url}/runs/flow-run/{own['id']}"], what="the link to the stage's run")
         assert all(asked.startswith((url, "blob:")) for asked in requests(driver)), set(requests(driver))
 
@@ -93,8 +97,8 @@ def test_an_artifact_and_its_versions_in_a_browser(team: Team, tmp_path: Path) -
     versions = [item for item in ask(team.api, "artifacts") if item["key"] == "small-results"]
     assert len(versions) == 2
     with browser(tmp_path / "profile", **PAGE) as driver:
-        shown = page(driver, f"{url}/artifacts/key/small-results", "evaluate small")
-        assert shown.count("evaluate small") == 2
+        shown = page(driver, f"{url}/artifacts/key/small-results", "figures small")
+        assert shown.count("figures small") == 2
         shown = page(driver, f"{url}/artifacts/artifact/{versions[0]['id']}", "patch-residual")
         assert "class-specific" in shown and "±" in shown
         screenshot(driver, tmp_path, "ui-artifact")

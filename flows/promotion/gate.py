@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from dvc.repo import Repo
 
@@ -26,6 +26,7 @@ from flows.promotion.history import (
 from flows.promotion.store import IN_USE, SETTINGS_NAME, read_measured_as, settle, store_candidate
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION
 from flows.running.steps import HOUR, step
+from flows.runs.states import RunState
 from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline
 from flows.settings.reader import parse, read_yaml
 from tasks.common.errors import BadInput
@@ -41,7 +42,7 @@ from tasks.scoring.results import DRAWS_NAME, read_draws, results_of
 class Outcome:
     """What the gate came to."""
 
-    state: Literal["Promoted", "Kept", "In use already"]
+    state: RunState
     reason: str
     decision: Decision = field(default_factory=lambda: Decision(True, ""))
 
@@ -54,11 +55,11 @@ def gate(pipeline: str) -> Outcome:
     if current is None:
         reason = "the first model of this pipeline"
         take(pipeline, reason)
-        return Outcome("Promoted", reason)
+        return Outcome(RunState.PROMOTED, reason)
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as["detectors"] == own["detectors"]:
-        return Outcome("In use already", f"this model is in use, since {current.time}")
+        return Outcome(RunState.IN_USE, f"this model is in use, since {current.time}")
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     equal = own["evaluation"] == measured_as["evaluation"] and own["code"] == measured_as["code"]
@@ -67,9 +68,9 @@ def gate(pipeline: str) -> Outcome:
     decision = decide(new, in_use, settings.promotion, detectors)
     if decision.promoted:
         take(pipeline, decision.reason)
-        return Outcome("Promoted", decision.reason, decision)
+        return Outcome(RunState.PROMOTED, decision.reason, decision)
     remember_kept(pipeline, decision.reason)
-    return Outcome("Kept", decision.reason, decision)
+    return Outcome(RunState.KEPT, decision.reason, decision)
 
 
 def promote(pipeline: str) -> str:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any, cast
 from uuid import UUID
 
 import httpx
 from prefect import Flow, State
 from prefect.artifacts import create_link_artifact
-from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed, Pending
 from prefect.utilities.urls import url_for
 
@@ -35,6 +32,7 @@ PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run tha
 SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered the process that started this one
 AWAY = 600.0  # seconds that a server may be away
 PAUSE = 2.0  # seconds between two tries
+RETRIES = "8"  # of a call, each after a pause twice as long: together the same ten minutes
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -52,70 +50,36 @@ def one_api() -> Iterator[None]:
         server = SubprocessASGIServer()
         server.start()  # and it stops itself at exit, after Prefect has sent its last events and logs
         url = server.api_url
-    else:
-        _ask(url)
+    elif not answers(url):
+        raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {url}; start one with `changepair ui`, or unset it")
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
     os.environ[SEEN] = url
-    wait_for_the_server_when_it_is_away()
-    with temporary_settings({PREFECT_API_URL: url}):
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
         yield
 
 
-def _ask(url: str) -> None:
+def answers(url: str) -> bool:
+    """Whether a Prefect server answers at an API's address."""
     try:
         httpx.get(f"{url}/health", timeout=30)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise BadInput(
-            f"PREFECT_API_URL: no Prefect server answers at {url} ({type(error).__name__}); start one with `changepair ui`, or unset it"
-        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+    return True
 
 
-def wait_for_the_server_when_it_is_away() -> None:
-    """From now on every client of this process waits for a server that refuses connections, as one does that is being started again.
+def wait_for_server() -> None:
+    """Waits for a server that has answered this run before and does not now, as one does that is being started again.
 
-    Prefect's own clients do so for a minute at the most, and not before they have had an answer: a stage that begins meanwhile would fail.
+    To be called before a new client's first call: Prefect's clients try again by themselves, but not before they have had an answer.
     """
-    for client in (PrefectHttpxSyncClient, PrefectHttpxAsyncClient):
-        if not hasattr(client.send, "__wrapped__"):
-            client.send = (_patient if client is PrefectHttpxSyncClient else _patient_async)(client.send)  # type: ignore[method-assign]
-
-
-def _patient(send: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(send)
-    def patiently(*arguments: Any, **named: Any) -> Any:
-        waits = _waits()
-        while True:
-            try:
-                return send(*arguments, **named)
-            except httpx.ConnectError:
-                if next(waits):
-                    raise
-                time.sleep(PAUSE)
-
-    return patiently
-
-
-def _patient_async(send: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(send)
-    async def patiently(*arguments: Any, **named: Any) -> Any:
-        waits = _waits()
-        while True:
-            try:
-                return await send(*arguments, **named)
-            except httpx.ConnectError:
-                if next(waits):
-                    raise
-                await asyncio.sleep(PAUSE)
-
-    return patiently
-
-
-def _waits() -> Iterator[bool]:
-    """At each refusal: whether it is time to give up. Says once that it waits."""
-    deadline = time.monotonic() + AWAY
+    url = os.environ.get(SEEN)
+    if url is None or answers(url):
+        return
     print(f"changepair: the Prefect server is away; waiting for it up to {AWAY / 60:.0f} minutes", file=sys.stderr, flush=True)
-    while True:
-        yield time.monotonic() > deadline or stopping.asked()
+    deadline = time.monotonic() + AWAY
+    while not answers(url) and time.monotonic() < deadline and not stopping.asked():
+        time.sleep(PAUSE)
 
 
 @contextmanager
@@ -137,6 +101,7 @@ def child() -> FlowRun | None:
     context = TaskRunContext.get()
     if context is None:
         return None
+    wait_for_server()
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id={"any_": [context.task_run.id]}))  # type: ignore[arg-type]
     return max(runs, key=lambda run: str(run.created), default=None)
@@ -171,6 +136,7 @@ def close_dead(run: UUID, message: str) -> None:
 
 def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
     """Runs a flow, as a child of the task that started this process if one did; gives the state it ended in. Raises what it raised."""
+    wait_for_server()
     state = cast(State[Any], run_flow(flow, flow_run=_of_parent(flow, parameters), parameters=parameters, return_type="state"))
     if not state.is_completed():
         state.result()
@@ -194,7 +160,3 @@ def end_with_parent() -> None:
     if sys.platform != "linux" or PARENT not in os.environ:
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-if SEEN in os.environ:
-    wait_for_the_server_when_it_is_away()

@@ -1,32 +1,43 @@
-"""How results look in the Prefect UI."""
+"""How results look in the Prefect UI: tables, pictures and pages, each a version of the one before of the same name."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from flows.running.api import wait_for_server
 
 WIDEST = 900  # pixels: an artifact is stored in the server's database
 
 
-def key(pipeline: str, name: str) -> str:
-    """Artifacts of one key are versions of one another."""
-    return f"{pipeline}-{name}"
+def show_rows(pipeline: str, name: str, rows: Sequence[dict[str, str]], about: str) -> None:
+    wait_for_server()
+    create_table_artifact(list(rows), key=f"{pipeline}-{name}", description=about)
 
 
-def data_uri(picture: Path) -> str:
+def show_table(pipeline: str, name: str, table: Path, about: str) -> None:
+    """Of a CSV."""
+    with table.open(newline="", encoding="utf-8") as stream:
+        show_rows(pipeline, name, list(csv.DictReader(stream)), about)
+
+
+def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
     """The picture itself as a URL, reduced and as JPEG, so that the UI shows it wherever the server runs."""
     with Image.open(picture) as image:
         image.thumbnail((WIDEST, 10 * WIDEST))
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    wait_for_server()
+    url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    create_image_artifact(url, key=f"{pipeline}-{name}", description=about)
 
 
-def rows_of(table: Path) -> list[dict[str, str]]:
-    """A CSV as the UI's tables take it."""
-    with table.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+def show_page(pipeline: str, name: str, markdown: str, about: str | None = None) -> None:
+    wait_for_server()
+    create_markdown_artifact(markdown, key=f"{pipeline}-{name}", description=about)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar, cast
 
+import httpx
 from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.running.api import wait_for_server
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped
 
@@ -31,6 +34,7 @@ def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 def progress(description: str) -> Callable[[float], None]:
     """Within a task: shows a share of 0..1 in the UI, as it is told it."""
+    wait_for_server()
     artifact: Any = create_progress_artifact(0.0, description=description)
     last = time.monotonic()
 
@@ -38,6 +42,7 @@ def progress(description: str) -> Callable[[float], None]:
         nonlocal last
         if share >= 1 - 1e-9 or time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            update_progress_artifact(artifact, round(100 * share, 1))
+            with suppress(httpx.TransportError):  # a server that is away: the work goes on, and the next share is shown
+                update_progress_artifact(artifact, round(100 * share, 1))
 
     return tell

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.running.places import DATA
+from flows.runs.states import RunState, StageState
 from tasks.common.files import write_text
 
 KEPT = 100  # runs a pipeline; older ones are forgotten
-RUNNING = "Running"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class StageRun:
     """What became of a stage in a run."""
 
     name: str
-    state: str  # Ran, Up to date, Failed, Stopped or Running
+    state: StageState
     seconds: float
 
 
@@ -36,8 +36,7 @@ class Run:
     commit: str
     id: str = ""
     """Of the Prefect run."""
-    state: str = RUNNING
-    """Promoted, Kept, In use already, Failed, Skipped or Stopped at its end."""
+    state: RunState = RunState.RUNNING
     message: str = ""
     ended: str = ""
     stages: tuple[StageRun, ...] = ()
@@ -63,12 +62,12 @@ class Journal:
 
     def begin(self, stage: str) -> None:
         self._since = time.monotonic()
-        self._put(StageRun(stage, RUNNING, 0.0))
+        self._put(StageRun(stage, StageState.RUNNING, 0.0))
 
-    def end(self, stage: str, state: str) -> None:
+    def end(self, stage: str, state: StageState) -> None:
         self._put(StageRun(stage, state, round(time.monotonic() - self._since, 1)))
 
-    def close(self, state: str, message: str, figures: Mapping[str, Any], model: str) -> None:
+    def close(self, state: RunState, message: str, figures: Mapping[str, Any], model: str) -> None:
         self.run = replace(self.run, state=state, message=message, ended=now(), figures=figures, model=model)
         self._write()
 
@@ -84,14 +83,15 @@ class Journal:
 def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
     """The last runs of a pipeline, the newest first. One whose file cannot be read is left out."""
     folder = data / "runs" / pipeline
-    found = []
+    runs = []
     for number in sorted(_numbers(folder), reverse=True)[:last]:
         try:
             said = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
-            found.append(Run(**{**said, "stages": tuple(StageRun(**stage) for stage in said["stages"])}))
+            stages = tuple(StageRun(**{**stage, "state": StageState(stage["state"])}) for stage in said["stages"])
+            runs.append(Run(**{**said, "state": RunState(said["state"]), "stages": stages}))
         except (OSError, ValueError, TypeError, KeyError):
             continue
-    return found
+    return runs
 
 
 def now() -> str:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
+from prefect import task
+from prefect.tasks import exponential_backoff
 
 from flows.running.secrets import HIDDEN, hide
+from flows.runs.states import RunState
 from flows.settings.runs import Notices
 
-EVENTS = {"Promoted": "promoted", "Kept": "kept", "Failed": "failed", "Crashed": "failed"}
+EVENTS = {RunState.PROMOTED: "promoted", RunState.KEPT: "kept", RunState.FAILED: "failed"}
 FIRST_PAUSE = 1.0  # seconds before the second attempt; each pause is twice the one before
+REFUSALS = range(400, 500)  # answers that another attempt would get again, but for
+BUSY = (408, 429)
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 
-def notify(notices: Notices | None, pipeline: str, state: str, reason: str, about: Mapping[str, Any], logger: Logger) -> bool:
+class Unheard(Exception):
+    """A notice that did not arrive. Its message has no more of the address than can be shown."""
+
+    def __init__(self, why: str, *, busy: bool) -> None:
+        super().__init__(why)
+        self.busy = busy
+
+
+def notify(notices: Notices | None, pipeline: str, state: RunState, reason: str, about: Mapping[str, Any], logger: Logger) -> bool:
     """Posts {text, event, pipeline, state, reason, …about} if the settings ask for such a notice; gives whether it arrived.
 
     `text` is one line, for chats that take webhooks. An answer of 2xx is an arrival; 4xx but 408 and 429 is not tried again.
@@ -27,13 +39,34 @@ def notify(notices: Notices | None, pipeline: str, state: str, reason: str, abou
     event = EVENTS.get(state)
     if notices is None or event is None or event not in notices.of:
         return False
-    content = {"text": hide(f"changepair: {pipeline} {state}: {reason}"), "event": event, "pipeline": pipeline, "state": state}
+    content = {"text": hide(f"changepair: {pipeline} {state}: {reason}"), "event": event, "pipeline": pipeline, "state": str(state)}
     try:
-        url = address(notices.url)
-        return _post(url, {**content, "reason": hide(reason), **about}, notices, logger)
+        patient = post.with_options(retries=notices.retries, retry_delay_seconds=exponential_backoff(FIRST_PAUSE))
+        sent = patient(notices, {**content, "reason": hide(reason), **about}, return_state=True)
+        if not sent.is_completed():
+            sent.result()
     except Exception as error:  # whatever it is: a run is not about its notices
-        logger.warning(f"{pipeline}: no notice was sent: {_told(error)}")
+        why = error if isinstance(error, (Unheard, LookupError)) else type(error).__name__
+        logger.warning(f"{pipeline}: the notice of «{event}» was not sent: {why}")
         return False
+    return True
+
+
+@task(name="send notice", retry_condition_fn=lambda _task, _run, state: getattr(state.data, "busy", False), persist_result=False)
+def post(notices: Notices, content: Mapping[str, Any]) -> None:
+    """Raises LookupError if the address is not to be had, Unheard if the notice does not arrive there."""
+    url = address(notices.url)
+    try:
+        host = f"{httpx.URL(url).host}/{HIDDEN}"  # the path of a webhook is its password
+    except httpx.InvalidURL:
+        raise LookupError("notices.url: what it stands for is no address") from None
+    try:
+        answer = httpx.post(url, json=content, timeout=notices.timeout, follow_redirects=False)
+    except httpx.HTTPError as error:
+        raise Unheard(f"it did not arrive at {host}: {type(error).__name__}", busy=True) from None
+    if not answer.is_success:
+        busy = answer.status_code not in REFUSALS or answer.status_code in BUSY
+        raise Unheard(f"it did not arrive at {host}: the answer was {answer.status_code}", busy=busy)
 
 
 def address(said: str) -> str:
@@ -51,32 +84,3 @@ def address(said: str) -> str:
         except ValueError as error:
             raise LookupError(f"notices.url: no Secret block {name!r} on the Prefect server") from error
     return said
-
-
-def _post(url: str, content: Mapping[str, Any], notices: Notices, logger: Logger) -> bool:
-    pause, problem = FIRST_PAUSE, ""
-    for attempt in range(notices.retries + 1):
-        if attempt:
-            time.sleep(pause)
-            pause *= 2
-        try:
-            answer = httpx.post(url, json=content, timeout=notices.timeout, follow_redirects=False)
-        except httpx.HTTPError as error:
-            problem = _told(error)
-            continue
-        if answer.is_success:
-            return True
-        problem = f"the answer was {answer.status_code}"
-        if answer.status_code < 500 and answer.status_code not in (408, 429):
-            break
-    logger.warning(f"{content['pipeline']}: the notice of «{content['event']}» did not arrive at {_host(url)}: {problem}")
-    return False
-
-
-def _host(url: str) -> str:
-    """Of an address no more than can be shown: the path of a webhook is its password."""
-    return f"{httpx.URL(url).host}/{HIDDEN}"
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, LookupError) else type(error).__name__

@@ -13,13 +13,13 @@ from rich.console import Console
 from flows.promotion.history import read_current
 from flows.running.locks import FOLDER, holder
 from flows.running.places import DATA
-from flows.runs.journal import RUNNING, Run, StageRun, read_runs
+from flows.runs.journal import Run, StageRun, read_runs
+from flows.runs.states import RunState, StageState
 from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import nearest
 from tasks.common.errors import BadInput
 
 RETRAIN_LOCK = FOLDER / "retrain.lock"
-DIED = "Died"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _lines(pipeline: str, place: Place, last: int) -> Iterator[str]:
 
 
 def _run(run: Run, running: bool) -> Iterator[str]:
-    state = run.state if run.state != RUNNING or running else DIED
+    state = run.state if run.state != RunState.RUNNING or running else RunState.DIED
     yield f"  run {run.number}, {_time(run.started)}{_lasted(run)}, at {_commit(run)}: {state}{f': {run.message}' if run.message else ''}"
     yield from (_stage(stage, running) for stage in run.stages)
     for target, detectors in run.figures.items():
@@ -71,7 +71,7 @@ def _commit(run: Run) -> str:
 
 
 def _stage(stage: StageRun, running: bool) -> str:
-    state = DIED if stage.state == RUNNING and not running else stage.state
+    state = StageState.DIED if stage.state == StageState.RUNNING and not running else stage.state
     return f"    {stage.name}: {state}{f', {stage.seconds:.0f} s' if stage.seconds >= 1 else ''}"
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -18,9 +18,10 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
 )
 from prefect.client.schemas.filters import DeploymentFilter
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
@@ -33,7 +34,7 @@ from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
 from tasks.common.errors import BadInput
 
-ENTRYPOINT = "flows.schedule.flow.scheduled"  # a module's: workers have the project installed, and every run clones what it works on
+ENTRYPOINT = "flows.schedule.flow.scheduled"  # of every deployment of ours
 TAG = "changepair"
 PAGE = 200  # deployments that the server gives at once, at the most
 STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
@@ -50,21 +51,24 @@ class Wanted:
     pool: str | None
     overlap: str
 
-    @property
-    def schedules(self) -> list[DeploymentScheduleCreate]:
-        if self.schedule is None:
-            return []
-        if self.schedule.cron is not None:
-            when: Any = CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)
-        else:
-            assert self.schedule.interval is not None
-            when = IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)
-        return [DeploymentScheduleCreate(schedule=when, active=True)]
-
-    @property
-    def limit(self) -> ConcurrencyLimitConfig:
-        """One run at a time; a second one waits, or is cancelled."""
-        return ConcurrencyLimitConfig(limit=1, collision_strategy=STRATEGIES[self.overlap])
+    def built(self) -> RunnerDeployment:
+        """As Prefect builds it: one run at a time, a second one waits or is cancelled."""
+        when: list[Any] = []
+        if self.schedule is not None and self.schedule.cron is not None:
+            when = [CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)]
+        elif self.schedule is not None and self.schedule.interval is not None:
+            when = [IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)]
+        deployment: RunnerDeployment = scheduled.to_deployment(  # type: ignore[assignment]
+            self.name,
+            schedules=when or None,
+            parameters=self.parameters,
+            tags=list(self.tags),
+            work_pool_name=self.pool,
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=STRATEGIES[self.overlap]),
+            description=f"Retrains {self.name} in a clean clone of {self.parameters['repository']}",
+            entrypoint_type=EntrypointType.MODULE_PATH,  # workers have the project installed, and every run clones what it works on
+        )
+        return deployment
 
 
 def wanted(read: Pipelines, repository: str) -> list[Wanted]:
@@ -100,16 +104,7 @@ def serve(told: Callable[[str], None]) -> None:
     read = read_pipelines()
     runner = Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
     for item in wanted(read, repository_of(read)):
-        runner.add_deployment(
-            scheduled.to_deployment(
-                item.name,
-                schedules=[schedule.schedule for schedule in item.schedules] or None,  # type: ignore[arg-type]
-                parameters=item.parameters,
-                tags=list(item.tags),
-                concurrency_limit=item.limit,
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
-        )
+        runner.add_deployment(item.built())
     asyncio.run(runner.start())
 
 
@@ -156,35 +151,40 @@ def _there(client: SyncPrefectClient, item: Wanted, repository: str) -> Deployme
 
 def _apply(client: SyncPrefectClient, item: Wanted, there: DeploymentResponse | None) -> str:
     when = str(item.schedule) if item.schedule else "by hand"
-    if there is not None and _is_as(there, item):
+    built = item.built()
+    if there is not None and _is_as(there, built):
         return f"unchanged: {item.name}, {when}"
-    client.create_deployment(  # or updates, and then takes away what was scheduled before
+    client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
         flow_id=client.create_flow(scheduled),
         name=item.name,
-        schedules=item.schedules,
-        parameters=item.parameters,
-        tags=list(item.tags),
-        work_pool_name=item.pool,
-        entrypoint=ENTRYPOINT,
-        concurrency_limit=item.limit.limit,
-        concurrency_options=ConcurrencyOptions(collision_strategy=item.limit.collision_strategy),
+        schedules=cast(list[DeploymentScheduleCreate], built.schedules or []),
+        parameters=built.parameters,
+        tags=built.tags,
+        work_pool_name=built.work_pool_name,
+        entrypoint=built.entrypoint,
+        concurrency_limit=built.concurrency_limit,
+        concurrency_options=built.concurrency_options,
         parameter_openapi_schema=parameter_schema(scheduled).model_dump(exclude_unset=True),
         enforce_parameter_schema=True,
-        description=f"Retrains {item.name} in a clean clone of {item.parameters['repository']}",
+        description=built.description,
     )
     return f"{'updated' if there else 'created'}: {item.name}, {when}"
 
 
-def _is_as(there: DeploymentResponse, item: Wanted) -> bool:
-    schedules = [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in there.schedules]
+def _is_as(there: DeploymentResponse, built: RunnerDeployment) -> bool:
     return (
-        schedules == [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in item.schedules]
-        and there.parameters == item.parameters
-        and set(there.tags or ()) == set(item.tags)
-        and there.work_pool_name == item.pool
-        and there.entrypoint == ENTRYPOINT
-        and getattr(there.concurrency_options, "collision_strategy", None) == item.limit.collision_strategy
+        _times(there.schedules) == _times(built.schedules or [])
+        and there.parameters == built.parameters
+        and set(there.tags or ()) == set(built.tags)
+        and there.work_pool_name == built.work_pool_name
+        and there.entrypoint == built.entrypoint
+        and there.concurrency_options == built.concurrency_options
     )
+
+
+def _times(schedules: Sequence[Any]) -> list[Any]:
+    """Schedules without when their intervals were begun to be counted."""
+    return [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in schedules]
 
 
 def _remove(client: SyncPrefectClient, repository: str, named: set[str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from flows.running.ending import log_in_lines
 from flows.running.locks import Held, one_at_a_time
 from flows.runs.journal import now
 from flows.runs.notices import notify
+from flows.runs.states import RunState
 from flows.schedule import workspace
 from flows.schedule.workspace import Workspace
 from flows.settings.pipelines import Name, read_pipelines
@@ -29,7 +30,6 @@ from tasks.common.stopping import on_sigterm
 
 NAME = "scheduled"
 PARAMETERS = Path("parameters of the run")
-SKIPPED = "Skipped"
 
 
 @task(task_run_name="clone at {revision}", persist_result=False)
@@ -100,7 +100,7 @@ def scheduled(
                 return _run(place, revision)
         except Held as held:
             logger.warning(str(held))
-            return Completed(name=SKIPPED, message=str(held))
+            return Completed(name=RunState.SKIPPED, message=str(held))
 
 
 def _run(place: Workspace, revision: str) -> State[None]:
@@ -154,4 +154,4 @@ def _notify(place: Workspace, reason: str) -> None:
     except BadInput:
         return
     about: dict[str, Any] = {"run": flow_run.get_id(), "time": now()}
-    notify(settings, place.pipeline, "Failed", reason, about, logger)
+    notify(settings, place.pipeline, RunState.FAILED, reason, about, logger)
