@@ -212,19 +212,19 @@ def inspect_dataset(layout: str, path: Path, sheet: Path | None) -> None:
 
     sheet = sheet or Path(f"inspect-{layout}.png")
     with tempfile.TemporaryDirectory() as work:
-        found = inspect(layout, path, layout, work=Path(work), sheet=sheet, workers=os.cpu_count() or 1)
-    counts = Table(title=f"{path}: {sum(found.counts.values())} pictures")
+        inspection = inspect(layout, path, layout, work=Path(work), sheet=sheet, workers=os.cpu_count() or 1)
+    counts = Table(title=f"{path}: {sum(inspection.counts.values())} pictures")
     for title in ("category", "split", "defect", "pictures", "covered by masks, %"):
         counts.add_column(title)
-    for (category, split, defect), count in found.counts.items():
-        covered = found.covered.get((category, defect))
+    for (category, split, defect), count in inspection.counts.items():
+        covered = inspection.covered.get((category, defect))
         shares = "" if covered is None or split == "train" else " / ".join(f"{100 * share:.2g}" for share in covered)
         counts.add_row(category, split, defect, str(count), shares)
     console = Console()
     console.print(counts)
-    for side, (least, median, greatest) in found.sizes.items():
+    for side, (least, median, greatest) in inspection.sizes.items():
         console.print(f"{side}: {least} / {median} / {greatest} pixels (least, median, greatest)", highlight=False)
-    for title, lines in (("left out", found.rejected), ("converted", found.notes)):
+    for title, lines in (("left out", inspection.rejected), ("converted", inspection.notes)):
         for reason, count in lines.items():
             console.print(f"{title}: {count} x {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"to look at: {sheet}", soft_wrap=True)

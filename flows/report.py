@@ -15,7 +15,7 @@ from flows.settings.reader import read_yaml
 from tasks.common.stopping import stoppable
 from tasks.reporting.curves import CURVES_NAME, Curves
 from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
-from tasks.reporting.report import REPORT_NAME, Inputs, Made, markdown, write_report
+from tasks.reporting.report import REPORT_NAME, Inputs, Origin, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 from tasks.synthesis.shards import OVERVIEW_NAME
@@ -34,7 +34,7 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
     folder, files = EVALUATION / pipeline, EpisodeFiles.of(EPISODES, pipeline)
     write_report(
         folder / REPORT_NAME,
-        made=_made(pipeline, settings),
+        origin=_origin(pipeline, settings),
         inputs=Inputs(
             pairs=PAIRS / pipeline / OVERVIEW_NAME,
             models=MODELS / pipeline / CANDIDATE,
@@ -65,11 +65,11 @@ def report(pipeline: str) -> None:
     show_page(pipeline, "report", f"# {pipeline}\n\n{table}\nWhole report: `{folder / REPORT_NAME}`")
 
 
-def _made(pipeline: str, settings: Pipeline) -> Made:
+def _origin(pipeline: str, settings: Pipeline) -> Origin:
     section = {name: value for name, value in read_yaml()["pipelines"][pipeline].items() if name != "schedule"}
     read = read_pipelines()
     folders = read.datasets.folders
-    return Made(
+    return Origin(
         pipeline=pipeline,
         settings=section,
         layouts={target: folders[target].layout if target in folders else "" for target in settings.targets},

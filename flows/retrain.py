@@ -80,7 +80,7 @@ def retrain(pipeline: str) -> State[None]:
     wait = settings.runs_of(pipeline).overlap == "wait"
     with on_sigterm(also=forward_sigterm):
         try:
-            with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, told=get_run_logger().warning):
+            with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
                 ended = _recorded(pipeline, settings)
         except Held as held:
             get_run_logger().warning(str(held))
@@ -128,8 +128,8 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
 
 def _with_reason(failure: str) -> str:
     """The failure of a stage, with what its own run said: of an exception in another process Prefect keeps the message alone."""
-    made = child()
-    said = made.state.message if made is not None and made.state is not None and made.state.message else ""
+    child_run = child()
+    said = child_run.state.message if child_run is not None and child_run.state is not None and child_run.state.message else ""
     return f"{failure} ({said.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if said else failure
 
 
@@ -144,10 +144,10 @@ def _in_use(pipeline: str) -> str:
 def _figures(pipeline: str) -> Mapping[str, Any]:
     file = EVALUATION / pipeline / METRICS_NAME
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    return figures
 
 
 def _as_markdown(pipeline: str, outcome: Outcome) -> str:

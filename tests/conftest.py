@@ -27,8 +27,8 @@ from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import write_table
 from tasks.ingestion.check import check, row
-from tasks.ingestion.found import DatasetFolder, Found
 from tasks.ingestion.ingest import Places
+from tasks.ingestion.listing import DatasetFolder, Listed
 from tasks.ingestion.manifest import SCHEMA
 from tasks.ingestion.objects import table as objects_table
 from tasks.ingestion.objects.table import write_objects
@@ -279,7 +279,7 @@ def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[dict[
     """The files that synthesis reads, for the normal training pictures of a layout."""
     images = sorted(layout.rglob("train/good/*.png"))
     source = DatasetFolder("parts", layout, layout.parent / "pictures")
-    found = [Found(image, "c", "train", "good") for image in images]
+    found = [Listed(image, "c", "train", "good") for image in images]
     rows = [row(item, check(item, source), source, "own") for item in found]
     files = EpisodeFiles.of(layout.parent / "episodes", "small")
     for file in (files.sources, files.textures):

@@ -26,8 +26,8 @@ from tasks.common.reasons import in_general
 from tasks.common.stopping import Stopped
 from tasks.ingestion import elpv, texture_defects
 from tasks.ingestion.check import Facts, perceptual_hash
-from tasks.ingestion.found import DatasetFolder, Found
 from tasks.ingestion.ingest import ingest_folder, ingest_packaged
+from tasks.ingestion.listing import DatasetFolder, Listed
 
 
 def ingest(folder: Path, workers: int = 2) -> list[dict]:
@@ -263,7 +263,7 @@ def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatc
     read: list[str] = []
     original = module.check
 
-    def counting(found: Found, source: DatasetFolder) -> Facts:
+    def counting(found: Listed, source: DatasetFolder) -> Facts:
         read.append(found.image.name)
         return original(found, source)
 
@@ -288,7 +288,7 @@ def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pyt
     read: list[str] = []
     original = module.check
 
-    def dying(found: Found, source: DatasetFolder) -> Facts:
+    def dying(found: Listed, source: DatasetFolder) -> Facts:
         if len(read) == 10:
             raise KeyboardInterrupt
         read.append(found.image.name)
@@ -312,7 +312,7 @@ def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: P
     read: list[str] = []
     original = module.check
 
-    def checking(found: Found, source: DatasetFolder) -> Facts:
+    def checking(found: Listed, source: DatasetFolder) -> Facts:
         read.append(found.image.name)
         if len(read) == 6:
             os.kill(os.getpid(), signal.SIGTERM)

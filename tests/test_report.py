@@ -23,7 +23,7 @@ from tasks.ingestion.ingest import ingest_folder
 from tasks.reporting.curves import Curves, curves_of
 from tasks.reporting.galleries import galleries_of
 from tasks.reporting.published import PUBLISHED, beside
-from tasks.reporting.report import Inputs, Made, markdown, write_report
+from tasks.reporting.report import Inputs, Origin, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
@@ -68,7 +68,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     file = folder / "report.html"
     write_report(
         file,
-        made=Made(
+        origin=Origin(
             "small", {"targets": ["parts"], "note": "<b>not HTML</b>"}, {"parts": "mvtec-ad"}, "0123abc", {"data/x": "f00d"}, {"dvc": "3"}
         ),
         inputs=Inputs(pairs, models, folder / "inpainter", files.rejected, files.near_duplicates),

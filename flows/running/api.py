@@ -109,13 +109,13 @@ def child() -> FlowRun | None:
 
 def link_child() -> StateDetails:
     """Within a task whose process ran a flow: links its run in the UI, on the task's page and, by the state's details, in its API."""
-    made = child()
-    url = url_for(made) if made is not None else None
-    if made is None or url is None:
+    child_run = child()
+    url = url_for(child_run) if child_run is not None else None
+    if child_run is None or url is None:
         return StateDetails()
-    text = f"run of {made.name}"
+    text = f"run of {child_run.name}"
     create_link_artifact(link=url, link_text=text, description=f"[{text}]({url})")  # the description is what the task's page shows
-    return StateDetails(child_flow_run_id=made.id)
+    return StateDetails(child_flow_run_id=child_run.id)
 
 
 def close_dead(run: UUID, message: str) -> None:
@@ -125,12 +125,12 @@ def close_dead(run: UUID, message: str) -> None:
         while waiting:
             one = waiting.pop()
             try:
-                found = client.read_flow_run(one)
+                flow_run = client.read_flow_run(one)
             except ObjectNotFound:  # of another server, or deleted since
                 continue
             below = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [one]}}))
             waiting += [item.id for item in below]
-            if found.state is not None and not found.state.is_final():
+            if flow_run.state is not None and not flow_run.state.is_final():
                 client.set_flow_run_state(one, Crashed(message=message), force=True)
 
 

@@ -31,7 +31,7 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
         end_with_parent()
         what = f"{flow.name} {' '.join(of)}"
         # What a run that was killed has started may not have ended yet.
-        with one_at_a_time("-".join((flow.name, *of)), what, wait=True, told=tell), gpu_slot() if on_gpu else nullcontext():
+        with one_at_a_time("-".join((flow.name, *of)), what, wait=True, tell=tell), gpu_slot() if on_gpu else nullcontext():
             return run(flow if runner is None else flow.with_options(task_runner=runner()), **dict(zip(names, of, strict=True)))
 
     exit_on_bad_input(work)

@@ -26,7 +26,7 @@ class Held(Exception):
 
 @contextmanager
 def one_at_a_time(
-    name: str, what: str, *, folder: Path = FOLDER, where: Path | None = None, wait: bool, told: Callable[[str], None]
+    name: str, what: str, *, folder: Path = FOLDER, where: Path | None = None, wait: bool, tell: Callable[[str], None]
 ) -> Iterator[None]:
     """Holds the lock called `name` for the work called `what`. If another process has it: waits and says so once through `told`, or
     raises Held. where: the work is done, for the message; the working directory, if None. Raises Stopped if SIGTERM comes while it
@@ -38,7 +38,7 @@ def one_at_a_time(
             whose = f"{what}: {holder(file) or 'another run'} is at work in {where or Path.cwd()}"
             if not wait:
                 raise Held(whose)
-            told(f"{whose}; waiting for it to end")
+            tell(f"{whose}; waiting for it to end")
             while not _locked(stream):
                 stopping.check(f"{what}, which was waiting for another run")
                 time.sleep(POLL)

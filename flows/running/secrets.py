@@ -24,9 +24,9 @@ def hide(text: str) -> str:
 
 def hide_in_log(record: logging.LogRecord) -> bool:
     """A filter that lets every record through, and no secret in it."""
-    told = record.getMessage()
-    hidden = hide(told)
-    if hidden != told:
+    message = record.getMessage()
+    hidden = hide(message)
+    if hidden != message:
         record.msg, record.args = hidden, ()
     if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
         record.exc_text = hide(logging.Formatter().formatException(record.exc_info))

@@ -32,7 +32,7 @@ def run(
     *,
     cwd: Path,
     what: str,
-    told: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] = lambda line: None,
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
@@ -54,7 +54,7 @@ def run(
     ) as process:
         lines: list[str] = []
         last: deque[str] = deque(maxlen=REMEMBERED)
-        reader = threading.Thread(target=_read, args=(process, lines, last, told), daemon=True)
+        reader = threading.Thread(target=_read, args=(process, lines, last, tell), daemon=True)
         reader.start()
         try:
             _wait(process, timeout, what)
@@ -84,14 +84,14 @@ def of_this_environment(folder: Path) -> dict[str, str]:
     return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(folder)}
 
 
-def _read(process: subprocess.Popen[str], lines: list[str], last: deque[str], told: Callable[[str], None]) -> None:
+def _read(process: subprocess.Popen[str], lines: list[str], last: deque[str], tell: Callable[[str], None]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
         shown = hide(line.rstrip())
         last.append(shown)
         with suppress(OSError, ValueError):  # nobody may be left to be told, as when a worker has died; the work goes on
-            told(shown)
+            tell(shown)
 
 
 def _wait(process: subprocess.Popen[str], timeout: float | None, what: str) -> None:

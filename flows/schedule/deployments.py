@@ -73,14 +73,14 @@ class Wanted:
 
 def wanted(read: Pipelines, repository: str) -> list[Wanted]:
     """Of every enabled pipeline."""
-    found = []
+    deployments = []
     for name in read.enabled:
         runs = read.runs_of(name)
         keys = ("revision", "results", "workspaces", "remote", "remote_timeout", "overlap")
         parameters = {"pipeline": name, "repository": repository, **{key: getattr(runs, key) for key in keys}}
         tags = tuple(dict.fromkeys((TAG, *runs.tags)))
-        found.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap))
-    return found
+        deployments.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap))
+    return deployments
 
 
 def deploy() -> list[str]:
@@ -97,10 +97,10 @@ def deploy() -> list[str]:
     return lines
 
 
-def serve(told: Callable[[str], None]) -> None:
+def serve(tell: Callable[[str], None]) -> None:
     """Deploys, and runs what is due in processes of this machine, until it is stopped. Raises BadInput."""
     for line in deploy():
-        told(line)
+        tell(line)
     read = read_pipelines()
     runner = Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
     for item in wanted(read, repository_of(read)):
@@ -137,22 +137,22 @@ def _there(client: SyncPrefectClient, item: Wanted, repository: str) -> Deployme
     """The deployment as it stands on the server. Raises BadInput if it is another repository's."""
     name = f"{NAME}/{item.name}"
     try:
-        there = client.read_deployment_by_name(name)
+        deployed = client.read_deployment_by_name(name)
     except ObjectNotFound:
         return None
-    owner = there.parameters.get("repository")
+    owner = deployed.parameters.get("repository")
     if owner != repository:
         raise BadInput(
             f"pipelines.{item.name}: the server has a deployment of that name, of {owner or 'another project'}, not of {repository}; "
             f"give the pipeline another name, or remove it there: `prefect deployment delete {name}`"
         )
-    return there
+    return deployed
 
 
-def _apply(client: SyncPrefectClient, item: Wanted, there: DeploymentResponse | None) -> str:
+def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse | None) -> str:
     when = str(item.schedule) if item.schedule else "by hand"
     built = item.built()
-    if there is not None and _is_as(there, built):
+    if deployed is not None and _is_as(deployed, built):
         return f"unchanged: {item.name}, {when}"
     client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
         flow_id=client.create_flow(scheduled),
@@ -168,17 +168,17 @@ def _apply(client: SyncPrefectClient, item: Wanted, there: DeploymentResponse | 
         enforce_parameter_schema=True,
         description=built.description,
     )
-    return f"{'updated' if there else 'created'}: {item.name}, {when}"
+    return f"{'updated' if deployed else 'created'}: {item.name}, {when}"
 
 
-def _is_as(there: DeploymentResponse, built: RunnerDeployment) -> bool:
+def _is_as(deployed: DeploymentResponse, built: RunnerDeployment) -> bool:
     return (
-        _times(there.schedules) == _times(built.schedules or [])
-        and there.parameters == built.parameters
-        and set(there.tags or ()) == set(built.tags)
-        and there.work_pool_name == built.work_pool_name
-        and there.entrypoint == built.entrypoint
-        and there.concurrency_options == built.concurrency_options
+        _times(deployed.schedules) == _times(built.schedules or [])
+        and deployed.parameters == built.parameters
+        and set(deployed.tags or ()) == set(built.tags)
+        and deployed.work_pool_name == built.work_pool_name
+        and deployed.entrypoint == built.entrypoint
+        and deployed.concurrency_options == built.concurrency_options
     )
 
 
@@ -188,19 +188,19 @@ def _times(schedules: Sequence[Any]) -> list[Any]:
 
 
 def _remove(client: SyncPrefectClient, repository: str, named: set[str]) -> Iterator[str]:
-    for there in of_this_project(client):
-        if there.entrypoint == ENTRYPOINT and there.parameters.get("repository") == repository and there.name not in named:
-            client.delete_deployment(there.id)
-            yield f"removed: {there.name}"
+    for deployed in of_this_project(client):
+        if deployed.entrypoint == ENTRYPOINT and deployed.parameters.get("repository") == repository and deployed.name not in named:
+            client.delete_deployment(deployed.id)
+            yield f"removed: {deployed.name}"
 
 
 def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """Every deployment on the server that this project made, of whichever repository."""
     ours = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
-    found: list[DeploymentResponse] = []
-    while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(found)):
-        found += page
-    return found
+    deployments: list[DeploymentResponse] = []
+    while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(deployments)):
+        deployments += page
+    return deployments
 
 
 def _pool(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:
@@ -229,5 +229,5 @@ def _limit(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    came = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return came.stdout.strip() or None if came.returncode == 0 else None
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -92,7 +92,7 @@ def scheduled(
     with on_sigterm(), one_api():
         try:
             what, wait = f"{pipeline} at {revision}", overlap == "wait"
-            with one_at_a_time(pipeline, what, folder=root, where=place.folder, wait=wait, told=logger.warning):
+            with one_at_a_time(pipeline, what, folder=root, where=place.folder, wait=wait, tell=logger.warning):
                 for late in make_up_for_missed():
                     logger.info(f"{pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it")
                 for died in _others("RUNNING"):  # there is one at a time, and we are it

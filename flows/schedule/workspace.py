@@ -35,7 +35,7 @@ from tasks.common.files import write_text
 IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
 AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
 UNFINISHED = Path(".git/changepair-unfinished")  # within a clone, while a run works there: the results it began from
-Told = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Workspace:
         return f"changepair/{self.pipeline}"
 
 
-def prepare(workspace: Workspace, revision: str, told: Told) -> str:
+def prepare(workspace: Workspace, revision: str, tell: Tell) -> str:
     """Makes the clone what `revision` is, with what the last run's results hold; gives the revision's commit. Raises BadInput."""
     folder = workspace.folder
     if not (folder / ".git").is_dir():
@@ -79,13 +79,13 @@ def prepare(workspace: Workspace, revision: str, told: Told) -> str:
     _take_over(workspace, commit, before, left)
     write_text(folder / UNFINISHED, before or "")
     if before is not None:
-        told(f"{workspace.pipeline}: at {commit[:8]}, with the results of {before[:8]}")
+        tell(f"{workspace.pipeline}: at {commit[:8]}, with the results of {before[:8]}")
     else:
-        told(f"{workspace.pipeline}: at {commit[:8]}, with no results before")
+        tell(f"{workspace.pipeline}: at {commit[:8]}, with no results before")
     return commit
 
 
-def pull(workspace: Workspace, told: Told) -> None:
+def pull(workspace: Workspace, tell: Tell) -> None:
     """Brings what dvc.lock names into the clone, from the shared cache and, where there is one, from the remote. What cannot be had is told
     and left for the stages to make again."""
     dvc = own("dvc")
@@ -93,22 +93,22 @@ def pull(workspace: Workspace, told: Told) -> None:
     if not targets:
         return
     for path in verify(workspace.folder):
-        told(f"{workspace.pipeline}: {path} is damaged in the cache; it was taken out, and is fetched or made again")
+        tell(f"{workspace.pipeline}: {path} is damaged in the cache; it was taken out, and is fetched or made again")
     if has_remote(workspace):
         try:
             _dvc(workspace, [*dvc, "fetch", *_remote(workspace), *targets], "cannot pull", workspace.remote_timeout)
         except CommandFailed as error:
-            told(f"{workspace.pipeline}: {error}; what is missing is made again")
+            tell(f"{workspace.pipeline}: {error}; what is missing is made again")
     try:
         _dvc(workspace, [*dvc, "checkout", "--force", "--allow-missing", *targets], "cannot check out", None)
     except CommandFailed as error:
-        told(f"{workspace.pipeline}: {error}; what is missing is made again")
+        tell(f"{workspace.pipeline}: {error}; what is missing is made again")
 
 
-def retrain(workspace: Workspace, told: Told) -> None:
+def retrain(workspace: Workspace, tell: Tell) -> None:
     """`changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
     command = own("flows.cli", "retrain", workspace.pipeline)
-    run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", told=told, environment=of_this_environment(workspace.folder))
+    run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
 
 
 def push(workspace: Workspace) -> None:
@@ -125,9 +125,9 @@ def push(workspace: Workspace) -> None:
 
 def commit_results(workspace: Workspace, revision: str, message: str) -> str | None:
     """Commits what the run wrote that Git keeps, in the clone; gives the commit, or None if that is nothing new. Nothing is sent yet."""
-    made = None if workspace.results == "none" else _commit(workspace, revision, message)
+    results = None if workspace.results == "none" else _commit(workspace, revision, message)
     (workspace.folder / UNFINISHED).unlink(missing_ok=True)
-    return made
+    return results
 
 
 def _commit(workspace: Workspace, revision: str, message: str) -> str | None:
@@ -137,10 +137,10 @@ def _commit(workspace: Workspace, revision: str, message: str) -> str | None:
     if before is not None and tree == git(folder, "rev-parse", f"{before}^{{tree}}"):
         return None
     parents = [part for parent in (before, revision) if parent is not None for part in ("-p", parent)]
-    made = run(["git", "commit-tree", tree, *parents, "-m", message], cwd=folder, what="git commit-tree", environment=AUTHOR).strip()
+    results = run(["git", "commit-tree", tree, *parents, "-m", message], cwd=folder, what="git commit-tree", environment=AUTHOR).strip()
     name = f"refs/heads/{workspace.branch}" if workspace.results == "branch" else f"refs/tags/{workspace.branch}/{_next_number(workspace)}"
-    git(folder, "update-ref", name, made)
-    return made
+    git(folder, "update-ref", name, results)
+    return results
 
 
 def send_results(workspace: Workspace) -> str | None:
@@ -210,13 +210,13 @@ def _last_results(workspace: Workspace) -> str | None:
     if workspace.results == "tag":
         names = git(folder, "for-each-ref", "--format=%(refname)", f"refs/tags/{workspace.branch}/*").split()
         return _commit_of(folder, max(names, key=_number)) if names else None
-    here, there = (_commit_of(folder, f"refs/{kind}/{workspace.branch}") for kind in ("heads", "remotes/origin"))
-    if here is None or there is None:
-        return here or there
-    if git(folder, "merge-base", here, there) == there:
-        return here
-    git(folder, "update-ref", f"refs/heads/{workspace.branch}", there)  # another machine has gone on
-    return there
+    local, remote = (_commit_of(folder, f"refs/{kind}/{workspace.branch}") for kind in ("heads", "remotes/origin"))
+    if local is None or remote is None:
+        return local or remote
+    if git(folder, "merge-base", local, remote) == remote:
+        return local
+    git(folder, "update-ref", f"refs/heads/{workspace.branch}", remote)  # another machine has gone on
+    return remote
 
 
 def _number(name: str) -> int:
@@ -270,8 +270,8 @@ def _targets(folder: Path, pipeline: str) -> list[str]:
     """What of DVC's there is to move: the pipeline's stages, and the model in use."""
     pointer = MODELS / pipeline / POINTER
     locked = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) if (folder / LOCK).is_file() else {}
-    there = [name for name in (locked or {}).get("stages", {}) if is_of(name, pipeline)]
-    return [*there, *([pointer.as_posix()] if (folder / pointer).is_file() else [])]
+    remote = [name for name in (locked or {}).get("stages", {}) if is_of(name, pipeline)]
+    return [*remote, *([pointer.as_posix()] if (folder / pointer).is_file() else [])]
 
 
 def _remote(workspace: Workspace) -> list[str]:

@@ -112,8 +112,8 @@ class Photographs:
         inside = pixels[top : round((square.top + square.height) * height), left : round((square.left + square.width) * width)]
         # Averages over what a pixel covers when it is made smaller: nothing is left out, nothing shimmers.
         smaller = min(inside.shape[:2]) >= self.resolution
-        came = cv2.resize(inside, (self.resolution, self.resolution), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-        return cv2.flip(came, 1) if square.flipped else came
+        cut = cv2.resize(inside, (self.resolution, self.resolution), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        return cv2.flip(cut, 1) if square.flipped else cut
 
 
 @lru_cache(maxsize=KEPT)

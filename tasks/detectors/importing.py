@@ -13,7 +13,7 @@ from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.registry import DETECTORS
-from tasks.detectors.weights import misfits, read_weights, save_model, told
+from tasks.detectors.weights import as_line, misfits, read_weights, save_model
 
 Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
 
@@ -27,7 +27,7 @@ def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> int:
     wrong = misfits(tensors, model)
     if wrong:
         theirs = [_in_their_names(line, published.names) for line in wrong]
-        raise BadInput(f"{checkpoint}: is not the published {detector}, {told(theirs, at_most=None)}")
+        raise BadInput(f"{checkpoint}: is not the published {detector}, {as_line(theirs, at_most=None)}")
     model.load_state_dict(tensors)
     save_model(folder, model, {"detector": detector, "settings": asdict(published.settings), "imported_from": checkpoint.name})
     return len(tensors)

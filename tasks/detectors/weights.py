@@ -37,10 +37,10 @@ def packaged_lite0() -> Mapping[str, Tensor]:
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
     """A state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
-    found = sha256(file)
-    if found != expected:
+    actual = sha256(file)
+    if actual != expected:
         raise BadInput(
-            f"{file.name}: its sha256 is {found[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again"
+            f"{file.name}: its sha256 is {actual[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again"
         )
     return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -83,7 +83,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
     tensors = read_weights(file)
     wrong = misfits(tensors, model)
     if wrong:
-        raise BadInput(f"{file}: does not fit the detector's settings, {told(wrong)}; make it again with them, or give its own")
+        raise BadInput(f"{file}: does not fit the detector's settings, {as_line(wrong)}; make it again with them, or give its own")
     model.load_state_dict(tensors)
 
 
@@ -100,7 +100,7 @@ def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     return [*missing, *surplus, *shapes]
 
 
-def told(wrong: Sequence[str], at_most: int | None = 3) -> str:
+def as_line(wrong: Sequence[str], at_most: int | None = 3) -> str:
     """A list of misfits as one line."""
     shown = wrong[:at_most]
     return f"{len(wrong)} tensors: " + ", ".join(shown) + (", …" if len(shown) < len(wrong) else "")

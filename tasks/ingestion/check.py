@@ -16,7 +16,7 @@ from scipy.fft import dctn
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, png
-from tasks.ingestion.found import GOOD, DatasetFolder, Found
+from tasks.ingestion.listing import GOOD, DatasetFolder, Listed
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL
 
 MAX_PIXELS = 100_000_000
@@ -38,55 +38,55 @@ class Facts:
     """Why it cannot be used; "" if it can."""
 
 
-def check(found: Found, source: DatasetFolder) -> Facts:
+def check(listed: Listed, source: DatasetFolder) -> Facts:
     """Reads the picture and its masks; writes them first where they are cut out of others."""
     try:
-        if found.write is not None:
-            found.write()
-        elif not within(found.image, source.folder):
+        if listed.write is not None:
+            listed.write()
+        elif not within(listed.image, source.folder):
             return Facts(fault="a link that leads out of the dataset's folder")
-        facts = _picture(found.image)
-        if not facts.fault and found.masks:
-            fault = _mask_fault(found.masks, source, (facts.width, facts.height))
+        facts = _picture(listed.image)
+        if not facts.fault and listed.masks:
+            fault = _mask_fault(listed.masks, source, (facts.width, facts.height))
             return Facts(fault=fault) if fault else facts
         return facts
     except BadInput:
         raise  # a full disk
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        return Facts(fault=_undecodable(found.image, error))
+        return Facts(fault=_undecodable(listed.image, error))
 
 
-def row(found: Found, facts: Facts, source: DatasetFolder, licence: str) -> dict[str, Any]:
+def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> dict[str, Any]:
     """The manifest row of a picture without fault (manifest.SCHEMA)."""
-    mask = mask_of(found, source)
+    mask = mask_of(listed, source)
     return {
-        "image": found.image.as_posix(),
+        "image": listed.image.as_posix(),
         "sha256": facts.sha256,
         "phash": facts.phash,
         "height": facts.height,
         "width": facts.width,
         "dataset": source.name,
-        "category": found.category,
-        "split": found.split,
-        "label": NORMAL if found.defect == GOOD else ANOMALOUS,
-        "defect": found.defect,
+        "category": listed.category,
+        "split": listed.split,
+        "label": NORMAL if listed.defect == GOOD else ANOMALOUS,
+        "defect": listed.defect,
         "mask": mask.as_posix() if mask is not None else None,
         "licence": licence,
     }
 
 
-def mask_of(found: Found, source: DatasetFolder) -> Path | None:
+def mask_of(listed: Listed, source: DatasetFolder) -> Path | None:
     """A picture's one mask: its own, or the union of its several."""
-    if len(found.masks) <= 1:
-        return found.masks[0] if found.masks else None
-    return source.written / "masks" / found.category / found.defect / f"{found.image.stem}.png"
+    if len(listed.masks) <= 1:
+        return listed.masks[0] if listed.masks else None
+    return source.written / "masks" / listed.category / listed.defect / f"{listed.image.stem}.png"
 
 
-def union(found: Found, source: DatasetFolder) -> None:
+def union(listed: Listed, source: DatasetFolder) -> None:
     """Writes the union of a picture's several masks."""
-    target = mask_of(found, source)
-    if target is not None and len(found.masks) > 1:
-        marked = np.logical_or.reduce([_read_mask(mask) for mask in found.masks])
+    target = mask_of(listed, source)
+    if target is not None and len(listed.masks) > 1:
+        marked = np.logical_or.reduce([_read_mask(mask) for mask in listed.masks])
         with written_beside(target) as partial:
             partial.write_bytes(png(marked))
 

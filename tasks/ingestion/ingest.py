@@ -26,8 +26,8 @@ from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
 from tasks.ingestion.check import Facts, check, row, union
-from tasks.ingestion.found import DatasetFolder, Found, Item, Rejected
 from tasks.ingestion.known import Known, known_files, stamp
+from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, SCHEMA
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
@@ -57,7 +57,7 @@ class Ingested:
 
 
 @dataclass
-class _Came:
+class _Reading:
     """What reading came to, beside the rows, which are on disk."""
 
     kept: int = 0
@@ -124,25 +124,25 @@ def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: 
     work = places.checkpoints / "ingest"
     work.mkdir(parents=True, exist_ok=True)
     with written_beside(work / f"{source.name}.rows.parquet") as rows:
-        came = _read_all(source, items, licence, rows, work, workers)
-        conflicts = _conflicts(rows, came.suspects()) if came.kept else {}
-        came.rejected += conflicts.values()
-        write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in came.rejected))
+        reading = _read_all(source, items, licence, rows, work, workers)
+        conflicts = _conflicts(rows, reading.suspects()) if reading.kept else {}
+        reading.rejected += conflicts.values()
+        write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in reading.rejected))
         for row_ in conflicts:
-            came.seen[row_.category] -= 1
-        for category, count in came.seen.items():
+            reading.seen[row_.category] -= 1
+        for category, count in reading.seen.items():
             if not count:
                 raise BadInput(f"{source.name}: no usable picture is left in category {category!r}; {listed} says why, file by file")
-        if not came.seen:
+        if not reading.seen:
             raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} says why, file by file")
         _write_manifest(rows, manifest, {row_.image for row_ in conflicts})
     (work / f"{source.name}.rows.parquet").unlink()
-    return Ingested(came.kept - len(conflicts), len(came.rejected), dict(sorted(came.notes.items())))
+    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())))
 
 
-def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, workers: int) -> _Came:
+def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, workers: int) -> _Reading:
     """Writes the rows of the pictures that can be used, portion by portion."""
-    came = _Came()
+    reading = _Reading()
     bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
     with (
         known_files(work / f"{source.name}.sqlite") as known,
@@ -153,20 +153,20 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
             kept = []
             for item, facts in _judged(portion, source, known, pool):
                 if isinstance(item, Rejected):
-                    came.rejected.append(item)
+                    reading.rejected.append(item)
                     continue
-                came.seen.setdefault(item.category, 0)
+                reading.seen.setdefault(item.category, 0)
                 if facts.fault:
-                    came.rejected.append(Rejected(item.image, facts.fault))
+                    reading.rejected.append(Rejected(item.image, facts.fault))
                     continue
-                came.notes.update([facts.note] if facts.note else [])
+                reading.notes.update([facts.note] if facts.note else [])
                 kept.append(row(item, facts, source, licence))
-            came.keep(kept)
+            reading.keep(kept)
             writer.write_table(pa.Table.from_pylist(kept, schema=SCHEMA))
             bar.update(len(portion))
-            stopping.check(f"ingest {source.name}, {came.kept} pictures read")  # and they are known to the next run
+            stopping.check(f"ingest {source.name}, {reading.kept} pictures read")  # and they are known to the next run
     bar.close()
-    return came
+    return reading
 
 
 def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -177,10 +177,10 @@ def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def _judged(portion: list[Item], source: DatasetFolder, known: Known, pool: ThreadPoolExecutor) -> Iterator[tuple[Item, Facts]]:
     """Each item with what is known of it; files that have not changed are not read."""
-    found = [(number, item, stamp(item)) for number, item in enumerate(portion) if isinstance(item, Found)]
+    listed_items = [(number, item, stamp(item)) for number, item in enumerate(portion) if isinstance(item, Listed)]
     facts: dict[int, Facts] = {}
     unknown = []
-    for number, item, mark in found:
+    for number, item, mark in listed_items:
         old = known.facts(item, mark) if mark is not None else None
         if old is None:
             unknown.append((number, item, mark))
@@ -193,10 +193,10 @@ def _judged(portion: list[Item], source: DatasetFolder, known: Known, pool: Thre
         yield anything, facts.get(number, Facts())
 
 
-def _read(found: Found, source: DatasetFolder) -> Facts:
-    facts = check(found, source)
+def _read(listed_items: Listed, source: DatasetFolder) -> Facts:
+    facts = check(listed_items, source)
     if not facts.fault:
-        union(found, source)
+        union(listed_items, source)
     return facts
 
 
@@ -209,7 +209,7 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
     """The pictures that stand twice, byte for byte, and are once normal and once anomalous."""
     if not suspects:
         return {}
-    found = [
+    listed_items = [
         row_
         for batch in pq.ParquetFile(rows).iter_batches(ROWS_A_GROUP)
         for row_ in batch.to_pylist()
@@ -217,8 +217,8 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
     ]
     names = ("normal", "anomalous")
     conflicts = {}
-    for row_ in found:
-        other = next((one["image"] for one in found if one["sha256"] == row_["sha256"] and one["label"] != row_["label"]), None)
+    for row_ in listed_items:
+        other = next((one["image"] for one in listed_items if one["sha256"] == row_["sha256"] and one["label"] != row_["label"]), None)
         if other is not None:
             label = row_["label"]
             reason = f"labelled {names[label]}, and {other}, the same picture byte for byte, {names[1 - label]}: a conflict"

@@ -46,7 +46,7 @@ class Inspection:
 def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path, workers: int) -> Inspection:
     """Reads a dataset into the folder `work`, which may be thrown away after, and draws `sheet`. Raises BadInput as ingestion does."""
     places = Places(work / "pictures", work / "manifests", work / "checkpoints")
-    came = ingest_folder(dataset, path, layout=layout, places=places, workers=workers)
+    ingested = ingest_folder(dataset, path, layout=layout, places=places, workers=workers)
     rows = pq.read_table(places.manifests / f"{dataset}.parquet").to_pylist()
     with written_beside(sheet) as partial:
         contact_sheet(rows).save(partial, "PNG")
@@ -57,7 +57,7 @@ def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path, w
         {side: _spread([row[side] for row in rows], int) for side in ("width", "height")},
         _covered(rows),
         dict(reasons.most_common()),
-        came.notes,
+        ingested.notes,
     )
 
 

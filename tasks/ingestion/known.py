@@ -10,7 +10,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from tasks.ingestion.check import MAX_PIXELS, Facts
-from tasks.ingestion.found import Found
+from tasks.ingestion.listing import Listed
 
 VERSION = f"1 {MAX_PIXELS}"  # of what is found out; files known to another are read again
 
@@ -21,16 +21,16 @@ class Known:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
 
-    def facts(self, found: Found, stamp: str) -> Facts | None:
+    def facts(self, listed: Listed, stamp: str) -> Facts | None:
         row = self.database.execute(
-            "SELECT sha256, phash, height, width, note, fault FROM files WHERE path = ? AND stamp = ?", (os.fsencode(found.image), stamp)
+            "SELECT sha256, phash, height, width, note, fault FROM files WHERE path = ? AND stamp = ?", (os.fsencode(listed.image), stamp)
         ).fetchone()
         return Facts(*row) if row else None
 
-    def learn(self, items: Sequence[tuple[Found, str, Facts]]) -> None:
+    def learn(self, items: Sequence[tuple[Listed, str, Facts]]) -> None:
         self.database.executemany(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(os.fsencode(found.image), stamp, *astuple(facts)) for found, stamp, facts in items],
+            [(os.fsencode(listed.image), stamp, *astuple(facts)) for listed, stamp, facts in items],
         )
         self.database.commit()
 
@@ -48,12 +48,12 @@ def known_files(file: Path) -> Iterator[Known]:
         yield Known(database)
 
 
-def stamp(found: Found) -> str | None:
+def stamp(listed: Listed) -> str | None:
     """Size and time of change of a picture and its masks; None where they cannot tell, as for pictures cut out of others."""
-    if found.write is not None or len(found.masks) > 1:
+    if listed.write is not None or len(listed.masks) > 1:
         return None
     try:
-        stats = [file.stat() for file in (found.image, *found.masks)]
+        stats = [file.stat() for file in (listed.image, *listed.masks)]
     except OSError:
         return None
     return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)

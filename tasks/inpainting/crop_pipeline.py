@@ -57,10 +57,10 @@ class CropInpaintPipeline(_Pipeline):
         hole = Hole.of(small.to(self.device), torch.stack([(sized(mask, size, "bilinear") > 0).float() for mask in masks]).to(self.device))
         noise = torch.stack([torch.randn((3, size, size), generator=one) for one in generator]).to(self.device)
         painted = (hole.filled(self.denoised(hole, temperature * noise, num_inference_steps)).cpu() + 1) / 2
-        came = image.clone()
-        for one, crop, picture, mask, answer in zip(came, crops, pictures, masks, painted, strict=True):
+        painted_images = image.clone()
+        for one, crop, picture, mask, answer in zip(painted_images, crops, pictures, masks, painted, strict=True):
             crop.put_back(one, carried_up(answer, picture, mask))
-        return ImagePipelineOutput(images=came)
+        return ImagePipelineOutput(images=painted_images)
 
     def denoised(self, hole: Hole, noise: Tensor, steps: int) -> Tensor:
         """The residual that noise Bx3xSxS becomes (DDIM, Song et al., ICLR 2021, eq. 12 with no noise added)."""

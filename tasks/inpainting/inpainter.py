@@ -95,9 +95,9 @@ class AnyDiffusion:
         large = F.interpolate(images, size, mode="bilinear", antialias=True)
         holes = (F.interpolate(masks, size, mode="bilinear", antialias=True) > 0).float()  # so that nothing of an object shows around them
         with self.lock, one_thread():
-            came = self.pipeline(prompt=list(texts), image=large, mask_image=holes, generator=_generators(seeds), **asked)
-        answer = F.interpolate(came.images.float().cpu(), images.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
-        refused = getattr(came, "nsfw_content_detected", None)
+            painted = self.pipeline(prompt=list(texts), image=large, mask_image=holes, generator=_generators(seeds), **asked)
+        answer = F.interpolate(painted.images.float().cpu(), images.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
+        refused = getattr(painted, "nsfw_content_detected", None)
         if refused:  # blackened by a safety checker: given back as it was, so that it counts as no change
             answer = torch.where(torch.tensor(refused)[:, None, None, None], images, answer)
         return answer

@@ -76,8 +76,8 @@ def biharmonic_fill(pictures: Tensor, mask: Tensor) -> Tensor:
     filled = []
     for picture, hole in zip(pictures.cpu().permute(0, 2, 3, 1), mask.cpu()[:, 0] > 0, strict=True):
         filled.append(inpaint_biharmonic(picture.numpy(), hole.numpy(), channel_axis=2) if hole.any() else picture.numpy())
-    came = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(pictures)
-    return torch.where(mask > 0, came.clamp(-1, 1), pictures)
+    surface = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(pictures)
+    return torch.where(mask > 0, surface.clamp(-1, 1), pictures)
 
 
 def pyramid_fill(images: Tensor, mask: Tensor) -> Tensor:
@@ -94,12 +94,12 @@ def pyramid_fill(images: Tensor, mask: Tensor) -> Tensor:
         values = F.avg_pool2d(values, 2) / share.clamp(min=1e-6)
         weights = (share > 0).to(values.dtype)
         values = values * weights
-    came = values
+    surface = values
     for values, weights in reversed(levels):
-        came = values * weights + F.interpolate(came, values.shape[-2:], mode="bilinear") * (1 - weights)
+        surface = values * weights + F.interpolate(surface, values.shape[-2:], mode="bilinear") * (1 - weights)
     for _ in range(SMOOTHINGS):
-        came = images * known + _blur(came, 3) * mask
-    return came
+        surface = images * known + _blur(surface, 3) * mask
+    return surface
 
 
 def _grain(picture: Tensor, mask: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ Drawn = tuple[str, bytes]
 
 def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
     """A target's charts by kind: ROC, PR, PRO, score histograms and shots against figures; kinds that it has none of left out."""
-    made: list[tuple[str, list[Drawn]]] = []
+    charts: list[tuple[str, list[Drawn]]] = []
     for title, name, draw in (
         ("ROC of images", ROC, _lines("false positive rate", "true positive rate", 1.0)),
         ("Precision and recall of images", PR, _lines("recall", "precision", 1.0)),
@@ -56,17 +56,17 @@ def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
         mine = table[table["target"] == target]
         drawn = [(str(detector), _svg(str(detector), draw, rows)) for detector, rows in mine.groupby("detector", sort=False)]
         if drawn:
-            made.append((title, drawn))
+            charts.append((title, drawn))
     table = curves.tables[SHOTS]
     mine = table[table["target"] == target]
     present = [figure for figure in FIGURES if (mine["figure"] == figure).any()]
-    made.append(
+    charts.append(
         (
             "Figures by shots, with 95 % intervals over pictures",
             [(heading(name), _svg(heading(name), _by_shots, mine[mine["figure"] == name])) for name in present],
         )
     )
-    return made
+    return charts
 
 
 def training_chart(title: str, log: Path) -> Drawn:

@@ -76,34 +76,34 @@ def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[
 def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """False and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
     before = counts.above / counts.negatives
-    found = counts.true_positive_rate
+    reached = counts.true_positive_rate
     x = np.concatenate([[0.0], np.stack([before, counts.false_positive_rate], axis=1).ravel(), [1.0]])
-    y = np.concatenate([[0.0], np.stack([np.append(0.0, found[:-1]), found], axis=1).ravel(), [1.0]])
+    y = np.concatenate([[0.0], np.stack([np.append(0.0, reached[:-1]), reached], axis=1).ravel(), [1.0]])
     return x, y
 
 
 def pro(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """False positive rate and mean overlap a region."""
     assert counts.overlap is not None
-    found = np.cumsum(counts.overlap) / counts.overlap.sum()
+    reached = np.cumsum(counts.overlap) / counts.overlap.sum()
     x, _true_positives = roc(counts)
-    return x, np.concatenate([[0.0], np.stack([np.append(0.0, found[:-1]), found], axis=1).ravel(), [1.0]])
+    return x, np.concatenate([[0.0], np.stack([np.append(0.0, reached[:-1]), reached], axis=1).ravel(), [1.0]])
 
 
 def _of_images(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     grid = np.linspace(0, 1, POINTS)
     rows: dict[str, list[tuple[object, ...]]] = {ROC: [], PR: []}
     for (target, detector, shots), episodes in frame.groupby(["target", "detector", "shots"], sort=False):
-        found: dict[str, list[NDArray[np.floating]]] = {ROC: [], PR: []}
+        reached: dict[str, list[NDArray[np.floating]]] = {ROC: [], PR: []}
         for _episode, one in episodes.groupby(["category", "seed"], sort=False):
             values, anomalous = one["score"].to_numpy(), one["label"].to_numpy() == ANOMALOUS
             counts = tally(values[anomalous], np.sort(values[~anomalous]))
             if counts is not None:
-                found[ROC].append(_interpolated(grid, *roc(counts)))
+                reached[ROC].append(_interpolated(grid, *roc(counts)))
                 # Precision at a recall is that of the first threshold that reaches it.
                 place = np.searchsorted(counts.true_positive_rate, grid - 1e-12)
-                found[PR].append(counts.precision[np.minimum(place, len(counts.precision) - 1)])
-        for name, curves in found.items():
+                reached[PR].append(counts.precision[np.minimum(place, len(counts.precision) - 1)])
+        for name, curves in reached.items():
             rows[name] += _rows((target, detector, shots), grid, curves)
     axes = {ROC: ["false_positive_rate", "true_positive_rate"], PR: ["recall", "precision"]}
     return {name: pd.DataFrame(rows[name], columns=["target", "detector", "shots", *axes[name]]) for name in rows}
@@ -111,13 +111,13 @@ def _of_images(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _pro(measured: Sequence[Measured]) -> pd.DataFrame:
     grid = np.linspace(0, PRO_LIMIT, POINTS)
-    found: dict[tuple[str, str, int], list[NDArray[np.floating]]] = {}
+    reached: dict[tuple[str, str, int], list[NDArray[np.floating]]] = {}
     for item in measured:
         levels = cast(NDArray[np.floating], item.levels)
         if levels[0].any() and levels[1].any():
             curve = _interpolated(grid, *pro(tally_levels(*levels)))
-            found.setdefault((item.episode.target, item.detector, item.episode.shots), []).append(curve)
-    rows = [row for key, curves in found.items() for row in _rows(key, grid, curves)]
+            reached.setdefault((item.episode.target, item.detector, item.episode.shots), []).append(curve)
+    rows = [row for key, curves in reached.items() for row in _rows(key, grid, curves)]
     return pd.DataFrame(rows, columns=["target", "detector", "shots", "false_positive_rate", "overlap"])
 
 

@@ -124,8 +124,8 @@ def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -
     """Half way between the scores that F1 is best between: anything scored above is called anomalous."""
     levels, place = np.unique(scores, return_inverse=True)
     falling, flagged = levels[::-1], np.cumsum(np.bincount(place)[::-1])
-    found = np.cumsum(np.bincount(place, anomalous)[::-1])
-    best = int(np.argmax(2 * found / (flagged + anomalous.sum())))
+    hits = np.cumsum(np.bincount(place, anomalous)[::-1])
+    best = int(np.argmax(2 * hits / (flagged + anomalous.sum())))
     return float((falling[best] + falling[min(best + 1, len(falling) - 1)]) / 2)
 
 

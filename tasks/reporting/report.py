@@ -34,7 +34,7 @@ LISTED = 200  # rejected files and near duplicates that are named; the rest is c
 
 
 @dataclass(frozen=True)
-class Made:
+class Origin:
     """Where what was evaluated comes from."""
 
     pipeline: str
@@ -64,7 +64,7 @@ class Inputs:
 def write_report(
     file: Path,
     *,
-    made: Made,
+    origin: Origin,
     inputs: Inputs,
     figures: Sequence[FigureRow],
     comparisons: Sequence[ComparisonRow],
@@ -79,11 +79,11 @@ def write_report(
     write_text(
         file,
         page.render(
-            made=made,
+            origin=origin,
             columns=[(name, heading(name)) for name in FIGURES],
             figures=[_line(row, figures) for row in _keys(figures, over_all=True)],
             categories=[_line(row, figures) for row in _keys(figures, over_all=False)],
-            published=_published(figures, made.layouts),
+            published=_published(figures, origin.layouts),
             convention=convention,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             targets=[_target(gallery, curves) for gallery in galleries],
@@ -92,8 +92,8 @@ def write_report(
             counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
             rejected=_listed(inputs.rejected),
             near_duplicates=_listed(inputs.near_duplicates),
-            settings=json.dumps(made.settings, indent=2, default=str),
-            versions={**_versions(), **made.versions},
+            settings=json.dumps(origin.settings, indent=2, default=str),
+            versions={**_versions(), **origin.versions},
         ),
     )
 
@@ -125,13 +125,13 @@ class Listed:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in VERSIONS:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue  # a bare machine has not all of them
-    return found
+    return versions
 
 
 def _keys(rows: Sequence[FigureRow], *, over_all: bool) -> list[FigureRow]:
@@ -150,8 +150,8 @@ def _line(first: FigureRow, rows: Sequence[FigureRow]) -> dict[str, Any]:
 def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str]) -> list[dict[str, Any]]:
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
-        there = [(row.protocol, row.shots) for row in rows if row.target == target]
-        lines += [{"target": target, "row": row} for row in beside(layouts.get(target, target), there)]
+        measured = [(row.protocol, row.shots) for row in rows if row.target == target]
+        lines += [{"target": target, "row": row} for row in beside(layouts.get(target, target), measured)]
     return lines
 
 

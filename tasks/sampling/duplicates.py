@@ -31,14 +31,14 @@ def near_duplicates(training: Sequence[Mapping[str, Any]], tested: Sequence[Mapp
     for value in first:
         for band in _bands(value):
             buckets[band].append(value)
-    found = []
+    pairs = []
     for row in tested:
         value = int(row["phash"], 16)
         near = [((value ^ other).bit_count(), first[other]) for band in _bands(value) for other in buckets.get(band, [])]
         bits, image = min(near, default=(BITS, ""))
         if bits <= MOST_BITS:
-            found.append(NearDuplicate(image, row["image"], bits))
-    return sorted(found, key=lambda pair: (pair.bits, pair.trained_on, pair.tested_on))
+            pairs.append(NearDuplicate(image, row["image"], bits))
+    return sorted(pairs, key=lambda pair: (pair.bits, pair.trained_on, pair.tested_on))
 
 
 def _bands(value: int) -> Iterator[tuple[int, int]]:

@@ -21,11 +21,11 @@ Chosen = dict[str, list[str]]
 
 def normal_pictures(rows: Sequence[Row], categories: Sequence[str]) -> Chosen:
     """The normal training pictures of each category."""
-    found: Chosen = {category: [] for category in categories}
+    by_category: Chosen = {category: [] for category in categories}
     for row in rows:
-        if row["category"] in found and row["split"] == "train" and row["label"] == NORMAL:
-            found[row["category"]].append(row["image"])
-    return found
+        if row["category"] in by_category and row["split"] == "train" and row["label"] == NORMAL:
+            by_category[row["category"]].append(row["image"])
+    return by_category
 
 
 class Drawing:

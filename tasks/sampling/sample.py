@@ -79,7 +79,7 @@ def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[Row]]
     """Of a pooled draw, which categories got none."""
     if settings.draw != "pooled":
         return []
-    there = {
+    prompted = {
         (episode.target, episode.category, episode.seed, episode.shots) for episode in episodes if episode.protocol == "class-specific"
     }
     return [
@@ -89,7 +89,7 @@ def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[Row]]
         for category in dict.fromkeys(row["category"] for row in rows)
         for seed in settings.seeds
         for shots in settings.shots
-        if shots and (target, category, seed, shots) not in there
+        if shots and (target, category, seed, shots) not in prompted
     ]
 
 

@@ -74,17 +74,17 @@ def decide(new: pa.Table, in_use: pa.Table, settings: PromotionSettings, detecto
         values, draws = ([[row[what] for row in rows[detector].values()] for rows in (ours, theirs)] for what in ("value", "draws"))
         new_value, old_value = (float(np.mean(of_model)) for of_model in values)
         gap: Draws = (np.mean(draws[0], axis=0) - np.mean(draws[1], axis=0)).astype(np.float32)
-        found = difference(new_value - old_value, gap)
-        if found is None:
+        estimate = difference(new_value - old_value, gap)
+        if estimate is None:
             return Decision(False, f"{detector}: {name} has no interval on these pictures; choose another promotion.figure")
-        passes = found.low >= -settings.tolerance
-        compared.append(Compared(detector, new_value, old_value, found.value, found.low, found.high, passes))
+        passes = estimate.low >= -settings.tolerance
+        compared.append(Compared(detector, new_value, old_value, estimate.value, estimate.low, estimate.high, passes))
     failed = [item for item in compared if not item.passes]
-    told = "; ".join(_told(item, name) for item in failed or compared) or "the model in use has none of these detectors"
+    reasons = "; ".join(_told(item, name) for item in failed or compared) or "the model in use has none of these detectors"
     limit = f"{100 * settings.tolerance:g} points"
     if failed:
-        return Decision(False, f"{told}: it may be worse by more than {limit}", tuple(compared))
-    return Decision(True, f"{told}: not worse by more than {limit}", tuple(compared))
+        return Decision(False, f"{reasons}: it may be worse by more than {limit}", tuple(compared))
+    return Decision(True, f"{reasons}: not worse by more than {limit}", tuple(compared))
 
 
 def _told(item: Compared, name: str) -> str:
@@ -96,8 +96,8 @@ def _told(item: Compared, name: str) -> str:
 
 def _by_detector(draws: pa.Table, figure: str, detectors: Sequence[str]) -> dict[str, dict[tuple[str, str, int], Row]]:
     """detector -> (target, protocol, shots) -> row, of one figure."""
-    found: dict[str, dict[tuple[str, str, int], Row]] = {}
+    estimate: dict[str, dict[tuple[str, str, int], Row]] = {}
     for row in draws.to_pylist():
         if row["figure"] == figure and row["detector"] in detectors:
-            found.setdefault(row["detector"], {})[row["target"], row["protocol"], row["shots"]] = row
-    return {name: dict(sorted(rows.items())) for name, rows in found.items()}
+            estimate.setdefault(row["detector"], {})[row["target"], row["protocol"], row["shots"]] = row
+    return {name: dict(sorted(rows.items())) for name, rows in estimate.items()}

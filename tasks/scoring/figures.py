@@ -54,8 +54,8 @@ class Tally:
 
     @property
     def precision(self) -> Counts:
-        found = np.cumsum(self.hits, -1)
-        return found / np.maximum(found + self.above + self.level, 1e-12)  # a resample may lack the highest scores
+        hits_so_far = np.cumsum(self.hits, -1)
+        return hits_so_far / np.maximum(hits_so_far + self.above + self.level, 1e-12)  # a resample may lack the highest scores
 
 
 def tally(
@@ -108,8 +108,8 @@ def average_precision(counts: Tally) -> Counts:
 
 def f1max(counts: Tally) -> Counts:
     """The best F1 over thresholds. Between two scores of positives only false positives are added, so one of those is the best."""
-    found = np.cumsum(counts.hits, -1)
-    return (2 * found / (found + counts.above + counts.level + counts.positives[..., None])).max(-1)
+    hits_so_far = np.cumsum(counts.hits, -1)
+    return (2 * hits_so_far / (hits_so_far + counts.above + counts.level + counts.positives[..., None])).max(-1)
 
 
 def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
@@ -169,13 +169,13 @@ def pixel_figures(counts: Tally | None) -> dict[str, Counts]:
 def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
     """What the pixel figures may be at the least and at the most if what counts as scored the same is not: of a histogram's figures, how
     far they can be from those of the scores themselves."""
-    found, more = np.cumsum(counts.hits), counts.above + counts.level
+    hits_so_far, more = np.cumsum(counts.hits), counts.above + counts.level
     positives, negatives = counts.positives, counts.negatives
     width = (counts.hits * counts.level).sum() / (2 * positives * negatives)
     area = auroc(counts)
-    best = (counts.hits * found / np.maximum(found + counts.above, 1e-12)).sum() / positives
-    worst = (counts.hits * (found - counts.hits + 1) / (found - counts.hits + 1 + more)).sum() / positives
-    f1 = 2 * found / (found + counts.above + positives)
+    best = (counts.hits * hits_so_far / np.maximum(hits_so_far + counts.above, 1e-12)).sum() / positives
+    worst = (counts.hits * (hits_so_far - counts.hits + 1) / (hits_so_far - counts.hits + 1 + more)).sum() / positives
+    f1 = 2 * hits_so_far / (hits_so_far + counts.above + positives)
     result = {
         "pixel_auroc": (area - width, area + width),
         "pixel_ap": (worst, best),

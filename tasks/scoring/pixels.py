@@ -146,7 +146,7 @@ def _levels(fine: NDArray[np.uint16], truth: Truth) -> NDArray[np.uint8]:
     mass = np.full(FINE, EVEN / FINE)
     everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
     hits = np.bincount(fine.ravel()[truth.anomalous], minlength=FINE)
-    there = [counts for counts in (everything - hits, hits) if counts.any()]
-    for counts in there:
-        mass += (1 - EVEN) / len(there) * counts / counts.sum()
+    sides = [counts for counts in (everything - hits, hits) if counts.any()]
+    for counts in sides:
+        mass += (1 - EVEN) / len(sides) * counts / counts.sum()
     return np.minimum((np.cumsum(mass) - mass / 2) / mass.sum() * COARSE, COARSE - 1).astype(np.uint8)

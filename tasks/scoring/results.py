@@ -131,17 +131,17 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
     rows = []
     groups = _grouped(measured)
     for target, protocol, shots in dict.fromkeys((target, protocol, shots) for target, _detector, protocol, shots in groups):
-        there = [name for of, name, *rest in groups if (of, *rest) == (target, protocol, shots)]
-        for names in combinations(there, 2):
+        detectors = [name for of, name, *rest in groups if (of, *rest) == (target, protocol, shots)]
+        for names in combinations(detectors, 2):
             pair = [groups[target, name, protocol, shots] for name in names]
             pictures = sum({item.episode.category: item.shared_queries for item in pair[0]}.values())
             for figure in FIGURES:
                 seeds = [_by_seed([(item.episode, item.shared.get(figure)) for item in items]) for items in pair]
                 if all(seeds):
                     one, other = _mean(seeds[0]), _mean(seeds[1])
-                    found = difference(one.value - other.value, one.draws - other.draws)
-                    if found is not None:
-                        value, low, high, p = (round(number, 6) for number in astuple(found))
+                    estimate = difference(one.value - other.value, one.draws - other.draws)
+                    if estimate is not None:
+                        value, low, high, p = (round(number, 6) for number in astuple(estimate))
                         rows.append(ComparisonRow(target, protocol, shots, figure, *names, value, low, high, p, pictures))
     return rows
 
@@ -176,14 +176,14 @@ def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, d
 
 def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
     """The figures over all categories for people: a row a target, detector, protocol and shots; percent, mean ± std over seeds."""
-    found: dict[tuple[str, str, str, int], dict[str, str]] = {}
+    estimate: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for row in rows:
         if row.category == ALL:
-            cells = found.setdefault((row.target, row.detector, row.protocol, row.shots), dict.fromkeys(FIGURES, ""))
+            cells = estimate.setdefault((row.target, row.detector, row.protocol, row.shots), dict.fromkeys(FIGURES, ""))
             cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
     return [
         {"target": target, "detector": detector, "protocol": protocol, "shots": str(shots), **cells}
-        for (target, detector, protocol, shots), cells in found.items()
+        for (target, detector, protocol, shots), cells in estimate.items()
     ]
 
 

@@ -208,8 +208,8 @@ def _compare_seed(
 
 def _category(detector: Detector, episode: Episode) -> str:
     """What the detector may be told of the pictures; one that does not read is told the same always, so that it concludes once."""
-    told = detector.reads and episode.protocol != "class-agnostic"
-    return episode.category if told else ANY_CATEGORY
+    named = detector.reads and episode.protocol != "class-agnostic"
+    return episode.category if named else ANY_CATEGORY
 
 
 def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:

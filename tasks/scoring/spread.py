@@ -47,8 +47,8 @@ def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: 
         hits = np.add.reduceat(hits, starts, axis=1)
     upto = np.concatenate([np.zeros((len(counts), 1), np.float32), np.cumsum(counts[:, negatives], axis=1)], axis=1)
     above, at_least = (upto[:, np.searchsorted(-scores[negatives], -falling[starts], side)] for side in ("left", "right"))
-    found = Tally(hits, above, at_least - above, upto[:, -1])
-    return {name: values.astype(np.float32) for name, values in image_figures(found).items()}
+    counted = Tally(hits, above, at_least - above, upto[:, -1])
+    return {name: values.astype(np.float32) for name, values in image_figures(counted).items()}
 
 
 def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], exact: dict[str, float]) -> dict[str, Draws]:

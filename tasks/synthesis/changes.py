@@ -100,18 +100,18 @@ def disappearance(materials: Materials, rng: np.random.Generator) -> Repaint:
 
 
 def _painted_away(materials: Materials, rng: np.random.Generator, *, painted_is_query: bool) -> Repaint:
-    found = materials.objects.draw(rng)
-    reach = round(materials.settings.objects.margin * len(found.mask))
-    region = ndimage.binary_dilation(found.mask, iterations=reach) if reach else found.mask
-    return Repaint(found.photo, found.picture, region, materials.settings.inpainting.removal_text, painted_is_query)
+    chosen = materials.objects.draw(rng)
+    reach = round(materials.settings.objects.margin * len(chosen.mask))
+    region = ndimage.binary_dilation(chosen.mask, iterations=reach) if reach else chosen.mask
+    return Repaint(chosen.photo, chosen.picture, region, materials.settings.inpainting.removal_text, painted_is_query)
 
 
 def exchange_regenerated(materials: Materials, rng: np.random.Generator) -> Repaint:
     """Another object in an object's place, painted by the inpainting model within its outline."""
-    found = materials.objects.draw(rng)
+    chosen = materials.objects.draw(rng)
     texts = materials.settings.inpainting.exchange_texts
-    text = texts[int(rng.integers(len(texts)))] if texts else found.label
-    return Repaint(found.photo, found.picture, found.mask, text, painted_is_query=True)
+    text = texts[int(rng.integers(len(texts)))] if texts else chosen.label
+    return Repaint(chosen.photo, chosen.picture, chosen.mask, text, painted_is_query=True)
 
 
 def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:

@@ -23,7 +23,7 @@ class Dropped(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class Listed:
     """A square of a photograph with one object in it."""
 
     photo: int
@@ -40,18 +40,18 @@ class Objects:
         self.sources = sources
         self.table = table
 
-    def draw(self, rng: np.random.Generator, but: int | None = None) -> Found:
+    def draw(self, rng: np.random.Generator, but: int | None = None) -> Listed:
         """A random object of a random photograph, of another than `but` if there is one. Raises Dropped if it has none."""
         photo = self.sources.choose(rng, but)
         outlined = _outlined(str(self.table), self.sources.images[photo])
-        found = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)
-        if not found.mask.any():
+        chosen = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)
+        if not chosen.mask.any():
             raise Dropped("object too small")
-        if not self.settings.cut_by_border and _touches_border(found.mask):
+        if not self.settings.cut_by_border and _touches_border(chosen.mask):
             raise Dropped("object cut by the border")
-        return found
+        return chosen
 
-    def _outlined(self, photo: int, rows: Sequence[dict[str, Any]], rng: np.random.Generator) -> Found:
+    def _outlined(self, photo: int, rows: Sequence[dict[str, Any]], rng: np.random.Generator) -> Listed:
         row = rows[int(rng.integers(len(rows)))]
         box = Box(row["left"] / row["width"], row["top"] / row["height"], row["right"] / row["width"], row["bottom"] / row["height"])
         if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
@@ -60,9 +60,9 @@ class Objects:
         square = self.sources.square_around(photo, Thing(box, float(mask.mean())), self.settings.area, rng)
         if square is None:
             raise Dropped("object too small or too large for a square")
-        return Found(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row["label"])
+        return Listed(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row["label"])
 
-    def _proposed(self, photo: int, rng: np.random.Generator) -> Found:
+    def _proposed(self, photo: int, rng: np.random.Generator) -> Listed:
         picture = self.sources.cut(photo, self.sources.square(photo, rng))
         low, high = self.settings.area
         masks = [
@@ -72,7 +72,7 @@ class Objects:
         ]
         if not masks:
             raise Dropped("no object proposed")
-        return Found(photo, picture, masks[int(rng.integers(len(masks)))], "")
+        return Listed(photo, picture, masks[int(rng.integers(len(masks)))], "")
 
 
 def _touches_border(mask: Mask) -> bool:

@@ -39,9 +39,9 @@ def write_overview(folder: Path, rows: Sequence[dict[str, Any]], drops: Mapping[
         chosen = [row for method in methods for row in [row for row in of_kind if row["method"] == method][: PAIRS_A_KIND // len(methods)]]
         contact_sheet(folder, chosen).save(overview / f"{kind}.png", "PNG")
 
-    made = Counter(f"{row['kind']}, {row['method']}" for row in rows)
+    counts = Counter(f"{row['kind']}, {row['method']}" for row in rows)
     reasons = {f"{drop.kind}, {drop.method}: {drop.reason}": count for drop, count in sorted(drops.items())}
-    write_csv(overview / KINDS_NAME, ["kind", "pairs"], sorted(made.items()))
+    write_csv(overview / KINDS_NAME, ["kind", "pairs"], sorted(counts.items()))
     write_csv(overview / DROPS_NAME, ["reason", "draws"], reasons.items())
     kinds = sorted({row["kind"] for row in rows if row["changed_area"] > 0})
     areas = {kind: _histogram([row["changed_area"] for row in rows if row["kind"] == kind]) for kind in kinds}
@@ -85,9 +85,9 @@ def _draw_pair(sheet: Image.Image, corner: tuple[int, int], row: dict[str, Any],
 
 def tinted(picture: Picture, mask: Mask) -> Picture:
     """The picture with the masked region tinted."""
-    came = picture.copy()
-    came[mask] = (0.5 * came[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
-    return came
+    shown = picture.copy()
+    shown[mask] = (0.5 * shown[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
+    return shown
 
 
 def _open(data: bytes) -> Image.Image:

@@ -45,24 +45,24 @@ class Maker:
 
     def _group(self, group: Sequence[int], recipes: dict[int, Recipe]) -> list[Pair]:
         """A group's pairs: all are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
-        made: dict[int, Pair] = {}
+        pairs: dict[int, Pair] = {}
         for draw in range(MOST_DRAWS):
-            waiting = [number for number in group if number not in made]
+            waiting = [number for number in group if number not in pairs]
             if not waiting:
                 break
             rngs = {number: generator(self.settings.seed, "pair", number, draw) for number in waiting}
             drawn = self._drawn({number: recipes[number] for number in waiting}, rngs)
-            answers = self._answers({number: came for number, came in drawn.items() if isinstance(came, Repaint)}, draw)
-            for number, came in drawn.items():
+            answers = self._answers({number: answer for number, answer in drawn.items() if isinstance(answer, Repaint)}, draw)
+            for number, answer in drawn.items():
                 try:
-                    change = painted(came, answers[number], self.settings) if isinstance(came, Repaint) else came
-                    made[number] = self._pair(number, draw, recipes[number], change, rngs[number])
+                    change = painted(answer, answers[number], self.settings) if isinstance(answer, Repaint) else answer
+                    pairs[number] = self._pair(number, draw, recipes[number], change, rngs[number])
                 except Dropped as dropped:
                     self._drop(recipes[number], dropped)
-        missing = next((number for number in group if number not in made), None)
+        missing = next((number for number in group if number not in pairs), None)
         if missing is not None:
             raise self._cannot(recipes[missing])
-        return [made[number] for number in group]
+        return [pairs[number] for number in group]
 
     def _drawn(self, recipes: dict[int, Recipe], rngs: dict[int, np.random.Generator]) -> dict[int, Change | Repaint]:
         drawn = {}
@@ -81,8 +81,8 @@ class Maker:
         images = torch.from_numpy(np.stack([repaint.picture for repaint in asked.values()])).permute(0, 3, 1, 2).float() / 255
         masks = torch.from_numpy(np.stack([repaint.region for repaint in asked.values()]))[:, None].float()
         seeds = [int(generator(self.settings.seed, "paint", number, draw).integers(2**31)) for number in asked]
-        came = self.inpainter(images, masks, [repaint.text for repaint in asked.values()], seeds)
-        pictures = (came.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        answer = self.inpainter(images, masks, [repaint.text for repaint in asked.values()], seeds)
+        pictures = (answer.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         return dict(zip(asked, pictures, strict=True))
 
     def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
@@ -109,9 +109,9 @@ class Maker:
 
     def _cannot(self, recipe_: Recipe) -> BadInput:
         reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (recipe_.kind, recipe_.method)})
-        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         return BadInput(
-            f"synthesis: {MOST_DRAWS} draws of a pair of kind {recipe_.kind!r} came to nothing: {told}; "
+            f"synthesis: {MOST_DRAWS} draws of a pair of kind {recipe_.kind!r} came to nothing: {counted}; "
             "widen synthesis.changed_area or synthesis.objects, or give the kind no share, in pipelines.yaml"
         )
 

@@ -50,8 +50,8 @@ def segments(picture: Picture, smallest: float) -> list[Mask]:
 
 def segment_anything(picture: Picture, model: str) -> list[Mask]:
     """What Segment Anything (Kirillov et al., ICCV 2023) finds at a grid of points, best first, none twice (transformers)."""
-    came = _generator(model)(_image(picture), points_per_batch=POINTS_A_SIDE**2, points_per_crop=POINTS_A_SIDE)
-    return [np.asarray(mask, dtype=bool) for mask in came["masks"]]
+    answer = _generator(model)(_image(picture), points_per_batch=POINTS_A_SIDE**2, points_per_crop=POINTS_A_SIDE)
+    return [np.asarray(mask, dtype=bool) for mask in answer["masks"]]
 
 
 def _image(picture: Picture) -> Any:

@@ -46,8 +46,8 @@ class ClipEncoder(FrozenEncoder):
         self.strides = tuple(self.resolution // map_.shape[-1] for map_ in features)
 
     def features(self, normalised: Tensor) -> Features:
-        came = self.network.visual.forward_intermediates(normalised, indices=self.indices)  # type: ignore[operator, union-attr]
-        return [*came["image_intermediates"], came["image_features"][:, :, None, None]]
+        features = self.network.visual.forward_intermediates(normalised, indices=self.indices)  # type: ignore[operator, union-attr]
+        return [*features["image_intermediates"], features["image_features"][:, :, None, None]]
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:

@@ -100,9 +100,9 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
     cosines = patches.new_empty(min(rows, len(patches)), bank.shape[-1])
     highest = patches.new_empty(len(patches))
-    for part, came in zip(patches.split(rows), highest.split(rows), strict=True):
+    for part, highest_of_part in zip(patches.split(rows), highest.split(rows), strict=True):
         torch.mm(part, bank, out=cosines[: len(part)])
-        torch.amax(cosines[: len(part)], dim=1, out=came)
+        torch.amax(cosines[: len(part)], dim=1, out=highest_of_part)
     return highest
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.ingestion.found import Reader
+from tasks.ingestion.listing import Reader
 from tasks.ingestion.readers.classes import cifar10, mnist
 from tasks.ingestion.readers.labelled import aitex, elpv, head_ct, kolektor, sdd2, yes_no
 from tasks.ingestion.readers.tables import real_iad, table, visa

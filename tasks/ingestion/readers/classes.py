@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import png
-from tasks.ingestion.found import GOOD, DatasetFolder, Found, Item, folders, pictures
+from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_SIDE = 32
@@ -48,10 +48,10 @@ def cifar10(source: DatasetFolder) -> Iterator[Item]:
     """The binary version (data_batch_1.bin, …), the Python one (data_batch_1, …, read without running anything in it), or folders
     train/<class>/*.png, test/<class>/*.png."""
     for split, batches in CIFAR_BATCHES.items():
-        found = [file for name in batches if (file := _either(source.folder, f"{name}.bin", name)) is not None]
-        if not found:
+        present = [file for name in batches if (file := _either(source.folder, f"{name}.bin", name)) is not None]
+        if not present:
             yield from _class_folders(source, split)
-        for file in found:
+        for file in present:
             arrays, labels = _cifar_binary(file) if file.suffix == ".bin" else _cifar_python(file)
             yield from _written(source, split, arrays, [CIFAR_NAMES[label] for label in labels], file.stem)
 
@@ -77,9 +77,9 @@ def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         dimensions = 3 if magic == IDX_IMAGES else 1
-        found, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
-        if found != magic:
-            raise ValueError(f"its magic number is {found}, not {magic}")
+        present, *shape = struct.unpack_from(f">{1 + dimensions}I", content)
+        if present != magic:
+            raise ValueError(f"its magic number is {present}, not {magic}")
         return np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error) as error:
         raise BadInput(f"{file}: not an IDX file, or truncated ({error})") from error
@@ -133,7 +133,7 @@ def _pixels(file: Path, data: NDArray[np.uint8], labels: list[int]) -> tuple[NDA
 def _written(source: DatasetFolder, split: str, arrays: NDArray[np.uint8], classes: Sequence[str], batch: str = "") -> Iterator[Item]:
     for number, (array, name) in enumerate(zip(arrays, classes, strict=True)):
         image = source.written / split / name / f"{batch}{'-' if batch else ''}{number:05d}.png"
-        yield Found(image, name, split, GOOD, (), partial(_write, image, array))
+        yield Listed(image, name, split, GOOD, (), partial(_write, image, array))
 
 
 def _write(image: Path, array: NDArray[np.uint8]) -> None:

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, png
-from tasks.ingestion.found import GOOD, DatasetFolder, Found, Item, Rejected, files, folders, picture
+from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, picture
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
 SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a defect
@@ -85,9 +85,9 @@ def head_ct(source: DatasetFolder) -> Iterator[Item]:
 def sdd2(source: DatasetFolder) -> Iterator[Item]:
     """KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise; a picture whose mask marks nothing is normal."""
     for split in ("train", "test"):
-        found = files(source.needs(split))
-        masks = {file.stem.removesuffix("_GT"): file for file in found if file.stem.endswith("_GT")}
-        for file in found:
+        listed = files(source.needs(split))
+        masks = {file.stem.removesuffix("_GT"): file for file in listed if file.stem.endswith("_GT")}
+        for file in listed:
             if file.stem.endswith("_GT"):
                 continue
             mask = masks.pop(file.stem, None)
@@ -162,7 +162,7 @@ def _once_more(folder: Path) -> Path:
 
 
 def _cut_normal(source: DatasetFolder, strips: Sequence[tuple[Path, str]]) -> Iterator[Item]:
-    pieces: list[Found] = []
+    pieces: list[Listed] = []
     for file, name in strips:
         size = _size(file)
         if size is None:
@@ -170,7 +170,7 @@ def _cut_normal(source: DatasetFolder, strips: Sequence[tuple[Path, str]]) -> It
             continue
         for number, box in enumerate(_squares(*size)):
             image = source.written / GOOD / f"{name}_{number}.png"
-            pieces.append(Found(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+            pieces.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
     yield from _split(pieces)
 
 
@@ -178,8 +178,8 @@ def _cut(
     source: DatasetFolder, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
 ) -> Iterator[Item]:
     """Pieces of pictures; a piece is anomalous where the same piece of its mask marks anything."""
-    normal: list[Found] = []
-    anomalous: list[Found] = []
+    normal: list[Listed] = []
+    anomalous: list[Listed] = []
     for file, mask, name in pairs:
         marked, size = _marked(mask), _size(file)
         if marked is None or size is None:
@@ -194,16 +194,16 @@ def _cut(
             image = source.written / kind / f"{name}_{number}.png"
             if kind != GOOD:
                 truth = source.written / "masks" / f"{name}_{number}.png"
-                anomalous.append(Found(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth)))
+                anomalous.append(Listed(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth)))
             elif keep_normal:
-                normal.append(Found(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+                normal.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
     yield from _split(normal)
     yield from anomalous
 
 
-def _split(pieces: Sequence[Found]) -> Iterator[Found]:
+def _split(pieces: Sequence[Listed]) -> Iterator[Listed]:
     split = split_normal([piece.image for piece in pieces])
-    yield from (Found(piece.image, piece.category, split[piece.image], piece.defect, piece.masks, piece.write) for piece in pieces)
+    yield from (Listed(piece.image, piece.category, split[piece.image], piece.defect, piece.masks, piece.write) for piece in pieces)
 
 
 def _write_piece(file: Path, box: tuple[int, int, int, int], image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
@@ -232,7 +232,7 @@ def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
 def _there(items: Iterator[Item]) -> Iterator[Item]:
     """What a list names and is not on disk, as rejected."""
     for item in items:
-        if isinstance(item, Found) and not item.image.is_file():
+        if isinstance(item, Listed) and not item.image.is_file():
             yield Rejected(item.image, "the labels name it, and it is not there")
         else:
             yield item

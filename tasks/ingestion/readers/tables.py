@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks.common.errors import BadInput
-from tasks.ingestion.found import GOOD, DatasetFolder, Item, Rejected, files, picture
+from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
 
 
 def visa(source: DatasetFolder) -> Iterator[Item]:
@@ -26,10 +26,10 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
     """realiad_jsons/<category>.json beside the pictures' folder (Wang et al., CVPR 2024): train and test lists of image_path,
     anomaly_class (OK for normal) and mask_path, under meta.prefix."""
     folder = source.needs("realiad_jsons")
-    found = [file for file in (*files(folder), *files(folder / "realiad_jsons")) if file.suffix == ".json"]
-    if not found:
+    listed = [file for file in (*files(folder), *files(folder / "realiad_jsons")) if file.suffix == ".json"]
+    if not listed:
         raise BadInput(f"{source.name}: {folder} holds no <category>.json")
-    for file in found:
+    for file in listed:
         try:
             content: Any = json.loads(file.read_text(encoding="utf-8"))
             prefix, normal = content["meta"]["prefix"], content["meta"]["normal_class"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.errors import BadInput
-from tasks.ingestion.found import GOOD, DatasetFolder, Found, Item, Rejected, files, folders, holds_pictures, pictures
+from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
 
 MASK_ENDING = "_mask"
 
@@ -43,8 +43,8 @@ class Tree:
         elif categories:
             for category in categories:
                 yield from self._category(category.name, category)
-        elif self.photographs and (found := _photographs(folder)):
-            for child in found:
+        elif self.photographs and (listed := _photographs(folder)):
+            for child in listed:
                 yield from pictures(child, source.name, "train", GOOD)
         elif self.photographs:
             raise BadInput(
@@ -66,7 +66,7 @@ class Tree:
                 yield from pictures(defect, name, "test", GOOD)
                 continue
             for item in pictures(defect, name, "test", defect.name, lambda file, at=truth / defect.name: self._masks(at, file)):  # type: ignore[misc]
-                if isinstance(item, Found):
+                if isinstance(item, Listed):
                     claimed.update(item.masks)
                 yield item
         for mask in (
@@ -90,7 +90,7 @@ def _photographs(folder: Path) -> list[Path]:
     Describable Textures Dataset has it: <folder>/images/<class>/*.jpg."""
     nested = folders(folder / "images" if (folder / "images").is_dir() else folder)
     for group in ([folder], nested):
-        found = [child for child in group if holds_pictures(child)]
-        if found:
-            return found
+        listed = [child for child in group if holds_pictures(child)]
+        if listed:
+            return listed
     return []

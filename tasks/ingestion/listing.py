@@ -15,7 +15,7 @@ GOOD = "good"
 
 
 @dataclass(frozen=True)
-class Found:
+class Listed:
     """A picture, and the masks whose union marks its defect (() where its dataset has none, or it is normal)."""
 
     image: Path
@@ -35,7 +35,7 @@ class Rejected:
     reason: str
 
 
-Item = Found | Rejected
+Item = Listed | Rejected
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def picture(file: Path, category: str, split: str, defect: str, masks: Callable[
         return Rejected(file, "its name is not readable text; rename it")
     if file.suffix.lower() not in PICTURE_SUFFIXES:
         return Rejected(file, f"not a picture: its name ends in {file.suffix or 'nothing'!r}")
-    return Found(file, category, split, defect, masks(file))
+    return Listed(file, category, split, defect, masks(file))
 
 
 def readable_name(name: str) -> bool:
