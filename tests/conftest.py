@@ -48,7 +48,6 @@ os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers, a file's tests stay on one, and so do all that share the retrained project, which take longest and go first."""
     groups = {item: "retrained" if "retrained" in getattr(item, "fixturenames", ()) else item.path.stem for item in items}

@@ -1,5 +1,5 @@
 """What goes wrong in the world, made to go wrong: nothing made is lost or half-written, the next run ends with the same artifacts, and the
-user is told in one line. docs/reliability.md lists these."""
+user is told in one line. docs/pages/reliability.md lists these."""
 
 from __future__ import annotations
 

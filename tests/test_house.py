@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from flows.plan import ROOTS, dvc_yaml, planned, roots
+from flows.settings import reference
 from tasks.common.fingerprint import BENEATH, CARRIERS, code_of
 from tasks.detectors.registry import DETECTORS
 
@@ -143,3 +144,15 @@ def test_every_stages_code_is_known(kind: str) -> None:
         if detector is not None:
             own = {DETECTORS[name].module for name in (detector, DETECTORS[detector].upon) if name is not None}
             assert {kind.module for kind in DETECTORS.values()} & set(code.modules) == own
+
+
+def test_the_page_of_settings_is_as_the_code_has_them_and_says_what_each_means() -> None:
+    page = reference.page()
+    assert (ROOT / "docs" / "pages" / "settings.md").read_text() == page
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            assert line.split(" | ")[-1].strip(" |"), line
+
+
+def test_the_readme_is_a_first_page() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < 900

@@ -52,7 +52,9 @@ class Datasets(Strict):
     """The datasets that are here. Each is ingested once, whichever pipelines use it."""
 
     packaged: list[PackagedName] = Field(default_factory=list)
+    """Those inside installed packages that are used."""
     folders: dict[Name, FolderSettings] = Field(default_factory=dict)
+    """Your own, by the name that pipelines use."""
     objects: dict[str, ObjectsSettings] = Field(default_factory=dict)
     """Masks of the objects in a dataset's photographs, by the dataset's name."""
     elsewhere: dict[Name, Elsewhere] = Field(default_factory=dict)
@@ -67,10 +69,16 @@ class Datasets(Strict):
         return [*self.here, *(name for name in self.elsewhere if name not in self.here)]
 
 
+def cores() -> int:
+    """How many the machine has."""
+    return os.cpu_count() or 1
+
+
 class Execution(Strict):
     """How work is spread; never what comes of it."""
 
-    workers: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=cores)
+    """Processes or threads that share a stage's work."""
     runner: Runner = "processes"
     """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster."""
     address: str | None = None
@@ -81,7 +89,9 @@ class OwnRuns(Strict):
     """What of `runs` a pipeline may say for itself."""
 
     revision: Revision | None = None
+    """The branch, tag or commit that its runs work at."""
     overlap: Overlap | None = None
+    """What a second run does while one is at work."""
     tags: tuple[Tag, ...] = ()
     """Beside those of all."""
 
@@ -103,12 +113,19 @@ class Pipeline(Strict):
     auxiliary: list[str]
     """Datasets with labelled anomalies to train on; [] where nothing is trained on them."""
     targets: Annotated[list[str], Field(min_length=1)]
+    """What detectors are measured on; a picture that is also trained on is refused."""
     inpainter: InpainterSettings
+    """The model that repaints regions."""
     synthesis: SynthesisSettings
+    """How change pairs are made."""
     sampling: SamplingSettings
+    """Which pictures prompt which queries."""
     detectors: Detectors
+    """Those to be measured, by name."""
     training: Trainings
+    """How each detector is trained; {} for its paper's settings."""
     evaluation: EvaluationSettings
+    """How they are measured."""
     promotion: PromotionSettings = PromotionSettings()
     """When a retrained model takes the place of the one in use."""
 
@@ -141,11 +158,17 @@ class Pipeline(Strict):
 
 class Pipelines(Strict):
     enabled: list[str]
+    """Which pipelines `dvc repro` makes and which are deployed."""
     datasets: Datasets
+    """The datasets that are here."""
     execution: Execution = Execution()
+    """How work is spread."""
     runs: Runs = Runs()
+    """How scheduled runs work."""
     notices: Notices | None = None
+    """Whom to tell; null for nobody."""
     pipelines: dict[Name, Pipeline]
+    """What can be made, by name."""
 
     def runs_of(self, name: str) -> Runs:
         """How the scheduled runs of one pipeline work."""

@@ -105,6 +105,7 @@ class Notices(Strict):
     """Such as env:CHANGEPAIR_NOTICES, an environment variable that holds it; block:<name>, a Secret block of Prefect; or the URL itself, if
     it is no secret."""
     of: tuple[Literal["promoted", "kept", "failed"], ...] = ("promoted", "kept", "failed")
+    """Which of these are told."""
     timeout: Annotated[float, Field(gt=0, le=300)] = 10.0
     """Seconds an attempt may take."""
     retries: Annotated[int, Field(ge=0, le=10)] = 3

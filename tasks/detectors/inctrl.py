@@ -23,6 +23,7 @@ class InCTRLSettings:
     model: str | None = None
     """A model folder to use as it is, such as `changepair import inctrl` writes; null to train one."""
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32", (7, 9, 11))
+    """What turns pictures, and for the prior texts, into features."""
     resolution: Resolution = 240
     """Pixels a side that pictures are trained on and scored at; the holistic head has an input a patch of them."""
     stages: Stages = ()

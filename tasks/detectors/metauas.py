@@ -22,14 +22,17 @@ class MetaUASSettings:
     model: str | None = None
     """A model folder to use as it is, such as `changepair import metauas` writes; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
+    """What turns pictures into features; five maps of it are needed."""
     resolution: Resolution = 256
     """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
     alignment: Literal["soft", "hard", "none"] = "soft"
+    """How the prompt is rebuilt on the grid of the query: by all its positions, each in its share; by the most similar; or not."""
     aligned_stages: Annotated[int, Between(1, 3)] = 3
     """How many of the encoder's last stages are aligned."""
     fusion: Literal["concatenate", "add", "difference"] = "concatenate"
     """Of a query's features and the aligned prompt's; difference is the absolute one."""
     decoder: Literal["unet", "fpn"] = "unet"
+    """What turns fused features into a map."""
     decoder_channels: Annotated[tuple[int, int, int, int, int], Between(16, 1024)] = (256, 128, 64, 64, 48)
     """Width of the U-Net decoder, coarsest first; at least 16, which scSE attention squeezes to one."""
 

@@ -18,6 +18,7 @@ class PatchResidualSettings:
     __pydantic_config__ = STRICT
 
     encoder: EncoderSettings = EncoderSettings()
+    """What turns pictures into features."""
     resolution: Resolution = 256
     """Pixels a side that pictures are scored at."""
     stages: Stages = ()

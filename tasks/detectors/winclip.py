@@ -21,6 +21,7 @@ class WinCLIPSettings:
     __pydantic_config__ = STRICT
 
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32")
+    """What turns pictures and texts into features."""
     resolution: Resolution = 240
     """Pixels a side that pictures are scored at."""
     natural: tuple[str, ...] = NATURAL

@@ -193,10 +193,10 @@ def _judged(portion: list[Item], source: DatasetFolder, known: Known, pool: Thre
         yield anything, facts.get(number, Facts())
 
 
-def _read(listed_items: Listed, source: DatasetFolder) -> Facts:
-    facts = check(listed_items, source)
+def _read(listed: Listed, source: DatasetFolder) -> Facts:
+    facts = check(listed, source)
     if not facts.fault:
-        union(listed_items, source)
+        union(listed, source)
     return facts
 
 
@@ -209,7 +209,7 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
     """The pictures that stand twice, byte for byte, and are once normal and once anomalous."""
     if not suspects:
         return {}
-    listed_items = [
+    suspicious = [
         row_
         for batch in pq.ParquetFile(rows).iter_batches(ROWS_A_GROUP)
         for row_ in batch.to_pylist()
@@ -217,8 +217,8 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
     ]
     names = ("normal", "anomalous")
     conflicts = {}
-    for row_ in listed_items:
-        other = next((one["image"] for one in listed_items if one["sha256"] == row_["sha256"] and one["label"] != row_["label"]), None)
+    for row_ in suspicious:
+        other = next((one["image"] for one in suspicious if one["sha256"] == row_["sha256"] and one["label"] != row_["label"]), None)
         if other is not None:
             label = row_["label"]
             reason = f"labelled {names[label]}, and {other}, the same picture byte for byte, {names[1 - label]}: a conflict"

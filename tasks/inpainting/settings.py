@@ -21,13 +21,17 @@ class InpainterSettings:
     revision: str | None = None
     """Of a hub id: the commit, so that the same pairs can be made again."""
     seed: Annotated[int, Between(0, None)] = 0
+    """Of the weights, the photographs and the holes."""
     resolution: Annotated[int, Between(32, 256)] = 64
     """Pixels a side of the crop around a region that the model sees; a multiple of 16."""
     channels: Annotated[tuple[int, ...], Between(8, 1024)] = (32, 64, 96)
     """Of its levels, from fine to coarse; multiples of 8, the last of 32."""
     steps: Annotated[int, Between(1, None)] = 2000
+    """Of training."""
     batch_size: Annotated[int, Between(1, None)] = 16
+    """Squares a step."""
     learning_rate: Annotated[float, Between(0, 1)] = 1.5e-3
+    """AdamW's, after a warm-up; it falls to 0 as a cosine."""
     crop: Annotated[tuple[float, float], Between(0.02, 1)] = (0.15, 0.8)
     """Smallest and largest side of the squares it learns from, as a share of a photograph's shorter side."""
 

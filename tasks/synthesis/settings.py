@@ -56,9 +56,11 @@ class SynthesisSettings:
     __pydantic_config__ = STRICT
 
     seed: Annotated[int, Between(0, None)] = 0
+    """Of all that is drawn; a pair follows from it and its number."""
     pairs: Annotated[int, Between(0, None)] = 3000
     """0 for a pipeline that trains on none."""
     pairs_per_shard: Annotated[int, Between(1, None)] = 250
+    """A shard is what one worker makes, and what a run that was killed keeps."""
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Pixels a side of query, prompt and mask."""
     kinds: dict[Kind, Share] = field(
@@ -72,8 +74,11 @@ class SynthesisSettings:
     changed_area: Annotated[tuple[float, float], Between(0, 1)] = (0.002, 0.5)
     """Smallest and largest share of the query that a change may cover; a draw outside is dropped and drawn again."""
     objects: ObjectSettings = ObjectSettings()
+    """Which objects change."""
     inpainting: RepaintingSettings = RepaintingSettings()
+    """How the inpainting model is asked."""
     augmentation: AugmentationSettings = AugmentationSettings()
+    """How far prompt and query stand apart."""
 
     def __post_init__(self) -> None:
         if abs(sum(self.kinds.values()) - 1.0) > 1e-6:

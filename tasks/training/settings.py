@@ -15,13 +15,17 @@ class TrainingSettings:
     __pydantic_config__ = STRICT
 
     seed: Annotated[int, Between(0, None)] = 0
+    """Of the weights and of the order of examples."""
     epochs: Annotated[int, Between(1, None)] = 30
+    """How often every example is learnt from."""
     batch_size: Annotated[int, Between(1, None)] = 128
     """Pairs or pictures a step, on one device."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-4
+    """AdamW's."""
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine falls to 0 over the whole training."""
     weight_decay: Annotated[float, Between(0, 1)] = 5e-4
+    """AdamW's."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
@@ -44,10 +48,13 @@ class InCTRLTrainingSettings(TrainingSettings):
     __pydantic_config__ = STRICT
 
     epochs: Annotated[int, Between(1, None)] = 10
+    """How often every example is learnt from."""
     batch_size: Annotated[int, Between(2, None)] = 48
     """Pictures a step, on one device; half of them anomalous."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-3
+    """AdamW's."""
     weight_decay: Annotated[float, Between(0, 1)] = 1e-2
+    """AdamW's."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     """Of the adapter and the heads, which are small."""
     examples: Literal["auxiliary", "pairs"] = "auxiliary"
