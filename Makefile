@@ -8,8 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
-# Each of two tests at a time has two threads: who waits for the other's must not spin.
-export OMP_WAIT_POLICY := passive
+# Two tests at a time, with a thread each.
 TWO := -n 2 --dist loadgroup
 
 help: ## what can be made
@@ -26,7 +25,7 @@ quickstart: .venv/installed ## make pairs, train on them, evaluate on solar cell
 	changepair retrain quickstart
 
 test: .venv/installed ## the tests, two at a time and in an order that is new each time
-	python -m pytest $(TWO)
+	OMP_NUM_THREADS=1 python -m pytest $(TWO)
 
 test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 	python -m pytest -m slow

@@ -48,12 +48,12 @@ os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, a file's tests stay on one, and so do all that share the retrained project, which take longest and go first."""
-    groups = {item: "retrained" if "retrained" in getattr(item, "fixturenames", ()) else item.path.stem for item in items}
-    for item, group in groups.items():
+    """With several workers, a file's tests stay on one, and so do all that share the retrained project."""
+    for item in items:
+        group = "retrained" if "retrained" in getattr(item, "fixturenames", ()) else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: groups[item] != "retrained")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from flows.running.locks import Held, holder, one_at_a_time
 HOLD = """
 import pathlib, sys, time
 from flows.running.locks import one_at_a_time
-with one_at_a_time("it", "work", folder=pathlib.Path(sys.argv[1]), wait=True, told=print):
+with one_at_a_time("it", "work", folder=pathlib.Path(sys.argv[1]), wait=True, tell=print):
     time.sleep(60)
 """
 
@@ -27,7 +27,7 @@ def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path:
     with started(tmp_path, "python", "-c", HOLD, str(tmp_path), PYTHONPATH=str(ROOT)) as process:
         wait_until(lambda: file.exists() and holder(file), process=process, what="the lock")
         assert str(holder(file)).startswith(f"work (process {process.pid} on ")
-        hold = one_at_a_time("it", "mine", folder=tmp_path, where=tmp_path / "clone", wait=False, told=print)
+        hold = one_at_a_time("it", "mine", folder=tmp_path, where=tmp_path / "clone", wait=False, tell=print)
         with pytest.raises(Held, match=rf"mine: work \(process .* is at work in {tmp_path}/clone$"), hold:
             raise AssertionError("two at once")
         told: list[str] = []
@@ -36,7 +36,7 @@ def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path:
             told.append(line)
             os.kill(process.pid, signal.SIGKILL)
 
-        with one_at_a_time("it", "mine", folder=tmp_path, wait=True, told=kill):
+        with one_at_a_time("it", "mine", folder=tmp_path, wait=True, tell=kill):
             assert len(told) == 1 and told[0].endswith("waiting for it to end")
     assert holder(file) is None and holder(tmp_path / "none.lock") is None
 
@@ -46,5 +46,5 @@ def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
     with (tmp_path / "it.lock").open("w") as looking:
         fcntl.flock(looking, fcntl.LOCK_EX)
         threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
-        with one_at_a_time("it", "mine", folder=tmp_path, wait=False, told=print):
+        with one_at_a_time("it", "mine", folder=tmp_path, wait=False, tell=print):
             pass

@@ -13,6 +13,7 @@ from conftest import make_clip, save
 from torch import Tensor
 
 from tasks.common.errors import BadInput
+from tasks.common.tensors import read_tensors
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
@@ -31,7 +32,6 @@ from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
 from tasks.detectors.winclip import WinCLIPSettings
-from tasks.scoring.score import read_pictures
 
 NARROW = (16, 16, 16, 16, 16)
 
@@ -273,7 +273,7 @@ def test_pictures_on_disk_are_encoded_as_given(encoder: FrozenEncoder, layout: P
     import numpy as np
 
     grey = np.full((64, 64), 128, dtype=np.uint8)
-    features = encoder(read_pictures([str(save(grey, tmp_path / "grey.png"))], 64, "cpu"))
+    features = encoder(read_tensors([str(save(grey, tmp_path / "grey.png"))], 64, torch.device("cpu")))
     expected = encoder(torch.full((1, 3, 64, 64), 128 / 255))
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(features, expected, strict=True))
 

@@ -203,6 +203,7 @@ def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> 
         assert chart["data"]["values"] and drawn <= set(chart["data"]["values"][0]), drawn
 
 
+@pytest.mark.slow
 def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     """The one in use is that of the first run; the candidate, of the edit, has not been at the gate."""
     project = edited_project
@@ -271,6 +272,7 @@ def test_the_report_shows_the_pairs(retrained: Path) -> None:
     assert "draws dropped" in report
 
 
+@pytest.mark.slow
 def test_after_a_new_picture_the_model_in_use_is_measured_again(project: Path, api: str) -> None:
     """What depends on the picture runs, the training not. With all the tolerance there is, the candidate is promoted."""
     import skimage.data
@@ -349,6 +351,7 @@ def test_a_mistake_anywhere_in_the_file_is_told_whichever_stage_is_started(proje
         assert came.returncode != 0 and f"{told}; did you mean 'metauas'?" in came.stderr.splitlines(), came.stderr
 
 
+@pytest.mark.slow
 def test_settings_that_ask_for_other_stages_are_planned_anew(project: Path, api: str) -> None:
     """By `dvc repro`, which says so and is run again, and by `changepair retrain`."""
     content = edited(project)

@@ -107,7 +107,10 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS)
+QUICK = ("a comment and a docstring everywhere", "a figure's formula", "a detector's module")
+
+
+@pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_an_edit_outdates_what_it_can_change_and_nothing_else(retrained: Path, tmp_path: Path, row: str) -> None:
     folder = copied(retrained, tmp_path / "project")
     edit, expected = ROWS[row]
@@ -124,6 +127,7 @@ def test_another_wording_of_the_report_is_there_in_seconds(retrained: Path, tmp_
     assert time.monotonic() - start < 30 and ", as measured</h1>" in (folder / "data/evaluation/small/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_another_formula_scores_no_picture_again(retrained: Path, tmp_path: Path, api: str) -> None:
     folder = copied(retrained, tmp_path / "project")
     before = json.loads((folder / "data/evaluation/small/metrics.json").read_text())

@@ -50,7 +50,7 @@ def pairs(layout: Path) -> Path:
 
 
 def train(pairs: Path, name: str, settings: TrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     folder = pairs.parent / name
     train_metauas(
         detector, settings, examples=Examples(pairs, pairs / "none"), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0
@@ -104,7 +104,7 @@ sys.path.insert(0, sys.argv[1])
 from test_training import DETECTOR, SETTINGS
 from tasks.training.loop import Examples, Places
 from tasks.training.metauas import train as train_metauas
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
 places = Places(folder, folder.with_suffix(".checkpoints"))
@@ -153,7 +153,7 @@ ON_PAIRS = InCTRLTrainingSettings(
 
 
 def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary: Path | None = None) -> Path:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     folder = pairs.parent / name
     places = Places(folder, folder.with_suffix(".checkpoints"))
     train_inctrl(INCTRL, settings, examples=Examples(pairs, auxiliary or pairs / "none"), places=places, workers=0)
@@ -183,6 +183,7 @@ def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None
     assert (pairs.parent / "inctrl" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow  # a minute of training
 def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(pairs: Path) -> None:
     """For those that learn what a change is; the other detectors need no training to know."""
     rows = sorted(read_index(pairs), key=lambda row: row["changed_area"])[-6:]
