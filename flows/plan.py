@@ -69,11 +69,6 @@ class Stage:
         return entry
 
 
-def kind_of(stage: str) -> str:
-    """Of a stage by its name."""
-    return stage.split(SPLIT)[0]
-
-
 def is_of(stage: str, pipeline: str) -> bool:
     """Whether a stage, by its name, belongs to a pipeline: it is of that one, or of no one alone."""
     kind, *of = stage.split(SPLIT)

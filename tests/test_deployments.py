@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
 from servers import ask, prefect_server
 
+from flows.running.gpu import LIMIT
 from flows.schedule import deployments
 from flows.settings.reader import parse
 from flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
@@ -28,6 +29,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_project(tmp_path_factory.mktemp("run") / "project", TINY)
     commit(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_deployed(api: str) -> None:
+    """What the test before left on the server is gone."""
+    for item in ask(api, "deployments"):
+        httpx.delete(f"{api}/deployments/{item['id']}", timeout=30).raise_for_status()
+    for limit in httpx.post(f"{api}/v2/concurrency_limits/filter", json={}, timeout=30).json():
+        if limit["name"] == LIMIT:
+            httpx.delete(f"{api}/v2/concurrency_limits/{limit['id']}", timeout=30).raise_for_status()
 
 
 def settings(folder: Path, *, enabled: tuple[str, ...] = ("small",), runs: dict[str, Any] | None = None, **pipeline: Any) -> None:
@@ -62,6 +73,8 @@ def test_deploy_makes_one_of_each_enabled_pipeline_and_says_what_it_did(project:
 
 
 def test_deploy_follows_pipelines_yaml_and_removes_what_is_no_longer_named(project: Path, api: str) -> None:
+    settings(project, schedule={"cron": "0 3 * * 1"}, runs={"gpus": 2})
+    deployed(project, api)
     settings(project, enabled=("small", "other"), schedule={"interval": "6 hours"}, runs={"overlap": "skip"})
     assert deployed(project, api) == ["GPU stages: 1 at a time", "updated: small, every 6:00:00", "created: other, by hand"]
     assert of(api, "small")["schedules"][0]["schedule"]["interval"] == 6 * 3600 and of(api, "other")["schedules"] == []

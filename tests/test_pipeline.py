@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,130 @@ def test_settings_that_ask_for_other_stages_are_planned_anew(project: Path, api:
     assert "inctrl" not in (project / "dvc.yaml").read_text()
     assert ran(project, api) == ["figures_small", "report_small"]
     assert set(json.loads((project / "data/evaluation/small/metrics.json").read_text())["parts"]) == {"patch-residual", "metauas"}
+
+
+# What an edit outdates, as `dvc status` has it in a checkout in which everything was made.
+
+TRAINED = {f"{kind}_small_{detector}" for kind in ("train", "score") for detector in ("metauas", "inctrl")}
+SCORES = {"score_small_patch-residual", "score_small_metauas", "score_small_inctrl"}
+Edit = Callable[[Path], None]
+
+
+def in_file(name: str, old: str, new: str) -> Edit:
+    def edit(folder: Path) -> None:
+        file = folder / name
+        text = file.read_text()
+        assert old in text, f"{name} has no {old!r}"
+        file.write_text(text.replace(old, new))
+
+    return edit
+
+
+def in_settings(*keys: str, value: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        content = yaml.safe_load((folder / "pipelines.yaml").read_text())
+        inner = content["pipelines"]["small"]
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        write_pipelines(folder, content)
+
+    return edit
+
+
+def together(*edits: Edit) -> Edit:
+    return lambda folder: [edit(folder) for edit in edits] and None
+
+
+def commented(folder: Path) -> None:
+    """A comment in every file of code, and another docstring at its head."""
+    for file in [*(folder / "flows").rglob("*.py"), *(folder / "tasks").rglob("*.py")]:
+        if text := file.read_text():
+            file.write_text(re.sub(r'^"""', '"""Put otherwise: ', text, count=1) + "\n# a comment\n")
+
+
+def outdated(folder: Path) -> set[str]:
+    """The stages of which something they depend on has changed; what is made of theirs comes on top."""
+    assert run(folder, "dvc", "repro", "code").returncode == 0
+    came = run(folder, "dvc", "status", "--json")
+    assert came.returncode == 0, came.stderr
+    return set(json.loads(came.stdout))
+
+
+ROWS: dict[str, tuple[Edit, set[str]]] = {
+    "a comment and a docstring everywhere": (commented, set()),
+    "what only runs the work": (
+        together(
+            in_file("flows/running/locks.py", "POLL = 0.5", "POLL = 0.6"),
+            in_file("flows/running/secrets.py", 'HIDDEN = "***"', 'HIDDEN = "*****"'),
+            in_file("flows/running/api.py", "AWAY = 600.0", "AWAY = 500.0"),
+            in_file("flows/runs/notices.py", '"Kept": "kept"', '"Kept": "held"'),
+            in_file("flows/schedule/deployments.py", "PAGE = 200", "PAGE = 100"),
+            in_file("flows/cli.py", 'prog="changepair"', 'prog="changepairs"'),
+        ),
+        set(),
+    ),
+    "the style of the report": (
+        in_file("tasks/reporting/report.html", "<style>", "<style>\n/* wider */ body { margin: 3rem }"),
+        {"report_small"},
+    ),
+    "a figure's formula": (in_file("tasks/scoring/figures.py", "counts.level / 2", "counts.level / 3"), {"figures_small", "report_small"}),
+    "a detector's module": (
+        in_file("tasks/detectors/models/inctrl.py", "BOTTLENECK = 4", "BOTTLENECK = 8"),
+        {"train_small_inctrl", "score_small_inctrl"},
+    ),
+    "a detector's settings": (
+        in_settings("detectors", "inctrl", "resolution", value=96),
+        {"train_small_inctrl", "score_small_inctrl"},
+    ),
+    "the settings of one that is not trained": (
+        in_settings("detectors", "patch-residual", "top_share", value=0.5),
+        {"score_small_patch-residual"},
+    ),
+    "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl"}),
+    "how InCTRL is trained": (in_file("tasks/training/inctrl.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
+    "synthesis": (in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"), {"synthesize_small"}),
+    "how many pictures are shown": (in_settings("evaluation", "shown", value=2), {"report_small"}),
+    "torch in the lock": (
+        lambda folder: (
+            (folder / "requirements.lock").write_text(
+                re.sub(r"^torch==\S+", "torch==2.99", (folder / "requirements.lock").read_text(), flags=re.MULTILINE)
+            )
+            and None
+        ),
+        {"sample_small", "inpainter_small", "synthesize_small", "figures_small", *TRAINED, *SCORES},
+    ),
+}
+
+
+QUICK = ("a comment and a docstring everywhere", "a figure's formula", "a detector's module")
+
+
+@pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
+def test_an_edit_outdates_what_it_can_change_and_nothing_else(project: Path, row: str) -> None:
+    edit, expected = ROWS[row]
+    edit(project)
+    assert outdated(project) == expected
+
+
+def test_another_wording_of_the_report_is_there_in_seconds(project: Path, api: str) -> None:
+    in_file("tasks/reporting/report.html", "</h1>", ", as measured</h1>")(project)
+    start = time.monotonic()
+    came = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert came.returncode == 0 and re.findall(r"Running stage '(.+?)'", came.stdout) == ["code", "report_small"]
+    assert time.monotonic() - start < 30 and ", as measured</h1>" in (project / "data/evaluation/small/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_another_formula_scores_no_picture_again(project: Path, api: str) -> None:
+    before = json.loads((project / "data/evaluation/small/metrics.json").read_text())
+    in_file("tasks/scoring/figures.py", "PRO_LIMIT = 0.3", "PRO_LIMIT = 0.1")(project)
+    came = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert came.returncode == 0 and re.findall(r"Running stage '(.+?)'", came.stdout) == ["code", "figures_small", "report_small"]
+    after = json.loads((project / "data/evaluation/small/metrics.json").read_text())
+    for name, figures in after["parts"].items():
+        assert figures["image_auroc"] == before["parts"][name]["image_auroc"]
+        assert figures["pixel_aupro"] != before["parts"][name]["pixel_aupro"]
 
 
 @pytest.mark.slow

@@ -32,19 +32,6 @@ def read_yaml(file: Path = FILE) -> Any:
         raise BadInput(f"{file}: not YAML{place}: {getattr(error, 'problem', None) or error}") from error
 
 
-def read_setting(keys: Keys, kind: type[Kind], default: Any = dataclasses.MISSING, file: Path = FILE) -> Kind:
-    """One part of pipelines.yaml, for example `("pipelines", "quickstart", "training")`. Raises BadInput."""
-    value = read_yaml(file)
-    for depth, key in enumerate(keys):
-        if isinstance(value, dict) and key in value:
-            value = value[key]
-        elif default is not dataclasses.MISSING and depth == len(keys) - 1:
-            value = default
-        else:
-            raise BadInput(f"{file}: {dotted(keys[: depth + 1])}: not there{nearest(str(key), value if isinstance(value, dict) else ())}")
-    return parse(kind, value, keys, file)
-
-
 def parse(kind: type[Kind], value: Any, at: Keys = (), file: Path = FILE) -> Kind:
     """`value` as `kind`. Raises BadInput with the path of the first wrong key, what was expected, and the nearest valid name."""
     try:

@@ -1,0 +1,70 @@
+"""The plan: which stages pipelines.yaml makes, and what each of them reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, write_pipelines
+
+from flows.plan import planned
+
+
+def test_files_and_folders_that_settings_name_are_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they lie, and of those stages alone that read them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "painter").mkdir()
+    small = {
+        **SMALL["pipelines"]["small"],  # type: ignore[index,dict-item]
+        "inpainter": {"model": "painter"},
+        "sampling": {"shots": [1], "prompts": "/elsewhere/prompts.json"},
+        "detectors": {
+            "patch-residual": {"resolution": 64, "encoder": {"name": "resnet18", "weights": "/elsewhere/resnet18.safetensors"}},
+            "metauas": {"resolution": 64, "model": "imported/metauas"},
+            "metauas+": {},
+            "inctrl": {"resolution": 64, "encoder": {"name": "resnet18", "weights": "weights.pth"}, "texts": False},
+        },
+    }
+    write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
+    readers = {
+        file: {stage.name for stage in planned(tmp_path) if file in stage.deps}
+        for file in (
+            "parts",
+            "masks",
+            "painter",
+            "/elsewhere/prompts.json",
+            "/elsewhere/resnet18.safetensors",
+            "imported/metauas",
+            "weights.pth",
+        )
+    }
+    assert readers == {
+        "parts": {"ingest_parts"},
+        "masks": {"objects_sample-photos"},
+        "painter": {"inpainter_small"},
+        "/elsewhere/prompts.json": {"sample_small"},
+        "/elsewhere/resnet18.safetensors": {"score_small_patch-residual"},
+        "imported/metauas": {"train_small_metauas"},
+        "weights.pth": {"train_small_inctrl", "score_small_inctrl"},
+    }
+
+
+def test_a_pipelines_stages_ingest_its_own_datasets_and_no_others(tmp_path: Path) -> None:
+    other = {**SMALL["pipelines"]["small"], "targets": ["others"], "sources": ["digits"]}  # type: ignore[index,dict-item]
+    datasets = {
+        "packaged": ["sample-photos", "digits", "texture-defects"],
+        "folders": {"parts": {"path": "parts"}, "others": {"path": "others"}},
+        "objects": {},
+    }
+    pipelines = {**SMALL["pipelines"], "other": other}  # type: ignore[dict-item]
+    write_pipelines(tmp_path, {**SMALL, "enabled": ["small", "other"], "datasets": datasets, "pipelines": pipelines})
+    stages = {stage.name: stage for stage in planned(tmp_path)}
+    assert [name for name in stages if name.startswith("ingest")] == [
+        "ingest_sample-photos",
+        "ingest_parts",
+        "ingest_digits",
+        "ingest_others",
+    ]
+    read = {name: {dep for dep in stages[f"sample_{name}"].deps if dep.endswith(".parquet")} for name in ("small", "other")}
+    assert read["small"] == {"data/manifests/sample-photos.parquet", "data/manifests/parts.parquet"}
+    assert read["other"] == {"data/manifests/digits.parquet", "data/manifests/others.parquet"}
