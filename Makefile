@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow bench lint check docs lock
+.PHONY: help quickstart test test-slow test-ci bench lint check docs lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,10 @@ test: .venv/installed ## the tests, two at a time and in an order that is new ea
 
 test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 	python -m pytest -m slow
+
+test-ci: .venv/installed ## of the slow tests those that guard how a run, a rerun, a workspace and a second run work
+	python -m pytest -m slow tests/test_pipeline.py tests/test_workspaces.py tests/test_training.py \
+		"tests/test_faults.py::test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout"
 
 bench: .venv/installed ## the benchmarks, with their figures printed
 	python -m pytest tests/benchmarks -m bench -s

@@ -197,8 +197,8 @@ def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> 
     came = run(edited_project, "dvc", "plots", "show", "--json")
     assert came.returncode == 0, came.stderr
     for name in ("roc", "pro", "histogram", "shots"):
-        [shown] = [charts for file, charts in json.loads(came.stdout).items() if file.endswith(f"curves/{name}.csv")]
-        chart = shown[0]["content"] if isinstance(shown[0]["content"], dict) else json.loads(shown[0]["content"])
+        [shown] = [charts for file, charts in json.loads(came.stdout)["data"].items() if file.endswith(f"curves/{name}.csv")]
+        chart = shown[0]["content"]
         assert chart["facet"]["row"]["field"] == "target" and "<DVC_" not in json.dumps(chart)
         drawn = {field["field"] for field in chart["spec"]["encoding"].values()} | {field["field"] for field in chart["facet"].values()}
         assert chart["data"]["values"] and drawn <= set(chart["data"]["values"][0]), drawn

@@ -64,6 +64,7 @@ def score(
             device,
             lambda share, before=number: report((before + share) / len(parts)),  # type: ignore[misc]
         )
+    report(1.0)
     finished = [contender for contender in contenders if contender.name in folders]
     return {
         contender.name: contender.work.finish(
