@@ -29,6 +29,7 @@ SETTINGS_NAME = "settings.json"
 def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Mapping[str, Any]) -> Stored:
     """Puts the candidate's files, a folder for each of its trained detectors, and what it was measured as, into DVC's cache."""
     folder = folder_of(pipeline)
+    folder.mkdir(parents=True, exist_ok=True)  # it is not there where nothing is trained
     with tempfile.TemporaryDirectory(prefix=".taken-", dir=folder) as work:
         taken = Path(work) / IN_USE
         taken.mkdir()
