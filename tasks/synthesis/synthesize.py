@@ -14,14 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import pyarrow as pa
 
-import tasks
 from tasks.common.files import sha256, write_table, write_text
+from tasks.common.fingerprint import code_of
 from tasks.common.photographs import Photographs
 from tasks.inpainting.inpainter import load_inpainter
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
@@ -32,7 +31,6 @@ from tasks.synthesis.pair import Maker
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import INDEX, INDEX_NAME, Drop, shard_name, write_shard
 
-PACKAGES = ("numpy", "pillow", "opencv-python-headless", "scikit-image", "scipy", "torch", "webdataset")
 NAME_LENGTH = 16
 
 
@@ -136,15 +134,14 @@ def _read_images(table: Path, changed: int) -> Sequence[str]:
 
 
 def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
-    """Names a run by its settings, its inputs, the project's code and the packages that make pixels."""
-    said = {"settings": asdict(settings), "packages": {package: version(package) for package in PACKAGES}}
+    """Names a run by its settings, its inputs, and the code and packages that make pairs."""
+    said = {"settings": asdict(settings), "code": code_of(__name__).digest}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     # The tables hold the sha256 of every picture.
-    tables = [inputs.files.sources, inputs.files.textures, inputs.files.objects]
-    code = Path(tasks.__path__[0])
-    for root, files in ((None, tables), (code, code.rglob("*.py")), (inputs.inpainter, _files(inputs.inpainter))):
-        for file in sorted(files):
-            digest.update(f"{file.relative_to(root) if root else file.name} {sha256(file)}\n".encode())
+    for table in (inputs.files.sources, inputs.files.textures, inputs.files.objects):
+        digest.update(f"{table.name} {sha256(table)}\n".encode())
+    for file in sorted(_files(inputs.inpainter)):
+        digest.update(f"{file.relative_to(inputs.inpainter)} {sha256(file)}\n".encode())
     return digest.hexdigest()[:NAME_LENGTH]
 
 

@@ -19,7 +19,7 @@ from flows.settings.reader import parse
 from tasks.common.files import write_table
 from tasks.common.photographs import Photographs
 from tasks.common.randomness import generator
-from tasks.detectors.load import build_encoder
+from tasks.detectors.encoders import build_encoder
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.ingestion.ingest import ingest_packaged
 from tasks.inpainting.holes import hole
@@ -78,7 +78,7 @@ def measured(images: Tensor, masks: Tensor, fill: Tensor) -> tuple[float, float,
 @torch.no_grad()
 def feature_distance(images: Tensor, masks: Tensor, fill: Tensor) -> float:
     """1 - cosine between the packaged encoder's features of the picture and of the filled one, where the hole is; mean over its stages."""
-    encoder = build_encoder(MetaUASSettings().encoder).eval()
+    encoder = build_encoder(MetaUASSettings().encoder, images.shape[-1]).eval()
     came = []
     for before, after in zip(encoder(images), encoder(fill), strict=True):
         weights = F.adaptive_avg_pool2d(masks, before.shape[-2:])[:, 0]

@@ -80,7 +80,7 @@ class WindowEncoder(FrozenEncoder):
 
     def features(self, normalised: Tensor) -> Features:
         visual: Any = self.network.visual
-        tokens = visual._embeds(normalised)
+        tokens = visual._embeds(normalised)  # open_clip gives blocks one by one through nothing that is public
         last = visual.transformer(tokens)
         patches = last[:, 1:].mT.unflatten(-1, self.grid)
         embedding = self._embedding(last)[:, :, None, None]
