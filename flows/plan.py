@@ -84,7 +84,7 @@ def planned(root: Path = Path()) -> list[Stage]:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets)
     for name in read.enabled:
-        stages += _of_pipeline(name, read.pipelines[name], read.datasets, said["pipelines"][name])
+        stages += _of_pipeline(name, read.pipelines[name], read.datasets, said)
     return stages
 
 
@@ -161,8 +161,9 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
         )
 
 
-def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, said: Mapping[str, Any]) -> Iterator[Stage]:
-    """said: the pipeline's section as it is written, for which keys it has."""
+def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, all_said: Mapping[str, Any]) -> Iterator[Stage]:
+    """all_said: the file as it is written, for which keys it has."""
+    said = all_said["pipelines"][name]
 
     def params(*keys: str) -> tuple[str, ...]:
         return tuple(f"pipelines.{name}.{key}" for key in keys if _has(said, key))
@@ -181,7 +182,10 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, said: Mappin
         (name,),
         "which pictures train, which prompt, which are queried; refuses an overlap before anything is made",
         deps=(*manifests, *_named(pipeline.sampling.prompts), code("sample")),
-        params=params("sources", "textures", "auxiliary", "targets", "sampling"),
+        params=(
+            *params("sources", "textures", "auxiliary", "targets", "sampling"),
+            *(("datasets.objects",) if _has(all_said, "datasets.objects") else ()),
+        ),
         outs=episodes(
             "parquet",
             *(f"{table}.parquet" for table in ("sources", "textures", "auxiliary", "objects", "targets")),
@@ -253,7 +257,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, said: Mappin
         (name,),
         "figures of the scores, with their spread",
         deps=(*episodes("parquet", "targets.parquet"), *scores, code("figures")),
-        params=params("evaluation.resolution", "evaluation.convention"),
+        params=params("detectors", "evaluation.resolution", "evaluation.convention"),  # an input that is gone is no change to DVC
         metrics=(f"{evaluation}/metrics.json",),
         in_git=(figures[0],),
         outs=(*figures[1:], f"{evaluation}/draws.parquet"),
@@ -272,7 +276,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, said: Mappin
             pairs,
             code("report"),
         ),
-        params=params("evaluation.shown", "evaluation.convention"),
+        params=params("detectors", "evaluation.shown", "evaluation.convention"),
         outs=(f"{evaluation}/galleries", f"{evaluation}/report.html"),
         plots=(f"{evaluation}/galleries",),
     )

@@ -423,7 +423,7 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
             in_file("flows/running/locks.py", "POLL = 0.5", "POLL = 0.6"),
             in_file("flows/running/secrets.py", 'HIDDEN = "***"', 'HIDDEN = "*****"'),
             in_file("flows/running/api.py", "AWAY = 600.0", "AWAY = 500.0"),
-            in_file("flows/runs/notices.py", '"Kept": "kept"', '"Kept": "held"'),
+            in_file("flows/runs/notices.py", "FIRST_PAUSE = 1.0", "FIRST_PAUSE = 2.0"),
             in_file("flows/schedule/deployments.py", "PAGE = 200", "PAGE = 100"),
             in_file("flows/cli.py", 'prog="changepair"', 'prog="changepairs"'),
         ),
@@ -440,11 +440,11 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a detector's settings": (
         in_settings("detectors", "inctrl", "resolution", value=96),
-        {"train_small_inctrl", "score_small_inctrl"},
+        {"train_small_inctrl", "score_small_inctrl", "figures_small", "report_small"},
     ),
     "the settings of one that is not trained": (
         in_settings("detectors", "patch-residual", "top_share", value=0.5),
-        {"score_small_patch-residual"},
+        {"score_small_patch-residual", "figures_small", "report_small"},
     ),
     "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl"}),
     "how InCTRL is trained": (in_file("tasks/training/inctrl.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
