@@ -31,7 +31,7 @@ test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 	python -m pytest -m slow
 
 test-ci: .venv/installed ## of the slow tests those that guard how a run, a rerun, a workspace and a second run work
-	python -m pytest -m slow tests/test_pipeline.py tests/test_workspaces.py tests/test_training.py \
+	python -m pytest -m slow -k "not is_quick" tests/test_pipeline.py tests/test_workspaces.py tests/test_training.py \
 		"tests/test_faults.py::test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout"
 
 bench: .venv/installed ## the benchmarks, with their figures printed
