@@ -30,9 +30,9 @@ test: .venv/installed ## the tests, two at a time and in an order that is new ea
 test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 	python -m pytest -m slow
 
-test-ci: .venv/installed ## of the slow tests those that guard how a run, a rerun, a workspace and a second run work
+test-ci: .venv/installed ## of the slow tests those that guard runs, reruns, workspaces, and a server that is away
 	python -m pytest -m slow -k "not is_quick" tests/test_pipeline.py tests/test_workspaces.py tests/test_training.py \
-		"tests/test_faults.py::test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout"
+		"tests/test_faults.py::test_a_server_that_is_stopped_and_started_mid_run_costs_nothing"
 
 bench: .venv/installed ## the benchmarks, with their figures printed
 	python -m pytest tests/benchmarks -m bench -s

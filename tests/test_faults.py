@@ -187,10 +187,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, api: str) -> Made:
 
 def test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout(tiny: Made, api: str) -> None:
     folder, expected = tiny
-    forget_stage(folder, "score_small_patch-residual")
-    number = journal(folder)["number"]
+    forget(folder)  # so that the first has enough to do
     with started(folder, *RETRAIN, log="first.log", PREFECT_API_URL=api) as first:
-        wait_until(lambda: at_work(folder, "score_small_patch-residual", number), process=first, what="score")
+        wait_until(lambda: at_work(folder, "ingest_parts", 0), process=first, what="ingest")
         told = run(folder, "changepair", "status").stdout
         assert f"at work: retrain small (process {first.pid} on {socket.gethostname()}" in told
         with started(folder, *RETRAIN, log="second.log", PREFECT_API_URL=api) as second:
