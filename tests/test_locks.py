@@ -13,9 +13,13 @@ from conftest import ROOT
 from processes import started, wait_until
 
 from flows.running.locks import Held, holder, one_at_a_time
+from flows.schedule.workspace import Workspace, prepare
+from tasks.common.errors import BadInput
 
 HOLD = """
 import pathlib, sys, time
+from flows.schedule.workspace import Workspace, prepare
+from tasks.common.errors import BadInput
 from flows.running.locks import one_at_a_time
 with one_at_a_time("it", "work", folder=pathlib.Path(sys.argv[1]), wait=True, tell=print):
     time.sleep(60)
@@ -48,3 +52,12 @@ def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
         threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
         with one_at_a_time("it", "mine", folder=tmp_path, wait=False, tell=print):
             pass
+
+
+def test_a_folder_that_stands_where_the_clone_would_is_refused_and_kept(tmp_path: Path) -> None:
+    place = Workspace(tmp_path, "small", str(tmp_path / "origin.git"), "branch", None, 60)
+    place.folder.mkdir()
+    (place.folder / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(BadInput, match="is there and is no clone of ours"):
+        prepare(place, "main", print)
+    assert (place.folder / "thesis.txt").read_text(encoding="utf-8") == "mine"
