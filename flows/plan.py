@@ -77,14 +77,14 @@ def is_of(stage: str, pipeline: str) -> bool:
 
 def planned(root: Path = Path()) -> list[Stage]:
     """Every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
-    read, said = read_pipelines(root / FILE), read_yaml(root / FILE)
+    read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
     stages = [_code()]
     for dataset in used:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets)
     for name in read.enabled:
-        stages += _of_pipeline(name, read.pipelines[name], read.datasets, said)
+        stages += _of_pipeline(name, read.pipelines[name], read.datasets, written)
     return stages
 
 
@@ -161,12 +161,12 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
         )
 
 
-def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, all_said: Mapping[str, Any]) -> Iterator[Stage]:
+def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mapping[str, Any]) -> Iterator[Stage]:
     """all_said: the file as it is written, for which keys it has."""
-    said = all_said["pipelines"][name]
+    written = whole["pipelines"][name]
 
     def params(*keys: str) -> tuple[str, ...]:
-        return tuple(f"pipelines.{name}.{key}" for key in keys if _has(said, key))
+        return tuple(f"pipelines.{name}.{key}" for key in keys if _has(written, key))
 
     def episodes(*endings: str) -> tuple[str, ...]:
         return tuple(f"{EPISODES}/{name}.{ending}" for ending in endings)
@@ -184,7 +184,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, all_said: Ma
         deps=(*manifests, *_named(pipeline.sampling.prompts), code("sample")),
         params=(
             *params("sources", "textures", "auxiliary", "targets", "sampling"),
-            *(("datasets.objects",) if _has(all_said, "datasets.objects") else ()),
+            *(("datasets.objects",) if _has(whole, "datasets.objects") else ()),
         ),
         outs=episodes(
             "parquet",
@@ -282,9 +282,9 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, all_said: Ma
     )
 
 
-def _has(said: Mapping[str, Any], key: str) -> bool:
+def _has(written: Mapping[str, Any], key: str) -> bool:
     """Whether a section has a key, given as a.b.c."""
-    value: Any = said
+    value: Any = written
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             return False

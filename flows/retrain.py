@@ -129,8 +129,8 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
 def _with_reason(failure: str) -> str:
     """The failure of a stage, with what its own run said: of an exception in another process Prefect keeps the message alone."""
     child_run = child()
-    said = child_run.state.message if child_run is not None and child_run.state is not None and child_run.state.message else ""
-    return f"{failure} ({said.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if said else failure
+    message = child_run.state.message if child_run is not None and child_run.state is not None and child_run.state.message else ""
+    return f"{failure} ({message.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if message else failure
 
 
 def _in_use(pipeline: str) -> str:

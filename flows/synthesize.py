@@ -17,7 +17,7 @@ from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis import synthesize as synthesis
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import OVERVIEW_NAME
-from tasks.synthesis.synthesize import Inputs, Made, Work, shard_count, start
+from tasks.synthesis.synthesize import Inputs, Synthesized, Work, shard_count, start
 
 ASKED_EVERY = 0.5  # seconds
 
@@ -35,7 +35,7 @@ def synthesize(pipeline: str) -> None:
     if kept:
         get_run_logger().info(f"{pipeline}: {kept} of {shard_count(settings)} shards are there from a run that was stopped")
     _make(settings, inputs, missing, work)
-    made: Made = finish(settings, work, PAIRS / pipeline)
+    synthesized: Synthesized = finish(settings, work, PAIRS / pipeline)
 
     overview = PAIRS / pipeline / OVERVIEW_NAME
     for sheet in sorted(overview.glob("*.png")):
@@ -43,7 +43,7 @@ def synthesize(pipeline: str) -> None:
     for table in sorted(overview.glob("*.csv")):
         name = table.stem.replace("_", "-")
         show_table(pipeline, f"pairs-{name}", table, f"Pairs of {pipeline}: {name}")
-    get_run_logger().info(f"{pipeline}: {made.pairs} pairs, {made.dropped} draws dropped; to see in {overview}")
+    get_run_logger().info(f"{pipeline}: {synthesized.pairs} pairs, {synthesized.dropped} draws dropped; to see in {overview}")
 
 
 def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: Work) -> None:

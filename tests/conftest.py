@@ -12,10 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import skimage.data
 import yaml
@@ -25,13 +24,12 @@ from servers import prefect_server
 from flows.plan import write_plan
 from tasks.common import stopping
 from tasks.common.errors import BadInput
-from tasks.common.files import write_table
+from tasks.common.rows import table_of, write_rows
 from tasks.ingestion.check import check, row
 from tasks.ingestion.ingest import Places
 from tasks.ingestion.listing import DatasetFolder, Listed
-from tasks.ingestion.manifest import SCHEMA
-from tasks.ingestion.objects import table as objects_table
-from tasks.ingestion.objects.table import write_objects
+from tasks.ingestion.manifest import PictureRow
+from tasks.ingestion.objects.table import ObjectRow, write_objects
 from tasks.inpainting.inpainter import write_choice
 from tasks.inpainting.settings import InpainterSettings
 from tasks.sampling.episodes import EpisodeFiles
@@ -266,16 +264,16 @@ def make_places(manifests: Path) -> Places:
     return Places(manifests.parent / "pictures", manifests, manifests.parent / "checkpoints")
 
 
-def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[dict[str, Any]] | None = None) -> Inputs:
+def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[ObjectRow] | None = None) -> Inputs:
     """The files that synthesis reads, for the normal training pictures of a layout."""
     images = sorted(layout.rglob("train/good/*.png"))
     source = DatasetFolder("parts", layout, layout.parent / "pictures")
-    found = [Listed(image, "c", "train", "good") for image in images]
-    rows = [row(item, check(item, source), source, "own") for item in found]
+    items = [Listed(image, "c", "train", "good") for image in images]
+    rows = [row(item, check(item, source), source, "own") for item in items]
     files = EpisodeFiles.of(layout.parent / "episodes", "small")
     for file in (files.sources, files.textures):
-        write_table(file, pa.Table.from_pylist(rows, schema=SCHEMA))
-    write_objects(files.objects, pa.Table.from_pylist(objects or [], schema=objects_table.SCHEMA))
+        write_rows(file, PictureRow, rows)
+    write_objects(files.objects, table_of(ObjectRow, objects or []))
     return Inputs(files, inpainter or layout.parent / "no-inpainter")
 
 

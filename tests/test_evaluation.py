@@ -257,13 +257,9 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         for name in ("patch-residual", "metauas")
     ]
     assert compared.difference == pytest.approx(values[0] - values[1], abs=1e-6)
-    draws = read_draws(tmp_path / "draws.parquet").to_pylist()
-    row = next(
-        row
-        for row in draws
-        if (row["detector"], row["protocol"], row["shots"], row["figure"]) == ("metauas", "class-agnostic", 2, "pixel_ap")
-    )
-    assert np.quantile(row["draws"], [0.025, 0.975]) == pytest.approx(
+    draws = read_draws(tmp_path / "draws.parquet")
+    row = next(row for row in draws if (row.detector, row.protocol, row.shots, row.figure) == ("metauas", "class-agnostic", 2, "pixel_ap"))
+    assert np.quantile(row.draws, [0.025, 0.975]) == pytest.approx(
         [overall["metauas", "class-agnostic", 2, "pixel_ap"].low, overall["metauas", "class-agnostic", 2, "pixel_ap"].high], abs=1e-5
     )
 
@@ -286,7 +282,7 @@ def test_the_gallery_shows_each_detectors_best_borderline_and_worst(
     written = write_galleries(tmp_path / "galleries", [gallery])
     assert [file.name for file in written] == ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png"]
     with Image.open(written[1]) as sheet:
-        assert sheet.size == (4 * 132 + 4, 6 * 154 + 26)
+        assert sheet.size == (4 * 132 + 4, 24 + 6 * 156 + 4)
 
 
 @pytest.mark.parametrize(

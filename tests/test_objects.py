@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import skimage.data
 from conftest import make_inputs, make_places, save
@@ -18,9 +17,10 @@ from pycocotools import mask as coco_mask
 from tasks.common.errors import BadInput
 from tasks.common.photographs import Photographs
 from tasks.common.randomness import generator
+from tasks.common.rows import read_rows
 from tasks.ingestion.ingest import Ingested, ingest_folder
 from tasks.ingestion.objects.ingest import ingest_objects
-from tasks.ingestion.objects.table import SCHEMA, to_mask, to_row
+from tasks.ingestion.objects.table import ObjectRow, to_mask, to_row
 from tasks.ingestion.settings import ObjectsSettings
 from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.proposals import propose, segments
@@ -45,11 +45,11 @@ def box_mask(top: int, left: int, bottom: int, right: int) -> np.ndarray:
     return mask
 
 
-def ingest(photos: Path, format_: str, path: Path) -> tuple[Ingested, list[dict[str, Any]], list[dict[str, str]]]:
+def ingest(photos: Path, format_: str, path: Path) -> tuple[Ingested, list[ObjectRow], list[dict[str, str]]]:
     manifests = photos.parent / "manifests"
     came = ingest_objects("photos", ObjectsSettings(format_, str(path)), manifests=manifests)  # type: ignore[arg-type]
     with (manifests / "photos.objects.rejected.csv").open() as stream:
-        return came, pq.read_table(manifests / "photos.objects.parquet").to_pylist(), list(csv.DictReader(stream))
+        return came, read_rows(manifests / "photos.objects.parquet", ObjectRow, "objects"), list(csv.DictReader(stream))
 
 
 def coco(photos: Path, **changes: Any) -> Path:
@@ -93,13 +93,13 @@ def coco(photos: Path, **changes: Any) -> Path:
 
 def test_coco_polygons_and_run_lengths(photos: Path) -> None:
     came, rows, rejected = ingest(photos, "coco", coco(photos))
-    assert came == Ingested(3, 6) and [Path(row["image"]).name for row in rows] == ["cat.jpg", "cat.jpg", "dog.jpg"]
-    assert [row["label"] for row in rows] == ["cup", "cup", "dog"]
+    assert came == Ingested(3, 6) and [Path(row.image).name for row in rows] == ["cat.jpg", "cat.jpg", "dog.jpg"]
+    assert [row.label for row in rows] == ["cup", "cup", "dog"]
     compressed, uncompressed, polygon = (to_mask(row) for row in rows)
     assert (compressed == box_mask(50, 10, 80, 100)).all()
     assert uncompressed.sum() == 5 and uncompressed[:5, 0].all()
     assert (polygon != box_mask(10, 20, 40, 60)).sum() <= 2 * (30 + 40)
-    assert (rows[0]["left"], rows[0]["top"], rows[0]["right"], rows[0]["bottom"]) == (10, 50, 100, 80)
+    assert (rows[0].left, rows[0].top, rows[0].right, rows[0].bottom) == (10, 50, 100, 80)
     reasons = {row["object"]: row["reason"] for row in rejected}
     assert reasons == {
         "annotation 3": "a crowd, not an object",
@@ -123,7 +123,7 @@ def test_open_images_masks_of_a_smaller_size_and_labels_in_words(photos: Path) -
     rows += ["gone.png,cat,/m/01,x,0,1,0,1,0.9,", "broken.png,cat,/m/01,x,0,1,0,1,0.9,"]
     file.write_text("\n".join(rows) + "\n")
     came, (row,), rejected = ingest(photos, "open-images", file)
-    assert came == Ingested(1, 3) and row["label"] == "Coffee cup" and (row["height"], row["width"]) == (45, 60)
+    assert came == Ingested(1, 3) and row.label == "Coffee cup" and (row.height, row.width) == (45, 60)
     assert (to_mask(row) == box_mask(10, 20, 40, 60)[::2, ::2]).all()
     assert [line["object"] for line in rejected] == ["dog", "gone.png", "broken.png"]
     assert rejected[0]["reason"] == "its mask marks nothing" and "cannot be decoded" in rejected[2]["reason"]
@@ -145,7 +145,7 @@ def test_a_folder_of_masks_by_value_by_piece_and_by_palette(photos: Path) -> Non
     save(two_values.astype(np.uint8), folder / "stranger.png")
     came, rows, rejected = ingest(photos, "masks", folder)
     assert came == Ingested(5, 3)
-    assert [Path(row["image"]).stem for row in rows] == ["bird", "cat", "cat", "dog", "dog"]
+    assert [Path(row.image).stem for row in rows] == ["bird", "cat", "cat", "dog", "dog"]
     assert [int(to_mask(row).sum()) for row in rows] == [1600, 625, 2000, 625, 2000]
     assert {line["reason"] for line in rejected} == {"marks nothing", "no photograph of the dataset has this name"}
 
@@ -159,7 +159,7 @@ def test_two_photographs_of_one_name_need_more_of_the_path(tmp_path: Path) -> No
     annotations = [{**annotation, "id": 1}, {**annotation, "id": 2, "image_id": 2}]
     file = coco(tmp_path / "photos", images=images, annotations=annotations)
     came, (row,), (line,) = ingest(tmp_path / "photos", "coco", file)
-    assert came == Ingested(1, 1) and row["image"].endswith("b/1.jpg") and line["reason"] == "several photographs have this name"
+    assert came == Ingested(1, 1) and row.image.endswith("b/1.jpg") and line["reason"] == "several photographs have this name"
 
 
 def test_what_is_no_annotation_is_told(photos: Path) -> None:
@@ -181,7 +181,7 @@ def objects_of(photos: Path, rows: list[dict[str, Any]], **changes: Any) -> Obje
     return Objects(ObjectSettings(**changes), sources, inputs)
 
 
-def make_inputs_of(photos: Path, rows: list[dict[str, Any]]) -> Path:
+def make_inputs_of(photos: Path, rows: list[ObjectRow]) -> Path:
     save(skimage.data.brick()[:96, :96], photos.parent / "layout" / "train" / "good" / "0.png")
     return make_inputs(photos.parent / "layout", objects=rows).files.objects
 
@@ -277,4 +277,4 @@ def test_the_table_keeps_a_mask_to_the_pixel() -> None:
         mask = generator(number, "mask").random((17, 23)) < 0.3
         mask[5, 7] = True
         row = to_row("x.png", "", mask)
-        assert (to_mask(row) == mask).all() and set(row) == set(SCHEMA.names)
+        assert (to_mask(row) == mask).all() and row.image == "x.png"

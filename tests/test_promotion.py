@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from tasks.sampling.episodes import Episode
 from tasks.scoring.decision import PromotionSettings, decide, same_episodes
 from tasks.scoring.figures import image_figures, tally
-from tasks.scoring.results import Measure, Measured, draws_table
+from tasks.scoring.results import DrawRow, Measure, Measured, draw_rows
 from tasks.scoring.spread import image_draws, resample
 
 LABELS = np.arange(120) < 60
@@ -22,7 +21,7 @@ LABELS = np.arange(120) < 60
 
 def draws_of(
     shift: float, noise: int = 0, *, target: str = "parts", detector: str = "metauas", prompts: tuple[str, ...] = ("p",)
-) -> pa.Table:
+) -> list[DrawRow]:
     """Of a detector that tells anomalous pictures apart by `shift`; noise: which pictures it is unsure of."""
     images, labels = tuple(str(place) for place in range(120)), tuple(LABELS.astype(int).tolist())
     scores = np.random.default_rng(0).normal(size=120) + shift * LABELS + 0.2 * np.random.default_rng(noise).normal(size=120)
@@ -30,7 +29,7 @@ def draws_of(
     values = image_figures(tally(scores[LABELS], np.sort(scores[~LABELS])))
     figures = {name: Measure(float(value), draws[name]) for name, value in values.items()}
     episode = Episode(target, "a", "class-specific", 1, 0, prompts, images, labels)
-    return draws_table([Measured(detector, episode, 120, figures, figures, 120)])  # type: ignore[arg-type]
+    return draw_rows([Measured(detector, episode, 120, figures, figures, 120)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -61,8 +60,8 @@ def test_what_the_pictures_cannot_tell_is_kept_out() -> None:
 
 
 def test_every_detector_must_pass_and_a_new_one_does() -> None:
-    new = pa.concat_tables([draws_of(1.0), draws_of(0.3, detector="inctrl"), draws_of(0.1, detector="winclip")])
-    in_use = pa.concat_tables([draws_of(1.0), draws_of(1.0, detector="inctrl")])
+    new = [*draws_of(1.0), *draws_of(0.3, detector="inctrl"), *draws_of(0.1, detector="winclip")]
+    in_use = [*draws_of(1.0), *draws_of(1.0, detector="inctrl")]
     decision = decide(new, in_use, PromotionSettings(), ["metauas", "inctrl", "winclip"])
     assert [(item.detector, item.passes) for item in decision.compared] == [("metauas", True), ("inctrl", False)]
     assert not decision.promoted and decision.reason.startswith("inctrl I-AUROC")
@@ -78,4 +77,4 @@ def test_other_queries_or_prompts_are_other_episodes() -> None:
     args: tuple[Any, ...] = ("image_auroc", ["metauas"])
     assert same_episodes(draws_of(1.0), draws_of(0.5), *args)
     assert not same_episodes(draws_of(1.0), draws_of(1.0, prompts=("another",)), *args)
-    assert not same_episodes(pa.concat_tables([draws_of(1.0), draws_of(1.0, target="more")]), draws_of(1.0), *args)
+    assert not same_episodes([*draws_of(1.0), *draws_of(1.0, target="more")], draws_of(1.0), *args)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
@@ -20,8 +19,10 @@ from PIL import Image
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
+from tasks.common.rows import table_of
 from tasks.ingestion.ingest import ingest_folder
-from tasks.ingestion.objects.table import SCHEMA, to_row, write_objects
+from tasks.ingestion.manifest import PictureRow
+from tasks.ingestion.objects.table import ObjectRow, to_row, write_objects
 from tasks.sampling.central import most_central
 from tasks.sampling.duplicates import near_duplicates
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
@@ -78,7 +79,7 @@ def test_more_shots_only_add_prompts(manifests: Path) -> None:
 
 def test_any_first_queries_have_the_labels_in_proportion(manifests: Path) -> None:
     sample(SETTINGS, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
-    labels = {row["image"]: row["label"] for row in read_pictures(files(manifests).targets)}
+    labels = {row.image: row.label for row in read_pictures(files(manifests).targets)}
     queries = read_episodes(files(manifests).episodes)[0].queries
     assert sorted(labels[image] for image in queries[:2]) == [0, 1]
 
@@ -129,7 +130,7 @@ def test_textures_are_a_datasets_own_or_the_sources(manifests: Path) -> None:
     save(skimage.data.grass()[:64, :64], folder / "grass.png")
     ingest_folder("textures", folder, licence="own", places=make_places(manifests), workers=1)
     sample(SETTINGS, Use(("other",), ("parts",), ("textures",)), manifests=manifests, files=files(manifests))
-    assert [Path(row["image"]).name for row in read_pictures(files(manifests).textures)] == ["grass.png"]
+    assert [Path(row.image).name for row in read_pictures(files(manifests).textures)] == ["grass.png"]
 
 
 def test_a_texture_that_is_also_a_target_is_refused(manifests: Path) -> None:
@@ -142,7 +143,7 @@ def test_the_sources_objects_come_along_and_no_others(manifests: Path) -> None:
     mask = np.zeros((96, 96), dtype=bool)
     mask[10:30, 40:60] = True
     rows = [to_row(image, "brick", mask) for image in (*reversed(other), "elsewhere.png")]
-    write_objects(manifests / "other.objects.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
+    write_objects(manifests / "other.objects.parquet", table_of(ObjectRow, rows))
     sample(SETTINGS, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
     came = pq.read_table(files(manifests).objects).to_pylist()
     assert [row["image"] for row in came] == sorted(other) and {row["label"] for row in came} == {"brick"}
@@ -323,7 +324,7 @@ def test_near_duplicates_are_reported(manifests: Path) -> None:
 def test_near_duplicates_are_the_nearest_within_three_bits(trained: list[int], tested: list[tuple[int, set[int]]]) -> None:
     others = [trained[place % len(trained)] ^ sum(1 << bit for bit in bits) for place, bits in tested]
     rows = [
-        [{"phash": f"{value:016x}", "image": f"{side}{number}"} for number, value in enumerate(values)]
+        [PictureRow(f"{side}{number}", "", f"{value:016x}", 8, 8, "", "", "", 0, "", None, "") for number, value in enumerate(values)]
         for side, values in (("a", trained), ("b", others))
     ]
     nearest = {f"b{number}": min((one ^ other).bit_count() for one in trained) for number, other in enumerate(others)}

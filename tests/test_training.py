@@ -71,7 +71,7 @@ def test_pairs_come_as_the_shards_hold_them(pairs: Path) -> None:
         query, prompt, mask = Pairs(pairs, rows, resolution)[21]
         assert query.shape == prompt.shape == (3, resolution, resolution) and mask.shape == (resolution, resolution)
         assert query.min() >= 0 and query.max() <= 1 and set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert Pairs(pairs, rows, 64)[21][2].mean().item() == pytest.approx(rows[21]["changed_area"], abs=1e-6)
+    assert Pairs(pairs, rows, 64)[21][2].mean().item() == pytest.approx(rows[21].changed_area, abs=1e-6)
 
 
 def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
@@ -186,7 +186,7 @@ def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None
 @pytest.mark.slow  # a minute of training
 def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(pairs: Path) -> None:
     """For those that learn what a change is; the other detectors need no training to know."""
-    rows = sorted(read_index(pairs), key=lambda row: row["changed_area"])[-6:]
+    rows = sorted(read_index(pairs), key=lambda row: row.changed_area)[-6:]
     examples = [Pairs(pairs, rows, 64)[index] for index in range(len(rows))]
     # By the difference of features: concatenated, whether so small a training looks at its prompt differs from machine to machine.
     comparing = replace(DETECTOR, fusion="difference")
@@ -221,20 +221,20 @@ def test_inctrl_learns_from_labelled_pictures_of_another_dataset(pairs: Path, au
         second / "model.safetensors"
     )
     rows = read_pictures(auxiliary)
-    bricks = [row for row in rows if row["category"] == "bricks"]
-    prompts = [row["image"] for row in bricks if row["split"] == "train"][:2]
-    queries = [row["image"] for row in bricks if row["split"] == "test"]
+    bricks = [row for row in rows if row.category == "bricks"]
+    prompts = [row.image for row in bricks if row.split == "train"][:2]
+    queries = [row.image for row in bricks if row.split == "test"]
     scores = scored(first, INCTRL, pixels(queries, 64, torch.device("cpu")), pixels(prompts, 64, torch.device("cpu")))
-    labels = torch.tensor([row["label"] for row in bricks if row["split"] == "test"])
+    labels = torch.tensor([row.label for row in bricks if row.split == "test"])
     assert scores[labels == 1].min() > scores[labels == 0].max()
 
 
 def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_epoch(auxiliary: Path) -> None:
     rows = read_pictures(auxiliary)
-    normal = [row for row in rows if row["split"] == "train" and row["label"] == 0]
+    normal = [row for row in rows if row.split == "train" and row.label == 0]
     evidence = AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=2), 64)
     assert len(evidence.labels) == len(rows) and sum(evidence.labels) == 4
-    pool = [row["image"] for row in normal if row["category"] == "bricks"]
+    pool = [row.image for row in normal if row.category == "bricks"]
     drawn = [evidence._prompts(np.random.default_rng(seed), pool, pool[1]).tolist() for seed in range(20)]
     assert all(1 not in places and len(set(places)) == 2 for places in drawn) and len({tuple(places) for places in drawn}) > 1
     model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()

@@ -18,14 +18,14 @@ from flows.promotion.history import (
     folder_of,
     in_use_in_turn,
     new_model,
-    now,
     read_current,
     remember_kept,
     write_current,
 )
-from flows.promotion.store import IN_USE, SETTINGS_NAME, read_measured_as, settle, store_candidate
+from flows.promotion.store import IN_USE, SETTINGS_NAME, MeasuredAs, read_measured_as, settle, store_candidate
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION
 from flows.running.steps import HOUR, step
+from flows.runs.journal import now
 from flows.runs.states import RunState
 from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline
 from flows.settings.reader import parse, read_yaml
@@ -35,7 +35,7 @@ from tasks.sampling.episodes import EpisodeFiles, protocols_of
 from tasks.scoring.contenders import score_detector
 from tasks.scoring.decision import Decision, decide, same_episodes
 from tasks.scoring.measure import measure
-from tasks.scoring.results import DRAWS_NAME, read_draws, results_of
+from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ def gate(pipeline: str) -> Outcome:
         return Outcome(RunState.PROMOTED, reason)
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
-    if current.candidate == candidate_hash(pipeline) and measured_as["detectors"] == own["detectors"]:
+    if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
         return Outcome(RunState.IN_USE, f"this model is in use, since {current.time}")
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
-    equal = own["evaluation"] == measured_as["evaluation"] and own["code"] == measured_as["code"]
+    equal = own.evaluation == measured_as.evaluation and own.code == measured_as.code
     if not (equal and same_episodes(new, in_use, settings.promotion.figure, detectors)):
-        in_use = measure_in_use(pipeline, settings, measured_as["detectors"])
+        in_use = measure_in_use(pipeline, settings, measured_as.detectors)
     decision = decide(new, in_use, settings.promotion, detectors)
     if decision.promoted:
         take(pipeline, decision.reason)
@@ -76,9 +76,9 @@ def gate(pipeline: str) -> Outcome:
 def promote(pipeline: str) -> str:
     """Puts the candidate to use whatever its figures; gives what to tell. Raises BadInput if it is not evaluated as it is now."""
     enabled_pipeline(pipeline)
-    mine = [stage for stage in planned() if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
+    own_stages = [stage for stage in planned() if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
     with Repo() as repo:
-        stale = repo.status(targets=[stage.name for stage in mine])
+        stale = repo.status(targets=[stage.name for stage in own_stages])
     if stale:
         raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}`, which promotes by itself, first")
     model = take(pipeline, "by hand")
@@ -116,7 +116,7 @@ def judged(settings: Pipeline) -> list[str]:
 
 
 @step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
-def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> Any:
+def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[DrawRow]:
     """Gives the draws of the model in use on the episodes of now. detectors: its own section of pipelines.yaml."""
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
     own = parse(cast(Any, Detectors), detectors, ("pipelines", pipeline, "detectors"), folder / SETTINGS_NAME)
@@ -131,13 +131,9 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> Any:
     return results_of(measured, protocols_of(files.episodes)).draws
 
 
-def _measured_as(pipeline: str, settings: Pipeline) -> dict[str, Any]:
-    """What the candidate is measured as: with which settings, and by which code."""
+def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
+    """Gives what the candidate is measured as."""
     section = read_yaml()["pipelines"][pipeline]
     code = {name: code_of(*roots("score", name), root=Path.cwd()).digest for name in judged(settings)}
     evaluation = {name: value for name, value in section["evaluation"].items() if name not in ("batch_size", "shown")}
-    return {
-        "detectors": section["detectors"],
-        "evaluation": evaluation,
-        "code": {**code, "figures": code_of(*roots("figures"), root=Path.cwd()).digest},
-    }
+    return MeasuredAs(section["detectors"], evaluation, {**code, "figures": code_of(*roots("figures"), root=Path.cwd()).digest})

@@ -14,12 +14,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flows.running import provenance
 from flows.running.places import CANDIDATE, EVALUATION, MODELS
+from flows.runs.journal import now
 from flows.settings.pipelines import pipeline_named
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
@@ -120,13 +120,9 @@ def candidate_hash(pipeline: str) -> str:
     """Names what was trained last, by the hashes that dvc.lock has of each detector's model folder."""
     trained = [f"{folder_of(pipeline).as_posix()}/{CANDIDATE}/{name}" for name in pipeline_named(pipeline).trained]
     locked = {path: md5 for stage in provenance.locked() for path, md5 in provenance.hashes(stage, "outs").items()}
-    said = json.dumps({path: locked.get(path) for path in trained})
-    return hashlib.md5(said.encode(), usedforsecurity=False).hexdigest()
+    text = json.dumps({path: locked.get(path) for path in trained})
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def folder_of(pipeline: str) -> Path:
     return MODELS / pipeline
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

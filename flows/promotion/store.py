@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ IN_USE, POINTER = "in-use", "in-use.dvc"
 SETTINGS_NAME = "settings.json"
 
 
-def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Mapping[str, Any]) -> Stored:
+@dataclass(frozen=True)
+class MeasuredAs:
+    """With which settings and by which code a model was measured: sections of pipelines.yaml, and hashes by what they are of."""
+
+    detectors: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    code: Mapping[str, str]
+
+
+def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: MeasuredAs) -> Stored:
     """Puts the candidate's files, a folder for each of its trained detectors, and what it was measured as, into DVC's cache."""
     folder = folder_of(pipeline)
     folder.mkdir(parents=True, exist_ok=True)  # it is not there where nothing is trained
@@ -36,7 +46,7 @@ def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Mappin
         for detector in detectors:
             shutil.copytree(folder / CANDIDATE / detector, taken / detector)
         shutil.copyfile(EVALUATION / pipeline / DRAWS_NAME, taken / DRAWS_NAME)
-        write_text(taken / SETTINGS_NAME, json.dumps(measured_as, indent=1, sort_keys=True, default=str) + "\n")
+        write_text(taken / SETTINGS_NAME, json.dumps(asdict(measured_as), indent=1, sort_keys=True, default=str) + "\n")
         with Repo() as repo, repo.lock:
             staged, meta, stored = build(repo.cache.local, str(taken), repo.fs, "md5")
             transfer(staged, repo.cache.local, {stored.hash_info}, shallow=False)
@@ -77,7 +87,6 @@ def _cached(repo: Repo, model: Model) -> bool:
         return False
 
 
-def read_measured_as(pipeline: str) -> dict[str, Any]:
-    """What the model in use was measured as, as `store_candidate` was told it."""
-    said: dict[str, Any] = json.loads((folder_of(pipeline) / IN_USE / SETTINGS_NAME).read_text(encoding="utf-8"))
-    return said
+def read_measured_as(pipeline: str) -> MeasuredAs:
+    """Reads what the model in use was measured as."""
+    return MeasuredAs(**json.loads((folder_of(pipeline) / IN_USE / SETTINGS_NAME).read_text(encoding="utf-8")))

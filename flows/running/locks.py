@@ -61,10 +61,10 @@ def holder(file: Path) -> str | None:
             return None
         stream.seek(0)
         try:
-            said: dict[str, Any] = json.loads(stream.read())
+            work: dict[str, Any] = json.loads(stream.read())
         except ValueError:
             return None  # it has just been taken, and not yet written
-    return f"{said['what']} (process {said['process']} on {said['host']}, since {said['started']})"
+    return f"{work['what']} (process {work['process']} on {work['host']}, since {work['started']})"
 
 
 def _locked(stream: Any, patience: float = 0) -> bool:

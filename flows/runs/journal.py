@@ -86,9 +86,9 @@ def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
     runs = []
     for number in sorted(_numbers(folder), reverse=True)[:last]:
         try:
-            said = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
-            stages = tuple(StageRun(**{**stage, "state": StageState(stage["state"])}) for stage in said["stages"])
-            runs.append(Run(**{**said, "state": RunState(said["state"]), "stages": stages}))
+            content = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
+            stages = tuple(StageRun(**{**stage, "state": StageState(stage["state"])}) for stage in content["stages"])
+            runs.append(Run(**{**content, "state": RunState(content["state"]), "stages": stages}))
         except (OSError, ValueError, TypeError, KeyError):
             continue
     return runs

@@ -69,9 +69,9 @@ def post(notices: Notices, content: Mapping[str, Any]) -> None:
         raise Unheard(f"it did not arrive at {host}: the answer was {answer.status_code}", busy=busy)
 
 
-def address(said: str) -> str:
+def address(setting: str) -> str:
     """The URL that the setting stands for. Raises LookupError if the environment variable or the block is not there."""
-    kind, _, name = said.partition(":")
+    kind, _, name = setting.partition(":")
     if kind == "env":
         if name not in os.environ:
             raise LookupError(f"notices.url: no environment variable {name}")
@@ -83,4 +83,4 @@ def address(said: str) -> str:
             return str(Secret.load(name).get())  # type: ignore[union-attr]
         except ValueError as error:
             raise LookupError(f"notices.url: no Secret block {name!r} on the Prefect server") from error
-    return said
+    return setting

@@ -86,5 +86,5 @@ def _lasted(run: Run) -> str:
     return f", {seconds:.0f} s" if seconds >= 0 else ""  # the clock may have been set back
 
 
-def _time(said: str) -> str:
-    return said[:16].replace("T", " ") + " UTC"
+def _time(time: str) -> str:
+    return time[:16].replace("T", " ") + " UTC"

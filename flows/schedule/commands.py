@@ -23,8 +23,8 @@ POLL = 0.2  # seconds
 class CommandFailed(BadInput):
     """A command ended with another code than 0. Its message is one line: what, and the last thing it said."""
 
-    def __init__(self, what: str, code: int, said: str) -> None:
-        super().__init__(f"{what}: {said}" if said else f"{what}: it ended with code {code}")
+    def __init__(self, what: str, code: int, last_line: str) -> None:
+        super().__init__(f"{what}: {last_line}" if last_line else f"{what}: it ended with code {code}")
 
 
 def run(
@@ -64,8 +64,10 @@ def run(
             reader.join(timeout=10)
     if process.returncode:
         stopping.check(what)
-        said = next((line for line in reversed(last) if line.strip()), "")
-        raise CommandFailed(what, process.returncode, said.removeprefix("changepair: ").removeprefix("fatal: ").removeprefix("ERROR: "))
+        last_line = next((line for line in reversed(last) if line.strip()), "")
+        raise CommandFailed(
+            what, process.returncode, last_line.removeprefix("changepair: ").removeprefix("fatal: ").removeprefix("ERROR: ")
+        )
     return "".join(lines)
 
 

@@ -90,7 +90,7 @@ def deploy() -> list[str]:
     repository = repository_of(read)
     items = wanted(read, repository)
     with _client() as client:
-        before = {item.name: _there(client, item, repository) for item in items}
+        before = {item.name: _deployed(client, item, repository) for item in items}
         lines = [*_pool(client, read), *_limit(client, read)]
         lines += [_apply(client, item, before[item.name]) for item in items]
         lines += _remove(client, repository, set(read.enabled))
@@ -110,14 +110,16 @@ def serve(tell: Callable[[str], None]) -> None:
 
 def repository_of(read: Pipelines) -> str:
     """What runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password in it."""
-    said = read.runs.repository
-    if said is None:
-        said = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
-    if said is None:
+    repository = read.runs.repository
+    if repository is None:
+        repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
+    if repository is None:
         raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
-    if re.search(r"://[^/\s@]*:[^/\s@]*@", said):
+    if re.search(r"://[^/\s@]*:[^/\s@]*@", repository):
         raise BadInput("runs.repository: a password in the address would be shown by the server; use SSH or Git's credential helper")
-    return str(Path(said).expanduser().resolve()) if "://" not in said and Path(said).expanduser().is_dir() else said
+    return (
+        str(Path(repository).expanduser().resolve()) if "://" not in repository and Path(repository).expanduser().is_dir() else repository
+    )
 
 
 def _checked() -> Pipelines:
@@ -133,7 +135,7 @@ def _client() -> SyncPrefectClient:
     return get_client(sync_client=True)
 
 
-def _there(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
+def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
     """The deployment as it stands on the server. Raises BadInput if it is another repository's."""
     name = f"{NAME}/{item.name}"
     try:

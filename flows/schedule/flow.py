@@ -48,10 +48,10 @@ def retrain(pipeline: str, place: Workspace) -> State[None]:
     """Completed as the run of `retrain` in the clone, which is its child."""
     with parent():
         workspace.retrain(place, print)
-    made = child()
-    if made is None or made.state is None:
+    retrained = child()
+    if retrained is None or retrained.state is None:
         return Completed()
-    return Completed(name=made.state.name, message=made.state.message, state_details=link_child())
+    return Completed(name=retrained.state.name, message=retrained.state.message, state_details=link_child())
 
 
 @task(name="push artifacts", retries=2, retry_delay_seconds=10, persist_result=False)
@@ -114,7 +114,7 @@ def _run(place: Workspace, revision: str) -> State[None]:
         if not state.is_completed():
             state.result()
         retraining = False
-        made = commit_results(place, commit, f"{pipeline} at {commit[:8]}: {state.name}\n\n{state.message or ''}\n")
+        results = commit_results(place, commit, f"{pipeline} at {commit[:8]}: {state.name}\n\n{state.message or ''}\n")
         push(place)
         name = send_results(place)
     except BadInput as error:
@@ -122,7 +122,7 @@ def _run(place: Workspace, revision: str) -> State[None]:
             _notify(place, str(error))
         raise
     where = f"; results: {name}" if name else ""
-    logger.info(f"{pipeline}: {state.name}{where}{'' if made else ', nothing new'}")
+    logger.info(f"{pipeline}: {state.name}{where}{'' if results else ', nothing new'}")
     return Completed(name=state.name, message=f"{state.message}{where}")
 
 
@@ -138,10 +138,10 @@ def make_up_for_missed() -> list[FlowRun]:
 
 def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
     """The other runs of this run's deployment that are in a state of that type."""
-    mine, own = deployment.get_id(), flow_run.get_id()
-    if mine is None:
+    deployment_id, own = deployment.get_id(), flow_run.get_id()
+    if deployment_id is None:
         return []
-    asked = {"deployment_id": {"any_": [mine]}, "state": {"type": {"any_": [state]}}, **(more or {})}
+    asked = {"deployment_id": {"any_": [deployment_id]}, "state": {"type": {"any_": [state]}}, **(more or {})}
     with get_client(sync_client=True) as client:
         return [run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(asked)) if str(run.id) != own]
 

@@ -162,11 +162,11 @@ def send_results(workspace: Workspace) -> str | None:
 
 def has_remote(workspace: Workspace) -> bool:
     """Whether DVC has a remote to use. Raises BadInput if the one that runs.remote names is not there."""
-    said = run([*own("dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
-    names = [line.split()[0] for line in said.splitlines() if line.strip()]
+    text = run([*own("dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
+    names = [line.split()[0] for line in text.splitlines() if line.strip()]
     if workspace.remote is not None and workspace.remote not in names:
         raise BadInput(f"runs.remote: DVC has no remote {workspace.remote!r}; add it with `dvc remote add` and commit .dvc/config")
-    return workspace.remote is not None or "(default)" in said
+    return workspace.remote is not None or "(default)" in text
 
 
 def _clone(workspace: Workspace) -> None:
@@ -200,8 +200,8 @@ def _share_cache(workspace: Workspace) -> None:
     """DVC's configuration of this clone alone. Links, where the disk can make them, so that a big artifact is there once."""
     if not (workspace.folder / ".dvc").is_dir():
         raise BadInput(f"{workspace.repository}: no project of changepair: there is no folder .dvc in it")
-    said = f"[cache]\n    dir = {workspace.root.resolve() / 'cache'}\n    type = reflink,hardlink,copy\n"
-    write_text(workspace.folder / ".dvc" / "config.local", said)
+    text = f"[cache]\n    dir = {workspace.root.resolve() / 'cache'}\n    type = reflink,hardlink,copy\n"
+    write_text(workspace.folder / ".dvc" / "config.local", text)
 
 
 def _last_results(workspace: Workspace) -> str | None:

@@ -173,8 +173,8 @@ class Pipelines(Strict):
     def runs_of(self, name: str) -> Runs:
         """How the scheduled runs of one pipeline work."""
         own = self.pipelines[name].runs
-        said = {key: value for key, value in (("revision", own.revision), ("overlap", own.overlap)) if value is not None}
-        return self.runs.model_copy(update={**said, "tags": (*self.runs.tags, *own.tags)})
+        chosen = {key: value for key, value in (("revision", own.revision), ("overlap", own.overlap)) if value is not None}
+        return self.runs.model_copy(update={**chosen, "tags": (*self.runs.tags, *own.tags)})
 
 
 def read_pipelines(file: Path = FILE) -> Pipelines:

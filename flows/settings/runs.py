@@ -27,10 +27,10 @@ def _cron(line: str) -> str:
     return line
 
 
-def _interval(said: Any) -> timedelta:
-    match = re.fullmatch(r"([1-9]\d*) (minute|hour|day|week)s?", str(said))
+def _interval(setting: Any) -> timedelta:
+    match = re.fullmatch(r"([1-9]\d*) (minute|hour|day|week)s?", str(setting))
     if match is None:
-        raise ValueError(f'a time such as "6 hours" ({", ".join(UNITS)}), not {said!r}')
+        raise ValueError(f'a time such as "6 hours" ({", ".join(UNITS)}), not {setting!r}')
     return timedelta(**{f"{match[2]}s": int(match[1])})
 
 
@@ -62,7 +62,7 @@ class Schedule(Strict):
         return f"every {self.interval}" if self.cron is None else f"{self.cron} ({self.timezone})"
 
 
-ScheduleSettings = Annotated[Schedule, BeforeValidator(lambda said: {"cron": said} if isinstance(said, str) else said)]
+ScheduleSettings = Annotated[Schedule, BeforeValidator(lambda setting: {"cron": setting} if isinstance(setting, str) else setting)]
 """A schedule, or a cron line alone."""
 
 Overlap = Literal["wait", "skip"]

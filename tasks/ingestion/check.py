@@ -7,7 +7,6 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,7 +16,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, png
 from tasks.ingestion.listing import GOOD, DatasetFolder, Listed
-from tasks.ingestion.manifest import ANOMALOUS, NORMAL
+from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MAX_PIXELS = 100_000_000
 """The most a picture may hold, in pixels (10,000 x 10,000, 300 MB decoded). A larger one is taken for a decompression bomb."""
@@ -56,23 +55,23 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         return Facts(fault=_undecodable(listed.image, error))
 
 
-def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> dict[str, Any]:
-    """The manifest row of a picture without fault (manifest.SCHEMA)."""
+def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> PictureRow:
+    """Gives the manifest row of a picture without fault."""
     mask = mask_of(listed, source)
-    return {
-        "image": listed.image.as_posix(),
-        "sha256": facts.sha256,
-        "phash": facts.phash,
-        "height": facts.height,
-        "width": facts.width,
-        "dataset": source.name,
-        "category": listed.category,
-        "split": listed.split,
-        "label": NORMAL if listed.defect == GOOD else ANOMALOUS,
-        "defect": listed.defect,
-        "mask": mask.as_posix() if mask is not None else None,
-        "licence": licence,
-    }
+    return PictureRow(
+        image=listed.image.as_posix(),
+        sha256=facts.sha256,
+        phash=facts.phash,
+        height=facts.height,
+        width=facts.width,
+        dataset=source.name,
+        category=listed.category,
+        split=listed.split,
+        label=NORMAL if listed.defect == GOOD else ANOMALOUS,
+        defect=listed.defect,
+        mask=mask.as_posix() if mask is not None else None,
+        licence=licence,
+    )
 
 
 def mask_of(listed: Listed, source: DatasetFolder) -> Path | None:

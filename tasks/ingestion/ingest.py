@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,17 @@ from tqdm import tqdm
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
+from tasks.common.rows import rows_of, schema_of, table_of
 from tasks.ingestion.check import Facts, check, row, union
 from tasks.ingestion.known import Known, known_files, stamp
 from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected
-from tasks.ingestion.manifest import ANOMALOUS, NORMAL, SCHEMA
+from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
 
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
+MANIFEST = schema_of(PictureRow)
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ class _Reading:
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # the start of each kept picture's sha256
     labels: list[NDArray[np.int8]] = field(default_factory=list)
 
-    def keep(self, rows: list[dict[str, Any]]) -> None:
+    def keep(self, rows: list[PictureRow]) -> None:
         self.kept += len(rows)
-        self.hashes.append(np.array([int(row_["sha256"][:16], 16) for row_ in rows], dtype=np.uint64))
-        self.labels.append(np.array([row_["label"] for row_ in rows], dtype=np.int8))
+        self.hashes.append(np.array([int(row_.sha256[:16], 16) for row_ in rows], dtype=np.uint64))
+        self.labels.append(np.array([row_.label for row_ in rows], dtype=np.int8))
         for row_ in rows:
-            self.seen[row_["category"]] += 1
+            self.seen[row_.category] += 1
 
     def suspects(self) -> set[int]:
         """Starts of hashes that stand there with both labels."""
@@ -147,7 +149,7 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
     with (
         known_files(work / f"{source.name}.sqlite") as known,
         ThreadPoolExecutor(workers) as pool,
-        pq.ParquetWriter(rows, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(rows, MANIFEST, compression="zstd") as writer,
     ):
         for portion in _portions(items):
             kept = []
@@ -162,7 +164,7 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
                 reading.notes.update([facts.note] if facts.note else [])
                 kept.append(row(item, facts, source, licence))
             reading.keep(kept)
-            writer.write_table(pa.Table.from_pylist(kept, schema=SCHEMA))
+            writer.write_table(table_of(PictureRow, kept))
             bar.update(len(portion))
             stopping.check(f"ingest {source.name}, {reading.kept} pictures read")  # and they are known to the next run
     bar.close()
@@ -212,24 +214,23 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
     suspicious = [
         row_
         for batch in pq.ParquetFile(rows).iter_batches(ROWS_A_GROUP)
-        for row_ in batch.to_pylist()
-        if int(row_["sha256"][:16], 16) in suspects
+        for row_ in rows_of(PictureRow, batch.to_pylist())
+        if int(row_.sha256[:16], 16) in suspects
     ]
     names = ("normal", "anomalous")
     conflicts = {}
     for row_ in suspicious:
-        other = next((one["image"] for one in suspicious if one["sha256"] == row_["sha256"] and one["label"] != row_["label"]), None)
+        other = next((one.image for one in suspicious if one.sha256 == row_.sha256 and one.label != row_.label), None)
         if other is not None:
-            label = row_["label"]
-            reason = f"labelled {names[label]}, and {other}, the same picture byte for byte, {names[1 - label]}: a conflict"
-            conflicts[_Conflict(row_["image"], row_["category"])] = Rejected(Path(row_["image"]), reason)
+            reason = f"labelled {names[row_.label]}, and {other}, the same picture byte for byte, {names[1 - row_.label]}: a conflict"
+            conflicts[_Conflict(row_.image, row_.category)] = Rejected(Path(row_.image), reason)
     return conflicts
 
 
 def _write_manifest(rows: Path, manifest: Path, without: set[str]) -> None:
-    with written_beside(manifest) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+    with written_beside(manifest) as partial, pq.ParquetWriter(partial, MANIFEST, compression="zstd") as writer:
         for batch in pq.ParquetFile(rows).iter_batches(ROWS_A_GROUP):
-            table = pa.Table.from_batches([batch], schema=SCHEMA)
+            table = pa.Table.from_batches([batch], schema=MANIFEST)
             if without:
                 table = table.filter(pc.invert(pc.is_in(table["image"], pa.array(sorted(without), pa.string()))))
             writer.write_table(table, row_group_size=ROWS_A_GROUP)

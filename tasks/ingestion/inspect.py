@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tasks.common.files import written_beside
 from tasks.common.pictures import Picture, read_mask, read_picture
 from tasks.common.reasons import in_general
+from tasks.common.rows import read_rows
+from tasks.common.sheets import TILE, Line, contact_sheet, outlined
 from tasks.ingestion.ingest import Places, ingest_folder
+from tasks.ingestion.manifest import MADE_BY, PictureRow
 
-TILE, GAP, TITLE = 112, 4, 150  # pixels: a picture's side, the room around it, the column that says what is in a line
 A_LINE = 8  # pictures
 MOST_LINES = 40
-PAPER, INK, OUTLINE = (250, 250, 248), (30, 30, 30), (230, 40, 60)
 QUANTILES = (0.0, 0.5, 1.0)
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,55 +45,42 @@ def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path, w
     """Reads a dataset into the folder `work`, which may be thrown away after, and draws `sheet`. Raises BadInput as ingestion does."""
     places = Places(work / "pictures", work / "manifests", work / "checkpoints")
     ingested = ingest_folder(dataset, path, layout=layout, places=places, workers=workers)
-    rows = pq.read_table(places.manifests / f"{dataset}.parquet").to_pylist()
+    rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
-        contact_sheet(rows).save(partial, "PNG")
+        sheet_of(rows).save(partial, "PNG")
     with (places.manifests / f"{dataset}.rejected.csv").open(newline="", encoding="utf-8") as stream:
         reasons = Counter(in_general(row["reason"]) for row in csv.DictReader(stream))
     return Inspection(
-        dict(Counter((row["category"], row["split"], row["defect"]) for row in rows)),
-        {side: _spread([row[side] for row in rows], int) for side in ("width", "height")},
+        dict(Counter((row.category, row.split, row.defect) for row in rows)),
+        {side: _spread([getattr(row, side) for row in rows], int) for side in ("width", "height")},
         _covered(rows),
         dict(reasons.most_common()),
         ingested.notes,
     )
 
 
-def contact_sheet(rows: Sequence[Row]) -> Image.Image:
-    """A line for each category, split and defect, its first pictures with their masks outlined."""
-    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+def sheet_of(rows: Sequence[PictureRow]) -> Image.Image:
+    """Draws a line for each category, split and defect, its first pictures with their masks outlined."""
+    groups: dict[tuple[str, str, str], list[PictureRow]] = defaultdict(list)
     for row in rows:
-        group = groups[row["category"], row["split"], row["defect"]]
+        group = groups[row.category, row.split, row.defect]
         if len(group) < A_LINE:
             group.append(row)
-    shown = list(groups.items())[:MOST_LINES]
-    sheet = Image.new("RGB", (TITLE + A_LINE * (TILE + GAP) + GAP, len(shown) * (TILE + GAP) + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for line, (names, members) in enumerate(shown):
-        top = GAP + line * (TILE + GAP)
-        for number, name in enumerate(names):
-            draw.text((GAP, top + 18 * number), name, fill=INK, font=ImageFont.load_default(13))
-        for column, row in enumerate(members):
-            sheet.paste(Image.fromarray(_tile(row)), (TITLE + column * (TILE + GAP), top))
-    return sheet
+    lines = [Line([_tile(row) for row in members], beside=names) for names, members in list(groups.items())[:MOST_LINES]]
+    return contact_sheet(lines)
 
 
-def _tile(row: Row) -> Picture:
-    picture = read_picture(Path(row["image"]), TILE).copy()
-    if row["mask"] is not None:
-        mask = read_mask(Path(row["mask"]), TILE)
-        inner = np.zeros_like(mask)
-        inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        picture[mask & ~inner] = OUTLINE
-    return picture
+def _tile(row: PictureRow) -> Picture:
+    picture = read_picture(Path(row.image), TILE)
+    return picture if row.mask is None else outlined(picture, read_mask(Path(row.mask), TILE))
 
 
-def _covered(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float, float]]:
+def _covered(rows: Sequence[PictureRow]) -> dict[tuple[str, str], tuple[float, float, float]]:
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
-        if row["mask"] is not None:
-            with Image.open(row["mask"]) as mask:
-                shares[row["category"], row["defect"]].append(float((np.asarray(mask.convert("L")) > 0).mean()))
+        if row.mask is not None:
+            with Image.open(row.mask) as mask:
+                shares[row.category, row.defect].append(float((np.asarray(mask.convert("L")) > 0).mean()))
     return {key: _spread(values, float) for key, values in shares.items()}
 
 

@@ -1,26 +1,34 @@
-"""The manifest: one row a picture. What ingestion writes and every later stage reads."""
+"""The manifest: one row a picture. Ingestion writes it and every later stage reads it."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from dataclasses import dataclass
 
-SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.string(), nullable=False),  # path, as pipelines.yaml gives its folder
-        pa.field("sha256", pa.string(), nullable=False),  # of the file's bytes
-        pa.field("phash", pa.string(), nullable=False),  # of what it shows, 64 bits as hex: near duplicates differ in few
-        pa.field("height", pa.int32(), nullable=False),  # pixels
-        pa.field("width", pa.int32(), nullable=False),  # pixels
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("category", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),  # train or test
-        pa.field("label", pa.int8(), nullable=False),  # 0 normal, 1 anomalous
-        pa.field("defect", pa.string(), nullable=False),  # "good" for a normal picture
-        pa.field("mask", pa.string()),  # path, of the picture's size; null where there is none
-        pa.field("licence", pa.string(), nullable=False),
-    ]
-)
+from tasks.common.rows import Int8, Int32
 
 NORMAL = 0
 ANOMALOUS = 1
 MADE_BY = "ingest"
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A picture of a dataset."""
+
+    image: str  # path, as pipelines.yaml gives its folder
+    sha256: str  # of the file's bytes
+    phash: str  # of what it shows, 64 bits as hex: near duplicates differ in few
+    height: Int32  # pixels
+    width: Int32  # pixels
+    dataset: str
+    category: str
+    split: str  # train or test
+    label: Int8  # 0 normal, 1 anomalous
+    defect: str  # "good" for a normal picture
+    mask: str | None  # path, of the picture's size; None where there is none
+    licence: str
+
+    @property
+    def is_normal_training(self) -> bool:
+        """Whether it may be learnt from as normal, and prompt."""
+        return self.split == "train" and self.label == NORMAL

@@ -67,8 +67,8 @@ class CropInpaintPipeline(_Pipeline):
         self.scheduler.set_timesteps(steps)
         residual = noise
         for step in self.scheduler.timesteps:
-            said = unpack(self.unet(hole.seen(residual), step).sample)
-            residual = self.scheduler.step(said, step, residual).prev_sample
+            predicted = unpack(self.unet(hole.seen(residual), step).sample)
+            residual = self.scheduler.step(predicted, step, residual).prev_sample
         return residual
 
 

@@ -53,17 +53,17 @@ def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
         ("Scores of normal and anomalous pictures, at the most shots", HISTOGRAM, _bars),
     ):
         table = curves.tables[name]
-        mine = table[table["target"] == target]
-        drawn = [(str(detector), _svg(str(detector), draw, rows)) for detector, rows in mine.groupby("detector", sort=False)]
+        chosen = table[table["target"] == target]
+        drawn = [(str(detector), _svg(str(detector), draw, rows)) for detector, rows in chosen.groupby("detector", sort=False)]
         if drawn:
             charts.append((title, drawn))
     table = curves.tables[SHOTS]
-    mine = table[table["target"] == target]
-    present = [figure for figure in FIGURES if (mine["figure"] == figure).any()]
+    chosen = table[table["target"] == target]
+    present = [figure for figure in FIGURES if (chosen["figure"] == figure).any()]
     charts.append(
         (
             "Figures by shots, with 95 % intervals over pictures",
-            [(heading(name), _svg(heading(name), _by_shots, mine[mine["figure"] == name])) for name in present],
+            [(heading(name), _svg(heading(name), _by_shots, chosen[chosen["figure"] == name])) for name in present],
         )
     )
     return charts
@@ -104,19 +104,19 @@ def _shades(count: int) -> Sequence[tuple[float, float, float, float]]:
 
 def _bars(axes: Axes, rows: pd.DataFrame) -> None:
     for label, colour in (("normal", NORMAL), ("anomalous", ANOMALOUS)):
-        mine = rows[rows["label"] == label]
-        width = (mine["score"].max() - mine["score"].min()) / max(len(mine) - 1, 1)
-        axes.bar(mine["score"], 100 * mine["share"], width=width, color=colour, alpha=0.55, label=label)
+        chosen = rows[rows["label"] == label]
+        width = (chosen["score"].max() - chosen["score"].min()) / max(len(chosen) - 1, 1)
+        axes.bar(chosen["score"], 100 * chosen["share"], width=width, color=colour, alpha=0.55, label=label)
     axes.set(xlabel="image score", ylabel="share of pictures, %")
 
 
 def _by_shots(axes: Axes, rows: pd.DataFrame) -> None:
     shots = sorted(rows["shots"].unique().tolist())
-    for number, (detector, mine) in enumerate(rows.groupby("detector", sort=False)):
-        mine, colour = mine.sort_values("shots"), SERIES[number % len(SERIES)]
-        x = [shots.index(count) for count in mine["shots"]]
-        axes.plot(x, 100 * mine["mean"], marker="o", markersize=3.5, color=colour, label=str(detector))
-        axes.fill_between(x, 100 * mine["low"], 100 * mine["high"], color=colour, alpha=0.15, linewidth=0)
+    for number, (detector, chosen) in enumerate(rows.groupby("detector", sort=False)):
+        chosen, colour = chosen.sort_values("shots"), SERIES[number % len(SERIES)]
+        x = [shots.index(count) for count in chosen["shots"]]
+        axes.plot(x, 100 * chosen["mean"], marker="o", markersize=3.5, color=colour, label=str(detector))
+        axes.fill_between(x, 100 * chosen["low"], 100 * chosen["high"], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="shots", ylabel="%", xticks=range(len(shots)), xticklabels=[str(count) for count in shots])
 
 

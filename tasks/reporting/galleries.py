@@ -11,10 +11,11 @@ from typing import Literal, get_args
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tasks.common.files import made_anew
 from tasks.common.pictures import Picture, read_mask, read_picture
+from tasks.common.sheets import PAPER, TILE, Line, contact_sheet, outlined
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from tasks.scoring.scores import Scored, read_scored
@@ -23,10 +24,6 @@ from tasks.scoring.shown import shown_episodes
 GALLERIES_NAME = "galleries"
 Kind = Literal["best", "borderline", "worst"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-TILE = 128  # pixels a side
-GAP = 4
-HEADER = 22
-PAPER, INK, OUTLINE = (250, 250, 248), (30, 30, 30), (90, 255, 120)
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -75,7 +72,7 @@ class Gallery:
 def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) -> list[Gallery]:
     """A gallery a target. scores: the folders that the score stage wrote, by detector. count: as `choose` has it."""
     episodes = read_episodes(files.episodes)
-    mask_of = {row["image"]: row["mask"] for row in read_pictures(files.targets)}
+    mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = [(detector, episodes[item.number], item) for detector, folder in scores.items() for item in read_scored(folder)]
     targets = dict.fromkeys(episode.target for episode in episodes)
     return [choose(target, [item for item in scored if item[1].target == target], mask_of, count) for target in targets]
@@ -149,28 +146,24 @@ def overlays_name(target: str) -> str:
 
 
 def overlays(gallery: Gallery) -> Image.Image | None:
-    """One line a picture: prompt, query with its mask outlined, and each detector's map over the query. None if none is shown."""
+    """Draws one line a picture: prompt, query with its mask outlined, and each detector's map over the query. None if none is shown."""
     detectors = list(dict.fromkeys(name for shown in gallery.overlays for name in shown.maps))
-    lines = [[_prompt(shown), _query(shown), *(_heat(gallery, shown, name) for name in detectors)] for shown in gallery.overlays]
-    return _sheet(["prompt", "query", *detectors], [("", line) for line in lines])
+    lines = [Line([_prompt(shown), _query(shown), *(_heat(gallery, shown, name) for name in detectors)]) for shown in gallery.overlays]
+    return contact_sheet([Line(above=("prompt", "query", *detectors)), *lines]) if lines else None
 
 
-def picks_sheet(gallery: Gallery, detector: str) -> Image.Image | None:
-    """One line a picture: as `strip` has it, with what it is above it. None if none is shown."""
+def picks_sheet(gallery: Gallery, detector: str) -> Image.Image:
+    """Draws one line a picture: as `strip` has it, with what it is above it."""
     picks = [pick for pick in gallery.picks if pick.detector == detector]
-    return _sheet(list(STRIP), [(f"{pick.kind}: {caption(pick)}", _tiles(gallery, pick)) for pick in picks])
+    return contact_sheet([Line(above=STRIP), *(Line(_tiles(gallery, pick), (f"{pick.kind}: {caption(pick)}",)) for pick in picks)])
 
 
 STRIP = ("prompt", "query", "mask", "anomaly map")
 
 
 def strip(gallery: Gallery, pick: Pick) -> Image.Image:
-    """Prompt, query, mask and the detector's anomaly map over the query, side by side. The mask is grey where nobody knows it."""
-    tiles = _tiles(gallery, pick)
-    line = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TILE), PAPER)
-    for column, tile in enumerate(tiles):
-        line.paste(Image.fromarray(tile), (column * (TILE + GAP), 0))
-    return line
+    """Draws prompt, query, mask and the detector's anomaly map over the query, side by side. The mask is grey where nobody knows it."""
+    return contact_sheet([Line(_tiles(gallery, pick))])
 
 
 def caption(pick: Pick) -> str:
@@ -189,25 +182,6 @@ def _tiles(gallery: Gallery, pick: Pick) -> list[Picture]:
     return [_prompt(shown), read_picture(Path(shown.image), TILE), _mask(shown), _heat(gallery, shown, pick.detector)]
 
 
-def _sheet(titles: Sequence[str], lines: Sequence[tuple[str, Sequence[Picture]]]) -> Image.Image | None:
-    if not lines:
-        return None
-    captioned = any(text for text, _tiles in lines)
-    height = TILE + GAP + (HEADER if captioned else 0)
-    sheet = Image.new("RGB", (len(titles) * (TILE + GAP) + GAP, len(lines) * height + HEADER + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
-    for column, title in enumerate(titles):
-        draw.text((GAP + column * (TILE + GAP), 5), title, fill=INK, font=font)
-    for line, (text, tiles) in enumerate(lines):
-        top = HEADER + line * height
-        if captioned:
-            draw.text((GAP, top + 5), text, fill=INK, font=font)
-        for column, tile in enumerate(tiles):
-            sheet.paste(Image.fromarray(tile), (GAP + column * (TILE + GAP), top + height - TILE - GAP))
-    return sheet
-
-
 def _blank(level: int) -> Picture:
     return np.full((TILE, TILE, 3), level, dtype=np.uint8)
 
@@ -223,14 +197,8 @@ def _mask(shown: Shown) -> Picture:
 
 
 def _query(shown: Shown) -> Picture:
-    query = read_picture(Path(shown.image), TILE).copy()
-    if shown.mask is not None:
-        mask = read_mask(Path(shown.mask), TILE)
-        inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        rim = mask.copy()
-        rim[1:-1, 1:-1] &= ~inner
-        query[rim] = OUTLINE
-    return query
+    query = read_picture(Path(shown.image), TILE)
+    return query if shown.mask is None else outlined(query, read_mask(Path(shown.mask), TILE))
 
 
 def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:

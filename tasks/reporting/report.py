@@ -21,7 +21,7 @@ from tasks.common.reasons import in_general
 from tasks.reporting.charts import Drawn, charts_of, training_chart
 from tasks.reporting.curves import Curves
 from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
-from tasks.reporting.published import beside
+from tasks.reporting.published import Published, beside
 from tasks.scoring.figures import FIGURES, heading
 from tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
 from tasks.scoring.settings import Convention
@@ -124,6 +124,35 @@ class Listed:
     reasons: list[tuple[str, int]]
 
 
+@dataclass(frozen=True)
+class FigureLine:
+    """A line of a table of figures: the first of its rows, which says what it is about, and all of them by figure."""
+
+    about: FigureRow
+    cells: Mapping[str, FigureRow]
+
+
+@dataclass(frozen=True)
+class PublishedLine:
+    """A published row, beside the target that it stands with."""
+
+    target: str
+    row: Published
+
+
+@dataclass(frozen=True)
+class TargetPart:
+    """The part of the page on one target."""
+
+    name: str
+    charts: list[tuple[str, list[tuple[str, str]]]]
+    """By kind, each a title and a picture inline."""
+    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
+    """By detector and kind, each a picture inline and its caption."""
+    strip: str
+    """What the pictures of a gallery show, from left to right."""
+
+
 def _versions() -> dict[str, str]:
     versions = {}
     for name in VERSIONS:
@@ -140,28 +169,28 @@ def _keys(rows: Sequence[FigureRow], *, over_all: bool) -> list[FigureRow]:
     return [row for row in reversed(lines.values()) if (row.category == ALL) == over_all]
 
 
-def _line(first: FigureRow, rows: Sequence[FigureRow]) -> dict[str, Any]:
+def _line(first: FigureRow, rows: Sequence[FigureRow]) -> FigureLine:
     def about(row: FigureRow) -> tuple[object, ...]:
         return row.target, row.category, row.detector, row.protocol, row.shots
 
-    return {"about": first, "cells": {row.figure: row for row in rows if about(row) == about(first)}}
+    return FigureLine(first, {row.figure: row for row in rows if about(row) == about(first)})
 
 
-def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str]) -> list[dict[str, Any]]:
+def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str]) -> list[PublishedLine]:
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
         measured = [(row.protocol, row.shots) for row in rows if row.target == target]
-        lines += [{"target": target, "row": row} for row in beside(layouts.get(target, target), measured)]
+        lines += [PublishedLine(target, row) for row in beside(layouts.get(target, target), measured)]
     return lines
 
 
-def _target(gallery: Gallery, curves: Curves) -> dict[str, Any]:
+def _target(gallery: Gallery, curves: Curves) -> TargetPart:
     galleries: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for pick in gallery.picks:
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
     charts = [(title, [_chart(chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
-    return {"name": gallery.target, "charts": charts, "galleries": galleries, "strip": ", ".join(STRIP)}
+    return TargetPart(gallery.target, charts, galleries, ", ".join(STRIP))
 
 
 def _chart(chart: Drawn) -> tuple[str, str]:

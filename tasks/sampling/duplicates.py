@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from tasks.ingestion.manifest import PictureRow
 
 BITS = 64
 MOST_BITS = 3  # in which near duplicates may differ
@@ -19,25 +21,25 @@ class NearDuplicate(NamedTuple):
     """In which their hashes differ, of 64."""
 
 
-def near_duplicates(training: Sequence[Mapping[str, Any]], tested: Sequence[Mapping[str, Any]]) -> list[NearDuplicate]:
-    """For each tested picture the training picture most like it, where their hashes differ in at most 3 bits. Rows of manifests.
+def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
+    """Finds for each tested picture the training picture most like it, where their hashes differ in at most 3 bits.
 
     Of training pictures with one hash the first stands for all, so that a thousand blank ones cost no more than one.
     """
     first: dict[int, str] = {}
     for row in training:
-        first.setdefault(int(row["phash"], 16), row["image"])
+        first.setdefault(int(row.phash, 16), row.image)
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for value in first:
         for band in _bands(value):
             buckets[band].append(value)
     pairs = []
     for row in tested:
-        value = int(row["phash"], 16)
+        value = int(row.phash, 16)
         near = [((value ^ other).bit_count(), first[other]) for band in _bands(value) for other in buckets.get(band, [])]
         bits, image = min(near, default=(BITS, ""))
         if bits <= MOST_BITS:
-            pairs.append(NearDuplicate(image, row["image"], bits))
+            pairs.append(NearDuplicate(image, row.image, bits))
     return sorted(pairs, key=lambda pair: (pair.bits, pair.trained_on, pair.tested_on))
 
 

@@ -11,20 +11,19 @@ from typing import Any
 
 from tasks.common.errors import BadInput
 from tasks.common.randomness import generator
-from tasks.ingestion.manifest import NORMAL
+from tasks.ingestion.manifest import PictureRow
 from tasks.sampling.settings import Draw
 
-Row = Mapping[str, Any]
 Chosen = dict[str, list[str]]
 """Prompts by category."""
 
 
-def normal_pictures(rows: Sequence[Row], categories: Sequence[str]) -> Chosen:
+def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Chosen:
     """The normal training pictures of each category."""
     by_category: Chosen = {category: [] for category in categories}
     for row in rows:
-        if row["category"] in by_category and row["split"] == "train" and row["label"] == NORMAL:
-            by_category[row["category"]].append(row["image"])
+        if row.category in by_category and row.is_normal_training:
+            by_category[row.category].append(row.image)
     return by_category
 
 
@@ -93,7 +92,7 @@ class Given:
     """The most similar first, where the file says so for every query."""
 
 
-def read_given(file: Path, rows: Mapping[str, Sequence[Row]]) -> Given:
+def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
     """rows: the manifest rows of each target. Reads
 
         {target: {category: [paths]}}                            ours
@@ -110,11 +109,11 @@ def read_given(file: Path, rows: Mapping[str, Sequence[Row]]) -> Given:
             inside = _relative(of)
             for query, prompts in content.items():
                 if query in inside:
-                    by_query[inside[query]["image"]] = [find[target](prompt) for prompt in prompts]
+                    by_query[inside[query].image] = [find[target](prompt) for prompt in prompts]
         return Given({}, by_query)
     chosen: dict[str, Chosen] = {}
     for target, of in rows.items():
-        categories = {row["category"] for row in of}
+        categories = {row.category for row in of}
         named = content.get(target, content if set(content) & categories else {})
         chosen[target] = {
             category: [find[target](path) for path in _paths(file, category, named[category])]
@@ -150,23 +149,23 @@ def _paths(file: Path, category: str, value: Any) -> list[str]:
     return paths
 
 
-def _finder(file: Path, target: str, rows: Sequence[Row]) -> Callable[[str], str]:
+def _finder(file: Path, target: str, rows: Sequence[PictureRow]) -> Callable[[str], str]:
     inside = _relative(rows)
 
     def find(path: str) -> str:
         row = inside.get(path)
         if row is None:
             raise BadInput(f"{file}: sampling.prompts: {path!r} is no picture of {target}; paths are from its folder")
-        if row["split"] != "train" or row["label"] != NORMAL:
+        if not row.is_normal_training:
             raise BadInput(f"{file}: sampling.prompts: {path!r} of {target} is no normal training picture, so it cannot prompt")
-        return str(row["image"])
+        return row.image
 
     return find
 
 
-def _relative(rows: Sequence[Row]) -> dict[str, Row]:
+def _relative(rows: Sequence[PictureRow]) -> dict[str, PictureRow]:
     """Rows by their paths from the folder that holds them all, and from the one above it: a dataset of one category has its name there."""
-    root = Path(os.path.commonpath([Path(row["image"]).parent for row in rows]))
+    root = Path(os.path.commonpath([Path(row.image).parent for row in rows]))
     while root.name in ("good", "train", "test"):
         root = root.parent
-    return {Path(row["image"]).relative_to(base).as_posix(): row for base in (root.parent, root) for row in rows}
+    return {Path(row.image).relative_to(base).as_posix(): row for base in (root.parent, root) for row in rows}

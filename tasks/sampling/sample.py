@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.common.errors import BadInput
-from tasks.common.files import read_table, write_csv, write_table
+from tasks.common.files import read_table, write_csv
 from tasks.common.randomness import generator
-from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, SCHEMA
+from tasks.common.rows import read_rows, schema_of, write_rows
+from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, PictureRow
 from tasks.ingestion.objects import table as objects
-from tasks.ingestion.objects.table import write_objects
+from tasks.ingestion.objects.table import ObjectRow, write_objects
 from tasks.sampling.duplicates import NearDuplicate, near_duplicates
-from tasks.sampling.episodes import EPISODES, Episode, EpisodeFiles
+from tasks.sampling.episodes import Episode, EpisodeFiles
 from tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from tasks.sampling.settings import Protocol, SamplingSettings, Use
 
-Row = dict[str, Any]
 Labelled = tuple[str, int]
 """A query's picture and its label."""
 
@@ -49,7 +48,7 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     auxiliary_rows = [row for name in use.auxiliary for row in _read(manifests, name)]
     target_rows = [row for name in targets for row in _read(manifests, name)]
     refuse_overlap([*source_rows, *texture_rows, *auxiliary_rows], target_rows)
-    of_target = {name: [row for row in target_rows if row["dataset"] == name] for name in targets}
+    of_target = {name: [row for row in target_rows if row.dataset == name] for name in targets}
     given = read_given(Path(settings.prompts), of_target) if settings.prompts is not None else None
     episodes = [episode for name in targets for episode in draw(settings, name, of_target[name], given)]
     _refuse_prompts_among_queries(episodes)
@@ -63,19 +62,20 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
             f"textures {', '.join(use.textures)}: no normal training picture among them, so there is no texture to cut from them"
         )
     named = {image for episode in episodes for image in (*episode.prompts, *episode.queries)}
-    write_table(files.sources, pa.Table.from_pylist(training, schema=SCHEMA))
-    write_table(files.textures, pa.Table.from_pylist(textures, schema=SCHEMA))
-    write_table(files.auxiliary, pa.Table.from_pylist(auxiliary_rows, schema=SCHEMA))
-    write_objects(files.objects, _objects(manifests, sources, [row["image"] for row in training]))
-    write_table(files.targets, pa.Table.from_pylist([row for row in target_rows if row["image"] in named], schema=SCHEMA))
-    alike = near_duplicates([*source_rows, *texture_rows, *auxiliary_rows], [row for row in target_rows if row["image"] in named])
+    prompts_and_queries = [row for row in target_rows if row.image in named]
+    write_rows(files.sources, PictureRow, training)
+    write_rows(files.textures, PictureRow, textures)
+    write_rows(files.auxiliary, PictureRow, auxiliary_rows)
+    write_objects(files.objects, _objects(manifests, sources, [row.image for row in training]))
+    write_rows(files.targets, PictureRow, prompts_and_queries)
+    alike = near_duplicates([*source_rows, *texture_rows, *auxiliary_rows], prompts_and_queries)
     write_csv(files.near_duplicates, NearDuplicate._fields, alike)
     write_csv(files.rejected, ["dataset", "file", "reason"], _rejected(manifests, [*sources, *use.textures, *use.auxiliary, *targets]))
-    write_table(files.episodes, pa.Table.from_pylist([asdict(episode) for episode in episodes], schema=EPISODES))
+    write_rows(files.episodes, Episode, episodes)
     return Sampled(len(episodes), len(alike), _without_prompts(settings, of_target, episodes))
 
 
-def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[Row]], episodes: Sequence[Episode]) -> list[str]:
+def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[PictureRow]], episodes: Sequence[Episode]) -> list[str]:
     """Of a pooled draw, which categories got none."""
     if settings.draw != "pooled":
         return []
@@ -86,7 +86,7 @@ def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[Row]]
         f"{target}: {category} (seed {seed}, {shots} shots)"
         for target, rows in of_target.items()
         if "class-specific" in settings.protocols_of(target)
-        for category in dict.fromkeys(row["category"] for row in rows)
+        for category in dict.fromkeys(row.category for row in rows)
         for seed in settings.seeds
         for shots in settings.shots
         if shots and (target, category, seed, shots) not in prompted
@@ -102,10 +102,10 @@ def _refuse_prompts_among_queries(episodes: Sequence[Episode]) -> None:
             )
 
 
-def refuse_overlap(training: Sequence[Row], targets: Sequence[Row]) -> None:
+def refuse_overlap(training: Sequence[PictureRow], targets: Sequence[PictureRow]) -> None:
     """Raises BadInput if any picture, by the sha256 of its file, is in both: a detector must not be tested on what it saw."""
-    trained_on = {row["sha256"]: row["image"] for row in training}
-    both = [(trained_on[row["sha256"]], row["image"]) for row in targets if row["sha256"] in trained_on]
+    trained_on = {row.sha256: row.image for row in training}
+    both = [(trained_on[row.sha256], row.image) for row in targets if row.sha256 in trained_on]
     if both:
         raise BadInput(
             f"{len(both)} pictures are both a source and a target, the first {both[0][0]} and {both[0][1]}; "
@@ -113,9 +113,9 @@ def refuse_overlap(training: Sequence[Row], targets: Sequence[Row]) -> None:
         )
 
 
-def draw(settings: SamplingSettings, target: str, rows: Sequence[Row], given: Given | None = None) -> list[Episode]:
+def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], given: Given | None = None) -> list[Episode]:
     """The episodes of one target, in the order protocol, category, seed, shots. Those of a category that got no prompt are left out."""
-    categories = list(dict.fromkeys(row["category"] for row in rows))
+    categories = list(dict.fromkeys(row.category for row in rows))
     drawing = _Prompts(settings, target, rows, categories, given)
     episodes: list[Episode] = []
     for protocol in settings.protocols_of(target):
@@ -138,11 +138,11 @@ class _Prompts:
     """Where a target's prompts come from: the file, where there is one that names it, or draws."""
 
     def __init__(
-        self, settings: SamplingSettings, target: str, rows: Sequence[Row], categories: Sequence[str], given: Given | None
+        self, settings: SamplingSettings, target: str, rows: Sequence[PictureRow], categories: Sequence[str], given: Given | None
     ) -> None:
         self.settings = settings
         self.given = given.by_category.get(target, {}) if given else {}
-        images = {row["image"] for row in rows}
+        images = {row.image for row in rows}
         self.by_query = {query: prompts for query, prompts in given.by_query.items() if query in images} if given else {}
         fixed = bool(self.given or self.by_query)
         self.seeds = settings.seeds[:1] if fixed else settings.seeds
@@ -174,13 +174,13 @@ class _Prompts:
 
 
 def _tasks(
-    settings: SamplingSettings, protocol: Protocol, target: str, rows: Sequence[Row], categories: Sequence[str]
+    settings: SamplingSettings, protocol: Protocol, target: str, rows: Sequence[PictureRow], categories: Sequence[str]
 ) -> list[tuple[list[str], list[Labelled]]]:
     """What is normal, and the queries with their labels, of each episode's kind."""
-    tests = [row for row in rows if row["split"] == "test"]
+    tests = [row for row in rows if row.split == "test"]
     if protocol in ("class-specific", "class-agnostic"):
         return [
-            ([category], _queries(target, category, [(row["image"], row["label"]) for row in tests if row["category"] == category]))
+            ([category], _queries(target, category, [(row.image, row.label) for row in tests if row.category == category]))
             for category in categories
         ]
     if protocol == "one-vs-all":
@@ -195,9 +195,9 @@ def _tasks(
     return [(classes, _queries(target, "+".join(classes), _against(tests, classes)))]
 
 
-def _against(tests: Sequence[Row], classes: Sequence[str]) -> list[Labelled]:
+def _against(tests: Sequence[PictureRow], classes: Sequence[str]) -> list[Labelled]:
     """Normal is what is normal of these classes; everything else is anomalous."""
-    return [(row["image"], NORMAL if row["category"] in classes and row["label"] == NORMAL else ANOMALOUS) for row in tests]
+    return [(row.image, NORMAL if row.category in classes and row.label == NORMAL else ANOMALOUS) for row in tests]
 
 
 def _queries(target: str, category: str, labelled: Sequence[Labelled]) -> list[Labelled]:
@@ -219,18 +219,19 @@ def _shuffled(images: Sequence[str], seed: int, *item: int | str) -> list[str]:
     return [images[index] for index in generator(seed, *item).permutation(len(images))]
 
 
-def _normal(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["split"] == "train" and row["label"] == NORMAL]
+def _normal(rows: Sequence[PictureRow]) -> list[PictureRow]:
+    return [row for row in rows if row.is_normal_training]
 
 
 def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> pa.Table:
     """The objects of those images, as far as their datasets have any."""
+    schema = schema_of(ObjectRow)
     tables = [
-        read_table(file, objects.SCHEMA, objects.MADE_BY)
+        read_table(file, schema, objects.MADE_BY)
         for file in (manifests / f"{name}.objects.parquet" for name in sorted(sources))
         if file.is_file()
     ]
-    table = pa.concat_tables([objects.SCHEMA.empty_table(), *tables])
+    table = pa.concat_tables([schema.empty_table(), *tables])
     return table.filter(pc.is_in(table["image"], pa.array(images, pa.string())))
 
 
@@ -244,5 +245,5 @@ def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, s
                     yield dataset, line["file"], line["reason"]
 
 
-def _read(manifests: Path, dataset: str) -> list[Row]:
-    return read_table(manifests / f"{dataset}.parquet", SCHEMA, MADE_BY).to_pylist()
+def _read(manifests: Path, dataset: str) -> list[PictureRow]:
+    return read_rows(manifests / f"{dataset}.parquet", PictureRow, MADE_BY)

@@ -83,14 +83,14 @@ def _digest(name: str, detectors: Mapping[str, Any], settings: EvaluationSetting
     if DETECTORS[own].training is not None and not model.is_file():
         return None
     code = code_of(__name__, *{DETECTORS[one].module for one in (name, own)})
-    said = {
+    about = {
         "detector": [asdict(detectors[one]) for one in (name, own)],
         "queries": settings.subset.get(name),
         "code": code.digest,
         "files": [sha256(file) for file in (files.episodes, files.targets, *([model] if model.is_file() else []))],
         "weights": [sha256(Path(file)) for file in of_own.encoder.files if Path(file).is_file()],
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:SHORT]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:SHORT]
 
 
 def _digest_of(folder: Path) -> str | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
 
 from tasks.common.bounds import STRICT, Between
 from tasks.scoring.figures import FigureName, heading
+from tasks.scoring.results import DrawRow
 from tasks.scoring.spread import Draws, difference
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,16 @@ class Decision:
     compared: tuple[Compared, ...] = ()
 
 
-def same_episodes(new: pa.Table, in_use: pa.Table, figure: str, detectors: Sequence[str]) -> bool:
-    """Whether the draws of both (of tasks.scoring.results.DRAWN) are of the same episodes, for every detector that both have."""
+def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], figure: str, detectors: Sequence[str]) -> bool:
+    """Tells whether the draws of both are of the same episodes, for every detector that both have."""
     ours, theirs = (_by_detector(draws, figure, detectors) for draws in (new, in_use))
     return all(
-        {key: row["episodes"] for key, row in ours[name].items()} == {key: row["episodes"] for key, row in theirs[name].items()}
+        {key: row.episodes for key, row in ours[name].items()} == {key: row.episodes for key, row in theirs[name].items()}
         for name in ours.keys() & theirs.keys()
     )
 
 
-def decide(new: pa.Table, in_use: pa.Table, settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
+def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
     """new, in_use: draws of the same episodes. detectors: those that must pass; one that the model in use does not have, does."""
     ours, theirs = (_by_detector(draws, settings.figure, detectors) for draws in (new, in_use))
     name = heading(settings.figure)
@@ -71,7 +69,8 @@ def decide(new: pa.Table, in_use: pa.Table, settings: PromotionSettings, detecto
     for detector in detectors:
         if detector not in theirs:
             continue
-        values, draws = ([[row[what] for row in rows[detector].values()] for rows in (ours, theirs)] for what in ("value", "draws"))
+        values = [[row.value for row in rows[detector].values()] for rows in (ours, theirs)]
+        draws = [[row.draws for row in rows[detector].values()] for rows in (ours, theirs)]
         new_value, old_value = (float(np.mean(of_model)) for of_model in values)
         gap: Draws = (np.mean(draws[0], axis=0) - np.mean(draws[1], axis=0)).astype(np.float32)
         estimate = difference(new_value - old_value, gap)
@@ -94,10 +93,10 @@ def _told(item: Compared, name: str) -> str:
     )
 
 
-def _by_detector(draws: pa.Table, figure: str, detectors: Sequence[str]) -> dict[str, dict[tuple[str, str, int], Row]]:
+def _by_detector(draws: Sequence[DrawRow], figure: str, detectors: Sequence[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
     """detector -> (target, protocol, shots) -> row, of one figure."""
-    estimate: dict[str, dict[tuple[str, str, int], Row]] = {}
-    for row in draws.to_pylist():
-        if row["figure"] == figure and row["detector"] in detectors:
-            estimate.setdefault(row["detector"], {})[row["target"], row["protocol"], row["shots"]] = row
+    estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
+    for row in draws:
+        if row.figure == figure and row.detector in detectors:
+            estimate.setdefault(row.detector, {})[row.target, row.protocol, row.shots] = row
     return {name: dict(sorted(rows.items())) for name, rows in estimate.items()}

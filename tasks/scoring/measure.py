@@ -33,18 +33,18 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
     """Every detector on every episode, by target, detector and episode, each in the order given. scores: the folders that the score stage
     wrote, by detector."""
     episodes = read_episodes(files.episodes)
-    mask_of = {row["image"]: row["mask"] for row in read_pictures(files.targets)}
+    mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}
     measured: dict[tuple[str, int], Measured] = {}
     for numbers in _same_queries(episodes):
         truths = _Truths([episodes[number] for number in numbers], mask_of, settings.resolution)
-        mine = {detector: [item for item in items if item.number in numbers] for detector, items in scored.items()}
+        alike = {detector: [item for item in items if item.number in numbers] for detector, items in scored.items()}
         some = episodes[numbers[0]]
-        counts = {len(items[0].scores) for items in mine.values() if items}
+        counts = {len(items[0].scores) for items in alike.values() if items}
         resamples = {count: resample(some.queries[:count], some.labels[:count]) for count in counts}
-        for detector, items in mine.items():
-            for item, found in _measure_alike(detector, items, episodes, truths, resamples, settings):
-                measured[detector, item.number] = found
+        for detector, items in alike.items():
+            for item, result in _measure_alike(detector, items, episodes, truths, resamples, settings):
+                measured[detector, item.number] = result
     targets = dict.fromkeys(episode.target for episode in episodes)
     return [
         measured[detector, item.number]

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.common.files import read_table, write_csv, write_table, write_text
+from tasks.common.files import write_csv, write_text
+from tasks.common.rows import Int32, read_rows, write_rows
 from tasks.sampling.episodes import Episode
 from tasks.scoring.figures import FIGURES
 from tasks.scoring.spread import DRAWS, Draws, difference, interval
@@ -35,19 +36,6 @@ HEADLINES = ("image_auroc", "pixel_aupro")
 """The figures in metrics.json."""
 ALL = ""
 """The category of a row that is over all categories."""
-
-DRAWN = pa.schema(
-    [
-        pa.field("target", pa.string(), nullable=False),
-        pa.field("detector", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("shots", pa.int32(), nullable=False),
-        pa.field("figure", pa.string(), nullable=False),
-        pa.field("episodes", pa.string(), nullable=False),  # fingerprint: see _fingerprint
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("draws", pa.list_(pa.float32(), DRAWS), nullable=False),  # over all categories and seeds
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -108,6 +96,20 @@ class ComparisonRow:
     queries: int
 
 
+@dataclass(frozen=True)
+class DrawRow:
+    """A row of draws.parquet: a figure over all categories and seeds, and what it is in each bootstrap draw."""
+
+    target: str
+    detector: str
+    protocol: str
+    shots: Int32
+    figure: str
+    episodes: str  # fingerprint: see _fingerprint
+    value: float
+    draws: Annotated[tuple[float, ...], pa.list_(pa.float32(), DRAWS)]
+
+
 def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
     """Over all categories, and of each where there are several."""
     rows = []
@@ -146,8 +148,7 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
     return rows
 
 
-def draws_table(measured: Sequence[Measured]) -> pa.Table:
-    """Of DRAWN."""
+def draw_rows(measured: Sequence[Measured]) -> list[DrawRow]:
     rows = []
     for (target, detector, protocol, shots), items in _grouped(measured).items():
         episodes = _fingerprint(items)
@@ -155,9 +156,8 @@ def draws_table(measured: Sequence[Measured]) -> pa.Table:
             seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in items])
             if seeds:
                 mean = _mean(seeds)
-                rows.append((target, detector, protocol, shots, figure, episodes, mean.value, mean.draws))
-    columns = list(zip(*rows, strict=True)) or [()] * len(DRAWN)
-    return pa.table([pa.array(list(column), field.type) for column, field in zip(columns, DRAWN, strict=True)], schema=DRAWN)
+                rows.append(DrawRow(target, detector, protocol, shots, figure, episodes, mean.value, tuple(mean.draws)))
+    return rows
 
 
 def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -193,14 +193,14 @@ class Results:
 
     figures: list[FigureRow]
     comparisons: list[ComparisonRow]
-    draws: pa.Table
+    draws: list[DrawRow]
     metrics: dict[str, Any]
 
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
     """protocols: in the order of the settings, the first being the one that metrics.json is of."""
     rows = figure_rows(measured)
-    return Results(rows, comparison_rows(measured), draws_table(measured), headline(rows, protocols))
+    return Results(rows, comparison_rows(measured), draw_rows(measured), headline(rows, protocols))
 
 
 def write_results(folder: Path, results: Results) -> None:
@@ -211,7 +211,7 @@ def write_results(folder: Path, results: Results) -> None:
         (COMPARISONS_NAME, ComparisonRow, results.comparisons),
     ):
         write_csv(folder / name, [field.name for field in fields(kind)], [astuple(row) for row in rows])
-    write_table(folder / DRAWS_NAME, results.draws)
+    write_rows(folder / DRAWS_NAME, DrawRow, results.draws)
 
 
 def read_figures(file: Path) -> list[FigureRow]:
@@ -231,9 +231,8 @@ def _read_rows(file: Path, kind: type[FigureRow] | type[ComparisonRow]) -> Itera
             yield [kinds[str(field.type)](row[field.name]) for field in fields(kind)]
 
 
-def read_draws(file: Path) -> pa.Table:
-    """Of DRAWN."""
-    return read_table(file, DRAWN, MADE_BY)
+def read_draws(file: Path) -> list[DrawRow]:
+    return read_rows(file, DrawRow, MADE_BY)
 
 
 def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], list[Measured]]:

@@ -54,7 +54,7 @@ def score(
     report: is told the share of the work that is done. Raises BadInput if a score is not a number, Stopped if SIGTERM came.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
-    masked = {row["image"] for row in read_pictures(files.targets) if row["mask"] is not None}
+    masked = {row.image for row in read_pictures(files.targets) if row.mask is not None}
     groups = {contender.name: groups_of(contender, episodes, masked) for contender in contenders}
     parts = list(zip(*groups.values(), strict=True))
     for number, part in enumerate(parts):
@@ -82,9 +82,9 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
     able = {number for number, episode in episodes.items() if episode.prompts or not contender.detector.needs_prompts}
     shown = shown_episodes({number: episode for number, episode in episodes.items() if number in able})
     groups = []
-    for place, mine in enumerate(kinds.values()):
-        chosen = {number: episode for number, episode in mine.items() if number in able}
-        queries = next(iter(mine.values())).queries
+    for place, alike in enumerate(kinds.values()):
+        chosen = {number: episode for number, episode in alike.items() if number in able}
+        queries = next(iter(alike.values())).queries
         by_pixel = not masked.isdisjoint(queries)
         kept = [number for number, episode in chosen.items() if number in shown or (by_pixel and episode.protocol in BY_PIXEL)]
         groups.append(Group(place, chosen, min(contender.queries or len(queries), len(queries)), tuple(kept)))
@@ -185,8 +185,8 @@ def _compare_seed(
         if not episode.prompts:
             yield number, *detector.conclude(queries, [], _category(detector, episode))
     for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
-        mine = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
-        distinct = sorted({(query, place) for choice in mine.values() for query, place in enumerate(choice)})
+        choices = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
+        distinct = sorted({(query, place) for choice in choices.values() for query, place in enumerate(choice)})
         related = [(query, place) for query, place in distinct if place in column]
         once = _compare_pairs(
             detector,
@@ -202,7 +202,7 @@ def _compare_seed(
             lambda whose, places: detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory]),
             category,
         )
-        for number, choice in mine.items():
+        for number, choice in choices.items():
             scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
             yield number, torch.stack(scores), torch.stack(maps)
 

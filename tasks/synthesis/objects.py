@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from tasks.common.photographs import Box, Photographs, Thing
 from tasks.common.pictures import Mask, Picture
-from tasks.ingestion.objects.table import to_mask
+from tasks.common.rows import rows_of
+from tasks.ingestion.objects.table import ObjectRow, to_mask
 from tasks.synthesis.proposals import propose
 from tasks.synthesis.settings import ObjectSettings
 
@@ -51,16 +51,16 @@ class Objects:
             raise Dropped("object cut by the border")
         return chosen
 
-    def _outlined(self, photo: int, rows: Sequence[dict[str, Any]], rng: np.random.Generator) -> Listed:
+    def _outlined(self, photo: int, rows: Sequence[ObjectRow], rng: np.random.Generator) -> Listed:
         row = rows[int(rng.integers(len(rows)))]
-        box = Box(row["left"] / row["width"], row["top"] / row["height"], row["right"] / row["width"], row["bottom"] / row["height"])
+        box = Box(row.left / row.width, row.top / row.height, row.right / row.width, row.bottom / row.height)
         if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
             raise Dropped("object cut by the border")
         mask = to_mask(row)
         square = self.sources.square_around(photo, Thing(box, float(mask.mean())), self.settings.area, rng)
         if square is None:
             raise Dropped("object too small or too large for a square")
-        return Listed(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row["label"])
+        return Listed(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row.label)
 
     def _proposed(self, photo: int, rng: np.random.Generator) -> Listed:
         picture = self.sources.cut(photo, self.sources.square(photo, rng))
@@ -80,6 +80,6 @@ def _touches_border(mask: Mask) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _outlined(table: str, image: str) -> list[dict[str, Any]]:
-    """The rows of one photograph's objects, read from the group of rows that holds them."""
-    return pq.read_table(table, filters=[("image", "=", image)]).to_pylist()
+def _outlined(table: str, image: str) -> list[ObjectRow]:
+    """Reads the rows of one photograph's objects, read from the group of rows that holds them."""
+    return rows_of(ObjectRow, pq.read_table(table, filters=[("image", "=", image)]).to_pylist())

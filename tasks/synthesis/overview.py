@@ -6,45 +6,40 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tasks.common.files import write_csv
-from tasks.common.pictures import Mask, Picture
-from tasks.synthesis.shards import OVERVIEW_NAME, Drop, ShardReader
+from tasks.common.sheets import TILE, Line, contact_sheet, tinted
+from tasks.synthesis.shards import OVERVIEW_NAME, Drop, PairRow, ShardReader
 
 PAIRS_A_KIND = 12
 PAIRS_A_LINE = 2
-TILE = 128  # pixels a side
-GAP = 4
-HEADER = 24
 COLUMNS = ("prompt", "query", "mask", "overlay")
-PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
 AREA_STEP = 0.02  # share of the query, of a bar of the histogram
 KINDS_NAME, AREAS_NAME, DROPS_NAME = "kinds.csv", "changed_area.csv", "drops.csv"
 
 
-def write_overview(folder: Path, rows: Sequence[dict[str, Any]], drops: Mapping[Drop, int]) -> None:
+def write_overview(folder: Path, rows: Sequence[PairRow], drops: Mapping[Drop, int]) -> None:
     """Draws folder/overview/<kind>.png from the first pairs of each kind of the shards in `folder`, and counts the pairs by kind
     (kinds.csv), by the share of the query that changed (changed_area.csv), and the draws that were dropped by reason (drops.csv).
     """
     overview = folder / OVERVIEW_NAME
     overview.mkdir(exist_ok=True)
-    for kind in sorted({row["kind"] for row in rows}):
-        of_kind = [row for row in rows if row["kind"] == kind]
+    for kind in sorted({row.kind for row in rows}):
+        of_kind = [row for row in rows if row.kind == kind]
         # Of every way to make the kind, if there are several.
-        methods = sorted({row["method"] for row in of_kind})
-        chosen = [row for method in methods for row in [row for row in of_kind if row["method"] == method][: PAIRS_A_KIND // len(methods)]]
-        contact_sheet(folder, chosen).save(overview / f"{kind}.png", "PNG")
+        methods = sorted({row.method for row in of_kind})
+        chosen = [row for method in methods for row in [row for row in of_kind if row.method == method][: PAIRS_A_KIND // len(methods)]]
+        contact_sheet([_line(folder, row) for row in chosen], PAIRS_A_LINE).save(overview / f"{kind}.png", "PNG")
 
-    counts = Counter(f"{row['kind']}, {row['method']}" for row in rows)
+    counts = Counter(f"{row.kind}, {row.method}" for row in rows)
     reasons = {f"{drop.kind}, {drop.method}: {drop.reason}": count for drop, count in sorted(drops.items())}
     write_csv(overview / KINDS_NAME, ["kind", "pairs"], sorted(counts.items()))
     write_csv(overview / DROPS_NAME, ["reason", "draws"], reasons.items())
-    kinds = sorted({row["kind"] for row in rows if row["changed_area"] > 0})
-    areas = {kind: _histogram([row["changed_area"] for row in rows if row["kind"] == kind]) for kind in kinds}
+    kinds = sorted({row.kind for row in rows if row.changed_area > 0})
+    areas = {kind: _histogram([row.changed_area for row in rows if row.kind == kind]) for kind in kinds}
     last = max((max(bars) for bars in areas.values()), default=0)
     write_csv(
         overview / AREAS_NAME,
@@ -60,34 +55,12 @@ def _histogram(areas: Sequence[float]) -> Counter[int]:
     return Counter(int(area / AREA_STEP) for area in areas)
 
 
-def contact_sheet(folder: Path, rows: Sequence[dict[str, Any]]) -> Image.Image:
-    """Pairs of the shards in `folder`, each as prompt, query, mask and overlay."""
-    width = PAIRS_A_LINE * len(COLUMNS) * (TILE + GAP) + GAP * 5
-    line = HEADER + TILE + GAP
-    sheet = Image.new("RGB", (width, -(-len(rows) // PAIRS_A_LINE) * line + GAP), PAPER)
-    for place, row in enumerate(rows):
-        corner = ((place % PAIRS_A_LINE) * (width // PAIRS_A_LINE) + GAP, (place // PAIRS_A_LINE) * line)
-        _draw_pair(sheet, corner, row, ShardReader(folder / row["shard"]))
-    return sheet
-
-
-def _draw_pair(sheet: Image.Image, corner: tuple[int, int], row: dict[str, Any], shard: ShardReader) -> None:
-    prompt, query, mask = (_open(shard.read(f"{row['key']}.{part}.png")) for part in ("prompt", "query", "mask"))
-    tiles = (prompt, query, mask, Image.fromarray(tinted(np.asarray(query), np.asarray(mask.convert("L")) > 0)))
-    draw = ImageDraw.Draw(sheet)
-    left, top = corner
-    for column, (title, tile) in enumerate(zip(COLUMNS, tiles, strict=True)):
-        x = left + column * (TILE + GAP)
-        text = f"{row['method']}: {title}" if column == 0 else title
-        draw.text((x, top + 6), text, fill=INK, font=ImageFont.load_default(12))
-        sheet.paste(tile.resize((TILE, TILE), Image.Resampling.BILINEAR), (x, top + HEADER))
-
-
-def tinted(picture: Picture, mask: Mask) -> Picture:
-    """The picture with the masked region tinted."""
-    shown = picture.copy()
-    shown[mask] = (0.5 * shown[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
-    return shown
+def _line(folder: Path, row: PairRow) -> Line:
+    shard = ShardReader(folder / row.shard)
+    prompt, query, mask = (_open(shard.read(f"{row.key}.{part}.png")) for part in ("prompt", "query", "mask"))
+    overlay = Image.fromarray(tinted(np.asarray(query), np.asarray(mask.convert("L")) > 0))
+    tiles = [np.asarray(tile.resize((TILE, TILE), Image.Resampling.BILINEAR)) for tile in (prompt, query, mask, overlay)]
+    return Line(tiles, (f"{row.method}: {COLUMNS[0]}", *COLUMNS[1:]))
 
 
 def _open(data: bytes) -> Image.Image:

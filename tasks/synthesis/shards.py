@@ -1,7 +1,7 @@
 """The shards, their index and their overview: what synthesis writes, training reads and people look at.
 
 data/pairs/<pipeline>/00000.tar, …     the shards
-data/pairs/<pipeline>/pairs.parquet    one row a pair (INDEX)
+data/pairs/<pipeline>/pairs.parquet    one row a pair
 data/pairs/<pipeline>/overview/        a contact sheet a kind, and kinds.csv, changed_area.csv, drops.csv
 
 A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png` and `<key>.json`, so any WebDataset reader
@@ -13,33 +13,34 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyarrow as pa
 import webdataset as wds
 
-from tasks.common.files import read_table, written_beside
+from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, Picture, png
+from tasks.common.rows import Int32, read_rows
 
 MADE_BY = "synthesize"
 INDEX_NAME = "pairs.parquet"
 OVERVIEW_NAME = "overview"
 
-INDEX = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),  # of the sample in its shard
-        pa.field("shard", pa.string(), nullable=False),  # file name beside the index
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),  # how: inpainted, pasted, perlin, unchanged
-        pa.field("source", pa.string(), nullable=False),  # the photograph's path
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("index", pa.int64(), nullable=False),  # with the seed and the draw, all that the pair was drawn from
-        pa.field("draw", pa.int32(), nullable=False),  # 0 but where earlier draws were dropped
-        pa.field("changed_area", pa.float64(), nullable=False),  # share of the query, 0..1
-    ]
-)
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair in the index."""
+
+    key: str  # of the sample in its shard
+    shard: str  # file name beside the index
+    kind: str
+    method: str  # how: inpainted, pasted, perlin, unchanged
+    source: str  # the photograph's path
+    seed: int
+    index: int  # with the seed and the draw, all that the pair was drawn from
+    draw: Int32  # 0 but where earlier draws were dropped
+    changed_area: float  # share of the query, 0..1
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,6 @@ class Pair:
     prompt: Picture
     mask: Mask
 
-    @property
-    def changed_area(self) -> float:
-        """Share of the query that the mask covers, 0..1."""
-        return float(self.mask.mean())
-
 
 class Drop(NamedTuple):
     """Why a draw came to nothing, for counting."""
@@ -73,30 +69,21 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.tar"
 
 
-def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[dict[str, Any]]:
+def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     """Writes one shard whole and gives its rows of the index."""
     rows = []
     with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
         for pair in pairs:
-            row = {
-                "key": f"{pair.index:08d}",
-                "shard": path.name,
-                "kind": pair.kind,
-                "method": pair.method,
-                "source": pair.source,
-                "seed": seed,
-                "index": pair.index,
-                "draw": pair.draw,
-                "changed_area": pair.changed_area,
-            }
+            key, area = f"{pair.index:08d}", float(pair.mask.mean())
+            row = PairRow(key, path.name, pair.kind, pair.method, pair.source, seed, pair.index, pair.draw, area)
             sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
-            shard.write({"__key__": row["key"], **sample, "json": json.dumps(row, sort_keys=True).encode()})
+            shard.write({"__key__": row.key, **sample, "json": json.dumps(asdict(row), sort_keys=True).encode()})
             rows.append(row)
     return rows
 
 
-def read_index(folder: Path) -> list[dict[str, Any]]:
-    return read_table(folder / INDEX_NAME, INDEX, MADE_BY).to_pylist()
+def read_index(folder: Path) -> list[PairRow]:
+    return read_rows(folder / INDEX_NAME, PairRow, MADE_BY)
 
 
 class ShardReader:

@@ -17,11 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import pyarrow as pa
 
-from tasks.common.files import sha256, write_table, write_text
+from tasks.common.files import sha256, write_text
 from tasks.common.fingerprint import code_of
 from tasks.common.photographs import Photographs
+from tasks.common.rows import write_rows
 from tasks.inpainting.inpainter import load_inpainter
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
 from tasks.synthesis.changes import Materials
@@ -29,7 +29,7 @@ from tasks.synthesis.objects import Objects
 from tasks.synthesis.overview import write_overview
 from tasks.synthesis.pair import Maker
 from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.shards import INDEX, INDEX_NAME, Drop, shard_name, write_shard
+from tasks.synthesis.shards import INDEX_NAME, Drop, PairRow, shard_name, write_shard
 
 NAME_LENGTH = 16
 
@@ -60,7 +60,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Made:
+class Synthesized:
     """What a run came to."""
 
     pairs: int
@@ -95,26 +95,26 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
     numbers = range(first, min(first + settings.pairs_per_shard, settings.pairs))
     rows = write_shard(work.shard(number), maker.make(numbers), settings.seed)
     drops = [[*drop, count] for drop, count in sorted(maker.drops.items())]
-    write_text(work.record(number), json.dumps({"rows": rows, "drops": drops}))
+    write_text(work.record(number), json.dumps({"rows": [asdict(row) for row in rows], "drops": drops}))
     return len(rows)
 
 
-def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Made:
+def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized:
     """Writes the index and the overview of all shards and hands the whole over as `folder`."""
     _clear(work)
     records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
-    rows = [row for record in records for row in record["rows"]]
+    rows = [PairRow(**row) for record in records for row in record["rows"]]
     drops: Counter[Drop] = Counter()
     for record in records:
         for kind, method, reason, count in record["drops"]:
             drops[Drop(kind, method, reason)] += count
-    write_table(work.pairs / INDEX_NAME, pa.Table.from_pylist(rows, schema=INDEX))
+    write_rows(work.pairs / INDEX_NAME, PairRow, rows)
     write_overview(work.pairs, rows, drops)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work.pairs, folder)
     shutil.rmtree(work.folder)
-    return Made(len(rows), drops.total())
+    return Synthesized(len(rows), drops.total())
 
 
 def _clear(work: Work) -> None:
@@ -130,13 +130,13 @@ def _images(table: Path) -> Sequence[str]:
 
 @lru_cache(maxsize=4)
 def _read_images(table: Path, changed: int) -> Sequence[str]:
-    return [row["image"] for row in read_pictures(table)]
+    return [row.image for row in read_pictures(table)]
 
 
 def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
     """Names a run by its settings, its inputs, and the code and packages that make pairs."""
-    said = {"settings": asdict(settings), "code": code_of(__name__).digest}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    about = {"settings": asdict(settings), "code": code_of(__name__).digest}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     # The tables hold the sha256 of every picture.
     for table in (inputs.files.sources, inputs.files.textures, inputs.files.objects):
         digest.update(f"{table.name} {sha256(table)}\n".encode())

@@ -32,8 +32,8 @@ class Progress:
 
 def name_of(inputs: Mapping[str, Any], module: str) -> str:
     """Names a training by its settings and data, and by the code of its module: a checkpoint of another is not its own."""
-    said = json.dumps({"inputs": inputs, "code": code_of(module).digest}, sort_keys=True, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()
+    text = json.dumps({"inputs": inputs, "code": code_of(module).digest}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, progress: Progress) -> None:

@@ -26,8 +26,9 @@ from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
 from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
-from tasks.ingestion.manifest import ANOMALOUS, NORMAL
+from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.sampling.episodes import read_pictures
+from tasks.synthesis.shards import PairRow
 from tasks.training.course import DetectorCourse
 from tasks.training.loop import Batch, Examples, Places, Trained, accelerator_for, begin, fit, pace_of
 from tasks.training.pairs import Pairs, hashes, split_pairs
@@ -36,43 +37,44 @@ from tasks.training.settings import InCTRLTrainingSettings
 ENCODED_AT_ONCE = 32  # pictures
 POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
 
-Row = dict[str, Any]
 Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PairEvidence:
     """A pair's query is held against the prompt it came with, and is anomalous where anything was changed."""
 
-    def __init__(self, folder: Path, rows: Sequence[Row], resolution: int) -> None:
-        self.labels = [int(row["kind"] != "none") for row in rows]
+    def __init__(self, folder: Path, rows: Sequence[PairRow], resolution: int) -> None:
+        self.labels = [int(row.kind != "none") for row in rows]
         self.pairs = Pairs(folder, rows, resolution)
-        self._made: list[Evidence] | None = None
+        self._evidence: list[Evidence] | None = None
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
         """The same at every epoch. Batches of evidence, in the pairs' order."""
-        if self._made is None:
+        if self._evidence is None:
             device = best_device()
-            self._made = []
+            self._evidence = []
             for query, prompt, _mask in tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="relate pairs", unit="batch", mininterval=5):
                 features, prompts = model.encoder(query.to(device)), model.encoder(prompt.to(device))
                 memory = [stage[:, None] for stage in model.remember(prompts)]
-                self._made.append(_held(model.evidence(features, model.relate(features, memory))))
-        return self._made
+                self._evidence.append(_held(model.evidence(features, model.relate(features, memory))))
+        return self._evidence
 
 
 class AuxiliaryEvidence:
     """Pictures of labelled datasets, each held against normal ones of its own category, drawn anew every epoch; never against itself."""
 
-    def __init__(self, rows: Sequence[Row], prompts: Sequence[Row], settings: InCTRLTrainingSettings, resolution: int) -> None:
+    def __init__(
+        self, rows: Sequence[PictureRow], prompts: Sequence[PictureRow], settings: InCTRLTrainingSettings, resolution: int
+    ) -> None:
         """rows: the queries; prompts: normal pictures of their categories. Raises BadInput if a category has too few."""
         self.settings = settings
         self.resolution = resolution
         self.rows = sorted(rows, key=_place)
-        self.labels = [int(row["label"] == ANOMALOUS) for row in self.rows]
+        self.labels = [int(row.label == ANOMALOUS) for row in self.rows]
         self.prompts = {
-            key: [row["image"] for row in prompts if (row["dataset"], row["category"]) == key]
-            for key in dict.fromkeys((row["dataset"], row["category"]) for row in self.rows)
+            key: [row.image for row in prompts if (row.dataset, row.category) == key]
+            for key in dict.fromkeys((row.dataset, row.category) for row in self.rows)
         }
         for (dataset, category), images in self.prompts.items():
             if len(images) <= settings.shots:
@@ -84,20 +86,20 @@ class AuxiliaryEvidence:
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
         """Batches of evidence, in the order of `labels`."""
-        made = []
+        evidence = []
         for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
             rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
             pool = [images[index] for index in rng.permutation(len(images))[:POOL]]
             memory = [model.memorise(pictures) for pictures in self._pictures(pool)]
             bank = [torch.cat(stages) for stages in zip(*memory, strict=True)]
-            queries = [row["image"] for row in self.rows if (row["dataset"], row["category"]) == (dataset, category)]
+            queries = [row.image for row in self.rows if (row.dataset, row.category) == (dataset, category)]
             for start, pictures in enumerate(self._pictures(queries)):
                 names = queries[start * ENCODED_AT_ONCE :][: len(pictures)]
                 chosen = np.stack([self._prompts(rng, pool, name) for name in names])
                 features = model.encoder(pictures)
                 relation = model.relate(features, [stage[chosen] for stage in bank])
-                made.append(_held(model.evidence(features, relation, category)))
-        return made
+                evidence.append(_held(model.evidence(features, relation, category)))
+        return evidence
 
     def _prompts(self, rng: np.random.Generator, pool: Sequence[str], query: str) -> np.ndarray:
         """Places in the pool."""
@@ -169,7 +171,7 @@ def train(
         rows = read_pictures(auxiliary)
         shuffled = [rows[index] for index in generator(settings.seed, "held out").permutation(len(rows))]
         count = int(len(rows) * settings.held_out)
-        normal = [row for row in rows if row["split"] == "train" and row["label"] == NORMAL]
+        normal = [row for row in rows if row.is_normal_training]
         parts = (shuffled[count:], shuffled[:count])
         make = [AuxiliaryEvidence(part, normal, settings, detector.resolution) for part in parts if part]
         inputs = {"auxiliary": sha256(auxiliary)}
@@ -188,8 +190,8 @@ def train(
     )
 
 
-def _place(row: Row) -> tuple[str, str, str]:
-    return row["dataset"], row["category"], row["image"]
+def _place(row: PictureRow) -> tuple[str, str, str]:
+    return row.dataset, row.category, row.image
 
 
 def _held(evidence: Evidence) -> Evidence:

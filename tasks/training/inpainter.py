@@ -65,8 +65,8 @@ class InpainterCourse:
         holes = Hole.of(picture, mask)
         wanted = holes.residual()
         noisy = self.pipeline.scheduler.add_noise(wanted, noise, moments)
-        said = unpack(model(holes.seen(noisy), moments).sample)
-        return (F.huber_loss(said.float(), wanted, reduction="none", delta=HUBER) * holes.mask).sum() / (3 * holes.mask.sum())
+        predicted = unpack(model(holes.seen(noisy), moments).sample)
+        return (F.huber_loss(predicted.float(), wanted, reduction="none", delta=HUBER) * holes.mask).sum() / (3 * holes.mask.sum())
 
     def stepped(self) -> None:
         self.averaged.update_parameters(self.model)
@@ -110,7 +110,7 @@ def train_inpainter(
     accelerator = accelerator_for("auto")
     begin(settings.seed)
     pipeline = new_pipeline(settings.resolution, settings.channels).to(accelerator.device)
-    images = [row["image"] for row in read_pictures(sources)]
+    images = [row.image for row in read_pictures(sources)]
     return fit(
         InpainterCourse(pipeline, settings, images, TRAINED_STEPS),
         Pace(1, settings.learning_rate, WEIGHT_DECAY, _warmed, LOG_EVERY, CHECKPOINT_EVERY, LARGEST_GRADIENT),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tasks.common.files import sha256
-from tasks.synthesis.shards import INDEX_NAME, ShardReader, read_index
+from tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -24,7 +24,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     resolution: pixels a side; pairs made at another size are resized (masks by nearest neighbour).
     """
 
-    def __init__(self, folder: Path, rows: Sequence[dict[str, Any]], resolution: int) -> None:
+    def __init__(self, folder: Path, rows: Sequence[PairRow], resolution: int) -> None:
         self.folder = folder
         self.rows = list(rows)
         self.resolution = resolution
@@ -34,7 +34,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        key, name = self.rows[index]["key"], self.rows[index]["shard"]
+        key, name = self.rows[index].key, self.rows[index].shard
         if name not in self._shards:
             self._shards[name] = ShardReader(self.folder / name)
         query, prompt, mask = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
@@ -53,8 +53,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return image if image.size == side else image.resize(side, resampling)
 
 
-def split_pairs(folder: Path, held_out: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of pairs.parquet to train on, and the last ones, a share `held_out` of them, to measure on."""
+def split_pairs(folder: Path, held_out: float) -> tuple[list[PairRow], list[PairRow]]:
+    """Gives the rows of pairs.parquet to train on, and the last ones, a share `held_out` of them, to measure on."""
     rows = read_index(folder)
     kept = len(rows) - math.ceil(len(rows) * held_out)
     return rows[:kept], rows[kept:]
@@ -62,5 +62,5 @@ def split_pairs(folder: Path, held_out: float) -> tuple[list[dict[str, Any]], li
 
 def hashes(folder: Path) -> dict[str, Any]:
     """The fingerprints of the index and of every shard."""
-    shards = dict.fromkeys(row["shard"] for row in read_index(folder))
+    shards = dict.fromkeys(row.shard for row in read_index(folder))
     return {"pairs": sha256(folder / INDEX_NAME), "shards": {shard: sha256(folder / shard) for shard in shards}}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from conftest import ROOT, make_places, scored
@@ -15,11 +13,11 @@ from scipy import ndimage
 from timing import medians
 
 from flows.settings.pipelines import read_pipelines
-from tasks.common.files import write_table
+from tasks.common.rows import write_rows
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.ingestion.ingest import ingest_packaged
-from tasks.sampling.episodes import EPISODES, EpisodeFiles, read_episodes
+from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
 from tasks.scoring.figures import aupro, pixel_figures
@@ -123,7 +121,7 @@ def test_the_quickstarts_evaluation_against_each_episode_on_its_own(tmp_path: Pa
         some = np.random.default_rng(0).choice(len(episodes), ON_THEIR_OWN, replace=False)
         alone = 0.0
         for number in some:
-            write_table(files.episodes, pa.Table.from_pylist([asdict(episodes[number])], schema=EPISODES))
+            write_rows(files.episodes, Episode, [episodes[number]])
             own = tmp_path / target / f"own-{number}"
             alone += sum(evaluated([one], files, own) for one in contenders(own / "work")) * len(episodes) / ON_THEIR_OWN
         together_total, alone_total = together_total + together, alone_total + alone

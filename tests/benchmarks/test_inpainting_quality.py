@@ -6,8 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,15 +14,17 @@ from conftest import make_places
 from torch import Tensor
 
 from flows.settings.reader import parse
-from tasks.common.files import write_table
 from tasks.common.photographs import Photographs
 from tasks.common.randomness import generator
+from tasks.common.rows import write_rows
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.ingestion.ingest import ingest_packaged
+from tasks.ingestion.manifest import PictureRow
 from tasks.inpainting.holes import hole
 from tasks.inpainting.inpainter import load_inpainter, write_choice
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from tasks.sampling.episodes import read_pictures
 from tasks.training.inpainter import train_inpainter
 from tasks.training.loop import Places
 
@@ -42,14 +42,13 @@ def quickstarts() -> InpainterSettings:
 
 def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
     ingest_packaged("sample-photos", places=make_places(tmp_path / "manifests"), workers=2)
-    table = pq.read_table(tmp_path / "manifests" / "sample-photos.parquet")
-    rows = table.to_pylist()
-    seen = [row for row in rows if Path(row["image"]).stem not in HELD_OUT]
-    unseen = [row["image"] for row in rows if Path(row["image"]).stem in HELD_OUT]
+    rows = read_pictures(tmp_path / "manifests" / "sample-photos.parquet")
+    learnt = [row for row in rows if Path(row.image).stem not in HELD_OUT]
+    unseen = [row.image for row in rows if Path(row.image).stem in HELD_OUT]
     assert len(unseen) == len(HELD_OUT)
-    write_table(tmp_path / "seen.parquet", pa.Table.from_pylist(seen, schema=table.schema))
+    write_rows(tmp_path / "learnt.parquet", PictureRow, learnt)
     settings = quickstarts()
-    train_inpainter(settings, tmp_path / "seen.parquet", places=Places(tmp_path / "model", tmp_path / "checkpoints"))
+    train_inpainter(settings, tmp_path / "learnt.parquet", places=Places(tmp_path / "model", tmp_path / "checkpoints"))
     write_choice(tmp_path / "model", settings)
 
     sources, rng = Photographs(unseen, (0.3, 1.0), SIZE), generator(0, "held out")

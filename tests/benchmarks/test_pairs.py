@@ -12,18 +12,17 @@ from pathlib import Path
 
 import cv2
 import plain_draem
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_places
 
-from tasks.common.files import write_table
 from tasks.common.photographs import Photographs
 from tasks.common.pictures import read_picture
 from tasks.common.randomness import generator
+from tasks.common.rows import table_of, write_rows
 from tasks.ingestion.ingest import ingest_packaged
-from tasks.ingestion.objects.table import SCHEMA, write_objects
+from tasks.ingestion.manifest import PictureRow
+from tasks.ingestion.objects.table import ObjectRow, write_objects
 from tasks.inpainting.crop_pipeline import new_pipeline
 from tasks.inpainting.inpainter import Inpainter, Own
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
@@ -48,13 +47,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EpisodeFiles:
     files = EpisodeFiles.of(folder / "episodes", "bench")
     rows = read_pictures(folder / "manifests" / "sample-photos.parquet")
     for file in (files.sources, files.textures):
-        write_table(file, pa.Table.from_pylist(rows, schema=pq.read_schema(folder / "manifests" / "sample-photos.parquet")))
-    write_objects(files.objects, SCHEMA.empty_table())
+        write_rows(file, PictureRow, rows)
+    write_objects(files.objects, table_of(ObjectRow, []))
     return files
 
 
 def maker(files: EpisodeFiles, settings: SynthesisSettings, inpainter: Inpainter | None = None) -> Maker:
-    sources = Photographs([row["image"] for row in read_pictures(files.sources)], settings.crop, settings.resolution)
+    sources = Photographs([row.image for row in read_pictures(files.sources)], settings.crop, settings.resolution)
     return Maker(Materials(settings, sources, sources, Objects(settings.objects, sources, files.objects)), inpainter)
 
 

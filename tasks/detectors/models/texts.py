@@ -47,7 +47,7 @@ class TextPrior:
     def embeddings(self, category: str) -> Tensor:
         """Mean of the normal and mean of the anomalous sentences' directions, 2xD, unit length."""
         if category not in self._known:
-            parts = [F.normalize(self.embed(said), dim=1) for said in sentences(category, natural=category in self.natural)]
+            parts = [F.normalize(self.embed(texts), dim=1) for texts in sentences(category, natural=category in self.natural)]
             self._known[category] = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
         return self._known[category]
 

@@ -44,13 +44,15 @@ class WinCLIP(Detector):
         """
         picture = self.prior(queries[-1], category)  # Bx1x1
         windows = [harmonic(self.prior(embeddings, category), size) for embeddings, size in zip(queries[1:-1], WINDOWS, strict=True)]
-        said = torch.stack([*windows, picture.expand_as(windows[0])])
-        by_words = len(said) / said.clamp_min(LEAST).reciprocal().sum(dim=0)
+        scales = torch.stack([*windows, picture.expand_as(windows[0])])
+        by_words = len(scales) / scales.clamp_min(LEAST).reciprocal().sum(dim=0)
         if not relation:
             return picture.flatten(), by_words
         residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
-        seen = torch.stack([harmonic(residual, size) for residual, size in zip(residuals, (PATCHES, *WINDOWS), strict=True)]).mean(dim=0)
-        return 0.5 * (picture.flatten() + seen.flatten(1).amax(dim=1)), 0.5 * (by_words + seen)
+        by_prompts = torch.stack([harmonic(residual, size) for residual, size in zip(residuals, (PATCHES, *WINDOWS), strict=True)]).mean(
+            dim=0
+        )
+        return 0.5 * (picture.flatten() + by_prompts.flatten(1).amax(dim=1)), 0.5 * (by_words + by_prompts)
 
 
 def harmonic(windows: Tensor, size: int) -> Tensor:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow as pa
 
 from tasks.common.errors import BadInput
-from tasks.common.files import read_table, write_csv
-from tasks.ingestion import manifest
+from tasks.common.files import write_csv
+from tasks.common.rows import read_rows, table_of
 from tasks.ingestion.ingest import Ingested
+from tasks.ingestion.manifest import MADE_BY, PictureRow
 from tasks.ingestion.objects.coco import read_coco
 from tasks.ingestion.objects.mask_folder import read_masks
 from tasks.ingestion.objects.open_images import read_open_images
-from tasks.ingestion.objects.table import SCHEMA, Annotated, Refused, to_row, write_objects
+from tasks.ingestion.objects.table import Annotated, ObjectRow, Refused, to_row, write_objects
 from tasks.ingestion.settings import ObjectsSettings
 
 MOST_DIFFERENT_SHAPE = 0.02  # of width over height, relative: Open Images' masks are reduced and rounded
@@ -31,7 +29,7 @@ def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) 
     if not (path.is_dir() if settings.format == "masks" else path.is_file()):
         kind = "folder" if settings.format == "masks" else "file"
         raise BadInput(f"{dataset}: no {kind} {path}; correct datasets.objects.{dataset}.path in pipelines.yaml")
-    photographs = read_table(manifests / f"{dataset}.parquet", manifest.SCHEMA, manifest.MADE_BY).to_pylist()
+    photographs = read_rows(manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     rows, rejected = [], []
     for item in _read(settings, path, photographs):
         if isinstance(item, Refused):
@@ -42,21 +40,21 @@ def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) 
     write_csv(refused, ["object", "reason"], ([item.item, item.reason] for item in rejected))
     if not rows:
         raise BadInput(f"{dataset}: no object in {path} belongs to one of the dataset's photographs; {refused} says why, one by one")
-    write_objects(manifests / f"{dataset}.objects.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
+    write_objects(manifests / f"{dataset}.objects.parquet", table_of(ObjectRow, rows))
     return Ingested(len(rows), len(rejected))
 
 
-def _read(settings: ObjectsSettings, path: Path, photographs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any] | Refused]:
-    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _read(settings: ObjectsSettings, path: Path, photographs: Sequence[PictureRow]) -> Iterator[ObjectRow | Refused]:
+    by_name: dict[str, list[PictureRow]] = defaultdict(list)
     for row in photographs:
-        name = PurePosixPath(row["image"])
+        name = PurePosixPath(row.image)
         for known_as in {name.name, name.stem}:
             by_name[known_as].append(row)
     for item in _annotations(settings, path, by_name):
         yield _held_against(item, by_name) if isinstance(item, Annotated) else item
 
 
-def _annotations(settings: ObjectsSettings, path: Path, by_name: Mapping[str, Any]) -> Iterator[Annotated | Refused]:
+def _annotations(settings: ObjectsSettings, path: Path, by_name: Mapping[str, Sequence[PictureRow]]) -> Iterator[Annotated | Refused]:
     if settings.format == "coco":
         return read_coco(path)
     if settings.format == "open-images":
@@ -64,17 +62,17 @@ def _annotations(settings: ObjectsSettings, path: Path, by_name: Mapping[str, An
     return read_masks(path, by_name)
 
 
-def _held_against(item: Annotated, by_name: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any] | Refused:
-    """The object's row, or why it is left out."""
+def _held_against(item: Annotated, by_name: Mapping[str, Sequence[PictureRow]]) -> ObjectRow | Refused:
+    """Gives the object's row, or why it is left out."""
     candidates = by_name.get(PurePosixPath(item.name).name, ())
     if len(candidates) > 1:  # the same file name in several folders: more of the path decides
-        candidates = [row for row in candidates if row["image"].endswith(item.name)]
+        candidates = [row for row in candidates if row.image.endswith(item.name)]
     if len(candidates) != 1:
         return Refused(item.name, "several photographs have this name" if candidates else "no photograph of the dataset has this name")
     photograph = candidates[0]
     height, width = item.mask.shape
-    if abs(width / height * photograph["height"] / photograph["width"] - 1) > MOST_DIFFERENT_SHAPE:
-        return Refused(item.name, f"its mask is {width}x{height} pixels, the photograph {photograph['width']}x{photograph['height']}")
+    if abs(width / height * photograph.height / photograph.width - 1) > MOST_DIFFERENT_SHAPE:
+        return Refused(item.name, f"its mask is {width}x{height} pixels, the photograph {photograph.width}x{photograph.height}")
     if not item.mask.any():
         return Refused(item.name, "its mask marks nothing")
-    return to_row(photograph["image"], item.label, item.mask)
+    return to_row(photograph.image, item.label, item.mask)

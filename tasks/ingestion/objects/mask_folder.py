@@ -7,7 +7,7 @@ palette pictures); where it holds one, each connected piece is.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tasks.ingestion.objects.table import Annotated, Refused
 BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc2012/ section 2.3
 
 
-def read_masks(folder: Path, stems: Mapping[str, str]) -> Iterator[Annotated | Refused]:
+def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refused]:
     """Every object of the PNGs in `folder`, in the order of their names. `stems`: the photographs' file names without suffix."""
     for file in sorted(folder.rglob("*.png"), key=os.fsencode):
         name = _photograph(file, folder, stems)
@@ -42,7 +42,7 @@ def read_masks(folder: Path, stems: Mapping[str, str]) -> Iterator[Annotated | R
             yield Annotated(name, "", values == value)
 
 
-def _photograph(file: Path, folder: Path, stems: Mapping[str, str]) -> str:
+def _photograph(file: Path, folder: Path, stems: Container[str]) -> str:
     """Which photograph a mask belongs to: by its whole name, by its folder's, or by the longest beginning that names one."""
     parts = file.stem.split("_")
     beginnings = ["_".join(parts[:length]) for length in range(len(parts), 0, -1)]

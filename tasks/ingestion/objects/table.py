@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,22 +13,25 @@ from pycocotools import mask as coco_mask
 
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask
+from tasks.common.rows import Int32
 
-SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.string(), nullable=False),  # path, as in the manifest
-        pa.field("label", pa.string(), nullable=False),  # what the object is; "" where nobody said
-        pa.field("height", pa.int32(), nullable=False),  # of the mask, pixels; of the photograph's shape, not always of its size
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("left", pa.int32(), nullable=False),  # the box around the object, in the mask's pixels
-        pa.field("top", pa.int32(), nullable=False),
-        pa.field("right", pa.int32(), nullable=False),
-        pa.field("bottom", pa.int32(), nullable=False),
-        pa.field("counts", pa.binary(), nullable=False),  # the mask, run-length encoded as COCO does it (pycocotools)
-    ]
-)
 MADE_BY = "objects"
 ROWS_A_GROUP = 4096
+
+
+@dataclass(frozen=True)
+class ObjectRow:
+    """An object of a photograph."""
+
+    image: str  # path, as in the manifest
+    label: str  # what the object is; "" where nobody said
+    height: Int32  # of the mask, pixels; of the photograph's shape, not always of its size
+    width: Int32
+    left: Int32  # the box around the object, in the mask's pixels
+    top: Int32
+    right: Int32
+    bottom: Int32
+    counts: bytes  # the mask, run-length encoded as COCO does it (pycocotools)
 
 
 @dataclass(frozen=True)
@@ -50,29 +52,20 @@ class Refused:
 
 
 def write_objects(path: Path, table: pa.Table) -> None:
-    """Writes a table of SCHEMA, sorted by image so that the objects of one photograph are found by reading one group."""
+    """Writes a table of ObjectRow, sorted by image so that the objects of one photograph are found by reading one group."""
     ordered = table.take(pc.sort_indices(table, [("image", "ascending")]))  # stable
     with written_beside(path) as partial:
         pq.write_table(ordered, partial, compression="zstd", row_group_size=ROWS_A_GROUP)
 
 
-def to_row(image: str, label: str, mask: Mask) -> dict[str, Any]:
-    """The row of an object; its mask must not be empty."""
+def to_row(image: str, label: str, mask: Mask) -> ObjectRow:
+    """Gives the row of an object; its mask must not be empty."""
     encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return {
-        "image": image,
-        "label": label,
-        "height": mask.shape[0],
-        "width": mask.shape[1],
-        "left": int(columns[0]),
-        "top": int(rows[0]),
-        "right": int(columns[-1]) + 1,
-        "bottom": int(rows[-1]) + 1,
-        "counts": encoded["counts"],
-    }
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return ObjectRow(image, label, mask.shape[0], mask.shape[1], left, top, right, bottom, encoded["counts"])
 
 
-def to_mask(row: dict[str, Any]) -> Mask:
-    """The HxW mask of a row, at the mask's own size."""
-    return coco_mask.decode({"size": [row["height"], row["width"]], "counts": row["counts"]}) > 0
+def to_mask(row: ObjectRow) -> Mask:
+    """Gives the HxW mask of a row, at the mask's own size."""
+    return coco_mask.decode({"size": [row.height, row.width], "counts": row.counts}) > 0

@@ -61,7 +61,7 @@ def elpv(source: DatasetFolder) -> Iterator[Item]:
     for image, probability in cells:
         if probability not in sure:
             yield Rejected(image, f"the experts were unsure of it (defect probability {probability:g})")
-    yield from _there(_labelled(sure[0.0], sure[1.0], source.name, "defective"))
+    yield from _on_disk(_labelled(sure[0.0], sure[1.0], source.name, "defective"))
 
 
 def yes_no(source: DatasetFolder) -> Iterator[Item]:
@@ -77,7 +77,7 @@ def head_ct(source: DatasetFolder) -> Iterator[Item]:
         for row in list(csv.reader(stream, skipinitialspace=True))[1:]:
             if row:
                 rows.append((source.folder / folder / f"{int(row[0]):03d}.png", int(row[1])))
-    yield from _there(
+    yield from _on_disk(
         _labelled([file for file, label in rows if label == 0], [file for file, label in rows if label == 1], source.name, "haemorrhage")
     )
 
@@ -229,7 +229,7 @@ def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
     return [(left, 0, min(left + height, width), height) for left in lefts if min(left + height, width) - left >= height // 2]
 
 
-def _there(items: Iterator[Item]) -> Iterator[Item]:
+def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
     """What a list names and is not on disk, as rejected."""
     for item in items:
         if isinstance(item, Listed) and not item.image.is_file():

@@ -1,0 +1,70 @@
+"""Contact sheets: lines of small pictures with words above or beside them, and what is drawn into a picture to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.common.pictures import Mask, Picture
+
+TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
+ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side
+SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
+PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Pictures side by side, each TILExTILE, with words above them, from the first on, and in a column to their left."""
+
+    tiles: Sequence[Picture] = ()
+    above: Sequence[str] = ()
+    beside: Sequence[str] = ()
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return (ABOVE if self.above else 0) + (TILE + GAP if len(self.tiles) else 0)
+
+
+def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
+    """Draws lines below one another, or so many of equal height abreast."""
+    start = BESIDE if any(line.beside for line in lines) else GAP
+    width = (
+        start
+        - GAP
+        + max((max(len(line.tiles), len(line.above)) for line in lines), default=0) * (TILE + GAP)
+        + (BETWEEN if abreast > 1 else GAP)
+    )
+    sheet = Image.new("RGB", (abreast * width, sum(line.height for line in lines[::abreast]) + GAP), PAPER)
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(SIZE), 0
+    for place, line in enumerate(lines):
+        left = place % abreast * width
+        for number, words in enumerate(line.beside):
+            draw.text((left + GAP, top + GAP + number * LEADING), words, fill=INK, font=font)
+        for column, words in enumerate(line.above):
+            draw.text((left + start + column * (TILE + GAP), top + 6), words, fill=INK, font=font)
+        for column, tile in enumerate(line.tiles):
+            sheet.paste(Image.fromarray(tile), (left + start + column * (TILE + GAP), top + (ABOVE if line.above else 0)))
+        if (place + 1) % abreast == 0:
+            top += line.height
+    return sheet
+
+
+def outlined(picture: Picture, mask: Mask) -> Picture:
+    """Gives the picture with the rim of the masked region drawn, one pixel wide."""
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    drawn = picture.copy()
+    drawn[mask & ~inner] = MARK
+    return drawn
+
+
+def tinted(picture: Picture, mask: Mask) -> Picture:
+    """Gives the picture with the masked region tinted."""
+    drawn = picture.copy()
+    drawn[mask] = (0.5 * drawn[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
+    return drawn
