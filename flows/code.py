@@ -19,7 +19,8 @@ from tasks.detectors.registry import DETECTORS
 
 
 def code() -> None:
-    """Raises BadInput if pipelines.yaml is wrong, or has changed what stages there are since dvc.yaml was written."""
+    """Writes which code each stage runs. Raises BadInput if pipelines.yaml is wrong, or has changed what stages there are since dvc.yaml
+    was written."""
     if write_plan():
         raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
     with made_anew(CODE) as folder:
@@ -31,7 +32,7 @@ def code() -> None:
 
 
 def _detectors(kind: str) -> list[str | None]:
-    """Those that a kind of stage is there for, each by itself."""
+    """Lists the detectors that there is such a stage for, each by itself; None alone for a kind that is of no detector."""
     if kind not in OF_A_DETECTOR:
         return [None]
     return [name for name, of in DETECTORS.items() if kind == "score" or of.training is not None]

@@ -20,7 +20,7 @@ from tasks.ingestion.settings import FolderSettings
 
 @step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=6 * HOUR)
 def ingest_dataset(dataset: str, folder: FolderSettings | None, workers: int) -> Ingested:
-    """A folder of the user's own, or, where `folder` is None, a packaged dataset."""
+    """Ingests a folder of the user's own or, where `folder` is None, a packaged dataset."""
     places = Places(PICTURES, MANIFESTS, CHECKPOINTS)
     if folder is None:
         return ingest_packaged(dataset, places=places, workers=workers)

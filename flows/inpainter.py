@@ -18,7 +18,7 @@ from tasks.training.loop import Places, Trained
 
 @step(name="train inpainter", retry_delay_seconds=30)
 def train_inpainter(pipeline: str, settings: InpainterSettings) -> Trained:
-    """A retry goes on from the last checkpoint."""
+    """Trains the inpainting model; a retry goes on from the last checkpoint."""
     return training.train_inpainter(
         settings,
         EpisodeFiles.of(EPISODES, pipeline).sources,

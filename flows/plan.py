@@ -1,4 +1,4 @@
-"""Which stages pipelines.yaml makes, and dvc.yaml, which is this list as DVC reads it: what each stage runs, reads and writes.
+"""Plans the stages that pipelines.yaml asks for, and writes them as dvc.yaml: what each runs, reads and writes.
 
 DVC's own templates have the same inputs for every stage that they make. What a stage of ours reads follows from the settings: the datasets
 that its pipeline uses, the detectors that it has, the files and folders that are named. So dvc.yaml is written from the settings, and has
@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """As dvc.yaml has it."""
+        """Gives the stage as dvc.yaml has it."""
         entry: dict[str, Any] = {"desc": self.about, "cmd": " ".join(("python -m", f"flows.{self.kind}", *self.of))}
         if self.params:
             entry["params"] = [{FILE.as_posix(): list(self.params)}]
@@ -70,13 +70,13 @@ class Stage:
 
 
 def is_of(stage: str, pipeline: str) -> bool:
-    """Whether a stage, by its name, belongs to a pipeline: it is of that one, or of no one alone."""
+    """Tells whether a stage, by its name, belongs to a pipeline: it is of that one, or of no one alone."""
     kind, *of = stage.split(SPLIT)
     return kind in ("code", *OF_A_DATASET) or of[:1] == [pipeline]
 
 
 def planned(root: Path = Path()) -> list[Stage]:
-    """Every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
+    """Lists every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
     read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
     stages = [_code()]
@@ -89,7 +89,7 @@ def planned(root: Path = Path()) -> list[Stage]:
 
 
 def dvc_yaml(stages: Sequence[Stage]) -> str:
-    """The text of dvc.yaml."""
+    """Gives the text of dvc.yaml."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096
@@ -113,7 +113,7 @@ def write_plan(root: Path = Path()) -> bool:
 
 
 def roots(kind: str, detector: str | None = None) -> list[str]:
-    """The modules whose code a stage of that kind depends on."""
+    """Lists the modules whose code a stage of that kind depends on."""
     modules = [ROOTS[kind]]
     if detector is not None:
         own = DETECTORS[detector]
@@ -124,7 +124,7 @@ def roots(kind: str, detector: str | None = None) -> list[str]:
 
 
 def code_file(kind: str, detector: str | None = None) -> Path:
-    """Where the stage `code` says what a stage depends on."""
+    """Gives the file in which the stage `code` says what a stage depends on."""
     name = kind if detector is None else f"{kind}{SPLIT}{detector}"
     return CODE / f"{name}.json"
 
@@ -162,7 +162,7 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
 
 
 def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mapping[str, Any]) -> Iterator[Stage]:
-    """all_said: the file as it is written, for which keys it has."""
+    """Yields a pipeline's stages. whole: the file as it is written, for which keys it has."""
     written = whole["pipelines"][name]
 
     def params(*keys: str) -> tuple[str, ...]:
@@ -283,7 +283,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
 
 
 def _has(written: Mapping[str, Any], key: str) -> bool:
-    """Whether a section has a key, given as a.b.c."""
+    """Tells whether a section has a key, given as a.b.c."""
     value: Any = written
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:

@@ -80,7 +80,7 @@ def _origin(pipeline: str, settings: Pipeline) -> Origin:
 
 
 def _is_before(stage: Stage, pipeline: str, settings: Pipeline) -> bool:
-    """Whether the report is made from what a stage left: it is of the pipeline, or of one of its datasets."""
+    """Tells whether the report is made from what a stage left: it is of the pipeline, or of one of its datasets."""
     if stage.kind in OF_A_DATASET:
         return stage.of[0] in settings.names
     return stage.of[:1] == (pipeline,) and stage.kind != "report"

@@ -38,7 +38,7 @@ LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datase
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run came to its end."""
+    """The end of a run."""
 
     outcome: Outcome
     ran: tuple[str, ...]
@@ -52,7 +52,7 @@ class Ended:
 
 @task(task_run_name="{stage}", persist_result=False)
 def bring_up_to_date(stage: str) -> State[bool]:
-    """Completed as RAN or as UP_TO_DATE; holds whether it ran."""
+    """Runs a stage if it is out of date. Ends Completed, by the name RAN or UP_TO_DATE, and holds whether it ran."""
     since = time.monotonic()
     with parent():
         try:
@@ -67,7 +67,7 @@ def bring_up_to_date(stage: str) -> State[bool]:
 
 @task(name="promotion gate", task_run_name="promotion gate {pipeline}", persist_result=False)
 def promotion_gate(pipeline: str) -> State[Outcome]:
-    """Completed as the outcome, which it holds."""
+    """Asks the gate. Ends Completed by the outcome's name, and holds it."""
     outcome = gate(pipeline)
     show_page(pipeline, "promotion", _as_markdown(pipeline, outcome), f"{outcome.state}: {outcome.reason}")
     return Completed(name=outcome.state, message=outcome.reason, data=outcome)
@@ -89,7 +89,7 @@ def retrain(pipeline: str) -> State[None]:
 
 
 def _recorded(pipeline: str, settings: Pipelines) -> Ended:
-    """The run itself, written down while it happens; whoever is to be told of its end is told."""
+    """Runs and writes down what happens; tells whom the settings name of the end."""
     own = str(flow_run.get_id())
     for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
         close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
@@ -127,7 +127,7 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
 
 
 def _with_reason(failure: str) -> str:
-    """The failure of a stage, with what its own run said: of an exception in another process Prefect keeps the message alone."""
+    """Adds to a stage's failure what its own run said: of an exception in another process Prefect keeps the message alone."""
     child_run = child()
     message = child_run.state.message if child_run is not None and child_run.state is not None and child_run.state.message else ""
     return f"{failure} ({message.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if message else failure

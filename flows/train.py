@@ -23,7 +23,7 @@ use_given_model = step(name="use model", task_run_name="use model {name}")(use_m
 
 @step(name="train detector", task_run_name="train {name}", retry_delay_seconds=30)
 def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, workers: int) -> Trained:
-    """A retry goes on from the last checkpoint."""
+    """Trains a detector; a retry goes on from the last checkpoint."""
     training = DETECTORS[name].training
     assert training is not None
     module: Any = import_module(training.module)

@@ -1,4 +1,4 @@
-"""The gate: whether a retrained model takes the place of the one in use; and both decisions by hand."""
+"""The gate decides whether a retrained model takes the place of the one in use; and both decisions can be made by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the gate came to."""
+    """A decision of the gate."""
 
     state: RunState
     reason: str
@@ -111,7 +111,7 @@ def take(pipeline: str, reason: str) -> Model:
 
 
 def judged(settings: Pipeline) -> list[str]:
-    """The detectors that must pass: those that are named, else those that are trained, else all."""
+    """Lists the detectors that must pass: those that are named, else those that are trained, else all."""
     return list(settings.promotion.detectors or ()) or settings.trained or list(settings.detectors)
 
 

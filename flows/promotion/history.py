@@ -1,4 +1,4 @@
-"""Which model of a pipeline is in use, and what was decided before: `current` and `history.jsonl`, both for Git.
+"""Remembers which model of a pipeline is in use, and what was decided before: in `current` and `history.jsonl`, both for Git.
 
 data/models/<pipeline>/
   candidate/       a folder for each detector that was trained last: the outs of the train stages
@@ -57,7 +57,7 @@ class Model:
 
 
 def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
-    """The model in use; None before the first. Raises BadInput if the file is not what was written."""
+    """Reads which model is in use; None before the first. Raises BadInput if the file is not what was written."""
     file = checkout / folder_of(pipeline) / CURRENT
     if not file.is_file():
         return None
@@ -68,7 +68,7 @@ def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
 
 
 def read_history(pipeline: str) -> list[Model]:
-    """Every decision, the oldest first."""
+    """Reads every decision, the oldest first."""
     file = folder_of(pipeline) / HISTORY
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     try:
@@ -78,7 +78,7 @@ def read_history(pipeline: str) -> list[Model]:
 
 
 def in_use_in_turn(pipeline: str) -> list[Model]:
-    """The models that lead to the one in use: a rollback takes back the promotion before it."""
+    """Lists the models that lead to the one in use: a rollback takes back the promotion before it."""
     line: list[Model] = []
     for model in _decisions(pipeline):
         if model.action == "promoted":
@@ -89,19 +89,19 @@ def in_use_in_turn(pipeline: str) -> list[Model]:
 
 
 def write_current(pipeline: str, model: Model) -> None:
-    """Says that a model is in use, and so in the history."""
+    """Writes that a model is in use, here and in the history."""
     write_text(folder_of(pipeline) / CURRENT, json.dumps(asdict(model), indent=1) + "\n")
     _write_history(pipeline, _decisions(pipeline))
 
 
 def _decisions(pipeline: str) -> list[Model]:
-    """The history, and in it the model in use, which a run that was killed may not have written there."""
+    """Reads the history, and adds to it the model in use, which a run that was killed may not have written there."""
     past, current = read_history(pipeline), read_current(pipeline)
     return past if current is None or current in past else [*past, current]
 
 
 def remember_kept(pipeline: str, reason: str) -> None:
-    """The same decision on the same candidate again adds no line."""
+    """Writes that the candidate was kept out; the same decision on the same candidate again adds no line."""
     past, kept = _decisions(pipeline), new_model(pipeline, Stored("", 0, 0), reason, "kept")
     if (past[-1].action, past[-1].candidate, past[-1].reason) != (kept.action, kept.candidate, kept.reason):
         _write_history(pipeline, [*past, kept])

@@ -1,4 +1,4 @@
-"""The files of the model in use: in DVC's cache, in its remote, and in in-use/."""
+"""Keeps the files of the model in use: in DVC's cache, in its remote, and in in-use/."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS_NAME = "settings.json"
 
 @dataclass(frozen=True)
 class MeasuredAs:
-    """With which settings and by which code a model was measured: sections of pipelines.yaml, and hashes by what they are of."""
+    """The settings and the code that a model was measured with: sections of pipelines.yaml, and hashes by what they are of."""
 
     detectors: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -79,7 +79,7 @@ def settle(pipeline: str, model: Model) -> None:
 
 
 def _cached(repo: Repo, model: Model) -> bool:
-    """Whether every file of the model is in DVC's cache."""
+    """Tells whether every file of the model is in DVC's cache."""
     cache = repo.cache.local
     try:
         return all(cache.exists(entry.value) for _key, _meta, entry in Tree.load(cache, HashInfo("md5", model.hash)))

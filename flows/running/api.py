@@ -1,4 +1,4 @@
-"""One Prefect API for a run and all the processes it starts, and each of those a child of the task that started it."""
+"""Gives a run and all the processes it starts one Prefect API, and makes each of those a child of the task that started it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @contextmanager
 def one_api() -> Iterator[None]:
-    """The API that PREFECT_API_URL names; without one, a temporary server on loopback that lives as long as this process. Raises
+    """Gives this process and those it starts one API: the one that PREFECT_API_URL names, else a temporary server on loopback that lives as
+    long as this process. Raises
     BadInput if nothing answers there.
 
     Left to itself every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
@@ -60,7 +61,7 @@ def one_api() -> Iterator[None]:
 
 
 def answers(url: str) -> bool:
-    """Whether a Prefect server answers at an API's address."""
+    """Tells whether a Prefect server answers at an API's address."""
     try:
         httpx.get(f"{url}/health", timeout=30)
     except (httpx.HTTPError, httpx.InvalidURL):
@@ -84,7 +85,7 @@ def wait_for_server() -> None:
 
 @contextmanager
 def parent() -> Iterator[None]:
-    """Within a task: the flows of processes that are started here become children of its run, for the UI to link."""
+    """Makes the flows of processes that are started within it children of the task's run, for the UI to link."""
     context = TaskRunContext.get()
     if context is None:
         yield
@@ -97,7 +98,7 @@ def parent() -> Iterator[None]:
 
 
 def child() -> FlowRun | None:
-    """Within a task: the newest run that is a child of it."""
+    """Finds the newest run that is a child of the task that asks."""
     context = TaskRunContext.get()
     if context is None:
         return None
@@ -108,7 +109,7 @@ def child() -> FlowRun | None:
 
 
 def link_child() -> StateDetails:
-    """Within a task whose process ran a flow: links its run in the UI, on the task's page and, by the state's details, in its API."""
+    """Links, in a task whose process ran a flow, that flow's run in the UI, on the task's page and, by the state's details, in its API."""
     child_run = child()
     url = url_for(child_run) if child_run is not None else None
     if child_run is None or url is None:
@@ -144,7 +145,7 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
 
 
 def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | None:
-    """A run of the flow that is a child; None for Prefect to make one that is not."""
+    """Makes a run of the flow that is a child; gives None for Prefect to make one that is not."""
     task_run = os.environ.pop(PARENT, None)
     if task_run is None:
         return None

@@ -1,4 +1,4 @@
-"""How results look in the Prefect UI: tables, pictures and pages, each a version of the one before of the same name."""
+"""Shows results in the Prefect UI: tables, pictures and pages, each a version of the one before of the same name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def show_rows(pipeline: str, name: str, rows: Sequence[dict[str, str]], about: s
 
 
 def show_table(pipeline: str, name: str, table: Path, about: str) -> None:
-    """Of a CSV."""
+    """Shows a CSV."""
     with table.open(newline="", encoding="utf-8") as stream:
         show_rows(pipeline, name, list(csv.DictReader(stream)), about)
 
 
 def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
-    """The picture itself as a URL, reduced and as JPEG, so that the UI shows it wherever the server runs."""
+    """Shows a picture, reduced, as a JPEG within its URL, so that the UI shows it wherever the server runs."""
     with Image.open(picture) as image:
         image.thumbnail((WIDEST, 10 * WIDEST))
         stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""DVC's cache, looked through: an object whose bytes are no longer what its name says is taken out, to be fetched or made again.
+"""Looks through DVC's cache: an object whose bytes are no longer what its name says is taken out, to be fetched or made again.
 
 DVC itself trusts a file of its cache as long as it is write-protected, and would hand a damaged one on.
 """
@@ -58,7 +58,7 @@ def _outs(folder: Path, stages: list[str] | None) -> Iterator[Mapping[str, Any]]
 
 
 def _objects(cache: Path, md5: str) -> Iterator[str]:
-    """The names of an out's objects in the cache: its own, and a folder's files'."""
+    """Lists the names of an out's objects in the cache: its own, and a folder's files'."""
     yield md5
     if md5.endswith(DIRECTORY):
         try:
@@ -73,7 +73,7 @@ def _file(cache: Path, name: str) -> Path:
 
 
 def _sound(file: Path, name: str) -> bool:
-    """Whether an object is what it is called; one that is not there is."""
+    """Tells whether an object is what it is called; one that is absent counts as sound."""
     stopping.check("looking through the cache")
     try:
         with file.open("rb") as stream:

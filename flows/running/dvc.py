@@ -1,4 +1,4 @@
-"""DVC, asked: which stages a pipeline has, in order, and running one of them."""
+"""Asks DVC which stages a pipeline has, in order, and has it run one of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.common.errors import BadInput
 
 
 def stages_before(last: str) -> list[str]:
-    """The names of a stage and of all that it depends on, in dvc.yaml's order, which has each after those that it reads from."""
+    """Lists the names of a stage and of all that it depends on, in dvc.yaml's order, which has each after those that it reads from."""
     with Repo() as repo:
         graph = repo.index.graph
         wanted = next(stage for stage in graph if stage.addressing == last)

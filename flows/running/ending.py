@@ -1,4 +1,4 @@
-"""How a command ends: with one line for what is the user's to mend, and no secret in it. No Prefect: errors come quickly."""
+"""Ends a command with one line for what is the user's to mend, and no secret in it. It imports no Prefect, so errors come quickly."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
 
 
 def log_in_lines() -> None:
-    """Of the user's mistake the log has one line, and no secret in it."""
+    """Keeps the log to one line for a mistake of the user's, and every secret out of it."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_one_line)
         logging.getLogger(name).addFilter(hide_in_log)
 
 
 def tell(line: str) -> None:
-    """One line for the person who started this."""
+    """Prints one line for the person who started this."""
     print(f"changepair: {hide(line)}", file=sys.stderr, flush=True)
 
 
 def _line_of(error: BaseException | None) -> str | None:
-    """What is wrong in one line, if it is the user's to mend or was asked for; None if it is a fault of the code."""
+    """Says in one line what is wrong, if it is the user's to mend or was asked for; None if it is a fault of the code."""
     if isinstance(error, Stopped):
         return f"stopped ({error}); what was made is kept, and the next run goes on from there"
     if isinstance(error, BadInput):
@@ -58,7 +58,7 @@ def _line_of(error: BaseException | None) -> str | None:
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Prefect logs a traceback of everything raised; of what is not the code's fault one line is enough."""
+    """Filters the log: Prefect writes a traceback of everything raised, and what is not the code's fault needs one line."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     line = _line_of(error)
     if line is not None:

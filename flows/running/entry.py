@@ -1,4 +1,4 @@
-"""How a stage is started from the command line, as DVC starts it."""
+"""Starts a stage from the command line, as DVC does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPUs of a team: stages that compute on one share a limit of the Prefect server."""
+"""Shares the GPUs of a team: stages that compute on one hold a slot of a limit on the Prefect server."""
 
 from __future__ import annotations
 

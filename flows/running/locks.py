@@ -1,4 +1,4 @@
-"""One at a time: a file that a process holds while it works, and that is free again however the process ended."""
+"""Lets one process work at a time: it holds a file, which is free again however the process ended."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Held(Exception):
 def one_at_a_time(
     name: str, what: str, *, folder: Path = FOLDER, where: Path | None = None, wait: bool, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Holds the lock called `name` for the work called `what`. If another process has it: waits and says so once through `told`, or
-    raises Held. where: the work is done, for the message; the working directory, if None. Raises Stopped if SIGTERM comes while it
+    """Holds the lock called `name` for the work called `what`. If another process has it: waits and says so once through `tell`, or
+    raises Held. where: the folder worked in, for the message; the working directory if None. Raises Stopped if SIGTERM comes while it
     waits."""
     file = folder / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def one_at_a_time(
 
 
 def holder(file: Path) -> str | None:
-    """Who holds a lock, in words; None if nobody does."""
+    """Says in words who holds a lock; None if nobody does."""
     if not file.is_file():
         return None
     with file.open("a+", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""Where the artifacts of every stage lie."""
+"""Names the folders that the artifacts of every stage lie in."""
 
 from __future__ import annotations
 

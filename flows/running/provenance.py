@@ -1,4 +1,4 @@
-"""Where a run's results come from: the commit, the artifacts' hashes, the versions."""
+"""Says what a run's results come from: the commit, the artifacts' hashes, the versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOCK = Path("dvc.lock")
 
 
 def commit() -> str:
-    """Of the checkout, with `, changed` if a tracked file differs from it; or why there is none."""
+    """Names the checkout's commit, with `, changed` if a tracked file differs from it; or says that there is none."""
     try:
         head = _git("rev-parse", "HEAD")
         # What a run writes itself is no change of what it was made from.
@@ -24,22 +24,22 @@ def commit() -> str:
 
 
 def locked() -> dict[str, Any]:
-    """The stages of dvc.lock, by name; none before the first run."""
+    """Reads the stages of dvc.lock, by name; none before the first run."""
     return YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
 
 
 def hashes(stage: str, what: str) -> dict[str, str]:
-    """path -> md5 of a stage's `deps` or `outs` in dvc.lock; none if it never ran."""
+    """Reads path -> md5 of a stage's `deps` or `outs` in dvc.lock; none if it never ran."""
     return {item["path"]: item["md5"] for item in locked().get(stage, {}).get(what, []) if "md5" in item}
 
 
 def artifacts(stages: list[str]) -> dict[str, str]:
-    """path -> md5 of what stages, by their names, left."""
+    """Reads path -> md5 of what stages, by their names, left."""
     return {path: md5 for name in stages for path, md5 in hashes(name, "outs").items()}
 
 
 def versions() -> dict[str, str]:
-    """Of what runs the work, rather than does it."""
+    """Gives the versions of what runs the work, rather than does it."""
     return {name: version(name) for name in ("changepair", "prefect", "dvc", "diffusers")}
 
 

@@ -1,4 +1,4 @@
-"""What must not be seen: passwords in addresses, and the values of the environment's secrets, are taken out of what is told."""
+"""Takes secrets out of what is printed and logged: passwords in addresses, and the values of the environment's secrets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ IN_AN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 
 
 def hide(text: str) -> str:
-    """`text` without what is between :// and @ of an address, and without the values of environment variables named as secrets are."""
+    """Gives `text` without what is between :// and @ of an address, and without the values of environment variables named as secrets
+    are."""
     text = IN_AN_ADDRESS.sub(HIDDEN, text)
     secrets = (value for name, value in os.environ.items() if SECRET_NAMES.search(name))
     for value in sorted(secrets, key=len, reverse=True):
@@ -23,7 +24,7 @@ def hide(text: str) -> str:
 
 
 def hide_in_log(record: logging.LogRecord) -> bool:
-    """A filter that lets every record through, and no secret in it."""
+    """Filters the log: lets every record through, without the secrets in it."""
     message = record.getMessage()
     hidden = hide(message)
     if hidden != message:

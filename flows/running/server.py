@@ -1,4 +1,4 @@
-"""The Prefect server with the settings that this project wants of it: on loopback, telling nobody."""
+"""Starts the Prefect server with the settings that this project wants of it: on loopback, telling nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a stage's work runs as a Prefect task: when it is worth trying again, and how far it is."""
+"""Runs a stage's work as Prefect tasks, which are tried again where that is worth it and show how far they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ HOUR = 3600.0  # seconds
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
-    """A disk or a network may recover; the user's mistake will not, and who was asked to stop stops. (Prefect's retry_condition_fn.)"""
+    """Tells Prefect, as its retry_condition_fn, what to try again: a disk or a network may recover; the user's mistake will not, and who
+    was asked to stop stops."""
     return not isinstance(state.data, (BadInput, Stopped))
 
 
@@ -33,7 +34,7 @@ def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 def progress(description: str) -> Callable[[float], None]:
-    """Within a task: shows a share of 0..1 in the UI, as it is told it."""
+    """Gives a function for a task to call with the share that is done, 0..1, which the UI then shows."""
     wait_for_server()
     artifact: Any = create_progress_artifact(0.0, description=description)
     last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where the tasks of a stage run: threads or processes of this machine, or a Dask cluster of many."""
+"""Chooses where the tasks of a stage run: in threads or processes of this machine, or on a Dask cluster of many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flows.settings.pipelines import Execution
 
 
 def task_runner(execution: Execution) -> TaskRunner[Any]:
-    """As `execution` in pipelines.yaml asks for it."""
+    """Makes the runner that `execution` in pipelines.yaml asks for."""
     if execution.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=execution.workers)
     if execution.runner == "processes":

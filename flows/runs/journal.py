@@ -1,4 +1,4 @@
-"""What runs did, on disk, for whoever asks with no server running: data/runs/<pipeline>/<number>.json, one a run."""
+"""Keeps what runs did on disk, for whoever asks with no server running: data/runs/<pipeline>/<number>.json, one a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT = 100  # runs a pipeline; older ones are forgotten
 
 @dataclass(frozen=True)
 class StageRun:
-    """What became of a stage in a run."""
+    """A stage in a run, and what became of it."""
 
     name: str
     state: StageState
@@ -81,7 +81,7 @@ class Journal:
 
 
 def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
-    """The last runs of a pipeline, the newest first. One whose file cannot be read is left out."""
+    """Reads the last runs of a pipeline, the newest first. One whose file cannot be read is left out."""
     folder = data / "runs" / pipeline
     runs = []
     for number in sorted(_numbers(folder), reverse=True)[:last]:

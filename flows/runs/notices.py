@@ -1,4 +1,4 @@
-"""Telling others: JSON posted to a URL when a model is promoted or kept out, or a run fails. What goes wrong here fails no run."""
+"""Tells others: posts JSON to a URL when a model is promoted or kept out, or a run fails. What goes wrong here fails no run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def notify(notices: Notices | None, pipeline: str, state: RunState, reason: str,
 
 @task(name="send notice", retry_condition_fn=lambda _task, _run, state: getattr(state.data, "busy", False), persist_result=False)
 def post(notices: Notices, content: Mapping[str, Any]) -> None:
-    """Raises LookupError if the address is not to be had, Unheard if the notice does not arrive there."""
+    """Posts one notice. Raises LookupError if the address is not to be had, Unheard if the notice does not arrive there."""
     url = address(notices.url)
     try:
         host = f"{httpx.URL(url).host}/{HIDDEN}"  # the path of a webhook is its password
@@ -70,7 +70,7 @@ def post(notices: Notices, content: Mapping[str, Any]) -> None:
 
 
 def address(setting: str) -> str:
-    """The URL that the setting stands for. Raises LookupError if the environment variable or the block is not there."""
+    """Gives the URL that the setting stands for. Raises LookupError if the environment variable or the block is not there."""
     kind, _, name = setting.partition(":")
     if kind == "env":
         if name not in os.environ:

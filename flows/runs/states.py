@@ -1,4 +1,4 @@
-"""The states of a run and of a stage in it, as the Prefect UI, the journal and `changepair status` name them."""
+"""Names the states of a run and of a stage in it, as the Prefect UI, the journal and `changepair status` name them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class StageState(StrEnum):
-    """What became of a stage in a run."""
+    """The states of a stage in a run."""
 
     RUNNING = "Running"
     RAN = "Ran"
@@ -17,7 +17,7 @@ class StageState(StrEnum):
 
 
 class RunState(StrEnum):
-    """What became of a retrain."""
+    """The states of a retrain."""
 
     RUNNING = "Running"
     PROMOTED = "Promoted"

@@ -1,4 +1,4 @@
-"""What happened lately, from the files that runs leave: in this checkout, and in the clones that scheduled runs work in."""
+"""Prints what happened lately, from the files that runs leave: in this checkout, and in the clones that scheduled runs work in."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ RETRAIN_LOCK = FOLDER / "retrain.lock"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pipeline runs: this checkout, or a clone."""
+    """A folder that a pipeline runs in: this checkout, or a clone."""
 
     folder: Path
     words: str
 
 
 def print_status(pipeline: str | None, last: int) -> None:
-    """Of one pipeline, or of every enabled one. Raises BadInput if there is none of that name."""
+    """Prints the last runs of one pipeline, or of every enabled one. Raises BadInput if there is none of that name."""
     read = read_pipelines()
     if pipeline is not None and pipeline not in read.pipelines:
         raise BadInput(f"no pipeline {pipeline!r} in pipelines.yaml{nearest(pipeline, read.pipelines)}")

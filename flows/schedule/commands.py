@@ -1,4 +1,4 @@
-"""Commands of others (Git, DVC, ourselves in a clone), run without a shell; what they say is passed on without secrets in it."""
+"""Runs commands (Git, DVC, ourselves in a clone) without a shell; what they print is passed on without secrets in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Runs a command; gives what it wrote to stdout and stderr together. told: is given each line as it comes. timeout: seconds.
+    """Runs a command; gives what it wrote to stdout and stderr together. tell: is given each line as it comes. timeout: seconds.
 
     SIGTERM is passed on to it and its end waited for. Raises CommandFailed, and Stopped if it was stopped.
     """
@@ -77,12 +77,12 @@ def git(folder: Path, *arguments: str, what: str = "", timeout: float | None = 6
 
 
 def own(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of this environment."""
+    """Gives the command that runs a module of this environment."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def of_this_environment(folder: Path) -> dict[str, str]:
-    """Environment variables under which `python` is this one, and the project's code that of the clone `folder`."""
+    """Gives environment variables under which `python` is this one, and the project's code that of the clone `folder`."""
     return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(folder)}
 
 

@@ -1,4 +1,4 @@
-"""Deployments: one for each enabled pipeline, as pipelines.yaml says, on the server that PREFECT_API_URL names."""
+"""Deploys each enabled pipeline, as pipelines.yaml says, to the server that PREFECT_API_URL names."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Wanted:
     overlap: str
 
     def built(self) -> RunnerDeployment:
-        """As Prefect builds it: one run at a time, a second one waits or is cancelled."""
+        """Builds it for Prefect: one run at a time, a second one waits or is cancelled."""
         when: list[Any] = []
         if self.schedule is not None and self.schedule.cron is not None:
             when = [CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)]
@@ -72,7 +72,7 @@ class Wanted:
 
 
 def wanted(read: Pipelines, repository: str) -> list[Wanted]:
-    """Of every enabled pipeline."""
+    """Lists the deployments of every enabled pipeline."""
     deployments = []
     for name in read.enabled:
         runs = read.runs_of(name)
@@ -109,7 +109,7 @@ def serve(tell: Callable[[str], None]) -> None:
 
 
 def repository_of(read: Pipelines) -> str:
-    """What runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password in it."""
+    """Says what runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password in it."""
     repository = read.runs.repository
     if repository is None:
         repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
@@ -136,7 +136,7 @@ def _client() -> SyncPrefectClient:
 
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
-    """The deployment as it stands on the server. Raises BadInput if it is another repository's."""
+    """Reads the deployment as it stands on the server; None if there is none. Raises BadInput if it is another repository's."""
     name = f"{NAME}/{item.name}"
     try:
         deployed = client.read_deployment_by_name(name)
@@ -185,7 +185,7 @@ def _is_as(deployed: DeploymentResponse, built: RunnerDeployment) -> bool:
 
 
 def _times(schedules: Sequence[Any]) -> list[Any]:
-    """Schedules without when their intervals were begun to be counted."""
+    """Gives schedules as they are compared: without the moment from which their intervals are counted."""
     return [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in schedules]
 
 
@@ -197,7 +197,7 @@ def _remove(client: SyncPrefectClient, repository: str, named: set[str]) -> Iter
 
 
 def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """Every deployment on the server that this project made, of whichever repository."""
+    """Lists every deployment on the server that this project made, of whichever repository."""
     ours = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
     deployments: list[DeploymentResponse] = []
     while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(deployments)):

@@ -1,4 +1,4 @@
-"""The flow of deployments: retrains a pipeline in a clean clone, sends the artifacts to DVC's remote and commits the results."""
+"""Runs what is deployed: retrains a pipeline in a clean clone, sends the artifacts to DVC's remote and commits the results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARAMETERS = Path("parameters of the run")
 
 @task(task_run_name="clone at {revision}", persist_result=False)
 def prepare(place: Workspace, revision: str) -> str:
-    """Gives the revision's commit."""
+    """Makes the clone what the revision is; gives the revision's commit."""
     return workspace.prepare(place, revision, get_run_logger().info)
 
 
@@ -45,7 +45,7 @@ def pull(place: Workspace) -> None:
 
 @task(task_run_name="retrain {pipeline}", persist_result=False)
 def retrain(pipeline: str, place: Workspace) -> State[None]:
-    """Completed as the run of `retrain` in the clone, which is its child."""
+    """Retrains in the clone. Ends Completed by the name that the run there ended in, which is its child."""
     with parent():
         workspace.retrain(place, print)
     retrained = child()
@@ -66,7 +66,7 @@ def commit_results(place: Workspace, revision: str, message: str) -> str | None:
 
 @task(name="send results", retries=2, retry_delay_seconds=10, persist_result=False)
 def send_results(place: Workspace) -> str | None:
-    """Gives the branch or tag that the results are under."""
+    """Pushes the results; gives the branch or tag that they are under."""
     return workspace.send_results(place)
 
 
@@ -81,7 +81,8 @@ def scheduled(
     remote_timeout: int = 3600,
     overlap: Overlap = "wait",
 ) -> State[None]:
-    """The parameters are those of `runs` in pipelines.yaml, which says what they mean. Raises BadInput: they can be given in the UI too."""
+    """Retrains a pipeline at a revision of a repository. The parameters are those of `runs` in pipelines.yaml, which says what they mean;
+    they can be given in the UI too, so wrong ones raise BadInput."""
     root = Path(workspaces).expanduser()
     place = Workspace(root, pipeline, repository, results, remote, remote_timeout)
     logger = get_run_logger()
@@ -137,7 +138,7 @@ def make_up_for_missed() -> list[FlowRun]:
 
 
 def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
-    """The other runs of this run's deployment that are in a state of that type."""
+    """Lists the other runs of this run's deployment that are in a state of that type."""
     deployment_id, own = deployment.get_id(), flow_run.get_id()
     if deployment_id is None:
         return []

@@ -1,4 +1,4 @@
-"""A clean clone in which a scheduled run works, and where its results go: the artifacts to DVC's remote, dvc.lock and figures to Git.
+"""Keeps the clean clone in which a scheduled run works, and sends its results: the artifacts to DVC's remote, dvc.lock and figures to Git.
 
 <workspaces>/
   cache/               DVC's cache, shared by all clones of this machine
@@ -55,7 +55,7 @@ class Workspace:
 
     @property
     def branch(self) -> str:
-        """Or the start of the tags' names."""
+        """The branch of the results, or the start of their tags' names."""
         return f"changepair/{self.pipeline}"
 
 
@@ -106,7 +106,7 @@ def pull(workspace: Workspace, tell: Tell) -> None:
 
 
 def retrain(workspace: Workspace, tell: Tell) -> None:
-    """`changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
+    """Runs `changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
     command = own("flows.cli", "retrain", workspace.pipeline)
     run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
 
@@ -161,7 +161,7 @@ def send_results(workspace: Workspace) -> str | None:
 
 
 def has_remote(workspace: Workspace) -> bool:
-    """Whether DVC has a remote to use. Raises BadInput if the one that runs.remote names is not there."""
+    """Tells whether DVC has a remote to use. Raises BadInput if the one that runs.remote names is not there."""
     text = run([*own("dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
     if workspace.remote is not None and workspace.remote not in names:
@@ -197,7 +197,7 @@ def _commit_of(folder: Path, name: str) -> str | None:
 
 
 def _share_cache(workspace: Workspace) -> None:
-    """DVC's configuration of this clone alone. Links, where the disk can make them, so that a big artifact is there once."""
+    """Writes DVC's configuration of this clone alone. It links, where the disk can make them, so that a big artifact is there once."""
     if not (workspace.folder / ".dvc").is_dir():
         raise BadInput(f"{workspace.repository}: no project of changepair: there is no folder .dvc in it")
     text = f"[cache]\n    dir = {workspace.root.resolve() / 'cache'}\n    type = reflink,hardlink,copy\n"
@@ -205,7 +205,7 @@ def _share_cache(workspace: Workspace) -> None:
 
 
 def _last_results(workspace: Workspace) -> str | None:
-    """The newest results: those of this clone if they follow on those of the repository, as after a run that could not send them."""
+    """Finds the newest results: those of this clone if they follow on those of the repository, as after a run that could not send them."""
     folder = workspace.folder
     if workspace.results == "tag":
         names = git(folder, "for-each-ref", "--format=%(refname)", f"refs/tags/{workspace.branch}/*").split()
@@ -230,7 +230,8 @@ def _next_number(workspace: Workspace) -> int:
 
 
 def _left_by_a_run_that_died(folder: Path, before: str | None) -> Mapping[str, Any]:
-    """dvc.lock as such a run left it, which names what it had made; empty if the last run ended, or others have committed results since."""
+    """Reads dvc.lock as such a run left it, which names what it had made; empty if the last run ended, or others have committed results
+    since."""
     file = folder / UNFINISHED
     if not file.is_file() or file.read_text(encoding="utf-8") != (before or "") or not (folder / LOCK).is_file():
         return {}
@@ -267,7 +268,7 @@ def _lock_at(folder: Path, commit: str) -> Mapping[str, Any]:
 
 
 def _targets(folder: Path, pipeline: str) -> list[str]:
-    """What of DVC's there is to move: the pipeline's stages, and the model in use."""
+    """Lists what DVC is to push and pull: the pipeline's stages, and the model in use."""
     pointer = MODELS / pipeline / POINTER
     locked = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) if (folder / LOCK).is_file() else {}
     remote = [name for name in (locked or {}).get("stages", {}) if is_of(name, pipeline)]

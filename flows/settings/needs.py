@@ -1,4 +1,4 @@
-"""What a pipeline needs that is not on this machine, and where to get it."""
+"""Lists what a pipeline needs that is not on this machine, and where to get it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FETCHED = "fetches from the hub when they are first used, unless HF_HUB_OFFLINE 
 
 
 def needs(pipeline: Pipeline, datasets: Datasets) -> list[str]:
-    """One line for each thing that is missing."""
+    """Gives one line for each thing that is missing."""
     return [*_datasets(pipeline, datasets), *_models(pipeline), *_encoders(pipeline), *_inpainter(pipeline)]
 
 
@@ -52,7 +52,7 @@ def _encoders(pipeline: Pipeline) -> Iterator[str]:
 
 
 def _on_this_machine(encoder: EncoderSettings) -> bool:
-    """Whether the hub's cache has an encoder's weights."""
+    """Tells whether the hub's cache has an encoder's weights."""
     cached = _cached()
     if encoder.library == "timm":
         return any(name == f"timm/{encoder.name}" or name.startswith(f"timm/{encoder.name}.") for name in cached)
@@ -71,7 +71,7 @@ def _inpainter(pipeline: Pipeline) -> Iterator[str]:
 
 
 def _cached() -> set[str]:
-    """The repositories in the hub's cache."""
+    """Lists the repositories in the hub's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

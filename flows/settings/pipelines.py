@@ -1,4 +1,4 @@
-"""The whole of pipelines.yaml as pydantic models, and what must hold between its parts."""
+"""Defines the whole of pipelines.yaml as pydantic models, and checks what must hold between its parts."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class Datasets(Strict):
 
 
 def cores() -> int:
-    """How many the machine has."""
+    """Counts the machine's cores."""
     return os.cpu_count() or 1
 
 
 class Execution(Strict):
-    """How work is spread; never what comes of it."""
+    """The way work is spread over cores and machines; what comes of it does not depend on this."""
 
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
@@ -86,7 +86,7 @@ class Execution(Strict):
 
 
 class OwnRuns(Strict):
-    """What of `runs` a pipeline may say for itself."""
+    """The part of `runs` that a pipeline may say for itself."""
 
     revision: Revision | None = None
     """The branch, tag or commit that its runs work at."""
@@ -135,11 +135,11 @@ class Pipeline(Strict):
 
     @property
     def names(self) -> list[str]:
-        """Of every dataset that it uses."""
+        """Lists the names of every dataset that it uses."""
         return list(dict.fromkeys(name for names in self.datasets.values() for name in names))
 
     def training_of(self, detector: str) -> TrainingSettings:
-        """How a detector is trained: as `training` says it, else by its paper's settings."""
+        """Gives the training settings of a detector: those that `training` has, else its paper's."""
         training = DETECTORS[detector].training
         assert training is not None
         chosen: TrainingSettings = self.training.get(detector) or training.settings()
@@ -147,12 +147,12 @@ class Pipeline(Strict):
 
     @property
     def trained(self) -> list[str]:
-        """The detectors that have a model folder, which the train stage writes."""
+        """Lists the detectors that have a model folder, which the train stage writes."""
         return [name for name in self.detectors if DETECTORS[name].training is not None]
 
     @property
     def trained_on(self) -> dict[str, str]:
-        """What each detector is trained on, `pairs` or `auxiliary`; those that are not trained here left out."""
+        """Gives for each detector that is trained here what it is trained on, `pairs` or `auxiliary`."""
         return {name: self.training_of(name).learns_from for name in self.trained if self.detectors[name].model is None}
 
 
@@ -171,14 +171,14 @@ class Pipelines(Strict):
     """What can be made, by name."""
 
     def runs_of(self, name: str) -> Runs:
-        """How the scheduled runs of one pipeline work."""
+        """Gives the settings of the scheduled runs of one pipeline."""
         own = self.pipelines[name].runs
         chosen = {key: value for key, value in (("revision", own.revision), ("overlap", own.overlap)) if value is not None}
         return self.runs.model_copy(update={**chosen, "tags": (*self.runs.tags, *own.tags)})
 
 
 def read_pipelines(file: Path = FILE) -> Pipelines:
-    """pipelines.yaml, checked as a whole. Raises BadInput with the path of the wrong key and the nearest valid name."""
+    """Reads pipelines.yaml, checked as a whole. Raises BadInput with the path of the wrong key and the nearest valid name."""
     read = parse(Pipelines, read_yaml(file), file=file)
     wrong = next(mistakes(read), None)
     if wrong is not None:
@@ -187,7 +187,7 @@ def read_pipelines(file: Path = FILE) -> Pipelines:
 
 
 def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
-    """One pipeline that may be run. Raises BadInput if it does not exist, is not enabled, or names what is not on this machine."""
+    """Reads one pipeline that may be run. Raises BadInput if it does not exist, is not enabled, or names what is not on this machine."""
     pipeline_named(name, file)
     read = read_pipelines(file)
     if name not in read.enabled:
@@ -205,7 +205,7 @@ def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
 
 
 def pipeline_named(name: str, file: Path = FILE) -> Pipeline:
-    """A pipeline's settings, with all of the file checked. Raises BadInput."""
+    """Reads a pipeline's settings, with all of the file checked. Raises BadInput."""
     read = read_pipelines(file)
     if name not in read.pipelines:
         raise BadInput(f"{file}: pipelines: no pipeline {name!r}{nearest(name, read.pipelines)}")
@@ -213,14 +213,15 @@ def pipeline_named(name: str, file: Path = FILE) -> Pipeline:
 
 
 def detector_of(pipeline: Pipeline, name: str, detector: str) -> Any:
-    """The settings of one of a pipeline's detectors. Raises BadInput if it has none of that name. name: the pipeline's, for the error."""
+    """Gives the settings of one of a pipeline's detectors. Raises BadInput if it has none of that name. name: the pipeline's, for the
+    error."""
     if detector not in pipeline.detectors:
         raise BadInput(f"{FILE}: pipelines.{name}.detectors: no detector {detector!r}{nearest(detector, pipeline.detectors)}")
     return pipeline.detectors[detector]
 
 
 def mistakes(read: Pipelines) -> Iterator[str]:
-    """What does not hold between the parts of pipelines.yaml, each as the key's path and what is wrong with it."""
+    """Yields what does not hold between the parts of pipelines.yaml, each as the key's path and what is wrong with it."""
     for index, name in enumerate(read.enabled):
         if name not in read.pipelines:
             yield f"enabled[{index}]: no pipeline {name!r}{nearest(name, read.pipelines)}"
@@ -232,7 +233,7 @@ def mistakes(read: Pipelines) -> Iterator[str]:
 
 
 def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
-    """What does not hold between a pipeline's parts."""
+    """Yields what does not hold between a pipeline's parts."""
     for key, names in pipeline.datasets.items():
         for index, name in enumerate(names):
             if name not in datasets.names:

@@ -1,4 +1,4 @@
-"""pipelines.yaml, key by key: reads a part of it into the types that say what it may hold, or says in one line what is wrong."""
+"""Reads a part of pipelines.yaml into the types that say what it may hold, or says in one line what is wrong, and at which key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Keys = tuple[str | int, ...]
 
 
 def read_yaml(file: Path = FILE) -> Any:
-    """The file's content, read by the library that DVC reads it with. Raises BadInput with the line if it is missing or not YAML."""
+    """Reads the file by the library that DVC reads it with. Raises BadInput with the line if it is missing or not YAML."""
     try:
         return YAML(typ="safe").load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -33,7 +33,7 @@ def read_yaml(file: Path = FILE) -> Any:
 
 
 def parse(kind: type[Kind], value: Any, at: Keys = (), file: Path = FILE) -> Kind:
-    """`value` as `kind`. Raises BadInput with the path of the first wrong key, what was expected, and the nearest valid name."""
+    """Reads `value` as `kind`. Raises BadInput with the path of the first wrong key, what was expected, and the nearest valid name."""
     try:
         return TypeAdapter(kind).validate_python({} if value is None and _has_fields(kind) else value)
     except ValidationError as error:
@@ -43,7 +43,7 @@ def parse(kind: type[Kind], value: Any, at: Keys = (), file: Path = FILE) -> Kin
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the valid names if none is near, or nothing if there is none at all."""
+    """Gives `; did you mean 'x'?`, or the valid names if none is near, or nothing if there is none at all."""
     names = [str(item) for item in valid]
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
@@ -79,7 +79,7 @@ def _has_fields(kind: Any) -> bool:
 
 
 def _names(kind: Any, place: Keys) -> list[str]:
-    """The keys that are valid at `place` within `kind`."""
+    """Lists the keys that are valid at `place` within `kind`."""
     for key in place:
         kind = _inner(kind, key)
     return [str(name) for name in _fields(kind)]

@@ -1,4 +1,4 @@
-"""The page of all settings, written from the classes that pipelines.yaml is read into: `python -m flows.settings.reference` prints it."""
+"""Writes the page of all settings from the classes that pipelines.yaml is read into: `python -m flows.settings.reference` prints it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ REQUIRED, COUNTED = "required", object()
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """Gives the page as Markdown."""
     return "\n".join([HEAD, *(line for title, kind in SECTIONS.items() for line in _section(title, kind))])
 
 
@@ -80,7 +80,7 @@ def _section(title: str, kind: type[Any]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that is no HTML."""
+    """Gives text that is no HTML."""
     return text.replace("<", "&lt;")
 
 
@@ -95,7 +95,7 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _words(kind: type[Any]) -> dict[str, str]:
-    """The text that stands under each field."""
+    """Reads the text that stands under each field."""
     try:
         [tree] = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind))).body
     except (OSError, TypeError):
@@ -110,7 +110,7 @@ def _words(kind: type[Any]) -> dict[str, str]:
 
 
 def _type(hint: Any) -> str:
-    """A type in words."""
+    """Gives a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         bounds = [str(item) for item in arguments[1:] if isinstance(item, Between)]

@@ -1,4 +1,4 @@
-"""When a pipeline is retrained, and how: the settings of scheduled runs, in pipelines.yaml."""
+"""Defines the settings of scheduled runs: when a pipeline is retrained, and how."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ Place = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
 
 
 class Runs(Strict):
-    """How the runs of deployments work: each in a clean clone, whose results are committed."""
+    """The way the runs of deployments work: each in a clean clone, whose results are committed."""
 
     workspaces: Place = "~/.changepair"
     """The folder of the clones, one a pipeline, and of the cache that they share."""

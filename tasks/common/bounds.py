@@ -1,4 +1,4 @@
-"""What the settings of all stages are made of: frozen dataclasses and bounds.
+"""Bounds the numbers in settings, which are frozen dataclasses in every stage.
 
 Each stage's settings are plain dataclasses, so that the work runs where pydantic is not installed; the flows
 validate pipelines.yaml against them with pydantic, which reads `STRICT` and `Between`.

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their fingerprints."""
+"""Writes files that are whole or absent, and fingerprints them."""
 
 from __future__ import annotations
 

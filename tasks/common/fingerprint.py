@@ -1,4 +1,4 @@
-"""Which code a result depends on: the one answer, for DVC's stages, for checkpoints that are gone on with, and for the gate.
+"""Answers which code a result depends on, for DVC's stages, for checkpoints that are gone on with, and for the gate alike.
 
 Code is what a module can run: the modules of this project that it imports, wherever in it, and those that they import; the data files
 that stand beside them and are named in them; and the versions of the packages that they compute with. Comments, docstrings and layout
@@ -40,7 +40,7 @@ SHORT = 16  # hexadecimal digits of a hash that is kept
 
 @dataclass(frozen=True)
 class Code:
-    """What a result depends on, part by part, so that two can be held beside each other to see what differs."""
+    """The code that a result depends on, part by part, so that two can be held beside each other to see what differs."""
 
     modules: Mapping[str, str]
     """Hash of each module's syntax tree, by its name."""
@@ -55,7 +55,7 @@ class Code:
 
 
 def code_of(*roots: str, root: Path = ROOT) -> Code:
-    """The code that modules, by their dotted names, can run. root: the folder that flows/, tasks/ and requirements.lock stand in."""
+    """Finds the code that modules, by their dotted names, can run. root: the folder that flows/, tasks/ and requirements.lock stand in."""
     waiting, seen = list(roots), dict.fromkeys(roots)
     modules: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -90,7 +90,7 @@ class _Parsed:
 
 @cache
 def _parsed(file: Path, changed: int) -> _Parsed:
-    """changed: when the file last was, for the cache."""
+    """Parses a module. changed: when the file last was, for the cache."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     imports = tuple(sorted(set(_imports(tree))))
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
@@ -101,7 +101,7 @@ def _parsed(file: Path, changed: int) -> _Parsed:
 
 
 def _canonical(node: object) -> object:
-    """A syntax tree as tuples, without empty fields: Pythons differ in which of those they have."""
+    """Gives a syntax tree as tuples, without empty fields: Pythons differ in which of those they have."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, [], ()))
         return (type(node).__name__, *((name, _canonical(value)) for name, value in fields))
@@ -121,7 +121,7 @@ def _is_text(item: ast.AST) -> bool:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Dotted names that are imported, but for type checkers alone; and packages whose files are asked for."""
+    """Lists the dotted names that are imported, but for type checkers alone; and packages whose files are asked for."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
@@ -136,7 +136,7 @@ def _imports(node: ast.AST) -> Iterator[str]:
 
 
 def _modules(name: str, root: Path) -> Iterator[str]:
-    """The modules of the project that are run when a dotted name is imported; the name may be of something in one."""
+    """Lists the modules of the project that are run when a dotted name is imported; the name may be of something in one."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         try:
@@ -156,7 +156,7 @@ def _file(module: str, root: Path) -> Path:
 
 
 def _versions(imported: set[str], root: Path) -> dict[str, str]:
-    """By the lock, where there is one and it has the package; else those that are installed."""
+    """Gives each package's version: the lock's, where there is a lock that has it, else that of what is installed."""
     names = {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in imported - CARRIERS - sys.stdlib_module_names}
     names |= {beneath for name in names for beneath in BENEATH.get(name, ())}
     file = root / LOCK
@@ -166,7 +166,8 @@ def _versions(imported: set[str], root: Path) -> dict[str, str]:
 
 @cache
 def _locked(file: Path, changed: int) -> dict[str, str]:
-    """By package its version, or all of them where the lock has one for each of several Pythons: the answer is the same on each."""
+    """Reads each package's version in the lock; all of them where it has one for each of several Pythons, so that the answer is the same on
+    each."""
     versions: dict[str, list[str]] = {}
     for name, one in re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
         versions.setdefault(name, []).append(one)

@@ -1,4 +1,4 @@
-"""Photographs, read as they are needed, and the squares cut from them that everything else is made of."""
+"""Reads photographs as they are needed, and cuts the squares from them that everything else is made of."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ class Photographs:
         self.resolution = resolution
 
     def choose(self, rng: np.random.Generator, but: int | None = None) -> int:
-        """A random photograph's index; another than `but`, unless there is only one."""
+        """Draws a photograph's index; another than `but`, unless there is only one."""
         if but is None or len(self.images) == 1:
             return int(rng.integers(len(self.images)))
         return (but + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Picture]:
-        """A random square of a random photograph, resolution x resolution x 3, and the photograph's index."""
+        """Draws a square of a random photograph, resolution x resolution x 3, and the photograph's index."""
         index = self.choose(rng)
         return index, self.cut(index, self.square(index, rng))
 
     def square(self, index: int, rng: np.random.Generator) -> Square:
-        """A random square of a photograph."""
+        """Draws a square of a photograph."""
         height, width = _photo(self.images[index]).shape[:2]
         side = int(rng.uniform(*self.crop) * min(width, height))
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
         return Square(left / width, top / height, side / width, side / height, bool(rng.random() < 0.5))
 
     def square_around(self, index: int, thing: Thing, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
-        """A random square of a photograph that holds a thing whole, with some room around it; None if none can.
+        """Draws a square of a photograph that holds a thing whole, with some room around it; None if none can.
 
         area: smallest and largest share of the square that the thing may cover.
         """
@@ -99,11 +99,11 @@ class Photographs:
         return Square(corner[0] / width, corner[1] / height, side / width, side / height, bool(rng.random() < 0.5))
 
     def cut(self, index: int, square: Square) -> Picture:
-        """The square as a picture, resolution x resolution x 3."""
+        """Cuts the square as a picture, resolution x resolution x 3."""
         return self._cut(_photo(self.images[index]), square)
 
     def cut_mask(self, mask: Mask, square: Square) -> Mask:
-        """The same square of a mask of the photograph's shape, at any size; resolution x resolution."""
+        """Cuts the square from a mask of the photograph's shape, at any size; resolution x resolution."""
         return self._cut(mask.astype(np.uint8) * 255, square) > 127
 
     def _cut(self, pixels: Pixels, square: Square) -> Pixels:

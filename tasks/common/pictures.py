@@ -1,4 +1,4 @@
-"""Pictures as arrays: HxWx3 uint8, RGB."""
+"""Reads pictures as arrays: HxWx3 uint8, RGB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]  # HxW, True where something differs
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned as its EXIF says, 16-bit greys scaled to 8 bits, transparency laid over white."""
+    """Gives the picture as a viewer shows it: turned as its EXIF says, 16-bit greys scaled to 8 bits, transparency laid over white."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image, dtype=np.float64) / 257.0
@@ -44,7 +44,7 @@ def read_mask(path: Path, resolution: int) -> Mask:
 
 
 def png(array: NDArray[np.uint8] | Mask) -> bytes:
-    """PNG bytes of an HxWx3 picture, an HxW grey picture or an HxW mask (0 and 255)."""
+    """Gives the PNG bytes of an HxWx3 picture, an HxW grey picture or an HxW mask (0 and 255)."""
     import io
 
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is drawn, never on who draws it or when."""
+"""Gives random numbers that depend on what is drawn, never on who draws it or when."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def generator(seed: int, *item: int | str) -> np.random.Generator:
-    """The generator of one item: the same for the same seed and item in any process, thread or order.
+    """Gives the generator of one item: the same for the same seed and item in any process, thread or order.
 
     `item` names what is drawn, for example `generator(seed, "pair", 17)`.
     """

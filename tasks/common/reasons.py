@@ -1,4 +1,4 @@
-"""Why files were left out, told for many files at once."""
+"""Sums up why files were left out, for many files at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def in_general(reason: str) -> str:
-    """A reason without what is of one file alone: names and numbers.
+    """Gives a reason without what is of one file alone: names and numbers.
 
     >>> in_general("mask 30_mask.png is 90x96, the picture 96x96 (see a.png)")
     'mask … is …, the picture … (see …)'

@@ -1,4 +1,4 @@
-"""Contact sheets: lines of small pictures with words above or beside them, and what is drawn into a picture to look at."""
+"""Draws contact sheets: lines of small pictures with words above or beside them, and what is drawn into a picture to look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A polite end. SIGTERM is remembered; work that takes long asks between two of its steps, saves, and ends."""
+"""Ends politely: SIGTERM is remembered; work that takes long asks between two of its steps, saves, and ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 def asked() -> bool:
-    """Whether SIGTERM has come."""
+    """Tells whether SIGTERM has come."""
     return _asked.is_set()
 
 
@@ -34,8 +34,8 @@ def check(where: str) -> None:
 
 @contextmanager
 def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within, SIGTERM is remembered instead of ending the process, and `also` is called. A process has one main thread that hears signals;
-    in any other this does nothing."""
+    """Remembers SIGTERM, instead of letting it end the process, and calls `also` when it comes. A process has one main thread that hears
+    signals; in any other this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -54,7 +54,7 @@ def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 
 def stoppable(work: Callable[P, R]) -> Callable[P, R]:
-    """`work` within `on_sigterm`. Prefect has a handler of its own, set when a flow starts: this is for the function inside it."""
+    """Wraps `work` in `on_sigterm`. Prefect has a handler of its own, set when a flow starts: this is for the function inside it."""
 
     @wraps(work)
     def stopped_politely(*arguments: P.args, **named: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""The encoders by their settings, with their weights: from a package, a hub, a file, or none yet."""
+"""Builds encoders from their settings, with their weights: from a package, a hub, a file, or none yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.detectors.weights import packaged_lite0, read_weights
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
-    """An encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they stay random, to be
+    """Builds an encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they stay random, to be
     overwritten. Raises BadInput if there is no such network, its weights are not there, or it cannot take such pictures.
     """
     filled = filled and settings.weights != OF_THE_MODEL
@@ -61,7 +61,7 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
 
 
 def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, if they are those of the network, with or without a classifier; timm would leave out what does not fit."""
+    """Gives the tensors back if they are those of the network, with or without a classifier; timm would leave out what does not fit."""
     network = timm.create_model(settings.name, pretrained=False)
     own = network.state_dict()
     head = {f"{name}.{part}" for name in _classifiers(network) for part in ("weight", "bias")}
@@ -116,7 +116,7 @@ def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnco
 
 
 def _fetched(settings: EncoderSettings, make: Any) -> Any:
-    """What `make` makes, which may need a hub."""
+    """Makes an encoder's network, for which `make` may need a hub."""
     try:
         return make()
     except (OSError, RuntimeError) as error:

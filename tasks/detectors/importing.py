@@ -1,4 +1,4 @@
-"""The authors' own checkpoints, turned into model folders: every tensor by its name and shape, none left over, none made up."""
+"""Turns the authors' own checkpoints into model folders: every tensor by its name and shape, none left over, none made up."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def _replaced(name: str, rules: Rules) -> str:
 
 
 def _in_their_names(line: str, rules: Rules) -> str:
-    """A misfit, told with the name that the checkpoint's user knows."""
+    """Tells a misfit by the name that the checkpoint's user knows."""
     return re.sub(r"\S+\.\S+", lambda match: _replaced(match.group(), tuple((ours, theirs) for theirs, ours in rules)), line, count=1)

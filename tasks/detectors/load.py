@@ -1,4 +1,4 @@
-"""Detectors made from their settings, and filled with their weights."""
+"""Builds detectors from their settings, and fills them with their weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.detectors.weights import load_model
 
 
 def build_detector(settings: DetectorSettings, encoder: FrozenEncoder) -> Detector:
-    """A detector as its settings say, around an encoder of `build_encoder`; what is trained of it starts at random.
+    """Builds a detector as its settings say, around an encoder of `build_encoder`; what is trained of it starts at random.
 
     Raises BadInput if the encoder is of no use to it.
     """
@@ -28,7 +28,8 @@ def build_detector(settings: DetectorSettings, encoder: FrozenEncoder) -> Detect
 
 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Detector:
-    """A pipeline's detector; one that is trained with its weights from models/<name>. detectors: the settings of all of the pipeline."""
+    """Loads a pipeline's detector; one that is trained with its weights from models/<name>. detectors: the settings of all of the
+    pipeline."""
     kind, settings = DETECTORS[name], detectors[name]
     if kind.upon is not None:
         upon: Detector = kind.build(settings, load_detector(kind.upon, detectors, models))
@@ -40,7 +41,7 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Dete
 
 
 def own_or_upon(name: str, detectors: Mapping[str, Any]) -> tuple[str, DetectorSettings]:
-    """The detector that a detector's encoder, weights and resolution are of, by its name, and its settings."""
+    """Gives the name and settings of the detector whose encoder, weights and resolution a detector has: itself, or the one it is upon."""
     own = DETECTORS[name].upon or name
     settings: DetectorSettings = detectors[own]
     return own, settings

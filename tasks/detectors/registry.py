@@ -1,4 +1,4 @@
-"""The detectors by name, as pipelines.yaml calls them: a line each. No torch: reading it stays quick."""
+"""Registers the detectors by name, as pipelines.yaml calls them: a line each. No torch: reading it stays quick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
 
 @dataclass(frozen=True)
 class Training:
-    """How a detector is trained."""
+    """The training of a detector."""
 
     settings: type[TrainingSettings]
     module: str
@@ -31,7 +31,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Kind:
-    """All that is to be known of a detector."""
+    """A detector: its settings, how it is built, trained and imported."""
 
     settings: type[Any]
     build: Callable[[Any, Any], Any]
@@ -44,7 +44,7 @@ class Kind:
 
     @property
     def module(self) -> str:
-        """Where its settings and how it is built stand: what depends on this detector depends on it."""
+        """The module of its settings and of how it is built: what depends on this detector depends on that."""
         return self.settings.__module__
 
 
@@ -69,5 +69,5 @@ DETECTORS: dict[str, Kind] = {
 
 
 def name_of(settings: Any) -> str:
-    """The detector that settings are of."""
+    """Names the detector that settings are of."""
     return next(name for name, kind in DETECTORS.items() if type(settings) is kind.settings)

@@ -1,4 +1,4 @@
-"""What the settings of several detectors are made of. No torch: reading settings stays quick."""
+"""Defines what the settings of several detectors are made of. It imports no torch, so reading settings stays quick."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NATURAL = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Which frozen network turns pictures into feature maps."""
+    """The frozen network that turns pictures into feature maps."""
 
     __pydantic_config__ = STRICT
 
@@ -42,7 +42,7 @@ class EncoderSettings:
 
 
 class DetectorSettings(Protocol):
-    """What the settings of every detector with an encoder of its own have."""
+    """The settings that every detector with an encoder of its own has."""
 
     @property
     def encoder(self) -> EncoderSettings: ...
@@ -54,7 +54,7 @@ class DetectorSettings(Protocol):
 
 
 class TrainedSettings(DetectorSettings, Protocol):
-    """What the settings of every detector that is trained have besides."""
+    """The settings that every detector that is trained has besides."""
 
     @property
     def model(self) -> str | None:

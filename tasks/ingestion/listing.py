@@ -1,4 +1,4 @@
-"""What readers give: pictures where a layout says there should be some, and files that are none. Nothing is opened yet."""
+"""Lists pictures where a layout says there should be some, and files that are none. Nothing is opened yet."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DatasetFolder:
     """Where pictures go that the dataset does not have as files."""
 
     def needs(self, *parts: str) -> Path:
-        """A file or folder of the layout. Raises BadInput if it is not there."""
+        """Gives a file or folder of the layout. Raises BadInput if it is not there."""
         path = self.folder.joinpath(*parts)
         if not path.exists():
             raise BadInput(f"{self.name}: {self.folder} has no {'/'.join(parts)}, which its layout has; is it the right folder and layout?")
@@ -62,7 +62,7 @@ Reader = Callable[[DatasetFolder], Iterator[Item]]
 def pictures(
     folder: Path, category: str, split: str, defect: str, masks: Callable[[Path], tuple[Path, ...]] = lambda _file: ()
 ) -> Iterator[Item]:
-    """Every file of a folder, in the order of their names' bytes."""
+    """Yields every file of a folder, in the order of their names' bytes."""
     for name in _names(folder):  # names and no paths: a folder may hold a million
         yield picture(folder / name, category, split, defect, masks)
 
@@ -76,7 +76,7 @@ def picture(file: Path, category: str, split: str, defect: str, masks: Callable[
 
 
 def readable_name(name: str) -> bool:
-    """Whether a file name is printable UTF-8: others cannot be stored in a table or shown to a person."""
+    """Tells whether a file name is printable UTF-8: others cannot be stored in a table or shown to a person."""
     try:
         return name.encode("utf-8").decode("utf-8").isprintable()
     except UnicodeEncodeError:
@@ -97,7 +97,7 @@ def holds_pictures(folder: Path) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """Of the files in a folder."""
+    """Lists the names of the files in a folder."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -105,5 +105,5 @@ def _names(folder: Path) -> list[str]:
 
 
 def _bytes(path: Path) -> bytes:
-    """Sorting by bytes is the same under every locale."""
+    """Gives a key to sort by that is the same under every locale."""
     return os.fsencode(path.name)

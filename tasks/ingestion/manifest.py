@@ -30,5 +30,5 @@ class PictureRow:
 
     @property
     def is_normal_training(self) -> bool:
-        """Whether it may be learnt from as normal, and prompt."""
+        """Tells whether it may be learnt from as normal, and prompt."""
         return self.split == "train" and self.label == NORMAL

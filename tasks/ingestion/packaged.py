@@ -1,4 +1,4 @@
-"""The datasets that come inside installed packages. Each is written out in the folder layout and then read like any folder."""
+"""Registers the datasets that come inside installed packages. Each is written out in the folder layout and then read like any folder."""
 
 from __future__ import annotations
 

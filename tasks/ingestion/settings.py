@@ -1,4 +1,4 @@
-"""Datasets of the user's own and the masks of their objects, as pipelines.yaml declares them under datasets."""
+"""Defines datasets of the user's own and the masks of their objects, as pipelines.yaml declares them under datasets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FolderSettings:
 
 @dataclass(frozen=True)
 class ObjectsSettings:
-    """Where the masks of a dataset's objects are."""
+    """The masks of a dataset's objects."""
 
     __pydantic_config__ = STRICT
 

@@ -1,4 +1,4 @@
-"""Pictures with exact pixel masks: four textures, each with three kinds of defect, made so that the pixel figures mean something.
+"""Makes pictures with exact pixel masks: four textures, each with three kinds of defect, made so that the pixel figures mean something.
 
 The textures are kept apart from the training photographs (scikit-image's `brick` and `gravel`, and two made here: a weave and a
 brushed metal), and so are the defects: scratches, holes, stains, missing threads, dents and washers, none of which is the
@@ -56,7 +56,7 @@ def write(folder: Path) -> None:
 
 
 def defective(category: Category, defect: str, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """A test picture with one defect and the mask of the pixels it changed by at least VISIBLE grey levels."""
+    """Makes a test picture with one defect and the mask of the pixels it changed by at least VISIBLE grey levels."""
     normal = category.texture(rng, "test")
     while True:  # a stain may land on grey of its own level, a washer outside; such a draw shows nothing
         changed = np.clip(category.defects[defect](normal, rng), 0, 255)
@@ -88,7 +88,7 @@ def _photographed(load: Callable[[], np.ndarray]) -> Texture:
 
 
 def _weave(rng: np.random.Generator, split: str) -> Grey:
-    """Plain weave: at each crossing the warp or the weft lies on top, in a chequer."""
+    """Makes a plain weave: at each crossing the warp or the weft lies on top, in a chequer."""
     pitch = THREAD_PITCH
     y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, pitch, size=2)[:, None, None]
     y, x = y + _noise(rng, 20) * 0.6, x + _noise(rng, 20) * 0.6
@@ -106,13 +106,13 @@ THREAD_PITCH = 12  # pixels
 
 
 def _noise(rng: np.random.Generator, scale: float) -> Grey:
-    """Smooth noise of unit deviation whose features are about `scale` pixels large."""
+    """Makes smooth noise of unit deviation whose features are about `scale` pixels large."""
     noise = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, mode="wrap")
     return noise / noise.std()
 
 
 def _lit(picture: Grey, rng: np.random.Generator) -> Grey:
-    """The same surface under slightly different light."""
+    """Shows the surface under slightly different light."""
     return np.clip((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-10, 10), 0, 255)
 
 
@@ -120,7 +120,7 @@ def _lit(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _scratch(picture: Grey, rng: np.random.Generator) -> Grey:
-    """A thin bent line, brighter or darker than the surface."""
+    """Draws a thin bent line, brighter or darker than the surface."""
     start = rng.uniform(0.15, 0.85, 2) * SIZE
     angle = rng.uniform(0, 2 * np.pi)
     steps = np.linspace(0, rng.uniform(60, 140), 12)
@@ -133,18 +133,18 @@ def _scratch(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _hole(picture: Grey, rng: np.random.Generator) -> Grey:
-    """A dark hole with a ragged rim."""
+    """Draws a dark hole with a ragged rim."""
     return _blend(picture, rng.uniform(5, 30) + 3 * _noise(rng, 2), _blob(rng, rng.uniform(9, 20), ragged=0.35, soft=0.7))
 
 
 def _stain(picture: Grey, rng: np.random.Generator) -> Grey:
-    """A soft-edged spot that darkens or bleaches what is under it."""
+    """Draws a soft-edged spot that darkens or bleaches what is under it."""
     factor = rng.choice([rng.uniform(0.45, 0.65), rng.uniform(1.35, 1.55)])
     return _blend(picture, picture * factor, _blob(rng, rng.uniform(16, 34), ragged=0.25, soft=3.0))
 
 
 def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
-    """One thread gone over part of its length: the dark ground shows."""
+    """Takes one thread away over part of its length: the dark ground shows."""
     centre, length = rng.uniform(0.2, 0.8) * SIZE, rng.uniform(70, 180)
     start = rng.uniform(0, SIZE - length)
     along, across = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
@@ -154,7 +154,7 @@ def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
-    """A hollow: lit on one side, in shade on the other."""
+    """Draws a hollow: lit on one side, in shade on the other."""
     y, x, radius = _place(rng, rng.uniform(14, 28))
     hollow = np.exp(-(y**2 + x**2) / (2 * (radius / 2) ** 2))
     angle = rng.uniform(0, 2 * np.pi)
@@ -162,7 +162,7 @@ def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _washer(picture: Grey, rng: np.random.Generator) -> Grey:
-    """A metal ring left lying on the surface."""
+    """Draws a metal ring left lying on the surface."""
     y, x, radius = _place(rng, rng.uniform(14, 24))
     distance = np.hypot(y, x)
     ring = ndimage.gaussian_filter(((distance < radius) & (distance > radius * 0.5)).astype(np.float64), 0.7)
@@ -170,14 +170,14 @@ def _washer(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _place(rng: np.random.Generator, radius: float) -> tuple[Grey, Grey, float]:
-    """Row and column offsets, in pixels, from a centre whose surroundings of `radius` pixels lie in the picture."""
+    """Gives row and column offsets, in pixels, from a centre whose surroundings of `radius` pixels lie in the picture."""
     centre = rng.uniform(radius + 4, SIZE - radius - 4, 2)
     y, x = np.mgrid[0:SIZE, 0:SIZE] - centre[:, None, None]
     return y, x, radius
 
 
 def _blob(rng: np.random.Generator, radius: float, *, ragged: float, soft: float) -> Grey:
-    """Opacity 0..1 of a roundish shape; `ragged` is how far its rim strays (share of the radius), `soft` its edge in pixels."""
+    """Gives opacity 0..1 of a roundish shape; `ragged` is how far its rim strays (share of the radius), `soft` its edge in pixels."""
     y, x, radius = _place(rng, radius)
     rim = radius * (1 + ragged * _noise(rng, 5) * 0.5)
     return ndimage.gaussian_filter((np.hypot(y, x) < rim).astype(np.float64), soft)

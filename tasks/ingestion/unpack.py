@@ -44,7 +44,8 @@ def unpack(archive: Path, folder: Path) -> int:
 
 
 def _untar(archive: Path, folder: Path) -> None:
-    """Files first, while no link is there that one could be written through; then the links, and where each leads is looked up on disk.
+    """Unpacks files first, while no link is there that one could be written through; then the links, and where each leads is looked up on
+    disk.
 
     The library's own filter judges a link by a path that it gives up resolving where it gets too long (CVE-2025-4517).
     """
@@ -78,7 +79,7 @@ def _make_link(archive: Path, folder: Path, link: tarfile.TarInfo) -> None:
 
 
 def _stays_inside(place: Path, folder: Path) -> bool:
-    """Whether what stands at a place is there, and within the folder, once every link on the way is followed."""
+    """Tells whether what stands at a place is there, and within the folder, once every link on the way is followed."""
     try:
         return place.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
     except (OSError, RuntimeError):  # leads nowhere, in a circle, or is too long to follow

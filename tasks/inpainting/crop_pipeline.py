@@ -1,4 +1,4 @@
-"""Our own inpainting pipeline of diffusers: a small model that paints a crop around the hole.
+"""Adds an inpainting pipeline of our own to diffusers: a small model that paints a crop around the hole.
 
 The only module of the work that needs diffusers to be imported: it is one of its classes.
 """
@@ -43,7 +43,7 @@ class CropInpaintPipeline(_Pipeline):
         num_inference_steps: int = STEPS,
         temperature: float = TEMPERATURE,
     ) -> ImagePipelineOutput:
-        """image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, of the CPU.
+        """Paints. image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, of the CPU.
 
         Gives .images, Bx3xHxW in [0, 1]. Outside the mask they are `image` itself.
         """
@@ -63,7 +63,7 @@ class CropInpaintPipeline(_Pipeline):
         return ImagePipelineOutput(images=painted_images)
 
     def denoised(self, hole: Hole, noise: Tensor, steps: int) -> Tensor:
-        """The residual that noise Bx3xSxS becomes (DDIM, Song et al., ICLR 2021, eq. 12 with no noise added)."""
+        """Gives the residual that noise Bx3xSxS becomes (DDIM, Song et al., ICLR 2021, eq. 12 with no noise added)."""
         self.scheduler.set_timesteps(steps)
         residual = noise
         for step in self.scheduler.timesteps:
@@ -73,7 +73,7 @@ class CropInpaintPipeline(_Pipeline):
 
 
 def carried_up(small: Tensor, picture: Tensor, mask: Tensor) -> Tensor:
-    """A small painted picture 3xsxs at the size of its crop 3xSxS, with the hole's rim met; outside the mask 1xSxS the crop itself.
+    """Brings a small painted picture 3xsxs to the size of its crop 3xSxS, with the hole's rim met; outside the mask 1xSxS the crop itself.
 
     Made smaller and larger again the rim is not quite what it was. By how much is known all around the hole, and carried into it.
     """
@@ -83,7 +83,7 @@ def carried_up(small: Tensor, picture: Tensor, mask: Tensor) -> Tensor:
 
 
 def new_pipeline(resolution: int, channels: Sequence[int]) -> Any:
-    """An untrained CropInpaintPipeline for crops of `resolution` pixels; its network says 0, so that it paints the smooth fill."""
+    """Makes an untrained CropInpaintPipeline for crops of `resolution` pixels; its network says 0, so that it paints the smooth fill."""
     coarser = len(channels) - 1
     unet: Any = UNet2DModel(
         sample_size=resolution // PACKED,

@@ -1,4 +1,4 @@
-"""The crop around a region that a small model works on, and the way back."""
+"""Cuts the crop around a region that a small model works on, and puts it back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Crop:
 
     @classmethod
     def around(cls, mask: Tensor, smallest: int) -> Crop:
-        """Around what a HxW mask marks, with context, at least `smallest` pixels a side, and no larger than the image if it can be."""
+        """Places the crop around what a HxW mask marks, with context, at least `smallest` pixels a side, and no larger than the image if it
+        can be."""
         rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
         if not len(rows):
             return cls(0, 0, smallest)
@@ -31,7 +32,7 @@ class Crop:
         return cls(top, left, side)
 
     def cut(self, image: Tensor, mode: str) -> Tensor:
-        """The square of a CxHxW image; beyond the edge it is padded as `mode` says (of torch.nn.functional.pad)."""
+        """Cuts the square of a CxHxW image; beyond the edge it is padded as `mode` says (of torch.nn.functional.pad)."""
         height, width = image.shape[-2:]
         over = (max(-self.left, 0), max(self.left + self.side - width, 0), max(-self.top, 0), max(self.top + self.side - height, 0))
         padded = F.pad(image[None], over, mode=mode)[0]
@@ -46,14 +47,14 @@ class Crop:
 
 
 def sized(image: Tensor, side: int, mode: str) -> Tensor:
-    """A CxHxW image at `side` pixels a side."""
+    """Resizes a CxHxW image to `side` pixels a side."""
     if image.shape[-2:] == (side, side):
         return image
     return F.interpolate(image[None], (side, side), mode=mode, antialias=True)[0]
 
 
 def _placed(first: int, last: int, side: int, length: int) -> int:
-    """Where a square begins that has first..last in its middle, moved into 0..length as far as it fits."""
+    """Finds where a square begins that has first..last in its middle, moved into 0..length as far as it fits."""
     begin = (first + last - side) // 2
     if side >= length:
         return (length - side) // 2

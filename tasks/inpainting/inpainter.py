@@ -1,4 +1,4 @@
-"""The one interface to inpainting, whatever paints: images, masks, texts and seeds in, images out."""
+"""Gives one interface to inpainting, whatever paints: images, masks, texts and seeds in, images out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_choice(folder: Path, settings: InpainterSettings) -> None:
 
 @lru_cache(maxsize=2)
 def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
-    """The inpainting model that the inpainter stage left in `folder`; loaded once a process.
+    """Loads the inpainting model that the inpainter stage left in `folder`, once a process.
 
     Raises BadInput if there is none or it cannot be loaded.
     """
@@ -120,7 +120,7 @@ def _any_pipeline(model: str, revision: str | None, settings: RepaintingSettings
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Of the CPU, wherever the model is: a GPU's random numbers differ between its kinds."""
+    """Makes generators of the CPU, wherever the model is: a GPU's random numbers differ between its kinds."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
@@ -131,7 +131,7 @@ _threads_before = 1
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread an operation on the CPU: with more, sums are split otherwise and their low bits move with the number of cores.
+    """Keeps to one thread an operation on the CPU: with more, sums are split otherwise and their low bits move with the number of cores.
 
     The cores are used by making several shards at once.
     """

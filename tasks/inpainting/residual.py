@@ -1,4 +1,4 @@
-"""What the small diffusion model is asked for: not the picture, but how it departs from a smooth fill of the hole.
+"""Defines what the small diffusion model predicts: not the picture, but how it departs from a smooth fill of the hole.
 
 The fill carries the colours of the hole's rim inwards, so what is left to paint is structure and grain, and there is no seam to
 learn away. What is left is measured in units of the surroundings' own grain: beside a clear sky the noise that denoising starts
@@ -43,16 +43,16 @@ class Hole:
         return UNIT * self.grain
 
     def residual(self) -> Tensor:
-        """What was in the hole, as the network is to say it: Bx3xHxW, at most MOST away from 0."""
+        """Gives what was in the hole, as the network is to predict it: Bx3xHxW, at most MOST away from 0."""
         return ((self.picture - self.fill) / self.unit).clamp(-MOST, MOST)
 
     def filled(self, residual: Tensor) -> Tensor:
-        """The picture with the hole filled by a residual; Bx3xHxW in [-1, 1]."""
+        """Gives the picture with the hole filled by a residual; Bx3xHxW in [-1, 1]."""
         inside = (self.fill + residual * self.unit).clamp(-1, 1)
         return torch.where(self.mask > 0, inside, self.picture)
 
     def seen(self, noisy: Tensor) -> Tensor:
-        """The network's input for a noisy residual: Bx32xH/2xW/2."""
+        """Gives the network's input for a noisy residual: Bx32xH/2xW/2."""
         return pack(torch.cat([noisy * self.mask, self.fill, self.mask, self.grain.log()], dim=1))
 
 
@@ -68,7 +68,7 @@ def unpack(places: Tensor) -> Tensor:
 
 
 def biharmonic_fill(pictures: Tensor, mask: Tensor) -> Tensor:
-    """Bx3xHxW with the hole filled by the surface that bends least, so that colours and slopes go on into it.
+    """Fills the hole of Bx3xHxW by the surface that bends least, so that colours and slopes go on into it.
 
     The biharmonic equation (Damelin and Hoang, "On surface completion and image inpainting by biharmonic functions", 2018), as
     scikit-image solves it. Beside a pyramid of averages, Telea's and Navier-Stokes' fill it left the encoder's features nearest.
@@ -81,7 +81,7 @@ def biharmonic_fill(pictures: Tensor, mask: Tensor) -> Tensor:
 
 
 def pyramid_fill(images: Tensor, mask: Tensor) -> Tensor:
-    """Bx?xHxW with the hole filled from its rim by a pyramid of averages (Gortler et al., "The Lumigraph", SIGGRAPH 1996, 3.4).
+    """Fills the hole of Bx?xHxW from its rim by a pyramid of averages (Gortler et al., "The Lumigraph", SIGGRAPH 1996, 3.4).
 
     H and W must be powers of two times an odd number; what is seen stays as it is.
     """
@@ -103,7 +103,7 @@ def pyramid_fill(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def _grain(picture: Tensor, mask: Tensor) -> Tensor:
-    """How far the surroundings stray from their own blur: root mean square over the channels, carried into the hole."""
+    """Measures how far the surroundings stray from their own blur: root mean square over the channels, carried into the hole."""
     known = 1 - mask
     strays = (picture - _blur(picture * known, 5) / _blur(known, 5).clamp(min=1e-3)) * known
     energy = pyramid_fill((strays**2).mean(dim=1, keepdim=True), mask)

@@ -1,4 +1,4 @@
-"""The inpainting model and how it is asked, as pipelines.yaml says it."""
+"""Defines the inpainting model and how it is asked, as pipelines.yaml says it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN, NONE = "own", "none"
 
 @dataclass(frozen=True)
 class InpainterSettings:
-    """Which model repaints regions; the rest is how `own`, the small diffusion model, is trained on the pipeline's sources."""
+    """The model that repaints regions, and how `own`, the small diffusion model, is trained on the pipeline's sources."""
 
     __pydantic_config__ = STRICT
 
@@ -44,7 +44,7 @@ class InpainterSettings:
 
 @dataclass(frozen=True)
 class RepaintingSettings:
-    """How the inpainting model is asked."""
+    """The way the inpainting model is asked."""
 
     __pydantic_config__ = STRICT
 

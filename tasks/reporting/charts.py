@@ -1,4 +1,4 @@
-"""The curves drawn: SVG on no ground of its own, in colours that read on white and on black."""
+"""Draws the curves: SVG on no ground of its own, in colours that read on white and on black."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Drawn = tuple[str, bytes]
 
 
 def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
-    """A target's charts by kind: ROC, PR, PRO, score histograms and shots against figures; kinds that it has none of left out."""
+    """Draws a target's charts by kind: ROC, PR, PRO, score histograms and shots against figures; kinds that it has none of left out."""
     charts: list[tuple[str, list[Drawn]]] = []
     for title, name, draw in (
         ("ROC of images", ROC, _lines("false positive rate", "true positive rate", 1.0)),
@@ -70,7 +70,7 @@ def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
 
 
 def training_chart(title: str, log: Path) -> Drawn:
-    """The loss of a training log over its steps, and the held-out loss where there is one."""
+    """Draws the loss of a training log over its steps, and the held-out loss where there is one."""
     return title, _svg(title, _training, pd.read_csv(log))
 
 

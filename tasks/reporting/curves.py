@@ -1,4 +1,4 @@
-"""The curves behind the figures, as tables: what `dvc plots` and the report draw.
+"""Makes the curves behind the figures as tables, which `dvc plots` and the report draw.
 
 Each is of one protocol, the mean over categories and seeds of the curves at equal steps of its x axis. Those of images are exact there, PRO
 is of the coarse levels of tasks.scoring.pixels.
@@ -35,13 +35,13 @@ class Curves:
 
     @classmethod
     def read(cls, folder: Path) -> Curves:
-        """What `write` wrote."""
+        """Reads what `write` wrote."""
         names = (ROC, PR, PRO, HISTOGRAM, SHOTS)
         texts = {"target": str, "detector": str}
         return cls({name: pd.read_csv(folder / f"{name}.csv", dtype=texts, keep_default_na=False) for name in names})
 
     def write(self, folder: Path) -> None:
-        """folder/<name>.csv each."""
+        """Writes each table to folder/<name>.csv."""
         with made_anew(folder) as partial:
             for name, table in self.tables.items():
                 rows = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in table.itertuples(index=False))
@@ -49,7 +49,8 @@ class Curves:
 
 
 def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[FigureRow], protocols: Sequence[str]) -> Curves:
-    """scores: of SCORES, of all detectors. protocols: in the order of the settings; of each target the first that it has is drawn."""
+    """Makes the curves. scores: of SCORES, of all detectors. protocols: in the order of the settings; of each target the first that it has
+    is drawn."""
     drawn = {
         target: min((item.episode.protocol for item in measured if item.episode.target == target), key=protocols.index)
         for target in dict.fromkeys(item.episode.target for item in measured)
@@ -74,7 +75,7 @@ def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[
 
 
 def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """False and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
+    """Gives false and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
     before = counts.above / counts.negatives
     reached = counts.true_positive_rate
     x = np.concatenate([[0.0], np.stack([before, counts.false_positive_rate], axis=1).ravel(), [1.0]])
@@ -83,7 +84,7 @@ def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
 
 
 def pro(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """False positive rate and mean overlap a region."""
+    """Gives false positive rate and mean overlap a region."""
     assert counts.overlap is not None
     reached = np.cumsum(counts.overlap) / counts.overlap.sum()
     x, _true_positives = roc(counts)
@@ -122,7 +123,7 @@ def _pro(measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of the most shots: the share of the normal and of the anomalous pictures by score, over all categories and seeds."""
+    """Counts, at the most shots, the share of the normal and of the anomalous pictures by score, over all categories and seeds."""
     rows = []
     for (target, detector), all_shots in frame.groupby(["target", "detector"], sort=False):
         chosen = all_shots[all_shots["shots"] == all_shots["shots"].max()]
@@ -136,7 +137,7 @@ def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interpolated(grid: NDArray[np.floating], x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
-    """y at the grid; where the curve rises straight up, its upper end."""
+    """Gives y at the grid; where the curve rises straight up, its upper end."""
     place = np.minimum(np.searchsorted(x, grid, "right") - 1, len(x) - 2)
     width = x[place + 1] - x[place]
     along = np.where(width > 0, (grid - x[place]) / np.maximum(width, 1e-300), 1.0)

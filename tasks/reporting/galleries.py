@@ -1,4 +1,5 @@
-"""Pictures to look at: the first of every category with all detectors side by side, and each detector's best, borderline and worst."""
+"""Draws pictures to look at: the first of every category with all detectors side by side, and each detector's best, borderline and
+worst."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ class Gallery:
     picks: list[Pick]
 
     def scale(self, category: str, detector: str) -> tuple[float, float]:
-        """One for a category's maps, so that a normal picture looks calm beside an anomalous one."""
+        """Gives one scale for a category's maps, so that a normal picture looks calm beside an anomalous one."""
         everything = (*self.overlays, *(pick.shown for pick in self.picks))
         values = np.concatenate(
             [shown.maps[detector].ravel() for shown in everything if shown.category == category and detector in shown.maps]
@@ -70,7 +71,7 @@ class Gallery:
 
 
 def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) -> list[Gallery]:
-    """A gallery a target. scores: the folders that the score stage wrote, by detector. count: as `choose` has it."""
+    """Chooses a gallery a target. scores: the folders that the score stage wrote, by detector. count: as `choose` has it."""
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = [(detector, episodes[item.number], item) for detector, folder in scores.items() for item in read_scored(folder)]
@@ -79,9 +80,9 @@ def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) ->
 
 
 def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
-    """Of each category one episode is shown, as tasks.scoring.shown has it. Of its queries, the first `count` are overlays; and over all
-    categories, for each detector, those whose scores are furthest on the right side of the threshold (best), nearest to it (borderline),
-    and furthest on the wrong side (worst), in standard deviations of the category's scores.
+    """Chooses what a target's gallery shows: of each category one episode, as tasks.scoring.shown has it. Of its queries, the first `count`
+    are overlays; and over all categories, for each detector, those whose scores are furthest on the right side of the threshold (best),
+    nearest to it (borderline), and furthest on the wrong side (worst), in standard deviations of the category's scores.
 
     scored: detector, episode, and the detector's scores on it.
     """
@@ -118,7 +119,7 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
 
 
 def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
-    """Half way between the scores that F1 is best between: anything scored above is called anomalous."""
+    """Gives the threshold half way between the scores that F1 is best between: anything scored above is called anomalous."""
     levels, place = np.unique(scores, return_inverse=True)
     falling, flagged = levels[::-1], np.cumsum(np.bincount(place)[::-1])
     hits = np.cumsum(np.bincount(place, anomalous)[::-1])
@@ -173,7 +174,7 @@ def caption(pick: Pick) -> str:
 
 
 def _short(image: str) -> str:
-    """The last three parts of a path, which tell category, defect and name."""
+    """Gives the last three parts of a path, which tell category, defect and name."""
     return "/".join(Path(image).parts[-3:])
 
 

@@ -1,4 +1,4 @@
-"""Figures that others published, to stand beside ours where the protocol is the same."""
+"""Holds figures that others published, to stand beside ours where the protocol is the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Published:
 
 
 def _row(layout: str, protocol: str, name: str, figures: str, source: str = METAUAS) -> Published:
-    """figures: the seven, in the order of FIGURES."""
+    """Makes a row. figures: the seven, in the order of FIGURES."""
     values = [value.replace("±", " ± ") for value in figures.split()]
     return Published(layout, protocol, 1, name, dict(zip(FIGURES, values, strict=True)), source)
 
@@ -47,5 +47,5 @@ PUBLISHED = (
 
 
 def beside(layout: str, protocols: Sequence[tuple[str, int]]) -> list[Published]:
-    """The rows of a dataset of this layout, in the protocols and at the shots given."""
+    """Lists the rows of a dataset of this layout, in the protocols and at the shots given."""
     return [row for row in PUBLISHED if row.layout == layout and (row.protocol, row.shots) in protocols]

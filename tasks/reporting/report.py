@@ -1,4 +1,4 @@
-"""report.html: one file that opens from disk with no network."""
+"""Writes report.html: one file that opens from disk with no network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LISTED = 200  # rejected files and near duplicates that are named; the rest is c
 
 @dataclass(frozen=True)
 class Origin:
-    """Where what was evaluated comes from."""
+    """The origin of what was evaluated."""
 
     pipeline: str
     settings: Mapping[str, Any]
@@ -99,7 +99,7 @@ def write_report(
 
 
 def markdown(rows: Sequence[FigureRow]) -> str:
-    """The table of figures as Markdown."""
+    """Gives the table of figures as Markdown."""
     columns = ["target", "detector", "protocol", "shots", *FIGURES]
     lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
@@ -164,7 +164,7 @@ def _versions() -> dict[str, str]:
 
 
 def _keys(rows: Sequence[FigureRow], *, over_all: bool) -> list[FigureRow]:
-    """The first row of each line of a table."""
+    """Gives the first row of each line of a table."""
     lines = {(row.target, row.category, row.detector, row.protocol, row.shots): row for row in reversed(rows)}
     return [row for row in reversed(lines.values()) if (row.category == ALL) == over_all]
 
@@ -199,7 +199,7 @@ def _chart(chart: Drawn) -> tuple[str, str]:
 
 
 def _bars(table: Path) -> list[Bar]:
-    """The first two columns of a CSV, one of them a count, as bars."""
+    """Reads the first two columns of a CSV, one of them a count, as bars."""
     with table.open(newline="", encoding="utf-8") as stream:
         rows = [(name, int(count)) for name, count, *_rest in list(csv.reader(stream))[1:]]
     most = max((count for _name, count in rows), default=0)
@@ -207,7 +207,7 @@ def _bars(table: Path) -> list[Bar]:
 
 
 def _listed(table: Path) -> Listed:
-    """A CSV whose last column is the reason."""
+    """Reads a CSV whose last column is the reason."""
     if not table.is_file():
         return Listed([], [], 0, [])
     with table.open(newline="", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""The pictures that stand for most of their category: greedy coverage by the packaged encoder's features."""
+"""Chooses the pictures that stand for most of their category: greedy coverage by the packaged encoder's features."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CANDIDATES = 0.5  # share of the pictures that a seed may choose from: so that s
 
 
 def most_central(images: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """`count` pictures, the first covering most: each adds most to the sum, over all pictures, of the cosine with the nearest chosen
-    (facility location, which greedy choice solves to 1 − 1/e: Nemhauser et al., Mathematical Programming 1978)."""
+    """Chooses `count` pictures, the first covering most: each adds most to the sum, over all pictures, of the cosine with the nearest
+    chosen (facility location, which greedy choice solves to 1 − 1/e: Nemhauser et al., Mathematical Programming 1978)."""
     similarity = _similarity(images)
     candidates = sorted(rng.permutation(len(images))[: max(count, int(len(images) * CANDIDATES))].tolist())
     covered = np.full(len(images), -1.0)
@@ -35,7 +35,7 @@ def most_central(images: Sequence[str], count: int, rng: np.random.Generator) ->
 
 @torch.inference_mode()
 def _similarity(images: Sequence[str]) -> NDArray[np.float64]:
-    """Cosines of the pictures' mean features, less their common part, NxN."""
+    """Gives the cosines of the pictures' mean features, less their common part, NxN."""
     device = best_device()
     encoder = build_encoder(EncoderSettings(), RESOLUTION).to(device)
     parts = []

@@ -1,4 +1,4 @@
-"""Pictures that are nearly the same, by perceptual hash: no sha256 tells that a target was trained on in another compression."""
+"""Finds pictures that are nearly the same, by perceptual hash: no sha256 tells that a target was trained on in another compression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files sampling writes and training and evaluation read.
+"""Defines the files that sampling writes and training and evaluation read.
 
 data/episodes/<pipeline>.parquet           one row an episode
 data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
@@ -40,7 +40,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """Where a pipeline's sampling files are."""
+    """The paths of a pipeline's sampling files."""
 
     episodes: Path
     sources: Path

@@ -1,4 +1,4 @@
-"""Which normal pictures of a target prompt, by category: drawn from a seed, or given in a file."""
+"""Chooses the normal pictures of a target that prompt, by category: drawn from a seed, or given in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Chosen = dict[str, list[str]]
 
 
 def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Chosen:
-    """The normal training pictures of each category."""
+    """Lists the normal training pictures of each category."""
     by_category: Chosen = {category: [] for category in categories}
     for row in rows:
         if row.category in by_category and row.is_normal_training:
@@ -49,7 +49,7 @@ class Drawing:
             )
 
     def draw(self, seed: int, shots: int) -> Chosen:
-        """k shots of a seed; pooled, a category may get none."""
+        """Draws k shots of a seed; pooled, a category may get none."""
         if self.how == "pooled":
             everything = [(image, category) for category, images in self.normal.items() for image in images]
             order = generator(seed, self.target, "pooled prompts").permutation(len(everything))[: shots * len(self.normal)]
@@ -72,7 +72,7 @@ class Drawing:
 
 
 def _shared_out(normal: Chosen, total: int) -> dict[str, int]:
-    """`total` among the categories in proportion to their pictures, by the largest remainders; of equal ones the first."""
+    """Shares `total` out among the categories in proportion to their pictures, by the largest remainders; of equal ones the first."""
     whole = sum(len(images) for images in normal.values())
     exact = {category: total * len(images) / whole for category, images in normal.items()}
     counts = {category: int(share) for category, share in exact.items()}
@@ -93,7 +93,7 @@ class Given:
 
 
 def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
-    """rows: the manifest rows of each target. Reads
+    """Reads a file of prompts, of one of these kinds. rows: the manifest rows of each target.
 
         {target: {category: [paths]}}                            ours
         {category: {"filename": path, …}}                        the MetaUAS authors' one prompt a category
@@ -164,7 +164,8 @@ def _finder(file: Path, target: str, rows: Sequence[PictureRow]) -> Callable[[st
 
 
 def _relative(rows: Sequence[PictureRow]) -> dict[str, PictureRow]:
-    """Rows by their paths from the folder that holds them all, and from the one above it: a dataset of one category has its name there."""
+    """Gives rows by their paths from the folder that holds them all, and from the one above it: a dataset of one category has its name
+    there."""
     root = Path(os.path.commonpath([Path(row.image).parent for row in rows]))
     while root.name in ("good", "train", "test"):
         root = root.parent

@@ -28,7 +28,7 @@ Labelled = tuple[str, int]
 
 @dataclass(frozen=True)
 class Sampled:
-    """What sampling came to."""
+    """The counts of a sampling."""
 
     episodes: int
     near_duplicates: int
@@ -76,7 +76,7 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
 
 
 def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[PictureRow]], episodes: Sequence[Episode]) -> list[str]:
-    """Of a pooled draw, which categories got none."""
+    """Lists the categories that a pooled draw gave no prompt."""
     if settings.draw != "pooled":
         return []
     prompted = {
@@ -114,7 +114,8 @@ def refuse_overlap(training: Sequence[PictureRow], targets: Sequence[PictureRow]
 
 
 def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], given: Given | None = None) -> list[Episode]:
-    """The episodes of one target, in the order protocol, category, seed, shots. Those of a category that got no prompt are left out."""
+    """Draws the episodes of one target, in the order protocol, category, seed, shots. Those of a category that got no prompt are left
+    out."""
     categories = list(dict.fromkeys(row.category for row in rows))
     drawing = _Prompts(settings, target, rows, categories, given)
     episodes: list[Episode] = []
@@ -135,7 +136,7 @@ def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], gi
 
 
 class _Prompts:
-    """Where a target's prompts come from: the file, where there is one that names it, or draws."""
+    """The source of a target's prompts: the file, where there is one that names it, or draws."""
 
     def __init__(
         self, settings: SamplingSettings, target: str, rows: Sequence[PictureRow], categories: Sequence[str], given: Given | None
@@ -162,7 +163,7 @@ class _Prompts:
         return tuple(image for category in members for image in chosen.get(category, []))
 
     def own(self, queries: Sequence[Labelled], shots: int) -> tuple[str, ...]:
-        """The given prompt of each query: of a list by similarity, the first."""
+        """Gives each query's prompt out of the file: of a list by similarity, the first."""
         if not self.by_query or shots == 0:
             return ()
         missing = [image for image, _label in queries if image not in self.by_query]
@@ -176,7 +177,7 @@ class _Prompts:
 def _tasks(
     settings: SamplingSettings, protocol: Protocol, target: str, rows: Sequence[PictureRow], categories: Sequence[str]
 ) -> list[tuple[list[str], list[Labelled]]]:
-    """What is normal, and the queries with their labels, of each episode's kind."""
+    """Lists, for each kind of episode, what is normal, and the queries with their labels."""
     tests = [row for row in rows if row.split == "test"]
     if protocol in ("class-specific", "class-agnostic"):
         return [
@@ -196,12 +197,12 @@ def _tasks(
 
 
 def _against(tests: Sequence[PictureRow], classes: Sequence[str]) -> list[Labelled]:
-    """Normal is what is normal of these classes; everything else is anomalous."""
+    """Labels as normal what is normal of these classes, and everything else as anomalous."""
     return [(row.image, NORMAL if row.category in classes and row.label == NORMAL else ANOMALOUS) for row in tests]
 
 
 def _queries(target: str, category: str, labelled: Sequence[Labelled]) -> list[Labelled]:
-    """All test pictures, each label shuffled and the labels interleaved in proportion."""
+    """Orders all test pictures, each label shuffled and the labels interleaved in proportion."""
     by_label = {label: [image for image, of in labelled if of == label] for label in (NORMAL, ANOMALOUS)}
     for label, images in by_label.items():
         if not images:
@@ -224,7 +225,7 @@ def _normal(rows: Sequence[PictureRow]) -> list[PictureRow]:
 
 
 def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> pa.Table:
-    """The objects of those images, as far as their datasets have any."""
+    """Reads the objects of those images, as far as their datasets have any."""
     schema = schema_of(ObjectRow)
     tables = [
         read_table(file, schema, objects.MADE_BY)
@@ -236,7 +237,7 @@ def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> 
 
 
 def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """What ingestion left out of those datasets."""
+    """Lists what ingestion left out of those datasets."""
     for dataset in dict.fromkeys(datasets):
         listed = manifests / f"{dataset}.rejected.csv"
         if listed.is_file():

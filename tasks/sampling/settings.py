@@ -1,4 +1,4 @@
-"""Which normal pictures prompt which queries, as pipelines.yaml asks for it."""
+"""Defines which normal pictures prompt which queries, as pipelines.yaml asks for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Use:
-    """What a pipeline uses which datasets for, by their names."""
+    """The uses that a pipeline has for datasets, by their names."""
 
     sources: tuple[str, ...]
     """Photographs to make pairs from; none where no pairs are made."""

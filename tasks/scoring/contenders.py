@@ -64,7 +64,7 @@ def score_detector(
 
 
 def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:
-    """The detector itself first, then the others of its encoder and resolution; one that holds its encoder's weights has its own."""
+    """Lists the detector itself first, then the others of its encoder and resolution; one that holds its encoder's weights has its own."""
     own = own_or_upon(name, detectors)[1]
     if own.encoder.weights == OF_THE_MODEL:
         return [name]
@@ -94,6 +94,6 @@ def _digest(name: str, detectors: Mapping[str, Any], settings: EvaluationSetting
 
 
 def _digest_of(folder: Path) -> str | None:
-    """What the scores in a folder were made as; None where there are none."""
+    """Reads what the scores in a folder were made as; None where there are none."""
     file = folder / ABOUT_NAME
     return str(json.loads(file.read_text(encoding="utf-8"))["digest"]) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""Whether a retrained model may take the place of the one in use: the decision, from the draws of both on the same episodes."""
+"""Decides whether a retrained model may take the place of the one in use, from the draws of both on the same episodes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], figure: str
 
 
 def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
-    """new, in_use: draws of the same episodes. detectors: those that must pass; one that the model in use does not have, does."""
+    """Decides. new, in_use: draws of the same episodes. detectors: those that must pass; one that the model in use does not have, does."""
     ours, theirs = (_by_detector(draws, settings.figure, detectors) for draws in (new, in_use))
     name = heading(settings.figure)
     missing = [detector for detector in detectors if detector not in ours]
@@ -94,7 +94,7 @@ def _told(item: Compared, name: str) -> str:
 
 
 def _by_detector(draws: Sequence[DrawRow], figure: str, detectors: Sequence[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
-    """detector -> (target, protocol, shots) -> row, of one figure."""
+    """Gives detector -> (target, protocol, shots) -> row, of one figure."""
     estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
     for row in draws:
         if row.figure == figure and row.detector in detectors:

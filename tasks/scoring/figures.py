@@ -1,4 +1,4 @@
-"""The seven figures: AUROC, AP and F1max of images and of pixels, and AUPRO, defined once.
+"""Defines, once, the seven figures: AUROC, AP and F1max of images and of pixels, and AUPRO.
 
 All of them follow from the same counts, taken at each distinct score of a positive: how many positives have it, and how many
 negatives have more, or just as much (`Tally`). So nothing but the negatives' bare scores is ever sorted, and the same lines serve
@@ -65,7 +65,7 @@ def tally(
     *,
     among: bool = False,
 ) -> Tally | None:
-    """positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either.
+    """Tallies. positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either.
 
     among: the positives are among the negatives too, and are not counted as such: nobody needs to part them before the sort.
     """
@@ -89,31 +89,31 @@ def tally(
 
 
 def tally_levels(positives: Counts, negatives: Counts, overlap: Counts | None = None) -> Tally:
-    """The same from histograms ...xL of the scores, lowest first: what falls into one level counts as scored the same."""
+    """Tallies histograms ...xL of the scores, lowest first: what falls into one level counts as scored the same."""
     falling = negatives[..., ::-1]
     upto = np.cumsum(falling, -1)
     return Tally(positives[..., ::-1], upto - falling, falling, upto[..., -1], None if overlap is None else overlap[..., ::-1])
 
 
 def auroc(counts: Tally) -> Counts:
-    """How often a positive is scored higher than a negative; ties count half."""
+    """Gives how often a positive is scored higher than a negative; ties count half."""
     lower = counts.negatives[..., None] - counts.above - counts.level
     return (counts.hits * (lower + counts.level / 2)).sum(-1) / (counts.positives * counts.negatives)
 
 
 def average_precision(counts: Tally) -> Counts:
-    """The sum over thresholds of precision times the gain in recall."""
+    """Gives the sum over thresholds of precision times the gain in recall."""
     return (counts.hits * counts.precision).sum(-1) / counts.positives
 
 
 def f1max(counts: Tally) -> Counts:
-    """The best F1 over thresholds. Between two scores of positives only false positives are added, so one of those is the best."""
+    """Gives the best F1 over thresholds. Between two scores of positives only false positives are added, so one of those is the best."""
     hits_so_far = np.cumsum(counts.hits, -1)
     return (2 * hits_so_far / (hits_so_far + counts.above + counts.level + counts.positives[..., None])).max(-1)
 
 
 def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
-    """The area under the mean overlap a region over the false positive rate, up to `limit` and divided by it. Exact.
+    """Gives the area under the mean overlap a region over the false positive rate, up to `limit` and divided by it. Exact.
 
     The curve has a point at every distinct score and is straight between them, so that each pixel found adds the area under a ramp:
     from the rate of what is scored higher to the rate with what is scored the same.
@@ -128,9 +128,9 @@ def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
 def aupro_as_published(
     positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], *, among: bool = False
 ) -> float | None:
-    """AUPRO as the code of MetaUAS and most others of the field computes it: at 200 equidistant thresholds of the scores' range, strictly
-    above each, those whose false positive rate is below 0.3; the rate rescaled between the least and greatest of them. It is
-    not the area to 0.3: what the curve does before the least rate is cut away, and a coarse curve is stretched.
+    """Gives AUPRO as the code of MetaUAS and most others of the field computes it: at 200 equidistant thresholds of the scores' range,
+    strictly above each, those whose false positive rate is below 0.3; the rate rescaled between the least and greatest of them. It is not
+    the area to 0.3: what the curve does before the least rate is cut away, and a coarse curve is stretched.
 
     Takes what `tally` takes. None where fewer than two different rates are below the limit (the original divides by zero there).
     """
@@ -153,22 +153,22 @@ def aupro_as_published(
 
 
 def image_figures(counts: Tally | None) -> dict[str, Counts]:
-    """The three image figures, as fractions."""
+    """Gives the three image figures, as fractions."""
     if counts is None:
         return {}
     return dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
 
 
 def pixel_figures(counts: Tally | None) -> dict[str, Counts]:
-    """The four pixel figures, as fractions, over all pixels of all pictures together."""
+    """Gives the four pixel figures, as fractions, over all pixels of all pictures together."""
     if counts is None:
         return {}
     return dict(zip(PIXEL_FIGURES, (auroc(counts), average_precision(counts), f1max(counts), aupro(counts)), strict=True))
 
 
 def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
-    """What the pixel figures may be at the least and at the most if what counts as scored the same is not: of a histogram's figures, how
-    far they can be from those of the scores themselves."""
+    """Gives what the pixel figures may be at the least and at the most if what counts as scored the same is not: of a histogram's figures,
+    how far they can be from those of the scores themselves."""
     hits_so_far, more = np.cumsum(counts.hits), counts.above + counts.level
     positives, negatives = counts.positives, counts.negatives
     width = (counts.hits * counts.level).sum() / (2 * positives * negatives)
@@ -189,7 +189,7 @@ def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
 
 
 def heading(figure: str) -> str:
-    """image_auroc -> I-AUROC, as the papers write it."""
+    """Writes image_auroc as the papers do: I-AUROC."""
     level, _, name = figure.partition("_")
     names = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max", "aupro": "AUPRO"}
     return f"{level[0].upper()}-{names[name]}" if name in names else figure

@@ -30,8 +30,8 @@ Resamples = Mapping[int, NDArray[np.float32]]
 
 
 def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: EvaluationSettings) -> list[Measured]:
-    """Every detector on every episode, by target, detector and episode, each in the order given. scores: the folders that the score stage
-    wrote, by detector."""
+    """Measures every detector on every episode, by target, detector and episode, each in the order given. scores: the folders that the
+    score stage wrote, by detector."""
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}
@@ -56,7 +56,7 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
 
 
 def _same_queries(episodes: Sequence[Episode]) -> list[list[int]]:
-    """The episodes that hold the same queries against different prompts, by their rows."""
+    """Groups the episodes that hold the same queries against different prompts, by their rows."""
     kinds: dict[object, list[int]] = {}
     for number, episode in enumerate(episodes):
         kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), []).append(number)
@@ -71,8 +71,8 @@ def _measure_alike(
     resamples: Resamples,
     settings: EvaluationSettings,
 ) -> Iterator[tuple[Scored, Measured]]:
-    """One detector on episodes of the same queries. The first that has pixels sets the levels for the others: one of several prompts where
-    there is one, as its maps are the calmest."""
+    """Measures one detector on episodes of the same queries. The first that has pixels sets the levels for the others: one of several
+    prompts where there is one, as its maps are the calmest."""
     first: PixelScores | None = None
     items = sorted(items, key=lambda item: _one_prompt(episodes[item.number]))
     with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
@@ -91,7 +91,7 @@ def _measure_alike(
 
 
 def _one_prompt(episode: Episode) -> bool:
-    """Whether an episode holds each query against a single prompt."""
+    """Tells whether an episode holds each query against a single prompt."""
     return len(episode.prompts) < 2 or bool(episode.own) or episode.protocol == "class-agnostic"
 
 
@@ -141,7 +141,7 @@ def _measures(
     pixel_values: dict[str, float],
     counts: NDArray[np.float32],
 ) -> dict[str, Measure]:
-    """The figures of the first so many queries as there are scores, and their draws."""
+    """Takes the figures of the first so many queries as there are scores, and their draws."""
     labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
     values = {name: float(value) for name, value in image_figures(tally(scores[labels], np.sort(scores[~labels]))).items()}
     draws: dict[str, Draws] = image_draws(counts, labels, scores)
@@ -152,7 +152,7 @@ def _measures(
 
 
 class _Truths:
-    """What is anomalous in the queries of some episodes, read once for all of them."""
+    """The masks of the queries of some episodes, read once for all of them."""
 
     def __init__(self, episodes: Sequence[Episode], mask_of: Mapping[str, str | None], resolution: int) -> None:
         some = episodes[0]
@@ -163,7 +163,7 @@ class _Truths:
         self._read: dict[int, Truth] = {}
 
     def of(self, start: int, count: int) -> Truth:
-        """Of so many queries, from one of the places on that maps are taken from."""
+        """Reads the masks of so many queries, from one of the places on that maps are taken from."""
         if start not in self._read:
             stop = start + AT_ONCE
             masks = [self._mask(file, label) for file, label in zip(self.files[start:stop], self.labels[start:stop], strict=True)]

@@ -1,4 +1,4 @@
-"""The pixel scores of an episode and what is anomalous among them, taken in batch by batch as they are made.
+"""Collects the pixel scores of an episode and what is anomalous among them, taken in batch by batch as they are made.
 
 Exact figures need every pixel's score: four bytes each, and nothing else is held but, while figures are taken, some tens of bytes for
 each anomalous pixel. An episode whose scores would pass HELD_SCORES is
@@ -28,7 +28,7 @@ Maps = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Truth:
-    """What is anomalous in B pictures of HxW.
+    """The anomalous pixels of B pictures of HxW.
 
     A picture that is anomalous and has no mask is not known: its pixels count for nothing.
     """
@@ -39,7 +39,7 @@ class Truth:
     overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
 
     def first(self, count: int) -> Truth:
-        """Of the first so many pictures."""
+        """Gives the truth of the first so many pictures."""
         if count == len(self.known):
             return self
         until = np.searchsorted(self.anomalous, count * self.pixels)
@@ -47,7 +47,7 @@ class Truth:
 
 
 def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
-    """masks: B of HxW, None for a picture that is anomalous nobody knows where."""
+    """Finds the anomalous pixels. masks: B of HxW, None for a picture that is anomalous nobody knows where."""
     places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
     for index, mask in enumerate(masks):
         if mask is not None and mask.any():
@@ -60,7 +60,7 @@ def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
 
 
 def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
-    """masks, maps: NxHxW. The counts that `pixel_figures` and `aupro` take."""
+    """Tallies masks and maps, NxHxW, into the counts that `pixel_figures` and `aupro` take."""
     truth = truth_of(list(masks), masks.shape[1:])
     return tally(maps.ravel()[truth.anomalous], np.sort(maps, axis=None), truth.overlap, among=True)
 
@@ -82,7 +82,7 @@ class PixelScores:
         self._by_picture: list[NDArray[np.float32]] = []
 
     def add(self, maps: Maps, truth: Truth) -> None:
-        """maps: BxHxW in [0, 1]."""
+        """Takes in maps BxHxW in [0, 1]."""
         fine = (maps * np.float32(FINE - 1)).astype(np.uint16)
         if self._level_of is None:
             self._level_of = _levels(fine, truth)
@@ -101,7 +101,7 @@ class PixelScores:
             self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
 
     def figures(self, convention: Convention) -> dict[str, float]:
-        """The four pixel figures of everything added, those that are defined."""
+        """Gives the four pixel figures of everything added, those that are defined."""
         if not self.exact:
             counts = self._fine_tally()
             return {} if counts is None else {name: float(value) for name, value in pixel_figures(counts).items()}
@@ -117,12 +117,12 @@ class PixelScores:
         return figures
 
     def bounds(self) -> dict[str, tuple[float, float]]:
-        """Of a histogram: what the figures of the scores themselves are at the least and at the most."""
+        """Gives, of a histogram, what the figures of the scores themselves are at the least and at the most."""
         counts = self._fine_tally()
         return {} if counts is None else bounds(counts)
 
     def by_picture(self) -> NDArray[np.float32]:
-        """3xNxCOARSE: each picture's anomalous pixels, its normal ones, and the shares of its regions, by level of score."""
+        """Gives 3xNxCOARSE: each picture's anomalous pixels, its normal ones, and the shares of its regions, by level of score."""
         return np.concatenate(self._by_picture, axis=1)
 
     def _fine_tally(self) -> Tally | None:
@@ -131,7 +131,7 @@ class PixelScores:
 
 
 def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
-    """3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
+    """Counts 3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
     everything = np.stack([cv2.calcHist([picture], [0], None, [COARSE], [0, COARSE]).ravel() for picture in level])
     everything[~truth.known] = 0
     places = level.ravel()[truth.anomalous] + truth.anomalous // level[0].size * COARSE
@@ -142,7 +142,7 @@ def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
 
 
 def _levels(fine: NDArray[np.uint16], truth: Truth) -> NDArray[np.uint8]:
-    """Which coarse level each fine one belongs to: as many of the normal pixels on each, and of the anomalous, as can be."""
+    """Finds the coarse level that each fine one belongs to: as many of the normal pixels on each, and of the anomalous, as can be."""
     mass = np.full(FINE, EVEN / FINE)
     everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
     hits = np.bincount(fine.ravel()[truth.anomalous], minlength=FINE)

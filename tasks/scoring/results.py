@@ -1,4 +1,4 @@
-"""What an evaluation leaves as files: their columns, and how figures of episodes come together in them.
+"""Defines the files that an evaluation leaves: their columns, and how figures of episodes come together in them.
 
 data/evaluation/<pipeline>/
   metrics.json      {target: {detector: {figure: mean}}}, of the first protocol at the fewest shots: what DVC compares
@@ -111,7 +111,7 @@ class DrawRow:
 
 
 def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
-    """Over all categories, and of each where there are several."""
+    """Gives the figures over all categories, and of each where there are several."""
     rows = []
     for (target, detector, protocol, shots), items in _grouped(measured).items():
         categories = list(dict.fromkeys(item.episode.category for item in items))
@@ -129,7 +129,7 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
 
 
 def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
-    """Every two detectors, wherever both were measured."""
+    """Compares every two detectors, wherever both were measured."""
     rows = []
     groups = _grouped(measured)
     for target, protocol, shots in dict.fromkeys((target, protocol, shots) for target, _detector, protocol, shots in groups):
@@ -161,7 +161,7 @@ def draw_rows(measured: Sequence[Measured]) -> list[DrawRow]:
 
 
 def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """{target: {detector: {figure: mean}}}: of the target's first protocol, at the fewest shots (0 only if there is no other)."""
+    """Gives {target: {detector: {figure: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for target in dict.fromkeys(row.target for row in rows):
         overall = [row for row in rows if row.target == target and row.category == ALL]
@@ -175,7 +175,7 @@ def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, d
 
 
 def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
-    """The figures over all categories for people: a row a target, detector, protocol and shots; percent, mean ± std over seeds."""
+    """Gives the figures over all categories for people: a row a target, detector, protocol and shots; percent, mean ± std over seeds."""
     estimate: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for row in rows:
         if row.category == ALL:
@@ -198,7 +198,7 @@ class Results:
 
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
-    """protocols: in the order of the settings, the first being the one that metrics.json is of."""
+    """Makes the tables. protocols: in the order of the settings, the first being the one that metrics.json is of."""
     rows = figure_rows(measured)
     return Results(rows, comparison_rows(measured), draw_rows(measured), headline(rows, protocols))
 
@@ -215,12 +215,12 @@ def write_results(folder: Path, results: Results) -> None:
 
 
 def read_figures(file: Path) -> list[FigureRow]:
-    """What `write_results` wrote as figures.csv."""
+    """Reads what `write_results` wrote as figures.csv."""
     return [FigureRow(*values) for values in _read_rows(file, FigureRow)]
 
 
 def read_comparisons(file: Path) -> list[ComparisonRow]:
-    """What `write_results` wrote as comparisons.csv."""
+    """Reads what `write_results` wrote as comparisons.csv."""
     return [ComparisonRow(*values) for values in _read_rows(file, ComparisonRow)]
 
 
@@ -236,7 +236,7 @@ def read_draws(file: Path) -> list[DrawRow]:
 
 
 def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], list[Measured]]:
-    """By target, detector, protocol and shots."""
+    """Groups by target, detector, protocol and shots."""
     groups: dict[tuple[str, str, str, int], list[Measured]] = {}
     for item in measured:
         episode = item.episode
@@ -245,7 +245,7 @@ def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], li
 
 
 def _by_seed(measures: Iterable[tuple[Episode, Measure | None]]) -> list[Measure]:
-    """A seed's figure: the mean over the categories that have it."""
+    """Gives each seed's figure: the mean over the categories that have it."""
     seeds: dict[int, list[Measure]] = defaultdict(list)
     for episode, measure in measures:
         if measure is not None:
@@ -260,6 +260,6 @@ def _mean(measures: Sequence[Measure]) -> Measure:
 
 
 def _fingerprint(items: Sequence[Measured]) -> str:
-    """Of the episodes a figure was measured on: what is equal was measured on the same pictures, held against the same prompts."""
+    """Names the episodes that a figure was measured on: what is equal was measured on the same pictures, held against the same prompts."""
     named = sorted(repr((item.queries, *astuple(item.episode))) for item in items)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]

@@ -75,7 +75,7 @@ def score(
 
 
 def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set[str]) -> list[Group]:
-    """The groups of episodes, the same by number for every detector, with those in them that it can score: some need prompts."""
+    """Groups episodes, the same by number for every detector, with those in them that it can score: some need prompts."""
     kinds: dict[Any, dict[int, Episode]] = {}
     for number, episode in episodes.items():
         kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
@@ -95,7 +95,7 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
 def _score_group(
     contenders: Sequence[tuple[Contender, Group]], batch_size: int, device: torch.device, report: Callable[[float], None]
 ) -> None:
-    """The queries that are not scored yet, batch by batch."""
+    """Scores the queries that are not scored yet, batch by batch."""
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
@@ -162,7 +162,7 @@ class Pool:
 def _compare(
     contender: Contender, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each episode its number, and the scores and maps of a batch of queries, of which `start` came before."""
+    """Yields for each episode its number, and the scores and maps of a batch of queries, of which `start` came before."""
     for seed in sorted({episode.seed for episode in episodes.values()}):
         of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
         yield from _compare_seed(contender, queries, of_seed, pool, start)
@@ -208,13 +208,13 @@ def _compare_seed(
 
 
 def _category(detector: Detector, episode: Episode) -> str:
-    """What the detector may be told of the pictures; one that does not read is told the same always, so that it concludes once."""
+    """Gives the category that the detector may know; for one that does not read it is always the same, so that it concludes once."""
     named = detector.reads and episode.protocol != "class-agnostic"
     return episode.category if named else ANY_CATEGORY
 
 
 def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:
-    """The place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
+    """Finds the place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
     places = pool.places(episode)
     if episode.own:
         return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
@@ -231,7 +231,8 @@ def _compare_pairs(
     relate: Callable[[list[int], list[int]], Features],
     category: str,
 ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """pairs: of a query and the place of its one prompt in the pool. relate: so many queries, each to one prompt, Bx1x... each."""
+    """Concludes on pairs of a query and the place of its one prompt in the pool. relate: so many queries, each to one prompt, Bx1x...
+    each."""
     results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for start in range(0, len(pairs), len(queries[0])):
         part = pairs[start : start + len(queries[0])]

@@ -1,4 +1,4 @@
-"""The scores of one detector, as the score stage leaves them and figures, galleries and the gate read them.
+"""Stores the scores of one detector, as the score stage leaves them and figures, galleries and the gate read them.
 
 data/scores/<pipeline>/<detector>/
   scores.parquet   one row an image score (SCORES)
@@ -74,12 +74,12 @@ class Work:
         self.folder = folder
 
     def done(self, group: Group) -> int:
-        """How many of a group's queries are scored."""
+        """Counts a group's queries that are scored."""
         file = self._file(group, "json")
         return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
 
     def add(self, group: Group, start: int, scores: dict[int, NDArray[np.float32]], maps: dict[int, NDArray[np.float32]]) -> None:
-        """By episode, scores B and maps Bxhxw of the queries from `start` on; maps of others than those kept are left out."""
+        """Adds, by episode, scores B and maps Bxhxw of the queries from `start` on; maps of others than those kept are left out."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stop = start + len(next(iter(scores.values())))
         all_scores = self._array(group, "scores.npy", (len(group.episodes), group.queries))
@@ -134,12 +134,12 @@ def _rows(group: Group, place: int, number: int, detector: str, scores: NDArray[
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """The rows of SCORES in a folder that the score stage wrote."""
+    """Reads the rows of SCORES in a folder that the score stage wrote."""
     return read_table(folder / SCORES_NAME, SCORES, MADE_BY)
 
 
 def read_scored(folder: Path) -> Iterator[Scored]:
-    """Episode by episode, in their order; maps are read from disk as they are looked at."""
+    """Reads episode by episode, in their order; maps are read from disk as they are looked at."""
     table = read_scores(folder)
     numbers = table["episode"].to_numpy()
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # an episode's rows stand together

@@ -1,4 +1,4 @@
-"""How detectors are evaluated, as pipelines.yaml asks for it."""
+"""Defines how detectors are evaluated, as pipelines.yaml asks for it."""
 
 from __future__ import annotations
 

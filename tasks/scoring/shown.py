@@ -1,4 +1,4 @@
-"""Which episodes are looked at: in which protocols a mask is held against a map, and which episode of a category galleries show."""
+"""Chooses which episodes are looked at: in which protocols a mask is held against a map, and which episode of a category galleries show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BY_PIXEL = ("class-specific", "class-agnostic")
 
 
 def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
-    """Of each target's category one, by number: class-specific, the most shots, the first seed."""
+    """Chooses one of each target's category, by number: class-specific, the most shots, the first seed."""
     best: dict[tuple[str, str], int] = {}
     for number, episode in episodes.items():
         place = (episode.target, episode.category)

@@ -1,4 +1,4 @@
-"""How far a figure may be trusted: bootstrap over the pictures it was measured on.
+"""Estimates how far a figure may be trusted: bootstrap over the pictures it was measured on.
 
 Pictures are drawn anew with replacement, the normal and the anomalous each in their number, DRAWS times; the 2.5 and 97.5 % quantiles of
 the figure over those draws are its 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). The
@@ -26,7 +26,7 @@ Draws = NDArray[np.float32]
 
 
 def resample(images: Sequence[str], labels: Sequence[int]) -> NDArray[np.float32]:
-    """DRAWSxN: how often each picture is in each draw."""
+    """Draws DRAWSxN: how often each picture is in each draw."""
     counts = np.zeros((DRAWS, len(images)), dtype=np.float32)
     for label in sorted(set(labels)):
         places = [place for place, other in enumerate(labels) if other == label]
@@ -36,7 +36,7 @@ def resample(images: Sequence[str], labels: Sequence[int]) -> NDArray[np.float32
 
 
 def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> dict[str, Draws]:
-    """The image figures of every draw. counts: DRAWSxN of `resample`; labels, scores: N."""
+    """Gives the image figures of every draw. counts: DRAWSxN of `resample`; labels, scores: N."""
     if not labels.any() or labels.all():
         return {}
     positives, negatives = (np.flatnonzero(wanted)[np.argsort(-scores[wanted])] for wanted in (labels, ~labels))
@@ -52,7 +52,7 @@ def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: 
 
 
 def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], exact: dict[str, float]) -> dict[str, Draws]:
-    """The pixel figures of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the figures of all pictures.
+    """Gives the pixel figures of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the figures of all pictures.
 
     The levels are coarse, so of a draw's figure only its distance from the figure of all pictures on those levels is taken.
     """
@@ -67,7 +67,7 @@ def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], ex
 
 
 def coarse_figures(by_picture: NDArray[np.float32]) -> dict[str, float]:
-    """The pixel figures as the levels have them: within about 1 / COARSE."""
+    """Gives the pixel figures as the levels have them: within about 1 / COARSE."""
     anomalous, normal, overlap = by_picture.astype(np.float64).sum(1)
     if not anomalous.any() or not normal.any():
         return {}
@@ -75,7 +75,7 @@ def coarse_figures(by_picture: NDArray[np.float32]) -> dict[str, float]:
 
 
 def interval(draws: Draws) -> tuple[float, float] | None:
-    """The 95 % interval; None if no draw has the figure."""
+    """Gives the 95 % interval; None if no draw has the figure."""
     known = draws[np.isfinite(draws)]
     if not len(known):
         return None
@@ -95,7 +95,8 @@ class Difference:
 
 
 def difference(value: float, draws: Draws) -> Difference | None:
-    """value: of the figures themselves; draws: of the difference, draw by draw. None if no draw has it."""
+    """Gives a difference with its interval. value: of the figures themselves; draws: of the difference, draw by draw. None if no draw has
+    it."""
     known = draws[np.isfinite(draws)]
     ends = interval(known)
     if ends is None:

@@ -1,4 +1,4 @@
-"""The kinds of change: each makes a prompt, a query and the mask of where they differ, or asks the inpainting model for its part.
+"""Makes the kinds of change: each makes a prompt, a query and the mask of where they differ, or asks the inpainting model for its part.
 
 A way is a function `(materials, rng) -> Change | Repaint`. It draws what it needs, so that a draw that comes to nothing costs little.
 """
@@ -23,7 +23,7 @@ from tasks.synthesis.settings import Kind, SynthesisSettings
 
 @dataclass(frozen=True)
 class Materials:
-    """What pairs are made of."""
+    """The settings, photographs and objects that pairs are made of."""
 
     settings: SynthesisSettings
     sources: Photographs
@@ -65,7 +65,7 @@ def no_change(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def local_region(materials: Materials, rng: np.random.Generator) -> Change:
-    """DRAEM's local change (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
+    """Makes DRAEM's local change (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
 
     M is thresholded Perlin noise, A a texture under three random photometric augmentations.
     """
@@ -83,19 +83,19 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def _texture(materials: Materials, photo: int, rng: np.random.Generator) -> Picture:
-    """A texture; where textures are the sources themselves, of another photograph."""
+    """Cuts a texture; where textures are the sources themselves, of another photograph."""
     textures = materials.textures
     index = textures.choose(rng, but=photo if textures.images == materials.sources.images else None)
     return textures.cut(index, textures.square(index, rng))
 
 
 def appearance(materials: Materials, rng: np.random.Generator) -> Repaint:
-    """An object is in the query and painted away in the prompt (MetaUAS, arXiv 2505.09265, section 3.2)."""
+    """Makes an object appear: it is in the query and painted away in the prompt (MetaUAS, arXiv 2505.09265, section 3.2)."""
     return _painted_away(materials, rng, painted_is_query=False)
 
 
 def disappearance(materials: Materials, rng: np.random.Generator) -> Repaint:
-    """An object is in the prompt and painted away in the query."""
+    """Makes an object disappear: it is in the prompt and painted away in the query."""
     return _painted_away(materials, rng, painted_is_query=True)
 
 
@@ -107,7 +107,7 @@ def _painted_away(materials: Materials, rng: np.random.Generator, *, painted_is_
 
 
 def exchange_regenerated(materials: Materials, rng: np.random.Generator) -> Repaint:
-    """Another object in an object's place, painted by the inpainting model within its outline."""
+    """Puts another object in an object's place, painted by the inpainting model within its outline."""
     chosen = materials.objects.draw(rng)
     texts = materials.settings.inpainting.exchange_texts
     text = texts[int(rng.integers(len(texts)))] if texts else chosen.label
@@ -115,7 +115,7 @@ def exchange_regenerated(materials: Materials, rng: np.random.Generator) -> Repa
 
 
 def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
-    """An object of another photograph over an object, fitted to its box."""
+    """Pastes an object of another photograph over an object, fitted to its box."""
     place = materials.objects.draw(rng)
     other = materials.objects.draw(rng, but=place.photo)
     (top, bottom, left, right), (high, low, near, far) = _box(place.mask), _box(other.mask)
@@ -135,20 +135,20 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:
-    """First row, end of rows, first column, end of columns of what a mask marks."""
+    """Gives first row, end of rows, first column, end of columns of what a mask marks."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
-    """The change that the inpainting model's answer makes. Raises Dropped if the region came out as it was."""
+    """Gives the change that the inpainting model's answer makes. Raises Dropped if the region came out as it was."""
     after, mask = only_the_change(repaint.picture, answer, repaint.region, settings)
     prompt, query = (repaint.picture, after) if repaint.painted_is_query else (after, repaint.picture)
     return Change(repaint.photo, prompt, query, mask)
 
 
 def only_the_change(before: Picture, after: Picture, region: Mask, settings: SynthesisSettings) -> tuple[Picture, Mask]:
-    """`after` where it differs from `before` to the eye, within the region; `before`, to the bit, everywhere else. And that mask.
+    """Gives `after` where it differs from `before` to the eye, within the region; `before`, to the bit, everywhere else. And that mask.
 
     To the eye: by least_difference in some channel, after a blur that leaves fine grain out. What a model did to the rest of the
     picture, as a VAE does to every pixel, is undone: a detector would learn that instead of the change. Raises Dropped if less
@@ -183,7 +183,7 @@ RECIPES: tuple[Recipe, ...] = (
 
 
 def shares(settings: SynthesisSettings) -> list[float]:
-    """The share of each of RECIPES; together 1."""
+    """Gives the share of each of RECIPES; together 1."""
     within = {("exchange", "inpainted"): settings.regenerated, ("exchange", "pasted"): 1 - settings.regenerated}
     asked = [settings.kinds.get(recipe.kind, 0.0) * within.get((recipe.kind, recipe.method), 1.0) for recipe in RECIPES]
     return [share / sum(asked) for share in asked]

@@ -1,4 +1,4 @@
-"""Small affine maps: a real prompt is never registered with its query."""
+"""Draws and applies small affine maps: a real prompt is never registered with its query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Affine = tuple[float, float, float, float, float, float]  # of output to input, 
 
 
 def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Generator) -> Affine:
-    """A random rotation, shear, zoom and shift about the centre, within the settings."""
+    """Draws a rotation, shear, zoom and shift about the centre, within the settings."""
     angle = np.deg2rad(rng.uniform(-settings.rotation, settings.rotation))
     shear = np.tan(np.deg2rad(rng.uniform(-settings.shear, settings.shear)))
     zoom = 1 + rng.uniform(-settings.zoom, settings.zoom)
@@ -25,12 +25,12 @@ def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Gener
 
 
 def warp_picture(picture: Picture, affine: Affine) -> Picture:
-    """Bilinear; what lies outside the picture is its mirror image."""
+    """Warps bilinearly; what lies outside the picture is its mirror image."""
     return _warp(picture, affine)
 
 
 def warp_mask(mask: Mask, affine: Affine) -> Mask:
-    """Mirrored like the picture it belongs to; a pixel is in the mask if most of it is."""
+    """Warps a mask, mirrored like the picture it belongs to; a pixel is in the mask if most of it is."""
     return _warp(mask.astype(np.uint8) * 255, affine) > 127
 
 

@@ -1,4 +1,4 @@
-"""Objects to appear, disappear or be exchanged: those that somebody has outlined, or else what a segmentation proposes."""
+"""Draws objects to appear, disappear or be exchanged: those that somebody has outlined, or else what a segmentation proposes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.synthesis.settings import ObjectSettings
 
 
 class Dropped(Exception):
-    """This draw makes no pair, and why. The pair is drawn again."""
+    """A draw that makes no pair; the message says why. The pair is drawn again."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Objects:
         self.table = table
 
     def draw(self, rng: np.random.Generator, but: int | None = None) -> Listed:
-        """A random object of a random photograph, of another than `but` if there is one. Raises Dropped if it has none."""
+        """Draws an object of a random photograph, of another than `but` if there is one. Raises Dropped if it has none."""
         photo = self.sources.choose(rng, but)
         outlined = _outlined(str(self.table), self.sources.images[photo])
         chosen = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)

@@ -1,4 +1,4 @@
-"""What there is to look at of a pipeline's pairs: a contact sheet a kind, and counts as tables that DVC plots."""
+"""Shows a pipeline's pairs: a contact sheet a kind, and counts as tables that DVC plots."""
 
 from __future__ import annotations
 

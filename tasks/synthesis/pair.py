@@ -1,4 +1,5 @@
-"""Change pairs, each from its number alone, but for the low bits of what was painted: those depend on the batch, which is fixed too."""
+"""Makes change pairs, each from its number alone, but for the low bits of what was painted: those depend on the batch, which is fixed
+too."""
 
 from __future__ import annotations
 
@@ -38,13 +39,13 @@ class Maker:
         return self.materials.settings
 
     def make(self, numbers: Sequence[int]) -> Iterator[Pair]:
-        """The pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
+        """Makes the pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
         recipes = {number: recipe(self.settings, number) for number in numbers}
         for group in groups(recipes, self.settings.inpainting.batch_size):
             yield from self._group(group, recipes)
 
     def _group(self, group: Sequence[int], recipes: dict[int, Recipe]) -> list[Pair]:
-        """A group's pairs: all are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
+        """Makes a group's pairs: all are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
         pairs: dict[int, Pair] = {}
         for draw in range(MOST_DRAWS):
             waiting = [number for number in group if number not in pairs]
@@ -74,7 +75,7 @@ class Maker:
         return drawn
 
     def _answers(self, asked: dict[int, Repaint], draw: int) -> dict[int, Picture]:
-        """What the inpainting model paints, by the pairs' numbers."""
+        """Has the inpainting model paint; gives its pictures by the pairs' numbers."""
         if not asked:
             return {}
         assert self.inpainter is not None  # pipelines.yaml is checked for it
@@ -86,7 +87,8 @@ class Maker:
         return dict(zip(asked, pictures, strict=True))
 
     def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
-        """The mask follows the query; the prompt gets a geometry and a light of its own. Raises Dropped if the area is wrong."""
+        """Makes a pair of a change: the mask follows the query; the prompt gets a geometry and a light of its own. Raises Dropped if the
+        area is wrong."""
         augmentation, size = self.settings.augmentation, self.settings.resolution
         to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
         mask = warp_mask(change.mask, to_query)
@@ -117,13 +119,13 @@ class Maker:
 
 
 def recipe(settings: SynthesisSettings, number: int) -> Recipe:
-    """How pair `number` is made, drawn by the kinds' shares."""
+    """Draws how pair `number` is made, by the kinds' shares."""
     chances: NDArray[np.float64] = np.cumsum(shares(settings))
     return RECIPES[int(np.searchsorted(chances / chances[-1], generator(settings.seed, "kind", number).random(), side="right"))]
 
 
 def groups(recipes: dict[int, Recipe], batch_size: int) -> Iterator[list[int]]:
-    """The numbers in runs that each hold one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
+    """Parts the numbers into runs that each hold one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
     group: list[int] = []
     painted_ones = 0
     for number, recipe_ in recipes.items():

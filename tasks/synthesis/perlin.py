@@ -1,4 +1,4 @@
-"""Perlin noise (Perlin, "An image synthesizer", SIGGRAPH 1985), the shape of DRAEM's local changes."""
+"""Draws Perlin noise (Perlin, "An image synthesizer", SIGGRAPH 1985), the shape of DRAEM's local changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES_A_CELL = 6
 
 
 def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
-    """DRAEM's mask: noise of a random frequency per axis, turned by up to 90 degrees either way, above 0.5. size x size."""
+    """Draws DRAEM's mask: noise of a random frequency per axis, turned by up to 90 degrees either way, above 0.5. size x size."""
     frequency = 2.0 ** rng.integers(0, HIGHEST_OCTAVE + 1, size=2)
     angle = np.deg2rad(rng.uniform(-MOST_ROTATION, MOST_ROTATION))
     # Noise is smooth within its lattice: some samples a cell hold it, and a cubic through them is cheaper than more of them.
@@ -32,7 +32,7 @@ def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
 
 
 def perlin_noise(rows: NDArray[np.float32], columns: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Noise in about [-1, 1] at lattice coordinates `rows`, `columns` (HxW each); one random unit gradient a lattice point."""
+    """Gives noise in about [-1, 1] at lattice coordinates `rows`, `columns` (HxW each); one random unit gradient a lattice point."""
     top, left = np.floor(rows).astype(np.int32), np.floor(columns).astype(np.int32)
     origin = top.min(), left.min()
     shape = (top.max() - origin[0] + 2, left.max() - origin[1] + 2)
@@ -52,5 +52,5 @@ def perlin_noise(rows: NDArray[np.float32], columns: NDArray[np.float32], rng: n
 
 
 def _fade(t: NDArray[np.float32]) -> NDArray[np.float32]:
-    """6t^5 - 15t^4 + 10t^3 (Perlin, "Improving noise", SIGGRAPH 2002)."""
+    """Gives 6t^5 - 15t^4 + 10t^3 (Perlin, "Improving noise", SIGGRAPH 2002)."""
     return t * t * t * (t * (t * 6 - 15) + 10)

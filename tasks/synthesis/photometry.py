@@ -1,4 +1,4 @@
-"""Changes of light and colour: strong ones that turn a photograph into a texture, mild ones that set prompt and query apart."""
+"""Changes light and colour: strong ones that turn a photograph into a texture, mild ones that set prompt and query apart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=np.float64)
 
 
 def _mapped(picture: Picture, levels: NDArray[np.float64]) -> Picture:
-    """Every level replaced by another; levels: 256, from 0 to 255."""
+    """Replaces every level by another; levels: 256, from 0 to 255."""
     return cv2.LUT(picture, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
@@ -89,14 +89,14 @@ STRONG: tuple[Step, ...] = (
 
 
 def three_random(picture: Picture, rng: np.random.Generator) -> Picture:
-    """The picture under three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
+    """Gives the picture under three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
     for index in rng.choice(len(STRONG), size=3, replace=False):
         picture = STRONG[index](picture, rng)
     return picture
 
 
 def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Another light on the same scene: brightness, contrast, saturation and hue, each drawn evenly within the settings.
+    """Puts another light on the scene: brightness, contrast, saturation and hue, each drawn evenly within the settings.
 
     All four are affine in colour (the hue as a turn about the grey axis of YIQ), so they are one matrix, rounded once.
     """
@@ -109,11 +109,11 @@ def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Gene
 
 
 def _saturated(factor: float) -> NDArray[np.float64]:
-    """3x3: colours away from their grey by a factor."""
+    """Gives a matrix 3x3 that takes colours away from their grey by a factor."""
     return factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1))
 
 
 def _turned(angle: float) -> NDArray[np.float64]:
-    """3x3: hues turned by an angle in radians, brightness kept."""
+    """Gives a matrix 3x3 that turns hues by an angle in radians, brightness kept."""
     cos, sin = np.cos(angle), np.sin(angle)
     return FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ

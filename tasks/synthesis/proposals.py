@@ -1,4 +1,4 @@
-"""Regions that may be objects, where nobody has outlined any."""
+"""Proposes regions that may be objects, where nobody has outlined any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALE = 1.2  # of felzenszwalb's k, in pixels of the side: larger segments from 
 
 
 def propose(picture: Picture, settings: ObjectSettings) -> list[Mask]:
-    """Masks HxW of regions of an HxWx3 picture, in a fixed order."""
+    """Proposes masks HxW of regions of an HxWx3 picture, in a fixed order."""
     if settings.proposals == "segmentation":
         return segments(picture, settings.area[0])
     if settings.proposals == "sam":
@@ -27,7 +27,7 @@ def propose(picture: Picture, settings: ObjectSettings) -> list[Mask]:
 
 
 def segments(picture: Picture, smallest: float) -> list[Mask]:
-    """The segments of an efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), their rims smoothed.
+    """Gives the segments of an efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), their rims smoothed.
 
     smallest: share of the picture under which a segment is merged into a neighbour.
     """
@@ -49,7 +49,7 @@ def segments(picture: Picture, smallest: float) -> list[Mask]:
 
 
 def segment_anything(picture: Picture, model: str) -> list[Mask]:
-    """What Segment Anything (Kirillov et al., ICCV 2023) finds at a grid of points, best first, none twice (transformers)."""
+    """Asks Segment Anything (Kirillov et al., ICCV 2023; transformers) at a grid of points; masks best first, none twice."""
     answer = _generator(model)(_image(picture), points_per_batch=POINTS_A_SIDE**2, points_per_crop=POINTS_A_SIDE)
     return [np.asarray(mask, dtype=bool) for mask in answer["masks"]]
 

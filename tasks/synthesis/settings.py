@@ -1,4 +1,4 @@
-"""How change pairs are made, as pipelines.yaml asks for it."""
+"""Defines how change pairs are made, as pipelines.yaml asks for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Share = Annotated[float, Between(0, 1)]
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """How far prompt and query stand apart in geometry and light; each is drawn evenly from minus to plus the value."""
+    """The distance of prompt and query in geometry and light; each is drawn evenly from minus to plus the value."""
 
     __pydantic_config__ = STRICT
 
@@ -34,7 +34,7 @@ class AugmentationSettings:
 
 @dataclass(frozen=True)
 class ObjectSettings:
-    """Which objects of a photograph may appear, disappear or be exchanged."""
+    """The objects of a photograph that may appear, disappear or be exchanged."""
 
     __pydantic_config__ = STRICT
 

@@ -1,4 +1,4 @@
-"""The shards, their index and their overview: what synthesis writes, training reads and people look at.
+"""Defines the shards, their index and their overview: synthesis writes them, training reads them and people look at them.
 
 data/pairs/<pipeline>/00000.tar, …     the shards
 data/pairs/<pipeline>/pairs.parquet    one row a pair
@@ -95,7 +95,7 @@ class ShardReader:
             self._place = {member.name: (member.offset_data, member.size) for member in tar}
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file, for example `00000017.query.png`."""
+        """Reads the bytes of one file, for example `00000017.query.png`."""
         offset, size = self._place[name]
         with self.path.open("rb") as stream:
             stream.seek(offset)

@@ -1,4 +1,4 @@
-"""Synthesis in steps that can run anywhere, in any order: find what an earlier run left, make the other shards, finish.
+"""Synthesizes in steps that can run anywhere, in any order: find what an earlier run left, make the other shards, finish.
 
 A run works in a folder of its own, named after all that its bytes depend on, and hands the whole over at the end. One that was
 killed leaves its shards there, and the next of that name keeps those that are whole: a shard is, once its record is written.
@@ -44,7 +44,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Work:
-    """Where a run works: what will be handed over, and a record of each shard that is whole."""
+    """The folder of a run: what will be handed over, and a record of each shard that is whole."""
 
     folder: Path
 
@@ -61,7 +61,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Synthesized:
-    """What a run came to."""
+    """The counts of a synthesis."""
 
     pairs: int
     dropped: int
@@ -72,7 +72,7 @@ def shard_count(settings: SynthesisSettings) -> int:
 
 
 def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tuple[Work, list[int]]:
-    """The folder to work in, and the numbers of the shards that are not there yet. Throws away what other runs left."""
+    """Gives the folder to work in, and the numbers of the shards that are not there yet. Throws away what other runs left."""
     name = _name(settings, inputs)
     for other in checkpoints.glob("*"):
         if other.name != name:
@@ -124,7 +124,7 @@ def _clear(work: Work) -> None:
 
 
 def _images(table: Path) -> Sequence[str]:
-    """The pictures' paths, in the order of the file that sampling wrote; read once a process."""
+    """Gives the pictures' paths, in the order of the file that sampling wrote; read once a process."""
     return _read_images(table, table.stat().st_mtime_ns if table.is_file() else 0)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on as if it had never stopped."""
+"""Saves checkpoints: all that a training needs to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "checkpoint.pt"
 
 @dataclass
 class Progress:
-    """Where a training stands."""
+    """The progress of a training."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last log line
@@ -65,5 +65,5 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Everything but the frozen encoder."""
+    """Gives everything but the frozen encoder."""
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}

@@ -1,4 +1,4 @@
-"""What the courses of all detectors share: batches of examples in an order of the epoch's own, held-out examples, a model folder."""
+"""Holds what the courses of all detectors share: batches of examples in an order of the epoch's own, held-out examples, a model folder."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class DetectorCourse:
         self.settings = settings
 
     def order(self, epoch: int) -> list[int]:
-        """In which order an epoch takes its examples; drawn from the seed and the epoch alone."""
+        """Gives the order in which an epoch takes its examples; drawn from the seed and the epoch alone."""
         raise NotImplementedError
 
     def examples(self, epoch: int) -> Dataset[Any]:
         raise NotImplementedError
 
     def held_out(self) -> Dataset[Any] | None:
-        """Examples that are never trained on."""
+        """Gives the examples that are never trained on."""
         raise NotImplementedError
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """Full ones only. Raises BadInput if there is none."""
+        """Lists the full batches. Raises BadInput if there is none."""
         order, size = self.order(epoch), self.settings.batch_size
         if len(order) < size:
             raise BadInput(

@@ -1,4 +1,4 @@
-"""A model that was trained elsewhere, taken as it is."""
+"""Takes a model that was trained elsewhere as it is."""
 
 from __future__ import annotations
 

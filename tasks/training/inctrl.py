@@ -50,7 +50,7 @@ class PairEvidence:
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
-        """The same at every epoch. Batches of evidence, in the pairs' order."""
+        """Gives batches of evidence, in the pairs' order, the same at every epoch."""
         if self._evidence is None:
             device = best_device()
             self._evidence = []
@@ -85,7 +85,7 @@ class AuxiliaryEvidence:
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
-        """Batches of evidence, in the order of `labels`."""
+        """Gives batches of evidence, in the order of `labels`."""
         evidence = []
         for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
             rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
@@ -102,7 +102,7 @@ class AuxiliaryEvidence:
         return evidence
 
     def _prompts(self, rng: np.random.Generator, pool: Sequence[str], query: str) -> np.ndarray:
-        """Places in the pool."""
+        """Draws places in the pool."""
         others = [place for place, image in enumerate(pool) if image != query]
         return rng.choice(others, self.settings.shots, replace=False)
 

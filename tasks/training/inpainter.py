@@ -49,7 +49,7 @@ class InpainterCourse:
         self.steps = _Steps(settings, images, moments)
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """There is one epoch. A step's batch is drawn as a whole, from the step's number."""
+        """Lists the steps: there is one epoch. A step's batch is drawn as a whole, from the step's number."""
         return [[step] for step in range(self.settings.steps)]
 
     def examples(self, epoch: int) -> Dataset[Any]:
@@ -60,7 +60,7 @@ class InpainterCourse:
         return tuple(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
-        """The Huber loss of the residual in the hole."""
+        """Gives the Huber loss of the residual in the hole."""
         picture, mask, noise, moments = batch
         holes = Hole.of(picture, mask)
         wanted = holes.residual()
@@ -82,7 +82,7 @@ class InpainterCourse:
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """Of each step pictures Bx3xHxW in [-1, 1], masks Bx1xHxW, noise and moments of the diffusion."""
+    """The batches of every step: pictures Bx3xHxW in [-1, 1], masks Bx1xHxW, noise and moments of the diffusion."""
 
     def __init__(self, settings: InpainterSettings, images: Sequence[str], moments: int) -> None:
         self.settings = settings
@@ -123,5 +123,5 @@ def train_inpainter(
 
 
 def _warmed(step: int, steps: int) -> float:
-    """Up over WARM_UP steps, then down to 0 as a cosine."""
+    """Rises over WARM_UP steps, then falls to 0 as a cosine."""
     return min(1.0, (step + 1) / WARM_UP) * cosine(step, steps)

@@ -1,4 +1,4 @@
-"""The training log: a CSV that DVC plots. It holds nothing of the clock, so that equal runs have equal logs."""
+"""Writes the training log: a CSV that DVC plots. It holds nothing of the clock, so that equal runs have equal logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: any course, on any device, killed and gone on with as if nothing had been."""
+"""Trains any course, on any device, killed and gone on with as if nothing had been."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Batch = tuple[Tensor, ...]
 
 
 class Course(Protocol):
-    """What is trained, on what, what is wrong with it, and what is kept of it."""
+    """A course of training: what learns, from which examples, by which loss, and what is kept of it."""
 
     name: str
 
     @property
     def model(self) -> nn.Module:
-        """What learns."""
+        """The network that learns."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class Course(Protocol):
         ...
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """The places of each batch's examples; drawn from the seed and the epoch alone, so that an epoch can be gone on with."""
+        """Lists the places of each batch's examples; drawn from the seed and the epoch alone, so that an epoch can be gone on with."""
         ...
 
     def examples(self, epoch: int) -> Dataset[Any]: ...
@@ -59,7 +59,7 @@ class Course(Protocol):
         ...
 
     def measure(self, model: nn.Module, accelerator: Accelerator) -> float | None:
-        """The mean loss over examples that are never trained on; None if there are none."""
+        """Gives the mean loss over examples that are never trained on; None if there are none."""
         ...
 
     def save(self, folder: Path, model: nn.Module) -> None:
@@ -69,7 +69,7 @@ class Course(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a course is taken, and how often it is written down."""
+    """The pace at which a course is taken and written down."""
 
     epochs: int
     learning_rate: float
@@ -86,7 +86,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Examples:
-    """What a pipeline has to learn from."""
+    """The examples that a pipeline has to learn from."""
 
     pairs: Path
     """The folder of its change pairs."""
@@ -96,7 +96,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a training writes."""
+    """The folders that a training writes to."""
 
     model_folder: Path
     checkpoints: Path
@@ -104,7 +104,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to."""
+    """The outcome of a training."""
 
     steps: int
     loss: float  # mean of the last log line
@@ -119,12 +119,12 @@ def accelerator_for(precision: Literal["auto", "no", "bf16", "fp16"]) -> Acceler
 
 
 def begin(seed: int) -> None:
-    """To be called before a model is built: what starts at random in it, and the loop after it, come from the seed."""
+    """Seeds what follows; to be called before a model is built, as what starts at random in it counts too."""
     set_seed(seed)
 
 
 def pace_of(settings: TrainingSettings) -> Pace:
-    """The pace of a detector's training."""
+    """Gives the pace of a detector's training."""
     schedule = constant if settings.schedule == "constant" else cosine
     return Pace(settings.epochs, settings.learning_rate, settings.weight_decay, schedule, settings.log_every, settings.checkpoint_every)
 
@@ -134,7 +134,7 @@ def constant(step: int, steps: int) -> float:
 
 
 def cosine(step: int, steps: int) -> float:
-    """From 1 down to 0."""
+    """Falls from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
@@ -209,7 +209,7 @@ def fit(
 
 
 def _loader(course: Course, epoch: int, done: int, steps: int, accelerator: Accelerator, workers: int) -> Any:
-    """The batches of an epoch that are not taken yet, on the device."""
+    """Gives the batches of an epoch that are not taken yet, on the device."""
     readers = workers if accelerator.device.type != "cpu" else 0
     share = accelerator.num_processes
     return accelerator.prepare(

@@ -1,4 +1,4 @@
-"""Change pairs from shards, as tensors."""
+"""Reads change pairs from shards as tensors."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def split_pairs(folder: Path, held_out: float) -> tuple[list[PairRow], list[Pair
 
 
 def hashes(folder: Path) -> dict[str, Any]:
-    """The fingerprints of the index and of every shard."""
+    """Gives the fingerprints of the index and of every shard."""
     shards = dict.fromkeys(row.shard for row in read_index(folder))
     return {"pairs": sha256(folder / INDEX_NAME), "shards": {shard: sha256(folder / shard) for shard in shards}}

@@ -1,4 +1,4 @@
-"""How each detector is trained, as pipelines.yaml asks for it."""
+"""Defines how each detector is trained, as pipelines.yaml asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.common.bounds import STRICT, Between
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What every training has. The defaults are the MetaUAS paper's (arXiv 2505.09265, section 4.1)."""
+    """The settings of every training. The defaults are the MetaUAS paper's (arXiv 2505.09265, section 4.1)."""
 
     __pydantic_config__ = STRICT
 

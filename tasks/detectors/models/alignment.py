@@ -27,7 +27,8 @@ class FeatureAlignment(nn.Module):
             self.reduction = nn.Conv2d(channels, channels // 2, kernel_size=1)
 
     def forward(self, query: Tensor, prompts: Tensor) -> Tensor:
-        """query: BxCxhxw; prompts: KxCxhxw for all, or BxKxCxhxw. Each prompt's aligned features, BxKxCxhxw."""
+        """Aligns prompts to queries. query: BxCxhxw; prompts: KxCxhxw for all, or BxKxCxhxw. Gives each prompt's aligned features,
+        BxKxCxhxw."""
         shared = prompts.ndim == 4
         if self.mode == "none":
             return prompts[None].expand(len(query), -1, -1, -1, -1) if shared else prompts
@@ -41,7 +42,7 @@ class FeatureAlignment(nn.Module):
 
 
 def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
-    """BxKxNxd, BxKxMxd, BxKxMxC to BxKxNxC, without the NxM matrix in memory.
+    """Attends from BxKxNxd to BxKxMxd and gives BxKxMxC as BxKxNxC, without the NxM matrix in memory.
 
     The kernels that never hold the matrix want queries and values of one width, and are silently passed over where they are not;
     zeros after q and k change no product. A small matrix is held: that is faster than twice the products.
@@ -53,7 +54,7 @@ def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
 
 
 def hard(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
-    """As `soft`, but of each query position the one prompt position it matches best."""
+    """Takes for each query position the one prompt position that it matches best; shapes as in `soft`."""
     rows = max(1, MOST_PRODUCTS // offered[..., 0].numel())
     best = torch.cat([(part @ offered.mT).argmax(dim=-1, keepdim=True) for part in asked.split(rows, dim=2)], dim=2)
     return values.gather(2, best.expand(-1, -1, -1, values.shape[-1]))

@@ -51,14 +51,14 @@ class ClipEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """One embedding a text, NxD, not normalised."""
+        """Embeds texts: NxD, not normalised."""
         with torch.autocast(self.mean.device.type, enabled=False):
             return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
 
 
 class WindowEncoder(FrozenEncoder):
-    """What WinCLIP sees (Jeong et al., CVPR 2023, section 4.2): of a CLIP transformer the patch tokens of its last block, the embeddings
-    of all windows of 2x2 and of 3x3 patches, and the picture's embedding.
+    """The encoder of WinCLIP (Jeong et al., CVPR 2023, section 4.2): gives a CLIP transformer's patch tokens of its last block, the
+    embeddings of all windows of 2x2 and of 3x3 patches, and the picture's embedding.
 
     A window's embedding is the class token's after the whole transformer has seen the window's patches and nothing else.
     """
@@ -87,7 +87,7 @@ class WindowEncoder(FrozenEncoder):
         return [patches, *(self._windows(tokens, size) for size in WINDOWS), embedding]
 
     def _windows(self, tokens: Tensor, size: int) -> Tensor:
-        """tokens BxLxC before the transformer, the class token first. Embeddings BxDx(h-size+1)x(w-size+1)."""
+        """Embeds windows. tokens: BxLxC before the transformer, the class token first. Embeddings BxDx(h-size+1)x(w-size+1)."""
         visual: Any = self.network.visual
         members = windows(self.grid, size).to(tokens.device)
         count = members.shape[-1]
@@ -103,6 +103,6 @@ class WindowEncoder(FrozenEncoder):
 
 
 def windows(grid: tuple[int, int], size: int) -> Tensor:
-    """Which patches each window of size x size holds, windows in the order of their upper left patch: (size²)xW indices."""
+    """Gives the patches that each window of size x size holds, windows in the order of their upper left patch: (size²)xW indices."""
     patches = torch.arange(grid[0] * grid[1], dtype=torch.float64).view(1, 1, *grid)
     return F.unfold(patches, size)[0].long()

@@ -1,4 +1,4 @@
-"""What every detector is: image scores and anomaly maps of queries, held against normal prompts."""
+"""Defines a detector: it gives image scores and anomaly maps of queries, held against normal prompts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ANY_CATEGORY = "object"
 
 
 class Detector(nn.Module):
-    """Comparing goes in three steps, so that a caller with many episodes does each once: `remember` prompts, `relate` every query to
-    every prompt, `conclude` from some of the prompts. `score` does all three. A score depends on its query and prompts alone, whatever
-    else is in the batch, and not on the order of the prompts.
+    """A detector of anomalies. It compares in three steps, so that a caller with many episodes does each once: `remember` prompts, `relate`
+    every query to every prompt, `conclude` from some of the prompts. `score` does all three. A score depends on its query and prompts
+    alone, whatever else is in the batch, and not on the order of the prompts.
     """
 
     encoder: Encoder
@@ -26,26 +26,27 @@ class Detector(nn.Module):
     """Whether it makes anything of a category's name."""
 
     def remember(self, prompts: Features) -> Features:
-        """What comparing needs of prompts' features, Kx... each."""
+        """Keeps of prompts' features what comparing needs, Kx... each."""
         raise NotImplementedError
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Each query held against each prompt, BxKx... each; memory Kx... for all queries, or BxKx... ."""
+        """Holds each query against each prompt, BxKx... each; memory Kx... for all queries, or BxKx... ."""
         raise NotImplementedError
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Image scores B, and anomaly maps Bxhxw in [0, 1] on a grid of the detector's own.
+        """Gives image scores B, and anomaly maps Bxhxw in [0, 1] on a grid of the detector's own.
 
         relation: to all prompts that count, or [] where there are none. category: what the pictures show, for those who read.
         """
         raise NotImplementedError
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
-        """prompts Kx3xHxW in [0, 1] (and their features, if they are known already): what scoring against them needs, made once."""
+        """Makes once what scoring against prompts needs: Kx3xHxW in [0, 1], and their features if they are known already."""
         return self.remember(self.encoder(prompts) if features is None else features)
 
     def score(self, queries: Tensor, prompts: Tensor | Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """queries Bx3xHxW in [0, 1], prompts Kx3xHxW or what `memorise` made of them: image scores B, anomaly maps BxHxW in [0, 1]."""
+        """Scores queries Bx3xHxW in [0, 1] against prompts Kx3xHxW or what `memorise` made of them: image scores B, anomaly maps BxHxW in
+        [0, 1]."""
         features = self.encoder(queries)
         memory = self.memorise(prompts) if isinstance(prompts, Tensor) and len(prompts) else prompts
         relation = self.relate(features, memory) if isinstance(memory, list) and memory else []
@@ -56,7 +57,7 @@ class Detector(nn.Module):
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """maps Bxhxw to BxHxW, bilinear."""
+    """Resizes maps Bxhxw to BxHxW, bilinear."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]

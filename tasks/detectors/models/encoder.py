@@ -60,7 +60,7 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Features:
-        """images: Bx3xHxW in [0, 1]."""
+        """Encodes images Bx3xHxW in [0, 1]."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.features(((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
@@ -68,7 +68,7 @@ class FrozenEncoder(nn.Module):
         raise NotImplementedError
 
     def run(self, normalised: Tensor) -> Any:
-        """What the network gives, by its folded copy if there is one: 3 times as fast for the packaged encoder on a CPU."""
+        """Runs the network, by its folded copy if there is one: 3 times as fast for the packaged encoder on a CPU."""
         if not self._fast:
             self._fast = (self._fastest(normalised),)
         return self._fast[0](normalised)
@@ -122,7 +122,7 @@ class SmpEncoder(FrozenEncoder):
 
 
 def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:
-    """timm's tf_efficientnet_lite0 (Tan and Le, ICML 2019, in its Lite variant): 16, 24, 40, 112, 320 channels.
+    """Builds timm's tf_efficientnet_lite0 (Tan and Le, ICML 2019, in its Lite variant): 16, 24, 40, 112, 320 channels.
 
     weights: a classifier's state dict with the same tensors in the same order under any names; the head is left over. None leaves
     them at random. Raises ValueError if a tensor's shape does not fit.

@@ -1,4 +1,4 @@
-"""A frozen network computes faster with its batch normalisations folded into the convolutions before them."""
+"""Folds batch normalisations into the convolutions before them, so that a frozen network computes faster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pair = tuple[nn.Module, str, str]  # the module that holds both, the convolution
 
 
 def folded(network: nn.Module) -> nn.Module | None:
-    """A copy of a network in evaluation mode that gives the same, a convolution and its normalisation as one; None if it has no such.
+    """Copies a network in evaluation mode into one that gives the same, a convolution and its normalisation as one; None if it has no such.
 
     Which normalisation follows which convolution is read off the order they stand in, which nothing promises: whoever takes the copy
     must see that it does give the same.

@@ -37,7 +37,7 @@ class Head(nn.Module):
         self.input_norm = nn.BatchNorm1d(inputs).requires_grad_(False)
 
     def forward(self, values: Tensor) -> Tensor:
-        """values: BxN. Scores B in (0, 1)."""
+        """Gives scores B in (0, 1) of values BxN."""
         hidden = self.first_norm(self.first(values).relu())
         hidden = self.second_norm(self.second(hidden).relu())
         return self.last(hidden).sigmoid().squeeze(1)
@@ -64,7 +64,7 @@ class InCTRL(Detector):
             self.register_load_state_dict_post_hook(lambda _module, _keys: prior.forget())
 
     def forward(self, residual: Tensor, query: Tensor, prompts: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """residual BxN (the patches'), embeddings of the query BxD and of the prompts BxKxD, the text prior B (0 without texts).
+        """Judges residual BxN (the patches'), embeddings of the query BxD and of the prompts BxKxD, the text prior B (0 without texts).
 
         Final scores and image scores, B each, in (0, 1): s = (s_h + max residual) / 2, where s_h is the holistic head's word on
         the residuals with the image score and the prior added to every patch (equations 3 to 8).
@@ -74,35 +74,35 @@ class InCTRL(Detector):
         return 0.5 * (holistic + residual.amax(dim=1)), image
 
     def remember(self, prompts: Features) -> Features:
-        """The chosen stages' patches at unit length, KxCxhxw each, and the embeddings KxDx1x1."""
+        """Keeps the chosen stages' patches at unit length, KxCxhxw each, and the embeddings KxDx1x1."""
         return [*unit_patches(prompts, self.stages), embedding(prompts)[:, :, None, None]]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """For each stage and prompt every query patch's highest cosine, BxKxhxw, and the prompts' embeddings BxKxDx1x1."""
+        """Gives for each stage and prompt every query patch's highest cosine, BxKxhxw, and the prompts' embeddings BxKxDx1x1."""
         *banks, prompts = memory
         nearest = [nearest_cosine(query, bank) for query, bank in zip(unit_patches(queries, self.stages), banks, strict=True)]
         return [*nearest, prompts[None].expand(len(queries[0]), *prompts.shape) if prompts.ndim == 4 else prompts]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Image scores B, and anomaly maps Bxhxw: the patch residuals."""
+        """Gives image scores B, and anomaly maps Bxhxw: the patch residuals."""
         maps = residual_map(relation[:-1])
         scores, _image = self(*self.evidence(queries, relation, category))
         return scores, maps
 
     def evidence(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `forward` judges. The encoder is frozen, so for given pictures it never changes."""
+        """Gives what `forward` judges. The encoder is frozen, so for given pictures it never changes."""
         query = embedding(queries)
         prior = query.new_zeros(len(query)) if self.prior is None else self.prior(query, category)
         return residual_map(relation[:-1]).flatten(1), query, relation[-1].flatten(2), prior
 
 
 def embedding(features: Features) -> Tensor:
-    """The picture as one vector, BxD: the encoder's embedding, or the mean of its last map."""
+    """Gives the picture as one vector, BxD: the encoder's embedding, or the mean of its last map."""
     return features[-1].mean(dim=(-2, -1))
 
 
 def build_inctrl(encoder: Encoder, *, resolution: int, stages: Sequence[int] = (), prior: TextPrior | None = None) -> InCTRL:
-    """InCTRL for pictures of one resolution (pixels a side): the holistic head has an input a patch of the finest chosen stage.
+    """Builds InCTRL for pictures of one resolution (pixels a side): the holistic head has an input a patch of the finest chosen stage.
 
     stages: of the encoder's maps, counted from 1; none for the last three.
     """
@@ -113,6 +113,7 @@ def build_inctrl(encoder: Encoder, *, resolution: int, stages: Sequence[int] = (
 
 
 def binary_focal_loss(scores: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean of −(1 − p)^γ log p, p the probability given to the right label (Lin et al., ICCV 2017). scores in (0, 1), labels 0 or 1."""
+    """Gives the mean of −(1 − p)^γ log p, p the probability given to the right label (Lin et al., ICCV 2017). scores in (0, 1), labels 0 or
+    1."""
     right = torch.where(labels > 0.5, scores, 1.0 - scores).clamp_min(1e-7)
     return (-((1.0 - right) ** gamma) * right.log()).mean()

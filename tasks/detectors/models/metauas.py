@@ -34,22 +34,23 @@ class MetaUAS(Detector):
         self.fusion = fusion
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
-        """queries, prompts: Bx3xHxW in [0, 1], one prompt a query. Logits BxHxW, above 0 where the query differs."""
+        """Segments queries against prompts, both Bx3xHxW in [0, 1], one prompt a query. Gives logits BxHxW, above 0 where the query
+        differs."""
         features = self.encoder(queries)
         memory = [stage[:, None] for stage in self.remember(self.encoder(prompts))]
         return self.segment(features, self.relate(features, memory))
 
     def remember(self, prompts: Features) -> Features:
-        """The stages that are aligned, KxCxhxw each."""
+        """Keeps the stages that are aligned, KxCxhxw each."""
         return prompts[STAGES - len(self.alignments) : STAGES]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Each prompt aligned to each query, BxKxCxhxw a stage."""
+        """Aligns each prompt to each query, BxKxCxhxw a stage."""
         aligned = zip(self.remember(queries), memory, self.alignments, strict=True)
         return [alignment(query, prompts) for query, prompts, alignment in aligned]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Logits BxHxW; of several prompts the mean of their aligned features counts."""
+        """Gives logits BxHxW; of several prompts the mean of their aligned features counts."""
         plain = queries[: STAGES - len(self.alignments)]
         fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation, strict=True)]
         finest, stride = queries[0], self.encoder.strides[0]
@@ -64,7 +65,7 @@ class MetaUAS(Detector):
         return query + aligned if self.fusion == "add" else (query - aligned).abs()
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Image scores B and anomaly maps BxHxW; the score is the map's maximum."""
+        """Gives image scores B and anomaly maps BxHxW; the score is the map's maximum."""
         maps = self.segment(queries, relation).sigmoid()
         return maps.flatten(1).amax(dim=1), maps
 
@@ -78,7 +79,7 @@ def build_metauas(
     decoder: DecoderName = "unet",
     decoder_channels: Sequence[int] = (256, 128, 64, 64, 48),
 ) -> MetaUAS:
-    """MetaUAS; as in the paper, the last three stages are aligned, and query and aligned prompt concatenated.
+    """Builds MetaUAS; as in the paper, the last three stages are aligned, and query and aligned prompt concatenated.
 
     decoder_channels: of the U-Net, coarsest first. Raises ValueError if the encoder does not give five maps.
     """
@@ -97,7 +98,7 @@ def build_metauas(
 
 
 def _pyramid(stages: Features, size: Sequence[int]) -> Features:
-    """The stages at strides 2, 4, 8, 16 and 32 of a picture. A CNN's are; a transformer's, all of one grid, are resampled
+    """Brings the stages to strides 2, 4, 8, 16 and 32 of a picture. A CNN's are; a transformer's, all of one grid, are resampled
     (Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022)."""
     sizes = [tuple(-(-side // 2**level) for side in size) for level in range(1, STAGES + 1)]
     return [

@@ -27,7 +27,7 @@ class MetaUASPlus(Detector):
         return [*self.metauas.relate(queries, memory[:aligned]), *self.residual.relate(queries, memory[aligned:])]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Image scores B and anomaly maps BxHxW; the score is the map's maximum."""
+        """Gives image scores B and anomaly maps BxHxW; the score is the map's maximum."""
         aligned = len(self.metauas.alignments)
         _score, changed = self.metauas.conclude(queries, relation[:aligned])
         _score, residual = self.residual.conclude(queries, relation[aligned:])

@@ -49,42 +49,43 @@ class PatchResidual(Detector):
         return unit_patches(prompts, self.stages)
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """For each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw."""
+        """Gives for each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw."""
         return [nearest_cosine(query, bank) for query, bank in zip(unit_patches(queries, self.stages), memory, strict=True)]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
+        """Gives image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
         maps = residual_map(relation)
         return self._image_scores(maps.flatten(1)), maps
 
     def _image_scores(self, values: Tensor) -> Tensor:
-        """values: BxN, the maps' patches."""
+        """Scores pictures. values: BxN, the maps' patches."""
         highest = max(1, int(self.top_share * values.shape[1]))
         scores = values.topk(highest, dim=1).values.mean(dim=1)
         return scores - self.background * values.median(dim=1).values if self.background else scores
 
 
 def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
-    """The stages asked for, or the encoder's last three. Raises ValueError if it has no such stage."""
+    """Chooses the stages asked for, or the encoder's last three. Raises ValueError if it has no such stage."""
     if any(not 1 <= stage <= encoder.maps for stage in stages):
         raise ValueError(f"stages: numbers from 1 to {encoder.maps}, as many as the encoder gives maps, not {list(stages)}")
     return tuple(stages) or tuple(range(1, encoder.maps + 1))[-LAST_MAPS:]
 
 
 def unit_patches(features: Features, stages: Sequence[int]) -> Features:
-    """The chosen stages, each patch at unit length."""
+    """Gives the chosen stages, each patch at unit length."""
     return [F.normalize(features[stage - 1], dim=1) for stage in stages]
 
 
 def residual_map(relation: Features) -> Tensor:
-    """Of each stage's cosines BxKxhxw the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1]."""
+    """Turns each stage's cosines BxKxhxw into the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1]."""
     residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
     finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
     return torch.stack([upsample(map_, finest) for map_ in residuals]).mean(dim=0)
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
-    """One stage, vectors of unit length. query: BxCxhxw; prompts: KxCxhxw for all queries, or BxKxCxhxw. Cosines BxKxhxw."""
+    """Finds the nearest patches in one stage of vectors of unit length. query: BxCxhxw; prompts: KxCxhxw for all queries, or BxKxCxhxw.
+    Cosines BxKxhxw."""
     patches = query.flatten(2).mT  # BxNxC
     banks = prompts.flatten(-2)  # KxCxM, or BxKxCxM
     if banks.ndim == 3:
@@ -96,7 +97,7 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
 
 
 def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
-    """The highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length): N."""
+    """Finds the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length): N."""
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
     cosines = patches.new_empty(min(rows, len(patches)), bank.shape[-1])
     highest = patches.new_empty(len(patches))
@@ -107,7 +108,7 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
 
 
 def turned(pictures: Tensor, degrees: float) -> Tensor:
-    """Square pictures Bx3xHxW turned about their middle, mirrored at the rim; quarter turns move pixels and change none."""
+    """Turns square pictures Bx3xHxW about their middle, mirrored at the rim; quarter turns move pixels and change none."""
     quarters, rest = divmod(degrees, 90.0)
     if rest == 0.0:
         return pictures.rot90(int(quarters), dims=(-2, -1))

@@ -1,4 +1,4 @@
-"""Which prompt of a pool shows most nearly what the query shows: the class-agnostic protocol of MetaUAS (MetaUAS*)."""
+"""Finds the prompt of a pool that shows most nearly what the query shows: the class-agnostic protocol of MetaUAS (MetaUAS*)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.detectors.models.encoder import Features
 
 
 def most_similar(queries: Features, pool: Features) -> Tensor:
-    """For each query the index of the pool's picture whose last-stage features, averaged over positions, have the highest cosine.
+    """Finds for each query the index of the pool's picture whose last-stage features, averaged over positions, have the highest cosine.
 
     queries: BxCxhxw a stage; pool: KxCxhxw a stage. Indices B.
     """

@@ -1,4 +1,4 @@
-"""What an image-text model knows of normal and anomalous from words alone."""
+"""Asks an image-text model what is normal and what anomalous, by words alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEMPERATURE = 100.0  # CLIP's logit scale, at which it ends its training
 
 
 def sentences(category: str, *, natural: bool) -> tuple[list[str], list[str]]:
-    """The sentences for normal and for anomalous pictures of a category."""
+    """Writes the sentences for normal and for anomalous pictures of a category."""
     name = category.replace("_", " ").replace("-", " ")
     if natural:
         return [NATURAL[0].format(name)], [NATURAL[1].format(name)]
@@ -36,7 +36,7 @@ def sentences(category: str, *, natural: bool) -> tuple[list[str], list[str]]:
 
 
 class TextPrior:
-    """How anomalous a picture's embedding is by words alone; a category's sentences are embedded once."""
+    """Tells how anomalous a picture's embedding is by words alone; a category's sentences are embedded once."""
 
     def __init__(self, embed: Callable[[list[str]], Tensor], natural: Collection[str] = ()) -> None:
         """embed: texts to embeddings NxD. natural: categories of natural objects, which get one sentence each."""
@@ -45,18 +45,18 @@ class TextPrior:
         self._known: dict[str, Tensor] = {}
 
     def embeddings(self, category: str) -> Tensor:
-        """Mean of the normal and mean of the anomalous sentences' directions, 2xD, unit length."""
+        """Gives the mean of the normal and the mean of the anomalous sentences' directions, 2xD, unit length."""
         if category not in self._known:
             parts = [F.normalize(self.embed(texts), dim=1) for texts in sentences(category, natural=category in self.natural)]
             self._known[category] = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
         return self._known[category]
 
     def forget(self) -> None:
-        """To be called when the text tower's weights have changed."""
+        """Drops what was embedded; to be called when the text tower's weights have changed."""
         self._known.clear()
 
     def __call__(self, embedding: Tensor, category: str) -> Tensor:
-        """embedding: BxDx...; the probability of anomalous, Bx..., from the cosines with both means at temperature 100."""
+        """Gives the probability of anomalous, Bx..., of embedding BxDx..., from the cosines with both means at temperature 100."""
         known = self.embeddings(category).to(embedding.device)
         with torch.autocast(embedding.device.type, enabled=False):  # a hundredth of a cosine is 1 here
             cosines = torch.einsum("bd...,td->bt...", F.normalize(embedding.float(), dim=1), known)

@@ -29,15 +29,15 @@ class WinCLIP(Detector):
         self.stages = tuple(range(1, encoder.maps + 1))
 
     def remember(self, prompts: Features) -> Features:
-        """Patches, and windows of each size, at unit length."""
+        """Keeps patches, and windows of each size, at unit length."""
         return unit_patches(prompts, self.stages)
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """The highest cosine of every query patch and window with one of each prompt's of its size, BxKxhxw."""
+        """Gives the highest cosine of every query patch and window with one of each prompt's of its size, BxKxhxw."""
         return [nearest_cosine(query, bank) for query, bank in zip(self.remember(queries), memory, strict=True)]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Image scores B and anomaly maps Bxhxw on the patches' grid.
+        """Gives image scores B and anomaly maps Bxhxw on the patches' grid.
 
         By words: the harmonic mean over scales of each patch's windows and of the picture (section 4.2). With prompts: that and the
         mean over scales of the residuals, half each; the image score is half the words' and half the highest residual (section 4.3).
@@ -56,7 +56,7 @@ class WinCLIP(Detector):
 
 
 def harmonic(windows: Tensor, size: int) -> Tensor:
-    """Each patch's harmonic mean over the windows of size x size that hold it. Bx(h-size+1)x(w-size+1) to Bxhxw (equation 5)."""
+    """Gives each patch's harmonic mean over the windows of size x size that hold it. Bx(h-size+1)x(w-size+1) to Bxhxw (equation 5)."""
     ones = windows.new_ones(1, 1, size, size)
     inverse = F.conv_transpose2d(windows[:, None].clamp_min(LEAST).reciprocal(), ones)
     count = F.conv_transpose2d(torch.ones_like(windows[:1, None]), ones)

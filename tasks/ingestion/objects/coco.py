@@ -1,4 +1,4 @@
-"""COCO's instances (https://cocodataset.org/#format-data): polygons, and masks run-length encoded, compressed or not."""
+"""Reads COCO's instances (https://cocodataset.org/#format-data): polygons, and masks run-length encoded, compressed or not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.ingestion.objects.table import Annotated, Refused
 
 
 def read_coco(file: Path) -> Iterator[Annotated | Refused]:
-    """Every object of an instances file, in its order. Crowds are refused: they are many objects in one mask.
+    """Yields every object of an instances file, in its order. Crowds are refused: they are many objects in one mask.
 
     Raises BadInput if the file is not of that format.
     """

@@ -1,4 +1,4 @@
-"""A folder of mask PNGs: `<photograph>.png`, `<photograph>_<anything>.png`, or `<photograph>/<anything>.png`, at any depth.
+"""Reads a folder of mask PNGs: `<photograph>.png`, `<photograph>_<anything>.png`, or `<photograph>/<anything>.png`, at any depth.
 
 Where a mask holds several values each is an object (DAVIS and VOC label their objects so; VOC's 255, its border, is left out of
 palette pictures); where it holds one, each connected piece is.
@@ -20,7 +20,7 @@ BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc
 
 
 def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refused]:
-    """Every object of the PNGs in `folder`, in the order of their names. `stems`: the photographs' file names without suffix."""
+    """Yields every object of the PNGs in `folder`, in the order of their names. `stems`: the photographs' file names without suffix."""
     for file in sorted(folder.rglob("*.png"), key=os.fsencode):
         name = _photograph(file, folder, stems)
         try:
@@ -43,7 +43,7 @@ def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refu
 
 
 def _photograph(file: Path, folder: Path, stems: Container[str]) -> str:
-    """Which photograph a mask belongs to: by its whole name, by its folder's, or by the longest beginning that names one."""
+    """Finds the photograph that a mask belongs to: by its whole name, by its folder's, or by the longest beginning that names one."""
     parts = file.stem.split("_")
     beginnings = ["_".join(parts[:length]) for length in range(len(parts), 0, -1)]
     candidates = [file.stem, *([file.parent.name] if file.parent != folder else []), *beginnings]

@@ -1,4 +1,4 @@
-"""Open Images' segmentation masks (https://storage.googleapis.com/openimages/web/download_v7.html): a CSV and a folder of PNGs.
+"""Reads Open Images' segmentation masks (https://storage.googleapis.com/openimages/web/download_v7.html): a CSV and a folder of PNGs.
 
 The masks lie beside the CSV or anywhere under its folder, as unpacking their archives leaves them. Labels are machine identifiers;
 where the class descriptions (`*class-descriptions*.csv`) lie beside the CSV they become words.
@@ -20,7 +20,7 @@ NEEDED = ("MaskPath", "ImageID", "LabelName")
 
 
 def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
-    """Every object of a mask CSV, in its order. Raises BadInput if a column is missing."""
+    """Yields every object of a mask CSV, in its order. Raises BadInput if a column is missing."""
     words = {identifier: word for listing in sorted(file.parent.glob("*class-descriptions*.csv")) for identifier, word in _pairs(listing)}
     places = {mask.name: mask for mask in sorted(file.parent.rglob("*.png"))}
     with file.open(newline="", encoding="utf-8") as stream:

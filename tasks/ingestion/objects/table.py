@@ -1,4 +1,4 @@
-"""Where the objects of a dataset's photographs are: one row an object. What the objects stage writes and synthesis reads."""
+"""Defines the table of objects in a dataset's photographs, one row an object. The objects stage writes it and synthesis reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The datasets this project reads as they are distributed: for each its reader, terms and home."""
+"""Registers the datasets this project reads as they are distributed: for each its reader, terms and home."""
 
 from __future__ import annotations
 

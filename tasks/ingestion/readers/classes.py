@@ -1,4 +1,5 @@
-"""Datasets of classes, MNIST and CIFAR-10: every picture is normal of its class; a sampling protocol says which classes are anomalous.
+"""Reads datasets of classes, MNIST and CIFAR-10: every picture is normal of its class; a sampling protocol says which classes are
+anomalous.
 
 Packed ones are written out as PNG, a picture a file.
 """
@@ -29,7 +30,7 @@ SPLIT_FOLDERS = {"train": ("training", "train"), "test": ("testing", "test")}
 
 
 def mnist(source: DatasetFolder) -> Iterator[Item]:
-    """train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
+    """Reads train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
     for split, start in (("train", "train"), ("test", "t10k")):
         images, labels = (
             _either(source.folder, f"{start}-{kind}", f"{start}-{kind}".replace("-idx", ".idx"))
@@ -45,7 +46,7 @@ def mnist(source: DatasetFolder) -> Iterator[Item]:
 
 
 def cifar10(source: DatasetFolder) -> Iterator[Item]:
-    """The binary version (data_batch_1.bin, …), the Python one (data_batch_1, …, read without running anything in it), or folders
+    """Reads the binary version (data_batch_1.bin, …), the Python one (data_batch_1, …, read without running anything in it), or folders
     train/<class>/*.png, test/<class>/*.png."""
     for split, batches in CIFAR_BATCHES.items():
         present = [file for name in batches if (file := _either(source.folder, f"{name}.bin", name)) is not None]
@@ -67,13 +68,13 @@ def _class_folders(source: DatasetFolder, split: str) -> Iterator[Item]:
 
 
 def _either(folder: Path, *names: str) -> Path | None:
-    """The first of the names that is there, packed or not, in the folder or one down."""
+    """Finds the first of the names that exists, packed or not, in the folder or one down."""
     inside = [folder, *folders(folder)]
     return next((file for at in inside for name in names for file in (at / name, at / f"{name}.gz") if file.is_file()), None)
 
 
 def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
-    """An IDX file: pictures NxHxW, or labels N."""
+    """Reads an IDX file: pictures NxHxW, or labels N."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         dimensions = 3 if magic == IDX_IMAGES else 1
@@ -86,7 +87,7 @@ def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
 
 
 def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """Rows of one label and 3x32x32 bytes, red, green, blue."""
+    """Reads rows of one label and 3x32x32 bytes, red, green, blue."""
     content = np.fromfile(file, np.uint8)
     row = 1 + 3 * CIFAR_SIDE**2
     if not len(content) or len(content) % row:

@@ -1,4 +1,4 @@
-"""Datasets whose labels stand in names, in folders or in a list beside the pictures, all without a split of their own.
+"""Reads datasets whose labels stand in names, in folders or in a list beside the pictures, all without a split of their own.
 
 Where a protocol has to split the normal pictures, it is InCTRL's (arXiv 2403.06495, and its conversion scripts): a quarter of them
 is for testing, drawn by scikit-learn's train_test_split with random_state 42 from their order, which here is that of their names.
@@ -26,7 +26,7 @@ SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a 
 
 
 def split_normal(images: Sequence[Path]) -> dict[Path, str]:
-    """Which of the normal pictures train and which test."""
+    """Splits the normal pictures into those that train and those that test."""
     if len(images) < 2:
         return dict.fromkeys(images, "train")
     _train, test = train_test_split(list(images), test_size=TEST_SHARE, random_state=SPLIT_SEED)
@@ -41,7 +41,7 @@ def _labelled(normal: Sequence[Path], anomalous: Sequence[Path], category: str, 
 
 
 def elpv(source: DatasetFolder) -> Iterator[Item]:
-    """labels.csv: `images/cell0001.png  1.0  mono`, a picture, its defect probability, its crystal. Split as InCTRL's tables have it:
+    """Reads labels.csv: `images/cell0001.png  1.0  mono`, a picture, its defect probability, its crystal. Split as InCTRL's tables have it:
     normal are the cells of probability 0, 1,131 of them to train on and 377 to test; anomalous those of probability 1, 715; cells
     the experts were unsure of are left out."""
     labels = (
@@ -65,12 +65,12 @@ def elpv(source: DatasetFolder) -> Iterator[Item]:
 
 
 def yes_no(source: DatasetFolder) -> Iterator[Item]:
-    """BrainMRI as on Kaggle: no/ without a tumour, yes/ with one."""
+    """Reads BrainMRI as on Kaggle: no/ without a tumour, yes/ with one."""
     return _labelled(files(source.needs("no")), files(source.needs("yes")), source.name, "tumour")
 
 
 def head_ct(source: DatasetFolder) -> Iterator[Item]:
-    """labels.csv: id, hemorrhage; head_ct/000.png, once more in a folder of its name as Kaggle packs it."""
+    """Reads labels.csv: id, hemorrhage; head_ct/000.png, once more in a folder of its name as Kaggle packs it."""
     folder = next((at for at in ("head_ct/head_ct", "head_ct") if (source.folder / at / "000.png").is_file()), "head_ct")
     rows = []
     with source.needs("labels.csv").open(newline="", encoding="utf-8") as stream:
@@ -83,7 +83,7 @@ def head_ct(source: DatasetFolder) -> Iterator[Item]:
 
 
 def sdd2(source: DatasetFolder) -> Iterator[Item]:
-    """KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise; a picture whose mask marks nothing is normal."""
+    """Reads KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise; a picture whose mask marks nothing is normal."""
     for split in ("train", "test"):
         listed = files(source.needs(split))
         masks = {file.stem.removesuffix("_GT"): file for file in listed if file.stem.endswith("_GT")}
@@ -106,7 +106,7 @@ Boxes = Callable[[int, int], list[tuple[int, int, int, int]]]  # width and heigh
 
 
 def kolektor(source: DatasetFolder) -> Iterator[Item]:
-    """KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As InCTRL has it, every picture is cut across
+    """Reads KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As InCTRL has it, every picture is cut across
     into three, and a piece whose part of the label marks nothing is normal."""
     pairs = []
     for folder in folders(source.folder):
@@ -141,7 +141,7 @@ AITEX_DEFECTS = {
 
 
 def aitex(source: DatasetFolder) -> Iterator[Item]:
-    """Strips of 4096x256, cut to squares: NODefect_images/<fabric>/*.png are normal; of Defect_images/0001_002_00.png those squares
+    """Reads strips of 4096x256, cut to squares: NODefect_images/<fabric>/*.png are normal; of Defect_images/0001_002_00.png those squares
     are anomalous that Mask_images/0001_002_00_mask.png (or _mask1 and _mask2) marks, and the others left out, as InCTRL has it."""
     strips = [(file, f"{folder.name}_{file.stem}") for folder in folders(source.needs("NODefect_images")) for file in files(folder)]
     yield from _cut_normal(source, strips)
@@ -157,7 +157,7 @@ def aitex(source: DatasetFolder) -> Iterator[Item]:
 
 
 def _once_more(folder: Path) -> Path:
-    """Kaggle packs a folder in a folder of its name."""
+    """Finds the folder that Kaggle packs in a folder of its name."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
@@ -224,13 +224,13 @@ def _thirds(width: int, height: int) -> list[tuple[int, int, int, int]]:
 
 
 def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Side by side; what is left at the end, if it is half a square at least, counts as one."""
+    """Places squares side by side; what is left at the end, if it is half a square at least, counts as one."""
     lefts = range(0, width, height)
     return [(left, 0, min(left + height, width), height) for left in lefts if min(left + height, width) - left >= height // 2]
 
 
 def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
-    """What a list names and is not on disk, as rejected."""
+    """Passes items on; what a list names and is not on disk becomes a rejected one."""
     for item in items:
         if isinstance(item, Listed) and not item.image.is_file():
             yield Rejected(item.image, "the labels name it, and it is not there")

@@ -1,4 +1,4 @@
-"""Datasets that say what their files are in a table: VisA's CSV, Real-IAD's JSON, and a table of the user's own."""
+"""Reads datasets that say what their files are in a table: VisA's CSV, Real-IAD's JSON, and a table of the user's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, 
 
 
 def visa(source: DatasetFolder) -> Iterator[Item]:
-    """split_csv/1cls.csv: object, split, label, image, mask (Zou et al., ECCV 2022). Its pictures end in .JPG, capital or not."""
+    """Reads split_csv/1cls.csv: object, split, label, image, mask (Zou et al., ECCV 2022). Its pictures end in .JPG, capital or not."""
     table = source.needs("split_csv", "1cls.csv")
     for line, row in _csv(table, ("object", "split", "label", "image", "mask")):
         normal = row["label"] == "normal"
@@ -23,7 +23,7 @@ def visa(source: DatasetFolder) -> Iterator[Item]:
 
 
 def real_iad(source: DatasetFolder) -> Iterator[Item]:
-    """realiad_jsons/<category>.json beside the pictures' folder (Wang et al., CVPR 2024): train and test lists of image_path,
+    """Reads realiad_jsons/<category>.json beside the pictures' folder (Wang et al., CVPR 2024): train and test lists of image_path,
     anomaly_class (OK for normal) and mask_path, under meta.prefix."""
     folder = source.needs("realiad_jsons")
     listed = [file for file in (*files(folder), *files(folder / "realiad_jsons")) if file.suffix == ".json"]
@@ -43,7 +43,7 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
 
 
 def table(source: DatasetFolder) -> Iterator[Item]:
-    """A CSV or parquet file with the manifest's columns image, category, split, label, and optionally defect and mask.
+    """Reads a CSV or parquet file with the manifest's columns image, category, split, label, and optionally defect and mask.
 
     Paths are from the table's folder. The dataset's path is the table itself.
     """
@@ -65,7 +65,7 @@ def table(source: DatasetFolder) -> Iterator[Item]:
 
 
 def _named(source: DatasetFolder, table: Path, line: int, image: str, category: str, split: str, defect: str, mask: str | None) -> Item:
-    """A picture that a table names, if what it says stays within the dataset and is there."""
+    """Gives a picture that a table names, if what it says stays within the dataset and is there."""
     root = source.folder if source.folder.is_dir() else source.folder.parent
     for name in (image, *([mask] if mask else [])):
         path = PurePosixPath(name)
@@ -78,7 +78,7 @@ def _named(source: DatasetFolder, table: Path, line: int, image: str, category: 
 
 
 def _prefixed(source: DatasetFolder, prefix: str, path: str | None) -> str:
-    """Real-IAD's paths, from the dataset's folder: its pictures come in several sizes, each in a folder of that name."""
+    """Gives Real-IAD's paths, from the dataset's folder: its pictures come in several sizes, each in a folder of that name."""
     if not path:
         return ""
     parts = [PurePosixPath(*base, path) for base in ((prefix,), ("realiad_256", prefix), ("realiad_512", prefix), ("realiad_1024", prefix))]

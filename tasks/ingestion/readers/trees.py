@@ -1,4 +1,4 @@
-"""Datasets that are folders of folders: MVTec AD's layout (Bergmann et al., CVPR 2019), those that copied it, and plain photographs.
+"""Reads datasets that are folders of folders: MVTec AD's layout (Bergmann et al., CVPR 2019), those that copied it, and plain photographs.
 
 <folder>/[<category>/]train/good/*.png
 <folder>/[<category>/]test/good/*.png
@@ -76,7 +76,7 @@ class Tree:
                 yield Rejected(mask, "a mask for no picture")
 
     def _masks(self, folder: Path, file: Path) -> tuple[Path, ...]:
-        """Where the picture's masks are, or where one was looked for first; () for a category that has none at all."""
+        """Finds the picture's masks, or gives the first place where one should be; () for a category that has none at all."""
         if not folder.parent.is_dir():
             return ()
         if self.masks_in_folders:
@@ -86,7 +86,7 @@ class Tree:
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """The folder, if it holds pictures; else those of its folders that do, with or without a level called `images`, as the
+    """Finds the folder, if it holds pictures; else those of its folders that do, with or without a level called `images`, as the
     Describable Textures Dataset has it: <folder>/images/<class>/*.jpg."""
     nested = folders(folder / "images" if (folder / "images").is_dir() else folder)
     for group in ([folder], nested):
