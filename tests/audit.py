@@ -16,32 +16,32 @@ HASHES = r"^(requirements\.lock|dvc\.lock|.*\.dvc|data/models/.*)$"  # nothing b
 
 def vulnerabilities() -> bool:
     command = ["pip-audit", "--requirement", LOCK, "--require-hashes", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
-    came = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     try:
-        packages = json.loads(came.stdout)["dependencies"]
+        packages = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"pip-audit: {came.stderr.strip().splitlines()[-1] if came.stderr.strip() else 'gave nothing'}")
+        print(f"pip-audit: {result.stderr.strip().splitlines()[-1] if result.stderr.strip() else 'gave nothing'}")
         return False
     looked_up = [package for package in packages if "skip_reason" not in package]
-    found = [(package, item) for package in looked_up for item in package["vulns"] if item["id"] not in ACCEPTED]
-    for package, item in found:
+    known = [(package, item) for package in looked_up for item in package["vulns"] if item["id"] not in ACCEPTED]
+    for package, item in known:
         fixed = ", ".join(item["fix_versions"]) or "no version yet"
         print(f"{package['name']} {package['version']}: {item['id']}, mended in {fixed}")
-    print(f"pip-audit: {len(looked_up)} of {len(packages)} packages looked up, {len(found)} known vulnerabilities")
+    print(f"pip-audit: {len(looked_up)} of {len(packages)} packages looked up, {len(known)} known vulnerabilities")
     if not looked_up:
         print("pip-audit: the service that lists vulnerabilities could not be asked from here, so this says nothing")
-    return not found
+    return not known
 
 
 def secrets() -> bool:
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     command = ["detect-secrets-hook", "--exclude-files", HASHES, *(file for file in files if file and (ROOT / file).is_file())]
-    came = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    places = [line.partition("Location:")[2].strip() for line in came.stdout.splitlines() if line.startswith("Location:")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    places = [line.partition("Location:")[2].strip() for line in result.stdout.splitlines() if line.startswith("Location:")]
     for place in places:
         print(f"{place}: looks like a secret; if it is none, end the line with # pragma: allowlist secret")
     print(f"detect-secrets: {len(files) - 1} files, {len(places)} found")
-    return came.returncode == 0
+    return result.returncode == 0
 
 
 if __name__ == "__main__":

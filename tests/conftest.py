@@ -19,7 +19,7 @@ import pytest
 import skimage.data
 import yaml
 from PIL import Image
-from servers import prefect_server
+from servers import ask, prefect_server
 
 from flows.plan import write_plan
 from tasks.common import stopping
@@ -64,8 +64,8 @@ def api_of_retrained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def retrained(tmp_path_factory: pytest.TempPathFactory, api_of_retrained: str) -> Path:
     """A project whose small pipeline was retrained once, committed. Not to be changed: `copied` gives a copy that can be."""
     folder = make_project(tmp_path_factory.mktemp("run") / "project")
-    came = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api_of_retrained)
-    assert came.returncode == 0, came.stdout + came.stderr
+    result = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api_of_retrained)
+    assert result.returncode == 0, result.stdout + result.stderr
     commit(folder)
     return folder
 
@@ -77,18 +77,19 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
     top = tmp_path_factory.mktemp("team")
     with prefect_server(top / "prefect") as url:
-        made = Team(top, url, {"pool": "machines", "tags": ["line-3"]}, [str(top / "remote")])
-        came = run(made.project, "changepair", "deploy", PREFECT_API_URL=url)
-        assert came.returncode == 0 and "created: work pool machines" in came.stdout, came.stdout + came.stderr
-        made.run_by_a_worker()
-        made.second = made.change()
-        made.run_by_a_worker()
-        yield made
+        team = Team(top, url, {"pool": "machines", "tags": ["line-3"]}, [str(top / "remote")])
+        result = run(team.project, "changepair", "deploy", PREFECT_API_URL=url)
+        assert result.returncode == 0 and "created: work pool machines" in result.stdout, result.stdout + result.stderr
+        team.run_by_a_worker()
+        team.second = team.change()
+        team.run_by_a_worker()
+        team.runs = ask(url, "flow_runs")
+        yield team
 
 
 @pytest.fixture
 def polite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process remembers SIGTERM, as a stage does, until the test has ended."""
+    """Makes this process remember SIGTERM, as a stage does, until the test has ended."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(stopping, "_asked", threading.Event())
     with stopping.on_sigterm():
@@ -260,7 +261,7 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
 
 
 def make_places(manifests: Path) -> Places:
-    """Where ingestion writes, beside a folder of manifests."""
+    """Gives the folders that ingestion writes to, beside a folder of manifests."""
     return Places(manifests.parent / "pictures", manifests, manifests.parent / "checkpoints")
 
 
@@ -303,7 +304,7 @@ def scored(contenders: list[Contender], files: EpisodeFiles, folder: Path, batch
 
 
 def make_inpainter(folder: Path) -> Path:
-    """What the inpainter stage leaves, with a small model of our own that has learnt nothing yet: it paints a smooth fill."""
+    """Writes what the inpainter stage leaves, with a small model of our own that has learnt nothing yet: it paints a smooth fill."""
     import torch
 
     from tasks.inpainting.crop_pipeline import new_pipeline

@@ -26,7 +26,7 @@ def inctrl(tensors: Mapping[str, Tensor], query: Tensor, prompts: Tensor, texts:
         tensors, "diff_head_ref", torch.stack([adapter(tensors, own) for own, _layers in others]).mean(dim=0) - adapter(tensors, token)
     )
     means = [
-        F.normalize(torch.stack([F.normalize(text_tower(tensors, said), dim=0) for said in side]).mean(dim=0), dim=0) for side in texts
+        F.normalize(torch.stack([F.normalize(text_tower(tensors, texts), dim=0) for texts in side]).mean(dim=0), dim=0) for side in texts
     ]
     prior = (100 * torch.stack(means) @ F.normalize(token, dim=0)).softmax(dim=0)[1]
     holistic = head(tensors, "diff_head", residual + image + prior)

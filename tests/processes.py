@@ -30,7 +30,7 @@ def started(folder: Path, *command: str, log: str = "output.log", **environment:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """As a power cut would: the process and all that it started."""
+    """Kills a process and all that it started, as a power cut would."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -75,13 +75,13 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 def ask(url: str, what: str) -> list[dict[str, Any]]:
     """Everything the API has of `what`: flow_runs, task_runs, artifacts, flows."""
-    found: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     while True:
-        answer = httpx.post(f"{url}/{what}/filter", json={"limit": 200, "offset": len(found)}, timeout=30)
+        answer = httpx.post(f"{url}/{what}/filter", json={"limit": 200, "offset": len(items)}, timeout=30)
         answer.raise_for_status()
-        found += answer.json()
+        items += answer.json()
         if len(answer.json()) < 200:
-            return found
+            return items
 
 
 def own_work(url: str) -> float:

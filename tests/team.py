@@ -34,27 +34,29 @@ class Team:
         content["datasets"]["folders"]["parts"]["path"] = str(top / "parts")  # type: ignore[index]
         write_pipelines(self.project, content)
         for command in (["dvc", "remote", "add", "--default", "store", remote[0]], *remote[1:]):
-            came = run(self.project, *(command if isinstance(command, list) else command.split()))
-            assert came.returncode == 0, came.stderr
+            result = run(self.project, *(command if isinstance(command, list) else command.split()))
+            assert result.returncode == 0, result.stderr
         self.second = ""
+        self.runs: list[dict[str, Any]] = []
+        """The flow runs on the server after the two that the fixture makes: tests, in whatever order, make more."""
         self.first = commit(self.project, "the project")
         subprocess.run(["git", "clone", "--quiet", "--bare", str(self.project), str(self.origin)], check=True)
         git(self.project, "remote", "add", "origin", str(self.origin))
 
     def scheduled(self, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A run of the flow, in a process of its own as a worker starts it."""
+        """Runs the flow in a process of its own as a worker starts it."""
         parameters = {"pipeline": "small", "repository": str(self.origin), "workspaces": str(self.workspaces), "remote_timeout": 60}
         parameters |= json.loads(environment.pop("parameters", "{}"))
         return run(self.top, "python", "-c", SCHEDULED, json.dumps(parameters), **{"PYTHONPATH": str(self.project), **environment})
 
     def state(self) -> str:
-        """Of the newest run, with its message."""
-        mine = [item for item in ask(self.api, "flow_runs") if item["name"].startswith("small at ")]
-        newest = max(mine, key=lambda item: item["created"])
+        """Gives the state of the newest run, with its message."""
+        scheduled_runs = [item for item in ask(self.api, "flow_runs") if item["name"].startswith("small at ")]
+        newest = max(scheduled_runs, key=lambda item: item["created"])
         return f"{newest['state']['name']}: {newest['state']['message']}"
 
     def reproduce(self, revision: str) -> str:
-        """What `dvc repro` says in a new clone of that revision, with nothing but the remote."""
+        """Gives what `dvc repro` prints in a new clone of that revision, with nothing but the remote."""
         folder = self.top / f"again-{revision.replace('/', '-')}"
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run(["git", "clone", "--quiet", str(self.origin), str(folder)], check=True)
@@ -64,20 +66,20 @@ class Team:
         return run(folder, "dvc", "repro").stdout
 
     def run_by_a_worker(self) -> None:
-        """A run of the deployment, by a worker of its pool that is started for it."""
+        """Runs the deployment by a worker of its pool that is started for it."""
         with started(self.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=self.api) as worker:
             asked = run(self.project, "prefect", "deployment", "run", "scheduled/small", "--watch", PREFECT_API_URL=self.api)
             assert asked.returncode == 0, asked.stdout + asked.stderr + (self.project / "output.log").read_text(errors="replace")
             assert worker.poll() is None
 
     def change(self, old: str = "evaluation:\n      resolution: 64", new: str = "evaluation:\n      resolution: 48") -> str:
-        """A new revision in which pipelines.yaml says something else, the evaluation if nothing is said; gives its commit."""
+        """Makes a new revision in which pipelines.yaml says something else, the evaluation if nothing is said; gives its commit."""
         file = self.project / "pipelines.yaml"
         assert old in file.read_text()
         file.write_text(file.read_text().replace(old, new))
-        made = commit(self.project, "changed")
+        revision = commit(self.project, "changed")
         git(self.project, "push", "--quiet", "origin", "main")
-        return made
+        return revision
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -124,20 +124,20 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"a": Payload()}))
     torch.save({"epoch": 3}, tmp_path / "odd.ckpt")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    for name, told in (
+    for name, message in (
         ("evil.ckpt", "not readable"),
         ("old.ckpt", "not readable"),
         ("odd.ckpt", "something else"),
         ("cut.safetensors", "not readable"),
     ):
-        with pytest.raises(BadInput, match=f"{name}: .*{told}"):
+        with pytest.raises(BadInput, match=f"{name}: .*{message}"):
             import_checkpoint("metauas", tmp_path / name, tmp_path / "model")
     assert capsys.readouterr().out == ""
 
 
 def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path, tmp_path: Path) -> None:
-    came = run(ROOT, "changepair", "import", "metauas", str(published_metauas), "--out", str(tmp_path / "model"))
-    assert came.returncode == 0 and came.stdout.startswith("832 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
+    result = run(ROOT, "changepair", "import", "metauas", str(published_metauas), "--out", str(tmp_path / "model"))
+    assert result.returncode == 0 and result.stdout.startswith("832 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.ckpt")
     wrong = run(ROOT, "changepair", "import", "metauas", str(tmp_path / "other.ckpt"), "--out", str(tmp_path / "other"))
     assert wrong.returncode == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What stands in deploy/: pinned, watched, without default passwords, and in step with the project."""
+"""deploy/ is pinned, watched, without default passwords, and in step with the project."""
 
 from __future__ import annotations
 

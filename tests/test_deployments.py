@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_deployed(api: str) -> None:
-    """What the test before left on the server is gone."""
+    """Takes away what the test before left on the server."""
     for item in ask(api, "deployments"):
         httpx.delete(f"{api}/deployments/{item['id']}", timeout=30).raise_for_status()
     for limit in httpx.post(f"{api}/v2/concurrency_limits/filter", json={}, timeout=30).json():
@@ -51,24 +51,24 @@ def settings(folder: Path, *, enabled: tuple[str, ...] = ("small",), runs: dict[
 
 
 def deployed(folder: Path, api: str) -> list[str]:
-    came = run(folder, "changepair", "deploy", PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stderr
-    return came.stdout.splitlines()
+    result = run(folder, "changepair", "deploy", PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
 
 
 def of(api: str, name: str) -> dict[str, Any]:
-    found = {item["name"]: item for item in ask(api, "deployments")}
-    return found[name]
+    deployments = {item["name"]: item for item in ask(api, "deployments")}
+    return deployments[name]
 
 
 def test_deploy_makes_one_of_each_enabled_pipeline_and_says_what_it_did(project: Path, api: str) -> None:
     settings(project, runs={"tags": ["line-3"], "gpus": 2}, schedule={"cron": "0 3 * * 1", "timezone": "Europe/Berlin"})
     assert deployed(project, api) == ["GPU stages: 2 at a time", "created: small, 0 3 * * 1 (Europe/Berlin)"]
-    there = of(api, "small")
-    assert [item["schedule"]["cron"] for item in there["schedules"]] == ["0 3 * * 1"]
-    assert there["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin" and set(there["tags"]) == {"changepair", "line-3"}
-    assert there["parameters"]["pipeline"] == "small" and there["parameters"]["repository"] == str(project)
-    assert there["concurrency_limit"] == 1 or there["global_concurrency_limit"]["limit"] == 1
+    deployment = of(api, "small")
+    assert [item["schedule"]["cron"] for item in deployment["schedules"]] == ["0 3 * * 1"]
+    assert deployment["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin" and set(deployment["tags"]) == {"changepair", "line-3"}
+    assert deployment["parameters"]["pipeline"] == "small" and deployment["parameters"]["repository"] == str(project)
+    assert deployment["concurrency_limit"] == 1 or deployment["global_concurrency_limit"]["limit"] == 1
     assert deployed(project, api) == ["unchanged: small, 0 3 * * 1 (Europe/Berlin)"]
 
 
@@ -95,8 +95,8 @@ def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, 
     settings(stranger, enabled=("other", "small"), runs={"gpus": 4})
     refused = run(stranger, "changepair", "deploy", PREFECT_API_URL=api)
     assert refused.returncode == 2 and refused.stdout == ""
-    told = f"changepair: pipelines.small: the server has a deployment of that name, of {project}, not of {stranger}; "
-    assert refused.stderr.splitlines()[-1].startswith(told)
+    message = f"changepair: pipelines.small: the server has a deployment of that name, of {project}, not of {stranger}; "
+    assert refused.stderr.splitlines()[-1].startswith(message)
     assert of(api, "small")["parameters"]["repository"] == str(project)
     settings(stranger, enabled=())
     assert deployed(stranger, api) == ["removed: other"]
@@ -114,14 +114,14 @@ def test_a_server_with_more_deployments_than_it_gives_at_once_is_asked_again(
 
 
 def test_without_a_server_deploy_says_where_one_comes_from(project: Path) -> None:
-    came = run(project, "changepair", "deploy")
-    assert came.returncode == 2 and "`changepair ui`" in came.stderr.splitlines()[-1]
+    result = run(project, "changepair", "deploy")
+    assert result.returncode == 2 and "`changepair ui`" in result.stderr.splitlines()[-1]
 
 
 def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: str) -> None:
     settings(project, runs={"repository": "https://someone:hunter2secret@example.org/parts.git"})  # pragma: allowlist secret
-    came = run(project, "changepair", "deploy", PREFECT_API_URL=api)
-    assert came.returncode == 2 and "password" in came.stderr and "hunter2secret" not in came.stdout + came.stderr
+    result = run(project, "changepair", "deploy", PREFECT_API_URL=api)
+    assert result.returncode == 2 and "password" in result.stderr and "hunter2secret" not in result.stdout + result.stderr
 
 
 @pytest.mark.slow

@@ -111,12 +111,12 @@ def test_a_window_is_what_the_transformer_sees_of_its_patches_alone(tmp_path: Pa
     images = torch.rand(2, 3, 64, 64)
     patches, small, large, whole = encoder(images)
     tokens = visual._embeds((images - clip.mean) / clip.std)
-    for size, found in ((2, small), (3, large)):
+    for size, maps in ((2, small), (3, large)):
         for top in range(4 - size + 1):
             for left in range(4 - size + 1):
                 chosen = [0] + [1 + 4 * (top + y) + left + x for y in range(size) for x in range(size)]
                 alone = visual.ln_post(visual.transformer(tokens[:, chosen]))[:, 0] @ visual.proj
-                assert torch.allclose(found[:, :, top, left], alone, atol=1e-5)
+                assert torch.allclose(maps[:, :, top, left], alone, atol=1e-5)
     assert torch.allclose(whole[:, :, 0, 0], visual(tokens_of(images, clip)), atol=1e-5)
     assert patches.shape == (2, 32, 4, 4)
 
@@ -142,8 +142,8 @@ def tokens_of(images: torch.Tensor, clip: ClipEncoder) -> torch.Tensor:
         (EncoderSettings("smp", "efficientnet-b9", "model"), 64, "encoder efficientnet-b9: segmentation_models_pytorch has none; did you"),
     ],
 )
-def test_what_is_wrong_with_an_encoder_is_told(settings: EncoderSettings, resolution: int, told: str) -> None:
-    with pytest.raises(BadInput, match=told) as caught:
+def test_what_is_wrong_with_an_encoder_is_told(settings: EncoderSettings, resolution: int, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
         build_encoder(settings, resolution)
     assert "\n" not in str(caught.value)
 
@@ -172,9 +172,11 @@ def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
         (WinCLIPSettings(encoder=EncoderSettings("open_clip", "RN50", "model")), "windows need one of open_clip's own transformers"),
     ],
 )
-def test_an_encoder_of_no_use_to_a_detector_is_told(detector: PatchResidualSettings | MetaUASSettings | WinCLIPSettings, told: str) -> None:
+def test_an_encoder_of_no_use_to_a_detector_is_told(
+    detector: PatchResidualSettings | MetaUASSettings | WinCLIPSettings, message: str
+) -> None:
     encoder = build_encoder(detector.encoder, 64)
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         build_detector(detector, encoder)
 
 
@@ -201,9 +203,9 @@ def test_a_folded_network_gives_what_the_network_gives() -> None:
                     state[part] = torch.rand_like(tensor) + 0.5
             encoder.load_state_dict({f"network.{part}": tensor for part, tensor in state.items()})
             plain = encoder.network((images - encoder.mean) / encoder.std)
-            found = encoder(images)
+            maps = encoder(images)
             assert encoder._fast[0] is not encoder.network
-            for a, b in zip(plain, found, strict=True):
+            for a, b in zip(plain, maps, strict=True):
                 assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
         assert encoder.to("cpu")._fast == ()
         assert not any("_fast" in part for part in encoder.state_dict())

@@ -107,9 +107,9 @@ def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Con
     episodes = read_episodes(files.episodes)
     for name, folder in scored(contenders, files, tmp_path / "scores", batch_size).items():
         contender = next(item for item in contenders if item.name == name)
-        found = list(read_scored(folder))
-        assert [item.number for item in found] == list(range(len(episodes)))
-        for item in found:
+        items = list(read_scored(folder))
+        assert [item.number for item in items] == list(range(len(episodes)))
+        for item in items:
             episode = episodes[item.number]
             assert len(item.scores) == len(episode.queries[: contender.queries])
             if episode.category == "stones":
@@ -118,7 +118,7 @@ def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Con
 
 
 def test_a_detector_scored_along_is_found_scored(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
-    """In one pass with another, and its artifact made later, with an encoder that must not be asked."""
+    """One is scored in one pass with another, and its artifact made later, with an encoder that must not be asked."""
     apart = scored(contenders, files, tmp_path / "apart")
     again = [replace(contender, work=Work(tmp_path / "along" / contender.name)) for contender in contenders]
     patch, metauas = again
@@ -206,8 +206,8 @@ def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles,
 
 def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
     folders = scored(contenders, files, tmp_path / "scores")
-    found = measured(folders, files)
-    results = results_of(found, protocols_of(files.episodes))
+    every = measured(folders, files)
+    results = results_of(every, protocols_of(files.episodes))
     write_results(tmp_path, results)
     assert json.loads((tmp_path / "metrics.json").read_text()) == results.metrics
     assert set(results.metrics["parts"]) == {"patch-residual", "metauas"} and set(results.metrics["parts"]["metauas"]) == {
@@ -236,7 +236,7 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
     again = roc_auc_score([row["label"] for row in first], [row["score"] for row in first])
     of_first = next(
         item
-        for item in found
+        for item in every
         if item.detector == "patch-residual"
         and (item.episode.category, item.episode.protocol, item.episode.shots, item.episode.seed) == ("bricks", "class-specific", 1, 0)
     )
@@ -250,7 +250,7 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         np.mean(
             [
                 item.shared["image_auroc"].value
-                for item in found
+                for item in every
                 if (item.detector, item.episode.protocol, item.episode.shots) == (name, "class-specific", 1)
             ]
         )
@@ -301,9 +301,9 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(
     ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
     sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     folders = scored(contenders, files, tmp_path / "scores")
-    found = measured(folders, files)
-    assert all(set(item.figures) == set(FIGURES[:3]) for item in found)
-    assert all(row["pixel_auroc"] == "" for row in table(figure_rows(found)))
+    every = measured(folders, files)
+    assert all(set(item.figures) == set(FIGURES[:3]) for item in every)
+    assert all(row["pixel_auroc"] == "" for row in table(figure_rows(every)))
     [gallery] = galleries_of(folders, files, 2)
     assert len(gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in gallery.overlays)
 
@@ -315,18 +315,18 @@ def measured_as(detector: str, category: str, seed: int, **figures: float) -> Me
 
 
 def test_a_figure_is_the_mean_over_categories_and_its_spread_over_seeds() -> None:
-    found = [
+    every = [
         measured_as("metauas", category, seed, image_auroc=value)
         for category, seed, value in (("a", 0, 0.5), ("b", 0, 0.7), ("a", 1, 0.9), ("b", 1, 0.7))
     ]
-    overall, first, second = figure_rows(found)
+    overall, first, second = figure_rows(every)
     assert (overall.category, overall.mean, overall.std, overall.seeds, overall.queries) == (ALL, 0.7, 0.1, 2, 8)
     assert (first.category, first.mean, second.category, second.mean) == ("a", 0.7, "b", 0.7)
 
 
 def test_a_figure_some_categories_lack_is_the_mean_over_those_that_have_it() -> None:
-    found = [measured_as("metauas", "a", 0, image_auroc=0.5, pixel_auroc=0.9), measured_as("metauas", "b", 0, image_auroc=0.7)]
-    rows = {(row.category, row.figure): row.mean for row in figure_rows(found)}
+    every = [measured_as("metauas", "a", 0, image_auroc=0.5, pixel_auroc=0.9), measured_as("metauas", "b", 0, image_auroc=0.7)]
+    rows = {(row.category, row.figure): row.mean for row in figure_rows(every)}
     assert rows == {
         (ALL, "image_auroc"): 0.6,
         (ALL, "pixel_auroc"): 0.9,
@@ -355,8 +355,8 @@ def test_without_prompts_only_a_detector_that_needs_none_is_measured(
     counted = {(item.detector, item.episode.shots) for item in measured(folders, files)}
     rows = read_scores(folders["winclip"]).to_pylist()
     assert counted == {("winclip", 0), ("winclip", 1), ("patch-residual", 1), ("metauas", 1)}
-    told = {(row["protocol"], row["image"]): row["score"] for row in rows if row["shots"]}
-    assert any(told["class-specific", image] != told["class-agnostic", image] for _protocol, image in told)
+    scores = {(row["protocol"], row["image"]): row["score"] for row in rows if row["shots"]}
+    assert any(scores["class-specific", image] != scores["class-agnostic", image] for _protocol, image in scores)
     with torch.inference_mode():
         image = episodes[0].queries[0]
         alone = winclip.detector.score(read_tensors([image], 64, CPU), [], episodes[0].category)[0]
@@ -390,8 +390,8 @@ def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, c
     settings = SamplingSettings(shots=(2,), seeds=(0,), protocols=("one-vs-all",))
     sample(settings, Use(("other",), ("parts",)), manifests=files.episodes.parent.parent / "manifests", files=files)
     folders = scored(contenders[:1], files, tmp_path / "scores")
-    found = measured(folders, files)
-    assert {item.episode.category for item in found} == {"bricks", "stones"} and all(item.queries == 8 for item in found)
+    every = measured(folders, files)
+    assert {item.episode.category for item in every} == {"bricks", "stones"} and all(item.queries == 8 for item in every)
     rows = [row for row in read_scores(folders["patch-residual"]).to_pylist() if row["category"] == "bricks"]
     assert all(row["label"] == 1 for row in rows if "/stones/" in row["image"]) and sum(row["label"] == 0 for row in rows) == 2
-    assert min(item.figures["image_auroc"].value for item in found) > 0.8
+    assert min(item.figures["image_auroc"].value for item in every) > 0.8

@@ -1,4 +1,4 @@
-"""What goes wrong in the world, made to go wrong: nothing made is lost or half-written, the next run ends with the same artifacts, and the
+"""Faults, made to happen: nothing made is lost or half-written, the next run ends with the same artifacts, and the
 user is told in one line. docs/pages/reliability.md lists these."""
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def longer() -> dict[str, Any]:
 def artifacts(folder: Path) -> dict[str, str]:
     """path -> md5 of every out, as dvc.lock has them; each is there, and nothing is half-written."""
     stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    found = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-    assert all((folder / path).exists() for path in found)
+    hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    assert all((folder / path).exists() for path in hashes)
     assert not list((folder / "data").rglob("*.partial"))
-    return found
+    return hashes
 
 
 def journal(folder: Path) -> dict[str, Any]:
-    """Of the newest run."""
+    """Reads the journal of the newest run."""
     files = sorted((folder / "data/runs/small").glob("*.json"), key=lambda file: int(file.stem))
     return json.loads(files[-1].read_text()) if files else {"number": 0, "stages": []}
 
 
 def at_work(folder: Path, stage: str, after: int) -> bool:
-    """Whether a run later than number `after` is in that stage."""
+    """Tells whether a run later than number `after` is in that stage."""
     now = journal(folder)
     return now["number"] > after and any(item["name"] == stage and item["state"] == "Running" for item in now["stages"])
 
@@ -78,8 +78,8 @@ def forget(folder: Path) -> None:
 
 
 def retrained(folder: Path, api: str) -> None:
-    came = run(folder, *RETRAIN, PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
+    result = run(folder, *RETRAIN, PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +90,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, api: str) -> Made:
 
 
 def stage_processes(folder: Path) -> list[int]:
-    """Those that run a stage of the project."""
+    """Lists the processes that run a stage of the project."""
     import psutil
 
-    found = []
+    names = []
     for process in psutil.process_iter():
         try:
             if process.cmdline()[1:2] == ["-m"] and process.cmdline()[2].startswith("flows.") and process.cwd() == str(folder):
-                found.append(process.pid)
+                names.append(process.pid)
         except (psutil.Error, IndexError):
             continue
-    return found
+    return names
 
 
 def test_killed_in_each_stage_the_next_run_goes_on_and_ends_with_the_same_artifacts(undisturbed: Made, api: str) -> None:
-    """As by a power cut: the run and all it started, with SIGKILL, once in every stage, a little later in each."""
+    """They are killed as by a power cut: the run and all it started, with SIGKILL, once in every stage, a little later in each."""
     folder, expected = undisturbed
     forget(folder)
     for number, stage in enumerate(STAGES):
@@ -140,7 +140,7 @@ def test_a_stage_whose_run_was_killed_stops_by_itself_and_the_next_run_waits_for
         ("train_small_metauas", "data/checkpoints/small/metauas/checkpoint.pt", r"train metauas, step \d+ of \d+"),
     ],
 )
-def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: str, stage: str, reached: str, said: str) -> None:
+def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: str, stage: str, reached: str, message: str) -> None:
     folder, expected = undisturbed
     shutil.rmtree(folder / "data/checkpoints", ignore_errors=True)
     forget_stage(folder, stage)
@@ -154,7 +154,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: s
     output = (folder / "output.log").read_text()
     last = [line for line in output.splitlines() if line.startswith("changepair: ")][-1]
     assert last.startswith("changepair: stopped (retrain, in stage ") and last.endswith("the next run goes on from there")
-    assert re.search(rf"changepair: stopped \({said}\); what was made is kept", output), output[-3000:]
+    assert re.search(rf"changepair: stopped \({message}\); what was made is kept", output), output[-3000:]
     assert "Traceback" not in output and not stage_processes(folder)
     assert list(folder.glob(reached))
     retrained(folder, api)
@@ -162,7 +162,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: s
 
 
 def forget_stage(folder: Path, stage: str) -> None:
-    """What it made is gone from the checkout, from the cache and from dvc.lock."""
+    """Takes what it made out of the checkout, from the cache and from dvc.lock."""
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
     for out in lock["stages"].pop(stage)["outs"]:
         shutil.rmtree(folder / out["path"]) if (folder / out["path"]).is_dir() else (folder / out["path"]).unlink()
@@ -171,9 +171,9 @@ def forget_stage(folder: Path, stage: str) -> None:
 
 
 def working(folder: Path) -> bool:
-    """Whether the stage has made something that it goes on from: a shard; or is at its steps, which show on stderr."""
-    said = (folder / "output.log").read_text(errors="replace")
-    bars = re.findall(r"train \w+: +\d+%\|[^|]*\| (\d+)/", said)
+    """Tells whether the stage has made something that it goes on from: a shard; or is at its steps, which show on stderr."""
+    output = (folder / "output.log").read_text(errors="replace")
+    bars = re.findall(r"train \w+: +\d+%\|[^|]*\| (\d+)/", output)
     return bool(list((folder / "data/checkpoints/small").glob("pairs/*/records/*.json"))) or bool(bars)
 
 
@@ -190,8 +190,8 @@ def test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout(t
     forget(folder)  # so that the first has enough to do
     with started(folder, *RETRAIN, log="first.log", PREFECT_API_URL=api) as first:
         wait_until(lambda: at_work(folder, "ingest_parts", 0), process=first, what="ingest")
-        told = run(folder, "changepair", "status").stdout
-        assert f"at work: retrain small (process {first.pid} on {socket.gethostname()}" in told
+        output = run(folder, "changepair", "status").stdout
+        assert f"at work: retrain small (process {first.pid} on {socket.gethostname()}" in output
         with started(folder, *RETRAIN, log="second.log", PREFECT_API_URL=api) as second:
             wait_until(lambda: "waiting for it to end" in (folder / "second.log").read_text(), process=second, what="the wait")
             content = yaml.safe_load((folder / "pipelines.yaml").read_text())
@@ -239,9 +239,9 @@ def test_a_full_disk_is_told_in_one_line_and_with_room_again_the_run_ends_as_eve
         project = disk / "project"
         free = os.statvfs(disk)
         (disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - room * 1024))
-        came = run(project, *RETRAIN, PREFECT_API_URL=api)
-        assert came.returncode == 2 and "Traceback" not in came.stderr, came.stderr[-3000:]
-        assert re.match(r"changepair: .*([Nn]o space left|disk is full)", came.stderr.splitlines()[-1]), came.stderr.splitlines()[-1]
+        result = run(project, *RETRAIN, PREFECT_API_URL=api)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+        assert re.match(r"changepair: .*([Nn]o space left|disk is full)", result.stderr.splitlines()[-1]), result.stderr.splitlines()[-1]
         (disk / "ballast").unlink()
         retrained(project, api)
         assert artifacts(project) == expected
@@ -258,8 +258,8 @@ def test_a_damaged_object_in_dvcs_cache_is_found_taken_out_and_made_again(tiny: 
     cached.write_bytes(cached.read_bytes()[:-100] + bytes(100))
     cached.chmod(0o444)
     (folder / "data/episodes/small.targets.parquet").unlink()
-    told = run(folder, "changepair", "verify").stdout
-    assert told.startswith("data/episodes/small.targets.parquet: damaged in DVC's cache, and taken out") and len(told.splitlines()) == 1
+    output = run(folder, "changepair", "verify").stdout
+    assert output.startswith("data/episodes/small.targets.parquet: damaged in DVC's cache, and taken out") and len(output.splitlines()) == 1
     retrained(folder, api)
     assert artifacts(folder) == expected
     assert run(folder, "changepair", "verify").stdout.strip() == "everything in DVC's cache is as it was made"
@@ -270,10 +270,10 @@ def faketime() -> Iterator[str]:
     """The library that moves a process's clock."""
     if shutil.which("faketime") is None and os.geteuid() == 0 and shutil.which("apt-get"):
         subprocess.run(["apt-get", "install", "--yes", "faketime"], capture_output=True)
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    if not found:
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
         pytest.skip("no faketime here: apt-get install faketime")
-    yield str(found[0])
+    yield str(libraries[0])
 
 
 def test_a_clock_that_jumps_changes_nothing(tiny: Made, tmp_path: Path, faketime: str) -> None:
@@ -291,7 +291,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny: Made, tmp_path: Path, faketime
             assert process.wait(timeout=180) == 0, (folder / "output.log").read_text()[-3000:]
         assert artifacts(folder) == expected
         clock.write_text("-1d")
-        came = run(folder, *RETRAIN, PREFECT_API_URL=api, **jumping)
-        assert came.returncode == 0, came.stderr[-3000:]
+        result = run(folder, *RETRAIN, PREFECT_API_URL=api, **jumping)
+        assert result.returncode == 0, result.stderr[-3000:]
     assert journal(folder)["number"] == 2 and [item["state"] for item in journal(folder)["stages"]] == ["Up to date"] * len(OF_TINY)
     assert run(folder, "changepair", "status").stdout.index("run 2, ") < run(folder, "changepair", "status").stdout.index("run 1, ")

@@ -1,4 +1,4 @@
-"""What goes wrong between machines: a worker dies, a remote refuses or never answers, the cache that clones share is damaged."""
+"""Faults between machines: a worker dies, a remote refuses or never answers, the cache that clones share is damaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def runs_of_the_clone(team: Team) -> list[Path]:
 
 
 def stages_of_the_clone(team: Team) -> list[dict[str, Any]]:
-    """Of its newest run."""
+    """Reads the stages of its newest run."""
     files = runs_of_the_clone(team)
     return json.loads(files[-1].read_text())["stages"] if files else []
 
@@ -48,10 +48,10 @@ def descendants(pid: int) -> list[int]:
 def pooled(tmp_path_factory: pytest.TempPathFactory, api: str) -> Team:
     """Deployed to a work pool; nothing has run yet."""
     top = tmp_path_factory.mktemp("pooled")
-    made = Team(top, api, {"pool": "machines"}, [str(top / "remote")])
-    came = run(made.project, "changepair", "deploy", PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stderr
-    return made
+    pooled_team = Team(top, api, {"pool": "machines"}, [str(top / "remote")])
+    result = run(pooled_team.project, "changepair", "deploy", PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stderr
+    return pooled_team
 
 
 def begun(team: Team, stage: str) -> bool:
@@ -88,8 +88,8 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
         worker.wait()
     died = max((item for item in ask(pooled.api, "flow_runs") if item["name"] == "small at main"), key=lambda item: item["created"])
     assert died["state"]["type"] == "RUNNING"  # nobody is left to say otherwise
-    came = pooled.scheduled(PREFECT_API_URL=pooled.api)  # as the next worker would
-    assert came.returncode == 0, came.stderr
+    result = pooled.scheduled(PREFECT_API_URL=pooled.api)  # as the next worker would
+    assert result.returncode == 0, result.stderr
     retrains = [item["state"]["name"] for item in ask(pooled.api, "flow_runs") if item["name"] == "retrain small"]
     assert retrains.count("Crashed") == 1 and "Running" not in retrains  # the next run has said so
     assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 5 + ["Ran"] * 3
@@ -143,21 +143,21 @@ def test_a_remote_that_refuses_or_never_answers_keeps_the_results_for_the_next_r
     team = Team(tmp_path, api, {}, ["s3://changepair/store", modify])
     refused = team.scheduled(PREFECT_API_URL=api, **S3)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr[-2000:]
-    told = refused.stderr.splitlines()[-1]
-    assert told.startswith("changepair: small: cannot push: ") and told.endswith("and the next run sends them")
+    message = refused.stderr.splitlines()[-1]
+    assert message.startswith("changepair: small: cannot push: ") and message.endswith("and the next run sends them")
     assert "changepair/small" not in git(team.origin, "branch", "--list", "changepair/*")
-    made = outs(team)
+    artifacts = outs(team)
 
     parameters = json.dumps({"remote_timeout": 8})
     with silent(port):
         unanswered = team.scheduled(PREFECT_API_URL=api, parameters=parameters, **S3)
     assert unanswered.returncode == 2 and "no end after 8 s" in unanswered.stderr.splitlines()[-1]
-    assert outs(team) == made and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
+    assert outs(team) == artifacts and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
 
     with store(tmp_path / "s3", port):
         sent = team.scheduled(PREFECT_API_URL=api, **S3)
         assert sent.returncode == 0, sent.stderr[-2000:]
-        assert outs(team) == made and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
+        assert outs(team) == artifacts and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
         assert git(team.origin, "branch", "--list", "changepair/*").strip() == "changepair/small"
 
 
@@ -170,8 +170,8 @@ def test_a_damaged_object_in_the_shared_cache_is_fetched_again(pooled: Team) -> 
     times = os.stat(cached)
     cached.write_bytes(damaged)
     os.utime(cached, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk would leave it
-    came = pooled.scheduled(PREFECT_API_URL=pooled.api, PREFECT_LOGGING_LEVEL="INFO")
-    assert came.returncode == 0, came.stderr
-    assert "data/episodes/small.targets.parquet is damaged in the cache" in came.stdout + came.stderr
+    result = pooled.scheduled(PREFECT_API_URL=pooled.api, PREFECT_LOGGING_LEVEL="INFO")
+    assert result.returncode == 0, result.stderr
+    assert "data/episodes/small.targets.parquet is damaged in the cache" in result.stdout + result.stderr
     assert outs(pooled) == before and {item["state"] for item in stages_of_the_clone(pooled)} == {"Up to date"}
     assert cached.read_bytes() != damaged and (pooled.workspaces / "small/data/episodes/small.targets.parquet").read_bytes() != damaged

@@ -41,9 +41,9 @@ MAPS = hnp.arrays(np.float32, (2, 7, 8), elements=st.integers(0, 9).map(lambda l
 
 
 def counted(labels: np.ndarray, scores: np.ndarray) -> Tally:
-    found = tally(scores[labels], np.sort(scores[~labels]))
-    assert found is not None
-    return found
+    counts = tally(scores[labels], np.sort(scores[~labels]))
+    assert counts is not None
+    return counts
 
 
 def regions(masks: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -72,7 +72,7 @@ def slow_aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3) -> float
 
 
 def slow_aupro_as_published(masks: np.ndarray, maps: np.ndarray) -> float:
-    """As the field's shared script computes it: 200 thresholds, what is strictly above, the rate rescaled to [0, 1]."""
+    """Computes it as the field's shared script does: 200 thresholds, what is strictly above, the rate rescaled to [0, 1]."""
     low, high = maps.min(), maps.max()
     points = []
     for threshold in np.arange(low, high, (high - low) / 200):
@@ -87,22 +87,22 @@ def slow_aupro_as_published(masks: np.ndarray, maps: np.ndarray) -> float:
 @given(LABELLED)
 def test_auroc_ap_and_f1max_are_scikit_learns(rows: list[tuple[bool, int]]) -> None:
     labels, scores = np.array([label for label, _ in rows]), np.array([score for _, score in rows], dtype=np.float32)
-    found = counted(labels, scores)
+    counts = counted(labels, scores)
     precision, recall, _thresholds = precision_recall_curve(labels, scores)
     with np.errstate(invalid="ignore"):
         best = np.nanmax(2 * precision * recall / (precision + recall))
-    assert auroc(found) == pytest.approx(roc_auc_score(labels, scores))
-    assert average_precision(found) == pytest.approx(average_precision_score(labels, scores))
-    assert f1max(found) == pytest.approx(best)
-    assert np.trapezoid(*reversed(roc(found))) == pytest.approx(auroc(found))  # the curve drawn is the curve measured
+    assert auroc(counts) == pytest.approx(roc_auc_score(labels, scores))
+    assert average_precision(counts) == pytest.approx(average_precision_score(labels, scores))
+    assert f1max(counts) == pytest.approx(best)
+    assert np.trapezoid(*reversed(roc(counts))) == pytest.approx(auroc(counts))  # the curve drawn is the curve measured
 
 
 @settings(max_examples=60, deadline=None)
 @given(MASKS, MAPS)
 def test_aupro_is_the_definitions(masks: np.ndarray, maps: np.ndarray) -> None:
-    found = pixels_tally(masks, maps)
-    assert aupro(found) == pytest.approx(slow_aupro(masks, maps), abs=1e-9)
-    assert aupro(found, 1.0) == pytest.approx(np.trapezoid(*reversed(pro(found))), abs=1e-9)
+    counts = pixels_tally(masks, maps)
+    assert aupro(counts) == pytest.approx(slow_aupro(masks, maps), abs=1e-9)
+    assert aupro(counts, 1.0) == pytest.approx(np.trapezoid(*reversed(pro(counts))), abs=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -256,7 +256,7 @@ def test_pixel_draws_are_near_the_figures_of_pictures_drawn_anew() -> None:
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    """Of normal scores a known distance apart AUROC is known: Phi(distance / sqrt 2)."""
+    """The AUROC of normal scores a known distance apart is known: Phi(distance / sqrt 2)."""
     truth, held = 0.76025, 0
     random = np.random.default_rng(0)
     labels = np.arange(120) < 60
@@ -283,8 +283,8 @@ def test_a_paired_difference_sees_what_two_intervals_do_not() -> None:
     draws = [image_draws(counts, labels, scores)["image_auroc"] for scores in (one, other)]
     ends = [interval(each) for each in draws]
     assert ends[0] is not None and ends[1] is not None and ends[0][0] < ends[1][1]
-    found = difference(float(auroc(counted(labels, one)) - auroc(counted(labels, other))), draws[0] - draws[1])
-    assert found is not None and found.low > 0 and found.p < 0.01
+    counts = difference(float(auroc(counted(labels, one)) - auroc(counted(labels, other))), draws[0] - draws[1])
+    assert counts is not None and counts.low > 0 and counts.p < 0.01
     nothing = difference(0.0, draws[0] - draws[0])
     assert nothing is not None and (nothing.low, nothing.high, nothing.p) == (0, 0, 1)
 

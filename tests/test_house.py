@@ -49,7 +49,7 @@ def test_a_stage_uses_what_comes_before_it_only() -> None:
 
 
 def test_the_work_imports_where_prefect_dvc_and_diffusers_are_not_installed() -> None:
-    """As on a bare GPU node: every module of tasks/ but the one that is a class of diffusers."""
+    """A bare GPU node is such a place: every module of tasks/ but the one that is a class of diffusers."""
     modules = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
         for file in sorted((ROOT / "tasks").rglob("*.py"))

@@ -175,8 +175,8 @@ def test_packaged_datasets_are_the_same_bytes_twice(tmp_path: Path, monkeypatch:
     for attempt in ("a", "b"):
         (tmp_path / attempt).mkdir()
         monkeypatch.chdir(tmp_path / attempt)  # a manifest names pictures from the project's root
-        came = ingest_packaged(dataset, places=make_places(Path("manifests")), workers=len(sums) + 1)
-        assert came.rejected == 0
+        ingested = ingest_packaged(dataset, places=make_places(Path("manifests")), workers=len(sums) + 1)
+        assert ingested.rejected == 0
         sums.append(sha256(Path("manifests") / f"{dataset}.parquet"))
     assert sums[0] == sums[1]
 
@@ -217,8 +217,8 @@ def test_pictures_are_converted_as_a_viewer_shows_them_and_said_once(layout: Pat
     Image.fromarray(pixels).save(good / "moving.webp", save_all=True, append_images=[Image.fromarray(pixels[::-1])], lossless=True)
     ghost = np.dstack([pixels, pixels, pixels, np.full_like(pixels, 0)])
     Image.fromarray(ghost).save(good / "clear.png")
-    came = ingest_folder("parts", layout, licence="own", places=make_places(layout.parent / "manifests"), workers=2)
-    assert came.notes == {
+    ingested = ingest_folder("parts", layout, licence="own", places=make_places(layout.parent / "manifests"), workers=2)
+    assert ingested.notes == {
         "16 bits a channel, scaled to 8": 1,
         "CMYK, converted to RGB": 1,
         "animated, its first frame taken": 1,
@@ -263,9 +263,9 @@ def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatc
     read: list[str] = []
     original = module.check
 
-    def counting(found: Listed, source: DatasetFolder) -> Facts:
-        read.append(found.image.name)
-        return original(found, source)
+    def counting(listed: Listed, source: DatasetFolder) -> Facts:
+        read.append(listed.image.name)
+        return original(listed, source)
 
     monkeypatch.setattr(module, "check", counting)
     first = ingest(layout)
@@ -288,18 +288,18 @@ def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pyt
     read: list[str] = []
     original = module.check
 
-    def dying(found: Listed, source: DatasetFolder) -> Facts:
+    def dying(listed: Listed, source: DatasetFolder) -> Facts:
         if len(read) == 10:
             raise KeyboardInterrupt
-        read.append(found.image.name)
-        return original(found, source)
+        read.append(listed.image.name)
+        return original(listed, source)
 
     monkeypatch.setattr(module, "check", dying)
     with pytest.raises(KeyboardInterrupt):
         ingest(layout, workers=1)
     before = len(read)
     read.clear()
-    monkeypatch.setattr(module, "check", lambda found, source: (read.append(found.image.name), original(found, source))[1])
+    monkeypatch.setattr(module, "check", lambda listed, source: (read.append(listed.image.name), original(listed, source))[1])
     assert len(ingest(layout)) == 16 and len(read) <= 16 - before // 4 * 4
 
 
@@ -312,11 +312,11 @@ def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: P
     read: list[str] = []
     original = module.check
 
-    def checking(found: Listed, source: DatasetFolder) -> Facts:
-        read.append(found.image.name)
+    def checking(listed: Listed, source: DatasetFolder) -> Facts:
+        read.append(listed.image.name)
         if len(read) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(found, source)
+        return original(listed, source)
 
     monkeypatch.setattr(module, "check", checking)
     with pytest.raises(Stopped, match=r"^ingest parts, 8 pictures read$"):

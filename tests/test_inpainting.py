@@ -57,14 +57,14 @@ def any_diffusion(stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
 def test_every_model_paints_behind_the_same_interface(name: str, request: pytest.FixtureRequest) -> None:
     inpainter = request.getfixturevalue(name)
     images, masks, texts, seeds = asked()
-    came = inpainter(images, masks, texts, seeds)
-    assert came.shape == images.shape and came.dtype == torch.float32 and came.device.type == "cpu"
-    assert came.min() >= 0 and came.max() <= 1
+    painted = inpainter(images, masks, texts, seeds)
+    assert painted.shape == images.shape and painted.dtype == torch.float32 and painted.device.type == "cpu"
+    assert painted.min() >= 0 and painted.max() <= 1
     inside = masks.expand_as(images) > 0
-    assert (came[inside] != images[inside]).float().mean() > 0.9
-    assert torch.equal(came, inpainter(images, masks, texts, seeds))
+    assert (painted[inside] != images[inside]).float().mean() > 0.9
+    assert torch.equal(painted, inpainter(images, masks, texts, seeds))
     other = inpainter(images, masks, texts, [seed + 100 for seed in seeds])
-    assert not torch.equal(came[inside], other[inside])
+    assert not torch.equal(painted[inside], other[inside])
 
 
 @pytest.mark.parametrize("name", ["own", "any_diffusion"])
@@ -105,14 +105,14 @@ def test_a_picture_that_a_safety_checker_blackened_counts_as_unchanged(any_diffu
         def set_progress_bar_config(self, **_settings: object) -> None: ...
 
         def __call__(self, **arguments: object) -> object:
-            came = any_diffusion.pipeline(**arguments)
-            came.images[1] = 0
-            came.nsfw_content_detected = [False, True, False]
-            return came
+            painted = any_diffusion.pipeline(**arguments)
+            painted.images[1] = 0
+            painted.nsfw_content_detected = [False, True, False]
+            return painted
 
     images, masks, texts, seeds = asked()
-    came = AnyDiffusion(Refusing(), any_diffusion.settings)(images, masks, texts, seeds)
-    assert torch.equal(came[1], images[1]) and not torch.equal(came[0], images[0])
+    painted = AnyDiffusion(Refusing(), any_diffusion.settings)(images, masks, texts, seeds)
+    assert torch.equal(painted[1], images[1]) and not torch.equal(painted[0], images[0])
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
@@ -128,20 +128,20 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
 
 def test_our_own_leaves_everything_outside_the_hole_alone_and_never_reads_what_is_in_it(own: Inpainter) -> None:
     images, masks, texts, seeds = asked()
-    came = own(images, masks, texts, seeds)
+    painted = own(images, masks, texts, seeds)
     outside = (masks == 0).expand_as(images)
-    assert torch.equal(came[outside], images[outside])
+    assert torch.equal(painted[outside], images[outside])
     defaced = torch.where(masks > 0, torch.rand_like(images), images)
-    assert torch.equal(came, own(defaced, masks, texts, seeds))
+    assert torch.equal(painted, own(defaced, masks, texts, seeds))
 
 
 def test_the_same_bits_with_one_thread_and_with_two(own: Inpainter) -> None:
-    came = {}
+    painted = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        came[threads] = own(*asked())
+        painted[threads] = own(*asked())
         assert torch.get_num_threads() == threads
-    assert torch.equal(came[1], came[2])
+    assert torch.equal(painted[1], painted[2])
 
 
 def test_one_thread_gives_the_others_back_when_the_last_is_out() -> None:
@@ -214,8 +214,8 @@ def test_training_learns() -> None:
     wanted, losses = hole_.residual(), []
     optimizer = torch.optim.AdamW(pipeline.unet.parameters(), lr=3e-3)
     for _step in range(60):
-        said = unpack(pipeline.unet(hole_.seen(torch.zeros_like(wanted)), torch.tensor([999, 999])).sample)
-        loss = ((said - wanted) ** 2 * masks).sum() / (3 * masks.sum())
+        predicted = unpack(pipeline.unet(hole_.seen(torch.zeros_like(wanted)), torch.tensor([999, 999])).sample)
+        loss = ((predicted - wanted) ** 2 * masks).sum() / (3 * masks.sum())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -227,10 +227,10 @@ def test_the_fills_keep_what_is_seen_and_carry_it_inwards() -> None:
     images, masks, _texts, _seeds = asked()
     pictures = images * 2 - 1
     for fill in (biharmonic_fill, pyramid_fill):
-        came = fill(pictures, masks)
+        painted = fill(pictures, masks)
         outside = (masks == 0).expand_as(images)
-        assert torch.equal(came[outside], pictures[outside])
-        assert (came - fill(torch.where(masks > 0, torch.rand_like(pictures), pictures), masks)).abs().max() < 1e-6
+        assert torch.equal(painted[outside], pictures[outside])
+        assert (painted - fill(torch.where(masks > 0, torch.rand_like(pictures), pictures), masks)).abs().max() < 1e-6
         even = fill(torch.full_like(pictures, 0.25), masks)
         assert (even - 0.25).abs().max() < 1e-4
     slope = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)

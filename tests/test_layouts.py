@@ -57,7 +57,7 @@ class Dataset:
         (self.folder / path).write_text(content)
 
     def read(self, at: str = "") -> list[Row]:
-        self.came: Ingested = ingest_folder(
+        self.ingested: Ingested = ingest_folder(
             "small", self.folder / at, layout=self.layout, places=make_places(self.folder.parent / "manifests"), workers=2
         )
         return pq.read_table(self.folder.parent / "manifests" / "small.parquet").to_pylist()
@@ -77,7 +77,7 @@ def counts(rows: list[Row]) -> Counter[tuple[str, str, str]]:
 
 
 def masks_fit(rows: list[Row]) -> bool:
-    """Whether every mask is of its picture's size and marks something."""
+    """Tells whether every mask is of its picture's size and marks something."""
     for row in rows:
         if row["mask"] is not None:
             with Image.open(row["mask"]) as mask, Image.open(row["image"]) as image:
@@ -387,11 +387,11 @@ def test_every_layout_can_be_asked_for_and_says_its_home_and_terms() -> None:
 
 
 def test_datasets_are_listed() -> None:
-    came = run(ROOT, "changepair", "datasets", COLUMNS="220")
-    assert came.returncode == 0
+    result = run(ROOT, "changepair", "datasets", COLUMNS="220")
+    assert result.returncode == 0
     for name, layout in LAYOUTS.items():
-        assert name in came.stdout and layout.home in came.stdout
-    assert "here, inside packages: sample-photos, texture-defects, digits, elpv" in came.stdout
+        assert name in result.stdout and layout.home in result.stdout
+    assert "here, inside packages: sample-photos, texture-defects, digits, elpv" in result.stdout
 
 
 def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:
@@ -403,10 +403,12 @@ def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:
     data.mask("bolt/ground_truth/rust/0_mask.png", box=(0, 0, 20, 16))  # a quarter
     data.text("bolt/train/good/notes.txt", "no picture")
     (data.folder / "bolt/train/good/cut.png").write_bytes((data.folder / "bolt/train/good/0.png").read_bytes()[:60])
-    came = run(ROOT, "changepair", "inspect", "mvtec-ad", str(data.folder), "--out", str(tmp_path / "sheet.png"), COLUMNS="160")
-    assert came.returncode == 0, came.stderr
-    assert re.search(r"bolt +│ train +│ good +│ 3 ", came.stdout) and re.search(r"bolt +│ test +│ rust +│ 1 +│ 25 / 25 / 25", came.stdout)
-    assert "width: 40 / 40 / 42 pixels" in came.stdout and "left out: 1 x not a picture" in came.stdout and "truncated" in came.stdout
+    result = run(ROOT, "changepair", "inspect", "mvtec-ad", str(data.folder), "--out", str(tmp_path / "sheet.png"), COLUMNS="160")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"bolt +│ train +│ good +│ 3 ", result.stdout) and re.search(
+        r"bolt +│ test +│ rust +│ 1 +│ 25 / 25 / 25", result.stdout
+    )
+    assert "width: 40 / 40 / 42 pixels" in result.stdout and "left out: 1 x not a picture" in result.stdout and "truncated" in result.stdout
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert len(sheet.getcolors(1_000_000)) > 50
     assert not list(data.folder.rglob("*.parquet"))

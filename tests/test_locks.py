@@ -34,19 +34,19 @@ def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path:
         hold = one_at_a_time("it", "mine", folder=tmp_path, where=tmp_path / "clone", wait=False, tell=print)
         with pytest.raises(Held, match=rf"mine: work \(process .* is at work in {tmp_path}/clone$"), hold:
             raise AssertionError("two at once")
-        told: list[str] = []
+        messages: list[str] = []
 
         def kill(line: str) -> None:
-            told.append(line)
+            messages.append(line)
             os.kill(process.pid, signal.SIGKILL)
 
         with one_at_a_time("it", "mine", folder=tmp_path, wait=True, tell=kill):
-            assert len(told) == 1 and told[0].endswith("waiting for it to end")
+            assert len(messages) == 1 and messages[0].endswith("waiting for it to end")
     assert holder(file) is None and holder(tmp_path / "none.lock") is None
 
 
 def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
-    """To look is to take the lock for a moment; here for as long as a slow machine might."""
+    """Looking means taking the lock for a moment; here for as long as a slow machine might."""
     with (tmp_path / "it.lock").open("w") as looking:
         fcntl.flock(looking, fcntl.LOCK_EX)
         threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN)).start()

@@ -248,8 +248,8 @@ def test_encoder_weights_of_another_shape_or_number_are_refused() -> None:
 
 def test_weights_of_another_hash_are_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"not what was expected")
-    found = hashlib.sha256(b"not what was expected").hexdigest()[:12]
-    with pytest.raises(BadInput, match=f"weights.pth: its sha256 is {found}…, not 0000"):
+    digest = hashlib.sha256(b"not what was expected").hexdigest()[:12]
+    with pytest.raises(BadInput, match=f"weights.pth: its sha256 is {digest}…, not 0000"):
         checked_weights(tmp_path / "weights.pth", "0" * 64)
 
 
@@ -279,7 +279,7 @@ def test_pictures_on_disk_are_encoded_as_given(encoder: FrozenEncoder, layout: P
 
 
 def test_soft_alignment_never_holds_the_matrix_and_hard_little_of_it() -> None:
-    """Where the matrix is large, the kernel is one that does not write it out."""
+    """The kernel for a large matrix is one that does not write it out."""
     module = FeatureAlignment(8)
     for query, prompts in (
         (torch.randn(2, 8, 20, 20), torch.randn(2, 1, 8, 20, 20)),
@@ -353,7 +353,7 @@ def test_winclip_is_the_papers_formula(detectors: dict, layout: Path) -> None:
     banks = model.encoder(prompts)
     normal, anomalous = model.prior.embeddings("bricks")
 
-    def said(embedding: Tensor) -> float:
+    def texts(embedding: Tensor) -> float:
         unit = F.normalize(embedding, dim=0)
         return float((100 * torch.stack([unit @ normal, unit @ anomalous])).softmax(dim=0)[1])
 
@@ -366,17 +366,17 @@ def test_winclip_is_the_papers_formula(detectors: dict, layout: Path) -> None:
             by_words, by_sight = [], [seen(patches[0, :, y, x], banks[0])]
             for size, embeddings, bank in ((2, small, banks[1]), (3, large, banks[2])):
                 covering = [(v, u) for v in range(4 - size + 1) for u in range(4 - size + 1) if 0 <= y - v < size and 0 <= x - u < size]
-                by_words.append(len(covering) / sum(1 / said(embeddings[0, :, v, u]) for v, u in covering))
+                by_words.append(len(covering) / sum(1 / texts(embeddings[0, :, v, u]) for v, u in covering))
                 by_sight.append(len(covering) / sum(1 / seen(embeddings[0, :, v, u], bank) for v, u in covering))
-            scales = [*by_words, said(whole[0, :, 0, 0])]
+            scales = [*by_words, texts(whole[0, :, 0, 0])]
             zero[y, x] = len(scales) / sum(1 / scale for scale in scales)
             few[y, x] = sum(by_sight) / 3
     scores, maps = model.score(query, prompts, "bricks")
     expected = F.interpolate(0.5 * (zero + few)[None, None], size=(64, 64), mode="bilinear")[0, 0]
     assert torch.allclose(maps[0], expected, atol=1e-5)
-    assert float(scores) == pytest.approx(0.5 * (said(whole[0, :, 0, 0]) + float(few.max())), abs=1e-5)
+    assert float(scores) == pytest.approx(0.5 * (texts(whole[0, :, 0, 0]) + float(few.max())), abs=1e-5)
     scores, maps = model.score(query, [], "bricks")
-    assert float(scores) == pytest.approx(said(whole[0, :, 0, 0]), abs=1e-5)
+    assert float(scores) == pytest.approx(texts(whole[0, :, 0, 0]), abs=1e-5)
     assert torch.allclose(maps[0], F.interpolate(zero[None, None], size=(64, 64), mode="bilinear")[0, 0], atol=1e-5)
 
 

@@ -32,10 +32,10 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch, api: str) -> Iterator[None]:
 
 @pytest.mark.parametrize(("state", "event"), [("Promoted", "promoted"), ("Kept", "kept"), ("Failed", "failed")])
 def test_a_notice_says_what_happened(state: str, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with receiver() as there:
-        monkeypatch.setenv("CHANGEPAIR_NOTICES", there.url)
+    with receiver() as server:
+        monkeypatch.setenv("CHANGEPAIR_NOTICES", server.url)
         assert notify(Notices(url="env:CHANGEPAIR_NOTICES"), "mine", RunState(state), "because", ABOUT, LOGGER)
-    [content] = there.came
+    [content] = server.notices
     assert content == {
         "text": f"changepair: mine {state}: because",
         "event": event,
@@ -59,35 +59,35 @@ assert not notify(Notices(url="block:nowhere"), "mine", RunState.KEPT, "because"
 
 
 def test_the_address_may_be_a_secret_block_of_the_server(api: str, tmp_path: Path) -> None:
-    with receiver() as there:
-        came = run(tmp_path, "python", "-c", BLOCK, there.url, PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stderr
-    assert [notice["event"] for notice in there.came] == ["kept"]
-    assert "no Secret block 'nowhere'" in came.stderr and "T0PSECRET" not in came.stdout + came.stderr
+    with receiver() as server:
+        notices = run(tmp_path, "python", "-c", BLOCK, server.url, PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
+    assert notices.returncode == 0, notices.stderr
+    assert [notice["event"] for notice in server.notices] == ["kept"]
+    assert "no Secret block 'nowhere'" in notices.stderr and "T0PSECRET" not in notices.stdout + notices.stderr
 
 
 def test_only_what_is_asked_for_is_told() -> None:
-    with receiver() as there:
-        settings = Notices(url=there.url, of=("failed",))
+    with receiver() as server:
+        settings = Notices(url=server.url, of=("failed",))
         assert not notify(settings, "mine", RunState.PROMOTED, "because", {}, LOGGER)
         assert not notify(settings, "mine", RunState.IN_USE, "because", {}, LOGGER)
         assert not notify(None, "mine", RunState.FAILED, "because", {}, LOGGER)
-    assert there.came == []
+    assert server.notices == []
 
 
 def test_a_busy_receiver_is_asked_again_and_a_refusing_one_is_not() -> None:
-    with receiver(503, 429) as there:
-        assert notify(Notices(url=there.url), "mine", RunState.KEPT, "because", {}, LOGGER) and len(there.came) == 3
-    with receiver(404) as there:
-        assert not notify(Notices(url=there.url), "mine", RunState.KEPT, "because", {}, LOGGER) and len(there.came) == 1
+    with receiver(503, 429) as server:
+        assert notify(Notices(url=server.url), "mine", RunState.KEPT, "because", {}, LOGGER) and len(server.notices) == 3
+    with receiver(404) as server:
+        assert not notify(Notices(url=server.url), "mine", RunState.KEPT, "because", {}, LOGGER) and len(server.notices) == 1
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "slow", "unset", "nonsense"])
 def test_whatever_goes_wrong_no_run_fails_and_no_secret_is_told(
     trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with receiver(pause=1.0 if trouble == "slow" else 0.0) as there:
-        urls = {"nobody": "http://127.0.0.1:9/hooks/T0PSECRET", "slow": there.url, "unset": "env:NOT_SET", "nonsense": "env:NONSENSE"}
+    with receiver(pause=1.0 if trouble == "slow" else 0.0) as server:
+        urls = {"nobody": "http://127.0.0.1:9/hooks/T0PSECRET", "slow": server.url, "unset": "env:NOT_SET", "nonsense": "env:NONSENSE"}
         url = urls[trouble]
         monkeypatch.setenv("NONSENSE", "http://[T0PSECRET")
         start = time.monotonic()
@@ -100,7 +100,7 @@ def test_whatever_goes_wrong_no_run_fails_and_no_secret_is_told(
 def test_secrets_are_taken_out_of_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     monkeypatch.setenv("SOME_TOKEN", "abc")  # too short to be one
-    said = hide("push to https://me:pass@example.org/x with wJalrXUtnFEMI failed, abc")
-    assert said == "push to https://***@example.org/x with *** failed, abc"
+    hidden = hide("push to https://me:pass@example.org/x with wJalrXUtnFEMI failed, abc")
+    assert hidden == "push to https://***@example.org/x with *** failed, abc"
     record = logging.LogRecord("x", logging.INFO, "file", 1, "key %s", ("wJalrXUtnFEMI",), None)
     assert hide_in_log(record) and record.getMessage() == "key ***"

@@ -47,9 +47,9 @@ def box_mask(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 def ingest(photos: Path, format_: str, path: Path) -> tuple[Ingested, list[ObjectRow], list[dict[str, str]]]:
     manifests = photos.parent / "manifests"
-    came = ingest_objects("photos", ObjectsSettings(format_, str(path)), manifests=manifests)  # type: ignore[arg-type]
+    counts = ingest_objects("photos", ObjectsSettings(format_, str(path)), manifests=manifests)  # type: ignore[arg-type]
     with (manifests / "photos.objects.rejected.csv").open() as stream:
-        return came, read_rows(manifests / "photos.objects.parquet", ObjectRow, "objects"), list(csv.DictReader(stream))
+        return counts, read_rows(manifests / "photos.objects.parquet", ObjectRow, "objects"), list(csv.DictReader(stream))
 
 
 def coco(photos: Path, **changes: Any) -> Path:
@@ -92,8 +92,8 @@ def coco(photos: Path, **changes: Any) -> Path:
 
 
 def test_coco_polygons_and_run_lengths(photos: Path) -> None:
-    came, rows, rejected = ingest(photos, "coco", coco(photos))
-    assert came == Ingested(3, 6) and [Path(row.image).name for row in rows] == ["cat.jpg", "cat.jpg", "dog.jpg"]
+    counts, rows, rejected = ingest(photos, "coco", coco(photos))
+    assert counts == Ingested(3, 6) and [Path(row.image).name for row in rows] == ["cat.jpg", "cat.jpg", "dog.jpg"]
     assert [row.label for row in rows] == ["cup", "cup", "dog"]
     compressed, uncompressed, polygon = (to_mask(row) for row in rows)
     assert (compressed == box_mask(50, 10, 80, 100)).all()
@@ -122,8 +122,8 @@ def test_open_images_masks_of_a_smaller_size_and_labels_in_words(photos: Path) -
     rows += [f"{mask},{image},/m/01,x,0,1,0,1,0.9," for mask, image in (("cat_m01_aa.png", "cat"), ("dog_m01_bb.png", "dog"))]
     rows += ["gone.png,cat,/m/01,x,0,1,0,1,0.9,", "broken.png,cat,/m/01,x,0,1,0,1,0.9,"]
     file.write_text("\n".join(rows) + "\n")
-    came, (row,), rejected = ingest(photos, "open-images", file)
-    assert came == Ingested(1, 3) and row.label == "Coffee cup" and (row.height, row.width) == (45, 60)
+    counts, (row,), rejected = ingest(photos, "open-images", file)
+    assert counts == Ingested(1, 3) and row.label == "Coffee cup" and (row.height, row.width) == (45, 60)
     assert (to_mask(row) == box_mask(10, 20, 40, 60)[::2, ::2]).all()
     assert [line["object"] for line in rejected] == ["dog", "gone.png", "broken.png"]
     assert rejected[0]["reason"] == "its mask marks nothing" and "cannot be decoded" in rejected[2]["reason"]
@@ -143,8 +143,8 @@ def test_a_folder_of_masks_by_value_by_piece_and_by_palette(photos: Path) -> Non
     palette.save(folder / "bird" / "00.png")
     save(np.zeros((HEIGHT, WIDTH), dtype=np.uint8), folder / "bird" / "01.png")
     save(two_values.astype(np.uint8), folder / "stranger.png")
-    came, rows, rejected = ingest(photos, "masks", folder)
-    assert came == Ingested(5, 3)
+    counts, rows, rejected = ingest(photos, "masks", folder)
+    assert counts == Ingested(5, 3)
     assert [Path(row.image).stem for row in rows] == ["bird", "cat", "cat", "dog", "dog"]
     assert [int(to_mask(row).sum()) for row in rows] == [1600, 625, 2000, 625, 2000]
     assert {line["reason"] for line in rejected} == {"marks nothing", "no photograph of the dataset has this name"}
@@ -158,8 +158,8 @@ def test_two_photographs_of_one_name_need_more_of_the_path(tmp_path: Path) -> No
     images = [{"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH} for number, name in ((1, "b/1.jpg"), (2, "1.jpg"))]
     annotations = [{**annotation, "id": 1}, {**annotation, "id": 2, "image_id": 2}]
     file = coco(tmp_path / "photos", images=images, annotations=annotations)
-    came, (row,), (line,) = ingest(tmp_path / "photos", "coco", file)
-    assert came == Ingested(1, 1) and row.image.endswith("b/1.jpg") and line["reason"] == "several photographs have this name"
+    counts, (row,), (line,) = ingest(tmp_path / "photos", "coco", file)
+    assert counts == Ingested(1, 1) and row.image.endswith("b/1.jpg") and line["reason"] == "several photographs have this name"
 
 
 def test_what_is_no_annotation_is_told(photos: Path) -> None:
@@ -192,13 +192,13 @@ def test_an_outlined_object_is_drawn_whole_with_its_photograph(photos: Path) -> 
     objects = objects_of(photos, [to_row(image, "cup", mask)])
     full = np.asarray(Image.open(image))
     for number in range(20):
-        found = Objects(objects.settings, Photographs([image], (0.5, 1.0), 64), objects.table).draw(generator(number, "object"))
-        assert found.label == "cup" and found.mask.shape == (64, 64) and found.picture.shape == (64, 64, 3)
-        rows, columns = np.flatnonzero(found.mask.any(1)), np.flatnonzero(found.mask.any(0))
+        drawn = Objects(objects.settings, Photographs([image], (0.5, 1.0), 64), objects.table).draw(generator(number, "object"))
+        assert drawn.label == "cup" and drawn.mask.shape == (64, 64) and drawn.picture.shape == (64, 64, 3)
+        rows, columns = np.flatnonzero(drawn.mask.any(1)), np.flatnonzero(drawn.mask.any(0))
         assert rows[0] > 0 and columns[0] > 0 and rows[-1] < 63 and columns[-1] < 63
         ratio = (columns[-1] - columns[0] + 1) / (rows[-1] - rows[0] + 1)
         assert ratio == pytest.approx(40 / 30, rel=0.15)
-        assert np.abs(found.picture[found.mask].mean(0) - full[mask].mean(0)).max() < 6
+        assert np.abs(drawn.picture[drawn.mask].mean(0) - full[mask].mean(0)).max() < 6
 
 
 def test_objects_too_small_too_large_or_cut_are_dropped_with_the_reason(photos: Path) -> None:
@@ -225,13 +225,13 @@ def test_where_nobody_outlined_any_a_segmentation_proposes(photos: Path) -> None
     labels = []
     for number in range(40):
         try:
-            found = objects.draw(generator(number, "object"))
+            drawn = objects.draw(generator(number, "object"))
         except Dropped as dropped:
             assert str(dropped) == "no object proposed"
             continue
         low, high = objects.settings.area
-        assert low <= found.mask.mean() <= high and not found.mask[0].any() and not found.mask[:, -1].any()
-        labels.append((Path(objects.sources.images[found.photo]).stem, found.label))
+        assert low <= drawn.mask.mean() <= high and not drawn.mask[0].any() and not drawn.mask[:, -1].any()
+        labels.append((Path(objects.sources.images[drawn.photo]).stem, drawn.label))
     assert {stem for stem, label in labels if label} == {"cat"} and {stem for stem, label in labels if not label} == {"bird", "dog"}
     none = objects_of(photos, [], proposals="none")
     with pytest.raises(Dropped, match="no object proposed"):

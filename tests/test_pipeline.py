@@ -38,7 +38,7 @@ def api(api_of_retrained: str) -> str:
 
 @pytest.fixture(scope="module")
 def edited_once(retrained: Path, tmp_path_factory: pytest.TempPathFactory, api: str) -> tuple[Path, list[str]]:
-    """The same after an edit to a training and to a detector, reproduced; with what that ran. Not to be changed.
+    """A project after an edit to a training and to a detector, reproduced; with what that ran. Not to be changed.
 
     By the coarsest stage alone, 2x2 patches, patch residual finds less.
     """
@@ -60,9 +60,9 @@ def edited_project(edited_once: tuple[Path, list[str]], tmp_path: Path) -> Path:
 
 def ran(folder: Path, api: str, *command: str) -> list[str]:
     """The stages that `dvc repro` ran, in order, but for the one that asks which code they run."""
-    came = run(folder, *(command or ("dvc", "repro")), PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
-    return [stage for stage in re.findall(r"Running stage '(.+?)'", came.stdout) if stage != "code"]
+    result = run(folder, *(command or ("dvc", "repro")), PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [stage for stage in re.findall(r"Running stage '(.+?)'", result.stdout) if stage != "code"]
 
 
 def lock(folder: Path) -> dict[str, dict[str, str]]:
@@ -88,8 +88,8 @@ def weights(folder: Path, which: str) -> str:
 
 def state_of_retrain(folder: Path, api: str) -> str:
     """The state that `changepair retrain` ended in, with its message."""
-    came = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
+    result = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
     last = max((item for item in ask(api, "flow_runs") if item["name"] == "retrain small"), key=lambda item: item["start_time"])
     return f"{last['state']['name']}: {last['state']['message']}"
 
@@ -156,8 +156,8 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     steps = {one["name"] for one in ask(api, "task_runs") if one["flow_run_id"] in {run_["id"] for run_ in runs}}
     assert {"ingest parts", "make shard 0", "make shard 1", "make shard 2", "score metauas", "measure small", "train inctrl"} <= steps
 
-    made = [item for item in ask(api, "artifacts") if item["flow_run_id"] in {one["id"] for one in [*runs, retrain]}]
-    artifacts = {item["key"]: item for item in made if item["key"]}
+    of_the_run = [item for item in ask(api, "artifacts") if item["flow_run_id"] in {one["id"] for one in [*runs, retrain]}]
+    artifacts = {item["key"]: item for item in of_the_run if item["key"]}
     table = json.loads(artifacts["small-results"]["data"])
     assert artifacts["small-results"]["type"] == "table" and len(table) == 3 * 2 * 2 and table[0]["target"] == "parts"
     assert artifacts["small-report"]["type"] == "markdown" and "| parts | metauas |" in artifacts["small-report"]["data"]
@@ -168,15 +168,15 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     kinds = json.loads(artifacts["small-pairs-kinds"]["data"])
     assert artifacts["small-pairs-kinds"]["type"] == "table" and sum(int(row["pairs"]) for row in kinds) == 24
     assert "small-pairs-changed-area" in artifacts and "small-pairs-drops" in artifacts
-    shares = [item["data"] for item in made if item["type"] == "progress"]
+    shares = [item["data"] for item in artifacts if item["type"] == "progress"]
     assert shares == [100.0] * 6  # of the inpainter, two trainings and three scorings
     assert artifacts["small-promotion"]["data"].startswith("# small: Promoted")
 
 
 def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
     before = lock(project)
-    came = run(project, "dvc", "repro")
-    assert came.returncode == 0 and "Data and pipelines are up to date." in came.stdout
+    result = run(project, "dvc", "repro")
+    assert result.returncode == 0 and "Data and pipelines are up to date." in result.stdout
     again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
     assert again.returncode == 0 and "every stage is up to date" in again.stdout + again.stderr
     assert lock(project) == before
@@ -189,15 +189,15 @@ def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tu
 
 def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> None:
     """After the edit InCTRL is as it was."""
-    came = run(edited_project, "dvc", "metrics", "diff", "--json")
-    changed = json.loads(came.stdout)["data/evaluation/small/metrics.json"]
+    result = run(edited_project, "dvc", "metrics", "diff", "--json")
+    changed = json.loads(result.stdout)["data/evaluation/small/metrics.json"]
     assert "parts.patch-residual.pixel_aupro" in changed and not any(name.startswith("parts.inctrl.") for name in changed), changed
     table = list(csv.DictReader(run(edited_project, "dvc", "exp", "show", "--csv").stdout.splitlines()))
     assert {"parts.inctrl.image_auroc", "parts.metauas.pixel_aupro"} <= set(table[0])
-    came = run(edited_project, "dvc", "plots", "show", "--json")
-    assert came.returncode == 0, came.stderr
+    result = run(edited_project, "dvc", "plots", "show", "--json")
+    assert result.returncode == 0, result.stderr
     for name in ("roc", "pro", "histogram", "shots"):
-        [shown] = [charts for file, charts in json.loads(came.stdout)["data"].items() if file.endswith(f"curves/{name}.csv")]
+        [shown] = [charts for file, charts in json.loads(result.stdout)["data"].items() if file.endswith(f"curves/{name}.csv")]
         chart = shown[0]["content"]
         assert chart["facet"]["row"]["field"] == "target" and "<DVC_" not in json.dumps(chart)
         drawn = {field["field"] for field in chart["spec"]["encoding"].values()} | {field["field"] for field in chart["facet"].values()}
@@ -211,10 +211,10 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     first, in_use = current(project), weights(project, "in-use")
     assert first["reason"] == "the first model of this pipeline" and in_use != weights(project, "candidate")
     content = edited(project, promotion={"figure": "pixel_auroc", "tolerance": 0.0, "detectors": ["patch-residual"]})
-    with receiver() as there:
-        write_pipelines(project, {**content, "notices": {"url": there.url}})
+    with receiver() as server:
+        write_pipelines(project, {**content, "notices": {"url": server.url}})
         state = state_of_retrain(project, api)
-    [notice] = there.came
+    [notice] = server.result
     assert (notice["event"], notice["pipeline"], notice["figures"]["parts"].keys() >= {"metauas"}) == ("kept", "small", True)
     assert notice["text"].startswith("changepair: small Kept: patch-residual P-AUROC ")
     assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code")
@@ -239,8 +239,8 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
     history = [json.loads(line) for line in (project / "data/models/small/history.jsonl").read_text().splitlines()]
     assert [line["action"] for line in history] == ["promoted", "promoted", "rolled back"]
     assert history[0]["candidate"] != history[1]["candidate"]
-    told = run(project, "changepair", "history", "small").stdout
-    assert f"model {first['candidate'][:8]} is in use" in told and "by hand" in told
+    message = run(project, "changepair", "history", "small").stdout
+    assert f"model {first['candidate'][:8]} is in use" in message and "by hand" in message
     assert "up to date" in run(project, "dvc", "status", "data/models/small/in-use.dvc").stdout
 
 
@@ -252,8 +252,8 @@ def test_plain_dvc_carries_the_model_in_use_to_a_clone_and_keeps_it(project: Pat
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
     shutil.copyfile(project / ".dvc" / "config.local", clone / ".dvc" / "config.local")
-    came = run(clone, "dvc", "pull")
-    assert came.returncode == 0 and weights(clone, "in-use") == in_use, came.stderr
+    result = run(clone, "dvc", "pull")
+    assert result.returncode == 0 and weights(clone, "in-use") == in_use, result.stderr
     assert run(clone, "dvc", "checkout", "--force").returncode == 0 and weights(clone, "in-use") == in_use
     assert run(clone, "dvc", "gc", "--workspace", "--cloud", "--force").returncode == 0
     shutil.rmtree(clone / "data" / "models" / "small" / "in-use")
@@ -275,7 +275,7 @@ def test_the_report_shows_the_pairs(retrained: Path) -> None:
 
 @pytest.mark.slow
 def test_after_a_new_picture_the_model_in_use_is_measured_again(project: Path, api: str) -> None:
-    """What depends on the picture runs, the training not. With all the tolerance there is, the candidate is promoted."""
+    """The stages that depend on the picture run, the training not. With all the tolerance there is, the candidate is promoted."""
     import skimage.data
 
     save(skimage.data.brick()[300:396, 300:396], project / "parts" / "bricks" / "test" / "good" / "new.png")
@@ -296,9 +296,9 @@ def test_a_model_in_use_that_is_gone_is_told_and_nothing_changes(project: Path) 
     gone = json.dumps({**json.loads(file.read_text()), "hash": "0" * 32 + ".dir"})
     file.write_text(gone)
     program = "from flows.promotion.gate import gate; from flows.running.ending import exit_on_bad_input as end; end(lambda: gate('small'))"
-    came = run(project, "python", "-c", program)
-    assert came.returncode == 2 and came.stderr.splitlines()[-1].startswith("changepair: data/models/small/current: model ")
-    assert "is neither in DVC's cache nor in a remote" in came.stderr
+    result = run(project, "python", "-c", program)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("changepair: data/models/small/current: model ")
+    assert "is neither in DVC's cache nor in a remote" in result.stderr
     assert pointer.read_text() == pointed and file.read_text() == gone and weights(project, "in-use")
 
 
@@ -320,15 +320,15 @@ def test_a_strangers_mistake_ends_a_stage_and_a_run_with_one_line_and_exit_code_
     write_pipelines(project, sources)
     before = (project / "data/episodes/small.parquet").read_bytes()
     in_use = current(project)
-    came = run(project, "python", "-m", "flows.sample", "small", PREFECT_API_URL=api)
-    assert came.returncode == 2 and "Traceback" not in came.stdout + came.stderr
-    assert re.match(r"changepair: \d+ pictures are both a source and a target, the first parts/", came.stderr.splitlines()[-1])
+    result = run(project, "python", "-m", "flows.sample", "small", PREFECT_API_URL=api)
+    assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr
+    assert re.match(r"changepair: \d+ pictures are both a source and a target, the first parts/", result.stderr.splitlines()[-1])
     assert (project / "data/episodes/small.parquet").read_bytes() == before
 
-    with receiver() as there:
-        write_pipelines(project, {**sources, "notices": {"url": there.url}})
+    with receiver() as server:
+        write_pipelines(project, {**sources, "notices": {"url": server.url}})
         again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
-    [notice] = there.came
+    [notice] = server.result
     assert notice["event"] == "failed" and "pictures are both a source and a target" in notice["reason"]
     assert again.returncode == 2 and "Traceback" not in again.stdout + again.stderr
     assert "pictures are both a source and a target" in again.stderr
@@ -346,22 +346,22 @@ def test_a_mistake_anywhere_in_the_file_is_told_whichever_stage_is_started(proje
     """Rules across fields too, and of a part that the stage does not read."""
     content = edited(project, evaluation={"resolution": 64, "subset": {"metauaz": 3}})
     (project / "pipelines.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    told = "changepair: pipelines.yaml: pipelines.small.evaluation.subset.metauaz: no detector 'metauaz' under detectors"
+    message = "changepair: pipelines.yaml: pipelines.small.evaluation.subset.metauaz: no detector 'metauaz' under detectors"
     for command in (("python", "-m", "flows.ingest", "parts"), ("python", "-m", "flows.code"), ("dvc", "repro", "ingest_parts")):
-        came = run(project, *command, PREFECT_API_URL=api)
-        assert came.returncode != 0 and f"{told}; did you mean 'metauas'?" in came.stderr.splitlines(), came.stderr
+        result = run(project, *command, PREFECT_API_URL=api)
+        assert result.returncode != 0 and f"{message}; did you mean 'metauas'?" in result.stderr.splitlines(), result.stderr
 
 
 @pytest.mark.slow
 def test_settings_that_ask_for_other_stages_are_planned_anew(project: Path, api: str) -> None:
-    """By `dvc repro`, which says so and is run again, and by `changepair retrain`."""
+    """`dvc repro` plans them, says so and is run again; `changepair retrain` plans them as well."""
     content = edited(project)
     del content["pipelines"]["small"]["detectors"]["inctrl"], content["pipelines"]["small"]["training"]["inctrl"]
     (project / "pipelines.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    came = run(project, "dvc", "repro", PREFECT_API_URL=api)
-    assert came.returncode != 0
+    result = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert result.returncode != 0
     assert (
-        "changepair: dvc.yaml: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again" in came.stderr
+        "changepair: dvc.yaml: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again" in result.stderr
     )
     assert "inctrl" not in (project / "dvc.yaml").read_text()
     assert ran(project, api) == ["figures_small", "report_small"]
@@ -411,9 +411,9 @@ def commented(folder: Path) -> None:
 def outdated(folder: Path) -> set[str]:
     """The stages of which something they depend on has changed; what is made of theirs comes on top."""
     assert run(folder, "dvc", "repro", "code").returncode == 0
-    came = run(folder, "dvc", "status", "--json")
-    assert came.returncode == 0, came.stderr
-    return set(json.loads(came.stdout))
+    result = run(folder, "dvc", "status", "--json")
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout))
 
 
 ROWS: dict[str, tuple[Edit, set[str]]] = {
@@ -475,8 +475,8 @@ def test_an_edit_outdates_what_it_can_change_and_nothing_else(project: Path, row
 def test_another_wording_of_the_report_is_there_in_seconds(project: Path, api: str) -> None:
     in_file("tasks/reporting/report.html", "</h1>", ", as measured</h1>")(project)
     start = time.monotonic()
-    came = run(project, "dvc", "repro", PREFECT_API_URL=api)
-    assert came.returncode == 0 and re.findall(r"Running stage '(.+?)'", came.stdout) == ["code", "report_small"]
+    result = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert result.returncode == 0 and re.findall(r"Running stage '(.+?)'", result.stdout) == ["code", "report_small"]
     assert time.monotonic() - start < 30 and ", as measured</h1>" in (project / "data/evaluation/small/report.html").read_text()
 
 
@@ -484,8 +484,8 @@ def test_another_wording_of_the_report_is_there_in_seconds(project: Path, api: s
 def test_another_formula_scores_no_picture_again(project: Path, api: str) -> None:
     before = json.loads((project / "data/evaluation/small/metrics.json").read_text())
     in_file("tasks/scoring/figures.py", "PRO_LIMIT = 0.3", "PRO_LIMIT = 0.1")(project)
-    came = run(project, "dvc", "repro", PREFECT_API_URL=api)
-    assert came.returncode == 0 and re.findall(r"Running stage '(.+?)'", came.stdout) == ["code", "figures_small", "report_small"]
+    result = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert result.returncode == 0 and re.findall(r"Running stage '(.+?)'", result.stdout) == ["code", "figures_small", "report_small"]
     after = json.loads((project / "data/evaluation/small/metrics.json").read_text())
     for name, figures in after["parts"].items():
         assert figures["image_auroc"] == before["parts"][name]["image_auroc"]

@@ -22,7 +22,7 @@ LABELS = np.arange(120) < 60
 def draws_of(
     shift: float, noise: int = 0, *, target: str = "parts", detector: str = "metauas", prompts: tuple[str, ...] = ("p",)
 ) -> list[DrawRow]:
-    """Of a detector that tells anomalous pictures apart by `shift`; noise: which pictures it is unsure of."""
+    """Gives the draws of a detector that tells anomalous pictures apart by `shift`; noise: which pictures it is unsure of."""
     images, labels = tuple(str(place) for place in range(120)), tuple(LABELS.astype(int).tolist())
     scores = np.random.default_rng(0).normal(size=120) + shift * LABELS + 0.2 * np.random.default_rng(noise).normal(size=120)
     draws = image_draws(resample(images, labels), LABELS, scores)

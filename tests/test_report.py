@@ -117,7 +117,7 @@ def test_the_curves_are_tables_that_dvc_draws(report: tuple[Path, Results]) -> N
 
 
 def variety(png: bytes) -> int:
-    """How many colours a screenshot has: a blank one has one."""
+    """Counts the colours a screenshot has: a blank one has one."""
     with Image.open(io.BytesIO(png)) as image:
         return len(image.convert("RGB").resize((200, 200)).getcolors(40_000) or [])
 

@@ -1,4 +1,4 @@
-"""The same shards wherever they are made; killed anywhere, nothing whole is lost and the next run ends with the same bytes."""
+"""Shards are the same wherever they are made; killed anywhere, nothing whole is lost and the next run ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SHARDS = 20
 def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
     """The small pipeline with everything made that synthesize reads."""
     folder = make_project(tmp_path_factory.mktemp("run") / "project")
-    came = run(folder, "dvc", "repro", "inpainter_small", PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
+    result = run(folder, "dvc", "repro", "inpainter_small", PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
@@ -41,7 +41,7 @@ def execution(folder: Path, **values: Any) -> None:
     write_pipelines(folder, content)
 
 
-def made(folder: Path) -> dict[str, str]:
+def pairs_made(folder: Path) -> dict[str, str]:
     pairs = folder / "data" / "pairs" / "small"
     return {str(file.relative_to(pairs)): sha256(file) for file in sorted(pairs.rglob("*")) if file.is_file()}
 
@@ -49,9 +49,9 @@ def made(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(project: Path, api: str) -> dict[str, str]:
     execution(project, workers=2, runner="processes")
-    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
-    files = made(project)
+    result = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
+    files = pairs_made(project)
     assert len([name for name in files if name.endswith(".tar")]) == SHARDS
     assert not list((project / "data" / "checkpoints" / "small" / "pairs").iterdir())
     return files
@@ -59,16 +59,16 @@ def undisturbed(project: Path, api: str) -> dict[str, str]:
 
 def test_threads_make_the_same_bytes(project: Path, api: str, undisturbed: dict[str, str]) -> None:
     execution(project, workers=3, runner="threads")
-    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
-    assert made(project) == undisturbed
+    result = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert pairs_made(project) == undisturbed
 
 
 def test_a_dask_cluster_of_its_own_makes_the_same_bytes(project: Path, api: str, undisturbed: dict[str, str]) -> None:
     execution(project, workers=2, runner="dask")
-    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
-    assert came.returncode == 0, came.stdout + came.stderr
-    assert made(project) == undisturbed
+    result = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert pairs_made(project) == undisturbed
 
 
 def records(folder: Path) -> list[Path]:
@@ -87,15 +87,15 @@ def test_killed_midway_the_next_run_keeps_whole_shards_and_ends_with_the_same_by
         wait_for_records(project, 4, process)
     kept = len(records(project))
     assert 4 <= kept < SHARDS
-    assert made(project) == undisturbed  # what an earlier run made is there until a new one is whole
+    assert pairs_made(project) == undisturbed  # what an earlier run made is there until a new one is whole
     before = {record: record.stat().st_mtime_ns for record in records(project)}
     work = next((project / "data" / "checkpoints" / "small" / "pairs").iterdir())
     (work / "pairs" / ".00019.tar.1.partial").write_bytes(b"half")
-    came = run(project, *SYNTHESIZE, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
-    assert came.returncode == 0, came.stdout + came.stderr
-    told = re.search(r"(\d+) of 20 shards are there from a run that was stopped", came.stdout + came.stderr)
-    assert told and int(told[1]) == len(before)
-    assert made(project) == undisturbed and not work.exists()
+    result = run(project, *SYNTHESIZE, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
+    assert result.returncode == 0, result.stdout + result.stderr
+    kept_shards = re.search(r"(\d+) of 20 shards are there from a run that was stopped", result.stdout + result.stderr)
+    assert kept_shards and int(kept_shards[1]) == len(before)
+    assert pairs_made(project) == undisturbed and not work.exists()
 
 
 def free_port() -> int:
@@ -124,7 +124,7 @@ def test_a_dask_worker_killed_midway_costs_its_shards_a_retry_and_nothing_else(
         first.wait()
         assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
         assert second.poll() is None
-    assert made(project) == undisturbed
+    assert pairs_made(project) == undisturbed
 
 
 def test_a_source_that_cannot_be_read_stops_the_run_with_one_line_that_names_it(
@@ -136,32 +136,32 @@ def test_a_source_that_cannot_be_read_stops_the_run_with_one_line_that_names_it(
     photo.unlink()  # it may be a link into DVC's cache
     photo.write_bytes(whole[:1000])
     try:
-        came = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
+        result = run(project, *SYNTHESIZE, PREFECT_API_URL=api)
     finally:
         photo.write_bytes(whole)
-    assert came.returncode == 2 and "Traceback" not in came.stdout + came.stderr
-    assert re.match(r"changepair: data/pictures/sample-photos/train/good/cat\.png: a source picture that was ingested cannot be read any more", came.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
-    assert made(project) == undisturbed
+    assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr
+    assert re.match(r"changepair: data/pictures/sample-photos/train/good/cat\.png: a source picture that was ingested cannot be read any more", result.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
+    assert pairs_made(project) == undisturbed
 
 
 def test_a_full_disk_stops_the_run_with_one_line_that_names_the_file(project: Path, api: str, undisturbed: dict[str, str]) -> None:
-    """On a small disk of its own where that can be mounted, else with a limit on the size of a file."""
+    """The disk is a small one of its own where that can be mounted, else with a limit on the size of a file."""
     execution(project, workers=2, runner="processes")
     checkpoints = project / "data" / "checkpoints"
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(checkpoints)], capture_output=True).returncode == 0
     try:
         limit = None if mounted else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         variables = {**os.environ, "PYTHONPATH": str(project), "PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "WARNING"}
-        came = subprocess.run(
+        result = subprocess.run(
             [sys.executable, *SYNTHESIZE[1:]], cwd=project, env=variables, capture_output=True, text=True, preexec_fn=limit, timeout=120
         )
         left = [file for file in checkpoints.rglob("*.partial")]
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(checkpoints)], check=True)
-    assert came.returncode == 2 and "Traceback" not in came.stdout + came.stderr, came.stdout + came.stderr
-    assert re.search(r"changepair: .*checkpoints/small/pairs/\w+/\S+: cannot be written, the disk is full \(.*\); make room and run again", came.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
-    assert not left and made(project) == undisturbed
+    assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr, result.stdout + result.stderr
+    assert re.search(r"changepair: .*checkpoints/small/pairs/\w+/\S+: cannot be written, the disk is full \(.*\); make room and run again", result.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
+    assert not left and pairs_made(project) == undisturbed
 
 
 def test_the_record_of_a_shard_holds_what_the_index_says(project: Path, undisturbed: dict[str, str]) -> None:

@@ -145,8 +145,8 @@ def test_the_sources_objects_come_along_and_no_others(manifests: Path) -> None:
     rows = [to_row(image, "brick", mask) for image in (*reversed(other), "elsewhere.png")]
     write_objects(manifests / "other.objects.parquet", table_of(ObjectRow, rows))
     sample(SETTINGS, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
-    came = pq.read_table(files(manifests).objects).to_pylist()
-    assert [row["image"] for row in came] == sorted(other) and {row["label"] for row in came} == {"brick"}
+    sampled = pq.read_table(files(manifests).objects).to_pylist()
+    assert [row["image"] for row in sampled] == sorted(other) and {row["label"] for row in sampled} == {"brick"}
 
 
 def episodes_of(manifests: Path, settings: SamplingSettings, targets: tuple[str, ...] = ("parts",)) -> list[Episode]:
@@ -181,12 +181,12 @@ def test_multi_class_takes_the_named_classes_as_normal(classes: Path) -> None:
     assert [(episode.category, episode.seed) for episode in episodes] == [("0+2", 0), ("0+2", 1)]
     assert all(label == ("/1/" in image) for image, label in zip(episodes[0].queries, episodes[0].labels, strict=True))
     assert sorted(image.split("/")[-2] for image in episodes[0].prompts) == ["0", "0", "2", "2"]
-    for wrong, told in (
+    for wrong, message in (
         ({}, "must name some"),
         ({"classes": ("0", "7")}, "has no category '7'"),
         ({"classes": ("0", "1", "2")}, "and not all"),
     ):
-        with pytest.raises(BadInput, match=rf"classes: sampling\.normal_classes\.classes .*{told}"):
+        with pytest.raises(BadInput, match=rf"classes: sampling\.normal_classes\.classes .*{message}"):
             episodes_of(classes, SamplingSettings(shots=(2,), protocols=("multi-class",), normal_classes=wrong), ("classes",))
 
 
@@ -212,13 +212,13 @@ def test_a_stratified_draw_shares_the_prompts_out_by_size(classes: Path) -> None
 
 def test_a_pooled_draw_may_leave_a_category_without_a_prompt_and_says_so(manifests: Path) -> None:
     settings = SamplingSettings(shots=(1,), seeds=tuple(range(12)), draw="pooled")
-    came = sample(settings, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
+    sampled = sample(settings, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
     episodes = read_episodes(files(manifests).episodes)
     agnostic = [episode for episode in episodes if episode.protocol == "class-agnostic"]
     assert all(len(episode.prompts) == 2 for episode in agnostic) and len(agnostic) == 2 * 12
     specific = {(episode.category, episode.seed) for episode in episodes if episode.protocol == "class-specific"}
-    assert came.without_prompts and len(specific) + len(came.without_prompts) == 2 * 12
-    assert all(entry.startswith("parts: ") and "1 shots)" in entry for entry in came.without_prompts)
+    assert sampled.without_prompts and len(specific) + len(sampled.without_prompts) == 2 * 12
+    assert all(entry.startswith("parts: ") and "1 shots)" in entry for entry in sampled.without_prompts)
 
 
 def test_central_prompts_stand_for_most_of_their_category(tmp_path: Path) -> None:
@@ -298,8 +298,8 @@ def test_prompts_are_taken_from_the_authors_top_k_lists(manifests: Path) -> None
         ('{"parts": {"bricks": 3}}', "'bricks' has neither a list of paths nor a filename"),
     ],
 )
-def test_what_is_wrong_with_a_list_of_prompts_is_told(manifests: Path, content: str, told: str) -> None:
-    with pytest.raises(BadInput, match=rf"prompts\.json: sampling\.prompts: .*{told}"):
+def test_what_is_wrong_with_a_list_of_prompts_is_told(manifests: Path, content: str, message: str) -> None:
+    with pytest.raises(BadInput, match=rf"prompts\.json: sampling\.prompts: .*{message}"):
         given(manifests, content)
 
 
@@ -311,8 +311,8 @@ def test_near_duplicates_are_reported(manifests: Path) -> None:
         image.save(folder / "copy.jpg", quality=90)
     save(skimage.data.grass()[:96, :96], folder / "grass.png")
     ingest_folder("copies", folder, licence="own", places=make_places(manifests), workers=1)
-    came = sample(SETTINGS, Use(("copies",), ("parts",)), manifests=manifests, files=files(manifests))
-    assert came.near_duplicates == 1
+    sampled = sample(SETTINGS, Use(("copies",), ("parts",)), manifests=manifests, files=files(manifests))
+    assert sampled.near_duplicates == 1
     header, row = files(manifests).near_duplicates.read_text().splitlines()
     assert header == "trained_on,tested_on,bits" and "copies/copy.jpg" in row and "stones/test/good/0.png" in row
 
@@ -328,7 +328,7 @@ def test_near_duplicates_are_the_nearest_within_three_bits(trained: list[int], t
         for side, values in (("a", trained), ("b", others))
     ]
     nearest = {f"b{number}": min((one ^ other).bit_count() for one in trained) for number, other in enumerate(others)}
-    found = near_duplicates(*rows)
-    assert {pair.tested_on: pair.bits for pair in found} == {name: bits for name, bits in nearest.items() if bits <= 3}
-    for pair in found:
+    pairs = near_duplicates(*rows)
+    assert {pair.tested_on: pair.bits for pair in pairs} == {name: bits for name, bits in nearest.items() if bits <= 3}
+    for pair in pairs:
         assert (trained[int(pair.trained_on[1:])] ^ others[int(pair.tested_on[1:])]).bit_count() == pair.bits

@@ -1,4 +1,4 @@
-"""What a hostile or careless file must not do."""
+"""Hostile and careless files do no harm."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> 
     content["enabled"], content["pipelines"] = [bad], {bad: content["pipelines"]["small"]}
     content["datasets"]["folders"] = {"parts; touch pwned": {"path": "parts"}}
     write_pipelines(folder, content)
-    came = run(folder, "dvc", "repro", PREFECT_API_URL=api)
-    assert came.returncode != 0 and "Running stage" in came.stdout
+    result = run(folder, "dvc", "repro", PREFECT_API_URL=api)
+    assert result.returncode != 0 and "Running stage" in result.stdout
     assert not list(tmp_path.rglob("pwned"))
     ours = run(folder, "changepair", "retrain", bad)
     assert ours.returncode == 2 and "expected String should match pattern" in ours.stderr and not list(tmp_path.rglob("pwned"))
@@ -32,9 +32,9 @@ def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> 
 
 def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path, api: str) -> None:
     folder = make_project(tmp_path / "project", TINY)
-    came = run(folder, "python", "-m", "flows.ingest", "digit", PREFECT_API_URL=api)
-    assert came.returncode == 2 and "Traceback" not in came.stderr
-    assert came.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
+    result = run(folder, "python", "-m", "flows.ingest", "digit", PREFECT_API_URL=api)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
 )
 def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict[str, str], api: str, tmp_path: Path) -> None:
     parameters = {**parameters, "workspaces": str(tmp_path / "workspaces")}
-    came = run(tmp_path, "python", "-c", SCHEDULED, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
-    assert came.returncode == 2 and "Traceback" not in came.stderr, came.stderr
-    assert came.stderr.splitlines()[-1].startswith("changepair: parameters of the run: ")
+    result = run(tmp_path, "python", "-c", SCHEDULED, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("changepair: parameters of the run: ")
     assert not list(tmp_path.iterdir())
 
 

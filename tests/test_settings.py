@@ -88,13 +88,13 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),
     ],
 )
-def test_a_wrong_key_is_told_in_one_line(tmp_path: Path, keys: str, value: Any, told: str) -> None:
+def test_a_wrong_key_is_told_in_one_line(tmp_path: Path, keys: str, value: Any, expected: str) -> None:
     file = write_pipelines(tmp_path, changed(keys, value))
     with pytest.raises(BadInput) as caught:
         read_pipelines(file)
     message = str(caught.value)
     assert "\n" not in message
-    assert re.search(told.replace("[", r"\[").replace("]", r"\]").replace("?", r"\?"), message), message
+    assert re.search(expected.replace("[", r"\[").replace("]", r"\]").replace("?", r"\?"), message), message
 
 
 def test_a_missing_section_is_told(tmp_path: Path) -> None:
@@ -124,25 +124,25 @@ def test_a_pipeline_that_does_not_exist_or_is_not_enabled_is_not_run(tmp_path: P
 def test_the_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
     write_pipelines(tmp_path, changed("pipelines.small.synthesis.pair", 3))
     for arguments in (("pipelines",), ("retrain", "small")):
-        came = run(tmp_path, "changepair", *arguments, PYTHONPATH=str(ROOT))
-        assert came.returncode == 2
-        assert came.stdout == ""
-        assert came.stderr.splitlines() == [
+        result = run(tmp_path, "changepair", *arguments, PYTHONPATH=str(ROOT))
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert result.stderr.splitlines() == [
             "changepair: pipelines.yaml: pipelines.small.synthesis.pair: unknown key; did you mean 'pairs'?"
         ]
 
 
 def test_the_pipelines_are_listed() -> None:
-    came = run(ROOT, "changepair", "pipelines", COLUMNS="200")
-    assert came.returncode == 0
-    assert "quickstart" in came.stdout and "patch-residual, metauas, inctrl" in came.stdout
-    missing = came.stdout.partition("winclip is missing:")[2]
+    result = run(ROOT, "changepair", "pipelines", COLUMNS="200")
+    assert result.returncode == 0
+    assert "quickstart" in result.stdout and "patch-residual, metauas, inctrl" in result.stdout
+    missing = result.stdout.partition("winclip is missing:")[2]
     assert (
         "dataset mvtec-ad: https://www.mvtec.com/" in missing
         and "weights of ViT-B-16-plus-240: laion400m_e32, which open_clip fetches" in missing
     )
-    assert "quickstart is missing" not in came.stdout
-    assert "then changepair import metauas <checkpoint> --out data/imported/metauas-256" in came.stdout
+    assert "quickstart is missing" not in result.stdout
+    assert "then changepair import metauas <checkpoint> --out data/imported/metauas-256" in result.stdout
 
 
 def test_a_pipeline_whose_dataset_is_elsewhere_is_not_run(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
         snapshot.mkdir(parents=True)
         (tmp_path / repository / "refs").mkdir()
         (snapshot / "config.json").write_text("{}")
-    came = run(ROOT, "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path))
-    retrained = came.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
+    result = run(ROOT, "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path))
+    retrained = result.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
     assert "dataset coco: https://cocodataset.org" in retrained
     assert "tf_efficientnet_b4" not in retrained and "stable-diffusion" not in retrained

@@ -117,7 +117,7 @@ def test_without_augmentation_pictures_differ_within_the_mask_and_nowhere_else(i
 
 
 def test_whatever_a_model_does_to_the_rest_of_a_picture_is_undone(inputs: Inputs) -> None:
-    """As a VAE alters every pixel. Outside the region, and so outside the mask, prompt and query agree to the bit."""
+    """A VAE alters every pixel, for one. Outside the region, and so outside the mask, prompt and query agree to the bit."""
     chosen = small(kinds={"appearance": 0.5, "disappearance": 0.5}, augmentation=STILL)
     asked: list[Tensor] = []
 
@@ -134,7 +134,7 @@ def test_whatever_a_model_does_to_the_rest_of_a_picture_is_undone(inputs: Inputs
 
 
 def test_an_object_appears_in_the_query_and_disappears_from_it(inputs: Inputs) -> None:
-    """What is painted away is painted in the prompt for an appearance, in the query for a disappearance."""
+    """An object painted away is painted in the prompt for an appearance, in the query for a disappearance."""
 
     def paints_white(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return torch.ones_like(images)
@@ -153,11 +153,11 @@ def test_texts_are_the_settings_or_the_objects_own(inputs: Inputs) -> None:
         heard.extend(texts)
         return 1 - images
 
-    told = replace(small().inpainting, removal_text="empty ground", exchange_texts=("a cat", "a dog"))
-    list(Maker(materials(inputs, small(kinds={"appearance": 1.0}, inpainting=told)), listens).make(range(4)))
+    repainting = replace(small().inpainting, removal_text="empty ground", exchange_texts=("a cat", "a dog"))
+    list(Maker(materials(inputs, small(kinds={"appearance": 1.0}, inpainting=repainting)), listens).make(range(4)))
     assert set(heard) == {"empty ground"}
     heard.clear()
-    list(Maker(materials(inputs, small(kinds={"exchange": 1.0}, regenerated=1.0, inpainting=told)), listens).make(range(12)))
+    list(Maker(materials(inputs, small(kinds={"exchange": 1.0}, regenerated=1.0, inpainting=repainting)), listens).make(range(12)))
     assert set(heard) == {"a cat", "a dog"}
 
 
@@ -168,9 +168,9 @@ def test_a_region_that_came_out_unchanged_is_dropped_and_counted(inputs: Inputs)
     def lazy(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return images if next(calls) == 0 else 1 - images
 
-    made = Maker(materials(inputs, chosen), lazy)
-    pairs = list(made.make(range(6)))
-    unchanged = sum(count for drop, count in made.drops.items() if drop.reason == "came out unchanged")
+    own_maker = Maker(materials(inputs, chosen), lazy)
+    pairs = list(own_maker.make(range(6)))
+    unchanged = sum(count for drop, count in own_maker.drops.items() if drop.reason == "came out unchanged")
     assert unchanged == 3 and sum(pair.draw > 0 for pair in pairs) >= 3
 
     def never(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -200,8 +200,8 @@ def test_a_mask_is_shrunk_to_where_the_region_changed() -> None:
 
 def test_what_is_pasted_is_another_photographs(inputs: Inputs) -> None:
     chosen = small(kinds={"exchange": 1.0}, regenerated=0.0, augmentation=STILL)
-    made = Maker(materials(inputs, chosen), None)
-    for pair in made.make(range(10)):
+    own_maker = Maker(materials(inputs, chosen), None)
+    for pair in own_maker.make(range(10)):
         assert pair.method == "pasted"
         assert (pair.query == pair.prompt)[~pair.mask].all() and (pair.query != pair.prompt)[pair.mask].any()
 
@@ -269,7 +269,7 @@ def test_a_change_of_light_is_the_four_steps_one_after_another() -> None:
     picture = rng.integers(90, 150, (32, 32, 3), dtype=np.uint8)
     chosen = AugmentationSettings(light=0.2, hue=0.02)
     for number in range(20):
-        came = jitter(picture, chosen, generator(number, "light"))
+        relit = jitter(picture, chosen, generator(number, "light"))
         again = generator(number, "light")
         brightness, contrast, saturation = 1 + again.uniform(-0.2, 0.2, size=3)
         turn = 2 * np.pi * again.uniform(-0.02, 0.02)
@@ -281,7 +281,7 @@ def test_a_change_of_light_is_the_four_steps_one_after_another() -> None:
         plain = own + (plain - own) * saturation
         y, i, q = np.moveaxis(plain @ TO_YIQ.T, -1, 0)
         turned = np.stack([y, np.cos(turn) * i - np.sin(turn) * q, np.sin(turn) * i + np.cos(turn) * q], axis=-1)
-        assert np.abs(came - turned @ np.linalg.inv(TO_YIQ).T).max() < 0.75  # OpenCV computes it in 8 bits and a few more
+        assert np.abs(relit - turned @ np.linalg.inv(TO_YIQ).T).max() < 0.75  # OpenCV computes it in 8 bits and a few more
 
 
 @pytest.mark.parametrize("step", STRONG, ids=lambda step: step.__name__)
@@ -290,9 +290,9 @@ def test_every_augmentation_of_a_texture_changes_it_and_gives_a_picture(step: St
 
     texture = np.ascontiguousarray(skimage.data.astronaut()[:64, :64])
     before = texture.copy()
-    came = [step(texture, generator(number, "strong")) for number in range(8)]
-    assert all(one.shape == texture.shape and one.dtype == np.uint8 for one in came) and (texture == before).all()
-    assert any((one != texture).any() for one in came)
+    textures = [step(texture, generator(number, "strong")) for number in range(8)]
+    assert all(one.shape == texture.shape and one.dtype == np.uint8 for one in textures) and (texture == before).all()
+    assert any((one != texture).any() for one in textures)
     plain = step(np.full((16, 16, 3), (40, 90, 200), dtype=np.uint8), generator(0, "strong"))
     assert (plain == plain[0, 0]).all()
 
@@ -302,7 +302,7 @@ def test_kinds_occur_in_their_shares_whatever_their_order_in_the_file() -> None:
     drawn = [recipe(small(kinds=kinds, regenerated=0.25), number) for number in range(4000)]
     turned = [recipe(small(kinds=dict(reversed(kinds.items())), regenerated=0.25), number) for number in range(100)]
     assert turned == drawn[:100]
-    counts = Counter((came.kind, came.method) for came in drawn)
+    counts = Counter((pair.kind, pair.method) for pair in drawn)
     for kind, method, share in (
         ("appearance", "inpainted", 0.1),
         ("exchange", "inpainted", 0.075),
@@ -315,15 +315,15 @@ def test_kinds_occur_in_their_shares_whatever_their_order_in_the_file() -> None:
 
 
 def test_every_kind_of_the_settings_can_be_made() -> None:
-    made = {recipe.kind for recipe, share in zip(RECIPES, shares(SynthesisSettings()), strict=True) if share > 0}
-    assert made == set(SynthesisSettings().kinds)
+    kinds = {recipe.kind for recipe, share in zip(RECIPES, shares(SynthesisSettings()), strict=True) if share > 0}
+    assert kinds == set(SynthesisSettings().kinds)
 
 
 @given(st.lists(st.sampled_from(RECIPES), max_size=300), st.integers(1, 40))
 def test_groups_hold_every_pair_once_in_order_and_no_more_than_a_batch_to_paint(recipes: list, batch: int) -> None:  # type: ignore[type-arg]
-    came = list(groups(dict(enumerate(recipes)), batch))
-    assert [number for group in came for number in group] == list(range(len(recipes)))
-    for group in came:
+    parts = list(groups(dict(enumerate(recipes)), batch))
+    assert [number for group in parts for number in group] == list(range(len(recipes)))
+    for group in parts:
         assert sum(recipes[number].repaints for number in group) <= batch and len(group) <= max(64, batch)
 
 
@@ -428,8 +428,8 @@ def test_the_overview_counts_what_the_index_holds(inputs: Inputs, tmp_path: Path
 
 def test_an_overlay_tints_the_mask_alone() -> None:
     picture, mask = np.full((4, 4, 3), 100, dtype=np.uint8), np.eye(4, dtype=bool)
-    came = tinted(picture, mask)
-    assert (came[~mask] == 100).all() and (came[mask] == (165, 70, 80)).all()
+    overlay = tinted(picture, mask)
+    assert (overlay[~mask] == 100).all() and (overlay[mask] == (165, 70, 80)).all()
 
 
 def test_painting_gives_a_change_or_nothing() -> None:

@@ -185,7 +185,7 @@ def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None
 
 @pytest.mark.slow  # a minute of training
 def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(pairs: Path) -> None:
-    """For those that learn what a change is; the other detectors need no training to know."""
+    """It holds for those that learn what a change is; the other detectors need no training to know."""
     rows = sorted(read_index(pairs), key=lambda row: row.changed_area)[-6:]
     examples = [Pairs(pairs, rows, 64)[index] for index in range(len(rows))]
     # By the difference of features: concatenated, whether so small a training looks at its prompt differs from machine to machine.

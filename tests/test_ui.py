@@ -23,7 +23,7 @@ PAGE = {"width": 1440, "height": 1000}
 
 
 def runs(api: str, name: str) -> list[dict[str, Any]]:
-    """Those of that name, the oldest first."""
+    """Lists the runs of that name, the oldest first."""
     return sorted((item for item in ask(api, "flow_runs") if item["name"] == name), key=lambda item: item["created"])
 
 
@@ -108,10 +108,10 @@ def test_an_artifact_and_its_versions_in_a_browser(team: Team, tmp_path: Path) -
 
 
 def test_the_server_listens_on_loopback_and_asks_for_a_password_before_it_does_on_more(tmp_path: Path) -> None:
-    came = run(ROOT, "changepair", "ui", "--host", "0.0.0.0", "--port", str(free_port()))
-    assert came.returncode == 2 and "PREFECT_SERVER_API_AUTH_STRING" in came.stderr
+    result = run(ROOT, "changepair", "ui", "--host", "0.0.0.0", "--port", str(free_port()))
+    assert result.returncode == 2 and "PREFECT_SERVER_API_AUTH_STRING" in result.stderr
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(team: Team) -> None:
-    came = run(ROOT, "changepair", "ui", "--port", team.api.removesuffix("/api").rpartition(":")[2])
-    assert came.returncode == 2 and came.stderr.splitlines()[-1].endswith("is a server running already?")
+    result = run(ROOT, "changepair", "ui", "--port", team.api.removesuffix("/api").rpartition(":")[2])
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].endswith("is a server running already?")

@@ -15,22 +15,22 @@ from tasks.ingestion.unpack import unpack
 
 
 def tar(file: Path, *members: tuple[str, str], link: tuple[str, str] | None = None) -> Path:
-    with tarfile.open(file, "w:gz" if file.suffix == ".gz" else "w") as made:
+    with tarfile.open(file, "w:gz" if file.suffix == ".gz" else "w") as writer:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            made.addfile(info, io.BytesIO(content.encode()))
+            writer.addfile(info, io.BytesIO(content.encode()))
         if link is not None:
             info = tarfile.TarInfo(link[0])
             info.type, info.linkname = tarfile.SYMTYPE, link[1]
-            made.addfile(info)
+            writer.addfile(info)
     return file
 
 
 def packed(file: Path, *members: tuple[str, str]) -> Path:
-    with zipfile.ZipFile(file, "w") as made:
+    with zipfile.ZipFile(file, "w") as writer:
         for name, content in members:
-            made.writestr(name, content)
+            writer.writestr(name, content)
     return file
 
 
@@ -72,18 +72,18 @@ def test_a_link_too_long_to_be_resolved_writes_nothing_outside(tmp_path: Path) -
     archive, path = tmp_path / "parts.tar", ""
     outside = tmp_path / "outside.txt"
     outside.write_text("mine")
-    with tarfile.open(archive, "w") as made:
+    with tarfile.open(archive, "w") as writer:
         for step in steps:
-            made.addfile(entry(f"{path}{long}", tarfile.DIRTYPE))
-            made.addfile(entry(f"{path}{step}", tarfile.SYMTYPE, long))
+            writer.addfile(entry(f"{path}{long}", tarfile.DIRTYPE))
+            writer.addfile(entry(f"{path}{step}", tarfile.SYMTYPE, long))
             path += f"{long}/"
         ladder = f"{'/'.join(steps)}/{'l' * 254}"
-        made.addfile(entry(ladder, tarfile.SYMTYPE, "../" * len(steps)))
-        made.addfile(entry("escape", tarfile.SYMTYPE, f"{ladder}/../outside.txt"))
-        made.addfile(entry("written", tarfile.LNKTYPE, "escape"))
+        writer.addfile(entry(ladder, tarfile.SYMTYPE, "../" * len(steps)))
+        writer.addfile(entry("escape", tarfile.SYMTYPE, f"{ladder}/../outside.txt"))
+        writer.addfile(entry("written", tarfile.LNKTYPE, "escape"))
         content = tarfile.TarInfo("written")
         content.size = 5
-        made.addfile(content, io.BytesIO(b"yours"))
+        writer.addfile(content, io.BytesIO(b"yours"))
     with pytest.raises(BadInput, match=r"would leave the folder|cannot be unpacked"):
         unpack(archive, tmp_path / "parts")
     assert outside.read_text() == "mine" and not (tmp_path / "parts").exists()
@@ -91,17 +91,17 @@ def test_a_link_too_long_to_be_resolved_writes_nothing_outside(tmp_path: Path) -
 
 def test_links_that_stay_inside_are_made_and_one_under_a_link_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "parts.tar"
-    with tarfile.open(archive, "w") as made:
-        made.addfile(entry("latest", tarfile.SYMTYPE, "train"))  # before what it leads to
+    with tarfile.open(archive, "w") as writer:
+        writer.addfile(entry("latest", tarfile.SYMTYPE, "train"))  # before what it leads to
         content = tarfile.TarInfo("train/0.png")
         content.size = 1
-        made.addfile(content, io.BytesIO(b"a"))
-        made.addfile(entry("same.png", tarfile.LNKTYPE, "train/0.png"))
+        writer.addfile(content, io.BytesIO(b"a"))
+        writer.addfile(entry("same.png", tarfile.LNKTYPE, "train/0.png"))
     assert unpack(archive, tmp_path / "parts") == 2
     assert (tmp_path / "parts/latest/0.png").read_text() == (tmp_path / "parts/same.png").read_text() == "a"
-    with tarfile.open(archive, "w") as made:
-        made.addfile(entry("up", tarfile.SYMTYPE, "one/two"))
-        made.addfile(entry("one/two", tarfile.SYMTYPE, "nowhere"))
+    with tarfile.open(archive, "w") as writer:
+        writer.addfile(entry("up", tarfile.SYMTYPE, "one/two"))
+        writer.addfile(entry("one/two", tarfile.SYMTYPE, "nowhere"))
     with pytest.raises(BadInput, match="would leave the folder"):
         unpack(archive, tmp_path / "again")
 
@@ -112,13 +112,13 @@ def test_damaged_missing_and_present_are_told(tmp_path: Path, monkeypatch: pytes
     cut.write_bytes(whole.read_bytes()[:60])
     (tmp_path / "text.zip").write_text("no archive")
     (tmp_path / "there").mkdir()
-    for archive, folder, said in (
+    for archive, folder, message in (
         (cut, "parts", "damaged|neither"),
         (tmp_path / "text.zip", "parts", "neither a tar nor a zip"),
         (tmp_path / "none.tar", "parts", "no such file"),
         (whole, "there", "is there already"),
     ):
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=message):
             unpack(archive, tmp_path / folder)
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 1000}))
     with pytest.raises(BadInput, match="has room for"):

@@ -37,8 +37,8 @@ def square(photo: Array, size: int, rng: np.random.Generator) -> Array:
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     steps = (np.arange(size) + 0.5) * side / size - 0.5
     rows, columns = np.meshgrid(top + steps, left + steps, indexing="ij")
-    came = bilinear(photo, rows, columns)
-    return came[:, ::-1] if rng.random() < 0.5 else came
+    picture_out = bilinear(photo, rows, columns)
+    return picture_out[:, ::-1] if rng.random() < 0.5 else picture_out
 
 
 def perlin_mask(size: int, rng: np.random.Generator) -> Array:
@@ -109,7 +109,7 @@ def saturated(picture: Array, factor: float) -> Array:
 
 
 def turned_hue(picture: Array, turn: float) -> Array:
-    """To hue, saturation and value, and back (Smith, SIGGRAPH 1978)."""
+    """Turns to hue, saturation and value, and back (Smith, SIGGRAPH 1978)."""
     high, low = picture.max(-1), picture.min(-1)
     spread = np.where(high > low, high - low, 1)
     red, green, blue = np.moveaxis(picture, -1, 0)
@@ -140,11 +140,11 @@ def stretched(picture: Array) -> Array:
 
 def equalized(picture: Array) -> Array:
     levels = (picture * 255).astype(int)
-    came = np.empty_like(picture)
+    picture_out = np.empty_like(picture)
     for channel in range(3):
         cumulated = np.bincount(levels[..., channel].ravel(), minlength=256).cumsum()
-        came[..., channel] = (cumulated / cumulated[-1])[levels[..., channel]]
-    return came
+        picture_out[..., channel] = (cumulated / cumulated[-1])[levels[..., channel]]
+    return picture_out
 
 
 AUGMENTATIONS: tuple[Callable[[Array, np.random.Generator], Array], ...] = (

@@ -1,4 +1,4 @@
-"""How fast detectors compare, and on how much memory, each against the plain formula."""
+"""Measures how fast detectors compare, and on how much memory, each against the plain formula."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ print(statistics.median(times), memory("VmHWM") - before)
 
 
 def test_alignment_of_large_pictures_never_holds_the_matrix() -> None:
-    found = {}
+    embeddings = {}
     for which in ("plain", "ours"):
         command = [sys.executable, "-c", ALIGNMENT, which]
-        came = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        found[which] = [float(number) for number in came.stdout.split()]
-    (plain_time, plain_memory), (time_, memory) = found["plain"], found["ours"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        embeddings[which] = [float(number) for number in result.stdout.split()]
+    (plain_time, plain_memory), (time_, memory) = embeddings["plain"], embeddings["ours"]
     print(
         f"\nalignment at 512x512, batch 8: {1000 * time_:.0f} ms and {memory:.0f} MiB; "
         f"plain formula {1000 * plain_time:.0f} ms and {plain_memory:.0f} MiB: {plain_time / time_:.1f} x, {plain_memory / memory:.1f} x"
@@ -113,7 +113,7 @@ def test_inctrl_with_cached_prompts_and_texts_against_a_loop_that_encodes_them_a
     features, banks = encoder(queries[:1]), encoder(prompts)
     residual = patch_by_patch(features[:3], banks[:3])
     means = torch.stack(
-        [F.normalize(F.normalize(encoder.embed_texts(said), dim=1).mean(dim=0), dim=0) for said in sentences("screw", natural=False)]
+        [F.normalize(F.normalize(encoder.embed_texts(texts), dim=1).mean(dim=0), dim=0) for texts in sentences("screw", natural=False)]
     )
     token = features[-1].flatten(1)
     prior = (100 * F.normalize(token, dim=1) @ means.T).softmax(dim=1)[:, 1]
@@ -137,20 +137,22 @@ def test_winclips_windows_against_one_at_a_time() -> None:
     tokens = visual._embeds(torch.rand(1, 3, 240, 240))
 
     def one_at_a_time() -> list[Tensor]:
-        came = []
+        result = []
         for size in (2, 3):
             for members in windows(encoder.grid, size).T:
                 chosen = tokens[:, [0, *(members + 1).tolist()]]
-                came.append(visual._pool(visual.transformer(chosen))[0] @ visual.proj)
-        return came
+                result.append(visual._pool(visual.transformer(chosen))[0] @ visual.proj)
+        return result
 
     def batched() -> list[Tensor]:
         return [encoder._windows(tokens, size) for size in (2, 3)]
 
-    found = torch.cat([map_.flatten(2)[0].T for map_ in batched()])
-    assert torch.allclose(found, torch.cat(one_at_a_time()), atol=1e-4)
+    embeddings = torch.cat([map_.flatten(2)[0].T for map_ in batched()])
+    assert torch.allclose(embeddings, torch.cat(one_at_a_time()), atol=1e-4)
     slow, fast = medians(one_at_a_time, batched, times=RUNS)
-    print(f"\nWinCLIP's {len(found)} windows of a picture: {1000 * fast:.0f} ms, one at a time {1000 * slow:.0f} ms: {slow / fast:.1f} x")
+    print(
+        f"\nWinCLIP's {len(embeddings)} windows of a picture: {1000 * fast:.0f} ms, one at a time {1000 * slow:.0f} ms: {slow / fast:.1f} x"
+    )
     assert slow / fast >= FASTER_THAN_WINDOW_BY_WINDOW
 
 

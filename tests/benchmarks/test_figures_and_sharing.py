@@ -1,4 +1,4 @@
-"""What figures cost, and what evaluating all episodes together saves."""
+"""Measures what figures cost, and what evaluating all episodes together saves."""
 
 from __future__ import annotations
 

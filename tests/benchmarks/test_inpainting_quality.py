@@ -78,16 +78,16 @@ def measured(images: Tensor, masks: Tensor, fill: Tensor) -> tuple[float, float,
 def feature_distance(images: Tensor, masks: Tensor, fill: Tensor) -> float:
     """1 - cosine between the packaged encoder's features of the picture and of the filled one, where the hole is; mean over its stages."""
     encoder = build_encoder(MetaUASSettings().encoder, images.shape[-1]).eval()
-    came = []
+    distances = []
     for before, after in zip(encoder(images), encoder(fill), strict=True):
         weights = F.adaptive_avg_pool2d(masks, before.shape[-2:])[:, 0]
         apart = 1 - F.cosine_similarity(before, after, dim=1)
-        came.append(((apart * weights).sum((1, 2)) / weights.sum((1, 2))).mean())
-    return float(torch.stack(came).mean())
+        distances.append(((apart * weights).sum((1, 2)) / weights.sum((1, 2))).mean())
+    return float(torch.stack(distances).mean())
 
 
 def seam(images: Tensor, masks: Tensor, fill: Tensor) -> Tensor:
-    """How far the steps across the mask's rim are from the photograph's own there: |log of their ratio|, one a picture."""
+    """Measures how far the steps across the mask's rim are from the photograph's own there: |log of their ratio|, one a picture."""
     return (steps_across(fill, masks) / steps_across(images, masks)).clamp(min=1e-3).log().abs()
 
 

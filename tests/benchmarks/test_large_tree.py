@@ -1,4 +1,4 @@
-"""How fast a large tree is ingested, on how much memory, and how fast it is when nothing has changed."""
+"""Measures how fast a large tree is ingested, on how much memory, and how fast it is when nothing has changed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ print(json.dumps([came.kept, taken, peak]))
 
 
 def run(folder: Path) -> tuple[int, float, float]:
-    came = subprocess.run([sys.executable, "-c", INGEST, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
-    kept, taken, memory = json.loads(came.stdout)
+    result = subprocess.run([sys.executable, "-c", INGEST, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, taken, memory = json.loads(result.stdout)
     return kept, taken, memory
 
 

@@ -1,4 +1,5 @@
-"""What Prefect and DVC cost: the quickstart's wall time against its stages' own work, and what a run costs that changes nothing."""
+"""Measures what Prefect and DVC cost: the quickstart's wall time against its stages' own work, and what a run costs that changes
+nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ RUNS = 3
 
 def seconds(folder: Path, *command: str, **environment: str) -> float:
     start = time.perf_counter()
-    came = run(folder, *command, **environment)
+    result = run(folder, *command, **environment)
     taken = time.perf_counter() - start
-    assert came.returncode == 0, came.stdout[-3000:] + came.stderr[-3000:]
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return taken
 
 

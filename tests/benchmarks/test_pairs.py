@@ -1,4 +1,4 @@
-"""How fast pairs are made, on how much memory, and what an inpainted one costs."""
+"""Measures how fast pairs are made, on how much memory, and what an inpainted one costs."""
 
 from __future__ import annotations
 
@@ -116,14 +116,14 @@ print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE
 
 
 def test_memory_is_the_same_and_time_linear_from_1000_to_20000_pairs(files: EpisodeFiles, tmp_path: Path) -> None:
-    came = {}
+    rates = {}
     for pairs in (1_000, 20_000):
         command = [sys.executable, "-c", MAKE_SHARDS, str(files.sources.parent), str(tmp_path / str(pairs)), str(pairs)]
-        came[pairs] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    (few, many) = (came[pairs]["seconds"] / pairs for pairs in came)
+        rates[pairs] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    (few, many) = (rates[pairs]["seconds"] / pairs for pairs in rates)
     print(f"\npairs with their shards, one process: {1e3 * few:.2f} ms a pair at 1,000, {1e3 * many:.2f} ms at 20,000;")
-    print(f"peak memory {came[1_000]['peak']:.0f} MiB and {came[20_000]['peak']:.0f} MiB")
-    assert abs(came[20_000]["peak"] - came[1_000]["peak"]) < MOST_MORE_MEMORY
+    print(f"peak memory {rates[1_000]['peak']:.0f} MiB and {rates[20_000]['peak']:.0f} MiB")
+    assert abs(rates[20_000]["peak"] - rates[1_000]["peak"]) < MOST_MORE_MEMORY
     assert abs(many / few - 1) < LINEAR
 
 
@@ -131,10 +131,10 @@ def test_memory_is_the_same_and_time_linear_from_1000_to_20000_pairs(files: Epis
 def test_what_an_inpainted_pair_costs(files: EpisodeFiles, one_core: None, batch_size: int) -> None:
     own, inpainting = InpainterSettings(), RepaintingSettings(batch_size=batch_size)
     settings = SynthesisSettings(resolution=128, kinds={"appearance": 0.5, "disappearance": 0.5}, inpainting=inpainting)
-    made = maker(files, settings, Own(new_pipeline(own.resolution, own.channels), inpainting))
-    list(made.make(range(16)))
+    pair_maker = maker(files, settings, Own(new_pipeline(own.resolution, own.channels), inpainting))
+    list(pair_maker.make(range(16)))
     numbers = [range(100 * run, 100 * run + 32) for run in range(1, 4)]
-    seconds = statistics.median(a_pair(lambda run=run: len(list(made.make(run)))) for run in numbers)
+    seconds = statistics.median(a_pair(lambda run=run: len(list(pair_maker.make(run)))) for run in numbers)
     print(f"\ninpainted pairs at 128x128 by the own model, one core, batches of {batch_size}: {1e3 * seconds:.0f} ms a pair")
 
 
