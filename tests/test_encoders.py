@@ -126,7 +126,7 @@ def tokens_of(images: torch.Tensor, clip: ClipEncoder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("settings", "resolution", "told"),
+    ("settings", "resolution", "message"),
     [
         (EncoderSettings("timm", "resnet19", "hub"), 64, "encoder resnet19: timm has no such model; did you mean 'resnet18"),
         (EncoderSettings("timm", "resnet18", "packaged"), 64, "encoder resnet18: no package has its weights; say weights: hub"),
@@ -162,7 +162,7 @@ def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("detector", "told"),
+    ("detector", "message"),
     [
         (PatchResidualSettings(encoder=EncoderSettings("timm", "resnet18", "model"), stages=(6,)), "stages: numbers from 1 to 5"),
         (

@@ -133,7 +133,7 @@ def test_a_stage_whose_run_was_killed_stops_by_itself_and_the_next_run_waits_for
 
 
 @pytest.mark.parametrize(
-    ("stage", "reached", "said"),
+    ("stage", "reached", "message"),
     [
         ("inpainter_small", "data/checkpoints/small", r"train inpainter, step \d+ of 40"),
         ("synthesize_small", "data/checkpoints/small/pairs/*/records/*.json", r"synthesize, \d+ of 15 shards made"),

@@ -288,7 +288,7 @@ def test_prompts_are_taken_from_the_authors_top_k_lists(manifests: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "neither JSON nor a JSON object a line"),
         ("[1]", "not a JSON object of prompts"),

@@ -30,7 +30,7 @@ def test_the_projects_own_file_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "value", "told"),
+    ("keys", "value", "expected"),
     [
         ("enabeld", [], "enabeld: unknown key; did you mean 'enabled'?"),
         ("enabled", ["smal"], "enabled[0]: no pipeline 'smal'; did you mean 'small'?"),
