@@ -181,8 +181,11 @@ MODELS = {"promote": promote, "rollback": rollback, "history": history}
 def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
     from tasks.detectors.importing import import_checkpoint
 
-    tensors = import_checkpoint(detector, checkpoint, folder)
-    Console().print(f"{tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}", soft_wrap=True)
+    imported = import_checkpoint(detector, checkpoint, folder)
+    text = f"{imported.tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}"
+    Console().print(text, soft_wrap=True)
+    if imported.left_out:
+        Console().print(f"left out, as the authors' loader does: {', '.join(imported.left_out)}", soft_wrap=True)
 
 
 def unpack(archive: Path, folder: Path) -> None:

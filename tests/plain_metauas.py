@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # EfficientNet-B4 (Tan and Le, ICML 2019, table 1, width 1.4, depth 1.8): the blocks that halve the picture, and the last block before
-# each halving, whose output is a stage. Padding is «same» for the 380 pixels that B4 is defined at, whatever the picture's size.
+# each halving, whose output is a stage. The authors' efficientnet-pytorch 0.6.3 pads every layer, however deep, as «same» padding of the
+# 380 pixels that B4 is defined at.
 HALVING, STAGE_ENDS, DEFINED_AT = (2, 6, 10, 22), (5, 9, 21, 31), 380
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,8 +35,7 @@ def metauas(tensors: Mapping[str, Tensor], query: Tensor, prompt: Tensor) -> Ten
 
 def encoder(tensors: Mapping[str, Tensor], picture: Tensor) -> list[Tensor]:
     x = (picture - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    size = DEFINED_AT
-    x, size = same_conv(x, tensors["encoder._conv_stem.weight"], 2, size)
+    x = same_conv(x, tensors["encoder._conv_stem.weight"], 2)
     x = swish(norm(tensors, "encoder._bn0", x, 1e-3))
     stages = [x]
     count = 1 + max(int(re.split(r"\.", name)[2]) for name in tensors if name.startswith("encoder._blocks."))
@@ -45,7 +45,7 @@ def encoder(tensors: Mapping[str, Tensor], picture: Tensor) -> list[Tensor]:
         if f"{block}._expand_conv.weight" in tensors:
             inner = swish(norm(tensors, f"{block}._bn0", F.conv2d(inner, tensors[f"{block}._expand_conv.weight"]), 1e-3))
         stride = 2 if number in HALVING else 1
-        inner, size = same_conv(inner, tensors[f"{block}._depthwise_conv.weight"], stride, size, groups=inner.shape[1])
+        inner = same_conv(inner, tensors[f"{block}._depthwise_conv.weight"], stride, groups=inner.shape[1])
         inner = swish(norm(tensors, f"{block}._bn1", inner, 1e-3))
         squeezed = inner.mean(dim=(2, 3), keepdim=True)
         squeezed = swish(F.conv2d(squeezed, tensors[f"{block}._se_reduce.weight"], tensors[f"{block}._se_reduce.bias"]))
@@ -57,12 +57,10 @@ def encoder(tensors: Mapping[str, Tensor], picture: Tensor) -> list[Tensor]:
     return stages
 
 
-def same_conv(x: Tensor, weight: Tensor, stride: int, size: int, groups: int = 1) -> tuple[Tensor, int]:
-    kernel = weight.shape[-1]
-    wanted = -(-size // stride)
-    padding = max((wanted - 1) * stride + kernel - size, 0)
-    padded = F.pad(x, (padding // 2, padding - padding // 2) * 2)
-    return F.conv2d(padded, weight, stride=stride, groups=groups), wanted
+def same_conv(x: Tensor, weight: Tensor, stride: int, groups: int = 1) -> Tensor:
+    positions = -(-DEFINED_AT // stride)
+    padding = max((positions - 1) * stride + weight.shape[-1] - DEFINED_AT, 0)
+    return F.conv2d(F.pad(x, (padding // 2, padding - padding // 2) * 2), weight, stride=stride, groups=groups)
 
 
 def decoder_block(tensors: Mapping[str, Tensor], name: str, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -71,7 +69,7 @@ def decoder_block(tensors: Mapping[str, Tensor], name: str, x: Tensor, skip: Ten
         x = scse(tensors, f"{name}.attention1.attention", torch.cat([x, skip], dim=1))
     for conv in ("conv1", "conv2"):
         x = norm(tensors, f"{name}.{conv}.1", F.conv2d(x, tensors[f"{name}.{conv}.0.weight"], padding=1), 1e-5).relu()
-    return scse(tensors, f"{name}.attention2.attention", x)
+    return x if skip is None else scse(tensors, f"{name}.attention2.attention", x)  # no attention where there is no skip
 
 
 def scse(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
-from tasks.detectors.importing import import_checkpoint
+from tasks.detectors.importing import Imported, import_checkpoint
 from tasks.detectors.inctrl import PUBLISHED as PUBLISHED_INCTRL
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import PUBLISHED as PUBLISHED_METAUAS
@@ -68,20 +68,21 @@ def loaded(settings: TrainedSettings, folder: Path) -> Detector:
 
 @torch.inference_mode()
 def test_the_published_metauas_loads_and_scores_as_the_paper_says(published_metauas: Path, tmp_path: Path) -> None:
-    assert import_checkpoint("metauas", published_metauas, tmp_path / "model") == 832
+    assert import_checkpoint("metauas", published_metauas, tmp_path / "model") == Imported(820, ())
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["detector"] == "metauas" and config["imported_from"] == "metauas-256.ckpt"
     model = loaded(PUBLISHED_METAUAS, tmp_path / "model")
-    queries, prompt = torch.rand(2, 3, 256, 256), torch.rand(1, 3, 256, 256)
-    scores, maps = model.score(queries, prompt)
-    expected = metauas(read_weights(published_metauas), queries, prompt.expand(2, -1, -1, -1))
-    assert expected.std() > 1e-3  # not a constant
-    assert torch.allclose(maps, expected, atol=1e-5) and torch.allclose(scores, expected.flatten(1).amax(dim=1), atol=1e-5)
+    for height, width in ((256, 256), (128, 128), (256, 320)):
+        queries, prompt = torch.rand(2, 3, height, width), torch.rand(1, 3, height, width)
+        scores, maps = model.score(queries, prompt)
+        expected = metauas(read_weights(published_metauas), queries, prompt.expand(2, -1, -1, -1))
+        assert expected.std() > 1e-3  # not a constant
+        assert torch.allclose(maps, expected, atol=1e-5) and torch.allclose(scores, expected.flatten(1).amax(dim=1), atol=1e-5)
 
 
 @torch.inference_mode()
 def test_the_published_inctrl_loads_and_scores_as_the_paper_says(published_inctrl: Path, tmp_path: Path) -> None:
-    assert import_checkpoint("inctrl", published_inctrl, tmp_path / "model") == 345
+    assert import_checkpoint("inctrl", published_inctrl, tmp_path / "model") == Imported(345, ())
     model = loaded(PUBLISHED_INCTRL, tmp_path / "model")
     queries, prompts = torch.rand(2, 3, 240, 240), torch.rand(2, 3, 240, 240)
     scores, maps = model.score(queries, prompts, "horse")
@@ -92,6 +93,17 @@ def test_the_published_inctrl_loads_and_scores_as_the_paper_says(published_inctr
         patches = torch.nn.functional.interpolate(residual.view(1, 1, 15, 15), size=(240, 240), mode="bilinear")[0, 0]
         assert torch.allclose(map_, patches, atol=1e-5)
     assert scores[0] != scores[1]
+
+
+def test_what_the_authors_loader_passes_over_is_named_and_left_out(published_inctrl: Path, tmp_path: Path) -> None:
+    tensors = read_weights(published_inctrl)
+    tensors["module.queue.pictures"] = torch.zeros(3)
+    torch.save({"model_state": tensors}, tmp_path / "2.pyth")
+    assert import_checkpoint("inctrl", tmp_path / "2.pyth", tmp_path / "model") == Imported(345, ("module.queue.pictures",))
+    del tensors["adapter.fc.0.weight"]
+    torch.save({"model_state": tensors}, tmp_path / "2.pyth")
+    with pytest.raises(BadInput, match="is not the published inctrl, 1 tensors: missing adapter"):
+        import_checkpoint("inctrl", tmp_path / "2.pyth", tmp_path / "other")
 
 
 def test_a_missing_and_a_surplus_tensor_and_another_shape_are_listed(published_metauas: Path, tmp_path: Path) -> None:
@@ -137,11 +149,11 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path, tmp_path: Path) -> None:
     result = run(ROOT, "changepair", "import", "metauas", str(published_metauas), "--out", str(tmp_path / "model"))
-    assert result.returncode == 0 and result.stdout.startswith("832 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
+    assert result.returncode == 0 and result.stdout.startswith("820 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.ckpt")
     wrong = run(ROOT, "changepair", "import", "metauas", str(tmp_path / "other.ckpt"), "--out", str(tmp_path / "other"))
     assert wrong.returncode == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1
-    assert "is not the published metauas, 833 tensors: missing encoder._conv_stem.weight" in wrong.stderr
+    assert "is not the published metauas, 821 tensors: missing encoder._conv_stem.weight" in wrong.stderr
 
 
 def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: Path) -> None:

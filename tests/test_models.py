@@ -175,10 +175,11 @@ def test_bfloat16_stays_near(detectors: dict, layout: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [((5, 6), (4, 7)), ((20, 20), (18, 21))])  # a matrix that is held, and one that is not
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_alignment_is_the_papers_formula(mode: str, size: tuple[tuple[int, int], tuple[int, int]]) -> None:
+def test_alignment_is_the_papers_formula(mode: str, similarity: str, size: tuple[tuple[int, int], tuple[int, int]]) -> None:
     torch.manual_seed(1)
-    module = FeatureAlignment(8, mode)  # type: ignore[arg-type]
+    module = FeatureAlignment(8, mode, similarity)  # type: ignore[arg-type]
     query, prompts = torch.randn(2, 8, *size[0]), torch.randn(3, 8, *size[1])
     (asked_positions, offered_positions) = (height * width for height, width in size)
     aligned = module(query, prompts)
@@ -187,13 +188,31 @@ def test_alignment_is_the_papers_formula(mode: str, size: tuple[tuple[int, int],
         for k in range(3):
             asked = module.reduction(query[b : b + 1]).reshape(4, asked_positions)
             offered = module.reduction(prompts[k : k + 1]).reshape(4, offered_positions)
-            weights = (
-                (asked.T @ offered).softmax(dim=1)
-                if mode == "soft"
-                else F.one_hot((asked.T @ offered).argmax(dim=1), offered_positions).float()
-            )
+            products = asked.T @ offered
+            if similarity == "cosine":
+                products = 20 * products / asked.norm(dim=0)[:, None] / offered.norm(dim=0)
+            weights = products.softmax(dim=1) if mode == "soft" else F.one_hot(products.argmax(dim=1), offered_positions).float()
             expected = (weights @ prompts[k].reshape(8, offered_positions).T).T.reshape(8, *size[0])
             assert torch.allclose(aligned[b, k], expected, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_by_cosine_a_picture_finds_its_own_positions_again_in_other_light(encoder: FrozenEncoder, layout: Path) -> None:
+    """Products find the position of the largest features instead, which is why the authors' formula learns nothing from ours."""
+    query = pictures(layout, "bricks/train/good/0.png")
+    features, relit = encoder(query)[2:5], encoder((0.9 * query + 0.06).clamp(0, 1))[2:5]
+    shares_of: dict[str, list[float]] = {"cosine": [], "dot": []}
+    for similarity, shares in shares_of.items():
+        for stage, other in zip(features, relit, strict=True):
+            torch.manual_seed(0)
+            module = FeatureAlignment(stage.shape[1], "hard", similarity)  # type: ignore[arg-type]
+            places = torch.arange(stage[0, 0].numel()).view(1, 1, *stage.shape[-2:]).float().expand_as(other)
+            asked, offered = (module.reduction(part).flatten(2).mT[:, None] for part in (stage, other))
+            if similarity == "cosine":
+                asked, offered = F.normalize(asked, dim=-1), F.normalize(offered, dim=-1)
+            own = hard(asked, offered, places.flatten(2).mT[:, None])[0, 0, :, 0]
+            shares.append(float((own == places[0, 0].flatten()).float().mean()))
+    assert min(shares_of["cosine"]) > 0.9 and shares_of["dot"][0] < 0.5
 
 
 def test_gradients_reach_alignment_and_decoder_and_never_the_encoder(detectors: dict, layout: Path) -> None:
@@ -205,7 +224,7 @@ def test_gradients_reach_alignment_and_decoder_and_never_the_encoder(detectors: 
     model.eval()
     for name, weight in model.named_parameters():
         assert (weight.grad is None) == (not weight.requires_grad), name
-        assert weight.requires_grad or name.startswith(("encoder.", "decoder.blocks.4.attention1.")), name
+        assert weight.requires_grad or name.startswith("encoder."), name
     assert all(torch.equal(before[name], tensor) for name, tensor in model.encoder.state_dict().items())
     model.zero_grad(set_to_none=True)
 

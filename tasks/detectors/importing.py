@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -18,19 +18,32 @@ from tasks.detectors.weights import as_line, misfits, read_weights, save_model
 Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
 
 
-def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> int:
-    """Writes a detector as its authors published it to `folder`; gives the number of its tensors. Raises BadInput, listing every misfit."""
+@dataclass(frozen=True)
+class Imported:
+    """The tensors of a checkpoint that were taken, counted, and those left out, by the authors' names."""
+
+    tensors: int
+    left_out: tuple[str, ...]
+
+
+def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported:
+    """Writes a detector as its authors published it to `folder`. Raises BadInput, listing every misfit; what is surplus is left out where
+    the authors' own loader leaves it out too."""
     published = DETECTORS[detector].published
     assert published is not None
-    tensors = _renamed(read_weights(checkpoint), published.names)
+    theirs = read_weights(checkpoint)
+    tensors = _renamed(theirs, published.names)
     model = build_detector(published.settings, build_encoder(published.settings.encoder, published.settings.resolution, filled=False))
+    own = model.state_dict().keys()
+    left_out = [] if published.strict else [name for name, ours in zip(theirs, tensors, strict=True) if ours not in own]
+    tensors = {name: tensor for name, tensor in tensors.items() if published.strict or name in own}
     wrong = misfits(tensors, model)
     if wrong:
-        theirs = [_in_their_names(line, published.names) for line in wrong]
-        raise BadInput(f"{checkpoint}: is not the published {detector}, {as_line(theirs, at_most=None)}")
+        lines = [_in_their_names(line, published.names) for line in wrong]
+        raise BadInput(f"{checkpoint}: is not the published {detector}, {as_line(lines, at_most=None)}")
     model.load_state_dict(tensors)
     save_model(folder, model, {"detector": detector, "settings": asdict(published.settings), "imported_from": checkpoint.name})
-    return len(tensors)
+    return Imported(len(tensors), tuple(left_out))
 
 
 def _renamed(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:

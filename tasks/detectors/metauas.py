@@ -27,6 +27,9 @@ class MetaUASSettings:
     """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """How the prompt is rebuilt on the grid of the query: by all its positions, each in its share; by the most similar; or not."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Of a query's position to a prompt's: the cosine times a scale that is learnt, or the plain product, as the authors' weights have
+    it."""
     aligned_stages: Annotated[int, Between(1, 3)] = 3
     """How many of the encoder's last stages are aligned."""
     fusion: Literal["concatenate", "add", "difference"] = "concatenate"
@@ -47,6 +50,7 @@ def build(settings: MetaUASSettings, encoder: FrozenEncoder) -> Detector:
     return build_metauas(
         encoder,
         alignment=settings.alignment,
+        similarity=settings.similarity,
         aligned_stages=settings.aligned_stages,
         fusion=settings.fusion,
         decoder=settings.decoder,
@@ -54,7 +58,7 @@ def build(settings: MetaUASSettings, encoder: FrozenEncoder) -> Detector:
     )
 
 
-PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL))
+PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot")
 """As github.com/gaobb/MetaUAS publishes it, for 256x256 and, with other weights, for 512x512; any multiple of 32 will do."""
 # What a tensor's name starts with, theirs and ours. Theirs aligns the last stage first.
 PUBLISHED_NAMES = (

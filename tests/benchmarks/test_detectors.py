@@ -44,7 +44,7 @@ from tasks.detectors.models.alignment import FeatureAlignment
 torch.set_num_threads(2)
 torch.manual_seed(0)
 stages = [(56, 64), (160, 32), (448, 16)]  # EfficientNet-B4's last three at 512x512
-modules = [FeatureAlignment(channels) for channels, _side in stages]
+modules = [FeatureAlignment(channels, similarity="dot") for channels, _side in stages]
 features = [(torch.randn(8, channels, side, side), torch.randn(8, 1, channels, side, side)) for channels, side in stages]
 
 def memory(what):

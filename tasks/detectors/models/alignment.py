@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Alignment = Literal["soft", "hard", "none"]
+Similarity = Literal["cosine", "dot"]
+START = 20.0  # of the inverse temperature of cosines, which is learnt
 SMALL_MATRIX = 2**17  # entries for one query and prompt (512 KiB of float32)
 MOST_PRODUCTS = 2**22  # held at once by hard alignment (16 MiB of float32)
 
@@ -16,13 +19,18 @@ MOST_PRODUCTS = 2**22  # held at once by hard alignment (16 MiB of float32)
 class FeatureAlignment(nn.Module):
     """One stage. Each query position asks for the prompt positions that look like it.
 
-    soft: aligned = softmax(q kᵀ) F, with no 1/sqrt(d); hard: the best-matching position only; none: the prompt as it is.
-    q and k come from one 1x1 convolution to half the channels, shared by query and prompt.
+    soft: aligned = softmax(s(q, k)) F; hard: the best-matching position only; none: the prompt as it is. q and k come from one 1x1
+    convolution to half the channels, shared by query and prompt. s is `dot`, q kᵀ with no 1/sqrt(d), as the authors' code has it; or
+    `cosine`, as their paper says, times a scale that is learnt. Products of features as large as an EfficientNet's leave the softmax one
+    position and no gradient.
     """
 
-    def __init__(self, channels: int, mode: Alignment = "soft") -> None:
+    def __init__(self, channels: int, mode: Alignment = "soft", similarity: Similarity = "cosine") -> None:
         super().__init__()
         self.mode = mode
+        self.similarity = similarity
+        if mode == "soft" and similarity == "cosine":
+            self.log_scale = nn.Parameter(torch.tensor(math.log(START)))
         if mode != "none":
             self.reduction = nn.Conv2d(channels, channels // 2, kernel_size=1)
 
@@ -34,6 +42,10 @@ class FeatureAlignment(nn.Module):
             return prompts[None].expand(len(query), -1, -1, -1, -1) if shared else prompts
         asked = self.reduction(query).flatten(2).mT[:, None]  # Bx1xNxd: the prompts are the attention's heads
         offered = self.reduction(prompts.flatten(0, -4)).flatten(2).mT  # (K or B*K)xMxd
+        if self.similarity == "cosine":
+            asked, offered = F.normalize(asked, dim=-1), F.normalize(offered, dim=-1)
+            if self.mode == "soft":
+                asked = asked * self.log_scale.exp()
         values = prompts.flatten(0, -4).flatten(2).mT.contiguous()  # (K or B*K)xMxC; the kernel `soft` wants takes no strides
         heads = prompts.shape[0] if shared else prompts.shape[1]
         asked, offered, values = (_per_query(part, len(query), heads, shared) for part in (asked, offered, values))

@@ -107,11 +107,12 @@ class TimmEncoder(FrozenEncoder):
 
 class SmpEncoder(FrozenEncoder):
     """An encoder of segmentation_models_pytorch, five stages. The published MetaUAS was trained on one: its EfficientNet pads and
-    counts its stages otherwise than timm's of the same name."""
+    counts its stages otherwise than timm's of the same name, and than that of today's segmentation_models_pytorch."""
 
     def __init__(self, name: str) -> None:
         """name: as segmentation_models_pytorch calls it, for example efficientnet-b4. Its weights start at random."""
         network: Any = get_encoder(name, weights=None)
+        _pad_as_published(network)
         super().__init__(network, mean=IMAGENET[0], std=IMAGENET[1])
         self.channels = tuple(network.out_channels[1:])
         self.strides = tuple(2 ** (stage + 1) for stage in range(len(self.channels)))
@@ -119,6 +120,17 @@ class SmpEncoder(FrozenEncoder):
 
     def features(self, normalised: Tensor) -> Features:
         return list(self.run(normalised)[1:])  # the first is the picture
+
+
+def _pad_as_published(network: nn.Module) -> None:
+    """Pads an EfficientNet as efficientnet-pytorch 0.6.3 does, which the authors of MetaUAS pin: every convolution as for the picture's
+    whole side that the network is defined at (380 for B4), however much smaller its own input is."""
+    settings: Any = getattr(network, "_global_params", None)
+    for module in network.modules() if settings is not None else ():
+        if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):
+            kernel, stride = module.kernel_size[0], module.stride[0]
+            room = max((-(-settings.image_size // stride) - 1) * stride + kernel - settings.image_size, 0)
+            module.static_padding = nn.ZeroPad2d((room // 2, room - room // 2) * 2)
 
 
 def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:

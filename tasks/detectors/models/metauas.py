@@ -11,7 +11,7 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from tasks.detectors.models.alignment import Alignment, FeatureAlignment
+from tasks.detectors.models.alignment import Alignment, FeatureAlignment, Similarity
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
 
@@ -74,6 +74,7 @@ def build_metauas(
     encoder: Encoder,
     *,
     alignment: Alignment = "soft",
+    similarity: Similarity = "cosine",
     aligned_stages: int = 3,
     fusion: Fusion = "concatenate",
     decoder: DecoderName = "unet",
@@ -87,13 +88,13 @@ def build_metauas(
         raise ValueError(f"layers: MetaUAS needs {STAGES} of the encoder's, not {encoder.maps}")
     plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
     widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
-    alignments = nn.ModuleList(FeatureAlignment(channels, alignment) for channels in aligned)
+    alignments = nn.ModuleList(FeatureAlignment(channels, alignment, similarity) for channels in aligned)
     if decoder == "fpn":
         fpn = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
         return MetaUAS(encoder, alignments, fpn, nn.Conv2d(FPN_SEGMENTATION_CHANNELS, 1, kernel_size=1), fusion)
     unet = UnetDecoder(encoder_channels=widths, decoder_channels=tuple(decoder_channels), n_blocks=STAGES, attention_type="scse")
-    # smp never calls this one, as the last block has no skip; the published checkpoint holds it all the same.
-    unet.blocks[-1].attention1.requires_grad_(False)
+    # The authors' decoder has no attention where there is no skip; today's smp has.
+    unet.blocks[-1].attention1 = unet.blocks[-1].attention2 = nn.Identity()
     return MetaUAS(encoder, alignments, unet, nn.Conv2d(decoder_channels[-1], 1, kernel_size=1), fusion)
 
 
