@@ -276,7 +276,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             pairs,
             code("report"),
         ),
-        params=params("detectors", "evaluation.shown", "evaluation.convention"),
+        params=params("detectors", "evaluation.shown", "evaluation.convention", "evaluation.resolution"),
         outs=(f"{evaluation}/galleries", f"{evaluation}/report.html"),
         plots=(f"{evaluation}/galleries",),
     )

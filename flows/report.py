@@ -46,7 +46,7 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
         comparisons=read_comparisons(folder / COMPARISONS_NAME),
         curves=Curves.read(folder / CURVES_NAME),
         galleries=galleries,
-        convention=settings.evaluation.convention,
+        evaluation=settings.evaluation,
     )
 
 

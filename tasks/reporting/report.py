@@ -24,7 +24,7 @@ from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
 from tasks.reporting.published import Published, beside
 from tasks.scoring.figures import FIGURES, heading
 from tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
-from tasks.scoring.settings import Convention
+from tasks.scoring.settings import EvaluationSettings
 from tasks.training.log import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
@@ -70,7 +70,7 @@ def write_report(
     comparisons: Sequence[ComparisonRow],
     curves: Curves,
     galleries: Sequence[Gallery],
-    convention: Convention,
+    evaluation: EvaluationSettings,
 ) -> None:
     """Writes the report: figures, curves, galleries, failures, training, and how to make all of it again."""
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
@@ -83,8 +83,8 @@ def write_report(
             columns=[(name, heading(name)) for name in FIGURES],
             figures=[_line(row, figures) for row in _keys(figures, over_all=True)],
             categories=[_line(row, figures) for row in _keys(figures, over_all=False)],
-            published=_published(figures, origin.layouts),
-            convention=convention,
+            published=_published(figures, origin.layouts, evaluation.resolution),
+            convention=evaluation.convention,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             targets=[_target(gallery, curves) for gallery in galleries],
             training=[_chart(training_chart(title, log)) for title, log in logs],
@@ -176,11 +176,11 @@ def _line(first: FigureRow, rows: Sequence[FigureRow]) -> FigureLine:
     return FigureLine(first, {row.figure: row for row in rows if about(row) == about(first)})
 
 
-def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str]) -> list[PublishedLine]:
+def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[PublishedLine]:
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
         measured = [(row.protocol, row.shots) for row in rows if row.target == target]
-        lines += [PublishedLine(target, row) for row in beside(layouts.get(target, target), measured)]
+        lines += [PublishedLine(target, row) for row in beside(layouts.get(target, target), resolution, measured)]
     return lines
 
 
