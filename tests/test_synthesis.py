@@ -29,8 +29,19 @@ from tasks.common.randomness import generator
 from tasks.inpainting.inpainter import load_inpainter, write_choice
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.sampling.episodes import read_pictures
-from tasks.synthesis.changes import RECIPES, Change, Materials, Repaint, local_region, only_the_change, painted, shares
-from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
+from tasks.synthesis.changes import (
+    RECIPES,
+    Change,
+    Materials,
+    Repaint,
+    distractor,
+    local_region,
+    only_the_change,
+    painted,
+    same_texture,
+    shares,
+)
+from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.overview import tinted
 from tasks.synthesis.pair import Maker, groups, recipe
@@ -140,7 +151,7 @@ def test_an_object_appears_in_the_query_and_disappears_from_it(inputs: Inputs) -
         return torch.ones_like(images)
 
     for kind, side in (("appearance", "prompt"), ("disappearance", "query")):
-        chosen = small(kinds={kind: 1.0}, augmentation=STILL)
+        chosen = small(kinds={kind: 1.0}, augmentation=STILL, swapped=0.0)
         for pair in Maker(materials(inputs, chosen), paints_white).make(range(5)):
             other = {"prompt": pair.query, "query": pair.prompt}[side]
             assert (getattr(pair, side)[pair.mask] == 255).all() and other[pair.mask].mean() < 230
@@ -244,8 +255,85 @@ def test_a_texture_of_the_sources_is_another_photographs_and_of_a_folder_any(inp
 
 
 def test_a_pair_without_change_has_an_empty_mask(inputs: Inputs) -> None:
-    (pair,) = maker(inputs, small(kinds={"none": 1.0}, augmentation=STILL)).make([3])
+    (pair,) = maker(inputs, small(kinds={"none": 1.0}, augmentation=STILL, apart=0.0)).make([3])
     assert not pair.mask.any() and (pair.query == pair.prompt).all() and pair.method == "unchanged"
+
+
+def test_a_pair_without_change_may_be_two_crops_of_one_texture(inputs: Inputs) -> None:
+    chosen = small(kinds={"none": 1.0}, augmentation=STILL, apart=1.0)
+    apart = [pair for pair in maker(inputs, chosen).make(range(20)) if (pair.query != pair.prompt).any()]
+    assert len(apart) >= 5 and not any(pair.mask.any() for pair in apart)
+    for pair in apart:
+        assert abs(pair.query.mean() - pair.prompt.mean()) < 28 and 0.5 < pair.query.std() / pair.prompt.std() < 2
+
+
+def test_two_squares_apart_have_nothing_in_common(inputs: Inputs) -> None:
+    sources = Photographs([row.image for row in read_pictures(inputs.files.sources)], (0.4, 1.0), 64)
+    for number in range(60):
+        first, second = sources.squares_apart(0, generator(number, "apart"))
+        assert first.left + first.width <= second.left + 1e-9 or first.top + first.height <= second.top + 1e-9
+        assert min(first.left, first.top, second.left, second.top) >= 0
+        assert max(second.left + second.width, second.top + second.height, first.left + first.width, first.top + first.height) <= 1 + 1e-9
+
+
+def test_what_is_no_texture_has_no_two_crops() -> None:
+    texture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    other = texture.copy()
+    other[:32] = 20
+    assert same_texture(texture, texture[::-1]) and not same_texture(texture, other) and not same_texture(other, other)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "distractor"])
+def test_prompt_and_query_change_roles_in_half_the_pairs(inputs: Inputs, kind: str) -> None:
+    """The same draws with and without: a pair is as it was, or turned round."""
+    plain, swapped = (
+        list(maker(inputs, small(kinds={kind: 1.0}, augmentation=STILL, swapped=share)).make(range(16))) for share in (0.0, 0.5)
+    )
+    turned = 0
+    for one, other in zip(plain, swapped, strict=True):
+        assert (one.mask == other.mask).all()
+        turned += (one.query == other.prompt).all() and (one.prompt == other.query).all() and not (one.query == other.query).all()
+        assert (one.query == other.query).all() or (one.query == other.prompt).all()
+    assert turned == 0 if kind == "distractor" else 3 <= turned <= 13
+
+
+def test_a_distractor_is_in_both_pictures_and_nothing_has_changed(inputs: Inputs) -> None:
+    chosen = small(kinds={"distractor": 1.0}, augmentation=STILL)
+    pairs = list(maker(inputs, chosen).make(range(16)))
+    assert all((pair.query == pair.prompt).all() and not pair.mask.any() for pair in pairs)
+    assert {pair.method for pair in pairs} == {"perlin", "pasted"}
+    changes = materials(inputs, chosen)
+    for number in range(10):
+        both, once = distractor(changes, generator(number, "x")), local_region(changes, generator(number, "x"))
+        assert (both.prompt == once.query).all() and (once.query != once.prompt).any()
+
+
+def test_a_place_that_the_prompt_does_not_show_is_not_marked() -> None:
+    """A map by 16 pixels shows the right part of its input alone, and a turn what lies in the turned square."""
+    assert (shown((1, 0, 16, 0, 1, 0), 64) == np.repeat(np.arange(64)[None] >= 16, 64, axis=0)).all()
+    settings = AugmentationSettings(rotation=30, shift=0.1, zoom=0.1, shear=5)
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    for number in range(10):
+        a, b, c, d, e, f = affine = small_affine(64, settings, generator(number, "shown"))
+        inverse = np.linalg.inv([[a, b, c], [d, e, f], [0, 0, 1]])
+        x, y, _one = np.einsum("ij,jhw->ihw", inverse, np.stack([columns, rows, np.ones_like(rows)]))
+        inside = (x > 0) & (x < 64) & (y > 0) & (y < 64)
+        assert (shown(affine, 64) != inside).mean() < 0.03
+
+
+def test_held_out_pairs_are_made_of_photographs_that_no_other_pair_is_made_of(inputs: Inputs, tmp_path: Path) -> None:
+    chosen = small(held_out=0.3, kinds={"local-region": 0.5, "none": 0.5})
+    work, missing = start(chosen, inputs, tmp_path / "work")
+    for number in missing:
+        make_shard(chosen, inputs, number, work)
+    finish(chosen, work, tmp_path / "pairs")
+    rows = read_index(tmp_path / "pairs")
+    assert [row.held_out for row in rows] == [False] * 14 + [True] * 6
+    learnt, measured = ({row.source for row in rows if row.held_out == side} for side in (False, True))
+    assert learnt and measured and not learnt & measured
+    sources = Photographs([row.image for row in read_pictures(inputs.files.sources)], chosen.crop, 64)
+    rest, apart = sources.parted(0.3)
+    assert sorted((*rest.images, *apart.images)) == sorted(sources.images) and measured <= set(apart.images)
 
 
 def test_prompt_and_query_differ_in_geometry_and_light(inputs: Inputs) -> None:
@@ -416,7 +504,7 @@ def test_the_overview_counts_what_the_index_holds(inputs: Inputs, tmp_path: Path
 
     counts = Counter(f"{row.kind}, {row.method}" for row in rows)
     assert {row["kind"]: int(row["pairs"]) for row in table("kinds.csv")} == counts
-    changed = [row for row in rows if row.kind != "none"]
+    changed = [row for row in rows if row.changed_area > 0]
     assert sum(int(row["pairs"]) for row in table("changed_area.csv")) == len(changed)
     mean = sum(float(row["changed_area"]) * int(row["pairs"]) for row in table("changed_area.csv")) / len(changed)
     assert mean == pytest.approx(np.mean([row.changed_area for row in changed]), abs=0.01)

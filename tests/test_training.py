@@ -40,13 +40,15 @@ from tasks.training.pairs import Pairs
 from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
-SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2, held_out=0.1)
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2)
 
 
 @pytest.fixture
 def pairs(layout: Path) -> Path:
     kinds = {"local-region": 0.9, "none": 0.1}
-    return make_pairs(layout, SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds=kinds), layout.parent / "pairs")  # type: ignore[arg-type]
+    return make_pairs(
+        layout, SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds=kinds, held_out=0.1), layout.parent / "pairs"
+    )  # type: ignore[arg-type]
 
 
 def train(pairs: Path, name: str, settings: TrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
@@ -86,7 +88,7 @@ def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
 
 
 def test_the_loss_falls(pairs: Path) -> None:
-    settings = TrainingSettings(epochs=12, batch_size=4, learning_rate=3e-3, log_every=9, held_out=0.1)
+    settings = TrainingSettings(epochs=12, batch_size=4, learning_rate=3e-3, log_every=9)
     losses = [float(line["loss"]) for line in log(train(pairs, "model", settings))]
     assert losses[-1] < 0.6 * losses[0]
 
@@ -143,13 +145,11 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
     with pytest.raises(BadInput, match=r"training\.metauas: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
-        train(pairs, "model", TrainingSettings(batch_size=64, held_out=0.1))
+        train(pairs, "model", TrainingSettings(batch_size=64))
 
 
 INCTRL = InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False)
-ON_PAIRS = InCTRLTrainingSettings(
-    examples="pairs", epochs=12, batch_size=8, learning_rate=3e-3, schedule="cosine", held_out=0.1, log_every=4
-)
+ON_PAIRS = InCTRLTrainingSettings(examples="pairs", epochs=12, batch_size=8, learning_rate=3e-3, schedule="cosine", log_every=4)
 
 
 def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary: Path | None = None) -> Path:

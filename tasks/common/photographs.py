@@ -13,6 +13,7 @@ from PIL import Image
 
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Mask, Picture, Pixels, read_picture
+from tasks.common.randomness import generator
 
 KEPT = 16  # decoded pictures kept, so that memory does not grow with their number
 LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which bounds memory and loses nothing a square needs
@@ -59,6 +60,16 @@ class Photographs:
         self.crop = crop
         self.resolution = resolution
 
+    def parted(self, share: float) -> tuple[Photographs, Photographs]:
+        """Parts the photographs into those to learn from and a share to measure on, which depends on their number alone. Fewer than four
+        cannot be parted, and are both."""
+        count = min(max(2, round(share * len(self.images))), len(self.images) // 2)
+        if share == 0 or count < 2:
+            return self, self
+        apart = set(generator(0, "held out photographs").permutation(len(self.images))[:count].tolist())
+        rest, measured = ([image for place, image in enumerate(self.images) if (place in apart) == side] for side in (False, True))
+        return Photographs(rest, self.crop, self.resolution), Photographs(measured, self.crop, self.resolution)
+
     def choose(self, rng: np.random.Generator, but: int | None = None) -> int:
         """Draws a photograph's index; another than `but`, unless there is only one."""
         if but is None or len(self.images) == 1:
@@ -76,6 +87,22 @@ class Photographs:
         side = int(rng.uniform(*self.crop) * min(width, height))
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
         return Square(left / width, top / height, side / width, side / height, bool(rng.random() < 0.5))
+
+    def squares_apart(self, index: int, rng: np.random.Generator) -> tuple[Square, Square]:
+        """Draws two squares of one size of a photograph that have nothing in common, beside or above each other."""
+        height, width = _photo(self.images[index]).shape[:2]
+        low, high = self.crop
+        side = max(1, int(rng.uniform(low / 2, high / 2) * min(width, height)))
+        across = bool(rng.random() < 0.5)
+        corners = []
+        for half in (0, 1):
+            long, short = (width, height) if across else (height, width)
+            along = half * (long - long // 2) + int(rng.integers(long // 2 - side + 1))
+            other = int(rng.integers(short - side + 1))
+            corners.append((along, other) if across else (other, along))
+        flipped = bool(rng.random() < 0.5)
+        first, second = (Square(left / width, top / height, side / width, side / height, flipped) for left, top in corners)
+        return first, second
 
     def square_around(self, index: int, thing: Thing, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
         """Draws a square of a photograph that holds a thing whole, with some room around it; None if none can.

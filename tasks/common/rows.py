@@ -15,7 +15,7 @@ from tasks.common.files import read_table, write_table
 Int8 = Annotated[int, pa.int8()]
 Int32 = Annotated[int, pa.int32()]
 Row = TypeVar("Row")
-COLUMNS = {str: pa.string(), bytes: pa.binary(), int: pa.int64(), float: pa.float64()}
+COLUMNS = {str: pa.string(), bytes: pa.binary(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
 def schema_of(kind: type[Any]) -> pa.Schema:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
@@ -57,11 +59,59 @@ Way = Callable[[Materials, np.random.Generator], Change | Repaint]
 MOST_TRANSPARENT = 0.8  # beta of DRAEM, uniform in [0, 0.8]
 MOST_NOISES = 50  # draws of a noise whose region is of a size that is asked for
 SOFT_EDGE = 0.7  # pixels, of a pasted object
+MOST_CROPS = 30  # draws of two crops that show one texture
+SCALES = 4
+LIKE_MEAN, LIKE_ENERGY = 28.0, 0.5  # levels of 255, and a factor's natural logarithm
+UNCHANGED: tuple[Kind, ...] = ("distractor", "none")
 
 
 def no_change(materials: Materials, rng: np.random.Generator) -> Change:
+    """Leaves all as it is: one crop twice or, in a share of the draws, two crops of a texture, as a real prompt is never registered."""
+    if rng.random() < materials.settings.apart:
+        for _draw in range(MOST_CROPS):
+            photo = materials.sources.choose(rng)
+            prompt, query = (materials.sources.cut(photo, square) for square in materials.sources.squares_apart(photo, rng))
+            if same_texture(prompt, query):
+                return Change(photo, prompt, query, _nothing(prompt))
     photo, picture = materials.sources.draw(rng)
-    return Change(photo, picture, picture, np.zeros(picture.shape[:2], dtype=bool))
+    return Change(photo, picture, picture, _nothing(picture))
+
+
+def same_texture(one: Picture, other: Picture) -> bool:
+    """Tells whether two pictures show one texture: of like colour and contrast, with like energy at every scale, each over all the picture
+    (its quarters differ no more than the two)."""
+    parts = [_energies(part) for picture in (one, other) for part in (picture, *_quarters(picture))]
+    means, energies = np.stack([mean for mean, _ in parts]), np.stack([energy for _, energy in parts])
+    return bool(np.ptp(means, axis=0).max() < LIKE_MEAN and np.ptp(energies, axis=0).max() < LIKE_ENERGY)
+
+
+def _quarters(picture: Picture) -> list[Picture]:
+    half = len(picture) // 2
+    return [picture[top : top + half, left : left + half] for top in (0, half) for left in (0, half)]
+
+
+def _energies(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gives the mean of each channel, and the log of the root mean square of differences of blurs, by scale."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    blurs = [grey, *(cv2.GaussianBlur(grey, (0, 0), 2.0**scale) for scale in range(SCALES))]
+    bands = [fine - coarse for fine, coarse in pairwise(blurs)]
+    return np.array(cv2.mean(picture)[:3]), np.array([np.log(np.sqrt((band**2).mean()) + 1.0) for band in bands])
+
+
+def _nothing(picture: Picture) -> Mask:
+    return np.zeros(picture.shape[:2], dtype=bool)
+
+
+def distractor(materials: Materials, rng: np.random.Generator) -> Change:
+    """Puts the artefact of a local change into the prompt and the query: there is something to see, and nothing has changed."""
+    change = local_region(materials, rng)
+    return Change(change.photo, change.query, change.query, _nothing(change.query))
+
+
+def pasted_distractor(materials: Materials, rng: np.random.Generator) -> Change:
+    """Puts a pasted object into the prompt and the query."""
+    change = exchange_pasted(materials, rng)
+    return Change(change.photo, change.query, change.query, _nothing(change.query))
 
 
 def local_region(materials: Materials, rng: np.random.Generator) -> Change:
@@ -178,6 +228,8 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("exchange", "inpainted", exchange_regenerated, True),
     Recipe("exchange", "pasted", exchange_pasted, False),
     Recipe("local-region", "perlin", local_region, False),
+    Recipe("distractor", "perlin", distractor, False),
+    Recipe("distractor", "pasted", pasted_distractor, False),
     Recipe("none", "unchanged", no_change, False),
 )
 
@@ -185,5 +237,6 @@ RECIPES: tuple[Recipe, ...] = (
 def shares(settings: SynthesisSettings) -> list[float]:
     """Gives the share of each of RECIPES; together 1."""
     within = {("exchange", "inpainted"): settings.regenerated, ("exchange", "pasted"): 1 - settings.regenerated}
+    within |= {("distractor", method): 0.5 for method in ("perlin", "pasted")}
     asked = [settings.kinds.get(recipe.kind, 0.0) * within.get((recipe.kind, recipe.method), 1.0) for recipe in RECIPES]
     return [share / sum(asked) for share in asked]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.common.pictures import Mask, Picture, Pixels
 from tasks.synthesis.settings import AugmentationSettings
@@ -34,8 +35,18 @@ def warp_mask(mask: Mask, affine: Affine) -> Mask:
     return _warp(mask.astype(np.uint8) * 255, affine) > 127
 
 
+def shown(affine: Affine, size: int) -> Mask:
+    """Marks on the input's grid, size x size, what the output of a map shows of it."""
+    return cv2.warpAffine(np.full((size, size), 255, np.uint8), _centred(affine), (size, size)) > 127
+
+
 def _warp(pixels: Pixels, affine: Affine) -> Pixels:
+    return cv2.warpAffine(
+        pixels, _centred(affine), pixels.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
+
+
+def _centred(affine: Affine) -> NDArray[np.float64]:
+    """Gives the map as OpenCV counts: from the centre of the first pixel, not from its corner."""
     a, b, c, d, e, f = affine
-    # OpenCV counts from the centre of the first pixel, the map from its corner.
-    matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
-    return cv2.warpAffine(pixels, matrix, pixels.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    return np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])

@@ -15,8 +15,8 @@ from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 from tasks.common.randomness import generator
 from tasks.inpainting.inpainter import Inpainter
-from tasks.synthesis.changes import RECIPES, Change, Materials, Recipe, Repaint, painted, shares
-from tasks.synthesis.geometry import small_affine, warp_mask, warp_picture
+from tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted, shares
+from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped
 from tasks.synthesis.photometry import jitter
 from tasks.synthesis.settings import SynthesisSettings
@@ -33,6 +33,8 @@ class Maker:
     materials: Materials
     inpainter: Inpainter | None
     drops: Counter[Drop] = field(default_factory=Counter)
+    held_out: bool = False
+    """Whether the materials are those that no pair to learn from is made of."""
 
     @property
     def settings(self) -> SynthesisSettings:
@@ -87,13 +89,14 @@ class Maker:
         return dict(zip(asked, pictures, strict=True))
 
     def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
-        """Makes a pair of a change: the mask follows the query; the prompt gets a geometry and a light of its own. Raises Dropped if the
-        area is wrong."""
+        """Makes a pair of a change, in either role: the mask follows the query, where the prompt shows the place too; the prompt gets a
+        geometry and a light of its own. Raises Dropped if the area is wrong."""
         augmentation, size = self.settings.augmentation, self.settings.resolution
         to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
-        mask = warp_mask(change.mask, to_query)
+        prompt, query = (change.query, change.prompt) if rng.random() < self.settings.swapped else (change.prompt, change.query)
+        mask = warp_mask(change.mask & shown(to_prompt, size), to_query)
         low, high = self.settings.changed_area
-        if recipe_.kind != "none" and not low <= mask.mean() <= high:
+        if recipe_.kind not in UNCHANGED and not low <= mask.mean() <= high:
             raise Dropped("change too small" if mask.mean() < low else "change too large")
         return Pair(
             index=number,
@@ -101,9 +104,10 @@ class Maker:
             method=recipe_.method,
             source=self.materials.sources.images[change.photo],
             draw=draw,
-            query=jitter(warp_picture(change.query, to_query), augmentation, rng),
-            prompt=jitter(warp_picture(change.prompt, to_prompt), augmentation, rng),
+            query=jitter(warp_picture(query, to_query), augmentation, rng),
+            prompt=jitter(warp_picture(prompt, to_prompt), augmentation, rng),
             mask=mask,
+            held_out=self.held_out,
         )
 
     def _drop(self, recipe_: Recipe, dropped: Dropped) -> None:

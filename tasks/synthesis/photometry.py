@@ -27,34 +27,36 @@ def _mapped(picture: Picture, levels: NDArray[np.float64]) -> Picture:
 
 
 def _gamma(picture: Picture, rng: np.random.Generator) -> Picture:
-    return _mapped(picture, 255 * (LEVELS / 255) ** rng.uniform(0.5, 2.0))
+    levels = [255 * (LEVELS / 255) ** rng.uniform(0.5, 2.0) for _channel in range(3)]
+    return cv2.LUT(picture, np.rint(np.stack(levels, axis=-1)[None]).astype(np.uint8))
 
 
 def _brightness(picture: Picture, rng: np.random.Generator) -> Picture:
     return _mapped(picture, LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30))
 
 
-def _hue(picture: Picture, rng: np.random.Generator) -> Picture:
-    turned = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
-    turned[..., 0] += np.uint8(round(256 * rng.uniform(-0.2, 0.2)) % 256)  # the circle is 256 steps, and so are 8 bits
-    return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL)
-
-
 def _sharpness(picture: Picture, rng: np.random.Generator) -> Picture:
-    factor = rng.uniform(1.5, 4.0)
+    """Sharpens, or blurs by a factor below 1."""
+    factor = rng.uniform(0.0, 3.0)
     return cv2.filter2D(picture, -1, factor * IDENTITY + (1 - factor) * SMOOTH)
 
 
-def _saturation(picture: Picture, rng: np.random.Generator) -> Picture:
-    return cv2.transform(picture, _saturated(rng.uniform(0.2, 2.0)))
+def _hue_and_saturation(picture: Picture, rng: np.random.Generator) -> Picture:
+    turned = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
+    hue, saturation = rng.uniform(-50, 50, size=2)
+    turned[..., 0] += np.uint8(round(hue) % 256)  # the circle is 256 steps, and so are 8 bits
+    turned[..., 1] = _mapped(turned[..., 1], LEVELS + saturation)
+    return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _solarize(picture: Picture, rng: np.random.Generator) -> Picture:
-    return _mapped(picture, np.where(int(rng.integers(32, 128)) <= LEVELS, 255 - LEVELS, LEVELS))
+    """Inverts what is bright, in one half of the draws."""
+    threshold = int(rng.integers(32, 129))
+    return picture if rng.random() < 0.5 else _mapped(picture, np.where(threshold <= LEVELS, 255 - LEVELS, LEVELS))
 
 
 def _posterize(picture: Picture, rng: np.random.Generator) -> Picture:
-    step = 2 ** (8 - int(rng.integers(3, 7)))
+    step = 2 ** (8 - int(rng.integers(1, 9)))
     return _mapped(picture, LEVELS // step * step)
 
 
@@ -63,8 +65,9 @@ def _invert(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _stretched(picture: Picture, rng: np.random.Generator) -> Picture:
-    limits = np.array([cv2.minMaxLoc(channel)[:2] for channel in cv2.split(picture)])
-    low, high = limits[:, 0], limits[:, 1]
+    """Stretches each channel to all levels, up to a fifth of the pixels at either end cut off."""
+    cut = rng.uniform(0, 0.2)
+    low, high = np.quantile(picture.reshape(-1, 3), (cut, 1 - cut), axis=0)
     factor = 255 / np.maximum(high - low, 1)
     return cv2.transform(picture, np.column_stack([np.diag(factor), -low * factor]))
 
@@ -73,18 +76,25 @@ def _equalized(picture: Picture, rng: np.random.Generator) -> Picture:
     return cv2.merge([cv2.equalizeHist(channel) for channel in cv2.split(picture)])
 
 
-# The photometric half of DRAEM's list (its geometric step, rotation, is the crop's and the mask's here).
+def _rotated(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Turns about the middle, mirrored at the rim (DRAEM's code leaves black corners there, which no texture has)."""
+    size = picture.shape[1::-1]
+    matrix = cv2.getRotationMatrix2D(((size[0] - 1) / 2, (size[1] - 1) / 2), rng.uniform(-45, 45), 1.0)
+    return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+# DRAEM's ten, with the ranges that its code gives them (github.com/VitjanZ/DRAEM, data_loader.py).
 STRONG: tuple[Step, ...] = (
     _gamma,
     _brightness,
-    _hue,
     _sharpness,
-    _saturation,
+    _hue_and_saturation,
     _solarize,
     _posterize,
     _invert,
     _stretched,
     _equalized,
+    _rotated,
 )
 
 

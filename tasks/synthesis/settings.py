@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tasks.common.bounds import STRICT, Between
 from tasks.inpainting.settings import RepaintingSettings
 
-Kind = Literal["appearance", "disappearance", "exchange", "local-region", "none"]
+Kind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
 Share = Annotated[float, Between(0, 1)]
 
 
@@ -18,7 +18,7 @@ class AugmentationSettings:
 
     __pydantic_config__ = STRICT
 
-    rotation: Annotated[float, Between(0, 180)] = 5.0
+    rotation: Annotated[float, Between(0, 180)] = 30.0
     """Degrees."""
     shift: Annotated[float, Between(0, 0.5)] = 0.04
     """Share of the picture's side."""
@@ -64,9 +64,23 @@ class SynthesisSettings:
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Pixels a side of query, prompt and mask."""
     kinds: dict[Kind, Share] = field(
-        default_factory=lambda: {"appearance": 0.15, "disappearance": 0.15, "exchange": 0.15, "local-region": 0.45, "none": 0.1}
+        default_factory=lambda: {
+            "appearance": 0.11,
+            "disappearance": 0.11,
+            "exchange": 0.11,
+            "local-region": 0.32,
+            "distractor": 0.1,
+            "none": 0.25,
+        }
     )
-    """The share of each kind of change; together 1. The MetaUAS paper mixes object-level and local-region about half and half."""
+    """The share of each kind of change; together 1. The MetaUAS paper mixes object-level and local-region about half and half. A distractor
+    is in the prompt and in the query, so that nothing has changed."""
+    swapped: Share = 0.5
+    """How often prompt and query change roles. Were it never, the artefact would be in the query, and no prompt needed to find it."""
+    apart: Share = 0.5
+    """Share of the pairs of kind none whose prompt and query are two crops of one texture, where a photograph shows any."""
+    held_out: Annotated[float, Between(0, 0.5)] = 0.05
+    """Share of the pairs, the last ones, and of the photographs, which those and no others are made from: to measure a training on."""
     regenerated: Share = 0.5
     """Share of the exchanges that the inpainting model paints anew; the others get an object of another photograph pasted in."""
     crop: Annotated[tuple[float, float], Between(0.05, 1)] = (0.4, 1.0)

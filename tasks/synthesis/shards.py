@@ -41,6 +41,7 @@ class PairRow:
     index: int  # with the seed and the draw, all that the pair was drawn from
     draw: Int32  # 0 but where earlier draws were dropped
     changed_area: float  # share of the query, 0..1
+    held_out: bool  # to measure on; made of photographs that no other pair is made of
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Pair:
     query: Picture
     prompt: Picture
     mask: Mask
+    held_out: bool = False
 
 
 class Drop(NamedTuple):
@@ -75,7 +77,7 @@ def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
         for pair in pairs:
             key, area = f"{pair.index:08d}", float(pair.mask.mean())
-            row = PairRow(key, path.name, pair.kind, pair.method, pair.source, seed, pair.index, pair.draw, area)
+            row = PairRow(key, path.name, pair.kind, pair.method, pair.source, seed, pair.index, pair.draw, area, pair.held_out)
             sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
             shard.write({"__key__": row.key, **sample, "json": json.dumps(asdict(row), sort_keys=True).encode()})
             rows.append(row)

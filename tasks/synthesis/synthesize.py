@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -87,14 +89,20 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
     """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
     cv2.setNumThreads(1)  # the cores are used by making several shards at once
-    sources = Photographs(_images(inputs.files.sources), settings.crop, settings.resolution)
-    textures = Photographs(_images(inputs.files.textures), settings.crop, settings.resolution)
-    materials = Materials(settings, sources, textures, Objects(settings.objects, sources, inputs.files.objects))
-    maker = Maker(materials, load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None)
+    inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
+    parts = zip(*(_photographs(table, settings) for table in (inputs.files.sources, inputs.files.textures)), (False, True), strict=True)
+    makers = [
+        Maker(
+            Materials(settings, sources, textures, Objects(settings.objects, sources, inputs.files.objects)), inpainter, held_out=held_out
+        )
+        for sources, textures, held_out in parts
+    ]
     first = number * settings.pairs_per_shard
-    numbers = range(first, min(first + settings.pairs_per_shard, settings.pairs))
-    rows = write_shard(work.shard(number), maker.make(numbers), settings.seed)
-    drops = [[*drop, count] for drop, count in sorted(maker.drops.items())]
+    last = min(first + settings.pairs_per_shard, settings.pairs)
+    border = min(max(first, settings.pairs - math.ceil(settings.held_out * settings.pairs)), last)
+    pairs = chain.from_iterable(maker.make(part) for maker, part in zip(makers, (range(first, border), range(border, last)), strict=True))
+    rows = write_shard(work.shard(number), pairs, settings.seed)
+    drops = [[*drop, count] for drop, count in sorted((makers[0].drops + makers[1].drops).items())]
     write_text(work.record(number), json.dumps({"rows": [asdict(row) for row in rows], "drops": drops}))
     return len(rows)
 
@@ -121,6 +129,11 @@ def _clear(work: Work) -> None:
     """Takes away the half-written files of runs, and of workers of this run, that were killed."""
     for partial in work.folder.glob("*/.*.partial"):
         partial.unlink()
+
+
+def _photographs(table: Path, settings: SynthesisSettings) -> tuple[Photographs, Photographs]:
+    """Gives the photographs to learn from, and those to measure on."""
+    return Photographs(_images(table), settings.crop, settings.resolution).parted(settings.held_out)
 
 
 def _images(table: Path) -> Sequence[str]:

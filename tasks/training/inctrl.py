@@ -44,7 +44,7 @@ class PairEvidence:
     """A pair's query is held against the prompt it came with, and is anomalous where anything was changed."""
 
     def __init__(self, folder: Path, rows: Sequence[PairRow], resolution: int) -> None:
-        self.labels = [int(row.kind != "none") for row in rows]
+        self.labels = [int(row.changed_area > 0) for row in rows]
         self.pairs = Pairs(folder, rows, resolution)
         self._evidence: list[Evidence] | None = None
 
@@ -162,7 +162,7 @@ def train(
     """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks.training.loop.fit says."""
     pairs, auxiliary = examples.pairs, examples.auxiliary
     if settings.examples == "pairs":
-        training, measured = split_pairs(pairs, settings.held_out)
+        training, measured = split_pairs(pairs)
         make: list[PairEvidence | AuxiliaryEvidence] = [
             PairEvidence(pairs, rows, detector.resolution) for rows in (training, measured) if rows
         ]

@@ -54,7 +54,7 @@ def train(
     """Trains on change pairs, as tasks.training.loop.fit says."""
     pairs = examples.pairs
     accelerator = accelerator_for(settings.precision)
-    training, measured = (Pairs(pairs, rows, detector.resolution) for rows in split_pairs(pairs, settings.held_out))
+    training, measured = (Pairs(pairs, rows, detector.resolution) for rows in split_pairs(pairs))
     begin(settings.seed)
     model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
     return fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,10 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return image if image.size == side else image.resize(side, resampling)
 
 
-def split_pairs(folder: Path, held_out: float) -> tuple[list[PairRow], list[PairRow]]:
-    """Gives the rows of pairs.parquet to train on, and the last ones, a share `held_out` of them, to measure on."""
+def split_pairs(folder: Path) -> tuple[list[PairRow], list[PairRow]]:
+    """Gives the rows of pairs.parquet to train on, and those to measure on, made of other photographs."""
     rows = read_index(folder)
-    kept = len(rows) - math.ceil(len(rows) * held_out)
-    return rows[:kept], rows[kept:]
+    return [row for row in rows if not row.held_out], [row for row in rows if row.held_out]
 
 
 def hashes(folder: Path) -> dict[str, Any]:

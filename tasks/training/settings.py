@@ -28,8 +28,6 @@ class TrainingSettings:
     """AdamW's."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
-    held_out: Annotated[float, Between(0, 0.5)] = 0.05
-    """Share of the pairs or pictures, the last ones, that is never trained on and measured after every epoch."""
     log_every: Annotated[int, Between(1, None)] = 10
     """Steps between two lines of the training log."""
     checkpoint_every: Annotated[int, Between(1, None)] = 100
@@ -59,6 +57,8 @@ class InCTRLTrainingSettings(TrainingSettings):
     """Of the adapter and the heads, which are small."""
     examples: Literal["auxiliary", "pairs"] = "auxiliary"
     """What it learns from: the pipeline's auxiliary datasets, with their labels, or its change pairs, where no anomaly was ever seen."""
+    held_out: Annotated[float, Between(0, 0.5)] = 0.05
+    """Share of the labelled pictures that is never trained on and measured after every epoch; pairs have their own, synthesis.held_out."""
     shots: Annotated[int, Between(1, 64)] = 2
     """Normal prompts of each auxiliary picture, drawn anew every epoch; a pair has the one it came with."""
 
