@@ -82,7 +82,7 @@ def test_a_retrain_is_kept_in_postgresql(postgresql: int, tmp_path: Path) -> Non
         assert result.returncode == 0, result.stderr
         runs = {item["name"]: item for item in ask(api, "flow_runs")}
     assert not (tmp_path / "prefect" / "prefect.db").exists()
-    parents = {runs[name]["parent_task_run_id"] for name in ("sample small", "evaluate small")}
+    parents = {runs[name]["parent_task_run_id"] for name in ("sample small", "figures small")}
     asked = "select count(*) from flow_run where state_type = 'COMPLETED'"
     query = ["psql", "-h", "127.0.0.1", "-p", str(postgresql), "-U", "prefect", "-d", "prefect", "-tAc", asked]
     answer = subprocess.run(query, check=True, capture_output=True, text=True, env={**os.environ, "PGPASSWORD": PASSWORD})
