@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.ingestion import digits, elpv, sample_photos, texture_defects
+from tasks.ingestion import development_textures, digits, elpv, sample_photos, texture_defects
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Packaged:
 PACKAGED: dict[str, Packaged] = {
     "sample-photos": Packaged(sample_photos.write, sample_photos.LICENCE),
     "texture-defects": Packaged(texture_defects.write, texture_defects.LICENCE),
+    "development-textures": Packaged(development_textures.write, development_textures.LICENCE),
     "digits": Packaged(digits.write, digits.LICENCE),
     "elpv": Packaged(elpv.write, elpv.LICENCE),
 }

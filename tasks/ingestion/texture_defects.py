@@ -8,7 +8,7 @@ texture, test pictures from the right half.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,12 @@ class Category:
 
 def write(folder: Path) -> None:
     """Writes each category to folder/<category> in MVTec AD's layout, masks included."""
-    for name, category in CATEGORIES.items():
+    write_categories(folder, CATEGORIES)
+
+
+def write_categories(folder: Path, categories: Mapping[str, Category]) -> None:
+    """Writes categories, each from its name alone: the same bytes whatever else there is."""
+    for name, category in categories.items():
         for split, count in (("train", TRAIN_GOOD), ("test", TEST_GOOD)):
             for index in range(count):
                 rng = generator(SEED, name, split, "good", index)
@@ -82,7 +87,7 @@ def _photographed(load: Callable[[], np.ndarray]) -> Texture:
         crop = photo[top : top + SIZE, left : left + SIZE]
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
-        return _lit(crop, rng)
+        return lit(crop, rng)
 
     return texture
 
@@ -91,27 +96,27 @@ def _weave(rng: np.random.Generator, split: str) -> Grey:
     """Makes a plain weave: at each crossing the warp or the weft lies on top, in a chequer."""
     pitch = THREAD_PITCH
     y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, pitch, size=2)[:, None, None]
-    y, x = y + _noise(rng, 20) * 0.6, x + _noise(rng, 20) * 0.6
+    y, x = y + noise(rng, 20) * 0.6, x + noise(rng, 20) * 0.6
     warp, weft = np.abs(np.sin(np.pi * x / pitch)), np.abs(np.sin(np.pi * y / pitch))
     warp_on_top = (np.floor(x / pitch) + np.floor(y / pitch)) % 2 == 0
-    return _lit(70 + 110 * np.where(warp_on_top, warp * (0.6 + 0.4 * weft), weft * (0.6 + 0.4 * warp)) + 6 * _noise(rng, 1), rng)
+    return lit(70 + 110 * np.where(warp_on_top, warp * (0.6 + 0.4 * weft), weft * (0.6 + 0.4 * warp)) + 6 * noise(rng, 1), rng)
 
 
 def _brushed_metal(rng: np.random.Generator, split: str) -> Grey:
     grain = ndimage.gaussian_filter1d(rng.standard_normal((SIZE, SIZE)), 24, axis=1, mode="wrap")
-    return _lit(150 + 14 * grain / grain.std() + 8 * _noise(rng, 60), rng)
+    return lit(150 + 14 * grain / grain.std() + 8 * noise(rng, 60), rng)
 
 
 THREAD_PITCH = 12  # pixels
 
 
-def _noise(rng: np.random.Generator, scale: float) -> Grey:
+def noise(rng: np.random.Generator, scale: float) -> Grey:
     """Makes smooth noise of unit deviation whose features are about `scale` pixels large."""
-    noise = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, mode="wrap")
-    return noise / noise.std()
+    smooth = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, mode="wrap")
+    return smooth / smooth.std()
 
 
-def _lit(picture: Grey, rng: np.random.Generator) -> Grey:
+def lit(picture: Grey, rng: np.random.Generator) -> Grey:
     """Shows the surface under slightly different light."""
     return np.clip((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-10, 10), 0, 255)
 
@@ -134,13 +139,13 @@ def _scratch(picture: Grey, rng: np.random.Generator) -> Grey:
 
 def _hole(picture: Grey, rng: np.random.Generator) -> Grey:
     """Draws a dark hole with a ragged rim."""
-    return _blend(picture, rng.uniform(5, 30) + 3 * _noise(rng, 2), _blob(rng, rng.uniform(9, 20), ragged=0.35, soft=0.7))
+    return blend(picture, rng.uniform(5, 30) + 3 * noise(rng, 2), blob(rng, rng.uniform(9, 20), ragged=0.35, soft=0.7))
 
 
 def _stain(picture: Grey, rng: np.random.Generator) -> Grey:
     """Draws a soft-edged spot that darkens or bleaches what is under it."""
     factor = rng.choice([rng.uniform(0.45, 0.65), rng.uniform(1.35, 1.55)])
-    return _blend(picture, picture * factor, _blob(rng, rng.uniform(16, 34), ragged=0.25, soft=3.0))
+    return blend(picture, picture * factor, blob(rng, rng.uniform(16, 34), ragged=0.25, soft=3.0))
 
 
 def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
@@ -150,12 +155,12 @@ def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
     along, across = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
     inside = (np.abs(across - centre) < THREAD_PITCH / 2) & (along > start) & (along < start + length)
     gap = inside.T if rng.random() < 0.5 else inside
-    return _blend(picture, 45 + 4 * _noise(rng, 1), ndimage.gaussian_filter(gap.astype(np.float64), 0.7))
+    return blend(picture, 45 + 4 * noise(rng, 1), ndimage.gaussian_filter(gap.astype(np.float64), 0.7))
 
 
 def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
     """Draws a hollow: lit on one side, in shade on the other."""
-    y, x, radius = _place(rng, rng.uniform(14, 28))
+    y, x, radius = place(rng, rng.uniform(14, 28))
     hollow = np.exp(-(y**2 + x**2) / (2 * (radius / 2) ** 2))
     angle = rng.uniform(0, 2 * np.pi)
     return picture + rng.uniform(90, 130) * hollow * (np.cos(angle) * x + np.sin(angle) * y) / (radius / 2)
@@ -163,27 +168,27 @@ def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
 
 def _washer(picture: Grey, rng: np.random.Generator) -> Grey:
     """Draws a metal ring left lying on the surface."""
-    y, x, radius = _place(rng, rng.uniform(14, 24))
+    y, x, radius = place(rng, rng.uniform(14, 24))
     distance = np.hypot(y, x)
     ring = ndimage.gaussian_filter(((distance < radius) & (distance > radius * 0.5)).astype(np.float64), 0.7)
-    return _blend(picture, 150 + 60 * (x + y) / radius, ring)
+    return blend(picture, 150 + 60 * (x + y) / radius, ring)
 
 
-def _place(rng: np.random.Generator, radius: float) -> tuple[Grey, Grey, float]:
+def place(rng: np.random.Generator, radius: float) -> tuple[Grey, Grey, float]:
     """Gives row and column offsets, in pixels, from a centre whose surroundings of `radius` pixels lie in the picture."""
     centre = rng.uniform(radius + 4, SIZE - radius - 4, 2)
     y, x = np.mgrid[0:SIZE, 0:SIZE] - centre[:, None, None]
     return y, x, radius
 
 
-def _blob(rng: np.random.Generator, radius: float, *, ragged: float, soft: float) -> Grey:
+def blob(rng: np.random.Generator, radius: float, *, ragged: float, soft: float) -> Grey:
     """Gives opacity 0..1 of a roundish shape; `ragged` is how far its rim strays (share of the radius), `soft` its edge in pixels."""
-    y, x, radius = _place(rng, radius)
-    rim = radius * (1 + ragged * _noise(rng, 5) * 0.5)
+    y, x, radius = place(rng, radius)
+    rim = radius * (1 + ragged * noise(rng, 5) * 0.5)
     return ndimage.gaussian_filter((np.hypot(y, x) < rim).astype(np.float64), soft)
 
 
-def _blend(under: Grey, over: Grey, opacity: Grey) -> Grey:
+def blend(under: Grey, over: Grey, opacity: Grey) -> Grey:
     return under * (1 - opacity) + over * opacity
 
 
