@@ -173,10 +173,10 @@ def test_the_record_of_a_shard_holds_what_the_index_says(project: Path, undistur
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_the_readmes_kinds_of_runner_are_the_settings() -> None:
+def test_the_pages_kinds_of_runner_are_the_settings() -> None:
     from typing import get_args
 
-    from flows.running.workers import Runner
+    from flows.settings.pipelines import Runner
 
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in readme for name in get_args(Runner))
+    page = (ROOT / "docs/pages/change-pairs.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in get_args(Runner))
