@@ -30,7 +30,7 @@ from tasks.ingestion.ingest import ingest_folder
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
-from tasks.synthesis.settings import SynthesisSettings
+from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from tasks.synthesis.shards import read_index
 from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
 from tasks.training.inctrl import train as train_inctrl
@@ -242,6 +242,22 @@ def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_e
     assert torch.equal(first, again) and not torch.equal(first, other)
     with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, too few to prompt each other with 4"):
         AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=4), 64)
+
+
+def test_inctrl_sees_the_artefact_in_the_query_whichever_role_it_has_in_the_pair(layout: Path) -> None:
+    """The same pairs in either role, without geometry and light of their own, are the same evidence."""
+    still = AugmentationSettings(rotation=0, shift=0, zoom=0, shear=0, light=0, hue=0)
+    common = {"pairs": 8, "pairs_per_shard": 8, "resolution": 64, "kinds": {"local-region": 1.0}, "augmentation": still, "held_out": 0.0}
+    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
+    drawn = []
+    for share in (0.0, 1.0):
+        folder = make_pairs(layout, SynthesisSettings(**common, swapped=share), layout.parent / f"pairs-{share}")  # type: ignore[arg-type]
+        rows = read_index(folder)
+        assert {row.swapped for row in rows} == {share == 1.0}
+        evidence = PairEvidence(folder, rows, 64)
+        assert set(evidence.labels) == {1}
+        drawn.append(evidence.draw(model, 0)[0])  # type: ignore[arg-type]
+    assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
 
 
 def test_every_batch_is_half_anomalous(pairs: Path) -> None:

@@ -93,7 +93,8 @@ class Maker:
         geometry and a light of its own. Raises Dropped if the area is wrong."""
         augmentation, size = self.settings.augmentation, self.settings.resolution
         to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
-        prompt, query = (change.query, change.prompt) if rng.random() < self.settings.swapped else (change.prompt, change.query)
+        swapped = bool(rng.random() < self.settings.swapped)
+        prompt, query = (change.query, change.prompt) if swapped else (change.prompt, change.query)
         mask = warp_mask(change.mask & shown(to_prompt, size), to_query)
         low, high = self.settings.changed_area
         if recipe_.kind not in UNCHANGED and not low <= mask.mean() <= high:
@@ -107,6 +108,7 @@ class Maker:
             query=jitter(warp_picture(query, to_query), augmentation, rng),
             prompt=jitter(warp_picture(prompt, to_prompt), augmentation, rng),
             mask=mask,
+            swapped=swapped,
             held_out=self.held_out,
         )
 

@@ -41,6 +41,7 @@ class PairRow:
     index: int  # with the seed and the draw, all that the pair was drawn from
     draw: Int32  # 0 but where earlier draws were dropped
     changed_area: float  # share of the query, 0..1
+    swapped: bool  # whether prompt and query changed roles
     held_out: bool  # to measure on; made of photographs that no other pair is made of
 
 
@@ -56,6 +57,7 @@ class Pair:
     query: Picture
     prompt: Picture
     mask: Mask
+    swapped: bool = False
     held_out: bool = False
 
 
@@ -77,7 +79,9 @@ def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
         for pair in pairs:
             key, area = f"{pair.index:08d}", float(pair.mask.mean())
-            row = PairRow(key, path.name, pair.kind, pair.method, pair.source, seed, pair.index, pair.draw, area, pair.held_out)
+            row = PairRow(
+                key, path.name, pair.kind, pair.method, pair.source, seed, pair.index, pair.draw, area, pair.swapped, pair.held_out
+            )
             sample = {"query.png": png(pair.query), "prompt.png": png(pair.prompt), "mask.png": png(pair.mask)}
             shard.write({"__key__": row.key, **sample, "json": json.dumps(asdict(row), sort_keys=True).encode()})
             rows.append(row)

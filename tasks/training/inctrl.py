@@ -41,10 +41,14 @@ Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PairEvidence:
-    """A pair's query is held against the prompt it came with, and is anomalous where anything was changed."""
+    """A pair's query is held against the prompt it came with, and is anomalous where anything was changed.
+
+    Prompts of InCTRL are normal: where the roles of a pair changed, so that the artefact is in its prompt, they are changed back.
+    """
 
     def __init__(self, folder: Path, rows: Sequence[PairRow], resolution: int) -> None:
         self.labels = [int(row.changed_area > 0) for row in rows]
+        self.swapped = torch.tensor([row.swapped for row in rows])
         self.pairs = Pairs(folder, rows, resolution)
         self._evidence: list[Evidence] | None = None
 
@@ -54,7 +58,10 @@ class PairEvidence:
         if self._evidence is None:
             device = best_device()
             self._evidence = []
-            for query, prompt, _mask in tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="relate pairs", unit="batch", mininterval=5):
+            batches = tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="relate pairs", unit="batch", mininterval=5)
+            for (one, other, _mask), swapped in zip(batches, self.swapped.split(ENCODED_AT_ONCE), strict=True):
+                turned = swapped.view(-1, 1, 1, 1)
+                query, prompt = torch.where(turned, other, one), torch.where(turned, one, other)
                 features, prompts = model.encoder(query.to(device)), model.encoder(prompt.to(device))
                 memory = [stage[:, None] for stage in model.remember(prompts)]
                 self._evidence.append(_held(model.evidence(features, model.relate(features, memory))))
