@@ -214,7 +214,7 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     with receiver() as server:
         write_pipelines(project, {**content, "notices": {"url": server.url}})
         state = state_of_retrain(project, api)
-    [notice] = server.result
+    [notice] = server.notices
     assert (notice["event"], notice["pipeline"], notice["figures"]["parts"].keys() >= {"metauas"}) == ("kept", "small", True)
     assert notice["text"].startswith("changepair: small Kept: patch-residual P-AUROC ")
     assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code")
@@ -328,7 +328,7 @@ def test_a_strangers_mistake_ends_a_stage_and_a_run_with_one_line_and_exit_code_
     with receiver() as server:
         write_pipelines(project, {**sources, "notices": {"url": server.url}})
         again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
-    [notice] = server.result
+    [notice] = server.notices
     assert notice["event"] == "failed" and "pictures are both a source and a target" in notice["reason"]
     assert again.returncode == 2 and "Traceback" not in again.stdout + again.stderr
     assert "pictures are both a source and a target" in again.stderr
