@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.code import code
 from flows.plan import SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
 from flows.promotion.history import read_current
@@ -33,6 +34,7 @@ from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, check, on_sigterm
 from tasks.scoring.results import METRICS_NAME
 
+CODE_STAGE = "code"
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
 
 
@@ -58,6 +60,8 @@ def bring_up_to_date(stage: str) -> State[bool]:
         try:
             ran = reproduce(stage)
         except BadInput as error:
+            if stage == CODE_STAGE:
+                code()  # it runs under no flow that could say why it failed; asked again here, it raises what is wrong
             raise BadInput(_with_reason(str(error))) from error
     if not ran:
         return Completed(name=StageState.UP_TO_DATE, message=stage, data=False)

@@ -26,6 +26,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import sha256
 from tasks.common.photographs import Box, Photographs, Thing
 from tasks.common.randomness import generator
+from tasks.common.sheets import tinted
 from tasks.inpainting.inpainter import load_inpainter, write_choice
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.sampling.episodes import read_pictures
@@ -43,7 +44,6 @@ from tasks.synthesis.changes import (
 )
 from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped, Objects
-from tasks.synthesis.overview import tinted
 from tasks.synthesis.pair import Maker, groups, recipe
 from tasks.synthesis.perlin import perlin_mask, perlin_noise
 from tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter

@@ -35,7 +35,7 @@ def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported
     tensors = _renamed(theirs, published.names)
     model = build_detector(published.settings, build_encoder(published.settings.encoder, published.settings.resolution, filled=False))
     own = model.state_dict().keys()
-    left_out = [] if published.strict else [name for name, ours in zip(theirs, tensors, strict=True) if ours not in own]
+    left_out = [] if published.strict else [name for name in theirs if _ours(name, published.names) not in own]
     tensors = {name: tensor for name, tensor in tensors.items() if published.strict or name in own}
     wrong = misfits(tensors, model)
     if wrong:
@@ -47,8 +47,11 @@ def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported
 
 
 def _renamed(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}  # of a DistributedDataParallel
-    return {_replaced(name, rules): tensor for name, tensor in plain.items()}
+    return {_ours(name, rules): tensor for name, tensor in tensors.items()}
+
+
+def _ours(name: str, rules: Rules) -> str:
+    return _replaced(name.removeprefix("module."), rules)  # of a DistributedDataParallel
 
 
 def _replaced(name: str, rules: Rules) -> str:

@@ -83,7 +83,7 @@ def _rotated(picture: Picture, rng: np.random.Generator) -> Picture:
     return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-# DRAEM's ten, with the ranges that its code gives them (github.com/VitjanZ/DRAEM, data_loader.py).
+# DRAEM's ten, with the ranges that its code gives them (github.com/VitjanZ/DRAEM, data_loader.py), or imgaug where it gives none.
 STRONG: tuple[Step, ...] = (
     _gamma,
     _brightness,
