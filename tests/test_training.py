@@ -186,8 +186,8 @@ def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None
 @pytest.mark.slow  # a minute of training
 def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(layout: Path) -> None:
     """It holds for those that learn what a change is; the other detectors need no training to know."""
-    # What forty pairs can teach: little geometry, and enough pairs in which nothing changed.
-    augmentation, kinds = AugmentationSettings(rotation=5), {"local-region": 0.7, "none": 0.3}
+    # What forty pairs can teach: little geometry.
+    augmentation, kinds = AugmentationSettings(rotation=5), {"local-region": 0.9, "none": 0.1}
     settings = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds=kinds, augmentation=augmentation, apart=0.0)  # type: ignore[arg-type]
     pairs = make_pairs(layout, settings, layout.parent / "pairs")
     rows = sorted((row for row in read_index(pairs) if not row.swapped), key=lambda row: row.changed_area)[-6:]
