@@ -32,8 +32,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_deployed(api: str) -> None:
-    """Takes away what the test before left on the server."""
+def _nothing_is_deployed(project: Path, api: str) -> None:
+    """Takes away what the test before left on the server and in pipelines.yaml."""
+    write_pipelines(project, TINY)
     for item in ask(api, "deployments"):
         httpx.delete(f"{api}/deployments/{item['id']}", timeout=30).raise_for_status()
     for limit in httpx.post(f"{api}/v2/concurrency_limits/filter", json={}, timeout=30).json():
