@@ -224,14 +224,25 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
     models = {detector: f"{MODELS}/{name}/{CANDIDATE}/{detector}" for detector in pipeline.trained}
     for detector, folder in models.items():
         settings = pipeline.detectors[detector]
+        online = detector in pipeline.trained_on and getattr(pipeline.training_of(detector), "data", None) == "online"
         examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
         source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else settings.model
         yield Stage(
             "train",
             (name, detector),
             f"{detector}, trained" if detector in pipeline.trained_on else f"{detector}, as it is given",
-            deps=(source, *settings.encoder.files, code("train", detector)),
-            params=params(f"detectors.{detector}", *([f"training.{detector}"] if detector in pipeline.trained_on else [])),
+            deps=(
+                source,
+                *(episodes("sources.parquet", "textures.parquet", "objects.parquet") if online else ()),
+                *_named(_start_of(pipeline, detector)),
+                *settings.encoder.files,
+                code("train", detector),
+            ),
+            params=params(
+                f"detectors.{detector}",
+                *([f"training.{detector}"] if detector in pipeline.trained_on else []),
+                *(["synthesis"] if online else []),
+            ),
             outs=(folder,),
             plots=(_log(f"{folder}/training_log.csv", detector),) if detector in pipeline.trained_on else (),
         )
@@ -294,6 +305,11 @@ def _has(written: Mapping[str, Any], key: str) -> bool:
 
 def _named(file: str | None) -> tuple[str, ...]:
     return (file,) if file is not None else ()
+
+
+def _start_of(pipeline: Pipeline, detector: str) -> str | None:
+    """Gives the model folder that a detector's training starts from, if any."""
+    return pipeline.training_of(detector).init if detector in pipeline.trained_on else None
 
 
 def _log(file: str, title: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: P
     trained: Trained = module.train(
         settings.detectors[name],
         settings.training_of(name),
-        examples=Examples(pairs=PAIRS / pipeline, auxiliary=EpisodeFiles.of(EPISODES, pipeline).auxiliary),
+        examples=Examples(PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
         places=Places(model_folder, CHECKPOINTS / pipeline / name),
         workers=workers,
         report=progress(f"{name}: share of the training steps done"),

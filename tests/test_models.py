@@ -25,10 +25,12 @@ from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
 from tasks.detectors.models.metauas import MetaUAS
 from tasks.detectors.models.metauas_plus import MetaUASPlus
 from tasks.detectors.models.patch_residual import PatchResidual, turned
+from tasks.detectors.models.prompt_query import PromptQuery
 from tasks.detectors.models.similarity import most_similar
 from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
 from tasks.detectors.models.winclip import WinCLIP, harmonic
 from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.prompt_query import PromptQuerySettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
 from tasks.detectors.winclip import WinCLIPSettings
@@ -57,6 +59,8 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "add": replace(metauas, fusion="add", aligned_stages=1),
         "difference": replace(metauas, fusion="difference"),
         "fpn": replace(metauas, decoder="fpn"),
+        "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8),
+        "prompt-query, no context": PromptQuerySettings(resolution=64, width=8, head_width=8, context=False, stages=(2, 4), background=0.5),
         "inctrl": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
         "winclip": WinCLIPSettings(encoder=clip, resolution=64),
@@ -88,6 +92,8 @@ NAMES = [
     "difference",
     "fpn",
     "metauas+",
+    "prompt-query",
+    "prompt-query, no context",
     "inctrl",
     "inctrl, with texts",
     "winclip",
@@ -322,6 +328,48 @@ def test_gradients_reach_what_is_trained(detectors: dict, layout: Path, name: st
     trained = {part for part, weight in model.named_parameters() if weight.grad is not None and bool(weight.grad.abs().sum() > 0)}
     assert {part.split(".")[0] for part in trained} == {"alignments", "decoder", "head"}
     model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", ["prompt-query", "prompt-query, no context"])
+def test_gradients_reach_reductions_and_head_and_never_the_encoder(detectors: dict, layout: Path, name: str) -> None:
+    model, queries = detectors[name], pictures(layout, "bricks/test/*/*.png")
+    model.train()
+    model(queries, queries.flip(0)).sum().backward()
+    model.eval()
+    trained = {part for part, weight in model.named_parameters() if weight.grad is not None and bool(weight.grad.abs().sum() > 0)}
+    assert {part.split(".")[0] for part in trained} == {"reductions", "head"}
+    model.zero_grad(set_to_none=True)
+
+
+@torch.inference_mode()
+def test_the_head_of_the_prompt_query_adapter_sees_each_patch_beside_its_nearest(detectors: dict, layout: Path) -> None:
+    """Patch by patch: ½(1 − cosine) to the nearest patch of all prompts, and the difference of the two once both are reduced."""
+    model = detectors["prompt-query"]
+    assert isinstance(model, PromptQuery)
+    query, prompts = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    features, banks = model.encoder(query), model.encoder(prompts)
+    seen = []
+    for stage, reduction in zip((2, 3, 4), model.reductions, strict=True):
+        channels, height, width = features[stage].shape[1:]
+
+        def reduced(patch: Tensor, reduction: torch.nn.Module = reduction, channels: int = channels) -> Tensor:
+            return reduction((patch / patch.norm() * channels**0.5)[None, :, None, None])[0, :, 0, 0]
+
+        offered = banks[stage].permute(0, 2, 3, 1).flatten(0, 2)
+        plain = torch.empty(2 + 2 * 8, height, width)
+        for y in range(height):
+            for x in range(width):
+                own = features[stage][0, :, y, x]
+                cosines = torch.stack([F.cosine_similarity(own, other, dim=0) for other in offered])
+                plain[0, y, x] = 10 * 0.5 * (1 - cosines.max())
+                plain[2:10, y, x] = (reduced(own) - reduced(offered[int(cosines.argmax())])).abs()
+                plain[10:, y, x] = reduced(own)
+        plain[1] = plain[0] - plain[0].median()
+        seen.append(F.interpolate(plain[None], size=(8, 8), mode="bilinear"))
+    expected = model.head(torch.cat(seen, dim=1)).sigmoid()
+    scores, maps = model.score(query, prompts)
+    assert torch.allclose(maps[0], F.interpolate(expected, size=(64, 64), mode="bilinear")[0, 0], atol=1e-5)
+    assert scores[0] == pytest.approx(float(expected.max()), abs=1e-5)  # a hundredth of 64 patches is none, so the highest one counts
 
 
 def test_gradients_reach_adapter_and_heads_and_never_the_encoder(detectors: dict, layout: Path) -> None:

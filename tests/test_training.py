@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_pairs, make_places, save
+from conftest import ROOT, make_inputs, make_pairs, make_places, save
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.utils.data import TensorDataset, default_collate
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
@@ -30,33 +33,49 @@ from tasks.ingestion.ingest import ingest_folder
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
+from tasks.synthesis.pair import recipe
 from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
-from tasks.synthesis.shards import read_index
+from tasks.synthesis.shards import PairRow, read_index
+from tasks.synthesis.synthesize import maker
+from tasks.training.course import DetectorCourse
 from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
 from tasks.training.inctrl import train as train_inctrl
-from tasks.training.loop import Examples, Places
-from tasks.training.metauas import train as train_metauas
-from tasks.training.pairs import Pairs
-from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
+from tasks.training.loop import (
+    SCHEDULES,
+    Examples,
+    Places,
+    Trained,
+    _Kept,
+    accelerator_for,
+    constant,
+    cosine,
+    fit,
+    pace_of,
+)
+from tasks.training.pairs import FreshPairs, Pairs, split_pairs
+from tasks.training.segmentation import train as train_metauas
+from tasks.training.settings import InCTRLTrainingSettings, SegmentationTrainingSettings, TrainingSettings
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
-SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2)
+SYNTHESIS = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
+SETTINGS = SegmentationTrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2)
 
 
 @pytest.fixture
 def pairs(layout: Path) -> Path:
-    kinds = {"local-region": 0.9, "none": 0.1}
-    return make_pairs(
-        layout, SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds=kinds, held_out=0.1), layout.parent / "pairs"
-    )  # type: ignore[arg-type]
+    return make_pairs(layout, SYNTHESIS, layout.parent / "pairs")
 
 
-def train(pairs: Path, name: str, settings: TrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
+def of(pairs: Path, auxiliary: Path | None = None) -> Examples:
+    """What there is to learn from: pairs, and what they were made of."""
+    files = EpisodeFiles.of(pairs.parent / "episodes", "small")
+    return Examples(pairs, SYNTHESIS, files if auxiliary is None else replace(files, auxiliary=auxiliary))
+
+
+def train(pairs: Path, name: str, settings: SegmentationTrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
     torch.set_num_threads(1)
     folder = pairs.parent / name
-    train_metauas(
-        detector, settings, examples=Examples(pairs, pairs / "none"), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0
-    )
+    train_metauas(detector, settings, examples=of(pairs), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
     return folder
 
 
@@ -88,7 +107,7 @@ def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
 
 
 def test_the_loss_falls(pairs: Path) -> None:
-    settings = TrainingSettings(epochs=12, batch_size=4, learning_rate=3e-3, log_every=9)
+    settings = SegmentationTrainingSettings(epochs=12, batch_size=4, learning_rate=3e-3, log_every=9)
     losses = [float(line["loss"]) for line in log(train(pairs, "model", settings))]
     assert losses[-1] < 0.6 * losses[0]
 
@@ -103,14 +122,14 @@ KILLED = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_training import DETECTOR, SETTINGS
-from tasks.training.loop import Examples, Places
-from tasks.training.metauas import train as train_metauas
+from test_training import DETECTOR, SETTINGS, of
+from tasks.training.loop import Places
+from tasks.training.segmentation import train as train_metauas
 torch.set_num_threads(1)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
 places = Places(folder, folder.with_suffix(".checkpoints"))
-train_metauas(DETECTOR, SETTINGS, examples=Examples(Path(sys.argv[2]), Path("none")), places=places, workers=0, report=report)
+train_metauas(DETECTOR, SETTINGS, examples=of(Path(sys.argv[2])), places=places, workers=0, report=report)
 """
 
 
@@ -134,6 +153,154 @@ def test_killed_midway_it_goes_on_and_ends_with_the_same_bytes(pairs: Path) -> N
     assert not checkpoint.exists()
 
 
+class Line(nn.Linear):
+    """A course of one weight: it learns to give 1, and is measured on giving 0."""
+
+    name = "line"
+    __module__ = DetectorCourse.__module__  # a checkpoint is named by the code of its course's module, and a test is none of the project's
+
+    def __init__(self, held_out: bool = True) -> None:
+        super().__init__(1, 1, bias=False)
+        self.weight.data.zero_()
+        self.measures = held_out
+
+    @property
+    def model(self) -> nn.Module:
+        return self
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        return [[0, 1]] * 3
+
+    def examples(self, epoch: int) -> TensorDataset:
+        return TensorDataset(torch.ones(2, 1), torch.ones(2, 1))
+
+    def held_out(self) -> TensorDataset | None:
+        return TensorDataset(torch.ones(1, 1), torch.zeros(1, 1)) if self.measures else None
+
+    def collate(self, examples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        return tuple(default_collate(examples))
+
+    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        torch.save(model.state_dict(), folder / "line.pt")
+
+
+def fitted(folder: Path, settings: TrainingSettings, course: Line | None = None) -> tuple[Trained, float]:
+    """A course of one weight, taken; and the weight that is kept."""
+    folder.mkdir(exist_ok=True)
+    places, accelerator = Places(folder, folder / "checkpoints"), accelerator_for("no")
+    trained = fit(course or Line(), pace_of(settings), places, accelerator=accelerator, inputs={}, workers=0, report=lambda share: None)
+    return trained, float(torch.load(folder / "line.pt", weights_only=True)["weight"])
+
+
+LINE = TrainingSettings(epochs=6, batch_size=2, learning_rate=0.01, weight_decay=0.0, precision="no")
+
+
+def test_the_best_epoch_is_kept_and_training_ends_when_none_gets_better(tmp_path: Path) -> None:
+    """It is better the less it has learnt, so the first epoch is the best."""
+    last, weight = fitted(tmp_path / "last", LINE)
+    assert last.steps == 18 and last.epoch == 5 and weight == pytest.approx(0.18, rel=0.05)
+    best, first = fitted(tmp_path / "best", replace(LINE, keep="best"))
+    assert best.steps == 18 and best.epoch == 0 and first == pytest.approx(0.03, rel=0.01)
+    assert best.held_out_loss == pytest.approx(first**2, rel=1e-3)
+    patient, same = fitted(tmp_path / "patient", replace(LINE, keep="best", patience=2))
+    assert patient.steps == 9 and patient.epoch == 0 and same == first
+    with pytest.raises(BadInput, match=r"training\.line: keep: best and patience need held-out examples, and there are none"):
+        fitted(tmp_path / "none", replace(LINE, patience=2), Line(held_out=False))
+
+
+def test_the_running_mean_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
+    """Adam moves one weight, with a gradient of one sign, by the learning rate a step; the mean begins with the first step's weight."""
+    weights = [0.01 * step for step in range(1, 19)]
+    mean = weights[0]
+    for weight in weights[1:]:
+        mean = 0.8 * mean + 0.2 * weight
+    _trained, kept = fitted(tmp_path, replace(LINE, average=0.8))
+    assert kept == pytest.approx(mean, rel=0.05) and kept < 0.9 * weights[-1]
+
+
+def test_statistics_of_batches_are_averaged_with_the_weights() -> None:
+    network = nn.BatchNorm1d(1, momentum=1.0)
+    kept = _Kept(network, replace(pace_of(LINE), average=0.75))
+    for value in (4.0, 8.0):
+        network(torch.full((2, 1), value))
+        kept.stepped()
+    assert kept.model is not network and float(kept.model.running_mean) == pytest.approx(0.75 * 4 + 0.25 * 8)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_schedules_are_pytorchs(schedule: str) -> None:
+    weight, steps = nn.Parameter(torch.zeros(1)), 40
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs: LRScheduler = CosineAnnealingLR(optimizer, steps)
+    if schedule == "one-cycle":
+        # It counts to the last step, where ours counts to the step after; it is highest at pct_start times its steps less one.
+        theirs = OneCycleLR(optimizer, max_lr=1.0, total_steps=steps + 1, pct_start=13 / 41, final_div_factor=1e9, cycle_momentum=False)
+    for step in range(steps):
+        assert SCHEDULES[schedule](step, steps) == pytest.approx(theirs.get_last_lr()[0], abs=1e-5)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_warm_up_rises_evenly_to_the_schedule() -> None:
+    assert [constant(step, 20, warm_up=0.2) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert cosine(10, 20, warm_up=0.2) == cosine(10, 20)
+
+
+def test_training_starts_from_a_model_that_is_given(pairs: Path) -> None:
+    longer = replace(SETTINGS, epochs=12, learning_rate=3e-3)
+    first = train(pairs, "first", longer)
+    again = train(pairs, "again", replace(SETTINGS, init=str(first)))
+    assert float(log(again)[0]["loss"]) < 0.7 * float(log(first)[0]["loss"])
+    with pytest.raises(BadInput, match="does not fit the detector's settings"):
+        train(pairs, "other", replace(SETTINGS, init=str(first)), replace(DETECTOR, fusion="difference"))
+    with pytest.raises(BadInput, match=r"nowhere/model\.safetensors: not there"):
+        train(pairs, "other", replace(SETTINGS, init="nowhere"))
+
+
+def test_online_every_epoch_has_pairs_of_its_own_and_the_first_the_shards(pairs: Path) -> None:
+    training, _measured = (Pairs(pairs, rows, 64) for rows in split_pairs(pairs))
+    anew = maker(SYNTHESIS, of(pairs).made_of)
+    fresh = FreshPairs(training, anew)
+    [as_made] = anew.make([training.rows[7].index])
+    assert torch.equal(fresh.of(0)[7][0], training[7][0]) and np.array_equal(as_made.query, (training[7][0] * 255).round().permute(1, 2, 0))
+    second, third = (torch.stack([fresh.of(epoch)[place][0] for place in range(12)]) for epoch in (1, 2))
+    assert not (second == third).flatten(1).all(dim=1).any()
+    assert len(fresh.of(1)) == len(training) and all(
+        torch.equal(one, other) for one, other in zip(fresh.of(1)[7], fresh.of(1)[7], strict=True)
+    )
+    [numbered] = anew.make([SYNTHESIS.pairs + training.rows[7].index])
+    assert np.array_equal(numbered.mask, fresh.of(1)[7][2].bool())
+
+
+def test_online_what_is_painted_is_taken_from_the_shards(layout: Path) -> None:
+    settings = replace(SYNTHESIS, kinds={"appearance": 0.5, "none": 0.5})
+    rows = [
+        PairRow(f"{number:08d}", "0.tar", recipe(settings, number).kind, "", "", 0, number, 0, 0.1, False, False) for number in range(20)
+    ]
+
+    class Known(Pairs):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return (torch.tensor(index),) * 3
+
+    make_inputs(layout)
+    epoch = FreshPairs(Known(layout, rows, 64), maker(settings, EpisodeFiles.of(layout.parent / "episodes", "small"))).of(1)
+    for place in range(20):
+        query, _prompt, mask = epoch[place]
+        if recipe(settings, settings.pairs + place).kind == "appearance":
+            assert rows[int(query)].kind == "appearance"
+        else:
+            assert query.shape == (3, 64, 64) and not mask.any()
+
+
+def test_training_online_is_the_same_twice_and_another_than_from_shards(pairs: Path) -> None:
+    online = replace(SETTINGS, data="online")
+    models = [sha256(train(pairs, name, chosen) / "model.safetensors") for name, chosen in (("a", online), ("b", online), ("c", SETTINGS))]
+    assert models[0] == models[1] != models[2]
+
+
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> None:
     from tasks.training import checkpoint
 
@@ -145,7 +312,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
     with pytest.raises(BadInput, match=r"training\.metauas: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
-        train(pairs, "model", TrainingSettings(batch_size=64))
+        train(pairs, "model", SegmentationTrainingSettings(batch_size=64))
 
 
 INCTRL = InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False)
@@ -156,7 +323,7 @@ def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary
     torch.set_num_threads(1)
     folder = pairs.parent / name
     places = Places(folder, folder.with_suffix(".checkpoints"))
-    train_inctrl(INCTRL, settings, examples=Examples(pairs, auxiliary or pairs / "none"), places=places, workers=0)
+    train_inctrl(INCTRL, settings, examples=of(pairs, auxiliary), places=places, workers=0)
     return folder
 
 

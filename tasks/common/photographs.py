@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -15,7 +15,7 @@ from tasks.common.errors import BadInput
 from tasks.common.pictures import Mask, Picture, Pixels, read_picture
 from tasks.common.randomness import generator
 
-KEPT = 16  # decoded pictures kept, so that memory does not grow with their number
+KEPT = 2**28  # bytes of decoded pictures kept by a process, so that memory does not grow with their number
 LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which bounds memory and loses nothing a square needs
 ROOM = 0.08  # of an object's longer side, left free around it
 
@@ -143,8 +143,20 @@ class Photographs:
         return cv2.flip(cut, 1) if square.flipped else cut
 
 
-@lru_cache(maxsize=KEPT)
+_photos: OrderedDict[str, Picture] = OrderedDict()  # the decoded pictures that are kept, last used last
+
+
 def _photo(image: str) -> Picture:
+    """Reads a photograph, or gives it as it was read before."""
+    if image not in _photos:
+        _photos[image] = _read(image)
+        while len(_photos) > 1 and sum(photo.nbytes for photo in _photos.values()) > KEPT:
+            _photos.popitem(last=False)
+    _photos.move_to_end(image)
+    return _photos[image]
+
+
+def _read(image: str) -> Picture:
     try:
         photo = Image.fromarray(read_picture(Path(image)))
     except OSError as error:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.detectors import inctrl, metauas, metauas_plus, patch_residual, winclip
-from tasks.training.settings import InCTRLTrainingSettings, TrainingSettings
+from tasks.detectors import inctrl, metauas, metauas_plus, patch_residual, prompt_query, winclip
+from tasks.training.settings import InCTRLTrainingSettings, SegmentationTrainingSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,17 @@ class Kind:
         return self.settings.__module__
 
 
+SEGMENTATION = Training(SegmentationTrainingSettings, "tasks.training.segmentation")
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
     "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
     "metauas": Kind(
         metauas.MetaUASSettings,
         metauas.build,
-        Training(TrainingSettings, "tasks.training.metauas"),
+        SEGMENTATION,
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
+    "prompt-query": Kind(prompt_query.PromptQuerySettings, prompt_query.build, SEGMENTATION),
     "metauas+": Kind(metauas_plus.MetaUASPlusSettings, metauas_plus.build, upon="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.ingestion import development_textures, digits, elpv, sample_photos, texture_defects
+from tasks.ingestion import development_textures, digits, elpv, sample_photos, texture_defects, vision_toolbox
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Packaged:
 
 PACKAGED: dict[str, Packaged] = {
     "sample-photos": Packaged(sample_photos.write, sample_photos.LICENCE),
+    "vision-toolbox": Packaged(vision_toolbox.write, vision_toolbox.LICENCE),
     "texture-defects": Packaged(texture_defects.write, texture_defects.LICENCE),
     "development-textures": Packaged(development_textures.write, development_textures.LICENCE),
     "digits": Packaged(digits.write, digits.LICENCE),

@@ -24,7 +24,7 @@ from tasks.common.files import sha256, write_text
 from tasks.common.fingerprint import code_of
 from tasks.common.photographs import Photographs
 from tasks.common.rows import write_rows
-from tasks.inpainting.inpainter import load_inpainter
+from tasks.inpainting.inpainter import Inpainter, load_inpainter
 from tasks.sampling.episodes import EpisodeFiles, read_pictures
 from tasks.synthesis.changes import Materials
 from tasks.synthesis.objects import Objects
@@ -90,13 +90,7 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
     """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
     cv2.setNumThreads(1)  # the cores are used by making several shards at once
     inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
-    parts = zip(*(_photographs(table, settings) for table in (inputs.files.sources, inputs.files.textures)), (False, True), strict=True)
-    makers = [
-        Maker(
-            Materials(settings, sources, textures, Objects(settings.objects, sources, inputs.files.objects)), inpainter, held_out=held_out
-        )
-        for sources, textures, held_out in parts
-    ]
+    makers = [maker(settings, inputs.files, inpainter, held_out=held_out) for held_out in (False, True)]
     first = number * settings.pairs_per_shard
     last = min(first + settings.pairs_per_shard, settings.pairs)
     border = min(max(first, settings.pairs - math.ceil(settings.held_out * settings.pairs)), last)
@@ -105,6 +99,12 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
     drops = [[*drop, count] for drop, count in sorted((makers[0].drops + makers[1].drops).items())]
     write_text(work.record(number), json.dumps({"rows": [asdict(row) for row in rows], "drops": drops}))
     return len(rows)
+
+
+def maker(settings: SynthesisSettings, files: EpisodeFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
+    """Gives the maker of the pairs to learn from, or of those to measure on. Without an inpainter it makes those that need none."""
+    sources, textures = (_photographs(table, settings)[held_out] for table in (files.sources, files.textures))
+    return Maker(Materials(settings, sources, textures, Objects(settings.objects, sources, files.objects)), inpainter, held_out=held_out)
 
 
 def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized:

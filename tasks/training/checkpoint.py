@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tasks.common.files import written_beside
 from tasks.common.fingerprint import code_of
+from tasks.detectors.models.encoder import FrozenEncoder
 from tasks.training.log import LogLine
 
 NAME = "checkpoint.pt"
@@ -28,6 +29,7 @@ class Progress:
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last log line
     log: list[LogLine] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)  # what is kept of the epoch with the lowest held-out loss; {} for none yet
 
 
 def name_of(inputs: Mapping[str, Any], module: str) -> str:
@@ -45,6 +47,7 @@ def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedu
         "step": progress.step,
         "losses": progress.losses,
         "log": [asdict(line) for line in progress.log],
+        "best": progress.best,
     }
     with written_beside(folder / NAME) as partial:
         torch.save(state, partial)
@@ -61,9 +64,10 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
     model.load_state_dict(state["trained"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    return Progress(state["step"], state["losses"], [LogLine(**line) for line in state["log"]])
+    return Progress(state["step"], state["losses"], [LogLine(**line) for line in state["log"]], state["best"])
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gives everything but the frozen encoder."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+    """Gives everything but what is frozen."""
+    frozen = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FrozenEncoder))
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}

@@ -7,10 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from tasks.common.errors import BadInput
 from tasks.detectors.weights import save_model
@@ -24,7 +22,7 @@ class DetectorCourse:
     def __init__(self, name: str, detector: nn.Module, chosen: Any, settings: TrainingSettings) -> None:
         """chosen: the detector's settings, kept beside its weights."""
         self.name = name
-        self.model = self.state = detector
+        self.model = detector
         self.chosen = chosen
         self.settings = settings
 
@@ -54,24 +52,6 @@ class DetectorCourse:
 
     def collate(self, examples: list[Any]) -> Batch:
         return tuple(default_collate(examples))
-
-    def stepped(self) -> None:
-        return
-
-    @torch.no_grad()
-    def measure(self, model: nn.Module, accelerator: Accelerator) -> float | None:
-        examples = self.held_out()
-        if examples is None:
-            return None
-        model.eval()
-        total, count = 0.0, 0
-        for examples_of_batch in DataLoader(examples, self.settings.batch_size):
-            batch = tuple(part.to(accelerator.device) for part in examples_of_batch)
-            with accelerator.autocast():
-                total += float(self.loss(model, batch)) * len(batch[0])
-            count += len(batch[0])
-        model.train()
-        return total / count
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Writes model.safetensors, and config.json: the detector's settings and how it was trained."""

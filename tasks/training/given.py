@@ -6,11 +6,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from tasks.common.errors import BadInput
+from tasks.common.files import sha256
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.settings import TrainedSettings
-from tasks.detectors.weights import load_model, save_model
+from tasks.detectors.weights import MODEL_NAME, load_model, save_model
+
+
+def start_from(given: str | None, model: nn.Module) -> dict[str, str]:
+    """Fills a model with the weights of the folder that training.init names, if it names one; gives their hash, by which a checkpoint
+    knows them. Raises BadInput if they are not there or do not fit."""
+    if given is None:
+        return {}
+    load_model(Path(given), model)
+    return {"init": sha256(Path(given) / MODEL_NAME)}
 
 
 def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:

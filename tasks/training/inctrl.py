@@ -30,6 +30,7 @@ from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.sampling.episodes import read_pictures
 from tasks.synthesis.shards import PairRow
 from tasks.training.course import DetectorCourse
+from tasks.training.given import start_from
 from tasks.training.loop import Batch, Examples, Places, Trained, accelerator_for, begin, fit, pace_of
 from tasks.training.pairs import Pairs, hashes, split_pairs
 from tasks.training.settings import InCTRLTrainingSettings
@@ -185,7 +186,9 @@ def train(
     if not make or len(set(make[0].labels)) < 2:
         raise BadInput(f"training.inctrl: its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart")
     begin(settings.seed)
-    model = cast(InCTRL, build_detector(detector, build_encoder(detector.encoder, detector.resolution)).to(best_device()))
+    model = cast(InCTRL, build_detector(detector, build_encoder(detector.encoder, detector.resolution)))
+    inputs |= start_from(settings.init, model)
+    model.to(best_device())
     return fit(
         InCTRLCourse(model, detector, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
         pace_of(settings),

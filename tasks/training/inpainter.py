@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from tasks.common.files import made_anew, sha256
@@ -44,8 +42,6 @@ class InpainterCourse:
         self.pipeline = pipeline
         self.settings = settings
         self.model = pipeline.unet.to(memory_format=torch.channels_last)
-        self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-        self.state = nn.ModuleDict({"network": self.model, "averaged": self.averaged})
         self.steps = _Steps(settings, images, moments)
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
@@ -68,15 +64,12 @@ class InpainterCourse:
         predicted = unpack(model(holes.seen(noisy), moments).sample)
         return (F.huber_loss(predicted.float(), wanted, reduction="none", delta=HUBER) * holes.mask).sum() / (3 * holes.mask.sum())
 
-    def stepped(self) -> None:
-        self.averaged.update_parameters(self.model)
-
-    def measure(self, model: nn.Module, accelerator: Accelerator) -> float | None:
+    def held_out(self) -> Dataset[Any] | None:
         return None
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Writes folder/pipeline, as diffusers saves one."""
-        model.load_state_dict(self.averaged.module.state_dict())
+        self.pipeline.unet.load_state_dict(model.state_dict())
         with made_anew(folder / PIPELINE_NAME) as partial:
             self.pipeline.save_pretrained(partial, safe_serialization=True)
 
@@ -113,7 +106,7 @@ def train_inpainter(
     images = [row.image for row in read_pictures(sources)]
     return fit(
         InpainterCourse(pipeline, settings, images, TRAINED_STEPS),
-        Pace(1, settings.learning_rate, WEIGHT_DECAY, _warmed, LOG_EVERY, CHECKPOINT_EVERY, LARGEST_GRADIENT),
+        Pace(1, settings.learning_rate, WEIGHT_DECAY, _warmed, LOG_EVERY, CHECKPOINT_EVERY, LARGEST_GRADIENT, AVERAGING),
         places,
         accelerator=accelerator,
         inputs={"settings": asdict(settings), "sources": sha256(sources)},

@@ -6,27 +6,34 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tasks.common import stopping
 from tasks.common.devices import best_device, computes_bf16
 from tasks.common.errors import BadInput
+from tasks.sampling.episodes import EpisodeFiles
+from tasks.synthesis.settings import SynthesisSettings
 from tasks.training import checkpoint
 from tasks.training.checkpoint import Progress
 from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
 
 Batch = tuple[Tensor, ...]
+
+PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with
 
 
 class Course(Protocol):
@@ -39,11 +46,6 @@ class Course(Protocol):
         """The network that learns."""
         ...
 
-    @property
-    def state(self) -> nn.Module:
-        """All that a checkpoint keeps: the model, or more."""
-        ...
-
     def batches(self, epoch: int) -> Sequence[list[int]]:
         """Lists the places of each batch's examples; drawn from the seed and the epoch alone, so that an epoch can be gone on with."""
         ...
@@ -54,12 +56,8 @@ class Course(Protocol):
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor: ...
 
-    def stepped(self) -> None:
-        """Called after each step."""
-        ...
-
-    def measure(self, model: nn.Module, accelerator: Accelerator) -> float | None:
-        """Gives the mean loss over examples that are never trained on; None if there are none."""
+    def held_out(self) -> Dataset[Any] | None:
+        """Gives the examples that are never trained on and measured after every epoch; None if there are none."""
         ...
 
     def save(self, folder: Path, model: nn.Module) -> None:
@@ -82,6 +80,12 @@ class Pace:
     """Steps."""
     largest_gradient: float | None = None
     """Norm that gradients are clipped to."""
+    average: float = 0.0
+    """Decay a step of the running mean of the weights, which is what is measured and kept; 0 for none."""
+    keep_best: bool = False
+    """Whether the epoch with the lowest held-out loss is kept, not the last."""
+    patience: int | None = None
+    """Epochs without a lower held-out loss after which it ends."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,15 @@ class Examples:
 
     pairs: Path
     """The folder of its change pairs."""
-    auxiliary: Path
-    """The table of its labelled pictures."""
+    synthesis: SynthesisSettings
+    """How they were made, so that more of them can be."""
+    made_of: EpisodeFiles
+    """What they were made of."""
+
+    @property
+    def auxiliary(self) -> Path:
+        """The table of its labelled pictures."""
+        return self.made_of.auxiliary
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,8 @@ class Trained:
 
     steps: int
     loss: float  # mean of the last log line
-    held_out_loss: float | None  # after the last epoch
+    held_out_loss: float | None  # of what is kept
+    epoch: int  # whose model is kept, counted from 0
 
 
 def accelerator_for(precision: Literal["auto", "no", "bf16", "fp16"]) -> Accelerator:
@@ -125,17 +137,43 @@ def begin(seed: int) -> None:
 
 def pace_of(settings: TrainingSettings) -> Pace:
     """Gives the pace of a detector's training."""
-    schedule = constant if settings.schedule == "constant" else cosine
-    return Pace(settings.epochs, settings.learning_rate, settings.weight_decay, schedule, settings.log_every, settings.checkpoint_every)
+    return Pace(
+        settings.epochs,
+        settings.learning_rate,
+        settings.weight_decay,
+        partial(SCHEDULES[settings.schedule], warm_up=settings.warm_up),
+        settings.log_every,
+        settings.checkpoint_every,
+        settings.largest_gradient,
+        settings.average,
+        settings.keep == "best",
+        settings.patience,
+    )
 
 
-def constant(step: int, steps: int) -> float:
-    return 1.0
+def constant(step: int, steps: int, *, warm_up: float = 0.0) -> float:
+    return _risen(step, steps, warm_up)
 
 
-def cosine(step: int, steps: int) -> float:
-    """Falls from 1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+def cosine(step: int, steps: int, *, warm_up: float = 0.0) -> float:
+    """Falls from 1 to 0 (Loshchilov and Hutter, ICLR 2017, without restarts), after a rise over a share of the steps."""
+    return _risen(step, steps, warm_up) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def one_cycle(step: int, steps: int, *, warm_up: float = 0.0) -> float:
+    """Rises from FIRST to 1 over PEAK of the steps, then falls to 0, both as cosines (Smith and Topin, 2018, as PyTorch has it)."""
+    share = min(step / steps, 1.0)
+    if share < PEAK:
+        return _risen(step, steps, warm_up) * (FIRST + (1 - FIRST) * 0.5 * (1 - math.cos(math.pi * share / PEAK)))
+    return 0.5 * (1 + math.cos(math.pi * (share - PEAK) / (1 - PEAK)))
+
+
+def _risen(step: int, steps: int, warm_up: float) -> float:
+    """Rises from 0 to 1 over a share of the steps."""
+    return min(1.0, (step + 1) / (warm_up * steps)) if warm_up > 0 else 1.0
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 
 
 def fit(
@@ -160,17 +198,23 @@ def fit(
             f"training.{course.name}: its examples are not one batch for each of {accelerator.num_processes} devices; raise "
             "synthesis.pairs, add pictures, or lower its batch_size in pipelines.yaml"
         )
+    if (pace.keep_best or pace.patience) and course.held_out() is None:
+        raise BadInput(
+            f"training.{course.name}: keep: best and patience need held-out examples, and there are none; raise held_out, or leave them out"
+        )
     steps = pace.epochs * steps_an_epoch
     weights = [tensor for tensor in course.model.parameters() if tensor.requires_grad]
     optimizer = AdamW(weights, lr=pace.learning_rate, weight_decay=pace.weight_decay)
     schedule = LambdaLR(optimizer, lambda step: pace.schedule(step, steps))
     name = checkpoint.name_of(inputs, type(course).__module__)
-    progress = checkpoint.resume(places.checkpoints, name, course.state, optimizer, schedule)
+    kept = _Kept(course.model, pace)
+    progress = checkpoint.resume(places.checkpoints, name, kept, optimizer, schedule)
     prepared, optimizer = accelerator.prepare(course.model, optimizer)
+    kept.to(accelerator.device)
 
     title = f"train {course.name}"
     bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, disable=not accelerator.is_main_process)
-    while progress.step < steps:
+    while progress.step < steps and not _over(progress.log, pace.patience):
         epoch, done = divmod(progress.step, steps_an_epoch)
         prepared.train()
         for batch in _loader(course, epoch, done, steps_an_epoch, accelerator, workers):
@@ -181,31 +225,85 @@ def fit(
                 accelerator.clip_grad_norm_(weights, pace.largest_gradient)
             optimizer.step()
             schedule.step()
-            course.stepped()
+            kept.stepped()
 
             progress.step += 1
             progress.losses.append(float(accelerator.gather(loss.detach()).mean()))
             epoch_ends = progress.step % steps_an_epoch == 0
             if epoch_ends or progress.step % pace.log_every == 0:
-                measured = course.measure(prepared, accelerator) if epoch_ends else None
+                measured = _measured(course, kept.model, accelerator) if epoch_ends else None
                 _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
+                if pace.keep_best and progress.log[-1] is _best(progress.log):
+                    progress.best = {tensor: value.clone() for tensor, value in checkpoint.trained_state(kept.model).items()}
                 bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
                 report(progress.step / steps)
             asked = stopping.asked()
             if accelerator.is_main_process and (asked or progress.step % pace.checkpoint_every == 0):
-                checkpoint.save(places.checkpoints, name, course.state, optimizer, schedule, progress)
+                checkpoint.save(places.checkpoints, name, kept, optimizer, schedule, progress)
             bar.update()
             if asked:
                 bar.close()
                 raise stopping.Stopped(f"{title}, step {progress.step} of {steps}")
     bar.close()
 
+    if progress.best:
+        kept.model.load_state_dict(progress.best, strict=False)
     if accelerator.is_main_process:
         write_log(places.model_folder, progress.log)
-        course.save(places.model_folder, accelerator.unwrap_model(prepared))
+        course.save(places.model_folder, kept.model)
         shutil.rmtree(places.checkpoints, ignore_errors=True)
-    last = progress.log[-1]
-    return Trained(progress.step, last.loss, last.held_out_loss)
+    of_kept = (_best(progress.log) if progress.best else None) or progress.log[-1]
+    return Trained(progress.step, progress.log[-1].loss, of_kept.held_out_loss, of_kept.epoch)
+
+
+class _Kept(nn.Module):
+    """What is kept of a training: the network that learns or, where it is asked for, the running mean of its weights and buffers."""
+
+    def __init__(self, network: nn.Module, pace: Pace) -> None:
+        super().__init__()
+        self.network = network
+        self.averaged: AveragedModel | None = None
+        if pace.average:
+            # The buffers too: statistics of batches are those of other weights otherwise.
+            self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(pace.average), use_buffers=True)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.network if self.averaged is None else self.averaged.module
+
+    def stepped(self) -> None:
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+
+
+def _best(log: Sequence[LogLine]) -> LogLine | None:
+    """Finds the epoch with the lowest held-out loss."""
+    measured = [line for line in log if line.held_out_loss is not None]
+    return min(measured, key=lambda line: cast(float, line.held_out_loss), default=None)
+
+
+def _over(log: Sequence[LogLine], patience: int | None) -> bool:
+    """Tells whether so many epochs brought no lower held-out loss."""
+    best = _best(log)
+    return patience is not None and best is not None and log[-1].epoch - best.epoch >= patience
+
+
+@torch.no_grad()
+def _measured(course: Course, model: nn.Module, accelerator: Accelerator) -> float | None:
+    """Gives the mean loss over the examples that are held out; None if there are none."""
+    examples = course.held_out()
+    if examples is None:
+        return None
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for examples_of_batch in DataLoader(examples, len(course.batches(0)[0])):
+        batch = tuple(part.to(accelerator.device) for part in examples_of_batch)
+        with accelerator.autocast():
+            total += float(course.loss(model, batch)) * len(batch[0])
+        count += len(batch[0])
+    model.train(training)
+    return total / count
 
 
 def _loader(course: Course, epoch: int, done: int, steps: int, accelerator: Accelerator, workers: int) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tasks.common.files import sha256
+from tasks.synthesis.pair import Maker, recipe
 from tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
 
 
@@ -36,20 +37,57 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         key, name = self.rows[index].key, self.rows[index].shard
         if name not in self._shards:
             self._shards[name] = ShardReader(self.folder / name)
-        query, prompt, mask = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
+        files = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
+        query, prompt, mask = (Image.open(io.BytesIO(file)) for file in files)
+        return self.tensors(query, prompt, mask)
+
+    def tensors(self, query: Image.Image, prompt: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
+        """Gives a pair's pictures as it gives those of the shards."""
         return self._picture(query), self._picture(prompt), self._mask(mask)
 
-    def _picture(self, data: bytes) -> Tensor:
-        image = self._sized(Image.open(io.BytesIO(data)), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+    def _picture(self, image: Image.Image) -> Tensor:
+        sized = self._sized(image, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(sized)).permute(2, 0, 1).float().div_(255)
 
-    def _mask(self, data: bytes) -> Tensor:
-        image = self._sized(Image.open(io.BytesIO(data)), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(image) > 0).float()
+    def _mask(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(self._sized(image, Image.Resampling.NEAREST)) > 0).float()
 
     def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
         side = (self.resolution, self.resolution)
         return image if image.size == side else image.resize(side, resampling)
+
+
+class FreshPairs:
+    """Pairs that every epoch has of its own: epoch e learns from the pairs numbered e·n on, of n that the synthesis made, each made when
+    it is asked for, as the synthesis would make it. What an inpainting model paints takes too long: of such the shards' are taken.
+    """
+
+    def __init__(self, made: Pairs, maker: Maker) -> None:
+        """made: the pairs to learn from, as the shards hold them. maker: of what they were made."""
+        self.made = made
+        self.maker = maker
+        self.painted = [place for place, row in enumerate(made.rows) if recipe(maker.settings, row.index).repaints]
+
+    def of(self, epoch: int) -> Dataset[tuple[Tensor, Tensor, Tensor]]:
+        """Gives the pairs of an epoch, as `Pairs` does; of the first those of the shards."""
+        return self.made if epoch == 0 else _Epoch(self, epoch)
+
+
+class _Epoch(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    def __init__(self, pairs: FreshPairs, epoch: int) -> None:
+        self.pairs = pairs
+        self.first = epoch * pairs.maker.settings.pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs.made)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        made, painted = self.pairs.made, self.pairs.painted
+        number = self.first + made.rows[index].index
+        if recipe(self.pairs.maker.settings, number).repaints:
+            return made[painted[number % len(painted)] if painted else index]
+        [pair] = self.pairs.maker.make([number])
+        return made.tensors(Image.fromarray(pair.query), Image.fromarray(pair.prompt), Image.fromarray(pair.mask))
 
 
 def split_pairs(folder: Path) -> tuple[list[PairRow], list[PairRow]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tasks.common.bounds import STRICT, Between
+from tasks.detectors.settings import Resolution
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,22 @@ class TrainingSettings:
     """Pairs or pictures a step, on one device."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-4
     """AdamW's."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """cosine falls to 0 over the whole training."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """Of the learning rate: cosine falls to 0 over the whole training; one-cycle rises from a 25th over the first 30 %, then falls to 0."""
+    warm_up: Annotated[float, Between(0, 0.5)] = 0.0
+    """Share of the steps over which the learning rate rises from 0, before its schedule."""
     weight_decay: Annotated[float, Between(0, 1)] = 5e-4
     """AdamW's."""
+    largest_gradient: Annotated[float, Between(0, None)] | None = None
+    """Norm that gradients are clipped to; null for none."""
+    average: Annotated[float, Between(0, 0.99999)] = 0.0
+    """Decay a step of the running mean of the weights and of the batch statistics, which is what is measured and kept; 0 for none."""
+    keep: Literal["last", "best"] = "last"
+    """The model after the last epoch, or after the one with the lowest loss on held-out examples."""
+    patience: Annotated[int, Between(1, None)] | None = None
+    """Epochs without a lower loss on held-out examples, after which training ends early; null to go to the end."""
+    init: str | None = None
+    """A model folder to start from, such as data/models/<pipeline>/in-use/<detector>; null to start at random."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
     log_every: Annotated[int, Between(1, None)] = 10
@@ -37,6 +50,18 @@ class TrainingSettings:
     def learns_from(self) -> Literal["auxiliary", "pairs"]:
         """The pipeline's change pairs, or its auxiliary datasets with their labels."""
         return "pairs"
+
+
+@dataclass(frozen=True)
+class SegmentationTrainingSettings(TrainingSettings):
+    """Of those that segment a query against its prompt."""
+
+    __pydantic_config__ = STRICT
+
+    resolution: Resolution | None = None
+    """Pixels a side that pairs are learnt from at; null for the detector's own."""
+    data: Literal["shards", "online"] = "shards"
+    """The same pairs every epoch; or online: every epoch has pairs of its own, made as it goes, but for what an inpainting model paints."""
 
 
 @dataclass(frozen=True)

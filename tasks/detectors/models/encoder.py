@@ -59,6 +59,10 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> FrozenEncoder:
         return super().train(False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoder:
+        """Gives itself: what never changes is shared by the copies of a detector."""
+        return self
+
     def forward(self, images: Tensor) -> Features:
         """Encodes images Bx3xHxW in [0, 1]."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):

@@ -55,13 +55,14 @@ class PatchResidual(Detector):
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
         maps = residual_map(relation)
-        return self._image_scores(maps.flatten(1)), maps
+        return image_scores(maps.flatten(1), self.top_share, self.background), maps
 
-    def _image_scores(self, values: Tensor) -> Tensor:
-        """Scores pictures. values: BxN, the maps' patches."""
-        highest = max(1, int(self.top_share * values.shape[1]))
-        scores = values.topk(highest, dim=1).values.mean(dim=1)
-        return scores - self.background * values.median(dim=1).values if self.background else scores
+
+def image_scores(values: Tensor, top_share: float, background: float) -> Tensor:
+    """Scores pictures B by the mean of their highest patches, less a share of the median one. values: BxN, the maps' patches."""
+    highest = max(1, int(top_share * values.shape[1]))
+    scores = values.topk(highest, dim=1).values.mean(dim=1)
+    return scores - background * values.median(dim=1).values if background else scores
 
 
 def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:

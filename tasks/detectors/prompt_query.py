@@ -1,0 +1,51 @@
+"""The prompt-query adapter: its settings, and how it is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tasks.common.bounds import STRICT, Between
+from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+
+if TYPE_CHECKING:
+    from tasks.detectors.models.detector import Detector
+    from tasks.detectors.models.encoder import FrozenEncoder
+
+
+@dataclass(frozen=True)
+class PromptQuerySettings:
+    __pydantic_config__ = STRICT
+
+    model: str | None = None
+    """A model folder to use as it is; null to train one."""
+    encoder: EncoderSettings = EncoderSettings()
+    """What turns pictures into features."""
+    resolution: Resolution = 256
+    """Pixels a side that pictures are trained on and scored at."""
+    stages: Stages = ()
+    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    width: Annotated[int, Between(1, 1024)] = 32
+    """Channels that a patch is reduced to, a stage."""
+    head_width: Annotated[int, Between(1, 1024)] = 64
+    """Channels of the head."""
+    context: bool = True
+    """Whether the head sees the query's own features, and not only what differs."""
+    top_share: Annotated[float, Between(0, 1)] = 0.01
+    """The share of patches, those of the highest probability, whose mean is the image score; 0 for the maximum."""
+    background: Annotated[float, Between(0, 1)] = 0.0
+    """How much of the median patch's probability is taken off the image score."""
+
+
+def build(settings: PromptQuerySettings, encoder: FrozenEncoder) -> Detector:
+    from tasks.detectors.models.prompt_query import build_prompt_query
+
+    return build_prompt_query(
+        encoder,
+        stages=settings.stages,
+        width=settings.width,
+        head_width=settings.head_width,
+        context=settings.context,
+        top_share=settings.top_share,
+        background=settings.background,
+    )

@@ -1,0 +1,65 @@
+"""Photographs of the Machine Vision Toolbox for Python: buildings, flowers, towns from the air, stone and tile; to make pairs from.
+
+Corke, "Robotics, Vision and Control", Springer 2023. From the package mvtb-data, an extra because of its size (130 MB); MIT, by the
+package's classifier, which says nothing of single pictures. Left out: drawings, paintings, portraits and test pictures that others hold
+rights in, boards of markers, and of several pictures of one view all but one.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from PIL import Image
+
+from tasks.common.errors import BadInput
+
+LICENCE = "MIT (classifier of the package mvtb-data)"
+SINGLE = (
+    "butterfly.jpg",
+    "building2-3.png",
+    "castle.png",
+    "church.png",
+    "eiffel-1.png",
+    "eiffel-2.png",
+    "greenscreen.png",
+    "lab-scene.png",
+    "parks.png",
+    "road.png",
+    "rocks2-l.png",
+    "roof.png",
+    "street.png",
+    "tomato_124.png",
+    "tomato_14.png",
+    "tomato_35.png",
+    "tomato_54.png",
+    "walls-l.png",
+    "yellowtargets.png",
+    *(f"flowers{number}.png" for number in range(1, 10)),
+)
+WHOLE = ("campus", "campus/holdout", "mosaic")
+TURNS = ("001", "005", "009")  # of seq: a model house on a turntable
+LONGEST_SIDE = 1024  # pixels
+
+
+def write(folder: Path) -> None:
+    """Writes the photographs, as PNG without transparency, to folder/train/good. Raises BadInput if mvtb-data is not installed."""
+    try:
+        package = resources.files("mvtbdata")
+    except ModuleNotFoundError as error:
+        raise BadInput("vision-toolbox: the package mvtb-data is not installed; install changepair[samples]") from error
+    pictures = folder / "train" / "good"
+    pictures.mkdir(parents=True)
+    for name, file in sorted(_files(package / "images").items()):
+        with resources.as_file(file) as path, Image.open(path) as opened:
+            photo = opened.convert("RGB")
+        photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+        photo.save(pictures / f"{name}.png")
+
+
+def _files(images: Traversable) -> dict[str, Traversable]:
+    """Finds the photographs, by what each is to be called."""
+    files = {Path(name).stem: images / name for name in SINGLE}
+    files |= {Path(file.name).stem: file for part in WHOLE for file in (images / part).iterdir() if file.name.endswith(".png")}
+    return files | {f"house-{name}": images / "seq" / f"im.{name}.png" for name in TURNS}
