@@ -80,8 +80,12 @@ def no_change(materials: Materials, rng: np.random.Generator) -> Change:
 def same_texture(one: Picture, other: Picture) -> bool:
     """Tells whether two pictures show one texture: of like colour and contrast, with like energy at every scale, each over all the picture
     (its quarters differ no more than the two)."""
-    parts = [_energies(part) for picture in (one, other) for part in (picture, *_quarters(picture))]
-    means, energies = np.stack([mean for mean, _ in parts]), np.stack([energy for _, energy in parts])
+    # The two as they are first: most that differ do so there.
+    return _alike([one, other]) and _alike([part for picture in (one, other) for part in (picture, *_quarters(picture))])
+
+
+def _alike(parts: list[Picture]) -> bool:
+    means, energies = (np.stack(column) for column in zip(*map(_energies, parts), strict=True))
     return bool(np.ptp(means, axis=0).max() < LIKE_MEAN and np.ptp(energies, axis=0).max() < LIKE_ENERGY)
 
 
