@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_clip, save
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from tasks.common.errors import BadInput
@@ -32,6 +33,7 @@ from tasks.detectors.models.winclip import WinCLIP, harmonic
 from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.prompt_query import PromptQuerySettings
 from tasks.detectors.settings import EncoderSettings
+from tasks.detectors.subspace import SubspaceSettings
 from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
 from tasks.detectors.winclip import WinCLIPSettings
 
@@ -53,6 +55,8 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
     settings = {
         "patch-residual": PatchResidualSettings(resolution=64, top_share=0.01, background=0.5),
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
+        "subspace": SubspaceSettings(resolution=64, variance=0.9),
+        "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
         "soft": metauas,
         "hard": replace(metauas, alignment="hard"),
         "none": replace(metauas, alignment="none", aligned_stages=2),
@@ -85,6 +89,8 @@ def pictures(layout: Path, pattern: str) -> Tensor:
 NAMES = [
     "patch-residual",
     "patch-residual, rotated",
+    "subspace",
+    "subspace, rotated",
     "soft",
     "hard",
     "none",
@@ -160,6 +166,25 @@ def test_patch_residual_is_the_papers_formula(detectors: dict, layout: Path) -> 
     assert torch.allclose(maps[0], expected, atol=1e-5)
     patches = (total / 3).flatten()  # a hundredth of 64 patches is none, so the highest one counts
     assert torch.allclose(scores[0], patches.max() - 0.5 * patches.median(), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_subspace_is_scikit_learns(detectors: dict, layout: Path) -> None:
+    """Held against its PCA of all patches of two prompts, fitted to a share of the variance."""
+    detector = detectors["subspace"]
+    query, prompts = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+
+    def patches(images: Tensor) -> Tensor:
+        units = [F.normalize(stage, dim=1) for stage in detector.encoder(images)[2:]]
+        return torch.cat([F.interpolate(unit, size=(8, 8), mode="bilinear") for unit in units], dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+
+    pca = PCA(n_components=0.9, svd_solver="full").fit(patches(prompts).double().numpy())
+    own = patches(query).double().numpy()
+    left = ((own - pca.inverse_transform(pca.transform(own))) ** 2).sum(axis=1) / 12
+    scores, maps = detector.score(query, prompts)
+    expected = F.interpolate(torch.from_numpy(left).float().view(1, 1, 8, 8), size=(64, 64), mode="bilinear")[0, 0]
+    assert 1 < pca.n_components_ < 100 and torch.allclose(maps[0], expected, atol=1e-5)
+    assert scores[0] == pytest.approx(float(left.max()), abs=1e-5)  # a hundredth of 64 patches is none, so the highest one counts
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.detectors import inctrl, metauas, metauas_plus, patch_residual, prompt_query, winclip
+from tasks.detectors import inctrl, metauas, metauas_plus, patch_residual, prompt_query, subspace, winclip
 from tasks.training.settings import InCTRLTrainingSettings, SegmentationTrainingSettings, TrainingSettings
 
 
@@ -54,6 +54,7 @@ SEGMENTATION = Training(SegmentationTrainingSettings, "tasks.training.segmentati
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
     "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
+    "subspace": Kind(subspace.SubspaceSettings, subspace.build),
     "metauas": Kind(
         metauas.MetaUASSettings,
         metauas.build,

@@ -1,6 +1,6 @@
 """The prompt-query adapter: a small convolutional head reads a map off each query patch and what differs from the nearest prompt patch.
 
-After AdaptCLIP (Gao et al., 2025, arXiv 2505.09926, section 3.4), by the author of MetaUAS: the prompt is aligned by each query patch's
+After AdaptCLIP (Gao et al., AAAI 2026, arXiv 2505.09926), by the author of MetaUAS: the prompt is aligned by each query patch's
 nearest neighbour, and the head sees the query's features and their absolute difference to it. Ours takes any encoder's maps, several at
 once, and sees besides what the patch residual sees.
 """

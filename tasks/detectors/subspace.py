@@ -1,0 +1,46 @@
+"""SubspaceAD: its settings, and how it is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tasks.common.bounds import STRICT, Between
+from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+
+if TYPE_CHECKING:
+    from tasks.detectors.models.detector import Detector
+    from tasks.detectors.models.encoder import FrozenEncoder
+
+
+@dataclass(frozen=True)
+class SubspaceSettings:
+    __pydantic_config__ = STRICT
+
+    encoder: EncoderSettings = EncoderSettings()
+    """What turns pictures into features; the paper's is a DINOv2 transformer."""
+    resolution: Resolution = 256
+    """Pixels a side that pictures are scored at."""
+    stages: Stages = ()
+    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    variance: Annotated[float, Between(0, 1)] = 0.99
+    """Share of the variance of the prompts' patches that the subspace holds."""
+    top_share: Annotated[float, Between(0, 1)] = 0.01
+    """The share of patches, those farthest from the subspace, whose mean is the image score; 0 for the maximum."""
+    background: Annotated[float, Between(0, 1)] = 0.0
+    """How much of the median patch's value is taken off the image score."""
+    rotations: Annotated[int, Between(1, 36)] = 1
+    """As how many turned views each prompt is seen."""
+
+
+def build(settings: SubspaceSettings, encoder: FrozenEncoder) -> Detector:
+    from tasks.detectors.models.subspace import Subspace
+
+    return Subspace(
+        encoder,
+        stages=settings.stages,
+        variance=settings.variance,
+        top_share=settings.top_share,
+        background=settings.background,
+        rotations=settings.rotations,
+    )
