@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.models.alignment import FeatureAlignment, hard
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
-from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
+from tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from tasks.detectors.models.metauas import MetaUAS
 from tasks.detectors.models.metauas_plus import MetaUASPlus
 from tasks.detectors.models.patch_residual import PatchResidual, turned
@@ -66,6 +67,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8),
         "prompt-query, no context": PromptQuerySettings(resolution=64, width=8, head_width=8, context=False, stages=(2, 4), background=0.5),
         "inctrl": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
+        "inctrl, quantiles": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"),
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
         "winclip": WinCLIPSettings(encoder=clip, resolution=64),
     }
@@ -101,6 +103,7 @@ NAMES = [
     "prompt-query",
     "prompt-query, no context",
     "inctrl",
+    "inctrl, quantiles",
     "inctrl, with texts",
     "winclip",
 ]
@@ -433,6 +436,21 @@ def test_inctrl_is_the_papers_formula(detectors: dict, layout: Path) -> None:
     )[1]
     expected = (model.holistic_head(patches.flatten(1) + image) + patches.max()) / 2
     assert torch.allclose(score, expected, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_by_quantiles_inctrl_scores_at_any_resolution_and_patches_may_change_places(encoder: FrozenEncoder, layout: Path) -> None:
+    model = build_detector(InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"), encoder).eval()
+    assert isinstance(model, InCTRL)
+    residual = torch.rand(3, 400, generator=torch.Generator().manual_seed(0))
+    expected = np.concatenate([np.quantile(residual.numpy(), QUANTILES, axis=1), residual.mean(dim=1).numpy()[None]]).T
+    assert np.allclose(quantiles(residual).numpy(), expected, atol=1e-6)
+    evidence = torch.rand(3, 320), torch.rand(3, 2, 320), torch.zeros(3)
+    shuffled = residual[:, torch.randperm(400, generator=torch.Generator().manual_seed(1))]
+    assert torch.allclose(model(residual, *evidence)[0], model(shuffled, *evidence)[0], atol=1e-6)
+    queries, prompts = (F.interpolate(pictures(layout, f"bricks/{part}/*.png"), size=96) for part in ("test/*", "train/good"))
+    scores, maps = model.score(queries, prompts)
+    assert maps.shape == (len(queries), 96, 96) and scores.isfinite().all()
 
 
 @torch.inference_mode()

@@ -431,6 +431,19 @@ def test_inctrl_sees_the_artefact_in_the_query_whichever_role_it_has_in_the_pair
     assert all(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
 
 
+def test_more_views_of_a_prompt_leave_a_pair_less_residual_and_one_is_the_prompt_as_it_came(pairs: Path) -> None:
+    """The first view is the prompt itself, so of each patch's nearest there can only be a nearer."""
+    rows = read_index(pairs)
+    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
+    one, again, two, four = (
+        [torch.cat(parts) for parts in zip(*PairEvidence(pairs, rows, 64, views).draw(model, 0), strict=True)]  # type: ignore[arg-type]
+        for views in ((1,), (1,), (2,), (4,))
+    )
+    assert one[2].shape[1] == 1 and four[2].shape[1] == 4 and all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert (two[0] <= one[0] + 1e-6).all() and (four[0] <= two[0] + 1e-6).all() and four[0].mean() < two[0].mean() < one[0].mean()
+    assert torch.allclose(one[2][:, 0], four[2][:, 0], atol=1e-5) and not torch.allclose(four[2][:, 1], four[2][:, 0], atol=1e-3)
+
+
 def test_every_batch_is_half_anomalous(pairs: Path) -> None:
     rows = read_index(pairs)
     evidence = PairEvidence(pairs, rows, 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from tasks.common.bounds import STRICT
 from tasks.detectors.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
@@ -25,9 +25,12 @@ class InCTRLSettings:
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32", (7, 9, 11))
     """What turns pictures, and for the prior texts, into features."""
     resolution: Resolution = 240
-    """Pixels a side that pictures are trained on and scored at; the holistic head has an input a patch of them."""
+    """Pixels a side that pictures are trained on and scored at; with holistic `patches` its head has an input a patch of them."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
+    holistic: Literal["patches", "quantiles"] = "patches"
+    """What the holistic head sees of a picture's residuals: each patch's in its place, as in the paper; or their quantiles and mean, which
+    depend on no place and no resolution."""
     texts: bool = True
     """Whether the text prior counts; only encoders of open_clip read texts."""
     natural: tuple[str, ...] = NATURAL
@@ -43,7 +46,7 @@ def build(settings: InCTRLSettings, encoder: FrozenEncoder) -> Detector:
     from tasks.detectors.models.texts import TextPrior
 
     prior = TextPrior(cast("ClipEncoder", encoder).embed_texts, settings.natural) if settings.texts else None
-    return build_inctrl(encoder, resolution=settings.resolution, stages=settings.stages, prior=prior)
+    return build_inctrl(encoder, resolution=settings.resolution, stages=settings.stages, prior=prior, holistic=settings.holistic)
 
 
 PUBLISHED = InCTRLSettings(encoder=EncoderSettings("open_clip", "ViT-B-16-plus-240", OF_THE_MODEL, (7, 9, 11)))

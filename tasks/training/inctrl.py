@@ -28,6 +28,9 @@ from tasks.detectors.load import build_detector
 from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.sampling.episodes import read_pictures
+from tasks.synthesis.geometry import small_affine, warp_picture
+from tasks.synthesis.photometry import jitter
+from tasks.synthesis.settings import AugmentationSettings
 from tasks.synthesis.shards import PairRow
 from tasks.training.course import DetectorCourse
 from tasks.training.given import start_from
@@ -42,15 +45,20 @@ Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PairEvidence:
-    """A pair's query is held against the prompt it came with, and is anomalous where anything was changed.
+    """A pair's query is held against the prompt it came with, or several views of it, and is anomalous where anything was changed.
 
     Prompts of InCTRL are normal: where the roles of a pair changed, so that the artefact is in its prompt, they are changed back.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[PairRow], resolution: int) -> None:
+    def __init__(
+        self, folder: Path, rows: Sequence[PairRow], resolution: int, views: Sequence[int] = (1,), apart: AugmentationSettings | None = None
+    ) -> None:
+        """views: among how many each pair's are drawn. apart: how far the views stand apart."""
         self.labels = [int(row.changed_area > 0) for row in rows]
         self.swapped = torch.tensor([row.swapped for row in rows])
         self.pairs = Pairs(folder, rows, resolution)
+        self.views = views
+        self.apart = apart or AugmentationSettings()
         self._evidence: list[Evidence] | None = None
 
     @torch.no_grad()
@@ -63,10 +71,29 @@ class PairEvidence:
             for (one, other, _mask), swapped in zip(batches, self.swapped.split(ENCODED_AT_ONCE), strict=True):
                 turned = swapped.view(-1, 1, 1, 1)
                 query, prompt = torch.where(turned, other, one), torch.where(turned, one, other)
-                features, prompts = model.encoder(query.to(device)), model.encoder(prompt.to(device))
-                memory = [stage[:, None] for stage in model.remember(prompts)]
-                self._evidence.append(_held(model.evidence(features, model.relate(features, memory))))
+                features = model.encoder(query.to(device))
+                seen = self._views(prompt, len(self._evidence) * ENCODED_AT_ONCE).to(device)  # BxKx3xHxW
+                prompts = [stage.unflatten(0, seen.shape[:2]) for stage in model.remember(model.encoder(seen.flatten(0, 1)))]
+                self._evidence.append(_held(model.evidence(features, model.relate(features, prompts))))
         return self._evidence
+
+    def _views(self, prompts: Tensor, first: int) -> Tensor:
+        """Gives the views of prompts Bx3xHxW, of which `first` pairs came before: BxKx3xHxW. One that has fewer than K has some of them
+        again, which changes no residual, and the mean of embeddings by their share."""
+        most = max(self.views)
+        if most == 1:
+            return prompts[:, None]
+        batch = []
+        for place, prompt in enumerate(prompts, start=first):
+            rng = generator(self.pairs.rows[place].seed, "views", self.pairs.rows[place].index)
+            count = int(rng.choice(self.views))
+            picture = (prompt.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            others = [
+                jitter(warp_picture(picture, small_affine(len(picture), self.apart, rng)), self.apart, rng) for _view in range(count - 1)
+            ]
+            seen = [prompt, *(torch.from_numpy(other).permute(2, 0, 1).float() / 255 for other in others)]
+            batch.append(torch.stack([seen[view % count] for view in range(most)]))
+        return torch.stack(batch)
 
 
 class AuxiliaryEvidence:
@@ -172,7 +199,9 @@ def train(
     if settings.examples == "pairs":
         training, measured = split_pairs(pairs)
         make: list[PairEvidence | AuxiliaryEvidence] = [
-            PairEvidence(pairs, rows, detector.resolution) for rows in (training, measured) if rows
+            PairEvidence(pairs, rows, detector.resolution, settings.views, examples.synthesis.augmentation)
+            for rows in (training, measured)
+            if rows
         ]
         inputs: dict[str, Any] = hashes(pairs)
     else:

@@ -85,7 +85,10 @@ class InCTRLTrainingSettings(TrainingSettings):
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
     """Share of the labelled pictures that is never trained on and measured after every epoch; pairs have their own, synthesis.held_out."""
     shots: Annotated[int, Between(1, 64)] = 2
-    """Normal prompts of each auxiliary picture, drawn anew every epoch; a pair has the one it came with."""
+    """Normal prompts of each auxiliary picture, drawn anew every epoch."""
+    views: Annotated[tuple[int, ...], Between(1, 64)] = (1,)
+    """How many views of its prompt a pair's query is held against, drawn for each pair among these: the prompt as it came, and others in
+    another geometry and light. A detector that is used with several prompts learns what their residuals are like."""
 
     @property
     def learns_from(self) -> Literal["auxiliary", "pairs"]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from tasks.detectors.models.texts import TextPrior
 
 BOTTLENECK = 4  # how much narrower the adapter is in its middle
 HIDDEN = (128, 64)  # of both heads
+QUANTILES = (1.0, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.75, 0.5, 0.25)  # of a picture's residuals
+
+Holistic = Literal["patches", "quantiles"]
 
 
 class Adapter(nn.Sequential):
@@ -46,11 +50,20 @@ class Head(nn.Module):
 class InCTRL(Detector):
     """A frozen encoder, the adapter, and a head each for the image residual and for all evidence; `build_inctrl` knows how they fit.
 
-    With an image-text encoder the text prior counts too; with any other encoder there is none.
+    With an image-text encoder the text prior counts too; with any other encoder there is none. The holistic head sees every patch in its
+    place, as in the paper; or the quantiles and the mean of all patches, which ask for no place and no resolution.
     """
 
     def __init__(
-        self, encoder: Encoder, adapter: Adapter, image_head: Head, holistic_head: Head, *, stages: Sequence[int], prior: TextPrior | None
+        self,
+        encoder: Encoder,
+        adapter: Adapter,
+        image_head: Head,
+        holistic_head: Head,
+        *,
+        stages: Sequence[int],
+        prior: TextPrior | None,
+        holistic: Holistic = "patches",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -59,6 +72,7 @@ class InCTRL(Detector):
         self.holistic_head = holistic_head
         self.stages = tuple(stages)
         self.prior = prior
+        self.holistic = holistic
         self.reads = prior is not None
         if prior is not None:
             self.register_load_state_dict_post_hook(lambda _module, _keys: prior.forget())
@@ -70,7 +84,8 @@ class InCTRL(Detector):
         the residuals with the image score and the prior added to every patch (equations 3 to 8).
         """
         image = self.image_head(self.adapter(prompts).mean(dim=1) - self.adapter(query))
-        holistic = self.holistic_head(residual + (image + prior)[:, None])
+        seen = residual if self.holistic == "patches" else quantiles(residual)
+        holistic = self.holistic_head(seen + (image + prior)[:, None])
         return 0.5 * (holistic + residual.amax(dim=1)), image
 
     def remember(self, prompts: Features) -> Features:
@@ -101,15 +116,25 @@ def embedding(features: Features) -> Tensor:
     return features[-1].mean(dim=(-2, -1))
 
 
-def build_inctrl(encoder: Encoder, *, resolution: int, stages: Sequence[int] = (), prior: TextPrior | None = None) -> InCTRL:
-    """Builds InCTRL for pictures of one resolution (pixels a side): the holistic head has an input a patch of the finest chosen stage.
+def quantiles(residual: Tensor) -> Tensor:
+    """Gives QUANTILES and the mean of residuals BxN, whatever their number: Bx11."""
+    levels = torch.tensor(QUANTILES, device=residual.device, dtype=residual.dtype)
+    return torch.cat([torch.quantile(residual, levels, dim=1).mT, residual.mean(dim=1, keepdim=True)], dim=1)
+
+
+def build_inctrl(
+    encoder: Encoder, *, resolution: int, stages: Sequence[int] = (), prior: TextPrior | None = None, holistic: Holistic = "patches"
+) -> InCTRL:
+    """Builds InCTRL. With holistic `patches` it is for pictures of one resolution (pixels a side), as that head has an input a patch of the
+    finest chosen stage.
 
     stages: of the encoder's maps, counted from 1; none for the last three.
     """
     chosen = chosen_stages(encoder, stages)
     side = -(-resolution // min(encoder.strides[stage - 1] for stage in chosen))
     width = encoder.channels[-1]
-    return InCTRL(encoder, Adapter(width), Head(width), Head(side * side), stages=chosen, prior=prior)
+    inputs = side * side if holistic == "patches" else len(QUANTILES) + 1
+    return InCTRL(encoder, Adapter(width), Head(width), Head(inputs), stages=chosen, prior=prior, holistic=holistic)
 
 
 def binary_focal_loss(scores: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
