@@ -256,6 +256,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
                 *episodes("parquet", "targets.parquet"),
                 *([models[own]] if own in models else []),
                 *pipeline.detectors[own].encoder.files,
+                *_of_prior(pipeline.detectors[detector]),
                 code("score", detector),
             ),
             params=params(*(f"detectors.{one}" for one in dict.fromkeys((detector, own))), f"evaluation.subset.{detector}"),
@@ -310,6 +311,12 @@ def _named(file: str | None) -> tuple[str, ...]:
 def _start_of(pipeline: Pipeline, detector: str) -> str | None:
     """Gives the model folder that a detector's training starts from, if any."""
     return pipeline.training_of(detector).init if detector in pipeline.trained_on else None
+
+
+def _of_prior(settings: Any) -> list[str]:
+    """Lists the files of this machine that a detector's second encoder names, if it has one."""
+    prior = getattr(settings, "prior", None)
+    return [] if prior is None else prior.files
 
 
 def _log(file: str, title: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.metauas_plus import MetaUASPlusSettings
 from tasks.detectors.models.alignment import FeatureAlignment, hard
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
@@ -33,6 +34,7 @@ from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
 from tasks.detectors.models.winclip import WinCLIP, harmonic
 from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.prompt_query import PromptQuerySettings
+from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.subspace import SubspaceSettings
 from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
@@ -76,6 +78,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
     }
     assert isinstance(built["soft"], MetaUAS)
     built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
+    built["metauas+, with CLIP"] = DETECTORS["metauas+"].build(MetaUASPlusSettings(prior=clip, prior_resolution=64), built["soft"])
     return {name: detector.eval() for name, detector in built.items()}
 
 
@@ -100,6 +103,7 @@ NAMES = [
     "difference",
     "fpn",
     "metauas+",
+    "metauas+, with CLIP",
     "prompt-query",
     "prompt-query, no context",
     "inctrl",
@@ -493,13 +497,24 @@ def test_winclip_is_the_papers_formula(detectors: dict, layout: Path) -> None:
 @torch.inference_mode()
 def test_a_query_equal_to_its_prompt_shows_winclip_and_metauas_plus_nothing(detectors: dict, layout: Path) -> None:
     queries = pictures(layout, "bricks/test/*/*.png")
-    for name in ("winclip", "metauas+"):
+    for name in ("winclip", "metauas+", "metauas+, with CLIP"):
         model = detectors[name]
         relation = model.relate(features := model.encoder(queries), model.memorise(queries[:1]))
         residuals = relation if name == "winclip" else relation[3:]
         cosines = torch.stack([cosine.flatten(1).amin(dim=1) for cosine in residuals]).mean(dim=0)
         assert cosines[0] > 1 - 1e-5 and cosines.argmax() == 0
         assert len(features[0]) == 4
+
+
+@torch.inference_mode()
+def test_the_prior_of_metauas_plus_is_winclips_few_shot_map(detectors: dict, layout: Path) -> None:
+    """WinCLIP's map is half words, which it gives alone where there are no prompts, and half residuals."""
+    queries, prompts = pictures(layout, "bricks/test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    winclip = detectors["winclip"]
+    residuals = 2 * winclip.score(queries, prompts, "bricks")[1] - winclip.score(queries, [], "bricks")[1]
+    scores, maps = detectors["metauas+, with CLIP"].score(queries, prompts)
+    assert torch.allclose(maps, 0.5 * (detectors["soft"].score(queries, prompts)[1] + residuals), atol=1e-5)
+    assert torch.allclose(scores, maps.flatten(1).amax(dim=1))
 
 
 def test_a_detector_that_needs_a_prompt_says_so(detectors: dict, layout: Path) -> None:

@@ -41,7 +41,8 @@ def _models(pipeline: Pipeline) -> Iterator[str]:
 
 def _encoders(pipeline: Pipeline) -> Iterator[str]:
     chosen: list[Any] = list(dict(pipeline.detectors).values())
-    for encoder in dict.fromkeys(settings.encoder for settings in chosen if hasattr(settings, "encoder")):
+    named = [getattr(settings, part, None) for settings in chosen for part in ("encoder", "prior")]
+    for encoder in dict.fromkeys(encoder for encoder in named if encoder is not None):
         if encoder.weights in (PACKAGED, OF_THE_MODEL) or Path(encoder.weights).is_file():
             continue
         if encoder.library == "smp" or encoder.weights.endswith(FILES_OF_WEIGHTS):

@@ -10,8 +10,8 @@ from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import FrozenEncoder
-from tasks.detectors.registry import DETECTORS, name_of
-from tasks.detectors.settings import DetectorSettings
+from tasks.detectors.registry import DETECTORS, Kind, name_of
+from tasks.detectors.settings import DetectorSettings, EncoderSettings
 from tasks.detectors.weights import load_model
 
 
@@ -20,11 +20,7 @@ def build_detector(settings: DetectorSettings, encoder: FrozenEncoder) -> Detect
 
     Raises BadInput if the encoder is of no use to it.
     """
-    try:
-        detector: Detector = DETECTORS[name_of(settings)].build(settings, encoder)
-    except ValueError as error:
-        raise BadInput(f"encoder {settings.encoder.name}: {error}") from error
-    return detector
+    return _built(DETECTORS[name_of(settings)], settings, encoder, settings.encoder)
 
 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Detector:
@@ -32,11 +28,19 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Dete
     pipeline."""
     kind, settings = DETECTORS[name], detectors[name]
     if kind.upon is not None:
-        upon: Detector = kind.build(settings, load_detector(kind.upon, detectors, models))
-        return upon
+        return _built(kind, settings, load_detector(kind.upon, detectors, models), getattr(settings, "prior", None))
     detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
     if kind.training is not None:
         load_model(models / name, detector)
+    return detector
+
+
+def _built(kind: Kind, settings: Any, upon: Any, encoder: EncoderSettings | None) -> Detector:
+    """Builds a detector around an encoder, or upon another detector. encoder: whose fault it is if that cannot be done."""
+    try:
+        detector: Detector = kind.build(settings, upon)
+    except ValueError as error:
+        raise BadInput(f"encoder {encoder.name if encoder else 'of ' + name_of(settings)}: {error}") from error
     return detector
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from tasks.detectors.models.alignment import Alignment, FeatureAlignment, Similarity
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
+from tasks.detectors.models.patch_residual import resized
 
 STAGES = 5  # of the decoder's pyramid, strides 2 to 32
 FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019
@@ -102,7 +102,4 @@ def _pyramid(stages: Features, size: Sequence[int]) -> Features:
     """Brings the stages to strides 2, 4, 8, 16 and 32 of a picture. A CNN's are; a transformer's, all of one grid, are resampled
     (Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022)."""
     sizes = [tuple(-(-side // 2**level) for side in size) for level in range(1, STAGES + 1)]
-    return [
-        stage if tuple(stage.shape[-2:]) == wanted else F.interpolate(stage, size=wanted, mode="bilinear", align_corners=False)
-        for stage, wanted in zip(stages, sizes, strict=True)
-    ]
+    return [resized(stage, wanted) for stage, wanted in zip(stages, sizes, strict=True)]

@@ -108,6 +108,13 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     return highest
 
 
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes BxCxhxw to BxCxHxW, bilinear."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
 def turned(pictures: Tensor, degrees: float) -> Tensor:
     """Turns square pictures Bx3xHxW about their middle, mirrored at the rim; quarter turns move pixels and change none."""
     quarters, rest = divmod(degrees, 90.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import MOST_SIMILARITIES, chosen_stages, image_scores
+from tasks.detectors.models.patch_residual import MOST_SIMILARITIES, chosen_stages, image_scores, resized
 
 
 class PromptQuery(Detector):
@@ -69,7 +69,7 @@ class PromptQuery(Detector):
         _units, reduced = self._patches(queries)
         seen = [self._seen(query, found) for query, found in zip(reduced, relation, strict=True)]
         finest = max(tuple(part.shape[-2:]) for part in seen)
-        return self.head(torch.cat([_resized(part, finest) for part in seen], dim=1)).squeeze(1)
+        return self.head(torch.cat([resized(part, finest) for part in seen], dim=1)).squeeze(1)
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B, and anomaly maps Bxhxw."""
@@ -146,9 +146,3 @@ def _nearest(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 def _layer(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-
-def _resized(part: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(part.shape[-2:]) == tuple(size):
-        return part
-    return F.interpolate(part, size=tuple(size), mode="bilinear", align_corners=False)

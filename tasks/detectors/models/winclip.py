@@ -34,7 +34,7 @@ class WinCLIP(Detector):
 
     def relate(self, queries: Features, memory: Features) -> Features:
         """Gives the highest cosine of every query patch and window with one of each prompt's of its size, BxKxhxw."""
-        return [nearest_cosine(query, bank) for query, bank in zip(self.remember(queries), memory, strict=True)]
+        return windows_related(self.remember(queries), memory)
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B and anomaly maps Bxhxw on the patches' grid.
@@ -48,11 +48,20 @@ class WinCLIP(Detector):
         by_words = len(scales) / scales.clamp_min(LEAST).reciprocal().sum(dim=0)
         if not relation:
             return picture.flatten(), by_words
-        residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
-        by_prompts = torch.stack([harmonic(residual, size) for residual, size in zip(residuals, (PATCHES, *WINDOWS), strict=True)]).mean(
-            dim=0
-        )
+        by_prompts = few_shot_map(relation)
         return 0.5 * (picture.flatten() + by_prompts.flatten(1).amax(dim=1)), 0.5 * (by_words + by_prompts)
+
+
+def windows_related(queries: Features, memory: Features) -> Features:
+    """Gives for patches and windows of each size, all at unit length, the highest cosine with one of each prompt's: BxKxhxw."""
+    return [nearest_cosine(query, bank) for query, bank in zip(queries, memory, strict=True)]
+
+
+def few_shot_map(relation: Features) -> Tensor:
+    """Gives the mean over scales of the residuals to the nearest of all prompts' patches and windows, Bxhxw on the patches' grid (section
+    4.3)."""
+    residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
+    return torch.stack([harmonic(residual, size) for residual, size in zip(residuals, (PATCHES, *WINDOWS), strict=True)]).mean(dim=0)
 
 
 def harmonic(windows: Tensor, size: int) -> Tensor:
