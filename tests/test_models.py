@@ -549,6 +549,21 @@ def test_a_categorys_sentences_are_embedded_once() -> None:
     assert len(asked) == 6
 
 
+def test_classes_that_are_one_category_have_their_sentences_one_by_one() -> None:
+    directions: dict[str, Tensor] = {}
+
+    def embed(texts: list[str]) -> Tensor:
+        return torch.stack([directions.setdefault(text, torch.randn(6)) for text in texts])
+
+    prior = TextPrior(embed, natural=["cat", "dog"])
+    cat, dog = (
+        torch.stack([F.normalize(embed([text]), dim=1)[0] for text in (f"a photo of {name}", f"a photo without {name}")])
+        for name in ("cat for anomaly detection.", "dog for anomaly detection.")
+    )
+    assert torch.allclose(prior.embeddings("cat+dog"), F.normalize((cat + dog) / 2, dim=1))
+    assert not any("+" in text or "cat dog" in text for text in directions)
+
+
 def test_a_window_counts_for_every_patch_it_holds() -> None:
     windows = torch.tensor([[[0.2, 0.4]]])  # two windows of 2x2 side by side, on a grid of 2x3
     assert torch.allclose(harmonic(windows, 2)[0, 0], torch.tensor([0.2, 2 / (1 / 0.2 + 1 / 0.4), 0.4]))

@@ -21,6 +21,7 @@ TEMPLATES = (
 )
 # Natural objects have no flaws: normal is that they are there (InCTRL, section 3.2).
 NATURAL = ("a photo of {} for anomaly detection.", "a photo without {} for anomaly detection.")
+TOGETHER = "+"  # between classes that are one category
 TEMPERATURE = 100.0  # CLIP's logit scale, at which it ends its training
 
 
@@ -45,11 +46,16 @@ class TextPrior:
         self._known: dict[str, Tensor] = {}
 
     def embeddings(self, category: str) -> Tensor:
-        """Gives the mean of the normal and the mean of the anomalous sentences' directions, 2xD, unit length."""
+        """Gives the mean of the normal and the mean of the anomalous sentences' directions, 2xD, unit length. Of several classes together,
+        a+b, each has its own sentences, and counts as much as another."""
         if category not in self._known:
-            parts = [F.normalize(self.embed(texts), dim=1) for texts in sentences(category, natural=category in self.natural)]
-            self._known[category] = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1)
+            classes = [self._class(name) for name in category.split(TOGETHER)]
+            self._known[category] = F.normalize(torch.stack(classes).mean(dim=0), dim=1)
         return self._known[category]
+
+    def _class(self, name: str) -> Tensor:
+        parts = [F.normalize(self.embed(texts), dim=1) for texts in sentences(name, natural=name in self.natural)]
+        return torch.stack([part.mean(dim=0) for part in parts])
 
     def forget(self) -> None:
         """Drops what was embedded; to be called when the text tower's weights have changed."""
