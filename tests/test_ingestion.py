@@ -9,6 +9,7 @@ import struct
 import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from tasks.common.pictures import read_picture
 from tasks.common.randomness import generator
 from tasks.common.reasons import in_general
 from tasks.common.stopping import Stopped
-from tasks.ingestion import elpv, texture_defects
+from tasks.ingestion import elpv, texture_defects, vision_toolbox
 from tasks.ingestion.check import Facts, perceptual_hash
 from tasks.ingestion.ingest import ingest_folder, ingest_packaged
 from tasks.ingestion.listing import DatasetFolder, Listed
@@ -188,10 +189,31 @@ def test_elpv_is_split_as_in_the_published_tables(tmp_path: Path) -> None:
     assert counts == {"train/good": 1131, "test/good": 377, "test/defective": 715}
 
 
-def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "elpv_dataset", None)
-    with pytest.raises(BadInput, match=r"elpv: the package elpv-dataset is not installed; install changepair\[samples\]"):
-        elpv.write(tmp_path)
+@pytest.mark.parametrize(
+    ("dataset", "module", "message"),
+    [
+        (elpv, "elpv_dataset", r"elpv: the package elpv-dataset is not installed; install changepair\[samples\]"),
+        (vision_toolbox, "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; install changepair\[samples\]"),
+    ],
+)
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Any, module: str, message: str) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(BadInput, match=message):
+        dataset.write(tmp_path)
+
+
+def test_the_photographs_of_the_vision_toolbox_are_large_enough_and_no_two_are_one_view(tmp_path: Path) -> None:
+    pytest.importorskip("mvtbdata", reason="the extra `samples` is not installed")
+    vision_toolbox.write(tmp_path)
+    files = sorted((tmp_path / "train" / "good").iterdir())
+    assert len(files) == 70 and not {"lena", "monalisa", "penguins", "adelson", "wheres-wally"} & {file.stem for file in files}
+    small = []
+    for file in files:
+        with Image.open(file) as opened:
+            assert opened.mode == "RGB" and 200 <= min(opened.size) <= max(opened.size) <= 1024
+            small.append(np.asarray(opened.convert("L").resize((24, 24), Image.Resampling.BOX), dtype=np.float64).ravel())
+    alike = np.corrcoef(small) - np.eye(len(small))
+    assert alike.max() < 0.97
 
 
 @pytest.mark.parametrize("name", texture_defects.CATEGORIES)
