@@ -169,7 +169,7 @@ def test_the_record_of_a_shard_holds_what_the_index_says(project: Path, undistur
 
     rows = pq.read_table(project / "data" / "pairs" / "small" / "pairs.parquet").to_pylist()
     assert len(rows) == 5 * SHARDS and [row["index"] for row in rows] == list(range(5 * SHARDS))
-    assert {row["kind"] for row in rows} == {"appearance", "disappearance", "exchange", "local-region", "none"}
+    assert {row["kind"] for row in rows} == {"appearance", "disappearance", "exchange", "local-region", "distractor", "none"}
     assert json.loads(json.dumps(rows)) == rows
 
 
