@@ -388,14 +388,19 @@ def test_the_head_of_the_prompt_query_adapter_sees_each_patch_beside_its_nearest
             return reduction((patch / patch.norm() * channels**0.5)[None, :, None, None])[0, :, 0, 0]
 
         offered = banks[stage].permute(0, 2, 3, 1).flatten(0, 2)
-        plain = torch.empty(2 + 2 * 8, height, width)
+        plain = torch.empty(3 + 2 * 8, height, width)
+        places = [(k, y, x) for k in range(2) for y in range(height) for x in range(width)]
         for y in range(height):
             for x in range(width):
                 own = features[stage][0, :, y, x]
                 cosines = torch.stack([F.cosine_similarity(own, other, dim=0) for other in offered])
                 plain[0, y, x] = 10 * 0.5 * (1 - cosines.max())
-                plain[2:10, y, x] = (reduced(own) - reduced(offered[int(cosines.argmax())])).abs()
-                plain[10:, y, x] = reduced(own)
+                best = int(cosines.argmax())
+                k, v, u = places[best]
+                rest = [at for at, (of, b, a) in enumerate(places) if of == k and max(abs(b - v), abs(a - u)) > (1 if height > 3 else 0)]
+                plain[2, y, x] = 10 * 0.5 * (1 - max(F.cosine_similarity(offered[best], offered[at], dim=0) for at in rest))
+                plain[3:11, y, x] = (reduced(own) - reduced(offered[best])).abs()
+                plain[11:, y, x] = reduced(own)
         plain[1] = plain[0] - plain[0].median()
         seen.append(F.interpolate(plain[None], size=(8, 8), mode="bilinear"))
     expected = model.head(torch.cat(seen, dim=1)).sigmoid()

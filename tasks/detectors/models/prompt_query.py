@@ -21,8 +21,9 @@ from tasks.detectors.models.patch_residual import MOST_SIMILARITIES, chosen_stag
 class PromptQuery(Detector):
     """A frozen encoder, a 1x1 convolution a stage that reduces patches, and a head to one logit a patch of the finest stage.
 
-    For every stage the head sees: the residual ½(1 − cosine) to the nearest prompt patch, that less the picture's median, as another
-    light or make raises all of a map; the absolute difference of the two reduced patches; with `context`, the query's reduced patch.
+    For every stage the head sees: the residual ½(1 − cosine) to the nearest prompt patch; that less the picture's median, as another light
+    or make raises all of a map; the residual of that prompt patch to the rest of its own prompt, which says how far apart what is alike
+    lies there; the absolute difference of the two reduced patches; and with `context` the query's reduced patch.
     """
 
     def __init__(
@@ -54,12 +55,13 @@ class PromptQuery(Detector):
         return upsample(self.segment(features, self.relate(features, memory)), tuple(queries.shape[-2:]))
 
     def remember(self, prompts: Features) -> Features:
-        """Keeps for each chosen stage the patches at unit length, and after them the reduced ones: KxCxhxw and Kxdxhxw."""
+        """Keeps for each chosen stage the patches at unit length, KxCxhxw; and after them their cosines with the rest of their own prompt
+        and the reduced ones, Kx(1+d)xhxw."""
         units, reduced = self._patches(prompts)
-        return [*units, *reduced]
+        return [*units, *(torch.cat([nearest_of_rest(unit), part], dim=1) for unit, part in zip(units, reduced, strict=True))]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Finds for each stage and prompt each query patch's nearest: its cosine, and what it is reduced to. BxKx(1+d)xhxw."""
+        """Finds for each stage and prompt each query patch's nearest: its cosine with it, and what is kept of it. BxKx(2+d)xhxw."""
         units, _reduced = self._patches(queries)
         banks, offered = memory[: len(units)], memory[len(units) :]
         return [nearest(query, bank, values) for query, bank, values in zip(units, banks, offered, strict=True)]
@@ -83,13 +85,13 @@ class PromptQuery(Detector):
         return units, [reduce(unit * unit.shape[1] ** 0.5) for reduce, unit in zip(self.reductions, units, strict=True)]
 
     def _seen(self, query: Tensor, found: Tensor) -> Tensor:
-        """Gives what the head sees of one stage. query: Bxdxhxw, reduced; found: BxKx(1+d)xhxw, of each prompt."""
+        """Gives what the head sees of one stage. query: Bxdxhxw, reduced; found: BxKx(2+d)xhxw, of each prompt."""
         best = found[:, :, :1].argmax(dim=1, keepdim=True).expand(-1, -1, found.shape[2], -1, -1)
         nearest_one = found.gather(1, best).squeeze(1)
-        residual = 0.5 * (1.0 - nearest_one[:, :1])
+        residual, of_prompt = 0.5 * (1.0 - nearest_one[:, :1]), 0.5 * (1.0 - nearest_one[:, 1:2])
         above = residual - residual.flatten(1).median(dim=1).values[:, None, None, None]
-        differs = (query - nearest_one[:, 1:]).abs()
-        return torch.cat([SCALE * residual, SCALE * above, differs, *([query] if self.context else [])], dim=1)
+        differs = (query - nearest_one[:, 2:]).abs()
+        return torch.cat([SCALE * residual, SCALE * above, SCALE * of_prompt, differs, *([query] if self.context else [])], dim=1)
 
 
 SCALE = 10.0  # residuals are some .1: brought to the size of what else the head sees
@@ -109,13 +111,30 @@ def build_prompt_query(
     to. head_width: channels of the head."""
     chosen = chosen_stages(encoder, stages)
     reductions = nn.ModuleList(nn.Conv2d(encoder.channels[stage - 1], width, kernel_size=1) for stage in chosen)
-    seen = len(chosen) * (2 + width * (2 if context else 1))
+    seen = len(chosen) * (3 + width * (2 if context else 1))
     head = nn.Sequential(
         *_layer(seen, head_width, 3),
         *_layer(head_width, head_width, 3),
         nn.Conv2d(head_width, 1, kernel_size=1),
     )
     return PromptQuery(encoder, reductions, head, stages=chosen, context=context, top_share=top_share, background=background)
+
+
+@torch.no_grad()
+def nearest_of_rest(units: Tensor) -> Tensor:
+    """Gives each patch's highest cosine with a patch of its own picture that is not beside it; on a grid of which all are beside each
+    other, with any but itself. units: KxCxhxw, of unit length; Kx1xhxw."""
+    height, width = units.shape[-2:]
+    reach = 1 if max(height, width) > 3 else 0
+    grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
+    y, x = (axis.flatten() for axis in grid)
+    cosines = units.new_empty(len(units), height * width)
+    for unit, highest in zip(units.flatten(2), cosines, strict=True):  # CxN and N
+        rows = max(1, MOST_SIMILARITIES // unit.shape[1])
+        for some in torch.arange(len(y), device=units.device).split(rows):
+            beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
+            highest[some] = (unit[:, some].mT @ unit).masked_fill(beside, -1.0).amax(dim=1)
+    return cosines.view(len(units), 1, height, width)
 
 
 def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
