@@ -133,7 +133,8 @@ def nearest_of_rest(units: Tensor) -> Tensor:
         rows = max(1, MOST_SIMILARITIES // unit.shape[1])
         for some in torch.arange(len(y), device=units.device).split(rows):
             beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
-            highest[some] = (unit[:, some].mT @ unit).masked_fill(beside, -1.0).amax(dim=1)
+            with torch.autocast(units.device.type, enabled=False):  # a hundredth of a cosine is much here
+                highest[some] = (unit[:, some].mT @ unit).masked_fill(beside, -1.0).amax(dim=1)
     return cosines.view(len(units), 1, height, width)
 
 
@@ -146,7 +147,8 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
     if banks.ndim == 4:
         banks, values = (part[None].expand(len(queries), *part.shape) for part in (banks, values))
     cosines, places = [], []
-    with torch.no_grad():  # of a frozen encoder's features
+    # Of a frozen encoder's features, so no gradient; and a hundredth of a cosine is much here, so in full precision.
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         for own, each in zip(patches, banks.flatten(-2), strict=True):
             pairs = [_nearest(own, bank) for bank in each]
             cosines.append(torch.stack([cosine for cosine, _place in pairs]))
