@@ -91,7 +91,7 @@ def alone(contender: Contender, episode: Episode) -> np.ndarray:
         query, prompts = (_pixels(images) for images in ([image], list(episode.prompts)))
         if episode.protocol == "class-agnostic":
             signature = [torch.nn.functional.normalize(detector.encoder(pictures)[-1].mean((2, 3)), dim=1) for pictures in (query, prompts)]
-            prompts = prompts[[int((signature[0] @ signature[1].T).argmax())]]
+            prompts = prompts[(signature[0] @ signature[1].T)[0].argsort(descending=True)[: episode.shots]]
         scores.append(float(detector.score(query, prompts)[0]))
     return np.array(scores)
 

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import ROOT
 
 from flows.plan import ROOTS, dvc_yaml, planned, roots
 from flows.settings import reference
+from flows.settings.pipelines import PackagedName
 from tasks.common.fingerprint import BENEATH, CARRIERS, code_of
 from tasks.detectors.registry import DETECTORS
+from tasks.ingestion.packaged import PACKAGED
 
 STAGES = ("ingestion", "sampling", "inpainting", "synthesis", "training", "scoring", "reporting")
 
@@ -61,6 +64,10 @@ def test_the_work_imports_where_prefect_dvc_and_diffusers_are_not_installed() ->
 
 def test_the_committed_dvc_yaml_is_as_pipelines_yaml_has_it() -> None:
     assert (ROOT / "dvc.yaml").read_text() == dvc_yaml(planned(ROOT))
+
+
+def test_every_packaged_dataset_can_be_named() -> None:
+    assert get_args(PackagedName) == tuple(PACKAGED)
 
 
 def test_settings_are_read_without_torch() -> None:

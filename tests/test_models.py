@@ -282,7 +282,9 @@ def test_the_most_similar_prompt_of_a_pool_is_found(encoder: FrozenEncoder, layo
     pool = torch.cat([pictures(layout, "bricks/train/good/*.png"), pictures(layout, "stones/train/good/*.png")])
     queries = torch.cat([pictures(layout, "bricks/test/good/*.png"), pictures(layout, "stones/test/good/*.png")])
     chosen = most_similar(encoder(queries), encoder(pool))
-    assert [index < 4 for index in chosen.tolist()] == [True, True, False, False]
+    assert [index < 4 for index in chosen.flatten().tolist()] == [True, True, False, False]
+    several = most_similar(encoder(queries), encoder(pool), 3)
+    assert torch.equal(several[:, :1], chosen) and (several < 4).tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
 
 
 @torch.inference_mode()

@@ -20,8 +20,8 @@ class SamplingSettings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """One draw of prompts a seed; figures are mean and deviation over them."""
     protocols: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
-    """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, from which the
-    detector takes the one most similar to the query. one-vs-all: one class normal, every other anomalous, for each class.
+    """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, k of each, from
+    which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each class.
     multi-class: the classes of `normal_classes` normal, every other anomalous."""
     target_protocols: dict[str, tuple[Protocol, ...]] = field(default_factory=dict)
     """For targets that need others, by their names."""

@@ -92,7 +92,7 @@ def _measure_alike(
 
 def _one_prompt(episode: Episode) -> bool:
     """Tells whether an episode holds each query against a single prompt."""
-    return len(episode.prompts) < 2 or bool(episode.own) or episode.protocol == "class-agnostic"
+    return len(episode.prompts) < 2 or bool(episode.own) or (episode.protocol == "class-agnostic" and episode.shots == 1)
 
 
 def _with_pixels(

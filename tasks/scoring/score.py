@@ -2,7 +2,7 @@
 
 Work is shared where it is the same: each picture goes through an encoder once for all the detectors that are scored together and use it,
 and for all seeds and shots; a query is related to a prompt once for all shots and protocols of a seed; and of a query and one single
-prompt (1 shot, or the most similar of a pool) a detector concludes once, however many episodes ask for it.
+prompt (1 shot, of a category or the most similar of a pool) a detector concludes once, however many episodes ask for it.
 """
 
 from __future__ import annotations
@@ -175,11 +175,19 @@ def _compare_seed(
     single = {
         number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
     }
-    together = {number: pool.places(episode) for number, episode in episodes.items() if number not in single and episode.prompts}
+    several = {number: places for number, episode in episodes.items() if (places := _several_prompts(episode, queries, pool)) is not None}
+    together = {
+        number: pool.places(episode)
+        for number, episode in episodes.items()
+        if number not in single and number not in several and episode.prompts
+    }
     column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
     relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
     for number, chosen in together.items():
         own = [stage[:, [column[place] for place in chosen]] for stage in relation]
+        yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
+    for number, places in several.items():
+        own = detector.relate(queries, [stage[places] for stage in memory])
         yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
     for number, episode in episodes.items():
         if not episode.prompts:
@@ -218,10 +226,25 @@ def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) 
     places = pool.places(episode)
     if episode.own:
         return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
-    if episode.protocol == "class-agnostic" and places:
-        assert pool.last_stage is not None
-        return [places[index] for index in most_similar(queries, [pool.last_stage[places]]).tolist()]
-    return places * len(queries[0]) if len(places) == 1 else None
+    if len(places) == 1:
+        return places * len(queries[0])
+    if episode.protocol == "class-agnostic" and episode.shots == 1 and places:
+        return _chosen(places, queries, pool, 1).flatten().tolist()
+    return None
+
+
+def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor | None:
+    """Finds the places in the pool of each query's own prompts, Bxk, where it has k that are chosen among more."""
+    places = pool.places(episode)
+    if episode.protocol != "class-agnostic" or episode.own or not 1 < episode.shots < len(places):
+        return None
+    return _chosen(places, queries, pool, episode.shots)
+
+
+def _chosen(places: Sequence[int], queries: Features, pool: Pool, count: int) -> Tensor:
+    """Gives the places of the pictures, among some of the pool, that each query is most similar to: Bxcount."""
+    assert pool.last_stage is not None
+    return torch.tensor(places, device=queries[-1].device)[most_similar(queries, [pool.last_stage[list(places)]], count)]
 
 
 def _compare_pairs(

@@ -1,4 +1,4 @@
-"""Finds the prompt of a pool that shows most nearly what the query shows: the class-agnostic protocol of MetaUAS (MetaUAS*)."""
+"""Finds the prompts of a pool that show most nearly what the query shows: the class-agnostic protocol of MetaUAS (MetaUAS*)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from tasks.detectors.models.encoder import Features
 
 
-def most_similar(queries: Features, pool: Features) -> Tensor:
-    """Finds for each query the index of the pool's picture whose last-stage features, averaged over positions, have the highest cosine.
+def most_similar(queries: Features, pool: Features, count: int = 1) -> Tensor:
+    """Finds for each query the so many of the pool's pictures whose last-stage features, averaged over positions, have the highest cosine.
 
-    queries: BxCxhxw a stage; pool: KxCxhxw a stage. Indices B.
+    queries: BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first.
     """
-    return (_signature(queries) @ _signature(pool).mT).argmax(dim=1)
+    return (_signature(queries) @ _signature(pool).mT).topk(count, dim=1).indices
 
 
 def _signature(features: Features) -> Tensor:
