@@ -34,7 +34,7 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
 def _models(pipeline: Pipeline) -> Iterator[str]:
     for name in pipeline.trained:
         model, published = pipeline.detectors[name].model, DETECTORS[name].published
-        if model not in (None, PACKAGED) and not Path(model).is_dir():
+        if model is not None and not Path(model).is_dir():
             how = f"{published.home}; then changepair import {name} <checkpoint> --out {model}" if published else "no such folder"
             yield f"model {model}: {how}"
 
