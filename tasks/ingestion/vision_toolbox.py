@@ -7,8 +7,7 @@ rights in, boards of markers, and of several pictures of one view all but one.
 
 from __future__ import annotations
 
-from importlib import resources
-from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
@@ -45,21 +44,20 @@ LONGEST_SIDE = 1024  # pixels
 
 def write(folder: Path) -> None:
     """Writes the photographs, as PNG without transparency, to folder/train/good. Raises BadInput if mvtb-data is not installed."""
-    try:
-        package = resources.files("mvtbdata")
-    except ModuleNotFoundError as error:
-        raise BadInput("vision-toolbox: the package mvtb-data is not installed; install changepair[samples]") from error
+    package = find_spec("mvtbdata")
+    if package is None or package.origin is None:
+        raise BadInput("vision-toolbox: the package mvtb-data is not installed; install changepair[samples]")
     pictures = folder / "train" / "good"
     pictures.mkdir(parents=True)
-    for name, file in sorted(_files(package / "images").items()):
-        with resources.as_file(file) as path, Image.open(path) as opened:
+    for name, file in sorted(_files(Path(package.origin).parent / "images").items()):
+        with Image.open(file) as opened:
             photo = opened.convert("RGB")
         photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
         photo.save(pictures / f"{name}.png")
 
 
-def _files(images: Traversable) -> dict[str, Traversable]:
+def _files(images: Path) -> dict[str, Path]:
     """Finds the photographs, by what each is to be called."""
     files = {Path(name).stem: images / name for name in SINGLE}
-    files |= {Path(file.name).stem: file for part in WHOLE for file in (images / part).iterdir() if file.name.endswith(".png")}
+    files |= {file.stem: file for part in WHOLE for file in (images / part).glob("*.png")}
     return files | {f"house-{name}": images / "seq" / f"im.{name}.png" for name in TURNS}
