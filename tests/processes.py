@@ -37,7 +37,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until(
-    condition: Callable[[], object], *, seconds: float = 300, process: subprocess.Popen[bytes] | None = None, what: str = "it"
+    condition: Callable[[], object], *, seconds: float = 90, process: subprocess.Popen[bytes] | None = None, what: str = "it"
 ) -> None:
     """Raises AssertionError if it takes longer, or the process ends before."""
     deadline = time.monotonic() + seconds

@@ -2,7 +2,7 @@
 
 Corke, "Robotics, Vision and Control", Springer 2023. From the package mvtb-data, an extra because of its size (130 MB); MIT, by the
 package's classifier, which says nothing of single pictures. Left out: drawings, paintings, portraits and test pictures that others hold
-rights in, boards of markers, and of several pictures of one view all but one.
+rights in, boards of markers, and the second picture of a pair that differs in light or by a step aside. Those from the air overlap.
 """
 
 from __future__ import annotations
