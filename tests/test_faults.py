@@ -282,7 +282,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny: Made, tmp_path: Path, faketime
     forget(folder)
     clock = tmp_path / "clock"
     clock.write_text("+0")
-    # The clock's file is read once a second, so that a jump is seen soon; read whenever the time is asked for, a stage took four times as long.
+    # The clock's file is read once a second. Read whenever the time is asked for, it made each stage some three times as long.
     jumping = {"LD_PRELOAD": faketime, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1", "DONT_FAKE_MONOTONIC": "1"}
     with prefect_server(tmp_path / "prefect") as api:
         with started(folder, *RETRAIN, PREFECT_API_URL=api, **jumping) as process:
