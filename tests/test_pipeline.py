@@ -448,7 +448,11 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl"}),
     "how InCTRL is trained": (in_file("tasks/training/inctrl.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
-    "synthesis": (in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"), {"synthesize_small"}),
+    # Trainings make pairs of their own with `data: online`, by the code that makes the shards.
+    "synthesis": (
+        in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"),
+        {"synthesize_small", *TRAINED},
+    ),
     "how many pictures are shown": (in_settings("evaluation", "shown", value=2), {"report_small"}),
     "torch in the lock": (
         lambda folder: (
