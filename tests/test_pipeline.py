@@ -451,7 +451,7 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
     # Trainings make pairs of their own with `data: online`, by the code that makes the shards.
     "synthesis": (
         in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"),
-        {"synthesize_small", *TRAINED},
+        {"synthesize_small", "train_small_metauas", "train_small_inctrl"},
     ),
     "how many pictures are shown": (in_settings("evaluation", "shown", value=2), {"report_small"}),
     "torch in the lock": (
