@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import skimage.data
+import torch
 import yaml
 from PIL import Image
 from servers import ask, prefect_server
@@ -85,6 +86,14 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         team.run_by_a_worker()
         team.runs = ask(url, "flow_runs")
         yield team
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Gives torch its threads back after each test: with another number of them a training comes to other weights."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -290,8 +299,6 @@ def make_pairs(layout: Path, settings: SynthesisSettings, folder: Path) -> Path:
 
 def scored(contenders: list[Contender], files: EpisodeFiles, folder: Path, batch_size: int = 32) -> dict[str, Path]:
     """The contenders' scores on disk, by detector; those of one encoder and resolution are made in one pass."""
-    import torch
-
     from tasks.scoring.score import score
 
     folders = {contender.name: folder / contender.name for contender in contenders}
@@ -305,8 +312,6 @@ def scored(contenders: list[Contender], files: EpisodeFiles, folder: Path, batch
 
 def make_inpainter(folder: Path) -> Path:
     """Writes what the inpainter stage leaves, with a small model of our own that has learnt nothing yet: it paints a smooth fill."""
-    import torch
-
     from tasks.inpainting.crop_pipeline import new_pipeline
 
     torch.manual_seed(0)
@@ -327,7 +332,6 @@ CLIP = {
 def make_clip(folder: Path) -> str:
     """A real open_clip model, small and untrained, in a folder as its authors publish theirs; gives the name to load it by."""
     import open_clip
-    import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
@@ -339,7 +343,6 @@ def make_clip(folder: Path) -> str:
 
 def make_stable_diffusion(folder: Path) -> Path:
     """A real Stable Diffusion inpainting pipeline, small, from its parts' configurations; untrained."""
-    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
