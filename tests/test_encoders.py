@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 from conftest import make_clip
+from PIL import Image
 from safetensors.torch import save_file
 
 from tasks.common.errors import BadInput
@@ -45,6 +47,22 @@ def test_every_library_gives_maps_with_their_strides(
     assert not any(weight.requires_grad for weight in encoder.parameters())
     encoder.train()
     assert not any(module.training for module in encoder.modules())
+
+
+def test_at_two_scales_the_maps_of_the_smaller_picture_come_after(layout: Path) -> None:
+    """Held against Pillow's own resize of the normalised picture."""
+    picture = np.asarray(Image.open(next(layout.rglob("bricks/train/good/0.png"))).convert("RGB").resize((96, 96)), np.float32) / 255
+    half = np.stack(
+        [np.asarray(Image.fromarray(channel).resize((48, 48), Image.Resampling.BILINEAR)) for channel in picture.transpose(2, 0, 1)]
+    )
+    plain, both = (build_encoder(EncoderSettings(scales=scales), 96) for scales in ((), (1.0, 0.5)))
+    found = both(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    expected = [*plain(torch.from_numpy(picture).permute(2, 0, 1)[None]), *plain(torch.from_numpy(half)[None])]
+    assert both.channels == plain.channels * 2 and both.strides == (2, 4, 8, 16, 32, 4, 8, 16, 32, 64)
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
+    assert build_detector(PatchResidualSettings(stages=(2,)), both).stages == (2, 7)
+    with pytest.raises(BadInput, match=r"tf_efficientnet_lite0: layers: MetaUAS needs 5 of the encoder's, not 10"):
+        build_detector(MetaUASSettings(), both)
 
 
 def test_chosen_blocks_are_counted_from_one() -> None:

@@ -27,7 +27,7 @@ from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
 from tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from tasks.detectors.models.metauas import MetaUAS
 from tasks.detectors.models.metauas_plus import MetaUASPlus
-from tasks.detectors.models.patch_residual import PatchResidual, turned
+from tasks.detectors.models.patch_residual import PatchResidual, foreground_of, smoothed, turned
 from tasks.detectors.models.prompt_query import PromptQuery
 from tasks.detectors.models.similarity import most_similar
 from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
@@ -58,6 +58,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
     settings = {
         "patch-residual": PatchResidualSettings(resolution=64, top_share=0.01, background=0.5),
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
+        "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, own=0.6, foreground=0.5, smoothing=4.0),
         "subspace": SubspaceSettings(resolution=64, variance=0.9),
         "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
         "soft": metauas,
@@ -94,6 +95,7 @@ def pictures(layout: Path, pattern: str) -> Tensor:
 NAMES = [
     "patch-residual",
     "patch-residual, rotated",
+    "patch-residual, complete",
     "subspace",
     "subspace, rotated",
     "soft",
@@ -173,6 +175,57 @@ def test_patch_residual_is_the_papers_formula(detectors: dict, layout: Path) -> 
     assert torch.allclose(maps[0], expected, atol=1e-5)
     patches = (total / 3).flatten()  # a hundredth of 64 patches is none, so the highest one counts
     assert torch.allclose(scores[0], patches.max() - 0.5 * patches.median(), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_patchs_own_residual_is_to_the_rest_of_its_picture(encoder: FrozenEncoder, layout: Path) -> None:
+    """Patch by patch: half of 1 less the highest cosine with a patch that is not among the nine around it; and it counts as `own` says."""
+    query, prompt = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/0.png")
+    stage = F.normalize(encoder(query)[2][0], dim=0)
+    plain = torch.empty(8, 8)
+    for y in range(8):
+        for x in range(8):
+            rest = [stage[:, y, x] @ stage[:, v, u] for v in range(8) for u in range(8) if max(abs(v - y), abs(u - x)) > 1]
+            plain[y, x] = 0.5 * (1 - max(rest))
+    without, both = (
+        PatchResidual(encoder, stages=(3,), own=own).conclude(
+            encoder(query), PatchResidual(encoder, stages=(3,), own=own).relate(encoder(query), [F.normalize(encoder(prompt)[2], dim=1)])
+        )[1][0]
+        for own in (0.0, 0.6)
+    )
+    assert torch.allclose(both, (without + 0.6 * plain) / 1.6, atol=1e-5)
+
+
+def test_the_foreground_is_that_of_scikit_learn_and_opencv_whichever_way_the_component_points() -> None:
+    """The first component of scikit-learn's PCA, thresholded on the side that holds the middle, then OpenCV's dilation and closing."""
+    import cv2
+    from sklearn.decomposition import PCA
+
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, 12, 10)
+    features[0, :, 3:9, 2:8] += 4.0 * torch.randn(6, 1, 1)
+    features[1, :, 5:8, 3:9] += 4.0 * torch.randn(6, 1, 1)
+    found = foreground_of(features, 1.5)
+    for mask, picture in zip(found, features, strict=True):
+        component = PCA(1).fit_transform(picture.flatten(1).mT.numpy()).reshape(12, 10)
+        sides = [component > 1.5, component < -1.5]
+        around = np.ones((3, 3), np.uint8)
+        dilated = cv2.dilate(max(sides, key=lambda side: side[2:9, 2:8].sum()).astype(np.uint8), around)
+        closed = cv2.morphologyEx(dilated, cv2.MORPH_CLOSE, around) > 0
+        assert np.array_equal(mask[0].numpy(), closed)
+    assert torch.equal(foreground_of(-features, 1.5), found) and 0 < found.float().mean() < 0.7
+
+
+def test_maps_are_smoothed_as_by_scipy(encoder: FrozenEncoder, layout: Path) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    maps = torch.rand(2, 9, 40)  # narrower than the Gaussian reaches
+    for one, smooth in zip(maps.numpy(), smoothed(maps, 4.0).numpy(), strict=True):
+        assert np.allclose(smooth, gaussian_filter(one, 4.0), atol=1e-6)
+    query, prompt = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/0.png")
+    plain, smooth = (PatchResidual(encoder, smoothing=sigma).score(query, prompt) for sigma in (0.0, 4.0))
+    assert torch.equal(plain[0], smooth[0])  # the score is read off before
+    assert np.allclose(smooth[1][0].numpy(), gaussian_filter(plain[1][0].numpy(), 4.0), atol=1e-6)
 
 
 @torch.inference_mode()
@@ -377,7 +430,8 @@ def test_gradients_reach_reductions_and_head_and_never_the_encoder(detectors: di
 
 @torch.inference_mode()
 def test_the_head_of_the_prompt_query_adapter_sees_each_patch_beside_its_nearest(detectors: dict, layout: Path) -> None:
-    """Patch by patch: ½(1 − cosine) to the nearest patch of all prompts, and the difference of the two once both are reduced."""
+    """Patch by patch: ½(1 − cosine) to the nearest patch of all prompts, of that one and of its own to the rest of their pictures, and the
+    difference of the two once both are reduced."""
     model = detectors["prompt-query"]
     assert isinstance(model, PromptQuery)
     query, prompts = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/*.png")[:2]
@@ -390,8 +444,9 @@ def test_the_head_of_the_prompt_query_adapter_sees_each_patch_beside_its_nearest
             return reduction((patch / patch.norm() * channels**0.5)[None, :, None, None])[0, :, 0, 0]
 
         offered = banks[stage].permute(0, 2, 3, 1).flatten(0, 2)
-        plain = torch.empty(3 + 2 * 8, height, width)
+        plain = torch.empty(5 + 2 * 8, height, width)
         places = [(k, y, x) for k in range(2) for y in range(height) for x in range(width)]
+        reach = 1 if height > 3 else 0
         for y in range(height):
             for x in range(width):
                 own = features[stage][0, :, y, x]
@@ -399,11 +454,13 @@ def test_the_head_of_the_prompt_query_adapter_sees_each_patch_beside_its_nearest
                 plain[0, y, x] = 10 * 0.5 * (1 - cosines.max())
                 best = int(cosines.argmax())
                 k, v, u = places[best]
-                rest = [at for at, (of, b, a) in enumerate(places) if of == k and max(abs(b - v), abs(a - u)) > (1 if height > 3 else 0)]
+                rest = [at for at, (of, b, a) in enumerate(places) if of == k and max(abs(b - v), abs(a - u)) > reach]
                 plain[2, y, x] = 10 * 0.5 * (1 - max(F.cosine_similarity(offered[best], offered[at], dim=0) for at in rest))
-                plain[3:11, y, x] = (reduced(own) - reduced(offered[best])).abs()
-                plain[11:, y, x] = reduced(own)
-        plain[1] = plain[0] - plain[0].median()
+                apart = [(b, a) for of, b, a in places if of == 0 and max(abs(b - y), abs(a - x)) > reach]
+                plain[3, y, x] = 10 * 0.5 * (1 - max(F.cosine_similarity(own, features[stage][0, :, b, a], dim=0) for b, a in apart))
+                plain[5:13, y, x] = (reduced(own) - reduced(offered[best])).abs()
+                plain[13:, y, x] = reduced(own)
+        plain[1], plain[4] = (plain[of] - plain[of].median() for of in (0, 3))
         seen.append(F.interpolate(plain[None], size=(8, 8), mode="bilinear"))
     expected = model.head(torch.cat(seen, dim=1)).sigmoid()
     scores, maps = model.score(query, prompts)

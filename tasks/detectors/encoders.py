@@ -28,6 +28,8 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
+        if settings.scales not in ((), (1.0,)):
+            encoder.see_at(settings.scales)
         sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, resolution, resolution))]
         if any(side != -(-resolution // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
             raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # or it would look past the rim

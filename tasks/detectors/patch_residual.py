@@ -29,6 +29,13 @@ class PatchResidualSettings:
     """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
     rotations: Annotated[int, Between(1, 36)] = 1
     """As how many turned views each prompt is remembered: for parts that lie any way round."""
+    own: Annotated[float, Between(0, 10)] = 0.0
+    """How much a patch's residual to the rest of its own picture counts, beside 1 for that to the prompts: helps where makes differ."""
+    foreground: Annotated[float, Between(0, None)] | None = None
+    """Value of the last stage's first principal component from which a patch is of the object, outside of which nothing counts; null for
+    the whole picture. AnomalyDINO has 10 for objects on an empty ground, with DINOv2."""
+    smoothing: Annotated[float, Between(0, 64)] = 0.0
+    """Pixels, sigma of the Gaussian that maps are smoothed with (AnomalyDINO: 4); scores are read off before. 0 for none."""
 
 
 def build(settings: PatchResidualSettings, encoder: FrozenEncoder) -> Detector:
@@ -40,4 +47,7 @@ def build(settings: PatchResidualSettings, encoder: FrozenEncoder) -> Detector:
         top_share=settings.top_share,
         background=settings.background,
         rotations=settings.rotations,
+        own=settings.own,
+        foreground=settings.foreground,
+        smoothing=settings.smoothing,
     )

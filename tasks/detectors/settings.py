@@ -31,6 +31,8 @@ class EncoderSettings:
     to a safetensors or PyTorch file, or `model`: those in the detector's own model folder."""
     layers: Annotated[tuple[int, ...], Between(1, 64)] = ()
     """Which of the network's layers give maps, counted from 1; [] for all stages of a CNN, the last three blocks of a transformer."""
+    scales: Annotated[tuple[float, ...], Between(0.1, 1)] = (1.0,)
+    """The sizes that a CNN sees every picture at, in shares of the resolution, such as [1, 0.5]: maps of all of them are compared."""
 
     @property
     def files(self) -> list[str]:

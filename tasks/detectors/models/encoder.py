@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import timm
 import torch
+import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class Encoder(Protocol):
     """Pixels a position, of every entry; of an embedding the picture's side."""
     maps: int
     """How many of the entries are maps: all, or all but the embedding."""
+    scales: tuple[float, ...]
+    """The sizes that a picture is seen at, in shares of its own; as many maps come of each."""
 
     def __call__(self, images: Tensor) -> Features: ...
 
@@ -44,6 +47,7 @@ class FrozenEncoder(nn.Module):
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     maps: int
+    scales: tuple[float, ...] = (1.0,)
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
         """mean, std: of the pictures in [0, 1] that the network was trained on; one number, or one a channel."""
@@ -66,7 +70,26 @@ class FrozenEncoder(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """Encodes images Bx3xHxW in [0, 1]."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self.features(((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+            normalised = (images.float() - self.mean) / self.std
+            if self.scales == (1.0,):
+                return self.features(normalised.contiguous(memory_format=torch.channels_last))
+            maps: Features = []
+            rest: Features = []
+            for scale in self.scales:
+                found = self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last))
+                each = self.maps // len(self.scales)
+                maps += found[:each]
+                rest = rest or found[each:]
+            return [*maps, *rest]
+
+    def see_at(self, scales: Sequence[float]) -> None:
+        """Sees every picture at several sizes from now on: gives the maps of the first, then of the second, and so on."""
+        once = slice(0, self.maps)
+        self.channels = (*(self.channels[once] * len(scales)), *self.channels[self.maps :])
+        strides = [round(stride / scale) for scale in scales for stride in self.strides[once]]
+        self.strides = (*strides, *self.strides[self.maps :])
+        self.maps *= len(scales)
+        self.scales = tuple(scales)
 
     def features(self, normalised: Tensor) -> Features:
         raise NotImplementedError
@@ -93,6 +116,14 @@ class FrozenEncoder(nn.Module):
 
     def _forget_fast(self) -> None:
         self._fast = ()
+
+
+def _scaled(images: Tensor, scale: float) -> Tensor:
+    """Resizes pictures BxCxHxW to that share of their sides, bilinear, each pixel the mean of what it covers."""
+    if scale == 1.0:
+        return images
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class TimmEncoder(FrozenEncoder):

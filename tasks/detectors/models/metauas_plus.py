@@ -66,6 +66,7 @@ class SecondEncoder(nn.Module):
         self.channels = (*second.channels, *first.channels)
         self.strides = (*second.strides, *first.strides)
         self.maps = len(second.channels) + first.maps
+        self.scales: tuple[float, ...] = (1.0,)
 
     def forward(self, images: Tensor) -> Features:
         with torch.no_grad():

@@ -15,6 +15,7 @@ from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
 
 MOST_SIMILARITIES = 2**19  # held at once (2 MiB of float32): it stays in the cache, and memory does not grow with the prompts
+RIM = 0.2  # share of a picture's side that is not its middle
 LAST_MAPS = 3  # of the encoder, where no others are chosen
 
 
@@ -24,14 +25,29 @@ class PatchResidual(Detector):
     The image score is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), less
     `background` times the median patch. A prompt that shows another make, or another light, raises a query's whole map; a defect
     stands out of it. With both at 0 the score is the maximum, as in WinCLIP+.
+
+    `own` adds what a query says without a prompt: each of its patches' residual to the rest of its own picture. A scratch has no like
+    in its picture, whatever make the prompt shows.
     """
 
     def __init__(
-        self, encoder: Encoder, *, stages: Sequence[int] = (), top_share: float = 0.0, background: float = 0.0, rotations: int = 1
+        self,
+        encoder: Encoder,
+        *,
+        stages: Sequence[int] = (),
+        top_share: float = 0.0,
+        background: float = 0.0,
+        rotations: int = 1,
+        own: float = 0.0,
+        foreground: float | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         """stages: which of the encoder's feature maps, counted from 1 (the finest); none for the last three. top_share, background: 0..1.
 
         rotations: as how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, section 3.3: 8).
+        own: weight of the residual to the query's own rest, that to the prompts has 1. foreground: threshold of `foreground_of`, outside
+        of which nothing counts (AnomalyDINO, section 3.3: 10, for DINOv2's last block); None for the whole picture. smoothing: sigma in
+        pixels of the Gaussian that the map, not the score, is smoothed with (AnomalyDINO, section 3.2: 4); 0 for none.
         """
         super().__init__()
         self.encoder = encoder
@@ -39,6 +55,9 @@ class PatchResidual(Detector):
         self.top_share = top_share
         self.background = background
         self.rotations = rotations
+        self.own = own
+        self.foreground = foreground
+        self.smoothing = smoothing
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
         views = [super().memorise(prompts, features)]
@@ -49,13 +68,29 @@ class PatchResidual(Detector):
         return unit_patches(prompts, self.stages)
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Gives for each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw."""
-        return [nearest_cosine(query, bank) for query, bank in zip(unit_patches(queries, self.stages), memory, strict=True)]
+        """Gives for each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw. After those, alike for
+        every prompt, what the settings ask for: for each stage the cosine with the query's own rest, and at the end the foreground."""
+        units = unit_patches(queries, self.stages)
+        cosines = [nearest_cosine(query, bank) for query, bank in zip(units, memory, strict=True)]
+        of_query = [nearest_of_rest(unit) for unit in units] if self.own else []
+        if self.foreground is not None:
+            of_query.append(foreground_of(queries[self.stages[-1] - 1], self.foreground).to(units[0].dtype))
+        return [*cosines, *(part.expand(-1, cosines[0].shape[1], -1, -1) for part in of_query)]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
-        maps = residual_map(relation)
-        return image_scores(maps.flatten(1), self.top_share, self.background), maps
+        stages = len(self.stages)
+        maps = residual_map(relation[:stages])
+        if self.own:
+            maps = (maps + self.own * residual_map(relation[stages : 2 * stages])) / (1.0 + self.own)
+        if self.foreground is not None:
+            maps = maps * F.interpolate(relation[-1][:, :1], size=maps.shape[-2:], mode="nearest")[:, 0]
+        scores = image_scores(maps.flatten(1), self.top_share, self.background)
+        return scores, smoothed(upsample(maps, self._size(queries)), self.smoothing) if self.smoothing else maps
+
+    def _size(self, queries: Features) -> list[int]:
+        """Gives height and width of the pictures, in pixels."""
+        return [side * self.encoder.strides[0] for side in queries[0].shape[-2:]]
 
 
 def image_scores(values: Tensor, top_share: float, background: float) -> Tensor:
@@ -66,10 +101,13 @@ def image_scores(values: Tensor, top_share: float, background: float) -> Tensor:
 
 
 def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
-    """Chooses the stages asked for, or the encoder's last three. Raises ValueError if it has no such stage."""
-    if any(not 1 <= stage <= encoder.maps for stage in stages):
-        raise ValueError(f"stages: numbers from 1 to {encoder.maps}, as many as the encoder gives maps, not {list(stages)}")
-    return tuple(stages) or tuple(range(1, encoder.maps + 1))[-LAST_MAPS:]
+    """Chooses the stages asked for, or the encoder's last three; at each of its scales the same. Raises ValueError if it has no such
+    stage."""
+    each = encoder.maps // len(encoder.scales)
+    if any(not 1 <= stage <= each for stage in stages):
+        raise ValueError(f"stages: numbers from 1 to {each}, as many as the encoder gives maps, not {list(stages)}")
+    chosen = tuple(stages) or tuple(range(1, each + 1))[-LAST_MAPS:]
+    return tuple(scale * each + stage for scale in range(len(encoder.scales)) for stage in chosen)
 
 
 def unit_patches(features: Features, stages: Sequence[int]) -> Features:
@@ -106,6 +144,65 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
         torch.mm(part, bank, out=cosines[: len(part)])
         torch.amax(cosines[: len(part)], dim=1, out=highest_of_part)
     return highest
+
+
+@torch.no_grad()
+def nearest_of_rest(units: Tensor) -> Tensor:
+    """Gives each patch's highest cosine with a patch of its own picture that is not beside it; on a grid of which all are beside each
+    other, with any but itself. units: KxCxhxw, of unit length; Kx1xhxw."""
+    height, width = units.shape[-2:]
+    reach = 1 if max(height, width) > 3 else 0
+    grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
+    y, x = (axis.flatten() for axis in grid)
+    patches = units.flatten(2)  # KxCxN
+    cosines = units.new_empty(len(units), height * width)
+    for some in torch.arange(len(y), device=units.device).split(max(1, MOST_SIMILARITIES // len(y))):
+        beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
+        with torch.autocast(units.device.type, enabled=False):  # a hundredth of a cosine is much here
+            for patch, highest in zip(patches, cosines, strict=True):
+                highest[some] = (patch[:, some].mT @ patch).masked_fill_(beside, -1.0).amax(dim=1)
+    return cosines.view(len(units), 1, height, width)
+
+
+def foreground_of(features: Tensor, threshold: float) -> Tensor:
+    """Finds the patches of the object in the middle of each picture: those whose first principal component is beyond the threshold, on the
+    side that holds more of the middle; a patch wider, and with small gaps closed. features: BxCxhxw, as the encoder gives them; Bx1xhxw.
+
+    AnomalyDINO (Damm et al., WACV 2025, section 3.3) and its code, but for the side: there the other one is taken if the first, which the
+    decomposition leaves to chance, has no more than 35 % of the middle.
+    """
+    height, width = features.shape[-2:]
+    patches = features.flatten(2).double()  # BxCxN
+    patches = patches - patches.mean(dim=2, keepdim=True)
+    vectors = torch.linalg.eigh(patches @ patches.mT).eigenvectors[:, :, -1:]  # of the largest value
+    component = (vectors.mT @ patches).view(-1, 1, height, width)
+    sides = torch.stack([component > threshold, component < -threshold])
+    rows, columns = (slice(int(side * RIM), int(side * (1 - RIM))) for side in (height, width))
+    held = sides[..., rows, columns].flatten(2).sum(dim=2)  # 2xB
+    chosen = torch.where((held[0] >= held[1])[:, None, None, None], sides[0], sides[1]).float()
+    wider = _widest(_widest(chosen))
+    return -_widest(-wider) > 0  # dilated; and closed, which is dilated and eroded
+
+
+def _widest(mask: Tensor) -> Tensor:
+    """Gives each position the highest of the nine around it. Bx1xhxw."""
+    return F.max_pool2d(mask, 3, stride=1, padding=1)
+
+
+def smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """Smooths maps BxHxW with a Gaussian of that many pixels, cut off at four of them; mirrored at the rim, the rim's own pixel too."""
+    reach = int(4.0 * sigma + 0.5)
+    offsets = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
+    kernel = (-0.5 * (offsets / sigma).square()).exp()
+    kernel = kernel / kernel.sum()
+    for axis in (1, 2):
+        lines = maps.movedim(axis, -1)
+        size = lines.shape[-1]
+        places = torch.arange(-reach, size + reach, device=maps.device).remainder(2 * size)
+        mirrored = lines[..., torch.minimum(places, 2 * size - 1 - places)]
+        lines = F.conv1d(mirrored.flatten(0, 1)[:, None], kernel.view(1, 1, -1)).view(lines.shape)
+        maps = lines.movedim(-1, axis)
+    return maps
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:

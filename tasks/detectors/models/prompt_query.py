@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import MOST_SIMILARITIES, chosen_stages, image_scores, resized
+from tasks.detectors.models.patch_residual import MOST_SIMILARITIES, chosen_stages, image_scores, nearest_of_rest, resized
 
 
 class PromptQuery(Detector):
@@ -23,7 +23,8 @@ class PromptQuery(Detector):
 
     For every stage the head sees: the residual ½(1 − cosine) to the nearest prompt patch; that less the picture's median, as another light
     or make raises all of a map; the residual of that prompt patch to the rest of its own prompt, which says how far apart what is alike
-    lies there; the absolute difference of the two reduced patches; and with `context` the query's reduced patch.
+    lies there; the query patch's to the rest of the query, and that less its median; the absolute difference of the two reduced patches;
+    and with `context` the query's reduced patch.
     """
 
     def __init__(
@@ -61,10 +62,13 @@ class PromptQuery(Detector):
         return [*units, *(torch.cat([nearest_of_rest(unit), part], dim=1) for unit, part in zip(units, reduced, strict=True))]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Finds for each stage and prompt each query patch's nearest: its cosine with it, and what is kept of it. BxKx(2+d)xhxw."""
+        """Finds for each stage and prompt each query patch's nearest: its cosine with it, and what is kept of it; and the patch's cosine
+        with the rest of the query, the same for every prompt. BxKx(3+d)xhxw."""
         units, _reduced = self._patches(queries)
         banks, offered = memory[: len(units)], memory[len(units) :]
-        return [nearest(query, bank, values) for query, bank, values in zip(units, banks, offered, strict=True)]
+        found = [nearest(query, bank, values) for query, bank, values in zip(units, banks, offered, strict=True)]
+        own = [nearest_of_rest(query)[:, None].expand(-1, of.shape[1], -1, -1, -1) for query, of in zip(units, found, strict=True)]
+        return [torch.cat(parts, dim=2) for parts in zip(found, own, strict=True)]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
         """Gives logits Bxhxw on the finest chosen stage's grid. Of several prompts each patch counts the one with the nearest patch."""
@@ -85,15 +89,16 @@ class PromptQuery(Detector):
         return units, [reduce(unit * unit.shape[1] ** 0.5) for reduce, unit in zip(self.reductions, units, strict=True)]
 
     def _seen(self, query: Tensor, found: Tensor) -> Tensor:
-        """Gives what the head sees of one stage. query: Bxdxhxw, reduced; found: BxKx(2+d)xhxw, of each prompt."""
+        """Gives what the head sees of one stage. query: Bxdxhxw, reduced; found: BxKx(3+d)xhxw, of each prompt."""
         best = found[:, :, :1].argmax(dim=1, keepdim=True).expand(-1, -1, found.shape[2], -1, -1)
         nearest_one = found.gather(1, best).squeeze(1)
-        residual, of_prompt = 0.5 * (1.0 - nearest_one[:, :1]), 0.5 * (1.0 - nearest_one[:, 1:2])
-        above = residual - residual.flatten(1).median(dim=1).values[:, None, None, None]
-        differs = (query - nearest_one[:, 2:]).abs()
-        return torch.cat([SCALE * residual, SCALE * above, SCALE * of_prompt, differs, *([query] if self.context else [])], dim=1)
+        residual, of_prompt, own = (0.5 * (1.0 - nearest_one[:, place : place + 1 or None]) for place in (0, 1, -1))
+        residuals = SCALE * torch.cat([residual, _above_median(residual), of_prompt, own, _above_median(own)], dim=1)
+        differs = (query - nearest_one[:, 2:-1]).abs()
+        return torch.cat([residuals, differs, *([query] if self.context else [])], dim=1)
 
 
+RESIDUALS = 5  # of a stage, that the head sees
 SCALE = 10.0  # residuals are some .1: brought to the size of what else the head sees
 
 
@@ -111,31 +116,13 @@ def build_prompt_query(
     to. head_width: channels of the head."""
     chosen = chosen_stages(encoder, stages)
     reductions = nn.ModuleList(nn.Conv2d(encoder.channels[stage - 1], width, kernel_size=1) for stage in chosen)
-    seen = len(chosen) * (3 + width * (2 if context else 1))
+    seen = len(chosen) * (RESIDUALS + width * (2 if context else 1))
     head = nn.Sequential(
         *_layer(seen, head_width, 3),
         *_layer(head_width, head_width, 3),
         nn.Conv2d(head_width, 1, kernel_size=1),
     )
     return PromptQuery(encoder, reductions, head, stages=chosen, context=context, top_share=top_share, background=background)
-
-
-@torch.no_grad()
-def nearest_of_rest(units: Tensor) -> Tensor:
-    """Gives each patch's highest cosine with a patch of its own picture that is not beside it; on a grid of which all are beside each
-    other, with any but itself. units: KxCxhxw, of unit length; Kx1xhxw."""
-    height, width = units.shape[-2:]
-    reach = 1 if max(height, width) > 3 else 0
-    grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
-    y, x = (axis.flatten() for axis in grid)
-    cosines = units.new_empty(len(units), height * width)
-    for unit, highest in zip(units.flatten(2), cosines, strict=True):  # CxN and N
-        rows = max(1, MOST_SIMILARITIES // unit.shape[1])
-        for some in torch.arange(len(y), device=units.device).split(rows):
-            beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
-            with torch.autocast(units.device.type, enabled=False):  # a hundredth of a cosine is much here
-                highest[some] = (unit[:, some].mT @ unit).masked_fill(beside, -1.0).amax(dim=1)
-    return cosines.view(len(units), 1, height, width)
 
 
 def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
@@ -156,6 +143,11 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
     chosen = torch.stack(places)[:, :, None].expand(-1, -1, values.shape[2], -1)
     found = values.flatten(-2).gather(3, chosen)
     return torch.cat([torch.stack(cosines)[:, :, None], found], dim=2).unflatten(-1, queries.shape[-2:])
+
+
+def _above_median(maps: Tensor) -> Tensor:
+    """Takes the median of each map Bx1xhxw off it."""
+    return maps - maps.flatten(1).median(dim=1).values[:, None, None, None]
 
 
 def _nearest(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
