@@ -403,7 +403,7 @@ def test_inctrl_learns_from_labelled_pictures_of_another_dataset(pairs: Path, au
 def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_epoch(auxiliary: Path) -> None:
     rows = read_pictures(auxiliary)
     normal = [row for row in rows if row.split == "train" and row.label == 0]
-    evidence = AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=2), 64)
+    evidence = AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=2), InCTRLSettings(resolution=64))
     assert len(evidence.labels) == len(rows) and sum(evidence.labels) == 4
     pool = [row.image for row in normal if row.category == "bricks"]
     drawn = [evidence._prompts(np.random.default_rng(seed), pool, pool[1]).tolist() for seed in range(20)]
@@ -412,7 +412,7 @@ def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_e
     first, again, other = (torch.cat([part[0] for part in evidence.draw(model, epoch)]) for epoch in (0, 0, 1))  # type: ignore[arg-type]
     assert torch.equal(first, again) and not torch.equal(first, other)
     with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, too few to prompt each other with 4"):
-        AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=4), 64)
+        AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=4), InCTRLSettings(resolution=64))
 
 
 def test_inctrl_sees_the_artefact_in_the_query_whichever_role_it_has_in_the_pair(layout: Path) -> None:

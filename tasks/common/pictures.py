@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Picture = NDArray[np.uint8]  # HxWx3, RGB
 Mask = NDArray[np.bool_]  # HxW, True where something differs
+Resize = Literal["squash", "aligned", "crop"]  # how a picture becomes a square
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -36,11 +37,27 @@ def read_picture(path: Path, resolution: int | None = None) -> Picture:
     return np.asarray(rgb)
 
 
+def cropped(picture: Picture, side: int) -> Picture:
+    """Brings the shorter side to that many pixels (bicubic), and takes the middle of the other: as torchvision's Resize and CenterCrop."""
+    height, width = picture.shape[:2]
+    sizes = [side if edge == min(height, width) else int(side * edge / min(height, width)) for edge in (width, height)]
+    image = Image.fromarray(picture).resize((sizes[0], sizes[1]), Image.Resampling.BICUBIC)
+    left, top = (round((edge - side) / 2) for edge in image.size)
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
 def read_mask(path: Path, resolution: int) -> Mask:
     """Reads a mask (anything but 0 is True) at `resolution` pixels a side, by nearest neighbour."""
     with Image.open(path) as image:
         grey = image.convert("L").resize((resolution, resolution), Image.Resampling.NEAREST)
     return np.asarray(grey) > 0
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Gives height and width of a picture as a viewer shows it, from its head alone."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def png(array: NDArray[np.uint8] | Mask) -> bytes:

@@ -7,12 +7,48 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from tasks.common.pictures import read_picture
+from tasks.common.pictures import Mask, Resize, cropped, picture_size, read_picture
 
 
-def read_tensors(images: Sequence[str], resolution: int, device: torch.device) -> Tensor:
+def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
     """Reads pictures as Bx3xHxW float32 in [0, 1], `resolution` pixels a side: the one way from pictures to what networks take."""
-    pictures = np.stack([read_picture(Path(image), resolution) for image in images])
+    if resize == "aligned":
+        return torch.cat([aligned(_tensor(read_picture(Path(image))[None], device), resolution) for image in images])
+    if resize == "crop":
+        return _tensor(np.stack([cropped(read_picture(Path(image)), resolution) for image in images]), device)
+    return _tensor(np.stack([read_picture(Path(image), resolution) for image in images]), device)
+
+
+def aligned(pictures: Tensor, side: int) -> Tensor:
+    """Brings BxCxHxW to that many pixels a side: bilinear, the corners' pixels stay in the corners, and nothing is averaged where it
+    shrinks. So the code of MetaUAS reads pictures."""
+    return F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=True)
+
+
+def read_mask_as_published(path: Path, resolution: int) -> Mask:
+    """Reads a mask as the code of MetaUAS does: resized as its pictures are, and True wherever anything of it is left."""
+    with Image.open(path) as image:
+        grey = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32))
+    return aligned(grey[None, None], resolution)[0, 0].numpy() > 0
+
+
+def uncropped(maps: Tensor, images: Sequence[str]) -> Tensor:
+    """Lays maps Bxhxw of cropped pictures into the whole pictures they are of, Bxhxw; what was cropped away gets 0."""
+    sizes = [picture_size(Path(image)) for image in images]
+    if all(height == width for height, width in sizes):
+        return maps
+    stretch = torch.tensor([[width / min(height, width), height / min(height, width)] for height, width in sizes])
+    affine = torch.diag_embed(stretch)  # from places in the whole to those in the middle, both in [-1, 1]
+    affine = torch.cat([affine, torch.zeros(len(maps), 2, 1)], dim=2).to(maps)
+    grid = F.affine_grid(affine, [len(maps), 1, *maps.shape[-2:]], align_corners=False)
+    laid = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+    return laid * (grid.abs() <= 1).all(dim=-1)
+
+
+def _tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """Turns BxHxWx3 of uint8 into Bx3xHxW in [0, 1]."""
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255)

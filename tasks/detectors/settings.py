@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from tasks.common.bounds import STRICT, Between
+from tasks.common.pictures import Resize
 
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
 Resolution = Annotated[int, Between(64, 2048)]
@@ -33,6 +34,9 @@ class EncoderSettings:
     """Which of the network's layers give maps, counted from 1; [] for all stages of a CNN, the last three blocks of a transformer."""
     scales: Annotated[tuple[float, ...], Between(0.1, 1)] = (1.0,)
     """The sizes that a CNN sees every picture at, in shares of the resolution, such as [1, 0.5]: maps of all of them are compared."""
+    resize: Resize = "squash"
+    """How a picture is brought to the resolution: `squash`, to a square, bicubic; `aligned`, to a square, bilinear between the corners'
+    pixels, as MetaUAS's authors have it; `crop`, its shorter side, bicubic, and the middle of the other, as CLIP and InCTRL's authors."""
 
     @property
     def files(self) -> list[str]:

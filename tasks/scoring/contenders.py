@@ -56,8 +56,9 @@ def score_detector(
         detector = load_detector(one, detectors, models).to(device).eval()
         if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
             continue  # one of them looks through windows
-        resolution = own_or_upon(one, detectors)[1].resolution
-        contenders.append(Contender(one, detector, resolution, settings.subset.get(one), Work(checkpoints / one / digest)))
+        own = own_or_upon(one, detectors)[1]
+        work = Work(checkpoints / one / digest)
+        contenders.append(Contender(one, detector, own.resolution, settings.subset.get(one), work, own.encoder.resize))
     counts = score(contenders, files, {name: scores / name}, batch_size=settings.batch_size, device=device, report=report)
     write_text(scores / name / ABOUT_NAME, json.dumps({"digest": contenders[0].work.folder.name}) + "\n")
     return counts[name]

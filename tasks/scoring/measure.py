@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.common import stopping
 from tasks.common.pictures import Mask, read_mask
+from tasks.common.tensors import read_mask_as_published
 from tasks.detectors.models.detector import upsample
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
@@ -37,7 +38,7 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
     scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}
     measured: dict[tuple[str, int], Measured] = {}
     for numbers in _same_queries(episodes):
-        truths = _Truths([episodes[number] for number in numbers], mask_of, settings.resolution)
+        truths = _Truths([episodes[number] for number in numbers], mask_of, settings)
         alike = {detector: [item for item in items if item.number in numbers] for detector, items in scored.items()}
         some = episodes[numbers[0]]
         counts = {len(items[0].scores) for items in alike.values() if items}
@@ -154,11 +155,12 @@ def _measures(
 class _Truths:
     """The masks of the queries of some episodes, read once for all of them."""
 
-    def __init__(self, episodes: Sequence[Episode], mask_of: Mapping[str, str | None], resolution: int) -> None:
+    def __init__(self, episodes: Sequence[Episode], mask_of: Mapping[str, str | None], settings: EvaluationSettings) -> None:
         some = episodes[0]
         self.files = [mask_of[image] for image in some.queries]
         self.labels = some.labels
-        self.resolution = resolution
+        self.resolution = settings.resolution
+        self.read = read_mask_as_published if settings.convention == "published" else read_mask
         self.any = any(self.files)
         self._read: dict[int, Truth] = {}
 
@@ -172,5 +174,5 @@ class _Truths:
 
     def _mask(self, file: str | None, label: int) -> Mask | None:
         if file is not None:
-            return read_mask(Path(file), self.resolution)
+            return self.read(Path(file), self.resolution)
         return None if label == ANOMALOUS else np.zeros((self.resolution, self.resolution), dtype=bool)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from tasks.common import stopping
 from tasks.common.errors import BadInput
-from tasks.common.tensors import read_tensors
+from tasks.common.pictures import Resize
+from tasks.common.tensors import read_tensors, uncropped
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector
 from tasks.detectors.models.encoder import Features
 from tasks.detectors.models.similarity import most_similar
@@ -37,6 +38,7 @@ class Contender:
     queries: int | None
     """The first so many; None for all."""
     work: Work
+    resize: Resize = "squash"
 
 
 def score(
@@ -99,15 +101,15 @@ def _score_group(
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
-    encoder, resolution = waiting[0][0].detector.encoder, waiting[0][0].resolution
+    encoder, resolution, resize = waiting[0][0].detector.encoder, waiting[0][0].resolution, waiting[0][0].resize
     episodes = {number: episode for _contender, group in waiting for number, episode in group.episodes.items()}
     some = next(iter(episodes.values()))
     first = min(contender.work.done(group) for contender, group in waiting)
     last = max(group.queries for _contender, group in waiting)
-    pool = Pool.encode([contender for contender, _group in waiting], list(episodes.values()), resolution, batch_size, device)
+    pool = Pool.encode([contender for contender, _group in waiting], list(episodes.values()), resolution, batch_size, device, resize)
     title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
     for start in tqdm(range(first, last, batch_size), desc=title, unit="batch", mininterval=5):
-        features = encoder(read_tensors(some.queries[start : min(start + batch_size, last)], resolution, device))
+        features = encoder(read_tensors(some.queries[start : min(start + batch_size, last)], resolution, device, resize))
         for contender, group in waiting:
             done, stop = contender.work.done(group), min(start + batch_size, group.queries)
             if done < stop:  # and by a killed run that had another batch size, some of the batch may be scored
@@ -117,7 +119,8 @@ def _score_group(
                     _refuse_nan(contender.name, some.queries[done:stop], image_scores, anomaly_maps)
                     scores[number] = image_scores.float().cpu().numpy()
                     if number in group.kept:
-                        maps[number] = anomaly_maps.float().cpu().numpy()
+                        whole = uncropped(anomaly_maps, some.queries[done:stop]) if resize == "crop" else anomaly_maps
+                        maps[number] = whole.float().cpu().numpy()
                 contender.work.add(group, done, scores, maps)
         report(min(start + batch_size, last) / last)
         stopping.check(f"score {some.target}/{some.category}, {min(start + batch_size, last)} of {last} queries scored")
@@ -141,13 +144,19 @@ class Pool:
 
     @classmethod
     def encode(
-        cls, contenders: Sequence[Contender], episodes: Sequence[Episode], resolution: int, batch_size: int, device: torch.device
+        cls,
+        contenders: Sequence[Contender],
+        episodes: Sequence[Episode],
+        resolution: int,
+        batch_size: int,
+        device: torch.device,
+        resize: Resize,
     ) -> Pool:
         images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
         last: list[Tensor] = []
         memory: dict[str, list[Features]] = {contender.name: [] for contender in contenders}
         for start in range(0, len(images), batch_size):
-            pictures = read_tensors(images[start : start + batch_size], resolution, device)
+            pictures = read_tensors(images[start : start + batch_size], resolution, device, resize)
             features = contenders[0].detector.encoder(pictures)
             last.append(features[-1])
             for contender in contenders:

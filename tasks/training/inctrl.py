@@ -100,11 +100,11 @@ class AuxiliaryEvidence:
     """Pictures of labelled datasets, each held against normal ones of its own category, drawn anew every epoch; never against itself."""
 
     def __init__(
-        self, rows: Sequence[PictureRow], prompts: Sequence[PictureRow], settings: InCTRLTrainingSettings, resolution: int
+        self, rows: Sequence[PictureRow], prompts: Sequence[PictureRow], settings: InCTRLTrainingSettings, detector: InCTRLSettings
     ) -> None:
         """rows: the queries; prompts: normal pictures of their categories. Raises BadInput if a category has too few."""
         self.settings = settings
-        self.resolution = resolution
+        self.detector = detector
         self.rows = sorted(rows, key=_place)
         self.labels = [int(row.label == ANOMALOUS) for row in self.rows]
         self.prompts = {
@@ -143,7 +143,8 @@ class AuxiliaryEvidence:
 
     def _pictures(self, images: Sequence[str]) -> Iterator[Tensor]:
         for start in range(0, len(images), ENCODED_AT_ONCE):
-            yield read_tensors(images[start : start + ENCODED_AT_ONCE], self.resolution, best_device())
+            some = images[start : start + ENCODED_AT_ONCE]
+            yield read_tensors(some, self.detector.resolution, best_device(), self.detector.encoder.resize)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def train(
         count = int(len(rows) * settings.held_out)
         normal = [row for row in rows if row.is_normal_training]
         parts = (shuffled[count:], shuffled[:count])
-        make = [AuxiliaryEvidence(part, normal, settings, detector.resolution) for part in parts if part]
+        make = [AuxiliaryEvidence(part, normal, settings, detector) for part in parts if part]
         inputs = {"auxiliary": sha256(auxiliary)}
     if not make or len(set(make[0].labels)) < 2:
         raise BadInput(f"training.inctrl: its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart")
