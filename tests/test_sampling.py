@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
+import torch
 from conftest import make_places, save
 from hypothesis import given as given_hashes
 from hypothesis import strategies as st
@@ -285,6 +287,45 @@ def test_prompts_are_taken_from_the_authors_top_k_lists(manifests: Path) -> None
             assert own.endswith(f"{episode.category}/train/good/{place % 4}.png") and own in episode.prompts
     with pytest.raises(BadInput, match=r"has no prompts for .* more queries"):
         given(manifests, "\n".join(lines[:3]), shots=(1,), protocols=("class-agnostic",))
+
+
+def published_prompts(manifests: Path, content: dict[str, Any]) -> Path:
+    """Prompts as the authors of InCTRL save them, of categories; paths become tensors by open_clip's own transform."""
+    transform = open_clip.image_transform(48, is_train=False)
+    folder = manifests.parent / "few-shot"
+    folder.mkdir()
+    for category, prompts in content.items():
+        tensors = [transform(Image.open(manifests.parent / "parts" / path)) if isinstance(path, str) else path for path in prompts]
+        torch.save(tensors, folder / f"{category}.pt")
+    return folder
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_the_pictures_are_recognised_that_the_authors_of_inctrl_made_their_prompts_of(manifests: Path, one: bool) -> None:
+    listed = {"bricks": ["bricks/train/good/2.png", "bricks/train/good/0.png"], "stones": ["stones/train/good/3.png"] * 2}
+    folder = published_prompts(manifests, listed)
+    prompts = folder / "bricks.pt" if one else folder
+    asked = SamplingSettings(shots=(2,), seeds=(0, 1), protocols=("class-specific",), prompts=str(prompts))
+    episodes = episodes_of(manifests, asked)
+    found = {episode.category: ["/".join(Path(image).parts[-4:]) for image in episode.prompts] for episode in episodes if episode.seed == 0}
+    assert found["bricks"] == listed["bricks"] and (one or found["stones"] == listed["stones"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"bricks": ["bricks/test/hole/0.png"]}, r"bricks\.pt: .*number 1 is no normal training picture of parts; the nearest differs by"),
+        ({"bricks": [torch.zeros(3, 4, 5)]}, "is no list of square pictures as tensors"),
+        ({"grass": ["bricks/train/good/0.png"]}, "names none of the targets parts, and none of their categories"),
+    ],
+)
+def test_what_is_wrong_with_prompts_that_are_tensors_is_told(manifests: Path, content: dict[str, Any], message: str) -> None:
+    folder = published_prompts(manifests, content)
+    with pytest.raises(BadInput, match=message):
+        episodes_of(manifests, SamplingSettings(shots=(1,), prompts=str(folder)))
+    (folder / "bricks.pt").write_bytes(b"PK")
+    with pytest.raises(BadInput, match=r"bricks\.pt: sampling\.prompts: cannot be read: "):
+        episodes_of(manifests, SamplingSettings(shots=(1,), prompts=str(folder / "bricks.pt")))
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,14 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
         {target: {category: [paths]}}                            ours
         {category: {"filename": path, …}}                        the MetaUAS authors' one prompt a category
         {query path: [paths, the most similar first]}            the same authors' top-k lists, one such object a line
+        <category>.pt, or a folder of such                       the InCTRL authors' prompts, as tensors
 
-    Paths are from the target's folder. Raises BadInput for a path that is no normal training picture of it.
+    Paths are from the target's folder. Raises BadInput for a path, or a tensor, that is no normal training picture of it.
     """
+    if file.is_dir() or file.suffix == ".pt":
+        from tasks.sampling.recognise import recognised  # needs torch
+
+        return _named_in(file, recognised(file, rows))
     content = _read(file)
     find = {target: _finder(file, target, of) for target, of in rows.items()}
     if content and all(isinstance(value, list) for value in content.values()):
@@ -120,8 +125,12 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
             for category in named
             if category in categories
         }
+    return _named_in(file, chosen)
+
+
+def _named_in(file: Path, chosen: dict[str, Chosen]) -> Given:
     if not any(chosen.values()):
-        raise BadInput(f"{file}: sampling.prompts: names none of the targets {', '.join(rows)}, and none of their categories")
+        raise BadInput(f"{file}: sampling.prompts: names none of the targets {', '.join(chosen)}, and none of their categories")
     return Given(chosen, {})
 
 

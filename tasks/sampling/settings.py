@@ -32,8 +32,8 @@ class SamplingSettings:
     that a category may get none. stratified: as many, shared out by the categories' sizes. central: k of each category, those
     that stand for most of its pictures, by the packaged encoder's features."""
     prompts: str | None = None
-    """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, or the MetaUAS authors' one-prompt or
-    top-k lists."""
+    """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, the MetaUAS authors' one-prompt or
+    top-k lists, or the InCTRL authors' <category>.pt, one or a folder of them."""
 
     def protocols_of(self, target: str) -> tuple[Protocol, ...]:
         return self.target_protocols.get(target, self.protocols)

@@ -6,7 +6,7 @@ A way is a function `(materials, rng) -> Change | Repaint`. It draws what it nee
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -41,6 +41,8 @@ class Change:
     prompt: Picture
     query: Picture
     mask: Mask
+    apart: bool = False
+    """Whether prompt and query show two places of one texture: they keep their roles, and the mask is of the query alone."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,22 @@ UNCHANGED: tuple[Kind, ...] = ("distractor", "none")
 
 
 def no_change(materials: Materials, rng: np.random.Generator) -> Change:
-    """Leaves all as it is: one crop twice or, in a share of the draws, two crops of a texture, as a real prompt is never registered."""
+    """Leaves all as it is: one crop twice or, in a share of the draws, two crops of a texture."""
+    photo, prompt, query, apart = _places(materials, rng)
+    return Change(photo, prompt, query, _nothing(prompt), apart)
+
+
+def _places(materials: Materials, rng: np.random.Generator) -> tuple[int, Picture, Picture, bool]:
+    """Draws what prompt and query show before anything is changed: one crop or, in a share of the draws, two crops of one texture, as a
+    real prompt is never registered; and tells which. Gives the index of the photograph first."""
     if rng.random() < materials.settings.apart:
         for _draw in range(MOST_CROPS):
             photo = materials.sources.choose(rng)
             prompt, query = (materials.sources.cut(photo, square) for square in materials.sources.squares_apart(photo, rng))
             if same_texture(prompt, query):
-                return Change(photo, prompt, query, _nothing(prompt))
+                return photo, prompt, query, True
     photo, picture = materials.sources.draw(rng)
-    return Change(photo, picture, picture, _nothing(picture))
+    return photo, picture, picture, False
 
 
 def same_texture(one: Picture, other: Picture) -> bool:
@@ -107,9 +116,16 @@ def _nothing(picture: Picture) -> Mask:
 
 
 def distractor(materials: Materials, rng: np.random.Generator) -> Change:
-    """Puts the artefact of a local change into the prompt and the query: there is something to see, and nothing has changed."""
-    change = local_region(materials, rng)
-    return Change(change.photo, change.query, change.query, _nothing(change.query))
+    """Puts the artefact of a local change into the prompt and the query: there is something to see, and nothing has changed. Where they are
+    two crops of a texture it is in two shapes, or in the prompt alone, which is no change of the query either."""
+    photo, prompt, query, apart = _places(materials, rng)
+    artefact = _artefact(materials, photo, rng)
+    prompt = artefact.on(prompt)
+    if not apart:
+        return Change(photo, prompt, prompt, _nothing(query))
+    if rng.random() < 0.5:
+        query = replace(artefact, mask=_noise(materials, rng)).on(query)
+    return Change(photo, prompt, query, _nothing(query), apart)
 
 
 def pasted_distractor(materials: Materials, rng: np.random.Generator) -> Change:
@@ -119,21 +135,43 @@ def pasted_distractor(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def local_region(materials: Materials, rng: np.random.Generator) -> Change:
-    """Makes DRAEM's local change (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
+    """Makes DRAEM's local change; of one crop or, in a share of the draws, of one of two crops of a texture."""
+    photo, prompt, query, apart = _places(materials, rng)
+    artefact = _artefact(materials, photo, rng)
+    return Change(photo, prompt, artefact.on(query), artefact.mask, apart)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """DRAEM's (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
 
     M is thresholded Perlin noise, A a texture under three random photometric augmentations.
     """
+
+    mask: Mask
+    texture: Picture
+    beta: float
+
+    def on(self, picture: Picture) -> Picture:
+        changed = picture.copy()
+        mixed = cv2.addWeighted(self.texture, 1 - self.beta, picture, self.beta, 0)
+        cv2.copyTo(mixed, self.mask.astype(np.uint8), changed)
+        return changed
+
+
+def _artefact(materials: Materials, photo: int, rng: np.random.Generator) -> Artefact:
+    mask = _noise(materials, rng)
+    return Artefact(mask, three_random(_texture(materials, photo, rng), rng), rng.uniform(0, MOST_TRANSPARENT))
+
+
+def _noise(materials: Materials, rng: np.random.Generator) -> Mask:
+    """Draws a noise of a size that is asked for. Raises Dropped if none comes."""
     low, high = materials.settings.changed_area
     masks = (perlin_mask(materials.sources.resolution, rng) for _draw in range(MOST_NOISES))
     mask = next((mask for mask in masks if low <= mask.mean() <= high), None)
     if mask is None:
         raise Dropped("no noise of that area")
-    photo, picture = materials.sources.draw(rng)
-    texture = three_random(_texture(materials, photo, rng), rng)
-    beta = rng.uniform(0, MOST_TRANSPARENT)
-    query = picture.copy()
-    cv2.copyTo(cv2.addWeighted(texture, 1 - beta, picture, beta, 0), mask.astype(np.uint8), query)
-    return Change(photo, picture, query, mask)
+    return mask
 
 
 def _texture(materials: Materials, photo: int, rng: np.random.Generator) -> Picture:

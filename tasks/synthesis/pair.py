@@ -89,13 +89,13 @@ class Maker:
         return dict(zip(asked, pictures, strict=True))
 
     def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
-        """Makes a pair of a change, in either role: the mask follows the query, where the prompt shows the place too; the prompt gets a
-        geometry and a light of its own. Raises Dropped if the area is wrong."""
+        """Makes a pair of a change, in either role but where the two are apart: the mask follows the query, where the prompt shows the
+        place too; the prompt gets a geometry and a light of its own. Raises Dropped if the area is wrong."""
         augmentation, size = self.settings.augmentation, self.settings.resolution
         to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
-        swapped = bool(rng.random() < self.settings.swapped)
+        swapped = bool(rng.random() < self.settings.swapped) and not change.apart
         prompt, query = (change.query, change.prompt) if swapped else (change.prompt, change.query)
-        mask = warp_mask(change.mask & shown(to_prompt, size), to_query)
+        mask = warp_mask(change.mask if change.apart else change.mask & shown(to_prompt, size), to_query)
         low, high = self.settings.changed_area
         if recipe_.kind not in UNCHANGED and not low <= mask.mean() <= high:
             raise Dropped("change too small" if mask.mean() < low else "change too large")

@@ -76,9 +76,11 @@ class SynthesisSettings:
     """The share of each kind of change; together 1. The MetaUAS paper mixes object-level and local-region about half and half. A distractor
     is in the prompt and in the query, so that nothing has changed."""
     swapped: Share = 0.5
-    """How often prompt and query change roles. Were it never, the artefact would be in the query, and no prompt needed to find it."""
+    """How often prompt and query change roles, where they show one place. Were it never, the artefact would be in the query, and no prompt
+    needed to find it."""
     apart: Share = 0.5
-    """Share of the pairs of kind none whose prompt and query are two crops of one texture, where a photograph shows any."""
+    """Share of the pairs of kinds none, local-region and distractor (its noises) whose prompt and query are two crops of one texture, where
+    a photograph shows any: as a real prompt is never registered, anomalous or not."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
     """Share of the pairs, the last ones, and of the photographs, which those and no others are made from: to measure a training on."""
     regenerated: Share = 0.5
