@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_a_run_keeps_the_whole_shards_of_one_like_it_and_throws_away_those_of_an
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_augmentation_pictures_differ_within_the_mask_and_nowhere_else(inputs: Inputs, kind: str) -> None:
-    chosen = small(kinds={kind: 1.0}, augmentation=STILL)
+    chosen = small(kinds={kind: 1.0}, augmentation=STILL, apart=0.0)
     for pair in maker(inputs, chosen).make(range(12)):
         different = np.abs(pair.query.astype(int) - pair.prompt).max(axis=2)
         assert not different[~pair.mask].any() and different[pair.mask].mean() > 5
@@ -221,7 +222,7 @@ def test_local_region_is_the_papers_formula(inputs: Inputs) -> None:
     """DRAEM, eq. 2, re-stated: (1-M) I + (1-beta) M A + beta M I, for some texture A and beta in [0, 0.8]."""
     white = inputs.files.sources.parent / "white.png"
     Image.new("RGB", (96, 96), "white").save(white)
-    chosen = small(changed_area=(0.0, 1.0))
+    chosen = small(changed_area=(0.0, 1.0), apart=0.0)
     of = replace(materials(inputs, chosen), textures=Photographs([str(white)], chosen.crop, chosen.resolution))
     for number in range(30):
         change = local_region(of, generator(number, "draem"))
@@ -239,7 +240,7 @@ def test_local_region_is_the_papers_formula(inputs: Inputs) -> None:
 
 
 def test_a_texture_of_the_sources_is_another_photographs_and_of_a_folder_any(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = materials(inputs, small())
+    of = materials(inputs, small(apart=0.0))
     cut: list[tuple[Photographs, int]] = []
     real = Photographs.cut
     monkeypatch.setattr(Photographs, "cut", lambda self, index, square: cut.append((self, index)) or real(self, index, square))
@@ -265,6 +266,46 @@ def test_a_pair_without_change_may_be_two_crops_of_one_texture(inputs: Inputs) -
     assert len(apart) >= 5 and not any(pair.mask.any() for pair in apart)
     for pair in apart:
         assert abs(pair.query.mean() - pair.prompt.mean()) < 28 and 0.5 < pair.query.std() / pair.prompt.std() < 2
+
+
+@pytest.fixture
+def cuts(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Every square that is cut from a photograph."""
+    kept: list[np.ndarray] = []
+    real = Photographs.cut
+
+    def cut(self: Photographs, *place: Any) -> np.ndarray:
+        kept.append(real(self, *place))
+        return kept[-1]
+
+    monkeypatch.setattr(Photographs, "cut", cut)
+    return kept
+
+
+def is_cut(picture: np.ndarray, cuts: list[np.ndarray], where: np.ndarray | None = None) -> bool:
+    """Whether a picture is a square of a photograph, to the bit, at least where it is asked for."""
+    where = np.ones(picture.shape[:2], dtype=bool) if where is None else where
+    return any(np.array_equal(cut[where], picture[where]) for cut in cuts)
+
+
+def test_a_local_change_of_two_crops_is_in_the_query_and_marked_there(inputs: Inputs, cuts: list[np.ndarray]) -> None:
+    """Without the artefact the query is another place than the prompt's; and prompt and query keep their roles."""
+    chosen = small(kinds={"local-region": 1.0}, augmentation=STILL, apart=1.0, swapped=1.0)
+    pairs = list(maker(inputs, chosen).make(range(24)))
+    apart = [pair for pair in pairs if (pair.query != pair.prompt)[~pair.mask].any()]
+    assert len(apart) >= 5 and [pair.swapped for pair in pairs] == [not any(pair is other for other in apart) for pair in pairs]
+    for pair in apart:
+        assert chosen.changed_area[0] <= pair.mask.mean() <= chosen.changed_area[1]
+        assert is_cut(pair.query, cuts, ~pair.mask) and not is_cut(pair.query, cuts) and is_cut(pair.prompt, cuts)
+
+
+def test_a_distractor_of_two_crops_is_in_both_or_in_the_prompt_alone(inputs: Inputs, cuts: list[np.ndarray]) -> None:
+    """Never in the query alone: there it would be an anomaly that is not marked."""
+    chosen = small(kinds={"distractor": 1.0}, augmentation=STILL, apart=1.0)
+    apart = [pair for pair in maker(inputs, chosen).make(range(60)) if (pair.query != pair.prompt).any()]
+    seen = Counter((is_cut(pair.query, cuts), is_cut(pair.prompt, cuts)) for pair in apart)
+    assert set(seen) == {(True, False), (False, False)} and min(seen.values()) >= 3
+    assert not any(pair.mask.any() for pair in apart)
 
 
 def test_two_squares_apart_have_nothing_in_common(inputs: Inputs) -> None:
@@ -298,7 +339,7 @@ def test_prompt_and_query_change_roles_in_half_the_pairs(inputs: Inputs, kind: s
 
 
 def test_a_distractor_is_in_both_pictures_and_nothing_has_changed(inputs: Inputs) -> None:
-    chosen = small(kinds={"distractor": 1.0}, augmentation=STILL)
+    chosen = small(kinds={"distractor": 1.0}, augmentation=STILL, apart=0.0)
     pairs = list(maker(inputs, chosen).make(range(16)))
     assert all((pair.query == pair.prompt).all() and not pair.mask.any() for pair in pairs)
     assert {pair.method for pair in pairs} == {"perlin", "pasted"}
