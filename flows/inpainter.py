@@ -10,7 +10,8 @@ from flows.running.steps import progress, step
 from flows.settings.pipelines import pipeline_named
 from tasks.common.stopping import stoppable
 from tasks.inpainting.inpainter import write_choice
-from tasks.inpainting.settings import OWN, InpainterSettings
+from tasks.inpainting.settings import OWN, PACKAGED, InpainterSettings
+from tasks.packaged.inpainter import write_packaged
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.training import inpainter as training
 from tasks.training.loop import Places, Trained
@@ -34,6 +35,8 @@ def inpainter(pipeline: str) -> None:
     if settings.model == OWN:
         trained: Trained = train_inpainter(pipeline, settings)
         get_run_logger().info(f"{pipeline}: inpainter, {trained.steps} steps, loss {trained.loss:.4f}")
+    elif settings.model == PACKAGED:
+        write_packaged(INPAINTERS / pipeline)
     write_choice(INPAINTERS / pipeline, settings)
 
 

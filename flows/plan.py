@@ -22,6 +22,7 @@ from flows.settings.reader import FILE, read_yaml
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
 from tasks.detectors.registry import DETECTORS
+from tasks.detectors.settings import PACKAGED
 from tasks.inpainting.settings import NONE, OWN
 
 DVC_YAML = Path("dvc.yaml")
@@ -199,7 +200,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
         "the model that repaints regions: trained on the sources, or named where it is another's",
         deps=(
             *(episodes("sources.parquet") if model == OWN else ()),
-            *(_named(model) if model not in (OWN, NONE) and Path(model).is_dir() else ()),
+            *(_named(model) if model not in (OWN, NONE, PACKAGED) and Path(model).is_dir() else ()),
             code("inpainter"),
         ),
         params=params("inpainter"),
@@ -226,13 +227,13 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
         settings = pipeline.detectors[detector]
         online = detector in pipeline.trained_on and getattr(pipeline.training_of(detector), "data", None) == "online"
         examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
-        source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else settings.model
+        source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else _folder(settings.model)
         yield Stage(
             "train",
             (name, detector),
             f"{detector}, trained" if detector in pipeline.trained_on else f"{detector}, as it is given",
             deps=(
-                source,
+                *([source] if source is not None else []),
                 *(episodes("sources.parquet", "textures.parquet", "objects.parquet") if online else ()),
                 *_named(_start_of(pipeline, detector)),
                 *settings.encoder.files,
@@ -310,7 +311,12 @@ def _named(file: str | None) -> tuple[str, ...]:
 
 def _start_of(pipeline: Pipeline, detector: str) -> str | None:
     """Gives the model folder that a detector's training starts from, if any."""
-    return pipeline.training_of(detector).init if detector in pipeline.trained_on else None
+    return _folder(pipeline.training_of(detector).init) if detector in pipeline.trained_on else None
+
+
+def _folder(given: str | None) -> str | None:
+    """Gives the model folder that a setting names; None where it names none, or a model that comes with the package and is code."""
+    return None if given == PACKAGED else given
 
 
 def _of_prior(settings: Any) -> list[str]:

@@ -34,7 +34,7 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
 def _models(pipeline: Pipeline) -> Iterator[str]:
     for name in pipeline.trained:
         model, published = pipeline.detectors[name].model, DETECTORS[name].published
-        if model is not None and not Path(model).is_dir():
+        if model not in (None, PACKAGED) and not Path(model).is_dir():
             how = f"{published.home}; then changepair import {name} <checkpoint> --out {model}" if published else "no such folder"
             yield f"model {model}: {how}"
 
@@ -67,7 +67,7 @@ def _on_this_machine(encoder: EncoderSettings) -> bool:
 
 def _inpainter(pipeline: Pipeline) -> Iterator[str]:
     model = pipeline.inpainter.model
-    if model not in (OWN, NONE) and not Path(model).is_dir() and model not in _cached():
+    if model not in (OWN, NONE, PACKAGED) and not Path(model).is_dir() and model not in _cached():
         yield f"inpainting model {model}, which diffusers {FETCHED}"
 
 

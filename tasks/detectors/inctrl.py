@@ -21,7 +21,7 @@ class InCTRLSettings:
     __pydantic_config__ = STRICT
 
     model: str | None = None
-    """A model folder to use as it is, such as `changepair import inctrl` writes; null to train one."""
+    """A model to use as it is: a folder, such as `changepair import inctrl` writes, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32", (7, 9, 11))
     """What turns pictures, and for the prior texts, into features."""
     resolution: Resolution = 240

@@ -20,7 +20,7 @@ class MetaUASSettings:
     __pydantic_config__ = STRICT
 
     model: str | None = None
-    """A model folder to use as it is, such as `changepair import metauas` writes; null to train one."""
+    """A model to use as it is: a folder, such as `changepair import metauas` writes, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features; five maps of it are needed."""
     resolution: Resolution = 256

@@ -18,7 +18,7 @@ class PromptQuerySettings:
     __pydantic_config__ = STRICT
 
     model: str | None = None
-    """A model folder to use as it is; null to train one."""
+    """A model to use as it is: a folder, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features."""
     resolution: Resolution = 256

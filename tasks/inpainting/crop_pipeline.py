@@ -5,12 +5,13 @@ The only module of the work that needs diffusers to be imported: it is one of it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.inpainting.crops import Crop, sized
 from tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, pyramid_fill, unpack
@@ -18,6 +19,7 @@ from tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, p
 STEPS = 4
 TEMPERATURE = 0.4  # of the noise that denoising starts from; 1 paints more grain than there is, 0 none
 TRAINED_STEPS = 1000
+LONGEST_PERIOD = 10000  # of the sines of time
 
 
 _Pipeline: Any = DiffusionPipeline  # diffusers tells type checkers nothing of its classes
@@ -32,6 +34,12 @@ class CropInpaintPipeline(_Pipeline):
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    def in_double(self) -> CropInpaintPipeline:
+        """Computes in double precision from now on, its sines of time too."""
+        self.unet.double()
+        self.unet.time_proj = Times(self.unet.time_proj)
+        return self
 
     @torch.no_grad()
     def __call__(
@@ -55,7 +63,7 @@ class CropInpaintPipeline(_Pipeline):
         # A small pixel that a pixel of the hole fell into shows some of what is to go, so it is part of the hole; the kernels are one.
         small = torch.stack([sized(picture, size, "bilinear") for picture in pictures]) * 2 - 1
         hole = Hole.of(small.to(self.device), torch.stack([(sized(mask, size, "bilinear") > 0).float() for mask in masks]).to(self.device))
-        noise = torch.stack([torch.randn((3, size, size), generator=one) for one in generator]).to(self.device)
+        noise = torch.stack([torch.randn((3, size, size), generator=one, dtype=torch.float64) for one in generator]).to(self.device)
         painted = (hole.filled(self.denoised(hole, temperature * noise, num_inference_steps)).cpu() + 1) / 2
         painted_images = image.clone()
         for one, crop, picture, mask, answer in zip(painted_images, crops, pictures, masks, painted, strict=True):
@@ -70,6 +78,21 @@ class CropInpaintPipeline(_Pipeline):
             predicted = unpack(self.unet(hole.seen(residual), step).sample)
             residual = self.scheduler.step(predicted, step, residual).prev_sample
         return residual
+
+
+class Times(nn.Module):
+    """The sines and cosines of time that diffusers' Timesteps gives, in double precision: in single, kernels differ in the last bit."""
+
+    def __init__(self, single: Any) -> None:
+        super().__init__()
+        self.half, self.shift, self.scale = single.num_channels // 2, single.downscale_freq_shift, single.scale
+        self.cosine_first = single.flip_sin_to_cos
+
+    def forward(self, moments: Tensor) -> Tensor:
+        places = torch.arange(self.half, dtype=torch.float64, device=moments.device)
+        angles = self.scale * moments[:, None].double() * (-math.log(LONGEST_PERIOD) * places / (self.half - self.shift)).exp()
+        parts = [angles.sin(), angles.cos()]
+        return torch.cat(parts[::-1] if self.cosine_first else parts, dim=1)
 
 
 def carried_up(small: Tensor, picture: Tensor, mask: Tensor) -> Tensor:

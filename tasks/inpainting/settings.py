@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tasks.common.bounds import STRICT, Between
 
-OWN, NONE = "own", "none"
+OWN, PACKAGED, NONE = "own", "packaged", "none"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class InpainterSettings:
     __pydantic_config__ = STRICT
 
     model: str = OWN
-    """`own`, `none` (where no kind of change repaints), or a diffusers inpainting pipeline by hub id or folder."""
+    """`own`, trained on the pipeline's sources; `packaged`, one like it that comes with this package; `none`, where no kind of change
+    repaints; or a diffusers inpainting pipeline by hub id or folder."""
     revision: str | None = None
     """Of a hub id: the commit, so that the same pairs can be made again."""
     seed: Annotated[int, Between(0, None)] = 0

@@ -12,15 +12,21 @@ from tasks.common.errors import BadInput
 from tasks.common.files import sha256
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
-from tasks.detectors.settings import TrainedSettings
+from tasks.detectors.registry import name_of
+from tasks.detectors.settings import PACKAGED, TrainedSettings
 from tasks.detectors.weights import MODEL_NAME, load_model, save_model
+from tasks.packaged.detectors import fill
 
 
-def start_from(given: str | None, model: nn.Module) -> dict[str, str]:
-    """Fills a model with the weights of the folder that training.init names, if it names one; gives their hash, by which a checkpoint
-    knows them. Raises BadInput if they are not there or do not fit."""
+def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -> dict[str, str]:
+    """Fills a model with the weights that training.init names, if it names any; gives their hash, by which a checkpoint knows them.
+
+    given: a model folder, or `packaged`. detector: the model's settings. Raises BadInput if the weights are not there or do not fit.
+    """
     if given is None:
         return {}
+    if given == PACKAGED:
+        return {"init": fill(name_of(detector), detector, model)}
     load_model(Path(given), model)
     return {"init": sha256(Path(given) / MODEL_NAME)}
 
@@ -28,9 +34,15 @@ def start_from(given: str | None, model: nn.Module) -> dict[str, str]:
 def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
     """Writes the model that detector.model names to `folder`. Raises BadInput if it is not there or is not what the settings say."""
     assert detector.model is not None
-    given = Path(detector.model)
-    if not given.is_dir():
-        raise BadInput(f"{given}: no such model folder; make it with `changepair import {name} <checkpoint> --out {given}`, or train one")
-    model = build_detector(detector, build_encoder(detector.encoder, detector.resolution, filled=False))
-    load_model(given, model)
+    if detector.model == PACKAGED:
+        model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
+        fill(name, detector, model)
+    else:
+        given = Path(detector.model)
+        if not given.is_dir():
+            raise BadInput(
+                f"{given}: no such model folder; make it with `changepair import {name} <checkpoint> --out {given}`, or train one"
+            )
+        model = build_detector(detector, build_encoder(detector.encoder, detector.resolution, filled=False))
+        load_model(given, model)
     save_model(folder, model, {"detector": name, "settings": asdict(cast(Any, detector))})

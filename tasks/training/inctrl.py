@@ -217,7 +217,7 @@ def train(
         raise BadInput(f"training.inctrl: its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart")
     begin(settings.seed)
     model = cast(InCTRL, build_detector(detector, build_encoder(detector.encoder, detector.resolution)))
-    inputs |= start_from(settings.init, model)
+    inputs |= start_from(settings.init, detector, model)
     model.to(best_device())
     return fit(
         InCTRLCourse(model, detector, settings, Sides(make[0], make[1] if len(make) > 1 else None)),

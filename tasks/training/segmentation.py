@@ -73,7 +73,7 @@ def train(
     training, measured = (Pairs(pairs, rows, settings.resolution or detector.resolution) for rows in split_pairs(pairs))
     begin(settings.seed)
     model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
-    given = start_from(settings.init, model)
+    given = start_from(settings.init, detector, model)
     fresh = None
     if settings.data == "online":
         fresh = FreshPairs(training, maker(examples.synthesis, examples.made_of))

@@ -38,7 +38,7 @@ class TrainingSettings:
     patience: Annotated[int, Between(1, None)] | None = None
     """Epochs without a lower loss on held-out examples, after which training ends early; null to go to the end."""
     init: str | None = None
-    """A model folder to start from, such as data/models/<pipeline>/in-use/<detector>; null to start at random."""
+    """What to start from: a model folder, such as data/models/<pipeline>/in-use/<detector>, or `packaged`; null to start at random."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
     log_every: Annotated[int, Between(1, None)] = 10

@@ -1,0 +1,64 @@
+"""Detectors that come with this package, trained for long on the packaged photographs, to use as they are or to start from.
+
+Of each there is beside this module <name>.safetensors, all but the frozen encoder, which has a package of its own; and <name>.json, how it
+was made. docs/pages/models.md says what it is good for. `python -m tasks.packaged.detectors <name> <model folder>` writes the two from a
+folder that a train stage left.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256, write_text, written_beside
+from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
+
+MODELS = {"prompt-query": ("prompt-query.safetensors", "prompt-query.json")}
+ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
+HERE = Path(__file__).parent
+FREE = ("model", "resolution", "top_share", "background")
+"""Settings that no weight depends on."""
+
+
+def fill(name: str, settings: Any, model: nn.Module) -> str:
+    """Fills a detector with the packaged model of that name, around the encoder that it has; gives the sha256 of its file.
+
+    Raises BadInput if there is none, or if it was trained with other settings.
+    """
+    if name not in MODELS:
+        raise BadInput(f"{name}: no model of it comes with the package, but of {', '.join(MODELS)}; name a model folder, or train one")
+    weights, about = (HERE / file for file in MODELS[name])
+    trained = json.loads(about.read_text(encoding="utf-8"))["settings"]
+    own = json.loads(json.dumps(asdict(settings)))
+    other = [key for key, value in trained.items() if key not in FREE and own[key] != value]
+    if other:
+        said = ", ".join(f"{key}: {json.dumps(trained[key])}" for key in other)
+        raise BadInput(f"detectors.{name}: the packaged model was trained with other settings; say {said}, or train one")
+    tensors = read_weights(weights)
+    tensors |= {tensor: value for tensor, value in model.state_dict().items() if tensor.startswith(ENCODER)}
+    wrong = misfits(tensors, model)
+    if wrong:
+        raise BadInput(f"{weights}: does not fit the detector's settings, {as_line(wrong)}; install changepair again")
+    model.load_state_dict(tensors)
+    return sha256(weights)
+
+
+def write(name: str, folder: Path) -> None:
+    """Writes the packaged model of that name from a model folder."""
+    weights, about = (HERE / file for file in MODELS[name])
+    tensors = {tensor: value for tensor, value in read_weights(folder / MODEL_NAME).items() if not tensor.startswith(ENCODER)}
+    with written_beside(weights) as partial:
+        save_file(tensors, partial)
+    content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    write_text(about, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,45 @@
+"""The small inpainting model that comes with this package: inpainter.safetensors beside this module, and inpainter.json, its size.
+
+docs/pages/models.md says how it was trained. `python -m tasks.packaged.inpainter <folder>` writes both from a folder that an inpainter
+stage left.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from tasks.common.files import made_anew, write_text, written_beside
+from tasks.detectors.weights import read_weights
+from tasks.inpainting.inpainter import PIPELINE_NAME
+
+HERE = Path(__file__).parent
+WEIGHTS, SIZE = "inpainter.safetensors", "inpainter.json"
+
+
+def write_packaged(folder: Path) -> None:
+    """Writes folder/pipeline, the packaged model as diffusers saves one."""
+    from tasks.inpainting.crop_pipeline import new_pipeline
+
+    pipeline = new_pipeline(**json.loads((HERE / SIZE).read_text(encoding="utf-8")))
+    pipeline.unet.load_state_dict(read_weights(HERE / WEIGHTS))
+    with made_anew(folder / PIPELINE_NAME) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+
+
+def take(folder: Path) -> None:
+    """Makes of an inpainter stage's model the packaged one."""
+    from tasks.inpainting.residual import PACKED
+
+    unet = folder / PIPELINE_NAME / "unet"
+    config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
+    size = {"resolution": config["sample_size"] * PACKED, "channels": config["block_out_channels"]}
+    with written_beside(HERE / WEIGHTS) as partial:
+        shutil.copyfile(unet / "diffusion_pytorch_model.safetensors", partial)
+    write_text(HERE / SIZE, json.dumps(size) + "\n")
+
+
+if __name__ == "__main__":
+    take(Path(sys.argv[1]))
