@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,6 +43,8 @@ class Maker:
 
     def make(self, numbers: Sequence[int]) -> Iterator[Pair]:
         """Makes the pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
+        # The kernels that every machine has: newer ones fuse multiplication and addition, and round a value in 100,000 to the next level.
+        cv2.setUseOptimized(False)
         recipes = {number: recipe(self.settings, number) for number in numbers}
         for group in groups(recipes, self.settings.inpainting.batch_size):
             yield from self._group(group, recipes)

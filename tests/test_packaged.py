@@ -1,0 +1,130 @@
+"""Models that come with the package: what they are, that they fit, and that pairs are the same bytes wherever they are painted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_inputs
+from test_inpainting import asked
+
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector, load_detector
+from tasks.detectors.prompt_query import PromptQuerySettings
+from tasks.detectors.settings import EncoderSettings
+from tasks.inpainting.inpainter import load_inpainter, write_choice
+from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from tasks.packaged.detectors import MODELS, fill, write
+from tasks.packaged.inpainter import write_packaged
+from tasks.synthesis.settings import SynthesisSettings
+from tasks.synthesis.synthesize import finish, make_shard, start
+from tasks.training.given import use_model
+
+PACKAGED = ROOT / "tasks" / "packaged"
+LARGEST = 20 * 10**6  # bytes, of a file
+OTHER_SETS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENCV_CPU_DISABLE": "AVX2,FP16,FMA3,AVX",
+    "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+}
+"""What keeps each library from the instructions that older machines lack."""
+
+
+@pytest.fixture(scope="module")
+def inpainter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inpainter")
+    write_packaged(folder)
+    write_choice(folder, InpainterSettings(model="packaged"))
+    return folder
+
+
+def settings() -> PromptQuerySettings:
+    import json
+
+    from pydantic import TypeAdapter
+
+    weights, about = MODELS["prompt-query"]
+    assert (PACKAGED / weights).is_file()
+    return TypeAdapter(PromptQuerySettings).validate_python(json.loads((PACKAGED / about).read_text())["settings"])
+
+
+def test_nothing_that_comes_with_the_package_is_large() -> None:
+    sizes = {file.name: file.stat().st_size for file in PACKAGED.iterdir() if file.suffix == ".safetensors"}
+    assert set(sizes) == {"inpainter.safetensors", *(weights for weights, _about in MODELS.values())} and max(sizes.values()) < LARGEST
+
+
+def test_the_packaged_inpainter_paints_within_the_hole(inpainter: Path) -> None:
+    paint = load_inpainter(inpainter, RepaintingSettings())
+    images, masks, texts, seeds = asked()
+    painted = paint(images, masks, texts, seeds)
+    hole = (masks > 0).expand_as(images)
+    assert torch.equal(painted[~hole], images.double()[~hole]) and not torch.equal(painted[hole], images.double()[hole])
+    # It has learnt something: nearer to what was there than the mean of what is around.
+    around = torch.stack([image[~one].mean() for image, one in zip(images, hole, strict=True)]).view(-1, 1, 1, 1).expand_as(images)
+    assert (painted - images)[hole].abs().mean() < 0.8 * (around - images)[hole].abs().mean()
+
+
+def test_a_packaged_detector_is_used_as_it_is(tmp_path: Path) -> None:
+    chosen = replace(settings(), model="packaged", resolution=64)
+    use_model("prompt-query", chosen, tmp_path / "prompt-query")
+    used = load_detector("prompt-query", {"prompt-query": chosen}, tmp_path)
+    filled = build_detector(chosen, build_encoder(chosen.encoder, 64))
+    before = [weight.clone() for weight in filled.parameters()]
+    fill("prompt-query", chosen, filled)
+    assert all(torch.equal(one, other) for one, other in zip(used.parameters(), filled.parameters(), strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(before, filled.parameters(), strict=True))
+
+
+def test_a_packaged_detector_is_written_from_a_model_folder_and_has_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_model("prompt-query", replace(settings(), model="packaged"), tmp_path / "model")
+    monkeypatch.setattr("tasks.packaged.detectors.HERE", tmp_path)
+    write("prompt-query", tmp_path / "model")
+    weights, _about = MODELS["prompt-query"]
+    assert sha256(tmp_path / weights) == sha256(PACKAGED / weights)
+
+
+def test_what_no_packaged_model_is_for_is_told() -> None:
+    other = replace(settings(), width=7)
+    with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
+        fill("prompt-query", other, build_detector(other, build_encoder(EncoderSettings(), 64)))
+    with pytest.raises(BadInput, match="metauas: no model of it comes with the package, but of prompt-query"):
+        fill("metauas", None, torch.nn.Linear(1, 1))
+
+
+MAKE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_packaged import pairs_of
+pairs_of(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+"""
+
+
+def pairs_of(parts: Path, inpainter: Path, folder: Path) -> None:
+    """Makes pairs of every kind, half of them painted."""
+    kinds = {"appearance": 0.25, "disappearance": 0.2, "exchange": 0.2, "local-region": 0.15, "distractor": 0.1, "none": 0.1}
+    synthesis = SynthesisSettings(pairs=60, pairs_per_shard=60, resolution=128, kinds=kinds, regenerated=0.5)
+    inputs = make_inputs(parts, inpainter)
+    work, missing = start(synthesis, inputs, folder / "work")
+    for number in missing:
+        make_shard(synthesis, inputs, number, work)
+    finish(synthesis, work, folder / "pairs")
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_pairs_are_the_same_bytes_under_other_instruction_sets(inpainter: Path, layout: Path, tmp_path: Path, threads: str) -> None:
+    hashes = []
+    for name, environment in (("newest", {}), ("oldest", {**OTHER_SETS, "OMP_NUM_THREADS": threads})):
+        command = [sys.executable, "-c", MAKE, str(ROOT / "tests"), str(layout), str(inpainter), str(tmp_path / name)]
+        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **environment})
+        hashes.append([sha256(file) for file in sorted((tmp_path / name / "pairs").glob("*.tar"))])
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 1
