@@ -14,7 +14,7 @@ from conftest import make_inpainter, make_inputs, make_stable_diffusion
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
 from tasks.common.randomness import generator
-from tasks.inpainting.crop_pipeline import CropInpaintPipeline
+from tasks.inpainting.crop_pipeline import CropInpaintPipeline, Times
 from tasks.inpainting.crops import Crop
 from tasks.inpainting.holes import hole
 from tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpainter, one_thread, write_choice
@@ -172,6 +172,14 @@ def test_training_leaves_a_pipeline_that_diffusers_loads(trained: Path) -> None:
     assert index["_class_name"] == "CropInpaintPipeline" and index["scheduler"] == ["diffusers", "DDIMScheduler"]
     loaded = load_inpainter(trained / "model", RepaintingSettings())
     assert isinstance(loaded, Own) and loaded(*asked()).shape == (3, 3, 64, 64)
+
+
+def test_the_sines_of_time_are_those_of_diffusers_in_double_precision(trained: Path) -> None:
+    theirs = CropInpaintPipeline.from_pretrained(trained / "model" / "pipeline").unet.time_proj
+    moments = torch.arange(0, 1000, 37)
+    ours = Times(theirs)(moments)
+    assert ours.dtype == torch.float64 and ours.shape == theirs(moments).shape
+    assert torch.allclose(ours, theirs(moments).double(), atol=1e-4)  # theirs is off by that much where an angle is large
 
 
 def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None:

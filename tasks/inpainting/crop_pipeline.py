@@ -85,12 +85,13 @@ class Times(nn.Module):
 
     def __init__(self, single: Any) -> None:
         super().__init__()
-        self.half, self.shift, self.scale = single.num_channels // 2, single.downscale_freq_shift, single.scale
-        self.cosine_first = single.flip_sin_to_cos
+        self.sines = int(single.num_channels) // 2
+        self.shift, self.scale = float(single.downscale_freq_shift), float(single.scale)
+        self.cosine_first = bool(single.flip_sin_to_cos)
 
     def forward(self, moments: Tensor) -> Tensor:
-        places = torch.arange(self.half, dtype=torch.float64, device=moments.device)
-        angles = self.scale * moments[:, None].double() * (-math.log(LONGEST_PERIOD) * places / (self.half - self.shift)).exp()
+        places = torch.arange(self.sines, dtype=torch.float64, device=moments.device)
+        angles = self.scale * moments[:, None].double() * (-math.log(LONGEST_PERIOD) * places / (self.sines - self.shift)).exp()
         parts = [angles.sin(), angles.cos()]
         return torch.cat(parts[::-1] if self.cosine_first else parts, dim=1)
 

@@ -79,8 +79,8 @@ class Own:
     def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         steps = {} if self.steps is None else {"num_inference_steps": self.steps}
         with one_thread():
-            painted: Tensor = self.pipeline(images.double(), masks.double(), generator=_generators(seeds), **steps).images.cpu()
-            return painted
+            painted: Tensor = self.pipeline(images.double(), masks.double(), generator=_generators(seeds), **steps).images
+            return painted.float().cpu()
 
 
 class AnyDiffusion:
