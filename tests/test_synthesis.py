@@ -15,17 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import webdataset as wds
-from conftest import make_inpainter, make_inputs
+from conftest import make_inpainter, make_inputs, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
 from tasks.common.photographs import Box, Photographs, Thing
+from tasks.common.pictures import read_picture
 from tasks.common.randomness import generator
 from tasks.common.sheets import tinted
 from tasks.inpainting.inpainter import load_inpainter, write_choice
@@ -47,7 +50,7 @@ from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_pictur
 from tasks.synthesis.objects import Dropped, Objects
 from tasks.synthesis.pair import Maker, groups, recipe
 from tasks.synthesis.perlin import perlin_mask, perlin_noise
-from tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter
+from tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter, make_of
 from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from tasks.synthesis.shards import ShardReader, read_index
 from tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
@@ -266,6 +269,30 @@ def test_a_pair_without_change_may_be_two_crops_of_one_texture(inputs: Inputs) -
     assert len(apart) >= 5 and not any(pair.mask.any() for pair in apart)
     for pair in apart:
         assert abs(pair.query.mean() - pair.prompt.mean()) < 28 and 0.5 < pair.query.std() / pair.prompt.std() < 2
+
+
+def test_another_make_is_blurred_or_has_a_grain_of_its_own(images: list[str]) -> None:
+    picture = read_picture(Path(images[0]), 64)
+    assert np.array_equal(make_of(picture, STILL, np.random.default_rng(0)), picture)
+    for asked, found in (("blur", []), ("noise", [])):
+        chosen = replace(STILL, **{asked: 4.0})
+        for number in range(60):
+            moved = make_of(picture, chosen, generator(number, "make")).astype(float) - picture
+            if moved.any():
+                found.append((moved.std(), np.corrcoef(moved.ravel(), ndimage.laplace(picture.astype(float), axes=(0, 1)).ravel())[0, 1]))
+        assert 12 <= len(found) <= 36  # two in five
+        spread, against_detail = np.array(found).T
+        # A blur takes detail away; a grain knows nothing of it, and has the strength that was asked for.
+        assert (against_detail.max() > 0.3) == (asked == "blur") and (asked == "blur" or 2.5 < spread.max() < 5)
+
+
+def test_a_share_of_the_pairs_is_without_colour(tmp_path: Path) -> None:
+    for number in range(4):
+        save(skimage.data.astronaut()[:96, 90 * number :][:, :96], tmp_path / "colours" / "train" / "good" / f"{number}.png")
+    chosen = small(kinds={"none": 1.0}, augmentation=replace(STILL, grey=0.5))
+    pairs = list(Maker(materials(make_inputs(tmp_path / "colours"), chosen), None).make(range(40)))
+    spread = np.array([[np.ptp(picture, axis=2).max() for picture in (pair.query, pair.prompt)] for pair in pairs])
+    assert ((spread[:, 0] == 0) == (spread[:, 1] == 0)).all() and 10 <= (spread[:, 0] == 0).sum() <= 30
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tasks.inpainting.inpainter import Inpainter
 from tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted, shares
 from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from tasks.synthesis.objects import Dropped
-from tasks.synthesis.photometry import jitter
+from tasks.synthesis.photometry import jitter, make_of, without_colour
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import Drop, Pair
 
@@ -99,6 +99,8 @@ class Maker:
         swapped = bool(rng.random() < self.settings.swapped) and not change.apart
         prompt, query = (change.query, change.prompt) if swapped else (change.prompt, change.query)
         mask = warp_mask(change.mask if change.apart else change.mask & shown(to_prompt, size), to_query)
+        if rng.random() < augmentation.grey:
+            prompt, query = without_colour(prompt), without_colour(query)
         low, high = self.settings.changed_area
         if recipe_.kind not in UNCHANGED and not low <= mask.mean() <= high:
             raise Dropped("change too small" if mask.mean() < low else "change too large")
@@ -108,8 +110,8 @@ class Maker:
             method=recipe_.method,
             source=self.materials.sources.images[change.photo],
             draw=draw,
-            query=jitter(warp_picture(query, to_query), augmentation, rng),
-            prompt=jitter(warp_picture(prompt, to_prompt), augmentation, rng),
+            query=make_of(jitter(warp_picture(query, to_query), augmentation, rng), augmentation, rng),
+            prompt=make_of(jitter(warp_picture(prompt, to_prompt), augmentation, rng), augmentation, rng),
             mask=mask,
             swapped=swapped,
             held_out=self.held_out,

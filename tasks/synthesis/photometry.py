@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from tasks.common.pictures import Picture
 from tasks.synthesis.settings import AugmentationSettings
 
+OTHERS = 0.4  # how often a picture is blurred, and how often it gets a grain
+GRAIN = (0.5, 2.0)  # sigma in pixels, of a grain that is not fine
+
 Step = Callable[[Picture, np.random.Generator], Picture]
 
 LEVELS = np.arange(256, dtype=np.float64)
@@ -116,6 +119,29 @@ def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Gene
     colour = _turned(turn) @ _saturated(saturation)
     offset = colour @ np.full(3, (1 - contrast) * grey)
     return cv2.transform(picture, np.column_stack([colour * (contrast * brightness), offset]))
+
+
+def make_of(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
+    """Makes the picture that another camera takes, or that another make of the thing gives: blurred, or with a grain of its own. Each with
+    p = 2/5. Nothing changes where the settings ask for none."""
+    changed = picture.astype(np.float32)
+    if settings.blur and rng.random() < OTHERS:
+        changed = _blurred(changed, rng.uniform(0, settings.blur))
+    if settings.noise and rng.random() < OTHERS:
+        grain = rng.normal(0, 1, picture.shape[:2]).astype(np.float32)
+        if rng.random() < 0.5:
+            grain = _blurred(grain, rng.uniform(*GRAIN))
+        changed += (rng.uniform(0, settings.noise) / max(float(grain.std(dtype=np.float64)), 1e-6) * grain)[..., None]
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+def without_colour(picture: Picture) -> Picture:
+    return np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+
+
+def _blurred(pixels: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Blurs with a Gaussian; one too narrow to reach the next pixel changes nothing."""
+    return cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma > 0.1 else pixels
 
 
 def _saturated(factor: float) -> NDArray[np.float64]:

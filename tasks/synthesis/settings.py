@@ -30,6 +30,12 @@ class AugmentationSettings:
     """Relative change of brightness, contrast and saturation."""
     hue: Annotated[float, Between(0, 0.5)] = 0.02
     """Share of the colour circle."""
+    blur: Annotated[float, Between(0, 16)] = 0.0
+    """Sigma in pixels, drawn from 0 to this, of the Gaussian that some of the pictures are blurred with: another lens."""
+    noise: Annotated[float, Between(0, 64)] = 0.0
+    """Levels of 255, drawn from 0 to this, of the noise that some of the pictures get, fine or grained: another sensor, or another make."""
+    grey: Annotated[float, Between(0, 1)] = 0.0
+    """Share of the pairs without colour."""
 
 
 @dataclass(frozen=True)
