@@ -117,6 +117,28 @@ def test_sharing_work_changes_no_score(files: EpisodeFiles, contenders: list[Con
     assert not list((tmp_path / "work").glob("*"))  # nothing is left of the work
 
 
+def test_of_the_same_prompts_a_detector_concludes_once(layout: Path, tmp_path: Path) -> None:
+    """Where a dataset has one category, both protocols hold a query against the same prompts."""
+    shutil.rmtree(layout / "bricks")
+    manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    both = ("class-specific", "class-agnostic")
+    sample(SamplingSettings(shots=(1, 2), seeds=(0, 1), protocols=both), Use((), ("parts",)), manifests=manifests, files=files)
+    calls = []
+
+    class Counted(PatchResidual):
+        def conclude(self, *arguments: object, **more: object) -> tuple[torch.Tensor, torch.Tensor]:
+            calls.append(arguments)
+            return super().conclude(*arguments, **more)  # type: ignore[arg-type]
+
+    detector = Counted(build_encoder(EncoderSettings(), 64)).eval()
+    folder = scored([Contender("patch-residual", detector, 64, None, Work(tmp_path / "work"))], files, tmp_path / "scores")["patch-residual"]
+    assert len(calls) == 2 * 2  # seeds, shots
+    kinds = {(episode.seed, episode.shots) for episode in read_episodes(files.episodes)}
+    scores = [tuple(item.scores) for item in read_scored(folder)]
+    assert len(kinds) == 4 and len(scores) == 8 and len(set(scores)) <= 4
+
+
 def test_a_detector_scored_along_is_found_scored(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
     """One is scored in one pass with another, and its artifact made later, with an encoder that must not be asked."""
     apart = scored(contenders, files, tmp_path / "apart")

@@ -1,8 +1,9 @@
 """Scores a pipeline's queries, episode by episode.
 
 Work is shared where it is the same: each picture goes through an encoder once for all the detectors that are scored together and use it,
-and for all seeds and shots; a query is related to a prompt once for all shots and protocols of a seed; and of a query and one single
-prompt (1 shot, of a category or the most similar of a pool) a detector concludes once, however many episodes ask for it.
+and for all seeds and shots; a query is related to a prompt once for all shots and protocols of a seed; and of a query and the same prompts
+(where a dataset has one category, class-agnostic holds it against those of class-specific) a detector concludes once, however many
+episodes ask for it.
 """
 
 from __future__ import annotations
@@ -192,9 +193,13 @@ def _compare_seed(
     }
     column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
     relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
+    alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
     for number, chosen in together.items():
+        alike.setdefault((tuple(chosen), _category(detector, episodes[number])), []).append(number)
+    for (chosen, category), numbers in alike.items():
         own = [stage[:, [column[place] for place in chosen]] for stage in relation]
-        yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
+        result = detector.conclude(queries, own, category)
+        yield from ((number, *result) for number in numbers)
     for number, places in several.items():
         own = detector.relate(queries, [stage[places] for stage in memory])
         yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
