@@ -132,7 +132,9 @@ def test_of_the_same_prompts_a_detector_concludes_once(layout: Path, tmp_path: P
             return super().conclude(*arguments, **more)  # type: ignore[arg-type]
 
     detector = Counted(build_encoder(EncoderSettings(), 64)).eval()
-    folder = scored([Contender("patch-residual", detector, 64, None, Work(tmp_path / "work"))], files, tmp_path / "scores")["patch-residual"]
+    folder = scored([Contender("patch-residual", detector, 64, None, Work(tmp_path / "work"))], files, tmp_path / "scores")[
+        "patch-residual"
+    ]
     assert len(calls) == 2 * 2  # seeds, shots
     kinds = {(episode.seed, episode.shots) for episode in read_episodes(files.episodes)}
     scores = [tuple(item.scores) for item in read_scored(folder)]

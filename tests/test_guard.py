@@ -33,7 +33,7 @@ from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 from tasks.training.loop import Examples, Places
 from tasks.training.segmentation import train
-from tasks.training.settings import SegmentationTrainingSettings
+from tasks.training.settings import PairTrainingSettings
 
 LEAST = 0.1  # of AUROC, that the true prompt is better by
 PAINTED = ("appearance", "disappearance")
@@ -66,7 +66,7 @@ def trained(files: EpisodeFiles, detector: Any, synthesis: SynthesisSettings, ep
     for number in missing:
         make_shard(synthesis, inputs, number, work)
     finish(synthesis, work, folder / "pairs")
-    settings = SegmentationTrainingSettings(epochs=epochs, batch_size=8, learning_rate=2e-3, schedule="cosine", precision="no")
+    settings = PairTrainingSettings(epochs=epochs, batch_size=8, learning_rate=2e-3, schedule="cosine", precision="no")
     places = Places(folder / "model", folder / "checkpoints")
     train(detector, settings, examples=Examples(folder / "pairs", synthesis, files), places=places, workers=0)
     model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))

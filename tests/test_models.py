@@ -21,6 +21,7 @@ from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.metauas_plus import MetaUASPlusSettings
+from tasks.detectors.metric_residual import MetricResidualSettings
 from tasks.detectors.models.alignment import FeatureAlignment, hard
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
@@ -59,6 +60,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual": PatchResidualSettings(resolution=64, top_share=0.01, background=0.5),
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, own=0.6, foreground=0.5, smoothing=4.0),
+        "metric-residual": MetricResidualSettings(resolution=64, own=0.6),
         "subspace": SubspaceSettings(resolution=64, variance=0.9),
         "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
         "soft": metauas,
@@ -96,6 +98,7 @@ NAMES = [
     "patch-residual",
     "patch-residual, rotated",
     "patch-residual, complete",
+    "metric-residual",
     "subspace",
     "subspace, rotated",
     "soft",

@@ -54,11 +54,11 @@ from tasks.training.loop import (
 )
 from tasks.training.pairs import FreshPairs, Pairs, split_pairs
 from tasks.training.segmentation import train as train_metauas
-from tasks.training.settings import InCTRLTrainingSettings, SegmentationTrainingSettings, TrainingSettings
+from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SYNTHESIS = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
-SETTINGS = SegmentationTrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2)
+SETTINGS = PairTrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, schedule="cosine", log_every=3, checkpoint_every=2)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def of(pairs: Path, auxiliary: Path | None = None) -> Examples:
     return Examples(pairs, SYNTHESIS, files if auxiliary is None else replace(files, auxiliary=auxiliary))
 
 
-def train(pairs: Path, name: str, settings: SegmentationTrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
+def train(pairs: Path, name: str, settings: PairTrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
     torch.set_num_threads(1)
     folder = pairs.parent / name
     train_metauas(detector, settings, examples=of(pairs), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
@@ -107,7 +107,7 @@ def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
 
 
 def test_the_loss_falls(pairs: Path) -> None:
-    settings = SegmentationTrainingSettings(epochs=12, batch_size=4, learning_rate=3e-3, log_every=9)
+    settings = PairTrainingSettings(epochs=12, batch_size=4, learning_rate=3e-3, log_every=9)
     losses = [float(line["loss"]) for line in log(train(pairs, "model", settings))]
     assert losses[-1] < 0.6 * losses[0]
 
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
     with pytest.raises(BadInput, match=r"training\.metauas: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
-        train(pairs, "model", SegmentationTrainingSettings(batch_size=64))
+        train(pairs, "model", PairTrainingSettings(batch_size=64))
 
 
 INCTRL = InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False)

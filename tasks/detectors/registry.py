@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.detectors import inctrl, metauas, metauas_plus, patch_residual, prompt_query, subspace, winclip
-from tasks.training.settings import InCTRLTrainingSettings, SegmentationTrainingSettings, TrainingSettings
+from tasks.detectors import inctrl, metauas, metauas_plus, metric_residual, patch_residual, prompt_query, subspace, winclip
+from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ class Kind:
         return self.settings.__module__
 
 
-SEGMENTATION = Training(SegmentationTrainingSettings, "tasks.training.segmentation")
+SEGMENTATION = Training(PairTrainingSettings, "tasks.training.segmentation")
+RANKING = Training(PairTrainingSettings, "tasks.training.ranking")
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
     "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
+    "metric-residual": Kind(metric_residual.MetricResidualSettings, metric_residual.build, RANKING),
     "subspace": Kind(subspace.SubspaceSettings, subspace.build),
     "metauas": Kind(
         metauas.MetaUASSettings,

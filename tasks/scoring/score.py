@@ -196,8 +196,8 @@ def _compare_seed(
     alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
     for number, chosen in together.items():
         alike.setdefault((tuple(chosen), _category(detector, episodes[number])), []).append(number)
-    for (chosen, category), numbers in alike.items():
-        own = [stage[:, [column[place] for place in chosen]] for stage in relation]
+    for (prompts, category), numbers in alike.items():
+        own = [stage[:, [column[place] for place in prompts]] for stage in relation]
         result = detector.conclude(queries, own, category)
         yield from ((number, *result) for number in numbers)
     for number, places in several.items():

@@ -53,8 +53,8 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class SegmentationTrainingSettings(TrainingSettings):
-    """Of those that segment a query against its prompt."""
+class PairTrainingSettings(TrainingSettings):
+    """Of those that learn from change pairs alone."""
 
     __pydantic_config__ = STRICT
 

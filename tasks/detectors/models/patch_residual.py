@@ -64,13 +64,21 @@ class PatchResidual(Detector):
         views += [self.remember(self.encoder(turned(prompts, 360.0 * view / self.rotations))) for view in range(1, self.rotations)]
         return [torch.cat(stages, dim=-2) for stages in zip(*views, strict=True)]  # a view more is so many patches more
 
+    def units(self, features: Features) -> Features:
+        """Gives the patches that are compared: of the chosen stages, at unit length."""
+        return unit_patches(features, self.stages)
+
+    def mean(self, relation: Features) -> Tensor:
+        """Averages the stages' residuals to one map."""
+        return residual_map(relation)
+
     def remember(self, prompts: Features) -> Features:
-        return unit_patches(prompts, self.stages)
+        return self.units(prompts)
 
     def relate(self, queries: Features, memory: Features) -> Features:
         """Gives for each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw. After those, alike for
         every prompt, what the settings ask for: for each stage the cosine with the query's own rest, and at the end the foreground."""
-        units = unit_patches(queries, self.stages)
+        units = self.units(queries)
         cosines = [nearest_cosine(query, bank) for query, bank in zip(units, memory, strict=True)]
         of_query = [nearest_of_rest(unit) for unit in units] if self.own else []
         if self.foreground is not None:
@@ -80,9 +88,9 @@ class PatchResidual(Detector):
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
         stages = len(self.stages)
-        maps = residual_map(relation[:stages])
+        maps = self.mean(relation[:stages])
         if self.own:
-            maps = (maps + self.own * residual_map(relation[stages : 2 * stages])) / (1.0 + self.own)
+            maps = (maps + self.own * self.mean(relation[stages : 2 * stages])) / (1.0 + self.own)
         if self.foreground is not None:
             maps = maps * F.interpolate(relation[-1][:, :1], size=maps.shape[-2:], mode="nearest")[:, 0]
         scores = image_scores(maps.flatten(1), self.top_share, self.background)
@@ -115,11 +123,15 @@ def unit_patches(features: Features, stages: Sequence[int]) -> Features:
     return [F.normalize(features[stage - 1], dim=1) for stage in stages]
 
 
-def residual_map(relation: Features) -> Tensor:
-    """Turns each stage's cosines BxKxhxw into the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1]."""
+def residual_map(relation: Features, weights: Tensor | None = None) -> Tensor:
+    """Turns each stage's cosines BxKxhxw into the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1].
+
+    weights: of the stages, with a sum of 1; None for all the same.
+    """
     residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
     finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
-    return torch.stack([upsample(map_, finest) for map_ in residuals]).mean(dim=0)
+    stages = torch.stack([upsample(map_, finest) for map_ in residuals])
+    return stages.mean(dim=0) if weights is None else (stages * weights[:, None, None, None]).sum(dim=0)
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
@@ -144,6 +156,13 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
         torch.mm(part, bank, out=cosines[: len(part)])
         torch.amax(cosines[: len(part)], dim=1, out=highest_of_part)
     return highest
+
+
+def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length), and where it is: N each."""
+    rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
+    parts = [(part @ bank).max(dim=1) for part in patches.split(rows)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 @torch.no_grad()

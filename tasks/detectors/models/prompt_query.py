@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import MOST_SIMILARITIES, chosen_stages, image_scores, nearest_of_rest, resized
+from tasks.detectors.models.patch_residual import chosen_stages, image_scores, most_alike, nearest_of_rest, resized
 
 
 class PromptQuery(Detector):
@@ -137,7 +137,7 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
     # Of a frozen encoder's features, so no gradient; and a hundredth of a cosine is much here, so in full precision.
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         for own, each in zip(patches, banks.flatten(-2), strict=True):
-            pairs = [_nearest(own, bank) for bank in each]
+            pairs = [most_alike(own, bank) for bank in each]
             cosines.append(torch.stack([cosine for cosine, _place in pairs]))
             places.append(torch.stack([place for _cosine, place in pairs]))
     chosen = torch.stack(places)[:, :, None].expand(-1, -1, values.shape[2], -1)
@@ -148,13 +148,6 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
 def _above_median(maps: Tensor) -> Tensor:
     """Takes the median of each map Bx1xhxw off it."""
     return maps - maps.flatten(1).median(dim=1).values[:, None, None, None]
-
-
-def _nearest(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length), and where it is: N each."""
-    rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
-    parts = [(part @ bank).max(dim=1) for part in patches.split(rows)]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def _layer(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
