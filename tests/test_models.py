@@ -661,3 +661,29 @@ def test_metauas_works_on_a_transformers_five_layers(layout: Path) -> None:
         model = build_detector(replace(settings, decoder=decoder, decoder_channels=NARROW), build_encoder(settings.encoder, 64)).eval()  # type: ignore[arg-type]
         scores, maps = model.score(pictures(layout, "bricks/test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2])
         assert scores.shape == (4,) and maps.shape == (4, 64, 64)
+
+
+@torch.inference_mode()
+def test_a_metric_residual_is_the_patch_residual_until_it_has_learnt(detectors: dict, layout: Path) -> None:
+    queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    chosen = PatchResidualSettings(resolution=64, top_share=0.01, background=0.5, own=0.6)
+    plain = build_detector(chosen, detectors["metric-residual"].encoder).eval()
+    for ours, theirs in zip(detectors["metric-residual"].score(queries, prompts), plain.score(queries, prompts), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: dict, layout: Path) -> None:
+    """What it learns from is its score without the query's own rest, and everything that it compares by learns."""
+    queries, prompts = pictures(layout, "test/*/*.png")[:3], pictures(layout, "bricks/train/good/*.png")[:3]
+    model = build_detector(MetricResidualSettings(resolution=64), detectors["metric-residual"].encoder).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in (*model.offsets, *model.log_scales, model.log_weights):  # type: ignore[misc]
+            part.copy_(0.3 * torch.randn(part.shape, generator=generator))
+    scores = model(queries, prompts)
+    with torch.inference_mode():
+        alone = [float(model.score(query[None], prompt[None])[0]) for query, prompt in zip(queries, prompts, strict=True)]
+    assert (scores / model.log_steepness.exp()).tolist() == pytest.approx(alone, abs=1e-5)  # type: ignore[operator]
+    scores.sum().backward()
+    learnt = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(learnt) == 2 * 3 + 2 and all(grad is not None and grad.abs().max() > 0 for grad in learnt.values())

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, make_inputs
+from pydantic import TypeAdapter
 from test_inpainting import asked
 
+from flows.settings.pipelines import read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, load_detector
-from tasks.detectors.prompt_query import PromptQuerySettings
+from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
 from tasks.inpainting.inpainter import load_inpainter, write_choice
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
@@ -47,14 +51,11 @@ def inpainter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings() -> PromptQuerySettings:
-    import json
-
-    from pydantic import TypeAdapter
-
-    weights, about = MODELS["prompt-query"]
+def settings(name: str) -> Any:
+    """How the packaged model of that name was trained."""
+    weights, about = MODELS[name]
     assert (PACKAGED / weights).is_file()
-    return TypeAdapter(PromptQuerySettings).validate_python(json.loads((PACKAGED / about).read_text())["settings"])
+    return TypeAdapter(DETECTORS[name].settings).validate_python(json.loads((PACKAGED / about).read_text())["settings"])
 
 
 def test_nothing_that_comes_with_the_package_is_large() -> None:
@@ -73,31 +74,45 @@ def test_the_packaged_inpainter_paints_within_the_hole(inpainter: Path) -> None:
     assert (painted - images)[hole].abs().mean() < 0.8 * (around - images)[hole].abs().mean()
 
 
-def test_a_packaged_detector_is_used_as_it_is(tmp_path: Path) -> None:
-    chosen = replace(settings(), model="packaged", resolution=64)
-    use_model("prompt-query", chosen, tmp_path / "prompt-query")
-    used = load_detector("prompt-query", {"prompt-query": chosen}, tmp_path)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_packaged_detector_is_used_as_it_is(name: str, tmp_path: Path) -> None:
+    chosen = replace(settings(name), model="packaged", resolution=64)
+    use_model(name, chosen, tmp_path / name)
+    used = load_detector(name, {name: chosen}, tmp_path)
     filled = build_detector(chosen, build_encoder(chosen.encoder, 64))
     before = [weight.clone() for weight in filled.parameters()]
-    fill("prompt-query", chosen, filled)
+    fill(name, chosen, filled)
     assert all(torch.equal(one, other) for one, other in zip(used.parameters(), filled.parameters(), strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(before, filled.parameters(), strict=True))
 
 
-def test_a_packaged_detector_is_written_from_a_model_folder_and_has_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_model("prompt-query", replace(settings(), model="packaged"), tmp_path / "model")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_packaged_detector_is_written_from_a_model_folder_and_has_no_encoder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_model(name, replace(settings(name), model="packaged"), tmp_path / "model")
     monkeypatch.setattr("tasks.packaged.detectors.HERE", tmp_path)
-    write("prompt-query", tmp_path / "model")
-    weights, _about = MODELS["prompt-query"]
+    write(name, tmp_path / "model")
+    weights, _about = MODELS[name]
     assert sha256(tmp_path / weights) == sha256(PACKAGED / weights)
 
 
+def test_the_pipelines_say_how_the_packaged_detectors_were_trained() -> None:
+    pipelines = read_pipelines(ROOT / "pipelines.yaml").pipelines
+    for name, pipeline in (("metauas", "packaged-metauas"), ("metric-residual", "packaged"), ("prompt-query", "packaged")):
+        about = json.loads((PACKAGED / MODELS[name][1]).read_text())
+        asked = pipelines[pipeline]
+        for said, kept in ((asked.detectors[name], about["settings"]), (asked.training[name], about["training"])):
+            assert json.loads(json.dumps(asdict(said))) == kept
+        assert about["examples"] <= asked.synthesis.pairs
+
+
 def test_what_no_packaged_model_is_for_is_told() -> None:
-    other = replace(settings(), width=7)
+    other = replace(settings("prompt-query"), width=7)
     with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
         fill("prompt-query", other, build_detector(other, build_encoder(EncoderSettings(), 64)))
-    with pytest.raises(BadInput, match="metauas: no model of it comes with the package, but of prompt-query"):
-        fill("metauas", None, torch.nn.Linear(1, 1))
+    with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, prompt-query"):
+        fill("inctrl", None, torch.nn.Linear(1, 1))
 
 
 MAKE = """

@@ -27,6 +27,7 @@ from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.metric_residual import MetricResidualSettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.weights import load_model
 from tasks.ingestion.ingest import ingest_folder
@@ -53,6 +54,8 @@ from tasks.training.loop import (
     pace_of,
 )
 from tasks.training.pairs import FreshPairs, Pairs, split_pairs
+from tasks.training.ranking import filled, ranking_loss
+from tasks.training.ranking import train as train_metric
 from tasks.training.segmentation import train as train_metauas
 from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
 
@@ -104,6 +107,36 @@ def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
     assert [line["step"] for line in lines] == ["3", "6", "9", "12", "15", "18"]
     assert [bool(line["held_out_loss"]) for line in lines] == [False, False, True, False, False, True]
     assert float(lines[-1]["learning_rate"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_ranking_loss_is_that_of_every_couple_of_one_that_changed_and_one_that_did_not() -> None:
+    scores, changed = torch.tensor([2.0, 1.0, 0.5, 3.0]), torch.tensor([0.9, 0.0, 0.0, 0.2])
+    couples = [(2.0, 1.0), (2.0, 0.5)]  # the last changed too little to be seen
+    expected = np.mean([np.log1p(np.exp(-(high - low))) for high, low in couples])
+    assert float(ranking_loss(scores, changed)) == pytest.approx(expected, abs=1e-6)
+    assert float(ranking_loss(scores[:1], changed[:1])) == 0.0
+    masks = torch.zeros(2, 16, 16)
+    masks[0, 8:12, 8:16] = 1
+    assert filled(masks, 8).tolist() == [0.5, 0.0]
+
+
+def test_a_metric_learns_to_rank(pairs: Path) -> None:
+    """The couples that it ranks wrongly become fewer, on the pairs that it learns from."""
+    detector = MetricResidualSettings(resolution=64)
+    settings = PairTrainingSettings(epochs=6, batch_size=12, learning_rate=0.05, log_every=3, weight_decay=0.0)
+    folder = pairs.parent / "metric"
+    train_metric(detector, settings, examples=of(pairs), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
+    rows, _held = split_pairs(pairs)
+    query, prompt, mask = (torch.stack(part) for part in zip(*(Pairs(pairs, rows, 64)[place] for place in range(len(rows))), strict=True))
+    share, losses = filled(mask, 8), []
+    assert (share > 0.5).any() and (share == 0).any()
+    for learnt in (False, True):
+        model = build_detector(detector, build_encoder(detector.encoder, 64))
+        if learnt:
+            load_model(folder, model)
+        with torch.inference_mode():
+            losses.append(float(ranking_loss(model(query, prompt), share)))
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_the_loss_falls(pairs: Path) -> None:

@@ -20,10 +20,10 @@ from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
 from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
-MODELS = {"prompt-query": ("prompt-query.safetensors", "prompt-query.json")}
+MODELS = {name: (f"{name}.safetensors", f"{name}.json") for name in ("metauas", "metric-residual", "prompt-query")}
 ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
 HERE = Path(__file__).parent
-FREE = ("model", "resolution", "top_share", "background")
+FREE = ("model", "resolution", "top_share", "background", "rotations", "own", "foreground", "smoothing")
 """Settings that no weight depends on."""
 
 

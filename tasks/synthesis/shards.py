@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import webdataset as wds
-
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, Picture, png
 from tasks.common.rows import Int32, read_rows
@@ -75,6 +73,8 @@ def shard_name(number: int) -> str:
 
 def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     """Writes one shard whole and gives its rows of the index."""
+    import webdataset as wds  # it brings torch, which who reads an index does not wait for
+
     rows = []
     with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
         for pair in pairs:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.detectors.models.encoder import Encoder, Features
+if TYPE_CHECKING:  # who needs `upsample` alone does not wait for the encoders' libraries
+    from tasks.detectors.models.encoder import Encoder, Features
 
 ANY_CATEGORY = "object"
 """What a category is called where it is not known."""
