@@ -249,6 +249,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
         )
     for detector in pipeline.detectors:
         own = DETECTORS[detector].upon or detector
+        subset = f"evaluation.subset.{detector}"
         yield Stage(
             "score",
             (name, detector),
@@ -260,7 +261,10 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
                 *_of_prior(pipeline.detectors[detector]),
                 code("score", detector),
             ),
-            params=params(*(f"detectors.{one}" for one in dict.fromkeys((detector, own))), f"evaluation.subset.{detector}"),
+            params=params(
+                *(f"detectors.{one}" for one in dict.fromkeys((detector, own))),
+                subset if params(subset) else "evaluation.subset",  # one that is taken out would be no change to DVC
+            ),
             outs=(f"{SCORES}/{name}/{detector}",),
         )
     scores = [f"{SCORES}/{name}/{detector}" for detector in pipeline.detectors]

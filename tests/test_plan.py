@@ -68,3 +68,17 @@ def test_a_pipelines_stages_ingest_its_own_datasets_and_no_others(tmp_path: Path
     read = {name: {dep for dep in stages[f"sample_{name}"].deps if dep.endswith(".parquet")} for name in ("small", "other")}
     assert read["small"] == {"data/manifests/sample-photos.parquet", "data/manifests/parts.parquet"}
     assert read["other"] == {"data/manifests/digits.parquet", "data/manifests/others.parquet"}
+
+
+def test_a_subset_that_is_taken_out_outdates_its_detectors_scores_and_no_others(tmp_path: Path) -> None:
+    """To DVC a parameter that a stage no longer has is no change; one that it did not have is."""
+    small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]
+    chosen = {"patch-residual": {"resolution": 64}, "subspace": {"resolution": 64}}
+    reads = []
+    for subset in ({"patch-residual": 4, "subspace": 4}, {"subspace": 4}):
+        asked = {**small, "detectors": chosen, "training": {}, "evaluation": {"resolution": 64, "subset": subset}}
+        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": asked}})
+        reads.append({stage.name: set(stage.params) for stage in planned(tmp_path) if stage.name.startswith("score_")})
+    before, after = reads
+    assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.evaluation.subset"}
+    assert after["score_small_subspace"] == before["score_small_subspace"]
