@@ -142,18 +142,15 @@ def test_a_change_of_what_runs_a_package_or_a_file_that_is_named_is_one_of_code(
 
 @pytest.mark.parametrize("kind", ROOTS)
 def test_every_stages_code_is_known(kind: str) -> None:
-    """Each package that it computes with has a version in the lock; a stage of a detector has that one's module, those of detectors whose
-    settings it extends, and no other's."""
+    """Each package that it computes with has a version in the lock; a stage of a detector has that one's module and no other's."""
     for detector in DETECTORS if kind in ("train", "score") else [None]:
         code = code_of(*roots(kind, detector))
         assert f"flows.{kind}" in code.modules and [name for name in code.modules if name.startswith("flows.")] == [f"flows.{kind}"]
         assert "not installed" not in code.packages.values() and not CARRIERS & set(code.packages)
         assert all(set(beneath) <= set(code.packages) for name, beneath in BENEATH.items() if name in code.packages)
         if detector is not None:
-            of = [DETECTORS[name].settings for name in (detector, DETECTORS[detector].upon) if name is not None]
-            own = {each.__module__ for settings in of for each in settings.__mro__}
-            modules = {kind.module for kind in DETECTORS.values()}
-            assert modules & set(code.modules) == modules & own
+            own = {DETECTORS[name].module for name in (detector, DETECTORS[detector].upon) if name is not None}
+            assert {kind.module for kind in DETECTORS.values()} & set(code.modules) == own
 
 
 def test_the_page_of_settings_is_as_the_code_has_them_and_says_what_each_means() -> None:

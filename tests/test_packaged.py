@@ -19,6 +19,7 @@ from test_inpainting import asked
 from flows.settings.pipelines import read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
+from tasks.common.fingerprint import code_of
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, load_detector
 from tasks.detectors.registry import DETECTORS
@@ -55,7 +56,7 @@ def settings(name: str) -> Any:
     """How the packaged model of that name was trained."""
     weights, about = MODELS[name]
     assert (PACKAGED / weights).is_file()
-    return TypeAdapter(DETECTORS[name].settings).validate_python(json.loads((PACKAGED / about).read_text())["settings"])
+    return TypeAdapter(DETECTORS[name].settings).validate_python(json.loads((PACKAGED / about).read_text(encoding="utf-8"))["settings"])
 
 
 def test_nothing_that_comes_with_the_package_is_large() -> None:
@@ -100,11 +101,16 @@ def test_a_packaged_detector_is_written_from_a_model_folder_and_has_no_encoder(
 def test_the_pipelines_say_how_the_packaged_detectors_were_trained() -> None:
     pipelines = read_pipelines(ROOT / "pipelines.yaml").pipelines
     for name, pipeline in (("metauas", "packaged-metauas"), ("metric-residual", "packaged"), ("prompt-query", "packaged")):
-        about = json.loads((PACKAGED / MODELS[name][1]).read_text())
+        about = json.loads((PACKAGED / MODELS[name][1]).read_text(encoding="utf-8"))
         asked = pipelines[pipeline]
         for said, kept in ((asked.detectors[name], about["settings"]), (asked.training[name], about["training"])):
             assert json.loads(json.dumps(asdict(said))) == kept
         assert about["examples"] <= asked.synthesis.pairs
+
+
+def test_what_is_trained_depends_on_the_packaged_models_files() -> None:
+    files = {Path(file).name for file in code_of("tasks.training.given").files}
+    assert {name for model in MODELS.values() for name in model} <= files
 
 
 def test_what_no_packaged_model_is_for_is_told() -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from tasks.common.bounds import STRICT, Between
-from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.residual import ResidualSettings
 
 if TYPE_CHECKING:
     from tasks.detectors.models.detector import Detector
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MetricResidualSettings(PatchResidualSettings):
-    """Those of patch residual, and what is used as it is."""
+class MetricResidualSettings(ResidualSettings):
+    """Those of any residual, and what is used as it is."""
 
     __pydantic_config__ = STRICT
 

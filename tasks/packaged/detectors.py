@@ -20,7 +20,11 @@ from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
 from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
-MODELS = {name: (f"{name}.safetensors", f"{name}.json") for name in ("metauas", "metric-residual", "prompt-query")}
+MODELS = {  # names written out: by them tasks.common.fingerprint knows that a result depends on the files
+    "metauas": ("metauas.safetensors", "metauas.json"),
+    "metric-residual": ("metric-residual.safetensors", "metric-residual.json"),
+    "prompt-query": ("prompt-query.safetensors", "prompt-query.json"),
+}
 ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
 HERE = Path(__file__).parent
 FREE = ("model", "resolution", "top_share", "background", "rotations", "own", "foreground", "smoothing")

@@ -60,7 +60,7 @@ def train_on_pairs(
     examples: Examples,
     places: Places,
     workers: int,
-    report: Callable[[float], None],
+    report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
     """Trains on change pairs, as tasks.training.loop.fit says."""
     pairs = examples.pairs

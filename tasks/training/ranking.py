@@ -9,15 +9,14 @@ A change that fills no patch by half is not expected to be seen, and not taught 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.detectors.settings import TrainedSettings
-from tasks.training.loop import Batch, Examples, Places, Trained
+from tasks.training.loop import Batch
 from tasks.training.on_pairs import PairCourse, train_on_pairs
-from tasks.training.settings import PairTrainingSettings
 
 
 class RankingCourse(PairCourse):
@@ -46,14 +45,4 @@ def ranking_loss(scores: Tensor, changed: Tensor) -> Tensor:
     return F.softplus(-differences).sum() / max(1, differences.numel())
 
 
-def train(
-    detector: TrainedSettings,
-    settings: PairTrainingSettings,
-    *,
-    examples: Examples,
-    places: Places,
-    workers: int,
-    report: Callable[[float], None] = lambda share: None,
-) -> Trained:
-    """Trains on change pairs, as tasks.training.loop.fit says."""
-    return train_on_pairs(RankingCourse, detector, settings, examples=examples, places=places, workers=workers, report=report)
+train = partial(train_on_pairs, RankingCourse)

@@ -4,15 +4,14 @@ section 4.1)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.detectors.settings import TrainedSettings
-from tasks.training.loop import Batch, Examples, Places, Trained
+from tasks.training.loop import Batch
 from tasks.training.on_pairs import PairCourse, train_on_pairs
-from tasks.training.settings import PairTrainingSettings
 
 
 class SegmentationCourse(PairCourse):
@@ -23,14 +22,4 @@ class SegmentationCourse(PairCourse):
         return F.binary_cross_entropy_with_logits(model(query, prompt).float(), mask)
 
 
-def train(
-    detector: TrainedSettings,
-    settings: PairTrainingSettings,
-    *,
-    examples: Examples,
-    places: Places,
-    workers: int,
-    report: Callable[[float], None] = lambda share: None,
-) -> Trained:
-    """Trains on change pairs, as tasks.training.loop.fit says."""
-    return train_on_pairs(SegmentationCourse, detector, settings, examples=examples, places=places, workers=workers, report=report)
+train = partial(train_on_pairs, SegmentationCourse)

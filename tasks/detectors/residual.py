@@ -1,0 +1,34 @@
+"""Settings that the patch residual and the metric residual have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tasks.common.bounds import STRICT, Between
+from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+
+
+@dataclass(frozen=True)
+class ResidualSettings:
+    __pydantic_config__ = STRICT
+
+    encoder: EncoderSettings = EncoderSettings()
+    """What turns pictures into features."""
+    resolution: Resolution = 256
+    """Pixels a side that pictures are scored at."""
+    stages: Stages = ()
+    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    top_share: Annotated[float, Between(0, 1)] = 0.0
+    """The share of patches, those of the highest residual, whose mean is the image score; 0 for the maximum."""
+    background: Annotated[float, Between(0, 1)] = 0.0
+    """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
+    rotations: Annotated[int, Between(1, 36)] = 1
+    """As how many turned views each prompt is remembered: for parts that lie any way round."""
+    own: Annotated[float, Between(0, 10)] = 0.0
+    """How much a patch's residual to the rest of its own picture counts, beside 1 for that to the prompts: helps where makes differ."""
+    foreground: Annotated[float, Between(0, None)] | None = None
+    """Value of the last stage's first principal component from which a patch is of the object, outside of which nothing counts; null for
+    the whole picture. AnomalyDINO has 10 for objects on an empty ground, with DINOv2."""
+    smoothing: Annotated[float, Between(0, 64)] = 0.0
+    """Pixels, sigma of the Gaussian that maps are smoothed with (AnomalyDINO: 4); scores are read off before. 0 for none."""
