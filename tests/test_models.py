@@ -23,12 +23,12 @@ from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.metauas_plus import MetaUASPlusSettings
 from tasks.detectors.metric_residual import MetricResidualSettings
 from tasks.detectors.models.alignment import FeatureAlignment, hard
-from tasks.detectors.models.detector import Detector
+from tasks.detectors.models.detector import Detector, turned
 from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
 from tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from tasks.detectors.models.metauas import MetaUAS
 from tasks.detectors.models.metauas_plus import MetaUASPlus
-from tasks.detectors.models.patch_residual import PatchResidual, foreground_of, smoothed, turned
+from tasks.detectors.models.patch_residual import PatchResidual, foreground_of, smoothed
 from tasks.detectors.models.prompt_query import PromptQuery
 from tasks.detectors.models.similarity import most_similar
 from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences

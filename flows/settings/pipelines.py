@@ -25,7 +25,9 @@ from tasks.training.settings import TrainingSettings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Runner = Literal["threads", "processes", "dask"]
-PackagedName = Literal["sample-photos", "vision-toolbox", "texture-defects", "development-textures", "digits", "elpv"]
+PackagedName = Literal[
+    "sample-photos", "vision-toolbox", "texture-defects", "development-textures", "development-letters", "digits", "elpv"
+]
 
 
 if TYPE_CHECKING:

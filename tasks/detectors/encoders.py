@@ -28,11 +28,13 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
+        for scale in settings.scales or (1.0,):
+            pixels = round(scale * resolution)
+            sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
+            if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
+                raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # or it would look past the rim
         if settings.scales not in ((), (1.0,)):
             encoder.see_at(settings.scales)
-        sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, resolution, resolution))]
-        if any(side != -(-resolution // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
-            raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # or it would look past the rim
     except BadInput:
         raise
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:

@@ -29,7 +29,9 @@ def build(settings: PatchResidualSettings, encoder: FrozenEncoder) -> Detector:
         top_share=settings.top_share,
         background=settings.background,
         rotations=settings.rotations,
+        mirrored=settings.mirrored,
         own=settings.own,
         foreground=settings.foreground,
+        contrast=settings.contrast,
         smoothing=settings.smoothing,
     )

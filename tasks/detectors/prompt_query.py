@@ -35,6 +35,10 @@ class PromptQuerySettings:
     """The share of patches, those of the highest probability, whose mean is the image score; 0 for the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.0
     """How much of the median patch's probability is taken off the image score."""
+    rotations: Annotated[int, Between(1, 36)] = 1
+    """As how many turned views each prompt is remembered."""
+    mirrored: bool = False
+    """Whether each of those is remembered mirrored too."""
 
 
 def build(settings: PromptQuerySettings, encoder: FrozenEncoder) -> Detector:
@@ -48,4 +52,6 @@ def build(settings: PromptQuerySettings, encoder: FrozenEncoder) -> Detector:
         context=settings.context,
         top_share=settings.top_share,
         background=settings.background,
+        rotations=settings.rotations,
+        mirrored=settings.mirrored,
     )

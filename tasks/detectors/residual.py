@@ -25,10 +25,15 @@ class ResidualSettings:
     """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
     rotations: Annotated[int, Between(1, 36)] = 1
     """As how many turned views each prompt is remembered: for parts that lie any way round."""
+    mirrored: bool = False
+    """Whether each of those is remembered mirrored too: twice the work for prompts, rarely worse."""
     own: Annotated[float, Between(0, 10)] = 0.0
     """How much a patch's residual to the rest of its own picture counts, beside 1 for that to the prompts: helps where makes differ."""
     foreground: Annotated[float, Between(0, None)] | None = None
     """Value of the last stage's first principal component from which a patch is of the object, outside of which nothing counts; null for
     the whole picture. AnomalyDINO has 10 for objects on an empty ground, with DINOv2."""
+    contrast: Annotated[float, Between(0.001, 1)] | None = None
+    """Where given, maps, not scores, say how far a patch stands out of its own picture: above the median, in standard deviations of the
+    picture's residuals and this floor besides. null for residuals as they are, by which a picture in another light is higher everywhere."""
     smoothing: Annotated[float, Between(0, 64)] = 0.0
     """Pixels, sigma of the Gaussian that maps are smoothed with (AnomalyDINO: 4); scores are read off before. 0 for none."""

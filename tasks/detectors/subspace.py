@@ -31,6 +31,8 @@ class SubspaceSettings:
     """How much of the median patch's value is taken off the image score."""
     rotations: Annotated[int, Between(1, 36)] = 1
     """As how many turned views each prompt is seen."""
+    mirrored: bool = False
+    """Whether each of those is seen mirrored too."""
 
 
 def build(settings: SubspaceSettings, encoder: FrozenEncoder) -> Detector:
@@ -43,4 +45,5 @@ def build(settings: SubspaceSettings, encoder: FrozenEncoder) -> Detector:
         top_share=settings.top_share,
         background=settings.background,
         rotations=settings.rotations,
+        mirrored=settings.mirrored,
     )

@@ -1,7 +1,8 @@
-"""Draws pictures to choose settings on: four textures, each with three kinds of defect, none of them those of texture-defects.
+"""Draws pictures to choose settings on: six textures, each with three kinds of defect, none of them those of texture-defects.
 
-What is chosen on the targets that a table reports flatters that table. No table reports these: granite, planks, a knit and a dotted sheet,
-with cracks, smears, chips and shifted bands. They are written in the folder layout, with exact masks, as texture-defects is.
+What is chosen on the targets that a table reports flatters that table. No table reports these: granite, planks, a knit, a dotted sheet,
+pebbles and terrazzo, with cracks, smears, chips and shifted bands. They are written in the folder layout, with exact masks, as
+texture-defects is. Of pebbles no two places are alike, and a defect is smaller than what is normal: those are the hard ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from tasks.ingestion.texture_defects import SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
 
@@ -52,6 +54,23 @@ def _dots(rng: np.random.Generator, split: str) -> Grey:
     return lit(90 + 100 / (1 + np.exp((distance - 5.5) / 0.7)) + 5 * noise(rng, 1.5), rng)
 
 
+def _pebbles(rng: np.random.Generator, split: str) -> Grey:
+    """Lays stones of any grey side by side, round and dark at the rim."""
+    stones = rng.uniform(-20, SIZE + 20, size=(int(rng.integers(330, 400)), 2))
+    distance, nearest = cKDTree(stones).query(np.moveaxis(np.mgrid[0:SIZE, 0:SIZE], 0, -1), k=2)
+    rim = 1 - np.exp(-(distance[..., 1] - distance[..., 0]) / 2.5)
+    shade = rng.normal(135, 32, size=len(stones))[nearest[..., 0]] - 1.5 * distance[..., 0]
+    return lit(30 + rim * (shade - 20) + 7 * noise(rng, 1.2), rng)
+
+
+def _terrazzo(rng: np.random.Generator, split: str) -> Grey:
+    """Strews chippings of several sizes and greys over a pale ground."""
+    picture = 185 + 4 * noise(rng, 1)
+    for size, threshold, grey in ((9, 1.5, 90), (5, 1.6, 140), (3, 1.7, 60)):
+        picture = np.where(noise(rng, size) > threshold, grey + 6 * noise(rng, 1.5), picture)
+    return lit(ndimage.gaussian_filter(picture, 0.7), rng)
+
+
 def _crack(picture: Grey, rng: np.random.Generator) -> Grey:
     """Draws a dark line that wanders."""
     turns = np.cumsum(rng.normal(0, 0.45, size=28)) + rng.uniform(0, 2 * np.pi)
@@ -89,5 +108,7 @@ CATEGORIES: dict[str, Category] = {
     "granite": Category(_granite, {"crack": _crack, "smear": _smear, "chip": _chip}),
     "planks": Category(_planks, {"crack": _crack, "chip": _chip, "shifted": _shifted}),
     "knit": Category(_knit, {"smear": _smear, "crack": _crack, "shifted": _shifted}),
+    "pebbles": Category(_pebbles, {"crack": _crack, "smear": _smear, "chip": _chip}),
+    "terrazzo": Category(_terrazzo, {"crack": _crack, "smear": _smear, "shifted": _shifted}),
     "dots": Category(_dots, {"shifted": _shifted, "smear": _smear, "chip": _chip}),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.ingestion import development_textures, digits, elpv, sample_photos, texture_defects, vision_toolbox
+from tasks.ingestion import development_letters, development_textures, digits, elpv, sample_photos, texture_defects, vision_toolbox
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ PACKAGED: dict[str, Packaged] = {
     "vision-toolbox": Packaged(vision_toolbox.write, vision_toolbox.LICENCE),
     "texture-defects": Packaged(texture_defects.write, texture_defects.LICENCE),
     "development-textures": Packaged(development_textures.write, development_textures.LICENCE),
+    "development-letters": Packaged(development_letters.write, development_letters.LICENCE),
     "digits": Packaged(digits.write, digits.LICENCE),
     "elpv": Packaged(elpv.write, elpv.LICENCE),
 }

@@ -27,8 +27,10 @@ MODELS = {  # names written out: by them tasks.common.fingerprint knows that a r
 }
 ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
 HERE = Path(__file__).parent
-FREE = ("model", "resolution", "top_share", "background", "rotations", "own", "foreground", "smoothing")
+FREE = ("model", "resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
 """Settings that no weight depends on."""
+AT_ANY_SCALES = ("metric-residual",)
+"""Detectors of which neither does on the scales that the encoder sees pictures at."""
 
 
 def fill(name: str, settings: Any, model: nn.Module) -> str:
@@ -41,6 +43,8 @@ def fill(name: str, settings: Any, model: nn.Module) -> str:
     weights, about = (HERE / file for file in MODELS[name])
     trained = json.loads(about.read_text(encoding="utf-8"))["settings"]
     own = json.loads(json.dumps(asdict(settings)))
+    if name in AT_ANY_SCALES:
+        trained["encoder"]["scales"] = own["encoder"]["scales"]
     other = [key for key, value in trained.items() if key not in FREE and own[key] != value]
     if other:
         said = ", ".join(f"{key}: {json.dumps(trained[key])}" for key in other)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,10 @@ class Detector(nn.Module):
     """Whether it cannot score without a prompt."""
     reads = False
     """Whether it makes anything of a category's name."""
+    rotations = 1
+    """As how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)."""
+    mirrored = False
+    """Whether each of those is remembered mirrored too."""
 
     def remember(self, prompts: Features) -> Features:
         """Keeps of prompts' features what comparing needs, Kx... each."""
@@ -44,7 +49,13 @@ class Detector(nn.Module):
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
         """Makes once what scoring against prompts needs: Kx3xHxW in [0, 1], and their features if they are known already."""
-        return self.remember(self.encoder(prompts) if features is None else features)
+        views = [self.remember(self.encoder(prompts) if features is None else features)]
+        views += [self.remember(self.encoder(view)) for view in other_views(prompts, self.rotations, self.mirrored)]
+        return [self.joined(parts) for parts in zip(*views, strict=True)]
+
+    def joined(self, views: Sequence[Tensor]) -> Tensor:
+        """Joins what was kept of the views of each prompt, Kx...xhxw each: a view more is so many patches more."""
+        return torch.cat([*views], dim=-2)
 
     def score(self, queries: Tensor, prompts: Tensor | Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Scores queries Bx3xHxW in [0, 1] against prompts Kx3xHxW or what `memorise` made of them: image scores B, anomaly maps BxHxW in
@@ -63,3 +74,25 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def other_views(pictures: Tensor, rotations: int, mirrored: bool) -> Iterator[Tensor]:
+    """Turns square pictures Bx3xHxW evenly around the circle, as many times as said, and mirrors each; gives all but the one as it is."""
+    for view in range(rotations):
+        seen = turned(pictures, 360.0 * view / rotations)
+        if view:
+            yield seen
+        if mirrored:
+            yield seen.flip(-1)
+
+
+def turned(pictures: Tensor, degrees: float) -> Tensor:
+    """Turns square pictures Bx3xHxW about their middle, mirrored at the rim; quarter turns move pixels and change none."""
+    quarters, rest = divmod(degrees, 90.0)
+    if rest == 0.0:
+        return pictures.rot90(int(quarters), dims=(-2, -1))
+    angle = torch.deg2rad(torch.tensor(degrees))
+    matrix = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    affine = torch.cat([matrix, torch.zeros(2, 1)], dim=1).to(pictures)[None].expand(len(pictures), -1, -1)
+    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -8,6 +8,7 @@ that each is moved and scaled, channel by channel, as a metric between embedding
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -15,19 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import PatchResidual, image_scores, most_alike, residual_map
+from tasks.detectors.models.patch_residual import PatchResidual, most_alike, residual_map
 
 STEEP = 100.0  # at the start: a hundredth of a residual is a nat of the ranking loss
 
 
 class MetricResidual(PatchResidual):
     """PatchResidual between patches (u·√C − offset)·scale, u the encoder's patch at unit length and C its channels; stages are averaged by
-    weights. It gives scores and maps as PatchResidual does, with all that that can be asked for."""
+    weights. At whatever scales the encoder sees pictures, the metric is the same. It gives scores and maps as PatchResidual does, with all
+    that that can be asked for."""
 
     def __init__(self, encoder: Encoder, **options: Any) -> None:
         """options: PatchResidual's."""
         super().__init__(encoder, **options)
-        channels = [encoder.channels[stage - 1] for stage in self.stages]
+        each = len(self.stages) // len(encoder.scales)
+        channels = [encoder.channels[stage - 1] for stage in self.stages[:each]]  # of every scale: one metric for all of them
         self.offsets = nn.ParameterList(nn.Parameter(torch.zeros(each)) for each in channels)
         self.log_scales = nn.ParameterList(nn.Parameter(torch.zeros(each)) for each in channels)
         self.log_weights = nn.Parameter(torch.zeros(len(channels)))
@@ -37,12 +40,12 @@ class MetricResidual(PatchResidual):
         """Scores queries against prompts, both Bx3xHxW in [0, 1], one prompt a query; by the prompt alone, whatever `own` is. Image scores
         B, times the steepness: what differs by 1 is e times as likely to be ranked right (tasks.training.ranking)."""
         asked, offered = (self.units(self.encoder(pictures)) for pictures in (queries, prompts))
-        maps = self.mean([_cosines(query, prompt) for query, prompt in zip(asked, offered, strict=True)])
-        return image_scores(maps.flatten(1), self.top_share, self.background) * self.log_steepness.exp()
+        maps = self.maps([_cosines(query, prompt) for query, prompt in zip(asked, offered, strict=True)])
+        return self.score_of(maps) * self.log_steepness.exp()
 
     def units(self, features: Features) -> Features:
         units = super().units(features)
-        learnt = zip(units, self.offsets, self.log_scales, strict=True)
+        learnt = zip(units, cycle(self.offsets), cycle(self.log_scales), strict=False)
         moved = [(unit * unit.shape[1] ** 0.5 - _channels(offset)) * _channels(scale.exp()) for unit, offset, scale in learnt]
         return [F.normalize(patches, dim=1) for patches in moved]
 

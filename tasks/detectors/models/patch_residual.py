@@ -22,7 +22,10 @@ LAST_MAPS = 3  # of the encoder, where no others are chosen
 class PatchResidual(Detector):
     """½·min over all prompt patches of (1 − cosine), averaged over the chosen stages and upsampled to the picture.
 
-    The image score is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), less
+    Where the encoder sees pictures at several scales, each has a map and an image score of its own, and those are averaged: a defect of
+    one size stands out of one of the maps, and in their mean less.
+
+    The image score of a map is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), less
     `background` times the median patch. A prompt that shows another make, or another light, raises a query's whole map; a defect
     stands out of it. With both at 0 the score is the maximum, as in WinCLIP+.
 
@@ -38,16 +41,18 @@ class PatchResidual(Detector):
         top_share: float = 0.0,
         background: float = 0.0,
         rotations: int = 1,
+        mirrored: bool = False,
         own: float = 0.0,
         foreground: float | None = None,
+        contrast: float | None = None,
         smoothing: float = 0.0,
     ) -> None:
         """stages: which of the encoder's feature maps, counted from 1 (the finest); none for the last three. top_share, background: 0..1.
 
-        rotations: as how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, section 3.3: 8).
-        own: weight of the residual to the query's own rest, that to the prompts has 1. foreground: threshold of `foreground_of`, outside
-        of which nothing counts (AnomalyDINO, section 3.3: 10, for DINOv2's last block); None for the whole picture. smoothing: sigma in
-        pixels of the Gaussian that the map, not the score, is smoothed with (AnomalyDINO, section 3.2: 4); 0 for none.
+        rotations, mirrored: Detector's. own: weight of the residual to the query's own rest, that to the prompts has 1. foreground:
+        threshold of `foreground_of`, outside of which nothing counts (AnomalyDINO, section 3.3: 10, for DINOv2's last block); None for the
+        whole picture. contrast: the floor of `contrasted`, as which maps, not scores, are given; None for maps as they are. smoothing:
+        sigma in pixels of the Gaussian that the map, not the score, is smoothed with (AnomalyDINO, section 3.2: 4); 0 for none.
         """
         super().__init__()
         self.encoder = encoder
@@ -55,22 +60,28 @@ class PatchResidual(Detector):
         self.top_share = top_share
         self.background = background
         self.rotations = rotations
+        self.mirrored = mirrored
         self.own = own
         self.foreground = foreground
+        self.contrast = contrast
         self.smoothing = smoothing
-
-    def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
-        views = [super().memorise(prompts, features)]
-        views += [self.remember(self.encoder(turned(prompts, 360.0 * view / self.rotations))) for view in range(1, self.rotations)]
-        return [torch.cat(stages, dim=-2) for stages in zip(*views, strict=True)]  # a view more is so many patches more
 
     def units(self, features: Features) -> Features:
         """Gives the patches that are compared: of the chosen stages, at unit length."""
         return unit_patches(features, self.stages)
 
     def mean(self, relation: Features) -> Tensor:
-        """Averages the stages' residuals to one map."""
+        """Averages the residuals of one scale's stages to one map."""
         return residual_map(relation)
+
+    def maps(self, relation: Features) -> list[Tensor]:
+        """Gives a map Bxhxw of each scale, from the cosines of all stages."""
+        each = len(self.stages) // len(self.encoder.scales)
+        return [self.mean(relation[start : start + each]) for start in range(0, len(self.stages), each)]
+
+    def score_of(self, maps: Sequence[Tensor]) -> Tensor:
+        """Gives image scores B of a map Bxhxw of each scale."""
+        return torch.stack([image_scores(map_.flatten(1), self.top_share, self.background) for map_ in maps]).mean(dim=0)
 
     def remember(self, prompts: Features) -> Features:
         return self.units(prompts)
@@ -87,14 +98,18 @@ class PatchResidual(Detector):
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
-        stages = len(self.stages)
-        maps = self.mean(relation[:stages])
+        maps = self.maps(relation)
         if self.own:
-            maps = (maps + self.own * self.mean(relation[stages : 2 * stages])) / (1.0 + self.own)
+            of_query = self.maps(relation[len(self.stages) :])
+            maps = [(map_ + self.own * own) / (1.0 + self.own) for map_, own in zip(maps, of_query, strict=True)]
         if self.foreground is not None:
-            maps = maps * F.interpolate(relation[-1][:, :1], size=maps.shape[-2:], mode="nearest")[:, 0]
-        scores = image_scores(maps.flatten(1), self.top_share, self.background)
-        return scores, smoothed(upsample(maps, self._size(queries)), self.smoothing) if self.smoothing else maps
+            maps = [map_ * F.interpolate(relation[-1][:, :1], size=map_.shape[-2:], mode="nearest")[:, 0] for map_ in maps]
+        finest = max(tuple(map_.shape[-2:]) for map_ in maps)
+        together = torch.stack([upsample(map_, finest) for map_ in maps]).mean(dim=0)
+        if self.contrast is not None:
+            together = contrasted(together, self.contrast)
+        whole = smoothed(upsample(together, self._size(queries)), self.smoothing) if self.smoothing else together
+        return self.score_of(maps), whole
 
     def _size(self, queries: Features) -> list[int]:
         """Gives height and width of the pictures, in pixels."""
@@ -208,6 +223,17 @@ def _widest(mask: Tensor) -> Tensor:
     return F.max_pool2d(mask, 3, stride=1, padding=1)
 
 
+def contrasted(maps: Tensor, floor: float) -> Tensor:
+    """Tells how far each patch stands out of its own picture, BxN..., in [0, 1): r/(1 + r), where r is by how much it is above the median,
+    in standard deviations of the picture's values and `floor` besides, so that of a picture where nothing stands out nothing does.
+
+    What of a map is another light or make, all of its picture has in common."""
+    values = maps.flatten(1)
+    above = (values - values.median(dim=1, keepdim=True).values).clamp_min(0.0)
+    ratio = above / (values.std(dim=1, keepdim=True) + floor)
+    return (ratio / (1.0 + ratio)).view_as(maps)
+
+
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
     """Smooths maps BxHxW with a Gaussian of that many pixels, cut off at four of them; mirrored at the rim, the rim's own pixel too."""
     reach = int(4.0 * sigma + 0.5)
@@ -229,15 +255,3 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def turned(pictures: Tensor, degrees: float) -> Tensor:
-    """Turns square pictures Bx3xHxW about their middle, mirrored at the rim; quarter turns move pixels and change none."""
-    quarters, rest = divmod(degrees, 90.0)
-    if rest == 0.0:
-        return pictures.rot90(int(quarters), dims=(-2, -1))
-    angle = torch.deg2rad(torch.tensor(degrees))
-    matrix = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
-    affine = torch.cat([matrix, torch.zeros(2, 1)], dim=1).to(pictures)[None].expand(len(pictures), -1, -1)
-    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

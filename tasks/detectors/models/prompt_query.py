@@ -8,6 +8,7 @@ once, and sees besides what the patch residual sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,13 @@ class PromptQuery(Detector):
         *,
         stages: Sequence[int],
         context: bool,
-        top_share: float,
-        background: float,
+        top_share: float = 0.0,
+        background: float = 0.0,
+        rotations: int = 1,
+        mirrored: bool = False,
     ) -> None:
-        """stages: of the encoder's maps, counted from 1. top_share, background: as of the patch residual, on the map's probabilities."""
+        """stages: of the encoder's maps, counted from 1. top_share, background: as of the patch residual, on the map's probabilities.
+        rotations, mirrored: Detector's."""
         super().__init__()
         self.encoder = encoder
         self.reductions = reductions
@@ -47,6 +51,8 @@ class PromptQuery(Detector):
         self.context = context
         self.top_share = top_share
         self.background = background
+        self.rotations = rotations
+        self.mirrored = mirrored
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
         """Segments queries against prompts, both Bx3xHxW in [0, 1], one prompt a query. Gives logits BxHxW, above 0 where the query
@@ -109,11 +115,10 @@ def build_prompt_query(
     width: int = 32,
     head_width: int = 64,
     context: bool = True,
-    top_share: float = 0.0,
-    background: float = 0.0,
+    **scoring: Any,
 ) -> PromptQuery:
     """Builds the adapter. stages: of the encoder's maps, counted from 1; none for the last three. width: channels that a patch is reduced
-    to. head_width: channels of the head."""
+    to. head_width: channels of the head. scoring: the other options of PromptQuery."""
     chosen = chosen_stages(encoder, stages)
     reductions = nn.ModuleList(nn.Conv2d(encoder.channels[stage - 1], width, kernel_size=1) for stage in chosen)
     seen = len(chosen) * (RESIDUALS + width * (2 if context else 1))
@@ -122,7 +127,7 @@ def build_prompt_query(
         *_layer(head_width, head_width, 3),
         nn.Conv2d(head_width, 1, kernel_size=1),
     )
-    return PromptQuery(encoder, reductions, head, stages=chosen, context=context, top_share=top_share, background=background)
+    return PromptQuery(encoder, reductions, head, stages=chosen, context=context, **scoring)
 
 
 def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import chosen_stages, image_scores, turned
+from tasks.detectors.models.patch_residual import chosen_stages, image_scores
 
 
 class Subspace(Detector):
@@ -31,9 +31,10 @@ class Subspace(Detector):
         top_share: float = 0.01,
         background: float = 0.0,
         rotations: int = 1,
+        mirrored: bool = False,
     ) -> None:
         """stages: of the encoder's maps, counted from 1; none for the last three. variance: share that the components hold, 0..1 (the
-        paper's tau). rotations: as how many turned views each prompt is seen (the paper: 30)."""
+        paper's tau). rotations, mirrored: Detector's (the paper: 30 turned views)."""
         super().__init__()
         self.encoder = encoder
         self.stages = chosen_stages(encoder, stages)
@@ -42,11 +43,10 @@ class Subspace(Detector):
         self.top_share = top_share
         self.background = background
         self.rotations = rotations
+        self.mirrored = mirrored
 
-    def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
-        views = [super().memorise(prompts, features)]
-        views += [self.remember(self.encoder(turned(prompts, 360.0 * view / self.rotations))) for view in range(1, self.rotations)]
-        return [torch.stack(parts).mean(dim=0) for parts in zip(*views, strict=True)]
+    def joined(self, views: Sequence[Tensor]) -> Tensor:
+        return torch.stack([*views]).mean(dim=0)  # moments
 
     def remember(self, prompts: Features) -> Features:
         """Keeps the mean of each prompt's patches, KxCx1x1, and of their outer products, KxCxCx1."""
