@@ -33,6 +33,7 @@ from tasks.detectors.models.prompt_query import PromptQuery
 from tasks.detectors.models.similarity import most_similar
 from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
 from tasks.detectors.models.winclip import WinCLIP, harmonic
+from tasks.detectors.multi_scale_residual import MultiScaleResidualSettings
 from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.prompt_query import PromptQuerySettings
 from tasks.detectors.registry import DETECTORS
@@ -60,7 +61,9 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual": PatchResidualSettings(resolution=64, top_share=0.01, background=0.5),
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, own=0.6, foreground=0.5, smoothing=4.0),
+        "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
         "metric-residual": MetricResidualSettings(resolution=64, own=0.6),
+        "multi-scale-residual": MultiScaleResidualSettings(encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True),
         "subspace": SubspaceSettings(resolution=64, variance=0.9),
         "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
         "soft": metauas,
@@ -69,16 +72,16 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "add": replace(metauas, fusion="add", aligned_stages=1),
         "difference": replace(metauas, fusion="difference"),
         "fpn": replace(metauas, decoder="fpn"),
-        "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8),
+        "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8, mirrored=True),
         "prompt-query, no context": PromptQuerySettings(resolution=64, width=8, head_width=8, context=False, stages=(2, 4), background=0.5),
         "inctrl": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
         "inctrl, quantiles": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"),
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
         "winclip": WinCLIPSettings(encoder=clip, resolution=64),
     }
-    built = {
-        name: build_detector(chosen, clip_encoder if "clip" in chosen.encoder.library else encoder) for name, chosen in settings.items()
-    }
+    scales = build_encoder(settings["multi-scale-residual"].encoder, 64)
+    at = {"multi-scale-residual": scales} | {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
+    built = {name: build_detector(chosen, at.get(name, encoder)) for name, chosen in settings.items()}
     assert isinstance(built["soft"], MetaUAS)
     built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
     built["metauas+, with CLIP"] = DETECTORS["metauas+"].build(MetaUASPlusSettings(prior=clip, prior_resolution=64), built["soft"])
@@ -98,7 +101,9 @@ NAMES = [
     "patch-residual",
     "patch-residual, rotated",
     "patch-residual, complete",
+    "patch-residual, mirrored",
     "metric-residual",
+    "multi-scale-residual",
     "subspace",
     "subspace, rotated",
     "soft",

@@ -13,7 +13,10 @@ from tasks.scoring.results import ALL, FigureRow, read_figures
 EVALUATION = ROOT / "data/evaluation/quickstart"
 ROWS = read_figures(EVALUATION / "figures.csv")
 OVERALL = {(row.target, row.detector, row.protocol, row.shots, row.figure): row for row in ROWS if row.category == ALL}
-TARGETS, DETECTORS = ("elpv", "texture-defects", "digits"), ("patch-residual", "metric-residual", "metauas", "prompt-query", "inctrl")
+TARGETS, DETECTORS = (
+    ("elpv", "texture-defects", "digits"),
+    ("patch-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl"),
+)
 PROTOCOLS, SHOTS = ("class-specific", "class-agnostic"), (1, 2, 4, 8)
 
 

@@ -135,7 +135,7 @@ def test_the_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
 def test_the_pipelines_are_listed() -> None:
     result = run(ROOT, "changepair", "pipelines", COLUMNS="260")
     assert result.returncode == 0
-    assert "quickstart" in result.stdout and "patch-residual, metric-residual, metauas, prompt-query, inctrl" in result.stdout
+    assert "quickstart" in result.stdout and "patch-residual, metric-residual, multi-scale-residual, metauas, inctrl" in result.stdout
     missing = result.stdout.partition("winclip is missing:")[2]
     assert (
         "dataset mvtec-ad: https://www.mvtec.com/" in missing

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.detectors import inctrl, metauas, metauas_plus, metric_residual, patch_residual, prompt_query, subspace, winclip
+from tasks.detectors import (
+    inctrl,
+    metauas,
+    metauas_plus,
+    metric_residual,
+    multi_scale_residual,
+    patch_residual,
+    prompt_query,
+    subspace,
+    winclip,
+)
 from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
 
 
@@ -56,6 +66,7 @@ AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
     "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
     "metric-residual": Kind(metric_residual.MetricResidualSettings, metric_residual.build, RANKING),
+    "multi-scale-residual": Kind(multi_scale_residual.MultiScaleResidualSettings, multi_scale_residual.build, RANKING),
     "subspace": Kind(subspace.SubspaceSettings, subspace.build),
     "metauas": Kind(
         metauas.MetaUASSettings,

@@ -1,6 +1,7 @@
 """Draws pictures to choose settings on, of a semantic domain: one letter is normal, and others are not.
 
-As with development-textures no table reports them. They are small, as handwriting in a form is; each leans, is as bold and lies as it comes.
+As with development-textures no table reports them. They are small, as handwriting in a form is; each leans, is as bold and lies as it
+comes.
 """
 
 from __future__ import annotations

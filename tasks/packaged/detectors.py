@@ -23,14 +23,15 @@ from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, r
 MODELS = {  # names written out: by them tasks.common.fingerprint knows that a result depends on the files
     "metauas": ("metauas.safetensors", "metauas.json"),
     "metric-residual": ("metric-residual.safetensors", "metric-residual.json"),
+    "multi-scale-residual": ("metric-residual.safetensors", "metric-residual.json"),  # the same metric at each of its scales
     "prompt-query": ("prompt-query.safetensors", "prompt-query.json"),
 }
 ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
 HERE = Path(__file__).parent
 FREE = ("model", "resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
 """Settings that no weight depends on."""
-AT_ANY_SCALES = ("metric-residual",)
-"""Detectors of which neither does on the scales that the encoder sees pictures at."""
+AT_ANY_SCALES = ("metric-residual", "multi-scale-residual")
+"""Detectors of which none depends on the scales either that the encoder sees pictures at."""
 
 
 def fill(name: str, settings: Any, model: nn.Module) -> str:
