@@ -72,8 +72,10 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "add": replace(metauas, fusion="add", aligned_stages=1),
         "difference": replace(metauas, fusion="difference"),
         "fpn": replace(metauas, decoder="fpn"),
-        "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8, mirrored=True),
-        "prompt-query, no context": PromptQuerySettings(resolution=64, width=8, head_width=8, context=False, stages=(2, 4), background=0.5),
+        "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8),
+        "prompt-query, no context": PromptQuerySettings(
+            resolution=64, width=8, head_width=8, context=False, stages=(2, 4), background=0.5, mirrored=True
+        ),
         "inctrl": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
         "inctrl, quantiles": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"),
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from tasks.common.bounds import STRICT, Between
-from tasks.detectors.metric_residual import MetricResidualSettings, build
+from tasks.detectors.residual import LearntResidualSettings
+from tasks.detectors.residual import build_learnt as build
 from tasks.detectors.settings import EncoderSettings, Resolution
 
 __all__ = ["MultiScaleResidualSettings", "build"]
 
 
 @dataclass(frozen=True)
-class MultiScaleResidualSettings(MetricResidualSettings):
+class MultiScaleResidualSettings(LearntResidualSettings):
     """The metric residual's, with other defaults: beside it in one pipeline, for which is the better depends on the domain."""
 
     __pydantic_config__ = STRICT

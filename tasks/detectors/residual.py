@@ -1,12 +1,16 @@
-"""Settings that the patch residual and the metric residual have in common."""
+"""What the patch residual, the metric residual and the multi-scale residual have in common: settings, and how what is learnt is built."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from tasks.common.bounds import STRICT, Between
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+
+if TYPE_CHECKING:
+    from tasks.detectors.models.detector import Detector
+    from tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -37,3 +41,27 @@ class ResidualSettings:
     picture's residuals and this floor besides. null for residuals as they are, by which a picture in another light is higher everywhere."""
     smoothing: Annotated[float, Between(0, 64)] = 0.0
     """Pixels, sigma of the Gaussian that maps are smoothed with (AnomalyDINO: 4); scores are read off before. 0 for none."""
+
+
+@dataclass(frozen=True)
+class LearntResidualSettings(ResidualSettings):
+    """Those of any residual, and what is used as it is."""
+
+    __pydantic_config__ = STRICT
+
+    model: str | None = None
+    """A model to use as it is: a folder, or `packaged`; null to train one."""
+    top_share: Annotated[float, Between(0, 1)] = 0.01
+    """The share of patches, those of the highest residual, whose mean is the image score, which is what is learnt; 0 for the maximum."""
+    background: Annotated[float, Between(0, 1)] = 0.5
+    """How much of the median patch's residual is taken off the image score."""
+
+
+def build_learnt(settings: LearntResidualSettings, encoder: FrozenEncoder) -> Detector:
+    """Builds a residual in a metric that is learnt."""
+    from tasks.detectors.models.metric_residual import MetricResidual
+
+    options = asdict(settings)
+    for other in ("encoder", "resolution", "model"):
+        del options[other]
+    return MetricResidual(encoder, **options)
