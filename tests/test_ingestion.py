@@ -170,7 +170,7 @@ def test_a_failed_ingest_leaves_the_manifest_that_stood_there(layout: Path) -> N
     assert sha256(layout.parent / "manifests" / "parts.parquet") == before
 
 
-@pytest.mark.parametrize("dataset", ["sample-photos", "texture-defects", "development-textures", "digits"])
+@pytest.mark.parametrize("dataset", ["sample-photos", "texture-defects", "development-textures", "development-letters", "digits"])
 def test_packaged_datasets_are_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
     sums = []
     for attempt in ("a", "b"):

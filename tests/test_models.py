@@ -28,7 +28,7 @@ from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
 from tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from tasks.detectors.models.metauas import MetaUAS
 from tasks.detectors.models.metauas_plus import MetaUASPlus
-from tasks.detectors.models.patch_residual import PatchResidual, foreground_of, smoothed
+from tasks.detectors.models.patch_residual import PatchResidual, contrasted, foreground_of, smoothed
 from tasks.detectors.models.prompt_query import PromptQuery
 from tasks.detectors.models.similarity import most_similar
 from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
@@ -652,6 +652,37 @@ def test_a_turned_part_is_found_where_prompts_are_turned(encoder: FrozenEncoder,
     assert rotated < 1e-5 < plain
 
 
+@torch.inference_mode()
+def test_a_mirrored_part_is_found_where_prompts_are_mirrored(encoder: FrozenEncoder, layout: Path) -> None:
+    """And the other way round: of a prompt that is remembered in all eight ways no turn or mirror image is anything new."""
+    prompt = pictures(layout, "bricks/train/good/*.png")[:1]
+    plain, mirrored = (PatchResidual(encoder, mirrored=mirrored).score(prompt.flip(-1), prompt)[0] for mirrored in (False, True))
+    assert mirrored < 1e-3 < 0.05 < plain
+    eight = PatchResidual(encoder, rotations=4, mirrored=True).memorise(prompt)
+    for turns in range(4):
+        for view in (prompt.rot90(turns, (-2, -1)), prompt.rot90(turns, (-2, -1)).flip(-2)):
+            assert PatchResidual(encoder).score(view, eight)[0] < 1e-3
+
+
+@torch.inference_mode()
+def test_each_scale_has_a_map_and_a_score(encoder: FrozenEncoder, layout: Path) -> None:
+    queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    half = build_encoder(EncoderSettings(scales=(0.5,)), 64)
+    both = PatchResidual(build_encoder(EncoderSettings(scales=(1.0, 0.5)), 64), top_share=0.1, background=0.5, own=0.6)
+    alone = [PatchResidual(each, top_share=0.1, background=0.5, own=0.6).score(queries, prompts)[0] for each in (encoder, half)]
+    assert torch.allclose(both.score(queries, prompts)[0], (alone[0] + alone[1]) / 2, atol=1e-6)
+    assert both.score(queries, prompts)[1].shape == (len(queries), 64, 64)
+
+
+def test_contrast_is_by_how_many_spreads_a_patch_is_above_its_picture() -> None:
+    maps = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+    for plain, found in zip(maps.numpy(), contrasted(maps, 0.1).numpy(), strict=True):
+        spreads = np.clip(plain - np.median(plain), 0, None) / (plain.std(ddof=1) + 0.1)
+        assert np.allclose(found, spreads / (1 + spreads))
+    assert torch.allclose(contrasted(maps + 0.3, 0.1), contrasted(maps, 0.1))  # another light
+    assert contrasted(torch.full((1, 4, 4), 0.7), 0.1).max() == 0
+
+
 def test_turning_is_about_the_middle_and_leaves_a_mirrored_rim() -> None:
     picture = torch.rand(2, 3, 16, 16)
     assert torch.equal(turned(picture, 180.0), picture.flip((-2, -1)))
@@ -679,10 +710,11 @@ def test_a_metric_residual_is_the_patch_residual_until_it_has_learnt(detectors: 
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: dict, layout: Path) -> None:
-    """What it learns from is its score without the query's own rest, and everything that it compares by learns."""
+@pytest.mark.parametrize("name", ["metric-residual", "multi-scale-residual"])
+def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: dict, layout: Path, name: str) -> None:
+    """What it learns from is its score without the query's own rest, and everything that it compares by learns; at all scales the same."""
     queries, prompts = pictures(layout, "test/*/*.png")[:3], pictures(layout, "bricks/train/good/*.png")[:3]
-    model = build_detector(MetricResidualSettings(resolution=64), detectors["metric-residual"].encoder).eval()
+    model = build_detector(MetricResidualSettings(resolution=64), detectors[name].encoder).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part in (*model.offsets, *model.log_scales, model.log_weights):  # type: ignore[misc]

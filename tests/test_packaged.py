@@ -113,6 +113,16 @@ def test_what_is_trained_depends_on_the_packaged_models_files() -> None:
     assert {name for model in MODELS.values() for name in model} <= files
 
 
+def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> None:
+    scales = EncoderSettings(scales=(1.0, 0.75))
+    for name in ("metric-residual", "multi-scale-residual"):
+        chosen = replace(settings(name), encoder=scales)
+        fill(name, chosen, build_detector(chosen, build_encoder(scales, 64)))
+    other = replace(settings("prompt-query"), encoder=scales)
+    with pytest.raises(BadInput, match=r"say encoder: .*\"scales\": \[1.0, 0.5\]"):
+        fill("prompt-query", other, build_detector(other, build_encoder(scales, 64)))
+
+
 def test_what_no_packaged_model_is_for_is_told() -> None:
     other = replace(settings("prompt-query"), width=7)
     with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
