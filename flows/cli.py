@@ -11,6 +11,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from flows.prediction import predict
 from flows.settings.needs import needs
 from flows.settings.pipelines import enabled_pipeline, read_pipelines
 from tasks.detectors.registry import DETECTORS
@@ -24,6 +25,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="command")
     listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
     listing.set_defaults(run=lambda _arguments: list_pipelines())
+    predict.add(commands)
     planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
     planning.set_defaults(run=lambda _arguments: plan())
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")

@@ -74,7 +74,7 @@ def test_the_size_of_a_picture_is_that_which_a_viewer_shows(tmp_path: Path) -> N
 def test_a_map_of_what_was_cropped_lies_in_the_whole_picture(wide: Path) -> None:
     """Of a picture 161 pixels wide and 96 high the middle 96 were seen: their share of the width."""
     ramp = torch.linspace(0.5, 1, 32).expand(1, 32, 32)
-    whole = uncropped(ramp, [str(wide)])[0]
+    whole = uncropped(ramp, [picture_size(wide)])[0]
     seen = (whole > 0).float().mean()
     assert whole.shape == (32, 32) and abs(seen - 96 / 161) < 1 / 32
     assert torch.equal(whole > 0, (whole > 0).flip(1)) and (whole[:, 6:-6].diff() > 0)[:, 1:-1].all()

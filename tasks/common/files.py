@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from tasks.common.errors import BadInput
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -49,9 +50,14 @@ def made_anew(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
-    _remove(partial)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+    except OSError as error:
+        if error.errno in NO_PLACE:
+            raise BadInput(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); name another place") from error
+        raise
     try:
         yield partial
     except OSError as error:

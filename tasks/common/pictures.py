@@ -31,10 +31,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def read_picture(path: Path, resolution: int | None = None) -> Picture:
     """Reads a picture as HxWx3 uint8 RGB; with `resolution`, squashed to that many pixels a side (bicubic)."""
     with Image.open(path) as image:
-        rgb = as_rgb(image)
-    if resolution is not None and rgb.size != (resolution, resolution):
-        rgb = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
+        picture: Picture = np.array(as_rgb(image))
+    return picture if resolution is None else squashed(picture, resolution)
+
+
+def squashed(picture: Picture, side: int) -> Picture:
+    """Squashes a picture to a square of that many pixels a side (bicubic)."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def cropped(picture: Picture, side: int) -> Picture:
@@ -43,7 +48,7 @@ def cropped(picture: Picture, side: int) -> Picture:
     sizes = [side if edge == min(height, width) else int(side * edge / min(height, width)) for edge in (width, height)]
     image = Image.fromarray(picture).resize((sizes[0], sizes[1]), Image.Resampling.BICUBIC)
     left, top = (round((edge - side) / 2) for edge in image.size)
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    return np.array(image.crop((left, top, left + side, top + side)))
 
 
 def read_mask(path: Path, resolution: int) -> Mask:

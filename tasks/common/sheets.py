@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tasks.common.pictures import Mask, Picture
@@ -52,6 +53,15 @@ def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
         if (place + 1) % abreast == 0:
             top += line.height
     return sheet
+
+
+def heated(picture: Picture, level: NDArray[np.floating]) -> Picture:
+    """Lays a map over a picture, both HxW: 0 blue and faint … 1 red and strong."""
+    from matplotlib import colormaps  # half a second
+
+    colour = colormaps["turbo"](level)[..., :3] * 255
+    opacity = (0.25 + 0.5 * level)[..., None]
+    return (opacity * colour + (1 - opacity) * picture).astype(np.uint8)
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:

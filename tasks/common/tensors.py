@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tasks.common.pictures import Mask, Resize, cropped, picture_size, read_picture
+from tasks.common.pictures import Mask, Picture, Resize, cropped, read_picture, squashed
 
 
 def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
     """Reads pictures as Bx3xHxW float32 in [0, 1], `resolution` pixels a side: the one way from pictures to what networks take."""
+    return torch.cat([squared(read_picture(Path(image)), resolution, device, resize) for image in images])
+
+
+def squared(picture: Picture, resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
+    """Makes a picture a square of `resolution` pixels a side: 1x3xHxW float32 in [0, 1]."""
     if resize == "aligned":
-        return torch.cat([aligned(_tensor(read_picture(Path(image))[None], device), resolution) for image in images])
-    if resize == "crop":
-        return _tensor(np.stack([cropped(read_picture(Path(image)), resolution) for image in images]), device)
-    return _tensor(np.stack([read_picture(Path(image), resolution) for image in images]), device)
+        return aligned(_tensor(picture, device), resolution)
+    return _tensor(cropped(picture, resolution) if resize == "crop" else squashed(picture, resolution), device)
 
 
 def aligned(pictures: Tensor, side: int) -> Tensor:
@@ -36,9 +39,9 @@ def read_mask_as_published(path: Path, resolution: int) -> Mask:
     return aligned(grey[None, None], resolution)[0, 0].numpy() > 0
 
 
-def uncropped(maps: Tensor, images: Sequence[str]) -> Tensor:
-    """Lays maps Bxhxw of cropped pictures into the whole pictures they are of, Bxhxw; what was cropped away gets 0."""
-    sizes = [picture_size(Path(image)) for image in images]
+def uncropped(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Lays maps Bxhxw of cropped pictures into the whole pictures they are of, Bxhxw; what was cropped away gets 0. sizes: of the pictures,
+    height and width."""
     if all(height == width for height, width in sizes):
         return maps
     stretch = torch.tensor([[width / min(height, width), height / min(height, width)] for height, width in sizes])
@@ -49,6 +52,6 @@ def uncropped(maps: Tensor, images: Sequence[str]) -> Tensor:
     return laid * (grid.abs() <= 1).all(dim=-1)
 
 
-def _tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """Turns BxHxWx3 of uint8 into Bx3xHxW in [0, 1]."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255)
+def _tensor(picture: Picture, device: torch.device) -> Tensor:
+    """Turns HxWx3 of uint8 into 1x3xHxW in [0, 1]."""
+    return torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float().div_(255)

@@ -35,6 +35,14 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Dete
     return detector
 
 
+def build_empty(name: str, detectors: Mapping[str, Any]) -> Detector:
+    """Builds a detector whose weights are all to be overwritten, the encoder's too. detectors: its settings, and of the one it is upon."""
+    kind, settings = DETECTORS[name], detectors[name]
+    if kind.upon is not None:
+        return _built(kind, settings, build_empty(kind.upon, detectors), getattr(settings, "prior", None))
+    return build_detector(settings, build_encoder(settings.encoder, settings.resolution, filled=False))
+
+
 def _built(kind: Kind, settings: Any, upon: Any, encoder: EncoderSettings | None) -> Detector:
     """Builds a detector around an encoder, or upon another detector. encoder: whose fault it is if that cannot be done."""
     try:

@@ -18,6 +18,8 @@ from torch import nn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.stored import settings_from_json
 from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
 MODELS = {  # names written out: by them tasks.common.fingerprint knows that a result depends on the files
@@ -57,6 +59,14 @@ def fill(name: str, settings: Any, model: nn.Module) -> str:
         raise BadInput(f"{weights}: does not fit the detector's settings, {as_line(wrong)}; install changepair again")
     model.load_state_dict(tensors)
     return sha256(weights)
+
+
+def packaged_settings(name: str) -> Any:
+    """Gives the settings that the packaged model of that name is good with: those it was trained with, or where it is another's, the
+    detector's own."""
+    kind = DETECTORS[name].settings
+    trained = json.loads((HERE / MODELS[name][1]).read_text(encoding="utf-8"))
+    return settings_from_json(kind, trained["settings"]) if trained["detector"] == name else kind()
 
 
 def write(name: str, folder: Path) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.common.files import made_anew
 from tasks.common.pictures import Picture, read_mask, read_picture
-from tasks.common.sheets import PAPER, TILE, Line, contact_sheet, outlined
+from tasks.common.sheets import PAPER, TILE, Line, contact_sheet, heated, outlined
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from tasks.scoring.scores import Scored, read_scored
@@ -208,6 +207,4 @@ def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:
     low, high = gallery.scale(shown.category, detector)
     level = np.clip((shown.maps[detector] - low) / max(high - low, 1e-6), 0, 1)
     small = np.asarray(Image.fromarray(level).resize((TILE, TILE), Image.Resampling.BILINEAR))
-    colour = colormaps["turbo"](small)[..., :3] * 255
-    opacity = (0.25 + 0.5 * small)[..., None]
-    return (opacity * colour + (1 - opacity) * read_picture(Path(shown.image), TILE)).astype(np.uint8)
+    return heated(read_picture(Path(shown.image), TILE), small)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tasks.common import stopping
 from tasks.common.errors import BadInput
-from tasks.common.pictures import Resize
+from tasks.common.pictures import Resize, picture_size
 from tasks.common.tensors import read_tensors, uncropped
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector
 from tasks.detectors.models.encoder import Features
@@ -120,11 +120,15 @@ def _score_group(
                     _refuse_nan(contender.name, some.queries[done:stop], image_scores, anomaly_maps)
                     scores[number] = image_scores.float().cpu().numpy()
                     if number in group.kept:
-                        whole = uncropped(anomaly_maps, some.queries[done:stop]) if resize == "crop" else anomaly_maps
+                        whole = _uncropped(anomaly_maps, some.queries[done:stop]) if resize == "crop" else anomaly_maps
                         maps[number] = whole.float().cpu().numpy()
                 contender.work.add(group, done, scores, maps)
         report(min(start + batch_size, last) / last)
         stopping.check(f"score {some.target}/{some.category}, {min(start + batch_size, last)} of {last} queries scored")
+
+
+def _uncropped(maps: Tensor, images: Sequence[str]) -> Tensor:
+    return uncropped(maps, [picture_size(Path(image)) for image in images])
 
 
 def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) -> None:

@@ -1,0 +1,217 @@
+"""The command `changepair predict`: scores pictures, sets thresholds, writes kits."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.common.errors import BadInput
+from tasks.common.files import written_beside
+from tasks.prediction.files import KIT_NAME, files_of, is_kit, names_of
+
+if TYPE_CHECKING:
+    from tasks.prediction.outputs import Line
+    from tasks.prediction.predictor import Predictor
+
+ANOMALOUS_EXIT, REFUSED_EXIT = 1, 2
+MOST_TILES = 64  # a side
+EXAMPLES = """examples:
+  changepair predict --prompt normal.png part.png
+  changepair predict --prompt normals/ parts/ --out answer --maps png --overlays
+  changepair predict --prompt normal.png --calibrate normals/ --false-alarms 0.01 --write-kit line-3
+  changepair predict --kit line-3 part.png && echo good
+"""
+EXIT_CODES = (
+    "exit code: 0 where every picture is normal, or there is no threshold; 1 where one is anomalous; 2 for bad input, and where a picture "
+    "could not be read"
+)
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="score pictures against normal ones, and say where they differ",
+        description="Scores pictures against one or a few normal ones: 0 normal … 1 anomalous, and where.",
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    several = "a file, a folder or a pattern"
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"what to score: {several}")
+    parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"what is normal: {several}; may be given again")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a model folder; a pipeline, for the best detector of its model in use, or <pipeline>/<detector>; or a detector by name. "
+        "The one that comes with the package, if none is given",
+    )
+    parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
+    parser.add_argument("--category", metavar="WORD", help="what the pictures show, for detectors that read")
+    parser.add_argument(
+        "--tiles",
+        type=_tiles,
+        metavar="RxC",
+        help="cut each picture into so many rows and columns; 1x1 for whole, by default only large ones",
+    )
+    parser.add_argument(
+        "--calibrate", action="append", default=[], metavar="PICTURE", help=f"normal pictures that set the threshold: {several}"
+    )
+    parser.add_argument(
+        "--false-alarms", type=float, default=0.01, metavar="RATE", help="of normal pictures, that the threshold may flag (%(default)s)"
+    )
+    parser.add_argument("--write-kit", type=Path, metavar="FOLDER", help="keep model, prompts and threshold as a kit")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where scores.csv, maps and overlays are written")
+    parser.add_argument("--maps", choices=("png", "npy"), help="write each anomaly map: 16-bit grey PNG (65535 is 1), or float32")
+    parser.add_argument("--overlays", action="store_true", help="write each picture with its map laid over it")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once; no score depends on it (%(default)s)")
+    parser.set_defaults(run=predict)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Runs the command; ends the process with 1 or 2 where EXIT_CODES says so."""
+    try:
+        _predict(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the answer has enough of it, `head` for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    pictures = files_of(arguments.pictures)
+    normals = files_of(arguments.calibrate)
+    predictor = load(arguments.model, arguments.kit, arguments.prompt, arguments.category, arguments.tiles)
+    refused: list[BadInput] = []
+
+    def refuse(number: int, error: BadInput) -> None:
+        refused.append(error)
+        tell(str(error))
+
+    if normals:
+        predictor.calibrate(normals, false_alarms=arguments.false_alarms, batch_size=arguments.batch_size, refuse=refuse)
+        tell(f"threshold {predictor.threshold}")
+    if arguments.write_kit is not None:
+        predictor.save(arguments.write_kit)
+        tell(f"{arguments.write_kit}: a kit; use it with `changepair predict --kit {arguments.write_kit} <pictures>`")
+    flagged = 0
+    if pictures:
+        show = _printer(arguments.format, calibrated=predictor.threshold is not None)
+        with _table(arguments.out) as keep:
+            for line in _lines(arguments, predictor, pictures, refuse):
+                show(line)
+                keep(line)
+                flagged += line.verdict == "anomalous"
+    if refused:
+        sys.exit(REFUSED_EXIT)
+    if flagged:
+        sys.exit(ANOMALOUS_EXIT)
+
+
+def load(model: str | None, kit: Path | None, prompts: list[str], category: str | None, tiles: tuple[int, int] | None) -> Predictor:
+    """Loads what options name: a kit, or a model and its prompts; tells which, where the user did not say."""
+    files = files_of(prompts)
+    if kit is not None and not is_kit(kit):
+        raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
+    from tasks.prediction.predictor import Predictor
+    from tasks.prediction.tiles import Grid
+
+    if kit is not None:
+        return Predictor.load(kit)
+    predictor = _of_model(model)
+    if predictor.ready and not files:
+        return predictor
+    return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), **({} if category is None else {"category": category}))
+
+
+def tell(line: str) -> None:
+    """Prints a line for the user beside the answer, which alone goes to standard output."""
+    print(f"changepair: {line}", file=sys.stderr, flush=True)
+
+
+def _of_model(model: str | None) -> Predictor:
+    from tasks.prediction.predictor import Predictor
+
+    if model is not None and Path("pipelines.yaml").is_file():
+        from flows.prediction.model_in_use import is_pipeline, model_in_use
+
+        if is_pipeline(model):
+            named, which = model_in_use(model)
+            tell(which)
+            return Predictor(named)
+    return Predictor.load("packaged" if model is None else model)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.kit is not None:
+        for option, value in (("--prompt", arguments.prompt), ("--model", arguments.model), ("--tiles", arguments.tiles)):
+            if value:
+                raise BadInput(f"{option}: a kit has its own; leave it out, or --kit")
+    if not (arguments.pictures or arguments.calibrate or arguments.write_kit):
+        raise BadInput("no picture to score; name files, folders or patterns after the options")
+    if arguments.calibrate and not (arguments.pictures or arguments.write_kit):
+        raise BadInput("--calibrate: the threshold would be lost; keep it with --write-kit, or name pictures to hold against it")
+    if (arguments.maps or arguments.overlays) and arguments.out is None:
+        raise BadInput(f"{'--maps' if arguments.maps else '--overlays'}: say with --out which folder they are written to")
+    if arguments.batch_size < 1:
+        raise BadInput(f"--batch-size: at least 1, not {arguments.batch_size}")
+
+
+def _lines(
+    arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
+) -> Iterator[Line]:
+    """Scores the pictures one after the other, and writes what is to be written of each."""
+    from tasks.prediction.outputs import line_of, write_map, write_overlay
+
+    names = list(names_of(pictures))
+    for prediction in predictor.each(pictures, batch_size=arguments.batch_size, refuse=refuse):
+        if arguments.maps:
+            write_map(arguments.out / "maps" / f"{names[prediction.number]}.{arguments.maps}", prediction.map)
+        if arguments.overlays:
+            write_overlay(arguments.out / "overlays" / f"{names[prediction.number]}.png", prediction, predictor.threshold)
+        yield line_of(str(pictures[prediction.number]), prediction.score, predictor.threshold)
+
+
+def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
+    """Gives what prints a line, as soon as it is known."""
+    from tasks.prediction.outputs import Line as Kind
+    from tasks.prediction.outputs import as_csv, as_json
+
+    if form == "json":
+        return lambda line: print(as_json(line), flush=True)
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Kind)])
+        return lambda line: writer.writerow(as_csv(line))
+    print(" score  " + ("verdict    " if calibrated else "") + "picture")
+    return lambda line: print(f"{line.score:.4f}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
+
+
+@contextmanager
+def _table(folder: Path | None) -> Iterator[Callable[[Line], None]]:
+    """Gives what writes a line of scores.csv, which is whole or absent; nothing where there is no folder."""
+    from tasks.prediction.outputs import Line as Kind
+    from tasks.prediction.outputs import as_csv
+
+    if folder is None:
+        yield lambda line: None
+        return
+    with written_beside(folder / "scores.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Kind)])
+        yield lambda line: writer.writerow(as_csv(line))
+
+
+def _tiles(text: str) -> tuple[int, int]:
+    """Reads rows and columns."""
+    rows, cross, columns = text.partition("x")
+    if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST_TILES and 1 <= int(columns) <= MOST_TILES):
+        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST_TILES}, not {text!r}")
+    return int(rows), int(columns)

@@ -1,0 +1,69 @@
+"""Reads a detector back from what was stored of it: settings in JSON, weights in safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from tasks.common.errors import BadInput
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.weights import CONFIG_NAME
+
+Settings = TypeVar("Settings")
+
+
+def settings_as_json(settings: Any) -> dict[str, Any]:
+    """Gives settings as JSON has them."""
+    content: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return content
+
+
+def settings_from_json(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
+    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default.
+
+    Raises ValueError for a key that there is not, or a value of another type.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    surplus = [name for name in content if name not in names]
+    if surplus:
+        raise ValueError(f"no setting {surplus[0]!r}")
+    return kind(**{name: _value(hints[name], value, name) for name, value in content.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if get_origin(hint) is Annotated:
+        bounded = _value(get_args(hint)[0], value, name)
+        for bound in get_args(hint)[1:]:
+            if bounded is not None:
+                bound.check(bounded)
+        return bounded
+    if is_dataclass(hint):
+        return settings_from_json(hint, value)  # type: ignore[arg-type]
+    inner = get_args(hint)
+    if NoneType in inner:
+        return None if value is None else _value(next(part for part in inner if part is not NoneType), value, name)
+    if get_origin(hint) is tuple:
+        return tuple(_value(inner[0], one, name) for one in value)
+    if inner and value not in inner:  # a Literal
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, not {value!r}")
+    return float(value) if hint is float else value
+
+
+def read_config(folder: Path) -> tuple[str, Any]:
+    """Reads which detector a model folder holds, and its settings. Raises BadInput if it is no model folder, or of another version."""
+    file = folder / CONFIG_NAME
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        name = content["detector"]
+        return name, settings_from_json(DETECTORS[name].settings, content["settings"])
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such"
+        ) from error
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+        raise BadInput(f"{file}: not what this version writes ({error}); make the model again") from error

@@ -1,0 +1,51 @@
+"""Finds what a user names on disk, pictures and kits, and names what is written of it. It imports no torch: a mistake is told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasks.common.errors import BadInput
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+KIT_NAME = "kit.json"
+
+
+def is_kit(folder: Path) -> bool:
+    return (folder / KIT_NAME).is_file()
+
+
+def files_of(names: Sequence[str]) -> list[Path]:
+    """Finds the files that names mean: each a file, a folder (the pictures in it and below, by their endings), or a pattern with * or ?.
+
+    In the order of names, a folder's sorted, each file once. Raises BadInput for a name that is nothing, and a folder without a picture.
+    """
+    files: dict[Path, None] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            if not inside:
+                raise BadInput(f"{name}: a folder without a picture ({', '.join(ENDINGS)})")
+            files.update(dict.fromkeys(inside))
+        elif path.exists() or not any(sign in name for sign in "*?["):
+            if not path.exists():
+                raise BadInput(f"{name}: no such file or folder")
+            files[path] = None
+        else:
+            parent = Path(path.anchor) if path.is_absolute() else Path()
+            matching = sorted(file for file in parent.glob(str(path.relative_to(parent))) if file.is_file())
+            if not matching:
+                raise BadInput(f"{name}: nothing matches")
+            files.update(dict.fromkeys(matching))
+    return list(files)
+
+
+def names_of(files: Sequence[Path]) -> Iterator[Path]:
+    """Names what is written of each file: its path below the folder that holds all of them, with its ending in the name, so that no two
+    are the same."""
+    parents = [os.path.abspath(file.parent) for file in files]
+    common = Path(os.path.commonpath(parents)) if parents else Path()
+    for file, parent in zip(files, parents, strict=True):
+        yield Path(parent).relative_to(common) / file.name.replace(".", "_")

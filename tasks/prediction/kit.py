@@ -1,0 +1,131 @@
+"""Keeps a detector with its prompts and its threshold in a folder that needs nothing else: a kit.
+
+<kit>/
+  kit.json             which detector, its settings, the grid, the threshold with the scores that set it, a sha256 of each other file
+  model.safetensors    every tensor of the detector, the encoder's too
+  memory.safetensors   what the detector remembers of the prompts; the pictures themselves are not in it
+  card.md              the same for a reader
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tasks.common.errors import BadInput
+from tasks.common.files import made_anew, sha256, write_text
+from tasks.detectors.models.encoder import Features
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.stored import settings_as_json, settings_from_json
+from tasks.detectors.weights import MODEL_NAME, load_model
+from tasks.prediction.calibration import Threshold
+from tasks.prediction.files import KIT_NAME, is_kit
+from tasks.prediction.models import Named, empty, portable
+from tasks.prediction.tiles import Grid
+
+MEMORY_NAME, CARD_NAME = "memory.safetensors", "card.md"
+FORM = 1
+"""Of kit.json: one more whenever an older changepair could not read it."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """What a detector knows of what is normal."""
+
+    memory: Features
+    """Of the prompts, TxKx... each: T tiles of a grid, K prompts. [] where there is no prompt."""
+    grid: Grid
+    category: str
+    prompts: tuple[str, ...]
+    """A hash of each prompt's pixels."""
+
+
+def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Threshold | None) -> None:
+    """Writes a kit; one that is there is replaced once all is well. Raises BadInput for a folder that holds anything else."""
+    if folder.exists() and not (is_kit(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+        raise BadInput(f"{folder}: is there and no kit, so it is left as it is; name a new folder")
+    with made_anew(folder) as partial:
+        # Of a tensor that is part of another, or the same, a copy: safetensors takes no shared memory.
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.detector.state_dict().items()}
+        save_file(tensors, partial / MODEL_NAME)
+        save_file({f"{place:03d}": part.cpu().clone().contiguous() for place, part in enumerate(prompted.memory)}, partial / MEMORY_NAME)
+        content = {
+            "form": FORM,
+            "changepair": version("changepair"),
+            "detector": model.name,
+            "settings": {name: settings_as_json(settings) for name, settings in portable(model).items()},
+            "category": prompted.category,
+            "grid": list(prompted.grid),
+            "prompts": list(prompted.prompts),
+            "threshold": None if threshold is None else asdict(threshold),
+            "sha256": {name: sha256(partial / name) for name in (MODEL_NAME, MEMORY_NAME)},
+        }
+        write_text(partial / KIT_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        write_text(partial / CARD_NAME, _card(model, prompted, threshold))
+
+
+def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
+    """Reads a kit. Raises BadInput if a file is missing, damaged, or of another version."""
+    file = folder / KIT_NAME
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["form"] != FORM:
+            raise BadInput(f"{file}: of form {content['form']}, this changepair reads {FORM}; make the kit again")
+        name, settings = content["detector"], _settings(content["settings"])
+        prompts, grid = tuple(content["prompts"]), Grid(*content["grid"])
+        threshold = _threshold(content["threshold"])
+        hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
+        category = content["category"]
+        assert name in settings and (DETECTORS[name].upon or name) in settings
+    except (AssertionError, AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+        raise BadInput(f"{file}: not what this version writes ({type(error).__name__}: {error}); make the kit again") from error
+    for part, expected in hashes.items():
+        if not (folder / part).is_file() or sha256(folder / part) != expected:
+            raise BadInput(f"{folder / part}: missing or damaged; copy the kit again, whole")
+    model = empty(name, settings)
+    load_model(folder, model.detector)
+    stored = load_file(folder / MEMORY_NAME)
+    return model, Prompted([stored[key] for key in sorted(stored)], grid, category, prompts), threshold
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings_from_json(DETECTORS[name].settings, values) for name, values in content.items()}
+
+
+def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:
+    if content is None:
+        return None
+    numbers = {key: float(content[key]) for key in ("value", "false_alarms", "low", "high", "top")}
+    return Threshold(**numbers, normals=tuple(map(float, content["normals"])))
+
+
+def _card(model: Named, prompted: Prompted, threshold: Threshold | None) -> str:
+    looks, grid = model.looks, prompted.grid
+    cut = "whole" if grid.tiles == 1 else f"in {grid.rows} x {grid.columns} tiles"
+    tensors = model.detector.state_dict().values()
+    megabytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+    lines = [
+        f"# A kit of changepair {version('changepair')}",
+        "",
+        f"- Detector: {model.name}, encoder {looks.encoder.name} of {looks.encoder.library}, {megabytes:.1f} MB",
+        f"- Pictures are seen {cut}, at {looks.resolution} pixels a side ({looks.encoder.resize})",
+        f"- Prompts: {len(prompted.prompts)}; their features are in {MEMORY_NAME}, the pictures are not",
+        f"- Category: {prompted.category}",
+        f"- Threshold: {threshold if threshold is not None else 'none, so it gives scores and no verdicts'}",
+        "",
+        "    changepair predict --kit <this folder> part.png",
+        "",
+        "The threshold holds for normal pictures of the same kind as those that set it: the same parts, camera and light.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def on_device(memory: Features, device: torch.device) -> Features:
+    return [part.to(device) for part in memory]

@@ -1,0 +1,100 @@
+"""Finds the detector that a user names, and fills it: one that comes with the package, or of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector, build_empty, load_detector
+from tasks.detectors.models.detector import Detector
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.settings import OF_THE_MODEL, PACKAGED, DetectorSettings
+from tasks.detectors.stored import read_config
+from tasks.detectors.weights import CONFIG_NAME, load_model
+from tasks.packaged.detectors import MODELS, fill, packaged_settings
+
+DEFAULT = "multi-scale-residual"
+"""What `packaged` means: of those that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A detector, filled, and the settings that it was built with: its own, and those of the one it is upon."""
+
+    name: str
+    settings: Mapping[str, Any]
+    detector: Detector
+
+    @property
+    def looks(self) -> DetectorSettings:
+        """The settings that say how it looks at pictures."""
+        looks: DetectorSettings = self.settings[DETECTORS[self.name].upon or self.name]
+        return looks
+
+
+def named(model: str | Path) -> Named:
+    """Finds `packaged`, a detector's name (one that comes with the package, or needs no training, as it is by default), or a model folder.
+
+    Raises BadInput if there is no such, or it cannot be used.
+    """
+    name = DEFAULT if str(model) == PACKAGED else str(model)
+    if name in MODELS:
+        return of_package(name)
+    if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
+        settings = DETECTORS[name].settings()
+        return Named(name, {name: settings}, build_detector(settings, build_encoder(settings.encoder, settings.resolution)))
+    folder = Path(model).expanduser()
+    if (folder / CONFIG_NAME).is_file():
+        return of_folder(folder)
+    if folder.is_dir():
+        raise BadInput(f"{model}: a folder, but neither a model's nor a kit; one of them has {CONFIG_NAME} or kit.json")
+    free = [name for name, kind in DETECTORS.items() if kind.training is None and kind.upon is None]
+    raise BadInput(
+        f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {PACKAGED}, {', '.join((*MODELS, *free))}"
+    )
+
+
+def of_package(name: str) -> Named:
+    """Gives a detector that comes with the package."""
+    settings = packaged_settings(name)
+    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    fill(name, settings, detector)
+    return Named(name, {name: settings}, detector)
+
+
+def of_folder(folder: Path) -> Named:
+    """Gives the detector of a model folder, all of it: the encoder's weights too are the folder's."""
+    name, settings = read_config(folder)
+    one = empty(name, {name: settings})
+    load_model(folder, one.detector)
+    return one
+
+
+def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
+    """Gives a pipeline's detector. detectors: the settings of all of the pipeline; models: the folder of their model folders."""
+    upon = DETECTORS[name].upon
+    own = {one: detectors[one] for one in (name, upon) if one is not None}
+    return Named(name, own, load_detector(name, detectors, models))
+
+
+def empty(name: str, settings: Mapping[str, Any]) -> Named:
+    """Builds a detector whose weights are random, to be overwritten."""
+    return Named(name, settings, build_empty(name, settings))
+
+
+def portable(one: Named) -> dict[str, Any]:
+    """Gives its settings for a place that has nothing but its tensors: no weights are read, and no file of this machine is named."""
+    return {name: _portable(settings) for name, settings in one.settings.items()}
+
+
+def _portable(settings: Any) -> Any:
+    changed: dict[str, Any] = {"model": None} if hasattr(settings, "model") else {}
+    for key in ("encoder", "prior"):
+        encoder = getattr(settings, key, None)
+        if encoder is not None and encoder.weights != PACKAGED:
+            changed[key] = replace(encoder, weights=OF_THE_MODEL)
+    return replace(settings, **changed)

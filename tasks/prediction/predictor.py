@@ -1,0 +1,249 @@
+"""Scores pictures against a few normal ones:
+
+predictor = Predictor.load()                       # or a model folder, a kit, the name of a detector
+predictor.prompt(["normal.png"])
+scores, maps = predictor(["part.png", array])      # 0 normal … 1 anomalous, and where
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.common.devices import best_device
+from tasks.common.errors import BadInput
+from tasks.common.pictures import Picture
+from tasks.common.tensors import squared, uncropped
+from tasks.detectors.models.detector import ANY_CATEGORY, upsample
+from tasks.prediction.calibration import Threshold, calibrated
+from tasks.prediction.files import is_kit
+from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
+from tasks.prediction.models import Named, named
+from tasks.prediction.pictures import PictureLike, as_list, as_picture
+from tasks.prediction.tiles import WHOLE, Box, Grid, boxes, grid_for, joined
+
+BATCH = 8
+"""Pictures, or tiles, that go through the encoder at once."""
+Refuse = Callable[[int, BadInput], None]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of one picture."""
+
+    number: int
+    """Which of the pictures that were given, from 0."""
+    score: float
+    """0 normal … 1 anomalous. Of a picture in tiles the highest of theirs."""
+    map: NDArray[np.float32]
+    """HxW in [0, 1], on the picture's own pixels."""
+    picture: Picture
+    """HxWx3, as it was read."""
+
+
+class Predictions(NamedTuple):
+    """What a detector says of N pictures."""
+
+    scores: NDArray[np.float32]
+    """N."""
+    maps: list[NDArray[np.float32]]
+    """N of HxW in [0, 1], each on its picture's own pixels."""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A part of a picture, as the detector sees it."""
+
+    number: int
+    place: int
+    pixels: Tensor  # 1x3xhxw
+
+
+class Predictor:
+    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone."""
+
+    def __init__(
+        self,
+        model: Named,
+        *,
+        prompted: Prompted | None = None,
+        threshold: Threshold | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device or best_device()
+        self.model = model
+        self.detector = model.detector.to(self.device).eval()
+        self.prompted = prompted or Prompted([], WHOLE, ANY_CATEGORY, ())
+        self._memory = on_device(self.prompted.memory, self.device)
+        self.threshold = threshold
+
+    @classmethod
+    def load(cls, model: str | Path = "packaged", *, device: torch.device | None = None) -> Predictor:
+        """Loads a detector. model: `packaged`, the name of a detector that comes with the package or needs no training, a model folder, or
+        a kit, which has its prompts. Raises BadInput if there is no such, or it is damaged."""
+        folder = Path(model).expanduser()
+        if is_kit(folder):
+            own, prompted, threshold = read_kit(folder)
+            return cls(own, prompted=prompted, threshold=threshold, device=device)
+        return cls(named(model), device=device)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has what it needs to score."""
+        return bool(self._memory) or not self.detector.needs_prompts
+
+    @torch.inference_mode()
+    def prompt(self, pictures: PictureLike | Iterable[PictureLike], *, category: str = ANY_CATEGORY, grid: Grid | None = None) -> Predictor:
+        """Remembers normal pictures, instead of those before, and forgets the threshold that they had. Gives itself.
+
+        category: what they show, for a detector that reads. grid: how many tiles each picture is cut into; None chooses by the size of the
+        largest prompt, and leaves pictures up to 2,048 pixels whole. Raises BadInput if one cannot be read, or there is none.
+        """
+        given = [as_picture(picture, _name(picture, place)) for place, picture in enumerate(as_list(pictures))]
+        if not given and self.detector.needs_prompts:
+            raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
+        chosen = grid or max((grid_for(*picture.shape[:2]) for picture in given), default=WHOLE)
+        places: list[list[Any]] = []
+        for place in range(chosen.tiles) if given else ():
+            tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
+            places.append(self.detector.memorise(tiles))
+        memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
+        self.prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given))
+        self._memory = memory
+        self.threshold = None
+        return self
+
+    def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
+        """Scores pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures, `each`."""
+        scores, maps = [], []
+        for prediction in self.each(as_list(pictures), batch_size=batch_size):
+            scores.append(prediction.score)
+            maps.append(prediction.map)
+        return Predictions(np.array(scores, dtype=np.float32), maps)
+
+    def each(self, pictures: Iterable[PictureLike], *, batch_size: int = BATCH, refuse: Refuse | None = None) -> Iterator[Prediction]:
+        """Scores pictures as they come, in their order, and keeps none; the next are read meanwhile.
+
+        refuse: is told of each picture that cannot be read, which is then left out; None raises its BadInput.
+        """
+        if not self.ready:
+            raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
+        waiting: dict[int, Picture] = {}
+        scored: list[tuple[float, NDArray[np.float32]]] = []
+        tiles = chain.from_iterable(_ahead(lambda part: self._tiles(part, refuse), _parts(enumerate(pictures), batch_size)))
+        for part in _parts(self._awaited(tiles, waiting), batch_size):
+            scored += self._score(part, waiting)
+            while waiting and len(scored) >= self.prompted.grid.tiles:
+                number = next(iter(waiting))
+                yield self._whole(number, waiting.pop(number), scored[: self.prompted.grid.tiles])
+                del scored[: self.prompted.grid.tiles]
+
+    def calibrate(
+        self, normals: Iterable[PictureLike], *, false_alarms: float = 0.01, batch_size: int = BATCH, refuse: Refuse | None = None
+    ) -> Threshold:
+        """Sets the threshold by normal pictures (those among them that are prompts do not count), and gives it. false_alarms: the rate of
+        them, a fraction. Raises BadInput if the pictures are too few for it."""
+        scores, tops = [], []
+        for one in self.each(normals, batch_size=batch_size, refuse=refuse):
+            if _hash(one.picture) not in self.prompted.prompts:
+                scores.append(one.score)
+                tops.append(float(one.map.max()))
+        self.threshold = calibrated(scores, tops, false_alarms)
+        return self.threshold
+
+    def save(self, folder: str | Path) -> None:
+        """Writes detector, prompts' memory and threshold to a folder that needs nothing else: a kit, which `load` reads. Raises BadInput if
+        it has no prompt, or another folder is there."""
+        if not self.ready:
+            raise BadInput(f"{folder}: a kit needs prompts, and there is none")
+        write_kit(Path(folder), self.model, self.prompted, self.threshold)
+
+    def _tiles(self, part: Sequence[tuple[int, PictureLike]], refuse: Refuse | None) -> list[tuple[int, Picture, list[_Tile]]]:
+        """Reads some pictures, and cuts them into what the detector sees."""
+        read = []
+        for number, given in part:
+            try:
+                picture = as_picture(given, _name(given, number))
+            except BadInput as error:
+                if refuse is None:
+                    raise
+                refuse(number, error)
+                continue
+            places = boxes(picture.shape[:2], self.prompted.grid)
+            read.append((number, picture, [_Tile(number, place, self._seen(picture, box)) for place, box in enumerate(places)]))
+        return read
+
+    def _awaited(self, read: Iterable[tuple[int, Picture, list[_Tile]]], waiting: dict[int, Picture]) -> Iterator[_Tile]:
+        """Gives the tiles one after the other, and keeps their pictures until all of theirs are scored."""
+        for number, picture, tiles in read:
+            waiting[number] = picture
+            yield from tiles
+
+    def _seen(self, picture: Picture, box: Box) -> Tensor:
+        """Gives a part of a picture as the encoder is shown it, 1x3xhxw."""
+        looks = self.model.looks
+        part = np.ascontiguousarray(picture[box.top : box.bottom, box.left : box.right])
+        return squared(part, looks.resolution, self.device, looks.encoder.resize)
+
+    @torch.inference_mode()
+    def _score(self, tiles: Sequence[_Tile], waiting: dict[int, Picture]) -> list[tuple[float, NDArray[np.float32]]]:
+        """Scores tiles: for each its score, and its map on the detector's own grid."""
+        features = self.detector.encoder(torch.cat([tile.pixels for tile in tiles]))
+        memory = self._memory
+        if memory:
+            whose = [tile.place for tile in tiles]
+            shared = self.prompted.grid.tiles == 1  # the same for all of them: compared at once
+            memory = [part[0] if shared else part[whose] for part in memory]
+        relation = self.detector.relate(features, memory) if memory else []
+        scores, maps = self.detector.conclude(features, relation, self.prompted.category)
+        if self.model.looks.encoder.resize == "crop":
+            maps = uncropped(maps, [boxes(waiting[tile.number].shape[:2], self.prompted.grid)[tile.place].size for tile in tiles])
+        if not torch.isfinite(scores + maps.sum((1, 2))).all():
+            raise BadInput(f"{self.model.name}: a score is not a number; its weights are not those of a trained model")
+        return list(zip(scores.float().cpu().tolist(), maps.float().cpu().numpy(), strict=True))
+
+    def _whole(self, number: int, picture: Picture, scored: Sequence[tuple[float, NDArray[np.float32]]]) -> Prediction:
+        """Joins what was said of a picture's tiles."""
+        height, width = picture.shape[:2]
+        places = boxes((height, width), self.prompted.grid)
+        maps = [upsample(torch.from_numpy(map_)[None], box.size)[0].numpy() for (_score, map_), box in zip(scored, places, strict=True)]
+        return Prediction(number, max(score for score, _map in scored), joined(maps, places, height, width), picture)
+
+
+def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Gives items in lists of that many; the last may be shorter."""
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _ahead(work: Callable[[Any], list[Item]], parts: Iterable[Any]) -> Iterator[list[Item]]:
+    """Does the work on each part in another thread, one part ahead of who takes them."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for part in parts:
+            following = pool.submit(work, part)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
+
+
+def _name(given: Any, number: int) -> str:
+    return str(given) if isinstance(given, (str, Path)) else f"picture {number + 1}"
+
+
+def _hash(picture: Picture) -> str:
+    return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
