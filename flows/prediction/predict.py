@@ -12,16 +12,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.prediction import options
+from flows.prediction.options import SEVERAL, load, tell
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
-from tasks.prediction.files import KIT_NAME, files_of, is_kit, names_of
+from tasks.prediction.files import files_of, names_of
 
 if TYPE_CHECKING:
     from tasks.prediction.outputs import Line
     from tasks.prediction.predictor import Predictor
 
 ANOMALOUS_EXIT, REFUSED_EXIT = 1, 2
-MOST_TILES = 64  # a side
 EXAMPLES = """examples:
   changepair predict --prompt normal.png part.png
   changepair predict --prompt normals/ parts/ --out answer --maps png --overlays
@@ -43,25 +44,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         epilog=f"{EXAMPLES}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    several = "a file, a folder or a pattern"
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"what to score: {several}")
-    parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"what is normal: {several}; may be given again")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"what to score: {SEVERAL}")
+    options.add(parser)
     parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="a model folder; a pipeline, for the best detector of its model in use, or <pipeline>/<detector>; or a detector by name. "
-        "The one that comes with the package, if none is given",
-    )
-    parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
-    parser.add_argument("--category", metavar="WORD", help="what the pictures show, for detectors that read")
-    parser.add_argument(
-        "--tiles",
-        type=_tiles,
-        metavar="RxC",
-        help="cut each picture into so many rows and columns; 1x1 for whole, by default only large ones",
-    )
-    parser.add_argument(
-        "--calibrate", action="append", default=[], metavar="PICTURE", help=f"normal pictures that set the threshold: {several}"
+        "--calibrate", action="append", default=[], metavar="PICTURE", help=f"normal pictures that set the threshold: {SEVERAL}"
     )
     parser.add_argument(
         "--false-alarms", type=float, default=0.01, metavar="RATE", help="of normal pictures, that the threshold may flag (%(default)s)"
@@ -88,7 +74,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     _check(arguments)
     pictures = files_of(arguments.pictures)
     normals = files_of(arguments.calibrate)
-    predictor = load(arguments.model, arguments.kit, arguments.prompt, arguments.category, arguments.tiles)
+    predictor = load(arguments)
     refused: list[BadInput] = []
 
     def refuse(number: int, error: BadInput) -> None:
@@ -115,45 +101,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         sys.exit(ANOMALOUS_EXIT)
 
 
-def load(model: str | None, kit: Path | None, prompts: list[str], category: str | None, tiles: tuple[int, int] | None) -> Predictor:
-    """Loads what options name: a kit, or a model and its prompts; tells which, where the user did not say."""
-    files = files_of(prompts)
-    if kit is not None and not is_kit(kit):
-        raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
-    from tasks.prediction.predictor import Predictor
-    from tasks.prediction.tiles import Grid
-
-    if kit is not None:
-        return Predictor.load(kit)
-    predictor = _of_model(model)
-    if predictor.ready and not files:
-        return predictor
-    return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), **({} if category is None else {"category": category}))
-
-
-def tell(line: str) -> None:
-    """Prints a line for the user beside the answer, which alone goes to standard output."""
-    print(f"changepair: {line}", file=sys.stderr, flush=True)
-
-
-def _of_model(model: str | None) -> Predictor:
-    from tasks.prediction.predictor import Predictor
-
-    if model is not None and Path("pipelines.yaml").is_file():
-        from flows.prediction.model_in_use import is_pipeline, model_in_use
-
-        if is_pipeline(model):
-            named, which = model_in_use(model)
-            tell(which)
-            return Predictor(named)
-    return Predictor.load("packaged" if model is None else model)
-
-
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.kit is not None:
-        for option, value in (("--prompt", arguments.prompt), ("--model", arguments.model), ("--tiles", arguments.tiles)):
-            if value:
-                raise BadInput(f"{option}: a kit has its own; leave it out, or --kit")
     if not (arguments.pictures or arguments.calibrate or arguments.write_kit):
         raise BadInput("no picture to score; name files, folders or patterns after the options")
     if arguments.calibrate and not (arguments.pictures or arguments.write_kit):
@@ -207,11 +155,3 @@ def _table(folder: Path | None) -> Iterator[Callable[[Line], None]]:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([field.name for field in fields(Kind)])
         yield lambda line: writer.writerow(as_csv(line))
-
-
-def _tiles(text: str) -> tuple[int, int]:
-    """Reads rows and columns."""
-    rows, cross, columns = text.partition("x")
-    if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST_TILES and 1 <= int(columns) <= MOST_TILES):
-        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST_TILES}, not {text!r}")
-    return int(rows), int(columns)

@@ -25,6 +25,7 @@ from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 from tasks.common.tensors import squared, uncropped
 from tasks.detectors.models.detector import ANY_CATEGORY, upsample
+from tasks.detectors.models.encoder import Features
 from tasks.prediction.calibration import Threshold, calibrated
 from tasks.prediction.files import is_kit
 from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
@@ -34,6 +35,7 @@ from tasks.prediction.tiles import WHOLE, Box, Grid, boxes, grid_for, joined
 
 BATCH = 8
 """Pictures, or tiles, that go through the encoder at once."""
+CPU = torch.device("cpu")
 Refuse = Callable[[int, BadInput], None]
 Item = TypeVar("Item")
 
@@ -61,13 +63,23 @@ class Predictions(NamedTuple):
     """N of HxW in [0, 1], each on its picture's own pixels."""
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """A part of a picture, as the detector sees it."""
+class Tile(NamedTuple):
+    """A part of a picture, or the whole, as a detector is shown it."""
 
-    number: int
     place: int
-    pixels: Tensor  # 1x3xhxw
+    """In the grid."""
+    size: tuple[int, int]
+    """Height and width in the picture."""
+    pixels: Tensor
+    """1x3xhxw in [0, 1]."""
+
+
+class Said(NamedTuple):
+    """What a detector says of a tile."""
+
+    score: float
+    map: NDArray[np.float32]
+    """On the detector's own grid."""
 
 
 class Predictor:
@@ -117,7 +129,7 @@ class Predictor:
         places: list[list[Any]] = []
         for place in range(chosen.tiles) if given else ():
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
-            places.append(self.detector.memorise(tiles))
+            places.append(self.detector.memorise(tiles.to(self.device)))
         memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
         self.prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given))
         self._memory = memory
@@ -139,15 +151,15 @@ class Predictor:
         """
         if not self.ready:
             raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
-        waiting: dict[int, Picture] = {}
-        scored: list[tuple[float, NDArray[np.float32]]] = []
-        tiles = chain.from_iterable(_ahead(lambda part: self._tiles(part, refuse), _parts(enumerate(pictures), batch_size)))
-        for part in _parts(self._awaited(tiles, waiting), batch_size):
-            scored += self._score(part, waiting)
-            while waiting and len(scored) >= self.prompted.grid.tiles:
-                number = next(iter(waiting))
-                yield self._whole(number, waiting.pop(number), scored[: self.prompted.grid.tiles])
-                del scored[: self.prompted.grid.tiles]
+        waiting: list[tuple[int, Picture]] = []
+        said: list[Said] = []
+        tiles = self.prompted.grid.tiles
+        for part in _parts(self._read(pictures, batch_size, refuse, waiting), batch_size):
+            said += self.conclude(self.encode(part), part)
+            while len(said) >= tiles:
+                number, picture = waiting.pop(0)
+                yield self.join(number, picture, said[:tiles])
+                del said[:tiles]
 
     def calibrate(
         self, normals: Iterable[PictureLike], *, false_alarms: float = 0.01, batch_size: int = BATCH, refuse: Refuse | None = None
@@ -169,56 +181,65 @@ class Predictor:
             raise BadInput(f"{folder}: a kit needs prompts, and there is none")
         write_kit(Path(folder), self.model, self.prompted, self.threshold)
 
-    def _tiles(self, part: Sequence[tuple[int, PictureLike]], refuse: Refuse | None) -> list[tuple[int, Picture, list[_Tile]]]:
-        """Reads some pictures, and cuts them into what the detector sees."""
-        read = []
-        for number, given in part:
-            try:
-                picture = as_picture(given, _name(given, number))
-            except BadInput as error:
-                if refuse is None:
-                    raise
-                refuse(number, error)
-                continue
-            places = boxes(picture.shape[:2], self.prompted.grid)
-            read.append((number, picture, [_Tile(number, place, self._seen(picture, box)) for place, box in enumerate(places)]))
-        return read
+    def cut(self, picture: Picture) -> list[Tile]:
+        """Cuts a picture HxWx3 into what the detector is shown of it."""
+        places = boxes(picture.shape[:2], self.prompted.grid)
+        return [Tile(place, box.size, self._seen(picture, box)) for place, box in enumerate(places)]
 
-    def _awaited(self, read: Iterable[tuple[int, Picture, list[_Tile]]], waiting: dict[int, Picture]) -> Iterator[_Tile]:
-        """Gives the tiles one after the other, and keeps their pictures until all of theirs are scored."""
-        for number, picture, tiles in read:
-            waiting[number] = picture
+    @torch.inference_mode()
+    def encode(self, tiles: Sequence[Tile]) -> Features:
+        """Encodes tiles; those of every predictor with this one's model may be among them."""
+        return self.detector.encoder(torch.cat([tile.pixels for tile in tiles]).to(self.device))
+
+    @torch.inference_mode()
+    def conclude(self, features: Features, tiles: Sequence[Tile]) -> list[Said]:
+        """Holds tiles of this predictor against its prompts. features: of these tiles, as `encode` gives them."""
+        memory = self._memory
+        if memory:
+            shared = self.prompted.grid.tiles == 1  # the same for all of them: compared at once
+            memory = [part[0] if shared else part[[tile.place for tile in tiles]] for part in memory]
+        relation = self.detector.relate(features, memory) if memory else []
+        scores, maps = self.detector.conclude(features, relation, self.prompted.category)
+        if self.model.looks.encoder.resize == "crop":
+            maps = uncropped(maps, [tile.size for tile in tiles])
+        if not torch.isfinite(scores + maps.sum((1, 2))).all():
+            raise BadInput(f"{self.model.name}: a score is not a number; its weights are not those of a trained model")
+        return [Said(score, map_) for score, map_ in zip(scores.float().cpu().tolist(), maps.float().cpu().numpy(), strict=True)]
+
+    def join(self, number: int, picture: Picture, said: Sequence[Said]) -> Prediction:
+        """Joins what was said of a picture's tiles."""
+        height, width = picture.shape[:2]
+        places = boxes((height, width), self.prompted.grid)
+        maps = [upsample(torch.from_numpy(one.map)[None], box.size)[0].numpy() for one, box in zip(said, places, strict=True)]
+        return Prediction(number, max(one.score for one in said), joined(maps, places, height, width), picture)
+
+    def _read(
+        self, pictures: Iterable[PictureLike], batch_size: int, refuse: Refuse | None, waiting: list[tuple[int, Picture]]
+    ) -> Iterator[Tile]:
+        """Reads pictures, some ahead of who takes their tiles. waiting: gets each picture, by its number, before its tiles are given."""
+
+        def read(part: Sequence[tuple[int, PictureLike]]) -> list[tuple[int, Picture, list[Tile]]]:
+            pictures_read = []
+            for number, given in part:
+                try:
+                    picture = as_picture(given, _name(given, number))
+                except BadInput as error:
+                    if refuse is None:
+                        raise
+                    refuse(number, error)
+                else:
+                    pictures_read.append((number, picture, self.cut(picture)))
+            return pictures_read
+
+        for number, picture, tiles in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), batch_size))):
+            waiting.append((number, picture))
             yield from tiles
 
     def _seen(self, picture: Picture, box: Box) -> Tensor:
         """Gives a part of a picture as the encoder is shown it, 1x3xhxw."""
         looks = self.model.looks
         part = np.ascontiguousarray(picture[box.top : box.bottom, box.left : box.right])
-        return squared(part, looks.resolution, self.device, looks.encoder.resize)
-
-    @torch.inference_mode()
-    def _score(self, tiles: Sequence[_Tile], waiting: dict[int, Picture]) -> list[tuple[float, NDArray[np.float32]]]:
-        """Scores tiles: for each its score, and its map on the detector's own grid."""
-        features = self.detector.encoder(torch.cat([tile.pixels for tile in tiles]))
-        memory = self._memory
-        if memory:
-            whose = [tile.place for tile in tiles]
-            shared = self.prompted.grid.tiles == 1  # the same for all of them: compared at once
-            memory = [part[0] if shared else part[whose] for part in memory]
-        relation = self.detector.relate(features, memory) if memory else []
-        scores, maps = self.detector.conclude(features, relation, self.prompted.category)
-        if self.model.looks.encoder.resize == "crop":
-            maps = uncropped(maps, [boxes(waiting[tile.number].shape[:2], self.prompted.grid)[tile.place].size for tile in tiles])
-        if not torch.isfinite(scores + maps.sum((1, 2))).all():
-            raise BadInput(f"{self.model.name}: a score is not a number; its weights are not those of a trained model")
-        return list(zip(scores.float().cpu().tolist(), maps.float().cpu().numpy(), strict=True))
-
-    def _whole(self, number: int, picture: Picture, scored: Sequence[tuple[float, NDArray[np.float32]]]) -> Prediction:
-        """Joins what was said of a picture's tiles."""
-        height, width = picture.shape[:2]
-        places = boxes((height, width), self.prompted.grid)
-        maps = [upsample(torch.from_numpy(map_)[None], box.size)[0].numpy() for (_score, map_), box in zip(scored, places, strict=True)]
-        return Prediction(number, max(score for score, _map in scored), joined(maps, places, height, width), picture)
+        return squared(part, looks.resolution, CPU, looks.encoder.resize)
 
 
 def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -1,0 +1,119 @@
+"""Scores the pictures of many callers in batches, in one thread, and refuses what it cannot hold."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from tasks.common.pictures import Picture
+from tasks.prediction.predictor import BATCH, Prediction, Predictor, Said, Tile
+
+
+class Busy(Exception):
+    """As many pictures wait as may."""
+
+
+@dataclass
+class _Job:
+    """A picture that waits."""
+
+    predictor: Predictor
+    picture: Picture
+    tiles: deque[Tile]
+    future: Future[Prediction]
+    said: list[Said] = field(default_factory=list)
+
+
+class Batcher:
+    """Takes pictures from any thread. Those that wait together go through the encoder together, whichever prompts each is held against, as
+    long as they are of one model."""
+
+    def __init__(self, *, batch_size: int = BATCH, most: int = 64, report: Callable[[int], None] = lambda tiles: None) -> None:
+        """batch_size: tiles at once. most: pictures that may wait. report: is told the size of each batch."""
+        self.batch_size = batch_size
+        self.most = most
+        self._report = report
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait."""
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    def submit(self, predictor: Predictor, picture: Picture) -> Future[Prediction]:
+        """Gives a picture HxWx3 to be scored; cancel the future to give up on it. Raises Busy if too many wait, or it is closed."""
+        job = _Job(predictor, picture, deque(predictor.cut(picture)), Future())
+        with self._changed:
+            if self._closing or len(self._waiting) >= self.most:
+                raise Busy
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.future
+
+    def close(self) -> None:
+        """Scores what waits, and ends."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
+                self._score(batch)
+
+    def _next(self) -> list[tuple[_Job, Tile]] | None:
+        """Waits for work, and takes a batch of tiles of one model, first come first served; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            while self._waiting and self._waiting[0].future.cancelled():
+                self._waiting.popleft()
+            if not self._waiting:
+                return None if self._closing else []
+            model = self._waiting[0].predictor.model
+            batch: list[tuple[_Job, Tile]] = []
+            for job in [job for job in self._waiting if job.predictor.model is model and not job.future.cancelled()]:
+                while job.tiles and len(batch) < self.batch_size:
+                    batch.append((job, job.tiles.popleft()))
+                if not job.tiles:
+                    self._waiting.remove(job)
+                if len(batch) == self.batch_size:
+                    break
+            return batch
+
+    def _score(self, batch: list[tuple[_Job, Tile]]) -> None:
+        jobs = list({id(job): job for job, _tile in batch}.values())
+        try:
+            batch.sort(key=lambda item: id(item[0].predictor.prompted))  # stable, so a job's tiles stay in their order
+            features = batch[0][0].predictor.encode([tile for _job, tile in batch])
+            start = 0
+            for _prompted, group in groupby(batch, key=lambda item: id(item[0].predictor.prompted)):
+                members = list(group)
+                own = [stage[start : start + len(members)] for stage in features]
+                for (job, _tile), said in zip(
+                    members, members[0][0].predictor.conclude(own, [tile for _job, tile in members]), strict=True
+                ):
+                    job.said.append(said)
+                start += len(members)
+            for job in jobs:
+                if len(job.said) == job.predictor.prompted.grid.tiles and job.future.set_running_or_notify_cancel():
+                    job.future.set_result(job.predictor.join(0, job.picture, job.said))
+        except Exception as error:  # one batch's fault is told to those who wait for it, and the thread lives on
+            with self._changed:
+                self._waiting = deque(job for job in self._waiting if job not in jobs)
+            for job in jobs:
+                if not job.future.done() and job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(error)
+        self._report(len(batch))
