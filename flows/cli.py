@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.prediction import predict
+from flows.prediction import serve as serve_api
 from flows.settings.needs import needs
 from flows.settings.pipelines import enabled_pipeline, read_pipelines
 from tasks.detectors.registry import DETECTORS
@@ -26,6 +27,7 @@ def main() -> None:
     listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
     listing.set_defaults(run=lambda _arguments: list_pipelines())
     predict.add(commands)
+    serve_api.add(commands)
     planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
     planning.set_defaults(run=lambda _arguments: plan())
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")

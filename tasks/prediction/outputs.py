@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,14 @@ def write_map(file: Path, map_: NDArray[np.float32]) -> None:
             with partial.open("wb") as stream:
                 np.save(stream, map_)
         else:
-            Image.fromarray(np.rint(map_ * FULL).astype(np.uint16)).save(partial, "PNG")
+            partial.write_bytes(map_png(map_))
+
+
+def map_png(map_: NDArray[np.float32]) -> bytes:
+    """Gives a map HxW in [0, 1] as the bytes of a grey PNG of 16 bits, where FULL is 1."""
+    stream = io.BytesIO()
+    Image.fromarray(np.rint(map_ * FULL).astype(np.uint16)).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def write_overlay(file: Path, prediction: Prediction, threshold: Threshold | None) -> None:
