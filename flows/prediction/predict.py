@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.prediction import options
 from flows.prediction.options import SEVERAL, load, tell
 from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
 from tasks.prediction.files import files_of, names_of
 
 if TYPE_CHECKING:
@@ -116,42 +113,30 @@ def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
 ) -> Iterator[Line]:
     """Scores the pictures one after the other, and writes what is to be written of each."""
-    from tasks.prediction.outputs import line_of, write_map, write_overlay
+    from tasks.prediction.outputs import line_of, save
 
     names = list(names_of(pictures))
     for prediction in predictor.each(pictures, batch_size=arguments.batch_size, refuse=refuse):
-        if arguments.maps:
-            write_map(arguments.out / "maps" / f"{names[prediction.number]}.{arguments.maps}", prediction.map)
-        if arguments.overlays:
-            write_overlay(arguments.out / "overlays" / f"{names[prediction.number]}.png", prediction, predictor.threshold)
+        if arguments.out is not None:
+            name = names[prediction.number]
+            save(prediction, name, arguments.out, predictor.top, maps=arguments.maps, overlays=arguments.overlays)
         yield line_of(str(pictures[prediction.number]), prediction.score, predictor.threshold)
 
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
     """Gives what prints a line, as soon as it is known."""
-    from tasks.prediction.outputs import Line as Kind
-    from tasks.prediction.outputs import as_csv, as_json
+    from tasks.prediction.outputs import as_json, csv_lines
 
     if form == "json":
         return lambda line: print(as_json(line), flush=True)
     if form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Kind)])
-        return lambda line: writer.writerow(as_csv(line))
+        return csv_lines(sys.stdout)
     print(" score  " + ("verdict    " if calibrated else "") + "picture")
     return lambda line: print(f"{line.score:.4f}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
 
 
-@contextmanager
-def _table(folder: Path | None) -> Iterator[Callable[[Line], None]]:
-    """Gives what writes a line of scores.csv, which is whole or absent; nothing where there is no folder."""
-    from tasks.prediction.outputs import Line as Kind
-    from tasks.prediction.outputs import as_csv
+def _table(folder: Path | None) -> AbstractContextManager[Callable[[Line], None]]:
+    """Gives what adds a line to scores.csv; nothing where there is no folder."""
+    from tasks.prediction.outputs import score_table
 
-    if folder is None:
-        yield lambda line: None
-        return
-    with written_beside(folder / "scores.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Kind)])
-        yield lambda line: writer.writerow(as_csv(line))
+    return nullcontext(lambda line: None) if folder is None else score_table(folder / "scores.csv")

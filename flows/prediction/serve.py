@@ -57,12 +57,12 @@ def serve(arguments: argparse.Namespace) -> None:
             raise BadInput(f"--{option.replace('_', '-')}: more than 0, not {getattr(arguments, option)}")
     folders = _kits(arguments.kits)
     with listening(arguments.host, arguments.port) as own:
+        predictor = load(arguments)
         import uvicorn
 
         from flows.prediction.service import Limits, make_app
         from tasks.prediction.predictor import Predictor
 
-        predictor = load(arguments)
         limits = Limits(
             pictures=arguments.most_pictures,
             megabytes=arguments.most_megabytes,

@@ -45,6 +45,9 @@ class Prompted:
     category: str
     prompts: tuple[str, ...]
     """A hash of each prompt's pixels."""
+    top: float = 0.0
+    """What a map shows of what is no defect: the highest value of a prompt's mirror image held against the prompts, of several the median.
+    Maps are drawn by it until normal pictures say better."""
 
 
 def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Threshold | None) -> None:
@@ -64,6 +67,7 @@ def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Thresho
             "category": prompted.category,
             "grid": list(prompted.grid),
             "prompts": list(prompted.prompts),
+            "top": prompted.top,
             "threshold": None if threshold is None else asdict(threshold),
             "sha256": {name: sha256(partial / name) for name in (MODEL_NAME, MEMORY_NAME)},
         }
@@ -82,7 +86,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
         prompts, grid = tuple(content["prompts"]), Grid(*content["grid"])
         threshold = _threshold(content["threshold"])
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
-        category = content["category"]
+        category, top = content["category"], float(content["top"])
         assert name in settings and (DETECTORS[name].upon or name) in settings
     except (AssertionError, AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
         raise BadInput(f"{file}: not what this version writes ({type(error).__name__}: {error}); make the kit again") from error
@@ -92,7 +96,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
     model = empty(name, settings)
     load_model(folder, model.detector)
     stored = load_file(folder / MEMORY_NAME)
-    return model, Prompted([stored[key] for key in sorted(stored)], grid, category, prompts), threshold
+    return model, Prompted([stored[key] for key in sorted(stored)], grid, category, prompts, top), threshold
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:

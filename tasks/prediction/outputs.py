@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,16 +55,16 @@ def as_json(line: Line) -> str:
     return json.dumps({**asdict(line), "score": float(str(np.float32(line.score)))}, ensure_ascii=False)
 
 
-def level_of(map_: NDArray[np.float32], threshold: Threshold | None) -> NDArray[np.float32]:
-    """Scales a map to be looked at, 0..1. After calibration 1 is twice what normal pictures show at their most, for every picture the same;
-    before it is the picture's own maximum, so that a normal picture has its red too."""
-    top = float(map_.max()) if threshold is None else 2 * threshold.top
-    return np.clip(map_ / max(top, 1e-6), 0, 1)
+def level_of(map_: NDArray[np.float32], top: float) -> NDArray[np.float32]:
+    """Scales a map to be looked at, 0..1: 1 is twice what maps of normal pictures show at their most, for every picture the same. top: as
+    `Predictor.top` has it; 0 for the picture's own maximum, where nothing is known."""
+    return np.clip(map_ / max(2 * top or float(map_.max()), 1e-6), 0, 1)
 
 
-def overlay(picture: Picture, map_: NDArray[np.float32], threshold: Threshold | None) -> Picture:
-    """Lays a map HxW over its picture, as `level_of` scales it."""
-    return heated(picture, level_of(map_, threshold))
+def overlay(picture: Picture, map_: NDArray[np.float32], top: float, strength: float = 1.0) -> Picture:
+    """Lays a map HxW over its picture, as `level_of` scales it. strength: 0, the picture alone, to 1."""
+    shown = heated(picture, level_of(map_, top))
+    return shown if strength == 1.0 else (strength * shown + (1 - strength) * picture).astype(np.uint8)
 
 
 def write_map(file: Path, map_: NDArray[np.float32]) -> None:
@@ -81,6 +84,29 @@ def map_png(map_: NDArray[np.float32]) -> bytes:
     return stream.getvalue()
 
 
-def write_overlay(file: Path, prediction: Prediction, threshold: Threshold | None) -> None:
+def save(prediction: Prediction, name: Path, folder: Path, top: float, *, maps: MapForm | None, overlays: bool) -> None:
+    """Writes what is wanted of a prediction: folder/maps/<name>.<form>, folder/overlays/<name>.png."""
+    if maps is not None:
+        write_map(folder / "maps" / f"{name}.{maps}", prediction.map)
+    if overlays:
+        write_overlay(folder / "overlays" / f"{name}.png", prediction, top)
+
+
+@contextmanager
+def score_table(file: Path) -> Iterator[Callable[[Line], None]]:
+    """Gives what adds a line to a CSV that is whole once all is well, and absent before."""
+    with written_beside(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        write = csv_lines(stream)
+        yield write
+
+
+def csv_lines(stream: TextIO) -> Callable[[Line], None]:
+    """Writes a CSV's head, and gives what writes a line."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Line)])
+    return lambda line: writer.writerow(as_csv(line))
+
+
+def write_overlay(file: Path, prediction: Prediction, top: float) -> None:
     with written_beside(file) as partial:
-        Image.fromarray(overlay(prediction.picture, prediction.map, threshold)).save(partial, "PNG", compress_level=1)
+        Image.fromarray(overlay(prediction.picture, prediction.map, top)).save(partial, "PNG", compress_level=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -134,7 +134,14 @@ class Predictor:
         self.prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given))
         self._memory = memory
         self.threshold = None
+        tops = [float(one.map.max()) for one in self.each(np.ascontiguousarray(picture[:, ::-1]) for picture in given)]
+        self.prompted = replace(self.prompted, top=float(np.median(tops)) if tops else 0.0)
         return self
+
+    @property
+    def top(self) -> float:
+        """The highest value that a map has of normal pictures, as far as is known."""
+        return self.prompted.top if self.threshold is None else self.threshold.top
 
     def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
         """Scores pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures, `each`."""

@@ -1,0 +1,284 @@
+"""The command `changepair demo`: a page to drop pictures on, and see what is found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.prediction import options
+from flows.prediction.options import load, tell
+from flows.prediction.serve import listening
+from tasks.common.errors import BadInput
+from tasks.common.stopping import EXIT_CODE
+from tasks.prediction.files import ENDINGS, names_of
+
+if TYPE_CHECKING:
+    from tasks.prediction.predictor import Prediction, Predictor
+
+EXAMPLES = """examples:
+  changepair demo
+  changepair demo --kit line-3 --port 7870
+"""
+MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
+MOST_BYTES = "32mb"
+KEPT = 3600
+"""Seconds that what was uploaded is kept."""
+SHOWN = 1024
+"""Pixels of the longer side of what is shown."""
+HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is red where a picture differs from
+all of the normal ones; the score is 0 for normal … 1 for anomalous."""
+CSS = ".verdict {font-size: 1.3em} footer {visibility: hidden}"
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="open a page to drop pictures on",
+        description="Serves a page: normal pictures, pictures to check, and where they differ.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="%(default)s")
+    parser.set_defaults(run=demo)
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Serves the page until stopped. Raises BadInput for what cannot be loaded, and a port that is taken."""
+    listening(arguments.host, arguments.port).close()  # told before anything is loaded
+    predictor = load(arguments)
+    with tempfile.TemporaryDirectory(prefix="changepair-demo-") as work, gradio_in(Path(work)) as gradio:
+        page = make_page(gradio, predictor, Path(work))
+        page.queue(default_concurrency_limit=1, max_size=32)
+        serve_page(gradio, page, arguments.host, arguments.port)
+
+
+@contextmanager
+def gradio_in(work: Path) -> Iterator[Any]:
+    """Imports Gradio so that it asks nobody for anything, and keeps what is uploaded in `work`."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(work / "uploads"), HF_HUB_DISABLE_TELEMETRY="1")
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise BadInput("the page needs Gradio, which is not installed; install changepair[serve]") from error
+    yield gradio
+
+
+def serve_page(gradio: Any, page: Any, host: str, port: int) -> None:
+    """Serves until Ctrl-C or SIGTERM."""
+    system = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none is fetched
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        show_error=True,
+        max_file_size=MOST_BYTES,
+        prevent_thread_lock=True,
+        theme=system,
+        css=CSS,
+        footer_links=[],
+        ssr_mode=False,
+        run_history=False,
+        state_session_capacity=100,
+    )
+    tell(f"the page is at http://{host}:{page.server_port}")
+    signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(EXIT_CODE))  # as Ctrl-C, so that what was uploaded is deleted
+    page.block_thread()
+
+
+@dataclass
+class Session:
+    """What one visitor has: the detector with its prompts, and what it said last."""
+
+    predictor: Predictor
+    names: tuple[str, ...] = ()
+    said: tuple[Prediction, ...] = ()
+
+
+def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
+    """Builds the page. predictor: its model is everybody's; its prompts, if it has some, are where each visitor starts. work: for files."""
+    from tasks.prediction.predictor import Predictor as Kind
+
+    def mine(session: Session | None) -> Session:
+        return session or Session(
+            Kind(predictor.model, prompted=predictor.prompted, threshold=predictor.threshold, device=predictor.device)
+        )
+
+    def prompt(given: list[Any] | None) -> tuple[Session, str]:
+        paths = _paths(gradio, given, MOST_PROMPTS, "normal pictures")
+        if not paths:
+            return mine(None), _ready(mine(None))
+        with _told(gradio):
+            own = Session(Kind(predictor.model, device=predictor.device).prompt(paths))
+        return own, _ready(own)
+
+    def check(session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any]]:
+        own = mine(session)
+        paths = _paths(gradio, given, MOST_QUERIES, "pictures to check")
+        if not paths:
+            return own, "", []
+        start = time.perf_counter()
+        with _told(gradio):
+            own.said = tuple(own.predictor.each(paths))
+        own.names = tuple(Path(path).name for path in paths)
+        return own, _verdict(own, time.perf_counter() - start), show(own, strength)
+
+    def show(session: Session | None, strength: float) -> list[Any]:
+        from tasks.prediction.outputs import line_of, overlay
+
+        pictures = []
+        for name, one in zip(session.names, session.said, strict=True) if session else ():
+            line = line_of(name, one.score, session.predictor.threshold)  # type: ignore[union-attr]
+            drawn = overlay(one.picture, one.map, session.predictor.top, strength)  # type: ignore[union-attr]
+            pictures.append((_small(drawn), f"{name}: {line.score:.4f}" + (f", {line.verdict}" if line.verdict else "")))
+        return pictures
+
+    def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
+        files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS]
+        if not files:
+            raise gradio.Error(f"a folder without a picture ({', '.join(ENDINGS)})", duration=None, print_exception=False)
+        if len(files) > MOST_BATCH:
+            raise gradio.Error(
+                f"{len(files)} pictures, more than {MOST_BATCH}; `changepair predict` takes any number", print_exception=False
+            )
+        own, folder = mine(session), Path(tempfile.mkdtemp(dir=work))
+        with _told(gradio):
+            flagged, refused = _score_folder(own.predictor, files, folder / "answer", lambda share: progress(share))
+        archive = shutil.make_archive(str(folder / "answer"), "zip", folder / "answer")
+        shutil.rmtree(folder / "answer")
+        lines = [f"{len(files) - len(refused)} pictures scored" + (f", **{flagged} anomalous**" if own.predictor.threshold else "")]
+        return "\n\n".join([*lines, *(f"left out: {line}" for line in refused)]), archive
+
+    with gradio.Blocks(title="changepair", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        state = gradio.State()
+        gradio.Markdown(f"# changepair\n{HELP}")
+        with gradio.Row():
+            with gradio.Column():
+                tray = {"type": "filepath", "columns": 4, "height": 220, "object_fit": "contain", "interactive": True}
+                normal = gradio.Gallery(label="Normal pictures", elem_id="normal", **tray)
+                ready = gradio.Markdown(_ready(Session(predictor)), elem_id="ready")
+                queries = gradio.Gallery(
+                    label="Pictures to check", type="filepath", columns=4, height=220, elem_id="queries", interactive=True
+                )
+                go = gradio.Button("Check", variant="primary", elem_id="check")
+            with gradio.Column():
+                verdict = gradio.Markdown(elem_classes="verdict", elem_id="verdict")
+                found = gradio.Gallery(label="Where it differs", columns=2, height=420, format="png", elem_id="found", interactive=False)
+                strength = gradio.Slider(0, 1, value=1, step=0.05, label="How strongly the map is laid over", elem_id="strength")
+        with gradio.Row():
+            gradio.Markdown("Or an example:")
+            for name, pair in make_examples(work / "examples").items():
+                button = gradio.Button(name, size="sm", elem_id=f"example-{name}")
+                button.click(lambda own=pair: own, None, [normal, queries]).then(prompt, normal, [state, ready])
+        with gradio.Accordion("A whole folder", open=False):
+            folder = gradio.File(label="Pictures", file_count="directory", elem_id="folder", height=120)
+            every = gradio.Button("Check all", elem_id="check-all")
+            summary = gradio.Markdown(elem_id="summary")
+            download = gradio.File(label="Scores, maps and overlays", interactive=False, elem_id="download")
+        normal.change(prompt, normal, [state, ready])
+        go.click(check, [state, queries, strength], [state, verdict, found])
+        strength.release(show, [state, strength], found)
+        every.click(batch, [state, folder], [summary, download])
+    return page
+
+
+def make_examples(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Writes a few pictures of the packaged textures; gives by name a normal one and one to check."""
+    import numpy as np
+    from PIL import Image
+
+    from tasks.common.randomness import generator
+    from tasks.ingestion.texture_defects import CATEGORIES, defective
+
+    folder.mkdir(parents=True)
+    pairs = {}
+    for name, category in CATEGORIES.items():
+        defect = next(iter(category.defects))
+        pictures = {
+            f"{name}-normal": category.texture(generator(0, "demo", name), "train"),
+            f"{name}-{defect}": defective(category, defect, generator(0, "demo", name, defect))[0],
+        }
+        for file, pixels in pictures.items():
+            Image.fromarray(np.rint(pixels).astype(np.uint8)).save(folder / f"{file}.png")
+        normal, query = (str(folder / f"{file}.png") for file in pictures)
+        pairs[name] = ([normal], [query])
+    return pairs
+
+
+@contextmanager
+def _told(gradio: Any) -> Iterator[None]:
+    """Shows what is the visitor's to mend, in one line."""
+    try:
+        yield
+    except BadInput as error:
+        raise gradio.Error(str(error).replace(os.environ["GRADIO_TEMP_DIR"], "…"), duration=None, print_exception=False) from error
+
+
+def _paths(gradio: Any, given: list[Any] | None, most: int, what: str) -> list[str]:
+    """Gives the paths of a gallery's pictures."""
+    paths = [str(path) for path, _caption in given or []]
+    if len(paths) > most:
+        raise gradio.Error(f"{len(paths)} {what}, more than {most}", print_exception=False)
+    return paths
+
+
+def _ready(session: Session) -> str:
+    own = session.predictor
+    if not own.ready:
+        return "No normal picture yet."
+    held = f"{len(own.prompted.prompts)} normal picture{'s' if len(own.prompted.prompts) != 1 else ''} remembered, by {own.model.name}."
+    return held if own.threshold is None else f"{held} Threshold {own.threshold}."
+
+
+def _verdict(session: Session, seconds: float) -> str:
+    threshold, said = session.predictor.threshold, session.said
+    each = f"{1000 * seconds / max(1, len(said)):.0f} ms a picture"
+    if threshold is None:
+        scores = ", ".join(f"**{one.score:.3f}**" for one in said)
+        return f"Score{'s' if len(said) > 1 else ''} {scores} ({each})"
+    flagged = sum(threshold.exceeded(one.score) for one in said)
+    whole = ("**Anomalous**" if flagged else "**Normal**") if len(said) == 1 else f"**{flagged} of {len(said)} anomalous**"
+    return f"{whole}: {', '.join(f'{one.score:.3f}' for one in said)}, threshold {threshold.value:.3f} ({each})"
+
+
+def _small(picture: Any) -> Any:
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    image.thumbnail((SHOWN, SHOWN))
+    return image
+
+
+def _score_folder(predictor: Predictor, files: Sequence[Path], folder: Path, report: Any) -> tuple[int, list[str]]:
+    """Scores pictures and writes scores, maps and overlays; gives how many are anomalous, and why some were left out."""
+    from tasks.prediction.outputs import line_of, save, score_table
+
+    flagged, refused = 0, list[str]()
+
+    def refuse(number: int, error: BadInput) -> None:
+        refused.append(str(error).replace(str(files[number]), files[number].name))
+
+    names = [Path(*name.parts[-2:]) for name in names_of(files)]
+    with score_table(folder / "scores.csv") as keep:
+        for one in predictor.each(
+            files, refuse=lambda number, error: refused.append(str(error).replace(str(files[number]), files[number].name))
+        ):
+            line = line_of(files[one.number].name, one.score, predictor.threshold)
+            keep(line)
+            save(one, names[one.number], folder, predictor.top, maps="png", overlays=True)
+            flagged += line.verdict == "anomalous"
+            report((one.number + 1) / len(files))
+    return flagged, refused

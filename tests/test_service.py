@@ -1,0 +1,339 @@
+"""The service: a real server where the process counts, the application in this process elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import schemathesis
+import skimage.data
+import torch
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+from schemathesis.checks import not_a_server_error
+
+from flows.prediction.service import Limits, make_app
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.prediction.batching import Batcher, Busy
+from tasks.prediction.models import Named
+from tasks.prediction.outputs import FULL
+from tasks.prediction.pictures import as_picture
+from tasks.prediction.predictor import Predictor
+from tasks.prediction.tiles import Grid
+
+TEXTURE = skimage.data.brick()
+
+
+@pytest.fixture(scope="module")
+def model() -> Named:
+    own = PatchResidualSettings(resolution=64, top_share=0.01)
+    return Named("patch-residual", {"patch-residual": own}, build_detector(own, build_encoder(own.encoder, 64)))
+
+
+@pytest.fixture(scope="module")
+def prompted(model: Named) -> Predictor:
+    own = Predictor(model).prompt(TEXTURE[:96, :96])
+    own.calibrate([TEXTURE[row : row + 96, 200:296] for row in range(0, 400, 20)], false_alarms=0.1)
+    return own
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def crop(number: int) -> np.ndarray:
+    return TEXTURE[7 * number :][:96, 3 * number :][:, :96]
+
+
+def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [("pictures", (f"{place}.png", content, "image/png")) for place, content in enumerate(contents)]
+
+
+def test_a_picture_gets_the_score_that_it_gets_in_python(prompted: Predictor) -> None:
+    pictures = [crop(number) for number in range(5)]
+    expected, maps = prompted(pictures)
+    with TestClient(make_app(prompted, {})) as client:
+        answer = client.post("/v1/predict", files=files(*map(png, pictures)), data={"maps": "true"}).json()
+    scored = answer["predictions"]
+    assert [one["score"] for one in scored] == pytest.approx(expected, abs=1e-6) and answer["detector"] == "patch-residual"
+    assert [one["picture"] for one in scored] == [f"{place}.png" for place in range(5)]
+    assert prompted.threshold is not None
+    for one in scored:
+        assert one["threshold"] == prompted.threshold.value
+        assert one["verdict"] == ("anomalous" if one["score"] > one["threshold"] else "normal")
+    map_ = np.asarray(Image.open(io.BytesIO(base64.b64decode(scored[2]["map"])))) / FULL
+    assert np.allclose(map_, maps[2], atol=1e-5)
+
+
+def test_clients_bring_prompts_or_name_a_kit(model: Named, prompted: Predictor, tmp_path: Path) -> None:
+    prompted.save(tmp_path / "line-3")
+    app = make_app(Predictor(model), {"line-3": Predictor.load(tmp_path / "line-3")})
+    with TestClient(app) as client:
+        assert client.get("/v1/kits").json() == ["line-3"]
+        own = client.post("/v1/prompts", files=files(png(crop(3)), png(crop(4)))).json()
+        assert own["pictures"] == 2
+        query = files(png(crop(9)))
+        of_prompts = client.post("/v1/predict", files=query, data={"prompts": own["prompts"]}).json()["predictions"][0]
+        of_kit = client.post("/v1/predict", files=query, data={"kit": "line-3"}).json()["predictions"][0]
+        assert of_prompts["score"] == pytest.approx(Predictor(model).prompt([crop(3), crop(4)])(crop(9)).scores[0], abs=1e-6)
+        assert of_kit["score"] == pytest.approx(prompted(crop(9)).scores[0], abs=1e-6) and of_kit["verdict"] is not None
+        assert client.delete(f"/v1/prompts/{own['prompts']}").status_code == 204
+        gone = client.post("/v1/predict", files=query, data={"prompts": own["prompts"]})
+        assert gone.status_code == 404 and "send them again" in gone.json()["detail"]
+        assert client.post("/v1/predict", files=query).status_code == 404  # no default
+
+
+def test_of_more_prompts_than_it_remembers_the_longest_unused_go(model: Named) -> None:
+    with TestClient(make_app(Predictor(model), {}, limits=Limits(prompted=2))) as client:
+        names = [client.post("/v1/prompts", files=files(png(crop(place)))).json()["prompts"] for place in range(2)]
+        query = files(png(crop(9)))
+        assert client.post("/v1/predict", files=query, data={"prompts": names[0]}).status_code == 200
+        names.append(client.post("/v1/prompts", files=files(png(crop(2)))).json()["prompts"])
+        codes = [client.post("/v1/predict", files=query, data={"prompts": name}).status_code for name in names]
+    assert codes == [200, 404, 200]
+
+
+@pytest.mark.parametrize(
+    ("content", "data", "status", "message"),
+    [
+        ([b"no picture"], {}, 400, "picture 1 (0.png): not a picture"),
+        ([png(crop(0)), png(crop(1))[:900]], {}, 400, "picture 2 (1.png): cannot be read"),
+        ([b"%!PS-Adobe-3.0 EPSF-3.0\n"], {}, 400, "not a picture"),
+        ([png(crop(0))] * 5, {}, 400, "5 pictures, more than the 4"),
+        ([png(crop(0))], {"kit": "line-9"}, 404, "no kit 'line-9'; there is default"),
+        ([png(crop(0))], {"kit": "default", "prompts": "x"}, 400, "one of them, not both"),
+        ([b"\0" * 2_100_000], {}, 413, "larger than 2,000,000 bytes"),
+        ([], {}, 422, ""),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_one_line(
+    prompted: Predictor, content: list[bytes], data: dict[str, str], status: int, message: str
+) -> None:
+    with TestClient(make_app(prompted, {}, limits=Limits(pictures=4, megabytes=2))) as client:
+        answer = client.post("/v1/predict", files=files(*content), data=data)
+        assert answer.status_code == status and message in str(answer.json()["detail"])
+        assert client.post("/v1/predict", files=files(png(crop(0)))).status_code == 200  # and it goes on
+
+
+def test_a_body_whose_length_is_not_announced_is_counted(prompted: Predictor) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="pictures"; filename="a.png"\r\n\r\n'
+        for _ in range(64):
+            yield b"\0" * 2**16
+
+    with TestClient(make_app(prompted, {}, limits=Limits(megabytes=1))) as client:
+        answer = client.post("/v1/predict", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413 and "1,000,000 bytes" in answer.json()["detail"]
+
+
+def test_a_token_is_asked_for_everywhere_but_where_a_probe_looks(prompted: Predictor) -> None:
+    with TestClient(make_app(prompted, {}, token="s3cret")) as client:
+        for method, path in (("post", "/v1/predict"), ("post", "/v1/prompts"), ("get", "/v1/kits"), ("get", "/metrics")):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
+                assert getattr(client, method)(path, headers=headers).status_code == 401, path
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        right = {"Authorization": "Bearer s3cret"}
+        assert client.post("/v1/predict", files=files(png(crop(0))), headers=right).status_code == 200
+
+
+class Slow(Predictor):
+    """Waits to be let on before it encodes; counts."""
+
+    def __init__(self, of: Predictor) -> None:
+        super().__init__(of.model, prompted=of.prompted)
+        self.go, self.batches = threading.Event(), []
+
+    def encode(self, tiles: Any) -> Any:
+        self.batches.append(len(tiles))
+        assert self.go.wait(30)
+        return super().encode(tiles)
+
+
+def soon(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_pictures_of_several_requests_are_scored_together_and_too_many_are_refused(prompted: Predictor) -> None:
+    slow = Slow(prompted)
+    app = make_app(slow, {}, limits=Limits(waiting=6), batch_size=4)
+    with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
+
+        def ask(number: int) -> httpx.Response:
+            return client.post("/v1/predict", files=files(png(crop(number))))
+
+        first = pool.submit(ask, 0)
+        soon(lambda: bool(slow.batches))
+        others = [pool.submit(ask, number) for number in range(1, 7)]
+        soon(lambda: "changepair_waiting_pictures 6.0" in client.get("/metrics").text)
+        refused = ask(7)
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        slow.go.set()
+        scores = [future.result().json()["predictions"][0]["score"] for future in (first, *others)]
+    assert slow.batches == [1, 4, 2]
+    assert scores == pytest.approx(prompted([crop(number) for number in range(7)]).scores, abs=1e-6)
+
+
+def test_what_takes_too_long_is_given_up_and_not_scored_later(prompted: Predictor) -> None:
+    slow = Slow(prompted)
+    with TestClient(make_app(slow, {}, limits=Limits(seconds=0.3))) as client, ThreadPoolExecutor(2) as pool:
+        late = [pool.submit(client.post, "/v1/predict", files=files(png(crop(number)))) for number in range(2)]
+        assert [future.result().status_code for future in late] == [504, 504]
+        slow.go.set()
+        soon(lambda: "changepair_waiting_pictures 0.0" in client.get("/metrics").text)
+        assert client.post("/v1/predict", files=files(png(crop(5)))).status_code == 200
+    assert len(slow.batches) == 2
+
+
+def test_tiles_and_prompts_of_many_make_batches_that_change_no_score(model: Named) -> None:
+    prompts = ((crop(1), None), (crop(2), Grid(2, 2)), ([crop(3), crop(4)], None))
+    owns = [Predictor(model).prompt(pictures, grid=grid) for pictures, grid in prompts]
+    sizes: list[int] = []
+    batcher = Batcher(batch_size=5, report=sizes.append)
+    asked = [(own, as_picture(crop(number))) for number in range(6) for own in owns]
+    futures = [batcher.submit(own, picture) for own, picture in asked]
+    scores = [future.result().score for future in futures]
+    batcher.close()
+    assert scores == pytest.approx([own(picture).scores[0] for own, picture in asked], abs=1e-6)
+    assert sum(sizes) == 6 * (1 + 4 + 1) and max(sizes) == 5
+    with pytest.raises(Busy):
+        batcher.submit(*asked[0])
+
+
+def test_a_batch_that_fails_is_told_and_the_next_is_scored(prompted: Predictor) -> None:
+    batcher = Batcher()
+    broken = Predictor(prompted.model, prompted=prompted.prompted)
+    broken._memory = [torch.zeros(1)]
+    assert batcher.submit(broken, as_picture(crop(0))).exception(20) is not None
+    assert batcher.submit(prompted, as_picture(crop(0))).result(20).score > 0
+    batcher.close()
+
+
+def test_no_request_that_the_schema_allows_or_forbids_is_the_servers_fault(prompted: Predictor) -> None:
+    app = make_app(prompted, {})
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    tried = []
+    for operation in schema.get_all_operations():
+        api = operation.ok()
+
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+        @given(case=api.as_strategy())
+        def ask(case: Any) -> None:
+            tried.append(case.call_and_validate(checks=[not_a_server_error]).status_code)
+
+        ask()
+    assert len(tried) > 100 and {200, 422} <= set(tried)
+
+
+# -- the process -----------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(folder: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service in a process of its own, and its address."""
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "changepair"), "api", "--port", "0", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert " at http://127.0.0.1:" in line, line
+        yield process, line.split(" at ")[1].split(";")[0]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def kit(prompted: Predictor, tmp_path: Path) -> Path:
+    prompted.save(tmp_path / "kits" / "line-3")
+    return tmp_path / "kits" / "line-3"
+
+
+def test_sigterm_ends_what_it_began(kit: Path, tmp_path: Path) -> None:
+    with server(tmp_path, "--kit", str(kit), "--batch-size", "1") as (process, url), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{url}/v1/predict", files=files(*[png(crop(number)) for number in range(32)]), timeout=60)
+        metrics = lambda: httpx.get(f"{url}/metrics").text  # noqa: E731
+        soon(lambda: "changepair_batch_tiles_count 0.0" not in metrics())
+        process.send_signal(signal.SIGTERM)
+        answer = asked.result()
+        assert answer.status_code == 200 and len(answer.json()["predictions"]) == 32
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+
+
+def test_a_port_that_is_taken_and_a_folder_without_kits_are_told_at_once(kit: Path, tmp_path: Path) -> None:
+    with server(tmp_path, "--kits", str(kit.parent), "--model", "patch-residual") as (_process, url):
+        assert httpx.get(f"{url}/v1/kits").json() == ["line-3"]
+        command = [str(Path(sys.executable).parent / "changepair"), "api"]
+        for arguments, message in (
+            (["--port", url.rsplit(":", 1)[1]], "cannot listen there"),
+            (["--kits", str(tmp_path)], "no folder with kits"),
+            (["--kit", str(tmp_path)], "no kit"),
+            (["--most-waiting", "0"], "--most-waiting: more than 0"),
+        ):
+            result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+            assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_of_16_clients(kit: Path, tmp_path: Path) -> None:
+    """No error, and memory that does not grow; prints the times."""
+    contents = [png(crop(number)) for number in range(20)]
+    times: list[float] = []
+    memory: list[int] = []
+    with server(tmp_path, "--kit", str(kit)) as (process, url):
+        own = psutil.Process(process.pid)
+
+        def client(number: int) -> list[int]:
+            codes = []
+            with httpx.Client(timeout=60) as session:
+                for request in range(625):
+                    start = time.perf_counter()
+                    answer = session.post(f"{url}/v1/predict", files=files(contents[(number + request) % 20]))
+                    times.append(time.perf_counter() - start)
+                    codes.append(answer.status_code)
+                    if number == 0:
+                        memory.append(own.memory_info().rss)
+            return codes
+
+        with ThreadPoolExecutor(16) as pool:
+            codes = [code for codes in pool.map(client, range(16)) for code in codes]
+        batches = {line.split()[0]: float(line.split()[1]) for line in httpx.get(f"{url}/metrics").text.splitlines() if line[0] != "#"}
+    quantiles = statistics.quantiles(times, n=100)
+    a_batch = batches["changepair_batch_tiles_sum"] / batches["changepair_batch_tiles_count"]
+    settled = [np.mean(memory[start : start + 60]) / 2**20 for start in (65, 565)]
+    print(
+        f"{len(codes)} requests of 16 clients: p50 {1000 * quantiles[49]:.0f} ms, p99 {1000 * quantiles[98]:.0f} ms, "
+        f"{16 * 625 / (sum(times) / 16):.0f} a second; {a_batch:.1f} a batch; memory {settled[0]:.0f} MiB, "
+        f"{settled[1]:.0f} MiB 8,000 requests later"
+    )
+    assert set(codes) == {200} and settled[1] < 1.05 * settled[0]
