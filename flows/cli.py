@@ -11,7 +11,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from flows.prediction import demo, predict
+from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
 from flows.settings.needs import needs
 from flows.settings.pipelines import enabled_pipeline, read_pipelines
@@ -28,6 +28,7 @@ def main() -> None:
     listing.set_defaults(run=lambda _arguments: list_pipelines())
     predict.add(commands)
     demo.add(commands)
+    export.add(commands)
     serve_api.add(commands)
     planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
     planning.set_defaults(run=lambda _arguments: plan())

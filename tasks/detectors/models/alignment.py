@@ -39,7 +39,7 @@ class FeatureAlignment(nn.Module):
         BxKxCxhxw."""
         shared = prompts.ndim == 4
         if self.mode == "none":
-            return prompts[None].expand(len(query), -1, -1, -1, -1) if shared else prompts
+            return prompts[None].expand(query.shape[0], -1, -1, -1, -1) if shared else prompts
         asked = self.reduction(query).flatten(2).mT[:, None]  # Bx1xNxd: the prompts are the attention's heads
         offered = self.reduction(prompts.flatten(0, -4)).flatten(2).mT  # (K or B*K)xMxd
         if self.similarity == "cosine":
@@ -48,7 +48,7 @@ class FeatureAlignment(nn.Module):
                 asked = asked * self.log_scale.exp()
         values = prompts.flatten(0, -4).flatten(2).mT.contiguous()  # (K or B*K)xMxC; the kernel `soft` wants takes no strides
         heads = prompts.shape[0] if shared else prompts.shape[1]
-        asked, offered, values = (_per_query(part, len(query), heads, shared) for part in (asked, offered, values))
+        asked, offered, values = (_per_query(part, query.shape[0], heads, shared) for part in (asked, offered, values))
         aligned = soft(asked, offered, values) if self.mode == "soft" else hard(asked, offered, values)
         return aligned.mT.unflatten(-1, query.shape[-2:])
 

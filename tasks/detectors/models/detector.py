@@ -27,6 +27,8 @@ class Detector(nn.Module):
     """Whether it cannot score without a prompt."""
     reads = False
     """Whether it makes anything of a category's name."""
+    not_exported: str | None = None
+    """Why it cannot be exported; None where it can."""
     rotations = 1
     """As how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)."""
     mirrored = False
@@ -61,7 +63,7 @@ class Detector(nn.Module):
         """Scores queries Bx3xHxW in [0, 1] against prompts Kx3xHxW or what `memorise` made of them: image scores B, anomaly maps BxHxW in
         [0, 1]."""
         features = self.encoder(queries)
-        memory = self.memorise(prompts) if isinstance(prompts, Tensor) and len(prompts) else prompts
+        memory = self.memorise(prompts) if isinstance(prompts, Tensor) and prompts.shape[0] > 0 else prompts
         relation = self.relate(features, memory) if isinstance(memory, list) and memory else []
         if self.needs_prompts and not relation:
             raise ValueError(f"{type(self).__name__} needs at least one prompt")
@@ -93,6 +95,6 @@ def turned(pictures: Tensor, degrees: float) -> Tensor:
         return pictures.rot90(int(quarters), dims=(-2, -1))
     angle = torch.deg2rad(torch.tensor(degrees))
     matrix = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
-    affine = torch.cat([matrix, torch.zeros(2, 1)], dim=1).to(pictures)[None].expand(len(pictures), -1, -1)
+    affine = torch.cat([matrix, torch.zeros(2, 1)], dim=1).to(pictures)[None].expand(pictures.shape[0], -1, -1)
     grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
+from tasks.detectors.models.exporting import exporting
 from tasks.detectors.models.folding import folded
 
 Features = list[Tensor]
@@ -96,9 +97,16 @@ class FrozenEncoder(nn.Module):
 
     def run(self, normalised: Tensor) -> Any:
         """Runs the network, by its folded copy if there is one: 3 times as fast for the packaged encoder on a CPU."""
+        if exporting():
+            return self.network(normalised)
         if not self._fast:
             self._fast = (self._fastest(normalised),)
         return self._fast[0](normalised)
+
+    def become_fast(self) -> None:
+        """Replaces the network by the one that is run, for good: to be exported. It must have run once."""
+        if self._fast and isinstance(self._fast[0], nn.Module):
+            self.network = self._fast[0]
 
     def _fastest(self, normalised: Tensor) -> Callable[[Tensor], Any]:
         fast = folded(self.network)

@@ -96,7 +96,7 @@ class InCTRL(Detector):
         """Gives for each stage and prompt every query patch's highest cosine, BxKxhxw, and the prompts' embeddings BxKxDx1x1."""
         *banks, prompts = memory
         nearest = [nearest_cosine(query, bank) for query, bank in zip(unit_patches(queries, self.stages), banks, strict=True)]
-        return [*nearest, prompts[None].expand(len(queries[0]), *prompts.shape) if prompts.ndim == 4 else prompts]
+        return [*nearest, prompts[None].expand(queries[0].shape[0], *prompts.shape) if prompts.ndim == 4 else prompts]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Gives image scores B, and anomaly maps Bxhxw: the patch residuals."""
@@ -107,7 +107,7 @@ class InCTRL(Detector):
     def evidence(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gives what `forward` judges. The encoder is frozen, so for given pictures it never changes."""
         query = embedding(queries)
-        prior = query.new_zeros(len(query)) if self.prior is None else self.prior(query, category)
+        prior = query.new_zeros(query.shape[0]) if self.prior is None else self.prior(query, category)
         return residual_map(relation[:-1]).flatten(1), query, relation[-1].flatten(2), prior
 
 

@@ -56,7 +56,7 @@ class MetaUAS(Detector):
         finest, stride = queries[0], self.encoder.strides[0]
         size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
         # smp's U-Net decoder reads of its first entry the shape alone: that of the picture.
-        picture = finest.new_empty(1, 1, 1, 1).expand(len(finest), 1, *size)
+        picture = finest.new_empty(1, 1, 1, 1).expand(finest.shape[0], 1, *size)
         return upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)
 
     def _fuse(self, query: Tensor, aligned: Tensor) -> Tensor:

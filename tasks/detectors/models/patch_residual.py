@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
+from tasks.detectors.models.exporting import exporting, median
 
 MOST_SIMILARITIES = 2**19  # held at once (2 MiB of float32): it stays in the cache, and memory does not grow with the prompts
 RIM = 0.2  # share of a picture's side that is not its middle
@@ -63,6 +64,8 @@ class PatchResidual(Detector):
         self.mirrored = mirrored
         self.own = own
         self.foreground = foreground
+        if foreground is not None:
+            self.not_exported = "ONNX has no eigenvalue decomposition, by which the foreground is found"
         self.contrast = contrast
         self.smoothing = smoothing
 
@@ -120,7 +123,7 @@ def image_scores(values: Tensor, top_share: float, background: float) -> Tensor:
     """Scores pictures B by the mean of their highest patches, less a share of the median one. values: BxN, the maps' patches."""
     highest = max(1, int(top_share * values.shape[1]))
     scores = values.topk(highest, dim=1).values.mean(dim=1)
-    return scores - background * values.median(dim=1).values if background else scores
+    return scores - background * median(values) if background else scores
 
 
 def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
@@ -154,7 +157,9 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
     Cosines BxKxhxw."""
     patches = query.flatten(2).mT  # BxNxC
     banks = prompts.flatten(-2)  # KxCxM, or BxKxCxM
-    if banks.ndim == 3:
+    if exporting():
+        nearest = (patches[:, None] @ banks).amax(dim=-1)
+    elif banks.ndim == 3:
         together = patches.flatten(0, 1)
         nearest = torch.stack([_nearest(together, bank).view(len(query), -1) for bank in banks], dim=1)
     else:
@@ -174,7 +179,10 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
 
 
 def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length), and where it is: N each."""
+    """Gives the highest cosine of each patch (...xNxC, unit length) with the bank (...xCxM, unit length), and where it is: ...xN each."""
+    if exporting():
+        highest = (patches @ bank).max(dim=-1)
+        return highest.values, highest.indices
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
     parts = [(part @ bank).max(dim=1) for part in patches.split(rows)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
@@ -189,13 +197,17 @@ def nearest_of_rest(units: Tensor) -> Tensor:
     grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
     y, x = (axis.flatten() for axis in grid)
     patches = units.flatten(2)  # KxCxN
-    cosines = units.new_empty(len(units), height * width)
-    for some in torch.arange(len(y), device=units.device).split(max(1, MOST_SIMILARITIES // len(y))):
+    cosines, found = units.new_empty(units.shape[0], height * width), list[Tensor]()
+    step = max(1, MOST_SIMILARITIES // len(y))
+    for some in (slice(start, start + step) for start in range(0, len(y), step)):
         beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
         with torch.autocast(units.device.type, enabled=False):  # a hundredth of a cosine is much here
+            if exporting():
+                found.append((patches[:, :, some].mT @ patches).masked_fill(beside, -1.0).amax(dim=-1))
+                continue
             for patch, highest in zip(patches, cosines, strict=True):
                 highest[some] = (patch[:, some].mT @ patch).masked_fill_(beside, -1.0).amax(dim=1)
-    return cosines.view(len(units), 1, height, width)
+    return (torch.cat(found, dim=1) if found else cosines).view(-1, 1, height, width)
 
 
 def foreground_of(features: Tensor, threshold: float) -> Tensor:
@@ -229,7 +241,7 @@ def contrasted(maps: Tensor, floor: float) -> Tensor:
 
     What of a map is another light or make, all of its picture has in common."""
     values = maps.flatten(1)
-    above = (values - values.median(dim=1, keepdim=True).values).clamp_min(0.0)
+    above = (values - median(values)[:, None]).clamp_min(0.0)
     ratio = above / (values.std(dim=1, keepdim=True) + floor)
     return (ratio / (1.0 + ratio)).view_as(maps)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
 from tasks.detectors.models.encoder import Encoder, Features
+from tasks.detectors.models.exporting import exporting, median
 from tasks.detectors.models.patch_residual import chosen_stages, image_scores, most_alike, nearest_of_rest, resized
 
 
@@ -137,7 +138,11 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
     """
     patches = queries.flatten(2).mT  # BxNxC
     if banks.ndim == 4:
-        banks, values = (part[None].expand(len(queries), *part.shape) for part in (banks, values))
+        banks, values = (part[None].expand(queries.shape[0], *part.shape) for part in (banks, values))
+    if exporting():
+        cosine, place = most_alike(patches[:, None], banks.flatten(-2))
+        found = values.flatten(-2).gather(3, place[:, :, None].expand(-1, -1, values.shape[2], -1))
+        return torch.cat([cosine[:, :, None], found], dim=2).unflatten(-1, queries.shape[-2:])
     cosines, places = [], []
     # Of a frozen encoder's features, so no gradient; and a hundredth of a cosine is much here, so in full precision.
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
@@ -152,7 +157,7 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
 
 def _above_median(maps: Tensor) -> Tensor:
     """Takes the median of each map Bx1xhxw off it."""
-    return maps - maps.flatten(1).median(dim=1).values[:, None, None, None]
+    return maps - median(maps.flatten(1))[:, None, None, None]
 
 
 def _layer(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:

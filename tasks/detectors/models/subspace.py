@@ -22,6 +22,8 @@ class Subspace(Detector):
     set side by side, each at unit length.
     """
 
+    not_exported = "ONNX has no eigenvalue decomposition"
+
     def __init__(
         self,
         encoder: Encoder,

@@ -1,0 +1,210 @@
+"""Exports a detector as one file for ONNX Runtime, or for `torch.export.load`: with its prompts inside, or as an input.
+
+inputs    queries Bx3xHxW in [0, 1]; without prompts inside also prompts Kx3xHxW. B and K are any; HxW is the detector's resolution, or any
+outputs   scores B, 0 normal … 1 anomalous; maps BxHxW in [0, 1]
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text, written_beside
+from tasks.detectors.models.detector import Detector
+from tasks.detectors.models.encoder import Features, FrozenEncoder
+from tasks.prediction.predictor import CPU, Predictor
+
+Form = Literal["onnx", "torch"]
+NAMES: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+ABOUT_NAME = "export.json"
+ABOUT_KEY = "changepair"
+"""Of an ONNX model's metadata, which hold ABOUT_NAME's content too."""
+CLOSE = 1e-4
+"""How far an export may be from the detector that it was made of."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a user of the file has to know."""
+
+    changepair: str
+    detector: str
+    resolution: int
+    """Pixels a side that the detector sees pictures at."""
+    any_size: bool
+    """Whether pictures of any size are taken, and brought to the resolution inside; else they come at it."""
+    resize: str
+    """How they were brought there in training and scoring: `squash`, bicubic with antialias, as Pillow's."""
+    prompts: int
+    """How many are inside; 0 where they are an input."""
+    threshold: float | None
+    false_alarms: float | None
+    farthest: float
+    """The largest difference seen between the file's scores and maps and the detector's, on three made-up pictures."""
+
+
+class Exported(nn.Module):
+    """A detector as one function of tensors."""
+
+    def __init__(self, detector: Detector, memory: Features, category: str, side: int | None) -> None:
+        """memory: of the prompts inside; [] where they are an input. side: pixels that pictures of any size are brought to; None for no."""
+        super().__init__()
+        self.detector = detector
+        self.memory = memory
+        self.category = category
+        self.side = side
+
+    def forward(self, queries: Tensor, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        known = self.memory if prompts is None else self._seen(prompts)
+        scores, maps = self.detector.score(self._seen(queries), known, self.category)
+        if self.side is not None:  # whether it is the same size already must not be asked: it may be any
+            maps = F.interpolate(maps[:, None], queries.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        return scores, maps
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        if self.side is None:
+            return pictures
+        return F.interpolate(pictures, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = False) -> About:
+    """Writes the file and ABOUT_NAME to `folder`, and holds what it gives against what the detector gives.
+
+    predictor: afterwards not to be used again, as its network is prepared for it. Raises BadInput if a part of the detector cannot be
+    exported, what comes of it is not the same, or the packages for it are missing.
+    """
+    looks = predictor.model.looks
+    if predictor.prompted.grid.tiles > 1:
+        raise BadInput("a detector that sees pictures in tiles cannot be exported; prompt it with --tiles 1x1, or cut pictures yourself")
+    if any_size and looks.encoder.resize != "squash":
+        raise BadInput(f"pictures of any size can be squashed only, and resize is {looks.encoder.resize}; export for the resolution")
+    detector = predictor.detector.to(CPU)
+    if detector.not_exported is not None:
+        raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {detector.not_exported}")
+    memory = [part[0].to(CPU) for part in predictor.prompted.memory]
+    inside = bool(memory) or not detector.needs_prompts
+    module = Exported(detector, memory, predictor.prompted.category, looks.resolution if any_size else None).eval()
+    size = (looks.resolution + 17, looks.resolution + 40) if any_size else (looks.resolution, looks.resolution)
+    tried = [(_pictures(2, size), _pictures(2, size)), (_pictures(1, size), _pictures(3, size))]
+    tried = [pair[:1] for pair in tried] if inside else tried  # type: ignore[misc]
+    with torch.no_grad():
+        expected = [module(*pair) for pair in tried]
+    _prepare(detector)
+    try:
+        content = _exported(module, tried[0], form, any_size=any_size)
+    except ImportError as error:
+        raise BadInput(f"{error}; install changepair[export]") from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {reason[:200]}") from error
+    run = _run_onnx if form == "onnx" else _run_torch
+    farthest = max(_difference(run(content, pair), wanted) for pair, wanted in zip(tried, expected, strict=True))
+    if not farthest <= CLOSE:
+        raise BadInput(f"{predictor.model.name}: the export's scores or maps are {farthest:.2g} from the detector's, so it is not written")
+    threshold = predictor.threshold
+    about = About(
+        changepair=version("changepair"),
+        detector=predictor.model.name,
+        resolution=looks.resolution,
+        any_size=any_size,
+        resize=looks.encoder.resize,
+        prompts=len(predictor.prompted.prompts),
+        threshold=None if threshold is None else threshold.value,
+        false_alarms=None if threshold is None else threshold.false_alarms,
+        farthest=farthest,
+    )
+    text = json.dumps(asdict(about), indent=1)
+    with written_beside(folder / NAMES[form]) as partial:
+        partial.write_bytes(_with_about(content, text) if form == "onnx" else content)
+    write_text(folder / ABOUT_NAME, text + "\n")
+    return about
+
+
+def _prepare(detector: Detector) -> None:
+    """Makes every frozen network the one that is run: folded, where that gives the same."""
+    for module in detector.modules():
+        if isinstance(module, FrozenEncoder):
+            module.become_fast()
+    detector.requires_grad_(False)
+
+
+def _exported(module: Exported, pair: Sequence[Tensor], form: Form, *, any_size: bool) -> bytes:
+    """Exports by one example; gives the file's bytes."""
+    names = ("queries", "prompts")[: len(pair)]
+    shapes = tuple({axis: torch.export.Dim(f"{name}_{axis}") for axis in ((0, 2, 3) if any_size else (0,))} for name in names)
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(module, tuple(pair), dynamic_shapes=shapes)
+        stream = io.BytesIO()
+        if form == "torch":
+            torch.export.save(program, stream)
+            return stream.getvalue()
+        import onnx  # noqa: F401 - what the exporter needs, so that its absence is told by name
+        import onnxscript  # noqa: F401
+
+        made = torch.onnx.export(program, dynamo=True, input_names=list(names), output_names=["scores", "maps"], verbose=False)
+        assert made is not None
+        return made.model_proto.SerializeToString()
+
+
+class _quiet(warnings.catch_warnings):
+    """Keeps the exporters' chatter off the user's terminal."""
+
+    def __enter__(self) -> Any:
+        self._levels = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")}
+        for name in self._levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        return entered
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _with_about(content: bytes, text: str) -> bytes:
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    model.metadata_props.add(key=ABOUT_KEY, value=text)
+    return bytes(model.SerializeToString())
+
+
+def _run_onnx(content: bytes, pair: Sequence[Tensor]) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return [
+        np.asarray(output) for output in session.run(None, dict(zip(("queries", "prompts"), (part.numpy() for part in pair), strict=False)))
+    ]
+
+
+@torch.no_grad()
+def _run_torch(content: bytes, pair: Sequence[Tensor]) -> list[np.ndarray]:
+    scores, maps = torch.export.load(io.BytesIO(content)).module()(*pair)
+    return [scores.numpy(), maps.numpy()]
+
+
+def _difference(outputs: Sequence[np.ndarray], expected: Sequence[Tensor]) -> float:
+    return max(float(np.abs(output - wanted.numpy()).max()) for output, wanted in zip(outputs, expected, strict=True))
+
+
+def _pictures(count: int, size: tuple[int, int]) -> Tensor:
+    """Makes up pictures that have something to compare and no two patches alike."""
+    random = torch.Generator().manual_seed(count)
+    coarse, fine = (torch.rand(count, 3, side, side, generator=random) for side in (6, 48))
+    return sum(F.interpolate(part, size, mode="bicubic", align_corners=False).clamp(0, 1) / 2 for part in (coarse, fine))  # type: ignore[return-value]
