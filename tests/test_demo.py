@@ -89,7 +89,7 @@ def test_an_upload_is_answered_with_the_detectors_own_score(driver: Any, picture
     driver.find_element("css selector", "#check").click()
     verdict = within(30, lambda: "ms a picture" in text(driver, "verdict") and text(driver, "verdict"))
     expected = Predictor.load().prompt(pictures / "normal.png")([pictures / "hole.png", pictures / "good.png"]).scores
-    assert [float(number) for number in re.findall(r"0\.\d{3}", verdict)] == pytest.approx(expected, abs=6e-4)
+    assert [float(number) for number in re.findall(r"0\.\d{4}", verdict)] == pytest.approx(expected, abs=6e-5)
     before = within(20, lambda: [image.get_attribute("src") for image in driver.find_elements("css selector", "#found img")])
     shown = np.asarray(Image.open(io.BytesIO(httpx.get(before[0]).content)).convert("RGB"), dtype=float)
     assert shown.shape[:2] == (200, 200)

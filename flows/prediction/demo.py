@@ -247,11 +247,11 @@ def _verdict(session: Session, seconds: float) -> str:
     threshold, said = session.predictor.threshold, session.said
     each = f"{1000 * seconds / max(1, len(said)):.0f} ms a picture"
     if threshold is None:
-        scores = ", ".join(f"**{one.score:.3f}**" for one in said)
+        scores = ", ".join(f"**{one.score:.4f}**" for one in said)
         return f"Score{'s' if len(said) > 1 else ''} {scores} ({each})"
     flagged = sum(threshold.exceeded(one.score) for one in said)
     whole = ("**Anomalous**" if flagged else "**Normal**") if len(said) == 1 else f"**{flagged} of {len(said)} anomalous**"
-    return f"{whole}: {', '.join(f'{one.score:.3f}' for one in said)}, threshold {threshold.value:.3f} ({each})"
+    return f"{whole}: {', '.join(f'{one.score:.3f}' for one in said)}, threshold {threshold.value:.4f} ({each})"
 
 
 def _small(picture: Any) -> Any:

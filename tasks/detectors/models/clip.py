@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.detectors.models.encoder import Features, FrozenEncoder
+from tasks.detectors.models.exporting import exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
 WINDOWS_AT_ONCE = 512  # through the transformer; its activations are what takes memory
@@ -93,8 +94,9 @@ class WindowEncoder(FrozenEncoder):
         count = members.shape[-1]
         chosen = torch.cat([torch.zeros_like(members[0, :1])[None].expand(1, count), members.flatten(0, -2) + 1])  # (1 + size²)xW
         rows = tokens[:, chosen.T].flatten(0, 1)  # (B*W)x(1 + size²)xC
-        embeddings = torch.cat([self._embedding(visual.transformer(part)) for part in rows.split(WINDOWS_AT_ONCE)])
-        return embeddings.unflatten(0, (len(tokens), count)).mT.unflatten(-1, (self.grid[0] - size + 1, self.grid[1] - size + 1))
+        parts = [rows] if exporting() else rows.split(WINDOWS_AT_ONCE)
+        embeddings = torch.cat([self._embedding(visual.transformer(part)) for part in parts])
+        return embeddings.unflatten(0, (-1, count)).mT.unflatten(-1, (self.grid[0] - size + 1, self.grid[1] - size + 1))
 
     def _embedding(self, tokens: Tensor) -> Tensor:
         visual: Any = self.network.visual
