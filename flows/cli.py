@@ -20,6 +20,15 @@ from tasks.ingestion.settings import LayoutName
 
 
 def main() -> None:
+    arguments = parser().parse_args()
+
+    from flows.running.ending import exit_on_bad_input
+
+    exit_on_bad_input(lambda: arguments.run(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Gives the command line."""
     parser = argparse.ArgumentParser(
         prog="changepair", description="Make change pairs, train anomaly detectors on them, prove them across domains."
     )
@@ -75,11 +84,7 @@ def main() -> None:
     importing.add_argument("checkpoint", type=Path)
     importing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
     importing.set_defaults(run=lambda arguments: import_model(arguments.detector, arguments.checkpoint, arguments.out))
-    arguments = parser.parse_args()
-
-    from flows.running.ending import exit_on_bad_input
-
-    exit_on_bad_input(lambda: arguments.run(arguments))
+    return parser
 
 
 def list_pipelines() -> None:

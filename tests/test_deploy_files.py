@@ -12,14 +12,18 @@ from conftest import ROOT
 
 from flows.running.server import AUTHENTICATION
 
-SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+FILES = ("compose.yaml", "api.yaml")
+TEXT = "".join((ROOT / "deploy" / name).read_text() for name in FILES)
+SERVICES: dict[str, Any] = {
+    name: service for file in FILES for name, service in yaml.safe_load((ROOT / "deploy" / file).read_text())["services"].items()
+}
 VARIABLE = re.compile(r"\$\{(\w+)(:\?[^}]*|:-[^}]*)?\}")
 MAY_BE_EMPTY = {"CHANGEPAIR_NOTICES", "POOL"}
 
 
 def settings() -> list[tuple[str, str | None]]:
-    """Every variable of the compose file that the user sets, with what it says where it is not set."""
-    return [(match[1], match[2]) for match in VARIABLE.finditer((ROOT / "deploy/compose.yaml").read_text())]
+    """Every variable of the compose files that the user sets, with what it says where it is not set."""
+    return [(match[1], match[2]) for match in VARIABLE.finditer(TEXT)]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -39,7 +43,7 @@ def test_no_password_has_a_default_and_the_example_names_all_that_must_be_set() 
     assert required <= set(example) and set(example.values()) == {""}
     for service in SERVICES.values():
         for key, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|KEY|AUTH", key):
+            if re.search("PASSWORD|SECRET|KEY|AUTH|TOKEN", key):
                 assert value.startswith("${"), key
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert "/deploy/.env" in ignored
@@ -53,9 +57,19 @@ def test_the_server_in_a_container_asks_for_a_password() -> None:
 def test_the_image_is_of_this_version_and_installs_from_the_lock_alone() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
-    assert {SERVICES[name]["image"] for name in ("server", "worker")} == {f"changepair:{version[1]}"}
+    assert {SERVICES[name]["image"] for name in ("server", "worker", "api")} == {f"changepair:{version[1]}"}
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     assert "--require-hashes -r requirements.lock" in dockerfile and "USER changepair" in dockerfile
     copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)
     assert all((ROOT / name).exists() for names in copied for name in names.split())
     assert Path(ROOT / SERVICES["server"]["build"]["dockerfile"]).is_file()
+
+
+def test_the_service_in_a_container_writes_nothing_and_is_asked_for_its_token() -> None:
+    from flows.cli import parser
+
+    service = SERVICES["api"]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["volumes"][0].endswith(":/kits:ro")
+    assert service["environment"]["CHANGEPAIR_API_TOKEN"].startswith("${API_TOKEN:?")
+    arguments = parser().parse_args(service["command"][1:])
+    assert arguments.host == "0.0.0.0" and str(arguments.kits) == "/kits"
