@@ -14,7 +14,7 @@ from rich.table import Table
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
 from flows.settings.needs import needs
-from flows.settings.pipelines import enabled_pipeline, read_pipelines
+from flows.settings.pipelines import enabled_pipeline, pipeline_named, read_pipelines
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import LayoutName
 
@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
     running.set_defaults(run=lambda arguments: retrain(arguments.pipeline))
+    scoring = commands.add_parser("score", help="score the pictures that are new in a pipeline's watched folder, by its model in use")
+    scoring.add_argument("pipeline")
+    scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
     for name, what, work in (
         ("deploy", "make the server's deployments those of pipelines.yaml, one for each enabled pipeline", deploy),
         ("serve", "deploy, and run on this machine what is due, until stopped", serve),
@@ -124,6 +127,18 @@ def retrain(pipeline: str) -> None:
     end_with_parent()
     with one_api():
         run(flow, pipeline=pipeline)
+
+
+def score(pipeline: str) -> None:
+    pipeline_named(pipeline)  # a mistake is told before a server is started
+
+    from flows.monitoring.watch import watch as flow
+    from flows.running.api import end_with_parent, one_api, run
+
+    end_with_parent()
+    with one_api():
+        state = run(flow, pipeline=pipeline)
+        Console().print(f"{pipeline}: {state.name}: {state.message}", soft_wrap=True, markup=False, highlight=False)
 
 
 def deploy() -> None:

@@ -17,6 +17,7 @@ from tasks.common.errors import BadInput
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
+from tasks.monitoring.settings import WatchSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.scoring.decision import PromotionSettings
 from tasks.scoring.settings import EvaluationSettings
@@ -130,6 +131,8 @@ class Pipeline(Strict):
     """How they are measured."""
     promotion: PromotionSettings = PromotionSettings()
     """When a retrained model takes the place of the one in use."""
+    watch: WatchSettings | None = None
+    """A folder whose new pictures `changepair score` scores with the model in use; null for none."""
 
     @property
     def datasets(self) -> dict[str, list[str]]:
@@ -247,6 +250,9 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
     for name in pipeline.evaluation.subset:
         if name not in pipeline.detectors:
             yield f"evaluation.subset.{name}: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"
+    if pipeline.watch is not None and pipeline.watch.detector not in (None, *pipeline.detectors):
+        named = pipeline.watch.detector
+        yield f"watch.detector: no detector {named!r} under detectors{nearest(str(named), pipeline.detectors)}"
     for index, name in enumerate(pipeline.promotion.detectors or ()):
         if name not in pipeline.detectors:
             yield f"promotion.detectors[{index}]: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"

@@ -21,6 +21,7 @@ from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
 from tasks.ingestion.settings import FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from tasks.monitoring.settings import WatchSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.scoring.decision import PromotionSettings
 from tasks.scoring.settings import EvaluationSettings
@@ -56,6 +57,7 @@ SECTIONS: dict[str, type[Any]] = {
     **{f"{PIPELINE}.training.{name}": kind.training.settings for name, kind in DETECTORS.items() if kind.training is not None},
     f"{PIPELINE}.evaluation": EvaluationSettings,
     f"{PIPELINE}.promotion": PromotionSettings,
+    f"{PIPELINE}.watch": WatchSettings,
 }
 REQUIRED, COUNTED = "required", object()
 

@@ -1,0 +1,32 @@
+"""Defines how a line is watched, as pipelines.yaml asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tasks.common.bounds import STRICT, Between
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """Pictures that appear in a folder are scored, each once, by the pipeline's model in use."""
+
+    __pydantic_config__ = STRICT
+
+    folder: str
+    """Where pictures appear."""
+    prompts: str
+    """Normal pictures that they are held against: a file, a folder or a pattern."""
+    normals: str
+    """Normal pictures that set the threshold, others than the prompts: a file, a folder or a pattern."""
+    detector: str | None = None
+    """Which of the pipeline's; null for the one that was best on its targets."""
+    false_alarms: Annotated[float, Between(0.0001, 0.5)] = 0.01
+    """The rate of normal pictures that may be flagged, as a fraction."""
+    alert: Annotated[float, Between(0, 1)] = 0.1
+    """The share of a run's pictures that are flagged, above which it alerts."""
+    drift: Annotated[float, Between(1e-6, 0.5)] = 0.01
+    """The chance that a line that does not change is ever reported to have drifted."""
+    settled: Annotated[float, Between(0, 3600)] = 2.0
+    """Seconds since a picture was last written to, before it is taken: it may still be on its way."""

@@ -1,0 +1,194 @@
+"""A line that is watched: every picture once, an alert when many are flagged, and drift with a stated chance of a false alarm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+import yaml
+from conftest import TINY, make_project, run, save
+from servers import ask
+
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.monitoring import record as recording
+from tasks.monitoring.drift import drift_of
+from tasks.monitoring.record import Record, arrived, judge
+from tasks.prediction.calibration import Threshold, calibrated
+from tasks.prediction.models import Named
+from tasks.prediction.predictor import Predictor
+
+TEXTURE = skimage.data.brick()
+
+
+def line(random: np.random.Generator, count: int, shift: float = 0.0) -> list[float]:
+    """Scores of normal pictures: skewed, as residuals' are."""
+    return (random.gamma(4.0, 0.02, count) * (1 + shift)).tolist()
+
+
+def threshold_of(random: np.random.Generator) -> Threshold:
+    return calibrated(line(random, 200), [1.0], 0.01)
+
+
+def test_an_unchanging_line_is_reported_no_more_often_than_was_stated() -> None:
+    """Over the whole of 600 scores, not at one look; 200 lines."""
+    reported = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        reported += drift_of(threshold_of(random), line(random, 600), chance=0.1).found
+    assert reported / 200 <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 200)
+
+
+@pytest.mark.parametrize("shift", [0.5, -0.4])
+def test_a_line_that_has_changed_is_reported_soon_in_either_direction(shift: float) -> None:
+    since = []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        found = drift_of(threshold_of(random), [*line(random, 100), *line(random, 400, shift)], chance=0.01)
+        since.append(found.since or 10_000)
+    assert np.median(since) < 100 + 150 and sum(place < 10_000 for place in since) >= 19
+
+
+def test_what_is_flagged_is_no_drift() -> None:
+    """A batch of bad parts says nothing of what passes."""
+    random = np.random.default_rng(0)
+    threshold = threshold_of(random)
+    scores = line(random, 200)
+    bad = [*scores[:100], *[10 * threshold.value] * 300, *scores[100:]]
+    assert drift_of(threshold, bad, chance=0.01) == drift_of(threshold, scores, chance=0.01)
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    own = PatchResidualSettings(resolution=64, top_share=0.01)
+    one = Predictor(Named("patch-residual", {"patch-residual": own}, build_detector(own, build_encoder(own.encoder, 64))))
+    one.prompt(TEXTURE[:96, :96])
+    one.calibrate([TEXTURE[row : row + 96, 200:296] for row in range(0, 400, 20)], false_alarms=0.1)
+    return one
+
+
+def picture(place: int, *, hole: bool = False) -> np.ndarray:
+    pixels = TEXTURE[11 * place :][:96, 5 * place :][:, :96].copy()
+    if hole:
+        pixels[20:70, 20:70] = np.random.default_rng(0).integers(0, 255, (50, 50))
+    return pixels
+
+
+def old(file: Path) -> Path:
+    """Makes a file look as if it had been there for a while."""
+    os.utime(file, (time.time() - 60, time.time() - 60))
+    return file
+
+
+def test_every_picture_is_scored_once_and_recorded_by_day(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "AT_ONCE", 3)
+    folder, record = tmp_path / "line", Record(tmp_path / "watch")
+    for place in range(7):
+        old(save(picture(place, hole=place == 4), folder / f"shift-1/{place}.png"))
+    (folder / "shift-1/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n half of it")
+    old(folder / "shift-1/broken.png")
+    save(picture(9), folder / "on-its-way.png")
+    (folder / "notes.txt").write_text("no picture")
+    new = arrived(folder, record, settled=2.0)
+    assert len(new) == 8
+    rows = [row for part in judge(predictor, "kit-1", new, record) for row in part]
+    assert [row.verdict for row in rows].count("unreadable") == 1 and record.rows() == rows and not arrived(folder, record, settled=2.0)
+    scores = {row.picture: row.score for row in rows}
+    assert scores["shift-1/2.png"] == pytest.approx(predictor(picture(2)).scores[0], abs=1e-6) and scores["shift-1/broken.png"] is None
+    flagged = [row for row in rows if row.verdict == "anomalous"]
+    assert "shift-1/4.png" in [row.picture for row in flagged] and all(record.overlay_of(row).is_file() for row in flagged)
+    table = pq.read_table(tmp_path / "watch" / "scores")  # as anybody reads it: a dataset by day
+    assert table.num_rows == 8 and set(table["day"].to_pylist()) == {rows[0].time[:10]}
+    old(save(picture(3, hole=True), folder / "shift-1/2.png"))  # another of the same name is another picture
+    assert [one.key[0] for one in arrived(folder, record, settled=2.0)] == ["shift-1/2.png"]
+
+
+def test_killed_in_the_middle_it_goes_on_where_the_record_ends(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "AT_ONCE", 2)
+    folder, record = tmp_path / "line", Record(tmp_path / "watch")
+    for place in range(6):
+        old(save(picture(place), folder / f"{place}.png"))
+    parts: Iterator[object] = judge(predictor, "kit-1", arrived(folder, record, settled=0), record)
+    next(parts)
+    del parts  # and whatever it was about to do
+    left = arrived(folder, record, settled=0)
+    assert len(left) == 4
+    list(judge(predictor, "kit-1", left, record))
+    assert sorted(row.picture for row in record.rows()) == [f"{place}.png" for place in range(6)]
+
+
+def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such folder to watch"):
+        arrived(tmp_path / "away", Record(tmp_path), settled=0)
+
+
+@pytest.mark.slow
+def test_pictures_in_an_alert_out(tmp_path: Path, api: str) -> None:
+    """A pipeline is retrained; pictures appear and are scored by its model in use, once; many bad ones raise the alert."""
+    content = yaml.safe_load(yaml.safe_dump(TINY))
+    content["pipelines"]["small"]["watch"] = {
+        "folder": "line", "prompts": "parts/bricks/train/good/0.png", "normals": "normals", "false_alarms": 0.1, "alert": 0.5,
+    }  # fmt: skip
+    project = make_project(tmp_path / "project", content)
+    for place in range(12):
+        old(save(picture(place), project / "normals" / f"{place}.png"))
+        old(save(picture(place + 12), project / "line" / f"good-{place}.png"))
+    environment = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "INFO"}
+    early = run(project, "changepair", "score", "small", **environment)
+    assert early.returncode == 2 and "no model of it is in use" in early.stderr
+    assert run(project, "changepair", "retrain", "small", **environment).returncode == 0
+    first = run(project, "changepair", "score", "small", **environment)
+    assert first.returncode == 0 and "12 new pictures" in first.stdout, first.stdout + first.stderr
+    again = run(project, "changepair", "score", "small", **environment)
+    assert "Nothing unusual: 0 new pictures" in again.stdout and "threshold" not in again.stderr  # the kit is kept
+    for place in range(6):
+        old(save(picture(place, hole=True), project / "line" / f"bad-{place}.png"))
+    alerted = run(project, "changepair", "score", "small", **environment)
+    assert "small: Alert: 6 new pictures" in alerted.stdout and "more than 50 %" in alerted.stdout, alerted.stdout
+    names = [item["name"] for item in ask(api, "flow_runs")]
+    assert names.count("watch small") == 4
+    artifacts = {item["key"] for item in ask(api, "artifacts")}
+    assert {"small-watch", "small-flagged"} <= artifacts
+    rows = Record(project / "data/watch/small").rows()
+    assert len(rows) == 18 and len({row.key for row in rows}) == 18
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    content = yaml.safe_load(yaml.safe_dump(TINY))
+    content["pipelines"]["small"]["watch"] = {
+        "folder": "line", "prompts": "parts/bricks/train/good/0.png", "normals": "parts/bricks/train/good", "false_alarms": 0.4,
+    }  # fmt: skip
+    project = make_project(tmp_path / "project", content)
+    assert run(project, "changepair", "retrain", "small").returncode == 0
+    for place in range(400):
+        old(save(np.roll(picture(place % 20), place, axis=0), project / "line" / f"{place:03d}.png"))
+    command = [str(Path(sys.executable).parent / "changepair"), "score", "small"]
+    process = subprocess.Popen(command, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, start_new_session=True)
+    record = Record(project / "data/watch/small")
+    while not record.rows():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(record.rows())
+    assert 0 < done < 400
+    ended = run(project, "changepair", "score", "small")
+    assert f"{400 - done} new pictures" in ended.stdout, ended.stdout + ended.stderr
+    rows = record.rows()
+    assert len(rows) == 400 == len({row.picture for row in rows})
+    shutil.rmtree(project)
