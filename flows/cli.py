@@ -18,6 +18,26 @@ from flows.settings.pipelines import enabled_pipeline, pipeline_named, read_pipe
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import LayoutName
 
+EXAMPLES = {
+    "pipelines": "changepair pipelines",
+    "plan": "changepair plan && dvc repro",
+    "retrain": "changepair retrain quickstart",
+    "score": "changepair score mine",
+    "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
+    "serve": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair serve",
+    "ui": "changepair ui --port 4300",
+    "status": "changepair status quickstart --last 10",
+    "verify": "changepair verify",
+    "promote": "changepair promote mine",
+    "rollback": "changepair rollback mine",
+    "history": "changepair history mine",
+    "datasets": "changepair datasets",
+    "inspect": "changepair inspect mvtec-ad /data/mvtec --out sheet.png",
+    "unpack": "changepair unpack mvtec.tar.xz /data/mvtec",
+    "import": "changepair import metauas metauas-256.ckpt --out data/imported/metauas-256",
+}
+"""Of the commands that say none themselves."""
+
 
 def main() -> None:
     arguments = parser().parse_args()
@@ -87,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     importing.add_argument("checkpoint", type=Path)
     importing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
     importing.set_defaults(run=lambda arguments: import_model(arguments.detector, arguments.checkpoint, arguments.out))
+    for name, command in commands.choices.items():
+        if name in EXAMPLES:
+            command.epilog = f"example: {EXAMPLES[name]}"
     return parser
 
 

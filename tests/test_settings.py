@@ -166,3 +166,12 @@ def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
     retrained = result.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
     assert "dataset coco: https://cocodataset.org" in retrained
     assert "tf_efficientnet_b4" not in retrained and "stable-diffusion" not in retrained
+
+
+def test_every_command_says_in_its_help_how_it_is_used() -> None:
+    from flows.cli import EXAMPLES, parser
+
+    commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for name, command in commands.items():  # type: ignore[union-attr]
+        assert "example" in command.format_help() and f"changepair {name}" in command.format_help(), name
+    assert set(EXAMPLES) < set(commands)  # type: ignore[arg-type]
