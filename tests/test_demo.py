@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from tasks.prediction.predictor import Predictor
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     """The page with the model that comes with the package, in a process of its own: its address, process and folder for files."""
-    folder, port = tmp_path_factory.mktemp("demo"), free_port()
+    port = free_port()
     with (folder / "log").open("wb") as log:
         command = [str(BIN / "changepair"), "demo", "--port", str(port)]
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
@@ -43,6 +44,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subpro
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+    with served(tmp_path_factory.mktemp("demo")) as page:
+        yield page
 
 
 def within(seconds: float, holds: Callable[[], Any]) -> Any:
@@ -145,13 +152,12 @@ def test_a_folder_is_scored_and_downloaded(driver: Any, pictures: Path) -> None:
     assert len([name for name in archive.namelist() if name.startswith("maps/") and name.endswith(".png")]) == 3
 
 
-def test_the_page_is_on_loopback_and_its_files_are_gone_when_it_ends(page: tuple[str, subprocess.Popen[bytes], Path]) -> None:
-    """The last of this file."""
-    url, process, folder = page
-    assert httpx.get(url).status_code == 200
-    port = url.rsplit(":", 1)[1]
-    taken = subprocess.run([str(BIN / "changepair"), "demo", "--port", port], capture_output=True, text=True)
-    assert taken.returncode == 2 and "cannot listen there" in taken.stderr and taken.stderr.count("\n") == 1
-    assert list(folder.glob("changepair-demo-*"))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143 and not list(folder.glob("changepair-demo-*"))
+def test_the_page_is_on_loopback_and_its_files_are_gone_when_it_ends(tmp_path: Path) -> None:
+    with served(tmp_path) as (url, process, folder):
+        assert httpx.get(url).status_code == 200
+        port = url.rsplit(":", 1)[1]
+        taken = subprocess.run([str(BIN / "changepair"), "demo", "--port", port], capture_output=True, text=True)
+        assert taken.returncode == 2 and "cannot listen there" in taken.stderr and taken.stderr.count("\n") == 1
+        assert list(folder.glob("changepair-demo-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143 and not list(folder.glob("changepair-demo-*"))
