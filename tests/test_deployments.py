@@ -13,10 +13,12 @@ import httpx
 import pytest
 from conftest import TINY, commit, make_project, run, write_pipelines
 from prefect.client.orchestration import get_client
+from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
 from servers import ask, prefect_server
 
+from flows.monitoring.events import DRIFT_EVENT, resource_of
 from flows.running.gpu import LIMIT
 from flows.schedule import deployments
 from flows.settings.reader import parse
@@ -83,6 +85,27 @@ def test_deploy_follows_pipelines_yaml_and_removes_what_is_no_longer_named(proje
     settings(project, enabled=("other",))
     assert deployed(project, api)[-1] == "removed: small"
     assert [item["name"] for item in ask(api, "deployments")] == ["other"]
+
+
+def test_a_watched_line_has_a_deployment_beside_and_its_drift_retrains(project: Path, api: str) -> None:
+    watch = {"folder": "/line", "prompts": "/normal.png", "normals": "/normals", "schedule": {"interval": "10 minutes"}}
+    settings(project, watch=watch)
+    assert deployed(project, api)[-2:] == ["created: small, by hand", "created: small, new pictures, every 0:10:00"]
+    both = {item["entrypoint"].rpartition(".")[2]: item for item in ask(api, "deployments")}
+    assert set(both) == {"scheduled", "watched"} and both["watched"]["schedules"][0]["schedule"]["interval"] == 600
+    assert deployed(project, api) == ["unchanged: small, by hand", "unchanged: small, new pictures, every 0:10:00"]
+    [automation] = ask(api, "automations")
+    assert automation["trigger"]["expect"] == ["changepair.drifted"]
+    assert automation["actions"][0]["deployment_id"] == both["scheduled"]["id"]
+    with temporary_settings({PREFECT_API_URL: api}):
+        resource = {"prefect.resource.id": resource_of("small"), "prefect.resource.name": "small"}
+        emit_event(DRIFT_EVENT, resource=resource)
+        wait_until(
+            lambda: [run for run in of_deployments(api) if run["deployment_id"] == both["scheduled"]["id"]], what="a run for the drift"
+        )
+    settings(project)
+    assert deployed(project, api) == ["updated: small, by hand", "removed: small, new pictures"]
+    assert not ask(api, "automations")
 
 
 def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from prefect import State, flow, get_run_logger
 from prefect.events import emit_event
 from prefect.states import Completed
 
+from flows.monitoring.events import ALERT_EVENT, DRIFT_EVENT, resource_of
 from flows.prediction.model_in_use import SEPARATOR, model_in_use
 from flows.promotion.history import read_current
 from flows.running.artifacts import show_page, show_picture
@@ -29,7 +30,7 @@ from tasks.monitoring.settings import WatchSettings
 from tasks.prediction.files import KIT_NAME, files_of, is_kit
 from tasks.prediction.predictor import Predictor
 
-MADE_OF_NAME = "made-of.json"
+MADE_OF_NAME, TOLD_NAME = "made-of.json", "drift-was-told-of"
 MOST_SHOWN = 20
 """Flagged pictures that a run's page lists: the highest."""
 QUIET, ALERT, DRIFTED = "Nothing unusual", "Alert", "Drifted"
@@ -85,7 +86,7 @@ def watch(pipeline: str) -> State[None]:
     _show(pipeline, seen, record)
     if seen.state != QUIET:
         logger.warning(f"{pipeline}: {seen.state}: {seen}")
-        _announce(pipeline, seen)
+        _announce(pipeline, seen, _name_of(kit))
     return Completed(name=seen.state, message=str(seen))
 
 
@@ -162,8 +163,13 @@ def _show(pipeline: str, seen: Watched, record: Record) -> None:
         show_picture(pipeline, "flagged", record.overlay_of(flagged[0]), f"{flagged[0].picture}: {flagged[0].score:.4f}")
 
 
-def _announce(pipeline: str, seen: Watched) -> None:
-    """Emits an event, which automations may act on: changepair.alert, or changepair.drifted."""
+def _announce(pipeline: str, seen: Watched, kit: str) -> None:
+    """Emits an event, which automations may act on: ALERT_EVENT, or DRIFT_EVENT, that once for a kit: what drifted stays so."""
+    told = WATCH / pipeline / TOLD_NAME
+    if seen.drift.found and told.is_file() and told.read_text(encoding="utf-8") == kit:
+        return
     about = {"new": len(seen.judged), "flagged": seen.count("anomalous"), "share": seen.share, "drift": asdict(seen.drift)}
-    resource = {"prefect.resource.id": f"changepair.pipeline.{pipeline}", "prefect.resource.name": pipeline}
-    emit_event(f"changepair.{'drifted' if seen.drift.found else 'alert'}", resource=resource, payload=about)
+    resource = {"prefect.resource.id": resource_of(pipeline), "prefect.resource.name": pipeline}
+    emit_event(DRIFT_EVENT if seen.drift.found else ALERT_EVENT, resource=resource, payload=about)
+    if seen.drift.found:
+        write_text(told, kit)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -22,19 +23,23 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
+from flows.monitoring.events import DRIFT_EVENT, resource_of
 from flows.running.gpu import LIMIT
-from flows.schedule.flow import NAME, scheduled
+from flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
 from tasks.common.errors import BadInput
 
-ENTRYPOINT = "flows.schedule.flow.scheduled"  # of every deployment of ours
+FLOWS: dict[str, Flow[..., Any]] = {NAME: scheduled, WATCHED: watched}
+ENTRYPOINTS = {name: f"flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
 TAG = "changepair"
 PAGE = 200  # deployments that the server gives at once, at the most
 STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
@@ -45,11 +50,21 @@ class Wanted:
     """A deployment as pipelines.yaml asks for it."""
 
     name: str
+    """The pipeline's."""
     schedule: Schedule | None
     parameters: dict[str, Any]
     tags: tuple[str, ...]
     pool: str | None
     overlap: str
+    flow: str = NAME
+    """NAME retrains, WATCHED scores what is new."""
+    on_drift: bool = False
+    """Whether it is run when the pipeline's line has drifted."""
+
+    @property
+    def what(self) -> str:
+        """Names it for the user."""
+        return self.name if self.flow == NAME else f"{self.name}, new pictures"
 
     def built(self) -> RunnerDeployment:
         """Builds it for Prefect: one run at a time, a second one waits or is cancelled."""
@@ -58,14 +73,19 @@ class Wanted:
             when = [CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)]
         elif self.schedule is not None and self.schedule.interval is not None:
             when = [IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)]
-        deployment: RunnerDeployment = scheduled.to_deployment(  # type: ignore[assignment]
+        trigger = DeploymentEventTrigger(
+            name=f"{self.name}: retrain on drift", expect={DRIFT_EVENT}, match={"prefect.resource.id": resource_of(self.name)}
+        )
+        about = "Retrains" if self.flow == NAME else "Scores what is new for"
+        deployment: RunnerDeployment = FLOWS[self.flow].to_deployment(  # type: ignore[assignment]
             self.name,
             schedules=when or None,
             parameters=self.parameters,
             tags=list(self.tags),
             work_pool_name=self.pool,
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=STRATEGIES[self.overlap]),
-            description=f"Retrains {self.name} in a clean clone of {self.parameters['repository']}",
+            description=f"{about} {self.name} in a clean clone of {self.parameters['repository']}",
+            triggers=[trigger] if self.on_drift else [],
             entrypoint_type=EntrypointType.MODULE_PATH,  # workers have the project installed, and every run clones what it works on
         )
         return deployment
@@ -79,7 +99,11 @@ def wanted(read: Pipelines, repository: str) -> list[Wanted]:
         keys = ("revision", "results", "workspaces", "remote", "remote_timeout", "overlap")
         parameters = {"pipeline": name, "repository": repository, **{key: getattr(runs, key) for key in keys}}
         tags = tuple(dict.fromkeys((TAG, *runs.tags)))
-        deployments.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap))
+        watch = read.pipelines[name].watch
+        looked_after = watch is not None and watch.schedule is not None
+        deployments.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap, on_drift=looked_after))
+        if watch is not None and looked_after:
+            deployments.append(Wanted(name, watch.schedule, parameters, tags, runs.pool, "skip", flow=WATCHED))
     return deployments
 
 
@@ -90,10 +114,10 @@ def deploy() -> list[str]:
     repository = repository_of(read)
     items = wanted(read, repository)
     with _client() as client:
-        before = {item.name: _deployed(client, item, repository) for item in items}
+        before = [_deployed(client, item, repository) for item in items]
         lines = [*_pool(client, read), *_limit(client, read)]
-        lines += [_apply(client, item, before[item.name]) for item in items]
-        lines += _remove(client, repository, set(read.enabled))
+        lines += [_apply(client, item, deployed) for item, deployed in zip(items, before, strict=True)]
+        lines += _remove(client, repository, {(ENTRYPOINTS[item.flow], item.name) for item in items})
     return lines
 
 
@@ -137,7 +161,7 @@ def _client() -> SyncPrefectClient:
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
     """Reads the deployment as it stands on the server; None if there is none. Raises BadInput if it is another repository's."""
-    name = f"{NAME}/{item.name}"
+    name = f"{item.flow}/{item.name}"
     try:
         deployed = client.read_deployment_by_name(name)
     except ObjectNotFound:
@@ -154,10 +178,11 @@ def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> Deplo
 def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse | None) -> str:
     when = str(item.schedule) if item.schedule else "by hand"
     built = item.built()
-    if deployed is not None and _is_as(deployed, built):
-        return f"unchanged: {item.name}, {when}"
-    client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
-        flow_id=client.create_flow(scheduled),
+    if deployed is not None and _is_as(deployed, built) and _triggers(client, deployed.id) == len(built.triggers):
+        return f"unchanged: {item.what}, {when}"
+    flow = FLOWS[item.flow]
+    made = client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
+        flow_id=client.create_flow(flow),
         name=item.name,
         schedules=cast(list[DeploymentScheduleCreate], built.schedules or []),
         parameters=built.parameters,
@@ -166,11 +191,20 @@ def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse
         entrypoint=built.entrypoint,
         concurrency_limit=built.concurrency_limit,
         concurrency_options=built.concurrency_options,
-        parameter_openapi_schema=parameter_schema(scheduled).model_dump(exclude_unset=True),
+        parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
         enforce_parameter_schema=True,
         description=built.description,
     )
-    return f"{'updated' if deployed else 'created'}: {item.name}, {when}"
+    client.delete_resource_owned_automations(f"prefect.deployment.{made}")
+    for trigger in built.triggers:
+        trigger.set_deployment_id(made)
+        client.create_automation(trigger.as_automation())
+    return f"{'updated' if deployed else 'created'}: {item.what}, {when}"
+
+
+def _triggers(client: SyncPrefectClient, deployment: UUID) -> int:
+    """Counts the automations that a deployment owns."""
+    return len(client.read_resource_related_automations(f"prefect.deployment.{deployment}"))
 
 
 def _is_as(deployed: DeploymentResponse, built: RunnerDeployment) -> bool:
@@ -189,11 +223,13 @@ def _times(schedules: Sequence[Any]) -> list[Any]:
     return [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in schedules]
 
 
-def _remove(client: SyncPrefectClient, repository: str, named: set[str]) -> Iterator[str]:
+def _remove(client: SyncPrefectClient, repository: str, named: set[tuple[str, str]]) -> Iterator[str]:
+    """Removes the deployments of this repository that are not named, by entry point and pipeline."""
     for deployed in of_this_project(client):
-        if deployed.entrypoint == ENTRYPOINT and deployed.parameters.get("repository") == repository and deployed.name not in named:
+        ours = deployed.entrypoint in ENTRYPOINTS.values() and deployed.parameters.get("repository") == repository
+        if ours and (deployed.entrypoint, deployed.name) not in named:
             client.delete_deployment(deployed.id)
-            yield f"removed: {deployed.name}"
+            yield f"removed: {deployed.name}{', new pictures' if deployed.entrypoint == ENTRYPOINTS[WATCHED] else ''}"
 
 
 def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:

@@ -28,7 +28,7 @@ from flows.settings.runs import Overlap, Results, Runs
 from tasks.common.errors import BadInput
 from tasks.common.stopping import on_sigterm
 
-NAME = "scheduled"
+NAME, WATCHED = "scheduled", "watched"
 PARAMETERS = Path("parameters of the run")
 
 
@@ -39,8 +39,8 @@ def prepare(place: Workspace, revision: str) -> str:
 
 
 @task(name="pull artifacts", persist_result=False)
-def pull(place: Workspace) -> None:
-    workspace.pull(place, get_run_logger().info)
+def pull(place: Workspace, *, model_alone: bool = False) -> None:
+    workspace.pull(place, get_run_logger().info, model_alone=model_alone)
 
 
 @task(task_run_name="retrain {pipeline}", persist_result=False)
@@ -48,10 +48,7 @@ def retrain(pipeline: str, place: Workspace) -> State[None]:
     """Retrains in the clone. Ends Completed by the name that the run there ended in, which is its child."""
     with parent():
         workspace.retrain(place, print)
-    retrained = child()
-    if retrained is None or retrained.state is None:
-        return Completed()
-    return Completed(name=retrained.state.name, message=retrained.state.message, state_details=link_child())
+    return _as_child_ended()
 
 
 @task(name="push artifacts", retries=2, retry_delay_seconds=10, persist_result=False)
@@ -102,6 +99,58 @@ def scheduled(
         except Held as held:
             logger.warning(str(held))
             return Completed(name=RunState.SKIPPED, message=str(held))
+
+
+@task(task_run_name="score what is new for {pipeline}", persist_result=False)
+def score(pipeline: str, place: Workspace) -> State[None]:
+    """Scores in the clone. Ends Completed by the name that the run there ended in, which is its child."""
+    with parent():
+        workspace.score(place, print)
+    return _as_child_ended()
+
+
+@flow(name=WATCHED, flow_run_name="{pipeline}, new pictures")
+def watched(
+    pipeline: str,
+    repository: str,
+    revision: str = "main",
+    results: Results = "branch",
+    workspaces: str = "~/.changepair",
+    remote: str | None = None,
+    remote_timeout: int = 3600,
+    overlap: Overlap = "wait",
+) -> State[None]:
+    """Scores what is new in a pipeline's watched folder by the model that its last results have in use, in a clone of its own, which keeps
+    the record. The parameters are those of `scheduled`."""
+    root = Path(workspaces).expanduser()
+    place = Workspace(root, pipeline, repository, results, remote, remote_timeout, purpose=f".{WATCHED}")
+    logger = get_run_logger()
+    log_in_lines()
+    parse(Name, pipeline, ("pipeline",), PARAMETERS)
+    parse(Runs, {"repository": repository, "revision": revision, "workspaces": workspaces, "remote": remote}, (), PARAMETERS)
+    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]
+    with on_sigterm(), one_api():
+        try:
+            what, wait = f"{pipeline}, new pictures", overlap == "wait"
+            with one_at_a_time(place.folder.name, what, folder=root, where=place.folder, wait=wait, tell=logger.warning):
+                make_up_for_missed()
+                prepare(place, revision)
+                pull(place, model_alone=True)
+                state = score(pipeline, place, return_state=True)
+        except Held as held:
+            logger.warning(str(held))
+            return Completed(name=RunState.SKIPPED, message=str(held))
+    if not state.is_completed():
+        state.result()
+    return Completed(name=state.name, message=state.message)
+
+
+def _as_child_ended() -> State[None]:
+    """Ends a task as the run ended that is its child."""
+    ended = child()
+    if ended is None or ended.state is None:
+        return Completed()
+    return Completed(name=ended.state.name, message=ended.state.message, state_details=link_child())
 
 
 def _run(place: Workspace, revision: str) -> State[None]:

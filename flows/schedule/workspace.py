@@ -48,10 +48,12 @@ class Workspace:
     results: Results
     remote: str | None
     remote_timeout: float
+    purpose: str = ""
+    """What the clone's name ends with, where it is not the one that the pipeline is retrained in."""
 
     @property
     def folder(self) -> Path:
-        return self.root / self.pipeline
+        return self.root / f"{self.pipeline}{self.purpose}"
 
     @property
     def branch(self) -> str:
@@ -85,11 +87,11 @@ def prepare(workspace: Workspace, revision: str, tell: Tell) -> str:
     return commit
 
 
-def pull(workspace: Workspace, tell: Tell) -> None:
-    """Brings what dvc.lock names into the clone, from the shared cache and, where there is one, from the remote. What cannot be had is told
-    and left for the stages to make again."""
+def pull(workspace: Workspace, tell: Tell, *, model_alone: bool = False) -> None:
+    """Brings what dvc.lock names, and the model in use, into the clone, from the shared cache and, where there is one, from the remote.
+    What cannot be had is told and left for the stages to make again."""
     dvc = own("dvc")
-    targets = _targets(workspace.folder, workspace.pipeline)
+    targets = _targets(workspace.folder, workspace.pipeline, model_alone=model_alone)
     if not targets:
         return
     for path in verify(workspace.folder):
@@ -109,6 +111,13 @@ def retrain(workspace: Workspace, tell: Tell) -> None:
     """Runs `changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
     command = own("flows.cli", "retrain", workspace.pipeline)
     run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
+
+
+def score(workspace: Workspace, tell: Tell) -> None:
+    """Runs `changepair score` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
+    (workspace.folder / UNFINISHED).unlink(missing_ok=True)  # nothing of a retraining is made here
+    command = own("flows.cli", "score", workspace.pipeline)
+    run(command, cwd=workspace.folder, what=f"score {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
 
 
 def push(workspace: Workspace) -> None:
@@ -172,7 +181,7 @@ def has_remote(workspace: Workspace) -> bool:
 def _clone(workspace: Workspace) -> None:
     if workspace.folder.is_dir() and any(workspace.folder.iterdir()):
         raise BadInput(f"{workspace.folder}: is there and is no clone of ours; move it away, or name another folder in runs.workspaces")
-    partial = workspace.root / f".{workspace.pipeline}.partial"
+    partial = workspace.root / f".{workspace.folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     workspace.root.mkdir(parents=True, exist_ok=True)
     git(
@@ -267,9 +276,11 @@ def _lock_at(folder: Path, commit: str) -> Mapping[str, Any]:
         return {}
 
 
-def _targets(folder: Path, pipeline: str) -> list[str]:
+def _targets(folder: Path, pipeline: str, *, model_alone: bool = False) -> list[str]:
     """Lists what DVC is to push and pull: the pipeline's stages, and the model in use."""
     pointer = MODELS / pipeline / POINTER
+    if model_alone:
+        return [pointer.as_posix()] if (folder / pointer).is_file() else []
     locked = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) if (folder / LOCK).is_file() else {}
     remote = [name for name in (locked or {}).get("stages", {}) if is_of(name, pipeline)]
     return [*remote, *([pointer.as_posix()] if (folder / pointer).is_file() else [])]

@@ -11,13 +11,12 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from flows.settings.reader import FILE, nearest, parse, read_yaml
-from flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag
+from flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
 from tasks.common.bounds import STRICT
 from tasks.common.errors import BadInput
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
-from tasks.monitoring.settings import WatchSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.scoring.decision import PromotionSettings
 from tasks.scoring.settings import EvaluationSettings
@@ -131,7 +130,7 @@ class Pipeline(Strict):
     """How they are measured."""
     promotion: PromotionSettings = PromotionSettings()
     """When a retrained model takes the place of the one in use."""
-    watch: WatchSettings | None = None
+    watch: Watch | None = None
     """A folder whose new pictures `changepair score` scores with the model in use; null for none."""
 
     @property

@@ -15,13 +15,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
-from flows.settings.runs import Notices, Runs, Schedule
+from flows.settings.runs import Notices, Runs, Schedule, Watch
 from tasks.common.bounds import Between
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
 from tasks.ingestion.settings import FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.monitoring.settings import WatchSettings
 from tasks.sampling.settings import SamplingSettings
 from tasks.scoring.decision import PromotionSettings
 from tasks.scoring.settings import EvaluationSettings
@@ -57,7 +56,7 @@ SECTIONS: dict[str, type[Any]] = {
     **{f"{PIPELINE}.training.{name}": kind.training.settings for name, kind in DETECTORS.items() if kind.training is not None},
     f"{PIPELINE}.evaluation": EvaluationSettings,
     f"{PIPELINE}.promotion": PromotionSettings,
-    f"{PIPELINE}.watch": WatchSettings,
+    f"{PIPELINE}.watch": Watch,
 }
 REQUIRED, COUNTED = "required", object()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -11,6 +12,8 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from flows.settings.reader import nearest
+from tasks.common.bounds import STRICT
+from tasks.monitoring.settings import WatchSettings
 
 UNITS = ("minutes", "hours", "days", "weeks")
 
@@ -64,6 +67,18 @@ class Schedule(Strict):
 
 ScheduleSettings = Annotated[Schedule, BeforeValidator(lambda setting: {"cron": setting} if isinstance(setting, str) else setting)]
 """A schedule, or a cron line alone."""
+
+
+@dataclass(frozen=True)
+class Watch(WatchSettings):
+    """Pictures that appear in a folder are scored, each once, by the pipeline's model in use."""
+
+    __pydantic_config__ = STRICT
+
+    schedule: ScheduleSettings | None = None
+    """When to look: a cron line, or {cron or interval, timezone}; null for by hand. `changepair deploy` makes a deployment of it, and has
+    the pipeline retrained when the line has drifted."""
+
 
 Overlap = Literal["wait", "skip"]
 Results = Literal["branch", "tag", "none"]
