@@ -131,6 +131,17 @@ def test_killed_in_the_middle_it_goes_on_where_the_record_ends(
     assert sorted(row.picture for row in record.rows()) == [f"{place}.png" for place in range(6)]
 
 
+def test_what_is_recorded_stays_when_old_days_are_moved_away(predictor: Predictor, tmp_path: Path) -> None:
+    folder, record = tmp_path / "line", Record(tmp_path / "watch")
+    for place in range(3):
+        old(save(picture(place), folder / f"{place}.png"))
+        list(judge(predictor, "kit-1", arrived(folder, record, settled=0), record))
+    next((tmp_path / "watch" / "scores").glob("day=*/00000000.parquet")).unlink()
+    old(save(picture(3), folder / "3.png"))
+    list(judge(predictor, "kit-1", arrived(folder, record, settled=0), record))
+    assert {row.picture for row in record.rows()} >= {"1.png", "2.png", "3.png"}
+
+
 def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such folder to watch"):
         arrived(tmp_path / "away", Record(tmp_path), settled=0)

@@ -122,7 +122,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         if not paths:
             return mine(None), _ready(mine(None))
         with _told(gradio):
-            own = Session(Kind(predictor.model, device=predictor.device).prompt(paths))
+            own = Session(Kind(predictor.model, device=predictor.device).prompt(paths, category=predictor.prompted.category))
         return own, _ready(own)
 
     def check(session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any]]:
@@ -170,9 +170,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
                 tray = {"type": "filepath", "columns": 4, "height": 220, "object_fit": "contain", "interactive": True}
                 normal = gradio.Gallery(label="Normal pictures", elem_id="normal", **tray)
                 ready = gradio.Markdown(_ready(Session(predictor)), elem_id="ready")
-                queries = gradio.Gallery(
-                    label="Pictures to check", type="filepath", columns=4, height=220, elem_id="queries", interactive=True
-                )
+                queries = gradio.Gallery(label="Pictures to check", elem_id="queries", **tray)
                 go = gradio.Button("Check", variant="primary", elem_id="check")
             with gradio.Column():
                 verdict = gradio.Markdown(elem_classes="verdict", elem_id="verdict")

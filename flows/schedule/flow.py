@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,25 +80,8 @@ def scheduled(
 ) -> State[None]:
     """Retrains a pipeline at a revision of a repository. The parameters are those of `runs` in pipelines.yaml, which says what they mean;
     they can be given in the UI too, so wrong ones raise BadInput."""
-    root = Path(workspaces).expanduser()
-    place = Workspace(root, pipeline, repository, results, remote, remote_timeout)
-    logger = get_run_logger()
-    log_in_lines()
-    parse(Name, pipeline, ("pipeline",), PARAMETERS)  # it names a folder
-    parse(Runs, {"repository": repository, "revision": revision, "workspaces": workspaces, "remote": remote}, (), PARAMETERS)
-    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
-    with on_sigterm(), one_api():
-        try:
-            what, wait = f"{pipeline} at {revision}", overlap == "wait"
-            with one_at_a_time(pipeline, what, folder=root, where=place.folder, wait=wait, tell=logger.warning):
-                for late in make_up_for_missed():
-                    logger.info(f"{pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it")
-                for died in _others("RUNNING"):  # there is one at a time, and we are it
-                    close_dead(died.id, f"its process is gone; run {flow_run.get_id()} goes on from there")
-                return _run(place, revision)
-        except Held as held:
-            logger.warning(str(held))
-            return Completed(name=RunState.SKIPPED, message=str(held))
+    place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout)
+    return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, lambda: _run(place, revision))
 
 
 @task(task_run_name="score what is new for {pipeline}", persist_result=False)
@@ -122,27 +105,41 @@ def watched(
 ) -> State[None]:
     """Scores what is new in a pipeline's watched folder by the model that its last results have in use, in a clone of its own, which keeps
     the record. The parameters are those of `scheduled`."""
-    root = Path(workspaces).expanduser()
-    place = Workspace(root, pipeline, repository, results, remote, remote_timeout, purpose=f".{WATCHED}")
+    place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout, purpose=f".{WATCHED}")
+
+    def work() -> State[None]:
+        prepare(place, revision)
+        pull(place, model_alone=True)
+        state = score(pipeline, place, return_state=True)
+        if not state.is_completed():
+            state.result()
+        return Completed(name=state.name, message=state.message)
+
+    return _alone(place, workspaces, revision, f"{pipeline}, new pictures", overlap, work)
+
+
+def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap: Overlap, work: Callable[[], State[None]]) -> State[None]:
+    """Checks the parameters, and works in the clone while nobody else does; makes up for runs that were missed, ends those that died."""
     logger = get_run_logger()
     log_in_lines()
-    parse(Name, pipeline, ("pipeline",), PARAMETERS)
-    parse(Runs, {"repository": repository, "revision": revision, "workspaces": workspaces, "remote": remote}, (), PARAMETERS)
-    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]
+    parse(Name, place.pipeline, ("pipeline",), PARAMETERS)  # it names a folder
+    about = {"repository": place.repository, "revision": revision, "workspaces": workspaces, "remote": place.remote}
+    parse(Runs, about, (), PARAMETERS)
+    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
     with on_sigterm(), one_api():
         try:
-            what, wait = f"{pipeline}, new pictures", overlap == "wait"
-            with one_at_a_time(place.folder.name, what, folder=root, where=place.folder, wait=wait, tell=logger.warning):
-                make_up_for_missed()
-                prepare(place, revision)
-                pull(place, model_alone=True)
-                state = score(pipeline, place, return_state=True)
+            wait = overlap == "wait"
+            with one_at_a_time(place.folder.name, what, folder=place.root, where=place.folder, wait=wait, tell=logger.warning):
+                for late in make_up_for_missed():
+                    logger.info(
+                        f"{place.pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it"
+                    )
+                for died in _others("RUNNING"):  # there is one at a time, and we are it
+                    close_dead(died.id, f"its process is gone; run {flow_run.get_id()} goes on from there")
+                return work()
         except Held as held:
             logger.warning(str(held))
             return Completed(name=RunState.SKIPPED, message=str(held))
-    if not state.is_completed():
-        state.result()
-    return Completed(name=state.name, message=state.message)
 
 
 def _as_child_ended() -> State[None]:

@@ -67,7 +67,9 @@ class Record:
     def append(self, rows: Sequence[Judged]) -> None:
         """Adds rows as a part of the day that they are of."""
         if rows:
-            part = self.folder / SCORES_FOLDER / f"day={rows[0].time[:10]}" / f"{len(self._files()):08d}.parquet"
+            files = self._files()
+            number = int(files[-1].stem) + 1 if files else 0  # not how many there are: old days may have been moved away
+            part = self.folder / SCORES_FOLDER / f"day={rows[0].time[:10]}" / f"{number:08d}.parquet"
             write_rows(part, Judged, rows)
 
     def overlay_of(self, row: Judged) -> Path:

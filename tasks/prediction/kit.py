@@ -87,8 +87,9 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
         threshold = _threshold(content["threshold"])
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
         category, top = content["category"], float(content["top"])
-        assert name in settings and (DETECTORS[name].upon or name) in settings
-    except (AssertionError, AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+        if name not in settings or (DETECTORS[name].upon or name) not in settings:
+            raise ValueError(f"no settings of {name}")
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
         raise BadInput(f"{file}: not what this version writes ({type(error).__name__}: {error}); make the kit again") from error
     for part, expected in hashes.items():
         if not (folder / part).is_file() or sha256(folder / part) != expected:
