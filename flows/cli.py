@@ -11,6 +11,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
 from flows.settings.needs import needs
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     scoring = commands.add_parser("score", help="score the pictures that are new in a pipeline's watched folder, by its model in use")
     scoring.add_argument("pipeline")
     scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
+    review.add(commands)
     for name, what, work in (
         ("deploy", "make the server's deployments those of pipelines.yaml, one for each enabled pipeline", deploy),
         ("serve", "deploy, and run on this machine what is due, until stopped", serve),

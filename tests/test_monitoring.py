@@ -14,23 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import skimage.data
 import yaml
 from conftest import TINY, make_project, run, save
+from lines import old, picture, predictor
+from PIL import Image
 from servers import ask
 
 from tasks.common.errors import BadInput
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.common.rows import write_rows
 from tasks.monitoring import record as recording
 from tasks.monitoring.drift import drift_of
-from tasks.monitoring.record import Record, arrived, judge
+from tasks.monitoring.record import Judged, Record, arrived, judge
 from tasks.prediction.calibration import Threshold, calibrated
-from tasks.prediction.models import Named
-from tasks.prediction.predictor import Predictor
-
-TEXTURE = skimage.data.brick()
 
 
 def line(random: np.random.Generator, count: int, shift: float = 0.0) -> list[float]:
@@ -70,29 +65,7 @@ def test_what_is_flagged_is_no_drift() -> None:
     assert drift_of(threshold, bad, chance=0.01) == drift_of(threshold, scores, chance=0.01)
 
 
-@pytest.fixture
-def predictor() -> Predictor:
-    own = PatchResidualSettings(resolution=64, top_share=0.01)
-    one = Predictor(Named("patch-residual", {"patch-residual": own}, build_detector(own, build_encoder(own.encoder, 64))))
-    one.prompt(TEXTURE[:96, :96])
-    one.calibrate([TEXTURE[row : row + 96, 200:296] for row in range(0, 400, 20)], false_alarms=0.1)
-    return one
-
-
-def picture(place: int, *, hole: bool = False) -> np.ndarray:
-    pixels = TEXTURE[11 * place :][:96, 5 * place :][:, :96].copy()
-    if hole:
-        pixels[20:70, 20:70] = np.random.default_rng(0).integers(0, 255, (50, 50))
-    return pixels
-
-
-def old(file: Path) -> Path:
-    """Makes a file look as if it had been there for a while."""
-    os.utime(file, (time.time() - 60, time.time() - 60))
-    return file
-
-
-def test_every_picture_is_scored_once_and_recorded_by_day(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_picture_is_scored_once_and_recorded_by_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "AT_ONCE", 3)
     folder, record = tmp_path / "line", Record(tmp_path / "watch")
     for place in range(7):
@@ -103,43 +76,72 @@ def test_every_picture_is_scored_once_and_recorded_by_day(predictor: Predictor, 
     (folder / "notes.txt").write_text("no picture")
     new = arrived(folder, record, settled=2.0)
     assert len(new) == 8
-    rows = [row for part in judge(predictor, "kit-1", new, record) for row in part]
+    rows = [row for part in judge(predictor(), "kit-1", new, record) for row in part]
     assert [row.verdict for row in rows].count("unreadable") == 1 and record.rows() == rows and not arrived(folder, record, settled=2.0)
     scores = {row.picture: row.score for row in rows}
-    assert scores["shift-1/2.png"] == pytest.approx(predictor(picture(2)).scores[0], abs=1e-6) and scores["shift-1/broken.png"] is None
+    assert scores["shift-1/2.png"] == pytest.approx(predictor()(picture(2)).scores[0], abs=1e-6) and scores["shift-1/broken.png"] is None
     flagged = [row for row in rows if row.verdict == "anomalous"]
-    assert "shift-1/4.png" in [row.picture for row in flagged] and all(record.overlay_of(row).is_file() for row in flagged)
+    assert "shift-1/4.png" in [row.picture for row in flagged] and all(record.overlay(row).is_file() for row in flagged)
+    kept = np.asarray(Image.open(record.flagged(next(row for row in flagged if row.picture == "shift-1/4.png"))))
+    assert np.array_equal(kept[..., 0], picture(4, hole=True))
     table = pq.read_table(tmp_path / "watch" / "scores")  # as anybody reads it: a dataset by day
     assert table.num_rows == 8 and set(table["day"].to_pylist()) == {rows[0].time[:10]}
     old(save(picture(3, hole=True), folder / "shift-1/2.png"))  # another of the same name is another picture
     assert [one.key[0] for one in arrived(folder, record, settled=2.0)] == ["shift-1/2.png"]
 
 
-def test_killed_in_the_middle_it_goes_on_where_the_record_ends(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_in_the_middle_it_goes_on_where_the_record_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "AT_ONCE", 2)
     folder, record = tmp_path / "line", Record(tmp_path / "watch")
     for place in range(6):
         old(save(picture(place), folder / f"{place}.png"))
-    parts: Iterator[object] = judge(predictor, "kit-1", arrived(folder, record, settled=0), record)
+    parts: Iterator[object] = judge(predictor(), "kit-1", arrived(folder, record, settled=0), record)
     next(parts)
     del parts  # and whatever it was about to do
     left = arrived(folder, record, settled=0)
     assert len(left) == 4
-    list(judge(predictor, "kit-1", left, record))
+    list(judge(predictor(), "kit-1", left, record))
     assert sorted(row.picture for row in record.rows()) == [f"{place}.png" for place in range(6)]
 
 
-def test_what_is_recorded_stays_when_old_days_are_moved_away(predictor: Predictor, tmp_path: Path) -> None:
+def test_what_is_recorded_stays_when_old_days_are_moved_away(tmp_path: Path) -> None:
     folder, record = tmp_path / "line", Record(tmp_path / "watch")
     for place in range(3):
         old(save(picture(place), folder / f"{place}.png"))
-        list(judge(predictor, "kit-1", arrived(folder, record, settled=0), record))
+        list(judge(predictor(), "kit-1", arrived(folder, record, settled=0), record))
     next((tmp_path / "watch" / "scores").glob("day=*/00000000.parquet")).unlink()
     old(save(picture(3), folder / "3.png"))
-    list(judge(predictor, "kit-1", arrived(folder, record, settled=0), record))
+    list(judge(predictor(), "kit-1", arrived(folder, record, settled=0), record))
     assert {row.picture for row in record.rows()} >= {"1.png", "2.png", "3.png"}
+
+
+def test_a_day_that_is_over_becomes_one_file_and_a_kill_in_between_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(place: int, day: int) -> Judged:
+        return Judged(f"{place}.png", 1, place, f"2026-11-{day}T10:00:00.000+00:00", 0.1, 0.2, "normal", None, "kit-1")
+
+    record, rows = Record(tmp_path), [row(place, 20 + place // 4) for place in range(12)]
+    for one in rows:
+        record.append([one])
+
+    def die(rows: object, *_arguments: object) -> None:
+        write_rows(rows, *_arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(recording, "write_rows", die)
+        record.merge("2026-11-22")
+    assert pq.read_table(tmp_path / "scores").num_rows == 15
+    assert Record(tmp_path).rows() == record.rows() == rows
+    for _ in range(2):
+        record.merge("2026-11-22")
+        files = sorted(tmp_path.rglob("*.parquet"))
+        assert [len([file for file in files if f"day=2026-11-{day}" in str(file)]) for day in (20, 21, 22)] == [1, 1, 4]
+        assert Record(tmp_path).rows() == record.rows() == rows
+        assert pq.read_table(tmp_path / "scores").num_rows == 12
+    record.append([row(12, 22)])
+    assert record.rows()[-1].picture == "12.png"
 
 
 def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:

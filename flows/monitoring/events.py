@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-ALERT_EVENT, DRIFT_EVENT = "changepair.alert", "changepair.drifted"
+ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT = "changepair.alert", "changepair.drifted", "changepair.labelled"
+RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)
+"""Those that ask for a retraining."""
 
 
 def resource_of(pipeline: str) -> str:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.prediction import options
-from flows.prediction.options import load, tell
+from flows.prediction.options import load
+from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
 from flows.prediction.serve import listening
 from tasks.common.errors import BadInput
-from tasks.common.stopping import EXIT_CODE
 from tasks.prediction.files import ENDINGS, names_of
 
 if TYPE_CHECKING:
@@ -30,14 +26,8 @@ EXAMPLES = """examples:
   changepair demo --kit line-3 --port 7870
 """
 MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
-MOST_BYTES = "32mb"
-KEPT = 3600
-"""Seconds that what was uploaded is kept."""
-SHOWN = 1024
-"""Pixels of the longer side of what is shown."""
 HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is red where a picture differs from
 all of the normal ones; the score is 0 for normal … 1 for anomalous."""
-CSS = ".verdict {font-size: 1.3em} footer {visibility: hidden}"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,8 +40,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860, help="%(default)s")
+    add_address(parser, 7860)
     parser.set_defaults(run=demo)
 
 
@@ -59,44 +48,10 @@ def demo(arguments: argparse.Namespace) -> None:
     """Serves the page until stopped. Raises BadInput for what cannot be loaded, and a port that is taken."""
     listening(arguments.host, arguments.port).close()  # told before anything is loaded
     predictor = load(arguments)
-    with tempfile.TemporaryDirectory(prefix="changepair-demo-") as work, gradio_in(Path(work)) as gradio:
+    with tempfile.TemporaryDirectory(prefix="changepair-demo-") as work:
+        gradio = gradio_in(Path(work))
         page = make_page(gradio, predictor, Path(work))
-        page.queue(default_concurrency_limit=1, max_size=32)
         serve_page(gradio, page, arguments.host, arguments.port)
-
-
-@contextmanager
-def gradio_in(work: Path) -> Iterator[Any]:
-    """Imports Gradio so that it asks nobody for anything, and keeps what is uploaded in `work`."""
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(work / "uploads"), HF_HUB_DISABLE_TELEMETRY="1")
-    try:
-        import gradio
-    except ModuleNotFoundError as error:
-        raise BadInput("the page needs Gradio, which is not installed; install changepair[serve]") from error
-    yield gradio
-
-
-def serve_page(gradio: Any, page: Any, host: str, port: int) -> None:
-    """Serves until Ctrl-C or SIGTERM."""
-    system = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none is fetched
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        show_error=True,
-        max_file_size=MOST_BYTES,
-        prevent_thread_lock=True,
-        theme=system,
-        css=CSS,
-        footer_links=[],
-        ssr_mode=False,
-        run_history=False,
-        state_session_capacity=100,
-    )
-    tell(f"the page is at http://{host}:{page.server_port}")
-    signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(EXIT_CODE))  # as Ctrl-C, so that what was uploaded is deleted
-    page.block_thread()
 
 
 @dataclass
@@ -121,7 +76,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         paths = _paths(gradio, given, MOST_PROMPTS, "normal pictures")
         if not paths:
             return mine(None), _ready(mine(None))
-        with _told(gradio):
+        with told(gradio):
             own = Session(Kind(predictor.model, device=predictor.device).prompt(paths, category=predictor.prompted.category))
         return own, _ready(own)
 
@@ -131,7 +86,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         if not paths:
             return own, "", []
         start = time.perf_counter()
-        with _told(gradio):
+        with told(gradio):
             own.said = tuple(own.predictor.each(paths))
         own.names = tuple(Path(path).name for path in paths)
         return own, _verdict(own, time.perf_counter() - start), show(own, strength)
@@ -143,7 +98,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         for name, one in zip(session.names, session.said, strict=True) if session else ():
             line = line_of(name, one.score, session.predictor.threshold)  # type: ignore[union-attr]
             drawn = overlay(one.picture, one.map, session.predictor.top, strength)  # type: ignore[union-attr]
-            pictures.append((_small(drawn), f"{name}: {line.score:.4f}" + (f", {line.verdict}" if line.verdict else "")))
+            pictures.append((small(drawn), f"{name}: {line.score:.4f}" + (f", {line.verdict}" if line.verdict else "")))
         return pictures
 
     def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
@@ -155,7 +110,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
                 f"{len(files)} pictures, more than {MOST_BATCH}; `changepair predict` takes any number", print_exception=False
             )
         own, folder = mine(session), Path(tempfile.mkdtemp(dir=work))
-        with _told(gradio):
+        with told(gradio):
             flagged, refused = _score_folder(own.predictor, files, folder / "answer", lambda share: progress(share))
         archive = shutil.make_archive(str(folder / "answer"), "zip", folder / "answer")
         shutil.rmtree(folder / "answer")
@@ -216,15 +171,6 @@ def make_examples(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     return pairs
 
 
-@contextmanager
-def _told(gradio: Any) -> Iterator[None]:
-    """Shows what is the visitor's to mend, in one line."""
-    try:
-        yield
-    except BadInput as error:
-        raise gradio.Error(str(error).replace(os.environ["GRADIO_TEMP_DIR"], "…"), duration=None, print_exception=False) from error
-
-
 def _paths(gradio: Any, given: list[Any] | None, most: int, what: str) -> list[str]:
     """Gives the paths of a gallery's pictures."""
     paths = [str(path) for path, _caption in given or []]
@@ -250,14 +196,6 @@ def _verdict(session: Session, seconds: float) -> str:
     flagged = sum(threshold.exceeded(one.score) for one in said)
     whole = ("**Anomalous**" if flagged else "**Normal**") if len(said) == 1 else f"**{flagged} of {len(said)} anomalous**"
     return f"{whole}: {', '.join(f'{one.score:.3f}' for one in said)}, threshold {threshold.value:.4f} ({each})"
-
-
-def _small(picture: Any) -> Any:
-    from PIL import Image
-
-    image = Image.fromarray(picture)
-    image.thumbnail((SHOWN, SHOWN))
-    return image
 
 
 def _score_folder(predictor: Predictor, files: Sequence[Path], folder: Path, report: Any) -> tuple[int, list[str]]:

@@ -31,7 +31,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from flows.monitoring.events import DRIFT_EVENT, resource_of
+from flows.monitoring.events import RETRAINING, resource_of
 from flows.running.gpu import LIMIT
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
@@ -58,8 +58,8 @@ class Wanted:
     overlap: str
     flow: str = NAME
     """NAME retrains, WATCHED scores what is new."""
-    on_drift: bool = False
-    """Whether it is run when the pipeline's line has drifted."""
+    when_asked: bool = False
+    """Whether it is run when the pipeline's line asks for it."""
 
     @property
     def what(self) -> str:
@@ -74,7 +74,9 @@ class Wanted:
         elif self.schedule is not None and self.schedule.interval is not None:
             when = [IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)]
         trigger = DeploymentEventTrigger(
-            name=f"{self.name}: retrain on drift", expect={DRIFT_EVENT}, match={"prefect.resource.id": resource_of(self.name)}
+            name=f"{self.name}: retrain when its line asks for it",
+            expect=set(RETRAINING),
+            match={"prefect.resource.id": resource_of(self.name)},
         )
         about = "Retrains" if self.flow == NAME else "Scores what is new for"
         deployment: RunnerDeployment = FLOWS[self.flow].to_deployment(  # type: ignore[assignment]
@@ -85,7 +87,7 @@ class Wanted:
             work_pool_name=self.pool,
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=STRATEGIES[self.overlap]),
             description=f"{about} {self.name} in a clean clone of {self.parameters['repository']}",
-            triggers=[trigger] if self.on_drift else [],
+            triggers=[trigger] if self.when_asked else [],
             entrypoint_type=EntrypointType.MODULE_PATH,  # workers have the project installed, and every run clones what it works on
         )
         return deployment
@@ -101,7 +103,7 @@ def wanted(read: Pipelines, repository: str) -> list[Wanted]:
         tags = tuple(dict.fromkeys((TAG, *runs.tags)))
         watch = read.pipelines[name].watch
         looked_after = watch is not None and watch.schedule is not None
-        deployments.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap, on_drift=looked_after))
+        deployments.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap, when_asked=looked_after))
         if watch is not None and looked_after:
             deployments.append(Wanted(name, watch.schedule, parameters, tags, runs.pool, "skip", flow=WATCHED))
     return deployments
@@ -178,7 +180,7 @@ def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> Deplo
 def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse | None) -> str:
     when = str(item.schedule) if item.schedule else "by hand"
     built = item.built()
-    if deployed is not None and _is_as(deployed, built) and _triggers(client, deployed.id) == len(built.triggers):
+    if deployed is not None and _is_as(deployed, built) and _triggers(client, deployed.id) == [_expected(one) for one in built.triggers]:
         return f"unchanged: {item.what}, {when}"
     flow = FLOWS[item.flow]
     made = client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
@@ -202,9 +204,14 @@ def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse
     return f"{'updated' if deployed else 'created'}: {item.what}, {when}"
 
 
-def _triggers(client: SyncPrefectClient, deployment: UUID) -> int:
-    """Counts the automations that a deployment owns."""
-    return len(client.read_resource_related_automations(f"prefect.deployment.{deployment}"))
+def _triggers(client: SyncPrefectClient, deployment: UUID) -> list[set[str]]:
+    """Lists the events that the automations act on that a deployment owns."""
+    owned = client.read_resource_related_automations(f"prefect.deployment.{deployment}")
+    return [_expected(one.trigger) for one in owned]
+
+
+def _expected(trigger: Any) -> set[str]:
+    return set(getattr(trigger, "expect", ()))
 
 
 def _is_as(deployed: DeploymentResponse, built: RunnerDeployment) -> bool:

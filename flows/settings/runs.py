@@ -77,7 +77,7 @@ class Watch(WatchSettings):
 
     schedule: ScheduleSettings | None = None
     """When to look: a cron line, or {cron or interval, timezone}; null for by hand. `changepair deploy` makes a deployment of it, and has
-    the pipeline retrained when the line has drifted."""
+    the pipeline retrained when the line has drifted, or people have said enough."""
 
 
 Overlap = Literal["wait", "skip"]

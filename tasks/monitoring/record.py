@@ -1,27 +1,33 @@
 """Keeps what was said of a line's pictures, and finds those of which nothing was said yet.
 
-data/watch/<pipeline>/
+<record>/
   kit/                                 detector, prompts and threshold, of tasks.prediction.kit
-  scores/day=<YYYY-MM-DD>/<n>.parquet  one row a picture (Judged), by the day in UTC that it was scored on
-  overlays/<YYYY-MM-DD>/….png          the flagged ones with their maps laid over
+  scores/day=<YYYY-MM-DD>/<n>.parquet  one row a picture (Judged), by the day in UTC that it was scored on; a day that is over is one file
+  flagged/<YYYY-MM-DD>/….png           the flagged ones, as they were read: a line may not keep its pictures until somebody looks
+  overlays/<YYYY-MM-DD>/….png          those with their maps laid over
+  verdicts/                            what people said of them, of tasks.monitoring.verdicts
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.common.errors import BadInput
 from tasks.common.rows import read_rows, write_rows
-from tasks.prediction.files import ENDINGS, names_of
-from tasks.prediction.outputs import line_of, write_overlay
-from tasks.prediction.predictor import Prediction, Predictor
+from tasks.prediction.files import ENDINGS
+from tasks.prediction.outputs import line_of, write_overlay, write_picture
+
+if TYPE_CHECKING:
+    from tasks.prediction.predictor import Prediction, Predictor
 
 MADE_BY = "`changepair score`"
-KIT_FOLDER, SCORES_FOLDER, OVERLAYS_FOLDER = "kit", "scores", "overlays"
+KIT_FOLDER, SCORES_FOLDER, FLAGGED_FOLDER, OVERLAYS_FOLDER, VERDICTS_FOLDER = "kit", "scores", "flagged", "overlays", "verdicts"
 AT_ONCE = 32
 """Pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same."""
 
@@ -45,6 +51,12 @@ class Judged:
         """What tells it from another picture, and from another of the same name."""
         return self.picture, self.bytes, self.modified
 
+    @property
+    def name(self) -> str:
+        """What files that are made of it are called: as no other picture's, though a line may use a name again and again."""
+        own = hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]
+        return f"{Path(self.picture).stem[:100]}-{own}"
+
 
 @dataclass(frozen=True)
 class Arrived:
@@ -59,23 +71,54 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._read: dict[tuple[Path, int, int], list[Judged]] = {}
 
     def rows(self) -> list[Judged]:
-        """Reads all rows, in the order they were written."""
-        return [row for file in self._files() for row in read_rows(file, Judged, MADE_BY)]
+        """Reads all rows, in the order they were written; a file that this object has read is not read again."""
+        read = {}
+        for file in self._files():
+            about = file.stat()
+            as_it_is = (file, about.st_size, about.st_mtime_ns)
+            read[as_it_is] = self._read.get(as_it_is) or read_rows(file, Judged, MADE_BY)
+        self._read = read
+        return list(dict.fromkeys(row for rows in read.values() for row in rows))  # those of a merge that was killed are there twice
 
     def append(self, rows: Sequence[Judged]) -> None:
         """Adds rows as a part of the day that they are of."""
         if rows:
             files = self._files()
             number = int(files[-1].stem) + 1 if files else 0  # not how many there are: old days may have been moved away
-            part = self.folder / SCORES_FOLDER / f"day={rows[0].time[:10]}" / f"{number:08d}.parquet"
-            write_rows(part, Judged, rows)
+            write_rows(self._day(rows[0].time[:10]) / f"{number:08d}.parquet", Judged, rows)
 
-    def overlay_of(self, row: Judged) -> Path:
-        """Names the picture of a flagged one."""
-        name = next(names_of([Path(row.picture)]))
-        return self.folder / OVERLAYS_FOLDER / row.time[:10] / Path(row.picture).parent / f"{name}.png"
+    def merge(self, today: str) -> None:
+        """Makes one file of each day before `today` (YYYY-MM-DD) that has several: to open a file takes longer than to read its rows."""
+        for folder in sorted((self.folder / SCORES_FOLDER).glob("day=*")):
+            files = sorted(folder.glob("*.parquet"))
+            if len(files) < 2 or folder.name >= self._day(today).name:
+                continue
+            rows = dict.fromkeys(row for file in files for row in read_rows(file, Judged, MADE_BY))
+            write_rows(files[-1], Judged, rows)
+            for file in files[:-1]:
+                file.unlink()
+
+    def flagged(self, row: Judged) -> Path:
+        """Names the copy of a flagged picture."""
+        return self._made_of(row, FLAGGED_FOLDER)
+
+    def overlay(self, row: Judged) -> Path:
+        """Names the picture of a flagged one with its map laid over."""
+        return self._made_of(row, OVERLAYS_FOLDER)
+
+    def keep(self, row: Judged, prediction: Prediction, top: float) -> None:
+        """Keeps a flagged picture, and its map. top: as for `overlay` of tasks.prediction.outputs."""
+        write_overlay(self.overlay(row), prediction, top)
+        write_picture(self.flagged(row), prediction.picture)
+
+    def _made_of(self, row: Judged, kind: str) -> Path:
+        return self.folder / kind / row.time[:10] / Path(row.picture).parent / f"{row.name}.png"
+
+    def _day(self, day: str) -> Path:
+        return self.folder / SCORES_FOLDER / f"day={day}"
 
     def _files(self) -> list[Path]:
         return sorted((self.folder / SCORES_FOLDER).glob("day=*/*.parquet"), key=lambda file: file.name)
@@ -92,11 +135,16 @@ def arrived(folder: Path, record: Record, *, settled: float) -> list[Arrived]:
     for file in folder.rglob("*"):
         if file.suffix.lower() not in ENDINGS or not file.is_file():
             continue
-        about = file.stat()
-        key = (file.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns)
-        if about.st_mtime_ns <= latest and key not in known:
+        key = key_of(file, folder)
+        if key[2] <= latest and key not in known:
             new.append(Arrived(file, key))
     return sorted(new, key=lambda one: (one.key[2], one.key[0]))
+
+
+def key_of(file: Path, folder: Path) -> tuple[str, int, int]:
+    """Gives what Judged.key is of a file in the watched folder."""
+    about = file.stat()
+    return file.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns
 
 
 def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: Record) -> Iterator[list[Judged]]:
@@ -113,7 +161,7 @@ def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: R
                 continue
             rows.append(row := _judged(one, predictions[number], now, predictor, kit))
             if row.verdict == "anomalous":
-                write_overlay(record.overlay_of(row), predictions[number], predictor.top)
+                record.keep(row, predictions[number], predictor.top)
         record.append(rows)
         yield rows
 

@@ -28,5 +28,9 @@ class WatchSettings:
     """The share of a run's pictures that are flagged, above which it alerts."""
     drift: Annotated[float, Between(1e-6, 0.5)] = 0.01
     """The chance that a line that does not change is ever reported to have drifted."""
+    record: str | None = None
+    """The folder of what was said, and of people's verdicts; null for data/watch/<pipeline> of the checkout that scores."""
+    retrain_after: Annotated[int, Between(1, 100_000)] | None = None
+    """So many new verdicts of `changepair review` ask for a retraining, by an event; null for never."""
     settled: Annotated[float, Between(0, 3600)] = 2.0
     """Seconds since a picture was last written to, before it is taken: it may still be on its way."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,9 @@ from tasks.common.files import written_beside
 from tasks.common.pictures import Picture
 from tasks.common.sheets import heated
 from tasks.prediction.calibration import Threshold
-from tasks.prediction.predictor import Prediction
+
+if TYPE_CHECKING:
+    from tasks.prediction.predictor import Prediction
 
 MapForm = Literal["png", "npy"]
 FULL = 65535
@@ -108,5 +110,10 @@ def csv_lines(stream: TextIO) -> Callable[[Line], None]:
 
 
 def write_overlay(file: Path, prediction: Prediction, top: float) -> None:
+    write_picture(file, overlay(prediction.picture, prediction.map, top))
+
+
+def write_picture(file: Path, picture: Picture) -> None:
+    """Writes a PNG. picture: HxWx3 uint8."""
     with written_beside(file) as partial:
-        Image.fromarray(overlay(prediction.picture, prediction.map, top)).save(partial, "PNG", compress_level=1)
+        Image.fromarray(picture).save(partial, "PNG", compress_level=1)

@@ -1,0 +1,46 @@
+"""Finds a pipeline's watched line: its settings, what was said of its pictures, and what people said of those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.running.places import WATCH
+from flows.settings.pipelines import pipeline_named
+from tasks.common.errors import BadInput
+from tasks.monitoring.record import VERDICTS_FOLDER, Record
+from tasks.monitoring.settings import WatchSettings
+from tasks.monitoring.verdicts import Verdicts
+from tasks.prediction.files import files_of
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is watched for a pipeline."""
+
+    pipeline: str
+    settings: WatchSettings
+    record: Record
+
+    @property
+    def verdicts(self) -> Verdicts:
+        return Verdicts(self.record.folder / VERDICTS_FOLDER)
+
+    @property
+    def prompts(self) -> list[Path]:
+        """Lists the pictures that others are held against. Raises BadInput if there is none."""
+        return files_of([self.settings.prompts])
+
+    @property
+    def normals(self) -> list[Path]:
+        """Lists the pictures that set the threshold. Raises BadInput if there is none."""
+        return files_of([self.settings.normals])
+
+
+def line_of(pipeline: str) -> Line:
+    """Gives a pipeline's line. Raises BadInput if pipelines.yaml has no such pipeline, or it watches none."""
+    settings = pipeline_named(pipeline).watch
+    if settings is None:
+        raise BadInput(f"pipelines.yaml: pipelines.{pipeline}.watch: not there; say which folder to watch, and what is normal in it")
+    folder = WATCH / pipeline if settings.record is None else Path(settings.record).expanduser()
+    return Line(pipeline, settings, Record(folder))

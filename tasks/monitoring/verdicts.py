@@ -1,0 +1,85 @@
+"""Keeps what people said of a line's pictures as a dataset in MVTec AD's layout, which a retraining takes as any other.
+
+<record>/verdicts/
+  train/good/…       the line's prompts and the normal pictures that set its threshold
+  test/good/…        pictures of the line that were found to be normal
+  test/<defect>/…    those that were found to be anomalous, by what is wrong with them
+
+The folder is all there is to it: a verdict is the picture's place, so that whoever moves or deletes a file has changed it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.common.errors import BadInput
+from tasks.common.pictures import Picture
+from tasks.ingestion.listing import GOOD
+from tasks.monitoring.record import Judged
+from tasks.prediction.files import names_of
+from tasks.prediction.outputs import write_picture
+from tasks.prediction.pictures import as_picture
+
+TRAIN, TEST = Path("train", GOOD), Path("test")
+DEFECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")
+
+
+class Verdicts:
+    """A dataset of a line's pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has_normals(self, files: Sequence[Path]) -> None:
+        """Makes those pictures, and no others, the dataset's normal ones to learn from. Raises BadInput if one cannot be read."""
+        wanted = {f"{str(name).replace('/', '-')}.png": file for name, file in zip(names_of(files), files, strict=True)}
+        for name, file in wanted.items():
+            copy, modified = self.folder / TRAIN / name, file.stat().st_mtime_ns
+            if not copy.is_file() or copy.stat().st_mtime_ns != modified:
+                write_picture(copy, as_picture(file))
+                os.utime(copy, ns=(modified, modified))
+        for copy in (self.folder / TRAIN).iterdir():
+            if copy.name not in wanted:
+                copy.unlink()
+
+    def give(self, row: Judged, picture: Picture, defect: str) -> None:
+        """Files a picture, HxWx3 uint8, under `good` or a defect; instead of where it was before. Raises BadInput for a name that cannot be
+        a folder's."""
+        if not DEFECT.fullmatch(defect):
+            raise BadInput(f"{defect!r}: no name for a defect; take letters, digits, spaces, - and _, 64 at the most")
+        file = self._file(row, defect)
+        write_picture(file, picture)
+        self._remove(row, but=file)
+
+    def withdraw(self, row: Judged) -> None:
+        """Takes a verdict back, if there is one."""
+        self._remove(row)
+
+    def of(self, row: Judged) -> str | None:
+        """Gives what was said of a picture: `good`, or the defect; None while nothing is."""
+        return next((file.parent.name for file in self._files(row)), None)
+
+    def counts(self) -> Counter[str]:
+        """Counts the pictures of which something was said, by what."""
+        return Counter(file.parent.name for file in (self.folder / TEST).glob("*/*.png") if not file.name.startswith("."))
+
+    def names(self) -> set[str]:
+        """Gives the names of the pictures of which something was said, as Judged.name is: for many at once."""
+        return {file.stem for file in (self.folder / TEST).glob("*/*.png")}
+
+    def _file(self, row: Judged, defect: str) -> Path:
+        return self.folder / TEST / defect / f"{row.name}.png"
+
+    def _files(self, row: Judged) -> list[Path]:
+        return [file for folder in sorted((self.folder / TEST).glob("*")) if (file := folder / f"{row.name}.png").is_file()]
+
+    def _remove(self, row: Judged, but: Path | None = None) -> None:
+        for file in self._files(row):
+            if file != but:
+                file.unlink()
+                if not any(file.parent.iterdir()):
+                    file.parent.rmdir()

@@ -1,0 +1,189 @@
+"""What people say of a watched line's pictures: the dataset it becomes, and the page that they say it on, in a real Chromium."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from browser import browser, installed
+from conftest import TINY, make_project, run, save
+from gradio_client import Client
+from lines import old, picture, predictor
+from PIL import Image
+from servers import free_port
+
+from tasks.common.errors import BadInput
+from tasks.ingestion.listing import DatasetFolder, Listed, Rejected
+from tasks.ingestion.readers.trees import Tree
+from tasks.monitoring.record import Judged, Record, arrived, judge
+from tasks.monitoring.verdicts import Verdicts
+from tasks.prediction.pictures import as_picture
+
+BIN = Path(sys.executable).parent
+
+
+def row(name: str, time: str = "2026-11-26T10:00:00.000+00:00", modified: int = 1) -> Judged:
+    return Judged(name, 10, modified, time, 0.5, 0.2, "anomalous", None, "kit-1")
+
+
+def listed(folder: Path) -> set[tuple[str, str, str]]:
+    """What ingestion reads of a folder."""
+    items = list(Tree()(DatasetFolder("line", folder, folder / "unused")))
+    assert not [item for item in items if isinstance(item, Rejected)]
+    return {(item.split, item.defect, item.image.name) for item in items if isinstance(item, Listed)}
+
+
+def test_verdicts_are_a_dataset_in_mvtec_ads_layout(tmp_path: Path) -> None:
+    verdicts, normals = Verdicts(tmp_path / "verdicts"), [save(picture(place), tmp_path / f"{place}.png") for place in range(3)]
+    verdicts.has_normals(normals)
+    first, second = row("a/part.png"), row("b/part.jpg")
+    verdicts.give(first, as_picture(picture(4)), "good")
+    verdicts.give(second, as_picture(picture(5, hole=True)), "broken corner")
+    [good, broken] = [f"{one.name}.png" for one in (first, second)]
+    normal = {("train", "good", f"{place}_png.png") for place in range(3)}
+    assert listed(verdicts.folder) == normal | {("test", "good", good), ("test", "broken corner", broken)}
+    assert np.array_equal(np.asarray(Image.open(verdicts.folder / "test/broken corner" / broken))[..., 0], picture(5, hole=True))
+    assert (verdicts.of(first), verdicts.of(second), verdicts.of(row("c.png"))) == ("good", "broken corner", None)
+    verdicts.give(second, as_picture(picture(5, hole=True)), "good")  # after all
+    assert verdicts.counts() == {"good": 2} and not (verdicts.folder / "test/broken corner").exists()
+    verdicts.withdraw(second)
+    assert verdicts.counts() == {"good": 1} and verdicts.names() == {first.name}
+
+
+def test_the_normal_pictures_of_the_dataset_are_those_of_now(tmp_path: Path) -> None:
+    verdicts, file = Verdicts(tmp_path / "verdicts"), save(picture(0), tmp_path / "0.png")
+    verdicts.has_normals([file, save(picture(1), tmp_path / "1.png")])
+    old(save(picture(2), file))  # replaced, by an older one
+    verdicts.has_normals([file])
+    [kept] = (verdicts.folder / "train/good").iterdir()
+    assert np.array_equal(np.asarray(Image.open(kept))[..., 0], picture(2))
+
+
+def test_pictures_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """As of a camera that always writes the same file."""
+    verdicts = Verdicts(tmp_path)
+    for modified in range(3):
+        verdicts.give(row("now.png", modified=modified), as_picture(picture(modified)), "good")
+    assert verdicts.counts().total() == 3
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", " x", "x" * 65, "ä", "."])
+def test_a_defects_name_is_a_folders(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no name for a defect"):
+        Verdicts(tmp_path / "verdicts").give(row("a.png"), as_picture(picture(0)), name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a line of eight pictures, three of them flagged, that were scored."""
+    content = yaml.safe_load(yaml.safe_dump(TINY))
+    content["pipelines"]["small"]["watch"] = {"folder": "line", "prompts": "parts/bricks/train/good/0.png", "normals": "normals"}
+    folder = make_project(tmp_path_factory.mktemp("review") / "project", content)
+    save(picture(0), folder / "normals/0.png")
+    for place in range(8):
+        old(save(picture(place, hole=place in (1, 4, 6)), folder / f"line/{place}.png"))
+    record = Record(folder / "data/watch/small")
+    list(judge(predictor(), "kit-1", arrived(folder / "line", record, settled=0), record))
+    assert [one.picture for one in record.rows() if one.verdict == "anomalous"] == ["1.png", "4.png", "6.png"]
+    return folder
+
+
+@contextmanager
+def served(project: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    port = free_port()
+    with (project.parent / "log").open("wb") as log:
+        command = [str(BIN / "changepair"), "review", "small", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=project, env={**os.environ, "TMPDIR": str(project.parent)})
+    try:
+        within(90, lambda: b"the page is at" in (project.parent / "log").read_bytes() or process.poll() is not None)
+        assert process.poll() is None, (project.parent / "log").read_text()
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def within(seconds: float, holds: Callable[[], Any]) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+    return found
+
+
+@installed
+def test_flagged_pictures_are_confirmed_and_refuted_on_the_page(project: Path, tmp_path: Path) -> None:
+    verdicts = Verdicts(project / "data/watch/small/verdicts")
+    with served(project) as (url, _process), browser(tmp_path / "profile") as driver:
+
+        def text(where: str) -> str:
+            return " ".join(element.text for element in driver.find_elements("css selector", f"#{where}"))
+
+        def shown() -> list[str]:
+            return [str(image.get_attribute("src")) for image in driver.find_elements("css selector", "#picture img, #overlay img")]
+
+        driver.get(url)
+        within(30, lambda: "3 flagged to look at" in text("progress") and len(shown()) == 2)
+        first, before = text("about"), shown()
+        driver.find_element("css selector", "body").send_keys("n")
+        within(20, lambda: "2 flagged to look at, 1 done: 1 normal" in text("progress") and text("about") != first and shown() != before)
+        assert verdicts.counts() == {"good": 1}
+        defect = driver.find_element("css selector", "#defect input")
+        defect.clear()
+        defect.send_keys("hole\t")
+        driver.find_element("css selector", "#anomalous").click()
+        within(20, lambda: "1 flagged to look at, 2 done: 1 normal, 1 anomalous" in text("progress"))
+        assert verdicts.counts() == {"good": 1, "hole": 1}
+        driver.find_element("css selector", "#undo").click()
+        within(20, lambda: "2 flagged to look at, 1 done" in text("progress"))
+        assert verdicts.counts() == {"good": 1}
+        for left in (1, 0):
+            within(20, lambda: shown())
+            driver.find_element("css selector", "#anomalous").click()
+            within(20, lambda left=left: f"{left} flagged to look at" in text("progress"))
+        within(20, lambda: "Nothing is left" in text("about"))
+        driver.find_element("xpath", "//label[contains(., 'passed')]").click()
+        within(20, lambda: "5 passed to look at" in text("progress") and len(shown()) == 1)  # a miss can be told too; it has no map
+    for one in Record(project / "data/watch/small").rows():
+        verdicts.withdraw(one)
+
+
+def test_a_picture_that_is_gone_from_the_line_is_still_reviewed_if_it_was_flagged(project: Path, tmp_path: Path) -> None:
+    files = list((project / "line").iterdir())
+    for file in files:
+        file.rename(tmp_path / file.name)
+    verdicts = Verdicts(project / "data/watch/small/verdicts")
+    with served(project) as (url, process):
+        client = Client(url, verbose=False)
+        assert "**3** flagged" in client.predict("flagged", api_name="/begin")[0]
+        with pytest.raises(Exception, match="no name for a defect"):
+            client.predict("../../x", api_name="/anomalous")
+        for _ in range(3):
+            said = client.predict("hole", api_name="/anomalous")
+        assert "Nothing is left" in said[3] and verdicts.counts() == {"hole": 3}
+        passed = client.predict("passed", api_name="/begin")
+        assert "whose picture is gone" in passed[3]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143 and not list(project.parent.glob("changepair-review-*"))
+    for one in Record(project / "data/watch/small").rows():
+        verdicts.withdraw(one)
+    for file in files:
+        (tmp_path / file.name).rename(file)
+
+
+def test_what_is_wrong_is_told_in_a_line(project: Path, tmp_path: Path) -> None:
+    away = run(project, "changepair", "review", "small", "--record", str(tmp_path / "none"))
+    assert away.returncode == 2 and "nothing was scored there yet" in away.stderr and away.stderr.count("\n") == 1
+    unknown = run(project, "changepair", "review", "smal")
+    assert unknown.returncode == 2 and "did you mean" in unknown.stderr and unknown.stderr.count("\n") == 1
