@@ -16,11 +16,12 @@ from flows.running.steps import HOUR, step
 from flows.settings.pipelines import Pipeline, pipeline_named
 from tasks.common.stopping import stoppable
 from tasks.reporting.curves import CURVES_NAME, curves_of
-from tasks.sampling.episodes import EpisodeFiles, protocols_of
+from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from tasks.scoring.figures import heading
 from tasks.scoring.measure import measure
+from tasks.scoring.operating import OPERATING_NAME, kinds_of, operating_rows, write_operating
 from tasks.scoring.results import Results, results_of, table, write_results
-from tasks.scoring.scores import read_scores
+from tasks.scoring.scores import read_scored, read_scores
 
 
 @step(name="measure", task_run_name="measure {pipeline}", timeout_seconds=6 * HOUR)
@@ -30,6 +31,9 @@ def write_figures(pipeline: str, settings: Pipeline) -> Results:
     measured = measure(folders, files, settings.evaluation)
     results = results_of(measured, protocols_of(files.episodes))
     write_results(EVALUATION / pipeline, results)
+    scored = {name: read_scored(folder) for name, folder in folders.items()}
+    operating = operating_rows(scored, read_episodes(files.episodes), kinds_of(read_pictures(files.targets)))
+    write_operating(EVALUATION / pipeline / OPERATING_NAME, operating)
     scores = pa.concat_tables([read_scores(folder) for folder in folders.values()])
     curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(EVALUATION / pipeline / CURVES_NAME)
     return results

@@ -268,7 +268,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             outs=(f"{SCORES}/{name}/{detector}",),
         )
     scores = [f"{SCORES}/{name}/{detector}" for detector in pipeline.detectors]
-    figures = [f"{evaluation}/{file}" for file in ("figures.csv", "comparisons.csv", "curves")]
+    figures = [f"{evaluation}/{file}" for file in ("figures.csv", "comparisons.csv", "operating.csv", "curves")]
     yield Stage(
         "figures",
         (name,),

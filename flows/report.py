@@ -17,6 +17,7 @@ from tasks.reporting.curves import CURVES_NAME, Curves
 from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
 from tasks.reporting.report import REPORT_NAME, Inputs, Origin, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles
+from tasks.scoring.operating import OPERATING_NAME, read_operating
 from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 from tasks.synthesis.shards import OVERVIEW_NAME
 
@@ -44,6 +45,7 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
         ),
         figures=read_figures(folder / FIGURES_NAME),
         comparisons=read_comparisons(folder / COMPARISONS_NAME),
+        operating=read_operating(folder / OPERATING_NAME),
         curves=Curves.read(folder / CURVES_NAME),
         galleries=galleries,
         evaluation=settings.evaluation,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import skimage.data
+from processes import started, within
+from servers import free_port
 
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
@@ -38,3 +43,15 @@ def old(file: Path) -> Path:
     """Makes a file look as if it had been there for a while."""
     os.utime(file, (time.time() - 60, time.time() - 60))
     return file
+
+
+@contextmanager
+def review_page(project: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`changepair review` of the pipeline `small`: its address and process."""
+    port = free_port()
+    log = project.parent / "review.log"
+    log.unlink(missing_ok=True)
+    with started(project, "changepair", "review", "small", "--port", str(port), log="../review.log", TMPDIR=str(project.parent)) as process:
+        within(90, lambda: b"the page is at" in log.read_bytes() or process.poll() is not None, "the page")
+        assert process.poll() is None, log.read_text()
+        yield f"http://127.0.0.1:{port}", process

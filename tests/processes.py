@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -45,3 +46,12 @@ def wait_until(
         assert process is None or process.poll() is None, f"the process ended before {what} happened"
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds:.0f} s"
         time.sleep(0.05)
+
+
+def within(seconds: float, holds: Callable[[], Any], what: str = "it") -> Any:
+    """Gives what `holds` gives once that is something. Raises AssertionError if it takes longer."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, f"{what} did not happen in {seconds:.0f} s"
+        time.sleep(0.1)
+    return found

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import skimage.data
 from browser import browser, installed, requests
 from conftest import save
 from PIL import Image
+from processes import within
 from servers import free_port
 
 from tasks.prediction.predictor import Predictor
@@ -50,14 +51,6 @@ def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     with served(tmp_path_factory.mktemp("demo")) as page:
         yield page
-
-
-def within(seconds: float, holds: Callable[[], Any]) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,8 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/evaluation/small/report.html",
         "data/evaluation/small/figures.csv",
         "data/evaluation/small/comparisons.csv",
+        "data/evaluation/small/operating.csv",
+        "data/runs/small/times/metauas.json",
         "data/evaluation/small/draws.parquet",
         "data/evaluation/small/curves/roc.csv",
         "data/evaluation/small/galleries/overlays-parts.png",

@@ -24,14 +24,15 @@ from tasks.reporting.curves import Curves, curves_of
 from tasks.reporting.galleries import galleries_of
 from tasks.reporting.published import PUBLISHED, beside
 from tasks.reporting.report import Inputs, Origin, markdown, write_report
-from tasks.sampling.episodes import EpisodeFiles, protocols_of
+from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
 from tasks.scoring.figures import FIGURES
 from tasks.scoring.measure import measure
+from tasks.scoring.operating import kinds_of, operating_rows
 from tasks.scoring.results import Results, results_of
 from tasks.scoring.score import Contender
-from tasks.scoring.scores import Work, read_scores
+from tasks.scoring.scores import Work, read_scored, read_scores
 from tasks.scoring.settings import EvaluationSettings
 from tasks.training.log import LogLine, write_log
 
@@ -74,6 +75,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         inputs=Inputs(pairs, models, folder / "inpainter", files.rejected, files.near_duplicates),
         figures=results.figures,
         comparisons=results.comparisons,
+        operating=operating_rows(
+            {name: read_scored(place) for name, place in scores.items()},
+            read_episodes(files.episodes),
+            kinds_of(read_pictures(files.targets)),
+        ),
         curves=Curves.read(folder / "curves"),
         galleries=galleries_of(scores, files, 2),
         evaluation=EvaluationSettings(resolution=256),
@@ -92,6 +98,10 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert page.count("data:image/jpeg") == 2 * 3 * 2 + 1  # two of each kind of each detector, and the contact sheet
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "0123abc" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
+    best = max((row for row in results.figures if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
+    short = page.partition('id="short"')[2].partition('id="figures"')[0]
+    assert f"{best.detector} with" in short and "for 50 % false alarms" in short and "misses" in short  # one picture in each half
+    assert "normal, flagged" in page and "hole, missed" in page
     assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> takes ours the same way" in page
     assert ">nan" not in page.lower()
     assert markdown(results.figures).count("\n| parts |") == 8

@@ -15,6 +15,7 @@ from flows.running.locks import FOLDER, holder
 from flows.running.places import DATA
 from flows.runs.journal import Run, StageRun, read_runs
 from flows.runs.states import RunState, StageState
+from flows.runs.times import read_times
 from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import nearest
 from tasks.common.errors import BadInput
@@ -53,6 +54,10 @@ def _lines(pipeline: str, place: Place, last: int) -> Iterator[str]:
     current = read_current(pipeline, place.folder)
     if current is not None:
         yield f"  in use: model {current.candidate[:8]} since {_time(current.time)}, {current.action}: {current.reason}"
+    times = read_times(pipeline, place.folder / DATA)
+    if times:
+        each = ", ".join(f"{name} {1000 * taken.seconds:.0f} ms" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds))
+        yield f"  a picture takes, as last measured on {next(iter(times.values())).device}: {each}"
     for number, run in enumerate(read_runs(pipeline, place.folder / DATA, last)):
         running = number == 0 and at_work is not None and f"retrain {pipeline}" in at_work
         yield from _run(run, running)

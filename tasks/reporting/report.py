@@ -18,11 +18,13 @@ from PIL import Image
 
 from tasks.common.files import write_text
 from tasks.common.reasons import in_general
+from tasks.reporting.advice import NEAR, Advice, advice_of
 from tasks.reporting.charts import Drawn, charts_of, training_chart
 from tasks.reporting.curves import Curves
 from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
 from tasks.reporting.published import Published, beside
 from tasks.scoring.figures import FIGURES, heading
+from tasks.scoring.operating import OperatingRow
 from tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
 from tasks.scoring.settings import EvaluationSettings
 from tasks.training.log import LOG_NAME
@@ -69,10 +71,12 @@ def write_report(
     figures: Sequence[FigureRow],
     comparisons: Sequence[ComparisonRow],
     curves: Curves,
+    operating: Sequence[OperatingRow],
     galleries: Sequence[Gallery],
     evaluation: EvaluationSettings,
 ) -> None:
     """Writes the report: figures, curves, galleries, failures, training, and how to make all of it again."""
+    advised = {advice.figure.target: advice for advice in advice_of(figures, operating)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
     logs += [("inpainting model", log) for log in [inputs.inpainter / LOG_NAME] if log.is_file()]
@@ -86,7 +90,9 @@ def write_report(
             published=_published(figures, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
-            targets=[_target(gallery, curves) for gallery in galleries],
+            advised=advised,
+            near=NEAR,
+            targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             training=[_chart(training_chart(title, log)) for title, log in logs],
             sheets={sheet.stem: _jpeg(Image.open(sheet).convert("RGB")) for sheet in sorted(inputs.pairs.glob("*.png"))},
             counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
@@ -145,6 +151,7 @@ class TargetPart:
     """The part of the page on one target."""
 
     name: str
+    advice: Advice | None
     charts: list[tuple[str, list[tuple[str, str]]]]
     """By kind, each a title and a picture inline."""
     galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
@@ -184,13 +191,13 @@ def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution
     return lines
 
 
-def _target(gallery: Gallery, curves: Curves) -> TargetPart:
+def _target(gallery: Gallery, curves: Curves, advice: Advice | None) -> TargetPart:
     galleries: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for pick in gallery.picks:
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
     charts = [(title, [_chart(chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
-    return TargetPart(gallery.target, charts, galleries, ", ".join(STRIP))
+    return TargetPart(gallery.target, advice, charts, galleries, ", ".join(STRIP))
 
 
 def _chart(chart: Drawn) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,25 @@ from tasks.detectors.load import load_detector, own_or_upon
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings
 from tasks.detectors.weights import MODEL_NAME
-from tasks.sampling.episodes import EpisodeFiles
+from tasks.sampling.episodes import EpisodeFiles, read_episodes
 from tasks.scoring.score import Contender, score
 from tasks.scoring.scores import Work
 from tasks.scoring.settings import EvaluationSettings
+from tasks.scoring.timing import seconds_a_picture
 
 ABOUT_NAME = "about.json"
 MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class ScoredDetector:
+    """What came of it."""
+
+    count: int
+    """Of scores."""
+    seconds: float
+    """That a picture takes, alone, with the prompts remembered."""
+    device: str
 
 
 def score_detector(
@@ -36,8 +48,8 @@ def score_detector(
     scores: Path,
     checkpoints: Path,
     report: Callable[[float], None] = lambda share: None,
-) -> int:
-    """Writes scores/<name>, as tasks.scoring.scores has it; gives the number of scores. Goes on from what a run before has scored.
+) -> ScoredDetector:
+    """Writes scores/<name>, as tasks.scoring.scores has it. Goes on from what a run before has scored.
 
     detectors: the settings of all of the pipeline. models: the folder of their model folders. checkpoints: where scores are while they
     are made. Other detectors of the same encoder and resolution that are out of date are scored along, and found scored when their turn
@@ -61,7 +73,9 @@ def score_detector(
         contenders.append(Contender(one, detector, own.resolution, settings.subset.get(one), work, own.encoder.resize))
     counts = score(contenders, files, {name: scores / name}, batch_size=settings.batch_size, device=device, report=report)
     write_text(scores / name / ABOUT_NAME, json.dumps({"digest": contenders[0].work.folder.name}) + "\n")
-    return counts[name]
+    episodes = read_episodes(files.episodes)
+    some = next((episode for episode in episodes if episode.prompts), episodes[0])
+    return ScoredDetector(counts[name], seconds_a_picture(contenders[0], some, device), str(device))
 
 
 def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:

@@ -216,15 +216,16 @@ def write_results(folder: Path, results: Results) -> None:
 
 def read_figures(file: Path) -> list[FigureRow]:
     """Reads what `write_results` wrote as figures.csv."""
-    return [FigureRow(*values) for values in _read_rows(file, FigureRow)]
+    return [FigureRow(*values) for values in read_csv_rows(file, FigureRow)]
 
 
 def read_comparisons(file: Path) -> list[ComparisonRow]:
     """Reads what `write_results` wrote as comparisons.csv."""
-    return [ComparisonRow(*values) for values in _read_rows(file, ComparisonRow)]
+    return [ComparisonRow(*values) for values in read_csv_rows(file, ComparisonRow)]
 
 
-def _read_rows(file: Path, kind: type[FigureRow] | type[ComparisonRow]) -> Iterator[list[Any]]:
+def read_csv_rows(file: Path, kind: type[Any]) -> Iterator[list[Any]]:
+    """Reads the values of a CSV's rows, as the fields of a dataclass have them: text, whole numbers and numbers."""
     kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
     with file.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):

@@ -1,0 +1,38 @@
+"""Keeps what a picture took a detector on this machine: data/runs/<pipeline>/times/<detector>.json. It is no artifact: it is never the same
+twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flows.running.places import DATA
+from tasks.common.files import write_text
+
+
+@dataclass(frozen=True)
+class Time:
+    """What a picture takes."""
+
+    seconds: float
+    device: str
+
+
+def write_time(pipeline: str, detector: str, taken: Time) -> None:
+    write_text(_folder(pipeline, DATA) / f"{detector}.json", json.dumps(asdict(taken)) + "\n")
+
+
+def read_times(pipeline: str, data: Path = DATA) -> dict[str, Time]:
+    """Gives, by detector, what was measured last. One whose file cannot be read is left out."""
+    times = {}
+    for file in sorted(_folder(pipeline, data).glob("*.json")):
+        try:
+            times[file.stem] = Time(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue
+    return times
+
+
+def _folder(pipeline: str, data: Path) -> Path:
+    return data / "runs" / pipeline / "times"

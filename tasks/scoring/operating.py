@@ -1,0 +1,135 @@
+"""Says what a threshold that normal pictures set would do: how many normal ones it flags, and which anomalous ones it lets pass.
+
+The normal queries of an episode are parted in two, every second one of their seeded order. Each half sets a threshold (split conformal
+prediction, tasks.prediction.calibration) that the other half and all the anomalous queries are held against, so that no picture is judged
+by a threshold that it has set. Its rate of false alarms is RATE, or the least that so few pictures can promise. Rates are means over both
+halves and the seeds; their 95 % intervals are those of a binomial over the pictures (Clopper and Pearson, Biometrika 1934), which say
+nothing of the spread over seeds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from tasks.common.files import write_csv
+from tasks.ingestion.listing import GOOD
+from tasks.ingestion.manifest import ANOMALOUS, PictureRow
+from tasks.prediction.calibration import calibrated
+from tasks.sampling.episodes import Episode
+from tasks.scoring.results import ALL, read_csv_rows
+from tasks.scoring.scores import Scored
+
+OPERATING_NAME = "operating.csv"
+RATE = 0.01
+"""Of false alarms, that is asked for where there are normal pictures enough."""
+INTERVAL = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class OperatingRow:
+    """A row of operating.csv: pictures of a kind, and how many of them are above the threshold."""
+
+    target: str
+    category: str
+    detector: str
+    protocol: str
+    shots: int
+    defect: str  # `good` for normal pictures; empty for all that are anomalous
+    rate: float  # of false alarms, that was asked for
+    threshold: float  # the mean over categories, seeds and halves
+    flagged: float  # of the pictures, a fraction: false alarms where they are normal, else what is found
+    low: float  # 95 % interval over pictures
+    high: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """One kind of pictures of an episode, against the thresholds of its halves."""
+
+    flagged: float
+    pictures: int
+    rate: float
+    threshold: float
+
+
+def kinds_of(pictures: Iterable[PictureRow]) -> dict[str, str]:
+    """Names what is anomalous about a picture where a protocol takes it to be: its defect, or its category where what is normal is another
+    one."""
+    return {row.image: row.category if row.defect == GOOD else row.defect for row in pictures}
+
+
+def operating_rows(scored: Mapping[str, Iterable[Scored]], episodes: Sequence[Episode], kinds: Mapping[str, str]) -> list[OperatingRow]:
+    """Gives the rows of every detector, over all categories and of each where there are several. An episode with fewer than two normal
+    queries has none.
+
+    scored: by detector. kinds: of `kinds_of`.
+    """
+    counted: dict[tuple[str, str, str, int], dict[tuple[str, str], dict[int, list[_Counted]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for detector, items in scored.items():
+        for item in items:
+            episode = episodes[item.number]
+            rows = counted[episode.target, detector, episode.protocol, episode.shots]
+            for defect, count in _count(episode, item.scores, kinds).items():
+                rows[episode.category, defect][episode.seed].append(count)
+                rows[ALL, defect][episode.seed].append(count)
+    return [
+        _row((target, category, detector, protocol, shots, defect), list(rows[category, defect].values()))
+        for (target, detector, protocol, shots), rows in counted.items()
+        for category, defect in sorted(rows)
+        if category == ALL or len({category for category, _defect in rows}) > 2
+    ]
+
+
+def write_operating(file: Path, rows: Sequence[OperatingRow]) -> None:
+    write_csv(file, [field.name for field in fields(OperatingRow)], [astuple(row) for row in rows])
+
+
+def read_operating(file: Path) -> list[OperatingRow]:
+    """Reads what `write_operating` wrote."""
+    return [OperatingRow(*values) for values in read_csv_rows(file, OperatingRow)]
+
+
+def binomial_interval(count: float, of: int) -> tuple[float, float]:
+    """Gives the 95 % interval of a rate, Clopper and Pearson's. count: need not be whole, where it is a mean. of: more than 0."""
+    low = float(betaincinv(count, of - count + 1, INTERVAL[0])) if count > 0 else 0.0
+    high = float(betaincinv(count + 1, of - count, INTERVAL[1])) if count < of else 1.0
+    return low, high
+
+
+def _count(episode: Episode, scores: NDArray[np.float32], kinds: Mapping[str, str]) -> dict[str, _Counted]:
+    labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
+    normal = scores[~labels]
+    halves = normal[::2], normal[1::2]
+    if not len(halves[1]):
+        return {}
+    rates = [max(RATE, 1 / (len(half) + 1)) for half in halves]
+    thresholds = [calibrated(half.tolist(), [0.0], rate).value for half, rate in zip(halves, rates, strict=True)]
+    about = float(np.mean(rates)), float(np.mean(thresholds))
+    false_alarms = int((halves[1] > thresholds[0]).sum() + (halves[0] > thresholds[1]).sum())
+    counted = {GOOD: _Counted(false_alarms, len(normal), *about)}
+    defects = np.array([kinds[image] for image in episode.queries[: len(scores)]])
+    for defect in ("", *sorted(set(defects[labels]))):
+        chosen = scores[labels & (defects == defect)] if defect else scores[labels]
+        if len(chosen):
+            found = float(np.mean([(chosen > threshold).sum() for threshold in thresholds]))
+            counted[defect] = _Counted(found, len(chosen), *about)
+    return counted
+
+
+def _row(about: tuple[str, str, str, str, int, str], seeds: Sequence[Sequence[_Counted]]) -> OperatingRow:
+    pictures = sum(count.pictures for count in seeds[0])
+    flagged = float(np.mean([sum(count.flagged for count in seed) for seed in seeds]))
+    rate, threshold = (float(np.mean([getattr(count, name) for seed in seeds for count in seed])) for name in ("rate", "threshold"))
+    low, high = binomial_interval(flagged, pictures)
+    rate, threshold, share, low, high = (round(value, 6) for value in (rate, threshold, flagged / pictures, low, high))
+    return OperatingRow(*about, rate, threshold, share, low, high, pictures)
