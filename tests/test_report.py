@@ -70,7 +70,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     write_report(
         file,
         origin=Origin(
-            "small", {"targets": ["parts"], "note": "<b>not HTML</b>"}, {"parts": "mvtec-ad"}, "0123abc", {"data/x": "f00d"}, {"dvc": "3"}
+            "small",
+            {"targets": ["parts"], "note": "<b>not HTML</b>"},
+            {"parts": "mvtec-ad"},
+            "0123abcd" * 5,
+            {"data/x": "f00d"},
+            {"dvc": "3"},
         ),
         inputs=Inputs(pairs, models, folder / "inpainter", files.rejected, files.near_duplicates),
         figures=results.figures,
@@ -148,6 +153,9 @@ def test_it_opens_in_a_browser_without_an_error_and_without_asking_for_anything(
         assert ground == ("rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)")
         # Readable on a phone: nothing but what scrolls by itself is wider than the screen.
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        driver.find_element("css selector", "nav a[href='#compared']").click()  # what a link leads to is not below the bar
+        top, bar = (driver.find_element("css selector", name).rect for name in ("#compared", "nav"))
+        assert top["y"] >= bar["y"] + bar["height"]
         driver.execute_script(
             "document.querySelectorAll('details').forEach(part => part.open = true); window.scrollTo(0, document.body.scrollHeight)"
         )

@@ -43,6 +43,14 @@ def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) ->
     passes as normal.
 
     The score that is the threshold is left out: the others below it are, given it, like those of fresh pictures that pass.
+
+    >>> from tasks.prediction.calibration import calibrated
+    >>> random = np.random.default_rng(0)
+    >>> threshold = calibrated(random.normal(0.1, 0.01, 200).tolist(), [0.5], 0.01)
+    >>> drift_of(threshold, random.normal(0.1, 0.01, 500).tolist(), chance=0.01).found
+    False
+    >>> drift_of(threshold, random.normal(0.11, 0.01, 500).tolist(), chance=0.01).since < 100
+    True
     """
     before = sorted(score for score in threshold.normals if score < threshold.value)
     fresh = [score for score in scores if score < threshold.value]

@@ -44,7 +44,11 @@ def files_of(names: Sequence[str]) -> list[Path]:
 
 def names_of(files: Sequence[Path]) -> Iterator[Path]:
     """Names what is written of each file: its path below the folder that holds all of them, with its ending in the name, so that no two
-    are the same."""
+    are the same.
+
+    >>> [str(name) for name in names_of([Path("a/1.png"), Path("a/b/1.png"), Path("a/b/1.jpg")])]
+    ['1_png', 'b/1_png', 'b/1_jpg']
+    """
     parents = [os.path.abspath(file.parent) for file in files]
     common = Path(os.path.commonpath(parents)) if parents else Path()
     for file, parent in zip(files, parents, strict=True):

@@ -29,6 +29,11 @@ PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch
 def as_picture(given: PictureLike, name: str = "picture") -> Picture:
     """Gives a picture as HxWx3 uint8 RGB, turned as its EXIF says.
 
+    >>> as_picture(np.full((2, 3), 0.5)).shape, as_picture(np.full((2, 3), 0.5))[0, 0].tolist()
+    ((2, 3, 3), [128, 128, 128])
+    >>> as_picture(torch.zeros(3, 4, 5)).shape
+    (4, 5, 3)
+
     name: what it is called in the error. Raises BadInput if it cannot be read, is too large, or has other values than it may.
     """
     if isinstance(given, (str, Path)):

@@ -83,7 +83,20 @@ class Said(NamedTuple):
 
 
 class Predictor:
-    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone."""
+    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone.
+
+    >>> import skimage.data
+    >>> texture = skimage.data.gravel()
+    >>> predictor = Predictor.load().prompt(texture[:200, :200])
+    >>> dented = texture[200:400, 100:300].copy()
+    >>> dented[80:120, 60:100] = 0
+    >>> scores, maps = predictor([texture[200:400, 100:300], dented])
+    >>> bool(scores[1] > 1.5 * scores[0]), maps[1].shape
+    (True, (200, 200))
+    >>> row, column = divmod(int(maps[1].argmax()), 200)
+    >>> 80 <= row < 120 and 60 <= column < 100
+    True
+    """
 
     def __init__(
         self,

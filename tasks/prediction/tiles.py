@@ -46,7 +46,11 @@ WHOLE = Grid(1, 1)
 
 
 def grid_for(height: int, width: int) -> Grid:
-    """Chooses the grid of a picture by its size: WHOLE up to LARGE, else tiles of at most SIDE pixels a side."""
+    """Chooses the grid of a picture by its size: WHOLE up to LARGE, else tiles of at most SIDE pixels a side.
+
+    >>> grid_for(3000, 4000)
+    Grid(rows=3, columns=4)
+    """
     if max(height, width) <= LARGE:
         return WHOLE
     return Grid(math.ceil(height / SIDE), math.ceil(width / SIDE))
@@ -54,7 +58,11 @@ def grid_for(height: int, width: int) -> Grid:
 
 def boxes(size: Sequence[int], grid: Grid) -> list[Box]:
     """Lists the tiles of a picture of that height and width, row by row. They cover it and overlap; every picture of one grid has its
-    tiles at the same places, in shares of its sides."""
+    tiles at the same places, in shares of its sides.
+
+    >>> boxes((100, 200), Grid(1, 2))
+    [Box(top=0, left=0, bottom=100, right=113), Box(top=0, left=87, bottom=100, right=200)]
+    """
     rows, columns = (_spans(side, count) for side, count in zip(size, grid, strict=True))
     return [Box(top, left, bottom, right) for top, bottom in rows for left, right in columns]
 

@@ -1,0 +1,110 @@
+"""Kits: detector, prompts and threshold in a folder that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from predictors import prompt_and_queries, small
+
+from tasks.common.errors import BadInput
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.metauas_plus import MetaUASPlusSettings
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.stored import settings_as_json, settings_from_json
+from tasks.detectors.weights import save_model
+from tasks.packaged.detectors import MODELS
+from tasks.prediction.models import Named, named, of_pipeline
+from tasks.prediction.pictures import as_picture
+from tasks.prediction.predictor import Predictor
+from tasks.prediction.tiles import Grid
+
+
+def kits(tmp_path: Path) -> list[Named]:
+    """Detectors of every kind that a kit may hold: packaged, a model folder's, with weights from a file, upon another."""
+    torch.manual_seed(0)
+    settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
+    model = build_detector(settings, build_encoder(settings.encoder, 64))
+    save_model(tmp_path / "models" / "metauas", model, {"detector": "metauas", "settings": settings_as_json(settings)})
+    return [
+        *(named(name) for name in MODELS),
+        named(tmp_path / "models" / "metauas"),
+        of_pipeline("metauas+", {"metauas": settings, "metauas+": MetaUASPlusSettings()}, tmp_path / "models"),
+        named("subspace"),
+    ]
+
+
+def test_a_kit_gives_the_scores_of_what_it_was_made_of_and_needs_nothing_else(layout: Path, tmp_path: Path) -> None:
+    prompt, queries = prompt_and_queries(layout)
+    pictures = [as_picture(query) for query in queries]
+    expected = {}
+    for place, one in enumerate(kits(tmp_path)):
+        own = Predictor(one).prompt([prompt, layout / "bricks/train/good/1.png"], grid=Grid(1, 2) if place == 0 else None)
+        own.save(tmp_path / "kits" / str(place))
+        expected[place] = own(pictures).scores
+    shutil.rmtree(layout)
+    shutil.rmtree(tmp_path / "models")
+    for place, scores in expected.items():
+        assert Predictor.load(tmp_path / "kits" / str(place))(pictures).scores == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> None:
+    own = small().prompt(layout / "bricks/train/good/0.png")
+    own.save(tmp_path / "kit")
+    content = "".join(file.read_text() for file in (tmp_path / "kit").iterdir() if file.suffix != ".safetensors")
+    assert str(tmp_path) not in content and sorted(file.name for file in (tmp_path / "kit").iterdir()) == [
+        "card.md",
+        "kit.json",
+        "memory.safetensors",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda kit: (kit / "memory.safetensors").write_bytes(b""), "memory.safetensors: missing or damaged"),
+        (lambda kit: (kit / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
+        (lambda kit: (kit / "kit.json").write_text("{"), "kit.json: not what this version writes"),
+        (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, form=2), "kit.json: of form 2"),
+        (lambda kit: edit(kit, detector="none"), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"patch-residual": {"resolution": 7}}), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"patch-residual": {"other": 7}}), "no setting 'other'"),
+        (lambda kit: edit(kit, settings={"metauas": {}}, detector="metauas"), "does not fit the detector's settings"),
+    ],
+)
+def test_a_kit_that_is_damaged_or_anothers_is_refused(tmp_path: Path, spoil: object, message: str) -> None:
+    small().prompt(skimage.data.brick()[:96, :96]).save(tmp_path / "kit")
+    spoil(tmp_path / "kit")  # type: ignore[operator]
+    with pytest.raises(BadInput, match=message):
+        Predictor.load(tmp_path / "kit")
+
+
+def edit(kit: Path, **changes: object) -> None:
+    content = json.loads((kit / "kit.json").read_text())
+    (kit / "kit.json").write_text(json.dumps({**content, **changes}))
+
+
+def test_a_folder_that_is_no_kit_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    own = small().prompt(skimage.data.brick()[:96, :96])
+    with pytest.raises(BadInput, match="is there and no kit"):
+        own.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    own.save(tmp_path / "kit")
+    own.save(tmp_path / "kit")  # over itself
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_settings_come_back_from_json_as_they_were(name: str) -> None:
+    published = DETECTORS[name].published
+    for settings in (DETECTORS[name].settings(), *([published.settings] if published else [])):
+        assert settings_from_json(DETECTORS[name].settings, settings_as_json(settings)) == settings

@@ -1,0 +1,86 @@
+"""`changepair predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from conftest import save
+from PIL import Image
+from predictors import predict, prompt_and_queries
+
+from tasks.prediction.outputs import FULL
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_kit_of_the_command_tells_normal_from_anomalous_and_says_so_by_its_exit_code(layout: Path, here: Path) -> None:
+    prompt, _queries = prompt_and_queries(layout)
+    made = predict(
+        "--model",
+        "metric-residual",
+        "--prompt",
+        prompt,
+        "--calibrate",
+        layout / "bricks",
+        "--false-alarms",
+        0.25,
+        "--write-kit",
+        "kit",
+    )
+    assert made.returncode == 0 and "threshold " in made.stderr and "25 % false alarms, set by" in made.stderr and not made.stdout
+    shown = predict("--kit", "kit", layout / "bricks/test", "--out", "out", "--maps", "npy", "--overlays")
+    lines = shown.stdout.splitlines()
+    assert lines[0].split() == ["score", "verdict", "picture"] and len(lines) == 5
+    table = (here / "out/scores.csv").read_text().splitlines()
+    assert table[0] == "picture,score,threshold,verdict" and len(table) == 5
+    assert shown.returncode == (1 if "anomalous" in shown.stdout else 0)
+    assert np.load(here / "out/maps/hole/0_png.npy").shape == (96, 96)
+    with Image.open(here / "out/overlays/hole/0_png.png") as overlay:
+        assert overlay.size == (96, 96) and overlay.mode == "RGB"
+    good = predict("--kit", "kit", prompt)
+    assert good.returncode == 0 and "normal" in good.stdout
+    bad = save(np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8), here / "noise.png")
+    assert predict("--kit", "kit", bad).returncode == 1
+
+
+def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, here: Path) -> None:
+    prompt, queries = prompt_and_queries(layout)
+    queries[1].write_bytes(queries[1].read_bytes()[:2000])
+    result = predict("--prompt", prompt, layout / "bricks/test", "--format", "csv", "--out", "out", "--maps", "png")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "may be truncated" in result.stderr
+    rows = result.stdout.splitlines()
+    assert rows[0] == "picture,score,threshold,verdict" and [row.split(",")[0] for row in rows[1:]] == [str(queries[i]) for i in (0, 2, 3)]
+    map_ = np.asarray(Image.open(here / "out/maps/hole/0_png.png"))
+    assert map_.dtype == np.uint16 and 0 < map_.max() <= FULL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "no.png", "part.png"], "part.png: no such file"),
+        (["part"], "part: a folder without a picture"),
+        (["ok.png"], "no prompt: multi-scale-residual needs at least one normal picture"),
+        ([], "no picture to score"),
+        (["--kit", "part", "ok.png"], "part: no kit"),
+        (["--kit", "part", "--prompt", "ok.png", "ok.png"], "--prompt: a kit has its own"),
+        (["--prompt", "ok.png", "ok.png", "--maps", "png"], "--maps: say with --out"),
+        (["--prompt", "ok.png", "ok.png", "--batch-size", "0"], "--batch-size: at least 1"),
+        (["--prompt", "ok.png", "--calibrate", "ok.png"], "--calibrate: the threshold would be lost"),
+        (["--prompt", "ok.png", "--tiles", "0x3", "ok.png"], "rows x columns"),
+        (["--prompt", "ok.png", "ok.png", "--model", "nowhere"], "neither a folder nor a detector"),
+        (["--prompt", "ok.png", "ok.png", "--out", "ok.png/x"], "ok.png"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(here: Path, arguments: list[str], message: str) -> None:
+    (here / "part").mkdir()
+    save(skimage.data.brick()[:64, :64], here / "ok.png")
+    result = predict(*arguments)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
