@@ -50,6 +50,11 @@ def train(pipeline: str, detector: str) -> None:
         return
     trained: Trained = train_detector(detector, pipeline, settings, folder, read_pipelines().execution.workers)
     measured = "" if trained.held_out_loss is None else f", on held-out examples {trained.held_out_loss:.4f}"
+    if trained.parts > 1:
+        get_run_logger().warning(
+            f"{pipeline}: {detector}: a batch does not fit into memory, and was taken in {trained.parts} parts; with a lower batch_size it "
+            "is the same model on every machine"
+        )
     get_run_logger().info(f"{pipeline}: {detector}, {trained.steps} steps, loss {trained.loss:.4f}{measured}")
 
 

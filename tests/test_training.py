@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
+from tasks.common.randomness import generator
 from tasks.common.tensors import read_tensors as pixels
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
@@ -120,6 +122,29 @@ def test_the_ranking_loss_is_that_of_every_couple_of_one_that_changed_and_one_th
     assert filled(masks, 8).tolist() == [0.5, 0.0]
 
 
+def test_over_50_steps_the_losses_are_those_of_a_plain_loop(pairs: Path) -> None:
+    """PyTorch's own parts, one line after the other, in float32."""
+    settings = PairTrainingSettings(epochs=6, batch_size=4, learning_rate=1e-3, log_every=1, precision="no", largest_gradient=1.0)
+    lines = log(train(pairs, "model", settings))
+    torch.manual_seed(settings.seed)
+    model = build_detector(DETECTOR, build_encoder(DETECTOR.encoder, 64)).train()
+    training = Pairs(pairs, [row for row in read_index(pairs) if not row.held_out], 64)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, weight_decay=5e-4)
+    losses = []
+    for epoch in range(settings.epochs):
+        order = generator(settings.seed, "epoch", epoch).permutation(len(training))
+        for start in range(0, len(order) - 3, 4):
+            query, prompt, mask = default_collate([training[int(place)] for place in order[start : start + 4]])
+            loss = nn.functional.binary_cross_entropy_with_logits(model(query, prompt), mask)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(float(loss))
+    assert len(lines) == len(losses) == 54
+    assert [float(line["loss"]) for line in lines] == pytest.approx(losses, abs=1e-4)
+
+
 def test_a_metric_learns_to_rank(pairs: Path) -> None:
     """The couples that it ranks wrongly become fewer, on the pairs that it learns from."""
     detector = MetricResidualSettings(resolution=64)
@@ -207,6 +232,9 @@ class Line(nn.Linear):
     def examples(self, epoch: int) -> TensorDataset:
         return TensorDataset(torch.ones(2, 1), torch.ones(2, 1))
 
+    def example(self, place: int) -> str:
+        return f"example {place}"
+
     def held_out(self) -> TensorDataset | None:
         return TensorDataset(torch.ones(1, 1), torch.zeros(1, 1)) if self.measures else None
 
@@ -261,6 +289,76 @@ def test_statistics_of_batches_are_averaged_with_the_weights() -> None:
         network(torch.full((2, 1), value))
         kept.stepped()
     assert kept.model is not network and float(kept.model.running_mean) == pytest.approx(0.75 * 4 + 0.25 * 8)
+
+
+class Bad(Line):
+    """Its loss is what the test says from a step on."""
+
+    __module__ = Line.__module__
+
+    def __init__(self, wrong: Callable[[torch.Tensor], torch.Tensor], after: int = 4) -> None:
+        super().__init__()
+        self.wrong, self.left = wrong, after
+
+    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        loss = super().loss(model, batch)
+        self.left -= self.training
+        return loss if self.left >= 0 or not self.training else self.wrong(loss)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "after", "told"),
+    [
+        (lambda loss: loss * float("nan"), 4, "step 5: the loss is not a number"),
+        (lambda loss: loss + (0 * loss).sqrt(), 4, "step 5: the gradients are no numbers"),  # the slope of a root at 0
+        (lambda loss: 1e6 * loss, 120, r"step 121: the gradients have exploded \(norm .*, of late .*\)"),
+    ],
+)
+def test_a_step_that_goes_wrong_stops_with_the_step_the_examples_and_the_weights(
+    wrong: Callable[[torch.Tensor], torch.Tensor], after: int, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=rf"training\.line: {told}; lower its learning_rate.* example 0, example 1; "):
+        fitted(tmp_path, replace(LINE, epochs=60, learning_rate=1e-4), Bad(wrong, after))
+    kept = torch.load(tmp_path / "checkpoints" / "failed.pt", weights_only=True)
+    assert kept["step"] == after + 1 and kept["examples"] == ["example 0", "example 1"] and len(kept["batch"]) == 2
+    assert float(kept["trained"]["weight"]) == pytest.approx(1e-4 * after, rel=0.01)  # of before the step
+    assert not (tmp_path / "line.pt").exists()
+
+
+class Large(Line):
+    """It takes no more examples at once than memory has room for."""
+
+    __module__ = Line.__module__
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.seen: list[int] = []
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        return [list(range(7))] * 3
+
+    def examples(self, epoch: int) -> TensorDataset:
+        return TensorDataset(torch.arange(7.0)[:, None], torch.arange(7.0)[:, None] ** 2)
+
+    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if self.training:
+            self.seen.append(len(batch[0]))
+            if len(batch[0]) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(model, batch)
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_parts_to_the_same_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, weight = fitted(tmp_path / "whole", LINE, Large(7))
+    course = Large(2)
+    parted, same = fitted(tmp_path / "parted", LINE, course)
+    assert same == pytest.approx(weight, abs=1e-6) and parted.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert (whole.parts, parted.parts) == (1, 4) and course.seen[:6] == [7, 4, 2, 2, 2, 1]
+    told = capsys.readouterr().err
+    assert "batches of 7 do not fit into memory, and are taken in 2 parts" in told and "in 4 parts" in told
+    with pytest.raises(BadInput, match=r"training\.line: not even one example fits into memory; lower its resolution"):
+        fitted(tmp_path / "none", LINE, Large(0))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])

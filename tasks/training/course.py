@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, default_collate
 
 from tasks.common.errors import BadInput
 from tasks.detectors.weights import save_model
-from tasks.training.loop import Batch
 from tasks.training.settings import TrainingSettings
+from tasks.training.step import Batch
 
 
 class DetectorCourse:
@@ -31,6 +31,10 @@ class DetectorCourse:
         raise NotImplementedError
 
     def examples(self, epoch: int) -> Dataset[Any]:
+        raise NotImplementedError
+
+    def example(self, place: int) -> str:
+        """Names an example."""
         raise NotImplementedError
 
     def held_out(self) -> Dataset[Any] | None:

@@ -34,9 +34,10 @@ from tasks.synthesis.settings import AugmentationSettings
 from tasks.synthesis.shards import PairRow
 from tasks.training.course import DetectorCourse
 from tasks.training.given import start_from
-from tasks.training.loop import Batch, Examples, Places, Trained, accelerator_for, begin, fit, pace_of
+from tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
 from tasks.training.pairs import Pairs, hashes, split_pairs
 from tasks.training.settings import InCTRLTrainingSettings
+from tasks.training.step import Batch
 
 ENCODED_AT_ONCE = 32  # pictures
 POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
@@ -60,6 +61,9 @@ class PairEvidence:
         self.views = views
         self.apart = apart or AugmentationSettings()
         self._evidence: list[Evidence] | None = None
+
+    def example(self, place: int) -> str:
+        return f"pair {self.pairs.rows[place].key}"
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
@@ -118,6 +122,9 @@ class AuxiliaryEvidence:
                     f"{settings.shots}; lower training.inctrl.shots"
                 )
 
+    def example(self, place: int) -> str:
+        return self.rows[place].image
+
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
         """Gives batches of evidence, in the order of `labels`."""
@@ -168,6 +175,9 @@ class InCTRLCourse(DetectorCourse):
 
     def examples(self, epoch: int) -> Dataset[Any]:
         return _dataset(self.sides.training, self.model, epoch)
+
+    def example(self, place: int) -> str:
+        return self.sides.training.example(place)
 
     def order(self, epoch: int) -> list[int]:
         rng = generator(self.settings.seed, "epoch", epoch)

@@ -21,7 +21,8 @@ from tasks.inpainting.inpainter import PIPELINE_NAME
 from tasks.inpainting.residual import Hole, unpack
 from tasks.inpainting.settings import InpainterSettings
 from tasks.sampling.episodes import read_pictures
-from tasks.training.loop import Batch, Pace, Places, Trained, accelerator_for, begin, cosine, fit
+from tasks.training.loop import Pace, Places, Trained, accelerator_for, begin, cosine, fit
+from tasks.training.step import Batch
 
 AVERAGING = 0.995  # decay a step of the weights' running mean, which is what is kept
 WARM_UP = 50  # steps
@@ -50,6 +51,9 @@ class InpainterCourse:
 
     def examples(self, epoch: int) -> Dataset[Any]:
         return self.steps
+
+    def example(self, place: int) -> str:
+        return f"the crops of step {place}"
 
     def collate(self, examples: list[Any]) -> Batch:
         [batch] = examples

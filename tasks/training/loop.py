@@ -30,8 +30,7 @@ from tasks.training import checkpoint
 from tasks.training.checkpoint import Progress
 from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
-
-Batch = tuple[Tensor, ...]
+from tasks.training.step import Batch, Step
 
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with
 
@@ -51,6 +50,10 @@ class Course(Protocol):
         ...
 
     def examples(self, epoch: int) -> Dataset[Any]: ...
+
+    def example(self, place: int) -> str:
+        """Names an example, for people."""
+        ...
 
     def collate(self, examples: list[Any]) -> Batch: ...
 
@@ -121,6 +124,7 @@ class Trained:
     loss: float  # mean of the last log line
     held_out_loss: float | None  # of what is kept
     epoch: int  # whose model is kept, counted from 0
+    parts: int  # that each batch was taken in, for want of memory
 
 
 def accelerator_for(precision: Literal["auto", "no", "bf16", "fp16"]) -> Accelerator:
@@ -190,7 +194,7 @@ def fit(
 
     A run that was killed goes on from its last checkpoint and ends with the model an undisturbed run gives. inputs: all that the
     training depends on beside its code; a checkpoint of others is thrown away. report: is told the share of the steps done, 0..1.
-    Raises BadInput if there is not one whole batch, Stopped if SIGTERM came.
+    Raises BadInput if there is not one whole batch, or a step fails (tasks.training.step); Stopped if SIGTERM came.
     """
     steps_an_epoch = len(course.batches(0)) // accelerator.num_processes
     if steps_an_epoch == 0:
@@ -211,6 +215,15 @@ def fit(
     progress = checkpoint.resume(places.checkpoints, name, kept, optimizer, schedule)
     prepared, optimizer = accelerator.prepare(course.model, optimizer)
     kept.to(accelerator.device)
+    step = Step(
+        course.name,
+        course.loss,
+        prepared,
+        optimizer,
+        accelerator,
+        largest_gradient=pace.largest_gradient,
+        folder=places.checkpoints,
+    )
 
     title = f"train {course.name}"
     bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, disable=not accelerator.is_main_process)
@@ -218,17 +231,12 @@ def fit(
         epoch, done = divmod(progress.step, steps_an_epoch)
         prepared.train()
         for batch in _loader(course, epoch, done, steps_an_epoch, accelerator, workers):
-            loss = course.loss(prepared, batch)
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            if pace.largest_gradient is not None:
-                accelerator.clip_grad_norm_(weights, pace.largest_gradient)
-            optimizer.step()
+            loss = step.take(batch, progress.step + 1, partial(_examples, course, epoch, progress.step % steps_an_epoch, accelerator))
             schedule.step()
             kept.stepped()
 
             progress.step += 1
-            progress.losses.append(float(accelerator.gather(loss.detach()).mean()))
+            progress.losses.append(loss)
             epoch_ends = progress.step % steps_an_epoch == 0
             if epoch_ends or progress.step % pace.log_every == 0:
                 measured = _measured(course, kept.model, accelerator) if epoch_ends else None
@@ -253,7 +261,7 @@ def fit(
         course.save(places.model_folder, kept.model)
         shutil.rmtree(places.checkpoints, ignore_errors=True)
     of_kept = (_best(progress.log) if progress.best else None) or progress.log[-1]
-    return Trained(progress.step, progress.log[-1].loss, of_kept.held_out_loss, of_kept.epoch)
+    return Trained(progress.step, progress.log[-1].loss, of_kept.held_out_loss, of_kept.epoch, step.parts)
 
 
 class _Kept(nn.Module):
@@ -319,6 +327,12 @@ def _loader(course: Course, epoch: int, done: int, steps: int, accelerator: Acce
             pin_memory=readers > 0,
         )
     )
+
+
+def _examples(course: Course, epoch: int, done: int, accelerator: Accelerator) -> list[str]:
+    """Names the examples of a step, of all devices."""
+    share = accelerator.num_processes
+    return [course.example(place) for batch in course.batches(epoch)[done * share : (done + 1) * share] for place in batch]
 
 
 def _log(progress: Progress, epoch: int, learning_rate: float, held_out_loss: float | None) -> None:

@@ -48,6 +48,9 @@ class PairCourse(DetectorCourse):
     def order(self, epoch: int) -> list[int]:
         return generator(self.settings.seed, "epoch", epoch).permutation(len(self.training)).tolist()
 
+    def example(self, place: int) -> str:
+        return f"pair {self.training.rows[place].key}"
+
     def held_out(self) -> Dataset[Any] | None:
         return self.measured if len(self.measured) else None
 

@@ -1,0 +1,127 @@
+"""Takes one step of a training: whole, in parts where memory is short, or not at all, with all that is needed to see why."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from tasks.common.errors import BadInput
+from tasks.common.files import written_beside
+from tasks.training.checkpoint import trained_state
+
+Batch = tuple[Tensor, ...]
+Loss = Callable[[Callable[..., Any], Batch], Tensor]
+
+FAILED_NAME = "failed.pt"
+EXPLODED = 1e4
+"""A gradient whose norm is more than so many times the median of the last REMEMBERED ones has exploded."""
+REMEMBERED = 100
+SHOWN = 8
+"""Examples that an error names."""
+
+
+class Step:
+    """One step after the other of a course."""
+
+    def __init__(
+        self,
+        name: str,
+        loss: Loss,
+        model: nn.Module,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        *,
+        largest_gradient: float | None,
+        folder: Path,
+    ) -> None:
+        """name: of the course. model: as accelerate has prepared it. largest_gradient: norm that gradients are clipped to. folder: for
+        what is kept of a step that fails."""
+        self.name = name
+        self.loss = loss
+        self.model = model
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.largest = float("inf") if largest_gradient is None else largest_gradient
+        self.folder = folder
+        self.weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
+        self.parts = 1
+        """That each batch is taken in; doubled whenever memory does not suffice."""
+        self._norms: deque[float] = deque(maxlen=REMEMBERED)
+
+    def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> float:
+        """Learns from a batch; gives its loss, the mean over all devices. examples: names the batch's, if it comes to that.
+
+        Raises BadInput if the loss or the gradients are no numbers, if those have exploded (nothing was learnt from the batch then; it is
+        kept with the weights as FAILED_NAME), or if not even one example fits into memory.
+        """
+        own = self._backward(batch)
+        loss = float(self.accelerator.gather(own).mean())
+        wrong = "" if torch.isfinite(torch.tensor(loss)) else "the loss is not a number"
+        if self.accelerator.scaler is None:  # one that scales has infinite gradients now and then, and skips those steps
+            wrong = wrong or self._exploded(float(self.accelerator.clip_grad_norm_(self.weights, self.largest)))
+        elif self.largest < float("inf"):
+            self.accelerator.clip_grad_norm_(self.weights, self.largest)
+        if wrong:
+            self._refuse(wrong, batch, number, examples())
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Leaves the gradients of a batch, and gives its loss: of parts the mean, each by its share."""
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                total = torch.zeros((), device=self.accelerator.device)
+                for part in _parted(batch, self.parts):
+                    loss = self.loss(self.model, part) * (len(part[0]) / len(batch[0]))
+                    self.accelerator.backward(loss)
+                    total += loss.detach()
+                return total
+            except torch.OutOfMemoryError as error:
+                self._halve(len(batch[0]), error)
+
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
+        """Takes batches in twice as many parts from now on. What a normalisation sees of a batch is then a part: the model is another."""
+        if self.accelerator.num_processes > 1:  # the others are waiting for its gradients
+            raise BadInput(f"training.{self.name}: a batch of {size} does not fit into memory; lower its batch_size") from error
+        if 2 * self.parts > size:
+            raise BadInput(f"training.{self.name}: not even one example fits into memory; lower its resolution") from error
+        self.parts *= 2
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        tqdm.write(f"training.{self.name}: batches of {size} do not fit into memory, and are taken in {self.parts} parts", file=sys.stderr)
+
+    def _exploded(self, norm: float) -> str:
+        if norm != norm or norm == float("inf"):
+            return "the gradients are no numbers"
+        usual = sorted(self._norms)[len(self._norms) // 2] if len(self._norms) == REMEMBERED else 0.0
+        if usual and norm > EXPLODED * usual:
+            return f"the gradients have exploded (norm {norm:.3g}, of late {usual:.3g})"
+        self._norms.append(norm)
+        return ""
+
+    def _refuse(self, wrong: str, batch: Batch, number: int, examples: Sequence[str]) -> None:
+        file = self.folder / FAILED_NAME
+        if self.accelerator.is_main_process:
+            state = {"step": number, "wrong": wrong, "examples": list(examples), "batch": [part.cpu() for part in batch]}
+            network = self.accelerator.unwrap_model(self.model)
+            with written_beside(file) as partial:
+                torch.save({**state, "trained": {name: value.cpu() for name, value in trained_state(network).items()}}, partial)
+        named = ", ".join(examples[:SHOWN]) + (f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else "")
+        raise BadInput(
+            f"training.{self.name}: step {number}: {wrong}; lower its learning_rate, or give a largest_gradient. It was learning from "
+            f"{named}; those and the weights are in {file}"
+        )
+
+
+def _parted(batch: Batch, parts: int) -> list[Batch]:
+    return [batch] if parts == 1 else list(zip(*(part.tensor_split(parts) for part in batch), strict=True))
