@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, get_run_logger
 
 from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
 from flows.running.steps import progress, step
-from flows.settings.pipelines import Pipeline, detector_of, pipeline_named, read_pipelines
+from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
 from tasks.common.stopping import stoppable
 from tasks.detectors.registry import DETECTORS
 from tasks.sampling.episodes import EpisodeFiles
+from tasks.training import processes
 from tasks.training.given import use_model
 from tasks.training.loop import Examples, Places, Trained
+from tasks.training.processes import Job
 
 use_given_model = step(name="use model", task_run_name="use model {name}")(use_model)
 
 
 @step(name="train detector", task_run_name="train {name}", retry_delay_seconds=30)
-def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, workers: int) -> Trained:
+def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, execution: Execution) -> Trained:
     """Trains a detector; a retry goes on from the last checkpoint."""
     training = DETECTORS[name].training
     assert training is not None
-    module: Any = import_module(training.module)
-    trained: Trained = module.train(
+    job = Job(
+        training.module,
         settings.detectors[name],
         settings.training_of(name),
-        examples=Examples(PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
-        places=Places(model_folder, CHECKPOINTS / pipeline / name),
-        workers=workers,
-        report=progress(f"{name}: share of the training steps done"),
+        Examples(PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
+        Places(model_folder, CHECKPOINTS / pipeline / name),
+        execution.workers,
     )
-    return trained
+    return processes.train(job, processes.count_of(execution.processes), progress(f"{name}: share of the training steps done"))
 
 
 @flow(name="train", flow_run_name="train {pipeline} {detector}")
@@ -48,7 +47,7 @@ def train(pipeline: str, detector: str) -> None:
         use_given_model(detector, chosen, folder)
         get_run_logger().info(f"{pipeline}: {detector} as {chosen.model} has it")
         return
-    trained: Trained = train_detector(detector, pipeline, settings, folder, read_pipelines().execution.workers)
+    trained: Trained = train_detector(detector, pipeline, settings, folder, read_pipelines().execution)
     measured = "" if trained.held_out_loss is None else f", on held-out examples {trained.held_out_loss:.4f}"
     if trained.parts > 1:
         get_run_logger().warning(

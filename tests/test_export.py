@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from test_prediction import predict
 
-from flows.prediction.demo import gradio_in, make_page
+from flows.prediction.demo import make_page
+from flows.prediction.page import gradio_in
 from flows.prediction.service import make_app
 from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
@@ -182,10 +183,10 @@ def test_one_picture_has_one_score_wherever_it_is_scored(layout: Path, tmp_path:
     assert [one["score"] for one in answer["predictions"]] == pytest.approx(expected, abs=1e-6)
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
-    with gradio_in(tmp_path / "page") as gradio:
-        page = make_page(gradio, own, tmp_path / "page")
-        check = next(block.fn for block in page.fns.values() if block.fn is not None and block.fn.__name__ == "check")
-        _session, verdict, _shown = check(None, [(query, None) for query in queries], 1.0)
+    gradio = gradio_in(tmp_path / "page")
+    page = make_page(gradio, own, tmp_path / "page")
+    check = next(block.fn for block in page.fns.values() if block.fn is not None and block.fn.__name__ == "check")
+    _session, verdict, _shown = check(None, [(query, None) for query in queries], 1.0)
     assert [float(number) for number in re.findall(r"0\.\d{4}", verdict)] == pytest.approx(expected, abs=1e-4)
 
     export(own, tmp_path / "onnx", "onnx")

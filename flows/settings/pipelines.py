@@ -81,6 +81,8 @@ class Execution(Strict):
 
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
+    processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Processes that share each step of a training; auto for one a GPU."""
     runner: Runner = "processes"
     """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster."""
     address: str | None = None

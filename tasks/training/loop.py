@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -30,6 +30,7 @@ from tasks.training import checkpoint
 from tasks.training.checkpoint import Progress
 from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
+from tasks.training.shared import share_statistics
 from tasks.training.step import Batch, Step
 
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with
@@ -129,9 +130,12 @@ class Trained:
 
 def accelerator_for(precision: Literal["auto", "no", "bf16", "fp16"]) -> Accelerator:
     AcceleratorState._reset_state()  # a process has one, in one precision; the training before this may have had another
-    if precision != "auto":
-        return Accelerator(mixed_precision=precision)
-    return Accelerator(mixed_precision="bf16" if computes_bf16(best_device()) else "no")
+    if precision == "auto":
+        precision = "bf16" if computes_bf16(best_device()) else "no"
+    # No buffers are sent at each step: those of the encoder never change, and statistics are of the whole batch in every process.
+    alike = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # Several processes on a CPU it takes for so many trainings unless it is told.
+    return Accelerator(mixed_precision=precision, cpu=best_device().type == "cpu", kwargs_handlers=[alike])
 
 
 def begin(seed: int) -> None:
@@ -196,17 +200,20 @@ def fit(
     training depends on beside its code; a checkpoint of others is thrown away. report: is told the share of the steps done, 0..1.
     Raises BadInput if there is not one whole batch, or a step fails (tasks.training.step); Stopped if SIGTERM came.
     """
-    steps_an_epoch = len(course.batches(0)) // accelerator.num_processes
-    if steps_an_epoch == 0:
+    batches = course.batches(0)
+    steps_an_epoch, shares = len(batches), accelerator.num_processes
+    if len(batches[0]) % shares:
         raise BadInput(
-            f"training.{course.name}: its examples are not one batch for each of {accelerator.num_processes} devices; raise "
-            "synthesis.pairs, add pictures, or lower its batch_size in pipelines.yaml"
+            f"training.{course.name}: a batch of {len(batches[0])} cannot be shared by {shares} processes; give a batch_size that they "
+            "divide, or other execution.processes"
         )
     if (pace.keep_best or pace.patience) and course.held_out() is None:
         raise BadInput(
             f"training.{course.name}: keep: best and patience need held-out examples, and there are none; raise held_out, or leave them out"
         )
     steps = pace.epochs * steps_an_epoch
+    if shares > 1:
+        share_statistics(course.model)
     weights = [tensor for tensor in course.model.parameters() if tensor.requires_grad]
     optimizer = AdamW(weights, lr=pace.learning_rate, weight_decay=pace.weight_decay)
     schedule = LambdaLR(optimizer, lambda step: pace.schedule(step, steps))
@@ -230,8 +237,8 @@ def fit(
     while progress.step < steps and not _over(progress.log, pace.patience):
         epoch, done = divmod(progress.step, steps_an_epoch)
         prepared.train()
-        for batch in _loader(course, epoch, done, steps_an_epoch, accelerator, workers):
-            loss = step.take(batch, progress.step + 1, partial(_examples, course, epoch, progress.step % steps_an_epoch, accelerator))
+        for batch in _loader(course, epoch, done, accelerator, workers):
+            loss, asked = step.take(batch, progress.step + 1, partial(_examples, course, epoch, progress.step % steps_an_epoch))
             schedule.step()
             kept.stepped()
 
@@ -245,7 +252,6 @@ def fit(
                     progress.best = {tensor: value.clone() for tensor, value in checkpoint.trained_state(kept.model).items()}
                 bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
                 report(progress.step / steps)
-            asked = stopping.asked()
             if accelerator.is_main_process and (asked or progress.step % pace.checkpoint_every == 0):
                 checkpoint.save(places.checkpoints, name, kept, optimizer, schedule, progress)
             bar.update()
@@ -314,25 +320,23 @@ def _measured(course: Course, model: nn.Module, accelerator: Accelerator) -> flo
     return total / count
 
 
-def _loader(course: Course, epoch: int, done: int, steps: int, accelerator: Accelerator, workers: int) -> Any:
-    """Gives the batches of an epoch that are not taken yet, on the device."""
+def _loader(course: Course, epoch: int, done: int, accelerator: Accelerator, workers: int) -> Iterator[Batch]:
+    """Gives this process's share of the batches of an epoch that are not taken yet, on the device."""
     readers = workers if accelerator.device.type != "cpu" else 0
-    share = accelerator.num_processes
-    return accelerator.prepare(
-        DataLoader(
-            course.examples(epoch),
-            batch_sampler=course.batches(epoch)[done * share : steps * share],
-            collate_fn=course.collate,
-            num_workers=readers,
-            pin_memory=readers > 0,
-        )
+    loader = DataLoader(
+        course.examples(epoch),
+        batch_sampler=[batch[accelerator.process_index :: accelerator.num_processes] for batch in course.batches(epoch)[done:]],
+        collate_fn=course.collate,
+        num_workers=readers,
+        pin_memory=readers > 0,
     )
+    for batch in loader:
+        yield tuple(part.to(accelerator.device, non_blocking=True) for part in batch)
 
 
-def _examples(course: Course, epoch: int, done: int, accelerator: Accelerator) -> list[str]:
-    """Names the examples of a step, of all devices."""
-    share = accelerator.num_processes
-    return [course.example(place) for batch in course.batches(epoch)[done * share : (done + 1) * share] for place in batch]
+def _examples(course: Course, epoch: int, done: int) -> list[str]:
+    """Names the examples of a step, of all processes."""
+    return [course.example(place) for place in course.batches(epoch)[done]]
 
 
 def _log(progress: Progress, epoch: int, learning_rate: float, held_out_loss: float | None) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.training.on_pairs import PairCourse, train_on_pairs
+from tasks.training.shared import gathered
 from tasks.training.step import Batch
 
 
@@ -24,7 +25,8 @@ class RankingCourse(PairCourse):
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         query, prompt, mask = batch
-        return ranking_loss(model(query, prompt).float(), filled(mask, self.patch))
+        scores, changed = model(query, prompt).float(), filled(mask, self.patch)
+        return ranking_loss(gathered(scores), gathered(changed)) if self.model.training else ranking_loss(scores, changed)
 
     @property
     def patch(self) -> int:

@@ -20,7 +20,7 @@ class TrainingSettings:
     epochs: Annotated[int, Between(1, None)] = 30
     """How often every example is learnt from."""
     batch_size: Annotated[int, Between(1, None)] = 128
-    """Pairs or pictures a step, on one device."""
+    """Pairs or pictures a step, over all processes."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-4
     """AdamW's."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
@@ -73,7 +73,7 @@ class InCTRLTrainingSettings(TrainingSettings):
     epochs: Annotated[int, Between(1, None)] = 10
     """How often every example is learnt from."""
     batch_size: Annotated[int, Between(2, None)] = 48
-    """Pictures a step, on one device; half of them anomalous."""
+    """Pictures a step, over all processes; half of them anomalous."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-3
     """AdamW's."""
     weight_decay: Annotated[float, Between(0, 1)] = 1e-2

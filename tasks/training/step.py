@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.training.checkpoint import trained_state
@@ -57,15 +59,16 @@ class Step:
         """That each batch is taken in; doubled whenever memory does not suffice."""
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
-    def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> float:
-        """Learns from a batch; gives its loss, the mean over all devices. examples: names the batch's, if it comes to that.
+    def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> tuple[float, bool]:
+        """Learns from a batch; gives its loss, the mean over all processes, and whether one of them was asked to end. examples: names the
+        batch's, if it comes to that.
 
         Raises BadInput if the loss or the gradients are no numbers, if those have exploded (nothing was learnt from the batch then; it is
         kept with the weights as FAILED_NAME), or if not even one example fits into memory.
         """
-        own = self._backward(batch)
-        loss = float(self.accelerator.gather(own).mean())
-        wrong = "" if torch.isfinite(torch.tensor(loss)) else "the loss is not a number"
+        own = torch.stack([self._backward(batch), torch.tensor(float(stopping.asked()), device=self.accelerator.device)])
+        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # what all see alike, all do alike
+        wrong = "" if math.isfinite(loss) else "the loss is not a number"
         if self.accelerator.scaler is None:  # one that scales has infinite gradients now and then, and skips those steps
             wrong = wrong or self._exploded(float(self.accelerator.clip_grad_norm_(self.weights, self.largest)))
         elif self.largest < float("inf"):
@@ -73,7 +76,7 @@ class Step:
         if wrong:
             self._refuse(wrong, batch, number, examples())
         self.optimizer.step()
-        return loss
+        return loss, asked > 0
 
     def _backward(self, batch: Batch) -> Tensor:
         """Leaves the gradients of a batch, and gives its loss: of parts the mean, each by its share."""
@@ -101,7 +104,7 @@ class Step:
         tqdm.write(f"training.{self.name}: batches of {size} do not fit into memory, and are taken in {self.parts} parts", file=sys.stderr)
 
     def _exploded(self, norm: float) -> str:
-        if norm != norm or norm == float("inf"):
+        if not math.isfinite(norm):
             return "the gradients are no numbers"
         usual = sorted(self._norms)[len(self._norms) // 2] if len(self._norms) == REMEMBERED else 0.0
         if usual and norm > EXPLODED * usual:

@@ -1,0 +1,161 @@
+"""Trains with several processes that share each step, one a GPU or on the cores of this machine. PyTorch's elastic launcher starts them:
+when one is lost all begin anew from the last checkpoint.
+
+The launcher runs this module, and it runs this module once for each process (`--work`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.common import stopping
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text
+from tasks.training.loop import Examples, Places, Trained
+
+JOB_NAME, SHARE_NAME, REFUSED_NAME, TRAINED_NAME = "job.pickle", "share", "refused", "trained.json"
+RESTARTS = 3
+POLL = 0.5  # seconds
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, as its processes are told of it."""
+
+    module: str
+    detector: Any
+    settings: Any
+    examples: Examples
+    places: Places
+    workers: int
+
+
+def count_of(wanted: int | str) -> int:
+    """Gives the number of processes that `execution.processes` means on this machine: `auto` is one a GPU."""
+    return max(1, torch.cuda.device_count()) if wanted == "auto" else int(wanted)
+
+
+def train(job: Job, processes: int, report: Callable[[float], None] = lambda share: None) -> Trained:
+    """Trains, in this process if it is one. Raises what a training does: BadInput, Stopped."""
+    if processes == 1:
+        return _run(job, report)
+    folder = job.places.checkpoints.with_name(f"{job.places.checkpoints.name}.processes")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        (folder / JOB_NAME).write_bytes(pickle.dumps(job))
+        _launch(folder, processes, report, job)
+        return Trained(**json.loads((folder / TRAINED_NAME).read_text(encoding="utf-8")))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(job: Job, report: Callable[[float], None]) -> Trained:
+    module: Any = import_module(job.module)
+    trained: Trained = module.train(
+        job.detector, job.settings, examples=job.examples, places=job.places, workers=job.workers, report=report
+    )
+    return trained
+
+
+def _launch(folder: Path, processes: int, report: Callable[[float], None], job: Job) -> None:
+    """Starts the launcher and waits for its end; passes SIGTERM on. Raises BadInput, Stopped, or RuntimeError if a process died too
+    often."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    command = [sys.executable, "-m", __name__, str(processes), str(folder)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as launcher:
+        passed_on, last = False, ""
+        while True:
+            try:
+                launcher.wait(POLL)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+            if stopping.asked() and not passed_on:
+                launcher.terminate()
+                passed_on = True
+            share = (folder / SHARE_NAME).read_text(encoding="utf-8") if (folder / SHARE_NAME).is_file() else ""
+            if share != last:
+                report(float(share))
+                last = share
+    if (folder / TRAINED_NAME).is_file():
+        return
+    if (folder / REFUSED_NAME).is_file():
+        raise BadInput((folder / REFUSED_NAME).read_text(encoding="utf-8"))
+    stopping.check(f"train {job.places.model_folder.name}, with {processes} processes")
+    raise RuntimeError(f"one of the {processes} processes of a training died {RESTARTS + 1} times; what it said last stands above")
+
+
+def launch(processes: int, folder: Path) -> None:
+    """The launcher: starts the processes, on this machine alone, and all of them again when one is lost."""
+    from torch.distributed.run import main as launcher
+
+    _end_with_parent()
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else those begun anew read where the ones before them listened
+    launcher(
+        [
+            f"--nproc-per-node={processes}",
+            f"--max-restarts={RESTARTS}",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0",
+            "--local-addr=localhost",
+            "--module",
+            __name__ if __name__ != "__main__" else "tasks.training.processes",
+            "--work",
+            str(folder),
+        ]
+    )
+
+
+def work(folder: Path) -> None:
+    """One of the processes."""
+    _end_with_parent()
+    if (folder / REFUSED_NAME).is_file():  # begun anew because another has refused
+        return
+    job: Job = pickle.loads((folder / JOB_NAME).read_bytes())
+    first = os.environ["RANK"] == "0"
+
+    def report(share: float) -> None:
+        if first:
+            write_text(folder / SHARE_NAME, str(share))
+
+    try:
+        with stopping.on_sigterm():
+            trained = _run(job, report)
+    except BadInput as error:
+        write_text(folder / REFUSED_NAME, str(error))
+        return  # no failure: the launcher would try it three times more
+    except stopping.Stopped:
+        sys.exit(stopping.EXIT_CODE)
+    if first:
+        write_text(folder / TRAINED_NAME, json.dumps(asdict(trained)))
+    torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Asks Linux for a SIGTERM when the process that started this one is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--work":
+        work(Path(sys.argv[2]))
+    else:
+        launch(int(sys.argv[1]), Path(sys.argv[2]))
