@@ -10,16 +10,14 @@ from flows.running.artifacts import show_picture, show_table
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
 from flows.running.steps import HOUR, step
-from flows.running.workers import task_runner
+from flows.running.workers import task_runner, wait_for
 from flows.settings.pipelines import pipeline_named, read_pipelines
-from tasks.common.stopping import check, stoppable
+from tasks.common.stopping import stoppable
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis import synthesize as synthesis
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.synthesis.shards import OVERVIEW_NAME
 from tasks.synthesis.synthesize import Inputs, Synthesized, Work, shard_count, start
-
-ASKED_EVERY = 0.5  # seconds
 
 make_shard = step(name="make shard", task_run_name="make shard {number}", timeout_seconds=HOUR)(synthesis.make_shard)
 finish = step(name="write index and overview", timeout_seconds=HOUR)(synthesis.finish)
@@ -47,14 +45,13 @@ def synthesize(pipeline: str) -> None:
 
 
 def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: Work) -> None:
-    """Makes every missing shard. Asked to stop, begins no other (Prefect's runner finishes those that it has begun) and raises Stopped."""
-    shards: list[Any] = [make_shard.submit(settings, inputs, number, work) for number in missing]
-    for shard in shards:
-        while not shard.wrapped_future.done():
-            shard.wait(timeout=ASKED_EVERY)
-            whole = shard_count(settings) - sum(not work.record(number).is_file() for number in missing)
-            check(f"synthesize, {whole} of {shard_count(settings)} shards made")
-        shard.result()
+    """Makes every missing shard."""
+
+    def where() -> str:
+        whole = shard_count(settings) - sum(not work.record(number).is_file() for number in missing)
+        return f"synthesize, {whole} of {shard_count(settings)} shards made"
+
+    wait_for([make_shard.submit(settings, inputs, number, work) for number in missing], where)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT, make_project, run, write_pipelines
 from processes import started, wait_until
+from servers import ask
 
 from tasks.common.files import sha256
 
@@ -125,6 +127,39 @@ def test_a_dask_worker_killed_midway_costs_its_shards_a_retry_and_nothing_else(
         assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
         assert second.poll() is None
     assert pairs_made(project) == undisturbed
+
+
+def test_a_dask_cluster_scores_the_categories_to_the_same_bytes(project: Path, api: str) -> None:
+    """Two workers, one of which dies with the first part that it has."""
+    score = ("python", "-m", "flows.score", "small", "patch-residual")
+    scores = project / "data" / "scores" / "small" / "patch-residual"
+    execution(project, workers=2, runner="processes")
+    result = run(project, *score, PREFECT_API_URL=api)
+    assert result.returncode == 0, result.stdout + result.stderr
+    alone = {file.relative_to(scores): sha256(file) for file in scores.rglob("*") if file.is_file()}
+    shutil.rmtree(scores)
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    execution(project, workers=2, runner="dask", address=address)
+    worker = ("dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+    quiet = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "WARNING"}
+    before = {one["id"] for one in ask(api, "task_runs")}
+
+    def parts() -> list[dict[str, Any]]:
+        return [one for one in ask(api, "task_runs") if one["id"] not in before and one["name"].startswith("score patch-residual, part")]
+
+    with (
+        started(project, "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as _scheduler,
+        started(project, *worker, **quiet) as first,
+        started(project, *worker, **quiet) as second,
+        started(project, *score, **quiet) as process,
+    ):
+        wait_until(lambda: any(one["state_type"] == "RUNNING" for one in parts()), process=process, what="the start of a part")
+        os.killpg(first.pid, signal.SIGKILL)
+        assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
+        assert second.poll() is None
+    assert {file.relative_to(scores): sha256(file) for file in scores.rglob("*") if file.is_file()} == alone
+    wait_until(lambda: {one["name"] for one in parts()} == {f"score patch-residual, part {part}" for part in range(2)}, what="two parts")
 
 
 def test_a_source_that_cannot_be_read_stops_the_run_with_one_line_that_names_it(

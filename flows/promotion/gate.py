@@ -32,7 +32,7 @@ from flows.settings.reader import parse, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
-from tasks.scoring.contenders import score_detector
+from tasks.scoring.contenders import Scoring, score_detector
 from tasks.scoring.decision import Decision, decide, same_episodes
 from tasks.scoring.measure import measure
 from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
@@ -125,7 +125,7 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[Dr
         scores = Path(work)
         chosen = [name for name in judged(settings) if name in own]
         for name in chosen:
-            score_detector(name, own, settings.evaluation, files, models=folder, scores=scores, checkpoints=checkpoints)
+            score_detector(name, Scoring(own, settings.evaluation, files, folder, scores, checkpoints))
         measured = measure({name: scores / name for name in chosen}, files, settings.evaluation)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return results_of(measured, protocols_of(files.episodes)).draws

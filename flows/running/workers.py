@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from flows.settings.pipelines import Execution
+from tasks.common.stopping import check
+
+ASKED_EVERY = 0.5  # seconds
 
 
 def task_runner(execution: Execution) -> TaskRunner[Any]:
@@ -22,3 +26,13 @@ def task_runner(execution: Execution) -> TaskRunner[Any]:
         return DaskTaskRunner(address=execution.address)
     local = {"n_workers": execution.workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}  # on loopback
     return DaskTaskRunner(cluster_kwargs=local)
+
+
+def wait_for(parts: Sequence[Any], where: Callable[[], str]) -> None:
+    """Waits for tasks that were submitted, and raises what one of them raised. Asked to stop, begins no other (Prefect's runner finishes
+    those that it has begun) and raises Stopped. where: says how far they are."""
+    for part in parts:
+        while not part.wrapped_future.done():
+            part.wait(timeout=ASKED_EVERY)
+            check(where())
+        part.result()

@@ -84,7 +84,8 @@ class Execution(Strict):
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processes that share each step of a training; auto for one a GPU."""
     runner: Runner = "processes"
-    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster."""
+    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which score pictures
+    too, a category each."""
     address: str | None = None
     """Of the Dask scheduler, such as tcp://10.0.0.5:8786; without one, a cluster of this machine's own."""
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tasks.common.devices import best_device
 from tasks.common.files import sha256, write_text
 from tasks.common.fingerprint import SHORT, code_of
@@ -38,44 +40,61 @@ class ScoredDetector:
     device: str
 
 
-def score_detector(
-    name: str,
-    detectors: Mapping[str, Any],
-    settings: EvaluationSettings,
-    files: EpisodeFiles,
-    *,
-    models: Path,
-    scores: Path,
-    checkpoints: Path,
-    report: Callable[[float], None] = lambda share: None,
-) -> ScoredDetector:
-    """Writes scores/<name>, as tasks.scoring.scores has it. Goes on from what a run before has scored.
+@dataclass(frozen=True)
+class Scoring:
+    """What a detector is scored on, with what, and where its scores go."""
 
-    detectors: the settings of all of the pipeline. models: the folder of their model folders. checkpoints: where scores are while they
-    are made. Other detectors of the same encoder and resolution that are out of date are scored along, and found scored when their turn
-    comes.
+    detectors: Mapping[str, Any]
+    """The settings of all of the pipeline's."""
+    settings: EvaluationSettings
+    files: EpisodeFiles
+    models: Path
+    """The folder of the detectors' model folders."""
+    scores: Path
+    """Scores of a detector are in scores/<name>, as tasks.scoring.scores has them."""
+    checkpoints: Path
+    """Where scores are while they are made."""
+
+
+def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] = lambda share: None) -> ScoredDetector:
+    """Writes a detector's scores. Goes on from what a run before, or `score_part`, has scored.
+
+    Other detectors of the same encoder and resolution that are out of date are scored along, and found scored when their turn comes.
     """
-    device = best_device()
-    contenders: list[Contender] = []
-    for one in _alike(name, detectors):
-        digest = _digest(one, detectors, settings, files, models)
-        if one != name and (digest is None or _digest_of(scores / one) == digest):
-            continue
-        digest = digest or MISSING  # loading it says what is missing
-        for other in (checkpoints / one).glob("*"):
-            if other.name != digest:
-                shutil.rmtree(other)
-        detector = load_detector(one, detectors, models).to(device).eval()
-        if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
-            continue  # one of them looks through windows
-        own = own_or_upon(one, detectors)[1]
-        work = Work(checkpoints / one / digest)
-        contenders.append(Contender(one, detector, own.resolution, settings.subset.get(one), work, own.encoder.resize))
-    counts = score(contenders, files, {name: scores / name}, batch_size=settings.batch_size, device=device, report=report)
-    write_text(scores / name / ABOUT_NAME, json.dumps({"digest": contenders[0].work.folder.name}) + "\n")
+    device, files = best_device(), scoring.files
+    contenders = _contenders(name, scoring, device)
+    folder = scoring.scores / name
+    counts = score(contenders, files, {name: folder}, batch_size=scoring.settings.batch_size, device=device, report=report)
+    write_text(folder / ABOUT_NAME, json.dumps({"digest": contenders[0].work.folder.name}) + "\n")
     episodes = read_episodes(files.episodes)
     some = next((episode for episode in episodes if episode.prompts), episodes[0])
     return ScoredDetector(counts[name], seconds_a_picture(contenders[0], some, device), str(device))
+
+
+def score_part(name: str, scoring: Scoring, part: int) -> None:
+    """Scores one of the parts that tasks.scoring.score counts, wherever this runs, and leaves it where `score_detector` finds it."""
+    device = best_device()
+    score(_contenders(name, scoring, device), scoring.files, {}, batch_size=scoring.settings.batch_size, device=device, only=part)
+
+
+def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Contender]:
+    """Loads a detector, and behind it those that are scored along."""
+    contenders: list[Contender] = []
+    for one in _alike(name, scoring.detectors):
+        digest = _digest(one, scoring)
+        if one != name and (digest is None or _digest_of(scoring.scores / one) == digest):
+            continue
+        digest = digest or MISSING  # loading it says what is missing
+        for other in (scoring.checkpoints / one).glob("*"):
+            if other.name != digest:
+                shutil.rmtree(other, ignore_errors=True)  # another worker may be at it too
+        detector = load_detector(one, scoring.detectors, scoring.models).to(device).eval()
+        if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
+            continue  # one of them looks through windows
+        own = own_or_upon(one, scoring.detectors)[1]
+        work = Work(scoring.checkpoints / one / digest)
+        contenders.append(Contender(one, detector, own.resolution, scoring.settings.subset.get(one), work, own.encoder.resize))
+    return contenders
 
 
 def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:
@@ -91,18 +110,19 @@ def _looks(settings: DetectorSettings) -> tuple[EncoderSettings, int]:
     return settings.encoder, settings.resolution
 
 
-def _digest(name: str, detectors: Mapping[str, Any], settings: EvaluationSettings, files: EpisodeFiles, models: Path) -> str | None:
+def _digest(name: str, scoring: Scoring) -> str | None:
     """Names all that a detector's scores depend on; None if its model is not there yet."""
-    own, of_own = own_or_upon(name, detectors)
-    model = models / own / MODEL_NAME
+    own, of_own = own_or_upon(name, scoring.detectors)
+    model = scoring.models / own / MODEL_NAME
     if DETECTORS[own].training is not None and not model.is_file():
         return None
     code = code_of(__name__, *{DETECTORS[one].module for one in (name, own)})
+    files = (scoring.files.episodes, scoring.files.targets, *([model] if model.is_file() else []))
     about = {
-        "detector": [asdict(detectors[one]) for one in (name, own)],
-        "queries": settings.subset.get(name),
+        "detector": [asdict(scoring.detectors[one]) for one in (name, own)],
+        "queries": scoring.settings.subset.get(name),
         "code": code.digest,
-        "files": [sha256(file) for file in (files.episodes, files.targets, *([model] if model.is_file() else []))],
+        "files": [sha256(file) for file in files],
         "weights": [sha256(Path(file)) for file in of_own.encoder.files if Path(file).is_file()],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:SHORT]

@@ -49,18 +49,22 @@ def score(
     *,
     batch_size: int,
     device: torch.device,
+    only: int | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, int]:
     """Scores contenders of one encoder and one resolution on every episode; writes each one's artifact to its folder, if it has one there,
     and gives the number of its scores. The work of the others is left for a later call, which finds nothing to score.
 
-    report: is told the share of the work that is done. Raises BadInput if a score is not a number, Stopped if SIGTERM came.
+    only: the part to score, of `count_parts`; None for all. report: is told the share of the work that is done. Raises BadInput if a score
+    is not a number, Stopped if SIGTERM came.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
     masked = {row.image for row in read_pictures(files.targets) if row.mask is not None}
     groups = {contender.name: groups_of(contender, episodes, masked) for contender in contenders}
     parts = list(zip(*groups.values(), strict=True))
     for number, part in enumerate(parts):
+        if only not in (None, number):
+            continue
         _score_group(
             [(contender, group) for contender, group in zip(contenders, part, strict=True) if group.episodes],
             batch_size,
@@ -79,19 +83,29 @@ def score(
 
 def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set[str]) -> list[Group]:
     """Groups episodes, the same by number for every detector, with those in them that it can score: some need prompts."""
-    kinds: dict[Any, dict[int, Episode]] = {}
-    for number, episode in episodes.items():
-        kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
     able = {number for number, episode in episodes.items() if episode.prompts or not contender.detector.needs_prompts}
     shown = shown_episodes({number: episode for number, episode in episodes.items() if number in able})
     groups = []
-    for place, alike in enumerate(kinds.values()):
+    for place, alike in enumerate(_same_queries(episodes)):
         chosen = {number: episode for number, episode in alike.items() if number in able}
         queries = next(iter(alike.values())).queries
         by_pixel = not masked.isdisjoint(queries)
         kept = [number for number, episode in chosen.items() if number in shown or (by_pixel and episode.protocol in BY_PIXEL)]
         groups.append(Group(place, chosen, min(contender.queries or len(queries), len(queries)), tuple(kept)))
     return groups
+
+
+def count_parts(files: EpisodeFiles) -> int:
+    """Counts the parts that the work divides into: episodes of the same queries, which are a category's, are one."""
+    return len(_same_queries(dict(enumerate(read_episodes(files.episodes)))))
+
+
+def _same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
+    """Groups episodes, by number, that hold the same queries against different prompts."""
+    kinds: dict[Any, dict[int, Episode]] = {}
+    for number, episode in episodes.items():
+        kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
+    return list(kinds.values())
 
 
 @torch.inference_mode()
