@@ -6,16 +6,19 @@ import csv
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-from conftest import make_layout, make_places, save
+from conftest import ROOT, make_layout, make_places, save
 from PIL import Image
 
 from tasks.common import stopping
@@ -382,6 +385,36 @@ def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is a folder, and a file is to be written"):
         write_text(tmp_path / "folder", "text")
     assert (tmp_path / "folder" / "mine.txt").read_text() == "mine"
+
+
+HALF_WRITTEN = """
+import os, sys
+from pathlib import Path
+from tasks.common.files import made_anew, written_beside
+file, folder = written_beside(Path("file")), made_anew(Path("folder"))
+file.__enter__().write_text("half")
+folder.__enter__().joinpath("part").write_text("half")
+"""
+
+
+def test_what_a_killed_writer_left_is_taken_away_by_the_next_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    def written(script: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=PIPE, stdout=PIPE
+        )
+
+    def writers() -> set[str]:
+        return {path.name.split(".")[-2] for path in tmp_path.glob(".*.partial")}
+
+    with written(HALF_WRITTEN + "print(flush=True); sys.stdin.read()") as living:
+        assert living.stdout is not None and living.stdout.readline()
+        killed = written(HALF_WRITTEN + "os.kill(os.getpid(), 9)")
+        killed.communicate()
+        assert writers() == {str(living.pid), str(killed.pid)}
+        written("from pathlib import Path; from tasks.common.files import write_text; write_text(Path('new'), '')").communicate()
+        assert writers() == {str(living.pid)} and len(list(tmp_path.glob(".*.partial"))) == 2
+        living.kill()
+    assert (tmp_path / "new").is_file()
 
 
 def test_a_folder_made_anew_takes_a_links_place_and_leaves_what_it_leads_to(tmp_path: Path) -> None:

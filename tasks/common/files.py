@@ -6,9 +6,11 @@ import csv
 import errno
 import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tasks.common.errors import BadInput
 
+HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
@@ -50,9 +53,10 @@ def made_anew(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    partial = path.parent / f".{path.name}.{HOST}.{os.getpid()}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         _remove(partial)
     except OSError as error:
         if error.errno in NO_PLACE:
@@ -66,6 +70,20 @@ def _beside(path: Path) -> Iterator[Path]:
         raise
     finally:
         _remove(partial)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Takes away what writers that were killed left half-written in a folder; looked for once a process.
+
+    Another machine's are left: whether their writer lives cannot be told from here.
+    """
+    for partial in folder.glob(f".*.{HOST}.*.partial"):
+        import psutil  # here, as hardly a run has any to look for
+
+        writer = partial.name.split(".")[-2]
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            _remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
