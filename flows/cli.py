@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     datasets.set_defaults(run=lambda _arguments: list_datasets())
     inspecting = commands.add_parser("inspect", help="say what a dataset on disk holds, and draw a contact sheet of it")
     inspecting.add_argument("layout", choices=get_args(LayoutName), metavar="dataset", help="as `changepair datasets` calls it")
-    inspecting.add_argument("path", type=Path)
+    inspecting.add_argument("path")
     inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
     inspecting.set_defaults(run=lambda arguments: inspect_dataset(arguments.layout, arguments.path, arguments.out))
     unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
@@ -261,9 +261,11 @@ def list_datasets() -> None:
         console.print(f"here: {name}, {folder.layout}, {folder.path}", soft_wrap=True)
 
 
-def inspect_dataset(layout: str, path: Path, sheet: Path | None) -> None:
+def inspect_dataset(layout: str, named: str, sheet: Path | None) -> None:
+    from tasks.common.places import place_of
     from tasks.ingestion.inspect import inspect
 
+    path = place_of(named)
     sheet = sheet or Path(f"inspect-{layout}.png")
     with tempfile.TemporaryDirectory() as work:
         inspection = inspect(layout, path, layout, work=Path(work), sheet=sheet, workers=os.cpu_count() or 1)

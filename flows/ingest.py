@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import flow, get_run_logger
 
 from flows.running.entry import start_stage
@@ -12,6 +10,7 @@ from flows.running.steps import HOUR, step
 from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import FILE, nearest
 from tasks.common.errors import BadInput
+from tasks.common.places import place_of
 from tasks.common.stopping import stoppable
 from tasks.ingestion.ingest import Ingested, Places, ingest_folder, ingest_packaged
 from tasks.ingestion.packaged import PACKAGED
@@ -24,7 +23,7 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, workers: int) ->
     places = Places(PICTURES, MANIFESTS, CHECKPOINTS)
     if folder is None:
         return ingest_packaged(dataset, places=places, workers=workers)
-    return ingest_folder(dataset, Path(folder.path), layout=folder.layout, licence=folder.licence, places=places, workers=workers)
+    return ingest_folder(dataset, place_of(folder.path), layout=folder.layout, licence=folder.licence, places=places, workers=workers)
 
 
 @flow(name="ingest", flow_run_name="ingest {dataset}")

@@ -21,6 +21,7 @@ from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
+from tasks.common.places import place_of
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import PACKAGED
 from tasks.inpainting.settings import NONE, OWN
@@ -147,7 +148,7 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
         "ingest",
         (dataset,),
         f"the pictures of {dataset}: {'read where they lie' if folder else 'written out of an installed package, then read'}",
-        deps=(*([folder.path] if folder else []), code_file("ingest").as_posix()),
+        deps=(*([str(place_of(folder.path))] if folder else []), code_file("ingest").as_posix()),
         params=(f"datasets.folders.{dataset}",) if folder else (),
         outs=(f"{PICTURES}/{dataset}", manifest, rejected),
     )
@@ -156,7 +157,7 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
             "objects",
             (dataset,),
             f"the masks of the objects of {dataset}, whatever their format",
-            deps=(datasets.objects[dataset].path, manifest, code_file("objects").as_posix()),
+            deps=(str(place_of(datasets.objects[dataset].path)), manifest, code_file("objects").as_posix()),
             params=(f"datasets.objects.{dataset}",),
             outs=(f"{MANIFESTS}/{dataset}.objects.parquet", f"{MANIFESTS}/{dataset}.objects.rejected.csv"),
         )
@@ -226,7 +227,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
     for detector, folder in models.items():
         settings = pipeline.detectors[detector]
         online = detector in pipeline.trained_on and getattr(pipeline.training_of(detector), "data", None) == "online"
-        examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
+        examples = {"pairs": pipeline.pairs_of(detector) or pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
         source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else _folder(settings.model)
         yield Stage(
             "train",

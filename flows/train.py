@@ -10,6 +10,7 @@ from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
 from flows.running.steps import progress, step
 from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
+from tasks.common.places import place_of
 from tasks.common.stopping import stoppable
 from tasks.detectors.registry import DETECTORS
 from tasks.sampling.episodes import EpisodeFiles
@@ -30,11 +31,17 @@ def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: P
         training.module,
         settings.detectors[name],
         settings.training_of(name),
-        Examples(PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
+        Examples(_pairs_of(settings, name) or PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
         Places(model_folder, CHECKPOINTS / pipeline / name),
         execution.workers,
     )
     return processes.train(job, processes.count_of(execution.processes), progress(f"{name}: share of the training steps done"))
+
+
+def _pairs_of(settings: Pipeline, name: str) -> Path | None:
+    """Gives the pairs that a detector's training names instead of the pipeline's own, if it does."""
+    named = settings.pairs_of(name)
+    return None if named is None else place_of(named)
 
 
 @flow(name="train", flow_run_name="train {pipeline} {detector}")

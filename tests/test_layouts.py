@@ -21,6 +21,7 @@ from conftest import ROOT, make_places, run, save
 from PIL import Image
 
 from tasks.common.errors import BadInput
+from tasks.common.places import place_of
 from tasks.ingestion.ingest import Ingested, ingest_folder
 from tasks.ingestion.readers.catalogue import LAYOUTS
 from tasks.ingestion.settings import LayoutName
@@ -60,7 +61,24 @@ class Dataset:
         self.ingested: Ingested = ingest_folder(
             "small", self.folder / at, layout=self.layout, places=make_places(self.folder.parent / "manifests"), workers=2
         )
-        return pq.read_table(self.folder.parent / "manifests" / "small.parquet").to_pylist()
+        rows = pq.read_table(self.folder.parent / "manifests" / "small.parquet").to_pylist()
+        assert self.read_from_a_store(at) == rows
+        return rows
+
+    def read_from_a_store(self, at: str) -> list[Row]:
+        """Reads the same files where fsspec has them, and gives the rows as if they lay here."""
+        store = place_of("memory://small-dataset")
+        try:
+            for file in (path for path in self.folder.rglob("*") if path.is_file()):
+                copy = store / file.relative_to(self.folder).as_posix()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+            elsewhere = self.folder.parent / "of-a-store"  # what is cut out of pictures goes where it went
+            assert self.ingested == ingest_folder("small", store / at, layout=self.layout, places=make_places(elsewhere), workers=2)
+            rows = pq.read_table(elsewhere / "small.parquet").to_pylist()
+            return [row | {key: row[key] and row[key].replace(str(store), str(self.folder)) for key in ("image", "mask")} for row in rows]
+        finally:
+            store.fs.rm("/small-dataset", recursive=True)  # type: ignore[attr-defined]
 
     def rejected(self) -> dict[str, str]:
         with (self.folder.parent / "manifests" / "small.rejected.csv").open() as stream:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.settings.pipelines import Datasets, Pipeline
+from tasks.common.errors import BadInput
+from tasks.common.places import place_of
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from tasks.inpainting.settings import NONE, OWN
@@ -21,8 +23,9 @@ def needs(pipeline: Pipeline, datasets: Datasets) -> list[str]:
 
 def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
     for name in pipeline.names:
-        if name in datasets.folders and not Path(datasets.folders[name].path).exists():
-            yield f"dataset {name}: no folder {datasets.folders[name].path}"
+        if name in datasets.folders:
+            missing = _missing(datasets.folders[name].path)
+            yield from (f"dataset {name}: {missing}",) if missing else ()
         elif name not in datasets.here:
             from tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
 
@@ -34,9 +37,19 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
 def _models(pipeline: Pipeline) -> Iterator[str]:
     for name in pipeline.trained:
         model, published = pipeline.detectors[name].model, DETECTORS[name].published
-        if model not in (None, PACKAGED) and not Path(model).is_dir():
-            how = f"{published.home}; then changepair import {name} <checkpoint> --out {model}" if published else "no such folder"
+        if model not in (None, PACKAGED) and (missing := _missing(model)):
+            how = f"{published.home}; then changepair import {name} <checkpoint> --out {model}" if published else missing
             yield f"model {model}: {how}"
+
+
+def _missing(named: str) -> str:
+    """Says what keeps a folder, a file or a URL from being read; "" if nothing does."""
+    try:
+        return "" if place_of(named).exists() else f"no folder {named}"
+    except BadInput as error:
+        return str(error)
+    except Exception as error:  # each store has errors of its own
+        return f"{named}: its store does not answer ({' '.join(str(error).split())})"
 
 
 def _encoders(pipeline: Pipeline) -> Iterator[str]:

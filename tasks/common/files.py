@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.common.errors import BadInput
+from tasks.common.places import is_remote
 
 HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -108,7 +110,7 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     """Reads parquet and holds it to `schema`; `made_by` names the stage that writes such files, for the error."""
     if not path.is_file():
         raise BadInput(f"{path}: not there; the {made_by} stage writes it, so run `dvc repro` first")
-    table = pq.read_table(path)
+    table = pq.read_table(io.BytesIO(path.read_bytes()) if is_remote(path) else path)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise BadInput(f"{path}: no column {missing[0]!r}; it was written by another version, so run the {made_by} stage again")

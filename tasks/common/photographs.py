@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Mask, Picture, Pixels, read_picture
+from tasks.common.places import place_of
 from tasks.common.randomness import generator
 
 KEPT = 2**28  # bytes of decoded pictures kept by a process, so that memory does not grow with their number
@@ -158,7 +158,7 @@ def _photo(image: str) -> Picture:
 
 def _read(image: str) -> Picture:
     try:
-        photo = Image.fromarray(read_picture(Path(image)))
+        photo = Image.fromarray(read_picture(place_of(image)))
     except OSError as error:
         raise BadInput(
             f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again"

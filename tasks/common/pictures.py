@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +30,16 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture, wherever it is; its pixels are decoded when they are asked for."""
+    with path.open("rb") as stream, Image.open(stream) as image:
+        yield image
+
+
 def read_picture(path: Path, resolution: int | None = None) -> Picture:
     """Reads a picture as HxWx3 uint8 RGB; with `resolution`, squashed to that many pixels a side (bicubic)."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         picture: Picture = np.array(as_rgb(image))
     return picture if resolution is None else squashed(picture, resolution)
 
@@ -53,14 +62,14 @@ def cropped(picture: Picture, side: int) -> Picture:
 
 def read_mask(path: Path, resolution: int) -> Mask:
     """Reads a mask (anything but 0 is True) at `resolution` pixels a side, by nearest neighbour."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         grey = image.convert("L").resize((resolution, resolution), Image.Resampling.NEAREST)
     return np.asarray(grey) > 0
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Gives height and width of a picture as a viewer shows it, from its head alone."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
         return (image.width, image.height) if turned else (image.height, image.width)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from tasks.common.pictures import Mask, Picture, Resize, cropped, read_picture, squashed
+from tasks.common.pictures import Mask, Picture, Resize, cropped, opened, read_picture, squashed
+from tasks.common.places import place_of
 
 
 def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
     """Reads pictures as Bx3xHxW float32 in [0, 1], `resolution` pixels a side: the one way from pictures to what networks take."""
-    return torch.cat([squared(read_picture(Path(image)), resolution, device, resize) for image in images])
+    return torch.cat([squared(read_picture(place_of(image)), resolution, device, resize) for image in images])
 
 
 def squared(picture: Picture, resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
@@ -34,7 +34,7 @@ def aligned(pictures: Tensor, side: int) -> Tensor:
 
 def read_mask_as_published(path: Path, resolution: int) -> Mask:
     """Reads a mask as the code of MetaUAS does: resized as its pictures are, and True wherever anything of it is left."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         grey = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32))
     return aligned(grey[None, None], resolution)[0, 0].numpy() > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
+from tasks.common.places import is_remote
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
 MODEL_NAME = "model.safetensors"
@@ -54,8 +56,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise BadInput(f"{file}: no such file of weights")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            return load(file.read_bytes()) if is_remote(file) else load_file(file)
+        content: Any = torch.load(io.BytesIO(file.read_bytes()) if is_remote(file) else file, map_location="cpu", weights_only=True)
     except (EOFError, OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"{file}: not readable as weights: {reason}") from error

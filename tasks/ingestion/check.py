@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from scipy.fft import dctn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
-from tasks.common.pictures import Mask, png
+from tasks.common.pictures import Mask, opened, png
+from tasks.common.places import is_remote
 from tasks.ingestion.listing import GOOD, DatasetFolder, Listed
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
@@ -35,6 +37,8 @@ class Facts:
     """What about it has to be converted before it is a plain RGB picture."""
     fault: str = ""
     """Why it cannot be used; "" if it can."""
+    passing: bool = False
+    """Whether the fault is of the disk at that moment, not of the picture: it is not remembered."""
 
 
 def check(listed: Listed, source: DatasetFolder) -> Facts:
@@ -50,7 +54,9 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
             return Facts(fault=fault) if fault else facts
         return facts
     except BadInput:
-        raise  # a full disk
+        raise  # a full disk, or a store that does not answer
+    except OSError as error:
+        return Facts(fault=f"cannot be read ({os.strerror(error.errno or 0)})", passing=True)
     except Exception as error:  # a decoder may raise anything on hostile bytes
         return Facts(fault=_undecodable(listed.image, error))
 
@@ -92,6 +98,8 @@ def union(listed: Listed, source: DatasetFolder) -> None:
 
 def within(file: Path, folder: Path) -> bool:
     """Tells whether a file, links followed, lies in a folder."""
+    if is_remote(file) or is_remote(folder):
+        return is_remote(file)  # a store has no links; what is written here lies in none
     root = folder if folder.is_dir() else folder.parent
     return (not file.is_symlink() and not _linked(file, root)) or file.resolve().is_relative_to(root.resolve())
 
@@ -101,9 +109,9 @@ def _linked(file: Path, root: Path) -> bool:
 
 
 def _picture(file: Path) -> Facts:
-    if file.stat().st_size == 0:
+    data = _bytes(file)
+    if not data:
         return Facts(fault="the file is empty (0 bytes)")
-    data = file.read_bytes()
     fault, image = _decoded(data, file)
     if image is None:
         return Facts(fault=fault)
@@ -111,6 +119,16 @@ def _picture(file: Path) -> Facts:
     if image.getexif().get(0x0112) in QUARTER_TURNS:
         width, height = height, width
     return Facts(hashlib.sha256(data).hexdigest(), perceptual_hash(image), height, width, _note(image))
+
+
+def _bytes(file: Path) -> bytes:
+    """Reads a file. Raises BadInput if a store does not give it: what is wrong then is the store's or the way's, not the picture's."""
+    if not is_remote(file):
+        return file.read_bytes()
+    try:
+        return file.read_bytes()
+    except Exception as error:  # each store has errors of its own
+        raise BadInput(f"{file}: its store does not give it ({' '.join(str(error).split())}); run again once it does") from error
 
 
 def perceptual_hash(image: Image.Image) -> str:
@@ -169,7 +187,7 @@ def _mask_fault(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int,
             return f"has no mask {mask.parent.name}/{mask.name}, though its dataset has masks"
         if not within(mask, source.folder) and not mask.is_relative_to(source.written):
             return f"its mask {mask.name} is a link that leads out of the dataset's folder"
-        fault, image = _decoded(mask.read_bytes(), mask)
+        fault, image = _decoded(_bytes(mask), mask)
         if image is None:
             return f"its mask {mask.name}: {fault}"
         if image.size != size:
@@ -179,5 +197,5 @@ def _mask_fault(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int,
 
 
 def _read_mask(mask: Path) -> Mask:
-    with Image.open(mask) as image:
+    with opened(mask) as image:
         return np.asarray(image.convert("L")) > 0

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
+from tasks.common.places import is_remote
 from tasks.common.rows import rows_of, schema_of, table_of
 from tasks.ingestion.check import Facts, check, row, union
 from tasks.ingestion.known import Known, known_files, stamp
@@ -113,6 +114,8 @@ def ingest_folder(
 
 def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
     """Raises BadInput if the dataset lies where ingestion writes, and would be deleted by it, directly or by a link."""
+    if is_remote(source.folder):
+        return
     folder, written = source.folder.resolve(), places.pictures.resolve()
     if folder.is_relative_to(written) or source.written.resolve().is_relative_to(folder):
         raise BadInput(
@@ -238,9 +241,9 @@ def _write_manifest(rows: Path, manifest: Path, without: set[str]) -> None:
 
 def _from(file: Path, source: DatasetFolder) -> Path:
     root = source.folder if source.folder.is_dir() else source.folder.parent
-    return file.relative_to(root) if file.is_relative_to(root) else file
+    return file.relative_to(root) if is_remote(file) == is_remote(root) and file.is_relative_to(root) else file
 
 
 def _printable(path: Path) -> str:
     """Gives the path as text, even where its name is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from tasks.common.files import written_beside
-from tasks.common.pictures import Picture, read_mask, read_picture
+from tasks.common.pictures import Picture, opened, read_mask, read_picture
+from tasks.common.places import place_of
 from tasks.common.reasons import in_general
 from tasks.common.rows import read_rows
 from tasks.common.sheets import TILE, Line, contact_sheet, outlined
@@ -71,15 +72,15 @@ def sheet_of(rows: Sequence[PictureRow]) -> Image.Image:
 
 
 def _tile(row: PictureRow) -> Picture:
-    picture = read_picture(Path(row.image), TILE)
-    return picture if row.mask is None else outlined(picture, read_mask(Path(row.mask), TILE))
+    picture = read_picture(place_of(row.image), TILE)
+    return picture if row.mask is None else outlined(picture, read_mask(place_of(row.mask), TILE))
 
 
 def _covered(rows: Sequence[PictureRow]) -> dict[tuple[str, str], tuple[float, float, float]]:
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row.mask is not None:
-            with Image.open(row.mask) as mask:
+            with opened(place_of(row.mask)) as mask:
                 shares[row.category, row.defect].append(float((np.asarray(mask.convert("L")) > 0).mean()))
     return {key: _spread(values, float) for key, values in shares.items()}
 

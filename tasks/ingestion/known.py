@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
+from tasks.common.places import state_of
 from tasks.ingestion.check import MAX_PIXELS, Facts
 from tasks.ingestion.listing import Listed
 
@@ -22,15 +23,16 @@ class Known:
         self.database = database
 
     def facts(self, listed: Listed, stamp: str) -> Facts | None:
-        row = self.database.execute(
-            "SELECT sha256, phash, height, width, note, fault FROM files WHERE path = ? AND stamp = ?", (os.fsencode(listed.image), stamp)
-        ).fetchone()
+        columns = "sha256, phash, height, width, note, fault"
+        asked = (os.fsencode(str(listed.image)), stamp)
+        row = self.database.execute(f"SELECT {columns} FROM files WHERE path = ? AND stamp = ?", asked).fetchone()
         return Facts(*row) if row else None
 
     def learn(self, items: Sequence[tuple[Listed, str, Facts]]) -> None:
+        lasting = [(os.fsencode(str(listed.image)), stamp, *astuple(facts)[:-1]) for listed, stamp, facts in items if not facts.passing]
         self.database.executemany(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(os.fsencode(listed.image), stamp, *astuple(facts)) for listed, stamp, facts in items],
+            lasting,
         )
         self.database.commit()
 
@@ -53,10 +55,9 @@ def stamp(listed: Listed) -> str | None:
     if listed.write is not None or len(listed.masks) > 1:
         return None
     try:
-        stats = [file.stat() for file in (listed.image, *listed.masks)]
+        return " ".join(state_of(file) for file in (listed.image, *listed.masks))
     except OSError:
         return None
-    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 
 def _open(file: Path) -> sqlite3.Connection:

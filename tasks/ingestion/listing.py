@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.errors import BadInput
+from tasks.common.places import file_names
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
@@ -63,7 +64,7 @@ def pictures(
     folder: Path, category: str, split: str, defect: str, masks: Callable[[Path], tuple[Path, ...]] = lambda _file: ()
 ) -> Iterator[Item]:
     """Yields every file of a folder, in the order of their names' bytes."""
-    for name in _names(folder):  # names and no paths: a folder may hold a million
+    for name in file_names(folder):
         yield picture(folder / name, category, split, defect, masks)
 
 
@@ -88,20 +89,11 @@ def folders(folder: Path) -> list[Path]:
 
 
 def files(folder: Path) -> list[Path]:
-    return [folder / name for name in _names(folder)]
+    return [folder / name for name in file_names(folder)]
 
 
 def holds_pictures(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES and entry.is_file() for entry in entries)
-
-
-def _names(folder: Path) -> list[str]:
-    """Lists the names of the files in a folder."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted((entry.name for entry in entries if entry.is_file()), key=os.fsencode)
+    return any(os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES for name in file_names(folder))
 
 
 def _bytes(path: Path) -> bytes:

@@ -37,7 +37,7 @@ class FolderSettings:
     __pydantic_config__ = STRICT
 
     path: str
-    """The dataset's folder (for the layout table, its file), absolute or from the project's root."""
+    """The dataset's folder (for the layout table, its file), absolute or from the project's root; or its URL, such as s3://bucket/parts."""
     layout: LayoutName = "folder"
     """How it lies there: MVTec AD's way or as photographs (folder), as listed in a table, or as a dataset is distributed;
     `changepair datasets` lists them."""
@@ -54,4 +54,4 @@ class ObjectsSettings:
     format: Literal["coco", "open-images", "masks"]
     """COCO's instances (a JSON), Open Images' masks (a CSV with its PNGs beside), or a folder of mask PNGs."""
     path: str
-    """The file, or for `masks` the folder; absolute or from the project's root."""
+    """The file, or for `masks` the folder; absolute, from the project's root, or a URL."""

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, sha256, write_text
 from tasks.detectors.models.encoder import Features
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.stored import settings_as_json, settings_from_json
-from tasks.detectors.weights import MODEL_NAME, load_model
+from tasks.detectors.weights import MODEL_NAME, load_model, read_weights
 from tasks.prediction.calibration import Threshold
 from tasks.prediction.files import KIT_NAME, is_kit
 from tasks.prediction.models import Named, empty, portable
@@ -96,7 +96,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
             raise BadInput(f"{folder / part}: missing or damaged; copy the kit again, whole")
     model = empty(name, settings)
     load_model(folder, model.detector)
-    stored = load_file(folder / MEMORY_NAME)
+    stored = read_weights(folder / MEMORY_NAME)
     return model, Prompted([stored[key] for key in sorted(stored)], grid, category, prompts, top), threshold
 
 

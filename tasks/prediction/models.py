@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.errors import BadInput
+from tasks.common.places import place_of
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, build_empty, load_detector
 from tasks.detectors.models.detector import Detector
@@ -47,7 +48,7 @@ def named(model: str | Path) -> Named:
     if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
         settings = DETECTORS[name].settings()
         return Named(name, {name: settings}, build_detector(settings, build_encoder(settings.encoder, settings.resolution)))
-    folder = Path(model).expanduser()
+    folder = place_of(model)
     if (folder / CONFIG_NAME).is_file():
         return of_folder(folder)
     if folder.is_dir():

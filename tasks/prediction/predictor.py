@@ -23,6 +23,7 @@ from torch import Tensor
 from tasks.common.devices import best_device
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
+from tasks.common.places import place_of
 from tasks.common.tensors import squared, uncropped
 from tasks.detectors.models.detector import ANY_CATEGORY, upsample
 from tasks.detectors.models.encoder import Features
@@ -117,7 +118,7 @@ class Predictor:
     def load(cls, model: str | Path = "packaged", *, device: torch.device | None = None) -> Predictor:
         """Loads a detector. model: `packaged`, the name of a detector that comes with the package or needs no training, a model folder, or
         a kit, which has its prompts. Raises BadInput if there is no such, or it is damaged."""
-        folder = Path(model).expanduser()
+        folder = place_of(model)
         if is_kit(folder):
             own, prompted, threshold = read_kit(folder)
             return cls(own, prompted=prompted, threshold=threshold, device=device)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tasks.common.files import made_anew
 from tasks.common.pictures import Picture, read_mask, read_picture
+from tasks.common.places import place_of
 from tasks.common.sheets import PAPER, TILE, Line, contact_sheet, heated, outlined
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
@@ -179,7 +180,7 @@ def _short(image: str) -> str:
 
 def _tiles(gallery: Gallery, pick: Pick) -> list[Picture]:
     shown = pick.shown
-    return [_prompt(shown), read_picture(Path(shown.image), TILE), _mask(shown), _heat(gallery, shown, pick.detector)]
+    return [_prompt(shown), read_picture(place_of(shown.image), TILE), _mask(shown), _heat(gallery, shown, pick.detector)]
 
 
 def _blank(level: int) -> Picture:
@@ -187,18 +188,18 @@ def _blank(level: int) -> Picture:
 
 
 def _prompt(shown: Shown) -> Picture:
-    return _blank(PAPER[0]) if shown.prompt is None else read_picture(Path(shown.prompt), TILE)
+    return _blank(PAPER[0]) if shown.prompt is None else read_picture(place_of(shown.prompt), TILE)
 
 
 def _mask(shown: Shown) -> Picture:
     if shown.mask is None:
         return _blank(128 if shown.label == ANOMALOUS else 0)
-    return np.repeat(read_mask(Path(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
+    return np.repeat(read_mask(place_of(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
 
 
 def _query(shown: Shown) -> Picture:
-    query = read_picture(Path(shown.image), TILE)
-    return query if shown.mask is None else outlined(query, read_mask(Path(shown.mask), TILE))
+    query = read_picture(place_of(shown.image), TILE)
+    return query if shown.mask is None else outlined(query, read_mask(place_of(shown.mask), TILE))
 
 
 def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:
@@ -207,4 +208,4 @@ def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:
     low, high = gallery.scale(shown.category, detector)
     level = np.clip((shown.maps[detector] - low) / max(high - low, 1e-6), 0, 1)
     small = np.asarray(Image.fromarray(level).resize((TILE, TILE), Image.Resampling.BILINEAR))
-    return heated(read_picture(Path(shown.image), TILE), small)
+    return heated(read_picture(place_of(shown.image), TILE), small)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tasks.common.errors import BadInput
@@ -175,7 +175,7 @@ def _finder(file: Path, target: str, rows: Sequence[PictureRow]) -> Callable[[st
 def _relative(rows: Sequence[PictureRow]) -> dict[str, PictureRow]:
     """Gives rows by their paths from the folder that holds them all, and from the one above it: a dataset of one category has its name
     there."""
-    root = Path(os.path.commonpath([Path(row.image).parent for row in rows]))
+    root = PurePosixPath(os.path.commonpath([PurePosixPath(row.image).parent for row in rows]))
     while root.name in ("good", "train", "test"):
         root = root.parent
-    return {Path(row.image).relative_to(base).as_posix(): row for base in (root.parent, root) for row in rows}
+    return {PurePosixPath(row.image).relative_to(base).as_posix(): row for base in (root.parent, root) for row in rows}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture, cropped, read_picture
+from tasks.common.places import place_of
 from tasks.ingestion.manifest import PictureRow
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, which they are normalised with
@@ -58,7 +59,7 @@ def _recognise(file: Path, target: str, images: Sequence[str]) -> list[str]:
 
 def _differences(image: str, prompts: Sequence[Picture]) -> NDArray[np.float64]:
     """Gives how far a picture is from each prompt, in levels of 255."""
-    picture = read_picture(Path(image))
+    picture = read_picture(place_of(image))
     by_side = {side: cropped(picture, side).astype(np.int16) for side in {len(prompt) for prompt in prompts}}
     return np.array([np.abs(by_side[len(prompt)] - prompt).mean() for prompt in prompts])
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.common import stopping
 from tasks.common.pictures import Mask, read_mask
+from tasks.common.places import place_of
 from tasks.common.tensors import read_mask_as_published
 from tasks.detectors.models.detector import upsample
 from tasks.ingestion.manifest import ANOMALOUS
@@ -174,5 +175,5 @@ class _Truths:
 
     def _mask(self, file: str | None, label: int) -> Mask | None:
         if file is not None:
-            return self.read(Path(file), self.resolution)
+            return self.read(place_of(file), self.resolution)
         return None if label == ANOMALOUS else np.zeros((self.resolution, self.resolution), dtype=bool)

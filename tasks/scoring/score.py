@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Resize, picture_size
+from tasks.common.places import place_of
 from tasks.common.tensors import read_tensors, uncropped
 from tasks.detectors.models.detector import ANY_CATEGORY, Detector
 from tasks.detectors.models.encoder import Features
@@ -142,7 +143,7 @@ def _score_group(
 
 
 def _uncropped(maps: Tensor, images: Sequence[str]) -> Tensor:
-    return uncropped(maps, [picture_size(Path(image)) for image in images])
+    return uncropped(maps, [picture_size(place_of(image)) for image in images])
 
 
 def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, Picture, png
+from tasks.common.places import is_remote, read_part
 from tasks.common.rows import Int32, read_rows
 
 MADE_BY = "synthesize"
@@ -97,12 +98,14 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with tarfile.open(path) as tar:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream) as tar:
             self._place = {member.name: (member.offset_data, member.size) for member in tar}
 
     def read(self, name: str) -> bytes:
         """Reads the bytes of one file, for example `00000017.query.png`."""
         offset, size = self._place[name]
+        if is_remote(self.path):
+            return read_part(self.path, offset, size)
         with self.path.open("rb") as stream:
             stream.seek(offset)
             return stream.read(size)

@@ -10,6 +10,7 @@ from torch import nn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256
+from tasks.common.places import place_of
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.registry import name_of
@@ -21,14 +22,15 @@ from tasks.packaged.detectors import fill
 def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -> dict[str, str]:
     """Fills a model with the weights that training.init names, if it names any; gives their hash, by which a checkpoint knows them.
 
-    given: a model folder, or `packaged`. detector: the model's settings. Raises BadInput if the weights are not there or do not fit.
+    given: a model folder, its URL, or `packaged`. detector: the model's settings. Raises BadInput if the weights are not there, or do not
+    fit.
     """
     if given is None:
         return {}
     if given == PACKAGED:
         return {"init": fill(name_of(detector), detector, model)}
-    load_model(Path(given), model)
-    return {"init": sha256(Path(given) / MODEL_NAME)}
+    load_model(place_of(given), model)
+    return {"init": sha256(place_of(given) / MODEL_NAME)}
 
 
 def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
@@ -38,7 +40,7 @@ def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
         model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
         fill(name, detector, model)
     else:
-        given = Path(detector.model)
+        given = place_of(detector.model)
         if not given.is_dir():
             raise BadInput(
                 f"{given}: no such model folder; make it with `changepair import {name} <checkpoint> --out {given}`, or train one"

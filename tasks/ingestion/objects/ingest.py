@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.common.errors import BadInput
 from tasks.common.files import write_csv
+from tasks.common.places import place_of
 from tasks.common.rows import read_rows, table_of
 from tasks.ingestion.ingest import Ingested
 from tasks.ingestion.manifest import MADE_BY, PictureRow
@@ -25,7 +26,7 @@ def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) 
 
     Raises BadInput if the annotations are not there, not of their format, or name none of the dataset's photographs.
     """
-    path = Path(settings.path)
+    path = place_of(settings.path)
     if not (path.is_dir() if settings.format == "masks" else path.is_file()):
         kind = "folder" if settings.format == "masks" else "file"
         raise BadInput(f"{dataset}: no {kind} {path}; correct datasets.objects.{dataset}.path in pipelines.yaml")

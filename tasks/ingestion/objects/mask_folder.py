@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from skimage.measure import label as connected
 
+from tasks.common.pictures import opened
 from tasks.ingestion.objects.table import Annotated, Refused
 
 BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc2012/ section 2.3
@@ -21,10 +22,10 @@ BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc
 
 def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refused]:
     """Yields every object of the PNGs in `folder`, in the order of their names. `stems`: the photographs' file names without suffix."""
-    for file in sorted(folder.rglob("*.png"), key=os.fsencode):
+    for file in sorted(folder.rglob("*.png"), key=lambda file: os.fsencode(str(file))):
         name = _photograph(file, folder, stems)
         try:
-            with Image.open(file) as image:
+            with opened(file) as image:
                 palette = image.mode == "P"
                 values = np.asarray(image if palette or image.mode.startswith("I") else image.convert("L"))
         except (OSError, Image.DecompressionBombError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.common.errors import BadInput
+from tasks.common.pictures import opened
 from tasks.ingestion.objects.table import Annotated, Refused
 
 NEEDED = ("MaskPath", "ImageID", "LabelName")
@@ -34,7 +35,7 @@ def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
                 yield Refused(row["MaskPath"], f"no such mask under {file.parent}")
                 continue
             try:
-                with Image.open(mask) as image:
+                with opened(mask) as image:
                     pixels = np.asarray(image.convert("L")) > 0
             except (OSError, Image.DecompressionBombError) as error:
                 yield Refused(row["MaskPath"], f"cannot be decoded ({' '.join(str(error).split())})")

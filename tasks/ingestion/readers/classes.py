@@ -88,7 +88,7 @@ def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
 
 def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
     """Reads rows of one label and 3x32x32 bytes, red, green, blue."""
-    content = np.fromfile(file, np.uint8)
+    content = np.frombuffer(file.read_bytes(), np.uint8)
     row = 1 + 3 * CIFAR_SIDE**2
     if not len(content) or len(content) % row:
         raise BadInput(f"{file}: {len(content)} bytes, not a multiple of {row}; truncated?")

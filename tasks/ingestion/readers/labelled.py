@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
-from tasks.common.pictures import Mask, png
+from tasks.common.pictures import Mask, opened, png
 from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, picture
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
@@ -207,7 +207,7 @@ def _split(pieces: Sequence[Listed]) -> Iterator[Listed]:
 
 
 def _write_piece(file: Path, box: tuple[int, int, int, int], image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
-    with Image.open(file) as whole:
+    with opened(file) as whole:
         _write(image, png(np.asarray(whole.convert("RGB").crop(box))))
     if mask is not None and truth is not None:
         _write(truth, png(mask))
@@ -240,7 +240,7 @@ def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
 
 def _size(file: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(file) as image:
+        with opened(file) as image:
             return image.size
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
@@ -248,7 +248,7 @@ def _size(file: Path) -> tuple[int, int] | None:
 
 def _marked(file: Path) -> Mask | None:
     try:
-        with Image.open(file) as image:
+        with opened(file) as image:
             return np.asarray(image.convert("L")) > 0
     except (OSError, ValueError, Image.DecompressionBombError):
         return None

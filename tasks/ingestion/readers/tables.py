@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -97,7 +98,7 @@ def _csv(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Mapping[st
 
 def _parquet(file: Path, columns: tuple[str, ...]) -> list[Mapping[str, Any]]:
     try:
-        read = pq.read_table(file)
+        read = pq.read_table(io.BytesIO(file.read_bytes()))
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error
     _held(file, columns, read.column_names)

@@ -1,0 +1,68 @@
+"""Places of pictures, pairs and models: files and folders of this machine, or of a store that fsspec knows, by URL.
+
+What pipelines.yaml and the manifests call `s3://bucket/parts` is read where it is, a file at a time; nothing is copied here first. A place
+there is a `upath.UPath`, which answers as a `pathlib.Path` does in all that this project asks of one; so the rest of it knows Paths alone.
+Who may read, and where the store is, is said in the environment, as its own tools take it (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+from tasks.common.errors import BadInput
+
+MARK = "://"
+
+
+def is_url(text: str) -> bool:
+    return MARK in text
+
+
+def place_of(text: str | Path) -> Path:
+    """Gives the place that a path or a URL names; `~` is the user's folder. Raises BadInput for a URL of a kind that nothing here reads."""
+    if not is_url(str(text)):
+        return Path(text).expanduser()
+    from upath import UPath  # here, as it costs a tenth of a second, and most projects name no URL
+
+    kind, _mark, rest = str(text).partition(MARK)
+    if not rest.strip("/"):
+        raise BadInput(f"{text}: names nothing in its store; give a bucket and a folder, for example s3://bucket/parts")
+    try:
+        found = UPath(str(text).rstrip("/"))
+        _ = found.fs  # loads what reads such a store
+    except (ImportError, ValueError) as error:
+        raise BadInput(f"{text}: nothing here reads {kind}:// ({error}); for s3:// install changepair[s3]") from error
+    return cast(Path, found)
+
+
+def is_remote(path: Path) -> bool:
+    """Tells whether a place is in a store, not on this machine."""
+    return not isinstance(path, Path)
+
+
+def state_of(path: Path) -> str:
+    """Gives what changes when a file does, without reading it. Raises OSError if it is not there."""
+    if is_remote(path):
+        return str(path.fs.ukey(path.path))  # type: ignore[attr-defined]
+    about = path.stat()
+    return f"{about.st_size}:{about.st_mtime_ns}"
+
+
+def read_part(path: Path, offset: int, size: int) -> bytes:
+    """Reads a part of a file in a store, and no more than that."""
+    return bytes(path.fs.cat_file(path.path, offset, offset + size))  # type: ignore[attr-defined]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Lists the names of the files in a folder, in the order of their bytes; [] if there is no such folder. Names and no paths: a folder
+    may hold a million."""
+    if not folder.is_dir():
+        return []
+    if is_remote(folder):
+        found = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
+        names = [one["name"].rpartition("/")[2] for one in found if one["type"] == "file"]
+        return sorted((name for name in names if name), key=os.fsencode)  # a store may have an empty name, for the folder itself
+    with os.scandir(folder) as entries:
+        return sorted((entry.name for entry in entries if entry.is_file()), key=os.fsencode)
