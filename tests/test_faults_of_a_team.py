@@ -17,6 +17,7 @@ import yaml
 from conftest import run
 from processes import started, wait_until
 from servers import ask, free_port
+from stores import S3, store
 from team import Team, git
 
 pytestmark = pytest.mark.slow
@@ -105,27 +106,6 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
     assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 5 + ["Ran"] * 3
     assert git(pooled.origin, "rev-parse", "changepair/small^2") == revision
     assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
-
-
-S3 = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "nobodys", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1"}
-
-
-@contextmanager
-def store(home: Path, port: int) -> Iterator[None]:
-    """A real server that speaks S3, with a bucket."""
-    import boto3
-
-    home.mkdir(exist_ok=True)
-    with started(home, "moto_server", "-H", "127.0.0.1", "-p", str(port)):
-        wait_until(lambda: listens(port), what="the start of the store")
-        keys = {"aws_access_key_id": S3["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": S3["AWS_SECRET_ACCESS_KEY"]}
-        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", **keys).create_bucket(Bucket="changepair")
-        yield
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as asked:
-        return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(120) < 60
     for trial in range(200):
-        counts = resample([f"{trial}/{place}" for place in range(120)], labels.astype(int).tolist())
+        counts = resample([f"{trial}-{place}" for place in range(120)], labels.astype(int).tolist())
         low, high = interval(image_draws(counts, labels, random.normal(size=120) + labels)["image_auroc"]) or (1, 0)
         held += low <= truth <= high
     assert 0.9 <= held / 200 <= 0.99
@@ -271,6 +271,9 @@ def test_the_same_pictures_are_drawn_for_whoever_is_measured_on_them() -> None:
     names, labels = [str(place) for place in range(50)], [place % 2 for place in range(50)]
     assert (resample(names, labels) == resample(tuple(names), tuple(labels))).all()
     assert (resample(names, labels) != resample(names[1:] + names[:1], labels)).any()
+    for root in ("parts/test", "/mnt/data/parts/test", "s3://factory/parts/test"):
+        assert (resample(names, labels) == resample([f"{root}/{name}" for name in names], labels)).all()
+    assert (resample(names, labels) != resample(names, labels, "parts", "bolt")).any()
 
 
 def test_a_paired_difference_sees_what_two_intervals_do_not() -> None:

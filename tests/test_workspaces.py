@@ -6,18 +6,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from conftest import run
-from processes import started, wait_until
 from servers import ask, free_port, prefect_server
+from stores import S3, SECRET, store
 from team import Team, git
 
 pytestmark = pytest.mark.slow
-SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCY"  # pragma: allowlist secret; of nobody: the key that the store of the test is given
 
 
 def test_a_worker_of_a_pool_retrains_in_a_clean_clone_and_commits_the_results(team: Team) -> None:
@@ -82,36 +79,14 @@ def test_status_tells_of_scheduled_runs_with_no_server_running(team: Team) -> No
     assert re.search(r"report_small: (Ran|Up to date)", output) and "parts patch-residual: image_auroc " in output
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server that speaks S3, with a bucket; gives its address."""
-    import boto3
-
-    port, home = free_port(), tmp_path_factory.mktemp("s3")
-    with started(home, "moto_server", "-H", "127.0.0.1", "-p", str(port)):
-        url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(url), what="the start of the store")
-        boto3.client("s3", endpoint_url=url, region_name="us-east-1", **KEYS).create_bucket(Bucket="changepair")
-        yield url
-
-
-KEYS = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": SECRET}
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": KEYS["aws_access_key_id"], "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code < 500
-    except httpx.TransportError:
-        return False
-
-
-def test_with_a_remote_in_s3_and_a_tag_a_run(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_remote_in_s3_and_a_tag_a_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The key that opens the store is nowhere to be seen."""
-    for name, value in S3_ENVIRONMENT.items():
+    for name, value in S3.items():
         monkeypatch.setenv(name, value)
-    with prefect_server(tmp_path / "prefect") as api:
-        team = Team(tmp_path, api, {}, ["s3://changepair/store", f"dvc remote modify store endpointurl {store}"])
+    with store(tmp_path_factory.mktemp("s3"), free_port()) as url, prefect_server(tmp_path / "prefect") as api:
+        team = Team(tmp_path, api, {}, ["s3://changepair/store", f"dvc remote modify store endpointurl {url}"])
         parameters = json.dumps({"results": "tag"})
         for _time in range(2):
             result = team.scheduled(PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO", parameters=parameters)

@@ -43,7 +43,7 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
         alike = {detector: [item for item in items if item.number in numbers] for detector, items in scored.items()}
         some = episodes[numbers[0]]
         counts = {len(items[0].scores) for items in alike.values() if items}
-        resamples = {count: resample(some.queries[:count], some.labels[:count]) for count in counts}
+        resamples = {count: resample(some.queries[:count], some.labels[:count], some.target, some.category) for count in counts}
         for detector, items in alike.items():
             for item, result in _measure_alike(detector, items, episodes, truths, resamples, settings):
                 measured[detector, item.number] = result

@@ -2,9 +2,9 @@
 
 Pictures are drawn anew with replacement, the normal and the anomalous each in their number, DRAWS times; the 2.5 and 97.5 % quantiles of
 the figure over those draws are its 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). The
-draws follow from the names of the pictures alone, so every detector, seed, number of shots and model that was measured on the same
-pictures has the same ones: their differences, draw by draw, are a paired test. What prompts are drawn is another spread, the standard
-deviation over seeds, and not in the interval.
+draws follow from the names of the pictures alone, wherever the folder of them lies, so every detector, seed, number of shots and model
+that was measured on the same pictures has the same ones: their differences, draw by draw, are a paired test. What prompts are drawn is
+another spread, the standard deviation over seeds, and not in the interval.
 """
 
 from __future__ import annotations
@@ -25,14 +25,23 @@ Draws = NDArray[np.float32]
 """DRAWS values of a figure; NaN where a draw has no such figure."""
 
 
-def resample(images: Sequence[str], labels: Sequence[int]) -> NDArray[np.float32]:
-    """Draws DRAWSxN: how often each picture is in each draw."""
+def resample(images: Sequence[str], labels: Sequence[int], *of: str) -> NDArray[np.float32]:
+    """Draws DRAWSxN: how often each picture is in each draw. of: the target and the category of the pictures, as no path tells them."""
     counts = np.zeros((DRAWS, len(images)), dtype=np.float32)
+    names = _names(images)
     for label in sorted(set(labels)):
         places = [place for place, other in enumerate(labels) if other == label]
-        random = generator(0, "bootstrap", label, *(images[place] for place in places))
+        random = generator(0, "bootstrap", *of, label, *(names[place] for place in places))
         counts[:, places] = random.multinomial(len(places), np.full(len(places), 1 / len(places)), size=DRAWS)
     return counts
+
+
+def _names(images: Sequence[str]) -> list[str]:
+    """Names pictures from the folder that holds them all."""
+    parts = [image.split("/") for image in images]
+    levels = min(map(len, parts)) - 1
+    common = next((level for level in range(levels) if len({part[level] for part in parts}) > 1), levels)
+    return ["/".join(part[common:]) for part in parts]
 
 
 def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> dict[str, Draws]:
