@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import get_args
@@ -268,7 +267,7 @@ def inspect_dataset(layout: str, named: str, sheet: Path | None) -> None:
     path = place_of(named)
     sheet = sheet or Path(f"inspect-{layout}.png")
     with tempfile.TemporaryDirectory() as work:
-        inspection = inspect(layout, path, layout, work=Path(work), sheet=sheet, workers=os.cpu_count() or 1)
+        inspection = inspect(layout, path, layout, work=Path(work), sheet=sheet)
     counts = Table(title=f"{path}: {sum(inspection.counts.values())} pictures")
     for title in ("category", "split", "defect", "pictures", "covered by masks, %"):
         counts.add_column(title)

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from prefect import flow, get_run_logger, quote
 
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
 from flows.running.steps import HOUR, step
-from flows.settings.pipelines import read_pipelines
+from flows.running.workers import cluster_or_threads, on_cluster, wait_for
+from flows.settings.pipelines import Execution, read_pipelines
 from flows.settings.reader import FILE, nearest
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.common.stopping import stoppable
-from tasks.ingestion.ingest import Ingested, Places, ingest_folder, ingest_packaged
+from tasks.ingestion import check
+from tasks.ingestion.check import Facts
+from tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged
+from tasks.ingestion.listing import DatasetFolder, Listed
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.settings import FolderSettings
 
+AT_ONCE = 8
+"""Pictures that a worker of a cluster has open: most of the time it waits for the disk or the store."""
 
-@step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=6 * HOUR)
-def ingest_dataset(dataset: str, folder: FolderSettings | None, workers: int) -> Ingested:
+look_at = step(name="look at pictures", timeout_seconds=HOUR)(check.look_at)
+
+
+@dataclass(frozen=True)
+class LookOnCluster:
+    """Pictures are looked at by the workers of a cluster, a portion a task."""
+
+    ahead: int = 32
+
+    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
+        part: Any = look_at.submit(cast(Any, quote(portion)), source, AT_ONCE)  # quoted: Prefect would look for futures in each of them
+
+        def found() -> Sequence[Facts]:
+            wait_for([part], lambda: f"ingest {source.name}")
+            facts: Sequence[Facts] = part.result()
+            return facts
+
+        return found
+
+
+@step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=24 * HOUR)
+def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execution) -> Ingested:
     """Ingests a folder of the user's own or, where `folder` is None, a packaged dataset."""
     places = Places(PICTURES, MANIFESTS, CHECKPOINTS)
+    look: Look = LookOnCluster() if on_cluster(execution) else LookHere(execution.workers)
     if folder is None:
-        return ingest_packaged(dataset, places=places, workers=workers)
-    return ingest_folder(dataset, place_of(folder.path), layout=folder.layout, licence=folder.licence, places=places, workers=workers)
+        return ingest_packaged(dataset, places=places, look=look)
+    return ingest_folder(dataset, place_of(folder.path), layout=folder.layout, licence=folder.licence, places=places, look=look)
 
 
 @flow(name="ingest", flow_run_name="ingest {dataset}")
@@ -33,7 +64,7 @@ def ingest(dataset: str) -> None:
     folders = read.datasets.folders
     if dataset not in folders and dataset not in PACKAGED:
         raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
-    ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution.workers)
+    ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution)
     for note, count in ingested.notes.items():
         get_run_logger().info(f"{dataset}: {count} pictures are {note}")
     left_out = f", {ingested.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if ingested.rejected else ""
@@ -41,4 +72,4 @@ def ingest(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    start_stage(ingest)
+    start_stage(ingest, runner=cluster_or_threads)

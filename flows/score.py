@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
 from flows.running.steps import HOUR, progress, step
-from flows.running.workers import task_runner, wait_for
+from flows.running.workers import cluster_or_threads, on_cluster, wait_for
 from flows.runs.times import Time, write_time
 from flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
 from tasks.common.stopping import stoppable
@@ -18,9 +17,6 @@ from tasks.sampling.episodes import EpisodeFiles
 from tasks.scoring import contenders
 from tasks.scoring.contenders import ScoredDetector, Scoring
 from tasks.scoring.score import count_parts
-
-CLUSTER = "dask"
-"""The runner that scoring divides for. On one machine PyTorch uses every core as it is."""
 
 score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(contenders.score_part)
 
@@ -39,7 +35,7 @@ def score(pipeline: str, detector: str) -> None:
     files = EpisodeFiles.of(EPISODES, pipeline)
     checkpoints = CHECKPOINTS / pipeline / "scores"
     scoring = Scoring(settings.detectors, settings.evaluation, files, MODELS / pipeline / CANDIDATE, SCORES / pipeline, checkpoints)
-    if read_pipelines().execution.runner == CLUSTER:
+    if on_cluster(read_pipelines().execution):
         parts: list[Any] = [score_part.submit(detector, scoring, part) for part in range(count_parts(files))]
         wait_for(parts, lambda: f"score {detector}, {sum(part.wrapped_future.done() for part in parts)} of {len(parts)} parts")
     scored: ScoredDetector = score_detector(detector, scoring)
@@ -47,10 +43,5 @@ def score(pipeline: str, detector: str) -> None:
     get_run_logger().info(f"{pipeline}: {detector}, {scored.count} scores; {1000 * scored.seconds:.0f} ms a picture on {scored.device}")
 
 
-def _runner() -> Any:
-    execution = read_pipelines().execution
-    return cast(Any, task_runner(execution) if execution.runner == CLUSTER else ThreadPoolTaskRunner())
-
-
 if __name__ == "__main__":
-    start_stage(score, on_gpu=True, runner=_runner)
+    start_stage(score, on_gpu=True, runner=cluster_or_threads)

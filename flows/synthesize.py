@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from prefect import flow, get_run_logger
 
 from flows.running.artifacts import show_picture, show_table
@@ -11,7 +9,7 @@ from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
 from flows.running.steps import HOUR, step
 from flows.running.workers import task_runner, wait_for
-from flows.settings.pipelines import pipeline_named, read_pipelines
+from flows.settings.pipelines import pipeline_named
 from tasks.common.stopping import stoppable
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis import synthesize as synthesis
@@ -55,4 +53,4 @@ def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work:
 
 
 if __name__ == "__main__":
-    start_stage(synthesize, on_gpu=True, runner=lambda: cast(Any, task_runner(read_pipelines().execution)))
+    start_stage(synthesize, on_gpu=True, runner=task_runner)

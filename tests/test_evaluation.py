@@ -50,12 +50,12 @@ from tasks.scoring.spread import DRAWS
 @pytest.fixture
 def files(layout: Path) -> EpisodeFiles:
     manifests, files = layout.parent / "manifests", EpisodeFiles.of(layout.parent / "episodes", "small")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     other = layout.parent / "other" / "train" / "good"
     other.mkdir(parents=True)
     picture = (layout / "bricks/train/good/0.png").read_bytes()
     (other / "0.png").write_bytes(picture + b"\0")
-    ingest_folder("other", other.parents[1], licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("other", other.parents[1], licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(1, 2, 4), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     return files
 
@@ -121,7 +121,7 @@ def test_of_the_same_prompts_a_detector_concludes_once(layout: Path, tmp_path: P
     """Where a dataset has one category, both protocols hold a query against the same prompts."""
     shutil.rmtree(layout / "bricks")
     manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     both = ("class-specific", "class-agnostic")
     sample(SamplingSettings(shots=(1, 2), seeds=(0, 1), protocols=both), Use((), ("parts",)), manifests=manifests, files=files)
     calls = []
@@ -322,7 +322,7 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(
     for truth in layout.rglob("ground_truth"):
         shutil.rmtree(truth)
     manifests = layout.parent / "manifests"
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     folders = scored(contenders, files, tmp_path / "scores")
     every = measured(folders, files)

@@ -162,7 +162,7 @@ def test_one_picture_has_one_score_wherever_it_is_scored(layout: Path, tmp_path:
     """By the evaluation of a pipeline's episodes, from Python, the command, the service, the page, and an export by the example that needs
     none of this project."""
     manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(2,), seeds=(0,), protocols=("class-specific",)), Use((), ("parts",)), manifests=manifests, files=files)
     settings = PatchResidualSettings(resolution=64, top_share=0.02, background=0.5, own=0.6)
     own = small(settings)

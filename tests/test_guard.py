@@ -46,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EpisodeFiles:
     folder = tmp_path_factory.mktemp("guard")
     files = EpisodeFiles.of(folder / "episodes", "small")
     for dataset in ("sample-photos", "texture-defects"):
-        ingest_packaged(dataset, places=make_places(folder / "manifests"), workers=2)
+        ingest_packaged(dataset, places=make_places(folder / "manifests"))
     asked = SamplingSettings(shots=(1,), seeds=(0, 1), protocols=("class-specific",))
     sample(asked, Use(("sample-photos",), ("texture-defects",)), manifests=folder / "manifests", files=files)
     return files

@@ -30,12 +30,12 @@ from tasks.common.reasons import in_general
 from tasks.common.stopping import Stopped
 from tasks.ingestion import elpv, texture_defects, vision_toolbox
 from tasks.ingestion.check import Facts, perceptual_hash
-from tasks.ingestion.ingest import ingest_folder, ingest_packaged
+from tasks.ingestion.ingest import LookHere, ingest_folder, ingest_packaged
 from tasks.ingestion.listing import DatasetFolder, Listed
 
 
 def ingest(folder: Path, workers: int = 2) -> list[dict]:
-    ingest_folder("parts", folder, licence="own", places=make_places(folder.parent / "manifests"), workers=workers)
+    ingest_folder("parts", folder, licence="own", places=make_places(folder.parent / "manifests"), look=LookHere(workers))
     return pq.read_table(folder.parent / "manifests" / "parts.parquet").to_pylist()
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_folders_of_photographs_too_as_the_describable_textures_are(
         save(skimage.data.brick()[90 * number :][:64, :64], tmp_path / "dtd" / level / name / f"{name}_0001.jpg")
     (tmp_path / "dtd" / "labels").mkdir()
     (tmp_path / "dtd" / "labels" / "train1.txt").write_text("banded/banded_0001.jpg\n")
-    ingest_folder("dtd", tmp_path / "dtd", licence="own", places=make_places(tmp_path / "manifests"), workers=1)
+    ingest_folder("dtd", tmp_path / "dtd", licence="own", places=make_places(tmp_path / "manifests"))
     rows = pq.read_table(tmp_path / "manifests" / "dtd.parquet").to_pylist()
     assert [Path(row["image"]).name for row in rows] == ["banded_0001.jpg", "woven_0001.jpg"]
     assert {(row["category"], row["split"], row["label"]) for row in rows} == {("dtd", "train", 0)}
@@ -179,7 +179,7 @@ def test_packaged_datasets_are_the_same_bytes_twice(tmp_path: Path, monkeypatch:
     for attempt in ("a", "b"):
         (tmp_path / attempt).mkdir()
         monkeypatch.chdir(tmp_path / attempt)  # a manifest names pictures from the project's root
-        ingested = ingest_packaged(dataset, places=make_places(Path("manifests")), workers=len(sums) + 1)
+        ingested = ingest_packaged(dataset, places=make_places(Path("manifests")), look=LookHere(len(sums) + 1))
         assert ingested.rejected == 0
         sums.append(sha256(Path("manifests") / f"{dataset}.parquet"))
     assert sums[0] == sums[1]
@@ -242,7 +242,7 @@ def test_pictures_are_converted_as_a_viewer_shows_them_and_said_once(layout: Pat
     Image.fromarray(pixels).save(good / "moving.webp", save_all=True, append_images=[Image.fromarray(pixels[::-1])], lossless=True)
     ghost = np.dstack([pixels, pixels, pixels, np.full_like(pixels, 0)])
     Image.fromarray(ghost).save(good / "clear.png")
-    ingested = ingest_folder("parts", layout, licence="own", places=make_places(layout.parent / "manifests"), workers=2)
+    ingested = ingest_folder("parts", layout, licence="own", places=make_places(layout.parent / "manifests"))
     assert ingested.notes == {
         "16 bits a channel, scaled to 8": 1,
         "CMYK, converted to RGB": 1,
@@ -283,16 +283,16 @@ def test_the_same_picture_with_other_labels_is_a_conflict(layout: Path) -> None:
 
 
 def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.ingestion.ingest as module
+    import tasks.ingestion.check as check_module
 
     read: list[str] = []
-    original = module.check
+    original = check_module.check
 
     def counting(listed: Listed, source: DatasetFolder) -> Facts:
         read.append(listed.image.name)
         return original(listed, source)
 
-    monkeypatch.setattr(module, "check", counting)
+    monkeypatch.setattr(check_module, "check", counting)
     first = ingest(layout)
     assert len(read) == 16
     read.clear()
@@ -307,11 +307,12 @@ def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatc
 
 
 def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.ingestion.check as check_module
     import tasks.ingestion.ingest as module
 
     monkeypatch.setattr(module, "PORTION", 4)
     read: list[str] = []
-    original = module.check
+    original = check_module.check
 
     def dying(listed: Listed, source: DatasetFolder) -> Facts:
         if len(read) == 10:
@@ -319,23 +320,24 @@ def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pyt
         read.append(listed.image.name)
         return original(listed, source)
 
-    monkeypatch.setattr(module, "check", dying)
+    monkeypatch.setattr(check_module, "check", dying)
     with pytest.raises(KeyboardInterrupt):
         ingest(layout, workers=1)
     before = len(read)
     read.clear()
-    monkeypatch.setattr(module, "check", lambda listed, source: (read.append(listed.image.name), original(listed, source))[1])
+    monkeypatch.setattr(check_module, "check", lambda listed, source: (read.append(listed.image.name), original(listed, source))[1])
     assert len(ingest(layout)) == 16 and len(read) <= 16 - before // 4 * 4
 
 
 def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch, polite: None) -> None:
+    import tasks.ingestion.check as check_module
     import tasks.ingestion.ingest as module
 
     expected = ingest(layout)
     (layout.parent / "checkpoints/ingest/parts.sqlite").unlink()
     monkeypatch.setattr(module, "PORTION", 4)
     read: list[str] = []
-    original = module.check
+    original = check_module.check
 
     def checking(listed: Listed, source: DatasetFolder) -> Facts:
         read.append(listed.image.name)
@@ -343,7 +345,7 @@ def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: P
             os.kill(os.getpid(), signal.SIGTERM)
         return original(listed, source)
 
-    monkeypatch.setattr(module, "check", checking)
+    monkeypatch.setattr(check_module, "check", checking)
     with pytest.raises(Stopped, match=r"^ingest parts, 8 pictures read$"):
         ingest(layout, workers=1)
     assert len(read) == 8 and not list(layout.parent.rglob("*.partial"))
@@ -375,7 +377,7 @@ def test_a_dataset_where_ingestion_writes_is_refused_and_kept(tmp_path: Path) ->
     link.symlink_to(folder)
     for path in (folder, link, places.pictures, tmp_path / "data"):
         with pytest.raises(BadInput, match="lies where ingestion itself writes"):
-            ingest_folder("parts", path, places=places, workers=1)
+            ingest_folder("parts", path, places=places)
     assert {file: file.read_bytes() for file in folder.rglob("*.png")} == files
 
 

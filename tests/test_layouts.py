@@ -59,7 +59,7 @@ class Dataset:
 
     def read(self, at: str = "") -> list[Row]:
         self.ingested: Ingested = ingest_folder(
-            "small", self.folder / at, layout=self.layout, places=make_places(self.folder.parent / "manifests"), workers=2
+            "small", self.folder / at, layout=self.layout, places=make_places(self.folder.parent / "manifests")
         )
         rows = pq.read_table(self.folder.parent / "manifests" / "small.parquet").to_pylist()
         assert self.read_from_a_store(at) == rows
@@ -74,7 +74,7 @@ class Dataset:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(file.read_bytes())
             elsewhere = self.folder.parent / "of-a-store"  # what is cut out of pictures goes where it went
-            assert self.ingested == ingest_folder("small", store / at, layout=self.layout, places=make_places(elsewhere), workers=2)
+            assert self.ingested == ingest_folder("small", store / at, layout=self.layout, places=make_places(elsewhere))
             rows = pq.read_table(elsewhere / "small.parquet").to_pylist()
             return [row | {key: row[key] and row[key].replace(str(store), str(self.folder)) for key in ("image", "mask")} for row in rows]
         finally:
@@ -256,7 +256,7 @@ def test_elpv_on_disk_is_split_as_the_published_tables_are(tmp_path: Path) -> No
     from tasks.ingestion import elpv
 
     folder = Path(package.__file__).parent / "data"
-    ingest_folder("elpv", folder, layout="elpv", places=make_places(tmp_path / "manifests"), workers=2)
+    ingest_folder("elpv", folder, layout="elpv", places=make_places(tmp_path / "manifests"))
     rows = pq.read_table(tmp_path / "manifests" / "elpv.parquet").to_pylist()
     assert Counter((row["split"], row["label"]) for row in rows) == {("train", 0): 1131, ("test", 0): 377, ("test", 1): 715}
     elpv.write(tmp_path / "packaged")

@@ -91,7 +91,7 @@ def test_a_detector_that_crops_scores_the_middle_and_its_map_is_0_beside_it(wide
     query = save(np.asarray(Image.open(wide)), parts / "test" / "other" / "0.png")
     photo = save(skimage.data.gravel()[:96, :96], tmp_path / "photos" / "train" / "good" / "0.png")
     for name, folder in (("parts", parts), ("photos", photo.parents[2])):
-        ingest_folder(name, folder, licence="own", places=make_places(tmp_path / "manifests"), workers=1)
+        ingest_folder(name, folder, licence="own", places=make_places(tmp_path / "manifests"))
     asked = SamplingSettings(shots=(1,), seeds=(0,), protocols=("class-specific",))
     sample(asked, Use(("photos",), ("parts",)), manifests=tmp_path / "manifests", files=files)
     contender = Contender("patch-residual", detector, 64, None, Work(tmp_path / "work"), settings.encoder.resize)

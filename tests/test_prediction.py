@@ -40,7 +40,7 @@ def predictor() -> Predictor:
 def test_a_picture_gets_the_score_of_the_evaluation(layout: Path, tmp_path: Path) -> None:
     """From Python, from the command, and from scoring the pipeline's episodes: the same detector, prompts and pictures."""
     manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(2,), seeds=(0,), protocols=("class-specific",)), Use((), ("parts",)), manifests=manifests, files=files)
     one = named("multi-scale-residual")
     contender = Contender("multi-scale-residual", one.detector.eval(), one.looks.resolution, None, Work(tmp_path / "work"))

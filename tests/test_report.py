@@ -43,11 +43,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     folder = tmp_path_factory.mktemp("report")
     layout, manifests = make_layout(folder / "parts"), folder / "manifests"
     files = EpisodeFiles.of(folder / "episodes", "small")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     (folder / "other/train/good").mkdir(parents=True)
     (folder / "other/train/good/0.png").write_bytes((layout / "bricks/train/good/0.png").read_bytes() + b"\0")
     (folder / "other/train/good/broken.png").write_bytes(b"not a picture")
-    ingest_folder("other", folder / "other", licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("other", folder / "other", licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(1, 2), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     encoder = build_encoder(EncoderSettings(), 64)
     detectors = {

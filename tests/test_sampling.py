@@ -35,13 +35,13 @@ from tasks.sampling.settings import SamplingSettings, Use
 @pytest.fixture
 def manifests(layout: Path) -> Path:
     folder = layout.parent / "manifests"
-    ingest_folder("parts", layout, licence="own", places=make_places(folder), workers=1)
-    ingest_folder("photos", layout / "bricks" / "test" / "hole", licence="own", places=make_places(folder), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(folder))
+    ingest_folder("photos", layout / "bricks" / "test" / "hole", licence="own", places=make_places(folder))
     other = layout.parent / "other"
     shutil.copytree(layout / "bricks" / "train" / "good", other)
     for number, file in enumerate(sorted(other.iterdir())):
         file.write_bytes(file.read_bytes() + b"\0" * (number + 1))  # other bytes, still the same picture to a decoder
-    ingest_folder("other", other, licence="own", places=make_places(folder), workers=1)
+    ingest_folder("other", other, licence="own", places=make_places(folder))
     return folder
 
 
@@ -130,7 +130,7 @@ def test_textures_are_a_datasets_own_or_the_sources(manifests: Path) -> None:
     assert read_pictures(files(manifests).textures) == read_pictures(files(manifests).sources)
     folder = manifests.parent / "textures"
     save(skimage.data.grass()[:64, :64], folder / "grass.png")
-    ingest_folder("textures", folder, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("textures", folder, licence="own", places=make_places(manifests))
     sample(SETTINGS, Use(("other",), ("parts",), ("textures",)), manifests=manifests, files=files(manifests))
     assert [Path(row.image).name for row in read_pictures(files(manifests).textures)] == ["grass.png"]
 
@@ -163,7 +163,7 @@ def classes(manifests: Path) -> Path:
     for place, (name, count) in enumerate((("0", 3), ("1", 3), ("2", 6))):
         for split, number in [("training", number) for number in range(count)] + [("testing", 90 + number) for number in range(2)]:
             save(photo[place * 60 + number :][:40, number * 3 : number * 3 + 40], folder / split / name / f"{number}.png")
-    ingest_folder("classes", folder, layout="mnist", places=make_places(manifests), workers=1)
+    ingest_folder("classes", folder, layout="mnist", places=make_places(manifests))
     return manifests
 
 
@@ -351,7 +351,7 @@ def test_near_duplicates_are_reported(manifests: Path) -> None:
     with Image.open(manifests.parent / "parts/stones/test/good/0.png") as image:
         image.save(folder / "copy.jpg", quality=90)
     save(skimage.data.grass()[:96, :96], folder / "grass.png")
-    ingest_folder("copies", folder, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("copies", folder, licence="own", places=make_places(manifests))
     sampled = sample(SETTINGS, Use(("copies",), ("parts",)), manifests=manifests, files=files(manifests))
     assert sampled.near_duplicates == 1
     header, row = files(manifests).near_duplicates.read_text().splitlines()

@@ -504,12 +504,12 @@ def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(layout: Path)
 def auxiliary(layout: Path) -> Path:
     """The small layout as a dataset with labels, in the file that sampling writes."""
     manifests, files = layout.parent / "manifests", EpisodeFiles.of(layout.parent / "episodes", "auxiliary")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     other = layout.parent / "other"
     for number in range(2):
         for place in ("train/good", "test/good", "test/bad"):
             save(np.random.default_rng((number, len(place))).integers(0, 256, (64, 64), dtype=np.uint8), other / place / f"{number}.png")
-    ingest_folder("other", other, licence="own", places=make_places(manifests), workers=1)
+    ingest_folder("other", other, licence="own", places=make_places(manifests))
     use = Use(sources=(), targets=("other",), auxiliary=("parts",))
     sample(SamplingSettings(shots=(1,), seeds=(0,)), use, manifests=manifests, files=files)
     return files.auxiliary

@@ -12,6 +12,7 @@ from pathlib import Path
 from flows.running.secrets import hide, hide_in_log
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM
+from tasks.common.places import is_of_store
 from tasks.common.stopping import EXIT_CODE, Stopped
 
 DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
@@ -53,6 +54,10 @@ def _line_of(error: BaseException | None) -> str | None:
     while cause is not None:
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
+        if is_of_store(cause):
+            return (
+                f"a store does not answer, or refuses ({' '.join(str(cause).split())}); run again once it does, or mend how it is reached"
+            )
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -13,10 +13,10 @@ from flows.running.api import end_with_parent, run
 from flows.running.ending import exit_on_bad_input, tell
 from flows.running.gpu import gpu_slot
 from flows.running.locks import one_at_a_time
-from flows.settings.pipelines import read_pipelines
+from flows.settings.pipelines import Execution, read_pipelines
 
 
-def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[], Any] | None = None) -> None:
+def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[Execution], Any] | None = None) -> None:
     """Runs a stage's flow as `python -m flows.<stage> <dataset or pipeline> …`, which is what DVC does; exits as `exit_on_bad_input` says.
 
     All of pipelines.yaml is checked before anything is done. on_gpu: whether the flow computes on a GPU where there is one. runner: gives
@@ -27,11 +27,11 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
         sys.exit(f"usage: python -m flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
 
     def work() -> object:
-        read_pipelines()
+        execution = read_pipelines().execution
         end_with_parent()
         what = f"{flow.name} {' '.join(of)}"
         # What a run that was killed has started may not have ended yet.
         with one_at_a_time("-".join((flow.name, *of)), what, wait=True, tell=tell), gpu_slot() if on_gpu else nullcontext():
-            return run(flow if runner is None else flow.with_options(task_runner=runner()), **dict(zip(names, of, strict=True)))
+            return run(flow if runner is None else flow.with_options(task_runner=runner(execution)), **dict(zip(names, of, strict=True)))
 
     exit_on_bad_input(work)

@@ -28,6 +28,16 @@ def task_runner(execution: Execution) -> TaskRunner[Any]:
     return DaskTaskRunner(cluster_kwargs=local)
 
 
+def on_cluster(execution: Execution) -> bool:
+    """Tells whether stages divide that one machine does as well whole: it uses every core for them as it is."""
+    return execution.runner == "dask"
+
+
+def cluster_or_threads(execution: Execution) -> TaskRunner[Any]:
+    """Makes the runner of a stage that divides for a cluster only."""
+    return task_runner(execution) if on_cluster(execution) else ThreadPoolTaskRunner()
+
+
 def wait_for(parts: Sequence[Any], where: Callable[[], str]) -> None:
     """Waits for tasks that were submitted, and raises what one of them raised. Asked to stop, begins no other (Prefect's runner finishes
     those that it has begun) and raises Stopped. where: says how far they are."""

@@ -81,11 +81,19 @@ def _sweep(folder: Path) -> None:
     Another machine's are left: whether their writer lives cannot be told from here.
     """
     for partial in folder.glob(f".*.{HOST}.*.partial"):
-        import psutil  # here, as hardly a run has any to look for
-
         writer = partial.name.split(".")[-2]
-        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+        if writer.isdecimal() and not _lives(int(writer)):
             _remove(partial)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

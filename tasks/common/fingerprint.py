@@ -23,7 +23,7 @@ OURS = ("flows", "tasks")
 LOCK = "requirements.lock"
 REGISTRY = "tasks.detectors.registry"
 """Names every detector. Which of them a result is of, is said by the roots that are asked about."""
-CARRIERS = frozenset({"prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions"})
+CARRIERS = frozenset({"prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions", "upath"})
 """Packages that carry the work and compute nothing of what comes of it."""
 DISTRIBUTIONS = {
     "PIL": "pillow",

@@ -16,6 +16,15 @@ from tasks.common.errors import BadInput
 MARK = "://"
 
 
+STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "paramiko", "s3fs"})
+"""Packages that talk to stores."""
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Tells whether an error is a store's, or of the way there. It may pass, so it is worth trying again."""
+    return type(error).__module__.partition(".")[0] in STORES
+
+
 def is_url(text: str) -> bool:
     return MARK in text
 
@@ -52,7 +61,7 @@ def state_of(path: Path) -> str:
 
 def read_part(path: Path, offset: int, size: int) -> bytes:
     """Reads a part of a file in a store, and no more than that."""
-    return bytes(path.fs.cat_file(path.path, offset, offset + size))  # type: ignore[attr-defined]
+    return bytes(path.fs.cat_file(path.path, start=offset, end=offset + size))  # type: ignore[attr-defined]
 
 
 def file_names(folder: Path) -> list[str]:

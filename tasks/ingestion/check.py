@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from scipy.fft import dctn
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, opened, png
-from tasks.common.places import is_remote
+from tasks.common.places import is_of_store, is_remote
 from tasks.ingestion.listing import GOOD, DatasetFolder, Listed
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
@@ -41,6 +43,20 @@ class Facts:
     """Whether the fault is of the disk at that moment, not of the picture: it is not remembered."""
 
 
+def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> list[Facts]:
+    """Reads pictures and gives what is true of each, in their order; cuts them out of others and joins their masks where that is needed.
+    workers: threads, as decoding and hashing release the GIL, and a store takes its time."""
+
+    def look(listed: Listed) -> Facts:
+        facts = check(listed, source)
+        if not facts.fault:
+            union(listed, source)
+        return facts
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(look, portion))
+
+
 def check(listed: Listed, source: DatasetFolder) -> Facts:
     """Reads the picture and its masks; writes them first where they are cut out of others."""
     try:
@@ -54,10 +70,14 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
             return Facts(fault=fault) if fault else facts
         return facts
     except BadInput:
-        raise  # a full disk, or a store that does not answer
+        raise  # a full disk
     except OSError as error:
+        if is_remote(listed.image):
+            raise
         return Facts(fault=f"cannot be read ({os.strerror(error.errno or 0)})", passing=True)
     except Exception as error:  # a decoder may raise anything on hostile bytes
+        if is_of_store(error):
+            raise  # what is wrong is not the picture's
         return Facts(fault=_undecodable(listed.image, error))
 
 
@@ -109,7 +129,7 @@ def _linked(file: Path, root: Path) -> bool:
 
 
 def _picture(file: Path) -> Facts:
-    data = _bytes(file)
+    data = file.read_bytes()
     if not data:
         return Facts(fault="the file is empty (0 bytes)")
     fault, image = _decoded(data, file)
@@ -119,16 +139,6 @@ def _picture(file: Path) -> Facts:
     if image.getexif().get(0x0112) in QUARTER_TURNS:
         width, height = height, width
     return Facts(hashlib.sha256(data).hexdigest(), perceptual_hash(image), height, width, _note(image))
-
-
-def _bytes(file: Path) -> bytes:
-    """Reads a file. Raises BadInput if a store does not give it: what is wrong then is the store's or the way's, not the picture's."""
-    if not is_remote(file):
-        return file.read_bytes()
-    try:
-        return file.read_bytes()
-    except Exception as error:  # each store has errors of its own
-        raise BadInput(f"{file}: its store does not give it ({' '.join(str(error).split())}); run again once it does") from error
 
 
 def perceptual_hash(image: Image.Image) -> str:
@@ -187,7 +197,7 @@ def _mask_fault(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int,
             return f"has no mask {mask.parent.name}/{mask.name}, though its dataset has masks"
         if not within(mask, source.folder) and not mask.is_relative_to(source.written):
             return f"its mask {mask.name} is a link that leads out of the dataset's folder"
-        fault, image = _decoded(_bytes(mask), mask)
+        fault, image = _decoded(mask.read_bytes(), mask)
         if image is None:
             return f"its mask {mask.name}: {fault}"
         if image.size != size:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
 from tasks.common.places import is_remote
 from tasks.common.rows import rows_of, schema_of, table_of
-from tasks.ingestion.check import Facts, check, row, union
+from tasks.ingestion.check import Facts, look_at, row
 from tasks.ingestion.known import Known, known_files, stamp
 from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
@@ -59,6 +59,33 @@ class Ingested:
     notes: dict[str, int] = field(default_factory=dict)
 
 
+class Look(Protocol):
+    """The way pictures are looked at: here, or by others."""
+
+    @property
+    def ahead(self) -> int:
+        """How many portions are begun before the first has ended."""
+        ...
+
+    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
+        """Begins to look at them; what it gives waits for what `look_at` gives of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class LookHere:
+    """Pictures are looked at by threads of this process."""
+
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    ahead: int = 0
+
+    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
+        return partial(look_at, portion, source, self.workers)
+
+
+HERE = LookHere()
+
+
 @dataclass
 class _Reading:
     """A reading under way: all but the rows, which are on disk."""
@@ -83,23 +110,23 @@ class _Reading:
         return set(np.intersect1d(hashes[labels == NORMAL], hashes[labels == ANOMALOUS]).tolist())
 
 
-def ingest_packaged(dataset: str, *, places: Places, workers: int) -> Ingested:
+def ingest_packaged(dataset: str, *, places: Places, look: Look = HERE) -> Ingested:
     """Writes a packaged dataset out as a folder of pictures, then ingests that folder. Raises BadInput as `ingest_folder`."""
     packaged = PACKAGED[dataset]
     folder = places.pictures / dataset
     with made_anew(folder) as partial:
         packaged.write(partial)
     source = DatasetFolder(dataset, folder, folder)
-    return _ingest(source, LAYOUTS["folder"].read(source), packaged.licence, places, workers)
+    return _ingest(source, LAYOUTS["folder"].read(source), packaged.licence, places, look)
 
 
 def ingest_folder(
-    dataset: str, folder: Path, *, layout: str = "folder", licence: str | None = None, places: Places, workers: int
+    dataset: str, folder: Path, *, layout: str = "folder", licence: str | None = None, places: Places, look: Look = HERE
 ) -> Ingested:
     """Writes manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
-    layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. The rows are in the layout's order, whatever the
-    number of workers. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the
+    layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. The rows are in the layout's order, whoever
+    looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the
     list of rejected files is written even then.
     """
     chosen = LAYOUTS[layout]
@@ -109,7 +136,7 @@ def ingest_folder(
     _refuse_what_it_writes_to(source, places)
     shutil.rmtree(source.written, ignore_errors=True)
     source.written.mkdir(parents=True)
-    return _ingest(source, chosen.read(source), licence or chosen.licence, places, workers)
+    return _ingest(source, chosen.read(source), licence or chosen.licence, places, look)
 
 
 def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
@@ -124,12 +151,12 @@ def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
         )
 
 
-def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: Places, workers: int) -> Ingested:
+def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: Places, look: Look) -> Ingested:
     listed, manifest = (places.manifests / f"{source.name}.{ending}" for ending in ("rejected.csv", "parquet"))
     work = places.checkpoints / "ingest"
     work.mkdir(parents=True, exist_ok=True)
     with written_beside(work / f"{source.name}.rows.parquet") as rows:
-        reading = _read_all(source, items, licence, rows, work, workers)
+        reading = _read_all(source, items, licence, rows, work, look)
         conflicts = _conflicts(rows, reading.suspects()) if reading.kept else {}
         reading.rejected += conflicts.values()
         write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in reading.rejected))
@@ -145,18 +172,17 @@ def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: 
     return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())))
 
 
-def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, workers: int) -> _Reading:
+def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, look: Look) -> _Reading:
     """Writes the rows of the pictures that can be used, portion by portion."""
     reading = _Reading()
     bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
     with (
         known_files(work / f"{source.name}.sqlite") as known,
-        ThreadPoolExecutor(workers) as pool,
         pq.ParquetWriter(rows, MANIFEST, compression="zstd") as writer,
     ):
-        for portion in _portions(items):
+        for portion in _judged(items, source, known, look):
             kept = []
-            for item, facts in _judged(portion, source, known, pool):
+            for item, facts in portion:
                 if isinstance(item, Rejected):
                     reading.rejected.append(item)
                     continue
@@ -180,29 +206,40 @@ def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield portion
 
 
-def _judged(portion: list[Item], source: DatasetFolder, known: Known, pool: ThreadPoolExecutor) -> Iterator[tuple[Item, Facts]]:
-    """Yields each item with what is known of it; files that have not changed are not read."""
-    listed_items = [(number, item, stamp(item)) for number, item in enumerate(portion) if isinstance(item, Listed)]
-    facts: dict[int, Facts] = {}
-    unknown = []
-    for number, item, mark in listed_items:
-        old = known.facts(item, mark) if mark is not None else None
-        if old is None:
-            unknown.append((number, item, mark))
-        else:
-            facts[number] = old
-    read = list(pool.map(lambda asked: _read(asked[1], source), unknown))  # decoding and hashing release the GIL
-    facts |= {number: new for (number, _item, _mark), new in zip(unknown, read, strict=True)}
-    known.learn([(item, mark, new) for (_number, item, mark), new in zip(unknown, read, strict=True) if mark is not None])
-    for number, anything in enumerate(portion):
-        yield anything, facts.get(number, Facts())
+def _judged(items: Iterable[Item], source: DatasetFolder, known: Known, look: Look) -> Iterator[list[tuple[Item, Facts]]]:
+    """Yields the items portion by portion, each with what is known of it; files that have not changed are not read."""
+    begun: deque[_Begun] = deque()
+    for portion in _portions(items):
+        begun.append(_Begun(portion, source, known, look))
+        if len(begun) > look.ahead:
+            yield begun.popleft().judged()
+    while begun:
+        yield begun.popleft().judged()
 
 
-def _read(listed: Listed, source: DatasetFolder) -> Facts:
-    facts = check(listed, source)
-    if not facts.fault:
-        union(listed, source)
-    return facts
+class _Begun:
+    """A portion that is being looked at."""
+
+    def __init__(self, portion: Sequence[Item], source: DatasetFolder, known: Known, look: Look) -> None:
+        self.portion, self.known = portion, known
+        self.facts: dict[int, Facts] = {}
+        self.unknown: list[tuple[int, Listed, str | None]] = []
+        for number, item in enumerate(portion):
+            if isinstance(item, Rejected):
+                continue
+            mark = stamp(item)
+            old = known.facts(item, mark) if mark is not None else None
+            if old is None:
+                self.unknown.append((number, item, mark))
+            else:
+                self.facts[number] = old
+        self.read = look.begin([item for _number, item, _mark in self.unknown], source) if self.unknown else list
+
+    def judged(self) -> list[tuple[Item, Facts]]:
+        read = list(self.read())
+        facts = self.facts | {number: new for (number, _item, _mark), new in zip(self.unknown, read, strict=True)}
+        self.known.learn([(item, mark, new) for (_number, item, mark), new in zip(self.unknown, read, strict=True) if mark is not None])
+        return [(item, facts.get(number, Facts())) for number, item in enumerate(self.portion)]
 
 
 class _Conflict(NamedTuple):

@@ -42,10 +42,10 @@ class Inspection:
     """Pictures that are converted, by how."""
 
 
-def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path, workers: int) -> Inspection:
+def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path) -> Inspection:
     """Reads a dataset into the folder `work`, which may be thrown away after, and draws `sheet`. Raises BadInput as ingestion does."""
     places = Places(work / "pictures", work / "manifests", work / "checkpoints")
-    ingested = ingest_folder(dataset, path, layout=layout, places=places, workers=workers)
+    ingested = ingest_folder(dataset, path, layout=layout, places=places)
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")

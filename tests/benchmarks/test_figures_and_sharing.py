@@ -138,6 +138,6 @@ def ingested(folder: Path, target: str, sampling: SamplingSettings) -> EpisodeFi
     files = EpisodeFiles.of(folder / "episodes", "quickstart")
     places = make_places(folder / "manifests")
     for dataset in ("sample-photos", target):
-        ingest_packaged(dataset, places=places, workers=2)
+        ingest_packaged(dataset, places=places)
     sample(sampling, Use(("sample-photos",), (target,)), manifests=folder / "manifests", files=files)
     return files

@@ -31,7 +31,7 @@ from tasks.ingestion.ingest import Places, ingest_folder
 folder = Path(sys.argv[1])
 places = Places(folder / "pictures", folder / "manifests", folder / "checkpoints")
 start = time.perf_counter()
-ingest_folder("large", folder / "data", places=places, workers=2)
+ingest_folder("large", folder / "data", places=places)
 print(json.dumps([time.perf_counter() - start, peak()]))
 """
 SYNTHESIZE = """
@@ -111,7 +111,7 @@ def sampled(folder: Path, normal: int, queries: int) -> None:
             top, left = rng.integers(0, 512 - 128, 2)
             crop = np.clip(texture[top : top + 128, left : left + 128] * rng.uniform(0.9, 1.1), 0, 255).astype(np.uint8)
             save(crop, folder / "parts" / "gravel" / kind / f"{number:06}.png")
-    ingest_folder("parts", folder / "parts", licence="own", places=make_places(folder / "manifests"), workers=2)
+    ingest_folder("parts", folder / "parts", licence="own", places=make_places(folder / "manifests"))
     files = EpisodeFiles.of(folder / "episodes", "growth")
     use = Use(("parts",), ()) if not queries else Use((), ("parts",))
     sample(SamplingSettings(shots=(1,), seeds=(0,)), use, manifests=folder / "manifests", files=files)

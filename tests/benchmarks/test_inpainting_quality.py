@@ -41,7 +41,7 @@ def quickstarts() -> InpainterSettings:
 
 
 def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
-    ingest_packaged("sample-photos", places=make_places(tmp_path / "manifests"), workers=2)
+    ingest_packaged("sample-photos", places=make_places(tmp_path / "manifests"))
     rows = read_pictures(tmp_path / "manifests" / "sample-photos.parquet")
     learnt = [row for row in rows if Path(row.image).stem not in HELD_OUT]
     unseen = [row.image for row in rows if Path(row.image).stem in HELD_OUT]

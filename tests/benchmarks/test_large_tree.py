@@ -22,7 +22,7 @@ from tasks.ingestion.ingest import Places, ingest_folder
 
 folder = Path(sys.argv[1])
 start = time.perf_counter()
-came = ingest_folder("large", folder / "data", places=Places(folder / "pictures", folder / "manifests", folder / "checkpoints"), workers=2)
+came = ingest_folder("large", folder / "data", places=Places(folder / "pictures", folder / "manifests", folder / "checkpoints"))
 taken = time.perf_counter() - start
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
 print(json.dumps([came.kept, taken, peak]))

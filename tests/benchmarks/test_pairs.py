@@ -43,7 +43,7 @@ LINEAR = 0.15  # how far the time a pair may move from 1,000 to 20,000
 def files(tmp_path_factory: pytest.TempPathFactory) -> EpisodeFiles:
     """The packaged photographs, as sampling leaves them."""
     folder = tmp_path_factory.mktemp("photos")
-    ingest_packaged("sample-photos", places=make_places(folder / "manifests"), workers=2)
+    ingest_packaged("sample-photos", places=make_places(folder / "manifests"))
     files = EpisodeFiles.of(folder / "episodes", "bench")
     rows = read_pictures(folder / "manifests" / "sample-photos.parquet")
     for file in (files.sources, files.textures):
