@@ -158,10 +158,11 @@ def score(pipeline: str) -> None:
 
     from flows.monitoring.watch import watch as flow
     from flows.running.api import end_with_parent, one_api, run
+    from flows.running.workers import cluster_or_threads
 
     end_with_parent()
     with one_api():
-        state = run(flow, pipeline=pipeline)
+        state = run(flow.with_options(task_runner=cluster_or_threads(read_pipelines().execution)), pipeline=pipeline)
         Console().print(f"{pipeline}: {state.name}: {state.message}", soft_wrap=True, markup=False, highlight=False)
 
 

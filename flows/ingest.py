@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from prefect import flow, get_run_logger, quote
+from prefect import flow, get_run_logger
+from prefect.utilities.annotations import quote
 
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES

@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
 from flows.running.steps import HOUR, progress, step
-from flows.running.workers import cluster_or_threads, on_cluster, wait_for
+from flows.running.workers import cluster_or_threads, count_done, for_gpu, on_cluster, wait_for
 from flows.runs.times import Time, write_time
 from flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
 from tasks.common.stopping import stoppable
@@ -35,9 +35,11 @@ def score(pipeline: str, detector: str) -> None:
     files = EpisodeFiles.of(EPISODES, pipeline)
     checkpoints = CHECKPOINTS / pipeline / "scores"
     scoring = Scoring(settings.detectors, settings.evaluation, files, MODELS / pipeline / CANDIDATE, SCORES / pipeline, checkpoints)
-    if on_cluster(read_pipelines().execution):
-        parts: list[Any] = [score_part.submit(detector, scoring, part) for part in range(count_parts(files))]
-        wait_for(parts, lambda: f"score {detector}, {sum(part.wrapped_future.done() for part in parts)} of {len(parts)} parts")
+    execution = read_pipelines().execution
+    if on_cluster(execution):
+        with for_gpu(execution):
+            parts: list[Any] = [score_part.submit(detector, scoring, part) for part in range(count_parts(files))]
+        wait_for(parts, lambda: f"score {detector}, {count_done(parts)} of {len(parts)} parts")
     scored: ScoredDetector = score_detector(detector, scoring)
     write_time(pipeline, detector, Time(scored.seconds, scored.device))
     get_run_logger().info(f"{pipeline}: {detector}, {scored.count} scores; {1000 * scored.seconds:.0f} ms a picture on {scored.device}")

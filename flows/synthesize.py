@@ -8,8 +8,8 @@ from flows.running.artifacts import show_picture, show_table
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
 from flows.running.steps import HOUR, step
-from flows.running.workers import task_runner, wait_for
-from flows.settings.pipelines import pipeline_named
+from flows.running.workers import for_gpu, task_runner, wait_for
+from flows.settings.pipelines import pipeline_named, read_pipelines
 from tasks.common.stopping import stoppable
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis import synthesize as synthesis
@@ -49,7 +49,9 @@ def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work:
         whole = shard_count(settings) - sum(not work.record(number).is_file() for number in missing)
         return f"synthesize, {whole} of {shard_count(settings)} shards made"
 
-    wait_for([make_shard.submit(settings, inputs, number, work) for number in missing], where)
+    with for_gpu(read_pipelines().execution):
+        shards = [make_shard.submit(settings, inputs, number, work) for number in missing]
+    wait_for(shards, where)
 
 
 if __name__ == "__main__":

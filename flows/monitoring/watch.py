@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import State, flow, get_run_logger
 from prefect.events import emit_event
 from prefect.states import Completed
+from prefect.utilities.annotations import quote
 
 from flows.monitoring.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, resource_of
 from flows.monitoring.line import Line, line_of
@@ -20,11 +22,13 @@ from flows.promotion.history import read_current
 from flows.running.artifacts import show_page, show_picture
 from flows.running.locks import one_at_a_time
 from flows.running.steps import HOUR, progress, step
+from flows.running.workers import count_done, for_gpu, on_cluster, wait_for
+from flows.settings.pipelines import read_pipelines
 from tasks.common import stopping
 from tasks.common.files import sha256, write_text
 from tasks.common.stopping import on_sigterm
 from tasks.monitoring.drift import Drift, drift_of
-from tasks.monitoring.record import KIT_FOLDER, Judged, arrived, judge
+from tasks.monitoring.record import KIT_FOLDER, Arrived, Judged, Record, arrived, judge, judge_part, parts_of
 from tasks.prediction.files import KIT_NAME, is_kit
 from tasks.prediction.predictor import Predictor
 
@@ -112,11 +116,40 @@ def score_new(pipeline: str, line: Line, kit: Path) -> list[Judged]:
     if not pictures:
         return []
     report, rows = progress(f"{pipeline}: {len(pictures)} new pictures"), []
-    for part in judge(Predictor.load(kit), _name_of(kit), pictures, line.record):
+    way = _on_cluster if on_cluster(read_pipelines().execution) else _here
+    for part in way(pictures, line.record, kit):
         rows += part
         report(len(rows) / len(pictures))
         stopping.check(f"score {pipeline}, {len(rows)} of {len(pictures)} new pictures scored")
     return rows
+
+
+def _here(pictures: Sequence[Arrived], record: Record, kit: Path) -> Iterator[list[Judged]]:
+    return judge(Predictor.load(kit), _name_of(kit), pictures, record)
+
+
+def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Iterator[list[Judged]]:
+    """Has the workers score, and records what they say in the pictures' order."""
+    name = _name_of(kit)
+    with for_gpu(read_pipelines().execution):
+        parts = [score_part.submit(kit, name, cast(Any, quote(part)), record.folder) for part in parts_of(pictures)]
+    for part in parts:
+        wait_for([part], lambda: f"score new pictures, {count_done(parts)} of {len(parts)} parts scored")
+        rows: list[Judged] = part.result()
+        record.append(rows)
+        yield rows
+
+
+@step(name="score part", timeout_seconds=HOUR)
+def score_part(kit: Path, name: str, part: Sequence[Arrived], record: Path) -> list[Judged]:
+    """Scores a part on a worker, which sees the folders of the one who asks."""
+    return judge_part(_loaded(kit, name), name, part, Record(record))
+
+
+@lru_cache(maxsize=1)
+def _loaded(kit: Path, name: str) -> Predictor:
+    """Loads a kit; once in a worker for as long as it is the same. name: its hash."""
+    return Predictor.load(kit)
 
 
 def _name_of(kit: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -36,6 +37,21 @@ def on_cluster(execution: Execution) -> bool:
 def cluster_or_threads(execution: Execution) -> TaskRunner[Any]:
     """Makes the runner of a stage that divides for a cluster only."""
     return task_runner(execution) if on_cluster(execution) else ThreadPoolTaskRunner()
+
+
+def for_gpu(execution: Execution) -> AbstractContextManager[None]:
+    """What is submitted within goes to the workers of a cluster that have a GPU, as many at a time as they have, where it is said how they
+    are known."""
+    if not on_cluster(execution) or execution.gpu is None:
+        return nullcontext()
+    import dask
+
+    return cast(Any, dask).annotate(resources={execution.gpu: 1})
+
+
+def count_done(parts: Sequence[Any]) -> int:
+    """Counts the tasks, of those that were submitted, that have ended."""
+    return sum(part.wrapped_future.done() for part in parts)
 
 
 def wait_for(parts: Sequence[Any], where: Callable[[], str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import TypedDict
 
 from flows.settings.reader import FILE, nearest, parse, read_yaml
@@ -84,10 +84,19 @@ class Execution(Strict):
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processes that share each step of a training; auto for one a GPU."""
     runner: Runner = "processes"
-    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which score pictures
-    too, a category each."""
+    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which read datasets and
+    score pictures too."""
     address: str | None = None
     """Of the Dask scheduler, such as tcp://10.0.0.5:8786; without one, a cluster of this machine's own."""
+    gpu: str | None = None
+    """What the cluster's workers call the resource that a GPU is, as in `dask worker --resources GPU=1`: pairs are made and pictures scored
+    by those that have it; null for by all."""
+
+    @model_validator(mode="after")
+    def _of_a_cluster(self) -> Execution:
+        if self.gpu is not None and (self.runner != "dask" or self.address is None):
+            raise ValueError("gpu: is of the workers of a cluster, so runner: dask, and its address")
+        return self
 
 
 class OwnRuns(Strict):

@@ -147,23 +147,33 @@ def key_of(file: Path, folder: Path) -> tuple[str, int, int]:
     return file.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns
 
 
+def parts_of(pictures: Sequence[Arrived]) -> list[Sequence[Arrived]]:
+    """Parts pictures into those that are judged at once."""
+    return [pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE)]
+
+
 def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: Record) -> Iterator[list[Judged]]:
     """Scores pictures and records what is said of them, some at a time; gives those rows. kit: a hash of the predictor's."""
-    for start in range(0, len(pictures), AT_ONCE):
-        part = pictures[start : start + AT_ONCE]
-        refused: dict[int, BadInput] = {}
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        predictions = {one.number: one for one in predictor.each((one.file for one in part), refuse=refused.__setitem__)}
-        rows = []
-        for number, one in enumerate(part):
-            if number in refused:
-                rows.append(_unreadable(one, refused[number], now, predictor, kit))
-                continue
-            rows.append(row := _judged(one, predictions[number], now, predictor, kit))
-            if row.verdict == "anomalous":
-                record.keep(row, predictions[number], predictor.top)
+    for part in parts_of(pictures):
+        rows = judge_part(predictor, kit, part, record)
         record.append(rows)
         yield rows
+
+
+def judge_part(predictor: Predictor, kit: str, part: Sequence[Arrived], record: Record) -> list[Judged]:
+    """Scores pictures and keeps the flagged; gives the rows, which are still to be appended to the record."""
+    refused: dict[int, BadInput] = {}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    predictions = {one.number: one for one in predictor.each((one.file for one in part), refuse=refused.__setitem__)}
+    rows = []
+    for number, one in enumerate(part):
+        if number in refused:
+            rows.append(_unreadable(one, refused[number], now, predictor, kit))
+            continue
+        rows.append(row := _judged(one, predictions[number], now, predictor, kit))
+        if row.verdict == "anomalous":
+            record.keep(row, predictions[number], predictor.top)
+    return rows
 
 
 def _judged(one: Arrived, prediction: Prediction, now: str, predictor: Predictor, kit: str) -> Judged:
