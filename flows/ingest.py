@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.utilities.annotations import quote
 
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
 from flows.running.steps import HOUR, step
-from flows.running.workers import cluster_or_threads, on_cluster, wait_for
+from flows.running.workers import Sealed, cluster_or_threads, on_cluster, wait_for
 from flows.settings.pipelines import Execution, read_pipelines
 from flows.settings.reader import FILE, nearest
 from tasks.common.errors import BadInput
@@ -28,7 +27,10 @@ from tasks.ingestion.settings import FolderSettings
 AT_ONCE = 8
 """Pictures that a worker of a cluster has open: most of the time it waits for the disk or the store."""
 
-look_at = step(name="look at pictures", timeout_seconds=HOUR)(check.look_at)
+
+@step(name="look at pictures", timeout_seconds=HOUR)
+def look_at(portion: Sealed[Sequence[Listed]], source: DatasetFolder) -> list[Facts]:
+    return check.look_at(portion.value, source, AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LookOnCluster:
     ahead: int = 32
 
     def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
-        part: Any = look_at.submit(cast(Any, quote(portion)), source, AT_ONCE)  # quoted: Prefect would look for futures in each of them
+        part: Any = look_at.submit(Sealed(portion), source)
 
         def found() -> Sequence[Facts]:
             wait_for([part], lambda: f"ingest {source.name}")

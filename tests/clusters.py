@@ -18,8 +18,8 @@ HERE = Machine("here", "127.0.0.1")
 def cluster(
     folder: Path, port: int, workers: Mapping[str, tuple[str, ...]], *, at: Mapping[str, Machine] | None = None, **environment: str
 ) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Runs a scheduler and, by their names, workers with some more arguments; gives their processes, by their names. Each worker's output is
-    in <name>.log. at: the machines of those that are not on this one, `scheduler` too."""
+    """Runs a scheduler and, by their names, workers with some more arguments; gives their processes, by their names. Each worker's output
+    is in <name>.log. at: the machines of those that are not on this one, `scheduler` too."""
     at = at or {}
 
     def on(name: str, *command: str) -> tuple[str, ...]:

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prefect import State, flow, get_run_logger
 from prefect.events import emit_event
 from prefect.states import Completed
-from prefect.utilities.annotations import quote
 
 from flows.monitoring.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, resource_of
 from flows.monitoring.line import Line, line_of
@@ -22,7 +21,7 @@ from flows.promotion.history import read_current
 from flows.running.artifacts import show_page, show_picture
 from flows.running.locks import one_at_a_time
 from flows.running.steps import HOUR, progress, step
-from flows.running.workers import count_done, for_gpu, on_cluster, wait_for
+from flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_for
 from flows.settings.pipelines import read_pipelines
 from tasks.common import stopping
 from tasks.common.files import sha256, write_text
@@ -132,7 +131,7 @@ def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Itera
     """Has the workers score, and records what they say in the pictures' order."""
     name = _name_of(kit)
     with for_gpu(read_pipelines().execution):
-        parts = [score_part.submit(kit, name, cast(Any, quote(part)), record.folder) for part in parts_of(pictures)]
+        parts = [score_part.submit(kit, name, Sealed(part), record.folder) for part in parts_of(pictures)]
     for part in parts:
         wait_for([part], lambda: f"score new pictures, {count_done(parts)} of {len(parts)} parts scored")
         rows: list[Judged] = part.result()
@@ -141,9 +140,9 @@ def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Itera
 
 
 @step(name="score part", timeout_seconds=HOUR)
-def score_part(kit: Path, name: str, part: Sequence[Arrived], record: Path) -> list[Judged]:
+def score_part(kit: Path, name: str, part: Sealed[Sequence[Arrived]], record: Path) -> list[Judged]:
     """Scores a part on a worker, which sees the folders of the one who asks."""
-    return judge_part(_loaded(kit, name), name, part, Record(record))
+    return judge_part(_loaded(kit, name), name, part.value, Record(record))
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -12,6 +12,7 @@ from flows.settings.pipelines import Execution
 from tasks.common.stopping import check
 
 ASKED_EVERY = 0.5  # seconds
+Held = TypeVar("Held")
 
 
 def task_runner(execution: Execution) -> TaskRunner[Any]:
@@ -27,6 +28,13 @@ def task_runner(execution: Execution) -> TaskRunner[Any]:
         return DaskTaskRunner(address=execution.address)
     local = {"n_workers": execution.workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}  # on loopback
     return DaskTaskRunner(cluster_kwargs=local)
+
+
+class Sealed(Generic[Held]):
+    """Carries a value to a task as it is. Prefect would look for futures in each of its parts, of which there may be thousands."""
+
+    def __init__(self, value: Held) -> None:
+        self.value = value
 
 
 def on_cluster(execution: Execution) -> bool:
