@@ -116,7 +116,13 @@ def test_new_pictures_are_scored_by_the_workers_each_once(project: Path, workers
     for place in range(70):
         old(save(picture(place % 30, hole=place % 9 == 0), project / f"line/{place}.png"))
         save(picture(place), project / f"normals/{place}.png") if place < 30 else None
-    watch = {"folder": "line", "prompts": "parts/bricks/train/good", "normals": "normals", "detector": "patch-residual"}
+    watch = {
+        "folder": "line",
+        "prompts": "parts/bricks/train/good",
+        "normals": "normals",
+        "detector": "patch-residual",
+        "false_alarms": 0.1,
+    }
     scores = {}
     for record, execution in (("here", {"workers": 2}), ("there", {"runner": "dask", "address": workers})):
         told(project, lambda small, record=record: small.update(watch=watch | {"record": record}), **execution)  # type: ignore[misc]
