@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 
 from flows.running.entry import start_stage
+from flows.running.machines import machines_of
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
 from flows.running.steps import progress, step
 from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
@@ -35,7 +36,8 @@ def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: P
         Places(model_folder, CHECKPOINTS / pipeline / name),
         execution.workers,
     )
-    return processes.train(job, processes.count_of(execution.processes), progress(f"{name}: share of the training steps done"))
+    report = progress(f"{name}: share of the training steps done")
+    return processes.train(job, execution.processes, report, machines_of(execution))
 
 
 def _pairs_of(settings: Pipeline, name: str) -> Path | None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import csv
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from clusters import LOG, cluster
 from conftest import SMALL, copied, make_project, run, save, write_pipelines
 from lines import old, picture
-from machines import machines
+from machines import Machine, machines
 from processes import started, wait_until
 from servers import ask, free_port
 from stores import BUCKET, S3
@@ -135,6 +138,57 @@ def test_new_pictures_are_scored_by_the_workers_each_once(project: Path, workers
     assert done_by(project, "first", "score part") + done_by(project, "second", "score part") == 3
 
 
+def losses(folder: Path) -> list[float]:
+    with (folder / "data/models/small/candidate/metauas/training_log.csv").open() as stream:
+        return [float(line["loss"]) for line in csv.DictReader(stream)]
+
+
+def test_two_machines_share_each_step_of_a_training_and_one_goes_on_when_the_other_is_lost(retrained: Path, tmp_path: Path) -> None:
+    folder = copied(retrained, tmp_path / "project")
+    long = {"epochs": 12, "batch_size": 4, "learning_rate": 0.0001, "log_every": 1, "checkpoint_every": 5, "precision": "no"}
+    train = ("python", "-m", "flows.train", "small", "metauas")
+    with machines(3) as (head, first, second):
+        environment = {"PREFECT_API_URL": f"http://{head.address}:4200/api", "PREFECT_HOME": str(tmp_path / "prefect")}
+        server = head.command("prefect", "server", "start", "--host", head.address, "--port", "4200")
+        at = {"scheduler": head, "first": first, "second": second}
+        with (
+            started(tmp_path, *server, PREFECT_HOME=environment["PREFECT_HOME"], log="server.log"),
+            cluster(folder, 8786, {"first": (), "second": ()}, at=at, **environment) as workers,
+        ):
+            wait_until(lambda: answers(head), what="the server")
+            told(folder, lambda small: small["training"].update(metauas=long), workers=1)
+            result = run(folder, *head.command(*train), **environment)
+            assert result.returncode == 0, result.stderr
+            alone = losses(folder)
+            shutil.rmtree(folder / "data/models/small/candidate/metauas")
+            two = {"runner": "dask", "address": f"tcp://{head.address}:8786", "nodes": 2, "processes": 1}
+            told(folder, **two)
+            checkpoint = folder / "data/checkpoints/small/metauas"
+            with started(folder, *head.command(*train), **environment) as process:
+                wait_until(lambda: at_work(first) and at_work(second), process=process, what="the work of both")
+                wait_until(lambda: list(checkpoint.glob("*.pt")), process=process, what="a checkpoint")
+                os.killpg(workers["second"].pid, signal.SIGKILL)
+                assert process.wait(timeout=150) == 0, (folder / "output.log").read_text()[-3000:]
+            assert losses(folder) == pytest.approx(alone, abs=1e-4) and len(alone) == 72
+            told(folder, **two)
+            result = run(folder, *head.command(*train), **environment)
+            assert result.returncode == 2 and "execution.nodes: 2, and the cluster at" in result.stderr.splitlines()[-1], result.stderr
+
+
+def at_work(machine: Machine) -> bool:
+    """Whether a process of a training runs on a machine."""
+    pids = subprocess.run(["ip", "netns", "pids", machine.name], capture_output=True, text=True).stdout.split()
+    with suppress(psutil.NoSuchProcess):
+        return any("--work" in psutil.Process(int(pid)).cmdline() for pid in pids)
+    return False
+
+
+def answers(head: Machine) -> bool:
+    """Whether a machine's Prefect server does."""
+    asked = f"import httpx; httpx.get('http://{head.address}:4200/api/health').raise_for_status()"
+    return subprocess.run(head.command("python", "-c", asked), capture_output=True).returncode == 0
+
+
 def test_two_machines_and_a_store_make_what_one_machine_makes(retrained: Path, tmp_path: Path) -> None:
     """The checkout is a folder that the machines share, the datasets are in a store, the server and the scheduler on a third machine."""
     content: dict[str, Any] = copy.deepcopy(SMALL)
@@ -158,8 +212,7 @@ def test_two_machines_and_a_store_make_what_one_machine_makes(retrained: Path, t
             started(tmp_path, *head.command("moto_server", "-H", head.address, "-p", "5000"), log="store.log"),
             cluster(folder, 8786, {"first": (), "second": ()}, at=at, **environment),
         ):
-            answers = ("python", "-c", f"import httpx; httpx.get('http://{head.address}:4200/api/health').raise_for_status()")
-            wait_until(lambda: subprocess.run(head.command(*answers), capture_output=True).returncode == 0, what="the server")
+            wait_until(lambda: answers(head), what="the server")
             upload = f"from stores import *; url = 'http://{head.address}:5000'; client(url).create_bucket(Bucket=BUCKET);"
             upload += f"from pathlib import Path; [upload(url, Path({str(tmp_path)!r}, name), name) for name in ('parts', 'masks')]"
             result = run(Path(__file__).parent, *head.command("python", "-c", upload), **environment)

@@ -82,7 +82,9 @@ class Execution(Strict):
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Processes that share each step of a training; auto for one a GPU."""
+    """Processes of a machine that share each step of a training; auto for one a GPU."""
+    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Machines of the cluster that share each step of a training."""
     runner: Runner = "processes"
     """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which read datasets and
     score pictures too."""
@@ -96,6 +98,8 @@ class Execution(Strict):
     def _of_a_cluster(self) -> Execution:
         if self.gpu is not None and (self.runner != "dask" or self.address is None):
             raise ValueError("gpu: is of the workers of a cluster, so runner: dask, and its address")
+        if self.nodes > 1 and (self.runner != "dask" or self.address is None):
+            raise ValueError("nodes: are machines of a cluster, so runner: dask, and its address")
         return self
 
 
