@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -72,7 +73,7 @@ def made(folder: Path, path: str) -> dict[str, str]:
 
 def done_by(folder: Path, worker: str, task: str) -> int:
     """How many tasks of a name a worker has said that it ended."""
-    return (folder / LOG.format(worker)).read_text().count(f"Task run '{task}")
+    return len(re.findall(rf"Task run '{task}[^']*' - Finished in state Completed", (folder / LOG.format(worker)).read_text()))
 
 
 def test_a_dataset_is_read_by_the_workers_one_of_which_dies(project: Path, workers: str, api_of_retrained: str) -> None:
