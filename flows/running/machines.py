@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 from flows.settings.pipelines import Execution
 from tasks.common.errors import BadInput
 from tasks.training.processes import Attendance, Machines, Meeting, ThisMachine, attend
+
+LOST = 15.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,27 @@ class MachinesOfCluster:
         return {address: of_machine[address] for address in sorted(of_machine)[: execution.nodes]}
 
 
-@dataclass(frozen=True)
 class _Attended:
     """The launcher of a worker, which may be lost with it: what was to be done there would wait for it to come back."""
 
-    client: Any
-    future: Any
-    worker: str
+    def __init__(self, client: Any, future: Any, worker: str) -> None:
+        self.client, self.future, self.worker = client, future, worker
+        self._seen = time.monotonic()
 
     def done(self) -> bool:
-        return self.future.done() or self.worker not in self.client.scheduler_info(n_workers=-1)["workers"]
+        """Whether it has ended, or its worker has not been heard of for LOST seconds."""
+        if self.future.done():
+            return True
+        if self.worker in self.client.scheduler_info(n_workers=-1)["workers"]:
+            self._seen = time.monotonic()
+        return time.monotonic() - self._seen > LOST
+
+    def failure(self) -> str:
+        """Says why it failed, if it is known; "" else."""
+        if not self.future.done():
+            return f"{self.worker} is lost"
+        error = self.future.exception(timeout=1) if self.future.status == "error" else None
+        return "" if error is None else f"{self.worker}: {type(error).__name__}: {error}"
 
 
 def machines_of(execution: Execution) -> Machines:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -89,9 +89,13 @@ class Meeting:
 
 
 class Attendance(Protocol):
-    """The launcher of a machine, as a Future has it."""
+    """The launcher of a machine."""
 
     def done(self) -> bool: ...
+
+    def failure(self) -> str:
+        """Says what is known of why it ended, where that is no end of the training; "" if nothing is."""
+        ...
 
 
 class Machines(Protocol):
@@ -113,7 +117,19 @@ class ThisMachine:
     @contextmanager
     def attend(self, folder: Path, processes: int | str) -> Iterator[Sequence[Attendance]]:
         with ThreadPoolExecutor(1) as pool:
-            yield [pool.submit(attend, folder, processes)]
+            yield [_Here(pool.submit(attend, folder, processes))]
+
+
+@dataclass(frozen=True)
+class _Here:
+    future: Future[None]
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def failure(self) -> str:
+        error = self.future.exception() if self.future.done() else None
+        return "" if error is None else f"{type(error).__name__}: {error}"
 
 
 def count_of(wanted: int | str) -> int:
@@ -136,7 +152,8 @@ def train(
         (folder / JOB_NAME).write_bytes(pickle.dumps(job))
         with machines.attend(folder, processes) as attendances:
             _see_through(folder, attendances, report)
-        return _outcome(folder, job)
+            failures = [failure for one in attendances if (failure := one.failure())]
+        return _outcome(folder, job, failures)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -164,13 +181,14 @@ def _see_through(folder: Path, attendances: Sequence[Attendance], report: Callab
         time.sleep(POLL)
 
 
-def _outcome(folder: Path, job: Job) -> Trained:
+def _outcome(folder: Path, job: Job, failures: Sequence[str]) -> Trained:
     if (folder / TRAINED_NAME).is_file():
         return Trained(**json.loads((folder / TRAINED_NAME).read_text(encoding="utf-8")))
     if (folder / REFUSED_NAME).is_file():
         raise BadInput((folder / REFUSED_NAME).read_text(encoding="utf-8"))
     stopping.check(f"train {job.places.model_folder.name}, with several processes")
-    raise RuntimeError(f"one of the processes of a training died {RESTARTS + 1} times; what it said last stands above")
+    died = f"one of the processes of a training died {RESTARTS + 1} times; what it said last stands above, or in its worker's log"
+    raise RuntimeError("; ".join(failures) or died)
 
 
 def attend(folder: Path, processes: int | str, meeting: Meeting | None = None) -> None:
