@@ -15,8 +15,6 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from sklearn.model_selection import train_test_split
-
 from tasks.common.errors import BadInput
 
 LICENCE = "CC BY-NC-SA 4.0"
@@ -26,6 +24,8 @@ SPLIT_SEED = 42
 
 def write(folder: Path) -> None:
     """Copies the cells to train/good, test/good and test/defective. Raises BadInput if elpv-dataset is not installed."""
+    from sklearn.model_selection import train_test_split  # costs a second, which reading other datasets need not spend
+
     try:
         package = resources.files("elpv_dataset")
     except ModuleNotFoundError as error:

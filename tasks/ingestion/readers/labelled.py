@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.model_selection import train_test_split
 
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
@@ -27,6 +26,8 @@ SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a 
 
 def split_normal(images: Sequence[Path]) -> dict[Path, str]:
     """Splits the normal pictures into those that train and those that test."""
+    from sklearn.model_selection import train_test_split  # costs a second, which reading other datasets need not spend
+
     if len(images) < 2:
         return dict.fromkeys(images, "train")
     _train, test = train_test_split(list(images), test_size=TEST_SHARE, random_state=SPLIT_SEED)
