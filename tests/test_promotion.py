@@ -5,13 +5,14 @@ How a run ends at it, and what is in use before and after, is in test_pipeline.p
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tasks.sampling.episodes import Episode
-from tasks.scoring.decision import PromotionSettings, decide, same_episodes
+from tasks.scoring.decision import PromotionSettings, choose, decide, same_episodes
 from tasks.scoring.figures import image_figures, tally
 from tasks.scoring.results import DrawRow, Measure, Measured, draw_rows
 from tasks.scoring.spread import image_draws, resample
@@ -78,3 +79,23 @@ def test_other_queries_or_prompts_are_other_episodes() -> None:
     assert same_episodes(draws_of(1.0), draws_of(0.5), *args)
     assert not same_episodes(draws_of(1.0), draws_of(1.0, prompts=("another",)), *args)
     assert not same_episodes([*draws_of(1.0), *draws_of(1.0, target="more")], draws_of(1.0), *args)
+
+
+def test_what_was_trained_and_is_worse_than_what_needs_no_training_is_not_what_the_model_is_used_by() -> None:
+    draws = [*draws_of(0.3), *draws_of(1.5, detector="patch-residual"), *draws_of(0.8, detector="inctrl")]
+    trained = ["metauas", "inctrl"]
+    choice = choose(draws, PromotionSettings(), trained)
+    assert choice is not None and choice.detector == "patch-residual" and {name for name, _value in choice.beneath} == set(trained)
+    assert re.match(r"patch-residual, I-AUROC [\d.]+ %; trained and worse than what needs no training: metauas [\d.]+ %,", str(choice))
+    without = choose(draws, PromotionSettings(floor=False), trained)
+    assert without is not None and without.detector == "inctrl"
+    better = choose([*draws_of(1.5), *draws_of(0.3, detector="patch-residual")], PromotionSettings(), trained)
+    assert better is not None and better.detector == "metauas" and not better.beneath
+    assert choose(draws, PromotionSettings(figure="pixel_aupro"), trained) is None
+
+
+def test_detectors_are_chosen_by_what_all_of_them_were_measured_on() -> None:
+    """One that was measured on an easy target alone is no better for it."""
+    draws = [*draws_of(1.0), *draws_of(2.0, target="easy"), *draws_of(1.5, target="easy", detector="inctrl")]
+    choice = choose(draws, PromotionSettings(), [])
+    assert choice is not None and choice.detector == "metauas" and not choice.beneath

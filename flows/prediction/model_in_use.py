@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
-from flows.promotion.history import folder_of, read_current
-from flows.promotion.store import IN_USE, SETTINGS_NAME, read_measured_as
-from flows.settings.pipelines import Detectors
+from flows.promotion.history import IN_USE, SETTINGS_NAME, folder_of, read_current
+from flows.promotion.store import read_measured_as
+from flows.settings.pipelines import Detectors, read_pipelines
 from flows.settings.reader import nearest, parse
 from tasks.common.errors import BadInput
+from tasks.detectors.registry import DETECTORS
 from tasks.prediction.models import Named, of_pipeline
+from tasks.scoring.decision import PromotionSettings, choose
 from tasks.scoring.results import DRAWS_NAME, read_draws
 
 SEPARATOR = "/"
 """Between a pipeline and one of its detectors."""
-FIGURE = "image_auroc"
 
 
 def model_in_use(model: str) -> tuple[Named, str]:
@@ -38,7 +37,7 @@ def model_in_use(model: str) -> tuple[Named, str]:
     )
     if wanted and wanted not in detectors:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
-    name, why = (wanted, "") if wanted else _best(folder)
+    name, why = (wanted, "") if wanted else _chosen(pipeline, detectors, folder)
     return of_pipeline(name, detectors, folder), f"{pipeline}: {name} of model {current.candidate[:8]}{why}"
 
 
@@ -47,14 +46,12 @@ def is_pipeline(model: str) -> bool:
     return folder_of(model.partition(SEPARATOR)[0]).is_dir() and not Path(model).is_dir()
 
 
-def _best(folder: Path) -> tuple[str, str]:
-    """Chooses the detector whose image AUROC is the highest, over all targets and shots that it was measured at."""
-    figures: dict[str, list[float]] = defaultdict(list)
-    for row in read_draws(folder / DRAWS_NAME):
-        if row.figure == FIGURE:
-            figures[row.detector].append(row.value)
-    if not figures:
-        raise BadInput(f"{folder}: no image AUROC was measured, so name one of its detectors: <pipeline>{SEPARATOR}<detector>")
-    means = {name: float(np.mean(values)) for name, values in figures.items()}
-    best = max(means, key=lambda name: means[name])
-    return best, f", the best of its {len(means)} detectors on its targets (image AUROC {100 * means[best]:.1f} %)"
+def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path) -> tuple[str, str]:
+    """Gives the detector that the model is used by, and says why it is."""
+    known = read_pipelines().pipelines.get(pipeline)
+    settings = known.promotion if known is not None else PromotionSettings()
+    trained = [name for name in detectors if DETECTORS[name].training is not None]
+    choice = choose(read_draws(folder / DRAWS_NAME), settings, trained)
+    if choice is None:
+        raise BadInput(f"{folder}: no {settings.figure} was measured, so name one of its detectors: <pipeline>{SEPARATOR}<detector>")
+    return choice.detector, f", the best of its {len(detectors)} detectors on its targets ({choice})"

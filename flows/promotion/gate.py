@@ -13,6 +13,8 @@ from dvc.repo import Repo
 from flows.plan import planned, roots
 from flows.promotion.history import (
     HISTORY,
+    IN_USE,
+    SETTINGS_NAME,
     Model,
     candidate_hash,
     folder_of,
@@ -22,7 +24,7 @@ from flows.promotion.history import (
     remember_kept,
     write_current,
 )
-from flows.promotion.store import IN_USE, SETTINGS_NAME, MeasuredAs, read_measured_as, settle, store_candidate
+from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION
 from flows.running.steps import HOUR, step
 from flows.runs.journal import now
@@ -33,7 +35,7 @@ from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
 from tasks.scoring.contenders import Scoring, score_detector
-from tasks.scoring.decision import Decision, decide, same_episodes
+from tasks.scoring.decision import Decision, choose, decide, same_episodes
 from tasks.scoring.measure import measure
 from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
 
@@ -54,8 +56,7 @@ def gate(pipeline: str) -> Outcome:
     current = read_current(pipeline)
     if current is None:
         reason = "the first model of this pipeline"
-        take(pipeline, reason)
-        return Outcome(RunState.PROMOTED, reason)
+        return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, reason)))
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
@@ -67,10 +68,13 @@ def gate(pipeline: str) -> Outcome:
         in_use = measure_in_use(pipeline, settings, measured_as.detectors)
     decision = decide(new, in_use, settings.promotion, detectors)
     if decision.promoted:
-        take(pipeline, decision.reason)
-        return Outcome(RunState.PROMOTED, decision.reason, decision)
+        return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, decision.reason)), decision)
     remember_kept(pipeline, decision.reason)
     return Outcome(RunState.KEPT, decision.reason, decision)
+
+
+def _with_choice(model: Model) -> str:
+    return f"{model.reason}; used by {model.choice}" if model.choice else model.reason
 
 
 def promote(pipeline: str) -> str:
@@ -82,16 +86,17 @@ def promote(pipeline: str) -> str:
     if stale:
         raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}`, which promotes by itself, first")
     model = take(pipeline, "by hand")
-    return f"{pipeline}: model {model.candidate[:8]} is in use"
+    return f"{pipeline}: model {model.candidate[:8]} is in use" + (f", by {model.choice}" if model.choice else "")
 
 
 def rollback(pipeline: str) -> str:
     """Puts the model to use that was in use before; gives what to tell. Raises BadInput if there is none, or its files are gone."""
     enabled_pipeline(pipeline)
     line = in_use_in_turn(pipeline)
-    if len(line) < 2:
+    others = [model for model in line[:-1] if model.hash != line[-1].hash]
+    if not others:
         raise BadInput(f"{folder_of(pipeline) / HISTORY}: {pipeline} has no model before the one in use, so there is none to go back to")
-    before = line[-2]
+    before = others[-1]
     settle(pipeline, before)
     reason = f"rolled back from {line[-1].candidate[:8]}"
     model = replace(before, action="rolled back", time=now(), reason=reason)
@@ -104,7 +109,8 @@ def take(pipeline: str, reason: str) -> Model:
     of the two models is in use, whole."""
     settings = enabled_pipeline(pipeline)
     stored = store_candidate(pipeline, settings.trained, _measured_as(pipeline, settings))
-    model = new_model(pipeline, stored, reason, "promoted")
+    choice = choose(read_draws(EVALUATION / pipeline / DRAWS_NAME), settings.promotion, settings.trained)
+    model = new_model(pipeline, stored, reason, "promoted", "" if choice is None else str(choice))
     write_current(pipeline, model)
     settle(pipeline, model)
     return model

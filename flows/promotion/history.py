@@ -25,7 +25,9 @@ from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.scoring.results import METRICS_NAME
 
-CURRENT, HISTORY = "current", "history.jsonl"
+CURRENT, HISTORY, IN_USE = "current", "history.jsonl", "in-use"
+SETTINGS_NAME = "settings.json"
+"""In in-use/: what its figures were measured as."""
 Action = Literal["promoted", "kept", "rolled back"]
 
 
@@ -54,6 +56,8 @@ class Model:
     reason: str
     time: str
     action: Action = "promoted"
+    choice: str = ""
+    """The detector it is used by, where none is named, and why."""
 
 
 def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
@@ -78,13 +82,14 @@ def read_history(pipeline: str) -> list[Model]:
 
 
 def in_use_in_turn(pipeline: str) -> list[Model]:
-    """Lists the models that lead to the one in use: a rollback takes back the promotion before it."""
+    """Lists the models that lead to the one in use: a rollback takes back the promotions since the model it went back to."""
     line: list[Model] = []
     for model in _decisions(pipeline):
         if model.action == "promoted":
             line.append(model)
         elif model.action == "rolled back":
-            del line[-1:]
+            while line and line[-1].hash != model.hash:
+                line.pop()
     return line
 
 
@@ -111,9 +116,10 @@ def _write_history(pipeline: str, decisions: list[Model]) -> None:
     write_text(folder_of(pipeline) / HISTORY, "".join(json.dumps(asdict(model)) + "\n" for model in decisions))
 
 
-def new_model(pipeline: str, stored: Stored, reason: str, action: Action) -> Model:
+def new_model(pipeline: str, stored: Stored, reason: str, action: Action, choice: str = "") -> Model:
     figures = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
-    return Model(stored.hash, stored.size, stored.files, candidate_hash(pipeline), provenance.commit(), figures, reason, now(), action)
+    made_of = candidate_hash(pipeline), provenance.commit()
+    return Model(stored.hash, stored.size, stored.files, *made_of, figures, reason, now(), action, choice)
 
 
 def candidate_hash(pipeline: str) -> str:

@@ -17,14 +17,13 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 
-from flows.promotion.history import CURRENT, Model, Stored, folder_of
+from flows.promotion.history import CURRENT, IN_USE, SETTINGS_NAME, Model, Stored, folder_of
 from flows.running.places import CANDIDATE, EVALUATION
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.scoring.results import DRAWS_NAME
 
-IN_USE, POINTER = "in-use", "in-use.dvc"
-SETTINGS_NAME = "settings.json"
+POINTER = "in-use.dvc"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.promotion.history import read_current
+from flows.promotion.history import IN_USE, SETTINGS_NAME, folder_of, read_current
 from flows.running.locks import FOLDER, holder
 from flows.running.places import DATA
 from flows.runs.journal import Run, StageRun, read_runs
@@ -54,6 +54,11 @@ def _lines(pipeline: str, place: Place, last: int) -> Iterator[str]:
     current = read_current(pipeline, place.folder)
     if current is not None:
         yield f"  in use: model {current.candidate[:8]} since {_time(current.time)}, {current.action}: {current.reason}"
+        if current.choice:
+            yield f"  used by: {current.choice}"
+        folder = folder_of(pipeline) / IN_USE
+        if not (place.folder / folder / SETTINGS_NAME).is_file():
+            yield f"  its files are not here; get them with `dvc pull {folder}.dvc`"
     times = read_times(pipeline, place.folder / DATA)
     if times:
         each = ", ".join(f"{name} {1000 * taken.seconds:.0f} ms" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,6 +25,27 @@ class PromotionSettings:
     of the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
     detectors: tuple[str, ...] | None = None
     """Which must pass, each by itself; those of the pipeline that are trained (all, if none is) unless some are named."""
+    floor: bool = True
+    """Whether the detector that the model is used by is the best of all, so that none that was trained is it if one that needs no training
+    is better; false for the best of those that were trained."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The detector that a pipeline's model is used by, where none is named."""
+
+    detector: str
+    value: float
+    """Its figure."""
+    figure: str
+    beneath: tuple[tuple[str, float], ...] = ()
+    """Those that were trained and are worse than one that needs no training, with their figures."""
+
+    def __str__(self) -> str:
+        beneath = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.beneath)
+        return f"{self.detector}, {heading(self.figure)} {100 * self.value:.1f} %" + (
+            f"; trained and worse than what needs no training: {beneath}" if beneath else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,23 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
     return Decision(True, f"{reasons}: not worse by more than {limit}", tuple(compared))
 
 
+def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Collection[str]) -> Choice | None:
+    """Chooses the detector whose figure is the highest, as the mean over the targets, protocols and shots that all detectors were measured
+    at (its own, if there are none); None if none has that figure. trained: the detectors that were."""
+    rows = _by_detector(draws, settings.figure, {row.detector for row in draws})
+    if not rows:
+        return None
+    common = set.intersection(*(set(of_one) for of_one in rows.values()))
+    values = {
+        name: float(np.mean([row.value for key, row in of_one.items() if not common or key in common])) for name, of_one in rows.items()
+    }
+    free = {name: value for name, value in values.items() if name not in trained}
+    able = values if settings.floor or not values.keys() - free.keys() else {name: values[name] for name in values if name in trained}
+    best = max(able, key=lambda name: able[name])
+    beneath = [(name, value) for name, value in values.items() if name in trained and value < max(free.values(), default=0.0)]
+    return Choice(best, values[best], settings.figure, tuple(beneath))
+
+
 def _told(item: Compared, name: str) -> str:
     return (
         f"{item.detector} {name} {100 * item.new:.1f} % against {100 * item.in_use:.1f} %, "
@@ -93,7 +131,7 @@ def _told(item: Compared, name: str) -> str:
     )
 
 
-def _by_detector(draws: Sequence[DrawRow], figure: str, detectors: Sequence[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
+def _by_detector(draws: Sequence[DrawRow], figure: str, detectors: Collection[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
     """Gives detector -> (target, protocol, shots) -> row, of one figure."""
     estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
     for row in draws:
