@@ -10,6 +10,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from flows import doctor
 from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
@@ -92,13 +93,14 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("pipeline")
         command.set_defaults(run=lambda arguments, name=name: MODELS[name](arguments.pipeline))
+    doctor.add(commands)
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
     datasets.set_defaults(run=lambda _arguments: list_datasets())
-    inspecting = commands.add_parser("inspect", help="say what a dataset on disk holds, and draw a contact sheet of it")
-    inspecting.add_argument("layout", choices=get_args(LayoutName), metavar="dataset", help="as `changepair datasets` calls it")
-    inspecting.add_argument("path")
+    inspecting = commands.add_parser("inspect", help="say what a dataset holds, and draw a contact sheet of it")
+    inspecting.add_argument("dataset", help="a layout, as `changepair datasets` calls it; or a dataset of pipelines.yaml")
+    inspecting.add_argument("path", nargs="?", help="a folder, a file or a URL; none for a dataset of pipelines.yaml")
     inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
-    inspecting.set_defaults(run=lambda arguments: inspect_dataset(arguments.layout, arguments.path, arguments.out))
+    inspecting.set_defaults(run=lambda arguments: inspect_dataset(arguments.dataset, arguments.path, arguments.out))
     unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
     unpacking.add_argument("archive", type=Path)
     unpacking.add_argument("folder", type=Path)
@@ -261,12 +263,23 @@ def list_datasets() -> None:
         console.print(f"here: {name}, {folder.layout}, {folder.path}", soft_wrap=True)
 
 
-def inspect_dataset(layout: str, named: str, sheet: Path | None) -> None:
+def inspect_dataset(dataset: str, named: str | None, sheet: Path | None) -> None:
+    from flows.settings.reader import nearest
+    from tasks.common.errors import BadInput
     from tasks.common.places import place_of
     from tasks.ingestion.inspect import inspect
 
+    layout, layouts = dataset, get_args(LayoutName)
+    if named is None:
+        folders = read_pipelines().datasets.folders
+        if dataset not in folders:
+            has = "give the folder too" if dataset in layouts else f"no dataset of pipelines.yaml{nearest(dataset, folders)}"
+            raise BadInput(f"inspect {dataset}: {has}; `changepair inspect <layout> <folder>`, or `changepair inspect <dataset>`")
+        layout, named = folders[dataset].layout, folders[dataset].path
+    elif layout not in layouts:
+        raise BadInput(f"inspect {dataset}: no layout{nearest(dataset, layouts)}; `changepair datasets` lists them")
     path = place_of(named)
-    sheet = sheet or Path(f"inspect-{layout}.png")
+    sheet = sheet or Path(f"inspect-{dataset}.png")
     with tempfile.TemporaryDirectory() as work:
         inspection = inspect(layout, path, layout, work=Path(work), sheet=sheet)
     counts = Table(title=f"{path}: {sum(inspection.counts.values())} pictures")
