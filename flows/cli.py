@@ -10,7 +10,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from flows import doctor
+from flows import doctor, init
 from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("pipeline")
         command.set_defaults(run=lambda arguments, name=name: MODELS[name](arguments.pipeline))
     doctor.add(commands)
+    init.add(commands)
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
     datasets.set_defaults(run=lambda _arguments: list_datasets())
     inspecting = commands.add_parser("inspect", help="say what a dataset holds, and draw a contact sheet of it")

@@ -1,0 +1,91 @@
+"""`changepair init`: a folder of pictures becomes a dataset and a pipeline of pipelines.yaml, whose other lines stay as they are."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, make_project, run
+
+from flows.init import init
+from flows.settings.pipelines import read_pipelines
+from tasks.common.errors import BadInput
+
+
+@pytest.fixture
+def project(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with this project's own pipelines.yaml, comments and all, and `parts` beside it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copyfile(ROOT / "pipelines.yaml", folder / "pipelines.yaml")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_pipeline_is_added_and_every_other_line_stays(project: Path, layout: Path) -> None:
+    before = (project / "pipelines.yaml").read_text()
+    init(str(layout), "my-line")
+    after = (project / "pipelines.yaml").read_text()
+    gone = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line.startswith("- ")]
+    assert len(gone) == 2 and gone[0].startswith("- enabled: [quickstart]") and gone[1].startswith("-   folders: {}")
+    read = read_pipelines()
+    assert read.enabled == ["quickstart", "my-line"] and read.datasets.folders["my-line"].path == str(layout)
+    mine = read.pipelines["my-line"]
+    assert mine.targets == ["my-line"] and list(mine.sampling.shots) == [1, 2, 4] and mine.evaluation.resolution == 96
+    assert "2 categories, 8 to train, 4 normal to test, 4 with defects, masks" in after
+    again = project.parent / "another"
+    shutil.copytree(layout / "bricks", again)
+    init(str(again))
+    assert read_pipelines().enabled == ["quickstart", "my-line", "another"] and len(read_pipelines().datasets.folders) == 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "told"),
+    [
+        ("parts", "quickstart", "has a 'quickstart' already"),
+        ("parts", "elpv", "has a 'elpv' already"),
+        ("parts", "My Line", "no name for a pipeline"),
+        ("nowhere", None, "no folder .*nowhere"),
+        ("parts/bricks/train", "flat", "no picture in test/good"),
+    ],
+)
+def test_what_cannot_be_a_pipeline_is_told_and_nothing_is_written(
+    project: Path, layout: Path, folder: str, name: str | None, told: str
+) -> None:
+    before = (project / "pipelines.yaml").read_text()
+    with pytest.raises(BadInput, match=told):
+        init(str(layout.parent / folder), name)
+    assert (project / "pipelines.yaml").read_text() == before and [file.name for file in project.iterdir()] == ["pipelines.yaml"]
+
+
+def test_without_a_picture_of_a_defect_what_to_do_is_told(project: Path, layout: Path) -> None:
+    for category in ("bricks", "stones"):
+        shutil.rmtree(layout / category / "test/hole")
+        shutil.rmtree(layout / category / "ground_truth")
+    with pytest.raises(BadInput, match=r"no picture in test/<defect>, and figures need both .*changepair predict --prompt"):
+        init(str(layout))
+
+
+@pytest.mark.parametrize("form", ["enabled:\n- quickstart\n", "enabled: [quickstart,\n  packaged]\n"])
+def test_a_file_of_another_form_is_left_and_what_to_add_is_told(project: Path, layout: Path, form: str) -> None:
+    file = project / "pipelines.yaml"
+    file.write_text(file.read_text().replace("enabled: [quickstart]\n", form))
+    before = file.read_text()
+    with pytest.raises(BadInput, match=r"written in a form that this does not add to; add 'parts' to enabled"):
+        init(str(layout))
+    assert file.read_text() == before
+
+
+def test_what_init_writes_is_planned(layout: Path, tmp_path: Path) -> None:
+    folder = make_project(tmp_path / "project", TINY)
+    rest = {key: value for key, value in TINY.items() if key != "enabled"}
+    (folder / "pipelines.yaml").write_text("enabled: [small]\n" + yaml.safe_dump(rest))
+    result = run(folder, "changepair", "init", str(layout), "--name", "mine")
+    assert result.returncode == 0 and "next: `changepair retrain mine`" in result.stdout, result.stderr
+    planned = run(folder, "changepair", "plan")
+    assert planned.returncode == 0, planned.stderr
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    assert {"ingest_mine", "score_mine_multi-scale-residual", "report_mine"} <= set(stages)
