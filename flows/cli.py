@@ -22,7 +22,7 @@ from tasks.ingestion.settings import LayoutName
 EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
-    "retrain": "changepair retrain quickstart",
+    "retrain": "changepair retrain quickstart --dry-run",
     "score": "changepair score mine",
     "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
     "serve": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair serve",
@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
     planning.set_defaults(run=lambda _arguments: plan())
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
-    running.set_defaults(run=lambda arguments: retrain(arguments.pipeline))
+    running.add_argument("--dry-run", action="store_true", help="say which stages would run, and why, and run nothing")
+    running.set_defaults(run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments.pipeline))
     scoring = commands.add_parser("score", help="score the pictures that are new in a pipeline's watched folder, by its model in use")
     scoring.add_argument("pipeline")
     scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
@@ -154,6 +155,13 @@ def retrain(pipeline: str) -> None:
     end_with_parent()
     with one_api():
         run(flow, pipeline=pipeline)
+
+
+def dry_run(pipeline: str) -> None:
+    from flows.dry_run import tell
+
+    for line in tell(pipeline):
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def score(pipeline: str) -> None:

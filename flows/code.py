@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, roots, write_plan
 from flows.running.ending import exit_on_bad_input
@@ -24,11 +25,17 @@ def code() -> None:
     if write_plan():
         raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
     with made_anew(CODE) as folder:
-        for kind in ROOTS:
-            for detector in _detectors(kind):
-                file = folder / code_file(kind, detector).name
-                about = asdict(code_of(*roots(kind, detector), root=Path.cwd()))
-                file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        for name, about in code_now().items():
+            (folder / name).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def code_now() -> dict[str, Any]:
+    """Gives which code each kind of stage runs as the sources are, by the name of its file."""
+    return {
+        code_file(kind, detector).name: asdict(code_of(*roots(kind, detector), root=Path.cwd()))
+        for kind in ROOTS
+        for detector in _detectors(kind)
+    }
 
 
 def _detectors(kind: str) -> list[str | None]:

@@ -30,6 +30,7 @@ DVC_YAML = Path("dvc.yaml")
 HEAD = """\
 # In which order: each stage, what it reads and what it writes. Written from pipelines.yaml by `changepair plan`; an edit here is lost.
 """
+CODE_STAGE = "code"
 OF_A_DATASET = ("ingest", "objects")
 OF_A_DETECTOR = ("train", "score")
 ROOTS = {kind: f"flows.{kind}" for kind in (*OF_A_DATASET, "sample", "inpainter", "synthesize", *OF_A_DETECTOR, "figures", "report")}
@@ -74,7 +75,7 @@ class Stage:
 def is_of(stage: str, pipeline: str) -> bool:
     """Tells whether a stage, by its name, belongs to a pipeline: it is of that one, or of no one alone."""
     kind, *of = stage.split(SPLIT)
-    return kind in ("code", *OF_A_DATASET) or of[:1] == [pipeline]
+    return kind in (CODE_STAGE, *OF_A_DATASET) or of[:1] == [pipeline]
 
 
 def planned(root: Path = Path()) -> list[Stage]:
@@ -133,7 +134,7 @@ def code_file(kind: str, detector: str | None = None) -> Path:
 
 def _code() -> Stage:
     return Stage(
-        "code",
+        CODE_STAGE,
         (),
         "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
         deps=("flows", "tasks", PACKAGES, FILE.as_posix()),

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.code import code
-from flows.plan import SPLIT, write_plan
+from flows.plan import CODE_STAGE, SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
 from flows.promotion.history import read_current
 from flows.running import provenance
@@ -34,7 +34,6 @@ from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, check, on_sigterm
 from tasks.scoring.results import METRICS_NAME
 
-CODE_STAGE = "code"
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
 
 

@@ -137,6 +137,43 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
     assert not list(project.rglob("*.partial")) and not [file for file in project.glob("data/checkpoints/small/**/*") if file.is_file()]
 
 
+def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path, tmp_path: Path) -> None:
+    project = copied(retrained, tmp_path / "project")
+
+    def said() -> dict[str, str]:
+        result = run(project, "changepair", "retrain", "small", "--dry-run")
+        assert result.returncode == 0, result.stderr
+        *lines, last = result.stdout.splitlines()
+        assert last.startswith(f"{len(lines)} of {len(STAGES) - 1} stages would run, {len(STAGES) - 1 - len(lines)} are up to date")
+        return dict(line.removeprefix("would run ").split(": ", 1) for line in lines)
+
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file() and ".dvc/tmp" not in path.as_posix()}
+    assert said() == {}
+    write_pipelines(project, edited(project, evaluation={"resolution": 32}))
+    lines = said()
+    assert list(lines) == ["figures_small", "report_small"]
+    assert lines["figures_small"] == "pipelines.yaml: pipelines.small.evaluation.resolution"
+    write_pipelines(project, edited(project, evaluation={"resolution": 64}))
+    for file, line in (("ranking", "# a comment"), ("segmentation", "CHANGED = 1")):
+        with (project / f"tasks/training/{file}.py").open("a") as stream:
+            stream.write(f"{line}\n")
+    shutil.copyfile(project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png")
+    lines = said()
+    assert lines["train_small_metauas"] == "its code: tasks.training.segmentation" and "train_small_inctrl" not in lines
+    assert lines["score_small_metauas"] == "after sample_small; after train_small_metauas" and lines["ingest_parts"] == "parts has changed"
+    changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert {path.relative_to(project).as_posix() for path in changed} == {
+        "pipelines.yaml",
+        "tasks/training/ranking.py",
+        "tasks/training/segmentation.py",
+    }
+    content = edited(project)
+    content["pipelines"]["small"]["detectors"]["winclip"] = {}
+    (project / "pipelines.yaml").write_text(yaml.safe_dump(content))
+    refused = run(project, "changepair", "retrain", "small", "--dry-run")
+    assert refused.returncode == 2 and "`changepair plan`" in refused.stderr
+
+
 def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     """One run of retrain and one a stage, all completed, and the table, report and picture as artifacts."""
     [retrain] = [one for one in ask(api, "flow_runs") if one["name"] == "retrain small" and one["state"]["name"] == "Promoted"][-1:]

@@ -1,0 +1,93 @@
+"""`changepair retrain --dry-run`: says which stages would run, and why, and runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+
+from flows.code import code_now
+from flows.plan import CODE_STAGE, DVC_YAML, SPLIT, dvc_yaml, planned
+from flows.running.dvc import stages_before
+from flows.running.places import CODE
+from flows.settings.pipelines import enabled_pipeline
+from flows.settings.reader import FILE
+from tasks.common.errors import BadInput
+
+SHOWN = 3
+"""Reasons, and changed modules, that are said of a stage."""
+WORDS = {"deleted": "is not here", "not in cache": "is not here", "modified": "has changed", "new": "is new"}
+"""What DVC says of a file, as we do."""
+
+
+def would_run(pipeline: str) -> dict[str, list[str]]:
+    """Gives stage -> why, for all that would run, in order, and for the others []. What a stage reads from one that would run may come out
+    as it was: then that stage does not run after all. Raises BadInput if pipelines.yaml asks for other stages than dvc.yaml has."""
+    enabled_pipeline(pipeline)
+    stages = planned()
+    if not DVC_YAML.is_file() or DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(stages):
+        raise BadInput(f"{DVC_YAML}: {FILE} asks for other stages than it had; write it anew with `changepair plan`, then ask again")
+    names = stages_before(f"report{SPLIT}{pipeline}")
+    with Repo() as repo:
+        status: Mapping[str, Any] = repo.status(targets=names)
+    changed = _changed_code()
+    by_name = {stage.name: stage for stage in stages}
+    made_by = {out: stage.name for stage in stages for out in (*stage.outs, *stage.in_git, *stage.metrics)}
+    why: dict[str, list[str]] = {}
+    for name in names:
+        if name == CODE_STAGE:
+            continue
+        deps = by_name[name].deps
+        reasons = [f"its code: {changed[dep]}" for dep in deps if dep in changed]
+        reasons += _reasons(status.get(name, ()), made_by)
+        before = {made_by[dep] for dep in deps if dep in made_by}
+        reasons += [f"after {other}" for other in names if other in before and why.get(other)]
+        why[name] = list(dict.fromkeys(reasons))
+    return why
+
+
+def tell(pipeline: str) -> list[str]:
+    """Gives what `would_run` says as lines."""
+    why = would_run(pipeline)
+    lines = []
+    for name, reasons in why.items():
+        if reasons:
+            more = f", and {len(reasons) - SHOWN} reasons more" if len(reasons) > SHOWN else ""
+            lines.append(f"would run {name}: {'; '.join(reasons[:SHOWN])}{more}")
+    current = sum(not reasons for reasons in why.values())
+    return [*lines, f"{len(lines)} of {len(why)} stages would run, {current} are up to date; the gate decides after them"]
+
+
+def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
+    """Gives what DVC says of a stage, but for its code and for what another stage makes: those are asked of themselves."""
+    for one in said:
+        if one == "changed command":
+            yield "its command"
+            continue
+        for path, state in one.get("changed deps", {}).items():
+            if isinstance(state, Mapping):
+                yield from (f"{FILE}: {key}" + (" is new" if how == "new" else "") for key, how in state.items())
+            elif path not in made_by and not Path(path).is_relative_to(CODE):
+                yield f"{path} {WORDS.get(state, state)}"
+        for path, state in one.get("changed outs", {}).items():
+            yield f"what it made is not as it was: {path} {WORDS.get(state, state)}"
+
+
+def _changed_code() -> dict[str, str]:
+    """Gives, for each kind of stage whose code is not as it was at the last run, by the file that says so, which modules differ."""
+    changed = {}
+    for name, about in code_now().items():
+        file = CODE / name
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if before == about:
+            continue
+        if before is None:
+            changed[file.as_posix()] = "never run here"
+            continue
+        parts = {**about["modules"], **about["files"], **about["packages"]}, {**before["modules"], **before["files"], **before["packages"]}
+        different = sorted(part for part in parts[0].keys() | parts[1].keys() if parts[0].get(part) != parts[1].get(part))
+        changed[file.as_posix()] = ", ".join(different[:SHOWN]) + (f" and {len(different) - SHOWN} more" if len(different) > SHOWN else "")
+    return changed
