@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from tasks.sampling.settings import SamplingSettings, Use
 
 pytestmark = pytest.mark.bench
 PLOTS = ROOT / ".benchmarks"
+TIMES = int(os.environ.get("GROWTH_TIMES", "1"))
+"""Multiplies every size: 10 for a million files and a hundred thousand pictures, which take half an hour."""
 LINEAR = 1.3
 """How much more than in proportion the time may grow from the second size to the third: the machine's moods."""
 MOST_MORE = 100
@@ -92,7 +95,7 @@ def shown(what: str, unit: str, sizes: tuple[int, ...], results: list[tuple[floa
 
 
 def test_ingestion(tmp_path: Path) -> None:
-    sizes, rng = (1_000, 10_000, 100_000), np.random.default_rng(0)
+    sizes, rng = (1_000 * TIMES, 10_000 * TIMES, 100_000 * TIMES), np.random.default_rng(0)
     results = []
     for size in sizes:
         for number in range(size):
@@ -118,13 +121,13 @@ def sampled(folder: Path, normal: int, queries: int) -> None:
 
 
 def test_synthesis(tmp_path: Path) -> None:
-    sizes = (1_000, 4_000, 16_000)
+    sizes = (1_000 * TIMES, 4_000 * TIMES, 16_000 * TIMES)
     sampled(tmp_path, 200, 0)
     shown("synthesis", "pairs", sizes, [measured(SYNTHESIZE, tmp_path, size) for size in sizes])
 
 
 def test_scoring(tmp_path: Path) -> None:
-    sizes = (100, 1_000, 10_000)
+    sizes = (100 * TIMES, 1_000 * TIMES, 10_000 * TIMES)
     for size in sizes:
         sampled(tmp_path / str(size), 4, size)
     shown("scoring", "pictures", sizes, [measured(SCORE, tmp_path / str(size)) for size in sizes])
