@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, load_detector
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
+from tasks.detectors.stored import settings_from_json
 from tasks.inpainting.inpainter import load_inpainter, write_choice
 from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from tasks.packaged.detectors import MODELS, fill, write
@@ -104,7 +105,7 @@ def test_the_pipelines_say_how_the_packaged_detectors_were_trained() -> None:
         about = json.loads((PACKAGED / MODELS[name][1]).read_text(encoding="utf-8"))
         asked = pipelines[pipeline]
         for said, kept in ((asked.detectors[name], about["settings"]), (asked.training[name], about["training"])):
-            assert json.loads(json.dumps(asdict(said))) == kept
+            assert settings_from_json(type(said), kept) == said
         assert about["examples"] <= asked.synthesis.pairs
 
 
