@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import struct
@@ -417,6 +418,23 @@ def test_what_a_killed_writer_left_is_taken_away_by_the_next_and_what_a_living_o
         assert writers() == {str(living.pid)} and len(list(tmp_path.glob(".*.partial"))) == 2
         living.kill()
     assert (tmp_path / "new").is_file()
+
+
+def test_what_the_disk_refuses_once_is_read_by_the_next_run(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, read = ingest(layout), Path.read_bytes
+    (layout.parent / "checkpoints/ingest/parts.sqlite").unlink()
+
+    def refused(path: Path) -> bytes:
+        if path.name == "3.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        assert len(ingest(layout)) == len(expected) - 2
+    with (layout.parent / "manifests/parts.rejected.csv").open(encoding="utf-8") as stream:
+        assert [row["reason"] for row in csv.DictReader(stream)] == ["cannot be read (Input/output error)"] * 2
+    assert ingest(layout) == expected
 
 
 def test_a_folder_made_anew_takes_a_links_place_and_leaves_what_it_leads_to(tmp_path: Path) -> None:

@@ -203,6 +203,12 @@ def test_kolektor_sdds_pictures_are_cut_in_three(lay_out: Any) -> None:
     with Image.open(piece["image"]) as image, Image.open(data.folder / "kos00/Part1.jpg") as whole:
         assert np.array_equal(np.asarray(image), np.asarray(whole.convert("RGB"))[41:])
     assert data.read() == rows
+    cut = data.folder / "kos01/Part0.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])  # its pieces are cut out of it, which fails in the decoder
+    left = data.read()
+    assert len(left) == len(rows) - 3 and not [row for row in left if "kos01_Part0" in row["image"]]
+    assert all("truncated or no picture" in reason for file, reason in data.rejected().items() if "Part0" in file)
+    assert data.ingested.rejected == 4
 
 
 def test_kolektor_sdd2_has_its_masks_beside_the_pictures(lay_out: Any) -> None:

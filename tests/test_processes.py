@@ -172,6 +172,17 @@ def test_asked_to_end_all_of_them_end_and_the_next_run_goes_on(pairs: Path, poli
 
 
 @pytest.mark.slow
+def test_a_fault_of_the_one_who_waits_ends_the_processes_too(pairs: Path) -> None:
+    def report(_share: float) -> None:
+        raise ConnectionError("the server is away")
+
+    with pytest.raises(ConnectionError, match="the server is away"):
+        train(job(pairs, "two"), 2, report)
+    assert not [child for child in psutil.Process().children(recursive=True) if "--work" in child.cmdline()]
+    assert not list(pairs.parent.glob("*.processes"))
+
+
+@pytest.mark.slow
 def test_what_the_processes_refuse_is_told_as_one_process_would(pairs: Path) -> None:
     with pytest.raises(BadInput, match=r"training\.metauas: a batch of 5 cannot be shared by 2 processes"):
         train(job(pairs, "two", settings=replace(SETTINGS, batch_size=5)), 2)

@@ -97,9 +97,9 @@ class Execution(Strict):
     @model_validator(mode="after")
     def _of_a_cluster(self) -> Execution:
         if self.gpu is not None and (self.runner != "dask" or self.address is None):
-            raise ValueError("gpu: is of the workers of a cluster, so runner: dask, and its address")
+            raise ValueError("gpu: runner: dask and the address of a cluster beside it, whose workers have one")
         if self.nodes > 1 and (self.runner != "dask" or self.address is None):
-            raise ValueError("nodes: are machines of a cluster, so runner: dask, and its address")
+            raise ValueError("nodes: runner: dask and the address of a cluster beside it, whose machines they are")
         return self
 
 

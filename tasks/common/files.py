@@ -89,7 +89,7 @@ def _sweep(folder: Path) -> None:
 def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True  # another user's

@@ -20,7 +20,7 @@ STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcs
 """Packages that talk to stores."""
 
 
-def is_of_store(error: BaseException) -> bool:
+def is_of_store(error: BaseException | None) -> bool:
     """Tells whether an error is a store's, or of the way there. It may pass, so it is worth trying again."""
     return type(error).__module__.partition(".")[0] in STORES
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,13 +70,13 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         return facts
     except BadInput:
         raise  # a full disk
-    except OSError as error:
-        if is_remote(listed.image):
-            raise
-        return Facts(fault=f"cannot be read ({os.strerror(error.errno or 0)})", passing=True)
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        if is_of_store(error):
-            raise  # what is wrong is not the picture's
+        if is_of_store(error) or is_of_store(error.__cause__):
+            raise  # what is wrong is the store's, or of the way there
+        if isinstance(error, OSError) and (error.errno is not None or type(error) not in (OSError, UnidentifiedImageError)):
+            if is_remote(listed.image):
+                raise
+            return Facts(fault=f"cannot be read ({error.strerror or error})", passing=True)  # the disk's; a decoder's own have no number
         return Facts(fault=_undecodable(listed.image, error))
 
 

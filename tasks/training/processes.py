@@ -167,15 +167,17 @@ def _run(job: Job, report: Callable[[float], None]) -> Trained:
 
 
 def _see_through(folder: Path, attendances: Sequence[Attendance], report: Callable[[float], None]) -> None:
-    """Waits for the end of a training, or ends it when this process is asked to stop; tells how far it is."""
+    """Waits for the end of a training, or ends it when this process is asked to stop or fails; tells how far it is."""
     last = ""
-    while not all(one.done() for one in attendances) and not (folder / TRAINED_NAME).is_file() and not stopping.asked():
-        time.sleep(POLL)
-        share = (folder / SHARE_NAME).read_text(encoding="utf-8") if (folder / SHARE_NAME).is_file() else ""
-        if share != last:
-            report(float(share))
-            last = share
-    write_text(folder / OVER_NAME, "")
+    try:
+        while not all(one.done() for one in attendances) and not (folder / TRAINED_NAME).is_file() and not stopping.asked():
+            time.sleep(POLL)
+            share = (folder / SHARE_NAME).read_text(encoding="utf-8") if (folder / SHARE_NAME).is_file() else ""
+            if share != last:
+                report(float(share))
+                last = share
+    finally:
+        write_text(folder / OVER_NAME, "")  # else the launchers would be waited for, and they for this
     deadline = time.monotonic() + PATIENCE
     while not all(one.done() for one in attendances) and time.monotonic() < deadline:
         time.sleep(POLL)
