@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +20,7 @@ from clusters import LOG, cluster
 from conftest import SMALL, copied, make_project, run, save, write_pipelines
 from lines import old, picture
 from machines import Machine, machines
-from processes import started, wait_until
+from processes import kill_group, started, wait_until
 from servers import ask, free_port
 from stores import BUCKET, S3
 
@@ -99,7 +97,7 @@ def test_a_dataset_is_read_by_the_workers_one_of_which_dies(project: Path, worke
         started(project, *INGEST, PREFECT_API_URL=api_of_retrained) as process,
     ):
         wait_until(lambda: "RUNNING" in looks(), process=process, what="a portion's start")
-        os.killpg(third.pid, signal.SIGKILL)
+        kill_group(third)
         assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
     assert (manifest.read_bytes(), listed.read_bytes()) == alone
     wait_until(lambda: looks().count("COMPLETED") >= 3, what="three portions")
@@ -168,7 +166,7 @@ def test_two_machines_share_each_step_of_a_training_and_one_goes_on_when_the_oth
             with started(folder, *head.command(*train), **environment) as process:
                 wait_until(lambda: at_work(first) and at_work(second), process=process, what="the work of both")
                 wait_until(lambda: list(checkpoint.glob("*.pt")), process=process, what="a checkpoint")
-                os.killpg(workers["second"].pid, signal.SIGKILL)
+                kill_group(workers["second"])
                 assert process.wait(timeout=150) == 0, (folder / "output.log").read_text()[-3000:]
             assert losses(folder) == pytest.approx(alone, abs=1e-4) and len(alone) == 60
             told(folder, **two)

@@ -7,8 +7,6 @@ import os
 import re
 import resource
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from clusters import cluster
 from conftest import ROOT, make_project, run, write_pipelines
-from processes import started, wait_until
-from servers import ask
+from processes import kill_group, started, wait_until
+from servers import ask, free_port
 
 from tasks.common.files import sha256
 
@@ -100,32 +99,21 @@ def test_killed_midway_the_next_run_keeps_whole_shards_and_ends_with_the_same_by
     assert pairs_made(project) == undisturbed and not work.exists()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_a_dask_worker_killed_midway_costs_its_shards_a_retry_and_nothing_else(
     project: Path, api: str, undisturbed: dict[str, str]
 ) -> None:
     """A scheduler and two workers of their own, as on two machines that share the checkout."""
     port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    execution(project, workers=2, runner="dask", address=address)
-    worker = ("dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+    execution(project, workers=2, runner="dask", address=f"tcp://127.0.0.1:{port}")
     quiet = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "WARNING"}
     with (
-        started(project, "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as _scheduler,
-        started(project, *worker, **quiet) as first,
-        started(project, *worker, **quiet) as second,
+        cluster(project, port, {"first": (), "second": ()}, **quiet) as workers,
         started(project, *SYNTHESIZE, **quiet) as process,
     ):
         wait_for_records(project, 3, process)
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+        kill_group(workers["first"])
         assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
-        assert second.poll() is None
+        assert workers["second"].poll() is None
     assert pairs_made(project) == undisturbed
 
 
@@ -139,9 +127,7 @@ def test_a_dask_cluster_scores_the_categories_to_the_same_bytes(project: Path, a
     alone = {file.relative_to(scores): sha256(file) for file in scores.rglob("*") if file.is_file()}
     shutil.rmtree(scores)
     port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    execution(project, workers=2, runner="dask", address=address)
-    worker = ("dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+    execution(project, workers=2, runner="dask", address=f"tcp://127.0.0.1:{port}")
     quiet = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "WARNING"}
     before = {one["id"] for one in ask(api, "task_runs")}
 
@@ -149,15 +135,13 @@ def test_a_dask_cluster_scores_the_categories_to_the_same_bytes(project: Path, a
         return [one for one in ask(api, "task_runs") if one["id"] not in before and one["name"].startswith("score patch-residual, part")]
 
     with (
-        started(project, "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as _scheduler,
-        started(project, *worker, **quiet) as first,
-        started(project, *worker, **quiet) as second,
+        cluster(project, port, {"first": (), "second": ()}, **quiet) as workers,
         started(project, *score, **quiet) as process,
     ):
         wait_until(lambda: any(one["state_type"] == "RUNNING" for one in parts()), process=process, what="the start of a part")
-        os.killpg(first.pid, signal.SIGKILL)
+        kill_group(workers["first"])
         assert process.wait(timeout=150) == 0, (project / "output.log").read_text()[-3000:]
-        assert second.poll() is None
+        assert workers["second"].poll() is None
     assert {file.relative_to(scores): sha256(file) for file in scores.rglob("*") if file.is_file()} == alone
     wait_until(lambda: {one["name"] for one in parts()} == {f"score patch-residual, part {part}" for part in range(2)}, what="two parts")
 

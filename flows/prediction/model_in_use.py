@@ -21,7 +21,7 @@ SEPARATOR = "/"
 
 
 def model_in_use(model: str) -> tuple[Named, str]:
-    """Gives the detector of `<pipeline>`, the one that was best on its targets, or of `<pipeline>/<detector>`; and says in a line which.
+    """Gives the detector of `<pipeline>`, the one that `choose` chooses, or of `<pipeline>/<detector>`; and says in a line which.
 
     Raises BadInput if the pipeline has no model in use, no such detector, or the files are not here.
     """
@@ -54,4 +54,4 @@ def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path) -> tuple[
     choice = choose(read_draws(folder / DRAWS_NAME), settings, trained)
     if choice is None:
         raise BadInput(f"{folder}: no {settings.figure} was measured, so name one of its detectors: <pipeline>{SEPARATOR}<detector>")
-    return choice.detector, f", the best of its {len(detectors)} detectors on its targets ({choice})"
+    return choice.detector, f", chosen of its {len(detectors)} detectors by their figures on its targets ({choice})"
