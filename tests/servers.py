@@ -21,6 +21,7 @@ import httpx
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds: a new database takes a while to be laid out on a busy machine
+BUSY_TIMEOUT = 30.0  # seconds
 
 
 def free_port() -> int:
@@ -73,14 +74,24 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the Prefect server did not start: {log.read_text()[-2000:]}")
 
 
+def request(method: str, url: str, content: dict[str, Any] | None = None) -> Any:
+    """What the API answers. A server whose database is at work answers 503 («come again»), which Prefect's own client does too."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        answer = httpx.request(method, url, json=content, timeout=30)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+            answer.raise_for_status()
+            return answer.json() if answer.content else None
+        time.sleep(0.5)
+
+
 def ask(url: str, what: str) -> list[dict[str, Any]]:
     """Everything the API has of `what`: flow_runs, task_runs, artifacts, flows."""
     items: list[dict[str, Any]] = []
     while True:
-        answer = httpx.post(f"{url}/{what}/filter", json={"limit": 200, "offset": len(items)}, timeout=30)
-        answer.raise_for_status()
-        items += answer.json()
-        if len(answer.json()) < 200:
+        page = request("POST", f"{url}/{what}/filter", {"limit": 200, "offset": len(items)})
+        items += page
+        if len(page) < 200:
             return items
 
 

@@ -9,14 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from conftest import TINY, commit, make_project, run, write_pipelines
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
-from servers import ask, prefect_server
+from servers import ask, prefect_server, request
 
 from flows.monitoring.events import DRIFT_EVENT, resource_of
 from flows.running.gpu import LIMIT
@@ -38,10 +37,10 @@ def _nothing_is_deployed(project: Path, api: str) -> None:
     """Takes away what the test before left on the server and in pipelines.yaml."""
     write_pipelines(project, TINY)
     for item in ask(api, "deployments"):
-        httpx.delete(f"{api}/deployments/{item['id']}", timeout=30).raise_for_status()
-    for limit in httpx.post(f"{api}/v2/concurrency_limits/filter", json={}, timeout=30).json():
+        request("DELETE", f"{api}/deployments/{item['id']}")
+    for limit in request("POST", f"{api}/v2/concurrency_limits/filter", {}):
         if limit["name"] == LIMIT:
-            httpx.delete(f"{api}/v2/concurrency_limits/{limit['id']}", timeout=30).raise_for_status()
+            request("DELETE", f"{api}/v2/concurrency_limits/{limit['id']}")
 
 
 def settings(folder: Path, *, enabled: tuple[str, ...] = ("small",), runs: dict[str, Any] | None = None, **pipeline: Any) -> None:
@@ -156,7 +155,7 @@ def test_after_a_time_in_which_nothing_ran_one_run_makes_up_for_all(project: Pat
     with prefect_server(tmp_path / "prefect", **few) as api:
         deployed(project, api)
         often = {"schedule": {"interval": 1.0}, "active": True}
-        httpx.patch(f"{api}/deployments/{of(api, 'small')['id']}", json={"schedules": [often]}, timeout=30).raise_for_status()
+        request("PATCH", f"{api}/deployments/{of(api, 'small')['id']}", {"schedules": [often]})
         wait_until(lambda: len(of_deployments(api)) >= 4, what="the scheduling of four runs")
     time.sleep(5)
     with prefect_server(tmp_path / "prefect", PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED="false") as api:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from gradio_client import Client
 from lines import old, picture, review_page
 from PIL import Image
 from processes import started, within
-from servers import ask, prefect_server
+from servers import ask, prefect_server, request
 from team import Team, git
 
 
@@ -89,9 +88,7 @@ def events(api: str, name: str) -> list[dict[str, Any]]:
     """The events of a name that the server has kept; it takes them in a moment later."""
 
     def found() -> list[dict[str, Any]]:
-        answer = httpx.post(f"{api}/events/filter", json={"filter": {"event": {"name": [name]}}}, timeout=30)
-        answer.raise_for_status()
-        return list(answer.json()["events"])
+        return list(request("POST", f"{api}/events/filter", {"filter": {"event": {"name": [name]}}})["events"])
 
     return list(within(30, found, name))
 

@@ -15,7 +15,7 @@ from conftest import ROOT, run
 from PIL import Image
 from processes import wait_until
 from selenium.webdriver.common.by import By
-from servers import ask, free_port
+from servers import ask, free_port, request
 from team import Team
 
 pytestmark = pytest.mark.slow
@@ -47,10 +47,8 @@ def screenshot(driver: Any, folder: Path, name: str) -> None:
 
 
 def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(team: Team) -> None:
-    import httpx
-
     first = runs(team.api, "retrain small")[0]
-    graph = httpx.get(f"{team.api}/flow_runs/{first['id']}/graph-v2", timeout=30).json()
+    graph = request("GET", f"{team.api}/flow_runs/{first['id']}/graph-v2")
     nodes = sorted((node for _id, node in graph["nodes"]), key=lambda node: node["start_time"])
     assert [node["label"].rpartition(" / ")[2] for node in nodes] == [
         "code",
@@ -65,11 +63,9 @@ def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(team: Team) 
 
 
 def test_the_log_has_one_line_a_milestone(team: Team) -> None:
-    import httpx
-
     first = runs(team.api, "retrain small")[0]
     asked = {"logs": {"flow_run_id": {"any_": [first["id"]]}}, "sort": "TIMESTAMP_ASC"}
-    lines = [line["message"] for line in httpx.post(f"{team.api}/logs/filter", json=asked, timeout=30).json()]
+    lines = [line["message"] for line in request("POST", f"{team.api}/logs/filter", asked)]
     assert len(lines) <= 16 and all("\n" not in line for line in lines), lines
     for stage in ("ingest_parts", "sample_small", "report_small"):
         assert sum(f"Ran('{stage}, " in line for line in lines) == 1
