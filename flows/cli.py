@@ -14,6 +14,7 @@ from flows import doctor, init
 from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
+from flows.running.console import Volume, set_volume
 from flows.settings.needs import needs
 from flows.settings.pipelines import enabled_pipeline, pipeline_named, read_pipelines
 from tasks.detectors.registry import DETECTORS
@@ -65,7 +66,14 @@ def parser() -> argparse.ArgumentParser:
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
     running.add_argument("--dry-run", action="store_true", help="say which stages would run, and why, and run nothing")
-    running.set_defaults(run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments.pipeline))
+    loudness = running.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "--quiet", action="store_const", dest="volume", const=Volume.QUIET, help="print what goes wrong, and nothing else"
+    )
+    loudness.add_argument(
+        "--verbose", action="store_const", dest="volume", const=Volume.VERBOSE, help="print what Prefect and DVC say, too"
+    )
+    running.set_defaults(volume=Volume.NORMAL, run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments))
     scoring = commands.add_parser("score", help="score the pictures that are new in a pipeline's watched folder, by its model in use")
     scoring.add_argument("pipeline")
     scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
@@ -146,21 +154,23 @@ def plan() -> None:
     Console().print(f"{DVC_YAML} {'is written anew' if written else 'is as pipelines.yaml has it'}", highlight=False)
 
 
-def retrain(pipeline: str) -> None:
+def retrain(arguments: argparse.Namespace) -> None:
+    pipeline = arguments.pipeline
     enabled_pipeline(pipeline)  # a mistake is told before a server is started
 
     from flows.retrain import retrain as flow
     from flows.running.api import end_with_parent, one_api, run
 
+    set_volume(arguments.volume)
     end_with_parent()
     with one_api():
         run(flow, pipeline=pipeline)
 
 
-def dry_run(pipeline: str) -> None:
+def dry_run(arguments: argparse.Namespace) -> None:
     from flows.dry_run import tell
 
-    for line in tell(pipeline):
+    for line in tell(arguments.pipeline):
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -13,6 +13,7 @@ from flows.running.artifacts import show_rows
 from flows.running.entry import start_stage
 from flows.running.places import EPISODES, EVALUATION, SCORES
 from flows.running.steps import HOUR, step
+from flows.running.told import has_listener
 from flows.settings.pipelines import Pipeline, pipeline_named
 from tasks.common.stopping import stoppable
 from tasks.reporting.curves import CURVES_NAME, curves_of
@@ -45,7 +46,8 @@ def figures(pipeline: str) -> None:
     results: Results = write_figures(pipeline, pipeline_named(pipeline))
     rows = table(results.figures)
     show_rows(pipeline, "results", rows, f"Figures of {pipeline}: percent, mean ± std over seeds")
-    _print(rows)
+    if not has_listener():  # the run ends with the best of them
+        _print(rows)
 
 
 def _print(rows: Sequence[dict[str, str]]) -> None:

@@ -8,14 +8,14 @@ from flows.plan import OF_A_DATASET, Stage, planned
 from flows.running import provenance
 from flows.running.artifacts import show_page, show_picture
 from flows.running.entry import start_stage
-from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, SCORES
+from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, REPORT_NAME, SCORES
 from flows.running.steps import HOUR, step
 from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from flows.settings.reader import read_yaml
 from tasks.common.stopping import stoppable
 from tasks.reporting.curves import CURVES_NAME, Curves
 from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
-from tasks.reporting.report import REPORT_NAME, Inputs, Origin, markdown, write_report
+from tasks.reporting.report import Inputs, Origin, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.scoring.operating import OPERATING_NAME, read_operating
 from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures

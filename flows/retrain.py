@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any, cast
@@ -15,23 +15,27 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.code import code
-from flows.plan import CODE_STAGE, SPLIT, write_plan
+from flows.plan import SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
 from flows.promotion.history import read_current
 from flows.running import provenance
-from flows.running.api import child, close_dead, link_child, parent
+from flows.running.api import close_dead, link_child, page_of_run, parent
 from flows.running.artifacts import show_page
+from flows.running.console import SAID
 from flows.running.dvc import forward_sigterm, reproduce, stages_before
 from flows.running.locks import Held, one_at_a_time
-from flows.running.places import EVALUATION
+from flows.running.places import EVALUATION, REPORT_NAME
 from flows.running.secrets import hide
-from flows.runs.journal import Journal, read_runs
+from flows.running.steps import progress
+from flows.running.told import listening, told
+from flows.runs.journal import Journal, Run, read_runs
+from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
 from flows.runs.states import RunState, StageState
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, check, on_sigterm
+from tasks.scoring.figures import heading
 from tasks.scoring.results import METRICS_NAME
 
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
@@ -59,9 +63,8 @@ def bring_up_to_date(stage: str) -> State[bool]:
         try:
             ran = reproduce(stage)
         except BadInput as error:
-            if stage == CODE_STAGE:
-                code()  # it runs under no flow that could say why it failed; asked again here, it raises what is wrong
-            raise BadInput(_with_reason(str(error))) from error
+            reason = told().failure
+            raise BadInput(f"stage {stage}: {reason}" if reason else str(error)) from error
     if not ran:
         return Completed(name=StageState.UP_TO_DATE, message=stage, data=False)
     took = f"{stage}, {time.monotonic() - since:.0f} s"
@@ -96,10 +99,11 @@ def _recorded(pipeline: str, settings: Pipelines) -> Ended:
     own = str(flow_run.get_id())
     for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
         close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
+    past = read_runs(pipeline)
     journal = Journal(pipeline, provenance.commit(), own)
     state, message = RunState.FAILED, ""
     try:
-        ended = _retrain(pipeline, journal)
+        ended = _retrain(pipeline, journal, past)
         state, message = ended.outcome.state, ended.message
     except BaseException as error:
         state, message = (RunState.STOPPED if isinstance(error, Stopped) else RunState.FAILED), str(error) or type(error).__name__
@@ -111,29 +115,59 @@ def _recorded(pipeline: str, settings: Pipelines) -> Ended:
     return ended
 
 
-def _retrain(pipeline: str, journal: Journal) -> Ended:
+def _retrain(pipeline: str, journal: Journal, past: list[Run]) -> Ended:
     logger = get_run_logger()
     ran = []
-    if write_plan():
-        logger.info(f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had")
-    for stage in stages_before(f"report{SPLIT}{pipeline}"):
-        check(f"retrain {pipeline}, before {stage}")
-        journal.begin(stage)
-        state = bring_up_to_date(stage, return_state=True)
-        journal.end(stage, StageState(str(state.name)) if state.is_completed() else StageState.FAILED)
-        ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
+    rewritten = write_plan()
+    stages = stages_before(f"report{SPLIT}{pipeline}")
+    milestones = Milestones(stages, past, progress(f"{pipeline}: share of the whole that is done"))
+    if rewritten:
+        line = f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had"
+        logger.info(line)
+        milestones.say(line)
+    page = page_of_run()
+    if page is not None:
+        milestones.say(f"{pipeline}: {page}")
+    with milestones.showing():
+        for stage in stages:
+            check(f"retrain {pipeline}, before {stage}")
+            journal.begin(stage)
+            with listening(), milestones.stage(stage):
+                state = bring_up_to_date(stage, return_state=True)
+            ended_as = StageState(str(state.name)) if state.is_completed() else StageState.FAILED
+            journal.end(stage, ended_as)
+            ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
+            milestones.ended(stage, ended_as, journal.run.stages[-1].seconds)
     check(f"retrain {pipeline}, before the promotion gate")
     outcome = cast(Outcome, promotion_gate(pipeline, return_state=True).result())
     ended = Ended(outcome, tuple(ran))
-    logger.log(WARNING if ended.outcome.state == RunState.KEPT else INFO, f"{pipeline}: {ended.outcome.state}: {ended.message}")
+    level = WARNING if ended.outcome.state == RunState.KEPT else INFO
+    logger.log(level, f"{pipeline}: {ended.outcome.state}: {ended.message}", extra={SAID: True})
+    for line in _end(pipeline, ended, len(stages)):
+        milestones.say(line)
     return ended
 
 
-def _with_reason(failure: str) -> str:
-    """Adds to a stage's failure what its own run said: of an exception in another process Prefect keeps the message alone."""
-    child_run = child()
-    message = child_run.state.message if child_run is not None and child_run.state is not None and child_run.state.message else ""
-    return f"{failure} ({message.removeprefix('Flow run encountered an exception: ').removeprefix('BadInput: ')})" if message else failure
+def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
+    """Gives what the console ends with."""
+    ran = len(ended.ran)
+    yield f"{pipeline}: {ran} of {stages} stages ran, {stages - ran} are up to date"
+    yield f"{pipeline}: {ended.outcome.state}: {ended.outcome.reason}"
+    current = read_current(pipeline)
+    if current is not None and ended.outcome.state != RunState.IN_USE:
+        yield f"in use: model {current.candidate[:8]}, since {current.time}"
+    for target, detectors in _figures(pipeline).items():
+        yield f"best on {target}: {_best(detectors)}"
+    yield f"report: {EVALUATION / pipeline / REPORT_NAME}"
+
+
+def _best(detectors: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Says which detector has the best of the first figure, and all figures of it."""
+    first = next(iter(next(iter(detectors.values()))))
+    name = max(detectors, key=lambda detector: detectors[detector].get(first) or 0.0)
+    return f"{name}, " + ", ".join(
+        f"{heading(figure)} {100 * value:.1f} %" for figure, value in detectors[name].items() if value is not None
+    )
 
 
 def _in_use(pipeline: str) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -34,18 +35,19 @@ AWAY = 600.0  # seconds that a server may be away
 PAUSE = 2.0  # seconds between two tries
 RETRIES = "8"  # of a call, each after a pause twice as long: together the same ten minutes
 PR_SET_PDEATHSIG = 1  # prctl(2)
+_temporary: ContextVar[bool] = ContextVar("temporary", default=False)  # whether the server ends with this process
 
 
 @contextmanager
 def one_api() -> Iterator[None]:
     """Gives this process and those it starts one API: the one that PREFECT_API_URL names, else a temporary server on loopback that lives as
-    long as this process. Raises
-    BadInput if nothing answers there.
+    long as this process. Raises BadInput if nothing answers there.
 
     Left to itself every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
     """
     url = PREFECT_API_URL.value()
-    if not url:
+    temporary = not url
+    if temporary:
         from prefect.server.api.server import SubprocessASGIServer  # costs two seconds, in every stage
 
         server = SubprocessASGIServer()
@@ -57,7 +59,16 @@ def one_api() -> Iterator[None]:
     os.environ[SEEN] = url
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
+        _temporary.set(temporary)
         yield
+
+
+def page_of_run() -> str | None:
+    """Gives the address of the page of the flow's run that asks; None if it ends with this process."""
+    context = FlowRunContext.get()
+    if _temporary.get() or context is None or context.flow_run is None:
+        return None
+    return url_for(context.flow_run)
 
 
 def answers(url: str) -> bool:

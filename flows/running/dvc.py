@@ -33,7 +33,7 @@ def reproduce(stage: str) -> bool:
         while cause is not None:
             causes.append(str(cause))
             cause = cause.__cause__
-        raise BadInput(f"stage {stage} failed: {hide(causes[-1])}; what it printed above says why") from error
+        raise BadInput(f"stage {stage} failed ({hide(causes[-1])}); what it printed above says why") from error
 
 
 def forward_sigterm() -> None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from flows.running.console import SAID
 from flows.running.secrets import hide, hide_in_log
+from flows.running.told import tell_failure
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM
 from tasks.common.places import is_of_store
@@ -19,8 +21,8 @@ DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it t
 
 
 def exit_on_bad_input(work: Callable[[], object]) -> None:
-    """Runs `work`. What is the user's to mend ends it with one line on stderr and exit code 2; SIGTERM with one line and 143, as a shell
-    would say."""
+    """Runs `work`. What is the user's to mend ends it with one line and exit code 2; SIGTERM with one line and 143, as a shell would say.
+    The line goes to the run that started this process, which says it, else to stderr."""
     log_in_lines()
     try:
         work()
@@ -28,7 +30,8 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
         line = _line_of(error)
         if line is None:
             raise
-        tell(line)
+        if not tell_failure(hide(line)):
+            tell(line)
         sys.exit(EXIT_CODE if isinstance(error, Stopped) else 2)
 
 
@@ -68,4 +71,5 @@ def _one_line(record: logging.LogRecord) -> bool:
     line = _line_of(error)
     if line is not None:
         record.msg, record.args, record.exc_info = line, (), None
+        setattr(record, SAID, True)  # by the command's own end
     return True

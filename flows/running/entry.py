@@ -10,6 +10,7 @@ from typing import Any
 from prefect import Flow
 
 from flows.running.api import end_with_parent, run
+from flows.running.console import set_volume, volume
 from flows.running.ending import exit_on_bad_input, tell
 from flows.running.gpu import gpu_slot
 from flows.running.locks import one_at_a_time
@@ -25,6 +26,8 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
     names, of = list(flow.parameters.properties), sys.argv[1:]
     if len(of) != len(names):
         sys.exit(f"usage: python -m flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
+
+    set_volume(volume())
 
     def work() -> object:
         execution = read_pipelines().execution

@@ -15,5 +15,6 @@ MODELS = DATA / "models"
 CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
 SCORES = DATA / "scores"
 EVALUATION = DATA / "evaluation"
+REPORT_NAME = "report.html"  # within a pipeline's evaluation
 CODE = DATA / "code"  # which code each stage runs: what DVC compares
 WATCH = DATA / "watch"  # what was said of pictures of a line; no stage's, so DVC knows nothing of it

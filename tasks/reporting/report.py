@@ -31,7 +31,6 @@ from tasks.training.log import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
 VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")
-REPORT_NAME = "report.html"
 LISTED = 200  # rejected files and near duplicates that are named; the rest is counted
 
 

@@ -1,0 +1,85 @@
+"""What a stage's process tells the run that started it: how far it is, and why it failed, as files in a folder of the run's.
+
+It needs no server and no pipe: DVC starts the process through a shell, and what it prints is the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.common.files import write_text
+
+FOLDER = "CHANGEPAIR_TOLD"  # environment: the folder
+SHARE, FAILURE = "share", "failure"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was told so far."""
+
+    folder: Path
+
+    @property
+    def share(self) -> float | None:
+        """What is done, 0..1; None if the stage does not say."""
+        try:
+            return float(self._read(SHARE))
+        except ValueError:
+            return None
+
+    @property
+    def failure(self) -> str:
+        """Why it failed, in one line; empty if it did not say."""
+        return self._read(FAILURE)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Has the processes that are started within it tell."""
+    with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
+        os.environ[FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER]
+
+
+def told() -> Told:
+    """Gives what was told since `listening` began."""
+    return Told(Path(os.environ[FOLDER]))
+
+
+def has_listener() -> bool:
+    """Tells whether a run started this process, and says itself what matters."""
+    return FOLDER in os.environ
+
+
+def tell_share(share: float) -> None:
+    """Tells what is done, 0..1, if anybody listens."""
+    _tell(SHARE, str(share))
+
+
+def tell_failure(line: str) -> bool:
+    """Tells why this process fails; gives whether anybody listens."""
+    return _tell(FAILURE, line)
+
+
+def _tell(name: str, text: str) -> bool:
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return False
+    with suppress(OSError):  # who listened is gone
+        write_text(Path(folder) / name, text)
+        return True
+    return False
