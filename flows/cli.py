@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,11 +16,13 @@ from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
 from flows.running.console import Volume, set_volume
-from flows.settings.needs import needs
+from flows.settings.needs import costs, needs
 from flows.settings.pipelines import enabled_pipeline, pipeline_named, read_pipelines
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import LayoutName
 
+NAMED = 3
+"""Files that are named beside the reason that they were left out for."""
 EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
@@ -120,7 +123,10 @@ def parser() -> argparse.ArgumentParser:
     importing.add_argument("checkpoint", type=Path)
     importing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
     importing.set_defaults(run=lambda arguments: import_model(arguments.detector, arguments.checkpoint, arguments.out))
+    about = {action.dest: str(action.help) for action in commands._choices_actions}
     for name, command in commands.choices.items():
+        if command.description is None:
+            command.description = f"{about[name][0].upper()}{about[name][1:]}."
         if name in EXAMPLES:
             command.epilog = f"example: {EXAMPLES[name]}"
     return parser
@@ -143,6 +149,8 @@ def list_pipelines() -> None:
             console.print(f"\n[bold]{name}[/bold] is missing:")
         for line in missing:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        for line in costs(pipeline) if name in read.enabled else ():
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def plan() -> None:
@@ -312,10 +320,15 @@ def inspect_dataset(dataset: str, named: str | None, sheet: Path | None) -> None
     console.print(counts)
     for side, (least, median, greatest) in inspection.sizes.items():
         console.print(f"{side}: {least} / {median} / {greatest} pixels (least, median, greatest)", highlight=False)
-    for title, lines in (("left out", inspection.rejected), ("converted", inspection.notes)):
-        for reason, count in lines.items():
-            console.print(f"{title}: {count} x {reason}", highlight=False, markup=False, soft_wrap=True)
+    lines = [f"left out: {len(files)} x {reason}: {_some(files)}" for reason, files in inspection.rejected.items()]
+    lines += [f"to be known: {count} pictures are {note}" for note, count in inspection.notes.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"to look at: {sheet}", soft_wrap=True)
+
+
+def _some(files: Sequence[str]) -> str:
+    return ", ".join(files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
 
 
 if __name__ == "__main__":  # as the scheduled runs start it, by the code of their clone

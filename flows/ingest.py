@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from logging import INFO, WARNING
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -18,7 +19,7 @@ from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.common.stopping import stoppable
 from tasks.ingestion import check
-from tasks.ingestion.check import Facts
+from tasks.ingestion.check import INVERTED, Facts
 from tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged
 from tasks.ingestion.listing import DatasetFolder, Listed
 from tasks.ingestion.packaged import PACKAGED
@@ -69,9 +70,9 @@ def ingest(dataset: str) -> None:
         raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
     ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution)
     for note, count in ingested.notes.items():
-        get_run_logger().info(f"{dataset}: {count} pictures are {note}")
+        get_run_logger().log(WARNING if INVERTED in note else INFO, f"{dataset}: {count} pictures are {note}")
     left_out = f", {ingested.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if ingested.rejected else ""
-    get_run_logger().info(f"{dataset}: {ingested.kept} pictures{left_out}")
+    get_run_logger().log(WARNING if left_out else INFO, f"{dataset}: {ingested.kept} pictures{left_out}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,12 @@ def sample(pipeline: str) -> None:
     logger.info(f"{pipeline}: {sampled.episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}")
     if sampled.near_duplicates:
         logger.warning(f"{pipeline}: {sampled.near_duplicates} targets look like pictures trained on: see {files.near_duplicates}")
+    if sampled.repeated:
+        logger.warning(
+            f"{pipeline}: {sampled.repeated} targets look the same as pictures that may prompt them: see {files.near_duplicates}"
+        )
+    for category in sampled.unmeasured:
+        logger.warning(f"{pipeline}: {category} has test pictures of one label alone: there will be scores of it, and no figures")
     for category in sampled.without_prompts:
         logger.warning(f"{pipeline}: the pooled draw gave no prompt to {category}")
 

@@ -147,6 +147,42 @@ def test_bad_files_are_left_out_each_with_its_reason(layout: Path) -> None:
     assert listed.read_bytes() == before  # no reason names what differs from run to run
 
 
+def test_what_lies_where_no_picture_is_read_is_listed(layout: Path) -> None:
+    """Folders and pictures that a layout does not read are the ones that their owner misses."""
+    places = {  # of a picture, what is listed of it, and why
+        "pipes/test/good/0.png": ("pipes", "a category without train/good"),
+        "loose.png": ("loose.png", "outside of all categories"),
+        "bricks/0.png": ("bricks/0.png", "outside of train and test"),
+        "bricks/train/0.png": ("bricks/train/0.png", "outside of good"),
+        "bricks/train/bad/0.png": ("bricks/train/bad", "only normal pictures are trained on"),
+        "bricks/train/good/more/0.png": ("bricks/train/good/more", "what it holds is not read"),
+        "bricks/test/0.png": ("bricks/test/0.png", "outside of a defect's folder"),
+        "bricks/test/hole/more/0.png": ("bricks/test/hole/more", "what it holds is not read"),
+    }
+    crop = np.asarray(Image.open(layout / "bricks/train/good/0.png"))
+    for place in places:
+        save(crop, layout / place)
+    assert len(ingest(layout)) == 16
+    found = rejected(layout)
+    assert found.keys() == {listed for listed, _reason in places.values()}
+    for listed, reason in places.values():
+        assert reason in found[listed], listed
+
+
+def test_masks_that_may_be_inverted_are_suspected(layout: Path) -> None:
+    for file in (layout / "bricks/ground_truth/hole").glob("*.png"):
+        save(255 - np.asarray(Image.open(file)), file)
+    places = make_places(layout.parent / "manifests")
+    for _time in ("read", "known"):
+        notes = ingest_folder("parts", layout, licence="own", places=places).notes
+        assert [count for note, count in notes.items() if "may be inverted" in note] == [2]
+
+
+def test_a_file_is_no_folder(layout: Path) -> None:
+    with pytest.raises(BadInput, match=r"0\.png is a file; give the folder of the pictures as datasets\.folders\.parts\.path"):
+        ingest(layout / "bricks/train/good/0.png")
+
+
 def test_a_category_with_nothing_left_is_an_error_that_points_at_the_reasons(layout: Path) -> None:
     for file in (layout / "stones").rglob("*.png"):
         file.write_bytes(b"")

@@ -209,7 +209,7 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     assert artifacts["small-pairs-kinds"]["type"] == "table" and sum(int(row["pairs"]) for row in kinds) == 24
     assert "small-pairs-changed-area" in artifacts and "small-pairs-drops" in artifacts
     shares = [item["data"] for item in of_the_run if item["type"] == "progress"]
-    assert shares == [100.0] * 6  # of the inpainter, two trainings and three scorings
+    assert shares == [100.0] * 7  # of the inpainter, two trainings, three scorings, and the whole
     assert artifacts["small-promotion"]["data"].startswith("# small: Promoted")
 
 
@@ -218,8 +218,31 @@ def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
     result = run(project, "dvc", "repro")
     assert result.returncode == 0 and "Data and pipelines are up to date." in result.stdout
     again = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
-    assert again.returncode == 0 and "every stage is up to date" in again.stdout + again.stderr
+    said = [*again.stdout.splitlines(), *again.stderr.splitlines()]
+    stages = len(before) - 1  # but for the one that asks which code they run, which is out of date or not
+    assert again.returncode == 0 and f"small: 0 of {stages + 1} stages ran, {stages + 1} are up to date" in said
+    assert any(line.startswith("small: In use already: ") for line in said) and "report: data/evaluation/small/report.html" in said
+    assert any(line.startswith("best on parts: ") and "I-AUROC" in line for line in said)
+    assert len(said) <= 12, said
+    quiet = run(project, "changepair", "retrain", "small", "--quiet", PREFECT_API_URL=api)
+    assert quiet.returncode == 0 and quiet.stdout + quiet.stderr == ""
+    loud = run(project, "changepair", "retrain", "small", "--verbose", PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
+    assert "Stage 'report_small' didn't change, skipping" in loud.stdout and "Beginning flow run" in loud.stderr
     assert lock(project) == before
+
+
+def test_a_run_says_a_line_a_milestone(project: Path, api: str) -> None:
+    write_pipelines(project, edited(project, evaluation={"convention": "published"}))
+    result = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    said = result.stdout.splitlines()
+    page, *told = [line for line in said if not line.startswith(("small: ", "best ", "report", "in use"))], *said
+    stages = len(lock(project))
+    assert [re.sub(r"\d+ s", "_ s", line) for line in page if "code" not in line] == [
+        f"stage {stages - 1} of {stages}: figures small, _ s",
+        f"stage {stages} of {stages}: report small, _ s",
+    ], told
+    assert told[0].startswith("small: http://127.0.0.1:")  # the run's page, on a server that stays
 
 
 def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tuple[Path, list[str]]) -> None:
@@ -376,7 +399,8 @@ def test_a_strangers_mistake_ends_a_stage_and_a_run_with_one_line_and_exit_code_
     assert again.returncode == 2 and "Traceback" not in again.stdout + again.stderr
     assert "pictures are both a source and a target" in again.stderr
     assert "synthesize_small" not in again.stdout
-    assert again.stderr.splitlines()[-1].startswith("changepair: stage sample_small failed")
+    assert again.stderr.splitlines()[-1].startswith("changepair: stage sample_small: ")
+    assert (again.stdout + again.stderr).count("pictures are both a source and a target") == 1
     assert current(project) == in_use and weights(project, "in-use")  # a run that fails leaves the model in use
 
     failed = [item for item in ask(api, "flow_runs") if item["state_type"] == "FAILED" and item["name"] == "sample small"]

@@ -116,7 +116,7 @@ def test_too_few_normal_pictures_are_told(manifests: Path) -> None:
 
 
 def test_a_target_without_test_pictures_is_told(manifests: Path) -> None:
-    with pytest.raises(BadInput, match="other: category 'other' has no normal test picture"):
+    with pytest.raises(BadInput, match="other: category 'other' has no test picture, so nothing can be scored of it"):
         sample(SETTINGS, Use(("photos",), ("other",)), manifests=manifests, files=files(manifests))
 
 
@@ -355,7 +355,52 @@ def test_near_duplicates_are_reported(manifests: Path) -> None:
     sampled = sample(SETTINGS, Use(("copies",), ("parts",)), manifests=manifests, files=files(manifests))
     assert sampled.near_duplicates == 1
     header, row = files(manifests).near_duplicates.read_text().splitlines()
-    assert header == "trained_on,tested_on,bits" and "copies/copy.jpg" in row and "stones/test/good/0.png" in row
+    assert header == "seen,tested_on,bits,how" and "copies/copy.jpg" in row and "stones/test/good/0.png" in row
+
+
+def test_a_test_picture_that_may_prompt_itself_is_refused_by_its_bytes_and_reported_by_its_look(manifests: Path, layout: Path) -> None:
+    shutil.copy(layout / "stones/train/good/1.png", layout / "stones/test/good/again.png")
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
+    with pytest.raises(
+        BadInput, match=r"parts: 1 pictures are both in its training and its test set, the first .*good/1\.png and .*again\.png"
+    ):
+        sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests))
+    (layout / "stones/test/good/again.png").open("ab").write(b"\0")  # other bytes, the same picture
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
+    assert sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests)).repeated == 1
+    _header, row = files(manifests).near_duplicates.read_text().splitlines()
+    assert "train/good/1.png" in row and "test/good/again.png" in row and row.endswith(",0,prompts")
+
+
+def test_ones_own_normal_pictures_are_trained_on_and_others_of_them_prompt(manifests: Path) -> None:
+    with pytest.raises(BadInput, match=r"or say with sampling\.to_train which share"):
+        sample(SETTINGS, Use(("parts",), ("parts",)), manifests=manifests, files=files(manifests))
+    halves = SamplingSettings(shots=(1, 2), seeds=(0, 1), to_train=0.5)
+    sample(halves, Use(("parts", "other"), ("parts",)), manifests=manifests, files=files(manifests))
+    trained_on = {row.image for row in read_pictures(files(manifests).sources)}
+    episodes = read_episodes(files(manifests).episodes)
+    prompts = {image for episode in episodes for image in episode.prompts}
+    own = {image for image in trained_on if "/parts/" in image}
+    assert len(own) == 2 * 2 and len(trained_on - own) == 4  # half of each of two categories' four; of the other dataset all
+    assert len(prompts) == 2 * 2 and not prompts & trained_on
+    assert not trained_on & {image for episode in episodes for image in episode.queries}
+    before = files(manifests).sources.read_bytes()
+    sample(halves, Use(("parts", "other"), ("parts",)), manifests=manifests, files=files(manifests))
+    assert files(manifests).sources.read_bytes() == before
+    few = SamplingSettings(shots=(1,), to_train=0.1)
+    with pytest.raises(
+        BadInput, match=r"parts: category 'bricks' has 4 normal training pictures, too few to be parted by sampling\.to_train, 0\.1"
+    ):
+        sample(few, Use(("parts",), ("parts",)), manifests=manifests, files=files(manifests))
+
+
+def test_a_category_without_defects_has_episodes_and_is_named(manifests: Path, layout: Path) -> None:
+    shutil.rmtree(layout / "stones/test/hole")
+    shutil.rmtree(layout / "stones/ground_truth")
+    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
+    sampled = sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests))
+    assert sampled.unmeasured == ["parts: stones"]
+    assert {episode.labels for episode in read_episodes(files(manifests).episodes) if episode.category == "stones"} == {(0, 0)}
 
 
 @given_hashes(
@@ -372,4 +417,4 @@ def test_near_duplicates_are_the_nearest_within_three_bits(trained: list[int], t
     pairs = near_duplicates(*rows)
     assert {pair.tested_on: pair.bits for pair in pairs} == {name: bits for name, bits in nearest.items() if bits <= 3}
     for pair in pairs:
-        assert (trained[int(pair.trained_on[1:])] ^ others[int(pair.tested_on[1:])]).bit_count() == pair.bits
+        assert (trained[int(pair.seen[1:])] ^ others[int(pair.tested_on[1:])]).bit_count() == pair.bits

@@ -66,6 +66,11 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.synthesis.inpainting", {"dtype": "float8"}, "synthesis.inpainting.dtype: expected .*, not 'float8'"),
         ("datasets.objects", {"part": {"format": "coco", "path": "x"}}, "datasets.objects.part: no dataset 'part'.*did you mean 'parts'?"),
         ("datasets.objects", {"parts": {"format": "koko", "path": "x"}}, "datasets.objects.parts.format: expected 'coco', .*, not 'koko'"),
+        (
+            "pipelines.small.training.metauas",
+            {"epochs": 1},
+            r"training.metauas.batch_size: 22 pairs to learn from \(24 less those held out\) fill no batch of 128; lower it, or raise",
+        ),
         ("execution.runner", "ray", "execution.runner: expected 'threads', 'processes' or 'dask', not 'ray'"),
         ("execution", {"gpu": "GPU"}, "execution.gpu: expected runner: dask and the address of a cluster"),
         ("execution", {"nodes": 2, "runner": "dask"}, "execution.nodes: expected runner: dask and the address of a cluster"),

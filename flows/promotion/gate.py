@@ -25,12 +25,14 @@ from flows.promotion.history import (
     write_current,
 )
 from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
+from flows.running import provenance
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION
 from flows.running.steps import HOUR, step
 from flows.runs.journal import now
 from flows.runs.states import RunState
-from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline
+from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline, read_pipelines
 from flows.settings.reader import parse, read_yaml
+from flows.settings.runs import branch_of
 from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
@@ -101,7 +103,19 @@ def rollback(pipeline: str) -> str:
     reason = f"rolled back from {line[-1].candidate[:8]}"
     model = replace(before, action="rolled back", time=now(), reason=reason)
     write_current(pipeline, model)
-    return f"{pipeline}: model {model.candidate[:8]} is in use again"
+    return f"{pipeline}: model {model.candidate[:8]} is in use again{_of_scheduled_runs(pipeline)}"
+
+
+def _of_scheduled_runs(pipeline: str) -> str:
+    """Says how to roll back what scheduled runs go on from, which is what their results have in use; empty where there are none."""
+    read = read_pipelines()
+    branch = branch_of(pipeline)
+    if read.pipelines[pipeline].schedule is None or read.runs.results != "branch" or provenance.branch() == branch:
+        return ""
+    return (
+        f" in this checkout. Scheduled runs go on from their own results: `git fetch`, `git switch {branch}`, "
+        f"`changepair rollback {pipeline}`, `git commit -am 'Rolled back'`, `git push`"
+    )
 
 
 def take(pipeline: str, reason: str) -> Model:

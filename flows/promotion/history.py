@@ -71,6 +71,17 @@ def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
         raise BadInput(f"{file}: not as it was written ({error}); take it from Git again, or `changepair promote {pipeline}`") from error
 
 
+def what_is_missing(folder: Path, model: Model) -> str:
+    """Says what a folder of a model in use lacks of its files, by their number and sizes; empty if nothing."""
+    if not folder.is_dir():
+        return "its files are not here"
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    if (len(files), size) == (model.files, model.size):
+        return ""
+    return f"its files are not whole: {len(files)} of {model.files} files, {size:,} of {model.size:,} bytes"
+
+
 def read_history(pipeline: str) -> list[Model]:
     """Reads every decision, the oldest first."""
     file = folder_of(pipeline) / HISTORY

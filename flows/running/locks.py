@@ -35,7 +35,8 @@ def one_at_a_time(
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", encoding="utf-8") as stream:
         if not _locked(stream, patience=MOMENT):
-            whose = f"{what}: {holder(file) or 'another run'} is at work in {where or Path.cwd()}"
+            who = holder(file)
+            whose = f"{what}: another run is at work in {where or Path.cwd()}{f': {who}' if who else ''}"
             if not wait:
                 raise Held(whose)
             tell(f"{whose}; waiting for it to end")

@@ -23,6 +23,14 @@ def commit() -> str:
         return "no commit of Git"
 
 
+def branch() -> str:
+    """Names the branch that is checked out; empty if none is."""
+    try:
+        return _git("symbolic-ref", "--short", "--quiet", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def locked() -> dict[str, Any]:
     """Reads the stages of dvc.lock, by name; none before the first run."""
     return YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.promotion.history import IN_USE, SETTINGS_NAME, folder_of, read_current
+from flows.promotion.history import IN_USE, folder_of, read_current, what_is_missing
 from flows.running.locks import FOLDER, holder
 from flows.running.places import DATA
 from flows.runs.journal import Run, StageRun, read_runs
@@ -57,8 +57,9 @@ def _lines(pipeline: str, place: Place, last: int) -> Iterator[str]:
         if current.choice:
             yield f"  used by: {current.choice}"
         folder = folder_of(pipeline) / IN_USE
-        if not (place.folder / folder / SETTINGS_NAME).is_file():
-            yield f"  its files are not here; get them with `dvc pull {folder}.dvc`"
+        wrong = what_is_missing(place.folder / folder, current)
+        if wrong:
+            yield f"  {wrong}; get its files with `dvc pull {folder}.dvc`, or `dvc checkout --force {folder}.dvc`"
     times = read_times(pipeline, place.folder / DATA)
     if times:
         each = ", ".join(f"{name} {1000 * taken.seconds:.0f} ms" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds))

@@ -28,7 +28,7 @@ from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
 from flows.running.provenance import LOCK
 from flows.schedule.commands import CommandFailed, git, of_this_environment, own, run
-from flows.settings.runs import Results
+from flows.settings.runs import Results, branch_of
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 
@@ -58,7 +58,7 @@ class Workspace:
     @property
     def branch(self) -> str:
         """The branch of the results, or the start of their tags' names."""
-        return f"changepair/{self.pipeline}"
+        return branch_of(self.pipeline)
 
 
 def prepare(workspace: Workspace, revision: str, tell: Tell) -> str:

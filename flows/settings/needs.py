@@ -13,12 +13,27 @@ from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from tasks.inpainting.settings import NONE, OWN
 
+STEPS_A_SECOND = 3.8
+"""Of the inpainting model's training as it is by default, on two cores."""
 FETCHED = "fetches from the hub when they are first used, unless HF_HUB_OFFLINE is set"
 
 
 def needs(pipeline: Pipeline, datasets: Datasets) -> list[str]:
     """Gives one line for each thing that is missing."""
     return [*_datasets(pipeline, datasets), *_models(pipeline), *_encoders(pipeline), *_inpainter(pipeline)]
+
+
+def costs(pipeline: Pipeline) -> list[str]:
+    """Gives one line for each thing that takes time and could be had without."""
+    own = pipeline.inpainter
+    if own.model != OWN:
+        return []
+    needed = "" if pipeline.synthesis.repaints else ", though no kind of change of its synthesis repaints (model: none)"
+    minutes = own.steps / STEPS_A_SECOND / 60
+    return [
+        f"inpainter: a model of its own is trained, {own.steps} steps, about {minutes:.0f} minutes on two cores without a GPU{needed}; "
+        "model: packaged needs no training"
+    ]
 
 
 def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:

@@ -289,6 +289,14 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
             )
     if not pipeline.synthesis.pairs:
         return
+    learnt = int(pipeline.synthesis.pairs * (1 - pipeline.synthesis.held_out))
+    for detector, examples in pipeline.trained_on.items():
+        size = pipeline.training_of(detector).batch_size
+        if examples == "pairs" and pipeline.pairs_of(detector) is None and learnt < size:
+            yield (
+                f"training.{detector}.batch_size: {learnt} pairs to learn from ({pipeline.synthesis.pairs} less those held out) fill no "
+                f"batch of {size}; lower it, or raise synthesis.pairs"
+            )
     if not pipeline.sources:
         yield "sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"
     if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":

@@ -87,6 +87,11 @@ Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]  # o
 Place = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
 
 
+def branch_of(pipeline: str) -> str:
+    """Names the branch of a pipeline's results, or the start of their tags' names."""
+    return f"changepair/{pipeline}"
+
+
 class Runs(Strict):
     """The way the runs of deployments work: each in a clean clone, whose results are committed."""
 

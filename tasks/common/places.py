@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from tasks.common.errors import BadInput
 
@@ -67,11 +67,23 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
 def file_names(folder: Path) -> list[str]:
     """Lists the names of the files in a folder, in the order of their bytes; [] if there is no such folder. Names and no paths: a folder
     may hold a million."""
+    return _names(folder, "file")
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Lists the names of the folders in a folder, as `file_names`."""
+    return _names(folder, "directory")
+
+
+def _names(folder: Path, kind: Literal["file", "directory"]) -> list[str]:
+    """Lists names without a question to the disk or the store for each."""
     if not folder.is_dir():
         return []
     if is_remote(folder):
+        own = folder.path.strip("/")  # type: ignore[attr-defined]
         found = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
-        names = [one["name"].rpartition("/")[2] for one in found if one["type"] == "file"]
-        return sorted((name for name in names if name), key=os.fsencode)  # a store may have an empty name, for the folder itself
+        paths = [one["name"].strip("/") for one in found if one["type"] == kind]
+        names = [path.rpartition("/")[2] for path in paths if path != own]  # a store may list the folder itself
+        return sorted((name for name in names if name), key=os.fsencode)
     with os.scandir(folder) as entries:
-        return sorted((entry.name for entry in entries if entry.is_file()), key=os.fsencode)
+        return sorted((entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir())), key=os.fsencode)

@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MAX_PIXELS = 100_000_000
 """The most a picture may hold, in pixels (10,000 x 10,000, 300 MB decoded). A larger one is taken for a decompression bomb."""
+MOST_MARKED = 0.5
+"""Share of a picture: a mask that marks more may be inverted."""
+INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations of EXIF that exchange width and height
 
 
@@ -64,10 +67,12 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         elif not within(listed.image, source.folder):
             return Facts(fault="a link that leads out of the dataset's folder")
         facts = _picture(listed.image)
-        if not facts.fault and listed.masks:
-            fault = _mask_fault(listed.masks, source, (facts.width, facts.height))
-            return Facts(fault=fault) if fault else facts
-        return facts
+        if facts.fault or not listed.masks:
+            return facts
+        fault, share = _marked(listed.masks, source, (facts.width, facts.height))
+        if fault:
+            return Facts(fault=fault)
+        return replace(facts, note="; ".join(filter(None, (facts.note, INVERTED)))) if share > MOST_MARKED else facts
     except BadInput:
         raise  # a full disk
     except Exception as error:  # a decoder may raise anything on hostile bytes
@@ -189,20 +194,21 @@ def _note(image: Image.Image) -> str:
     return "; ".join(notes)
 
 
-def _mask_fault(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int, int]) -> str:
-    marks = False
+def _marked(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int, int]) -> tuple[str, float]:
+    """Says what is wrong with a picture's masks ("" if nothing), and which share of it the largest marks."""
+    share = 0.0
     for mask in masks:
         if not mask.is_file():
-            return f"has no mask {mask.parent.name}/{mask.name}, though its dataset has masks"
+            return f"has no mask {mask.parent.name}/{mask.name}, though its dataset has masks", 0.0
         if not within(mask, source.folder) and not mask.is_relative_to(source.written):
-            return f"its mask {mask.name} is a link that leads out of the dataset's folder"
+            return f"its mask {mask.name} is a link that leads out of the dataset's folder", 0.0
         fault, image = _decoded(mask.read_bytes(), mask)
         if image is None:
-            return f"its mask {mask.name}: {fault}"
+            return f"its mask {mask.name}: {fault}", 0.0
         if image.size != size:
-            return f"its mask {mask.name} is {image.size[0]}x{image.size[1]} pixels, the picture {size[0]}x{size[1]}"
-        marks |= bool(np.asarray(ImageOps.exif_transpose(image).convert("L")).any())
-    return "" if marks else f"its mask {masks[0].name} marks nothing"
+            return f"its mask {mask.name} is {image.size[0]}x{image.size[1]} pixels, the picture {size[0]}x{size[1]}", 0.0
+        share = max(share, float((np.asarray(ImageOps.exif_transpose(image).convert("L")) > 0).mean()))
+    return ("", share) if share else (f"its mask {masks[0].name} marks nothing", 0.0)
 
 
 def _read_mask(mask: Path) -> Mask:

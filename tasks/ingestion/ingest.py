@@ -33,10 +33,13 @@ from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
+from tasks.ingestion.settings import LayoutName
 
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
 MANIFEST = schema_of(PictureRow)
+OF_A_FILE: LayoutName = "table"
+"""The layout whose path is a file."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,11 @@ def ingest_folder(
     chosen = LAYOUTS[layout]
     if not folder.exists():
         raise BadInput(f"{dataset}: no folder {folder}; correct datasets.folders.{dataset}.path in pipelines.yaml")
+    if layout != OF_A_FILE and not folder.is_dir():
+        raise BadInput(
+            f"{dataset}: {folder} is a file; give the folder of the pictures as datasets.folders.{dataset}.path (`changepair unpack` makes "
+            f"one of an archive), or say layout: {OF_A_FILE} for a list of them"
+        )
     source = DatasetFolder(dataset, folder, places.pictures / dataset)
     _refuse_what_it_writes_to(source, places)
     shutil.rmtree(source.written, ignore_errors=True)

@@ -36,8 +36,8 @@ class Inspection:
     """Least, median and greatest width and height, pixels."""
     covered: dict[tuple[str, str], tuple[float, float, float]]
     """Least, median and greatest share of a picture that its mask covers, by category and defect; of those with masks."""
-    rejected: dict[str, int]
-    """Files left out, by reason."""
+    rejected: dict[str, list[str]]
+    """Files left out, by reason, the most frequent first."""
     notes: dict[str, int]
     """Pictures that are converted, by how."""
 
@@ -50,12 +50,14 @@ def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path) -
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
     with (places.manifests / f"{dataset}.rejected.csv").open(newline="", encoding="utf-8") as stream:
-        reasons = Counter(in_general(row["reason"]) for row in csv.DictReader(stream))
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for row in csv.DictReader(stream):
+            reasons[in_general(row["reason"])].append(row["file"])
     return Inspection(
         dict(Counter((row.category, row.split, row.defect) for row in rows)),
         {side: _spread([getattr(row, side) for row in rows], int) for side in ("width", "height")},
         _covered(rows),
-        dict(reasons.most_common()),
+        dict(sorted(reasons.items(), key=lambda item: -len(item[1]))),
         ingested.notes,
     )
 

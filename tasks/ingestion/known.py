@@ -13,7 +13,7 @@ from tasks.common.places import state_of
 from tasks.ingestion.check import MAX_PIXELS, Facts
 from tasks.ingestion.listing import Listed
 
-VERSION = f"1 {MAX_PIXELS}"  # of what is found out; files known to another are read again
+VERSION = f"2 {MAX_PIXELS}"  # of what is found out; files known to another are read again
 
 
 class Known:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.errors import BadInput
-from tasks.common.places import file_names
+from tasks.common.places import file_names, folder_names
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
@@ -85,7 +85,7 @@ def readable_name(name: str) -> bool:
 
 
 def folders(folder: Path) -> list[Path]:
-    return sorted((child for child in folder.iterdir() if child.is_dir()), key=_bytes) if folder.is_dir() else []
+    return [folder / name for name in folder_names(folder)]
 
 
 def files(folder: Path) -> list[Path]:
@@ -94,8 +94,3 @@ def files(folder: Path) -> list[Path]:
 
 def holds_pictures(folder: Path) -> bool:
     return any(os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES for name in file_names(folder))
-
-
-def _bytes(path: Path) -> bytes:
-    """Gives a key to sort by that is the same under every locale."""
-    return os.fsencode(path.name)

@@ -14,11 +14,24 @@ BANDS = MOST_BITS + 1  # two hashes that differ in so few bits agree in one of s
 BAND_BITS = BITS // BANDS
 
 
+TRAINED_ON, PROMPTS = "trained on", "prompts"
+
+
 class NearDuplicate(NamedTuple):
-    trained_on: str
+    seen: str
     tested_on: str
     bits: int
     """In which their hashes differ, of 64."""
+    how: str = TRAINED_ON
+    """How the first was seen: TRAINED_ON, or as one of those that PROMPTS."""
+
+
+def repeated(prompting: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
+    """Finds the tested pictures that have the hash of one that may prompt their own category: one camera's pictures of one kind of part
+    differ in as few bits as near duplicates do, so that nothing less says anything."""
+    by_look = {(row.dataset, row.category, row.phash): row.image for row in reversed(prompting)}
+    keys = [((row.dataset, row.category, row.phash), row.image) for row in tested]
+    return [NearDuplicate(by_look[key], image, 0, PROMPTS) for key, image in keys if key in by_look]
 
 
 def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
@@ -40,7 +53,7 @@ def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]
         bits, image = min(near, default=(BITS, ""))
         if bits <= MOST_BITS:
             pairs.append(NearDuplicate(image, row.image, bits))
-    return sorted(pairs, key=lambda pair: (pair.bits, pair.trained_on, pair.tested_on))
+    return sorted(pairs, key=lambda pair: (pair.bits, pair.seen, pair.tested_on))
 
 
 def _bands(value: int) -> Iterator[tuple[int, int]]:

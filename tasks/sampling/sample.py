@@ -17,7 +17,7 @@ from tasks.common.rows import read_rows, schema_of, write_rows
 from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, PictureRow
 from tasks.ingestion.objects import table as objects
 from tasks.ingestion.objects.table import ObjectRow, write_objects
-from tasks.sampling.duplicates import NearDuplicate, near_duplicates
+from tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
 from tasks.sampling.episodes import Episode, EpisodeFiles
 from tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from tasks.sampling.settings import Protocol, SamplingSettings, Use
@@ -33,6 +33,10 @@ class Sampled:
     episodes: int
     near_duplicates: int
     """Pairs of a training and a target picture that look the same."""
+    repeated: int
+    """Test pictures that look the same as one that may prompt their category."""
+    unmeasured: list[str]
+    """Categories whose test pictures are all normal, or all anomalous, so that there are scores and no figures; each with its target."""
     without_prompts: list[str]
     """Categories that a pooled draw gave no prompt, each with the draw."""
 
@@ -47,6 +51,15 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     texture_rows = [row for name in use.textures for row in _read(manifests, name)]
     auxiliary_rows = [row for name in use.auxiliary for row in _read(manifests, name)]
     target_rows = [row for name in targets for row in _read(manifests, name)]
+    own = [name for name in targets if name in (*sources, *use.textures)]
+    if settings.to_train and own:
+        to_train = parted(settings.to_train, [row for row in target_rows if row.dataset in own])
+        source_rows, texture_rows = (
+            [row for row in rows if row.dataset not in own or row.image in to_train] for rows in (source_rows, texture_rows)
+        )
+        target_rows = [row for row in target_rows if row.image not in to_train]
+    for name in targets:
+        refuse_repeated(name, [row for row in target_rows if row.dataset == name])
     refuse_overlap([*source_rows, *texture_rows, *auxiliary_rows], target_rows)
     of_target = {name: [row for row in target_rows if row.dataset == name] for name in targets}
     given = read_given(Path(settings.prompts), of_target) if settings.prompts is not None else None
@@ -69,10 +82,36 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     write_objects(files.objects, _objects(manifests, sources, [row.image for row in training]))
     write_rows(files.targets, PictureRow, prompts_and_queries)
     alike = near_duplicates([*source_rows, *texture_rows, *auxiliary_rows], prompts_and_queries)
-    write_csv(files.near_duplicates, NearDuplicate._fields, alike)
+    again = repeated(_normal(target_rows), [row for row in target_rows if row.split == "test"])
+    write_csv(files.near_duplicates, NearDuplicate._fields, [*alike, *again])
     write_csv(files.rejected, ["dataset", "file", "reason"], _rejected(manifests, [*sources, *use.textures, *use.auxiliary, *targets]))
     write_rows(files.episodes, Episode, episodes)
-    return Sampled(len(episodes), len(alike), _without_prompts(settings, of_target, episodes))
+    return Sampled(len(episodes), len(alike), len(again), _unmeasured(episodes), _without_prompts(settings, of_target, episodes))
+
+
+def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
+    """Gives the normal training pictures, by their paths, that are trained on: of each category that share, rounded, in a seeded order of
+    their contents, so that it does not depend on where they lie. Raises BadInput where that leaves none to train on, or none to prompt."""
+    chosen: set[str] = set()
+    by_category: dict[tuple[str, str], list[PictureRow]] = {}
+    for row in _normal(rows):
+        by_category.setdefault((row.dataset, row.category), []).append(row)
+    for (dataset, category), members in by_category.items():
+        count = round(share * len(members))
+        if not 0 < count < len(members):
+            raise BadInput(
+                f"{dataset}: category {category!r} has {len(members)} normal training pictures, too few to be parted by sampling.to_train, "
+                f"{share:g}; add pictures to its train/good"
+            )
+        in_order = sorted(members, key=lambda row: (row.sha256, row.image))
+        chosen |= {in_order[place].image for place in generator(0, dataset, category, "to train").permutation(len(members))[:count]}
+    return chosen
+
+
+def _unmeasured(episodes: Sequence[Episode]) -> list[str]:
+    """Lists what has test pictures of one label alone."""
+    one = [episode for episode in episodes if len(set(episode.labels)) == 1]
+    return list(dict.fromkeys(f"{episode.target}: {episode.category}" for episode in one))
 
 
 def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[PictureRow]], episodes: Sequence[Episode]) -> list[str]:
@@ -109,7 +148,20 @@ def refuse_overlap(training: Sequence[PictureRow], targets: Sequence[PictureRow]
     if both:
         raise BadInput(
             f"{len(both)} pictures are both a source and a target, the first {both[0][0]} and {both[0][1]}; "
-            "take one of the datasets out of the pipeline's sources, textures, auxiliary or targets"
+            "take one of the datasets out of the pipeline's sources, textures, auxiliary or targets, or say with sampling.to_train which "
+            "share of a dataset's own normal pictures is trained on, its others being prompts"
+        )
+
+
+def refuse_repeated(target: str, rows: Sequence[PictureRow]) -> None:
+    """Raises BadInput if one of a target's normal training pictures, by the sha256 of its file, is again among its test pictures: it would
+    prompt itself."""
+    prompts = {row.sha256: row.image for row in _normal(rows)}
+    both = [(prompts[row.sha256], row.image) for row in rows if row.split == "test" and row.sha256 in prompts]
+    if both:
+        raise BadInput(
+            f"{target}: {len(both)} pictures are both in its training and its test set, the first {both[0][0]} and {both[0][1]}; take "
+            "them out of one of the two"
         )
 
 
@@ -202,12 +254,10 @@ def _against(tests: Sequence[PictureRow], classes: Sequence[str]) -> list[Labell
 
 
 def _queries(target: str, category: str, labelled: Sequence[Labelled]) -> list[Labelled]:
-    """Orders all test pictures, each label shuffled and the labels interleaved in proportion."""
+    """Orders all test pictures, each label shuffled and the labels interleaved in proportion. All may be of one label: they are scored."""
     by_label = {label: [image for image, of in labelled if of == label] for label in (NORMAL, ANOMALOUS)}
-    for label, images in by_label.items():
-        if not images:
-            kind = "normal" if label == NORMAL else "anomalous"
-            raise BadInput(f"{target}: category {category!r} has no {kind} test picture, so nothing can be measured on it")
+    if not labelled:
+        raise BadInput(f"{target}: category {category!r} has no test picture, so nothing can be scored of it; add some to its test folder")
     placed = [
         ((rank + 0.5) / len(images), label, image)
         for label, images in by_label.items()

@@ -35,6 +35,11 @@ class SamplingSettings:
     """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, the MetaUAS authors' one-prompt or
     top-k lists, or the InCTRL authors' <category>.pt, one or a folder of them."""
 
+    to_train: Annotated[float, Between(0, 0.9)] = 0.0
+    """Of a dataset that is both a source (or a texture) and a target: the share of each category's normal training pictures that is trained
+    on, the others being those that prompt; test pictures are never trained on. 0 refuses such a dataset. Its figures are then of a detector
+    that has seen what is normal there."""
+
     def protocols_of(self, target: str) -> tuple[Protocol, ...]:
         return self.target_protocols.get(target, self.protocols)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.errors import BadInput
-from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
+from tasks.ingestion.listing import GOOD, PICTURE_SUFFIXES, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
 
 MASK_ENDING = "_mask"
 
@@ -35,14 +35,18 @@ class Tree:
     def __call__(self, source: DatasetFolder) -> Iterator[Item]:
         """Raises BadInput if the folder is missing or laid out otherwise."""
         folder = source.folder
-        if not folder.is_dir():
-            raise BadInput(f"{source.name}: no folder {folder}; correct datasets.folders.{source.name}.path in pipelines.yaml")
-        categories = [child for child in folders(folder) if (child / "train" / self.normal).is_dir()]
+        children = folders(folder)
+        categories = [child for child in children if (child / "train" / self.normal).is_dir()]
         if (folder / "train" / self.normal).is_dir():
             yield from self._category(source.name, folder)
         elif categories:
             for category in categories:
                 yield from self._category(category.name, category)
+            without = [child for child in children if child not in categories and (child / "test").is_dir()]
+            yield from (
+                Rejected(child, f"a category without train/{self.normal}, so nothing prompts its test pictures") for child in without
+            )
+            yield from _loose(folder, "a picture outside of all categories")
         elif self.photographs and (listed := _photographs(folder)):
             for child in listed:
                 yield from pictures(child, source.name, "train", GOOD)
@@ -59,9 +63,17 @@ class Tree:
     def _category(self, name: str, folder: Path) -> Iterator[Item]:
         for split in ("train", *([self.validation] if self.validation else [])):
             yield from pictures(folder / split / self.normal, name, "train", GOOD)
+            yield from _within(folder / split / self.normal)
+            for other in folders(folder / split):
+                if other.name != self.normal:
+                    yield Rejected(other, f"a folder in {split} that is not {self.normal}: only normal pictures are trained on")
+            yield from _loose(folder / split, f"a picture in {split}, outside of {self.normal}")
+        yield from _loose(folder, "a picture outside of train and test")
+        yield from _loose(folder / "test", "a picture in test, outside of a defect's folder")
         truth = folder / self.truth
         claimed: set[Path] = set()
         for defect in folders(folder / "test"):
+            yield from _within(defect)
             if defect.name == self.normal:  # good pictures never have masks
                 yield from pictures(defect, name, "test", GOOD)
                 continue
@@ -83,6 +95,16 @@ class Tree:
             return tuple(files(folder / file.stem)) or (folder / file.stem / "000.png",)
         candidates = [folder / f"{file.stem}{ending}{suffix}" for ending in (MASK_ENDING, "") for suffix in (".png", ".bmp")]
         return (next((mask for mask in candidates if mask.is_file()), candidates[0]),)
+
+
+def _loose(folder: Path, reason: str) -> Iterator[Item]:
+    """Yields the pictures of a folder that should have folders alone."""
+    yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in PICTURE_SUFFIXES)
+
+
+def _within(folder: Path) -> Iterator[Item]:
+    """Yields the folders inside of one whose pictures are read."""
+    yield from (Rejected(child, "a folder among pictures: what it holds is not read; move its pictures up") for child in folders(folder))
 
 
 def _photographs(folder: Path) -> list[Path]:

@@ -1,0 +1,110 @@
+"""What a run says while it runs: how much of the whole is done, and which of its libraries' lines are news."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import within
+
+from flows.running import told
+from flows.running.console import VOLUME, Volume, set_volume
+from flows.running.ending import exit_on_bad_input
+from flows.runs.journal import Run, StageRun
+from flows.runs.milestones import Milestones
+from flows.runs.states import RunState, StageState
+from tasks.common.errors import BadInput
+
+ROOT = Path(__file__).parent.parent
+
+
+def past(*stages: tuple[str, StageState, float]) -> Run:
+    return Run(1, "small", "", "", state=RunState.PROMOTED, stages=tuple(StageRun(*stage) for stage in stages))
+
+
+def test_a_stages_part_of_the_whole_is_what_it_took_when_it_last_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        past(("code", StageState.RAN, 2.0), ("train_small", StageState.UP_TO_DATE, 0.3)),  # the newest comes first
+        past(("code", StageState.RAN, 1.0), ("train_small", StageState.RAN, 96.0), ("report_small", StageState.RAN, 2.0)),
+    ]
+    shares: list[float] = []
+    milestones = Milestones(["code", "train_small", "report_small"], runs, shares.append)
+    with milestones.showing():
+        milestones.ended("code", StageState.UP_TO_DATE, 0.2)
+        with told.listening(), milestones.stage("train_small"):
+            subprocess.run([sys.executable, "-c", "from flows.running.told import tell_share; tell_share(.5)"], check=True, cwd=ROOT)
+            within(10, lambda: len(shares) > 1, "the share that the stage told")
+        milestones.ended("train_small", StageState.RAN, 95.6)
+        milestones.ended("report_small", StageState.RAN, 2.2)
+    assert shares[0] == 0.02 and set(shares[1:-2]) == {(2 + 48) / 100} and shares[-2:] == [0.98, 1.0]
+    assert capsys.readouterr().out.splitlines() == ["stage 2 of 3: train small, 96 s", "stage 3 of 3: report small, 2 s"]
+
+
+def test_where_there_is_no_bar_a_long_stage_says_that_it_is_at_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.runs.milestones.LOOK", 0.01)
+    monkeypatch.setattr("flows.runs.milestones.REMIND", 0.3)
+    milestones = Milestones(["train_small"], [], lambda _share: None)
+    with milestones.showing(), told.listening(), milestones.stage("train_small"):
+        told.tell_share(0.25)
+        time.sleep(1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= 3 and set(lines) == {"stage 1 of 1: train small: 25% after 0 min"}
+
+
+def test_a_process_tells_the_run_that_started_it_why_it_fails_and_prints_it_where_none_did(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise BadInput("parts: no pictures at https://name:secret@host/parts")
+
+    with told.listening():
+        with pytest.raises(SystemExit):
+            exit_on_bad_input(fail)
+        assert "parts: no pictures at" in told.told().failure and "secret" not in told.told().failure
+        assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        exit_on_bad_input(fail)
+    assert "parts: no pictures at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("volume", "shown"),
+    [
+        (Volume.QUIET, ["the disk is slow to death"]),
+        (
+            Volume.NORMAL,
+            ["waiting for it to end", "Task run failed with exception: OSError() - Retry 1/2 will start", "the disk is slow to death"],
+        ),
+    ],
+)
+def test_what_prefect_says_is_shown_where_the_run_does_not_say_it_itself(
+    volume: Volume, shown: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    monkeypatch.setenv(VOLUME, os.environ.get(VOLUME, Volume.NORMAL))
+    stream = io.StringIO()
+    handler, logger = PrefectConsoleHandler(stream=stream), logging.getLogger("prefect.flow_runs")
+    logger.addHandler(handler)
+    caplog.set_level(logging.INFO, logger.name)
+    try:
+        set_volume(volume)
+        logger.info("Beginning flow run 'retrain small'")
+        logger.warning("waiting for it to end")
+        logger.warning("small: Kept: it may be worse", extra={"changepair_said": True})
+        logger.info("Task run failed with exception: OSError() - Retry 1/2 will start")
+        logger.error("Finished in state Failed('…')")
+        try:
+            raise BadInput("no pictures")
+        except BadInput:
+            logger.exception("Encountered exception during execution: no pictures")
+        logger.error("the disk is slow to death")
+    finally:
+        logger.removeHandler(handler)
+    assert [line.strip() for line in stream.getvalue().splitlines()] == shown
