@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from datetime import timedelta
@@ -145,6 +149,22 @@ def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: st
     settings(project, runs={"repository": "https://someone:hunter2secret@example.org/parts.git"})  # pragma: allowlist secret
     result = run(project, "changepair", "deploy", PREFECT_API_URL=api)
     assert result.returncode == 2 and "password" in result.stderr and "hunter2secret" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_what_serves_ends_when_it_is_asked_to_and_warns_of_nothing(project: Path, api: str, sign: signal.Signals) -> None:
+    settings(project)
+    command = [sys.executable, "-m", "flows.cli", "serve"]
+    with subprocess.Popen(
+        command, cwd=project, env={**os.environ, "PREFECT_API_URL": api}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "small" not in (line := process.stdout.readline()):
+            assert line, "it ended before it had deployed"
+        time.sleep(3)  # until it looks for what is due
+        process.send_signal(sign)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and said == "changepair: stopped\n", said
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
     log_in_lines()
     try:
         work()
+    except KeyboardInterrupt:
+        tell("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         line = _line_of(error)
         if line is None:

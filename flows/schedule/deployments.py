@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
 from flows.monitoring.events import RETRAINING, resource_of
+from flows.running.ending import tell
 from flows.running.gpu import LIMIT
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
@@ -123,15 +126,25 @@ def deploy() -> list[str]:
     return lines
 
 
-def serve(tell: Callable[[str], None]) -> None:
+def serve(say: Callable[[str], None]) -> None:
     """Deploys, and runs what is due in processes of this machine, until it is stopped. Raises BadInput."""
     for line in deploy():
-        tell(line)
+        say(line)
     read = read_pipelines()
-    runner = Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
+    runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
     for item in wanted(read, repository_of(read)):
         runner.add_deployment(item.built())
+    signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio leaves one alone that is set
     asyncio.run(runner.start())
+
+
+class _Runner(Runner):
+    """A runner that ends when it is asked to: Prefect's own asks itself to stop from within its loop, where nobody waits for that, and
+    warns. The runs under way are processes that their parent's end stops."""
+
+    def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
+        tell("stopped")
+        sys.exit(0)
 
 
 def repository_of(read: Pipelines) -> str:
