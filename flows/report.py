@@ -13,6 +13,7 @@ from flows.running.steps import HOUR, step
 from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from flows.settings.reader import read_yaml
 from tasks.common.stopping import stoppable
+from tasks.reporting.advice import advice_of
 from tasks.reporting.curves import CURVES_NAME, Curves
 from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
 from tasks.reporting.report import Inputs, Origin, markdown, write_report
@@ -26,7 +27,9 @@ from tasks.synthesis.shards import OVERVIEW_NAME
 def draw_galleries(pipeline: str, settings: Pipeline) -> list[Gallery]:
     scores = {name: SCORES / pipeline / name for name in settings.detectors}
     galleries = galleries_of(scores, EpisodeFiles.of(EPISODES, pipeline), settings.evaluation.shown)
-    write_galleries(EVALUATION / pipeline / GALLERIES_NAME, galleries)
+    folder = EVALUATION / pipeline
+    advised = advice_of(read_figures(folder / FIGURES_NAME), read_operating(folder / OPERATING_NAME))
+    write_galleries(folder / GALLERIES_NAME, galleries, {advice.figure.target: advice.figure.detector for advice in advised})
     return galleries
 
 
@@ -49,6 +52,7 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
         curves=Curves.read(folder / CURVES_NAME),
         galleries=galleries,
         evaluation=settings.evaluation,
+        trained=settings.trained,
     )
 
 

@@ -32,6 +32,7 @@ from flows.runs.journal import Journal, Run, read_runs
 from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
 from flows.runs.states import RunState, StageState
+from flows.runs.summary import RUNS, summary
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, check, on_sigterm
@@ -75,7 +76,11 @@ def bring_up_to_date(stage: str) -> State[bool]:
 def promotion_gate(pipeline: str) -> State[Outcome]:
     """Asks the gate. Ends Completed by the outcome's name, and holds it."""
     outcome = gate(pipeline)
-    show_page(pipeline, "promotion", _as_markdown(pipeline, outcome), f"{outcome.state}: {outcome.reason}")
+    about = f"{outcome.state}: {outcome.reason}"
+    page = summary(
+        pipeline, about, _compared(outcome), enabled_pipeline(pipeline).trained, read_runs(pipeline, last=RUNS)[1:], _figures(pipeline)
+    )
+    show_page(pipeline, "summary", page, about)
     return Completed(name=outcome.state, message=outcome.reason, data=outcome)
 
 
@@ -187,10 +192,16 @@ def _figures(pipeline: str) -> Mapping[str, Any]:
     return figures
 
 
-def _as_markdown(pipeline: str, outcome: Outcome) -> str:
-    lines = [f"# {pipeline}: {outcome.state}", "", outcome.reason]
+def _compared(outcome: Outcome) -> str:
+    """Gives the gate's comparison as Markdown; "" if nothing was compared."""
+    lines: list[str] = []
     if outcome.decision.compared:
-        lines += ["", "| detector | new | in use | difference | 95 % interval | passes |", "|---|---|---|---|---|---|"]
+        lines += [
+            "Compared with the model in use:",
+            "",
+            "| detector | new | in use | difference | 95 % interval | passes |",
+            "|---|---|---|---|---|---|",
+        ]
     for item in outcome.decision.compared:
         numbers = (item.new, item.in_use, item.difference, item.low, item.high)
         new, in_use, difference, low, high = (f"{100 * number:.1f}" for number in numbers)

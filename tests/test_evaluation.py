@@ -33,7 +33,7 @@ from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
-from tasks.reporting.galleries import best_threshold, caption, galleries_of, write_galleries
+from tasks.reporting.galleries import KINDS, best_threshold, caption, galleries_of, write_galleries
 from tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
@@ -288,25 +288,27 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
     )
 
 
-def test_the_gallery_shows_each_detectors_best_borderline_and_worst(
+def test_the_gallery_shows_what_each_detector_missed_its_false_alarms_and_what_it_found(
     files: EpisodeFiles, contenders: list[Contender], tmp_path: Path
 ) -> None:
     [gallery] = galleries_of(scored(contenders, files, tmp_path / "scores"), files, 2)
     assert len(gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in gallery.overlays)
     for detector in ("patch-residual", "metauas"):
-        kinds = {
-            kind: [pick for pick in gallery.picks if (pick.detector, pick.kind) == (detector, kind)]
-            for kind in ("best", "borderline", "worst")
-        }
-        assert all(len(picks) == 2 for picks in kinds.values())
-        right = [(pick.score > pick.threshold) == (pick.shown.label == 1) for pick in kinds["best"]]
-        assert all(right)
-        for pick in gallery.picks:
-            assert pick.detector in pick.shown.maps and caption(pick).startswith("anomalous" if pick.shown.label else "normal")
-    written = write_galleries(tmp_path / "galleries", [gallery])
-    assert [file.name for file in written] == ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png"]
-    with Image.open(written[1]) as sheet:
-        assert sheet.size == (4 * 132 + 4, 24 + 6 * 156 + 4)
+        own = gallery.of(detector)
+        kinds = {kind: [pick for pick in own if pick.kind == kind] for kind in KINDS}
+        assert len(kinds["borderline"]) == 2 and all(len(picks) <= 2 for picks in kinds.values()) and len(kinds["found"]) > 0
+        sides = {"missed": (1, False), "false alarms": (0, True), "found": (1, True)}
+        for kind, side in sides.items():
+            assert {(pick.shown.label, pick.score > pick.threshold) for pick in kinds[kind]} <= {side}
+        for pick in own:
+            what = f"{pick.shown.category}: {'anomalous' if pick.shown.label else 'normal'}, scored "
+            assert pick.detector in pick.shown.maps and caption(pick).startswith(what) and "the threshold of best F1" in caption(pick)
+    written = write_galleries(tmp_path / "galleries", [gallery], {"parts": "metauas"})
+    names = ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png", "short-parts.png"]
+    assert [file.name for file in written] == names
+    for file, lines in ((written[1], len(gallery.of("patch-residual"))), (written[3], len({pick.kind for pick in gallery.of("metauas")}))):
+        with Image.open(file) as sheet:
+            assert sheet.size == (4 * 132 + 4, 24 + lines * 156 + 4)
 
 
 @pytest.mark.parametrize(

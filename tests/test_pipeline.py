@@ -210,7 +210,7 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     assert "small-pairs-changed-area" in artifacts and "small-pairs-drops" in artifacts
     shares = [item["data"] for item in of_the_run if item["type"] == "progress"]
     assert shares == [100.0] * 7  # of the inpainter, two trainings, three scorings, and the whole
-    assert artifacts["small-promotion"]["data"].startswith("# small: Promoted")
+    assert artifacts["small-summary"]["data"].startswith("# small: Promoted")
 
 
 def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
@@ -283,8 +283,10 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code")
     assert "may be worse by more than 0 points" in state
     assert current(project) == first and weights(project, "in-use") == in_use
-    shown = artifact(api, "small-promotion")
-    assert shown.startswith("# small: Kept") and "| patch-residual |" in shown and shown.rstrip().endswith("| no |")
+    shown = artifact(api, "small-summary")
+    assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
+    assert "**parts**: use **" in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
+    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| \d", shown) and "| this one |" in shown
 
 
 def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> None:

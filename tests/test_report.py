@@ -21,7 +21,7 @@ from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.ingestion.ingest import ingest_folder
 from tasks.reporting.curves import Curves, curves_of
-from tasks.reporting.galleries import galleries_of
+from tasks.reporting.galleries import KINDS, galleries_of
 from tasks.reporting.published import PUBLISHED, beside
 from tasks.reporting.report import Inputs, Origin, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
@@ -88,6 +88,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         curves=Curves.read(folder / "curves"),
         galleries=galleries_of(scores, files, 2),
         evaluation=EvaluationSettings(resolution=256),
+        trained=["metauas"],
     )
     return file, results
 
@@ -95,17 +96,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
 def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     file, results = report
     page = file.read_text()
+    short = page.partition('id="short"')[2].partition('id="figures"')[0]
     for row in results.figures:
         assert f"{100 * row.mean:.1f} ± {100 * row.std:.1f}<small>{100 * row.low:.1f} to {100 * row.high:.1f}</small>" in page
     for name in ("ROC of images", "Precision and recall", "PRO: overlap", "Scores of normal and anomalous", "Figures by shots"):
         assert name in page
     assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a figure by shots each, a training
-    assert page.count("data:image/jpeg") == 2 * 3 * 2 + 1  # two of each kind of each detector, and the contact sheet
+    gallery = page.count("<figcaption>") - short.count("<figcaption>")
+    assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption>") <= 2  # of each detector up to two of each kind
+    assert page.count("data:image/jpeg") == page.count("<figcaption>") + 1  # and the contact sheet
+    assert all(f"<h3>{kind}</h3>" in page for kind in KINDS) and "the threshold of best F1" in page
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "0123abc" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
     best = max((row for row in results.figures if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
-    short = page.partition('id="short"')[2].partition('id="figures"')[0]
     assert f"{best.detector} with" in short and "for 50 % false alarms" in short and "misses" in short  # one picture in each half
+    assert "Add normal test pictures: with 4 a threshold can promise 50 % false alarms and no less; for 1 % it takes 198." in short
+    assert "Spare the training of metauas here" in short or best.detector == "metauas"
+    main = page.partition('id="compared"')[2].partition("<details>")[0]
+    assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
     assert "normal, flagged" in page and "hole, missed" in page
     assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> takes ours the same way" in page
     assert ">nan" not in page.lower()
@@ -151,8 +159,17 @@ def test_it_opens_in_a_browser_without_an_error_and_without_asking_for_anything(
         assert variety((tmp_path / "page.png").read_bytes()) > 100
         ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)")
-        # Readable on a phone: nothing but what scrolls by itself is wider than the screen.
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        driver.execute_script("document.querySelectorAll('details').forEach(part => part.open = true)")
+        wide = (
+            "return [...document.querySelectorAll('*')]"
+            ".filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible')"
+        )
+        if width < 600:  # readable on a phone: nothing scrolls sideways, and the first screen has the figure and a picture
+            assert driver.execute_script(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
+            driver.execute_script("scrollTo(0, 0)")
+            verdict, picture = (driver.find_element("css selector", f".verdict {part}").rect for part in ("strong", "img"))
+            assert max(verdict["y"] + verdict["height"], picture["y"] + picture["height"]) < 844
         driver.find_element("css selector", "nav a[href='#compared']").click()  # what a link leads to is not below the bar
         top, bar = (driver.find_element("css selector", name).rect for name in ("#compared", "nav"))
         assert top["y"] >= bar["y"] + bar["height"]

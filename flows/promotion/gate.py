@@ -36,9 +36,7 @@ from flows.settings.runs import branch_of
 from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
-from tasks.scoring.contenders import Scoring, score_detector
 from tasks.scoring.decision import Decision, choose, decide, same_episodes
-from tasks.scoring.measure import measure
 from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
 
 
@@ -138,6 +136,9 @@ def judged(settings: Pipeline) -> list[str]:
 @step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
 def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[DrawRow]:
     """Gives the draws of the model in use on the episodes of now. detectors: its own section of pipelines.yaml."""
+    from tasks.scoring.contenders import Scoring, score_detector  # with torch and the encoders: three seconds, which few runs need
+    from tasks.scoring.measure import measure
+
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
     own = parse(cast(Any, Detectors), detectors, ("pipelines", pipeline, "detectors"), folder / SETTINGS_NAME)
     checkpoints = CHECKPOINTS / pipeline / "gate"

@@ -29,13 +29,17 @@ def show_table(pipeline: str, name: str, table: Path, about: str) -> None:
 
 def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
     """Shows a picture, reduced, as a JPEG within its URL, so that the UI shows it wherever the server runs."""
+    wait_for_server()
+    create_image_artifact(picture_url(picture), key=f"{pipeline}-{name}", description=about)
+
+
+def picture_url(picture: Path) -> str:
+    """Gives a picture, reduced, as a URL that holds all of it."""
     with Image.open(picture) as image:
         image.thumbnail((WIDEST, 10 * WIDEST))
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "JPEG", quality=80)
-    wait_for_server()
-    url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-    create_image_artifact(url, key=f"{pipeline}-{name}", description=about)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def show_page(pipeline: str, name: str, markdown: str, about: str | None = None) -> None:

@@ -1,5 +1,5 @@
-"""Draws pictures to look at: the first of every category with all detectors side by side, and each detector's best, borderline and
-worst."""
+"""Draws pictures to look at: the first of every category with all detectors side by side, and what each detector
+missed, its false alarms, what it was least sure of, and what it found."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from tasks.scoring.scores import Scored, read_scored
 from tasks.scoring.shown import shown_episodes
 
 GALLERIES_NAME = "galleries"
-Kind = Literal["best", "borderline", "worst"]
+Kind = Literal["missed", "false alarms", "borderline", "found"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Of pictures of a gallery: the anomalous ones below the threshold and the normal ones above it, the most wrong first; those nearest to it;
+and the anomalous ones above it, the surest first."""
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -43,14 +45,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pick:
-    """A query that a detector did well on, or did not."""
+    """A query that a gallery shows, and why."""
 
     detector: str
     kind: Kind
     shown: Shown
     score: float
     threshold: float
-    """The score at which the category's F1 is best."""
+    """The score at which the category's F1 is best, which is no threshold to work with: it was set by what it judges."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Gallery:
     target: str
     overlays: list[Shown]
     picks: list[Pick]
+
+    def of(self, detector: str) -> list[Pick]:
+        """Lists the pictures of one detector."""
+        return [pick for pick in self.picks if pick.detector == detector]
 
     def scale(self, category: str, detector: str) -> tuple[float, float]:
         """Gives one scale for a category's maps, so that a normal picture looks calm beside an anomalous one."""
@@ -81,8 +87,8 @@ def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) ->
 
 def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
     """Chooses what a target's gallery shows: of each category one episode, as tasks.scoring.shown has it. Of its queries, the first `count`
-    are overlays; and over all categories, for each detector, those whose scores are furthest on the right side of the threshold (best),
-    nearest to it (borderline), and furthest on the wrong side (worst), in standard deviations of the category's scores.
+    are overlays; and over all categories, for each detector, the first `count` of each of KINDS, their distances from the threshold being
+    in standard deviations of the category's scores.
 
     scored: detector, episode, and the detector's scores on it.
     """
@@ -107,10 +113,12 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
             ranked[detector].append((margin, shown[category, image], score, threshold))
     picks = []
     for detector, rows in ranked.items():
-        order = {
-            "best": sorted(rows, key=lambda row: -row[0]),
+        anomalous, normal = ([row for row in rows if (row[1].label == ANOMALOUS) == wanted] for wanted in (True, False))
+        order: dict[Kind, list[tuple[float, Shown, float, float]]] = {
+            "missed": sorted((row for row in anomalous if row[2] <= row[3]), key=lambda row: row[0]),
+            "false alarms": sorted((row for row in normal if row[2] > row[3]), key=lambda row: row[0]),
             "borderline": sorted(rows, key=lambda row: abs(row[0])),
-            "worst": sorted(rows, key=lambda row: row[0]),
+            "found": sorted((row for row in anomalous if row[2] > row[3]), key=lambda row: -row[0]),
         }
         for kind in KINDS:
             picks += [Pick(detector, kind, which, score, threshold) for _margin, which, score, threshold in order[kind][:count]]
@@ -127,14 +135,18 @@ def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -
     return float((falling[best] + falling[min(best + 1, len(falling) - 1)]) / 2)
 
 
-def write_galleries(folder: Path, galleries: Sequence[Gallery]) -> list[Path]:
-    """Writes overlays-<target>.png, and <detector>-<target>.png with its best, borderline and worst; gives their paths."""
+def write_galleries(folder: Path, galleries: Sequence[Gallery], advised: Mapping[str, str] | None = None) -> list[Path]:
+    """Writes overlays-<target>.png; <detector>-<target>.png with its pictures of all KINDS; and, for the detector that is advised,
+    short-<target>.png with the first of each. Gives their paths. advised: detectors by target."""
     written = []
     with made_anew(folder) as partial:
         for gallery in galleries:
             detectors = list(dict.fromkeys(pick.detector for pick in gallery.picks))
             sheets = {overlays_name(gallery.target): overlays(gallery)}
-            sheets |= {f"{detector}-{gallery.target}.png": picks_sheet(gallery, detector) for detector in detectors}
+            sheets |= {f"{detector}-{gallery.target}.png": picks_sheet(gallery.of(detector), gallery) for detector in detectors}
+            if advised is not None and gallery.target in advised:
+                first = {pick.kind: pick for pick in reversed(gallery.of(advised[gallery.target]))}
+                sheets[short_name(gallery.target)] = picks_sheet(sorted(first.values(), key=lambda pick: KINDS.index(pick.kind)), gallery)
             for name, sheet in sheets.items():
                 if sheet is not None:
                     sheet.save(partial / name)
@@ -146,6 +158,10 @@ def overlays_name(target: str) -> str:
     return f"overlays-{target}.png"
 
 
+def short_name(target: str) -> str:
+    return f"short-{target}.png"
+
+
 def overlays(gallery: Gallery) -> Image.Image | None:
     """Draws one line a picture: prompt, query with its mask outlined, and each detector's map over the query. None if none is shown."""
     detectors = list(dict.fromkeys(name for shown in gallery.overlays for name in shown.maps))
@@ -153,9 +169,8 @@ def overlays(gallery: Gallery) -> Image.Image | None:
     return contact_sheet([Line(above=("prompt", "query", *detectors)), *lines]) if lines else None
 
 
-def picks_sheet(gallery: Gallery, detector: str) -> Image.Image:
+def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
     """Draws one line a picture: as `strip` has it, with what it is above it."""
-    picks = [pick for pick in gallery.picks if pick.detector == detector]
     return contact_sheet([Line(above=STRIP), *(Line(_tiles(gallery, pick), (f"{pick.kind}: {caption(pick)}",)) for pick in picks)])
 
 
@@ -170,7 +185,8 @@ def strip(gallery: Gallery, pick: Pick) -> Image.Image:
 def caption(pick: Pick) -> str:
     side = "anomalous" if pick.shown.label == ANOMALOUS else "normal"
     flagged = "above" if pick.score > pick.threshold else "below"
-    return f"{side}, scored {pick.score:.3f}, {flagged} {pick.threshold:.3f}: {_short(pick.shown.image)}"
+    judged = f"scored {pick.score:.3f}, {flagged} the threshold of best F1, {pick.threshold:.3f}"
+    return f"{pick.shown.category}: {side}, {judged} ({_short(pick.shown.image)})"
 
 
 def _short(image: str) -> str:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL import Image
 
 from tasks.common.files import write_text
 from tasks.common.reasons import in_general
-from tasks.reporting.advice import NEAR, Advice, advice_of
+from tasks.reporting.advice import BESIDE, FIGURE, NEAR, Advice, advice_of, next_steps
 from tasks.reporting.charts import Drawn, charts_of, training_chart
 from tasks.reporting.curves import Curves
 from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
@@ -73,8 +73,10 @@ def write_report(
     operating: Sequence[OperatingRow],
     galleries: Sequence[Gallery],
     evaluation: EvaluationSettings,
+    trained: Collection[str] = (),
 ) -> None:
-    """Writes the report: figures, curves, galleries, failures, training, and how to make all of it again."""
+    """Writes the report: which detector to use and what to do next; figures, curves, galleries, failures, training, and how to make all of
+    it again. trained: the detectors that were."""
     advised = {advice.figure.target: advice for advice in advice_of(figures, operating)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
@@ -89,7 +91,9 @@ def write_report(
             published=_published(figures, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
+            main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
             advised=advised,
+            steps={target: next_steps(advice, figures, trained) for target, advice in advised.items()},
             near=NEAR,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             training=[_chart(training_chart(title, log)) for title, log in logs],
@@ -155,6 +159,13 @@ class TargetPart:
     """By kind, each a title and a picture inline."""
     galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
     """By detector and kind, each a picture inline and its caption."""
+
+    @property
+    def first(self) -> list[tuple[str, str]]:
+        """The first picture that the advised detector found, and the first that it did not, as they are in its gallery."""
+        own = self.galleries.get(self.advice.figure.detector, {}) if self.advice else {}
+        return [own[kind][0] for kind in ("found", "missed") if own.get(kind)]
+
     strip: str
     """What the pictures of a gallery show, from left to right."""
 
@@ -180,6 +191,17 @@ def _line(first: FigureRow, rows: Sequence[FigureRow]) -> FigureLine:
         return row.target, row.category, row.detector, row.protocol, row.shots
 
     return FigureLine(first, {row.figure: row for row in rows if about(row) == about(first)})
+
+
+def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Lists the comparisons that matter: of each target its first protocol at the fewest shots, by the two figures that are read first."""
+    first: dict[str, str] = {}
+    for row in comparisons:
+        first.setdefault(row.target, row.protocol)
+    own = [row for row in comparisons if row.protocol == first[row.target] and row.figure in (FIGURE, BESIDE)]
+    shots = {target: [row.shots for row in own if row.target == target] for target in first}
+    fewest = {target: min(of_target, key=lambda count: (count == 0, count), default=0) for target, of_target in shots.items()}
+    return [row for row in own if row.shots == fewest[row.target]]
 
 
 def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[PublishedLine]:
