@@ -11,7 +11,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from flows import doctor, init
+from flows import completion, doctor, init, plots
 from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
@@ -54,10 +54,10 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Gives the command line."""
-    parser = argparse.ArgumentParser(
+    line = argparse.ArgumentParser(
         prog="changepair", description="Make change pairs, train anomaly detectors on them, prove them across domains."
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = line.add_subparsers(required=True, metavar="command")
     listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
     listing.set_defaults(run=lambda _arguments: list_pipelines())
     predict.add(commands)
@@ -105,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("pipeline")
         command.set_defaults(run=lambda arguments, name=name: MODELS[name](arguments.pipeline))
+    plots.add(commands)
+    completion.add(commands, parser)
     doctor.add(commands)
     init.add(commands)
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
@@ -129,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
             command.description = f"{about[name][0].upper()}{about[name][1:]}."
         if name in EXAMPLES:
             command.epilog = f"example: {EXAMPLES[name]}"
-    return parser
+    return line
 
 
 def list_pipelines() -> None:
