@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from flows.running.entry import start_stage
 from flows.running.places import EPISODES, EVALUATION, SCORES
 from flows.running.steps import HOUR, step
 from flows.running.told import has_listener
-from flows.settings.pipelines import Pipeline, pipeline_named
+from flows.runs.tracking import tracking_of
+from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from tasks.common.stopping import stoppable
 from tasks.reporting.curves import CURVES_NAME, curves_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
@@ -40,10 +42,27 @@ def write_figures(pipeline: str, settings: Pipeline) -> Results:
     return results
 
 
+def write_figures_to_trackers(pipeline: str, results: Results) -> None:
+    """Logs what metrics.json has, if trackers are asked for, at the second that it was measured in."""
+    execution = read_pipelines().execution
+    if execution.trackers:
+        from tasks.training.tracking import tracked  # with torch
+
+        with tracked(tracking_of(execution, pipeline, "figures"), {"pipeline": pipeline}) as trackers:
+            values = {
+                f"{target}/{detector}/{figure}": value
+                for target, detectors in results.metrics.items()
+                for detector, figures in detectors.items()
+                for figure, value in figures.items()
+            }
+            trackers.write(values, int(time.time()))
+
+
 @flow(name="figures", flow_run_name="figures {pipeline}")
 @stoppable
 def figures(pipeline: str) -> None:
     results: Results = write_figures(pipeline, pipeline_named(pipeline))
+    write_figures_to_trackers(pipeline, results)
     rows = table(results.figures)
     show_rows(pipeline, "results", rows, f"Figures of {pipeline}: percent, mean ± std over seeds")
     if not has_listener():  # the run ends with the best of them

@@ -10,6 +10,7 @@ from flows.running.entry import start_stage
 from flows.running.machines import machines_of
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
 from flows.running.steps import progress, step
+from flows.runs.tracking import tracking_of
 from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
 from tasks.common.places import place_of
 from tasks.common.stopping import stoppable
@@ -33,7 +34,7 @@ def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: P
         settings.detectors[name],
         settings.training_of(name),
         Examples(_pairs_of(settings, name) or PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
-        Places(model_folder, CHECKPOINTS / pipeline / name),
+        Places(model_folder, CHECKPOINTS / pipeline / name, tracking_of(execution, pipeline, name)),
         execution.workers,
     )
     report = progress(f"{name}: share of the training steps done")

@@ -60,6 +60,7 @@ from tasks.training.ranking import filled, ranking_loss
 from tasks.training.ranking import train as train_metric
 from tasks.training.segmentation import train as train_metauas
 from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
+from tasks.training.tracking import IS_HERE, Tracking
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SYNTHESIS = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
@@ -87,6 +88,23 @@ def train(pairs: Path, name: str, settings: PairTrainingSettings = SETTINGS, det
 def log(folder: Path) -> list[dict[str, str]]:
     with (folder / "training_log.csv").open() as stream:
         return list(csv.DictReader(stream))
+
+
+def test_a_training_is_logged_to_trackers_and_is_the_same_without(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    torch.set_num_threads(1)
+    folder, tracking = pairs.parent / "tracked", Tracking(("tensorboard",), tmp_path / "board", "metauas")
+    places = Places(folder, folder.with_suffix(".checkpoints"), tracking)
+    train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=places, workers=0)
+    board = EventAccumulator(str(tmp_path / "board" / "metauas")).Reload()
+    shown = {event.step: event.value for event in board.Scalars("loss")}
+    lines = {int(line["step"]): float(line["loss"]) for line in log(folder)}
+    assert shown == pytest.approx(lines, rel=1e-5) and len(lines) > 3 and board.Scalars("held_out_loss")
+    assert (train(pairs, "untracked") / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    monkeypatch.setitem(IS_HERE, "mlflow", lambda: False)
+    with pytest.raises(BadInput, match=r"execution\.trackers: mlflow is not installed; pip install mlflow"):
+        train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=replace(places, tracking=Tracking(("mlflow",))), workers=0)
 
 
 def test_pairs_come_as_the_shards_hold_them(pairs: Path) -> None:

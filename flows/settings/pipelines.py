@@ -94,6 +94,10 @@ class Execution(Strict):
     """What the cluster's workers call the resource that a GPU is, as in `dask worker --resources GPU=1`: pairs are made and pictures scored
     by those that have it; null for by all."""
 
+    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """What trainings and figures are logged to beside their own files: TensorBoard's files in data/runs/<pipeline>/tensorboard, or the
+    MLflow server of MLFLOW_TRACKING_URI. changepair[trackers] brings the first; mlflow is installed by itself."""
+
     @model_validator(mode="after")
     def _of_a_cluster(self) -> Execution:
         if self.gpu is not None and (self.runner != "dask" or self.address is None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -32,6 +32,7 @@ from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
 from tasks.training.shared import share_statistics
 from tasks.training.step import Batch, Step
+from tasks.training.tracking import Tracking, tracked
 
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with
 
@@ -115,6 +116,8 @@ class Places:
 
     model_folder: Path
     checkpoints: Path
+    tracking: Tracking = Tracking()
+    """Where it is logged to beside."""
 
 
 @dataclass(frozen=True)
@@ -234,30 +237,33 @@ def fit(
 
     title = f"train {course.name}"
     bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, disable=not accelerator.is_main_process)
-    while progress.step < steps and not _over(progress.log, pace.patience):
-        epoch, done = divmod(progress.step, steps_an_epoch)
-        prepared.train()
-        for batch in _loader(course, epoch, done, accelerator, workers):
-            loss, asked = step.take(batch, progress.step + 1, partial(_examples, course, epoch, progress.step % steps_an_epoch))
-            schedule.step()
-            kept.stepped()
+    tracking = places.tracking if accelerator.is_main_process else Tracking()
+    with tracked(tracking, {"course": course.name, "steps": steps, "epochs": pace.epochs, "learning_rate": pace.learning_rate}) as trackers:
+        while progress.step < steps and not _over(progress.log, pace.patience):
+            epoch, done = divmod(progress.step, steps_an_epoch)
+            prepared.train()
+            for batch in _loader(course, epoch, done, accelerator, workers):
+                loss, asked = step.take(batch, progress.step + 1, partial(_examples, course, epoch, progress.step % steps_an_epoch))
+                schedule.step()
+                kept.stepped()
 
-            progress.step += 1
-            progress.losses.append(loss)
-            epoch_ends = progress.step % steps_an_epoch == 0
-            if epoch_ends or progress.step % pace.log_every == 0:
-                measured = _measured(course, kept.model, accelerator) if epoch_ends else None
-                _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
-                if pace.keep_best and progress.log[-1] is _best(progress.log):
-                    progress.best = {tensor: value.clone() for tensor, value in checkpoint.trained_state(kept.model).items()}
-                bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
-                report(progress.step / steps)
-            if accelerator.is_main_process and (asked or progress.step % pace.checkpoint_every == 0):
-                checkpoint.save(places.checkpoints, name, kept, optimizer, schedule, progress)
-            bar.update()
-            if asked:
-                bar.close()
-                raise stopping.Stopped(f"{title}, step {progress.step} of {steps}")
+                progress.step += 1
+                progress.losses.append(loss)
+                epoch_ends = progress.step % steps_an_epoch == 0
+                if epoch_ends or progress.step % pace.log_every == 0:
+                    measured = _measured(course, kept.model, accelerator) if epoch_ends else None
+                    _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
+                    trackers.write(asdict(progress.log[-1]), progress.step)
+                    if pace.keep_best and progress.log[-1] is _best(progress.log):
+                        progress.best = {tensor: value.clone() for tensor, value in checkpoint.trained_state(kept.model).items()}
+                    bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
+                    report(progress.step / steps)
+                if accelerator.is_main_process and (asked or progress.step % pace.checkpoint_every == 0):
+                    checkpoint.save(places.checkpoints, name, kept, optimizer, schedule, progress)
+                bar.update()
+                if asked:
+                    bar.close()
+                    raise stopping.Stopped(f"{title}, step {progress.step} of {steps}")
     bar.close()
 
     if progress.best:

@@ -1,0 +1,81 @@
+"""Logs a training, as it goes, and figures to trackers of others beside our own files: TensorBoard's, or an MLflow server. What is learnt
+does not depend on it, and a tracker that fails loses its own lines alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate.state import PartialState
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker
+from accelerate.utils import is_mlflow_available, is_tensorboard_available
+from tqdm import tqdm
+
+from tasks.common.errors import BadInput
+
+TrackerName = Literal["tensorboard", "mlflow"]
+IS_HERE = {"tensorboard": is_tensorboard_available, "mlflow": is_mlflow_available}
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where something is logged to, and under which name."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    folder: Path = Path()
+    """Of TensorBoard's files; an MLflow server is found as its own client finds one, by MLFLOW_TRACKING_URI."""
+    name: str = ""
+    """Of the run: in MLflow within the experiment `changepair`, in TensorBoard a folder."""
+
+
+class Log:
+    """The trackers of one run."""
+
+    def __init__(self, trackers: dict[str, GeneralTracker]) -> None:
+        self._trackers = trackers
+
+    def write(self, values: Mapping[str, float | None], step: int) -> None:
+        """Logs numbers at a step; None is left out."""
+        known = {name: value for name, value in values.items() if value is not None}
+        for name in list(self._trackers):
+            try:
+                self._trackers[name].log(known, step=step)
+            except Exception as error:  # whatever a server or a disk raises
+                tqdm.write(f"{name} does not take what it is told, and is told no more: {error}", file=sys.stderr)
+                del self._trackers[name]
+
+    def close(self) -> None:
+        for tracker in self._trackers.values():
+            tracker.finish()
+
+
+@contextmanager
+def tracked(tracking: Tracking, about: Mapping[str, Any]) -> Iterator[Log]:
+    """Opens a run's trackers. about: its settings, plain values. Raises BadInput if one is not installed or cannot be reached."""
+    PartialState()  # which accelerate's trackers ask
+    log = Log({name: _open(name, tracking, about) for name in tracking.trackers})
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _open(name: TrackerName, tracking: Tracking, about: Mapping[str, Any]) -> GeneralTracker:
+    if not IS_HERE[name]():
+        package = "'changepair[trackers]'" if name == "tensorboard" else name
+        raise BadInput(f"execution.trackers: {name} is not installed; pip install {package}")
+    tracker: Any = (
+        TensorBoardTracker(tracking.name, tracking.folder)
+        if name == "tensorboard"
+        else MLflowTracker(experiment_name="changepair", run_name=tracking.name)
+    )
+    try:
+        tracker.start()
+        tracker.store_init_configuration(dict(about))
+    except Exception as error:
+        raise BadInput(f"execution.trackers: {name} cannot be logged to: {' '.join(str(error).split())}") from error
+    return tracker
