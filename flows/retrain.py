@@ -17,7 +17,7 @@ from prefect.states import Completed
 
 from flows.plan import SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
-from flows.promotion.history import read_current
+from flows.promotion.history import IN_USE, folder_of, read_current
 from flows.running import provenance
 from flows.running.api import close_dead, link_child, page_of_run, parent
 from flows.running.artifacts import show_page
@@ -28,6 +28,7 @@ from flows.running.places import EVALUATION, REPORT_NAME
 from flows.running.secrets import hide
 from flows.running.steps import progress
 from flows.running.told import listening, told
+from flows.runs.events import OF_AN_END, emit
 from flows.runs.journal import Journal, Run, read_runs
 from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
@@ -114,8 +115,10 @@ def _recorded(pipeline: str, settings: Pipelines) -> Ended:
         state, message = (RunState.STOPPED if isinstance(error, Stopped) else RunState.FAILED), str(error) or type(error).__name__
         raise
     finally:
-        journal.close(state, hide(message), _figures(pipeline), _in_use(pipeline))
+        journal.close(state, hide(message), _figures(pipeline), _model_in_use(pipeline).get("model", ""))
         about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
+        if state in OF_AN_END:
+            emit(pipeline, OF_AN_END[state], {**about, "reason": hide(message), "in use": _model_in_use(pipeline)})
         notify(settings.notices, pipeline, state, message, about, get_run_logger())
     return ended
 
@@ -175,12 +178,15 @@ def _best(detectors: Mapping[str, Mapping[str, float | None]]) -> str:
     )
 
 
-def _in_use(pipeline: str) -> str:
+def _model_in_use(pipeline: str) -> dict[str, str]:
+    """Says which model is in use: where DVC has it, its hash, and the commit it was made at; {} if none is, or that cannot be read."""
     try:
         current = read_current(pipeline)
     except BadInput:
-        return ""
-    return current.candidate if current else ""
+        return {}
+    if current is None:
+        return {}
+    return {"path": (folder_of(pipeline) / IN_USE).as_posix(), "hash": current.hash, "model": current.candidate, "commit": current.commit}
 
 
 def _figures(pipeline: str) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from processes import within
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds: a new database takes a while to be laid out on a busy machine
@@ -93,6 +94,12 @@ def ask(url: str, what: str) -> list[dict[str, Any]]:
         items += page
         if len(page) < 200:
             return items
+
+
+def events(url: str, name: str) -> list[dict[str, Any]]:
+    """The events of a name that the server has kept; it takes them in a moment later."""
+    asked = {"filter": {"event": {"name": [name]}}}
+    return list(within(30, lambda: request("POST", f"{url}/events/filter", asked)["events"], name))
 
 
 def own_work(url: str) -> float:

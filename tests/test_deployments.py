@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from conftest import TINY, commit, make_project, run, write_pipelines
 from prefect.client.orchestration import get_client
-from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
-from servers import ask, prefect_server, request
+from servers import ask, events, prefect_server, request
 
-from flows.monitoring.events import DRIFT_EVENT, resource_of
 from flows.running.gpu import LIMIT
+from flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of
+from flows.runs.states import RunState
 from flows.schedule import deployments
 from flows.settings.reader import parse
 from flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
@@ -101,14 +101,43 @@ def test_a_watched_line_has_a_deployment_beside_and_its_drift_retrains(project: 
     assert set(automation["trigger"]["expect"]) == {"changepair.drifted", "changepair.labelled"}
     assert automation["actions"][0]["deployment_id"] == both["scheduled"]["id"]
     with temporary_settings({PREFECT_API_URL: api}):
-        resource = {"prefect.resource.id": resource_of("small"), "prefect.resource.name": "small"}
-        emit_event(DRIFT_EVENT, resource=resource)
+        emit("small", DRIFT_EVENT, {})
         wait_until(
             lambda: [run for run in of_deployments(api) if run["deployment_id"] == both["scheduled"]["id"]], what="a run for the drift"
         )
     settings(project)
     assert deployed(project, api) == ["updated: small, by hand", "removed: small, new pictures"]
     assert not ask(api, "automations")
+
+
+def test_an_automation_acts_on_what_a_run_ends_with(project: Path, api: str) -> None:
+    """As a team may have it: once a model was kept out, the schedule rests until somebody has looked."""
+    settings(project, schedule={"interval": "6 hours"})
+    deployed(project, api)
+    deployment = of(api, "small")
+    automation = {
+        "name": "rest when a model is kept out",
+        "trigger": {
+            "type": "event",
+            "posture": "Reactive",
+            "expect": [OF_AN_END[RunState.KEPT]],
+            "match": {"prefect.resource.id": resource_of("small")},
+            "threshold": 1,
+            "within": 0,
+        },
+        "actions": [{"type": "pause-deployment", "source": "selected", "deployment_id": deployment["id"]}],
+    }
+    made = request("POST", f"{api}/automations/", automation)
+    try:
+        with temporary_settings({PREFECT_API_URL: api}):
+            emit("small", OF_AN_END[RunState.PROMOTED], {"reason": "better"})  # which it does not act on
+            emit("other", OF_AN_END[RunState.KEPT], {"reason": "worse"})
+            emit("small", OF_AN_END[RunState.KEPT], {"reason": "worse", "in use": {"hash": "0123.dir"}})
+            wait_until(lambda: of(api, "small")["paused"], what="the automation")
+        [event] = events(api, OF_AN_END[RunState.PROMOTED])
+        assert event["payload"]["reason"] == "better" and event["resource"]["prefect.resource.id"] == "changepair.pipeline.small"
+    finally:
+        request("DELETE", f"{api}/automations/{made['id']}")
 
 
 def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gradio_client import Client
 from lines import old, picture, review_page
 from PIL import Image
 from processes import started, within
-from servers import ask, prefect_server, request
+from servers import ask, events, prefect_server
 from team import Team, git
 
 
@@ -82,15 +82,6 @@ def asked(team: Team, deployment: str) -> str:
 def ended(api: str, name: str, count: int) -> list[dict[str, Any]]:
     runs = [one for one in ask(api, "flow_runs") if one["name"].startswith(name) and one["end_time"]]
     return sorted(runs, key=lambda one: str(one["end_time"])) if len(runs) >= count else []
-
-
-def events(api: str, name: str) -> list[dict[str, Any]]:
-    """The events of a name that the server has kept; it takes them in a moment later."""
-
-    def found() -> list[dict[str, Any]]:
-        return list(request("POST", f"{api}/events/filter", {"filter": {"event": {"name": [name]}}})["events"])
-
-    return list(within(30, found, name))
 
 
 def review(team: Team) -> dict[str, int]:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from conftest import STAGES, copied, make_clip, make_project, run, save, write_pipelines
 from receiver import receiver
-from servers import ask
+from servers import ask, events
 
 from tasks.common.files import sha256
 from tasks.detectors.encoders import build_encoder
@@ -282,6 +282,14 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     assert notice["text"].startswith("changepair: small Kept: patch-residual P-AUROC ")
     assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code")
     assert "may be worse by more than 0 points" in state
+    event = max(events(api, "changepair.kept"), key=lambda one: one["occurred"])
+    assert event["payload"]["in use"] == {
+        "path": "data/models/small/in-use",
+        "hash": first["hash"],
+        "model": first["candidate"],
+        "commit": first["commit"],
+    }
+    assert "may be worse" in event["payload"]["reason"] and event["payload"]["figures"]["parts"]
     assert current(project) == first and weights(project, "in-use") == in_use
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)

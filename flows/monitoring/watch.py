@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, flow, get_run_logger
-from prefect.events import emit_event
 from prefect.states import Completed
 
-from flows.monitoring.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, resource_of
 from flows.monitoring.line import Line, line_of
 from flows.prediction.model_in_use import SEPARATOR, model_in_use
 from flows.promotion.history import read_current
@@ -22,6 +20,7 @@ from flows.running.artifacts import show_page, show_picture
 from flows.running.locks import one_at_a_time
 from flows.running.steps import HOUR, progress, step
 from flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_for
+from flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
 from flows.settings.pipelines import read_pipelines
 from tasks.common import stopping
 from tasks.common.files import sha256, write_text
@@ -199,7 +198,7 @@ def _announce(line: Line, seen: Watched, kit: str) -> None:
     if seen.drift.found and told.is_file() and told.read_text(encoding="utf-8") == kit:
         return
     about = {"new": len(seen.judged), "flagged": seen.count("anomalous"), "share": seen.share, "drift": asdict(seen.drift)}
-    _emit(line, DRIFT_EVENT if seen.drift.found else ALERT_EVENT, about)
+    emit(line.pipeline, DRIFT_EVENT if seen.drift.found else ALERT_EVENT, about)
     if seen.drift.found:
         write_text(told, kit)
 
@@ -213,10 +212,5 @@ def _count_verdicts(line: Line, tell: Callable[[str], None]) -> None:
     new = counts.total() - (int(told.read_text(encoding="utf-8")) if told.is_file() else 0)
     if new >= wanted:
         tell(f"{line.pipeline}: {new} new verdicts; a retraining is asked for")
-        _emit(line, LABELLED_EVENT, {"new": new, **counts})
+        emit(line.pipeline, LABELLED_EVENT, {"new": new, **counts})
         write_text(told, str(counts.total()))
-
-
-def _emit(line: Line, event: str, about: dict[str, Any]) -> None:
-    resource = {"prefect.resource.id": resource_of(line.pipeline), "prefect.resource.name": line.pipeline}
-    emit_event(event, resource=resource, payload=about)

@@ -33,9 +33,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from flows.monitoring.events import RETRAINING, resource_of
 from flows.running.ending import tell
 from flows.running.gpu import LIMIT
+from flows.runs.events import RETRAINING, resource_of
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
