@@ -27,6 +27,7 @@ EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
     "retrain": "changepair retrain quickstart --dry-run",
+    "set": "changepair set quickstart evaluation.resolution=128 training.metauas.epochs=3",
     "score": "changepair score mine",
     "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
     "serve": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair serve",
@@ -77,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
         "--verbose", action="store_const", dest="volume", const=Volume.VERBOSE, help="print what Prefect and DVC say, too"
     )
     running.set_defaults(volume=Volume.NORMAL, run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments))
+    setting = commands.add_parser("set", help="write settings of a pipeline to pipelines.yaml, which keeps its form and its comments")
+    setting.add_argument("pipeline")
+    setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
+    setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
     scoring = commands.add_parser("score", help="score the pictures that are new in a pipeline's watched folder, by its model in use")
     scoring.add_argument("pipeline")
     scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
@@ -162,6 +167,13 @@ def plan() -> None:
     for stage in planned():
         Console().print(f"{stage.name}: {stage.about}", soft_wrap=True, markup=False, highlight=False)
     Console().print(f"{DVC_YAML} {'is written anew' if written else 'is as pipelines.yaml has it'}", highlight=False)
+
+
+def set_settings(pipeline: str, settings: Sequence[str]) -> None:
+    from flows.settings.overriding import override, read_settings
+
+    for line in override(pipeline, read_settings(settings)) or ["pipelines.yaml has it so already"]:
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def retrain(arguments: argparse.Namespace) -> None:

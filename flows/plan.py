@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
+from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, IN_USE, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
 from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
 from tasks.common.files import write_text
@@ -101,6 +101,11 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
     plots = [plot for stage in stages for plot in stage.plots]
     if plots:
         content["plots"] = plots
+    models = {stage.of[0]: f"{MODELS}/{stage.of[0]}/{IN_USE}" for stage in stages if stage.kind == "report"}
+    if models:
+        content["artifacts"] = {
+            name: {"path": path, "type": "model", "desc": f"The model of {name} that is in use"} for name, path in models.items()
+        }
     stream = io.StringIO()
     yaml.dump(content, stream)
     return HEAD + stream.getvalue()

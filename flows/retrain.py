@@ -17,14 +17,14 @@ from prefect.states import Completed
 
 from flows.plan import SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
-from flows.promotion.history import IN_USE, folder_of, read_current
+from flows.promotion.history import folder_of, read_current
 from flows.running import provenance
 from flows.running.api import close_dead, link_child, page_of_run, parent
 from flows.running.artifacts import show_page
 from flows.running.console import SAID
 from flows.running.dvc import forward_sigterm, reproduce, stages_before
 from flows.running.locks import Held, one_at_a_time
-from flows.running.places import EVALUATION, REPORT_NAME
+from flows.running.places import EVALUATION, IN_USE, REPORT_NAME
 from flows.running.secrets import hide
 from flows.running.steps import progress
 from flows.running.told import listening, told

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import STAGES, copied, make_clip, make_project, run, save, write_pipelines
+from processes import within
 from receiver import receiver
 from servers import ask, events
 
@@ -235,14 +236,33 @@ def test_a_run_says_a_line_a_milestone(project: Path, api: str) -> None:
     write_pipelines(project, edited(project, evaluation={"convention": "published"}))
     result = run(project, "changepair", "retrain", "small", PREFECT_API_URL=api)
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    said = result.stdout.splitlines()
-    page, *told = [line for line in said if not line.startswith(("small: ", "best ", "report", "in use"))], *said
+    said = [re.sub(r"\d+ s$", "_ s", line) for line in result.stdout.splitlines()]
     stages = len(lock(project))
-    assert [re.sub(r"\d+ s", "_ s", line) for line in page if "code" not in line] == [
+    assert said[0].startswith("small: http://127.0.0.1:")  # the run's page, on a server that stays
+    assert [line for line in said if line.startswith("stage ") and "code" not in line] == [
         f"stage {stages - 1} of {stages}: figures small, _ s",
         f"stage {stages} of {stages}: report small, _ s",
-    ], told
-    assert told[0].startswith("small: http://127.0.0.1:")  # the run's page, on a server that stays
+    ]
+    assert said[-1] == "report: data/evaluation/small/report.html" and len(said) <= 12
+
+
+@pytest.mark.slow
+def test_experiments_are_run_queued_compared_and_applied(project: Path) -> None:
+    """As docs/pages/operations.md says it."""
+    setting = "pipelines.yaml:+pipelines.small.evaluation.convention"  # + where the file has no such key yet
+    assert run(project, "dvc", "exp", "run", "--queue", "--name", "as-published", "-S", f"{setting}=published").returncode == 0
+    before = (project / "pipelines.yaml").read_bytes()
+    assert run(project, "dvc", "queue", "start").returncode == 0
+    within(180, lambda: "Success" in run(project, "dvc", "queue", "status").stdout, "the end of the experiment")
+    assert (project / "pipelines.yaml").read_bytes() == before
+    columns = "^(?!Experiment$|Created$|.*metauas.*$)"
+    shown = list(csv.DictReader(run(project, "dvc", "exp", "show", "--drop", columns, "--csv").stdout.splitlines()))
+    assert "as-published" in {row["Experiment"] for row in shown} and 2 <= len(shown[0]) <= 10
+    figures = (project / "data/evaluation/small/figures.csv").read_bytes()
+    assert run(project, "dvc", "exp", "apply", "as-published").returncode == 0
+    assert (project / "data/evaluation/small/figures.csv").read_bytes() != figures
+    assert yaml.safe_load((project / "pipelines.yaml").read_text())["pipelines"]["small"]["evaluation"]["convention"] == "published"
+    assert ran(project, "") == []
 
 
 def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tuple[Path, list[str]]) -> None:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import run
 from servers import ask, free_port, prefect_server
 from stores import S3, SECRET, store
@@ -91,9 +92,26 @@ def test_with_a_remote_in_s3_and_a_tag_a_run(
         for _time in range(2):
             result = team.scheduled(PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO", parameters=parameters)
             assert result.returncode == 0, result.stderr
-        assert git(team.origin, "tag", "--list") == "changepair/small/1"  # the second run had nothing new
+        # The second run had nothing new. The model that the first put to use is a version, as `gto show` lists it.
+        assert git(team.origin, "tag", "--list").split() == ["changepair/small/1", "small@v0.0.1"]
+        assert git(team.origin, "rev-parse", "small@v0.0.1^{commit}") == git(team.origin, "rev-parse", "changepair/small/1")
+        versions = json.loads(run(team.workspaces / "small", "gto", "show", "--json").stdout)
+        assert versions["small"]["version"] == "v0.0.1"
         assert team.reproduce("changepair/small/1").splitlines()[-1] == "Data and pipelines are up to date."
         output = result.stdout + result.stderr
+
+        override = {"evaluation.convention": "published"}  # for one run, whose results say so; the next is as it was
+        for parameters, said in (({"override": override}, "published"), ({}, "exact")):
+            result = team.scheduled(PREFECT_API_URL=api, parameters=json.dumps({"results": "tag", **parameters}))
+            assert result.returncode == 0, result.stderr
+            tag = max(git(team.origin, "tag", "--list", "changepair/small/*").splitlines())
+            settings = yaml.safe_load(git(team.origin, "show", f"{tag}:pipelines.yaml"))["pipelines"]["small"]["evaluation"]
+            assert settings.get("convention", "exact") == said
+            named = "with evaluation.convention=published" in git(team.origin, "log", "-1", "--format=%s", tag)
+            assert named == (said == "published")
+        assert team.reproduce("changepair/small/2").splitlines()[-1] == "Data and pipelines are up to date."
+        wrong = team.scheduled(PREFECT_API_URL=api, parameters=json.dumps({"override": {"evaluation.convention": "none"}}))
+        assert wrong.returncode == 2 and "evaluation.convention: expected 'exact' or 'published'" in wrong.stderr
     everything = [file for file in tmp_path.rglob("*") if file.is_file() and not file.is_symlink()]
     assert any(file.name == "prefect.db" for file in everything)
     for file in everything:

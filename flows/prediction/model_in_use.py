@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from flows.promotion.history import IN_USE, SETTINGS_NAME, folder_of, read_current
+from flows.promotion.history import SETTINGS_NAME, folder_of, read_current
 from flows.promotion.store import read_measured_as
+from flows.running.places import IN_USE
 from flows.settings.pipelines import Detectors, read_pipelines
 from flows.settings.reader import nearest, parse
 from tasks.common.errors import BadInput

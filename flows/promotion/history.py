@@ -25,7 +25,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.scoring.results import METRICS_NAME
 
-CURRENT, HISTORY, IN_USE = "current", "history.jsonl", "in-use"
+CURRENT, HISTORY = "current", "history.jsonl"
 SETTINGS_NAME = "settings.json"
 """In in-use/: what its figures were measured as."""
 Action = Literal["promoted", "kept", "rolled back"]

@@ -17,8 +17,8 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 
-from flows.promotion.history import CURRENT, IN_USE, SETTINGS_NAME, Model, Stored, folder_of
-from flows.running.places import CANDIDATE, EVALUATION
+from flows.promotion.history import CURRENT, SETTINGS_NAME, Model, Stored, folder_of
+from flows.running.places import CANDIDATE, EVALUATION, IN_USE
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.scoring.results import DRAWS_NAME

@@ -13,6 +13,7 @@ PAIRS = DATA / "pairs"
 CHECKPOINTS = DATA / "checkpoints"
 MODELS = DATA / "models"
 CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
+IN_USE = "in-use"  # and what is used
 SCORES = DATA / "scores"
 EVALUATION = DATA / "evaluation"
 REPORT_NAME = "report.html"  # within a pipeline's evaluation

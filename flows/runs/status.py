@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.promotion.history import IN_USE, folder_of, read_current, what_is_missing
+from flows.promotion.history import folder_of, read_current, what_is_missing
 from flows.running.locks import FOLDER, holder
-from flows.running.places import DATA
+from flows.running.places import DATA, IN_USE
 from flows.runs.journal import Run, StageRun, read_runs
 from flows.runs.states import RunState, StageState
 from flows.runs.times import read_times

@@ -57,8 +57,8 @@ def push(place: Workspace) -> None:
 
 
 @task(name="commit results", persist_result=False)
-def commit_results(place: Workspace, revision: str, message: str) -> str | None:
-    return workspace.commit_results(place, revision, message)
+def commit_results(place: Workspace, revision: str, message: str, *, promoted: bool) -> str | None:
+    return workspace.commit_results(place, revision, message, promoted=promoted)
 
 
 @task(name="send results", retries=2, retry_delay_seconds=10, persist_result=False)
@@ -77,11 +77,13 @@ def scheduled(
     remote: str | None = None,
     remote_timeout: int = 3600,
     overlap: Overlap = "wait",
+    override: dict[str, Any] | None = None,
 ) -> State[None]:
     """Retrains a pipeline at a revision of a repository. The parameters are those of `runs` in pipelines.yaml, which says what they mean;
-    they can be given in the UI too, so wrong ones raise BadInput."""
+    they can be given in the UI too, so wrong ones raise BadInput. override: settings of the pipeline for this run alone, by their dotted
+    keys, such as {"evaluation.resolution": 128}; its results have them in their pipelines.yaml."""
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout)
-    return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, lambda: _run(place, revision))
+    return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, lambda: _run(place, revision, override or {}))
 
 
 @task(task_run_name="score what is new for {pipeline}", persist_result=False)
@@ -150,18 +152,25 @@ def _as_child_ended() -> State[None]:
     return Completed(name=ended.state.name, message=ended.state.message, state_details=link_child())
 
 
-def _run(place: Workspace, revision: str) -> State[None]:
+def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[None]:
     pipeline, logger = place.pipeline, get_run_logger()
     retraining = False
     try:
         commit = prepare(place, revision)
+        for line in workspace.override(place, override):
+            logger.info(f"{pipeline}: for this run alone, {line}")
         pull(place)
         retraining = True
         state = retrain(pipeline, place, return_state=True)
         if not state.is_completed():
             state.result()
         retraining = False
-        results = commit_results(place, commit, f"{pipeline} at {commit[:8]}: {state.name}\n\n{state.message or ''}\n")
+        results = commit_results(
+            place,
+            commit,
+            f"{pipeline} at {commit[:8]}{_with(override)}: {state.name}\n\n{state.message or ''}\n",
+            promoted=state.name == RunState.PROMOTED,
+        )
         push(place)
         name = send_results(place)
     except BadInput as error:
@@ -171,6 +180,10 @@ def _run(place: Workspace, revision: str) -> State[None]:
     where = f"; results: {name}" if name else ""
     logger.info(f"{pipeline}: {state.name}{where}{'' if results else ', nothing new'}")
     return Completed(name=state.name, message=f"{state.message}{where}")
+
+
+def _with(override: Mapping[str, Any]) -> str:
+    return f" with {', '.join(f'{key}={value}' for key, value in override.items())}" if override else ""
 
 
 def make_up_for_missed() -> list[FlowRun]:

@@ -28,6 +28,8 @@ from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
 from flows.running.provenance import LOCK
 from flows.schedule.commands import CommandFailed, git, of_this_environment, own, run
+from flows.settings import overriding
+from flows.settings.reader import FILE
 from flows.settings.runs import Results, branch_of
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
@@ -87,6 +89,11 @@ def prepare(workspace: Workspace, revision: str, tell: Tell) -> str:
     return commit
 
 
+def override(workspace: Workspace, settings: Mapping[str, Any]) -> list[str]:
+    """Writes settings of the pipeline into the clone's pipelines.yaml; gives a line for each that changed. Raises BadInput."""
+    return overriding.override(workspace.pipeline, settings, workspace.folder / FILE) if settings else []
+
+
 def pull(workspace: Workspace, tell: Tell, *, model_alone: bool = False) -> None:
     """Brings what dvc.lock names, and the model in use, into the clone, from the shared cache and, where there is one, from the remote.
     What cannot be had is told and left for the stages to make again."""
@@ -132,16 +139,27 @@ def push(workspace: Workspace) -> None:
         raise BadInput(f"{workspace.pipeline}: {error}; its artifacts are kept in {workspace.root}, and the next run sends them") from error
 
 
-def commit_results(workspace: Workspace, revision: str, message: str) -> str | None:
-    """Commits what the run wrote that Git keeps, in the clone; gives the commit, or None if that is nothing new. Nothing is sent yet."""
+def commit_results(workspace: Workspace, revision: str, message: str, *, promoted: bool) -> str | None:
+    """Commits what the run wrote that Git keeps, in the clone; gives the commit, or None if that is nothing new. Nothing is sent yet.
+    promoted: whether a model was put to use; it becomes a version of the pipeline's artifact, a tag by GTO's convention."""
     results = None if workspace.results == "none" else _commit(workspace, revision, message)
+    if results is not None and promoted:
+        from gto import api  # half a second
+
+        api.register(str(workspace.folder), workspace.pipeline, results, author=IDENTITY["NAME"], author_email=IDENTITY["EMAIL"])
     (workspace.folder / UNFINISHED).unlink(missing_ok=True)
     return results
 
 
 def _commit(workspace: Workspace, revision: str, message: str) -> str | None:
     folder, before = workspace.folder, _last_results(workspace)
-    git(folder, "add", "--all", "--", *(path for path in (LOCK.as_posix(), DVC_YAML.as_posix(), "data") if (folder / path).exists()))
+    git(
+        folder,
+        "add",
+        "--all",
+        "--",
+        *(path for path in (LOCK.as_posix(), DVC_YAML.as_posix(), FILE.as_posix(), "data") if (folder / path).exists()),
+    )
     tree = git(folder, "write-tree")
     if before is not None and tree == git(folder, "rev-parse", f"{before}^{{tree}}"):
         return None
@@ -161,8 +179,9 @@ def send_results(workspace: Workspace) -> str | None:
     names = git(folder, "for-each-ref", "--format=%(refname)", pattern).split()
     if not names:
         return None
+    versions = git(folder, "for-each-ref", "--format=%(refname)", f"refs/tags/{workspace.pipeline}@v*").split()
     try:
-        git(folder, "push", "--quiet", "origin", *names, what=f"cannot push to {workspace.repository}")
+        git(folder, "push", "--quiet", "origin", *names, *versions, what=f"cannot push to {workspace.repository}")
     except CommandFailed as error:
         raise BadInput(f"{workspace.pipeline}: {error}; the results are kept in {folder}, and the next run sends them") from error
     newest = max(names, key=_number) if workspace.results == "tag" else names[0]

@@ -1,0 +1,110 @@
+"""Writes settings of one pipeline into pipelines.yaml, which keeps the form and the comments that it has."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode
+
+from flows.settings.pipelines import Pipelines, mistakes
+from flows.settings.reader import FILE, nearest, parse, read_yaml
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text
+
+WIDEST = 10_000  # characters of a line, so that none is broken
+
+
+def override(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> list[str]:
+    """Writes values of a pipeline by their dotted keys, such as evaluation.resolution; gives a line for each that changed. Raises BadInput
+    if there is no such pipeline or key, or the file would not be right; then it is left as it is."""
+    wanted = read_yaml(file)
+    if pipeline not in wanted["pipelines"]:
+        raise BadInput(f"{file}: pipelines: no pipeline {pipeline!r}{nearest(pipeline, wanted['pipelines'])}")
+    text, changed = file.read_text(encoding="utf-8"), []
+    for key, value in settings.items():
+        section, last = _section(wanted["pipelines"], (pipeline, *key.split(".")), file)
+        if last not in section or section[last] != value:
+            changed.append(f"pipelines.{pipeline}.{key}: {section.get(last, 'not there')} is now {value}")
+            section[last] = value
+            text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
+    read = parse(Pipelines, wanted, file=file)
+    wrong = next(mistakes(read), None)
+    if wrong is not None:
+        raise BadInput(f"{file}: {wrong}")
+    try:
+        written = YAML(typ="safe").load(text)
+    except YAMLError:
+        written = None
+    if written != wanted:
+        raise BadInput(f"{file}: pipelines.{pipeline}: what is to be changed is shared with another pipeline by an anchor; do it by hand")
+    if changed:
+        write_text(file, text)
+    return changed
+
+
+def _section(content: Any, keys: Sequence[str], file: Path) -> tuple[dict[str, Any], str]:
+    """Gives a copy of its own of the section that holds a key, made where it is not there, and the key."""
+    *sections, last = keys
+    for place, name in enumerate(sections):
+        held = content.get(name)
+        if held is not None and not isinstance(held, dict):
+            raise BadInput(f"{file}: pipelines.{'.'.join(keys[: place + 1])}: no section, so nothing in it can be changed")
+        content[name] = dict(held or {})  # another pipeline may have the same by an anchor
+        content = content[name]
+    return content, last
+
+
+def _written(text: str, keys: Sequence[str], value: Any) -> str:
+    """Puts a value into YAML's text: in the place of the one that is there, else as a new key of the innermost mapping that is."""
+    node = YAML().compose(text)
+    for place, key in enumerate(keys):
+        inner = {own.value: held for own, held in node.value}.get(key)
+        if not isinstance(inner, MappingNode) or place == len(keys) - 1:
+            break
+        node = inner
+    for missing in reversed(keys[place + 1 :]):
+        value = {missing: value}
+    if inner is not None:
+        return text[: inner.start_mark.index] + _flow(value) + text[_end(inner) :]
+    entry, start = f"{keys[place]}: {_flow(value)}", node.start_mark.index
+    if node.flow_style:
+        after = node.value[-1][1].end_mark.index if node.value else text.index("{", start) + 1
+        return f"{text[:after]}{', ' if node.value else ''}{entry}{text[after:]}"
+    first = node.value[0][0].start_mark
+    return f"{text[: first.index]}{entry}\n{' ' * first.column}{text[first.index :]}"
+
+
+def _end(node: Any) -> int:
+    """Gives where a value ends. A block ends for YAML where the next one begins, comments between them included."""
+    if isinstance(node, CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return int(node.end_mark.index)
+
+
+def _flow(value: Any) -> str:
+    """Writes a value on one line."""
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style, yaml.width = True, WIDEST
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue().removesuffix("...\n").strip()
+
+
+def read_settings(lines: Sequence[str]) -> dict[str, Any]:
+    """Reads KEY=VALUE, the value being YAML. Raises BadInput."""
+    settings = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals or not key:
+            raise BadInput(f"{line!r}: a setting is KEY=VALUE, such as evaluation.resolution=128")
+        try:
+            settings[key] = YAML(typ="safe").load(value)
+        except YAMLError as error:
+            raise BadInput(f"{line!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error
+    return settings
