@@ -58,7 +58,15 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execu
     look: Look = LookOnCluster() if on_cluster(execution) else LookHere(execution.workers)
     if folder is None:
         return ingest_packaged(dataset, places=places, look=look)
-    return ingest_folder(dataset, place_of(folder.path), layout=folder.layout, licence=folder.licence, places=places, look=look)
+    return ingest_folder(
+        dataset,
+        place_of(folder.path),
+        layout=folder.layout,
+        licence=folder.licence,
+        snapshot=folder.snapshot,
+        places=places,
+        look=look,
+    )
 
 
 @flow(name="ingest", flow_run_name="ingest {dataset}")

@@ -54,6 +54,8 @@ class Stage:
     """Outs that Git keeps, not DVC's cache."""
     metrics: tuple[str, ...] = ()
     plots: tuple[Mapping[str, Any] | str, ...] = field(default=(), compare=False)
+    frozen: bool = False
+    """Whether DVC takes its outs as they are: what it read is not here any more, and they hold all of it."""
 
     @property
     def name(self) -> str:
@@ -68,6 +70,8 @@ class Stage:
         entry["deps"] = list(dict.fromkeys(self.deps))
         if self.metrics:
             entry["metrics"] = [{path: {"cache": False}} for path in self.metrics]
+        if self.frozen:
+            entry["frozen"] = True
         entry["outs"] = [*({path: {"cache": False}} for path in self.in_git), *self.outs]
         return entry
 
@@ -150,13 +154,18 @@ def _code() -> Stage:
 def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
     manifest, rejected = (f"{MANIFESTS}/{dataset}.{ending}" for ending in ("parquet", "rejected.csv"))
     folder = datasets.folders.get(dataset)
+    gone = folder is not None and folder.snapshot and not place_of(folder.path).exists()
+    how = "written out of an installed package, then read"
+    if folder is not None:
+        how = "copied, then read" if folder.snapshot else "read where they lie"
     yield Stage(
         "ingest",
         (dataset,),
-        f"the pictures of {dataset}: {'read where they lie' if folder else 'written out of an installed package, then read'}",
+        f"the pictures of {dataset}: {how}",
         deps=(*([str(place_of(folder.path))] if folder else []), code_file("ingest").as_posix()),
         params=(f"datasets.folders.{dataset}",) if folder else (),
         outs=(f"{PICTURES}/{dataset}", manifest, rejected),
+        frozen=gone,
     )
     if dataset in datasets.objects:
         yield Stage(

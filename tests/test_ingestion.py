@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -167,6 +168,26 @@ def test_what_lies_where_no_picture_is_read_is_listed(layout: Path) -> None:
     assert found.keys() == {listed for listed, _reason in places.values()}
     for listed, reason in places.values():
         assert reason in found[listed], listed
+
+
+def test_a_snapshot_holds_what_the_dataset_held(layout: Path, tmp_path: Path) -> None:
+    (layout / "bricks/train/good/broken.png").write_bytes(b"no picture")
+    (layout / "bricks/ground_truth/hole/1_mask.png").unlink()
+    (layout / "stones/train/good/0.png").unlink()
+    (layout / "stones/train/good/0.png").symlink_to(save(np.zeros((96, 96), dtype=np.uint8), tmp_path / "elsewhere.png"))
+    read = ingest(layout)
+    left_out = rejected(layout)
+    ingest_folder("parts", layout, licence="own", snapshot=True, places=make_places(layout.parent / "manifests"))
+    rows = pq.read_table(layout.parent / "manifests" / "parts.parquet").to_pylist()
+    assert rejected(layout) == left_out and len(left_out) == 3
+    shutil.rmtree(layout)  # it is not needed any more
+    own = ("image", "mask")
+    assert [{key: value for key, value in row.items() if key not in own} for row in rows] == [
+        {key: value for key, value in row.items() if key not in own} for row in read
+    ]
+    for row, before in zip(rows, read, strict=True):
+        assert sha256(Path(row["image"])) == row["sha256"] and row["image"].endswith(before["image"].removeprefix(layout.as_posix()))
+        assert (row["mask"] is None) == (before["mask"] is None) and (row["mask"] is None or Path(row["mask"]).is_file())
 
 
 def test_masks_that_may_be_inverted_are_suspected(layout: Path) -> None:

@@ -6,6 +6,7 @@ Each test works in a copy of its own of what one run made, so that none depends 
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import json
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import STAGES, copied, make_clip, make_project, run, save, write_pipelines
+from conftest import STAGES, TINY, copied, make_clip, make_project, run, save, write_pipelines
 from processes import within
 from receiver import receiver
 from servers import ask, events
@@ -244,6 +245,28 @@ def test_a_run_says_a_line_a_milestone(project: Path, api: str) -> None:
         f"stage {stages} of {stages}: report small, _ s",
     ]
     assert said[-1] == "report: data/evaluation/small/report.html" and len(said) <= 12
+
+
+@pytest.mark.slow
+def test_with_a_snapshot_results_can_be_made_again_when_the_pictures_are_gone(tmp_path: Path) -> None:
+    content = copy.deepcopy(TINY)
+    content["datasets"]["folders"]["parts"] = {"path": str(tmp_path / "parts"), "snapshot": True}  # type: ignore[index]
+    folder = make_project(tmp_path / "project", TINY)
+    shutil.move(folder / "parts", tmp_path / "parts")
+    write_pipelines(folder, content)
+    result = run(folder, "dvc", "repro")
+    assert result.returncode == 0, result.stderr
+    before = lock(folder)
+    shutil.rmtree(tmp_path / "parts")
+    shutil.rmtree(folder / "data/pictures")
+    assert "dvc.yaml is written anew" in run(folder, "changepair", "plan").stdout  # as it has nothing to read any more
+    assert run(folder, "dvc", "checkout").returncode == 0  # or `dvc pull`, on another machine
+    result = run(folder, "dvc", "repro")
+    assert result.returncode == 0 and "Data and pipelines are up to date." in result.stdout, result.stdout + result.stderr
+    assert lock(folder) == before and any((folder / "data/pictures/parts/snapshot").rglob("*.png"))
+    content["pipelines"]["small"]["detectors"]["patch-residual"]["resolution"] = 96  # type: ignore[index]
+    write_pipelines(folder, content)
+    assert ran(folder, "") == ["score_small_patch-residual", "figures_small", "report_small"]
 
 
 @pytest.mark.slow

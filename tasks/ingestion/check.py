@@ -18,7 +18,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import Mask, opened, png
 from tasks.common.places import is_of_store, is_remote
-from tasks.ingestion.listing import GOOD, DatasetFolder, Listed
+from tasks.ingestion.listing import GOOD, DatasetFolder, Listed, Unusable
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MAX_PIXELS = 100_000_000
@@ -26,6 +26,7 @@ MAX_PIXELS = 100_000_000
 MOST_MARKED = 0.5
 """Share of a picture: a mask that marks more may be inverted."""
 INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
+LEADS_OUT = "a link that leads out of the dataset's folder"
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations of EXIF that exchange width and height
 
 
@@ -65,7 +66,7 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         if listed.write is not None:
             listed.write()
         elif not within(listed.image, source.folder):
-            return Facts(fault="a link that leads out of the dataset's folder")
+            return Facts(fault=LEADS_OUT)
         facts = _picture(listed.image)
         if facts.fault or not listed.masks:
             return facts
@@ -73,6 +74,8 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         if fault:
             return Facts(fault=fault)
         return replace(facts, note="; ".join(filter(None, (facts.note, INVERTED)))) if share > MOST_MARKED else facts
+    except Unusable as error:
+        return Facts(fault=str(error))
     except BadInput:
         raise  # a full disk
     except Exception as error:  # a decoder may raise anything on hostile bytes

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,9 +27,9 @@ from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
 from tasks.common.places import is_remote
 from tasks.common.rows import rows_of, schema_of, table_of
-from tasks.ingestion.check import Facts, look_at, row
+from tasks.ingestion.check import LEADS_OUT, Facts, look_at, row, within
 from tasks.ingestion.known import Known, known_files, stamp
-from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected
+from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected, Unusable
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
@@ -38,6 +38,8 @@ from tasks.ingestion.settings import LayoutName
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
 MANIFEST = schema_of(PictureRow)
+COPIES = "snapshot"
+"""The folder of copies within a dataset's own under places.pictures."""
 OF_A_FILE: LayoutName = "table"
 """The layout whose path is a file."""
 
@@ -124,11 +126,19 @@ def ingest_packaged(dataset: str, *, places: Places, look: Look = HERE) -> Inges
 
 
 def ingest_folder(
-    dataset: str, folder: Path, *, layout: str = "folder", licence: str | None = None, places: Places, look: Look = HERE
+    dataset: str,
+    folder: Path,
+    *,
+    layout: str = "folder",
+    licence: str | None = None,
+    snapshot: bool = False,
+    places: Places,
+    look: Look = HERE,
 ) -> Ingested:
     """Writes manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
-    layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. The rows are in the layout's order, whoever
+    layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. snapshot: whether pictures are
+    copied to places.pictures, and read there. The rows are in the layout's order, whoever
     looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the
     list of rejected files is written even then.
     """
@@ -144,7 +154,32 @@ def ingest_folder(
     _refuse_what_it_writes_to(source, places)
     shutil.rmtree(source.written, ignore_errors=True)
     source.written.mkdir(parents=True)
-    return _ingest(source, chosen.read(source), licence or chosen.licence, places, look)
+    items = chosen.read(source)
+    return _ingest(source, _copied(items, source) if snapshot else items, licence or chosen.licence, places, look)
+
+
+def _copied(items: Iterable[Item], source: DatasetFolder) -> Iterator[Item]:
+    """Has pictures and their masks copied, under the names that they have in the dataset, before they are read."""
+    for item in items:
+        if isinstance(item, Rejected) or item.write is not None:
+            yield item
+            continue
+        copies = {file: source.written / COPIES / _from(file, source) for file in (item.image, *item.masks)}
+        if any(copy == file for file, copy in copies.items()):  # it lies elsewhere, which is refused
+            yield item
+            continue
+        masks = tuple(copies[mask] for mask in item.masks)
+        yield replace(item, image=copies[item.image], masks=masks, write=partial(_copy, copies, source.folder), original=item.image)
+
+
+def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
+    """Copies files of a dataset. Raises Unusable if one leads out of it; one that is not there is left for who reads the copy to tell."""
+    for file, copy in copies.items():
+        if not within(file, folder):
+            raise Unusable(LEADS_OUT)
+        if file.is_file():
+            with written_beside(copy) as partial_copy:
+                partial_copy.write_bytes(file.read_bytes())
 
 
 def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
@@ -196,7 +231,7 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
                     continue
                 reading.seen.setdefault(item.category, 0)
                 if facts.fault:
-                    reading.rejected.append(Rejected(item.image, facts.fault))
+                    reading.rejected.append(Rejected(item.original or item.image, facts.fault))
                     continue
                 reading.notes.update([facts.note] if facts.note else [])
                 kept.append(row(item, facts, source, licence))

@@ -25,7 +25,13 @@ class Listed:
     defect: str
     masks: tuple[Path, ...] = ()
     write: Callable[[], None] | None = None
-    """Writes image and masks, where they are no files of the dataset but cut out of one."""
+    """Writes image and masks, where they are no files of the dataset but cut out of one, or copies."""
+    original: Path | None = None
+    """The dataset's own file, where the picture is a copy of it."""
+
+
+class Unusable(Exception):
+    """A picture that cannot be written where it is to be read. Its message says why."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ class FolderSettings:
     layout: LayoutName = "folder"
     """How it lies there: MVTec AD's way or as photographs (folder), as listed in a table, or as a dataset is distributed;
     `changepair datasets` lists them."""
+    snapshot: bool = False
+    """Whether its pictures are copied into data/pictures, which DVC keeps, so that results can be made again when they are gone; else they
+    are read where they lie, and have to stay there."""
     licence: str | None = None
     """Under what terms its pictures may be used, copied into every row of the manifest; null for what the dataset's home states."""
 
