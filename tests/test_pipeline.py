@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from browser import browser, console, installed, requests
 from conftest import STAGES, TINY, copied, make_clip, make_project, run, save, write_pipelines
 from processes import within
 from receiver import receiver
@@ -291,6 +292,19 @@ def test_experiments_are_run_queued_compared_and_applied(project: Path) -> None:
 def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tuple[Path, list[str]]) -> None:
     reran = ["train_small_metauas", "score_small_patch-residual", "score_small_metauas", "figures_small", "report_small"]
     assert edited_once[1] == reran
+
+
+@installed
+def test_plots_are_drawn_without_a_network(project: Path, tmp_path: Path) -> None:
+    result = run(project, "changepair", "plots", "--out", str(tmp_path / "plots"))
+    assert result.returncode == 0 and "index.html" in result.stdout, result.stderr
+    with browser(tmp_path / "profile", width=390) as driver:
+        driver.get((tmp_path / "plots/index.html").as_uri())
+        within(30, lambda: driver.execute_script("return document.querySelectorAll('main canvas, main svg').length") >= 8, "the charts")
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert all(url.startswith("file:") for url in requests(driver)) and console(driver) == []
+    wrong = run(project, "changepair", "plots", "nowhere")
+    assert wrong.returncode == 2 and wrong.stderr == "changepair: dvc plots diff: unknown Git revision 'nowhere'\n"
 
 
 def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> None:
