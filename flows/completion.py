@@ -18,5 +18,5 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], parser: C
     """Adds the command. parser: gives the whole command line."""
     command = commands.add_parser("completion", help="print what makes a shell complete this command line")
     command.add_argument("shell", choices=sorted(INSTALL))
-    command.epilog = "; ".join(f"{shell}: {line}" for shell, line in INSTALL.items())
+    command.epilog = "examples: " + "; ".join(f"{shell}: {line}" for shell, line in INSTALL.items())
     command.set_defaults(run=lambda arguments: print(shtab.complete(parser(), shell=arguments.shell)))

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from processes import within
 
-from flows.cli import parser
 from flows.running import told
 from flows.running.console import VOLUME, Volume, set_volume
 from flows.running.ending import exit_on_bad_input
@@ -23,14 +22,6 @@ from flows.runs.states import RunState, StageState
 from tasks.common.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_the_help_of_every_command_has_a_sentence_and_an_example() -> None:
-    commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    assert len(commands) > 20
-    for name, command in commands.items():  # type: ignore[union-attr]
-        assert f"changepair {name}" in " ".join((command.epilog or "").split()), f"{name} has no example"
-        assert command.description and command.description[0].isupper() and command.description.rstrip()[-1] in ".:", name
 
 
 def past(*stages: tuple[str, StageState, float]) -> Run:

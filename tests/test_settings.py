@@ -186,4 +186,5 @@ def test_every_command_says_in_its_help_how_it_is_used() -> None:
     commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for name, command in commands.items():  # type: ignore[union-attr]
         assert "example" in command.format_help() and f"changepair {name}" in command.format_help(), name
+        assert command.description and command.description[0].isupper() and command.description.rstrip()[-1] in ".:", name
     assert set(EXAMPLES) < set(commands)  # type: ignore[arg-type]
