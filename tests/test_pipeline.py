@@ -270,25 +270,6 @@ def test_with_a_snapshot_results_can_be_made_again_when_the_pictures_are_gone(tm
     assert ran(folder, "") == ["score_small_patch-residual", "figures_small", "report_small"]
 
 
-@pytest.mark.slow
-def test_experiments_are_run_queued_compared_and_applied(project: Path) -> None:
-    """As docs/pages/operations.md says it."""
-    setting = "pipelines.yaml:+pipelines.small.evaluation.convention"  # + where the file has no such key yet
-    assert run(project, "dvc", "exp", "run", "--queue", "--name", "as-published", "-S", f"{setting}=published").returncode == 0
-    before = (project / "pipelines.yaml").read_bytes()
-    assert run(project, "dvc", "queue", "start").returncode == 0
-    within(180, lambda: "Success" in run(project, "dvc", "queue", "status").stdout, "the end of the experiment")
-    assert (project / "pipelines.yaml").read_bytes() == before
-    columns = "^(?!Experiment$|Created$|.*metauas.*$)"
-    shown = list(csv.DictReader(run(project, "dvc", "exp", "show", "--drop", columns, "--csv").stdout.splitlines()))
-    assert "as-published" in {row["Experiment"] for row in shown} and 2 <= len(shown[0]) <= 10
-    figures = (project / "data/evaluation/small/figures.csv").read_bytes()
-    assert run(project, "dvc", "exp", "apply", "as-published").returncode == 0
-    assert (project / "data/evaluation/small/figures.csv").read_bytes() != figures
-    assert yaml.safe_load((project / "pipelines.yaml").read_text())["pipelines"]["small"]["evaluation"]["convention"] == "published"
-    assert ran(project, "") == []
-
-
 def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tuple[Path, list[str]]) -> None:
     reran = ["train_small_metauas", "score_small_patch-residual", "score_small_metauas", "figures_small", "report_small"]
     assert edited_once[1] == reran
