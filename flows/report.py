@@ -52,7 +52,7 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
         curves=Curves.read(folder / CURVES_NAME),
         galleries=galleries,
         evaluation=settings.evaluation,
-        trained=settings.trained,
+        trained=list(settings.trained_on),
     )
 
 

@@ -33,11 +33,10 @@ from flows.runs.journal import Journal, Run, read_runs
 from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
 from flows.runs.states import RunState, StageState
-from flows.runs.summary import RUNS, summary
+from flows.runs.summary import RUNS, best_of, summary
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, check, on_sigterm
-from tasks.scoring.figures import heading
 from tasks.scoring.results import METRICS_NAME
 
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
@@ -79,7 +78,12 @@ def promotion_gate(pipeline: str) -> State[Outcome]:
     outcome = gate(pipeline)
     about = f"{outcome.state}: {outcome.reason}"
     page = summary(
-        pipeline, about, _compared(outcome), enabled_pipeline(pipeline).trained, read_runs(pipeline, last=RUNS)[1:], _figures(pipeline)
+        pipeline,
+        about,
+        _compared(outcome),
+        list(enabled_pipeline(pipeline).trained_on),
+        read_runs(pipeline, last=RUNS)[1:],
+        _figures(pipeline),
     )
     show_page(pipeline, "summary", page, about)
     return Completed(name=outcome.state, message=outcome.reason, data=outcome)
@@ -165,17 +169,8 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
     if current is not None and ended.outcome.state != RunState.IN_USE:
         yield f"in use: model {current.candidate[:8]}, since {current.time}"
     for target, detectors in _figures(pipeline).items():
-        yield f"best on {target}: {_best(detectors)}"
+        yield f"best on {target}: {best_of(detectors)}"
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"
-
-
-def _best(detectors: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Says which detector has the best of the first figure, and all figures of it."""
-    first = next(iter(next(iter(detectors.values()))))
-    name = max(detectors, key=lambda detector: detectors[detector].get(first) or 0.0)
-    return f"{name}, " + ", ".join(
-        f"{heading(figure)} {100 * value:.1f} %" for figure, value in detectors[name].items() if value is not None
-    )
 
 
 def _model_in_use(pipeline: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import within
 
-from flows.running import told
+from flows.running import steps, told
 from flows.running.console import VOLUME, Volume, set_volume
 from flows.running.ending import exit_on_bad_input
 from flows.runs.journal import Run, StageRun
@@ -44,6 +44,21 @@ def test_a_stages_part_of_the_whole_is_what_it_took_when_it_last_ran(capsys: pyt
         milestones.ended("report_small", StageState.RAN, 2.2)
     assert shares[0] == 0.02 and set(shares[1:-2]) == {(2 + 48) / 100} and shares[-2:] == [0.98, 1.0]
     assert capsys.readouterr().out.splitlines() == ["stage 2 of 3: train small, 96 s", "stage 3 of 3: report small, 2 s"]
+
+
+def test_what_a_run_shows_of_the_whole_is_no_stages_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[float] = []
+    monkeypatch.setattr(steps, "EVERY", 0.0)
+    monkeypatch.setattr(steps, "create_progress_artifact", lambda *_arguments, **_more: None)
+    monkeypatch.setattr(steps, "update_progress_artifact", lambda _artifact, share: shown.append(share))
+    whole = steps.progress("the whole")
+    with told.listening():
+        whole(0.9)
+        assert told.told().share is None
+        steps.progress("a stage, in its own process")(0.25)
+        whole(0.92)
+        assert told.told().share == 0.25
+    assert shown == [90.0, 25.0, 92.0]
 
 
 def test_where_there_is_no_bar_a_long_stage_says_that_it_is_at_work(

@@ -332,7 +332,7 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
     assert "**parts**: use **" in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
-    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| \d", shown) and "| this one |" in shown
+    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| [a-z-]+, I-AUROC \d", shown) and "| this one |" in shown
 
 
 def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> None:

@@ -365,7 +365,8 @@ def test_a_test_picture_that_may_prompt_itself_is_refused_by_its_bytes_and_repor
         BadInput, match=r"parts: 1 pictures are both in its training and its test set, the first .*good/1\.png and .*again\.png"
     ):
         sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests))
-    (layout / "stones/test/good/again.png").open("ab").write(b"\0")  # other bytes, the same picture
+    with (layout / "stones/test/good/again.png").open("ab") as again:
+        again.write(b"\0")  # other bytes, the same picture
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     assert sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests)).repeated == 1
     _header, row = files(manifests).near_duplicates.read_text().splitlines()

@@ -90,8 +90,14 @@ def log(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_a_training_is_logged_to_trackers_and_is_the_same_without(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_is_logged_to_trackers_and_is_the_same_without(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from accelerate.tracking import TensorBoardTracker
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def broken(*_arguments: object, **_more: object) -> None:
+        raise OSError("no room")
 
     torch.set_num_threads(1)
     folder, tracking = pairs.parent / "tracked", Tracking(("tensorboard",), tmp_path / "board", "metauas")
@@ -102,6 +108,13 @@ def test_a_training_is_logged_to_trackers_and_is_the_same_without(pairs: Path, t
     lines = {int(line["step"]): float(line["loss"]) for line in log(folder)}
     assert shown == pytest.approx(lines, rel=1e-5) and len(lines) > 3 and board.Scalars("held_out_loss")
     assert (train(pairs, "untracked") / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(TensorBoardTracker, "log", broken)  # as where its disk is full
+    monkeypatch.setattr(TensorBoardTracker, "finish", broken)
+    again = pairs.parent / "again"
+    places = Places(again, again.with_suffix(".checkpoints"), tracking)
+    train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=places, workers=0)
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert capsys.readouterr().err.count("no room") == 1  # and is told no more
     monkeypatch.setitem(IS_HERE, "mlflow", lambda: False)
     with pytest.raises(BadInput, match=r"execution\.trackers: mlflow is not installed; pip install mlflow"):
         train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=replace(places, tracking=Tracking(("mlflow",))), workers=0)

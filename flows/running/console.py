@@ -61,4 +61,4 @@ def _is_news(record: logging.LogRecord) -> bool:
         return False
     if record.name.startswith("prefect") and (record.exc_info or str(record.msg).startswith(("Finished in state", "Task run failed"))):
         return volume() == Volume.NORMAL and TRIED_AGAIN in str(record.msg)
-    return record.levelno >= LEVELS[volume()]
+    return record.levelno >= LEVELS.get(volume(), logging.NOTSET)

@@ -22,7 +22,8 @@ DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it t
 
 
 def exit_on_bad_input(work: Callable[[], object]) -> None:
-    """Runs `work`. What is the user's to mend ends it with one line and exit code 2; SIGTERM with one line and 143, as a shell would say.
+    """Runs `work`. What is the user's to mend ends it with one line and exit code 2; SIGTERM with one line and 143, Ctrl-C with one
+    line and 130, as a shell would say.
     The line goes to the run that started this process, which says it, else to stderr."""
     log_in_lines()
     try:

@@ -12,7 +12,7 @@ from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.running.api import wait_for_server
-from flows.running.told import tell_share
+from flows.running.told import has_listener, tell_share
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped
 
@@ -38,13 +38,14 @@ def progress(description: str) -> Callable[[float], None]:
     """Gives a function for a task to call with the share that is done, 0..1, which the UI then shows, and the console of the run."""
     wait_for_server()
     artifact: Any = create_progress_artifact(0.0, description=description)
-    last = time.monotonic()
+    last, heard = time.monotonic(), has_listener()  # now: a run that listens to its stages later on does not tell itself
 
     def tell(share: float) -> None:
         nonlocal last
         if share >= 1 - 1e-9 or time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            tell_share(share)
+            if heard:
+                tell_share(share)
             with suppress(httpx.TransportError):  # a server that is away: the work goes on, and the next share is shown
                 update_progress_artifact(artifact, round(100 * share, 1))
 

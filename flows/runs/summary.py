@@ -12,6 +12,7 @@ from flows.running.places import EVALUATION, REPORT_NAME
 from flows.runs.journal import Run
 from tasks.reporting.advice import FIGURE, advice_of, next_steps
 from tasks.reporting.galleries import GALLERIES_NAME, short_name
+from tasks.scoring.figures import heading
 from tasks.scoring.operating import OPERATING_NAME, read_operating
 from tasks.scoring.results import FIGURES_NAME, read_figures
 
@@ -21,7 +22,7 @@ RUNS = 8
 
 def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], runs: Sequence[Run], figures: Mapping[str, Any]) -> str:
     """Gives the summary as Markdown. outcome: the state that the run ends in, and why. decision: the gate's comparison, as Markdown, or "".
-    trained: the detectors that were. runs: earlier ones, the newest first. figures: this run's, as metrics.json has them."""
+    trained: the detectors that were, here. runs: earlier ones, the newest first. figures: this run's, as metrics.json has them."""
     folder = EVALUATION / pipeline
     rows = read_figures(folder / FIGURES_NAME)
     lines = [f"# {pipeline}: {outcome}", ""]
@@ -43,7 +44,7 @@ def _picture(folder: Path, target: str) -> Iterator[str]:
 
 def _trend(runs: Sequence[Run], figures: Mapping[str, Any]) -> Iterator[str]:
     """Gives a table: a line a run, the best detector's figure on each target, the newest last."""
-    best = [{target: _best(detectors) for target, detectors in each.items()} for each in (*(run.figures for run in runs), figures)]
+    best = [{target: best_of(detectors) for target, detectors in each.items()} for each in (*(run.figures for run in runs), figures)]
     targets = list(dict.fromkeys(target for each in best for target in each))
     if not targets:
         return
@@ -54,9 +55,11 @@ def _trend(runs: Sequence[Run], figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _best(detectors: Mapping[str, Mapping[str, float | None]]) -> str:
-    values = {name: figures[FIGURE] for name, figures in detectors.items() if figures.get(FIGURE) is not None}
+def best_of(detectors: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Says which of a target's detectors is the best, and its figures; empty if none has FIGURE. detectors: as metrics.json has them."""
+    values = {name: value for name, figures in detectors.items() if (value := figures.get(FIGURE)) is not None}
     if not values:
         return ""
-    name = max(values, key=lambda one: values[one] or 0.0)
-    return f"{100 * (values[name] or 0.0):.1f} % ({name})"
+    name = max(values, key=lambda one: values[one])
+    figures = [f"{heading(figure)} {100 * value:.1f} %" for figure, value in detectors[name].items() if value is not None]
+    return ", ".join((name, *figures))

@@ -140,7 +140,7 @@ def serve(say: Callable[[str], None]) -> None:
 
 class _Runner(Runner):
     """A runner that ends when it is asked to: Prefect's own asks itself to stop from within its loop, where nobody waits for that, and
-    warns. The runs under way are processes that their parent's end stops."""
+    warns."""
 
     def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
         tell("stopped")

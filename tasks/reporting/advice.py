@@ -65,7 +65,7 @@ class Advice:
 
 def next_steps(advice: Advice, figures: Sequence[FigureRow], trained: Collection[str]) -> list[str]:
     """Says what would make the advice surer or the detector better, the most useful first; [] where there is nothing. trained: the
-    detectors that were."""
+    detectors that were, here."""
     steps, own = [], advice.own
     normal, anomalous = own.get(GOOD), own.get("")
     if normal is not None and normal.rate > RATE:

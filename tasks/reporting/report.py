@@ -76,7 +76,7 @@ def write_report(
     trained: Collection[str] = (),
 ) -> None:
     """Writes the report: which detector to use and what to do next; figures, curves, galleries, failures, training, and how to make all of
-    it again. trained: the detectors that were."""
+    it again. trained: the detectors that were, here."""
     advised = {advice.figure.target: advice for advice in advice_of(figures, operating)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
@@ -92,7 +92,6 @@ def write_report(
             convention=evaluation.convention,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
-            advised=advised,
             steps={target: next_steps(advice, figures, trained) for target, advice in advised.items()},
             near=NEAR,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],

@@ -4,9 +4,10 @@ does not depend on it, and a tracker that fails loses its own lines alone."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,15 +43,18 @@ class Log:
         """Logs numbers at a step; None is left out."""
         known = {name: value for name, value in values.items() if value is not None}
         for name in list(self._trackers):
-            try:
-                self._trackers[name].log(known, step=step)
-            except Exception as error:  # whatever a server or a disk raises
-                tqdm.write(f"{name} does not take what it is told, and is told no more: {error}", file=sys.stderr)
-                del self._trackers[name]
+            self._try(name, partial(self._trackers[name].log, known, step=step))
 
     def close(self) -> None:
-        for tracker in self._trackers.values():
-            tracker.finish()
+        for name in list(self._trackers):
+            self._try(name, self._trackers[name].finish)
+
+    def _try(self, name: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # whatever a server or a disk raises
+            tqdm.write(f"{name} does not take what it is told, and is told no more: {' '.join(str(error).split())}", file=sys.stderr)
+            del self._trackers[name]
 
 
 @contextmanager
