@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,6 +68,7 @@ def retrained(tmp_path_factory: pytest.TempPathFactory, api_of_retrained: str) -
     folder = make_project(tmp_path_factory.mktemp("run") / "project")
     result = run(folder, "changepair", "retrain", "small", PREFECT_API_URL=api_of_retrained)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert not re.search(r"(step|batch)/s|s/(step|batch)", result.stderr), result.stderr  # a line a milestone, and no stage's own bar
     commit(folder)
     return folder
 

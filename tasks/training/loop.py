@@ -236,7 +236,8 @@ def fit(
     )
 
     title = f"train {course.name}"
-    bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, disable=not accelerator.is_main_process)
+    hidden = {} if accelerator.is_main_process else {"disable": True}  # a False would show one where TQDM_DISABLE asks for none
+    bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, **hidden)
     tracking = places.tracking if accelerator.is_main_process else Tracking()
     with tracked(tracking, {"course": course.name, "steps": steps, "epochs": pace.epochs, "learning_rate": pace.learning_rate}) as trackers:
         while progress.step < steps and not _over(progress.log, pace.patience):
