@@ -46,6 +46,13 @@ def set_volume(wanted: Volume) -> None:
         handler.addFilter(_is_news)
 
 
+def set_volume_of_workers() -> None:
+    """Has the processes that share a stage's work, which begin with Prefect's own log, print no more than its warnings. To be called by the
+    stage: it would hide from one what `_is_news` lets through."""
+    if volume() != Volume.VERBOSE:
+        os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = logging.getLevelName(LEVELS[volume()])
+
+
 def _of_prefect() -> list[logging.Handler]:
     if "prefect" not in sys.modules:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import Flow
 
 from flows.running.api import end_with_parent, run
-from flows.running.console import set_volume, volume
+from flows.running.console import set_volume, set_volume_of_workers, volume
 from flows.running.ending import exit_on_bad_input, tell
 from flows.running.gpu import gpu_slot
 from flows.running.locks import one_at_a_time
@@ -28,6 +28,7 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
         sys.exit(f"usage: python -m flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
 
     set_volume(volume())
+    set_volume_of_workers()
 
     def work() -> object:
         execution = read_pipelines().execution
