@@ -153,14 +153,21 @@ def test_the_ranking_loss_is_that_of_every_couple_of_one_that_changed_and_one_th
     assert filled(masks, 8).tolist() == [0.5, 0.0]
 
 
-def test_over_50_steps_the_losses_are_those_of_a_plain_loop(pairs: Path) -> None:
-    """PyTorch's own parts, one line after the other, in float32."""
-    settings = PairTrainingSettings(epochs=6, batch_size=4, learning_rate=1e-3, log_every=1, precision="no", largest_gradient=1.0)
+@pytest.mark.parametrize(("compiles", "rate"), [(False, 1e-3), pytest.param(True, 1e-4, marks=pytest.mark.slow)])
+def test_over_50_steps_the_losses_are_those_of_a_plain_loop(pairs: Path, compiles: bool, rate: float) -> None:
+    """PyTorch's own parts, one line after the other, in float32. Compiled, sums are rounded in another order, and a step that is ten times
+    as long carries that ten times as far."""
+    compiler = torch._dynamo.utils.counters["frames"]
+    before = compiler["ok"]
+    settings = PairTrainingSettings(
+        epochs=6, batch_size=4, learning_rate=rate, log_every=1, precision="no", largest_gradient=1.0, compile=compiles
+    )
     lines = log(train(pairs, "model", settings))
+    assert (compiler["ok"] > before) == compiles
     torch.manual_seed(settings.seed)
     model = build_detector(DETECTOR, build_encoder(DETECTOR.encoder, 64)).train()
     training = Pairs(pairs, [row for row in read_index(pairs) if not row.held_out], 64)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, weight_decay=5e-4)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=rate, weight_decay=5e-4)
     losses = []
     for epoch in range(settings.epochs):
         order = generator(settings.seed, "epoch", epoch).permutation(len(training))

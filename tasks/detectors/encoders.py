@@ -13,6 +13,7 @@ import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import Tensor
 
+from tasks.common.devices import multiply_exactly
 from tasks.common.errors import BadInput
 from tasks.detectors.models.clip import ClipEncoder
 from tasks.detectors.models.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0
@@ -22,8 +23,10 @@ from tasks.detectors.weights import packaged_lite0, read_weights
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
     """Builds an encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they stay random, to be
-    overwritten. Raises BadInput if there is no such network, its weights are not there, or it cannot take such pictures.
+    overwritten. A GPU's convolutions are exact from then on, so that a picture has the score that a CPU gives it. Raises BadInput if there
+    is no such network, its weights are not there, or it cannot take such pictures.
     """
+    multiply_exactly(True)
     filled = filled and settings.weights != OF_THE_MODEL
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:

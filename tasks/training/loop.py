@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tasks.common import stopping
-from tasks.common.devices import best_device, computes_bf16
+from tasks.common.devices import best_device, computes_bf16, multiply_exactly
 from tasks.common.errors import BadInput
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.training import checkpoint
 from tasks.training.checkpoint import Progress
+from tasks.training.compiling import compiled, pays
 from tasks.training.log import LogLine, write_log
 from tasks.training.settings import TrainingSettings
 from tasks.training.shared import share_statistics
@@ -91,6 +92,8 @@ class Pace:
     """Whether the epoch with the lowest held-out loss is kept, not the last."""
     patience: int | None = None
     """Epochs without a lower held-out loss after which it ends."""
+    compile: bool | None = None
+    """Whether the network is compiled; None for where that pays."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ def pace_of(settings: TrainingSettings) -> Pace:
         settings.average,
         settings.keep == "best",
         settings.patience,
+        settings.compile,
     )
 
 
@@ -223,7 +227,10 @@ def fit(
     name = checkpoint.name_of(inputs, type(course).__module__)
     kept = _Kept(course.model, pace)
     progress = checkpoint.resume(places.checkpoints, name, kept, optimizer, schedule)
+    multiply_exactly(accelerator.mixed_precision == "no")
     prepared, optimizer = accelerator.prepare(course.model, optimizer)
+    if pays(accelerator, steps) if pace.compile is None else pace.compile:
+        prepared = compiled(prepared)
     kept.to(accelerator.device)
     step = Step(
         course.name,

@@ -41,6 +41,8 @@ class TrainingSettings:
     """What to start from: a model folder, such as data/models/<pipeline>/in-use/<detector>, or `packaged`; null to start at random."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
+    compile: bool | None = None
+    """Whether torch.compile makes the network faster, which takes it minutes; null for where that pays: on one GPU, from 2,000 steps on."""
     log_every: Annotated[int, Between(1, None)] = 10
     """Steps between two lines of the training log."""
     checkpoint_every: Annotated[int, Between(1, None)] = 100

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
+from tasks.common.devices import exactly
 from tasks.detectors.models.exporting import exporting
 from tasks.detectors.models.folding import folded
 
@@ -58,6 +59,7 @@ class FrozenEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self._fast: tuple[Callable[[Tensor], Any], ...] = ()  # the network as it is run, made when it is; no module, so not in the state
+        self._compiles = False
         self.register_load_state_dict_post_hook(lambda module, _keys: module._forget_fast())
         self.eval()
 
@@ -103,6 +105,12 @@ class FrozenEncoder(nn.Module):
             self._fast = (self._fastest(normalised),)
         return self._fast[0](normalised)
 
+    def compile_network(self) -> None:
+        """Runs the network compiled from now on, on its own: what is compiled around it stops here."""
+        self._compiles = True
+        self._forget_fast()
+        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
+
     def become_fast(self) -> None:
         """Replaces the network by the one that is run, for good: to be exported. It must have run once."""
         if self._fast and isinstance(self._fast[0], nn.Module):
@@ -110,13 +118,12 @@ class FrozenEncoder(nn.Module):
 
     def _fastest(self, normalised: Tensor) -> Callable[[Tensor], Any]:
         fast = folded(self.network)
-        if fast is None:
-            return self.network
-        same = all(
-            torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
-            for a, b in zip(self.network(normalised), fast(normalised), strict=True)
-        )
-        return fast if same else self.network
+        if fast is not None:
+            with exactly():  # rounded, the two differ by more than that
+                couples = list(zip(self.network(normalised), fast(normalised), strict=True))
+        if fast is None or not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples):
+            fast = self.network
+        return torch.compile(fast) if self._compiles else fast
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
         self._forget_fast()  # moved to another device
