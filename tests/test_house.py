@@ -40,7 +40,7 @@ def test_the_work_knows_neither_prefect_nor_dvc_nor_what_runs_it() -> None:
 def test_the_models_know_no_files_and_no_settings() -> None:
     for file in (ROOT / "tasks" / "detectors" / "models").glob("*.py"):
         ours = [name for name in imported(file) if name.startswith("tasks.")]
-        assert all(name.startswith(("tasks.detectors.models.", "tasks.common.devices")) for name in ours), file
+        assert all(name.startswith("tasks.detectors.models.") for name in ours), file
 
 
 def test_a_stage_uses_what_comes_before_it_only() -> None:

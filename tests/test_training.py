@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.metric_residual import MetricResidualSettings
+from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.weights import load_model
 from tasks.ingestion.ingest import ingest_folder
@@ -363,6 +365,14 @@ def test_a_step_that_goes_wrong_stops_with_the_step_the_examples_and_the_weights
     assert not (tmp_path / "line.pt").exists()
 
 
+@pytest.mark.slow
+def test_of_a_compiled_training_a_failed_step_is_kept_by_the_networks_own_names(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the loss is not a number"):
+        fitted(tmp_path, replace(LINE, epochs=60, learning_rate=1e-4, compile=True), Bad(lambda loss: loss * float("nan")))
+    kept = torch.load(tmp_path / "checkpoints" / "failed.pt", weights_only=True)
+    assert set(kept["trained"]) == {"weight"}
+
+
 class Large(Line):
     """It takes no more examples at once than memory has room for."""
 
@@ -511,6 +521,26 @@ def test_inctrl_learns_from_pairs_and_is_the_same_twice(pairs: Path) -> None:
     assert sha256(first / "model.safetensors") == sha256(second / "model.safetensors")
     config = json.loads((first / "config.json").read_text())
     assert config["detector"] == "inctrl" and config["training"]["examples"] == "pairs" and config["examples"] == 36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["metric-residual", "multi-scale-residual", "prompt-query", "inctrl"])
+def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
+    """(Of MetaUAS it is shown above, against a plain loop.)"""
+    losses = []
+    for compiles in (False, True):
+        folder = pairs.parent / f"{which}-{compiles}"
+        if which == "inctrl":
+            train_on(pairs, folder.name, replace(ON_PAIRS, epochs=2, learning_rate=1e-4, compile=compiles))
+        else:
+            kind = DETECTORS[which]
+            assert kind.training is not None
+            settings = replace(SETTINGS, batch_size=12, learning_rate=1e-4, precision="no", compile=compiles)
+            places = Places(folder, folder.with_suffix(".checkpoints"))
+            learn = import_module(kind.training.module).train
+            learn(kind.settings(resolution=64), settings, examples=of(pairs), places=places, workers=0)
+        losses.append([float(line["loss"]) for line in log(folder)])
+    assert len(losses[0]) >= 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_two_trainings_of_other_precision_follow_each_other(pairs: Path) -> None:

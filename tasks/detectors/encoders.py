@@ -13,10 +13,10 @@ import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import Tensor
 
-from tasks.common.devices import multiply_exactly
 from tasks.common.errors import BadInput
 from tasks.detectors.models.clip import ClipEncoder
 from tasks.detectors.models.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0
+from tasks.detectors.models.exactness import multiply_exactly
 from tasks.detectors.settings import HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
 from tasks.detectors.weights import packaged_lite0, read_weights
 

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tasks.common import stopping
-from tasks.common.devices import best_device, computes_bf16, multiply_exactly
+from tasks.common.devices import best_device, computes_bf16
 from tasks.common.errors import BadInput
+from tasks.detectors.models.exactness import multiply_exactly
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.training import checkpoint

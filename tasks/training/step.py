@@ -116,7 +116,7 @@ class Step:
         file = self.folder / FAILED_NAME
         if self.accelerator.is_main_process:
             state = {"step": number, "wrong": wrong, "examples": list(examples), "batch": [part.cpu() for part in batch]}
-            network = self.accelerator.unwrap_model(self.model)
+            network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             with written_beside(file) as partial:
                 torch.save({**state, "trained": {name: value.cpu() for name, value in trained_state(network).items()}}, partial)
         named = ", ".join(examples[:SHOWN]) + (f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else "")

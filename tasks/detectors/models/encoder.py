@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from tasks.common.devices import exactly
+from tasks.detectors.models.exactness import exactly
 from tasks.detectors.models.exporting import exporting
 from tasks.detectors.models.folding import folded
 
