@@ -123,7 +123,8 @@ class FrozenEncoder(nn.Module):
                 couples = list(zip(self.network(normalised), fast(normalised), strict=True))
         if fast is None or not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples):
             fast = self.network
-        return torch.compile(fast) if self._compiles else fast
+        # Each size on its own: for sizes as symbols, which padding depends on, a picture at several scales took over eight minutes.
+        return torch.compile(fast, dynamic=False) if self._compiles else fast
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
         self._forget_fast()  # moved to another device
