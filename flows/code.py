@@ -13,6 +13,7 @@ from typing import Any
 from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, roots, write_plan
 from flows.running.ending import exit_on_bad_input
 from flows.running.places import CODE
+from flows.running.unchanged import unchanged
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew
 from tasks.common.fingerprint import code_of
@@ -22,6 +23,11 @@ from tasks.detectors.registry import DETECTORS
 def code() -> None:
     """Writes which code each stage runs. Raises BadInput if pipelines.yaml is wrong, or has changed what stages there are since dvc.yaml
     was written."""
+    with unchanged("code"):
+        _code()
+
+
+def _code() -> None:
     if write_plan():
         raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
     with made_anew(CODE) as folder:

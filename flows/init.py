@@ -19,6 +19,7 @@ from flows.settings.reader import FILE, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.common.places import place_of
+from tasks.common.texts import read_text
 from tasks.ingestion.listing import GOOD
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def init(folder: str, name: str | None = None) -> None:
     from tasks.ingestion.inspect import inspect  # costs half a second, which no other command need spend
 
     place = place_of(folder)
-    name = name or re.sub(r"[^a-z0-9]+", "-", place.name.lower()).strip("-")
+    name = name or re.sub(r"[^a-z0-9]+", "-", place.name.lower())[:64].strip("-")
     read = read_pipelines()
     if not NAME.fullmatch(name):
         raise BadInput(f"{name!r}: no name for a pipeline; give one of small letters, digits and dashes with --name")
@@ -83,7 +84,7 @@ def init(folder: str, name: str | None = None) -> None:
         raise BadInput(f"{FILE} has a {name!r} already; give another name with --name")
     with tempfile.TemporaryDirectory() as work:
         found = inspect(name, place, "folder", work=Path(work), sheet=Path(work) / "sheet.png")
-    text = FILE.read_text(encoding="utf-8")
+    text = read_text(FILE)
     write_text(FILE, _added(text, name, str(place), _pipeline(name, str(place), found)))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{FILE}: dataset and pipeline {name}: {_about(found)}")

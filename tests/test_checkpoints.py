@@ -165,5 +165,7 @@ def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: P
     assert (tmp_path / "used" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
     with pytest.raises(BadInput, match="no such model folder; make it with `changepair import metauas"):
         use_model("metauas", replace(settings, model=str(tmp_path / "none")), tmp_path / "used")
-    with pytest.raises(BadInput, match="does not fit the detector's settings"):
+    with pytest.raises(
+        BadInput, match=r"detectors\.metauas\.model: .*/model: it was trained with other settings; say fusion: \"concatenate\" there"
+    ):
         use_model("metauas", replace(settings, fusion="add"), tmp_path / "used")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -159,6 +160,15 @@ def test_the_page_of_settings_is_as_the_code_has_them_and_says_what_each_means()
     for line in page.splitlines():
         if line.startswith("| `"):
             assert line.split(" | ")[-1].strip(" |"), line
+
+
+def test_pictures_are_opened_and_text_is_read_in_one_place() -> None:
+    """Pillow opens what starts programs, and text of people's own is in any encoding."""
+    elsewhere = {"tasks/common/pictures.py": r"Image\.open\(", "tasks/common/texts.py": r"csv\.(DictReader|reader)\("}
+    for file in (*ROOT.glob("tasks/**/*.py"), *ROOT.glob("flows/**/*.py")):
+        name, text = file.relative_to(ROOT).as_posix(), file.read_text()
+        found = {place for place, pattern in elsewhere.items() if re.search(pattern, text)}
+        assert found <= {name}, name
 
 
 def test_the_readme_is_a_first_page() -> None:

@@ -381,9 +381,9 @@ def test_a_table_of_ones_own(lay_out: Any, suffix: str) -> None:
         pq.write_table(pa.Table.from_pylist(lines), data.folder / "parts.parquet")
     rows = data.read(f"parts{suffix}")
     assert counts(rows) == {("bolt", "train", "good"): 1, ("bolt", "test", "good"): 1, ("bolt", "test", "rust"): 1} and masks_fit(rows)
-    assert any("split is 'val' and label" in reason for reason in data.rejected().values())
+    assert any("its split is 'val'" in reason for reason in data.rejected().values())
     (data.folder / "bad.csv").write_text("image,label\n")
-    with pytest.raises(BadInput, match=r"bad\.csv: no column 'category'; it has image, label"):
+    with pytest.raises(BadInput, match=r"bad\.csv: no column 'category'; not such a table, for it has image, label"):
         data.read("bad.csv")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from browser import browser, installed, requests
-from conftest import STAGES, TINY, copied, make_clip, make_project, run, save, write_pipelines
+from conftest import STAGES, TINY, commit, copied, make_clip, make_project, run, save, write_pipelines
 from processes import within
 from receiver import receiver
 from servers import ask, events
@@ -303,6 +303,35 @@ def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> 
         assert chart["facet"]["row"]["field"] == "target" and "<DVC_" not in json.dumps(chart)
         drawn = {field["field"] for field in chart["spec"]["encoding"].values()} | {field["field"] for field in chart["facet"].values()}
         assert chart["data"]["values"] and drawn <= set(chart["data"]["values"][0]), drawn
+
+
+@pytest.mark.slow
+def test_an_experiment_is_queued_shown_and_applied(tmp_path: Path, api: str) -> None:
+    """DVC runs it in a clone of its own: the checkout is as it was until the experiment is applied."""
+    folder = make_project(tmp_path / "project", TINY)
+    assert ran(folder, api)
+    commit(folder)
+    settings, figures = (folder / "pipelines.yaml").read_bytes(), (folder / "data/evaluation/small/figures.csv").read_bytes()
+    change = "pipelines.yaml:pipelines.small.detectors.patch-residual.resolution=96"
+    queued = run(folder, "dvc", "exp", "run", "--queue", "--name", "finer", "--set-param", change)
+    assert queued.returncode == 0, queued.stderr
+    assert (folder / "pipelines.yaml").read_bytes() == settings
+    assert run(folder, "dvc", "queue", "start").returncode == 0
+
+    def state() -> str:
+        return " ".join(re.findall("Queued|Running|Success|Failed", run(folder, "dvc", "queue", "status").stdout))
+
+    within(300, lambda: state().split(" ")[-1] in ("Success", "Failed"))
+    assert "Success" in state(), run(folder, "dvc", "queue", "logs", "finer").stdout
+    assert (folder / "pipelines.yaml").read_bytes() == settings
+    few = r"^(?!Experiment$|Created$|.*patch-residual\.image_auroc$)"
+    header, *rows = csv.reader(run(folder, "dvc", "exp", "show", "--csv", "--drop", few).stdout.splitlines())
+    assert 2 <= len(header) <= 10 and any("finer" in row for row in rows), (header, rows)
+    assert run(folder, "dvc", "exp", "apply", "finer").returncode == 0
+    content = yaml.safe_load((folder / "pipelines.yaml").read_text())
+    assert content["pipelines"]["small"]["detectors"]["patch-residual"]["resolution"] == 96
+    assert (folder / "data/evaluation/small/figures.csv").read_bytes() != figures
+    assert ran(folder, api) == []
 
 
 @pytest.mark.slow

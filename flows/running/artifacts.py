@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.running.api import wait_for_server
+from tasks.common.pictures import opened
+from tasks.common.texts import csv_rows
 
 WIDEST = 900  # pixels: an artifact is stored in the server's database
 
@@ -23,8 +23,7 @@ def show_rows(pipeline: str, name: str, rows: Sequence[dict[str, str]], about: s
 
 def show_table(pipeline: str, name: str, table: Path, about: str) -> None:
     """Shows a CSV."""
-    with table.open(newline="", encoding="utf-8") as stream:
-        show_rows(pipeline, name, list(csv.DictReader(stream)), about)
+    show_rows(pipeline, name, [dict(row) for _line, row in csv_rows(table)], about)
 
 
 def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
@@ -35,7 +34,7 @@ def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
 
 def picture_url(picture: Path) -> str:
     """Gives a picture, reduced, as a URL that holds all of it."""
-    with Image.open(picture) as image:
+    with opened(picture) as image:
         image.thumbnail((WIDEST, 10 * WIDEST))
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "JPEG", quality=80)

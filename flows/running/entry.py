@@ -14,6 +14,7 @@ from flows.running.console import set_volume, set_volume_of_workers, volume
 from flows.running.ending import exit_on_bad_input, tell
 from flows.running.gpu import gpu_slot
 from flows.running.locks import one_at_a_time
+from flows.running.unchanged import unchanged
 from flows.settings.pipelines import Execution, read_pipelines
 
 
@@ -31,11 +32,15 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
     set_volume_of_workers()
 
     def work() -> object:
-        execution = read_pipelines().execution
         end_with_parent()
         what = f"{flow.name} {' '.join(of)}"
         # What a run that was killed has started may not have ended yet.
-        with one_at_a_time("-".join((flow.name, *of)), what, wait=True, tell=tell), gpu_slot() if on_gpu else nullcontext():
+        with (
+            one_at_a_time("-".join((flow.name, *of)), what, wait=True, tell=tell),
+            gpu_slot() if on_gpu else nullcontext(),
+            unchanged(flow.name, *of),
+        ):
+            execution = read_pipelines().execution
             return run(flow if runner is None else flow.with_options(task_runner=runner(execution)), **dict(zip(names, of, strict=True)))
 
     exit_on_bad_input(work)

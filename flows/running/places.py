@@ -19,3 +19,5 @@ EVALUATION = DATA / "evaluation"
 REPORT_NAME = "report.html"  # within a pipeline's evaluation
 CODE = DATA / "code"  # which code each stage runs: what DVC compares
 WATCH = DATA / "watch"  # what was said of pictures of a line; no stage's, so DVC knows nothing of it
+WRITTEN = (CODE, PICTURES, MANIFESTS, EPISODES, INPAINTERS, PAIRS, CHECKPOINTS, MODELS, SCORES, EVALUATION)
+"""Those that stages write to, and delete from."""

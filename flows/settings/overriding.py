@@ -12,9 +12,10 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from flows.settings.pipelines import Pipelines, mistakes
-from flows.settings.reader import FILE, nearest, parse, read_yaml
+from flows.settings.reader import FILE, check_values, nearest, parse, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
+from tasks.common.texts import read_text
 
 WIDEST = 10_000  # characters of a line, so that none is broken
 
@@ -25,20 +26,21 @@ def override(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> l
     wanted = read_yaml(file)
     if pipeline not in wanted["pipelines"]:
         raise BadInput(f"{file}: pipelines: no pipeline {pipeline!r}{nearest(pipeline, wanted['pipelines'])}")
-    text, changed = file.read_text(encoding="utf-8"), []
+    text, changed = read_text(file), []
     for key, value in settings.items():
         section, last = _section(wanted["pipelines"], (pipeline, *key.split(".")), file)
         if last not in section or section[last] != value:
             changed.append(f"pipelines.{pipeline}.{key}: {section.get(last, 'not there')} is now {value}")
             section[last] = value
             text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
+    check_values(wanted, file)
     read = parse(Pipelines, wanted, file=file)
     wrong = next(mistakes(read), None)
     if wrong is not None:
         raise BadInput(f"{file}: {wrong}")
     try:
         written = YAML(typ="safe").load(text)
-    except YAMLError:
+    except (YAMLError, ValueError):
         written = None
     if written != wanted:
         raise BadInput(f"{file}: pipelines.{pipeline}: what is to be changed is shared with another pipeline by an anchor; do it by hand")
@@ -105,6 +107,6 @@ def read_settings(lines: Sequence[str]) -> dict[str, Any]:
             raise BadInput(f"{line!r}: a setting is KEY=VALUE, such as evaluation.resolution=128")
         try:
             settings[key] = YAML(typ="safe").load(value)
-        except YAMLError as error:
+        except (YAMLError, ValueError) as error:
             raise BadInput(f"{line!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error
     return settings

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 from typing_extensions import TypedDict
 
+from flows.running.places import WRITTEN
 from flows.settings.reader import FILE, nearest, parse, read_yaml
 from flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
-from tasks.common.bounds import STRICT
+from tasks.common.bounds import STRICT, Each, Some
 from tasks.common.errors import BadInput
+from tasks.common.places import is_remote, place_of
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
@@ -23,7 +25,7 @@ from tasks.scoring.settings import EvaluationSettings
 from tasks.synthesis.settings import SynthesisSettings
 from tasks.training.settings import TrainingSettings
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]  # a file's name has room for 255 characters
 Runner = Literal["threads", "processes", "dask"]
 PackagedName = Literal[
     "sample-photos", "vision-toolbox", "texture-defects", "development-textures", "development-letters", "digits", "elpv"
@@ -53,7 +55,7 @@ class Elsewhere(Strict):
 class Datasets(Strict):
     """The datasets that are here. Each is ingested once, whichever pipelines use it."""
 
-    packaged: list[PackagedName] = Field(default_factory=list)
+    packaged: Annotated[list[PackagedName], Each()] = Field(default_factory=list)
     """Those inside installed packages that are used."""
     folders: dict[Name, FolderSettings] = Field(default_factory=dict)
     """Your own, by the name that pipelines use."""
@@ -79,7 +81,7 @@ def cores() -> int:
 class Execution(Strict):
     """The way work is spread over cores and machines; what comes of it does not depend on this."""
 
-    workers: Annotated[int, Field(ge=1)] = Field(default_factory=cores)
+    workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processes of a machine that share each step of a training; auto for one a GPU."""
@@ -128,13 +130,13 @@ class Pipeline(Strict):
     """When to retrain: a cron line, or {cron or interval, timezone}; null for by hand."""
     runs: OwnRuns = OwnRuns()
     """Where this pipeline's scheduled runs differ from the others'."""
-    sources: list[str]
+    sources: Annotated[list[str], Each()]
     """Photographs that pairs are made of; [] where synthesis.pairs is 0."""
-    textures: list[str]
+    textures: Annotated[list[str], Each()]
     """What DRAEM's textures are cut from; [] for the sources themselves."""
-    auxiliary: list[str]
+    auxiliary: Annotated[list[str], Each()]
     """Datasets with labelled anomalies to train on; [] where nothing is trained on them."""
-    targets: Annotated[list[str], Field(min_length=1)]
+    targets: Annotated[list[str], Some()]
     """What detectors are measured on; a picture that is also trained on is refused."""
     inpainter: InpainterSettings
     """The model that repaints regions."""
@@ -142,7 +144,7 @@ class Pipeline(Strict):
     """How change pairs are made."""
     sampling: SamplingSettings
     """Which pictures prompt which queries."""
-    detectors: Detectors
+    detectors: Annotated[Detectors, Some()]
     """Those to be measured, by name."""
     training: Trainings
     """How each detector is trained; {} for its paper's settings."""
@@ -186,7 +188,7 @@ class Pipeline(Strict):
 
 
 class Pipelines(Strict):
-    enabled: list[str]
+    enabled: Annotated[list[str], Each()]
     """Which pipelines `dvc repro` makes and which are deployed."""
     datasets: Datasets
     """The datasets that are here."""
@@ -254,11 +256,36 @@ def mistakes(read: Pipelines) -> Iterator[str]:
     for index, name in enumerate(read.enabled):
         if name not in read.pipelines:
             yield f"enabled[{index}]: no pipeline {name!r}{nearest(name, read.pipelines)}"
+    for name, folder in read.datasets.folders.items():
+        if name in get_args(PackagedName):
+            yield f"datasets.folders.{name}: a dataset that comes in a package is called so; give yours another name"
+        wrong = _no_place(folder.path)
+        if wrong:
+            yield f"datasets.folders.{name}.path: {wrong}"
     for name in read.datasets.objects:
+        wrong = _no_place(read.datasets.objects[name].path)
+        if wrong:
+            yield f"datasets.objects.{name}.path: {wrong}"
         if name not in read.datasets.names:
             yield f"datasets.objects.{name}: no dataset {name!r} under datasets{nearest(name, read.datasets.names)}"
     for name, pipeline in read.pipelines.items():
         yield from (f"pipelines.{name}.{wrong}" for wrong in _of_pipeline(pipeline, read.datasets))
+
+
+def _no_place(named: str) -> str:
+    """Says why a file or folder of the user's cannot be where it is said to be; "" if it can. DVC would end at each of these in a
+    traceback, or in a circle."""
+    try:
+        place = place_of(named)
+    except (BadInput, RuntimeError) as error:  # ~ of a user that there is not
+        return str(error)
+    if is_remote(place):
+        return ""
+    path, project = Path(os.path.realpath(place)), Path.cwd()
+    if any((project / folder).is_relative_to(path) for folder in WRITTEN):
+        return f"{named} is or holds this project; put the dataset in a folder of its own, and name that"
+    inside = next((folder for folder in WRITTEN if path.is_relative_to(project / folder)), None)
+    return "" if inside is None else f"{named} lies in {inside}, which stages write to and delete; put the dataset elsewhere"
 
 
 def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
+from collections.abc import Iterator
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,23 +16,82 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tasks.common.bounds import MOST
 from tasks.common.errors import BadInput
+from tasks.common.texts import read_text
 
 FILE = Path("pipelines.yaml")
+MOST_VALUES = 100_000  # of a file; aliases of aliases come to billions
+LONGEST = 120  # characters of a value in an error
 Kind = TypeVar("Kind")
 Keys = tuple[str | int, ...]
 
 
+_held: dict[Path, Any] = {}
+
+
+def hold(file: Path = FILE) -> Any:
+    """Reads the file, and has this process read no other content of it from then on, whoever edits it; gives it. Raises BadInput."""
+    _held[file] = read_again(file)
+    return _held[file]
+
+
 def read_yaml(file: Path = FILE) -> Any:
-    """Reads the file by the library that DVC reads it with. Raises BadInput with the line if it is missing or not YAML."""
+    """Reads the file by the library that DVC reads it with. Raises BadInput with the line if it is missing or not YAML, and with the key of
+    a number that is none, or too great, or of a text that cannot be shown."""
+    return deepcopy(_held[file]) if file in _held else read_again(file)
+
+
+def read_again(file: Path = FILE) -> Any:
+    """Reads the file as it is now, whatever is held. Raises BadInput as `read_yaml`."""
+    if not file.exists():
+        raise BadInput(f"{file}: not there; run this from the project's root")
     try:
-        return YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(f"{file}: not there; run this from the project's root") from error
+        content = YAML(typ="safe").load(read_text(file))
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{file}: not YAML{place}: {getattr(error, 'problem', None) or error}") from error
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise BadInput(f"{file}: not YAML{place}: {what}") from error
+    except BadInput:
+        raise
+    except Exception as error:  # the library's own, of a number of thousands of digits or a date that is none
+        raise BadInput(f"{file}: not YAML ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
+    check_values(content, file)
+    return content
+
+
+def check_values(content: Any, file: Path = FILE) -> None:
+    """Raises BadInput, with the key, for what no setting may be, whichever it is."""
+    for count, (keys, value) in enumerate(_leaves(content, (), set())):
+        wrong = _unusable(value) if count < MOST_VALUES else f"the file has more than {MOST_VALUES:,} values"
+        if wrong:
+            raise BadInput(f"{file}: {dotted(keys)}: {wrong}")
+
+
+def _leaves(value: Any, at: Keys, above: set[int]) -> Iterator[tuple[Keys, Any]]:
+    """Yields keys and values of a tree; an alias that leads into itself is a leaf."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None or id(value) in above:
+        yield at, value
+        return
+    for key, one in inner:
+        if isinstance(value, dict):
+            yield (*at, str(key)), key
+        yield from _leaves(one, (*at, key if isinstance(key, int) else str(key)), above | {id(value)})
+
+
+def _unusable(value: Any) -> str:
+    """Says what no setting may be, whichever it is; "" if nothing."""
+    if isinstance(value, (dict, list)):
+        return "an alias that leads into itself"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"expected a number, not {value}"
+    if isinstance(value, int) and abs(value) > MOST:
+        return f"expected a number up to {MOST:,}" + (f", not {value}" if abs(value) < 10**20 else "")
+    if isinstance(value, str) and not all(letter.isprintable() or letter in "\n\t" for letter in value):
+        return f"expected text that can be shown, not {value[:80]!r}"
+    return "" if value is None or isinstance(value, (bool, float, int, str)) else f"expected no {type(value).__name__}"
 
 
 def parse(kind: type[Kind], value: Any, at: Keys = (), file: Path = FILE) -> Kind:
@@ -66,12 +128,17 @@ def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:
         expected, given = str(detail["ctx"]["expected"]), detail["input"]
         choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
         near = get_close_matches(str(given), choices, n=1)
-        return f"{path}: expected {expected}, not {given!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{path}: expected {expected}, not {_shown(given)}" + (f"; did you mean {near[0]!r}?" if near else "")
     expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
         inner, _, rest = expected.partition(": ")
         return f"{path}.{inner}: expected {rest}" if rest and inner.isidentifier() else f"{path}: expected {expected}"
-    return f"{path}: expected {expected}, not {detail['input']!r}"
+    return f"{path}: expected {expected}, not {_shown(detail['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _has_fields(kind: Any) -> bool:

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
 from flows.settings.runs import Notices, Runs, Schedule, Watch
-from tasks.common.bounds import Between
+from tasks.common.bounds import Bound, Some
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
 from tasks.ingestion.settings import FolderSettings, ObjectsSettings
@@ -114,7 +114,7 @@ def _type(hint: Any) -> str:
     """Gives a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        bounds = [str(item) for item in arguments[1:] if isinstance(item, Between)]
+        bounds = [str(item) for item in arguments[1:] if isinstance(item, Bound) and not (isinstance(item, Some) and arguments[0] is str)]
         return ", ".join([_type(arguments[0]), *bounds])
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in arguments)

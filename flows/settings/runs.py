@@ -16,6 +16,7 @@ from tasks.common.bounds import STRICT
 from tasks.monitoring.settings import WatchSettings
 
 UNITS = ("minutes", "hours", "days", "weeks")
+LONGEST = timedelta(days=3650)  # between two runs
 
 
 class Strict(BaseModel):
@@ -34,6 +35,8 @@ def _interval(setting: Any) -> timedelta:
     match = re.fullmatch(r"([1-9]\d*) (minute|hour|day|week)s?", str(setting))
     if match is None:
         raise ValueError(f'a time such as "6 hours" ({", ".join(UNITS)}), not {setting!r}')
+    if len(match[1]) > 6 or timedelta(**{f"{match[2]}s": int(match[1])}) > LONGEST:
+        raise ValueError(f"a time of {LONGEST.days:,} days at most, not {setting!r}")
     return timedelta(**{f"{match[2]}s": int(match[1])})
 
 
@@ -106,7 +109,7 @@ class Runs(Strict):
     `changepair/<pipeline>/<number>`, or nowhere."""
     remote: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """DVC's remote that artifacts are pulled from and pushed to; null for its default one, if there is one."""
-    remote_timeout: Annotated[int, Field(ge=1)] = 3600
+    remote_timeout: Annotated[int, Field(ge=1, le=7 * 86400)] = 3600
     """Seconds that one pull or push may take."""
     overlap: Overlap = "wait"
     """What a second run of the same pipeline does while one is at work."""
@@ -114,7 +117,7 @@ class Runs(Strict):
     """In the Prefect UI."""
     pool: Place | None = None
     """The work pool whose workers run them; null for `changepair serve`."""
-    gpus: Annotated[int, Field(ge=1)] = 1
+    gpus: Annotated[int, Field(ge=1, le=1024)] = 1
     """How many stages may compute on GPUs at the same time, over all runs that share a server."""
 
 

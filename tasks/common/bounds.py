@@ -10,10 +10,55 @@ from dataclasses import dataclass
 from typing import Any
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
+MOST = 2**31 - 1
+"""The greatest whole number of a settings file: tables hold 32 bits of one."""
+
+
+class Bound:
+    """A bound as pydantic reads it."""
+
+    def check(self, value: Any) -> Any:
+        """Gives the value. Raises ValueError if it is out of bounds."""
+        raise NotImplementedError
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
 @dataclass(frozen=True)
-class Between:
+class Some(Bound):
+    """A bound on a list, which is not empty and has each thing once; on a section, which is not empty; and on a text, which says something:
+    `Annotated[str, Some()]`."""
+
+    def __str__(self) -> str:
+        return "at least one, each once"
+
+    def check(self, value: Any) -> Any:
+        if isinstance(value, str):
+            if not value.strip():
+                raise ValueError(f"a name or a path, not {value!r}")
+        elif not len(value) or len(set(value)) < len(value):
+            raise ValueError(f"{self}, not {list(value)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Each(Bound):
+    """A bound on a list, which has each thing once."""
+
+    def __str__(self) -> str:
+        return "each once"
+
+    def check(self, value: Any) -> Any:
+        if len(set(value)) < len(value):
+            raise ValueError(f"each once, not {list(value)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Between(Bound):
     """A bound on a number, or on every number of a list: `Annotated[int, Between(1, 8)]`, both ends included."""
 
     low: float | None = None
@@ -28,11 +73,7 @@ class Between:
 
     def check(self, value: Any) -> Any:
         for number in value if isinstance(value, (tuple, list)) else (value,):
-            if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
+            within = (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
+            if not within:  # nor is what is no number
                 raise ValueError(f"{self}, not {number:g}")
         return value
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(self.check, handler(source))

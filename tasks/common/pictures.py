@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,19 @@ Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Picture = NDArray[np.uint8]  # HxWx3, RGB
 Mask = NDArray[np.bool_]  # HxW, True where something differs
 Resize = Literal["squash", "aligned", "crop"]  # how a picture becomes a square
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+"""Those that are decoded, as Pillow calls them, whatever a file's name says. Of the others some run programs: PostScript is given to
+Ghostscript."""
+UNDECODABLE = (
+    OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError, KeyError, IndexError, TypeError, MemoryError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What decoders raise on hostile bytes."""
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Gives the picture as a viewer shows it: turned as its EXIF says, 16-bit greys scaled to 8 bits, transparency laid over white."""
-    ImageOps.exif_transpose(image, in_place=True)
+    image = as_viewed(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image, dtype=np.float64) / 257.0
         return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
@@ -30,17 +39,33 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def as_viewed(image: Image.Image) -> Image.Image:
+    """Turns a picture, or a mask, as its EXIF says."""
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def open_image(stream: Path | IO[bytes]) -> Image.Image:
+    """Opens a picture of one of FORMATS; its pixels are decoded when they are asked for. Raises what Pillow raises."""
+    return Image.open(stream, formats=FORMATS)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """Opens a picture, wherever it is; its pixels are decoded when they are asked for."""
-    with path.open("rb") as stream, Image.open(stream) as image:
+    with path.open("rb") as stream, open_image(stream) as image:
         yield image
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads a picture as a viewer shows it, in RGB."""
+    with opened(path) as image:
+        return as_rgb(image)
 
 
 def read_picture(path: Path, resolution: int | None = None) -> Picture:
     """Reads a picture as HxWx3 uint8 RGB; with `resolution`, squashed to that many pixels a side (bicubic)."""
-    with opened(path) as image:
-        picture: Picture = np.array(as_rgb(image))
+    picture: Picture = np.array(read_image(path))
     return picture if resolution is None else squashed(picture, resolution)
 
 
@@ -63,8 +88,14 @@ def cropped(picture: Picture, side: int) -> Picture:
 def read_mask(path: Path, resolution: int) -> Mask:
     """Reads a mask (anything but 0 is True) at `resolution` pixels a side, by nearest neighbour."""
     with opened(path) as image:
-        grey = image.convert("L").resize((resolution, resolution), Image.Resampling.NEAREST)
+        grey = as_viewed(image).convert("L").resize((resolution, resolution), Image.Resampling.NEAREST)
     return np.asarray(grey) > 0
+
+
+def read_marks(path: Path) -> Mask:
+    """Reads a mask at its own size, as a viewer shows it: anything but 0 is True."""
+    with opened(path) as image:
+        return np.asarray(as_viewed(image).convert("L")) > 0
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -20,6 +20,10 @@ STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcs
 """Packages that talk to stores."""
 
 
+OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")
+"""What stores say of a file that changes with it."""
+
+
 def is_of_store(error: BaseException | None) -> bool:
     """Tells whether an error is a store's, or of the way there. It may pass, so it is worth trying again."""
     return type(error).__module__.partition(".")[0] in STORES
@@ -57,6 +61,25 @@ def state_of(path: Path) -> str:
         return str(path.fs.ukey(path.path))  # type: ignore[attr-defined]
     about = path.stat()
     return f"{about.st_size}:{about.st_mtime_ns}"
+
+
+def states(place: Path) -> dict[str, str]:
+    """Gives the state of a file, or of every file in a folder, at any depth; {} if there is nothing. What cannot be looked at has the state
+    of an error."""
+    if is_remote(place):
+        listed = place.fs.find(place.path, detail=True)  # type: ignore[attr-defined]
+        return {name: " ".join(str(about.get(key)) for key in OF_A_STATE) for name, about in listed.items()}
+    if not place.is_dir():
+        return {str(place): _state(place)} if place.exists() else {}
+    files = (Path(folder, name) for folder, _folders, names in os.walk(place) for name in names)
+    return {str(file): _state(file) for file in files}
+
+
+def _state(file: Path) -> str:
+    try:
+        return state_of(file)
+    except OSError as error:
+        return error.strerror or "unknown"
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:

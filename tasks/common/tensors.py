@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.common.pictures import Mask, Picture, Resize, cropped, opened, read_picture, squashed
+from tasks.common.pictures import Mask, Picture, Resize, as_viewed, cropped, opened, read_picture, squashed
 from tasks.common.places import place_of
 
 
@@ -35,7 +35,7 @@ def aligned(pictures: Tensor, side: int) -> Tensor:
 def read_mask_as_published(path: Path, resolution: int) -> Mask:
     """Reads a mask as the code of MetaUAS does: resized as its pictures are, and True wherever anything of it is left."""
     with opened(path) as image:
-        grey = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32))
+        grey = torch.from_numpy(np.array(as_viewed(image).convert("L"), dtype=np.float32))
     return aligned(grey[None, None], resolution)[0, 0].numpy() > 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.common.bounds import STRICT, Between
+from tasks.common.bounds import STRICT, Between, Some
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PromptQuerySettings:
     __pydantic_config__ = STRICT
 
-    model: str | None = None
+    model: Annotated[str, Some()] | None = None
     """A model to use as it is: a folder, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features."""

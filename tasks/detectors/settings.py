@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
-from tasks.common.bounds import STRICT, Between
+from tasks.common.bounds import STRICT, Between, Some
 from tasks.common.pictures import Resize
 
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
@@ -25,9 +25,9 @@ class EncoderSettings:
 
     library: Literal["timm", "open_clip", "smp"] = "timm"
     """smp, segmentation_models_pytorch, is what the published MetaUAS was trained on."""
-    name: str = LITE0
+    name: Annotated[str, Some()] = LITE0
     """As its library calls it, such as vit_small_patch14_dinov2.lvd142m, ViT-B-16-plus-240 or efficientnet-b4."""
-    weights: str = PACKAGED
+    weights: Annotated[str, Some()] = PACKAGED
     """`packaged` (tf_efficientnet_lite0's come in a Python package), `hub` (timm's own), a tag of open_clip such as laion400m_e32, a path
     to a safetensors or PyTorch file, or `model`: those in the detector's own model folder."""
     layers: Annotated[tuple[int, ...], Between(1, 64)] = ()

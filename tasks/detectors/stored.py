@@ -14,12 +14,35 @@ from tasks.detectors.registry import DETECTORS
 from tasks.detectors.weights import CONFIG_NAME
 
 Settings = TypeVar("Settings")
+FREE = ("model", "resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
+"""Settings that no weight depends on."""
+AT_ANY_SCALES = ("metric-residual", "multi-scale-residual")
+"""Detectors of which none depends on the scales either that the encoder sees pictures at."""
 
 
 def settings_as_json(settings: Any) -> dict[str, Any]:
     """Gives settings as JSON has them."""
     content: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return content
+
+
+def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, with_encoder: bool = True) -> str:
+    """Says which settings a model was trained with that are not those given, as pipelines.yaml would have them; "" if none.
+
+    trained: as `settings_as_json` gives them; what an older version did not know is not compared. with_encoder: whether the encoder's
+    weights are to be the same too, and not the model's own.
+    """
+    own, said = settings_as_json(settings), []
+    for key, value in trained.items():
+        if key in FREE or key not in own:
+            continue
+        mine = own[key]
+        if key == "encoder":
+            free = [*(["scales"] if name in AT_ANY_SCALES else []), *([] if with_encoder else ["weights"])]
+            value, mine = ({part: one for part, one in side.items() if part not in free} for side in (value, mine))
+        if value != mine:
+            said.append(f"{key}: {json.dumps(value)}")
+    return ", ".join(said)
 
 
 def settings_from_json(kind: type[Settings], content: Mapping[str, Any]) -> Settings:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
-from tasks.common.places import is_remote
+from tasks.common.places import is_of_store, is_remote
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
 MODEL_NAME = "model.safetensors"
@@ -58,15 +57,30 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load(file.read_bytes()) if is_remote(file) else load_file(file)
         content: Any = torch.load(io.BytesIO(file.read_bytes()) if is_remote(file) else file, map_location="cpu", weights_only=True)
-    except (EOFError, OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{file}: not readable as weights: {reason}") from error
+    except OSError as error:
+        if error.errno is None or is_remote(file):
+            raise
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        if is_of_store(error):
+            raise
+        raise BadInput(f"{file}: not readable as weights: {_why(error)}") from error
     for key in ("state_dict", "model_state", "model"):  # Lightning, the authors of InCTRL, others
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise BadInput(f"{file}: holds something else than tensors by name")
     return dict(content)
+
+
+def _why(error: Exception) -> str:
+    """Says why a file is no weights, and nothing of what PyTorch advises then: to read it so that what is in it is run."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds something else than tensors, and nothing in it is run; or it is damaged"
+    first = str(error).strip().partition("\n")[0]
+    return first or type(error).__name__
 
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
@@ -90,7 +104,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
 
 
 def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """Lists in words what keeps tensors from being a model's: each missing, surplus or differently shaped one."""
+    """Lists in words what keeps tensors from being a model's: each missing or surplus one, and those of another shape or type."""
     own = model.state_dict()
     missing = [f"missing {name}" for name in own if name not in tensors]
     surplus = [f"surplus {name}" for name in tensors if name not in own]
@@ -99,7 +113,16 @@ def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
         for name, tensor in tensors.items()
         if name in own and own[name].shape != tensor.shape
     ]
-    return [*missing, *surplus, *shapes]
+    kinds = [
+        f"{name} of {_kind(tensor)} instead of {_kind(own[name])}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].dtype != tensor.dtype
+    ]
+    return [*missing, *surplus, *shapes, *kinds]
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def as_line(wrong: Sequence[str], at_most: int | None = 3) -> str:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
-from tasks.common.pictures import Mask, opened, png
+from tasks.common.pictures import FORMATS, as_viewed, open_image, png, read_marks
 from tasks.common.places import is_of_store, is_remote
-from tasks.ingestion.listing import GOOD, DatasetFolder, Listed, Unusable
+from tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MAX_PIXELS = 100_000_000
@@ -26,7 +26,6 @@ MAX_PIXELS = 100_000_000
 MOST_MARKED = 0.5
 """Share of a picture: a mask that marks more may be inverted."""
 INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
-LEADS_OUT = "a link that leads out of the dataset's folder"
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations of EXIF that exchange width and height
 
 
@@ -118,21 +117,9 @@ def union(listed: Listed, source: DatasetFolder) -> None:
     """Writes the union of a picture's several masks."""
     target = mask_of(listed, source)
     if target is not None and len(listed.masks) > 1:
-        marked = np.logical_or.reduce([_read_mask(mask) for mask in listed.masks])
+        marked = np.logical_or.reduce([read_marks(mask) for mask in listed.masks])
         with written_beside(target) as partial:
             partial.write_bytes(png(marked))
-
-
-def within(file: Path, folder: Path) -> bool:
-    """Tells whether a file, links followed, lies in a folder."""
-    if is_remote(file) or is_remote(folder):
-        return is_remote(file)  # a store has no links; what is written here lies in none
-    root = folder if folder.is_dir() else folder.parent
-    return (not file.is_symlink() and not _linked(file, root)) or file.resolve().is_relative_to(root.resolve())
-
-
-def _linked(file: Path, root: Path) -> bool:
-    return any(parent.is_symlink() for parent in file.parents if parent != root and parent.is_relative_to(root))
 
 
 def _picture(file: Path) -> Facts:
@@ -162,7 +149,7 @@ def _decoded(data: bytes, file: Path) -> tuple[str, Image.Image | None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides, below
-            image = Image.open(io.BytesIO(data))
+            image = open_image(io.BytesIO(data))
             width, height = image.size
             if width * height > MAX_PIXELS:
                 return f"{width}x{height} pixels when decoded, over the {MAX_PIXELS:,} allowed: a decompression bomb?", None
@@ -176,7 +163,7 @@ def _decoded(data: bytes, file: Path) -> tuple[str, Image.Image | None]:
 
 def _undecodable(file: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own message names an address in memory, which would differ from run to run
-        return "cannot be decoded: no picture of a kind that Pillow knows"
+        return f"cannot be decoded: no picture of a kind that is read here ({', '.join(FORMATS)})"
     detail = " ".join(str(error).split()).replace(str(file), file.name)
     return f"cannot be decoded, so it is truncated or no picture ({detail or type(error).__name__})"
 
@@ -208,12 +195,8 @@ def _marked(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int, int
         fault, image = _decoded(mask.read_bytes(), mask)
         if image is None:
             return f"its mask {mask.name}: {fault}", 0.0
-        if image.size != size:
-            return f"its mask {mask.name} is {image.size[0]}x{image.size[1]} pixels, the picture {size[0]}x{size[1]}", 0.0
-        share = max(share, float((np.asarray(ImageOps.exif_transpose(image).convert("L")) > 0).mean()))
+        turned = as_viewed(image)
+        if turned.size != size:
+            return f"its mask {mask.name} is {turned.size[0]}x{turned.size[1]} pixels, the picture {size[0]}x{size[1]}", 0.0
+        share = max(share, float((np.asarray(turned.convert("L")) > 0).mean()))
     return ("", share) if share else (f"its mask {masks[0].name} marks nothing", 0.0)
-
-
-def _read_mask(mask: Path) -> Mask:
-    with opened(mask) as image:
-        return np.asarray(image.convert("L")) > 0

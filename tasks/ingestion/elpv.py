@@ -10,12 +10,12 @@ experts were unsure of are left out.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from importlib import resources
 from pathlib import Path
 
 from tasks.common.errors import BadInput
+from tasks.common.texts import read_text
 
 LICENCE = "CC BY-NC-SA 4.0"
 TEST_SHARE = 0.25
@@ -41,9 +41,8 @@ def write(folder: Path) -> None:
 
 def _cells(labels: Path) -> list[tuple[str, float]]:
     """Reads labels.csv, each line of which is `images/cell0001.png  1.0  mono`: a picture, its defect probability, its crystal type."""
-    with labels.open(encoding="ascii") as stream:
-        rows = csv.reader(stream, delimiter=" ", skipinitialspace=True)
-        return [(row[0], float(row[1])) for row in rows if row]
+    rows = (line.split() for line in read_text(labels).splitlines())
+    return [(row[0], float(row[1])) for row in rows if row]
 
 
 def _copy(data: Path, images: list[str], folder: Path) -> None:

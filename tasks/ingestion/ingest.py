@@ -27,9 +27,9 @@ from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
 from tasks.common.places import is_remote
 from tasks.common.rows import rows_of, schema_of, table_of
-from tasks.ingestion.check import LEADS_OUT, Facts, look_at, row, within
+from tasks.ingestion.check import Facts, look_at, row
 from tasks.ingestion.known import Known, known_files, stamp
-from tasks.ingestion.listing import DatasetFolder, Item, Listed, Rejected, Unusable
+from tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS

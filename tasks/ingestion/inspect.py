@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from tasks.common.files import written_beside
-from tasks.common.pictures import Picture, opened, read_mask, read_picture
+from tasks.common.pictures import Picture, read_marks, read_mask, read_picture
 from tasks.common.places import place_of
 from tasks.common.reasons import in_general
 from tasks.common.rows import read_rows
 from tasks.common.sheets import TILE, Line, contact_sheet, outlined
+from tasks.common.texts import csv_rows
 from tasks.ingestion.ingest import Places, ingest_folder
 from tasks.ingestion.manifest import MADE_BY, PictureRow
 
@@ -49,10 +49,9 @@ def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path) -
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
-    with (places.manifests / f"{dataset}.rejected.csv").open(newline="", encoding="utf-8") as stream:
-        reasons: dict[str, list[str]] = defaultdict(list)
-        for row in csv.DictReader(stream):
-            reasons[in_general(row["reason"])].append(row["file"])
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for _line, rejected in csv_rows(places.manifests / f"{dataset}.rejected.csv"):
+        reasons[in_general(rejected["reason"])].append(rejected["file"])
     return Inspection(
         dict(Counter((row.category, row.split, row.defect) for row in rows)),
         {side: _spread([getattr(row, side) for row in rows], int) for side in ("width", "height")},
@@ -82,8 +81,7 @@ def _covered(rows: Sequence[PictureRow]) -> dict[tuple[str, str], tuple[float, f
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row.mask is not None:
-            with opened(place_of(row.mask)) as mask:
-                shares[row.category, row.defect].append(float((np.asarray(mask.convert("L")) > 0).mean()))
+            shares[row.category, row.defect].append(float(read_marks(place_of(row.mask)).mean()))
     return {key: _spread(values, float) for key, values in shares.items()}
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.errors import BadInput
-from tasks.common.places import file_names, folder_names
+from tasks.common.places import file_names, folder_names, is_remote
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
 """The defect of a normal picture."""
+LEADS_OUT = "a link that leads out of the dataset's folder"
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,15 @@ def files(folder: Path) -> list[Path]:
 
 def holds_pictures(folder: Path) -> bool:
     return any(os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES for name in file_names(folder))
+
+
+def within(file: Path, folder: Path) -> bool:
+    """Tells whether a file, links followed, lies in a folder."""
+    if is_remote(file) or is_remote(folder):
+        return is_remote(file)  # a store has no links; what is written here lies in none
+    root = folder if folder.is_dir() else folder.parent
+    return (not file.is_symlink() and not _linked(file, root)) or file.resolve().is_relative_to(root.resolve())
+
+
+def _linked(file: Path, root: Path) -> bool:
+    return any(parent.is_symlink() for parent in file.parents if parent != root and parent.is_relative_to(root))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT
+from tasks.common.bounds import STRICT, Some
 
 LayoutName = Literal[
     "folder",
@@ -36,7 +36,7 @@ LayoutName = Literal[
 class FolderSettings:
     __pydantic_config__ = STRICT
 
-    path: str
+    path: Annotated[str, Some()]
     """The dataset's folder (for the layout table, its file), absolute or from the project's root; or its URL, such as s3://bucket/parts."""
     layout: LayoutName = "folder"
     """How it lies there: MVTec AD's way or as photographs (folder), as listed in a table, or as a dataset is distributed;
@@ -56,5 +56,5 @@ class ObjectsSettings:
 
     format: Literal["coco", "open-images", "masks"]
     """COCO's instances (a JSON), Open Images' masks (a CSV with its PNGs beside), or a folder of mask PNGs."""
-    path: str
+    path: Annotated[str, Some()]
     """The file, or for `masks` the folder; absolute, from the project's root, or a URL."""

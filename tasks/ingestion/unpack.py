@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM, made_anew
@@ -43,13 +44,30 @@ def unpack(archive: Path, folder: Path) -> int:
         return sum(1 for file in partial.rglob("*") if file.is_file())
 
 
+class _Member(tarfile.TarInfo):
+    """A member, or the error that keeps it from being read.
+
+    The library takes whatever is no header for the archive's end, and the end of the file too: one that is cut off between two members
+    would be unpacked as whole.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # a block of zeros ends an archive that is whole
+            raise tarfile.ReadError(f"no end of the archive: {error}") from error
+
+
 def _untar(archive: Path, folder: Path) -> None:
     """Unpacks files first, while no link is there that one could be written through; then the links, and where each leads is looked up on
     disk.
 
     The library's own filter judges a link by a path that it gives up resolving where it gets too long (CVE-2025-4517).
     """
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive, tarinfo=_Member) as tar:
         members = [tarfile.data_filter(member, str(folder)) for member in tar]  # PEP 706: no devices, no special permissions
         _refuse_too_big(sum(member.size for member in members), folder, archive)
         links = [member for member in members if member.issym() or member.islnk()]

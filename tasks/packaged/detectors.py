@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
 from tasks.detectors.registry import DETECTORS
-from tasks.detectors.stored import settings_from_json
+from tasks.detectors.stored import settings_from_json, trained_otherwise
 from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
 MODELS = {  # names written out: by them tasks.common.fingerprint knows that a result depends on the files
@@ -30,10 +29,6 @@ MODELS = {  # names written out: by them tasks.common.fingerprint knows that a r
 }
 ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
 HERE = Path(__file__).parent
-FREE = ("model", "resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
-"""Settings that no weight depends on."""
-AT_ANY_SCALES = ("metric-residual", "multi-scale-residual")
-"""Detectors of which none depends on the scales either that the encoder sees pictures at."""
 
 
 def fill(name: str, settings: Any, model: nn.Module) -> str:
@@ -44,13 +39,8 @@ def fill(name: str, settings: Any, model: nn.Module) -> str:
     if name not in MODELS:
         raise BadInput(f"{name}: no model of it comes with the package, but of {', '.join(MODELS)}; name a model folder, or train one")
     weights, about = (HERE / file for file in MODELS[name])
-    trained = json.loads(about.read_text(encoding="utf-8"))["settings"]
-    own = json.loads(json.dumps(asdict(settings)))
-    if name in AT_ANY_SCALES:
-        trained["encoder"]["scales"] = own["encoder"]["scales"]
-    other = [key for key, value in trained.items() if key not in FREE and own[key] != value]
-    if other:
-        said = ", ".join(f"{key}: {json.dumps(trained[key])}" for key in other)
+    said = trained_otherwise(name, settings, json.loads(about.read_text(encoding="utf-8"))["settings"])
+    if said:
         raise BadInput(f"detectors.{name}: the packaged model was trained with other settings; say {said}, or train one")
     tensors = read_weights(weights)
     tensors |= {tensor: value for tensor, value in model.state_dict().items() if tensor.startswith(ENCODER)}

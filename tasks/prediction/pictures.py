@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,10 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture, as_rgb
+from tasks.common.pictures import FORMATS, UNDECODABLE, Picture, as_rgb, open_image
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-"""What Pillow may open here. Of the others some start a program, and none is what a camera writes."""
 MOST_PIXELS = 100_000_000
 """Of a picture; a bomb is larger. One of so many takes 0.3 GB as it is read, and 0.8 GB as it is scored."""
 
@@ -55,7 +52,7 @@ def _decoded(source: Path | io.BytesIO, name: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # at half of what Pillow refuses; ours comes first
             warnings.simplefilter("ignore", UserWarning)  # of metadata
-            with Image.open(source, formats=FORMATS) as image:
+            with open_image(source) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadInput(f"{name}: {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}; make it smaller, or cut it")
                 return np.array(as_rgb(image))
@@ -67,7 +64,7 @@ def _decoded(source: Path | io.BytesIO, name: str) -> Picture:
         raise BadInput(f"{name}: not a picture of a kind that is read here ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadInput(f"{name}: more than {MOST_PIXELS:,} pixels; make it smaller, or cut it") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError, KeyError, IndexError, TypeError) as error:
+    except UNDECODABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"{name}: cannot be read ({reason}); it may be truncated, so copy it again") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 from collections import Counter
@@ -17,7 +16,9 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from tasks.common.files import write_text
+from tasks.common.pictures import read_image
 from tasks.common.reasons import in_general
+from tasks.common.texts import csv_lines
 from tasks.reporting.advice import BESIDE, FIGURE, NEAR, Advice, advice_of, next_steps
 from tasks.reporting.charts import Drawn, charts_of, training_chart
 from tasks.reporting.curves import Curves
@@ -96,7 +97,7 @@ def write_report(
             near=NEAR,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             training=[_chart(training_chart(title, log)) for title, log in logs],
-            sheets={sheet.stem: _jpeg(Image.open(sheet).convert("RGB")) for sheet in sorted(inputs.pairs.glob("*.png"))},
+            sheets={sheet.stem: _jpeg(read_image(sheet)) for sheet in sorted(inputs.pairs.glob("*.png"))},
             counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
             rejected=_listed(inputs.rejected),
             near_duplicates=_listed(inputs.near_duplicates),
@@ -227,8 +228,7 @@ def _chart(chart: Drawn) -> tuple[str, str]:
 
 def _bars(table: Path) -> list[Bar]:
     """Reads the first two columns of a CSV, one of them a count, as bars."""
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = [(name, int(count)) for name, count, *_rest in list(csv.reader(stream))[1:]]
+    rows = [(name, int(count)) for _line, (name, count, *_rest) in list(csv_lines(table))[1:]]
     most = max((count for _name, count in rows), default=0)
     return [Bar(name, count, 100 * count / most if most else 0.0) for name, count in rows]
 
@@ -237,8 +237,7 @@ def _listed(table: Path) -> Listed:
     """Reads a CSV whose last column is the reason."""
     if not table.is_file():
         return Listed([], [], 0, [])
-    with table.open(newline="", encoding="utf-8") as stream:
-        header, *lines = list(csv.reader(stream))
+    header, *lines = [list(cells) for _line, cells in csv_lines(table)]
     return Listed(header, lines[:LISTED], len(lines), Counter(in_general(line[-1]) for line in lines).most_common())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks.common.errors import BadInput
 from tasks.common.randomness import generator
+from tasks.common.texts import read_text
 from tasks.ingestion.manifest import PictureRow
 from tasks.sampling.settings import Draw
 
@@ -136,15 +137,15 @@ def _named_in(file: Path, chosen: dict[str, Chosen]) -> Given:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file}: sampling.prompts: cannot be read ({error})") from error
+        text = read_text(file)
+    except BadInput as error:
+        raise BadInput(f"sampling.prompts: {error}") from error
     try:
         objects = [json.loads(text)]
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             objects = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{file}: sampling.prompts: neither JSON nor a JSON object a line ({error})") from error
     if not all(isinstance(item, dict) for item in objects):
         raise BadInput(f"{file}: sampling.prompts: not a JSON object of prompts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,9 +67,10 @@ def _pictures(file: Path) -> Iterator[Picture]:
     """Reads the tensors as the pictures they were made of. Nothing in the file is run."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{file}: sampling.prompts: cannot be read: {reason}") from error
+    except OSError as error:
+        raise BadInput(f"{file}: sampling.prompts: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        raise BadInput(f"{file}: sampling.prompts: cannot be read: damaged, or no tensors alone ({type(error).__name__})") from error
     tensors: list[Any] = list(content) if isinstance(content, list | tuple | torch.Tensor) else [None]
     if not tensors or not all(isinstance(one, torch.Tensor) and one.ndim == 3 and one.shape[1] == one.shape[2] for one in tensors):
         raise BadInput(f"{file}: sampling.prompts: is no list of square pictures as tensors")

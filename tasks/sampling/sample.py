@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import read_table, write_csv
 from tasks.common.randomness import generator
 from tasks.common.rows import read_rows, schema_of, write_rows
+from tasks.common.texts import csv_rows
 from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, PictureRow
 from tasks.ingestion.objects import table as objects
 from tasks.ingestion.objects.table import ObjectRow, write_objects
@@ -291,9 +291,8 @@ def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, s
     for dataset in dict.fromkeys(datasets):
         listed = manifests / f"{dataset}.rejected.csv"
         if listed.is_file():
-            with listed.open(newline="", encoding="utf-8") as stream:
-                for line in csv.DictReader(stream):
-                    yield dataset, line["file"], line["reason"]
+            for _line, row in csv_rows(listed, ("file", "reason")):
+                yield dataset, row["file"], row["reason"]
 
 
 def _read(manifests: Path, dataset: str) -> list[PictureRow]:

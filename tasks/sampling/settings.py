@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between
+from tasks.common.bounds import MOST, STRICT, Between, Some
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 Draw = Literal["balanced", "pooled", "stratified", "central"]
@@ -15,15 +15,15 @@ Draw = Literal["balanced", "pooled", "stratified", "central"]
 class SamplingSettings:
     __pydantic_config__ = STRICT
 
-    shots: Annotated[tuple[int, ...], Between(0, None)] = (1, 2, 4, 8)
+    shots: Annotated[tuple[int, ...], Between(0, 1024), Some()] = (1, 2, 4, 8)
     """How many normal pictures of a category prompt an episode; at 0 only detectors that need none are measured, once."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], Between(0, MOST), Some()] = (0, 1, 2, 3, 4)
     """One draw of prompts a seed; figures are mean and deviation over them."""
-    protocols: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
+    protocols: Annotated[tuple[Protocol, ...], Some()] = ("class-specific", "class-agnostic")
     """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, k of each, from
     which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each class.
     multi-class: the classes of `normal_classes` normal, every other anomalous."""
-    target_protocols: dict[str, tuple[Protocol, ...]] = field(default_factory=dict)
+    target_protocols: dict[str, Annotated[tuple[Protocol, ...], Some()]] = field(default_factory=dict)
     """For targets that need others, by their names."""
     normal_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """For multi-class: a target's categories that are normal."""
@@ -31,7 +31,7 @@ class SamplingSettings:
     """Where prompts come from. balanced: k of each category. pooled: k times the number of categories, from all of them together, so
     that a category may get none. stratified: as many, shared out by the categories' sizes. central: k of each category, those
     that stand for most of its pictures, by the packaged encoder's features."""
-    prompts: str | None = None
+    prompts: Annotated[str, Some()] | None = None
     """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, the MetaUAS authors' one-prompt or
     top-k lists, or the InCTRL authors' <category>.pt, one or a folder of them."""
 

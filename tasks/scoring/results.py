@@ -9,7 +9,6 @@ data/evaluation/<pipeline>/
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import defaultdict
@@ -23,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tasks.common.errors import BadInput
 from tasks.common.files import write_csv, write_text
 from tasks.common.rows import Int32, read_rows, write_rows
+from tasks.common.texts import csv_rows
 from tasks.sampling.episodes import Episode
 from tasks.scoring.figures import FIGURES
 from tasks.scoring.spread import DRAWS, Draws, difference, interval
@@ -227,9 +228,11 @@ def read_comparisons(file: Path) -> list[ComparisonRow]:
 def read_csv_rows(file: Path, kind: type[Any]) -> Iterator[list[Any]]:
     """Reads the values of a CSV's rows, as the fields of a dataclass have them: text, whole numbers and numbers."""
     kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-    with file.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
+    for line, row in csv_rows(file, [field.name for field in fields(kind)]):
+        try:
             yield [kinds[str(field.type)](row[field.name]) for field in fields(kind)]
+        except ValueError as error:
+            raise BadInput(f"{file}: line {line}: {error}; it was edited or cut off, so run the {MADE_BY} stage again") from error
 
 
 def read_draws(file: Path) -> list[DrawRow]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.common.files import write_csv
+from tasks.common.pictures import open_image
 from tasks.common.sheets import TILE, Line, contact_sheet, tinted
 from tasks.synthesis.shards import OVERVIEW_NAME, Drop, PairRow, ShardReader
 
@@ -64,4 +65,4 @@ def _line(folder: Path, row: PairRow) -> Line:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return open_image(io.BytesIO(data)).convert("RGB")

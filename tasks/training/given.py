@@ -15,6 +15,7 @@ from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.registry import name_of
 from tasks.detectors.settings import PACKAGED, TrainedSettings
+from tasks.detectors.stored import read_config, settings_as_json, trained_otherwise
 from tasks.detectors.weights import MODEL_NAME, load_model, save_model
 from tasks.packaged.detectors import fill
 
@@ -45,6 +46,11 @@ def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
             raise BadInput(
                 f"{given}: no such model folder; make it with `changepair import {name} <checkpoint> --out {given}`, or train one"
             )
+        holds, trained = read_config(given)
+        said = "" if holds != name else trained_otherwise(name, detector, settings_as_json(trained), with_encoder=False)
+        if holds != name or said:
+            what = f"it is a {holds}" if holds != name else f"it was trained with other settings; say {said} there"
+            raise BadInput(f"detectors.{name}.model: {given}: {what}, or name another model")
         model = build_detector(detector, build_encoder(detector.encoder, detector.resolution, filled=False))
         load_model(given, model)
     save_model(folder, model, {"detector": name, "settings": asdict(cast(Any, detector))})

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tasks.common.files import sha256
+from tasks.common.pictures import open_image
 from tasks.common.places import is_remote, state_of
 from tasks.synthesis.pair import Maker, recipe
 from tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
@@ -39,7 +40,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if name not in self._shards:
             self._shards[name] = ShardReader(self.folder / name)
         files = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
-        query, prompt, mask = (Image.open(io.BytesIO(file)) for file in files)
+        query, prompt, mask = (open_image(io.BytesIO(file)) for file in files)
         return self.tensors(query, prompt, mask)
 
     def tensors(self, query: Image.Image, prompt: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:

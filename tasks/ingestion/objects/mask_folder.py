@@ -11,10 +11,10 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from skimage.measure import label as connected
 
-from tasks.common.pictures import opened
+from tasks.common.pictures import UNDECODABLE, as_viewed, opened
+from tasks.ingestion.listing import LEADS_OUT, within
 from tasks.ingestion.objects.table import Annotated, Refused
 
 BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc2012/ section 2.3
@@ -24,11 +24,15 @@ def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refu
     """Yields every object of the PNGs in `folder`, in the order of their names. `stems`: the photographs' file names without suffix."""
     for file in sorted(folder.rglob("*.png"), key=lambda file: os.fsencode(str(file))):
         name = _photograph(file, folder, stems)
+        if not within(file, folder):
+            yield Refused(str(file.relative_to(folder)), LEADS_OUT)
+            continue
         try:
             with opened(file) as image:
+                as_viewed(image)
                 palette = image.mode == "P"
                 values = np.asarray(image if palette or image.mode.startswith("I") else image.convert("L"))
-        except (OSError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             yield Refused(str(file.relative_to(folder)), f"cannot be decoded ({' '.join(str(error).split())})")
             continue
         if palette:

@@ -6,15 +6,12 @@ where the class descriptions (`*class-descriptions*.csv`) lie beside the CSV the
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from tasks.common.errors import BadInput
-from tasks.common.pictures import opened
+from tasks.common.pictures import UNDECODABLE, read_marks
+from tasks.common.texts import csv_lines, csv_rows
+from tasks.ingestion.listing import LEADS_OUT, within
 from tasks.ingestion.objects.table import Annotated, Refused
 
 NEEDED = ("MaskPath", "ImageID", "LabelName")
@@ -24,25 +21,20 @@ def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
     """Yields every object of a mask CSV, in its order. Raises BadInput if a column is missing."""
     words = {identifier: word for listing in sorted(file.parent.glob("*class-descriptions*.csv")) for identifier, word in _pairs(listing)}
     places = {mask.name: mask for mask in sorted(file.parent.rglob("*.png"))}
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise BadInput(f"{file}: no column {missing[0]!r}; not Open Images' mask CSV")
-        for row in reader:
-            mask = places.get(row["MaskPath"])
-            if mask is None:
-                yield Refused(row["MaskPath"], f"no such mask under {file.parent}")
-                continue
+    for _line, row in csv_rows(file, NEEDED, "Open Images' mask CSV"):
+        mask = places.get(row["MaskPath"])
+        if mask is None:
+            yield Refused(row["MaskPath"], f"no such mask under {file.parent}")
+        elif not within(mask, file.parent):
+            yield Refused(row["MaskPath"], LEADS_OUT)
+        else:
             try:
-                with opened(mask) as image:
-                    pixels = np.asarray(image.convert("L")) > 0
-            except (OSError, Image.DecompressionBombError) as error:
+                pixels = read_marks(mask)
+            except UNDECODABLE as error:
                 yield Refused(row["MaskPath"], f"cannot be decoded ({' '.join(str(error).split())})")
             else:
                 yield Annotated(row["ImageID"], words.get(row["LabelName"], ""), pixels)
 
 
 def _pairs(listing: Path) -> Iterator[tuple[str, str]]:
-    with listing.open(newline="", encoding="utf-8") as stream:
-        yield from ((row[0], row[1]) for row in csv.reader(stream) if len(row) >= 2)
+    yield from ((cells[0], cells[1]) for _line, cells in csv_lines(listing) if len(cells) >= 2)

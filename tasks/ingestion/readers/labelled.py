@@ -6,18 +6,17 @@ is for testing, drawn by scikit-learn's train_test_split with random_state 42 fr
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
-from tasks.common.pictures import Mask, opened, png
+from tasks.common.pictures import UNDECODABLE, Mask, as_viewed, opened, picture_size, png, read_marks
+from tasks.common.texts import csv_lines, read_text
 from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, picture
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
@@ -48,18 +47,22 @@ def elpv(source: DatasetFolder) -> Iterator[Item]:
     labels = (
         source.needs("labels.csv") if (source.folder / "labels.csv").exists() else source.needs("src", "elpv_dataset", "data", "labels.csv")
     )
-    cells = []
-    with labels.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            parts = line.split()
-            if not parts:
-                continue
-            try:
-                cells.append((labels.parent / parts[0], float(parts[1])))
-            except (IndexError, ValueError) as error:
-                raise BadInput(f"{labels}: line {number} is not a picture and its probability: {line.strip()!r}") from error
-    sure = {probability: [image for image, given in cells if given == probability] for probability in (0.0, 1.0)}
-    for image, probability in cells:
+    cells: dict[Path, float] = {}
+    for number, line in enumerate(read_text(labels).splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        try:
+            image, probability = labels.parent / parts[0], float(parts[1])
+        except (IndexError, ValueError) as error:
+            raise BadInput(f"{labels}: line {number} is not a picture and its probability: {line.strip()[:80]!r}") from error
+        if not 0 <= probability <= 1:
+            raise BadInput(f"{labels}: line {number}: {parts[1]} is no probability, from 0 to 1")
+        if image in cells:
+            raise BadInput(f"{labels}: line {number}: {parts[0]} is named twice")
+        cells[image] = probability
+    sure = {probability: [image for image, given in cells.items() if given == probability] for probability in (0.0, 1.0)}
+    for image, probability in cells.items():
         if probability not in sure:
             yield Rejected(image, f"the experts were unsure of it (defect probability {probability:g})")
     yield from _on_disk(_labelled(sure[0.0], sure[1.0], source.name, "defective"))
@@ -73,14 +76,22 @@ def yes_no(source: DatasetFolder) -> Iterator[Item]:
 def head_ct(source: DatasetFolder) -> Iterator[Item]:
     """Reads labels.csv: id, hemorrhage; head_ct/000.png, once more in a folder of its name as Kaggle packs it."""
     folder = next((at for at in ("head_ct/head_ct", "head_ct") if (source.folder / at / "000.png").is_file()), "head_ct")
-    rows = []
-    with source.needs("labels.csv").open(newline="", encoding="utf-8") as stream:
-        for row in list(csv.reader(stream, skipinitialspace=True))[1:]:
-            if row:
-                rows.append((source.folder / folder / f"{int(row[0]):03d}.png", int(row[1])))
-    yield from _on_disk(
-        _labelled([file for file, label in rows if label == 0], [file for file, label in rows if label == 1], source.name, "haemorrhage")
-    )
+    labels = source.needs("labels.csv")
+    rows: dict[Path, int] = {}
+    for line, row in list(csv_lines(labels))[1:]:
+        if not row:
+            continue
+        try:
+            file, label = source.folder / folder / f"{int(row[0]):03d}.png", int(row[1])
+        except (IndexError, ValueError) as error:
+            raise BadInput(f"{labels}: line {line} is not the number of a picture and its label: {','.join(row)[:80]!r}") from error
+        if label not in (0, 1):
+            raise BadInput(f"{labels}: line {line}: label {label} is not 0 or 1")
+        if file in rows:
+            raise BadInput(f"{labels}: line {line}: picture {row[0]} is named twice")
+        rows[file] = label
+    normal, anomalous = ([file for file, label in rows.items() if label == wanted] for wanted in (0, 1))
+    yield from _on_disk(_labelled(normal, anomalous, source.name, "haemorrhage"))
 
 
 def sdd2(source: DatasetFolder) -> Iterator[Item]:
@@ -209,7 +220,7 @@ def _split(pieces: Sequence[Listed]) -> Iterator[Listed]:
 
 def _write_piece(file: Path, box: tuple[int, int, int, int], image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
     with opened(file) as whole:
-        _write(image, png(np.asarray(whole.convert("RGB").crop(box))))
+        _write(image, png(np.asarray(as_viewed(whole).convert("RGB").crop(box))))
     if mask is not None and truth is not None:
         _write(truth, png(mask))
 
@@ -241,17 +252,16 @@ def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
 
 def _size(file: Path) -> tuple[int, int] | None:
     try:
-        with opened(file) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
+        height, width = picture_size(file)
+        return width, height
+    except UNDECODABLE:
         return None
 
 
 def _marked(file: Path) -> Mask | None:
     try:
-        with opened(file) as image:
-            return np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, Image.DecompressionBombError):
+        return read_marks(file)
+    except UNDECODABLE:
         return None
 
 

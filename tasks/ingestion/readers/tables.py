@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,15 +10,18 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks.common.errors import BadInput
+from tasks.common.texts import csv_rows, need_columns, read_json
 from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
+
+SPLITS = ("train", "test")
 
 
 def visa(source: DatasetFolder) -> Iterator[Item]:
     """Reads split_csv/1cls.csv: object, split, label, image, mask (Zou et al., ECCV 2022). Its pictures end in .JPG, capital or not."""
     table = source.needs("split_csv", "1cls.csv")
-    for line, row in _csv(table, ("object", "split", "label", "image", "mask")):
-        normal = row["label"] == "normal"
-        yield _named(source, table, line, row["image"], row["object"], row["split"], GOOD if normal else row["label"], row["mask"])
+    named = _Named(source, table)
+    for line, row in csv_rows(table, ("object", "split", "label", "image", "mask")):
+        yield named.item(line, row["image"], row["object"], row["split"], row["label"], row["mask"], normal="normal")
 
 
 def real_iad(source: DatasetFolder) -> Iterator[Item]:
@@ -31,16 +32,20 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
     if not listed:
         raise BadInput(f"{source.name}: {folder} holds no <category>.json")
     for file in listed:
+        content: Any = read_json(file)
         try:
-            content: Any = json.loads(file.read_text(encoding="utf-8"))
-            prefix, normal = content["meta"]["prefix"], content["meta"]["normal_class"]
-            rows = [(split, row) for split in ("train", "test") for row in content[split]]
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            prefix, normal = str(content["meta"]["prefix"]), str(content["meta"]["normal_class"])
+            rows = [
+                (split, *(str(row[key]) for key in ("image_path", "category", "anomaly_class")), str(row.get("mask_path") or ""))
+                for split in SPLITS
+                for row in content[split]
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file}: not one of Real-IAD's lists ({type(error).__name__}: {error})") from error
-        for number, (split, row) in enumerate(rows):
-            defect = GOOD if row["anomaly_class"] == normal else row["anomaly_class"]
-            image, mask = (_prefixed(source, prefix, row.get(key)) for key in ("image_path", "mask_path"))
-            yield _named(source, file, number, image or "", row["category"], split, defect, mask if defect != GOOD else "")
+        named = _Named(source, file)
+        for number, (split, path, category, kind, mask) in enumerate(rows):
+            image, truth = (_prefixed(source, prefix, one) for one in (path, mask if kind != normal else ""))
+            yield named.item(number, image, category, split, kind, truth, normal=normal)
 
 
 def table(source: DatasetFolder) -> Iterator[Item]:
@@ -52,30 +57,59 @@ def table(source: DatasetFolder) -> Iterator[Item]:
     if source.folder.suffix == ".parquet":
         rows: Iterator[tuple[int, Mapping[str, Any]]] = enumerate(_parquet(source.folder, wanted), 1)
     else:
-        rows = _csv(source.folder, wanted)
+        rows = csv_rows(source.folder, wanted)
+    named = _Named(source, source.folder)
     for line, row in rows:
-        if row["split"] not in ("train", "test") or str(row["label"]) not in ("0", "1"):
-            yield Rejected(
-                source.folder / f"row {line}", f"split is {row['split']!r} and label {row['label']!r}: train or test, and 0 or 1"
-            )
+        split, label = _text(row["split"]), _text(row["label"])
+        if label not in ("0", "1"):
+            yield Rejected(source.folder, f"row {line}: its label is {label!r}: 0 or 1")
             continue
-        defect = str(row.get("defect") or "") if str(row["label"]) == "1" else GOOD
-        yield _named(
-            source, source.folder, line, str(row["image"]), str(row["category"]), row["split"], defect or "anomalous", row.get("mask") or ""
-        )
+        defect = _text(row.get("defect")) or "anomalous" if label == "1" else NORMAL
+        mask = _text(row.get("mask")) if label == "1" else ""
+        yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, mask, normal=NORMAL)
 
 
-def _named(source: DatasetFolder, table: Path, line: int, image: str, category: str, split: str, defect: str, mask: str | None) -> Item:
-    """Gives a picture that a table names, if what it says stays within the dataset and is there."""
-    root = source.folder if source.folder.is_dir() else source.folder.parent
-    for name in (image, *([mask] if mask else [])):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not name:
-            return Rejected(table, f"row {line}: {name!r} is not a path within the dataset")
-    file = root / image
-    if not file.is_file():
-        return Rejected(file, f"{table.name} names it in row {line}, and it is not there")
-    return picture(file, category, split, defect, lambda _file: (root / mask,) if mask else ())
+NORMAL = "\0"  # what a table of one's own calls no defect
+
+
+def _text(value: Any) -> str:
+    """Gives what a table's cell says, whatever its type: nothing for null and for no number."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+class _Named:
+    """The pictures that a table names: each once, within the dataset, there, and either normal or of a defect by another name."""
+
+    def __init__(self, source: DatasetFolder, table: Path) -> None:
+        self.table = table
+        self.root = source.folder if source.folder.is_dir() else source.folder.parent
+        self.rows: dict[str, int] = {}
+
+    def item(self, line: int, image: str, category: str, split: str, kind: str, mask: str, *, normal: str) -> Item:
+        """Gives a picture, or why it is none. kind: its defect as the table calls it, or `normal`. mask: "" for none."""
+        for name in (image, *([mask] if mask else [])):
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not name or "\0" in name:
+                return self._refused(line, f"{name!r} is not a path within the dataset")
+        for what, name in (("category", category), ("defect", kind if kind != normal else GOOD)):
+            if not name.strip() or "/" in name or not name.isprintable():
+                return self._refused(line, f"its {what} is {name!r}; give it a name that can be a folder's")
+        if split not in SPLITS:
+            return self._refused(line, f"its split is {split!r}: train or test")
+        if kind == GOOD and normal != GOOD:
+            return self._refused(line, f"it is anomalous, and its defect is called {GOOD!r}, as normal pictures are; call it otherwise")
+        first = self.rows.setdefault(str(PurePosixPath(image)), line)
+        if first != line:
+            return self._refused(line, f"{image} is named in row {first} already, and counts once")
+        file = self.root / image
+        if not file.is_file():
+            return Rejected(file, f"{self.table.name} names it in row {line}, and it is not there")
+        return picture(file, category, split, GOOD if kind == normal else kind, lambda _file: (self.root / mask,) if mask else ())
+
+    def _refused(self, line: int, reason: str) -> Rejected:
+        return Rejected(self.table, f"row {line}: {reason}")
 
 
 def _prefixed(source: DatasetFolder, prefix: str, path: str | None) -> str:
@@ -87,25 +121,10 @@ def _prefixed(source: DatasetFolder, prefix: str, path: str | None) -> str:
     return str(next((candidate for candidate in candidates if (source.folder / candidate).is_file()), candidates[0]))
 
 
-def _csv(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if not file.is_file():
-        raise BadInput(f"{file}: no such table")
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        _held(file, columns, rows.fieldnames or [])
-        yield from enumerate(rows, 2)
-
-
 def _parquet(file: Path, columns: tuple[str, ...]) -> list[Mapping[str, Any]]:
     try:
         read = pq.read_table(io.BytesIO(file.read_bytes()))
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error
-    _held(file, columns, read.column_names)
+    need_columns(file, columns, read.column_names)
     return read.to_pylist()
-
-
-def _held(file: Path, columns: tuple[str, ...], names: Any) -> None:
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise BadInput(f"{file}: no column {missing[0]!r}; it has {', '.join(names)}")

@@ -1,0 +1,75 @@
+"""Keeps DVC from recording what a stage did not compute from.
+
+DVC looks at a stage's settings and files when its command has ended, and takes what it finds for what was read. So what is edited while a
+stage runs would be recorded with results that know nothing of it, and never be run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.plan import DVC_YAML
+from flows.settings.reader import FILE, hold, read_again
+from tasks.common.errors import BadInput
+from tasks.common.places import place_of, states
+
+CACHE = "__pycache__"  # within folders of code: Python writes there as it runs
+
+
+@contextmanager
+def unchanged(kind: str, *of: str) -> Iterator[None]:
+    """Has this process read pipelines.yaml once, whatever becomes of it. Raises BadInput if by the end a setting or a file that dvc.yaml
+    names for the stage is another than it was; DVC then records nothing, and runs the stage again.
+
+    kind, of: the stage's, as its command has them. What other stages wrote is not looked at: nobody else works in this checkout.
+    """
+    stage, ours = _entry(kind, of)
+    settings, files = _settings(stage, hold(FILE)), _files(stage, ours)
+    yield
+    changed = [f"{FILE}: {key}" for key in _differing(settings, _settings(stage, read_again(FILE)))]
+    changed += _differing(files, _files(stage, ours))
+    if changed:
+        raise BadInput(f"{changed[0]} was changed while {' '.join((kind, *of))} ran, so what came of it is not kept; run the same again")
+
+
+def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]:
+    """Reads the stage's entry in dvc.yaml, nothing if there is none; and what all stages write."""
+    try:
+        stages: Mapping[str, Any] = YAML(typ="safe").load(DVC_YAML.read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError, KeyError, TypeError, YAMLError):
+        return {}, set()
+    command = " ".join(("python -m", f"flows.{kind}", *of))
+    outs = {str(next(iter(out))) if isinstance(out, dict) else str(out) for stage in stages.values() for out in stage.get("outs", ())}
+    return next((stage for stage in stages.values() if stage.get("cmd") == command), {}), outs
+
+
+def _settings(stage: Mapping[str, Any], content: Any) -> dict[str, Any]:
+    """Gives the stage's sections of pipelines.yaml, by their keys."""
+    sections = {}
+    for keys in (key for file in stage.get("params", ()) for key in file[FILE.as_posix()]):
+        value = content
+        for key in str(keys).split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        sections[str(keys)] = value
+    return sections
+
+
+def _files(stage: Mapping[str, Any], ours: set[str]) -> dict[str, str]:
+    """Gives size and time of change of the user's files that the stage reads."""
+    named = [str(dep) for dep in stage.get("deps", ()) if not any(str(dep) == out or str(dep).startswith(f"{out}/") for out in ours)]
+    return {file: state for dep in named for file, state in states(place_of(dep)).items() if CACHE not in file}
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Yields what differs, by its whole key."""
+    for key in dict.fromkeys((*before, *after)):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differing(old, new, f"{at}{key}.")
+        elif old != new:
+            yield f"{at}{key}"

@@ -1,0 +1,75 @@
+"""Reads text, JSON and tables that people made, and says in one line, with the place, what about them cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import BadInput
+
+
+def read_text(file: Path) -> str:
+    """Reads UTF-8, with or without a byte order mark. Raises BadInput if it is not there, no file, not to be read, or not UTF-8."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise BadInput(f"{file}: no such file") from error
+    except IsADirectoryError as error:
+        raise BadInput(f"{file}: a folder, and a file is to be read") from error
+    except OSError as error:
+        if error.strerror is None:
+            raise  # a store's own
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{file}: not UTF-8 text (line {line}, byte 0x{data[error.start]:02x}); save it as UTF-8") from error
+
+
+def read_json(file: Path) -> Any:
+    """Reads JSON. Raises BadInput as `read_text`, and if it is no JSON."""
+    try:
+        return json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file}: not JSON ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table") -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Yields the rows of a CSV by the names in its head, each with the number of the line that it ends in. A short row has "" where it has
+    nothing; what a long one has beyond the head is left out. columns: those that it needs. what: such a table is called in the error.
+
+    Raises BadInput as `read_text`, if a column is missing, or if it is no CSV.
+    """
+    head: Sequence[str] | None = None
+    for line, cells in csv_lines(file):
+        if head is None:
+            head = cells
+            need_columns(file, columns, head, what)
+        elif cells:
+            yield line, dict(zip(head, [*cells, *[""] * (len(head) - len(cells))], strict=False))
+    if head is None:
+        need_columns(file, columns, [], what)
+
+
+def csv_lines(file: Path) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yields the cells of each row of a CSV without a head, with the number of the line that it ends in. Raises BadInput as `csv_rows`."""
+    rows = csv.reader(io.StringIO(read_text(file), newline=""))
+    try:
+        for cells in rows:
+            yield rows.line_num, cells
+    except csv.Error as error:
+        raise BadInput(f"{file}: not CSV in line {rows.line_num} ({error})") from error
+
+
+def need_columns(file: Path, columns: Sequence[str], names: Sequence[str], what: str = "such a table") -> None:
+    """Raises BadInput if a table has not all of the columns that it needs. names: those that it has."""
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise BadInput(f"{file}: no column {missing[0]!r}; not {what}, for it has {', '.join(map(str, names)) or 'none'}")

@@ -1,0 +1,90 @@
+"""What is edited while a stage runs is never recorded with results that know nothing of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, make_project, run
+
+from flows.running.unchanged import unchanged
+from flows.settings import reader
+from flows.settings.reader import read_yaml
+from tasks.common.errors import BadInput
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_project(tmp_path / "project", TINY)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(reader, "_held", {})
+    return folder
+
+
+def resolution(folder: Path, pixels: int) -> None:
+    content = yaml.safe_load((folder / "pipelines.yaml").read_text())
+    content["pipelines"]["small"]["evaluation"] = {"resolution": pixels}
+    (folder / "pipelines.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_a_stage_reads_its_settings_once(project: Path) -> None:
+    with unchanged("score", "small", "patch-residual"):
+        resolution(project, 512)  # no setting of the scores
+        assert read_yaml()["pipelines"]["small"]["evaluation"]["resolution"] == 64
+
+
+def test_a_setting_that_is_edited_while_its_stage_runs_ends_it(project: Path) -> None:
+    line = r"^pipelines.yaml: pipelines.small.evaluation.resolution was changed while figures small ran"
+    with pytest.raises(BadInput, match=line), unchanged("figures", "small"):
+        resolution(project, 512)
+
+
+@pytest.mark.parametrize("edit", ["added", "written", "deleted"])
+def test_a_dataset_that_changes_while_it_is_read_ends_the_stage(project: Path, edit: str) -> None:
+    picture, new = project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png"
+    with pytest.raises(BadInput, match=r"parts/bricks/.*\.png was changed while ingest parts ran"), unchanged("ingest", "parts"):
+        if edit == "added":
+            shutil.copyfile(picture, new)
+        elif edit == "written":
+            picture.write_bytes(picture.read_bytes() + b"\0")
+        else:
+            picture.unlink()
+
+
+def test_what_other_stages_wrote_and_what_is_not_changed_end_no_stage(project: Path) -> None:
+    with unchanged("report", "small"):
+        (project / "data/scores/small").mkdir(parents=True)
+        (project / "data/scores/small/new").write_text("x")
+
+
+EDITING = """
+import os
+import yaml
+
+def measure(*arguments):
+    if "EDITED" in os.environ:
+        content = yaml.safe_load(open("pipelines.yaml"))
+        content["pipelines"]["small"]["evaluation"]["resolution"] = 32
+        yaml.safe_dump(content, open("pipelines.yaml", "w"))
+    from tasks.scoring.measure import measure
+    return measure(*arguments)
+"""
+
+
+@pytest.mark.slow
+def test_figures_are_never_recorded_under_settings_that_were_edited_while_they_were_made(project: Path, api: str) -> None:
+    stage = project / "flows/figures.py"
+    stage.write_text(stage.read_text().replace("from tasks.scoring.measure import measure\n", EDITING))
+    made = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert made.returncode == 0, made.stderr
+    figures = (project / "data/evaluation/small/figures.csv").read_bytes()
+    stopped = run(project, "dvc", "repro", "--force", "--single-item", "figures_small", EDITED="yes", PREFECT_API_URL=api)
+    assert stopped.returncode != 0
+    assert "pipelines.yaml: pipelines.small.evaluation.resolution was changed while figures small ran" in stopped.stderr
+    again = run(project, "dvc", "repro", PREFECT_API_URL=api)
+    assert again.returncode == 0 and "Running stage 'figures_small'" in again.stdout, again.stderr
+    recorded = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["figures_small"]["params"]["pipelines.yaml"]
+    assert recorded["pipelines.small.evaluation.resolution"] == 32
+    assert (project / "data/evaluation/small/figures.csv").read_bytes() != figures
