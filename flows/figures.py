@@ -10,6 +10,7 @@ from prefect import flow
 from rich.console import Console
 from rich.table import Table
 
+from flows.running.api import stoppable
 from flows.running.artifacts import show_rows
 from flows.running.entry import start_stage
 from flows.running.places import EPISODES, EVALUATION, SCORES
@@ -17,7 +18,6 @@ from flows.running.steps import HOUR, step
 from flows.running.told import has_listener
 from flows.runs.tracking import tracking_of
 from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
-from tasks.common.stopping import stoppable
 from tasks.reporting.curves import CURVES_NAME, curves_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from tasks.scoring.figures import heading

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
 from flows.running.steps import HOUR, step
@@ -17,7 +18,6 @@ from flows.settings.pipelines import Execution, read_pipelines
 from flows.settings.reader import FILE, nearest
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
-from tasks.common.stopping import stoppable
 from tasks.ingestion import check
 from tasks.ingestion.check import INVERTED, Facts
 from tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS
 from flows.running.steps import progress, step
 from flows.settings.pipelines import pipeline_named
-from tasks.common.stopping import stoppable
 from tasks.inpainting.inpainter import write_choice
 from tasks.inpainting.settings import OWN, PACKAGED, InpainterSettings
 from tasks.packaged.inpainter import write_packaged

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.places import MANIFESTS
 from flows.running.steps import HOUR, step
 from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import FILE, nearest
 from tasks.common.errors import BadInput
-from tasks.common.stopping import stoppable
 from tasks.ingestion.ingest import Ingested
 from tasks.ingestion.objects import ingest as objects_of_pictures
 

@@ -6,13 +6,13 @@ from prefect import flow
 
 from flows.plan import OF_A_DATASET, Stage, planned
 from flows.running import provenance
+from flows.running.api import stoppable
 from flows.running.artifacts import show_page, show_picture
 from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, REPORT_NAME, SCORES
 from flows.running.steps import HOUR, step
 from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from flows.settings.reader import read_yaml
-from tasks.common.stopping import stoppable
 from tasks.reporting.advice import advice_of
 from tasks.reporting.curves import CURVES_NAME, Curves
 from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries

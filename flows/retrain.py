@@ -19,7 +19,7 @@ from flows.plan import SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
 from flows.promotion.history import folder_of, read_current
 from flows.running import provenance
-from flows.running.api import close_dead, link_child, page_of_run, parent
+from flows.running.api import close_dead, link_child, page_of_run, parent, stopped
 from flows.running.artifacts import show_page
 from flows.running.console import SAID
 from flows.running.dvc import forward_sigterm, reproduce, stages_before
@@ -34,9 +34,9 @@ from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
 from flows.runs.states import RunState, StageState
 from flows.runs.summary import RUNS, best_of, summary
-from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from flows.settings.pipelines import enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
-from tasks.common.stopping import Stopped, check, on_sigterm
+from tasks.common.stopping import Stopped, asked, check, on_sigterm
 from tasks.scoring.results import METRICS_NAME
 
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
@@ -94,18 +94,37 @@ def retrain(pipeline: str) -> State[None]:
     settings = read_pipelines()
     enabled_pipeline(pipeline)
     wait = settings.runs_of(pipeline).overlap == "wait"
-    with on_sigterm(also=forward_sigterm):
-        try:
-            with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
-                ended = _recorded(pipeline, settings)
-        except Held as held:
-            get_run_logger().warning(str(held))
-            return Completed(name=RunState.SKIPPED, message=str(held))
+    owed: list[Notice] = []
+    try:
+        with on_sigterm(also=forward_sigterm):
+            try:
+                with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
+                    ended = _recorded(pipeline, owed)
+            except Held as held:
+                get_run_logger().warning(str(held))
+                return Completed(name=RunState.SKIPPED, message=str(held))
+            except Exception as error:
+                state = stopped(error)
+                if state is None:
+                    raise
+                return state
+    finally:
+        for notice in owed:  # a receiver that is slow keeps nobody else waiting
+            notify(settings.notices, pipeline, notice.state, notice.reason, notice.about, get_run_logger())
     return Completed(name=ended.outcome.state, message=ended.message)
 
 
-def _recorded(pipeline: str, settings: Pipelines) -> Ended:
-    """Runs and writes down what happens; tells whom the settings name of the end."""
+@dataclass(frozen=True)
+class Notice:
+    """What is to be told of a run's end."""
+
+    state: RunState
+    reason: str
+    about: Mapping[str, Any]
+
+
+def _recorded(pipeline: str, owed: list[Notice]) -> Ended:
+    """Runs and writes down what happens, and what is to be told of the end."""
     own = str(flow_run.get_id())
     for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
         close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
@@ -116,14 +135,15 @@ def _recorded(pipeline: str, settings: Pipelines) -> Ended:
         ended = _retrain(pipeline, journal, past)
         state, message = ended.outcome.state, ended.message
     except BaseException as error:
-        state, message = (RunState.STOPPED if isinstance(error, Stopped) else RunState.FAILED), str(error) or type(error).__name__
+        state = RunState.STOPPED if isinstance(error, Stopped) or asked() else RunState.FAILED
+        message = str(error) or type(error).__name__
         raise
     finally:
         journal.close(state, hide(message), _figures(pipeline), _model_in_use(pipeline).get("model", ""))
         about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
         if state in OF_AN_END:
             emit(pipeline, OF_AN_END[state], {**about, "reason": hide(message), "in use": _model_in_use(pipeline)})
-        notify(settings.notices, pipeline, state, message, about, get_run_logger())
+        owed.append(Notice(state, message, about))
     return ended
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.places import EPISODES, MANIFESTS
 from flows.running.steps import HOUR, step
 from flows.settings.pipelines import pipeline_named
-from tasks.common.stopping import stoppable
 from tasks.sampling import sample as sampling
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.sampling.sample import Sampled

@@ -6,13 +6,13 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
 from flows.running.steps import HOUR, progress, step
 from flows.running.workers import cluster_or_threads, count_done, for_gpu, on_cluster, wait_for
 from flows.runs.times import Time, write_time
 from flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
-from tasks.common.stopping import stoppable
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.scoring import contenders
 from tasks.scoring.contenders import ScoredDetector, Scoring

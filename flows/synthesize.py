@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.artifacts import show_picture, show_table
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
 from flows.running.steps import HOUR, step
 from flows.running.workers import for_gpu, task_runner, wait_for
 from flows.settings.pipelines import pipeline_named, read_pipelines
-from tasks.common.stopping import stoppable
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.synthesis import synthesize as synthesis
 from tasks.synthesis.settings import SynthesisSettings

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
+from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.machines import machines_of
 from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
@@ -13,7 +14,6 @@ from flows.running.steps import progress, step
 from flows.runs.tracking import tracking_of
 from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
 from tasks.common.places import place_of
-from tasks.common.stopping import stoppable
 from tasks.detectors.registry import DETECTORS
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.training import processes

@@ -16,6 +16,7 @@ from prefect.states import Completed
 from flows.monitoring.line import Line, line_of
 from flows.prediction.model_in_use import SEPARATOR, model_in_use
 from flows.promotion.history import read_current
+from flows.running.api import stoppable
 from flows.running.artifacts import show_page, show_picture
 from flows.running.locks import one_at_a_time
 from flows.running.steps import HOUR, progress, step
@@ -24,7 +25,6 @@ from flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
 from flows.settings.pipelines import read_pipelines
 from tasks.common import stopping
 from tasks.common.files import sha256, write_text
-from tasks.common.stopping import on_sigterm
 from tasks.monitoring.drift import Drift, drift_of
 from tasks.monitoring.record import KIT_FOLDER, Arrived, Judged, Record, arrived, judge, judge_part, parts_of
 from tasks.prediction.files import KIT_NAME, is_kit
@@ -72,11 +72,12 @@ class Watched:
 
 
 @flow(name="watch", flow_run_name="watch {pipeline}")
+@stoppable
 def watch(pipeline: str) -> State[None]:
     """Scores what is new. Ends Completed, by the name of what it saw: QUIET, ALERT, DRIFTED."""
     line, logger = line_of(pipeline), get_run_logger()
     folder = line.record.folder
-    with on_sigterm(), one_at_a_time("scoring", f"score {pipeline}", folder=folder, where=folder, wait=True, tell=logger.warning):
+    with one_at_a_time("scoring", f"score {pipeline}", folder=folder, where=folder, wait=True, tell=logger.warning):
         kit = make_kit(pipeline, line)
         judged = tuple(score_new(pipeline, line, kit))
         line.record.merge(datetime.now(UTC).date().isoformat())

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -23,18 +24,24 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Crashed, Pending
+from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
+from flows.running.ending import PARENT
+from flows.running.temporary import temporary_server
+from flows.runs.states import RunState
 from tasks.common import stopping
 from tasks.common.errors import BadInput
+from tasks.common.stopping import Stopped
 
-PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
 SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered the process that started this one
 AWAY = 600.0  # seconds that a server may be away
 PAUSE = 2.0  # seconds between two tries
 RETRIES = "8"  # of a call, each after a pause twice as long: together the same ten minutes
 PR_SET_PDEATHSIG = 1  # prctl(2)
+STOPPED = str(RunState.STOPPED)
+P = ParamSpec("P")
+R = TypeVar("R")
 _temporary: ContextVar[bool] = ContextVar("temporary", default=False)  # whether the server ends with this process
 
 
@@ -48,11 +55,7 @@ def one_api() -> Iterator[None]:
     url = PREFECT_API_URL.value()
     temporary = not url
     if temporary:
-        from prefect.server.api.server import SubprocessASGIServer  # costs two seconds, in every stage
-
-        server = SubprocessASGIServer()
-        server.start()  # and it stops itself at exit, after Prefect has sent its last events and logs
-        url = server.api_url
+        url = temporary_server()
     elif not answers(url):
         raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {url}; start one with `changepair ui`, or unset it")
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
@@ -147,9 +150,13 @@ def close_dead(run: UUID, message: str) -> None:
 
 
 def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
-    """Runs a flow, as a child of the task that started this process if one did; gives the state it ended in. Raises what it raised."""
+    """Runs a flow, as a child of the task that started this process if one did; gives the state it ended in. Raises what it raised, or
+    Stopped if it was asked to end."""
     wait_for_server()
+    stopping.check(f"{flow.name}, before it began")
     state = cast(State[Any], run_flow(flow, flow_run=_of_parent(flow, parameters), parameters=parameters, return_type="state"))
+    if state.name == STOPPED:
+        raise Stopped(state.message)
     if not state.is_completed():
         state.result()
     return state
@@ -165,6 +172,32 @@ def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | No
             return client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
         except PrefectHTTPStatusError:  # the server has forgotten the task, or never heard of it: only the link is lost
             return None
+
+
+def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:
+    """Wraps a flow's function, so that it ends where it has saved when SIGTERM comes, in the state STOPPED. Prefect has a handler of its
+    own, set when a flow starts: this is for the function inside it."""
+
+    @wraps(work)
+    def stopped_politely(*arguments: P.args, **named: P.kwargs) -> R | State[None]:
+        with stopping.on_sigterm():
+            try:
+                return work(*arguments, **named)
+            except Exception as error:
+                ended = stopped(error)
+                if ended is None:
+                    raise
+                return ended
+
+    return stopped_politely
+
+
+def stopped(error: Exception) -> State[None] | None:
+    """Gives the state that a flow ends in that was asked to; None if it was not. error: what was raised then."""
+    if not stopping.asked():
+        return None
+    # What it started may have heard the signal too, and broken off.
+    return Cancelled(name=STOPPED, message=str(error) if isinstance(error, Stopped) else f"in the middle of a step, {type(error).__name__}")
 
 
 def end_with_parent() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flows.running.console import SAID
 from flows.running.secrets import hide, hide_in_log
 from flows.running.told import tell_failure
+from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM
 from tasks.common.places import is_of_store
-from tasks.common.stopping import EXIT_CODE, Stopped
+from tasks.common.stopping import CTRL_C, Stopped
 
+PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
 DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
 
 
@@ -30,14 +32,34 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
         work()
     except KeyboardInterrupt:
         tell("stopped by Ctrl-C")
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
+        sys.exit(CTRL_C)
+    except SystemExit:
+        raise
+    except BaseException as error:  # Prefect's own, which it raises where SIGTERM comes between two of its steps, is no Exception
         line = _line_of(error)
         if line is None:
             raise
         if not tell_failure(hide(line)):
             tell(line)
-        sys.exit(EXIT_CODE if isinstance(error, Stopped) else 2)
+        sys.exit(stopping.exit_code() if stopping.asked() else 2)
+
+
+def end_at_ctrl_c_when_saved() -> None:
+    """Has this process end at Ctrl-C where what it made is saved, if it is no part of a run, which tells its parts. To be called before
+    libraries are imported that begin threads: each would hear it too."""
+    if PARENT in os.environ:
+        return
+    stopping.hear_ctrl_c(lambda: tell("stopping; what is at work is saved first, and a second Ctrl-C ends it at once"), _end_all)
+
+
+def _end_all() -> None:
+    """Kills what this process has started."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
+    tell("ended at once; the next run goes on from what was saved")
 
 
 def log_in_lines() -> None:
@@ -54,10 +76,11 @@ def tell(line: str) -> None:
 
 def _line_of(error: BaseException | None) -> str | None:
     """Says in one line what is wrong, if it is the user's to mend or was asked for; None if it is a fault of the code."""
-    if isinstance(error, Stopped):
-        return f"stopped ({error}); what was made is kept, and the next run goes on from there"
     if isinstance(error, BadInput):
         return str(error)
+    if isinstance(error, Stopped) or stopping.asked():  # what it started may have heard the signal too, and broken off
+        where = str(error) if isinstance(error, Stopped) else f"in the middle of a step, {type(error).__name__}"
+        return f"stopped ({where}); what was made is kept, and the next run goes on from there"
     cause = error
     while cause is not None:
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):

@@ -9,18 +9,26 @@ import re
 HIDDEN = "***"
 SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING|CONNECTION_URL|NOTICES", re.IGNORECASE)
 SHORTEST = 6  # characters: taking out what is shorter would take words apart
-IN_AN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+END = r"\s'\"<>"  # characters that an address ends before
+USER = re.compile(rf"(?<=://)[^{END}]+(?=@)")
+QUERY = re.compile(rf"(://[^{END}?]*\?)[^{END}]+")
 
 
 def hide(text: str) -> str:
-    """Gives `text` without what is between :// and @ of an address, and without the values of environment variables named as secrets
-    are."""
-    text = IN_AN_ADDRESS.sub(HIDDEN, text)
+    """Gives `text` without who an address is asked as, without what it asks, and without the values of environment variables named as
+    secrets are. A password may have any character in it, / and @ too: of an address all is hidden that stands before its last @."""
+    text = QUERY.sub(rf"\g<1>{HIDDEN}", USER.sub(HIDDEN, text))
     secrets = (value for name, value in os.environ.items() if SECRET_NAMES.search(name))
     for value in sorted(secrets, key=len, reverse=True):
         if len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def holds_secret(address: str) -> bool:
+    """Tells whether an address says more than where something is: a password, a token, a query. The name that SSH is asked as is none."""
+    place = re.sub(r"^ssh://[\w.-]+@", "ssh://", address)
+    return hide(place) != place
 
 
 def hide_in_log(record: logging.LogRecord) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,13 +62,34 @@ def post(notices: Notices, content: Mapping[str, Any]) -> None:
         host = f"{httpx.URL(url).host}/{HIDDEN}"  # the path of a webhook is its password
     except httpx.InvalidURL:
         raise LookupError("notices.url: what it stands for is no address") from None
+    answer = _answer(url, content, notices.timeout)
+    if isinstance(answer, str):
+        raise Unheard(f"it did not arrive at {host}: {answer}", busy=True)
+    if not 200 <= answer < 300:
+        busy = answer not in REFUSALS or answer in BUSY
+        raise Unheard(f"it did not arrive at {host}: the answer was {answer}", busy=busy)
+
+
+def _answer(url: str, content: Mapping[str, Any], timeout: float) -> int | str:
+    """Posts, and gives the answer's code, or what went wrong; takes no longer than `timeout` seconds in all, and reads none of the answer
+    but its head.
+
+    httpx has a limit for each wait, and a receiver may send a byte now and then for ever: so a thread posts, and is left behind.
+    """
+    answers: queue.SimpleQueue[int | str] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with httpx.stream("POST", url, json=content, timeout=timeout, follow_redirects=False) as answer:
+                answers.put(answer.status_code)
+        except Exception as error:  # whatever it is: a run is not about its notices
+            answers.put(type(error).__name__)
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = httpx.post(url, json=content, timeout=notices.timeout, follow_redirects=False)
-    except httpx.HTTPError as error:
-        raise Unheard(f"it did not arrive at {host}: {type(error).__name__}", busy=True) from None
-    if not answer.is_success:
-        busy = answer.status_code not in REFUSALS or answer.status_code in BUSY
-        raise Unheard(f"it did not arrive at {host}: the answer was {answer.status_code}", busy=busy)
+        return answers.get(timeout=timeout)
+    except queue.Empty:
+        return f"no answer in {timeout:g} s"
 
 
 def address(setting: str) -> str:

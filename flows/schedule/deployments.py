@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.running.ending import tell
 from flows.running.gpu import LIMIT
+from flows.running.secrets import hide, holds_secret
 from flows.runs.events import RETRAINING, resource_of
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
@@ -154,8 +154,11 @@ def repository_of(read: Pipelines) -> str:
         repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
     if repository is None:
         raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
-    if re.search(r"://[^/\s@]*:[^/\s@]*@", repository):
-        raise BadInput("runs.repository: a password in the address would be shown by the server; use SSH or Git's credential helper")
+    if holds_secret(repository):
+        raise BadInput(
+            f"runs.repository: {hide(repository)}: a password or a token in the address would be shown by the server; use SSH or Git's "
+            "credential helper"
+        )
     return (
         str(Path(repository).expanduser().resolve()) if "://" not in repository and Path(repository).expanduser().is_dir() else repository
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 from rich.console import Console
 
-from flows.running.api import child, close_dead, link_child, one_api, parent
+from flows.running.api import child, close_dead, link_child, one_api, parent, stopped
 from flows.running.ending import log_in_lines
 from flows.running.locks import Held, one_at_a_time
 from flows.runs.journal import now
@@ -83,7 +84,13 @@ def scheduled(
     they can be given in the UI too, so wrong ones raise BadInput. override: settings of the pipeline for this run alone, by their dotted
     keys, such as {"evaluation.resolution": 128}; its results have them in their pipelines.yaml."""
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout)
-    return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, lambda: _run(place, revision, override or {}))
+    owed: list[str] = []
+    try:
+        work = partial(_run, place, revision, override or {}, owed)
+        return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, work)
+    finally:
+        for reason in owed:  # a receiver that is slow keeps nobody else waiting
+            _notify(place, reason)
 
 
 @task(task_run_name="score what is new for {pipeline}", persist_result=False)
@@ -142,6 +149,11 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
         except Held as held:
             logger.warning(str(held))
             return Completed(name=RunState.SKIPPED, message=str(held))
+        except Exception as error:
+            ended = stopped(error)
+            if ended is None:
+                raise
+            return ended
 
 
 def _as_child_ended() -> State[None]:
@@ -152,7 +164,8 @@ def _as_child_ended() -> State[None]:
     return Completed(name=ended.state.name, message=ended.state.message, state_details=link_child())
 
 
-def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[None]:
+def _run(place: Workspace, revision: str, override: Mapping[str, Any], owed: list[str]) -> State[None]:
+    """Retrains in the clone, and sends the results. owed: gets why that failed, where nobody has told of it."""
     pipeline, logger = place.pipeline, get_run_logger()
     retraining = False
     try:
@@ -175,7 +188,7 @@ def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[
         name = send_results(place)
     except BadInput as error:
         if not retraining:  # of its own failure `retrain` has told
-            _notify(place, str(error))
+            owed.append(str(error))
         raise
     where = f"; results: {name}" if name else ""
     logger.info(f"{pipeline}: {state.name}{where}{'' if results else ', nothing new'}")

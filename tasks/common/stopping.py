@@ -1,20 +1,20 @@
-"""Ends politely: SIGTERM is remembered; work that takes long asks between two of its steps, saves, and ends."""
+"""Ends politely: SIGTERM, and Ctrl-C, are remembered; work that takes long asks between two of its steps, saves, and ends."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from itertools import count
 from types import FrameType
-from typing import ParamSpec, TypeVar
 
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+CTRL_C = 128 + signal.SIGINT
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _asked = threading.Event()
+_interrupted = threading.Event()
 
 
 class Stopped(Exception):
@@ -22,12 +22,17 @@ class Stopped(Exception):
 
 
 def asked() -> bool:
-    """Tells whether SIGTERM has come."""
+    """Tells whether SIGTERM or Ctrl-C has come."""
     return _asked.is_set()
 
 
+def exit_code() -> int:
+    """Gives what a process ends with that was asked to end: what a shell says of one that the signal ended."""
+    return CTRL_C if _interrupted.is_set() else EXIT_CODE
+
+
 def check(where: str) -> None:
-    """Raises Stopped if SIGTERM has come. To be called where what was made is saved."""
+    """Raises Stopped if SIGTERM or Ctrl-C has come. To be called where what was made is saved."""
     if _asked.is_set():
         raise Stopped(where)
 
@@ -53,12 +58,28 @@ def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def stoppable(work: Callable[P, R]) -> Callable[P, R]:
-    """Wraps `work` in `on_sigterm`. Prefect has a handler of its own, set when a flow starts: this is for the function inside it."""
+def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
+    """Takes Ctrl-C for SIGTERM from now on, and a second one for an end at once. first, again: what is to be done then, before that.
 
-    @wraps(work)
-    def stopped_politely(*arguments: P.args, **named: P.kwargs) -> R:
-        with on_sigterm():
-            return work(*arguments, **named)
+    A terminal sends Ctrl-C to all that it started. This process hears it in a thread of its own, or by its handler where a library's thread
+    gets it, and blocks it for the threads and processes that it starts from now on: none of them breaks off what is to be saved. To be
+    called once, in the main thread.
+    """
+    times = count(1)
 
-    return stopped_politely
+    def heard(*_signal: object) -> None:
+        if next(times) > 1:
+            again()
+            os._exit(CTRL_C)
+        _interrupted.set()
+        first()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def wait() -> None:
+        while True:
+            signal.sigwait({signal.SIGINT})
+            heard()
+
+    signal.signal(signal.SIGINT, heard)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()

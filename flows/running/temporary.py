@@ -1,0 +1,117 @@
+"""Keeps a Prefect server of a run's own, for as long as the run lives: it ends after it, whatever ends that, and never before.
+
+`python -m flows.running.temporary <port>` is that server. It hears neither Ctrl-C nor SIGTERM, which reach it too where they are sent to
+all that a terminal or a service started, as a run that stops has to tell it so; it ends when its standard input does, which the run holds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+from flows.running.secrets import hide
+from tasks.common import stopping
+from tasks.common.errors import BadInput
+
+PATIENCE = 120.0  # seconds for a server to start: a new database takes a while to be laid out on a busy machine
+LAST = 5.0  # seconds for it to end, once it is asked to
+POLL = 0.1  # seconds
+SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect's own temporary one has
+LOCKED = "5"  # seconds that its database may be locked by another process
+
+
+def temporary_server() -> str:
+    """Starts a server that ends with this process; gives its API's URL. Raises BadInput with the reason if it does not start, Stopped if
+    SIGTERM comes meanwhile."""
+    from prefect.settings import get_current_settings
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "PREFECT_SERVER_DATABASE_TIMEOUT": LOCKED,
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": LOCKED,
+        **os.environ,
+        **SETTINGS,
+        **get_current_settings().to_environment_variables(exclude_unset=True),
+    }
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.running.temporary", str(port)], stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment
+    )
+    atexit.register(_end, server)  # after Prefect has sent its last events and logs
+    url = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + PATIENCE
+    while not _answers(url):
+        stopping.check("before the run began")
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise BadInput(f"no Prefect server could be started for this run: {_why(said)}; mend or move {_home()}, or set PREFECT_HOME")
+        time.sleep(POLL)
+    return url
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _why(said: IO[bytes]) -> str:
+    """Gives the last thing that a server said, which of a traceback is the error."""
+    said.seek(0)
+    lines = [line.strip() for line in said.read().decode(errors="replace").splitlines()]
+    errors = [line for line in lines if line.partition(":")[0].replace(".", "").isidentifier() and "Error" in line.partition(":")[0]]
+    return hide((errors or [line for line in lines if line] or [f"it did not answer in {PATIENCE:.0f} s"])[-1])
+
+
+def _home() -> Path:
+    from prefect.settings import PREFECT_HOME
+
+    return Path(PREFECT_HOME.value())
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    assert server.stdin is not None
+    server.stdin.close()
+    try:
+        server.wait(timeout=LAST)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def main(port: int) -> None:
+    """Serves until standard input ends. Exits with 1 if the server does not start."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    server = uvicorn.Server(uvicorn.Config(create_app, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on"))
+    serving = threading.Thread(target=server.run)  # in the main thread it would listen for signals
+    serving.start()
+
+    def end() -> None:
+        sys.stdin.buffer.read()
+        server.should_exit = True
+
+    threading.Thread(target=end, daemon=True).start()
+    serving.join()
+    sys.stdout.flush()
+    os._exit(0 if server.started else 1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
