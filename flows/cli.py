@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,11 +50,7 @@ def main() -> None:
 
     from flows.running.ending import exit_on_bad_input
 
-    def work() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which waited while this was imported
-        arguments.run(arguments)
-
-    exit_on_bad_input(work)
+    exit_on_bad_input(lambda: arguments.run(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -186,17 +181,18 @@ def retrain(arguments: argparse.Namespace) -> None:
     enabled_pipeline(pipeline)  # a mistake is told before a server is started
 
     from flows.running.ending import end_at_ctrl_c_when_saved
+    from tasks.common.stopping import on_sigterm
 
     end_at_ctrl_c_when_saved()
 
-    from flows.retrain import retrain as flow
-    from flows.running.api import end_with_parent, one_api, run
-    from tasks.common.stopping import on_sigterm
+    with on_sigterm():
+        from flows.retrain import retrain as flow
+        from flows.running.api import end_with_parent, one_api, run
 
-    set_volume(arguments.volume)
-    end_with_parent()
-    with on_sigterm(), one_api():
-        run(flow, pipeline=pipeline)
+        set_volume(arguments.volume)
+        end_with_parent()
+        with one_api():
+            run(flow, pipeline=pipeline)
 
 
 def dry_run(arguments: argparse.Namespace) -> None:
@@ -210,18 +206,19 @@ def score(pipeline: str) -> None:
     pipeline_named(pipeline)  # a mistake is told before a server is started
 
     from flows.running.ending import end_at_ctrl_c_when_saved
+    from tasks.common.stopping import on_sigterm
 
     end_at_ctrl_c_when_saved()
 
-    from flows.monitoring.watch import watch as flow
-    from flows.running.api import end_with_parent, one_api, run
-    from flows.running.workers import cluster_or_threads
-    from tasks.common.stopping import on_sigterm
+    with on_sigterm():
+        from flows.monitoring.watch import watch as flow
+        from flows.running.api import end_with_parent, one_api, run
+        from flows.running.workers import cluster_or_threads
 
-    end_with_parent()
-    with on_sigterm(), one_api():
-        state = run(flow.with_options(task_runner=cluster_or_threads(read_pipelines().execution)), pipeline=pipeline)
-        Console().print(f"{pipeline}: {state.name}: {state.message}", soft_wrap=True, markup=False, highlight=False)
+        end_with_parent()
+        with one_api():
+            state = run(flow.with_options(task_runner=cluster_or_threads(read_pipelines().execution)), pipeline=pipeline)
+            Console().print(f"{pipeline}: {state.name}: {state.message}", soft_wrap=True, markup=False, highlight=False)
 
 
 def deploy() -> None:

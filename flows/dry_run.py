@@ -64,6 +64,9 @@ def tell(pipeline: str) -> list[str]:
 def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
     """Gives what DVC says of a stage, but for its code and for what another stage makes: those are asked of themselves."""
     for one in said:
+        if one == "always changed":
+            yield "DVC cannot tell whether its pictures have changed"
+            continue
         if one == "changed command":
             yield "its command"
             continue

@@ -9,6 +9,7 @@ is not as pipelines.yaml has it now.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,10 @@ from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
-from tasks.common.places import place_of
+from tasks.common.places import is_remote, place_of, unreadable
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import PACKAGED
+from tasks.ingestion.settings import FolderSettings
 from tasks.inpainting.settings import NONE, OWN
 
 DVC_YAML = Path("dvc.yaml")
@@ -56,6 +58,8 @@ class Stage:
     plots: tuple[Mapping[str, Any] | str, ...] = field(default=(), compare=False)
     frozen: bool = False
     """Whether DVC takes its outs as they are: what it read is not here any more, and they hold all of it."""
+    always: bool = False
+    """Whether DVC runs it whenever it is asked: it cannot tell whether what is read has changed."""
 
     @property
     def name(self) -> str:
@@ -72,6 +76,8 @@ class Stage:
             entry["metrics"] = [{path: {"cache": False}} for path in self.metrics]
         if self.frozen:
             entry["frozen"] = True
+        if self.always:
+            entry["always_changed"] = True
         entry["outs"] = [*({path: {"cache": False}} for path in self.in_git), *self.outs]
         return entry
 
@@ -158,14 +164,18 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
     how = "written out of an installed package, then read"
     if folder is not None:
         how = "copied, then read" if folder.snapshot else "read where they lie"
+    odd = _unreadable(folder)
+    if odd:
+        how += f"; each time anew, as DVC cannot read {odd}"
     yield Stage(
         "ingest",
         (dataset,),
         f"the pictures of {dataset}: {how}",
-        deps=(*([str(place_of(folder.path))] if folder else []), code_file("ingest").as_posix()),
+        deps=(*([str(place_of(folder.path))] if folder and not odd else []), code_file("ingest").as_posix()),
         params=(f"datasets.folders.{dataset}",) if folder else (),
         outs=(f"{PICTURES}/{dataset}", manifest, rejected),
         frozen=gone,
+        always=bool(odd),
     )
     if dataset in datasets.objects:
         yield Stage(
@@ -176,6 +186,16 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
             params=(f"datasets.objects.{dataset}",),
             outs=(f"{MANIFESTS}/{dataset}.objects.parquet", f"{MANIFESTS}/{dataset}.objects.rejected.csv"),
         )
+
+
+def _unreadable(folder: FolderSettings | None) -> str:
+    """Names what keeps DVC from hashing a dataset's folder, at which it would end, or wait for ever; "" if nothing does. Ingestion leaves
+    it out, with the reason, and reads nothing again that has not changed."""
+    place = place_of(folder.path) if folder is not None else None
+    if place is None or is_remote(place):
+        return ""
+    file = next(unreadable(place), None)
+    return "" if file is None else os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mapping[str, Any]) -> Iterator[Stage]:

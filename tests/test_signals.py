@@ -94,11 +94,12 @@ def test_a_server_of_a_runs_own_ends_with_a_run_that_is_killed(project: Path) ->
 
 
 @pytest.mark.slow
-def test_dvc_repro_ends_at_ctrl_c(project: Path) -> None:
+@pytest.mark.parametrize("after", [0.3, 1.0, 3.0])
+def test_dvc_repro_ends_at_ctrl_c(project: Path, after: float) -> None:
     with started(project, "dvc", "repro") as process:
         log = project / "output.log"
         within(180, lambda: "Running stage 'sample_small'" in log.read_text(), "a stage")
-        time.sleep(3)
+        time.sleep(after)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) != 0
     output = log.read_text()
@@ -131,3 +132,27 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(project: Path, tmp_p
     [line] = [line for line in result.stderr.splitlines() if line.startswith("changepair: ")]
     assert "no Prefect server could be started for this run" in line and str(home) in line, line
     assert took < 30  # half of it on a machine that is not busy
+
+
+COMMANDS = {
+    "deploy": ("changepair", "deploy"),
+    "inspect": ("changepair", "inspect", "folder", "parts"),
+    "plan": ("changepair", "plan"),
+    "retrain": RETRAIN,
+    "serve": ("changepair", "serve"),
+    "status": ("changepair", "status"),
+    "ui": ("changepair", "ui", "--port", "48217"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_ends_at_ctrl_c_without_a_traceback_wherever_it_is(project: Path, api: str, command: str) -> None:
+    """In its imports, and in its work."""
+    for number, after in enumerate((0.05, 0.3, 0.8, 1.5, 3.0)):
+        with started(project, *COMMANDS[command], log=f"{number}.log", PREFECT_API_URL=api) as process:
+            time.sleep(after)
+            os.killpg(process.pid, signal.SIGINT)
+            code = process.wait(timeout=60)
+        output = (project / f"{number}.log").read_text()
+        assert "Traceback" not in output and code in (0, 1, 2, 130, -signal.SIGINT), (after, code, output)

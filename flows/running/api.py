@@ -28,6 +28,7 @@ from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
 from flows.running.ending import PARENT
+from flows.running.secrets import hide
 from flows.running.temporary import temporary_server
 from flows.runs.states import RunState
 from tasks.common import stopping
@@ -38,6 +39,7 @@ SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered
 AWAY = 600.0  # seconds that a server may be away
 PAUSE = 2.0  # seconds between two tries
 RETRIES = "8"  # of a call, each after a pause twice as long: together the same ten minutes
+BUSY_OR_SHUT = (401, 403, 429, 500, 502, 503, 504)  # answers of a server that is there
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOPPED = str(RunState.STOPPED)
 P = ParamSpec("P")
@@ -56,8 +58,8 @@ def one_api() -> Iterator[None]:
     temporary = not url
     if temporary:
         url = temporary_server()
-    elif not answers(url):
-        raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {url}; start one with `changepair ui`, or unset it")
+    else:
+        refuse_silent(url)
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
     os.environ[SEEN] = url
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
@@ -74,13 +76,21 @@ def page_of_run() -> str | None:
     return url_for(context.flow_run)
 
 
+def refuse_silent(url: str) -> None:
+    """Raises BadInput if no Prefect server answers at an API's address."""
+    if answers(url):
+        return
+    hint = f"is it {url.rstrip('/')}/api?" if answers(f"{url.rstrip('/')}/api") else "start one with `changepair ui`, or unset it"
+    raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {hide(url)}; {hide(hint)}")
+
+
 def answers(url: str) -> bool:
-    """Tells whether a Prefect server answers at an API's address."""
+    """Tells whether a Prefect server answers at an API's address, be it that it is busy, or wants to know who asks."""
     try:
-        httpx.get(f"{url}/health", timeout=30)
-    except (httpx.HTTPError, httpx.InvalidURL):
+        answer = httpx.get(f"{url}/health", timeout=30)
+        return answer.status_code in BUSY_OR_SHUT or answer.json() is True
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
-    return True
 
 
 def wait_for_server() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,8 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
     The line goes to the run that started this process, which says it, else to stderr."""
     log_in_lines()
     try:
+        if PARENT not in os.environ:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which waited while this process was importing
         work()
     except KeyboardInterrupt:
         tell("stopped by Ctrl-C")

@@ -32,6 +32,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
+from flows.running.api import refuse_silent
 from flows.running.ending import tell
 from flows.running.gpu import LIMIT
 from flows.running.secrets import hide, holds_secret
@@ -174,6 +175,7 @@ def _checked() -> Pipelines:
 def _client() -> SyncPrefectClient:
     if not PREFECT_API_URL.value():
         raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and say what it prints")
+    refuse_silent(str(PREFECT_API_URL.value()))
     return get_client(sync_client=True)
 
 

@@ -8,6 +8,7 @@ Who may read, and where the store is, is said in the environment, as its own too
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
 
@@ -82,6 +83,27 @@ def _state(file: Path) -> str:
         return error.strerror or "unknown"
 
 
+def unreadable(folder: Path) -> Iterator[Path]:
+    """Yields what lies in a folder of this machine, at any depth, and can be read by nobody or not by this user: links that lead nowhere,
+    pipes, sockets and devices, what has no permission, and what has a name that is no text."""
+    for inside, folders, names in os.walk(folder):
+        for name in folders:
+            if not _is_text(name) or not os.access(os.path.join(inside, name), os.R_OK | os.X_OK):
+                yield Path(inside, name)
+        for name in names:
+            file = os.path.join(inside, name)
+            if not _is_text(name) or not os.path.isfile(file) or not os.access(file, os.R_OK):
+                yield Path(file)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_part(path: Path, offset: int, size: int) -> bytes:
     """Reads a part of a file in a store, and no more than that."""
     return bytes(path.fs.cat_file(path.path, start=offset, end=offset + size))  # type: ignore[attr-defined]
@@ -98,7 +120,14 @@ def folder_names(folder: Path) -> list[str]:
     return _names(folder, "directory")
 
 
-def _names(folder: Path, kind: Literal["file", "directory"]) -> list[str]:
+def odd_names(folder: Path) -> list[str]:
+    """Lists the names of what is neither a file nor a folder in a folder, as `file_names`: links that lead nowhere, pipes, sockets."""
+    if is_remote(folder):
+        return []  # a store has none
+    return _names(folder, "odd")
+
+
+def _names(folder: Path, kind: Literal["file", "directory", "odd"]) -> list[str]:
     """Lists names without a question to the disk or the store for each."""
     if not folder.is_dir():
         return []
@@ -109,4 +138,11 @@ def _names(folder: Path, kind: Literal["file", "directory"]) -> list[str]:
         names = [path.rpartition("/")[2] for path in paths if path != own]  # a store may list the folder itself
         return sorted((name for name in names if name), key=os.fsencode)
     with os.scandir(folder) as entries:
-        return sorted((entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir())), key=os.fsencode)
+        return sorted((entry.name for entry in entries if _kind(entry) == kind), key=os.fsencode)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        return "file" if entry.is_file() else "directory" if entry.is_dir() else "odd"
+    except OSError:  # a circle of links
+        return "odd"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.errors import BadInput
-from tasks.common.places import file_names, folder_names, is_remote
+from tasks.common.places import file_names, folder_names, is_remote, odd_names
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
@@ -73,6 +73,11 @@ def pictures(
     """Yields every file of a folder, in the order of their names' bytes."""
     for name in file_names(folder):
         yield picture(folder / name, category, split, defect, masks)
+    yield from (Rejected(folder / name, _odd(folder / name)) for name in odd_names(folder))
+
+
+def _odd(file: Path) -> str:
+    return "a link that leads nowhere, or in a circle" if file.is_symlink() else "no file that can be read: a pipe, a socket or a device"
 
 
 def picture(file: Path, category: str, split: str, defect: str, masks: Callable[[Path], tuple[Path, ...]] = lambda _file: ()) -> Item:
