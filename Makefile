@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-ci bench lint check docs lock
+.PHONY: help quickstart test test-slow test-ci attack bench lint check docs lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +33,9 @@ test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 test-ci: .venv/installed ## of the slow tests those that guard runs, reruns, workspaces, and a server that is away
 	python -m pytest -m slow -k "not is_quick" tests/test_pipeline.py tests/test_workspaces.py tests/test_training.py tests/test_packaged.py \
 		"tests/test_faults.py::test_a_server_that_is_stopped_and_started_mid_run_costs_nothing"
+
+attack: .venv/installed ## hundreds of hostile inputs of every kind, and signals at many moments; about half an hour
+	CHANGEPAIR_TRIES=400 python -m pytest -m "attack" tests/attack
 
 bench: .venv/installed ## the benchmarks, with their figures printed
 	python -m pytest tests/benchmarks -m bench -s

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -46,6 +46,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says how many attacks were tried, where there were any."""
+    hostile = sys.modules.get("hostile")
+    for line in hostile.summary() if hostile is not None else ():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="module")

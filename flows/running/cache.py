@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dvc.repo import Repo
-from ruamel.yaml import YAML
 
 from flows.promotion.store import POINTER
 from flows.running.places import MODELS
 from flows.running.provenance import LOCK
+from flows.settings.reader import load_yaml
 from tasks.common import stopping
 
 DIRECTORY = ".dir"  # ending of the objects that list a folder's files
@@ -46,14 +46,13 @@ def verify(folder: Path, stages: list[str] | None = None) -> list[str]:
 
 
 def _outs(folder: Path, stages: list[str] | None) -> Iterator[Mapping[str, Any]]:
-    yaml = YAML(typ="safe")
     file = folder / LOCK
-    locked = (yaml.load(file.read_text(encoding="utf-8")) or {}).get("stages", {}) if file.is_file() else {}
+    locked = (load_yaml(file) or {}).get("stages", {}) if file.is_file() else {}
     for name, stage in locked.items():
         if stages is None or name in stages:
             yield from (out for out in stage.get("outs", []) if "md5" in out)
     for pointer in sorted((folder / MODELS).glob(f"*/{POINTER}")):
-        for out in yaml.load(pointer.read_text(encoding="utf-8"))["outs"]:
+        for out in load_yaml(pointer)["outs"]:
             yield {**out, "path": (pointer.parent / out["path"]).relative_to(folder).as_posix()}
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import networkx
 import psutil
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
+from ruamel.yaml.error import YAMLError
 
+from flows.running.ending import tell
 from flows.running.secrets import hide
 from tasks.common import stopping
 from tasks.common.errors import BadInput
+
+POLL = 1.0  # seconds
+LONGEST = 200  # characters of what DVC says of who is at work
 
 
 def stages_before(last: str) -> list[str]:
@@ -22,18 +31,30 @@ def stages_before(last: str) -> list[str]:
 
 
 def reproduce(stage: str) -> bool:
-    """Runs one stage if anything it depends on has changed; gives whether it ran. Raises BadInput if it failed, Stopped if SIGTERM came."""
-    try:
-        with Repo() as repo:
-            return bool(repo.reproduce(stage, single_item=True))
-    except (DvcException, OSError) as error:
-        stopping.check(f"retrain, in stage {stage}")
-        causes = []
-        cause: BaseException | None = error
-        while cause is not None:
-            causes.append(str(cause))
-            cause = cause.__cause__
-        raise BadInput(f"stage {stage} failed ({hide(causes[-1])}); what it printed above says why") from error
+    """Runs one stage if anything it depends on has changed; gives whether it ran. Waits for another DVC that is at work here. Raises
+    BadInput if it failed, Stopped if SIGTERM came."""
+    told = False
+    while True:
+        try:
+            with Repo() as repo:
+                return bool(repo.reproduce(stage, single_item=True))
+        except (DvcException, OSError, YAMLError) as error:
+            stopping.check(f"retrain, in stage {stage}")
+            why = [hide(" ".join((str(cause) or type(cause).__name__).split())) for cause in _causes(error)]
+            busy = next((line for cause, line in zip(_causes(error), why, strict=True) if isinstance(cause, LockError)), None)
+            if busy is None:
+                raise BadInput(f"stage {stage} failed: {why[-1]}") from error
+        if not told:
+            tell(f"stage {stage}: another DVC is at work in this checkout ({busy[:LONGEST]}); waiting for it to end")
+            told = True
+        time.sleep(POLL)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def forward_sigterm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from tasks.common.places import is_of_store
 from tasks.common.stopping import CTRL_C, Stopped
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
 
 
@@ -29,6 +31,9 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
     line and 130, as a shell would say.
     The line goes to the run that started this process, which says it, else to stderr."""
     log_in_lines()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or a log of ASCII alone has no ±, and nobody wants to lose a run for that
     try:
         if PARENT not in os.environ:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which waited while this process was importing
@@ -88,6 +93,8 @@ def _line_of(error: BaseException | None) -> str | None:
     while cause is not None:
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
+        if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
+            return f"{cause.filename}: {cause.strerror}; give this user the right to, or name another place"
         if is_of_store(cause):
             return (
                 f"a store does not answer, or refuses ({' '.join(str(cause).split())}); run again once it does, or mend how it is reached"

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from flows.settings.reader import load_yaml
 
 LOCK = Path("dvc.lock")
 
@@ -33,7 +33,9 @@ def branch() -> str:
 
 def locked() -> dict[str, Any]:
     """Reads the stages of dvc.lock, by name; none before the first run."""
-    return YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    content = load_yaml(LOCK) if LOCK.is_file() else None
+    stages = content.get("stages") if isinstance(content, dict) else None
+    return stages if isinstance(stages, dict) else {}
 
 
 def hashes(stage: str, what: str) -> dict[str, str]:

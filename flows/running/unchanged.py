@@ -10,11 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from flows.plan import DVC_YAML
-from flows.settings.reader import FILE, hold, read_again
+from flows.settings.reader import FILE, hold, load_yaml, read_again
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of, states
 
@@ -40,8 +37,8 @@ def unchanged(kind: str, *of: str) -> Iterator[None]:
 def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]:
     """Reads the stage's entry in dvc.yaml, nothing if there is none; and what all stages write."""
     try:
-        stages: Mapping[str, Any] = YAML(typ="safe").load(DVC_YAML.read_text(encoding="utf-8"))["stages"]
-    except (OSError, ValueError, KeyError, TypeError, YAMLError):
+        stages: Mapping[str, Any] = load_yaml(DVC_YAML)["stages"]
+    except (BadInput, KeyError, TypeError):
         return {}, set()
     command = " ".join(("python -m", f"flows.{kind}", *of))
     outs = {str(next(iter(out))) if isinstance(out, dict) else str(out) for stage in stages.values() for out in stage.get("outs", ())}

@@ -21,6 +21,7 @@ from tasks.common.errors import BadInput
 from tasks.common.texts import read_text
 
 FILE = Path("pipelines.yaml")
+MERGE = "\n<<<<<<< "
 MOST_VALUES = 100_000  # of a file; aliases of aliases come to billions
 LONGEST = 120  # characters of a value in an error
 Kind = TypeVar("Kind")
@@ -46,19 +47,25 @@ def read_again(file: Path = FILE) -> Any:
     """Reads the file as it is now, whatever is held. Raises BadInput as `read_yaml`."""
     if not file.exists():
         raise BadInput(f"{file}: not there; run this from the project's root")
+    content = load_yaml(file)
+    check_values(content, file)
+    return content
+
+
+def load_yaml(file: Path) -> Any:
+    """Reads YAML by the library that DVC reads it with. Raises BadInput with the line if it is not there or not YAML."""
+    text = read_text(file)
     try:
-        content = YAML(typ="safe").load(read_text(file))
+        return YAML(typ="safe").load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or " ".join(str(error).split())
+        if MERGE in text:
+            what = f"{what}; it has Git's marks of a merge, so choose one side (`git checkout --ours {file}`, or --theirs)"
         raise BadInput(f"{file}: not YAML{place}: {what}") from error
-    except BadInput:
-        raise
     except Exception as error:  # the library's own, of a number of thousands of digits or a date that is none
         raise BadInput(f"{file}: not YAML ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
-    check_values(content, file)
-    return content
 
 
 def check_values(content: Any, file: Path = FILE) -> None:

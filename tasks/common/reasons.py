@@ -1,8 +1,16 @@
-"""Sums up why files were left out, for many files at once."""
+"""Says why a file was left out, and sums up why many were."""
 
 from __future__ import annotations
 
 import re
+
+LONGEST = 200  # characters of what a library says
+
+
+def in_short(error: BaseException | str) -> str:
+    """Gives what a library says on one line, of no more than LONGEST characters; the kind of error where it says nothing."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
 
 
 def in_general(reason: str) -> str:

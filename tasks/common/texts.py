@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.errors import BadInput
+from tasks.common.reasons import in_short
 
 
 def read_text(file: Path) -> str:
@@ -38,7 +39,7 @@ def read_json(file: Path) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{file}: not JSON ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise BadInput(f"{file}: not JSON ({in_short(error)})") from error
 
 
 def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table") -> Iterator[tuple[int, Mapping[str, str]]]:

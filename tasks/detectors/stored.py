@@ -10,6 +10,8 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tasks.common.errors import BadInput
+from tasks.common.reasons import in_short
+from tasks.common.texts import read_json
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.weights import CONFIG_NAME
 
@@ -80,13 +82,13 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 def read_config(folder: Path) -> tuple[str, Any]:
     """Reads which detector a model folder holds, and its settings. Raises BadInput if it is no model folder, or of another version."""
     file = folder / CONFIG_NAME
+    if not file.is_file():
+        raise BadInput(f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         name = content["detector"]
         return name, settings_from_json(DETECTORS[name].settings, content["settings"])
-    except FileNotFoundError as error:
-        raise BadInput(
-            f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such"
-        ) from error
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
-        raise BadInput(f"{file}: not what this version writes ({error}); make the model again") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file}: not what this version writes ({in_short(error)}); make the model again") from error

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
 from tasks.common.places import is_of_store, is_remote
+from tasks.common.reasons import in_short
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
 MODEL_NAME = "model.safetensors"
@@ -79,8 +80,7 @@ def _why(error: Exception) -> str:
     """Says why a file is no weights, and nothing of what PyTorch advises then: to read it so that what is in it is run."""
     if isinstance(error, pickle.UnpicklingError):
         return "it holds something else than tensors, and nothing in it is run; or it is damaged"
-    first = str(error).strip().partition("\n")[0]
-    return first or type(error).__name__
+    return in_short(str(error).strip().partition("\n")[0] or type(error).__name__)
 
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import FORMATS, as_viewed, open_image, png, read_marks
 from tasks.common.places import is_of_store, is_remote
+from tasks.common.reasons import in_short
 from tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
@@ -164,8 +165,8 @@ def _decoded(data: bytes, file: Path) -> tuple[str, Image.Image | None]:
 def _undecodable(file: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own message names an address in memory, which would differ from run to run
         return f"cannot be decoded: no picture of a kind that is read here ({', '.join(FORMATS)})"
-    detail = " ".join(str(error).split()).replace(str(file), file.name)
-    return f"cannot be decoded, so it is truncated or no picture ({detail or type(error).__name__})"
+    detail = in_short(str(error).replace(str(file), file.name) or type(error).__name__)
+    return f"cannot be decoded, so it is truncated or no picture ({detail})"
 
 
 def _note(image: Image.Image) -> str:

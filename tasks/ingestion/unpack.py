@@ -7,15 +7,12 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM, made_anew
-
-UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError, NotImplementedError)
+from tasks.common.reasons import in_short
 
 
 def unpack(archive: Path, folder: Path) -> int:
@@ -33,14 +30,19 @@ def unpack(archive: Path, folder: Path) -> int:
                 _untar(archive, partial)
             else:
                 raise BadInput(f"{archive}: neither a tar nor a zip")
+        except BadInput:
+            raise
         except tarfile.FilterError as error:
             raise _leaves(archive, error.tarinfo.name) from error
-        except UNREADABLE as error:
-            raise BadInput(f"{archive}: damaged, cut off or encrypted ({error}); get it again") from error
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
-            raise BadInput(f"{archive}: cannot be unpacked ({error}); its names contradict one another or are too long") from error
+            why = in_short(error)
+            raise BadInput(
+                f"{archive}: cannot be unpacked ({why}); it is damaged, or its names contradict one another or are too long"
+            ) from error
+        except Exception as error:  # a decoder may raise anything on hostile bytes
+            raise BadInput(f"{archive}: damaged, cut off or encrypted ({in_short(error)}); get it again") from error
         return sum(1 for file in partial.rglob("*") if file.is_file())
 
 
@@ -111,7 +113,7 @@ def _refuse_outside(archive: Path, name: str) -> None:
 
 
 def _leaves(archive: Path, name: str) -> BadInput:
-    return BadInput(f"{archive}: {name!r} would leave the folder or is no file; nothing was unpacked")
+    return BadInput(f"{archive}: {in_short(repr(name))} would leave the folder or is no file; nothing was unpacked")
 
 
 def _unzip(archive: Path, folder: Path) -> None:

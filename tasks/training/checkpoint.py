@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,7 +59,11 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
     file = folder / NAME
     if not file.is_file():
         return Progress()
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a decoder may raise anything on a file that the disk has damaged
+        warnings.warn(f"{file}: damaged ({type(error).__name__}), so the training starts anew", stacklevel=2)
+        return Progress()
     if state["fingerprint"] != name:
         return Progress()
     model.load_state_dict(state["trained"], strict=False)

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Mask
+from tasks.common.reasons import in_short
 from tasks.common.texts import read_json
 from tasks.ingestion.check import MAX_PIXELS
 from tasks.ingestion.objects.table import Annotated, Refused
@@ -28,7 +29,7 @@ def read_coco(file: Path) -> Iterator[Annotated | Refused]:
         annotations = [dict(annotation) for annotation in content["annotations"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
-            f"{file}: not COCO's instances, which have images, categories and annotations ({type(error).__name__}: {error})"
+            f"{file}: not COCO's instances, which have images, categories and annotations ({type(error).__name__}: {in_short(error)})"
         ) from error
     for annotation in annotations:
         item = f"annotation {annotation.get('id')}"
@@ -45,7 +46,7 @@ def read_coco(file: Path) -> Iterator[Annotated | Refused]:
                 name, label = str(image["file_name"]), labels.get(annotation.get("category_id"), "")
                 mask = _mask(annotation["segmentation"], int(image["height"]), int(image["width"]))
             except Exception as error:  # the decoder raises anything on what is no segmentation
-                yield Refused(item, f"its segmentation cannot be read ({' '.join(str(error).split()) or type(error).__name__})")
+                yield Refused(item, f"its segmentation cannot be read ({in_short(error)})")
             else:
                 yield Annotated(name, label, mask)
 

@@ -14,6 +14,7 @@ import numpy as np
 from skimage.measure import label as connected
 
 from tasks.common.pictures import UNDECODABLE, as_viewed, opened
+from tasks.common.reasons import in_short
 from tasks.ingestion.listing import LEADS_OUT, within
 from tasks.ingestion.objects.table import Annotated, Refused
 
@@ -33,7 +34,7 @@ def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refu
                 palette = image.mode == "P"
                 values = np.asarray(image if palette or image.mode.startswith("I") else image.convert("L"))
         except UNDECODABLE as error:
-            yield Refused(str(file.relative_to(folder)), f"cannot be decoded ({' '.join(str(error).split())})")
+            yield Refused(str(file.relative_to(folder)), f"cannot be decoded ({in_short(error)})")
             continue
         if palette:
             values = np.where(values == BORDER, 0, values)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.common.pictures import UNDECODABLE, read_marks
+from tasks.common.reasons import in_short
 from tasks.common.texts import csv_lines, csv_rows
 from tasks.ingestion.listing import LEADS_OUT, within
 from tasks.ingestion.objects.table import Annotated, Refused
@@ -31,7 +32,7 @@ def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
             try:
                 pixels = read_marks(mask)
             except UNDECODABLE as error:
-                yield Refused(row["MaskPath"], f"cannot be decoded ({' '.join(str(error).split())})")
+                yield Refused(row["MaskPath"], f"cannot be decoded ({in_short(error)})")
             else:
                 yield Annotated(row["ImageID"], words.get(row["LabelName"], ""), pixels)
 

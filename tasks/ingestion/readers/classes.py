@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import png
+from tasks.common.reasons import in_short
 from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -83,7 +84,7 @@ def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
             raise ValueError(f"its magic number is {present}, not {magic}")
         return np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error) as error:
-        raise BadInput(f"{file}: not an IDX file, or truncated ({error})") from error
+        raise BadInput(f"{file}: not an IDX file, or truncated ({in_short(error)})") from error
 
 
 def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
@@ -121,7 +122,7 @@ def _cifar_python(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
             content = _Plain(stream, encoding="bytes").load()
         data, labels = np.asarray(content[b"data"], dtype=np.uint8), [int(label) for label in content[b"labels"]]
     except Exception as error:  # a pickle may raise anything
-        raise BadInput(f"{file}: not read, as it is not one of CIFAR-10's batches of nothing but arrays ({error})") from error
+        raise BadInput(f"{file}: not read, as it is not one of CIFAR-10's batches of nothing but arrays ({in_short(error)})") from error
     return _pixels(file, data, labels)
 
 

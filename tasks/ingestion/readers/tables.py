@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks.common.errors import BadInput
+from tasks.common.reasons import in_short
 from tasks.common.texts import csv_rows, need_columns, read_json
 from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
 
@@ -41,7 +42,7 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
                 for row in content[split]
             ]
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file}: not one of Real-IAD's lists ({type(error).__name__}: {error})") from error
+            raise BadInput(f"{file}: not one of Real-IAD's lists ({type(error).__name__}: {in_short(error)})") from error
         named = _Named(source, file)
         for number, (split, path, category, kind, mask) in enumerate(rows):
             image, truth = (_prefixed(source, prefix, one) for one in (path, mask if kind != normal else ""))
@@ -125,6 +126,6 @@ def _parquet(file: Path, columns: tuple[str, ...]) -> list[Mapping[str, Any]]:
     try:
         read = pq.read_table(io.BytesIO(file.read_bytes()))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"{file}: not readable as parquet ({in_short(error)})") from error
     need_columns(file, columns, read.column_names)
     return read.to_pylist()

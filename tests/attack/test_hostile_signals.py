@@ -15,6 +15,7 @@ from conftest import TINY, commit, make_project, run
 from processes import started, within
 from servers import ask
 
+pytestmark = pytest.mark.attack
 RETRAIN = ("changepair", "retrain", "small")
 
 

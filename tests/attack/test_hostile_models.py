@@ -1,0 +1,117 @@
+"""Weights and model folders that are damaged or hostile: read to the tensor, or refused in one line; nothing in them runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile import ODD, attack, changed, damaged
+from safetensors.torch import save as as_safetensors
+from torch import Tensor, nn
+
+from tasks.common.errors import BadInput
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.stored import read_config, settings_as_json
+from tasks.detectors.weights import load_model, read_weights
+
+pytestmark = pytest.mark.attack
+FLAG = "CHANGEPAIR_RAN"
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return os.putenv, (FLAG, "yes")
+
+
+def as_pt(content: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def read(data: bytes, folder: Path, name: str = "x.pt") -> dict[str, Tensor]:
+    file = folder / name
+    file.write_bytes(data)
+    try:
+        return read_weights(file)
+    except BadInput as error:
+        assert "weights_only" not in str(error)
+        raise
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_that_are_damaged(suffix: str, tmp_path: Path) -> None:
+    own = model().state_dict()
+    whole = as_pt(own) if suffix == ".pt" else as_safetensors(dict(own))
+    attack(f"weights, {suffix}, damaged", lambda draw: damaged(whole, draw), lambda data: read(data, tmp_path, f"x{suffix}"))
+
+
+def test_nothing_in_weights_runs(tmp_path: Path) -> None:
+    inner = ({"a": Payload()}, [Payload()], Payload(), {"state_dict": {"a": Payload()}}, {"a": torch.zeros(2), "b": Payload()})
+
+    def draw(random_: random.Random) -> bytes:
+        content = random_.choice(inner)
+        return random_.choice((lambda: as_pt(content), lambda: pickle.dumps(content, random_.randrange(6))))()
+
+    def attempt(data: bytes) -> None:
+        read(data, tmp_path)
+        raise AssertionError("it was read")
+
+    attack("weights, hostile", draw, attempt)
+    assert FLAG not in os.popen("env").read()
+
+
+def test_what_does_not_fit_a_model_is_refused(tmp_path: Path) -> None:
+    """Another type too: whole numbers in the place of others are no weights, whatever they become when they are cast."""
+    own = model()
+
+    def draw(random_: random.Random) -> dict[str, Tensor]:
+        tensors = {name: tensor.clone() for name, tensor in model().state_dict().items()}
+        name = random_.choice(list(tensors))
+        match random_.choice(("type", "shape", "gone", "more", "none")):
+            case "type":
+                tensors[name] = tensors[name].to(random_.choice([torch.float16, torch.int32, torch.float64, torch.bool, torch.uint8]))
+            case "shape":
+                tensors[name] = tensors[name][None]
+            case "gone":
+                del tensors[name]
+            case "more":
+                tensors["another"] = torch.zeros(1)
+        return tensors
+
+    def attempt(tensors: dict[str, Tensor]) -> None:
+        (tmp_path / "model.safetensors").write_bytes(as_safetensors(tensors))
+        load_model(tmp_path, own)
+        assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in tensors.items())
+
+    attack("weights, that do not fit", draw, attempt)
+
+
+def test_a_model_folders_settings(tmp_path: Path) -> None:
+    whole = {"detector": "metauas", "settings": settings_as_json(MetaUASSettings())}
+    text = json.dumps(whole).encode()
+
+    def draw(random_: random.Random) -> bytes:
+        if random_.random() < 0.4:
+            return damaged(text, random_)
+        return (
+            json.dumps(changed(json.loads(text), random_)).encode() if random_.random() < 0.9 else json.dumps(random_.choice(ODD)).encode()
+        )
+
+    def attempt(data: bytes) -> None:
+        (tmp_path / "config.json").write_bytes(data)
+        read_config(tmp_path)
+
+    attack("model folders, settings", draw, attempt)
