@@ -73,4 +73,4 @@ def need_columns(file: Path, columns: Sequence[str], names: Sequence[str], what:
     """Raises BadInput if a table has not all of the columns that it needs. names: those that it has."""
     missing = [name for name in columns if name not in names]
     if missing:
-        raise BadInput(f"{file}: no column {missing[0]!r}; not {what}, for it has {', '.join(map(str, names)) or 'none'}")
+        raise BadInput(f"{file}: no column {missing[0]!r}; not {what}, for it has {in_short(', '.join(map(str, names)) or 'none')}")

@@ -73,6 +73,10 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         fault, share = _marked(listed.masks, source, (facts.width, facts.height))
         if fault:
             return Facts(fault=fault)
+        if listed.defect == GOOD:
+            return Facts(fault=f"called normal, and its mask {listed.masks[0].name} marks something") if share else facts
+        if not share:
+            return Facts(fault=f"its mask {listed.masks[0].name} marks nothing")
         return replace(facts, note="; ".join(filter(None, (facts.note, INVERTED)))) if share > MOST_MARKED else facts
     except Unusable as error:
         return Facts(fault=str(error))
@@ -108,7 +112,9 @@ def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> Pi
 
 
 def mask_of(listed: Listed, source: DatasetFolder) -> Path | None:
-    """Gives the place of a picture's one mask: its own, or the union of its several."""
+    """Gives the place of a picture's one mask: its own, or the union of its several. A normal picture has none, whatever a table says."""
+    if listed.defect == GOOD:
+        return None
     if len(listed.masks) <= 1:
         return listed.masks[0] if listed.masks else None
     return source.written / "masks" / listed.category / listed.defect / f"{listed.image.stem}.png"
@@ -200,4 +206,4 @@ def _marked(masks: tuple[Path, ...], source: DatasetFolder, size: tuple[int, int
         if turned.size != size:
             return f"its mask {mask.name} is {turned.size[0]}x{turned.size[1]} pixels, the picture {size[0]}x{size[1]}", 0.0
         share = max(share, float((np.asarray(turned.convert("L")) > 0).mean()))
-    return ("", share) if share else (f"its mask {masks[0].name} marks nothing", 0.0)
+    return "", share

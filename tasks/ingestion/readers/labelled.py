@@ -86,9 +86,9 @@ def head_ct(source: DatasetFolder) -> Iterator[Item]:
         except (IndexError, ValueError) as error:
             raise BadInput(f"{labels}: line {line} is not the number of a picture and its label: {','.join(row)[:80]!r}") from error
         if label not in (0, 1):
-            raise BadInput(f"{labels}: line {line}: label {label} is not 0 or 1")
+            raise BadInput(f"{labels}: line {line}: label {row[1][:80]} is not 0 or 1")
         if file in rows:
-            raise BadInput(f"{labels}: line {line}: picture {row[0]} is named twice")
+            raise BadInput(f"{labels}: line {line}: picture {row[0][:80]} is named twice")
         rows[file] = label
     normal, anomalous = ([file for file, label in rows.items() if label == wanted] for wanted in (0, 1))
     yield from _on_disk(_labelled(normal, anomalous, source.name, "haemorrhage"))

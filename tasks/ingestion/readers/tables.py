@@ -66,8 +66,7 @@ def table(source: DatasetFolder) -> Iterator[Item]:
             yield Rejected(source.folder, f"row {line}: its label is {label!r}: 0 or 1")
             continue
         defect = _text(row.get("defect")) or "anomalous" if label == "1" else NORMAL
-        mask = _text(row.get("mask")) if label == "1" else ""
-        yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, mask, normal=NORMAL)
+        yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, _text(row.get("mask")), normal=NORMAL)
 
 
 NORMAL = "\0"  # what a table of one's own calls no defect
