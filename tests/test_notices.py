@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from conftest import ROOT, run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from receiver import receiver
 
-from flows.running.secrets import hide, hide_in_log
+from flows.running.secrets import hide, hide_in_log, holds_secret
 from flows.runs import notices
 from flows.runs.notices import notify
 from flows.runs.states import RunState
@@ -104,3 +107,55 @@ def test_secrets_are_taken_out_of_what_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert hidden == "push to https://***@example.org/x with *** failed, abc"
     record = logging.LogRecord("x", logging.INFO, "file", 1, "key %s", ("wJalrXUtnFEMI",), None)
     assert hide_in_log(record) and record.getMessage() == "key ***"
+
+
+@pytest.mark.parametrize("how", ["a byte now and then", "an answer without end"])
+def test_an_answer_takes_no_longer_than_is_allowed_in_all(how: str) -> None:
+    """httpx's own limit is one for each wait, which a byte now and then is always within; nothing of an answer is read but its head."""
+    ended = threading.Event()
+    sent = 0
+
+    def answer(connection: socket.socket) -> None:
+        nonlocal sent
+        with suppress(OSError), connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + (b"" if how == "a byte now and then" else b"\r\n"))
+            while not ended.is_set():
+                if how == "a byte now and then":
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+                else:
+                    sent += connection.send(b"x" * 65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: answer(server.accept()[0]), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        start = time.monotonic()
+        arrived = notify(Notices(url=url, timeout=1.0, retries=0), "mine", RunState.FAILED, "because", {}, LOGGER)
+        took = time.monotonic() - start
+        ended.set()
+    assert took < 5 and arrived == (how == "an answer without end")
+    assert sent < 50_000_000
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://TOPSECRET@example.org/x.git", "https://me:TOPSECRET@example.org/x.git", "https://me:TOP@TOPSECRET@example.org/x",
+        "https://me:p/TOPSECRET@example.org/x", "https://example.org/x?private_token=TOPSECRET", "s3://example.org/x?a=1&key=TOPSECRET#y",
+        "https://example.org/TOPSECRET@x", "postgresql+asyncpg://u:TOPSECRET@127.0.0.1/db", "HTTPS://TOPSECRET@EXAMPLE.ORG",
+        "https://example.org/?TOPSECRET", "https://:TOPSECRET@example.org:8080/x?TOPSECRET",
+    ],
+)  # fmt: skip
+def test_of_an_address_nothing_is_told_but_where_it_is(address: str) -> None:
+    for text in (address, f"cannot reach {address}: gone", f"'{address}'", f"({address})", f"<{address}> and {address}"):
+        assert "TOPSECRET" not in hide(text), hide(text)
+    assert holds_secret(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://example.org/x.git", "ssh://git@example.org/x.git", "git@example.org:x.git", "/srv/x.git", "file:///srv/x", "s3://b/c"],
+)
+def test_an_address_that_says_no_more_is_no_secret(address: str) -> None:
+    assert not holds_secret(address)
