@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from dvc.exceptions import DvcException
 from processes import within
 
 from flows.running import steps, told
 from flows.running.console import VOLUME, Volume, set_volume
 from flows.running.ending import exit_on_bad_input
+from flows.running.provenance import locked
 from flows.runs.journal import Run, StageRun
 from flows.runs.milestones import Milestones
 from flows.runs.states import RunState, StageState
@@ -123,3 +126,39 @@ def test_what_prefect_says_is_shown_where_the_run_does_not_say_it_itself(
     finally:
         logger.removeHandler(handler)
     assert [line.strip() for line in stream.getvalue().splitlines()] == shown
+
+
+SAYING = "from flows.running.ending import exit_on_bad_input; exit_on_bad_input(lambda: print('90.1 \u00b1 0.3, \u00ab\u732b\u00bb'))"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_is_said_ends_no_run_in_a_terminal_that_has_no_letters_for_it(encoding: str) -> None:
+    said = subprocess.run([sys.executable, "-c", SAYING], capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert said.returncode == 0 and b"90.1" in said.stdout, said.stderr
+
+
+def test_whoever_is_at_fault_it_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that this user may not read, DVC's own errors, a merge that was left in dvc.lock."""
+    monkeypatch.chdir(tmp_path)
+
+    def merged() -> None:
+        (tmp_path / "dvc.lock").write_text("schema: 2\n<<<<<<< ours\na: 1\n=======\na: 2\n>>>>>>> theirs\n")
+        locked()
+
+    def forbidden() -> None:
+        raise PermissionError(13, "Permission denied", "/srv/x")
+
+    def of_dvc() -> None:
+        raise DvcException("its cache is gone")
+
+    for work, line in (
+        (merged, "dvc.lock: not YAML in line 3: .*git checkout --ours dvc.lock"),
+        (forbidden, "/srv/x: Permission denied; give this user the right to"),
+        (of_dvc, "DVC: its cache is gone"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            exit_on_bad_input(work)
+        assert ended.value.code == 2
+        assert re.fullmatch(f"changepair: {line}.*\n", capsys.readouterr().err)

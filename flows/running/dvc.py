@@ -13,7 +13,9 @@ from dvc.repo import Repo
 from ruamel.yaml.error import YAMLError
 
 from flows.running.ending import tell
+from flows.running.provenance import locked
 from flows.running.secrets import hide
+from flows.settings.reader import FILE
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 
@@ -23,6 +25,7 @@ LONGEST = 200  # characters of what DVC says of who is at work
 
 def stages_before(last: str) -> list[str]:
     """Lists the names of a stage and of all that it depends on, in dvc.yaml's order, which has each after those that it reads from."""
+    locked()  # tells better than DVC what is wrong with dvc.lock
     with Repo() as repo:
         graph = repo.index.graph
         wanted = next(stage for stage in graph if stage.addressing == last)
@@ -43,7 +46,9 @@ def reproduce(stage: str) -> bool:
             why = [hide(" ".join((str(cause) or type(cause).__name__).split())) for cause in _causes(error)]
             busy = next((line for cause, line in zip(_causes(error), why, strict=True) if isinstance(cause, LockError)), None)
             if busy is None:
-                raise BadInput(f"stage {stage} failed: {why[-1]}") from error
+                gone = [cause.filename for cause in _causes(error) if isinstance(cause, FileNotFoundError) and cause.filename]
+                hint = f"{gone[0]} is not there; put it back, or correct its path in {FILE}" if gone else why[-1]
+                raise BadInput(f"stage {stage} failed: {hint}") from error
         if not told:
             tell(f"stage {stage}: another DVC is at work in this checkout ({busy[:LONGEST]}); waiting for it to end")
             told = True

@@ -95,6 +95,8 @@ def _line_of(error: BaseException | None) -> str | None:
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}; give this user the right to, or name another place"
+        if type(cause).__module__.partition(".")[0] == "dvc":
+            return f"DVC: {' '.join(str(cause).split())}"
         if is_of_store(cause):
             return (
                 f"a store does not answer, or refuses ({' '.join(str(cause).split())}); run again once it does, or mend how it is reached"

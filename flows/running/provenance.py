@@ -32,8 +32,8 @@ def branch() -> str:
 
 
 def locked() -> dict[str, Any]:
-    """Reads the stages of dvc.lock, by name; none before the first run."""
-    content = load_yaml(LOCK) if LOCK.is_file() else None
+    """Reads the stages of dvc.lock, by name; none before the first run. Raises BadInput if it cannot be read."""
+    content = load_yaml(LOCK) if LOCK.exists() else None
     stages = content.get("stages") if isinstance(content, dict) else None
     return stages if isinstance(stages, dict) else {}
 
