@@ -21,6 +21,7 @@ from flows.promotion.history import (
     new_model,
     read_current,
     remember_kept,
+    taken_back,
     write_current,
 )
 from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
@@ -60,6 +61,10 @@ def gate(pipeline: str) -> Outcome:
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
         return Outcome(RunState.IN_USE, f"this model is in use, since {current.time}")
+    candidate = candidate_hash(pipeline)
+    back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # where nothing is trained, all have one name
+    if back is not None:  # else the next run would undo what a person decided
+        return _kept(pipeline, f"this model was rolled back, {back.time}; `changepair promote {pipeline}` puts it to use again")
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     equal = own.evaluation == measured_as.evaluation and own.code == measured_as.code
@@ -68,8 +73,12 @@ def gate(pipeline: str) -> Outcome:
     decision = decide(new, in_use, settings.promotion, detectors)
     if decision.promoted:
         return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, decision.reason)), decision)
-    remember_kept(pipeline, decision.reason)
-    return Outcome(RunState.KEPT, decision.reason, decision)
+    return _kept(pipeline, decision.reason, decision)
+
+
+def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
+    remember_kept(pipeline, reason)
+    return Outcome(RunState.KEPT, reason, decision or Decision(False, reason))
 
 
 def _with_choice(model: Model) -> str:

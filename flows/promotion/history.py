@@ -94,14 +94,25 @@ def read_history(pipeline: str) -> list[Model]:
 
 def in_use_in_turn(pipeline: str) -> list[Model]:
     """Lists the models that lead to the one in use: a rollback takes back the promotions since the model it went back to."""
+    return _in_turn(pipeline)[0]
+
+
+def taken_back(pipeline: str, candidate: str) -> Model | None:
+    """Gives the rollback that took a model out of use, if it has not been put to use again since. candidate: the model's hash."""
+    return _in_turn(pipeline)[1].get(candidate)
+
+
+def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
     line: list[Model] = []
-    for model in _decisions(pipeline):
+    back: dict[str, Model] = {}
+    for model in read_history(pipeline):
         if model.action == "promoted":
             line.append(model)
+            back.pop(model.candidate, None)
         elif model.action == "rolled back":
             while line and line[-1].hash != model.hash:
-                line.pop()
-    return line
+                back[line.pop().candidate] = model
+    return line, back
 
 
 def write_current(pipeline: str, model: Model) -> None:

@@ -1,0 +1,75 @@
+"""What is said of how to roll back the results of scheduled runs, done as it is said: the next run leaves the model in use."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import commit, run, write_pipelines
+from team import Team, git
+
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.weights import save_model
+
+SETTINGS = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
+AUTHOR = {f"GIT_{who}_{what}": "changepair@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def model(folder: Path, seed: int) -> None:
+    """Writes a small MetaUAS that has learnt nothing."""
+    torch.manual_seed(seed)
+    detector = build_detector(SETTINGS, build_encoder(SETTINGS.encoder, SETTINGS.resolution))
+    save_model(folder, detector, {"detector": "metauas", "settings": asdict(SETTINGS)})
+
+
+def in_use(team: Team) -> str:
+    """The model that the results of scheduled runs have in use."""
+    return str(json.loads(git(team.origin, "show", "changepair/small:data/models/small/current"))["candidate"])
+
+
+@pytest.mark.slow
+def test_scheduled_results_are_rolled_back_as_it_is_said(tmp_path: Path, api: str) -> None:
+    team = Team(tmp_path, api, {}, [str(tmp_path / "remote")])
+    content = yaml.safe_load((team.project / "pipelines.yaml").read_text())
+    pipeline = content["pipelines"]["small"]
+    pipeline["schedule"] = "0 3 * * 1"
+    pipeline["detectors"]["metauas"] = {"resolution": 64, "decoder_channels": [16] * 5, "model": str(tmp_path / "model")}
+    pipeline["promotion"] = {"tolerance": 1.0}  # what is shown is the path, not how good a model is that has learnt nothing
+    write_pipelines(team.project, content)
+    commit(team.project, "a model that is given")
+    git(team.project, "push", "--quiet", "origin", "main")
+    models = []
+    for seed in (0, 1):
+        model(tmp_path / "model", seed)
+        ended = team.scheduled(PREFECT_API_URL=api)
+        assert ended.returncode == 0 and team.state().startswith("Promoted"), ended.stderr
+        models.append(in_use(team))
+    assert models[0] != models[1]
+
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", str(team.origin), str(checkout)], check=True)
+    recipe = re.findall(r"`([^`]+)`", _recipe(team))
+    for command in recipe:
+        done = run(checkout, *shlex.split(command), **AUTHOR)
+        assert done.returncode == 0, (command, done.stdout + done.stderr)
+    assert in_use(team) == models[0]
+    ended = team.scheduled(PREFECT_API_URL=api)
+    assert ended.returncode == 0, ended.stderr
+    assert (team.state().split(":")[0], in_use(team)) == ("Kept", models[0])
+
+
+def _recipe(team: Team) -> str:
+    from flows.promotion import gate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(team.project)
+        return gate._of_scheduled_runs("small")
