@@ -187,7 +187,7 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
     yield f"{pipeline}: {ended.outcome.state}: {ended.outcome.reason}"
     current = read_current(pipeline)
     if current is not None and ended.outcome.state != RunState.IN_USE:
-        yield f"in use: model {current.candidate[:8]}, since {current.time}"
+        yield f"in use: model {current.candidate[:8]}, since {current.time[:16].replace('T', ' ')} UTC"
     for target, detectors in _figures(pipeline).items():
         yield f"best on {target}: {best_of(detectors)}"
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"

@@ -60,11 +60,11 @@ def gate(pipeline: str) -> Outcome:
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
-        return Outcome(RunState.IN_USE, f"this model is in use, since {current.time}")
+        return Outcome(RunState.IN_USE, f"this model is in use, since {_when(current.time)}")
     candidate = candidate_hash(pipeline)
     back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # where nothing is trained, all have one name
     if back is not None:  # else the next run would undo what a person decided
-        return _kept(pipeline, f"this model was rolled back, {back.time}; `changepair promote {pipeline}` puts it to use again")
+        return _kept(pipeline, f"this model was rolled back, {_when(back.time)}; `changepair promote {pipeline}` puts it to use again")
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     equal = own.evaluation == measured_as.evaluation and own.code == measured_as.code
@@ -79,6 +79,11 @@ def gate(pipeline: str) -> Outcome:
 def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
     remember_kept(pipeline, reason)
     return Outcome(RunState.KEPT, reason, decision or Decision(False, reason))
+
+
+def _when(time: str) -> str:
+    """Gives a time of ISO 8601 as people read it."""
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def _with_choice(model: Model) -> str:

@@ -24,7 +24,7 @@ from flows.running.secrets import hide
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 
-PATIENCE = 120.0  # seconds for a server to start: a new database takes a while to be laid out on a busy machine
+PATIENCE = 300.0  # seconds for a server to start: a new database, on a slow disk or a busy machine, takes a while to be laid out
 LAST = 5.0  # seconds for it to end, once it is asked to
 POLL = 0.1  # seconds
 SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect's own temporary one has

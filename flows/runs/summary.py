@@ -25,7 +25,8 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
     trained: the detectors that were, here. runs: earlier ones, the newest first. figures: this run's, as metrics.json has them."""
     folder = EVALUATION / pipeline
     rows = read_figures(folder / FIGURES_NAME)
-    lines = [f"# {pipeline}: {outcome}", ""]
+    state, _, reason = outcome.partition(": ")
+    lines = [f"# {pipeline}: {state}", "", f"{reason[:1].upper()}{reason[1:]}.", ""]
     for advice in advice_of(rows, read_operating(folder / OPERATING_NAME)):
         target = advice.figure.target
         lines += [f"**{target}**: use **{advice.what}**. {advice.how_good} {advice.at_the_threshold}", ""]

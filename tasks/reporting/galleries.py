@@ -171,10 +171,17 @@ def overlays(gallery: Gallery) -> Image.Image | None:
 
 def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
     """Draws one line a picture: as `strip` has it, with what it is above it."""
-    return contact_sheet([Line(above=STRIP), *(Line(_tiles(gallery, pick), (f"{pick.kind}: {caption(pick)}",)) for pick in picks)])
+    return contact_sheet([Line(above=STRIP), *(Line(_tiles(gallery, pick), (_short_caption(pick),)) for pick in picks)])
+
+
+def _short_caption(pick: Pick) -> str:
+    """Says the same as `caption` in what fits above four tiles; the kind says on which side of the threshold it is."""
+    said = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.3f}, threshold {pick.threshold:.3f} ({_short(pick.shown.image)})"
+    return said if len(said) <= FITS else f"{said[: FITS - 1]}…"
 
 
 STRIP = ("prompt", "query", "mask", "anomaly map")
+FITS = 84  # characters above four tiles
 
 
 def strip(gallery: Gallery, pick: Pick) -> Image.Image:
