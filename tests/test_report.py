@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from browser import browser, console, installed, requests
 from conftest import make_layout, make_places, save, scored
 from PIL import Image
@@ -49,6 +50,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     (folder / "other/train/good/broken.png").write_bytes(b"not a picture")
     ingest_folder("other", folder / "other", licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(1, 2), seeds=(0, 1)), Use(("other",), ("parts",)), manifests=manifests, files=files)
+    torch.manual_seed(1)  # of MetaUAS, which has learnt nothing: worse than patch residual here
     encoder = build_encoder(EncoderSettings(), 64)
     detectors = {
         "patch-residual": build_detector(PatchResidualSettings(resolution=64), encoder),
@@ -111,7 +113,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     best = max((row for row in results.figures if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
     assert f"{best.detector} with" in short and "for 50 % false alarms" in short and "misses" in short  # one picture in each half
     assert "Add normal test pictures: with 4 a threshold can promise 50 % false alarms and no less; for 1 % it takes 198." in short
-    assert "Spare the training of metauas here" in short or best.detector == "metauas"
+    assert best.detector == "patch-residual" and "Spare the training of metauas here" in short
     main = page.partition('id="compared"')[2].partition("<details>")[0]
     assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
     assert "normal, flagged" in page and "hole, missed" in page
