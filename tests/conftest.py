@@ -21,6 +21,7 @@ import skimage.data
 import torch
 import yaml
 from PIL import Image
+from prefect.events.worker import EventsWorker
 from servers import ask, prefect_server
 
 from flows.plan import write_plan
@@ -59,6 +60,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Prefect server, of the module's own."""
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        EventsWorker.drain_all(at_exit=False)  # else this process would send its events to the server of another module, which is gone
         yield url
 
 

@@ -501,3 +501,16 @@ def test_a_folder_made_anew_takes_a_links_place_and_leaves_what_it_leads_to(tmp_
     with made_anew(tmp_path / "made") as folder:
         (folder / "new.txt").write_text("new")
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["new.txt"] and (tmp_path / "theirs" / "mine.txt").is_file()
+
+
+@pytest.mark.parametrize("level", ["", "images"])
+def test_of_photographs_too_what_is_not_read_is_listed(tmp_path: Path, level: str) -> None:
+    """Folders deeper than pictures are looked for, and those beside that hold none themselves."""
+    photos = tmp_path / "photos" / level
+    for number, place in enumerate(("cats", "cats/old", "dogs/old/older")):
+        save(np.full((40, 40), 50 * number, dtype=np.uint8), photos / place / "0.png")
+    ingest_folder("photos", tmp_path / "photos", places=make_places(tmp_path / "manifests"))
+    with (tmp_path / "manifests/photos.rejected.csv").open(newline="") as stream:
+        reasons = {Path(row["file"]).relative_to(level): row["reason"] for row in csv.DictReader(stream)}
+    assert reasons.keys() == {Path("cats/old"), Path("dogs")}
+    assert "move its pictures up" in reasons[Path("cats/old")] and "not read" in reasons[Path("dogs")]

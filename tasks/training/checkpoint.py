@@ -61,10 +61,11 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
         return Progress()
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+        theirs = state["fingerprint"]
     except Exception as error:  # a decoder may raise anything on a file that the disk has damaged
         warnings.warn(f"{file}: damaged ({type(error).__name__}), so the training starts anew", stacklevel=2)
         return Progress()
-    if state["fingerprint"] != name:
+    if theirs != name:
         return Progress()
     model.load_state_dict(state["trained"], strict=False)
     optimizer.load_state_dict(state["optimizer"])

@@ -20,6 +20,7 @@ from tasks.common.errors import BadInput
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.stored import read_config, settings_as_json
 from tasks.detectors.weights import load_model, read_weights
+from tasks.training.checkpoint import NAME, Progress, resume, save
 
 pytestmark = pytest.mark.attack
 FLAG = "CHANGEPAIR_RAN"
@@ -71,6 +72,22 @@ def test_nothing_in_weights_runs(tmp_path: Path) -> None:
 
     attack("weights, hostile", draw, attempt)
     assert FLAG not in os.popen("env").read()
+
+
+@pytest.mark.filterwarnings("ignore:.*so the training starts anew")
+def test_a_checkpoint_that_is_damaged_is_gone_on_from_or_begun_anew(tmp_path: Path) -> None:
+    own = model()
+    optimizer = torch.optim.AdamW(own.parameters())
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    save(tmp_path, "mine", own, optimizer, schedule, Progress(7, [0.5], [], None))
+    whole = (tmp_path / NAME).read_bytes()
+
+    def attempt(data: bytes) -> None:
+        (tmp_path / NAME).write_bytes(data)
+        assert resume(tmp_path, "mine", own, optimizer, schedule).step in (0, 7)
+
+    attack("checkpoints, cut off", lambda draw: whole[: draw.randrange(len(whole))], attempt)
+    attempt(whole)
 
 
 def test_what_does_not_fit_a_model_is_refused(tmp_path: Path) -> None:

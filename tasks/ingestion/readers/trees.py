@@ -50,6 +50,12 @@ class Tree:
         elif self.photographs and (listed := _photographs(folder)):
             for child in listed:
                 yield from pictures(child, source.name, "train", GOOD)
+                yield from _within(child)
+            yield from (
+                Rejected(child, "a folder without pictures of its own: what it holds is not read")
+                for child in folders(listed[0].parent)
+                if listed != [folder] and child not in listed
+            )
         elif self.photographs:
             raise BadInput(
                 f"{source.name}: {folder} has neither train/good, nor <category>/train/good, nor pictures of its own or one folder down; "
