@@ -28,7 +28,7 @@ from flows.running.places import EVALUATION, IN_USE, REPORT_NAME
 from flows.running.secrets import hide
 from flows.running.steps import progress
 from flows.running.told import listening, told
-from flows.runs.events import OF_AN_END, emit
+from flows.runs.events import OF_AN_END, emit, show_asset
 from flows.runs.journal import Journal, Run, read_runs
 from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
@@ -143,6 +143,8 @@ def _recorded(pipeline: str, owed: list[Notice]) -> Ended:
         about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
         if state in OF_AN_END:
             emit(pipeline, OF_AN_END[state], {**about, "reason": hide(message), "in use": _model_in_use(pipeline)})
+        if state == RunState.PROMOTED:
+            show_asset(pipeline, enabled_pipeline(pipeline).names, _model_in_use(pipeline))
         owed.append(Notice(state, message, about))
     return ended
 

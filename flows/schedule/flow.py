@@ -15,7 +15,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 from rich.console import Console
 
-from flows.running.api import child, close_dead, link_child, one_api, parent, stopped
+from flows.running.api import child, close_dead, link_child, one_api, parent, stoppable
 from flows.running.ending import log_in_lines
 from flows.running.locks import Held, one_at_a_time
 from flows.runs.journal import now
@@ -27,7 +27,6 @@ from flows.settings.pipelines import Name, read_pipelines
 from flows.settings.reader import parse
 from flows.settings.runs import Overlap, Results, Runs
 from tasks.common.errors import BadInput
-from tasks.common.stopping import on_sigterm
 
 NAME, WATCHED = "scheduled", "watched"
 PARAMETERS = Path("parameters of the run")
@@ -127,6 +126,7 @@ def watched(
     return _alone(place, workspaces, revision, f"{pipeline}, new pictures", overlap, work)
 
 
+@stoppable
 def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap: Overlap, work: Callable[[], State[None]]) -> State[None]:
     """Checks the parameters, and works in the clone while nobody else does; makes up for runs that were missed, ends those that died."""
     logger = get_run_logger()
@@ -135,7 +135,7 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
     about = {"repository": place.repository, "revision": revision, "workspaces": workspaces, "remote": place.remote}
     parse(Runs, about, (), PARAMETERS)
     Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
-    with on_sigterm(), one_api():
+    with one_api():
         try:
             wait = overlap == "wait"
             with one_at_a_time(place.folder.name, what, folder=place.root, where=place.folder, wait=wait, tell=logger.warning):
@@ -149,11 +149,6 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
         except Held as held:
             logger.warning(str(held))
             return Completed(name=RunState.SKIPPED, message=str(held))
-        except Exception as error:
-            ended = stopped(error)
-            if ended is None:
-                raise
-            return ended
 
 
 def _as_child_ended() -> State[None]:
