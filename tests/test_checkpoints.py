@@ -14,6 +14,7 @@ from plain_inctrl import inctrl
 from plain_metauas import metauas
 from torch import Tensor
 
+from flows.settings.pipelines import read_pipelines
 from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.importing import Imported, import_checkpoint
@@ -22,7 +23,9 @@ from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import PUBLISHED as PUBLISHED_METAUAS
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.texts import sentences
-from tasks.detectors.settings import TrainedSettings
+from tasks.detectors.registry import DETECTORS
+from tasks.detectors.settings import PACKAGED, TrainedSettings
+from tasks.detectors.stored import settings_as_json, trained_otherwise
 from tasks.detectors.weights import load_model, read_weights
 from tasks.training.given import use_model
 
@@ -169,3 +172,15 @@ def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: P
         BadInput, match=r"detectors\.metauas\.model: .*/model: it was trained with other settings; say fusion: \"concatenate\" there"
     ):
         use_model("metauas", replace(settings, fusion="add"), tmp_path / "used")
+
+
+def test_the_projects_own_pipelines_take_the_published_models() -> None:
+    """Those that name one have the settings that it was published with."""
+    pipelines = read_pipelines(ROOT / "pipelines.yaml").pipelines
+    named = [(name, settings) for one in pipelines.values() for name, settings in one.detectors.items() if getattr(settings, "model", None)]
+    imported = [(name, settings) for name, settings in named if settings.model not in (None, PACKAGED)]
+    assert imported
+    for name, settings in imported:
+        published = DETECTORS[name].published
+        assert published is not None
+        assert trained_otherwise(name, settings, settings_as_json(published.settings), with_encoder=False) == ""

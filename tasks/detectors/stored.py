@@ -31,8 +31,8 @@ def settings_as_json(settings: Any) -> dict[str, Any]:
 def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, with_encoder: bool = True) -> str:
     """Says which settings a model was trained with that are not those given, as pipelines.yaml would have them; "" if none.
 
-    trained: as `settings_as_json` gives them; what an older version did not know is not compared. with_encoder: whether the encoder's
-    weights are to be the same too, and not the model's own.
+    trained: as `settings_as_json` gives them; what an older version did not know is not compared. with_encoder: whether where the encoder's
+    weights come from, and how pictures become square for it, are to be the same too.
     """
     own, said = settings_as_json(settings), []
     for key, value in trained.items():
@@ -40,7 +40,7 @@ def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, w
             continue
         mine = own[key]
         if key == "encoder":
-            free = [*(["scales"] if name in AT_ANY_SCALES else []), *([] if with_encoder else ["weights"])]
+            free = [*(["scales"] if name in AT_ANY_SCALES else []), *([] if with_encoder else ["weights", "resize"])]
             value, mine = ({part: one for part, one in side.items() if part not in free} for side in (value, mine))
         if value != mine:
             said.append(f"{key}: {json.dumps(value)}")
