@@ -93,6 +93,7 @@ def _with_choice(model: Model) -> str:
 def promote(pipeline: str) -> str:
     """Puts the candidate to use whatever its figures; gives what to tell. Raises BadInput if it is not evaluated as it is now."""
     enabled_pipeline(pipeline)
+    provenance.locked()  # tells better than DVC what is wrong with dvc.lock
     own_stages = [stage for stage in planned() if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
     with Repo() as repo:
         stale = repo.status(targets=[stage.name for stage in own_stages])
