@@ -63,6 +63,9 @@ def bring_up_to_date(stage: str) -> State[bool]:
     with parent():
         try:
             ran = reproduce(stage)
+        except Stopped as error:
+            where = told().stop
+            raise Stopped(f"{error}: {where}" if where else str(error)) from error
         except BadInput as error:
             reason = told().failure
             raise BadInput(f"stage {stage}: {reason}" if reason else str(error)) from error

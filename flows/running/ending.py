@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flows.running.console import SAID
 from flows.running.secrets import hide, hide_in_log
-from flows.running.told import tell_failure
+from flows.running.told import tell_failure, tell_stop
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM
@@ -47,6 +47,8 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
         line = _line_of(error)
         if line is None:
             raise
+        if isinstance(error, Stopped):
+            tell_stop(str(error))
         if not tell_failure(hide(line)):
             tell(line)
         sys.exit(stopping.exit_code() if stopping.asked() else 2)

@@ -1,4 +1,4 @@
-"""What a stage's process tells the run that started it: how far it is, and why it failed, as files in a folder of the run's.
+"""What a stage's process tells the run that started it: how far it is, and why or where it ended, as files in a folder of the run's.
 
 It needs no server and no pipe: DVC starts the process through a shell, and what it prints is the user's.
 """
@@ -12,10 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tasks.common.files import write_text
 
 FOLDER = "CHANGEPAIR_TOLD"  # environment: the folder
-SHARE, FAILURE = "share", "failure"
+LISTENER = "CHANGEPAIR_LISTENER"  # environment: the process of the run
+SHARE, FAILURE, STOP = "share", "failure", "stop"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Told:
         """Why it failed, in one line; empty if it did not say."""
         return self._read(FAILURE)
 
+    @property
+    def stop(self) -> str:
+        """Where it stopped, when it was asked to; empty if it did not say."""
+        return self._read(STOP)
+
     def _read(self, name: str) -> str:
         try:
             return (self.folder / name).read_text(encoding="utf-8")
@@ -48,11 +56,11 @@ class Told:
 def listening() -> Iterator[None]:
     """Has the processes that are started within it tell."""
     with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
-        os.environ[FOLDER] = folder
+        os.environ |= {FOLDER: folder, LISTENER: str(os.getpid())}
         try:
             yield
         finally:
-            del os.environ[FOLDER]
+            del os.environ[FOLDER], os.environ[LISTENER]
 
 
 def told() -> Told:
@@ -61,8 +69,8 @@ def told() -> Told:
 
 
 def has_listener() -> bool:
-    """Tells whether a run started this process, and says itself what matters."""
-    return FOLDER in os.environ
+    """Tells whether a run started this process that lives, and says itself what matters."""
+    return FOLDER in os.environ and psutil.pid_exists(int(os.environ.get(LISTENER, "0")))
 
 
 def tell_share(share: float) -> None:
@@ -75,11 +83,15 @@ def tell_failure(line: str) -> bool:
     return _tell(FAILURE, line)
 
 
+def tell_stop(where: str) -> None:
+    """Tells where this process stopped, if anybody listens."""
+    _tell(STOP, where)
+
+
 def _tell(name: str, text: str) -> bool:
-    folder = os.environ.get(FOLDER)
-    if folder is None:
+    if not has_listener():
         return False
     with suppress(OSError):  # who listened is gone
-        write_text(Path(folder) / name, text)
+        write_text(Path(os.environ[FOLDER]) / name, text)
         return True
     return False
