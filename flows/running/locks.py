@@ -57,10 +57,9 @@ def holder(file: Path) -> str | None:
     """Says in words who holds a lock; None if nobody does."""
     if not file.is_file():
         return None
-    with file.open("a+", encoding="utf-8") as stream:
+    with file.open(encoding="utf-8") as stream:  # to look needs no right to write
         if _locked(stream):
             return None
-        stream.seek(0)
         try:
             work: dict[str, Any] = json.loads(stream.read())
         except ValueError:
