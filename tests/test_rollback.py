@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ import yaml
 from conftest import commit, run, write_pipelines
 from team import Team, git
 
+from flows.promotion.history import CURRENT, Model, folder_of, in_use_in_turn, taken_back, write_current
+from tasks.common.files import write_text
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
@@ -73,3 +75,26 @@ def _recipe(team: Team) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(team.project)
         return gate._of_scheduled_runs("small")
+
+
+def test_a_model_is_in_turn_though_a_run_was_killed_before_it_wrote_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = [
+        Model(
+            time=f"2026-01-0{day}T00:00:00",
+            action="promoted",
+            candidate=f"c{day}",
+            hash=f"h{day}",
+            size=1,
+            files=1,
+            commit="",
+            figures={},
+            reason="",
+        )
+        for day in (1, 2)
+    ]
+    write_current("mine", models[0])
+    write_text(folder_of("mine") / CURRENT, json.dumps(asdict(models[1])))  # and the history has the first alone
+    assert [model.candidate for model in in_use_in_turn("mine")] == ["c1", "c2"] and taken_back("mine", "c2") is None
+    write_current("mine", replace(models[0], action="rolled back", time="2026-01-03T00:00:00"))
+    assert [model.candidate for model in in_use_in_turn("mine")] == ["c1"]

@@ -105,7 +105,7 @@ def taken_back(pipeline: str, candidate: str) -> Model | None:
 def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
     line: list[Model] = []
     back: dict[str, Model] = {}
-    for model in read_history(pipeline):
+    for model in _decisions(pipeline):
         if model.action == "promoted":
             line.append(model)
             back.pop(model.candidate, None)
