@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from processes import within
 
 from flows.running import steps, told
 from flows.running.console import VOLUME, Volume, set_volume
+from flows.running.dvc import reproduce
 from flows.running.ending import exit_on_bad_input
 from flows.running.provenance import locked
 from flows.runs.journal import Run, StageRun
@@ -162,3 +165,22 @@ def test_whoever_is_at_fault_it_is_told_in_one_line(
             exit_on_bad_input(work)
         assert ended.value.code == 2
         assert re.fullmatch(f"changepair: {line}.*\n", capsys.readouterr().err)
+
+
+def test_a_stage_waits_while_another_dvc_holds_the_checkout_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC's own lock of a real repository is held, and given back."""
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > one, outs: [one]}}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.running.dvc.POLL", 0.1)
+    held = tmp_path / ".dvc/tmp/rwlock"
+    held.parent.mkdir(exist_ok=True)
+    writer = {"write": {str(tmp_path / "one"): {"pid": os.getppid(), "cmd": "dvc repro"}}, "read": {}}
+    held.write_text(json.dumps(writer), encoding="utf-8")
+    threading.Timer(2.0, lambda: held.write_text("{}", encoding="utf-8")).start()
+    start = time.monotonic()
+    assert reproduce("one") and time.monotonic() - start > 1.5
+    assert capsys.readouterr().err.count("another DVC is at work in this checkout") == 1
