@@ -172,6 +172,9 @@ def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: P
         BadInput, match=r"detectors\.metauas\.model: .*/model: it was trained with other settings; say fusion: \"concatenate\" there"
     ):
         use_model("metauas", replace(settings, fusion="add"), tmp_path / "used")
+    (tmp_path / "model" / "config.json").write_text("{}")  # nobody can tell what it is
+    with pytest.raises(BadInput, match=r"/model/config\.json: not what this version writes \(no 'detector'\); make the model again"):
+        use_model("metauas", settings, tmp_path / "used")
 
 
 def test_the_projects_own_pipelines_take_the_published_models() -> None:

@@ -30,6 +30,7 @@ from tasks.common.files import sha256
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
+from tasks.detectors.stored import settings_as_json
 from tasks.detectors.weights import save_model
 from tasks.scoring.results import read_figures
 
@@ -123,6 +124,7 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/scores/small/patch-residual/scores.parquet",
         "data/scores/small/metauas/maps/0.npy",
         "data/evaluation/small/report.html",
+        "data/models/small/in-use.html",
         "data/evaluation/small/figures.csv",
         "data/evaluation/small/comparisons.csv",
         "data/evaluation/small/operating.csv",
@@ -379,6 +381,8 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
     assert (current(project)["hash"], current(project)["action"]) == (first["hash"], "rolled back")
     history = [json.loads(line) for line in (project / "data/models/small/history.jsonl").read_text().splitlines()]
     assert [line["action"] for line in history] == ["promoted", "promoted", "promoted", "rolled back"]
+    page = (project / "data/models/small/in-use.html").read_text()
+    assert page.count("<article") == 4 and page.count('class="current"') == 1 and history[-1]["reason"] in page
     assert history[0]["candidate"] != history[1]["candidate"]
     again = run(project, "changepair", "rollback", "small")
     assert again.returncode == 2 and "no model before the one in use" in again.stderr
@@ -414,6 +418,13 @@ def test_the_report_shows_the_pairs(retrained: Path) -> None:
         assert re.search(rf"<td>{row['kind']}</td>.*<td>{row['pairs']}</td>", report)
         assert f'alt="change pairs of kind {row["kind"].partition(",")[0]}"' in report
     assert "draws dropped" in report
+
+
+def test_the_report_and_the_page_of_the_model_in_use_lead_to_each_other(retrained: Path) -> None:
+    report, page = (retrained / "data" / file for file in ("evaluation/small/report.html", "models/small/in-use.html"))
+    for here, there in ((report, page), (page, report)):
+        links = re.findall(r'href="(\.\./[^"]+)"', here.read_text())
+        assert [(here.parent / link).resolve() for link in links] == [there.resolve()]
 
 
 @pytest.mark.slow
@@ -645,7 +656,8 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
     """A model that is there already, and words: MetaUAS, MetaUAS*+ and WinCLIP from 0 shots on."""
     folder = make_project(tmp_path / "project")
     settings = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
-    save_model(folder / "given", build_detector(settings, build_encoder(settings.encoder, 64)), {})
+    record = {"detector": "metauas", "settings": settings_as_json(settings)}
+    save_model(folder / "given", build_detector(settings, build_encoder(settings.encoder, 64)), record)
     clip = {"library": "open_clip", "name": make_clip(tmp_path / "clip"), "weights": "hub"}
     content = edited(folder, synthesis={"pairs": 0}, sampling={"shots": [0, 1], "seeds": [0]})
     content["pipelines"]["small"] |= {

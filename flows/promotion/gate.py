@@ -24,6 +24,7 @@ from flows.promotion.history import (
     taken_back,
     write_current,
 )
+from flows.promotion.page import write_page
 from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
 from flows.running import provenance
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE
@@ -52,6 +53,12 @@ class Outcome:
 def gate(pipeline: str) -> Outcome:
     """Holds the candidate against the model in use, on the same episodes, and puts it to use unless it may be worse. Raises BadInput if
     the model in use cannot be had; that leaves it as it is."""
+    outcome = _decided(pipeline)
+    write_page(pipeline)
+    return outcome
+
+
+def _decided(pipeline: str) -> Outcome:
     settings = enabled_pipeline(pipeline)
     current = read_current(pipeline)
     if current is None:
@@ -100,6 +107,7 @@ def promote(pipeline: str) -> str:
     if stale:
         raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}`, which promotes by itself, first")
     model = take(pipeline, "by hand")
+    write_page(pipeline)
     return f"{pipeline}: model {model.candidate[:8]} is in use" + (f", by {model.choice}" if model.choice else "")
 
 
@@ -115,6 +123,7 @@ def rollback(pipeline: str) -> str:
     reason = f"rolled back from {line[-1].candidate[:8]}"
     model = replace(before, action="rolled back", time=now(), reason=reason)
     write_current(pipeline, model)
+    write_page(pipeline)
     return f"{pipeline}: model {model.candidate[:8]} is in use again{_of_scheduled_runs(pipeline)}"
 
 

@@ -6,6 +6,7 @@ data/models/<pipeline>/
   in-use/          that model's files, and in draws.parquet and settings.json what it was measured as
   in-use.dvc       so that DVC pushes, pulls and keeps them; made from `current`, like in-use/
   history.jsonl    one line a decision
+  in-use.html      what they say, for people; made from them
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def taken_back(pipeline: str, candidate: str) -> Model | None:
 def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
     line: list[Model] = []
     back: dict[str, Model] = {}
-    for model in _decisions(pipeline):
+    for model in decisions_on(pipeline):
         if model.action == "promoted":
             line.append(model)
             back.pop(model.candidate, None)
@@ -118,10 +119,10 @@ def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
 def write_current(pipeline: str, model: Model) -> None:
     """Writes that a model is in use, here and in the history."""
     write_text(folder_of(pipeline) / CURRENT, json.dumps(asdict(model), indent=1) + "\n")
-    _write_history(pipeline, _decisions(pipeline))
+    _write_history(pipeline, decisions_on(pipeline))
 
 
-def _decisions(pipeline: str) -> list[Model]:
+def decisions_on(pipeline: str) -> list[Model]:
     """Reads the history, and adds to it the model in use, which a run that was killed may not have written there."""
     past, current = read_history(pipeline), read_current(pipeline)
     return past if current is None or current in past else [*past, current]
@@ -129,7 +130,7 @@ def _decisions(pipeline: str) -> list[Model]:
 
 def remember_kept(pipeline: str, reason: str) -> None:
     """Writes that the candidate was kept out; the same decision on the same candidate again adds no line."""
-    past, kept = _decisions(pipeline), new_model(pipeline, Stored("", 0, 0), reason, "kept")
+    past, kept = decisions_on(pipeline), new_model(pipeline, Stored("", 0, 0), reason, "kept")
     if (past[-1].action, past[-1].candidate, past[-1].reason) != (kept.action, kept.candidate, kept.reason):
         _write_history(pipeline, [*past, kept])
 

@@ -121,7 +121,9 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
 
 
 def dotted(keys: Keys) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    """Gives the path of a key on one line."""
+    names = (key if isinstance(key, int) or key.isprintable() else repr(key)[1:-1] for key in keys)
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).lstrip(".")
 
 
 def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:

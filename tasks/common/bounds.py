@@ -6,6 +6,7 @@ validate pipelines.yaml against them with pydantic, which reads `STRICT` and `Be
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,12 @@ MOST = 2**31 - 1
 """The greatest whole number of a settings file: tables hold 32 bits of one."""
 
 
-class Bound:
+class Bound(ABC):
     """A bound as pydantic reads it."""
 
+    @abstractmethod
     def check(self, value: Any) -> Any:
         """Gives the value. Raises ValueError if it is out of bounds."""
-        raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
@@ -65,15 +66,19 @@ class Between(Bound):
     high: float | None = None
 
     def __str__(self) -> str:
-        if self.low is None:
-            return f"at most {self.high:g}"
-        if self.high is None:
-            return f"at least {self.low:g}"
-        return f"between {self.low:g} and {self.high:g}"
+        low, high = (None if bound is None else _in_full(bound) for bound in (self.low, self.high))
+        if low is None:
+            return f"at most {high}"
+        return f"at least {low}" if high is None else f"between {low} and {high}"
 
     def check(self, value: Any) -> Any:
         for number in value if isinstance(value, (tuple, list)) else (value,):
             within = (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
             if not within:  # nor is what is no number
-                raise ValueError(f"{self}, not {number:g}")
+                raise ValueError(f"{self}, not {_in_full(number)}")
         return value
+
+
+def _in_full(number: float) -> str:
+    """Gives a whole number with all its digits."""
+    return f"{number:g}" if isinstance(number, float) else str(number)

@@ -8,8 +8,14 @@ LONGEST = 200  # characters of what a library says
 
 
 def in_short(error: BaseException | str) -> str:
-    """Gives what a library says on one line, of no more than LONGEST characters; the kind of error where it says nothing."""
+    """Gives what a library says on one line, of no more than LONGEST characters; the kind of error where it says nothing.
+
+    >>> in_short(KeyError("detector"))
+    "no 'detector'"
+    """
     said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):  # which says the key alone
+        said = f"no {said}"
     return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
 
 

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, SMALL
+from dvc.dependency.param import read_param_file
+from dvc.fs import LocalFileSystem
 from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
 from dvc.utils.serialize import load_yaml, parse_yaml
 from dvc.utils.serialize._common import ParseError
-from hostile import ODD, attack, changed, damaged
+from hostile import LONGEST, ODD, TRIES, attack, changed, damaged
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from flows.plan import dvc_yaml, planned
 from flows.settings.pipelines import read_pipelines
@@ -33,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(content: bytes) -> None:
-    """Reads it as every command does, plans its stages, and asks DVC."""
+    """Reads it as every command does, plans its stages, and asks DVC: what it reads we read, and what we accept it accepts and finds."""
     file = Path("pipelines.yaml")
     file.write_bytes(content)
     try:
@@ -45,6 +49,7 @@ def read(content: bytes) -> None:
         stages = planned()
     except BadInput as error:
         assert str(error).startswith("pipelines.yaml"), error
+        assert isinstance(theirs, Exception) or ": not YAML" not in str(error), f"DVC reads it: {error}"
         raise
     assert not isinstance(theirs, Exception), f"DVC does not read it: {theirs}"
     text = dvc_yaml(stages)
@@ -54,6 +59,8 @@ def read(content: bytes) -> None:
     assert len(set(outs)) == len(outs) and all(len(part.encode()) < 250 for out in outs for part in out.split("/"))
     for stage in stages:
         assert all(dep and not any(out.startswith(f"{dep}/") or out == dep for out in stage.outs) for dep in stage.deps), stage
+        found = read_param_file(LocalFileSystem(), str(file), list(stage.params), flatten=True) if stage.params else {}
+        assert found.keys() == set(stage.params), (stage.name, set(stage.params) - found.keys())
 
 
 def test_bytes_of_it() -> None:
@@ -94,6 +101,41 @@ def test_a_value_at_every_key() -> None:
         return yaml.safe_dump(content, sort_keys=False).encode()
 
     attack("settings, a value at each key", draw, read)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(ODD),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=TRIES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=set(Phase) - {Phase.explain}
+)
+@given(data=st.data())
+def test_we_accept_what_dvc_accepts_and_the_reverse(data: st.DataObject) -> None:
+    """Up to three keys of one file have another value, another name, or are gone."""
+    content: Any = copy.deepcopy(data.draw(st.sampled_from((SMALL, yaml.safe_load(OWN)))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        paths = _paths(content)
+        if not paths:
+            break
+        *above, key = data.draw(st.sampled_from(paths))
+        inner = content
+        for one in above:
+            inner = inner[one]
+        match data.draw(st.sampled_from(("value", "value", "gone", "name"))):
+            case "value":
+                inner[key] = data.draw(VALUES)
+            case "name" if isinstance(inner, dict):
+                inner[data.draw(st.text(max_size=12) | st.integers() | st.none() | st.booleans())] = inner.pop(key)
+            case _:
+                del inner[key]
+    try:
+        read(yaml.safe_dump(content, sort_keys=False, allow_unicode=data.draw(st.booleans())).encode("utf-8", "surrogatepass"))
+    except BadInput as error:
+        assert "\n" not in str(error) and len(str(error)) < LONGEST
 
 
 @pytest.mark.parametrize(
