@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, roots, write_plan
 from flows.running.ending import exit_on_bad_input
@@ -16,7 +15,7 @@ from flows.running.places import CODE
 from flows.running.unchanged import unchanged
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew
-from tasks.common.fingerprint import code_of
+from tasks.common.fingerprint import Code, code_of
 from tasks.detectors.registry import DETECTORS
 
 
@@ -32,15 +31,13 @@ def _code() -> None:
         raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
     with made_anew(CODE) as folder:
         for name, about in code_now().items():
-            (folder / name).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            (folder / name).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
 
 
-def code_now() -> dict[str, Any]:
+def code_now() -> dict[str, Code]:
     """Gives which code each kind of stage runs as the sources are, by the name of its file."""
     return {
-        code_file(kind, detector).name: asdict(code_of(*roots(kind, detector), root=Path.cwd()))
-        for kind in ROOTS
-        for detector in _detectors(kind)
+        code_file(kind, detector).name: code_of(*roots(kind, detector), root=Path.cwd()) for kind in ROOTS for detector in _detectors(kind)
     }
 
 

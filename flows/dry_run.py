@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from flows.code import code_now
 from flows.plan import CODE_STAGE, DVC_YAML, SPLIT, dvc_yaml, planned
 from flows.running.dvc import stages_before
 from flows.running.places import CODE
+from flows.running.records import read_record
 from flows.settings.pipelines import enabled_pipeline
 from flows.settings.reader import FILE
 from tasks.common.errors import BadInput
+from tasks.common.fingerprint import Code
 
 SHOWN = 3
 """Reasons, and changed modules, that are said of a stage."""
@@ -82,15 +83,19 @@ def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
 def _changed_code() -> dict[str, str]:
     """Gives, for each kind of stage whose code is not as it was at the last run, by the file that says so, which modules differ."""
     changed = {}
-    for name, about in code_now().items():
+    for name, now in code_now().items():
         file = CODE / name
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        if before == about:
+        try:
+            before = read_record(Code, file) if file.exists() else None
+        except BadInput as error:
+            changed[file.as_posix()] = str(error).partition(": ")[2]
+            continue
+        if before == now:
             continue
         if before is None:
             changed[file.as_posix()] = "never run here"
             continue
-        parts = {**about["modules"], **about["files"], **about["packages"]}, {**before["modules"], **before["files"], **before["packages"]}
-        different = sorted(part for part in parts[0].keys() | parts[1].keys() if parts[0].get(part) != parts[1].get(part))
+        ours, theirs = ({**one.modules, **one.files, **one.packages} for one in (now, before))
+        different = sorted(part for part in ours.keys() | theirs.keys() if ours.get(part) != theirs.get(part))
         changed[file.as_posix()] = ", ".join(different[:SHOWN]) + (f" and {len(different) - SHOWN} more" if len(different) > SHOWN else "")
     return changed

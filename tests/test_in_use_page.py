@@ -16,14 +16,14 @@ from flows.promotion.page import PAGE_NAME, changes, in_use_before, write_page
 
 def model(day: int, auroc: float, **others: object) -> Model:
     made = Model(
-        hash=f"hash{day}",
+        hash=f"{day}" * 32 + ".dir",
         size=1,
         files=1,
         candidate=f"{day}" * 32,
         commit="c" * 40,
         figures={"parts": {"metauas": {"image_auroc": auroc, "pixel_aupro": None}, "patch-residual": {"image_auroc": 0.9}}},
         reason=f"the reason of day {day}",
-        time=f"2026-01-0{day}T10:20:30",
+        time=f"2026-01-0{day}T10:20:30+00:00",
     )
     return replace(made, **others)  # type: ignore[arg-type]
 
@@ -70,7 +70,7 @@ def test_what_was_promoted_is_held_against_what_was_in_use_and_so_is_what_was_ke
     write_page("small")
     assert "It is model 22222222" in text() and "model 33333333, made at cccccccc was kept out: the reason of day 3." in text()
     assert "in use kept out change" in text() and "parts metauas I-AUROC 85.0 70.0 -15.0" in text()
-    write_current("small", model(1, 0.8, action="rolled back", time="2026-01-04T10:20:30", reason="rolled back from 22222222"))
+    write_current("small", model(1, 0.8, action="rolled back", time="2026-01-04T10:20:30+00:00", reason="rolled back from 22222222"))
     write_page("small")
     assert "It is model 11111111, made at cccccccc, rolled back 2026-01-04" in text() and "parts metauas I-AUROC 85.0 80.0 -5.0" in text()
     assert "1 more: changepair history small." in text() and text().count("the reason of day 1") == 0

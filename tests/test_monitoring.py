@@ -74,10 +74,10 @@ def test_every_picture_is_scored_once_and_recorded_by_day(tmp_path: Path, monkey
     old(folder / "shift-1/broken.png")
     save(picture(9), folder / "on-its-way.png")
     (folder / "notes.txt").write_text("no picture")
-    new = arrived(folder, record, settled=2.0)
+    new = arrived(folder, record, settled=30.0)
     assert len(new) == 8
     rows = [row for part in judge(predictor(), "kit-1", new, record) for row in part]
-    assert [row.verdict for row in rows].count("unreadable") == 1 and record.rows() == rows and not arrived(folder, record, settled=2.0)
+    assert [row.verdict for row in rows].count("unreadable") == 1 and record.rows() == rows and not arrived(folder, record, settled=30.0)
     scores = {row.picture: row.score for row in rows}
     assert scores["shift-1/2.png"] == pytest.approx(predictor()(picture(2)).scores[0], abs=1e-6) and scores["shift-1/broken.png"] is None
     flagged = [row for row in rows if row.verdict == "anomalous"]
@@ -87,7 +87,7 @@ def test_every_picture_is_scored_once_and_recorded_by_day(tmp_path: Path, monkey
     table = pq.read_table(tmp_path / "watch" / "scores")  # as anybody reads it: a dataset by day
     assert table.num_rows == 8 and set(table["day"].to_pylist()) == {rows[0].time[:10]}
     old(save(picture(3, hole=True), folder / "shift-1/2.png"))  # another of the same name is another picture
-    assert [one.key[0] for one in arrived(folder, record, settled=2.0)] == ["shift-1/2.png"]
+    assert [one.key[0] for one in arrived(folder, record, settled=30.0)] == ["shift-1/2.png"]
 
 
 def test_killed_in_the_middle_it_goes_on_where_the_record_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

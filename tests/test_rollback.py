@@ -81,10 +81,10 @@ def test_a_model_is_in_turn_though_a_run_was_killed_before_it_wrote_the_history(
     monkeypatch.chdir(tmp_path)
     models = [
         Model(
-            time=f"2026-01-0{day}T00:00:00",
+            time=f"2026-01-0{day}T00:00:00+00:00",
             action="promoted",
-            candidate=f"c{day}",
-            hash=f"h{day}",
+            candidate=f"{day}" * 32,
+            hash=f"{day}" * 32 + ".dir",
             size=1,
             files=1,
             commit="",
@@ -95,6 +95,6 @@ def test_a_model_is_in_turn_though_a_run_was_killed_before_it_wrote_the_history(
     ]
     write_current("mine", models[0])
     write_text(folder_of("mine") / CURRENT, json.dumps(asdict(models[1])))  # and the history has the first alone
-    assert [model.candidate for model in in_use_in_turn("mine")] == ["c1", "c2"] and taken_back("mine", "c2") is None
-    write_current("mine", replace(models[0], action="rolled back", time="2026-01-03T00:00:00"))
-    assert [model.candidate for model in in_use_in_turn("mine")] == ["c1"]
+    assert [model.candidate for model in in_use_in_turn("mine")] == ["1" * 32, "2" * 32] and taken_back("mine", "2" * 32) is None
+    write_current("mine", replace(models[0], action="rolled back", time="2026-01-03T00:00:00+00:00"))
+    assert [model.candidate for model in in_use_in_turn("mine")] == ["1" * 32]

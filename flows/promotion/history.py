@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flows.running import provenance
 from flows.running.places import CANDIDATE, EVALUATION, MODELS
+from flows.running.records import Figures, FolderHash, Hash, Time, as_record, read_record
 from flows.runs.journal import now
 from flows.settings.pipelines import pipeline_named
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
+from tasks.common.texts import read_text
 from tasks.scoring.results import METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
@@ -44,18 +45,17 @@ class Stored(NamedTuple):
 class Model:
     """A decision on a model: a line of history.jsonl, and of the one in use the content of `current`."""
 
-    hash: str
-    """Of in-use/, as DVC has it; empty for one that was not put to use."""
+    hash: FolderHash
+    """Of in-use/; empty for one that was not put to use."""
     size: int
     """Bytes."""
     files: int
-    candidate: str
-    """Hash of what was trained, as `candidate_hash` has it."""
+    candidate: Hash
+    """Of what was trained, as `candidate_hash` has it."""
     commit: str
-    figures: Mapping[str, Any]
-    """As metrics.json has them."""
+    figures: Figures
     reason: str
-    time: str
+    time: Time
     action: Action = "promoted"
     choice: str = ""
     """The detector it is used by, where none is named, and why."""
@@ -64,12 +64,12 @@ class Model:
 def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
     """Reads which model is in use; None before the first. Raises BadInput if the file is not what was written."""
     file = checkout / folder_of(pipeline) / CURRENT
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
-        return Model(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"{file}: not as it was written ({error}); take it from Git again, or `changepair promote {pipeline}`") from error
+        return read_record(Model, file)
+    except BadInput as error:
+        raise BadInput(f"{error}; take it from Git again, or `changepair promote {pipeline}`") from error
 
 
 def what_is_missing(folder: Path, model: Model) -> str:
@@ -86,11 +86,14 @@ def what_is_missing(folder: Path, model: Model) -> str:
 def read_history(pipeline: str) -> list[Model]:
     """Reads every decision, the oldest first."""
     file = folder_of(pipeline) / HISTORY
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    try:
-        return [Model(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"{file}: a line is not as it was written ({error}); take the file from Git again") from error
+    decisions = []
+    for number, line in enumerate(read_text(file).splitlines() if file.exists() else [], 1):
+        try:
+            decisions.append(as_record(Model, line))
+        except ValueError as error:
+            what = f"not as it was written ({error}); take the file from Git again, or choose one side of a merge"
+            raise BadInput(f"{file}: line {number}: {what}") from error
+    return decisions
 
 
 def in_use_in_turn(pipeline: str) -> list[Model]:
@@ -140,7 +143,7 @@ def _write_history(pipeline: str, decisions: list[Model]) -> None:
 
 
 def new_model(pipeline: str, stored: Stored, reason: str, action: Action, choice: str = "") -> Model:
-    figures = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
+    figures: Figures = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
     made_of = candidate_hash(pipeline), provenance.commit()
     return Model(stored.hash, stored.size, stored.files, *made_of, figures, reason, now(), action, choice)
 

@@ -19,8 +19,9 @@ from dvc_data.hashfile.tree import Tree
 
 from flows.promotion.history import CURRENT, SETTINGS_NAME, Model, Stored, folder_of
 from flows.running.places import CANDIDATE, EVALUATION, IN_USE
+from flows.running.records import read_record
 from tasks.common.errors import BadInput
-from tasks.common.files import write_text
+from tasks.common.files import write_text, written_beside
 from tasks.scoring.results import DRAWS_NAME
 
 POINTER = "in-use.dvc"
@@ -58,8 +59,8 @@ def settle(pipeline: str, model: Model) -> None:
     pointer = folder / POINTER
     # Frozen: DVC keeps and moves the files, and never takes a change to them, or their absence, for news.
     wanted = f"frozen: true\nouts:\n- md5: {model.hash}\n  size: {model.size}\n  nfiles: {model.files}\n  hash: md5\n  path: {IN_USE}\n"
-    before = pointer.read_text(encoding="utf-8") if pointer.is_file() else None
-    if before != wanted:
+    before = pointer.read_bytes() if pointer.is_file() else None  # a merge or a hand may have left anything there
+    if before != wanted.encode():
         write_text(pointer, wanted)
     try:
         with Repo() as repo:
@@ -69,8 +70,9 @@ def settle(pipeline: str, model: Model) -> None:
                     raise DvcException("not in the remote")
             repo.checkout(targets=[str(pointer)], force=True)
     except DvcException as error:
-        if before is not None and before != wanted:
-            write_text(pointer, before)
+        if before is not None and before != wanted.encode():
+            with written_beside(pointer) as file:
+                file.write_bytes(before)
         raise BadInput(
             f"{folder / CURRENT}: model {model.candidate[:8]} is neither in DVC's cache nor in a remote; get it with `dvc pull {pointer}` "
             f"where it is, or put the new one to use with `changepair promote {pipeline}`"
@@ -87,5 +89,9 @@ def _cached(repo: Repo, model: Model) -> bool:
 
 
 def read_measured_as(pipeline: str) -> MeasuredAs:
-    """Reads what the model in use was measured as."""
-    return MeasuredAs(**json.loads((folder_of(pipeline) / IN_USE / SETTINGS_NAME).read_text(encoding="utf-8")))
+    """Reads what the model in use was measured as. Raises BadInput if that is not there, or not as it was written."""
+    folder = folder_of(pipeline)
+    try:
+        return read_record(MeasuredAs, folder / IN_USE / SETTINGS_NAME)
+    except BadInput as error:
+        raise BadInput(f"{error}; get it again with `dvc checkout --force {folder / POINTER}`, or `dvc pull`") from error

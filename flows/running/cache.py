@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from dvc.repo import Repo
 
 from flows.promotion.store import POINTER
 from flows.running.places import MODELS
-from flows.running.provenance import LOCK
-from flows.settings.reader import load_yaml
+from flows.running.provenance import locked, pointed
 from tasks.common import stopping
 
 DIRECTORY = ".dir"  # ending of the objects that list a folder's files
+HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 WORKERS = 4  # threads that read and hash: both release the GIL
 
 
@@ -30,7 +30,7 @@ def verify(folder: Path, stages: list[str] | None = None) -> list[str]:
     that came of it. Gives the paths of those outs. stages: those of dvc.lock to look at; None for all."""
     with Repo(str(folder)) as repo:
         cache = Path(repo.cache.local.path)
-    outs = {out["path"]: out["md5"] for out in _outs(folder, stages)}
+    outs = dict(_outs(folder, stages))
     wanted = {path: list(_objects(cache, md5)) for path, md5 in outs.items()}
     objects = sorted({name for names in wanted.values() for name in names})
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -45,15 +45,22 @@ def verify(folder: Path, stages: list[str] | None = None) -> list[str]:
     return spoilt
 
 
-def _outs(folder: Path, stages: list[str] | None) -> Iterator[Mapping[str, Any]]:
-    file = folder / LOCK
-    locked = (load_yaml(file) or {}).get("stages", {}) if file.is_file() else {}
-    for name, stage in locked.items():
-        if stages is None or name in stages:
-            yield from (out for out in stage.get("outs", []) if "md5" in out)
+def _outs(folder: Path, stages: list[str] | None) -> Iterator[tuple[str, str]]:
+    """Yields path and md5 of the outs that dvc.lock and the pointers name. What DVC would not write, which may be anything in a checkout of
+    somebody else's, is passed over: what is damaged is deleted, and by these names."""
+    every = [out for name, stage in locked(folder).items() if stages is None or name in stages for out in stage.get("outs", [])]
     for pointer in sorted((folder / MODELS).glob(f"*/{POINTER}")):
-        for out in load_yaml(pointer)["outs"]:
-            yield {**out, "path": (pointer.parent / out["path"]).relative_to(folder).as_posix()}
+        beside = pointer.parent.relative_to(folder)
+        every += [{**out, "path": (beside / out["path"]).as_posix()} for out in pointed(pointer) if out.get("path")]
+    for out in every:
+        path, md5 = out["path"], out.get("md5")
+        if md5 and HASH.fullmatch(md5) and _is_within(folder, Path(path)):
+            yield path, md5
+
+
+def _is_within(folder: Path, out: Path) -> bool:
+    """Tells whether an out is in the folder and not the folder itself, whatever links lead to."""
+    return bool(out.name) and ".." not in out.parts and folder.resolve() in ((folder / out).parent.resolve() / out.name).parents
 
 
 def _objects(cache: Path, md5: str) -> Iterator[str]:
@@ -62,7 +69,7 @@ def _objects(cache: Path, md5: str) -> Iterator[str]:
     if md5.endswith(DIRECTORY):
         try:
             listed = json.loads(_file(cache, md5).read_text(encoding="utf-8"))
-            yield from (item["md5"] for item in listed)
+            yield from (item["md5"] for item in listed if HASH.fullmatch(item["md5"]))
         except (OSError, ValueError, TypeError, KeyError):
             return  # not there, or damaged itself
 

@@ -9,15 +9,27 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.running.records import as_record
 from tasks.common import stopping
 
 FOLDER = Path(".dvc/tmp/changepair")  # DVC's own place for what belongs to this checkout and to nobody else
 POLL = 0.5  # seconds
 MOMENT = 0.1  # seconds; `holder` has the lock for less while it looks, and that is no work
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work that a lock is held for, as the lock's file has it."""
+
+    what: str
+    process: int
+    host: str
+    started: str  # UTC
 
 
 class Held(Exception):
@@ -44,8 +56,8 @@ def one_at_a_time(
                 stopping.check(f"{what}, which was waiting for another run")
                 time.sleep(POLL)
         stream.truncate(0)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        stream.write(json.dumps({"what": what, "process": os.getpid(), "host": socket.gethostname(), "started": started}))
+        work = Work(what, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
+        stream.write(json.dumps(asdict(work)))
         stream.flush()
         try:
             yield
@@ -61,10 +73,10 @@ def holder(file: Path) -> str | None:
         if _locked(stream):
             return None
         try:
-            work: dict[str, Any] = json.loads(stream.read())
+            work = as_record(Work, stream.read())
         except ValueError:
             return None  # it has just been taken, and not yet written
-    return f"{work['what']} (process {work['process']} on {work['host']}, since {work['started']})"
+    return f"{work.what} (process {work.process} on {work.host}, since {work.started})"
 
 
 def _locked(stream: Any, patience: float = 0) -> bool:

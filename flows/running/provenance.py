@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from flows.settings.reader import load_yaml
+from tasks.common.errors import BadInput
+from tasks.common.reasons import in_short
 
 LOCK = Path("dvc.lock")
 
@@ -31,11 +34,34 @@ def branch() -> str:
         return ""
 
 
-def locked() -> dict[str, Any]:
-    """Reads the stages of dvc.lock, by name; none before the first run. Raises BadInput if it cannot be read."""
-    content = load_yaml(LOCK) if LOCK.exists() else None
-    stages = content.get("stages") if isinstance(content, dict) else None
-    return stages if isinstance(stages, dict) else {}
+def locked(folder: Path = Path()) -> dict[str, Any]:
+    """Reads the stages of a checkout's dvc.lock, by name; none before the first run. Raises BadInput if it cannot be read, or DVC could not
+    use it."""
+    file = folder / LOCK
+    if not file.exists():
+        return {}
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # with most of DVC
+
+    stages: dict[str, Any] = _as_dvc_has_it(file, COMPILED_LOCKFILE_SCHEMA).get("stages", {})
+    return stages
+
+
+def pointed(pointer: Path) -> list[dict[str, Any]]:
+    """Reads the outs of a pointer, which ends in .dvc. Raises BadInput if it cannot be read, or DVC could not use it."""
+    from dvc.schema import COMPILED_SINGLE_STAGE_SCHEMA
+
+    outs: list[dict[str, Any]] = _as_dvc_has_it(pointer, COMPILED_SINGLE_STAGE_SCHEMA).get("outs") or []
+    return outs
+
+
+def _as_dvc_has_it(file: Path, schema: Callable[[Any], Any]) -> Any:
+    from voluptuous import Invalid
+
+    try:
+        return schema(load_yaml(file))
+    except Invalid as error:
+        what = f"not as DVC writes it ({in_short(error)}); take it from Git again, or choose one side of a merge"
+        raise BadInput(f"{file}: {what}") from error
 
 
 def hashes(stage: str, what: str) -> dict[str, str]:

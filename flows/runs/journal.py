@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from flows.running.places import DATA
+from flows.running.records import Figures, Time, read_record
 from flows.runs.states import RunState, StageState
+from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 
 KEPT = 100  # runs a pipeline; older ones are forgotten
@@ -32,16 +33,15 @@ class Run:
 
     number: int
     pipeline: str
-    started: str  # UTC
+    started: Time
     commit: str
     id: str = ""
     """Of the Prefect run."""
     state: RunState = RunState.RUNNING
     message: str = ""
-    ended: str = ""
+    ended: Time | Literal[""] = ""
     stages: tuple[StageRun, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """As metrics.json has them."""
+    figures: Figures = field(default_factory=dict)
     model: str = ""
     """In use at its end: DVC's hash of the candidate that it was."""
 
@@ -67,7 +67,7 @@ class Journal:
     def end(self, stage: str, state: StageState) -> None:
         self._put(StageRun(stage, state, round(time.monotonic() - self._since, 1)))
 
-    def close(self, state: RunState, message: str, figures: Mapping[str, Any], model: str) -> None:
+    def close(self, state: RunState, message: str, figures: Figures, model: str) -> None:
         self.run = replace(self.run, state=state, message=message, ended=now(), figures=figures, model=model)
         self._write()
 
@@ -86,10 +86,8 @@ def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
     runs = []
     for number in sorted(_numbers(folder), reverse=True)[:last]:
         try:
-            content = json.loads((folder / f"{number}.json").read_text(encoding="utf-8"))
-            stages = tuple(StageRun(**{**stage, "state": StageState(stage["state"])}) for stage in content["stages"])
-            runs.append(Run(**{**content, "state": RunState(content["state"]), "stages": stages}))
-        except (OSError, ValueError, TypeError, KeyError):
+            runs.append(read_record(Run, folder / f"{number}.json"))
+        except BadInput:
             continue
     return runs
 

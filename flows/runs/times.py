@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.running.places import DATA
+from flows.running.records import read_record
+from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 
 
@@ -28,8 +30,8 @@ def read_times(pipeline: str, data: Path = DATA) -> dict[str, Time]:
     times = {}
     for file in sorted(_folder(pipeline, data).glob("*.json")):
         try:
-            times[file.stem] = Time(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            times[file.stem] = read_record(Time, file)
+        except BadInput:
             continue
     return times
 

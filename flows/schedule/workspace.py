@@ -26,10 +26,10 @@ from flows.plan import DVC_YAML, is_of
 from flows.promotion.store import POINTER
 from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
-from flows.running.provenance import LOCK
+from flows.running.provenance import LOCK, locked
 from flows.schedule.commands import CommandFailed, git, of_this_environment, own, run
 from flows.settings import overriding
-from flows.settings.reader import FILE, load_yaml
+from flows.settings.reader import FILE
 from flows.settings.runs import Results, branch_of
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
@@ -300,8 +300,7 @@ def _targets(folder: Path, pipeline: str, *, model_alone: bool = False) -> list[
     pointer = MODELS / pipeline / POINTER
     if model_alone:
         return [pointer.as_posix()] if (folder / pointer).is_file() else []
-    locked = load_yaml(folder / LOCK) if (folder / LOCK).is_file() else {}
-    remote = [name for name in (locked or {}).get("stages", {}) if is_of(name, pipeline)]
+    remote = [name for name in locked(folder) if is_of(name, pipeline)]
     return [*remote, *([pointer.as_posix()] if (folder / pointer).is_file() else [])]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterator
 from copy import deepcopy
@@ -24,6 +25,10 @@ FILE = Path("pipelines.yaml")
 MERGE = "\n<<<<<<< "
 MOST_VALUES = 100_000  # of a file; aliases of aliases come to billions
 LONGEST = 120  # characters of a value in an error
+DEEPEST = 1000
+"""Levels of lists and sections in one another."""
+BRACKET = re.compile(r"[\[\]{}]")
+BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
 Kind = TypeVar("Kind")
 Keys = tuple[str | int, ...]
 
@@ -55,6 +60,8 @@ def read_again(file: Path = FILE) -> Any:
 def load_yaml(file: Path) -> Any:
     """Reads YAML by the library that DVC reads it with. Raises BadInput with the line if it is not there or not YAML."""
     text = read_text(file)
+    if not _is_shallow(text):  # the library would take the process down with it
+        raise BadInput(f"{file}: more than {DEEPEST:,} levels of lists and sections")
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
@@ -66,6 +73,16 @@ def load_yaml(file: Path) -> Any:
         raise BadInput(f"{file}: not YAML{place}: {what}") from error
     except Exception as error:  # the library's own, of a number of thousands of digits or a date that is none
         raise BadInput(f"{file}: not YAML ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
+
+
+def _is_shallow(text: str) -> bool:
+    """Tells whether YAML has at most DEEPEST levels, by what opens one, wherever it stands: brackets, dashes and question marks at the
+    beginning of a line, and indentation."""
+    open_now = deepest = 0
+    for bracket in BRACKET.findall(text):
+        open_now = open_now + 1 if bracket in "[{" else max(0, open_now - 1)
+        deepest = max(deepest, open_now)
+    return max(deepest, max((len(start) for start in BEGINNING.findall(text)), default=0)) <= DEEPEST
 
 
 def check_values(content: Any, file: Path = FILE) -> None:

@@ -1,0 +1,55 @@
+"""Reads what runs write down, as JSON of a dataclass. Much of it is in Git, where a merge or a hand may leave what nobody wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import AfterValidator, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
+
+from tasks.common.errors import BadInput
+from tasks.common.reasons import in_short
+from tasks.common.texts import read_text
+
+Kind = TypeVar("Kind")
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record
+MERGE = "<<<<<<< "
+Figures = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
+"""By target, detector and figure, each 0..1 or None: as metrics.json has them."""
+
+
+def _is_a_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_is_a_time)]
+"""Of ISO 8601, with its zone."""
+Hash = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+FolderHash = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32}\.dir)?$")]
+"""Of a folder, as DVC has it; empty for none."""
+
+
+def as_record(kind: type[Kind], text: str) -> Kind:
+    """Gives the record that a text is. What a later version added is left out. Raises ValueError, which says in one line what is wrong."""
+    adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+    try:
+        return cast(Kind, adapter.validate_json(text))
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(str(part) for part in detail["loc"])
+        what = "Git's marks of a merge are in it" if MERGE in text else f"{key}: {detail['msg']}" if key else detail["msg"]
+        raise ValueError(in_short(what)) from error
+
+
+def read_record(kind: type[Kind], file: Path) -> Kind:
+    """Reads a file that holds one record. Raises BadInput if it is not there, or not as it was written."""
+    try:
+        return as_record(kind, read_text(file))
+    except ValueError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file}: not as it was written ({error})") from error

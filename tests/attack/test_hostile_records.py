@@ -1,0 +1,195 @@
+"""What runs write down, as a merge, a disk or a hand leaves it: much of it is in Git. Every command that reads it answers, or says in one
+line which file it is and what to do."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SMALL, write_pipelines
+from dvc.repo import Repo
+from hostile import attack, changed, damaged
+
+from flows.cli import history
+from flows.code import code_now
+from flows.dry_run import _changed_code
+from flows.promotion.gate import rollback
+from flows.promotion.history import CURRENT, HISTORY, SETTINGS_NAME, Model, folder_of, write_current
+from flows.promotion.page import write_page
+from flows.promotion.store import MeasuredAs, read_measured_as
+from flows.running.cache import verify
+from flows.running.locks import FOLDER, holder
+from flows.running.places import CODE, DATA, IN_USE
+from flows.running.provenance import LOCK, artifacts
+from flows.runs.journal import Journal, read_runs
+from flows.runs.states import RunState, StageState
+from flows.runs.status import print_status
+from flows.runs.times import Time, write_time
+from tasks.common.errors import BadInput
+from tasks.common.files import write_text
+
+pytestmark = pytest.mark.attack
+FIGURES = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}
+MD5 = "0123456789abcdef" * 2
+FIRST = Model(f"{MD5}.dir", 9, 2, MD5, "c" * 40, FIGURES, "the first", "2026-01-02T03:04:05+00:00", choice="metauas")
+LOCKED = f"""schema: '2.0'
+stages:
+  train_small_metauas:
+    cmd: python -m flows.train small metauas
+    deps:
+    - path: data/pairs/small
+      hash: md5
+      md5: {MD5}.dir
+      size: 9
+      nfiles: 2
+    outs:
+    - path: data/models/small/candidate/metauas
+      hash: md5
+      md5: {MD5}.dir
+      size: 9
+      nfiles: 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project with two decisions, a run, a time, a lock, what its code was, and what DVC has."""
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    for part in ("flows", "tasks", "requirements.lock"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    write_pipelines(tmp_path, SMALL)
+    write_current("small", FIRST)
+    write_current("small", replace(FIRST, candidate=MD5[::-1], hash=f"{MD5[::-1]}.dir", time="2026-01-03T03:04:05+00:00"))
+    pointer = f"frozen: true\nouts:\n- md5: {MD5}.dir\n  size: 9\n  nfiles: 2\n  hash: md5\n  path: in-use\n"
+    write_text(folder_of("small") / "in-use.dvc", pointer)
+    measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"figures": "0" * 16})
+    write_text(folder_of("small") / IN_USE / SETTINGS_NAME, json.dumps(asdict(measured_as)))
+    run = Journal("small", "c" * 40, "")
+    run.begin("figures_small")
+    run.end("figures_small", StageState.RAN)
+    run.close(RunState.PROMOTED, "the first", FIGURES, MD5)
+    write_time("small", "metauas", Time(0.1, "cpu"))
+    write_text(FOLDER / "retrain.lock", json.dumps({"what": "retrain small", "process": 1, "host": "here", "started": FIRST.time}))
+    write_text(Path(LOCK), LOCKED)
+    code = code_now()  # takes a second
+    monkeypatch.setattr("flows.dry_run.code_now", lambda: code)
+    write_text(CODE / "report.json", json.dumps({"modules": {"flows.report": "0"}, "files": {}, "packages": {}}))
+
+
+def merged(data: bytes, draw: random.Random) -> bytes:
+    """Gives a text as a merge leaves it that nobody has gone through."""
+    lines = data.splitlines(keepends=True)
+    at, count = draw.randrange(len(lines)), draw.randrange(1, 4)
+    ours, theirs = lines[at : at + count], [line.replace(b"0", b"1") for line in lines[at : at + count]]
+    marked = [b"<<<<<<< HEAD\n", *ours, b"=======\n", *theirs, b">>>>>>> theirs\n"]
+    return b"".join([*lines[:at], *marked, *lines[at + count :]])
+
+
+def spoilt(data: bytes, draw: random.Random) -> bytes:
+    """Gives a text of JSON, or a line each, with bytes or values that it should not have."""
+    match draw.choice(("bytes", "merge", "values", "values", "values", "deep", "swapped")):
+        case "bytes":
+            return damaged(data, draw)
+        case "merge":
+            return merged(data, draw)
+        case "deep":
+            return b"[" * draw.choice((10, 100_000))
+        case "swapped":
+            return draw.choice((b"", b"null", b"[]", b"{}", b"7", b'"x"', b"\xef\xbb\xbf" + data, data.decode().encode("utf-16")))
+    lines = [data] if data.startswith(b"{\n") else data.splitlines()
+    try:
+        at = draw.randrange(len(lines))
+        lines[at] = json.dumps(changed(json.loads(lines[at]), draw)).encode()
+    except ValueError:  # not JSON
+        return damaged(data, draw)
+    return b"\n".join(lines)
+
+
+MODELS = folder_of("small")
+OF_A_MODEL: list[Callable[[], Any]] = [
+    lambda: print_status("small", 5),
+    lambda: history("small"),
+    lambda: write_page("small"),
+    lambda: rollback("small"),
+]
+READERS: dict[Path, list[Callable[[], Any]]] = {
+    MODELS / CURRENT: OF_A_MODEL,
+    MODELS / HISTORY: OF_A_MODEL,
+    MODELS / IN_USE / SETTINGS_NAME: [lambda: read_measured_as("small")],
+    MODELS / "in-use.dvc": [lambda: rollback("small"), lambda: verify(Path())],
+    DATA / "runs/small/1.json": [lambda: print_status("small", 5)],
+    DATA / "runs/small/times/metauas.json": [lambda: print_status("small", 5)],
+    FOLDER / "retrain.lock": [lambda: print_status("small", 5), lambda: holder(FOLDER / "retrain.lock")],
+    LOCK: [lambda: artifacts(["train_small_metauas"]), lambda: verify(Path())],
+    CODE / "report.json": [_changed_code],
+}
+
+
+@pytest.mark.parametrize("file", READERS, ids=lambda file: file.name)
+def test_what_runs_write_down(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What one reader refuses keeps no other from answering."""
+    whole = {one: one.read_bytes() for one in READERS}
+
+    def attempt(data: bytes) -> None:
+        for one, content in whole.items():
+            one.write_bytes(content)
+        file.write_bytes(data)
+        refused = []
+        for ask in READERS[file]:
+            try:
+                ask()
+            except BadInput as error:
+                refused.append(error)
+        capsys.readouterr()  # it is not shown
+        for error in refused:
+            assert "\n" not in str(error), error
+        if refused:
+            raise refused[0]
+
+    attack(f"records, {file.name}", lambda draw: spoilt(whole[file], draw), attempt)
+
+
+def test_as_they_are_all_are_read() -> None:
+    assert [run.state for run in read_runs("small")] == [RunState.PROMOTED]
+    refused = []
+    for ask in {ask for readers in READERS.values() for ask in readers}:
+        try:
+            ask()
+        except BadInput as error:
+            refused.append(str(error))
+    assert refused and all("is neither in DVC's cache nor in a remote" in one for one in refused)  # a rollback finds no model there
+
+
+@pytest.mark.parametrize("path", ["../outside/kept", "{}/outside/kept", "link/kept", "data/../../outside/kept", "link/../kept", "."])
+@pytest.mark.parametrize("md5", [MD5, "../../../../../../outside/kept", "..//{}/outside/kept", f"{MD5}.dir"])
+def test_no_file_is_deleted_by_a_name_that_dvc_would_not_give_it(path: str, md5: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`changepair verify` deletes what is damaged, by the names in dvc.lock, which may be somebody else's: here the objects are damaged."""
+    above = Path.cwd()
+    write_text(above / "outside/kept", "mine")
+    (above / "project").mkdir()
+    monkeypatch.chdir(above / "project")
+    Repo.init(no_scm=True).close()
+    Path("link").symlink_to(above / "outside")
+    objects = Path(f".dvc/cache/files/md5/{MD5[:2]}")
+    write_text(objects / MD5[2:], "damaged")
+    listed = [{"md5": name, "relpath": "x"} for name in (f"..//{above}/outside/kept", "../../../../../outside/kept", MD5)]
+    write_text(objects / f"{MD5[2:]}.dir", json.dumps(listed))
+    out = {"path": path.format(above), "md5": md5.format(above), "hash": "md5"}
+    write_text(Path(LOCK), json.dumps({"schema": "2.0", "stages": {"train": {"cmd": "true", "outs": [out]}}}))
+    verify(Path())
+    assert (above / "outside/kept").read_text() == "mine" and Path("link").is_symlink() and Path(LOCK).is_file()
+
+
+def test_a_merge_that_nobody_went_through_is_called_one() -> None:
+    file = folder_of("small") / HISTORY
+    file.write_bytes(b"<<<<<<< HEAD\n" + file.read_bytes())
+    with pytest.raises(
+        BadInput, match=r"history.jsonl: line 1: not as it was written \(Git's marks of a merge are in it\); take the file from"
+    ):
+        history("small")
