@@ -39,22 +39,21 @@ def verify(folder: Path, stages: list[str] | None = None) -> list[str]:
     for name in damaged:
         _file(cache, name).unlink(missing_ok=True)
     spoilt = [path for path, names in wanted.items() if damaged & set(names)]
-    for path in spoilt:  # it may be a link to what was damaged
-        out = folder / path
+    for out in (folder / path for path in spoilt if _is_within(folder, Path(path))):  # it may be a link to what was damaged
         shutil.rmtree(out) if out.is_dir() and not out.is_symlink() else out.unlink(missing_ok=True)
     return spoilt
 
 
 def _outs(folder: Path, stages: list[str] | None) -> Iterator[tuple[str, str]]:
-    """Yields path and md5 of the outs that dvc.lock and the pointers name. What DVC would not write, which may be anything in a checkout of
-    somebody else's, is passed over: what is damaged is deleted, and by these names."""
+    """Yields path and md5 of the outs that dvc.lock and the pointers name. What is no md5 is passed over: what is damaged is deleted, by
+    these names, which in a checkout of somebody else's may be any."""
     every = [out for name, stage in locked(folder).items() if stages is None or name in stages for out in stage.get("outs", [])]
     for pointer in sorted((folder / MODELS).glob(f"*/{POINTER}")):
         beside = pointer.parent.relative_to(folder)
         every += [{**out, "path": (beside / out["path"]).as_posix()} for out in pointed(pointer) if out.get("path")]
     for out in every:
         path, md5 = out["path"], out.get("md5")
-        if md5 and HASH.fullmatch(md5) and _is_within(folder, Path(path)):
+        if md5 and HASH.fullmatch(md5):
             yield path, md5
 
 
