@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from flows.running import provenance
 from flows.running.places import CANDIDATE, EVALUATION, MODELS
-from flows.running.records import Figures, FolderHash, Hash, Time, as_record, read_record
+from flows.running.records import Figures, FolderHash, Hash, Moment, as_record, read_record
 from flows.runs.journal import now
 from flows.settings.pipelines import pipeline_named
 from tasks.common.errors import BadInput
@@ -55,7 +55,7 @@ class Model:
     commit: str
     figures: Figures
     reason: str
-    time: Time
+    time: Moment
     action: Action = "promoted"
     choice: str = ""
     """The detector it is used by, where none is named, and why."""
@@ -120,7 +120,8 @@ def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
 
 
 def write_current(pipeline: str, model: Model) -> None:
-    """Writes that a model is in use, here and in the history."""
+    """Writes that a model is in use, here and in the history. Raises BadInput if the history cannot be read, and then writes nothing."""
+    read_history(pipeline)
     write_text(folder_of(pipeline) / CURRENT, json.dumps(asdict(model), indent=1) + "\n")
     _write_history(pipeline, decisions_on(pipeline))
 
@@ -151,7 +152,7 @@ def new_model(pipeline: str, stored: Stored, reason: str, action: Action, choice
 def candidate_hash(pipeline: str) -> str:
     """Names what was trained last, by the hashes that dvc.lock has of each detector's model folder."""
     trained = [f"{folder_of(pipeline).as_posix()}/{CANDIDATE}/{name}" for name in pipeline_named(pipeline).trained]
-    locked = {path: md5 for stage in provenance.locked() for path, md5 in provenance.hashes(stage, "outs").items()}
+    locked = provenance.artifacts()
     text = json.dumps({path: locked.get(path) for path in trained})
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 

@@ -36,7 +36,7 @@ def write_page(pipeline: str) -> None:
         return
     decisions = decisions_on(pipeline)
     file, page = folder_of(pipeline) / PAGE_NAME, _rendered(pipeline, current, decisions)
-    if not file.is_file() or file.read_text(encoding="utf-8") != page:
+    if not file.is_file() or file.read_bytes() != page.encode():
         write_text(file, page)
 
 

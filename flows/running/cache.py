@@ -18,10 +18,11 @@ from dvc.repo import Repo
 from flows.promotion.store import POINTER
 from flows.running.places import MODELS
 from flows.running.provenance import locked, pointed
+from flows.running.records import MD5
 from tasks.common import stopping
 
 DIRECTORY = ".dir"  # ending of the objects that list a folder's files
-HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
+HASH = re.compile(rf"{MD5}(\{DIRECTORY})?")
 WORKERS = 4  # threads that read and hash: both release the GIL
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,10 @@ def _as_dvc_has_it(file: Path, schema: Callable[[Any], Any]) -> Any:
         raise BadInput(f"{file}: {what}") from error
 
 
-def hashes(stage: str, what: str) -> dict[str, str]:
-    """Reads path -> md5 of a stage's `deps` or `outs` in dvc.lock; none if it never ran."""
-    return {item["path"]: item["md5"] for item in locked().get(stage, {}).get(what, []) if "md5" in item}
-
-
-def artifacts(stages: list[str]) -> dict[str, str]:
-    """Reads path -> md5 of what stages, by their names, left."""
-    return {path: md5 for name in stages for path, md5 in hashes(name, "outs").items()}
+def artifacts(stages: Collection[str] | None = None) -> dict[str, str]:
+    """Reads path -> md5 of what stages, by their names, left, as dvc.lock has it; of all stages if None."""
+    left = (out for name, stage in locked().items() if stages is None or name in stages for out in stage.get("outs", []))
+    return {out["path"]: out["md5"] for out in left if "md5" in out}
 
 
 def versions() -> dict[str, str]:

@@ -9,13 +9,15 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import AfterValidator, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
+from flows.settings.reader import MERGE
 from tasks.common.errors import BadInput
 from tasks.common.reasons import in_short
 from tasks.common.texts import read_text
 
 Kind = TypeVar("Kind")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record
-MERGE = "<<<<<<< "
+MD5 = "[0-9a-f]{32}"
+"""As DVC writes one."""
 Figures = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
 """By target, detector and figure, each 0..1 or None: as metrics.json has them."""
 
@@ -26,10 +28,10 @@ def _is_a_time(text: str) -> str:
     return text
 
 
-Time = Annotated[str, AfterValidator(_is_a_time)]
+Moment = Annotated[str, AfterValidator(_is_a_time)]
 """Of ISO 8601, with its zone."""
-Hash = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
-FolderHash = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32}\.dir)?$")]
+Hash = Annotated[str, StringConstraints(pattern=f"^{MD5}$")]
+FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]
 """Of a folder, as DVC has it; empty for none."""
 
 

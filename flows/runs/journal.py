@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.running.places import DATA
-from flows.running.records import Figures, Time, read_record
+from flows.running.records import Figures, Moment, read_record
 from flows.runs.states import RunState, StageState
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
@@ -33,13 +33,13 @@ class Run:
 
     number: int
     pipeline: str
-    started: Time
+    started: Moment
     commit: str
     id: str = ""
     """Of the Prefect run."""
     state: RunState = RunState.RUNNING
     message: str = ""
-    ended: Time | Literal[""] = ""
+    ended: Moment | Literal[""] = ""
     stages: tuple[StageRun, ...] = ()
     figures: Figures = field(default_factory=dict)
     model: str = ""

@@ -22,11 +22,12 @@ from tasks.common.errors import BadInput
 from tasks.common.texts import read_text
 
 FILE = Path("pipelines.yaml")
-MERGE = "\n<<<<<<< "
+MERGE = "<<<<<<< "
+"""Of the marks that Git leaves in a file where a merge is to be gone through."""
 MOST_VALUES = 100_000  # of a file; aliases of aliases come to billions
 LONGEST = 120  # characters of a value in an error
-DEEPEST = 1000
-"""Levels of lists and sections in one another."""
+DEEPEST = 100
+"""Levels of lists and sections in one another. Python goes through ten times as many, and not where it is deep in other calls already."""
 BRACKET = re.compile(r"[\[\]{}]")
 BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
 Kind = TypeVar("Kind")
@@ -76,8 +77,8 @@ def load_yaml(file: Path) -> Any:
 
 
 def _is_shallow(text: str) -> bool:
-    """Tells whether YAML has at most DEEPEST levels, by what opens one, wherever it stands: brackets, dashes and question marks at the
-    beginning of a line, and indentation."""
+    """Tells whether YAML has at most DEEPEST levels, without reading it: by the brackets that are open at once, be they in words, and by
+    how far a line is indented, dashes and question marks included, each of which may open one."""
     open_now = deepest = 0
     for bracket in BRACKET.findall(text):
         open_now = open_now + 1 if bracket in "[{" else max(0, open_now - 1)

@@ -20,7 +20,7 @@ from flows.code import code_now
 from flows.dry_run import _changed_code
 from flows.promotion.gate import rollback
 from flows.promotion.history import CURRENT, HISTORY, SETTINGS_NAME, Model, folder_of, write_current
-from flows.promotion.page import write_page
+from flows.promotion.page import PAGE_NAME, write_page
 from flows.promotion.store import MeasuredAs, read_measured_as
 from flows.running.cache import verify
 from flows.running.locks import FOLDER, holder
@@ -37,6 +37,8 @@ pytestmark = pytest.mark.attack
 FIGURES = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}
 MD5 = "0123456789abcdef" * 2
 FIRST = Model(f"{MD5}.dir", 9, 2, MD5, "c" * 40, FIGURES, "the first", "2026-01-02T03:04:05+00:00", choice="metauas")
+UP = "../" * 6
+"""From a folder of DVC's cache to above the project."""
 LOCKED = f"""schema: '2.0'
 stages:
   train_small_metauas:
@@ -68,6 +70,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_current("small", replace(FIRST, candidate=MD5[::-1], hash=f"{MD5[::-1]}.dir", time="2026-01-03T03:04:05+00:00"))
     pointer = f"frozen: true\nouts:\n- md5: {MD5}.dir\n  size: 9\n  nfiles: 2\n  hash: md5\n  path: in-use\n"
     write_text(folder_of("small") / "in-use.dvc", pointer)
+    write_page("small")
     measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"figures": "0" * 16})
     write_text(folder_of("small") / IN_USE / SETTINGS_NAME, json.dumps(asdict(measured_as)))
     run = Journal("small", "c" * 40, "")
@@ -121,6 +124,7 @@ OF_A_MODEL: list[Callable[[], Any]] = [
 READERS: dict[Path, list[Callable[[], Any]]] = {
     MODELS / CURRENT: OF_A_MODEL,
     MODELS / HISTORY: OF_A_MODEL,
+    MODELS / PAGE_NAME: [lambda: write_page("small")],
     MODELS / IN_USE / SETTINGS_NAME: [lambda: read_measured_as("small")],
     MODELS / "in-use.dvc": [lambda: rollback("small"), lambda: verify(Path())],
     DATA / "runs/small/1.json": [lambda: print_status("small", 5)],
@@ -167,7 +171,7 @@ def test_as_they_are_all_are_read() -> None:
 
 
 @pytest.mark.parametrize("path", ["../outside/kept", "{}/outside/kept", "link/kept", "data/../../outside/kept", "link/../kept", "."])
-@pytest.mark.parametrize("md5", [MD5, "../../../../../../outside/kept", "..//{}/outside/kept", f"{MD5}.dir"])
+@pytest.mark.parametrize("md5", [MD5, MD5[:2] + UP + "outside/kept", "..//{}/outside/kept", f"{MD5}.dir"])
 def test_no_file_is_deleted_by_a_name_that_dvc_would_not_give_it(path: str, md5: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`changepair verify` deletes what is damaged, by the names in dvc.lock, which may be somebody else's: here the objects are damaged."""
     above = Path.cwd()
@@ -178,7 +182,7 @@ def test_no_file_is_deleted_by_a_name_that_dvc_would_not_give_it(path: str, md5:
     Path("link").symlink_to(above / "outside")
     objects = Path(f".dvc/cache/files/md5/{MD5[:2]}")
     write_text(objects / MD5[2:], "damaged")
-    listed = [{"md5": name, "relpath": "x"} for name in (f"..//{above}/outside/kept", "../../../../../outside/kept", MD5)]
+    listed = [{"md5": name, "relpath": "x"} for name in (f"..//{above}/outside/kept", MD5[:2] + UP + "outside/kept", MD5)]
     write_text(objects / f"{MD5[2:]}.dir", json.dumps(listed))
     out = {"path": path.format(above), "md5": md5.format(above), "hash": "md5"}
     write_text(Path(LOCK), json.dumps({"schema": "2.0", "stages": {"train": {"cmd": "true", "outs": [out]}}}))

@@ -138,6 +138,28 @@ def test_we_accept_what_dvc_accepts_and_the_reverse(data: st.DataObject) -> None
         assert "\n" not in str(error) and len(str(error)) < LONGEST
 
 
+@pytest.mark.parametrize("count", [101, 5_000, 100_000])
+@pytest.mark.parametrize("level", ["[", "{a: ", "- ", "? ", "- [", "[\n"])
+def test_lists_and_sections_in_one_another_without_end(level: str, count: int) -> None:
+    """A hundred thousand end the process where the library reads them, and a thousand are more than Python's own calls in one another."""
+    with pytest.raises(BadInput, match=r"^pipelines.yaml: more than 100 levels of lists and sections$"):
+        read_pipelines(_written(f"a:\n{level * count}x\n"))
+
+
+def test_indentation_without_end() -> None:
+    ladder = "".join(f"{' ' * level}a:\n" for level in range(1000))
+    with pytest.raises(BadInput, match="more than 100 levels"):
+        read_pipelines(_written(ladder))
+    with pytest.raises(BadInput, match="unknown key"):  # and a hundred are read
+        read_pipelines(_written("".join(f"{' ' * level}a:\n" for level in range(100))))
+
+
+def _written(text: str) -> Path:
+    file = Path("pipelines.yaml")
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
 @pytest.mark.parametrize(
     "content",
     [
