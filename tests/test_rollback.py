@@ -15,7 +15,8 @@ import yaml
 from conftest import commit, run, write_pipelines
 from team import Team, git
 
-from flows.promotion.history import CURRENT, Model, folder_of, in_use_in_turn, taken_back, write_current
+from flows.promotion.history import CURRENT, HISTORY, Model, folder_of, in_use_in_turn, read_current, taken_back, write_current
+from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
@@ -98,3 +99,14 @@ def test_a_model_is_in_turn_though_a_run_was_killed_before_it_wrote_the_history(
     assert [model.candidate for model in in_use_in_turn("mine")] == ["1" * 32, "2" * 32] and taken_back("mine", "2" * 32) is None
     write_current("mine", replace(models[0], action="rolled back", time="2026-01-03T00:00:00+00:00"))
     assert [model.candidate for model in in_use_in_turn("mine")] == ["1" * 32]
+
+
+def test_where_the_history_cannot_be_read_nothing_is_put_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = Model("1" * 32 + ".dir", 1, 1, "1" * 32, "", {}, "", "2026-01-01T00:00:00+00:00")
+    write_current("mine", before)
+    history = folder_of("mine") / HISTORY
+    history.write_text("<<<<<<< HEAD\n" + history.read_text())
+    with pytest.raises(BadInput, match="history.jsonl: line 1: not as it was written"):
+        write_current("mine", replace(before, candidate="2" * 32))
+    assert read_current("mine") == before
