@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.settings.pipelines import read_pipelines
-from flows.settings.reader import FILE, read_yaml
+from flows.settings.reader import FILE, parse_yaml, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.common.places import place_of
@@ -130,10 +128,10 @@ def _added(text: str, name: str, path: str, pipeline: str) -> str:
     wanted = read_yaml()
     wanted["enabled"] = [*wanted["enabled"], name]
     wanted["datasets"]["folders"] = {**(wanted["datasets"]["folders"] or {}), name: {"path": path}}
-    wanted["pipelines"] = {**wanted["pipelines"], **YAML(typ="safe").load(pipeline)}
+    wanted["pipelines"] = {**wanted["pipelines"], **parse_yaml(pipeline, FILE)}
     try:
-        written = YAML(typ="safe").load(new)
-    except YAMLError:
+        written = parse_yaml(new, FILE)
+    except BadInput:
         written = None
     if written != wanted:
         raise BadInput(

@@ -12,6 +12,8 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ruamel.yaml import YAML
 from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, IN_USE, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
 from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
+from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
 from tasks.common.places import is_remote, place_of, unreadable
@@ -98,7 +101,43 @@ def planned(root: Path = Path()) -> list[Stage]:
             stages += _of_dataset(dataset, read.datasets)
     for name in read.enabled:
         stages += _of_pipeline(name, read.pipelines[name], read.datasets, written)
+    _refuse_files_of_dvc(stages)
+    _refuse_a_circle(stages, root)
     return stages
+
+
+def _refuse_files_of_dvc(stages: Sequence[Stage]) -> None:
+    """Raises BadInput if a file or folder that the settings name is called as DVC's own are, which it lets no stage read."""
+    for stage in stages:
+        for dep in stage.deps:
+            name = os.path.basename(os.path.normpath(dep))
+            if name.endswith(".dvc") or name in ("dvc.yaml", "dvc.lock"):
+                raise BadInput(f"{FILE}: {dep}: a file of DVC's, by its name, which no stage can read; name another")
+
+
+def _refuse_a_circle(stages: Sequence[Stage], root: Path) -> None:
+    """Raises BadInput if a file or folder that the settings name is, holds, or lies in what a stage writes that waits for its reader. DVC
+    orders stages by the same rule."""
+    top = os.path.abspath(root)
+    written = {os.path.join(top, out): stage.name for stage in stages for out in (*stage.outs, *stage.in_git, *stage.metrics)}
+    above: dict[str, set[str]] = {}
+    for out, writer in written.items():
+        for folder in Path(out).parents:
+            above.setdefault(str(folder), set()).add(writer)
+    reads: dict[str, dict[str, str]] = {}
+    for stage in stages:
+        reads[stage.name] = {}
+        for dep in stage.deps:
+            place = Path(os.path.normpath(os.path.join(top, dep)))
+            writers = above.get(str(place), set()) | {written[str(one)] for one in (place, *place.parents) if str(one) in written}
+            reads[stage.name] |= dict.fromkeys(writers, dep)
+    try:
+        TopologicalSorter(reads).prepare()
+    except CycleError as error:
+        order = list(reads)  # ours have those they read from before them, so what does not was named
+        reader, writer = next((two, one) for one, two in pairwise(error.args[1]) if order.index(two) <= order.index(one))
+        where = "where it writes itself" if writer == reader else f"where {writer} writes, which waits for it"
+        raise BadInput(f"{FILE}: {reader} would read {reads[reader][writer]}, {where}; name another file or folder") from error
 
 
 def dvc_yaml(stages: Sequence[Stage]) -> str:

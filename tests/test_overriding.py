@@ -73,7 +73,7 @@ def test_a_setting_is_changed_and_nothing_else_not_even_the_form(file: Path, set
         ("quickstart", "synthesis.pairs.more=3", "pipelines.quickstart.synthesis.pairs: no section"),
         ("quickstart", "synthesis.pairs=3", "fill no batch of 8"),
         ("quickstart", "evaluation.resolution", "a setting is KEY=VALUE"),
-        ("quickstart", "sampling.shots=[1", "the value is not YAML"),
+        ("quickstart", "sampling.shots=[1", "not YAML in line 1"),
         ("to-elpv", "evaluation.resolution=64", "shared with another pipeline by an anchor"),
     ],
 )

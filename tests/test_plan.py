@@ -8,6 +8,7 @@ import pytest
 from conftest import SMALL, write_pipelines
 
 from flows.plan import planned
+from tasks.common.errors import BadInput
 
 
 def test_files_and_folders_that_settings_name_are_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +48,35 @@ def test_files_and_folders_that_settings_name_are_dependencies(tmp_path: Path, m
         "imported/metauas": {"train_small_metauas"},
         "weights.pth": {"train_small_inctrl", "score_small_inctrl"},
     }
+
+
+def test_a_home_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    small = {**SMALL["pipelines"]["small"], "sampling": {"shots": [1], "prompts": "~/prompts.json"}}  # type: ignore[index,dict-item]
+    write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
+    assert [stage.name for stage in planned(tmp_path) if f"{tmp_path}/home/prompts.json" in stage.deps] == ["sample_small"]
+
+
+@pytest.mark.parametrize(
+    "named, told",
+    [
+        (".", "sample_small would read ., where it writes itself; name another file or folder"),
+        (
+            "data/models/../evaluation",
+            "sample_small would read data/models/../evaluation, where .*_small.* writes, which waits for it; name",
+        ),
+        (
+            "data/models/small/candidate/metauas/x.json",
+            "would read data/models/small/candidate/metauas/x.json, where train_small_metauas wr",
+        ),
+        ("elsewhere/dvc.lock", "elsewhere/dvc.lock: a file of DVC's, by its name, which no stage can read; name another"),
+    ],
+)
+def test_what_a_stage_cannot_read_is_told(named: str, told: str, tmp_path: Path) -> None:
+    small = {**SMALL["pipelines"]["small"], "sampling": {"shots": [1], "prompts": named}}  # type: ignore[index,dict-item]
+    write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
+    with pytest.raises(BadInput, match=told):
+        planned(tmp_path)
 
 
 def test_a_pipelines_stages_ingest_its_own_datasets_and_no_others(tmp_path: Path) -> None:

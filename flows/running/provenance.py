@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flows.settings.reader import load_yaml
+from flows.settings.reader import parse_yaml
 from tasks.common.errors import BadInput
 from tasks.common.reasons import in_short
+from tasks.common.texts import read_text
 
 LOCK = Path("dvc.lock")
 
@@ -40,25 +41,31 @@ def locked(folder: Path = Path()) -> dict[str, Any]:
     file = folder / LOCK
     if not file.exists():
         return {}
+    stages: dict[str, Any] = parse_lock(read_text(file), file).get("stages", {})
+    return stages
+
+
+def parse_lock(text: str, file: Path | str) -> dict[str, Any]:
+    """Reads a dvc.lock. file: where it is, or words for where it came from. Raises BadInput if DVC could not use it."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # with most of DVC
 
-    stages: dict[str, Any] = _as_dvc_has_it(file, COMPILED_LOCKFILE_SCHEMA).get("stages", {})
-    return stages
+    return _as_dvc_has_it(text, file, COMPILED_LOCKFILE_SCHEMA)
 
 
 def pointed(pointer: Path) -> list[dict[str, Any]]:
     """Reads the outs of a pointer, which ends in .dvc. Raises BadInput if it cannot be read, or DVC could not use it."""
     from dvc.schema import COMPILED_SINGLE_STAGE_SCHEMA
 
-    outs: list[dict[str, Any]] = _as_dvc_has_it(pointer, COMPILED_SINGLE_STAGE_SCHEMA).get("outs") or []
+    outs: list[dict[str, Any]] = _as_dvc_has_it(read_text(pointer), pointer, COMPILED_SINGLE_STAGE_SCHEMA).get("outs") or []
     return outs
 
 
-def _as_dvc_has_it(file: Path, schema: Callable[[Any], Any]) -> Any:
+def _as_dvc_has_it(text: str, file: Path | str, schema: Callable[[Any], Any]) -> dict[str, Any]:
     from voluptuous import Invalid
 
     try:
-        return schema(load_yaml(file))
+        content: dict[str, Any] = schema(parse_yaml(text, file))
+        return content
     except Invalid as error:
         what = f"not as DVC writes it ({in_short(error)}); take it from Git again, or choose one side of a merge"
         raise BadInput(f"{file}: {what}") from error

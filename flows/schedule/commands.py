@@ -76,6 +76,13 @@ def git(folder: Path, *arguments: str, what: str = "", timeout: float | None = 6
     return run(["git", *arguments], cwd=folder, what=what or f"git {arguments[0]} in {folder}", timeout=timeout).rstrip("\n")
 
 
+def committed(folder: Path, commit: str, file: Path) -> bytes | None:
+    """Gives a file as a commit has it, to the byte; None if it has none."""
+    command = ["git", "cat-file", "blob", f"{commit}:{file.as_posix()}"]
+    given = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return None if given.returncode else given.stdout
+
+
 def own(module: str, *arguments: str) -> list[str]:
     """Gives the command that runs a module of this environment."""
     return [sys.executable, "-m", module, *arguments]

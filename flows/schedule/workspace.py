@@ -19,20 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from dvc.utils.serialize import dump_yaml
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.plan import DVC_YAML, is_of
 from flows.promotion.store import POINTER
 from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
-from flows.running.provenance import LOCK, locked
-from flows.schedule.commands import CommandFailed, git, of_this_environment, own, run
+from flows.running.provenance import LOCK, locked, parse_lock
+from flows.schedule.commands import CommandFailed, committed, git, of_this_environment, own, run
 from flows.settings import overriding
 from flows.settings.reader import FILE
 from flows.settings.runs import Results, branch_of
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
+from tasks.common.texts import decode, read_text
 
 IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
 AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
@@ -264,8 +263,8 @@ def _left_by_a_run_that_died(folder: Path, before: str | None) -> Mapping[str, A
     if not file.is_file() or file.read_text(encoding="utf-8") != (before or "") or not (folder / LOCK).is_file():
         return {}
     try:
-        return YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8")) or {}
-    except YAMLError:
+        return parse_lock(read_text(folder / LOCK), LOCK)
+    except BadInput:  # whatever killed it may have left anything
         return {}
 
 
@@ -289,10 +288,9 @@ def _take_over(workspace: Workspace, commit: str, before: str | None, left: Mapp
 
 
 def _lock_at(folder: Path, commit: str) -> Mapping[str, Any]:
-    try:
-        return YAML(typ="safe").load(git(folder, "show", f"{commit}:{LOCK}")) or {}
-    except (CommandFailed, YAMLError):
-        return {}
+    """Reads a commit's dvc.lock; empty if it has none. Raises BadInput if DVC could not use it."""
+    data, named = committed(folder, commit, LOCK), f"{LOCK} of {commit[:8]}"
+    return {} if data is None else parse_lock(decode(data, named), named)
 
 
 def _targets(folder: Path, pipeline: str, *, model_alone: bool = False) -> list[str]:

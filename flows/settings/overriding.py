@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from flows.settings.pipelines import Pipelines, mistakes
-from flows.settings.reader import FILE, check_values, nearest, parse, read_yaml
+from flows.settings.reader import FILE, check_values, nearest, parse, parse_yaml, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
+from tasks.common.reasons import in_short
 from tasks.common.texts import read_text
 
 WIDEST = 10_000  # characters of a line, so that none is broken
@@ -26,27 +26,29 @@ def override(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> l
     wanted = read_yaml(file)
     if pipeline not in wanted["pipelines"]:
         raise BadInput(f"{file}: pipelines: no pipeline {pipeline!r}{nearest(pipeline, wanted['pipelines'])}")
-    text, changed = read_text(file), []
+    changes: list[tuple[str, Any, Any]] = []
     for key, value in settings.items():
         section, last = _section(wanted["pipelines"], (pipeline, *key.split(".")), file)
         if last not in section or section[last] != value:
-            changed.append(f"pipelines.{pipeline}.{key}: {section.get(last, 'not there')} is now {value}")
+            changes.append((key, section.get(last, "not there"), value))
             section[last] = value
-            text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
     check_values(wanted, file)
     read = parse(Pipelines, wanted, file=file)
     wrong = next(mistakes(read), None)
     if wrong is not None:
         raise BadInput(f"{file}: {wrong}")
+    text = read_text(file)
+    for key, _before, value in changes:
+        text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
     try:
-        written = YAML(typ="safe").load(text)
-    except (YAMLError, ValueError):
+        written = parse_yaml(text, file)
+    except BadInput:
         written = None
     if written != wanted:
         raise BadInput(f"{file}: pipelines.{pipeline}: what is to be changed is shared with another pipeline by an anchor; do it by hand")
-    if changed:
+    if changes:
         write_text(file, text)
-    return changed
+    return [f"pipelines.{pipeline}.{key}: {before} is now {value}" for key, before, value in changes]
 
 
 def _section(content: Any, keys: Sequence[str], file: Path) -> tuple[dict[str, Any], str]:
@@ -104,9 +106,6 @@ def read_settings(lines: Sequence[str]) -> dict[str, Any]:
     for line in lines:
         key, equals, value = line.partition("=")
         if not equals or not key:
-            raise BadInput(f"{line!r}: a setting is KEY=VALUE, such as evaluation.resolution=128")
-        try:
-            settings[key] = YAML(typ="safe").load(value)
-        except (YAMLError, ValueError) as error:
-            raise BadInput(f"{line!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error
+            raise BadInput(f"{in_short(repr(line))}: a setting is KEY=VALUE, such as evaluation.resolution=128")
+        settings[key] = parse_yaml(value, in_short(repr(line)))
     return settings

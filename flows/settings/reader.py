@@ -60,17 +60,22 @@ def read_again(file: Path = FILE) -> Any:
 
 def load_yaml(file: Path) -> Any:
     """Reads YAML by the library that DVC reads it with. Raises BadInput with the line if it is not there or not YAML."""
-    text = read_text(file)
+    return parse_yaml(read_text(file), file)
+
+
+def parse_yaml(text: str, file: Path | str) -> Any:
+    """Reads YAML. file: where it is, or words for where it came from. Raises BadInput with the line."""
     if not _is_shallow(text):  # the library would take the process down with it
         raise BadInput(f"{file}: more than {DEEPEST:,} levels of lists and sections")
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
+        place = f" in line {min(mark.line, text.count(chr(10))) + 1}" if mark else ""  # the end is a line more for the library
         what = getattr(error, "problem", None) or " ".join(str(error).split())
         if MERGE in text:
-            what = f"{what}; it has Git's marks of a merge, so choose one side (`git checkout --ours {file}`, or --theirs)"
+            how = f"(`git checkout --ours {file}`, or --theirs)" if isinstance(file, Path) else "and commit that"
+            what = f"{what}; it has Git's marks of a merge, so choose one side {how}"
         raise BadInput(f"{file}: not YAML{place}: {what}") from error
     except Exception as error:  # the library's own, of a number of thousands of digits or a date that is none
         raise BadInput(f"{file}: not YAML ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
@@ -95,9 +100,9 @@ def check_values(content: Any, file: Path = FILE) -> None:
 
 
 def _leaves(value: Any, at: Keys, above: set[int]) -> Iterator[tuple[Keys, Any]]:
-    """Yields keys and values of a tree; an alias that leads into itself is a leaf."""
+    """Yields keys and values of a tree; an alias that leads into itself is a leaf, and so is what is DEEPEST levels down."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if inner is None or id(value) in above:
+    if inner is None or id(value) in above or len(at) >= DEEPEST:
         yield at, value
         return
     for key, one in inner:
@@ -109,7 +114,7 @@ def _leaves(value: Any, at: Keys, above: set[int]) -> Iterator[tuple[Keys, Any]]
 def _unusable(value: Any) -> str:
     """Says what no setting may be, whichever it is; "" if nothing."""
     if isinstance(value, (dict, list)):
-        return "an alias that leads into itself"
+        return f"an alias that leads into itself, or more than {DEEPEST} levels of lists and sections"
     if isinstance(value, float) and not math.isfinite(value):
         return f"expected a number, not {value}"
     if isinstance(value, int) and abs(value) > MOST:

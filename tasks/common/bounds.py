@@ -6,6 +6,7 @@ validate pipelines.yaml against them with pydantic, which reads `STRICT` and `Be
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,14 @@ class Some(Bound):
         elif not len(value) or len(set(value)) < len(value):
             raise ValueError(f"{self}, not {list(value)}")
         return value
+
+
+@dataclass(frozen=True)
+class Place(Some):
+    """A bound on a text that may name a file or a folder, of which `~` is the user's own: `Annotated[str, Place()]`."""
+
+    def check(self, value: Any) -> Any:
+        return os.path.expanduser(super().check(value))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ def read_text(file: Path) -> str:
         if error.strerror is None:
             raise  # a store's own
         raise BadInput(f"{file}: cannot be read ({error.strerror})") from error
+    return decode(data, file)
+
+
+def decode(data: bytes, file: Path | str) -> str:
+    """Reads UTF-8, with or without a byte order mark. file: where it is, or words for where it came from. Raises BadInput if it is none."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
-from tasks.common.bounds import STRICT, Some
+from tasks.common.bounds import STRICT, Place
 from tasks.detectors.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class InCTRLSettings:
 
     __pydantic_config__ = STRICT
 
-    model: Annotated[str, Some()] | None = None
+    model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, such as `changepair import inctrl` writes, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32", (7, 9, 11))
     """What turns pictures, and for the prior texts, into features."""

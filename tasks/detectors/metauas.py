@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Some
+from tasks.common.bounds import STRICT, Between, Place
 from tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class MetaUASSettings:
 
     __pydantic_config__ = STRICT
 
-    model: Annotated[str, Some()] | None = None
+    model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, such as `changepair import metauas` writes, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features; five maps of it are needed."""

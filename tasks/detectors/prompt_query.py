@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.common.bounds import STRICT, Between, Some
+from tasks.common.bounds import STRICT, Between, Place
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PromptQuerySettings:
     __pydantic_config__ = STRICT
 
-    model: Annotated[str, Some()] | None = None
+    model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.common.bounds import STRICT, Between, Some
+from tasks.common.bounds import STRICT, Between, Place
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class LearntResidualSettings(ResidualSettings):
 
     __pydantic_config__ = STRICT
 
-    model: Annotated[str, Some()] | None = None
+    model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, or `packaged`; null to train one."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
     """The share of patches, those of the highest residual, whose mean is the image score, which is what is learnt; 0 for the maximum."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Some
+from tasks.common.bounds import STRICT, Between, Place
 
 OWN, PACKAGED, NONE = "own", "packaged", "none"
 
@@ -16,7 +16,7 @@ class InpainterSettings:
 
     __pydantic_config__ = STRICT
 
-    model: Annotated[str, Some()] = OWN
+    model: Annotated[str, Place()] = OWN
     """`own`, trained on the pipeline's sources; `packaged`, one like it that comes with this package; `none`, where no kind of change
     repaints; or a diffusers inpainting pipeline by hub id or folder."""
     revision: str | None = None
@@ -37,6 +37,8 @@ class InpainterSettings:
     """Smallest and largest side of the squares it learns from, as a share of a photograph's shorter side."""
 
     def __post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError("channels: at least one")
         if self.resolution % 2 ** (len(self.channels) + 1):
             raise ValueError(f"resolution: a multiple of {2 ** (len(self.channels) + 1)}, not {self.resolution}")
         if any(channels % 8 for channels in self.channels) or self.channels[-1] % 32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.common.bounds import MOST, STRICT, Between, Some
+from tasks.common.bounds import MOST, STRICT, Between, Place, Some
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 Draw = Literal["balanced", "pooled", "stratified", "central"]
@@ -31,7 +31,7 @@ class SamplingSettings:
     """Where prompts come from. balanced: k of each category. pooled: k times the number of categories, from all of them together, so
     that a category may get none. stratified: as many, shared out by the categories' sizes. central: k of each category, those
     that stand for most of its pictures, by the packaged encoder's features."""
-    prompts: Annotated[str, Some()] | None = None
+    prompts: Annotated[str, Place()] | None = None
     """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, the MetaUAS authors' one-prompt or
     top-k lists, or the InCTRL authors' <category>.pt, one or a folder of them."""
 

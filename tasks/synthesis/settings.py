@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Some
+from tasks.common.bounds import STRICT, Between, Place
 from tasks.inpainting.settings import RepaintingSettings
 
 Kind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
@@ -47,7 +47,7 @@ class ObjectSettings:
     proposals: Literal["segmentation", "sam", "none"] = "segmentation"
     """What finds objects where datasets.objects has none for a photograph: an unsupervised segmentation (Felzenszwalb and
     Huttenlocher, IJCV 2004), Segment Anything, or nothing."""
-    sam: Annotated[str, Some()] = "facebook/sam-vit-base"
+    sam: Annotated[str, Place()] = "facebook/sam-vit-base"
     """Hub id or folder of the Segment Anything model."""
     area: Annotated[tuple[float, float], Between(0, 1)] = (0.01, 0.3)
     """Smallest and largest share of the square that an object may cover."""

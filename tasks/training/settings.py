@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Some
+from tasks.common.bounds import STRICT, Between, Place, Some
 from tasks.detectors.settings import Resolution
 
 
@@ -37,7 +37,7 @@ class TrainingSettings:
     """The model after the last epoch, or after the one with the lowest loss on held-out examples."""
     patience: Annotated[int, Between(1, None)] | None = None
     """Epochs without a lower loss on held-out examples, after which training ends early; null to go to the end."""
-    init: Annotated[str, Some()] | None = None
+    init: Annotated[str, Place()] | None = None
     """What to start from: a model folder, such as data/models/<pipeline>/in-use/<detector>, or `packaged`; null to start at random."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""
@@ -64,7 +64,7 @@ class PairTrainingSettings(TrainingSettings):
     """Pixels a side that pairs are learnt from at; null for the detector's own."""
     data: Literal["shards", "online"] = "shards"
     """The same pairs every epoch; or online: every epoch has pairs of its own, made as it goes, but for what an inpainting model paints."""
-    pairs: Annotated[str, Some()] | None = None
+    pairs: Annotated[str, Place()] | None = None
     """Pairs to learn from instead of the pipeline's own: a folder that another synthesis made, or its URL; null for its own."""
 
 
@@ -90,7 +90,7 @@ class InCTRLTrainingSettings(TrainingSettings):
     """Share of the labelled pictures that is never trained on and measured after every epoch; pairs have their own, synthesis.held_out."""
     shots: Annotated[int, Between(1, 64)] = 2
     """Normal prompts of each auxiliary picture, drawn anew every epoch."""
-    views: Annotated[tuple[int, ...], Between(1, 64)] = (1,)
+    views: Annotated[tuple[int, ...], Between(1, 64), Some()] = (1,)
     """How many views of its prompt a pair's query is held against, drawn for each pair among these: the prompt as it came, and others in
     another geometry and light. A detector that is used with several prompts learns what their residuals are like."""
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, write_pipelines
+import yaml
+from conftest import ROOT, SMALL, commit, write_pipelines
 from dvc.repo import Repo
 from hostile import attack, changed, damaged
+from team import git
 
 from flows.cli import history
 from flows.code import code_now
@@ -25,11 +29,12 @@ from flows.promotion.store import MeasuredAs, read_measured_as
 from flows.running.cache import verify
 from flows.running.locks import FOLDER, holder
 from flows.running.places import CODE, DATA, IN_USE
-from flows.running.provenance import LOCK, artifacts
+from flows.running.provenance import LOCK, artifacts, locked
 from flows.runs.journal import Journal, read_runs
 from flows.runs.states import RunState, StageState
 from flows.runs.status import print_status
 from flows.runs.times import Time, write_time
+from flows.schedule.workspace import Workspace, prepare
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 
@@ -95,7 +100,7 @@ def merged(data: bytes, draw: random.Random) -> bytes:
 
 
 def spoilt(data: bytes, draw: random.Random) -> bytes:
-    """Gives a text of JSON, or a line each, with bytes or values that it should not have."""
+    """Gives a text of JSON, whole or a line each, or of YAML, with bytes or values that it should not have."""
     match draw.choice(("bytes", "merge", "values", "values", "values", "deep", "swapped")):
         case "bytes":
             return damaged(data, draw)
@@ -110,7 +115,10 @@ def spoilt(data: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(len(lines))
         lines[at] = json.dumps(changed(json.loads(lines[at]), draw)).encode()
     except ValueError:  # not JSON
-        return damaged(data, draw)
+        tree = None
+        with suppress(yaml.YAMLError):  # a page
+            tree = yaml.safe_load(data)
+        return json.dumps(changed(tree, draw)).encode() if isinstance(tree, dict) else damaged(data, draw)
     return b"\n".join(lines)
 
 
@@ -157,6 +165,41 @@ def test_what_runs_write_down(file: Path, capsys: pytest.CaptureFixture[str]) ->
             raise refused[0]
 
     attack(f"records, {file.name}", lambda draw: spoilt(whole[file], draw), attempt)
+
+
+@pytest.mark.parametrize("where", ["at the revision", "in the last results", "left by a run that died"])
+def test_a_scheduled_run_begins_from_a_lock_that_dvc_can_use(where: str, tmp_path: Path) -> None:
+    """A clone is prepared from the revision, the results before it, and what a run that died had made: the first two are people's
+    and may be of a merge, the last is used where it is whole."""
+    place = Workspace(tmp_path / "workspaces", "small", str(tmp_path / "origin"), "branch", None, 60)
+    subprocess.run(["git", "init", "--quiet", "--initial-branch", "main", "origin"], check=True, cwd=tmp_path)
+    origin = tmp_path / "origin"
+    write_text(origin / ".dvc/config", "")
+    write_text(origin / LOCK, LOCKED)
+    commit(origin, "a project")
+    git(origin, "branch", place.branch)
+    branch = {"at the revision": "main", "in the last results": place.branch}.get(where)
+
+    def attempt(data: bytes) -> None:
+        if branch is None:
+            prepare(place, "main", print)  # and dies
+            (place.folder / LOCK).write_bytes(data)
+        else:
+            git(origin, "checkout", "--quiet", branch)
+            (origin / LOCK).write_bytes(data)
+            git(origin, "-c", "core.autocrlf=false", "add", "--", str(LOCK))
+            commit(origin, "another")
+        try:
+            prepare(place, "main", print)
+        except BadInput as error:
+            assert branch is not None and f"dvc.lock of {git(origin, 'rev-parse', branch)[:8]}: " in str(error)
+            raise
+        try:
+            locked(place.folder)
+        except BadInput as error:
+            raise AssertionError(f"a run was to begin from what DVC cannot use: {error}") from error
+
+    attack(f"records, dvc.lock {where}", lambda draw: spoilt(LOCKED.encode(), draw), attempt)
 
 
 def test_as_they_are_all_are_read() -> None:

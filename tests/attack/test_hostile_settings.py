@@ -12,16 +12,20 @@ import yaml
 from conftest import ROOT, SMALL
 from dvc.dependency.param import read_param_file
 from dvc.fs import LocalFileSystem
-from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
-from dvc.utils.serialize import load_yaml, parse_yaml
+from dvc.repo import Repo
+from dvc.utils.serialize import load_yaml
 from dvc.utils.serialize._common import ParseError
 from hostile import LONGEST, ODD, TRIES, attack, changed, damaged
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from flows.plan import dvc_yaml, planned
-from flows.settings.pipelines import read_pipelines
+from flows.settings.overriding import override, read_settings
+from flows.settings.pipelines import Pipelines, read_pipelines
+from flows.settings.reader import parse
 from tasks.common.errors import BadInput
+from tasks.detectors.registry import DETECTORS
 
 pytestmark = pytest.mark.attack
 LEVELS = (b"%c: &%c [%s]\n" % (98 + level, 98 + level, b",".join([b"*%c" % (97 + level)] * 9)) for level in range(9))
@@ -30,10 +34,27 @@ BILLION = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(LEVELS)
 OWN = (ROOT / "pipelines.yaml").read_bytes()
 
 
+def _with_every_key() -> dict[str, Any]:
+    """Gives a file with every detector, in which each setting that has a default is written too."""
+    content: Any = copy.deepcopy(SMALL)
+    small = content["pipelines"]["small"]
+    small["detectors"] = {**{name: {} for name in DETECTORS}, **small["detectors"]}
+    small["training"] |= {
+        name: {"batch_size": 4, "epochs": 1} for name, kind in DETECTORS.items() if kind.training and name not in small["training"]
+    }
+    small |= {"schedule": "0 3 * * 1", "watch": {"folder": "new", "prompts": "good", "normals": "good", "schedule": "0 * * * *"}}
+    given: dict[str, Any] = TypeAdapter(Pipelines).dump_python(parse(Pipelines, content), mode="json")
+    return given
+
+
+EVERY = _with_every_key()
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "parts").mkdir()
+    Repo.init(no_scm=True).close()
 
 
 def read(content: bytes) -> None:
@@ -53,7 +74,9 @@ def read(content: bytes) -> None:
         raise
     assert not isinstance(theirs, Exception), f"DVC does not read it: {theirs}"
     text = dvc_yaml(stages)
-    COMPILED_MULTI_STAGE_SCHEMA(parse_yaml(text, "dvc.yaml"))
+    Path("dvc.yaml").write_text(text)
+    with Repo() as repo:
+        repo.index.check_graph()  # no two write the same, and none waits for itself
     assert len({stage.name for stage in stages}) == len(stages)
     outs = [out for stage in stages for out in (*stage.outs, *stage.in_git, *stage.metrics)]
     assert len(set(outs)) == len(outs) and all(len(part.encode()) < 250 for out in outs for part in out.split("/"))
@@ -78,7 +101,7 @@ def test_another_encoding_or_none() -> None:
 @pytest.mark.parametrize("times", [1, 3])
 def test_values_of_it(times: int) -> None:
     def draw(random_: random.Random) -> bytes:
-        content = copy.deepcopy(random_.choice((SMALL, yaml.safe_load(OWN))))
+        content = copy.deepcopy(random_.choice((SMALL, EVERY, yaml.safe_load(OWN))))
         for _ in range(times):
             content = changed(content, random_)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=random_.random() < 0.5).encode()
@@ -88,10 +111,10 @@ def test_values_of_it(times: int) -> None:
 
 def test_a_value_at_every_key() -> None:
     """One key after another, each with values that it is not for."""
-    paths = [(), *_paths(SMALL)]
+    paths = [(), *_paths(EVERY)]
 
     def draw(random_: random.Random) -> bytes:
-        content: Any = copy.deepcopy(SMALL)
+        content: Any = copy.deepcopy(EVERY)
         path = random_.choice(paths)
         inner = content
         for key in path[:-1]:
@@ -101,6 +124,87 @@ def test_a_value_at_every_key() -> None:
         return yaml.safe_dump(content, sort_keys=False).encode()
 
     attack("settings, a value at each key", draw, read)
+
+
+PLACES = (
+    ".", "..", "/", "~", "~/x", "~nobody-of-that-name/x", "data", "data/", "./data/../data", "data/pairs", "data/pairs/small",
+    "data/models/small", "data/models/small/candidate", "data/models/small/candidate/metauas", "data/models/small/in-use",
+    "data/models/small/candidate/metauas/model.safetensors", "data/code", "data/code/sample_small.json", "data/inpainters/small",
+    "data/episodes/small.parquet", "data/evaluation/small/report.html", "pipelines.yaml", "dvc.yaml", "dvc.lock", "x.dvc", "flows",
+    ".dvc", ".git", "parts", "parts/x.csv", "s3://b/x",
+)  # fmt: skip
+"""Files and folders that a setting might name, most of them the project's own."""
+
+
+def test_a_place_at_every_key() -> None:
+    """What is named there is read by a stage, and may be what that stage waits for."""
+    paths = [path for path, value in _values(EVERY) if value is None or isinstance(value, str)]
+    Path("~").mkdir()  # which no stage is to read where the user's own folder is meant
+
+    def draw(random_: random.Random) -> bytes:
+        content: Any = copy.deepcopy(EVERY)
+        *above, key = random_.choice(paths)
+        inner = content
+        for one in above:
+            inner = inner[one]
+        inner[key] = random_.choice(PLACES)
+        return yaml.safe_dump(content, sort_keys=False).encode()
+
+    def attempt(content: bytes) -> None:
+        read(content)
+        assert not any(dep.startswith("~/") for stage in planned() for dep in stage.deps)
+
+    attack("settings, a place at each key", draw, attempt)
+
+
+WORDS = (
+    "", "[", "[[", "'", '"', "a: b: c", "&a [*a]", "*a", "!!python/object/apply:os.system [ls]", "!!binary x", "!!set {a}", "!!omap [a]",
+    "!x y", "9" * 5000, "2020-13-45", "2020-01-01 99:99:99", "%YAML 1.2", "--- a\n--- b", "\t", "# c", "|", "@", "{a: 1, a: 2}", "<<: [1]",
+    "{<<: x}", "\0", "\ud800", "\x85", "[" * 101, "[" * 100_000, "{a: " * 200, "64", "64 # c", "[1, 2]", "{}", "metauas",
+)  # fmt: skip
+"""Values as they are given to a command."""
+
+
+def test_what_is_set_by_a_command_or_for_a_run() -> None:
+    """A key and a value reach pipelines.yaml from `changepair set`, and from a run's parameters, which anybody gives who may start one."""
+    values = {".".join(map(str, path)): value for path, value in _values(EVERY["pipelines"]["small"])}
+
+    def draw(random_: random.Random) -> tuple[str, str | dict[str, Any]]:
+        pipeline = "small" if random_.random() < 0.95 else random_.choice(("", "x", "\n", "\0"))
+        key = own = random_.choice([*values])
+        if random_.random() < 0.2:
+            odd = ("", ".", "a.", "..", f"{key}.", f".{key}", f"{key}.x", f"{key}\n", "\0", "a: b", "'", "{", f"{key}: 1", ".a" * 3000)
+            key = random_.choice(odd)
+        match random_.choice(("words", "words", "value", "of its kind", "deep", "no pair")):
+            case "words":
+                return pipeline, f"{key}={random_.choice(WORDS)}"
+            case "no pair":
+                return pipeline, random_.choice(("", "=", "x", "=x", key, f"{key}=", "\n=1"))
+            case "deep":
+                value: Any = 1
+                for _ in range(random_.choice((99, 101, 500, 20_000))):
+                    value = random_.choice(([value], {"a": value}))
+                return pipeline, {key: value}
+            case "of its kind":
+                like = [value for value in values.values() if type(value) is type(values[own])]
+                return pipeline, {key: random_.choice(like)}
+            case _:
+                return pipeline, {key: random_.choice(ODD)}
+
+    def attempt(given: tuple[str, str | dict[str, Any]]) -> None:
+        file = Path("pipelines.yaml")
+        before = yaml.safe_dump(EVERY, sort_keys=False)
+        file.write_text(before)
+        pipeline, what = given
+        try:
+            told = override(pipeline, read_settings([what]) if isinstance(what, str) else what)
+        except BadInput:
+            assert file.read_text() == before
+            raise
+        assert not any("\n" in line for line in told)
+        read(file.read_bytes())
+
+    attack("settings, set", draw, attempt)
 
 
 VALUES = st.recursive(
@@ -116,7 +220,7 @@ VALUES = st.recursive(
 @given(data=st.data())
 def test_we_accept_what_dvc_accepts_and_the_reverse(data: st.DataObject) -> None:
     """Up to three keys of one file have another value, another name, or are gone."""
-    content: Any = copy.deepcopy(data.draw(st.sampled_from((SMALL, yaml.safe_load(OWN)))))
+    content: Any = copy.deepcopy(data.draw(st.sampled_from((SMALL, EVERY, yaml.safe_load(OWN)))))
     for _ in range(data.draw(st.integers(1, 3))):
         paths = _paths(content)
         if not paths:
@@ -174,6 +278,11 @@ def test_what_is_no_settings_file(content: bytes) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
 
 
-def _paths(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def _values(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
+    """Lists keys and values of a tree, at every level."""
     inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [path for key, value in inner for path in ((*at, key), *_paths(value, (*at, key)))]
+    return [entry for key, value in inner for entry in (((*at, key), value), *_values(value, (*at, key)))]
+
+
+def _paths(tree: Any) -> list[tuple[Any, ...]]:
+    return [path for path, _value in _values(tree)]
