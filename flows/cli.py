@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import completion, doctor, init, plots
+from flows.arguments import check_options
 from flows.monitoring import review
 from flows.prediction import demo, export, predict
 from flows.prediction import serve as serve_api
 from flows.running.console import Volume, set_volume
 from flows.settings.needs import costs, needs
-from flows.settings.pipelines import enabled_pipeline, pipeline_named, read_pipelines
+from flows.settings.pipelines import enabled_pipeline, read_pipelines
+from tasks.common.bounds import MOST, Between
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import LayoutName
 
@@ -46,7 +49,11 @@ EXAMPLES = {
 
 
 def main() -> None:
-    arguments = parser().parse_args()
+    line = parser()
+    for word in sys.argv[1:]:
+        if word.startswith("--") and word.endswith("=--"):  # which argparse takes for a list
+            line.error(f"{word}: no value")
+    arguments = line.parse_args()
 
     from flows.running.ending import exit_on_bad_input
 
@@ -95,11 +102,11 @@ def parser() -> argparse.ArgumentParser:
     watching = commands.add_parser("ui", help="start a Prefect server to watch runs in, and print its address")
     watching.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
     watching.add_argument("--port", type=int, default=4200, help="%(default)s")
-    watching.set_defaults(run=lambda arguments: ui(arguments.host, arguments.port))
+    watching.set_defaults(run=ui)
     telling = commands.add_parser("status", help="print the last runs, their stages and figures, and the model in use; needs no server")
     telling.add_argument("pipeline", nargs="?")
     telling.add_argument("--last", type=int, default=3, metavar="RUNS", help="how many runs of each pipeline (%(default)s)")
-    telling.set_defaults(run=lambda arguments: status(arguments.pipeline, arguments.last))
+    telling.set_defaults(run=status)
     verifying = commands.add_parser("verify", help="read DVC's cache through, and take out what is damaged")
     verifying.set_defaults(run=lambda _arguments: verify())
     for name, what in (
@@ -203,7 +210,9 @@ def dry_run(arguments: argparse.Namespace) -> None:
 
 
 def score(pipeline: str) -> None:
-    pipeline_named(pipeline)  # a mistake is told before a server is started
+    from flows.monitoring.line import line_of
+
+    line_of(pipeline)  # a mistake is told before a server is started
 
     from flows.running.ending import end_at_ctrl_c_when_saved
     from tasks.common.stopping import on_sigterm
@@ -234,16 +243,17 @@ def serve() -> None:
     work(lambda line: Console().print(line, soft_wrap=True, markup=False, highlight=False))
 
 
-def ui(host: str, port: int) -> None:
+def ui(arguments: argparse.Namespace) -> None:
     from flows.running.server import start
 
-    start(host, port)
+    start(arguments.host, arguments.port)
 
 
-def status(pipeline: str | None, last: int) -> None:
+def status(arguments: argparse.Namespace) -> None:
     from flows.runs.status import print_status
 
-    print_status(pipeline, last)
+    check_options(arguments, {"last": Between(0, MOST)})
+    print_status(arguments.pipeline, arguments.last)
 
 
 def verify() -> None:

@@ -72,7 +72,7 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
         (["--kit", "part", "ok.png"], "part: no kit"),
         (["--kit", "part", "--prompt", "ok.png", "ok.png"], "--prompt: a kit has its own"),
         (["--prompt", "ok.png", "ok.png", "--maps", "png"], "--maps: say with --out"),
-        (["--prompt", "ok.png", "ok.png", "--batch-size", "0"], "--batch-size: at least 1"),
+        (["--prompt", "ok.png", "ok.png", "--batch-size", "0"], "--batch-size: between 1 and 2147483647, not 0"),
         (["--prompt", "ok.png", "--calibrate", "ok.png"], "--calibrate: the threshold would be lost"),
         (["--prompt", "ok.png", "--tiles", "0x3", "ok.png"], "rows x columns"),
         (["--prompt", "ok.png", "ok.png", "--model", "nowhere"], "neither a folder nor a detector"),

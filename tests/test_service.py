@@ -298,7 +298,9 @@ def test_a_port_that_is_taken_and_a_folder_without_kits_are_told_at_once(kit: Pa
             (["--port", url.rsplit(":", 1)[1]], "cannot listen there"),
             (["--kits", str(tmp_path)], "no folder with kits"),
             (["--kit", str(tmp_path)], "no kit"),
-            (["--most-waiting", "0"], "--most-waiting: more than 0"),
+            (["--most-waiting", "0"], "--most-waiting: between 1 and 2147483647, not 0"),
+            (["--timeout", "nan"], "--timeout: between 0.001 and"),
+            (["--host", "a" * 300], "cannot listen there"),
         ):
             result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
             assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1

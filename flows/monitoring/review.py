@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.arguments import listening
 from flows.prediction.options import tell
 from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
-from flows.prediction.serve import listening
 from tasks.common.errors import BadInput
 from tasks.ingestion.listing import GOOD
 

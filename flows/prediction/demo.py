@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.arguments import listening
 from flows.prediction import options
 from flows.prediction.options import load
 from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
-from flows.prediction.serve import listening
 from tasks.common.errors import BadInput
 from tasks.prediction.files import ENDINGS, names_of
 

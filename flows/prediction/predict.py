@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.arguments import COUNT, check_options
 from flows.prediction import options
 from flows.prediction.options import SEVERAL, load, tell
 from tasks.common.errors import BadInput
@@ -105,8 +106,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise BadInput("--calibrate: the threshold would be lost; keep it with --write-kit, or name pictures to hold against it")
     if (arguments.maps or arguments.overlays) and arguments.out is None:
         raise BadInput(f"{'--maps' if arguments.maps else '--overlays'}: say with --out which folder they are written to")
-    if arguments.batch_size < 1:
-        raise BadInput(f"--batch-size: at least 1, not {arguments.batch_size}")
+    check_options(arguments, {"batch_size": COUNT})
 
 
 def _lines(

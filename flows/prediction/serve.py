@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 from contextlib import suppress
 from pathlib import Path
 
+from flows.arguments import COUNT, check_options, listening
 from flows.prediction import options
 from flows.prediction.options import load, tell
+from tasks.common.bounds import MOST, Between
 from tasks.common.errors import BadInput
 from tasks.prediction.files import is_kit
 
 TOKEN = "CHANGEPAIR_API_TOKEN"
+SECONDS = Between(0.001, MOST)
 EXAMPLES = f"""examples:
   changepair api --kit line-3
   changepair api --kits kits/ --port 8080            # every kit in the folder, by its name
@@ -52,9 +54,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Runs the service until SIGTERM or Ctrl-C. Raises BadInput for what cannot be loaded, and a port that is taken."""
-    for option in ("batch_size", "most_waiting", "most_pictures", "most_megabytes", "timeout"):
-        if getattr(arguments, option) <= 0:
-            raise BadInput(f"--{option.replace('_', '-')}: more than 0, not {getattr(arguments, option)}")
+    counts = ("batch_size", "most_waiting", "most_pictures", "most_megabytes")
+    check_options(arguments, {**dict.fromkeys(counts, COUNT), "timeout": SECONDS})
     folders = _kits(arguments.kits)
     with listening(arguments.host, arguments.port) as own:
         predictor = load(arguments)
@@ -76,16 +77,6 @@ def serve(arguments: argparse.Namespace) -> None:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=round(arguments.timeout) + 5))
         with suppress(KeyboardInterrupt):
             server.run(sockets=[own])
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Opens the port before anything is loaded. Raises BadInput if it is taken, or the address is not this machine's."""
-    try:
-        own = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise BadInput(f"{host}:{port}: cannot listen there ({error}); choose another with --port") from error
-    own.set_inheritable(True)
-    return own
 
 
 def _kits(folder: Path | None) -> list[Path]:

@@ -19,10 +19,12 @@ from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.files import NO_ROOM
 from tasks.common.places import is_of_store
+from tasks.common.reasons import in_short
 from tasks.common.stopping import CTRL_C, Stopped
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
 
 
@@ -97,6 +99,8 @@ def _line_of(error: BaseException | None) -> str | None:
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}; give this user the right to, or name another place"
+        if isinstance(cause, OSError) and cause.errno in NO_NAMES and cause.filename is not None:
+            return f"{in_short(str(cause.filename))}: {cause.strerror}; name another place"
         if type(cause).__module__.partition(".")[0] == "dvc":
             return f"DVC: {' '.join(str(cause).split())}"
         if is_of_store(cause):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
-import socket
 import sqlite3
 import sys
 from contextlib import closing
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.arguments import listening
 from tasks.common.errors import BadInput
 
 SETTINGS = {
@@ -29,7 +29,7 @@ def start(host: str, port: int) -> None:
     cannot be used."""
     if not _is_loopback(host) and not os.environ.get(AUTHENTICATION):
         raise BadInput(f"--host {host}: others could do with the server what they like; set {AUTHENTICATION}=<name>:<password> first")
-    _refuse_taken(host, port)
+    listening(host, port).close()
     _refuse_unusable_database()
     shown = f"[{host}]" if ":" in host else host
     console = Console()
@@ -72,14 +72,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _refuse_taken(host: str, port: int) -> None:
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            return
-    except OSError as error:
-        raise BadInput(f"--port {port}: {host} cannot be listened on there ({error.strerror}); is a server running already?") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""What is typed after a command: whatever a word or an option's value is, it answers, or says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, write_pipelines
+from dvc.repo import Repo
+from hostile import attack
+from PIL import Image
+
+from flows.cli import main, parser
+from tasks.common.errors import BadInput
+
+pytestmark = pytest.mark.attack
+COMMANDS = {
+    "predict": ["one/a.png", "--prompt", "one/b.png", "--model", "patch-residual"],
+    "demo": ["--port=-1"],
+    "export": ["--prompt", "one/b.png", "--model", "patch-residual", "--format", "program", "--out", "exported"],
+    "api": ["--port=-1"],
+    "retrain": ["small", "--dry-run"],
+    "set": ["small", "evaluation.resolution=64"],
+    "score": ["small"],
+    "review": ["small", "--port=-1"],
+    "ui": ["--port=-1"],
+    "status": [],
+    "promote": ["small"],
+    "rollback": ["small"],
+    "history": ["small"],
+    "completion": ["bash"],
+    "init": ["one"],
+    "inspect": ["parts"],
+    "unpack": ["one/a.png", "unpacked"],
+    "import": ["metauas", "one/a.png", "--out", "imported"],
+}
+"""Those that take any, each as it ends soon: at port -1 nothing is served."""
+WORDS = (
+    "", " ", ".", "x", "/dev/null", "/dev/full", "a" * 300, "-1", "0", "1", "65536", "9" * 20, "nan", "inf", "-inf", "1e400", "1e-300",
+    "0.5", "1_0", "\u0663", "~nobody-of-that-name/x", "caf\udce9", "s3://", "s3://no-such-bucket-of-anybody", "http://127.0.0.1:9/x",
+    "a\nb", "{}", "%s", "data", "small", "one", "one/a.png", "one/a.png/x", "parts", "pipelines.yaml", "--", "-", "\x1b[31m", "../x",
+    "packaged", "2x2", "0x0", "1x99999999", "x:y", "\u202e", "::1", "999.1.1.1", "[", "*", "one/*",
+)  # fmt: skip
+LATEST = 60  # seconds
+LINES = {0, 1, 2, 3}
+"""Exit codes that say something: done, a picture flagged, refused, pictures left out."""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    Repo.init(no_scm=True).close()
+    for part in ("flows", "tasks", "requirements.lock"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    draw = np.random.default_rng(0)
+    for file in ("parts/train/good/a.png", "parts/test/good/b.png", "parts/test/bad/c.png", "one/a.png", "one/b.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / file)
+    write_pipelines(tmp_path, SMALL)
+
+
+def told(command: list[str]) -> tuple[int, str]:
+    """Runs a command in a process of its own, which begins with everything imported; gives its exit code and what it told."""
+    file = Path("told.txt")
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            import signal
+
+            signal.alarm(LATEST)
+            out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(out, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            sys.argv = ["changepair", *command]
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 71
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    _child, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), file.read_text(errors="replace")
+
+
+def test_every_word_and_option_of_every_command() -> None:
+    [commands] = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    settings = Path("pipelines.yaml").read_text()
+
+    def draw(random_: random.Random) -> list[str]:
+        name = random_.choice([*COMMANDS])
+        words, options = list(COMMANDS[name]), commands.choices[name]._actions
+        action = random_.choice([one for one in options if one.nargs != 0 and not isinstance(one, argparse._HelpAction)])
+        value = random_.choice(WORDS)
+        if action.option_strings:
+            return [name, *words, f"{action.option_strings[-1]}={value}"]
+        place = [one.dest for one in options if not one.option_strings].index(action.dest)
+        return [name, *words[:place], value, *words[place + 1 :]]
+
+    def attempt(command: list[str]) -> None:
+        Path("pipelines.yaml").write_text(settings)
+        code, said = told(command)
+        assert code in LINES and "Traceback" not in said, f"{command}: {code}: {said[-1500:]}"
+        if code == 2:
+            lines = said.strip().splitlines()
+            usage = lines[0].startswith("usage: ")  # as argparse says it
+            assert lines and (usage or len(lines) <= 2), f"{command}: {said[-1500:]}"
+            raise BadInput(lines[-1])
+
+    attack("commands, a word or an option", draw, attempt)
