@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,12 +23,16 @@ import torch
 import yaml
 from PIL import Image
 from prefect.events.worker import EventsWorker
+from pydantic import TypeAdapter
 from servers import ask, prefect_server
 
 from flows.plan import write_plan
+from flows.settings.pipelines import Pipelines
+from flows.settings.reader import parse
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 from tasks.common.rows import table_of, write_rows
+from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.check import check, row
 from tasks.ingestion.ingest import Places
 from tasks.ingestion.listing import DatasetFolder, Listed
@@ -257,6 +262,20 @@ def commit(folder: Path, message: str = "a run") -> str:
     for arguments in (("add", "--all"), (*author, "commit", "--quiet", "--allow-empty", "--message", message)):
         subprocess.run(["git", *arguments], cwd=folder, check=True)
     return subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def with_every_key() -> dict[str, Any]:
+    """SMALL with every detector, in which each setting that has a default is written too."""
+    content: Any = copy.deepcopy(SMALL)
+    small = content["pipelines"]["small"]
+    prior = {"library": "open_clip", "name": "ViT-B-16-plus-240", "weights": "laion400m_e32"}
+    small["detectors"] = {**{name: {} for name in DETECTORS}, **small["detectors"], "metauas+": {"prior": prior}}
+    small["training"] |= {
+        name: {"batch_size": 4, "epochs": 1} for name, kind in DETECTORS.items() if kind.training and name not in small["training"]
+    }
+    small |= {"schedule": "0 3 * * 1", "watch": {"folder": "new", "prompts": "good", "normals": "good", "schedule": "0 * * * *"}}
+    given: dict[str, Any] = TypeAdapter(Pipelines).dump_python(parse(Pipelines, content), mode="json")
+    return given
 
 
 def write_pipelines(folder: Path, content: object) -> Path:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, TINY, make_project, run, write_pipelines
+from conftest import SMALL, TINY, make_project, run, with_every_key, write_pipelines
+from pydantic import BaseModel
 
 from flows.plan import planned
+from flows.settings.pipelines import Pipelines
+from flows.settings.reader import parse
+from tasks.common.bounds import Place
 
 CLIP = {"library": "open_clip", "name": "local-dir:elsewhere/one", "weights": "hub"}
 NAMED: dict[str, tuple[str, Any, set[str]]] = {
@@ -50,6 +58,43 @@ def test_a_stage_depends_on_what_its_settings_name(project: Path, setting: str) 
     write_pipelines(project, named(setting))
     place, _value, stages = NAMED[setting]
     assert {stage.name for stage in planned() if place in stage.deps} == stages
+
+
+def places(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yields the keys of a section's settings that may name a file or a folder, by their types."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from places(inner, (*at, key))
+    elif dataclasses.is_dataclass(value) or isinstance(value, BaseModel):
+        for name, hint in typing.get_type_hints(type(value), include_extras=True).items():
+            choices = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+            if any(isinstance(bound, Place) for choice in choices for bound in getattr(choice, "__metadata__", ())):
+                yield (*at, name)
+            yield from places(getattr(value, name, None), (*at, name))
+
+
+EVERY = with_every_key()
+PLACES = sorted(places(parse(Pipelines, EVERY).pipelines["small"]))
+
+
+@pytest.mark.parametrize("keys", PLACES, ids=".".join)
+def test_no_setting_names_a_file_or_a_folder_that_no_stage_depends_on(project: Path, keys: tuple[str, ...]) -> None:
+    """One added later too: those of the type are found."""
+    content = copy.deepcopy(EVERY)
+    inner = content["pipelines"]["small"]
+    for key in keys[:-1]:
+        inner = inner[key]
+    readers = []
+    for place in ("elsewhere/one", "elsewhere/one.pth"):
+        inner[keys[-1]] = place
+        write_pipelines(project, content)
+        readers += [stage.name for stage in planned() if place in stage.deps]
+    assert readers
+
+
+def test_the_places_are_found_by_their_types() -> None:
+    assert {".".join(keys) for keys in PLACES} >= {"sampling.prompts", "inpainter.model", "synthesis.objects.sam", "training.metauas.pairs"}
+    assert len(PLACES) > 20
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ HEAD = """\
 # Settings
 
 All that `pipelines.yaml` can say, with its type, its default and what it means. `changepair pipelines` checks the file and names a misspelt
-key. This page is written from the code (`make docs`).
+key. In what names a file or a folder, `~` is the user's own folder. This page is written from the code (`make docs`).
 """
 PIPELINE = "pipelines.&lt;name&gt;"
 SECTIONS: dict[str, type[Any]] = {

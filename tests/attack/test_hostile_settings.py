@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, with_every_key
 from dvc.dependency.param import read_param_file
 from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
@@ -18,36 +18,18 @@ from dvc.utils.serialize._common import ParseError
 from hostile import LONGEST, ODD, TRIES, attack, changed, damaged
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from flows.plan import dvc_yaml, planned
 from flows.settings.overriding import override, read_settings
-from flows.settings.pipelines import Pipelines, read_pipelines
-from flows.settings.reader import parse
+from flows.settings.pipelines import read_pipelines
 from tasks.common.errors import BadInput
-from tasks.detectors.registry import DETECTORS
 
 pytestmark = pytest.mark.attack
 LEVELS = (b"%c: &%c [%s]\n" % (98 + level, 98 + level, b",".join([b"*%c" % (97 + level)] * 9)) for level in range(9))
 BILLION = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(LEVELS)
 """Aliases of aliases, a few lines long, that come to a billion values."""
 OWN = (ROOT / "pipelines.yaml").read_bytes()
-
-
-def _with_every_key() -> dict[str, Any]:
-    """Gives a file with every detector, in which each setting that has a default is written too."""
-    content: Any = copy.deepcopy(SMALL)
-    small = content["pipelines"]["small"]
-    small["detectors"] = {**{name: {} for name in DETECTORS}, **small["detectors"]}
-    small["training"] |= {
-        name: {"batch_size": 4, "epochs": 1} for name, kind in DETECTORS.items() if kind.training and name not in small["training"]
-    }
-    small |= {"schedule": "0 3 * * 1", "watch": {"folder": "new", "prompts": "good", "normals": "good", "schedule": "0 * * * *"}}
-    given: dict[str, Any] = TypeAdapter(Pipelines).dump_python(parse(Pipelines, content), mode="json")
-    return given
-
-
-EVERY = _with_every_key()
+EVERY = with_every_key()
 
 
 @pytest.fixture(autouse=True)
