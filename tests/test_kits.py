@@ -71,7 +71,7 @@ def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> Non
     [
         (lambda kit: (kit / "memory.safetensors").write_bytes(b""), "memory.safetensors: missing or damaged"),
         (lambda kit: (kit / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
-        (lambda kit: (kit / "kit.json").write_text("{"), "kit.json: not what this version writes"),
+        (lambda kit: (kit / "kit.json").write_text("{"), "kit.json: not JSON"),
         (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, form=2), "kit.json: of form 2"),
         (lambda kit: edit(kit, detector="none"), "kit.json: not what this version writes"),

@@ -74,8 +74,13 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return None if value is None else _value(next(part for part in inner if part is not NoneType), value, name)
     if get_origin(hint) is tuple:
         return tuple(_value(inner[0], one, name) for one in value)
-    if inner and value not in inner:  # a Literal
-        raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, not {value!r}")
+    if inner:  # a Literal
+        if value not in inner:
+            raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, not {value!r}")
+        return value
+    kinds = (int, float) if hint is float else (hint,)
+    if type(value) not in kinds:  # nor is true a number
+        raise ValueError(f"{name}: expected {hint.__name__}, not {value!r}")
     return float(value) if hint is float else value
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,16 +22,19 @@ from safetensors.torch import save_file
 
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, sha256, write_text
+from tasks.common.reasons import in_short
+from tasks.common.texts import read_json
 from tasks.detectors.models.encoder import Features
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.stored import settings_as_json, settings_from_json
 from tasks.detectors.weights import MODEL_NAME, load_model, read_weights
-from tasks.prediction.calibration import Threshold
+from tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold
 from tasks.prediction.files import KIT_NAME, is_kit
 from tasks.prediction.models import Named, empty, portable
 from tasks.prediction.tiles import Grid
 
 MEMORY_NAME, CARD_NAME = "memory.safetensors", "card.md"
+MOST_TILES = 1024  # a side
 FORM = 1
 """Of kit.json: one more whenever an older changepair could not read it."""
 
@@ -78,26 +82,29 @@ def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Thresho
 def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
     """Reads a kit. Raises BadInput if a file is missing, damaged, or of another version."""
     file = folder / KIT_NAME
+    content = read_json(file)
+    if isinstance(content, dict) and content.get("form") != FORM:
+        raise BadInput(f"{file}: of form {in_short(str(content.get('form')))}, this changepair reads {FORM}; make the kit again")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["form"] != FORM:
-            raise BadInput(f"{file}: of form {content['form']}, this changepair reads {FORM}; make the kit again")
         name, settings = content["detector"], _settings(content["settings"])
-        prompts, grid = tuple(content["prompts"]), Grid(*content["grid"])
-        threshold = _threshold(content["threshold"])
+        prompts, grid, category = tuple(map(_text, content["prompts"])), _grid(*content["grid"]), _text(content["category"])
+        threshold, top = _threshold(content["threshold"]), _number(content["top"])
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
-        category, top = content["category"], float(content["top"])
         if name not in settings or (DETECTORS[name].upon or name) not in settings:
             raise ValueError(f"no settings of {name}")
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
-        raise BadInput(f"{file}: not what this version writes ({type(error).__name__}: {error}); make the kit again") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = in_short(f"{type(error).__name__}: {error}")
+        raise BadInput(f"{file}: not what this version writes ({what}); make the kit again") from error
     for part, expected in hashes.items():
         if not (folder / part).is_file() or sha256(folder / part) != expected:
             raise BadInput(f"{folder / part}: missing or damaged; copy the kit again, whole")
     model = empty(name, settings)
     load_model(folder, model.detector)
     stored = read_weights(folder / MEMORY_NAME)
-    return model, Prompted([stored[key] for key in sorted(stored)], grid, category, prompts, top), threshold
+    memory = [stored[key] for key in sorted(stored)]
+    if any(not part.dim() or len(part) != grid.tiles for part in memory):
+        raise BadInput(f"{file}: {grid.tiles} tiles, and {MEMORY_NAME} is of others; copy the kit again, whole")
+    return model, Prompted(memory, grid, category, prompts, top), threshold
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,8 +114,29 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:
     if content is None:
         return None
-    numbers = {key: float(content[key]) for key in ("value", "false_alarms", "low", "high", "top")}
-    return Threshold(**numbers, normals=tuple(map(float, content["normals"])))
+    numbers = {key: _number(content[key]) for key in ("value", "false_alarms", "low", "high", "top")}
+    if not (LEAST_RATE <= numbers["false_alarms"] <= MOST_RATE and 0 <= numbers["low"] <= numbers["high"] <= 1):
+        raise ValueError("a threshold of rates that are none")
+    return Threshold(**numbers, normals=tuple(map(_number, content["normals"])))
+
+
+def _number(value: Any) -> float:
+    """Reads a number. Raises ValueError for NaN, with which no picture would be anomalous, and infinities."""
+    if isinstance(value, bool) or not isinstance(value, (float, int)) or not math.isfinite(value):
+        raise ValueError(f"no number: {value!r}")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"no text: {value!r}")
+    return value
+
+
+def _grid(rows: Any, columns: Any) -> Grid:
+    if not all(type(count) is int and 1 <= count <= MOST_TILES for count in (rows, columns)):
+        raise ValueError(f"no grid: {rows!r} x {columns!r}")
+    return Grid(rows, columns)
 
 
 def _card(model: Named, prompted: Prompted, threshold: Threshold | None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hostile import ODD, attack, changed, damaged
@@ -20,6 +22,8 @@ from tasks.common.errors import BadInput
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.stored import read_config, settings_as_json
 from tasks.detectors.weights import load_model, read_weights
+from tasks.prediction.files import KIT_NAME
+from tasks.prediction.predictor import Predictor
 from tasks.training.checkpoint import NAME, Progress, resume, save
 
 pytestmark = pytest.mark.attack
@@ -132,3 +136,30 @@ def test_a_model_folders_settings(tmp_path: Path) -> None:
         read_config(tmp_path)
 
     attack("model folders, settings", draw, attempt)
+
+
+def test_a_kit(tmp_path: Path) -> None:
+    """kit.json is no part of what its hashes cover. What is read scores, and its threshold is one."""
+    draw = np.random.default_rng(0)
+    pictures = [draw.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(12)]
+    predictor = Predictor.load("patch-residual").prompt(pictures[:2])
+    predictor.calibrate(pictures[2:], false_alarms=0.1)
+    kit = tmp_path / "kit"
+    predictor.save(kit)
+    whole = (kit / KIT_NAME).read_bytes()
+
+    def spoilt(random_: random.Random) -> bytes:
+        match random_.choice(("bytes", "values", "values", "values", "deep")):
+            case "bytes":
+                return damaged(whole, random_)
+            case "deep":
+                return b"[" * 100_000
+        return json.dumps(changed(json.loads(whole), random_)).encode()
+
+    def attempt(data: bytes) -> None:
+        (kit / KIT_NAME).write_bytes(data)
+        read = Predictor.load(kit)
+        [score] = read(pictures[2:3]).scores
+        assert math.isfinite(score) and (read.threshold is None or math.isfinite(read.threshold.value))
+
+    attack("kits", spoilt, attempt)
