@@ -25,7 +25,7 @@ from flows.settings.reader import FILE, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
-from tasks.common.places import is_remote, place_of, unreadable
+from tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import PACKAGED
 from tasks.ingestion.settings import FolderSettings
@@ -40,6 +40,8 @@ OF_A_DATASET = ("ingest", "objects")
 OF_A_DETECTOR = ("train", "score")
 ROOTS = {kind: f"flows.{kind}" for kind in (*OF_A_DATASET, "sample", "inpainter", "synthesize", *OF_A_DETECTOR, "figures", "report")}
 """The module of each kind of stage."""
+KINDS = ("s3", "gs", "azure", "oss", "gdrive", "hdfs", "webhdfs", "ssh", "http", "https", "webdav", "webdavs")
+"""Of URLs, as DVC's settings know them. Whether what reads each is installed is asked where one is named."""
 SPLIT = "_"  # between a stage's parts: no name of pipelines.yaml has one
 
 
@@ -101,18 +103,26 @@ def planned(root: Path = Path()) -> list[Stage]:
             stages += _of_dataset(dataset, read.datasets)
     for name in read.enabled:
         stages += _of_pipeline(name, read.pipelines[name], read.datasets, written)
-    _refuse_files_of_dvc(stages)
+    _refuse_what_dvc_does(stages)
     _refuse_a_circle(stages, root)
     return stages
 
 
-def _refuse_files_of_dvc(stages: Sequence[Stage]) -> None:
-    """Raises BadInput if a file or folder that the settings name is called as DVC's own are, which it lets no stage read."""
+def _refuse_what_dvc_does(stages: Sequence[Stage]) -> None:
+    """Raises BadInput if a file or folder that the settings name is called as DVC's own are, which it lets no stage read, or is in a store
+    that nothing here reads."""
     for stage in stages:
         for dep in stage.deps:
             name = os.path.basename(os.path.normpath(dep))
             if name.endswith(".dvc") or name in ("dvc.yaml", "dvc.lock"):
                 raise BadInput(f"{FILE}: {dep}: a file of DVC's, by its name, which no stage can read; name another")
+            if is_url(dep):
+                if dep.partition(MARK)[0] not in KINDS:
+                    raise BadInput(f"{FILE}: {dep}: DVC reads no such URL; it reads {', '.join(f'{kind}://' for kind in KINDS)}")
+                try:
+                    place_of(dep)
+                except BadInput as error:
+                    raise BadInput(f"{FILE}: {error}") from error
 
 
 def _refuse_a_circle(stages: Sequence[Stage], root: Path) -> None:

@@ -113,7 +113,8 @@ PLACES = (
     "data/models/small", "data/models/small/candidate", "data/models/small/candidate/metauas", "data/models/small/in-use",
     "data/models/small/candidate/metauas/model.safetensors", "data/code", "data/code/sample_small.json", "data/inpainters/small",
     "data/episodes/small.parquet", "data/evaluation/small/report.html", "pipelines.yaml", "dvc.yaml", "dvc.lock", "x.dvc", "flows",
-    ".dvc", ".git", "parts", "parts/x.csv", "s3://b/x",
+    ".dvc", ".git", "parts", "parts/x.csv", "s3://b/x", "s3://", "remote://x/y", "file:///x", "http://127.0.0.1:9/x", "memory://x",
+    "github://x:y@main/z", "nothing://x",
 )  # fmt: skip
 """Files and folders that a setting might name, most of them the project's own."""
 
