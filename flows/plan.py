@@ -103,12 +103,12 @@ def planned(root: Path = Path()) -> list[Stage]:
             stages += _of_dataset(dataset, read.datasets)
     for name in read.enabled:
         stages += _of_pipeline(name, read.pipelines[name], read.datasets, written)
-    _refuse_what_dvc_does(stages)
+    _refuse_what_dvc_refuses(stages)
     _refuse_a_circle(stages, root)
     return stages
 
 
-def _refuse_what_dvc_does(stages: Sequence[Stage]) -> None:
+def _refuse_what_dvc_refuses(stages: Sequence[Stage]) -> None:
     """Raises BadInput if a file or folder that the settings name is called as DVC's own are, which it lets no stage read, or is in a store
     that nothing here reads."""
     for stage in stages:

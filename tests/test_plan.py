@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, write_pipelines
+from dvc.config_schema import REMOTE_SCHEMAS
 
-from flows.plan import planned
+from flows.plan import KINDS, planned
 from tasks.common.errors import BadInput
 
 
@@ -70,6 +71,7 @@ def test_a_home_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "would read data/models/small/candidate/metauas/x.json, where train_small_metauas wr",
         ),
         ("elsewhere/dvc.lock", "elsewhere/dvc.lock: a file of DVC's, by its name, which no stage can read; name another"),
+        ("remote://mine/prompts.json", "remote://mine/prompts.json: DVC reads no such URL; it reads s3://, "),
     ],
 )
 def test_what_a_stage_cannot_read_is_told(named: str, told: str, tmp_path: Path) -> None:
@@ -77,6 +79,10 @@ def test_what_a_stage_cannot_read_is_told(named: str, told: str, tmp_path: Path)
     write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
     with pytest.raises(BadInput, match=told):
         planned(tmp_path)
+
+
+def test_urls_are_of_the_kinds_that_dvc_has() -> None:
+    assert set(KINDS) == set(REMOTE_SCHEMAS) - {"", "remote"}
 
 
 def test_a_pipelines_stages_ingest_its_own_datasets_and_no_others(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -49,7 +50,7 @@ WORDS = (
 )  # fmt: skip
 NO_PORTS = ("", "-1", "65536", "9" * 20, "nan", "0.5", "x", "--")
 LATEST = 60  # seconds
-LINES = {0, 1, 2, 3}
+ANSWERS = {0, 1, 2, 3}
 """Exit codes that say something: done, a picture flagged, refused, pictures left out."""
 
 
@@ -74,8 +75,6 @@ def told(command: list[str]) -> tuple[int, str]:
     if child == 0:
         code = 70
         try:
-            import signal
-
             signal.alarm(LATEST)
             out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -112,12 +111,13 @@ def test_every_word_and_option_of_every_command() -> None:
     def attempt(command: list[str]) -> None:
         Path("pipelines.yaml").write_text(settings)
         code, said = told(command)
-        assert code in LINES and "Traceback" not in said, f"{command}: {code}: {said[-1500:]}"
+        assert code in ANSWERS and "Traceback" not in said, f"{command}: {code}: {said[-1500:]}"
         if code == 2:
             lines = said.strip().splitlines()
+            assert lines, command
             usage = lines[0].startswith("usage: ")  # as argparse says it
             each = command[0] == "predict" and all(line.startswith("changepair: ") for line in lines)  # a line a picture
-            assert lines and (usage or each or len(lines) <= 2), f"{command}: {said[-1500:]}"
+            assert usage or each or len(lines) <= 2, f"{command}: {said[-1500:]}"
             raise BadInput(lines[-1])
 
     attack("commands, a word or an option", draw, attempt)
