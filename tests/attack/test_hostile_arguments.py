@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import signal
-import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import told
 from conftest import ROOT, SMALL, write_pipelines
 from dvc.repo import Repo
 from hostile import attack
 from PIL import Image
 
-from flows.cli import main, parser
+from flows.cli import parser
 from tasks.common.errors import BadInput
 
 pytestmark = pytest.mark.attack
@@ -49,7 +46,6 @@ WORDS = (
     "packaged", "2x2", "0x0", "1x99999999", "x:y", "\u202e", "::1", "999.1.1.1", "[", "*", "one/*",
 )  # fmt: skip
 NO_PORTS = ("", "-1", "65536", "9" * 20, "nan", "0.5", "x", "--")
-LATEST = 60  # seconds
 ANSWERS = {0, 1, 2, 3}
 """Exit codes that say something: done, a picture flagged, refused, pictures left out."""
 
@@ -66,32 +62,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / file)
     write_pipelines(tmp_path, SMALL)
-
-
-def told(command: list[str]) -> tuple[int, str]:
-    """Runs a command in a process of its own, which begins with everything imported; gives its exit code and what it told."""
-    file = Path("told.txt")
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            signal.alarm(LATEST)
-            out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(out, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            sys.argv = ["changepair", *command]
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 71
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    _child, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), file.read_text(errors="replace")
 
 
 def test_every_word_and_option_of_every_command() -> None:
