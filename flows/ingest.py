@@ -19,12 +19,14 @@ from flows.settings.reader import FILE, nearest
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.ingestion import check
-from tasks.ingestion.check import INVERTED, Facts
+from tasks.ingestion.check import WARNED, Facts
 from tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged
 from tasks.ingestion.listing import DatasetFolder, Listed
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.settings import FolderSettings
 
+LEAST_GREYS = 64
+"""Grey levels of a dataset, below which that is reported: a camera's range may be set wrong."""
 AT_ONCE = 8
 """Pictures that a worker of a cluster has open: most of the time it waits for the disk or the store."""
 
@@ -64,6 +66,10 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execu
         layout=folder.layout,
         licence=folder.licence,
         snapshot=folder.snapshot,
+        intensity=folder.intensity,
+        normal=folder.normal,
+        abnormal=folder.abnormal,
+        masks=folder.masks,
         places=places,
         look=look,
     )
@@ -78,7 +84,14 @@ def ingest(dataset: str) -> None:
         raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
     ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution)
     for note, count in ingested.notes.items():
-        get_run_logger().log(WARNING if INVERTED in note else INFO, f"{dataset}: {count} pictures are {note}")
+        get_run_logger().log(WARNING if note in WARNED else INFO, f"{dataset}: {count} pictures are {note}")
+    if ingested.greys < LEAST_GREYS:
+        advice = (
+            f"; if they have more, state the samples of black and white as datasets.folders.{dataset}.intensity" if ingested.deep else ""
+        )
+        get_run_logger().log(
+            WARNING if ingested.deep else INFO, f"{dataset}: the normal pictures show {ingested.greys} of 256 grey levels{advice}"
+        )
     left_out = f", {ingested.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if ingested.rejected else ""
     get_run_logger().log(WARNING if left_out else INFO, f"{dataset}: {ingested.kept} pictures{left_out}")
 

@@ -36,8 +36,8 @@ from tasks.ingestion.ingest import LookHere, ingest_folder, ingest_packaged
 from tasks.ingestion.listing import DatasetFolder, Listed
 
 
-def ingest(folder: Path, workers: int = 2) -> list[dict]:
-    ingest_folder("parts", folder, licence="own", places=make_places(folder.parent / "manifests"), look=LookHere(workers))
+def ingest(folder: Path, workers: int = 2, layout: str = "folder") -> list[dict]:
+    ingest_folder("parts", folder, layout=layout, licence="own", places=make_places(folder.parent / "manifests"), look=LookHere(workers))
     return pq.read_table(folder.parent / "manifests" / "parts.parquet").to_pylist()
 
 
@@ -62,7 +62,11 @@ def test_every_picture_has_a_row(layout: Path) -> None:
         "label": 1,
         "defect": "hole",
         "mask": (layout / "stones/ground_truth/hole/1_mask.png").as_posix(),
+        "mask_sha256": sha256(layout / "stones/ground_truth/hole/1_mask.png"),
         "licence": "own",
+        "samples": None,
+        "low": None,
+        "high": None,
     }
     good = next(row for row in rows if "/train/good/" in row["image"])
     assert (good["split"], good["label"], good["defect"], good["mask"]) == ("train", 0, "good", None)
@@ -74,7 +78,7 @@ def test_a_dataset_may_have_no_category_level(layout: Path) -> None:
 
 
 def test_a_folder_of_photographs_is_all_normal(layout: Path) -> None:
-    rows = ingest(layout / "bricks" / "train" / "good")
+    rows = ingest(layout / "bricks" / "train" / "good", layout="photographs")
     assert {(row["split"], row["label"]) for row in rows} == {("train", 0)} and len(rows) == 4
 
 
@@ -84,7 +88,7 @@ def test_a_folder_of_folders_of_photographs_too_as_the_describable_textures_are(
         save(skimage.data.brick()[90 * number :][:64, :64], tmp_path / "dtd" / level / name / f"{name}_0001.jpg")
     (tmp_path / "dtd" / "labels").mkdir()
     (tmp_path / "dtd" / "labels" / "train1.txt").write_text("banded/banded_0001.jpg\n")
-    ingest_folder("dtd", tmp_path / "dtd", licence="own", places=make_places(tmp_path / "manifests"))
+    ingest_folder("dtd", tmp_path / "dtd", layout="dtd", licence="own", places=make_places(tmp_path / "manifests"))
     rows = pq.read_table(tmp_path / "manifests" / "dtd.parquet").to_pylist()
     assert [Path(row["image"]).name for row in rows] == ["banded_0001.jpg", "woven_0001.jpg"]
     assert {(row["category"], row["split"], row["label"]) for row in rows} == {("dtd", "train", 0)}
@@ -302,7 +306,7 @@ def test_pictures_are_converted_as_a_viewer_shows_them_and_said_once(layout: Pat
     Image.fromarray(ghost).save(good / "clear.png")
     ingested = ingest_folder("parts", layout, licence="own", places=make_places(layout.parent / "manifests"))
     assert ingested.notes == {
-        "16 bits a channel, scaled to 8": 1,
+        "of more than 8 bits, scaled from 0 to 65535": 1,
         "CMYK, converted to RGB": 1,
         "animated, its first frame taken": 1,
         "palette, converted to RGB": 1,
@@ -326,7 +330,10 @@ def test_links_that_lead_out_are_refused_and_those_within_are_not(layout: Path, 
     (good / "in.png").symlink_to(good / "0.png")
     (layout / "linked").symlink_to(secret.parent)
     rows = ingest(layout)
-    assert rejected(layout) == {"bricks/train/good/out.png": "a link that leads out of the dataset's folder"}
+    assert rejected(layout) == {
+        "bricks/train/good/out.png": "a link that leads out of the dataset's folder",
+        "linked": "a folder without train/good, next to categories: its pictures are not read",
+    }
     assert sum(row["image"].endswith("in.png") for row in rows) == 1
 
 
@@ -509,7 +516,7 @@ def test_of_photographs_too_what_is_not_read_is_listed(tmp_path: Path, level: st
     photos = tmp_path / "photos" / level
     for number, place in enumerate(("cats", "cats/old", "dogs/old/older")):
         save(np.full((40, 40), 50 * number, dtype=np.uint8), photos / place / "0.png")
-    ingest_folder("photos", tmp_path / "photos", places=make_places(tmp_path / "manifests"))
+    ingest_folder("photos", tmp_path / "photos", layout="photographs", places=make_places(tmp_path / "manifests"))
     with (tmp_path / "manifests/photos.rejected.csv").open(newline="") as stream:
         reasons = {Path(row["file"]).relative_to(level): row["reason"] for row in csv.DictReader(stream)}
     assert reasons.keys() == {Path("cats/old"), Path("dogs")}

@@ -12,9 +12,10 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from tasks.common.decoding import MAX_PIXELS
 from tasks.common.errors import BadInput
 from tasks.prediction.files import files_of, names_of
-from tasks.prediction.pictures import MOST_PIXELS, as_picture
+from tasks.prediction.pictures import as_picture
 from tasks.prediction.predictor import Predictor
 
 
@@ -37,18 +38,19 @@ def encoded(form: str) -> bytes:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (b"", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        (encoded("PNG")[:900], "may be truncated"),
-        (encoded("JPEG")[:700], "may be truncated"),
-        (encoded("GIF"), "not a picture"),
-        (bomb(), f"more than {MOST_PIXELS:,}"),
+        (b"", "no picture of a kind"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture of a kind"),
+        (encoded("PNG")[:900], "it is truncated"),
+        (encoded("JPEG")[:700], "it is truncated"),
+        (encoded("GIF"), "no picture of a kind"),
+        (bomb(), f"more than {MAX_PIXELS:,}"),
         ("missing.png", "missing.png: no such file"),
         (np.zeros((4, 4, 4), np.uint8), "of shape"),
         (np.zeros((0, 4), np.uint8), "of shape"),
-        (np.full((4, 4), np.nan), "from 0 to 1"),
-        (np.full((4, 4), 2.0), "from 0 to 1"),
-        (np.zeros((4, 4), np.int64), "of int64"),
+        (np.full((4, 4), np.nan), "are not numbers"),
+        (np.full((4, 4), 2.0), "outside of the intensity range 0 to 1"),
+        (np.full((4, 4), -1), "outside of the intensity range"),
+        (np.full((4, 4), "a"), "of <U1"),
         (7, "a int is no picture"),
     ],
 )

@@ -407,7 +407,7 @@ def test_another_folder_is_told_from_the_dataset(lay_out: Any, layout: str) -> N
 def test_every_layout_can_be_asked_for_and_says_its_home_and_terms() -> None:
     assert set(LayoutName.__args__) == set(LAYOUTS)
     for name, layout in LAYOUTS.items():
-        assert layout.licence and (layout.home.startswith("http") or name in ("folder", "table"))
+        assert layout.licence and (layout.home.startswith("http") or name in ("folder", "photographs", "table"))
 
 
 def test_datasets_are_listed() -> None:

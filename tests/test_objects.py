@@ -35,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for number, name in enumerate(("cat.jpg", "dog.jpg", "bird.jpg")):
         save(skimage.data.astronaut()[90 * number :][:HEIGHT, :WIDTH], folder / name)
-    ingest_folder("photos", folder, licence="own", places=make_places(tmp_path / "manifests"))
+    ingest_folder("photos", folder, layout="photographs", licence="own", places=make_places(tmp_path / "manifests"))
     return folder
 
 
@@ -153,7 +153,7 @@ def test_a_folder_of_masks_by_value_by_piece_and_by_palette(photos: Path) -> Non
 def test_two_photographs_of_one_name_need_more_of_the_path(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b")):
         save(skimage.data.astronaut()[90 * number :][:HEIGHT, :WIDTH], tmp_path / "photos" / name / "1.jpg")
-    ingest_folder("photos", tmp_path / "photos", licence="own", places=make_places(tmp_path / "manifests"))
+    ingest_folder("photos", tmp_path / "photos", layout="photographs", licence="own", places=make_places(tmp_path / "manifests"))
     annotation = {"image_id": 1, "category_id": 1, "segmentation": [[20, 10, 60, 10, 60, 40]]}
     images = [{"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH} for number, name in ((1, "b/1.jpg"), (2, "1.jpg"))]
     annotations = [{**annotation, "id": 1}, {**annotation, "id": 2, "image_id": 2}]

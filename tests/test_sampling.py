@@ -36,12 +36,12 @@ from tasks.sampling.settings import SamplingSettings, Use
 def manifests(layout: Path) -> Path:
     folder = layout.parent / "manifests"
     ingest_folder("parts", layout, licence="own", places=make_places(folder))
-    ingest_folder("photos", layout / "bricks" / "test" / "hole", licence="own", places=make_places(folder))
+    ingest_folder("photos", layout / "bricks" / "test" / "hole", layout="photographs", licence="own", places=make_places(folder))
     other = layout.parent / "other"
     shutil.copytree(layout / "bricks" / "train" / "good", other)
     for number, file in enumerate(sorted(other.iterdir())):
         file.write_bytes(file.read_bytes() + b"\0" * (number + 1))  # other bytes, still the same picture to a decoder
-    ingest_folder("other", other, licence="own", places=make_places(folder))
+    ingest_folder("other", other, layout="photographs", licence="own", places=make_places(folder))
     return folder
 
 
@@ -130,7 +130,7 @@ def test_textures_are_a_datasets_own_or_the_sources(manifests: Path) -> None:
     assert read_pictures(files(manifests).textures) == read_pictures(files(manifests).sources)
     folder = manifests.parent / "textures"
     save(skimage.data.grass()[:64, :64], folder / "grass.png")
-    ingest_folder("textures", folder, licence="own", places=make_places(manifests))
+    ingest_folder("textures", folder, layout="photographs", licence="own", places=make_places(manifests))
     sample(SETTINGS, Use(("other",), ("parts",), ("textures",)), manifests=manifests, files=files(manifests))
     assert [Path(row.image).name for row in read_pictures(files(manifests).textures)] == ["grass.png"]
 
@@ -351,7 +351,7 @@ def test_near_duplicates_are_reported(manifests: Path) -> None:
     with Image.open(manifests.parent / "parts/stones/test/good/0.png") as image:
         image.save(folder / "copy.jpg", quality=90)
     save(skimage.data.grass()[:96, :96], folder / "grass.png")
-    ingest_folder("copies", folder, licence="own", places=make_places(manifests))
+    ingest_folder("copies", folder, layout="photographs", licence="own", places=make_places(manifests))
     sampled = sample(SETTINGS, Use(("copies",), ("parts",)), manifests=manifests, files=files(manifests))
     assert sampled.near_duplicates == 1
     header, row = files(manifests).near_duplicates.read_text().splitlines()
@@ -411,7 +411,7 @@ def test_a_category_without_defects_has_episodes_and_is_named(manifests: Path, l
 def test_near_duplicates_are_the_nearest_within_three_bits(trained: list[int], tested: list[tuple[int, set[int]]]) -> None:
     others = [trained[place % len(trained)] ^ sum(1 << bit for bit in bits) for place, bits in tested]
     rows = [
-        [PictureRow(f"{side}{number}", "", f"{value:016x}", 8, 8, "", "", "", 0, "", None, "") for number, value in enumerate(values)]
+        [PictureRow(f"{side}{number}", "", f"{value:016x}", 8, 8, "", "", "", 0, "", None, None, "") for number, value in enumerate(values)]
         for side, values in (("a", trained), ("b", others))
     ]
     nearest = {f"b{number}": min((one ^ other).bit_count() for one in trained) for number, other in enumerate(others)}

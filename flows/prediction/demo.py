@@ -15,8 +15,10 @@ from flows.arguments import listening
 from flows.prediction import options
 from flows.prediction.options import load
 from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
+from tasks.common.decoding import ENDINGS
 from tasks.common.errors import BadInput
-from tasks.prediction.files import ENDINGS, names_of
+from tasks.common.places import is_hidden
+from tasks.prediction.files import names_of
 
 if TYPE_CHECKING:
     from tasks.prediction.predictor import Prediction, Predictor
@@ -102,7 +104,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         return pictures
 
     def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
-        files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS]
+        files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS and not is_hidden(Path(path).name)]
         if not files:
             raise gradio.Error(f"a folder without a picture ({', '.join(ENDINGS)})", duration=None, print_exception=False)
         if len(files) > MOST_BATCH:

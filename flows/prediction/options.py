@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.common.decoding import FULL, Intensity, Range
 from tasks.common.errors import BadInput
 from tasks.prediction.files import KIT_NAME, files_of, is_kit
 
@@ -29,6 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
     parser.add_argument("--category", metavar="WORD", help="what the pictures show, for detectors that read")
     parser.add_argument(
+        "--intensity",
+        type=_intensity,
+        metavar="LOW,HIGH",
+        help="the samples that are black and white in pictures of more than 8 bits, or `full` for the range of their type; chosen by the "
+        "prompts, if none is given",
+    )
+    parser.add_argument(
         "--tiles",
         type=_tiles,
         metavar="RxC",
@@ -41,7 +50,13 @@ def load(arguments: argparse.Namespace) -> Predictor:
     may not be ready. Raises BadInput for options that contradict each other, and what cannot be loaded."""
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
-        for option, value in (("--prompt", prompts), ("--model", arguments.model), ("--tiles", tiles), ("--category", arguments.category)):
+        for option, value in (
+            ("--prompt", prompts),
+            ("--model", arguments.model),
+            ("--tiles", tiles),
+            ("--category", arguments.category),
+            ("--intensity", arguments.intensity),
+        ):
             if value:
                 raise BadInput(f"{option}: a kit has its own; leave it out, or --kit")
         if not is_kit(kit):
@@ -56,7 +71,7 @@ def load(arguments: argparse.Namespace) -> Predictor:
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     category = {} if arguments.category is None else {"category": arguments.category}
-    return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), **category)
+    return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), intensity=arguments.intensity, **category)
 
 
 def tell(line: str) -> None:
@@ -75,6 +90,19 @@ def _of_model(model: str | None) -> Predictor:
             tell(which)
             return Predictor(named)
     return Predictor.load("packaged" if model is None else model)
+
+
+def _intensity(text: str) -> Intensity:
+    """Read a range."""
+    if text == "full":
+        return FULL
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"two numbers, such as 0,4095, or full, not {text!r}")
+    return Intensity(Range(low, high), Range(low, high))
 
 
 def _tiles(text: str) -> tuple[int, int]:

@@ -7,10 +7,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.running.api import wait_for_server
-from tasks.common.pictures import opened
+from tasks.common.pictures import read_picture
 from tasks.common.texts import csv_rows
 
 WIDEST = 900  # pixels: an artifact is stored in the server's database
@@ -34,10 +35,10 @@ def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
 
 def picture_url(picture: Path) -> str:
     """Gives a picture, reduced, as a URL that holds all of it."""
-    with opened(picture) as image:
-        image.thumbnail((WIDEST, 10 * WIDEST))
-        stream = io.BytesIO()
-        image.convert("RGB").save(stream, "JPEG", quality=80)
+    image = Image.fromarray(read_picture(picture))
+    image.thumbnail((WIDEST, 10 * WIDEST))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

@@ -6,6 +6,7 @@ validate pipelines.yaml against them with pydantic, which reads `STRICT` and `Be
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -64,6 +65,20 @@ class Each(Bound):
     def check(self, value: Any) -> Any:
         if len(set(value)) < len(value):
             raise ValueError(f"each once, not {list(value)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Rising(Bound):
+    """A bound on a pair of numbers, the first of which is smaller: `Annotated[tuple[float, float], Rising()]`."""
+
+    def __str__(self) -> str:
+        return "a number and a larger one"
+
+    def check(self, value: Any) -> Any:
+        low, high = value
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"{self}, not {list(value)}")
         return value
 
 

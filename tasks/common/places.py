@@ -8,7 +8,7 @@ Who may read, and where the store is, is said in the environment, as its own too
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, cast
 
@@ -109,9 +109,25 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
     return bytes(path.fs.cat_file(path.path, start=offset, end=offset + size))  # type: ignore[attr-defined]
 
 
+SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
+)
+"""Names that operating systems and storage devices give to their own files and folders, in small letters."""
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder name is hidden, or a system's own: `._0.png` of a Mac, Thumbs.db, @eaDir. None of them is data."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def visible(files: Iterable[Path], folder: Path) -> Iterator[Path]:
+    """Yield those of the files below a folder that neither are hidden nor lie in a hidden folder."""
+    return (file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
+
+
 def file_names(folder: Path) -> list[str]:
-    """Lists the names of the files in a folder, in the order of their bytes; [] if there is no such folder. Names and no paths: a folder
-    may hold a million."""
+    """List the names of the files in a folder, without hidden ones, in the order of their bytes; [] if there is no such folder. Names, not
+    paths: a folder may hold a million."""
     return _names(folder, "file")
 
 
@@ -136,9 +152,9 @@ def _names(folder: Path, kind: Literal["file", "directory", "odd"]) -> list[str]
         found = folder.fs.ls(folder.path, detail=True)  # type: ignore[attr-defined]
         paths = [one["name"].strip("/") for one in found if one["type"] == kind]
         names = [path.rpartition("/")[2] for path in paths if path != own]  # a store may list the folder itself
-        return sorted((name for name in names if name), key=os.fsencode)
+        return sorted((name for name in names if name and not is_hidden(name)), key=os.fsencode)
     with os.scandir(folder) as entries:
-        return sorted((entry.name for entry in entries if _kind(entry) == kind), key=os.fsencode)
+        return sorted((entry.name for entry in entries if not is_hidden(entry.name) and _kind(entry) == kind), key=os.fsencode)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

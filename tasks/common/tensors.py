@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.common.pictures import Mask, Picture, Resize, as_viewed, cropped, opened, read_picture, squashed
+from tasks.common.pictures import Mask, Picture, Resize, cropped, read_marks, read_picture, squashed
 from tasks.common.places import place_of
 
 
@@ -34,9 +33,8 @@ def aligned(pictures: Tensor, side: int) -> Tensor:
 
 def read_mask_as_published(path: Path, resolution: int) -> Mask:
     """Reads a mask as the code of MetaUAS does: resized as its pictures are, and True wherever anything of it is left."""
-    with opened(path) as image:
-        grey = torch.from_numpy(np.array(as_viewed(image).convert("L"), dtype=np.float32))
-    return aligned(grey[None, None], resolution)[0, 0].numpy() > 0
+    marks = torch.from_numpy(read_marks(path)).float()
+    return aligned(marks[None, None], resolution)[0, 0].numpy() > 0
 
 
 def uncropped(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:

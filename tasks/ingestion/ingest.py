@@ -9,6 +9,7 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -20,26 +21,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from tasks.common import stopping
+from tasks.common.decoding import FULL, Extent, Intensity, Range, Samples, Undecodable, choose_range, decode, range_of, to_picture
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, write_csv, written_beside
-from tasks.common.places import is_remote
+from tasks.common.pictures import png
+from tasks.common.places import is_remote, is_url, place_of
 from tasks.common.rows import rows_of, schema_of, table_of
-from tasks.ingestion.check import Facts, look_at, row
+from tasks.ingestion.check import GREYS, Facts, greys_from, greys_of, look_at, perceptual_hash, row
 from tasks.ingestion.known import Known, known_files, stamp
 from tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
-from tasks.ingestion.settings import LayoutName
+from tasks.ingestion.settings import AUTO, IntensitySetting, LayoutName
 
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
 MANIFEST = schema_of(PictureRow)
 COPIES = "snapshot"
 """The folder of copies within a dataset's own under places.pictures."""
+IN_8_BITS = "in-8-bits"
+"""The folder of copies in 8 bits there."""
 OF_A_FILE: LayoutName = "table"
 """The layout whose path is a file."""
 
@@ -62,6 +68,12 @@ class Ingested:
     kept: int
     rejected: int
     notes: dict[str, int] = field(default_factory=dict)
+    greys: int = GREYS
+    """Grey levels, of 256, that its normal pictures show."""
+    deep: int = 0
+    """Pictures of more than 8 bits."""
+    intensity: Intensity = FULL
+    """What those are scaled by."""
 
 
 class Look(Protocol):
@@ -99,6 +111,11 @@ class _Reading:
     rejected: list[Rejected] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     seen: dict[str, int] = field(default_factory=dict)  # categories in order, with how many of their pictures are kept
+    extents: dict[tuple[Samples, Range | None], Extent] = field(default_factory=dict)
+    """Of the deep pictures that are normal and to train with: from the lowest sample to the highest, by what the files state."""
+    deep: int = 0
+    greys: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(GREYS, bool))
+    """Which grey levels the normal pictures to train with show."""
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # the start of each kept picture's sha256
     labels: list[NDArray[np.int8]] = field(default_factory=list)
 
@@ -108,6 +125,23 @@ class _Reading:
         self.labels.append(np.array([row_.label for row_ in rows], dtype=np.int8))
         for row_ in rows:
             self.seen[row_.category] += 1
+
+    def look(self, row_: PictureRow, facts: Facts) -> None:
+        """Take in what a picture shows."""
+        self.deep += facts.extent is not None
+        if row_.is_normal_training:
+            if facts.extent is not None:
+                key = (facts.extent.samples, facts.extent.stated)
+                old = self.extents.get(key, facts.extent)
+                self.extents[key] = replace(old, low=min(old.low, facts.extent.low), high=max(old.high, facts.extent.high))
+            else:
+                self.greys |= greys_from(facts.greys)
+
+    def leave_out(self, row_: PictureRow, reason: str) -> None:
+        """Take back a picture that was kept."""
+        self.kept -= 1
+        self.seen[row_.category] -= 1
+        self.rejected.append(Rejected(Path(row_.image), reason))
 
     def suspects(self) -> set[int]:
         """Finds the starts of hashes that were read with both labels."""
@@ -132,13 +166,20 @@ def ingest_folder(
     layout: str = "folder",
     licence: str | None = None,
     snapshot: bool = False,
+    intensity: IntensitySetting = AUTO,
+    normal: Sequence[str] = (),
+    abnormal: Sequence[str] = (),
+    masks: str | None = None,
     places: Places,
     look: Look = HERE,
 ) -> Ingested:
     """Writes manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
     layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. snapshot: whether pictures are
-    copied to places.pictures, and read there. The rows are in the layout's order, whoever
+    copied to places.pictures, and read there. intensity: the samples that are black and white in pictures of more than 8 bits, which are
+    copied to places.pictures in 8 bits; `auto` chooses by the normal pictures to train with, `full` takes the range of their type.
+    normal, abnormal, masks: folders within the dataset, as tasks.ingestion.readers.trees reads them. The rows are in the layout's order,
+    whoever
     looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the
     list of rejected files is written even then.
     """
@@ -150,12 +191,12 @@ def ingest_folder(
             f"{dataset}: {folder} is a file; give the folder of the pictures as datasets.folders.{dataset}.path (`changepair unpack` makes "
             f"one of an archive), or say layout: {OF_A_FILE} for a list of them"
         )
-    source = DatasetFolder(dataset, folder, places.pictures / dataset)
+    source = DatasetFolder(dataset, folder, places.pictures / dataset, tuple(normal), tuple(abnormal), masks)
     _refuse_what_it_writes_to(source, places)
     shutil.rmtree(source.written, ignore_errors=True)
     source.written.mkdir(parents=True)
     items = chosen.read(source)
-    return _ingest(source, _copied(items, source) if snapshot else items, licence or chosen.licence, places, look)
+    return _ingest(source, _copied(items, source) if snapshot else items, licence or chosen.licence, places, look, intensity)
 
 
 def _copied(items: Iterable[Item], source: DatasetFolder) -> Iterator[Item]:
@@ -194,12 +235,19 @@ def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
         )
 
 
-def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: Places, look: Look) -> Ingested:
+def _ingest(
+    source: DatasetFolder, items: Iterable[Item], licence: str, places: Places, look: Look, intensity: IntensitySetting = AUTO
+) -> Ingested:
     listed, manifest = (places.manifests / f"{source.name}.{ending}" for ending in ("rejected.csv", "parquet"))
     work = places.checkpoints / "ingest"
     work.mkdir(parents=True, exist_ok=True)
     with written_beside(work / f"{source.name}.rows.parquet") as rows:
         reading = _read_all(source, items, licence, rows, work, look)
+        chosen = _chosen(intensity, reading.extents.values())
+        if reading.deep:
+            with written_beside(work / f"{source.name}.scaled.parquet") as scaled:
+                _scale(rows, scaled, chosen, source, reading)
+                shutil.copyfile(scaled, rows)
         conflicts = _conflicts(rows, reading.suspects()) if reading.kept else {}
         reading.rejected += conflicts.values()
         write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in reading.rejected))
@@ -212,7 +260,58 @@ def _ingest(source: DatasetFolder, items: Iterable[Item], licence: str, places: 
             raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} says why, file by file")
         _write_manifest(rows, manifest, {row_.image for row_ in conflicts})
     (work / f"{source.name}.rows.parquet").unlink()
-    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())))
+    greys = int(reading.greys.sum()) if reading.greys.any() else GREYS
+    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())), greys, reading.deep, chosen)
+
+
+def _chosen(intensity: IntensitySetting, extents: Iterable[Extent]) -> Intensity:
+    """Give the ranges that a dataset's deep pictures are scaled by."""
+    if intensity == AUTO:
+        return choose_range(extents)
+    if intensity == "full":
+        return FULL
+    return Intensity(Range(*intensity), Range(*intensity))
+
+
+def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder, reading: _Reading) -> None:
+    """Write the rows again, those of deep pictures for copies in 8 bits; one that does not belong to the range is left out."""
+
+    def scale(row_: PictureRow) -> tuple[PictureRow, Facts]:
+        if row_.samples is None:
+            return row_, Facts()
+        try:
+            decoded = decode(place_of(row_.image).read_bytes())
+            low, high = range_of(decoded, intensity)
+            picture = to_picture(decoded, intensity)
+        except Undecodable as error:
+            return row_, Facts(fault=str(error))
+        copy = source.written / IN_8_BITS / f"{_below(Path(row_.image) if not is_url(row_.image) else place_of(row_.image), source)}.png"
+        with written_beside(copy) as partial_copy:
+            partial_copy.write_bytes(png(picture))
+        known = perceptual_hash(Image.fromarray(picture))
+        return replace(row_, image=copy.as_posix(), phash=known, low=low, high=high), Facts(greys=greys_of(picture))
+
+    with ThreadPoolExecutor() as pool, pq.ParquetWriter(scaled, MANIFEST, compression="zstd") as writer:
+        for batch in pq.ParquetFile(rows).iter_batches(PORTION):
+            kept = []
+            for new, facts in pool.map(scale, rows_of(PictureRow, batch.to_pylist())):
+                if facts.fault:
+                    reading.leave_out(new, facts.fault)
+                    continue
+                if new.samples is not None:
+                    reading.notes[f"of more than 8 bits, scaled from {new.low:g} to {new.high:g}"] += 1
+                    reading.greys |= greys_from(facts.greys) & new.is_normal_training
+                kept.append(new)
+            writer.write_table(table_of(PictureRow, kept))
+            stopping.check(f"ingest {source.name}, pictures scaled to 8 bits")
+
+
+def _below(file: Path, source: DatasetFolder) -> Path:
+    """Give a picture's path from the folder that it is in: the dataset's, or that of what was written of it."""
+    for folder in (source.written / COPIES, source.written):
+        if not is_remote(file) and file.is_relative_to(folder):
+            return file.relative_to(folder)
+    return Path(str(_from(file, source)).lstrip("/"))
 
 
 def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, look: Look) -> _Reading:
@@ -233,8 +332,9 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
                 if facts.fault:
                     reading.rejected.append(Rejected(item.original or item.image, facts.fault))
                     continue
-                reading.notes.update([facts.note] if facts.note else [])
+                reading.notes.update(facts.note.split("; ") if facts.note else [])
                 kept.append(row(item, facts, source, licence))
+                reading.look(kept[-1], facts)
             reading.keep(kept)
             writer.write_table(table_of(PictureRow, kept))
             bar.update(len(portion))

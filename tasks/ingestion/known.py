@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 
-from tasks.common.places import state_of
-from tasks.ingestion.check import MAX_PIXELS, Facts
+from tasks.common.decoding import MAX_PIXELS, Extent, Range
+from tasks.common.places import is_remote, state_of
+from tasks.ingestion.check import Facts
 from tasks.ingestion.listing import Listed
 
-VERSION = f"2 {MAX_PIXELS}"  # of what is found out; files known to another are read again
+VERSION = f"3 {MAX_PIXELS}"  # of what is found out; files known to another are read again
 
 
 class Known:
@@ -23,17 +25,15 @@ class Known:
         self.database = database
 
     def facts(self, listed: Listed, stamp: str) -> Facts | None:
-        columns = "sha256, phash, height, width, note, fault"
         asked = (os.fsencode(str(listed.image)), stamp)
-        row = self.database.execute(f"SELECT {columns} FROM files WHERE path = ? AND stamp = ?", asked).fetchone()
-        return Facts(*row) if row else None
+        row = self.database.execute("SELECT facts FROM files WHERE path = ? AND stamp = ?", asked).fetchone()
+        return _facts(row[0]) if row else None
 
     def learn(self, items: Sequence[tuple[Listed, str, Facts]]) -> None:
-        lasting = [(os.fsencode(str(listed.image)), stamp, *astuple(facts)[:-1]) for listed, stamp, facts in items if not facts.passing]
-        self.database.executemany(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            lasting,
-        )
+        lasting = [
+            (os.fsencode(str(listed.image)), stamp, json.dumps(asdict(facts))) for listed, stamp, facts in items if not facts.passing
+        ]
+        self.database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", lasting)
         self.database.commit()
 
 
@@ -51,13 +51,32 @@ def known_files(file: Path) -> Iterator[Known]:
 
 
 def stamp(listed: Listed) -> str | None:
-    """Gives size and time of change of a picture and its masks; None where they cannot tell, as for pictures cut out of others."""
+    """Give what changes when a picture or its masks do; None where that cannot be told, as for pictures cut out of others.
+
+    On this machine the inode and the time of its last change count too: a file may be replaced by another of its size and time.
+    """
     if listed.write is not None or len(listed.masks) > 1:
         return None
     try:
-        return " ".join(state_of(file) for file in (listed.image, *listed.masks))
+        return " ".join(_state(file) for file in (listed.image, *listed.masks))
     except OSError:
         return None
+
+
+def _state(file: Path) -> str:
+    if is_remote(file):
+        return state_of(file)
+    about = file.stat()
+    return f"{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
+
+
+def _facts(text: str) -> Facts:
+    content = json.loads(text)
+    extent = content.pop("extent")
+    if extent is not None:
+        stated = extent.pop("stated")
+        extent = Extent(**extent, stated=None if stated is None else Range(*stated))
+    return Facts(**content, extent=extent)
 
 
 def _open(file: Path) -> sqlite3.Connection:
@@ -67,7 +86,7 @@ def _open(file: Path) -> sqlite3.Connection:
     if database.execute("SELECT version FROM about").fetchone() != (VERSION,):
         database.executescript("DROP TABLE IF EXISTS files; DELETE FROM about;")
         database.execute("INSERT INTO about VALUES (?)", (VERSION,))
-    columns = "path BLOB PRIMARY KEY, stamp TEXT, sha256 TEXT, phash TEXT, height INT, width INT, note TEXT, fault TEXT"
+    columns = "path BLOB PRIMARY KEY, stamp TEXT, facts TEXT"
     database.execute(f"CREATE TABLE IF NOT EXISTS files ({columns})")
     database.commit()
     return database

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.common.decoding import ENDINGS
 from tasks.common.errors import BadInput
 from tasks.common.places import file_names, folder_names, is_remote, odd_names
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
 """The defect of a normal picture."""
 LEADS_OUT = "a link that leads out of the dataset's folder"
@@ -55,6 +55,12 @@ class DatasetFolder:
     folder: Path
     written: Path
     """Where pictures go that the dataset does not have as files."""
+    normal: tuple[str, ...] = ()
+    """Folders within it of normal pictures, where they are named."""
+    abnormal: tuple[str, ...] = ()
+    """Folders within it of pictures with defects, where they are named."""
+    masks: str | None = None
+    """The folder within it of masks for those."""
 
     def needs(self, *parts: str) -> Path:
         """Gives a file or folder of the layout. Raises BadInput if it is not there."""
@@ -83,7 +89,7 @@ def _odd(file: Path) -> str:
 def picture(file: Path, category: str, split: str, defect: str, masks: Callable[[Path], tuple[Path, ...]] = lambda _file: ()) -> Item:
     if not readable_name(file.name):
         return Rejected(file, "its name is not readable text; rename it")
-    if file.suffix.lower() not in PICTURE_SUFFIXES:
+    if file.suffix.lower() not in ENDINGS:
         return Rejected(file, f"not a picture: its name ends in {file.suffix or 'nothing'!r}")
     return Listed(file, category, split, defect, masks(file))
 
@@ -105,7 +111,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def holds_pictures(folder: Path) -> bool:
-    return any(os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES for name in file_names(folder))
+    return any(os.path.splitext(name)[1].lower() in ENDINGS for name in file_names(folder))
 
 
 def within(file: Path, folder: Path) -> bool:

@@ -15,8 +15,8 @@ MADE_BY = "ingest"
 class PictureRow:
     """A picture of a dataset."""
 
-    image: str  # path, as pipelines.yaml gives its folder
-    sha256: str  # of the file's bytes
+    image: str  # path of what is read: the dataset's own file, or a copy of it
+    sha256: str  # of the bytes of the dataset's own file
     phash: str  # of what it shows, 64 bits as hex: near duplicates differ in few
     height: Int32  # pixels
     width: Int32  # pixels
@@ -26,7 +26,11 @@ class PictureRow:
     label: Int8  # 0 normal, 1 anomalous
     defect: str  # "good" for a normal picture
     mask: str | None  # path, of the picture's size; None where there is none
+    mask_sha256: str | None  # of the bytes of its mask, or of all of its masks where it has several
     licence: str
+    samples: str | None = None  # of a picture of more than 8 bits, of which `image` is a copy in 8: integer or float
+    low: float | None = None  # the sample that is black in the copy ...
+    high: float | None = None  # ... and the one that is white
 
     @property
     def is_normal_training(self) -> bool:

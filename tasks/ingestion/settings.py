@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Some
+from tasks.common.bounds import STRICT, Rising, Some
 
 LayoutName = Literal[
     "folder",
+    "photographs",
     "table",
     "mvtec-ad",
     "mvtec-loco",
@@ -32,6 +33,10 @@ LayoutName = Literal[
 ]
 
 
+AUTO: Literal["auto"] = "auto"
+IntensitySetting = Literal["auto", "full"] | Annotated[tuple[float, float], Rising()]
+
+
 @dataclass(frozen=True)
 class FolderSettings:
     __pydantic_config__ = STRICT
@@ -39,11 +44,22 @@ class FolderSettings:
     path: Annotated[str, Some()]
     """The dataset's folder (for the layout table, its file), absolute or from the project's root; or its URL, such as s3://bucket/parts."""
     layout: LayoutName = "folder"
-    """How it lies there: MVTec AD's way or as photographs (folder), as listed in a table, or as a dataset is distributed;
+    """How it lies there: as MVTec AD does or in folders of normal and of abnormal pictures (folder), as pictures to make pairs from
+    (photographs), as listed in a table, or as a dataset is distributed;
     `changepair datasets` lists them."""
     snapshot: bool = False
     """Whether its pictures are copied into data/pictures, which DVC keeps, so that results can be made again when they are gone; else they
     are read where they lie, and have to stay there."""
+    intensity: IntensitySetting = AUTO
+    """The samples that are black and white in pictures of more than 8 bits: `auto`, chosen once by the normal pictures to train with and
+    written to the manifest; `full`, the range of their type; or [low, high]. Pictures of 8 bits are read unchanged."""
+    normal: tuple[Annotated[str, Some()], ...] = ()
+    """Folders within `path` that hold normal pictures, for the layout folder; a quarter of those pictures is for testing. Without `normal`
+    and `abnormal` the usual names are recognised (good, ok, normal; defect, nok, bad)."""
+    abnormal: tuple[Annotated[str, Some()], ...] = ()
+    """Folders within `path` that hold pictures with defects; folders in those name the kinds of defects."""
+    masks: Annotated[str, Some()] | None = None
+    """Folder within `path` of the masks of those pictures, laid out as the pictures are, `<name>_mask.png` or `<name>.png`."""
     licence: str | None = None
     """Under what terms its pictures may be used, copied into every row of the manifest; null for what the dataset's home states."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from tasks.common.errors import BadInput
-from tasks.common.pictures import opened
+from tasks.common.pictures import read_picture
 
 LICENCE = "MIT (classifier of the package mvtb-data)"
 SINGLE = (
@@ -51,8 +51,7 @@ def write(folder: Path) -> None:
     pictures = folder / "train" / "good"
     pictures.mkdir(parents=True)
     for name, file in sorted(_files(Path(package.origin).parent / "images").items()):
-        with opened(file) as image:
-            photo = image.convert("RGB")
+        photo = Image.fromarray(read_picture(file))
         photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
         photo.save(pictures / f"{name}.png")
 

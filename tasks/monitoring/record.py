@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.common.decoding import ENDINGS
 from tasks.common.errors import BadInput
+from tasks.common.places import visible
 from tasks.common.rows import read_rows, write_rows
-from tasks.prediction.files import ENDINGS
 from tasks.prediction.outputs import line_of, write_overlay, write_picture
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def arrived(folder: Path, record: Record, *, settled: float) -> list[Arrived]:
     known = {row.key for row in record.rows()}
     latest = time.time_ns() - round(settled * 1e9)
     new = []
-    for file in folder.rglob("*"):
+    for file in visible(folder.rglob("*"), folder):
         if file.suffix.lower() not in ENDINGS or not file.is_file():
             continue
         key = key_of(file, folder)

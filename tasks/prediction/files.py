@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tasks.common.decoding import ENDINGS
 from tasks.common.errors import BadInput
+from tasks.common.places import is_hidden, visible
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 KIT_NAME = "kit.json"
 
 
@@ -17,7 +18,9 @@ def is_kit(folder: Path) -> bool:
 
 
 def files_of(names: Sequence[str]) -> list[Path]:
-    """Finds the files that names mean: each a file, a folder (the pictures in it and below, by their endings), or a pattern with * or ?.
+    """Finds the files that names mean: each a file, a folder, or a pattern with * or ?.
+
+    Of a folder, the files that are pictures by their endings, at any depth; hidden ones are left out.
 
     In the order of names, a folder's sorted, each file once. Raises BadInput for a name that is nothing, and a folder without a picture.
     """
@@ -25,7 +28,7 @@ def files_of(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+            inside = sorted(file for file in visible(path.rglob("*"), path) if file.suffix.lower() in ENDINGS and file.is_file())
             if not inside:
                 raise BadInput(f"{name}: a folder without a picture ({', '.join(ENDINGS)})")
             files.update(dict.fromkeys(inside))
@@ -35,7 +38,7 @@ def files_of(names: Sequence[str]) -> list[Path]:
             files[path] = None
         else:
             parent = Path(path.anchor) if path.is_absolute() else Path()
-            matching = sorted(file for file in parent.glob(str(path.relative_to(parent))) if file.is_file())
+            matching = sorted(file for file in parent.glob(str(path.relative_to(parent))) if not is_hidden(file.name) and file.is_file())
             if not matching:
                 raise BadInput(f"{name}: nothing matches")
             files.update(dict.fromkeys(matching))

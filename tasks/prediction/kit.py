@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tasks.common.decoding import FULL, Intensity, Range
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, sha256, write_text
 from tasks.common.reasons import in_short
@@ -52,6 +53,8 @@ class Prompted:
     top: float = 0.0
     """What a map shows of what is no defect: the highest value of a prompt's mirror image held against the prompts, of several the median.
     Maps are drawn by it until normal pictures say better."""
+    intensity: Intensity = FULL
+    """The range of pictures of more than 8 bits."""
 
 
 def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Threshold | None) -> None:
@@ -72,6 +75,7 @@ def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Thresho
             "grid": list(prompted.grid),
             "prompts": list(prompted.prompts),
             "top": prompted.top,
+            "intensity": asdict(prompted.intensity),
             "threshold": None if threshold is None else asdict(threshold),
             "sha256": {name: sha256(partial / name) for name in (MODEL_NAME, MEMORY_NAME)},
         }
@@ -89,6 +93,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
         name, settings = content["detector"], _settings(content["settings"])
         prompts, grid, category = tuple(map(_text, content["prompts"])), _grid(*content["grid"]), _text(content["category"])
         threshold, top = _threshold(content["threshold"]), _number(content["top"])
+        intensity = _intensity(content.get("intensity", {}))
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
         if name not in settings or (DETECTORS[name].upon or name) not in settings:
             raise ValueError(f"no settings of {name}")
@@ -104,7 +109,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
     memory = [stored[key] for key in sorted(stored)]
     if any(not part.dim() or len(part) != grid.tiles for part in memory):
         raise BadInput(f"{file}: {grid.tiles} tiles, and {MEMORY_NAME} is of others; copy the kit again, whole")
-    return model, Prompted(memory, grid, category, prompts, top), threshold
+    return model, Prompted(memory, grid, category, prompts, top, intensity), threshold
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +130,14 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (float, int)) or not math.isfinite(value):
         raise ValueError(f"no number: {value!r}")
     return float(value)
+
+
+def _intensity(content: Mapping[str, Any]) -> Intensity:
+    """Read the ranges of deep pictures; a kit of an older version has none."""
+    ranges = {kind: None if value is None else Range(*map(_number, value)) for kind, value in content.items()}
+    if any(one is not None and not one.low < one.high for one in ranges.values()):
+        raise ValueError("an empty intensity range")
+    return Intensity(**ranges)
 
 
 def _text(value: Any) -> str:

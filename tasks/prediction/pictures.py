@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,34 +9,58 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from tasks.common.decoding import FULL, Decoded, Intensity, Undecodable, decode, of_image, refuse_large, to_picture
 from tasks.common.errors import BadInput
-from tasks.common.pictures import FORMATS, UNDECODABLE, Picture, as_rgb, open_image
-
-MOST_PIXELS = 100_000_000
-"""Of a picture; a bomb is larger. One of so many takes 0.3 GB as it is read, and 0.8 GB as it is scored."""
+from tasks.common.pictures import Picture
 
 PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor
-"""A path, a file's bytes, a PIL image, an array HxW or HxWx3 (uint8, or float in [0, 1]), a tensor HxW or 3xHxW (the same)."""
+"""A path, a file's bytes, a PIL image, an array HxW or HxWx3 (uint8, or another type as samples of a picture of more than 8 bits: float in
+[0, 1] where no intensity range says otherwise), a tensor HxW or 3xHxW (the same)."""
 
 
-def as_picture(given: PictureLike, name: str = "picture") -> Picture:
-    """Gives a picture as HxWx3 uint8 RGB, turned as its EXIF says.
+def as_picture(given: PictureLike, name: str = "picture", intensity: Intensity = FULL) -> Picture:
+    """Give a picture as HxWx3 uint8 RGB, turned as its EXIF says.
 
     >>> as_picture(np.full((2, 3), 0.5)).shape, as_picture(np.full((2, 3), 0.5))[0, 0].tolist()
     ((2, 3, 3), [128, 128, 128])
     >>> as_picture(torch.zeros(3, 4, 5)).shape
     (4, 5, 3)
 
-    name: what it is called in the error. Raises BadInput if it cannot be read, is too large, or has other values than it may.
+    name: what it is called in the error. intensity: the range of pictures of more than 8 bits. Raises BadInput if it cannot be read, is too
+    large, or has other values than it may.
     """
-    if isinstance(given, (str, Path)):
-        return _decoded(Path(given), str(given))
-    if isinstance(given, (bytes, bytearray)):
-        return _decoded(io.BytesIO(given), name)
-    if isinstance(given, Image.Image):
-        return np.array(as_rgb(given.copy()))
+    return scaled(as_decoded(given, name), name, intensity)
+
+
+def scaled(decoded: Decoded, name: str, intensity: Intensity) -> Picture:
+    """Give a decoded picture as `as_picture`. Raises BadInput if it does not belong to the range."""
+    try:
+        return to_picture(decoded, intensity)
+    except Undecodable as error:
+        raise BadInput(f"{name}: {error}") from error
+
+
+def as_decoded(given: PictureLike, name: str = "picture") -> Decoded:
+    """Decode a picture. Raises BadInput as `as_picture`."""
+    name = str(given) if isinstance(given, (str, Path)) else name
+    try:
+        if isinstance(given, (str, Path)):
+            return decode(Path(given).read_bytes())
+        if isinstance(given, (bytes, bytearray)):
+            return decode(bytes(given))
+        if isinstance(given, Image.Image):
+            refuse_large(*given.size)
+            return of_image(given)
+    except FileNotFoundError as error:
+        raise BadInput(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise BadInput(f"{name}: is a folder, not a picture") from error
+    except Undecodable as error:
+        raise BadInput(f"{name}: cannot be read: {error}") from error
+    except OSError as error:
+        raise BadInput(f"{name}: cannot be read ({error.strerror or error})") from error
     if isinstance(given, torch.Tensor):
         array = given.detach().cpu().numpy()
         return _of_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, name)
@@ -47,40 +69,16 @@ def as_picture(given: PictureLike, name: str = "picture") -> Picture:
     raise BadInput(f"{name}: a {type(given).__name__} is no picture; give a path, bytes, a PIL image, an array or a tensor")
 
 
-def _decoded(source: Path | io.BytesIO, name: str) -> Picture:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # at half of what Pillow refuses; ours comes first
-            warnings.simplefilter("ignore", UserWarning)  # of metadata
-            with open_image(source) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise BadInput(f"{name}: {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}; make it smaller, or cut it")
-                return np.array(as_rgb(image))
-    except FileNotFoundError as error:
-        raise BadInput(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise BadInput(f"{name}: is a folder, not a picture") from error
-    except UnidentifiedImageError as error:
-        raise BadInput(f"{name}: not a picture of a kind that is read here ({', '.join(FORMATS)})") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadInput(f"{name}: more than {MOST_PIXELS:,} pixels; make it smaller, or cut it") from error
-    except UNDECODABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{name}: cannot be read ({reason}); it may be truncated, so copy it again") from error
-
-
-def _of_array(array: NDArray[Any], name: str) -> Picture:
+def _of_array(array: NDArray[Any], name: str) -> Decoded:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise BadInput(f"{name}: of shape {tuple(array.shape)}; an array is HxW or HxWx3, a tensor HxW or 3xHxW")
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise BadInput(f"{name}: numbers with a point are from 0 to 1, these from {array.min():g} to {array.max():g}")
-        array = np.rint(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise BadInput(f"{name}: of {array.dtype}; pixels are uint8, or float from 0 to 1")
-    return np.ascontiguousarray(array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2))
+    if array.dtype.kind not in "uif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise BadInput(f"{name}: an array of {array.dtype} with values that are not numbers; pixels are uint8, or other integers or floats")
+    if array.dtype == np.uint8:
+        array = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
+    return Decoded(np.ascontiguousarray(array))
 
 
 def is_one(given: Any) -> bool:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tasks.common.decoding import Intensity, choose_range, extent_of
 from tasks.common.devices import best_device
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
@@ -31,7 +32,7 @@ from tasks.prediction.calibration import Threshold, calibrated
 from tasks.prediction.files import is_kit
 from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
 from tasks.prediction.models import Named, named
-from tasks.prediction.pictures import PictureLike, as_list, as_picture
+from tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_picture, scaled
 from tasks.prediction.tiles import WHOLE, Box, Grid, boxes, grid_for, joined
 
 BATCH = 8
@@ -130,13 +131,25 @@ class Predictor:
         return bool(self._memory) or not self.detector.needs_prompts
 
     @torch.inference_mode()
-    def prompt(self, pictures: PictureLike | Iterable[PictureLike], *, category: str = ANY_CATEGORY, grid: Grid | None = None) -> Predictor:
+    def prompt(
+        self,
+        pictures: PictureLike | Iterable[PictureLike],
+        *,
+        category: str = ANY_CATEGORY,
+        grid: Grid | None = None,
+        intensity: Intensity | None = None,
+    ) -> Predictor:
         """Remembers normal pictures, instead of those before, and forgets the threshold that they had. Gives itself.
 
         category: what they show, for a detector that reads. grid: how many tiles each picture is cut into; None chooses by the size of the
-        largest prompt, and leaves pictures up to 2,048 pixels whole. Raises BadInput if one cannot be read, or there is none.
+        largest prompt, and leaves pictures up to 2,048 pixels whole. intensity: the range of pictures of more than 8 bits; None chooses
+        it by the prompts, as tasks.common.decoding.choose_range. Raises BadInput if one cannot be read, or there is none.
         """
-        given = [as_picture(picture, _name(picture, place)) for place, picture in enumerate(as_list(pictures))]
+        named = [(_name(picture, place), picture) for place, picture in enumerate(as_list(pictures))]
+        listed = [(name, as_decoded(picture, name)) for name, picture in named]
+        if intensity is None:
+            intensity = choose_range(extent_of(decoded) for _name, decoded in listed if decoded.deep)
+        given = [scaled(decoded, name, intensity) for name, decoded in listed]
         if not given and self.detector.needs_prompts:
             raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
         chosen = grid or max((grid_for(*picture.shape[:2]) for picture in given), default=WHOLE)
@@ -145,7 +158,7 @@ class Predictor:
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
             places.append(self.detector.memorise(tiles.to(self.device)))
         memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
-        self.prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given))
+        self.prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given), intensity=intensity)
         self._memory = memory
         self.threshold = None
         tops = [float(one.map.max()) for one in self.each(np.ascontiguousarray(picture[:, ::-1]) for picture in given)]
@@ -243,7 +256,7 @@ class Predictor:
             pictures_read = []
             for number, given in part:
                 try:
-                    picture = as_picture(given, _name(given, number))
+                    picture = as_picture(given, _name(given, number), self.prompted.intensity)
                 except BadInput as error:
                     if refuse is None:
                         raise

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from tasks.common.files import write_text
-from tasks.common.pictures import read_image
+from tasks.common.pictures import read_picture
 from tasks.common.reasons import in_general
 from tasks.common.texts import csv_lines
 from tasks.reporting.advice import BESIDE, FIGURE, NEAR, Advice, advice_of, next_steps
@@ -97,7 +97,7 @@ def write_report(
             near=NEAR,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             training=[_chart(training_chart(title, log)) for title, log in logs],
-            sheets={sheet.stem: _jpeg(read_image(sheet)) for sheet in sorted(inputs.pairs.glob("*.png"))},
+            sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png"))},
             counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
             rejected=_listed(inputs.rejected),
             near_duplicates=_listed(inputs.near_duplicates),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture, cropped, read_picture
-from tasks.common.places import place_of
+from tasks.common.places import place_of, visible
 from tasks.ingestion.manifest import PictureRow
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, which they are normalised with
@@ -28,7 +28,7 @@ def recognised(given: Path, rows: Mapping[str, Sequence[PictureRow]]) -> dict[st
     A prompt is the normal training picture that looks like it once resized as theirs are, its shorter side and the middle of the other.
     Raises BadInput for a file that is no list of such tensors, and for a prompt that is none of the pictures.
     """
-    files = {file.stem: file for file in (sorted(given.glob(f"*{SUFFIX}")) if given.is_dir() else [given])}
+    files = {file.stem: file for file in (sorted(visible(given.glob(f"*{SUFFIX}"), given)) if given.is_dir() else [given])}
     found: dict[str, dict[str, list[str]]] = {}
     for target, of in rows.items():
         categories = list(dict.fromkeys(row.category for row in of))

@@ -15,8 +15,9 @@ import skimage.data
 from hostile import attack, damaged
 from PIL import Image, ImageOps, PngImagePlugin
 
+from tasks.common.decoding import FORMATS, FULL, Undecodable, choose_range
 from tasks.common.errors import BadInput
-from tasks.common.pictures import FORMATS, read_marks, read_mask, read_picture
+from tasks.common.pictures import read_marks, read_mask, read_picture
 from tasks.ingestion.check import check, look_at
 from tasks.ingestion.listing import DatasetFolder, Listed
 from tasks.prediction.pictures import as_picture
@@ -64,7 +65,11 @@ def checked(data: bytes, folder: Path, suffix: str = ".png") -> None:
         given = error
     if facts.fault:
         raise BadInput(facts.fault)
-    assert read_picture(file).shape == (facts.height, facts.width, 3)
+    try:
+        shown = read_picture(file, intensity=FULL if facts.extent is None else choose_range([facts.extent]))
+    except Undecodable as error:  # samples that are all the same, or not of the range
+        raise BadInput(str(error)) from error
+    assert shown.shape == (facts.height, facts.width, 3)
     assert isinstance(given, BadInput) or given.shape == (facts.height, facts.width, 3)
     assert read_marks(file).shape == (facts.height, facts.width) and read_mask(file, 32).shape == (32, 32)
 

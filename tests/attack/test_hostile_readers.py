@@ -282,7 +282,7 @@ def test_outlines_of_objects(folder: Path) -> None:
     places = make_places(folder.parent / "manifests")
     photos = folder.parent / "photos"
     save(np.zeros((SIDE, SIDE, 3), np.uint8), photos / "0.png")
-    ingest_folder("x", photos, places=places)
+    ingest_folder("x", photos, layout="photographs", places=places)
     file = folder.parent / "instances.json"
 
     def attempt(content: bytes) -> None:

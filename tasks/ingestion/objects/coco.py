@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from tasks.common.decoding import MAX_PIXELS
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Mask
 from tasks.common.reasons import in_short
 from tasks.common.texts import read_json
-from tasks.ingestion.check import MAX_PIXELS
 from tasks.ingestion.objects.table import Annotated, Refused
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import label as connected
 
-from tasks.common.pictures import UNDECODABLE, as_viewed, opened
+from tasks.common.pictures import UNREADABLE, read_objects
+from tasks.common.places import visible
 from tasks.common.reasons import in_short
 from tasks.ingestion.listing import LEADS_OUT, within
 from tasks.ingestion.objects.table import Annotated, Refused
@@ -23,17 +24,14 @@ BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc
 
 def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refused]:
     """Yields every object of the PNGs in `folder`, in the order of their names. `stems`: the photographs' file names without suffix."""
-    for file in sorted(folder.rglob("*.png"), key=lambda file: os.fsencode(str(file))):
+    for file in sorted(visible(folder.rglob("*.png"), folder), key=lambda file: os.fsencode(str(file))):
         name = _photograph(file, folder, stems)
         if not within(file, folder):
             yield Refused(str(file.relative_to(folder)), LEADS_OUT)
             continue
         try:
-            with opened(file) as image:
-                as_viewed(image)
-                palette = image.mode == "P"
-                values = np.asarray(image if palette or image.mode.startswith("I") else image.convert("L"))
-        except UNDECODABLE as error:
+            values, palette = read_objects(file)
+        except UNREADABLE as error:
             yield Refused(str(file.relative_to(folder)), f"cannot be decoded ({in_short(error)})")
             continue
         if palette:

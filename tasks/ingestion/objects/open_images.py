@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.common.pictures import UNDECODABLE, read_marks
+from tasks.common.pictures import UNREADABLE, read_marks
+from tasks.common.places import visible
 from tasks.common.reasons import in_short
 from tasks.common.texts import csv_lines, csv_rows
 from tasks.ingestion.listing import LEADS_OUT, within
@@ -20,8 +21,12 @@ NEEDED = ("MaskPath", "ImageID", "LabelName")
 
 def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
     """Yields every object of a mask CSV, in its order. Raises BadInput if a column is missing."""
-    words = {identifier: word for listing in sorted(file.parent.glob("*class-descriptions*.csv")) for identifier, word in _pairs(listing)}
-    places = {mask.name: mask for mask in sorted(file.parent.rglob("*.png"))}
+    words = {
+        identifier: word
+        for listing in sorted(visible(file.parent.glob("*class-descriptions*.csv"), file.parent))
+        for identifier, word in _pairs(listing)
+    }
+    places = {mask.name: mask for mask in sorted(visible(file.parent.rglob("*.png"), file.parent))}
     for _line, row in csv_rows(file, NEEDED, "Open Images' mask CSV"):
         mask = places.get(row["MaskPath"])
         if mask is None:
@@ -31,7 +36,7 @@ def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
         else:
             try:
                 pixels = read_marks(mask)
-            except UNDECODABLE as error:
+            except UNREADABLE as error:
                 yield Refused(row["MaskPath"], f"cannot be decoded ({in_short(error)})")
             else:
                 yield Annotated(row["ImageID"], words.get(row["LabelName"], ""), pixels)

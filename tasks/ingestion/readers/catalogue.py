@@ -27,7 +27,8 @@ OWN = "your own"
 NC_SA = "CC BY-NC-SA 4.0"
 
 LAYOUTS: dict[str, Layout] = {
-    "folder": Layout("MVTec AD's layout, or photographs in a folder or in folders", Tree(photographs=True), OWN, ""),
+    "folder": Layout("MVTec AD's layout, or folders of normal and of abnormal pictures", Tree(labelled=True), OWN, ""),
+    "photographs": Layout("photographs to make pairs from, in a folder or in folders", Tree(photographs=True), OWN, ""),
     "table": Layout("a CSV or parquet file: image, category, split, label, defect, mask", table, OWN, ""),
     "mvtec-ad": Layout("MVTec AD", Tree(), NC_SA, "https://www.mvtec.com/company/research/datasets/mvtec-ad"),
     "mvtec-loco": Layout(

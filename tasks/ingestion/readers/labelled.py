@@ -11,13 +11,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
+from tasks.common.decoding import decode
 from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
-from tasks.common.pictures import UNDECODABLE, Mask, as_viewed, opened, picture_size, png, read_marks
+from tasks.common.pictures import UNREADABLE, Mask, picture_size, png, read_marks
 from tasks.common.texts import csv_lines, read_text
-from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, picture
+from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, Unusable, files, folders, picture
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
 SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a defect
@@ -219,8 +218,11 @@ def _split(pieces: Sequence[Listed]) -> Iterator[Listed]:
 
 
 def _write_piece(file: Path, box: tuple[int, int, int, int], image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
-    with opened(file) as whole:
-        _write(image, png(np.asarray(as_viewed(whole).convert("RGB").crop(box))))
+    whole = decode(file.read_bytes())
+    if whole.deep:
+        raise Unusable(f"{whole.samples.dtype} samples, where the pictures of this dataset have 8 bits")
+    left, top, right, bottom = box
+    _write(image, png(whole.samples[top:bottom, left:right]))
     if mask is not None and truth is not None:
         _write(truth, png(mask))
 
@@ -254,14 +256,14 @@ def _size(file: Path) -> tuple[int, int] | None:
     try:
         height, width = picture_size(file)
         return width, height
-    except UNDECODABLE:
+    except UNREADABLE:
         return None
 
 
 def _marked(file: Path) -> Mask | None:
     try:
         return read_marks(file)
-    except UNDECODABLE:
+    except UNREADABLE:
         return None
 
 

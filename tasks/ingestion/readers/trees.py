@@ -1,21 +1,47 @@
-"""Reads datasets that are folders of folders: MVTec AD's layout (Bergmann et al., CVPR 2019), those that copied it, and plain photographs.
+"""Reads datasets that are folders of folders: MVTec AD's layout (Bergmann et al., CVPR 2019) and those that copied it, folders of normal
+and of abnormal pictures, and plain photographs.
 
 <folder>/[<category>/]train/good/*.png
 <folder>/[<category>/]test/good/*.png
 <folder>/[<category>/]test/<defect>/*.png
-<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional)
+<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; of any picture format, in capital or small letters)
+
+<folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (folders by these or other usual names, or by the names that are stated)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+from tasks.common.decoding import ENDINGS
 from tasks.common.errors import BadInput
-from tasks.ingestion.listing import GOOD, PICTURE_SUFFIXES, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
+from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
+from tasks.ingestion.readers.labelled import split_normal
 
 MASK_ENDING = "_mask"
+NORMAL_NAMES = ("good", "ok", "normal", "pass", "passed", "non_defective", "nominal", "defect-free", "defect_free", "no_defect")
+"""Usual names of folders of normal pictures, in small letters."""
+ABNORMAL_NAMES = (
+    "defect",
+    "nok",
+    "bad",
+    "ng",
+    "abnormal",
+    "anomaly",
+    "anomalous",
+    "anomalies",
+    "defective",
+    "defects",
+    "fail",
+    "failed",
+    "faulty",
+    "broken",
+    "not_ok",
+)
+"""Usual names of folders of pictures with defects, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +55,26 @@ class Tree:
     truth: str = "ground_truth"
     masks_in_folders: bool = False
     """Whether a picture's masks are all the files of a folder named after it."""
+    labelled: bool = False
+    """Whether folders of normal and of abnormal pictures are read, by names that are stated or usual."""
     photographs: bool = False
     """Whether a folder without any of this is read as photographs, all normal."""
 
     def __call__(self, source: DatasetFolder) -> Iterator[Item]:
-        """Raises BadInput if the folder is missing or laid out otherwise."""
+        """Read a dataset. Raises BadInput if the folder is missing or laid out otherwise."""
         folder = source.folder
         children = folders(folder)
         categories = [child for child in children if (child / "train" / self.normal).is_dir()]
-        if (folder / "train" / self.normal).is_dir():
+        if source.normal or source.abnormal or source.masks:
+            if not self.labelled:
+                raise BadInput(f"{source.name}: normal, abnormal and masks are for the layout folder; leave them out, or the layout")
+            yield from _labelled(source, source.normal, source.abnormal)
+        elif (folder / "train" / self.normal).is_dir():
             yield from self._category(source.name, folder)
         elif categories:
             for category in categories:
                 yield from self._category(category.name, category)
-            without = [child for child in children if child not in categories and (child / "test").is_dir()]
-            yield from (
-                Rejected(child, f"a category without train/{self.normal}, so nothing prompts its test pictures") for child in without
-            )
+            yield from (Rejected(child, self._no_category(child)) for child in children if child not in categories)
             yield from _loose(folder, "a picture outside of all categories")
         elif self.photographs and (listed := _photographs(folder)):
             for child in listed:
@@ -56,15 +85,28 @@ class Tree:
                 for child in folders(listed[0].parent)
                 if listed != [folder] and child not in listed
             )
-        elif self.photographs:
-            raise BadInput(
-                f"{source.name}: {folder} has neither train/good, nor <category>/train/good, nor pictures of its own or one folder down; "
-                "lay it out as README.md shows under «Your own data», or say its layout"
-            )
+        elif self.labelled and (taken := usual_names(folder)).normal:
+            yield from _labelled(source, taken.normal, taken.abnormal)
         else:
-            raise BadInput(
-                f"{source.name}: {folder} has neither train/{self.normal} nor <category>/train/{self.normal}; is it the right folder?"
-            )
+            raise BadInput(f"{source.name}: {folder} {self._missing(folder)}")
+
+    def _no_category(self, folder: Path) -> str:
+        if (folder / "test").is_dir():
+            return f"a category without train/{self.normal}, so nothing prompts its test pictures"
+        return f"a folder without train/{self.normal}, next to categories: its pictures are not read"
+
+    def _missing(self, folder: Path) -> str:
+        """Say what a folder does not have, and what to do."""
+        if self.photographs:
+            return "has no pictures, of its own or one folder down; is it the right folder?"
+        trees = f"has neither train/{self.normal} nor <category>/train/{self.normal}"
+        if not self.labelled:
+            return f"{trees}; is it the right folder?"
+        names = ", ".join(child.name for child in folders(folder)[:8]) or "none"
+        return (
+            f"{trees}, nor a folder called {' or '.join(NORMAL_NAMES[:3])} (its folders: {names}); say which are normal: [...] and "
+            "abnormal: [...], or layout: photographs for pictures to make pairs from"
+        )
 
     def _category(self, name: str, folder: Path) -> Iterator[Item]:
         for split in ("train", *([self.validation] if self.validation else [])):
@@ -74,6 +116,12 @@ class Tree:
                 if other.name != self.normal:
                     yield Rejected(other, f"a folder in {split} that is not {self.normal}: only normal pictures are trained on")
             yield from _loose(folder / split, f"a picture in {split}, outside of {self.normal}")
+        read = {"train", "test", self.truth, self.validation}
+        yield from (
+            Rejected(child, "a folder next to train and test, which this layout does not read")
+            for child in folders(folder)
+            if child.name not in read
+        )
         yield from _loose(folder, "a picture outside of train and test")
         yield from _loose(folder / "test", "a picture in test, outside of a defect's folder")
         truth = folder / self.truth
@@ -83,7 +131,7 @@ class Tree:
             if defect.name == self.normal:  # good pictures never have masks
                 yield from pictures(defect, name, "test", GOOD)
                 continue
-            for item in pictures(defect, name, "test", defect.name, lambda file, at=truth / defect.name: self._masks(at, file)):  # type: ignore[misc]
+            for item in pictures(defect, name, "test", defect.name, self._masks(truth, truth / defect.name)):
                 if isinstance(item, Listed):
                     claimed.update(item.masks)
                 yield item
@@ -93,19 +141,75 @@ class Tree:
             if mask not in claimed:
                 yield Rejected(mask, "a mask for no picture")
 
-    def _masks(self, folder: Path, file: Path) -> tuple[Path, ...]:
-        """Finds the picture's masks, or gives the first place where one should be; () for a category that has none at all."""
-        if not folder.parent.is_dir():
-            return ()
+    def _masks(self, truth: Path, folder: Path) -> FindMasks:
+        """Give what finds a picture's masks in a folder, or the place where one should be; () for a category that has none at all."""
+        if not truth.is_dir():
+            return lambda _file: ()
         if self.masks_in_folders:
-            return tuple(files(folder / file.stem)) or (folder / file.stem / "000.png",)
-        candidates = [folder / f"{file.stem}{ending}{suffix}" for ending in (MASK_ENDING, "") for suffix in (".png", ".bmp")]
-        return (next((mask for mask in candidates if mask.is_file()), candidates[0]),)
+            return lambda file: tuple(files(folder / file.stem)) or (folder / file.stem / "000.png",)
+        return masks_in(folder)
+
+
+FindMasks = Callable[[Path], tuple[Path, ...]]
+
+
+def masks_in(folder: Path) -> FindMasks:
+    """Give what finds the mask of a picture in a folder: `<name>_mask` or `<name>`, of any picture format, in capital or small letters."""
+    named: dict[str, Path] = {}
+    for file in files(folder):
+        if file.suffix.lower() in ENDINGS:
+            named.setdefault(file.stem.lower(), file)
+
+    def find(file: Path) -> tuple[Path, ...]:
+        found = (named.get(f"{file.stem}{ending}".lower()) for ending in (MASK_ENDING, ""))
+        return (next((mask for mask in found if mask is not None), folder / f"{file.stem}{MASK_ENDING}.png"),)
+
+    return find
+
+
+class Taken(NamedTuple):
+    """Folders of a dataset, by what their names say."""
+
+    normal: tuple[str, ...]
+    abnormal: tuple[str, ...]
+
+
+def usual_names(folder: Path) -> Taken:
+    """Find the folders whose names say that their pictures are normal or abnormal."""
+    names = [child.name for child in folders(folder)]
+    return Taken(*(tuple(name for name in names if name.lower() in usual) for usual in (NORMAL_NAMES, ABNORMAL_NAMES)))
+
+
+def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[str]) -> Iterator[Item]:
+    """Read folders of normal and of abnormal pictures. A folder in an abnormal one names a kind of defect."""
+    for name in (*normal, *abnormal, *([source.masks] if source.masks else [])):
+        if not source.folder.joinpath(name).is_dir():
+            raise BadInput(f"{source.name}: no folder {name} in {source.folder}; correct normal, abnormal and masks of the dataset")
+    good = [item for name in normal for item in pictures(source.folder / name, source.name, "train", GOOD)]
+    split = split_normal([item.image for item in good if isinstance(item, Listed)])
+    yield from (replace(item, split=split[item.image]) if isinstance(item, Listed) else item for item in good)
+    for name in normal:
+        yield from _within(source.folder / name)
+    for name in abnormal:
+        folder = source.folder / name
+        for defect in (folder, *folders(folder)):
+            truth = source.folder / source.masks / defect.relative_to(folder) if source.masks else None
+            kind = defect.name if defect.name.lower() != GOOD else f"{name}-{GOOD}"
+            yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
+        for defect in folders(folder):
+            yield from _within(defect)
+    read = {Path(name).parts[0] for name in (*normal, *abnormal, *([source.masks] if source.masks else []))}
+    yield from (
+        Rejected(child, "a folder that is stated neither as normal nor as abnormal, so its pictures are not read")
+        for child in folders(source.folder)
+        if child.name not in read
+    )
+    yield from _loose(source.folder, "a picture outside of the folders of normal and abnormal pictures")
 
 
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
     """Yields the pictures of a folder that should have folders alone."""
-    yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in PICTURE_SUFFIXES)
+    yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in ENDINGS)
 
 
 def _within(folder: Path) -> Iterator[Item]:

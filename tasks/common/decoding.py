@@ -1,0 +1,409 @@
+"""Decode picture files into samples, and samples into HxWx3 uint8 RGB: the one reader of pictures of this project.
+
+A picture of 8 bits a channel is read as a viewer shows it. A deeper one (16-bit PNG, 16- and 32-bit or float TIFF, DICOM) keeps its samples
+until an `Intensity` says which of them are black and white: a camera of 12 bits in a file of 16 uses a sixteenth of the file's range.
+
+The module needs numpy and Pillow alone; tifffile, imagecodecs and pydicom are imported for the files that need them. It imports nothing of
+this project, as `changepair export` copies it next to a model.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+"""Formats that Pillow may decode, whatever a file's name says. Of its others some run programs: PostScript is given to Ghostscript."""
+DICOM = "DICOM"
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm")
+"""Endings of the names of picture files, in small letters."""
+MAX_PIXELS = 100_000_000
+"""Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one is taken for a decompression bomb."""
+MAX_BYTES = 2**30
+"""Largest decoded size of a deep picture, in bytes."""
+WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
+"""White of cameras, detectors and integer types, by their bit depth."""
+MARGIN = 0.01
+"""How far float samples may leave the range from black to white, as a share of it: resampling overshoots."""
+MOST_OUTSIDE = 0.5
+"""Largest share of a picture's samples that may lie outside of its intensity range."""
+BLURRED = "marked by blurred masks (of many grey levels), cut at half of their highest value"
+LABELS = 16
+"""Most levels of a mask that are taken for labels. A mask with more was blurred, by JPEG or by resizing."""
+
+Samples = Literal["integer", "float"]
+Picture = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+class Undecodable(ValueError):
+    """A file that is no picture, or one that cannot be decoded without changing what it shows. The message says why."""
+
+
+class Range(NamedTuple):
+    """The samples that are shown black (low) and white (high)."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The range of deep pictures of a dataset or a kit. Pictures of 8 bits do not use it.
+
+    integer, floating: ranges of integer and of float samples; None for the full range of the type, 0 to 1 for floats.
+    """
+
+    integer: Range | None = None
+    floating: Range | None = None
+
+    def of(self, samples: Samples) -> Range | None:
+        return self.integer if samples == "integer" else self.floating
+
+
+FULL = Intensity()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture file's samples, turned as its EXIF orientation says."""
+
+    samples: NDArray[Any]
+    """HxWx3 uint8, RGB; or, of a deep picture, HxW or HxWx3 of another type."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the conversion, such as `palette, converted to RGB`."""
+    alpha: NDArray[np.float64] | None = None
+    """HxW in [0, 1], of a deep picture with transparency."""
+    inverted: bool = False
+    """Whether a deep picture's low samples are white."""
+    stated: Range | None = None
+    """The range that the file itself states: the window of a DICOM file."""
+
+    @property
+    def deep(self) -> bool:
+        """Whether an intensity range is needed to show it."""
+        return self.samples.dtype != np.uint8
+
+    @property
+    def kind(self) -> Samples:
+        return "float" if self.samples.dtype.kind == "f" else "integer"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        height, width = self.samples.shape[:2]
+        return height, width
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The extent of a deep picture's samples: what a range is chosen from."""
+
+    samples: Samples
+    low: float
+    high: float
+    stated: Range | None = None
+
+
+def extent_of(decoded: Decoded) -> Extent:
+    """Measure a deep picture's samples."""
+    return Extent(decoded.kind, float(decoded.samples.min()), float(decoded.samples.max()), decoded.stated)
+
+
+def choose_range(extents: Iterable[Extent]) -> Intensity:
+    """Choose the intensity range of a dataset or a kit from its normal pictures.
+
+    Windows that all of the pictures state are joined. Otherwise the range is from 0 to the lowest white that no sample exceeds: one of
+    WHITES, or 1 for floats. Where samples are negative, the range is from the lowest to the highest sample.
+    """
+    listed = list(extents)
+    return Intensity(*(_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float")))
+
+
+def _chosen(extents: Sequence[Extent]) -> Range | None:
+    if not extents:
+        return None
+    stated = [one.stated for one in extents if one.stated is not None]
+    if len(stated) == len(extents):
+        return Range(min(one.low for one in stated), max(one.high for one in stated))
+    low, high = min(one.low for one in extents), max(one.high for one in extents)
+    margin, whites = (MARGIN, (1.0, *WHITES)) if extents[0].samples == "float" else (0.0, WHITES)
+    for white in whites:
+        if low >= -margin * white and high <= (1 + margin) * white:
+            return Range(0.0, white)
+    return Range(low, high)
+
+
+def decode(content: bytes) -> Decoded:
+    """Decode the bytes of a picture file. Raises Undecodable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata, and of sizes, which are checked here
+        try:
+            if content[128:132] == b"DICM":
+                return _dicom(content)
+            image = open_image(io.BytesIO(content)) if not _is_deep_tiff(content) else None
+            if image is None:
+                return _tiff(content)
+            refuse_large(image.width, image.height)
+            if _is_deep_png(content):
+                return _png(content, image)
+            return of_image(image)
+        except Undecodable:
+            raise
+        except Image.DecompressionBombError as error:
+            raise Undecodable(f"more than {MAX_PIXELS:,} pixels: a decompression bomb? make it smaller, or cut it") from error
+        except UnidentifiedImageError as error:
+            raise Undecodable(f"no picture of a kind that is read here ({', '.join((*FORMATS, DICOM))})") from error
+        except Exception as error:  # a decoder may raise anything on hostile bytes
+            raise Undecodable(f"it is truncated or no picture ({_in_short(error)})") from error
+
+
+def read_file(file: str | Path, intensity: Intensity = FULL) -> Picture:
+    """Read a picture file as HxWx3 uint8 RGB. Raises Undecodable, OSError."""
+    return to_picture(decode(Path(file).read_bytes()), intensity)
+
+
+def open_image(stream: Path | IO[bytes]) -> Image.Image:
+    """Open a picture of one of FORMATS; its pixels are decoded when they are asked for. Raises what Pillow raises."""
+    return Image.open(stream, formats=FORMATS)
+
+
+def of_image(given: Image.Image) -> Decoded:
+    """Give the samples of a Pillow image: 8 bits as a viewer shows them, deeper modes (I;16, I, F) as they are."""
+    image = ImageOps.exif_transpose(given)
+    notes = []
+    if getattr(given, "n_frames", 1) > 1:
+        notes.append("animated, its first frame taken" if given.format != "TIFF" else f"of {given.n_frames} pages, the first taken")  # type: ignore[attr-defined]
+    if given.getexif().get(0x0112, 1) != 1:
+        notes.append("turned as its EXIF says")
+    if image.mode == "I":  # what Pillow holds 16 bits in: of PGM files, and of its older versions
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise Undecodable(f"an image of mode I from {samples.min()} to {samples.max()}, not 0 to 65535; give its file or an array")
+        return Decoded(samples.astype(np.uint16), tuple(notes))
+    if image.mode.startswith("I;16") or image.mode == "F":
+        return Decoded(_finite(np.asarray(image)), tuple(notes))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        if np.asarray(layered)[..., 3].min() < 255:
+            notes.append("transparent, laid over white")
+        image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+        notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
+    return Decoded(np.array(image.convert("RGB")), tuple(notes))
+
+
+def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
+    """Scale a picture's samples to HxWx3 uint8 RGB. Raises Undecodable if most of a deep picture lies outside of its range."""
+    if not decoded.deep:
+        return decoded.samples
+    low, high = range_of(decoded, intensity)
+    samples = decoded.samples.astype(np.float64)
+    scaled = np.clip((samples - low) * (255.0 / (high - low)), 0, 255)
+    if decoded.inverted:
+        scaled = 255 - scaled
+    if decoded.alpha is not None:
+        alpha = decoded.alpha if scaled.ndim == 2 else decoded.alpha[..., None]
+        scaled = alpha * scaled + (1 - alpha) * 255
+    eight = np.rint(scaled).astype(np.uint8)
+    return eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, axis=2)
+
+
+def range_of(decoded: Decoded, intensity: Intensity) -> Range:
+    """Give the range that a deep picture is scaled by. Raises Undecodable if its samples do not belong to that range."""
+    chosen = intensity.of(decoded.kind)
+    low, high = chosen or _full(decoded)
+    if not low < high:
+        raise Undecodable(f"its intensity range, {Range(low, high)}, is empty; state another one")
+    samples = decoded.samples
+    outside = float(((samples < low) | (samples > high)).mean())
+    if outside > (MOST_OUTSIDE if chosen is not None else 0):
+        raise Undecodable(
+            f"{100 * outside:.3g} % of its samples, {samples.min():g} to {samples.max():g}, lie outside of the intensity range "
+            f"{Range(low, high)}; state the range of its camera as intensity"
+        )
+    return Range(low, high)
+
+
+def _full(decoded: Decoded) -> Range:
+    if decoded.kind == "float":
+        return Range(0.0, 1.0)
+    return Range(0.0, float(np.iinfo(decoded.samples.dtype).max))
+
+
+def marks_of(decoded: Decoded) -> tuple[Mask, str]:
+    """Give the marked pixels of a mask, HxW, and what was done to find them ("" for the usual mask).
+
+    Anything but 0 is marked, as masks hold 0 and 1, 0 and 255, 254 and 255, or the numbers of objects. A mask with more levels than labels
+    have was blurred, by JPEG or by resizing: there, what is at least half of its highest value is marked.
+    """
+    values = decoded.samples if decoded.samples.ndim == 2 else decoded.samples.max(axis=2)
+    if decoded.inverted:
+        values = values.max() - values
+    if decoded.alpha is not None:
+        values = values * decoded.alpha
+    return marked(values)
+
+
+def marked(values: NDArray[Any]) -> tuple[Mask, str]:
+    """Give the marked pixels of a mask's values HxW, as `marks_of`."""
+    levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if values.dtype == np.uint8 else np.unique(values)
+    levels = levels[levels != 0]
+    if len(levels) <= LABELS or _are_numbers(levels):
+        return values != 0, ""
+    return values >= levels.max() / 2, BLURRED
+
+
+def _are_numbers(levels: NDArray[Any]) -> bool:
+    """Tell whether levels are the numbers of objects, 1 to n. A blurred mask of 255 holds gaps, or all of 1 to 255."""
+    return bool(levels[0] == 1 and levels[-1] == len(levels) and levels[-1] != 255)
+
+
+def refuse_large(width: int, height: int) -> None:
+    """Raise Undecodable for more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise Undecodable(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: a decompression bomb? make it smaller, or cut it")
+
+
+def _is_deep_png(content: bytes) -> bool:
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"  # the bit depth of IHDR, ISO/IEC 15948 11.2.2
+
+
+def _png(content: bytes, image: Image.Image) -> Decoded:
+    """Decode a PNG of 16 bits a channel: Pillow keeps the upper 8 of its colours."""
+    import imagecodecs
+
+    samples = imagecodecs.png_decode(content)
+    if "transparency" in image.info and samples.ndim == 3 and samples.shape[2] == 3:  # one colour stands for transparent
+        clear = (samples == np.array(image.info["transparency"], samples.dtype)).all(axis=2)
+        samples = np.dstack([samples, np.where(clear, 0, 65535).astype(np.uint16)])
+    return _layered(samples, image.getexif().get(0x0112, 1), ())
+
+
+def _is_deep_tiff(content: bytes) -> bool:
+    """Tell whether a file is a TIFF with samples of more than 8 bits, or of signed or float type."""
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return False
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page: Any = file.pages[0]
+        return bool(page.bitspersample > 8 or page.sampleformat != 1)
+
+
+def _tiff(content: bytes) -> Decoded:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page: Any = file.pages[0]
+        refuse_large(page.imagewidth, page.imagelength)
+        if page.nbytes > MAX_BYTES:
+            raise Undecodable(f"{page.nbytes:,} bytes when decoded, more than {MAX_BYTES:,}; make it smaller, or cut it")
+        if page.imagedepth > 1:
+            raise Undecodable(f"a volume of {page.imagedepth} planes; write each plane as a picture")
+        if page.photometric not in (0, 1, 2):
+            raise Undecodable(f"TIFF of {page.bitspersample} bits as {page.photometric.name.lower()}; write it as grey or RGB")
+        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if not ends or min(page.databytecounts) == 0 or max(ends) > len(content):
+            raise Undecodable("truncated: parts of its pixels lie behind the end of the file, or nowhere")
+        samples = np.asarray(page.asarray())
+        if samples.dtype.kind not in "uif":
+            raise Undecodable(f"samples of type {samples.dtype}; write it with integer or float samples")
+        if page.axes.startswith("S"):  # planes of a colour each
+            samples = np.moveaxis(samples, 0, -1)
+        samples = samples.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+        colours = 3 if page.photometric == 2 else 1
+        extra = tuple(int(one) for one in page.extrasamples)
+        if samples.shape[2] - len(extra) != colours or len(extra) > 1:
+            raise Undecodable(f"{samples.shape[2]} channels, of which {colours} can be shown; write those as a picture")
+        notes: tuple[str, ...] = (f"of {len(file.pages)} pages, the first taken",) if len(file.pages) > 1 else ()
+        tag = page.tags.get("Orientation")
+        samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        if extra and extra[0] == 1 and samples.dtype.kind == "u":  # colours are stored multiplied by alpha
+            alpha = samples[..., -1:].astype(np.float64) / np.iinfo(samples.dtype).max
+            plain = np.divide(samples[..., :-1], alpha, out=np.zeros((*alpha.shape[:2], colours)), where=alpha > 0)
+            samples = np.concatenate([np.rint(plain).clip(0, np.iinfo(samples.dtype).max).astype(samples.dtype), samples[..., -1:]], axis=2)
+        elif extra and extra[0] not in (1, 2):  # not transparency
+            samples = samples[..., :-1]
+            notes += ("with a channel that is neither a colour nor transparency, left out",)
+        return _layered(samples, 1 if tag is None else int(tag.value), notes, inverted=page.photometric == 0)
+
+
+def _layered(samples: NDArray[Any], orientation: int, notes: tuple[str, ...], *, inverted: bool = False) -> Decoded:
+    """Turn samples HxW or HxWxC, and part colours from alpha, the second or the fourth channel."""
+    turned = _turned(samples if samples.ndim == 3 else samples[..., None], orientation)
+    if orientation != 1:
+        notes += ("turned as its EXIF says",)
+    alpha = None
+    if turned.shape[2] in (2, 4):
+        whole = float(np.iinfo(turned.dtype).max) if turned.dtype.kind in "ui" else 1.0
+        alpha = (turned[..., -1].astype(np.float64) / whole).clip(0, 1)
+        turned = turned[..., :-1]
+        if alpha.min() < 1:
+            notes += ("transparent, laid over white",)
+    return Decoded(_finite(turned[..., 0] if turned.shape[2] == 1 else turned), notes, alpha, inverted)
+
+
+def _turned(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn samples as EXIF's orientation says: what a viewer shows (Exif 2.32, table 6)."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    return np.ascontiguousarray(samples)
+
+
+def _dicom(content: bytes) -> Decoded:
+    """Decode a monochrome DICOM picture, its modality transformation applied (PS3.3 C.11.1); its window is stated, not applied."""
+    try:
+        import pydicom
+        from pydicom.pixels.processing import apply_modality_lut
+    except ModuleNotFoundError as error:
+        raise Undecodable("a DICOM file, and pydicom is not installed") from error
+    data = pydicom.dcmread(io.BytesIO(content))
+    if "PixelData" not in data:
+        raise Undecodable("a DICOM file without pixels")
+    if data.SamplesPerPixel != 1 or data.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        raise Undecodable(f"DICOM of {data.PhotometricInterpretation}; monochrome ones are read, so write it as PNG")
+    if int(data.get("NumberOfFrames") or 1) > 1:
+        raise Undecodable(f"DICOM of {data.NumberOfFrames} frames; write each frame as a picture")
+    refuse_large(int(data.Columns), int(data.Rows))
+    samples = np.asarray(apply_modality_lut(data.pixel_array, data))
+    if samples.dtype == np.uint8 or float(data.get("RescaleSlope") or 1).is_integer():
+        samples = samples.astype(np.int32)  # 8 bits are windowed too
+    return Decoded(_finite(samples), (), None, data.PhotometricInterpretation == "MONOCHROME1", _window(data))
+
+
+def _window(data: Any) -> Range | None:
+    """Give the first window of a DICOM file as the samples that are black and white (PS3.3 C.11.2.1.2 and C.11.2.1.3.2)."""
+    if "WindowCenter" not in data or "WindowWidth" not in data or "VOILUTSequence" in data:
+        return None
+    centre, width = (float(np.atleast_1d(value)[0]) for value in (data.WindowCenter, data.WindowWidth))
+    function = str(data.get("VOILUTFunction") or "LINEAR")
+    if function == "LINEAR" and width > 1:
+        return Range(centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
+    return Range(centre - width / 2, centre + width / 2) if function == "LINEAR_EXACT" and width > 0 else None
+
+
+def _finite(samples: NDArray[Any]) -> NDArray[Any]:
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        raise Undecodable(f"{int((~np.isfinite(samples)).sum())} of its samples are not numbers")
+    return samples.astype(samples.dtype.newbyteorder("="), copy=False)
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
