@@ -6,8 +6,9 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +25,6 @@ from tasks.common.bounds import MOST, Between
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.settings import LayoutName
 
-NAMED = 3
-"""Files that are named beside the reason that they were left out for."""
 EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
@@ -127,7 +126,12 @@ def parser() -> argparse.ArgumentParser:
     inspecting.add_argument("dataset", help="a layout, as `changepair datasets` calls it; or a dataset of pipelines.yaml")
     inspecting.add_argument("path", nargs="?", help="a folder, a file or a URL; none for a dataset of pipelines.yaml")
     inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
-    inspecting.set_defaults(run=lambda arguments: inspect_dataset(arguments.dataset, arguments.path, arguments.out))
+    inspecting.add_argument(
+        "--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures, for the layout folder"
+    )
+    inspecting.add_argument("--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects")
+    inspecting.add_argument("--masks", metavar="DIR", help="a folder of masks for those")
+    inspecting.set_defaults(run=lambda one: inspect_dataset(one.dataset, one.path, one.out, one.normal, one.abnormal, one.masks))
     unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
     unpacking.add_argument("archive", type=Path)
     unpacking.add_argument("folder", type=Path)
@@ -326,26 +330,32 @@ def list_datasets() -> None:
         console.print(f"here: {name}, {folder.layout}, {folder.path}", soft_wrap=True)
 
 
-def inspect_dataset(dataset: str, named: str | None, sheet: Path | None) -> None:
+def inspect_dataset(
+    dataset: str, named: str | None, sheet: Path | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None
+) -> None:
+    from flows.init import stated_folders, told
     from flows.settings.reader import nearest
     from tasks.common.errors import BadInput
     from tasks.common.places import place_of
     from tasks.ingestion.inspect import inspect
 
-    layout, layouts = dataset, get_args(LayoutName)
-    if named is None:
+    layouts = get_args(LayoutName)
+    stated = named is not None or normal or abnormal or masks
+    if dataset in layouts and stated:
+        settings = replace(stated_folders(named, normal, abnormal, masks), layout=cast(LayoutName, dataset))
+        name = place_of(settings.path).name or dataset
+    elif not stated:
         folders = read_pipelines().datasets.folders
         if dataset not in folders:
             has = "give the folder too" if dataset in layouts else f"no dataset of pipelines.yaml{nearest(dataset, folders)}"
             raise BadInput(f"inspect {dataset}: {has}; `changepair inspect <layout> <folder>`, or `changepair inspect <dataset>`")
-        layout, named = folders[dataset].layout, folders[dataset].path
-    elif layout not in layouts:
+        settings, name = folders[dataset], dataset
+    else:
         raise BadInput(f"inspect {dataset}: no layout{nearest(dataset, layouts)}; `changepair datasets` lists them")
-    path = place_of(named)
     sheet = sheet or Path(f"inspect-{dataset}.png")
     with tempfile.TemporaryDirectory() as work:
-        inspection = inspect(layout, path, layout, work=Path(work), sheet=sheet)
-    counts = Table(title=f"{path}: {sum(inspection.counts.values())} pictures")
+        inspection = inspect(name, settings, work=Path(work), sheet=sheet)
+    counts = Table(title=f"{settings.path}: {sum(inspection.counts.values())} pictures")
     for title in ("category", "split", "defect", "pictures", "covered by masks, %"):
         counts.add_column(title)
     for (category, split, defect), count in inspection.counts.items():
@@ -356,15 +366,10 @@ def inspect_dataset(dataset: str, named: str | None, sheet: Path | None) -> None
     console.print(counts)
     for side, (least, median, greatest) in inspection.sizes.items():
         console.print(f"{side}: {least} / {median} / {greatest} pixels (least, median, greatest)", highlight=False)
-    lines = [f"left out: {len(files)} x {reason}: {_some(files)}" for reason, files in inspection.rejected.items()]
-    lines += [f"to be known: {count} pictures are {note}" for note, count in inspection.notes.items()]
-    for line in lines:
+    console.print(f"grey levels: {inspection.greys} of 256 in normal pictures", highlight=False)
+    for line in told(inspection):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"to look at: {sheet}", soft_wrap=True)
-
-
-def _some(files: Sequence[str]) -> str:
-    return ", ".join(files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
 
 
 if __name__ == "__main__":  # as the scheduled runs start it, by the code of their clone

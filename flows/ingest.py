@@ -9,13 +9,14 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from flows.plan import DVC_YAML, SPLIT, read_by_ingestion
 from flows.running.api import stoppable
 from flows.running.entry import start_stage
 from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
 from flows.running.steps import HOUR, step
 from flows.running.workers import Sealed, cluster_or_threads, on_cluster, wait_for
 from flows.settings.pipelines import Execution, read_pipelines
-from flows.settings.reader import FILE, nearest
+from flows.settings.reader import FILE, load_yaml, nearest
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.ingestion import check
@@ -75,6 +76,15 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execu
     )
 
 
+def _refuse_an_old_plan(dataset: str, folder: FolderSettings) -> None:
+    """Raise BadInput if dvc.yaml lacks something that the dataset is read from, as a table may name other folders than it did."""
+    stages = load_yaml(DVC_YAML).get("stages", {}) if DVC_YAML.is_file() else {}
+    stage = stages.get(f"ingest{SPLIT}{dataset}", {})
+    missing = [place for place in read_by_ingestion(folder) if place not in stage.get("deps", ())]
+    if missing and not (stage.get("always_changed") or stage.get("frozen") or not stage):
+        raise BadInput(f"{DVC_YAML}: {missing[0]} is read for {dataset} and is no dependency yet; run `changepair plan`, then again")
+
+
 @flow(name="ingest", flow_run_name="ingest {dataset}")
 @stoppable
 def ingest(dataset: str) -> None:
@@ -82,6 +92,8 @@ def ingest(dataset: str) -> None:
     folders = read.datasets.folders
     if dataset not in folders and dataset not in PACKAGED:
         raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
+    if dataset in folders:
+        _refuse_an_old_plan(dataset, folders[dataset])
     ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution)
     for note, count in ingested.notes.items():
         get_run_logger().log(WARNING if note in WARNED else INFO, f"{dataset}: {count} pictures are {note}")

@@ -1,35 +1,43 @@
-"""`changepair init <folder>`: looks at a folder of pictures, and writes a dataset and a pipeline for it to pipelines.yaml."""
+"""`changepair init <folder>`: look at a folder of pictures, and write a dataset and a pipeline for it to pipelines.yaml."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from flows.plan import write_plan
 from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import FILE, parse_yaml, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
-from tasks.common.places import place_of
+from tasks.common.places import is_url, place_of
 from tasks.common.texts import read_text
 from tasks.ingestion.listing import GOOD
+from tasks.ingestion.settings import FolderSettings
 
 if TYPE_CHECKING:
     from tasks.ingestion.inspect import Inspection
 
 EPILOG = """examples:
   changepair init /data/brackets                     # a dataset and a pipeline called brackets
+  changepair init --normal /data/line-3/ok --abnormal /data/line-3/nok
   changepair init s3://factory/brackets --name line-3
 
-The folder is laid out as MVTec AD's: [<category>/]train/good, test/good, test/<defect>, and if there are masks ground_truth/<defect>.
+The folder is laid out as MVTec AD's ([<category>/]train/good, test/good, test/<defect>, and if there are masks ground_truth/<defect>), or
+it holds folders of normal and of abnormal pictures: by usual names (ok, good, normal; nok, bad, defect), or as --normal and --abnormal say.
 """
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+NAMED = 3
+"""Files that are named beside a reason."""
 SHOTS = (1, 2, 4, 8)
 LARGEST_SIDE, SIDES = 256, 32
 """Pixels that pictures are seen at, at the most, and what they are a multiple of."""
@@ -46,9 +54,9 @@ PIPELINE = """\
     inpainter: {{model: none}}
     synthesis: {{pairs: 0}}
     sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
-    detectors:
+    detectors: # plain residuals suit defects of a whole picture, and own, the residual within a picture, small ones: measured, not guessed
       patch-residual: {{resolution: {side}}}
-      metric-residual: {{model: packaged, resolution: {side}}}
+      metric-residual: {{model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
       multi-scale-residual: {{model: packaged}}
     training: {{}}
     evaluation: {{resolution: {side}}}
@@ -63,17 +71,28 @@ def add(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", help="or the URL of one")
+    parser.add_argument("folder", nargs="?", help="a folder or its URL; none where --normal and --abnormal lie in one folder")
+    parser.add_argument("--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures; may be given again")
+    parser.add_argument(
+        "--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects; may be given again"
+    )
+    parser.add_argument("--masks", metavar="DIR", help="a folder of masks for those, named as they are")
     parser.add_argument("--name", help="of the dataset and the pipeline (the folder's own)")
-    parser.set_defaults(run=lambda arguments: init(arguments.folder, arguments.name))
+    parser.set_defaults(run=lambda one: init(one.folder, one.name, normal=one.normal, abnormal=one.abnormal, masks=one.masks))
 
 
-def init(folder: str, name: str | None = None) -> None:
-    """Writes it, enabled. Raises BadInput if the folder is not laid out so or has no picture of a defect, a name is taken or none, or
-    pipelines.yaml is written so that it cannot be added to."""
+def init(
+    folder: str | None, name: str | None = None, *, normal: Sequence[str] = (), abnormal: Sequence[str] = (), masks: str | None = None
+) -> None:
+    """Write a dataset and a pipeline, enabled, and plan it. normal, abnormal, masks: folders, within `folder` or of their own.
+
+    Raises BadInput if the folder is laid out otherwise or has no picture of a defect, a name is taken or not one, or pipelines.yaml is
+    written so that it cannot be added to.
+    """
     from tasks.ingestion.inspect import inspect  # costs half a second, which no other command need spend
 
-    place = place_of(folder)
+    stated = stated_folders(folder, normal, abnormal, masks)
+    place = place_of(stated.path)
     name = name or re.sub(r"[^a-z0-9]+", "-", place.name.lower())[:64].strip("-")
     read = read_pipelines()
     if not NAME.fullmatch(name):
@@ -81,14 +100,59 @@ def init(folder: str, name: str | None = None) -> None:
     if name in read.pipelines or name in read.datasets.names:
         raise BadInput(f"{FILE} has a {name!r} already; give another name with --name")
     with tempfile.TemporaryDirectory() as work:
-        found = inspect(name, place, "folder", work=Path(work), sheet=Path(work) / "sheet.png")
+        found = inspect(name, stated, work=Path(work), sheet=Path(work) / "sheet.png")
     text = read_text(FILE)
-    write_text(FILE, _added(text, name, str(place), _pipeline(name, str(place), found)))
+    write_text(FILE, _added(text, name, _dataset(stated), _pipeline(name, str(place), found)))
+    write_plan()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{FILE}: dataset and pipeline {name}: {_about(found)}")
-    for reason, count in found.rejected.items():
-        console.print(f"left out: {count} x {reason}")
+    for line in told(found):
+        console.print(line)
     console.print(f"next: `changepair retrain {name}`, then open data/evaluation/{name}/report.html")
+
+
+def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None) -> FolderSettings:
+    """Give the dataset that folders on a command line make. Raises BadInput if one is missing, or they have no folder in common."""
+    listed = [*normal, *abnormal, *([masks] if masks else [])]
+    if not listed:
+        if folder is None:
+            raise BadInput("name a folder of pictures, or folders with --normal and --abnormal")
+        return FolderSettings(folder)
+    if not normal:
+        raise BadInput("--normal: name at least one folder of normal pictures; prompts are drawn from it")
+    if folder is None:
+        if any(map(is_url, listed)):
+            raise BadInput(f"{listed[0]}: in a store; name the folder that holds it, and --normal and --abnormal within that")
+        parents = [os.path.dirname(os.path.abspath(os.path.expanduser(one))) for one in listed]
+        folder = os.path.commonpath(parents)
+        if folder == os.path.sep:
+            raise BadInput(f"{', '.join(listed)}: no folder holds all of them; put them into one")
+        names = [os.path.relpath(os.path.abspath(os.path.expanduser(one)), folder) for one in listed]
+    else:
+        root = place_of(folder)
+        names = [os.path.relpath(one, root) if os.path.isabs(one) else one for one in listed]
+    for name in names:
+        if name.startswith("..") or not (place_of(folder) / name).is_dir():
+            raise BadInput(f"{name}: no folder in {folder}; correct --normal, --abnormal and --masks")
+    of_masks = names.pop() if masks else None
+    return FolderSettings(folder, normal=tuple(names[: len(normal)]), abnormal=tuple(names[len(normal) :]), masks=of_masks)
+
+
+def told(found: Inspection) -> Iterator[str]:
+    """Yield what to know of a dataset that was read: what was taken for what, and which files were left out, and why."""
+    for folder, label in found.taken.items():
+        yield f"taken as {label}: {folder}"
+    for reason, files in found.rejected.items():
+        yield f"left out: {len(files)} x {reason}: {', '.join(files[:NAMED])}" + (
+            f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        )
+    for note, count in found.notes.items():
+        yield f"to know: {count} pictures are {note}"
+
+
+def _dataset(stated: FolderSettings) -> dict[str, Any]:
+    written = {key: getattr(stated, key) for key in ("path", "normal", "abnormal", "masks")}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in written.items() if value}
 
 
 def _about(found: Inspection) -> str:
@@ -109,9 +173,10 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
     tested = {(split, defect == GOOD) for _category, split, defect in found.counts if split == "test"}
     for normal, where in ((True, f"test/{GOOD}"), (False, "test/<defect>")):
         if ("test", normal) not in tested:
+            reasons = "; ".join(f"{len(files)} were left out: {reason} ({files[0]})" for reason, files in found.rejected.items())
             raise BadInput(
-                f"{path}: no picture in {where}, and figures need both normal and defective ones to test on; to score pictures without "
-                "any, `changepair predict --prompt <normal pictures> <pictures>`"
+                f"{path}: no picture in {where}{f' ({reasons})' if reasons else ''}, and metrics need both normal and defective ones; to "
+                "score pictures without any, `changepair predict --prompt <normal pictures> <pictures>`"
             )
     least = min(training.values())
     side = min(LARGEST_SIDE, max(SIDES, min(median for _least, median, _most in found.sizes.values()) // SIDES * SIDES))
@@ -119,15 +184,15 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
     return PIPELINE.format(name=name, path=path, about=_about(found), shots=shots, side=side)
 
 
-def _added(text: str, name: str, path: str, pipeline: str) -> str:
-    """Adds to the text of pipelines.yaml, whose every other line stays as it is. Raises BadInput if that does not come to what is meant."""
-    dataset = f"    {name}: {{path: {json.dumps(path)}}}\n"
+def _added(text: str, name: str, settings: Mapping[str, Any], pipeline: str) -> str:
+    """Add to the text of pipelines.yaml, whose other lines stay unchanged. Raises BadInput if the result does not say what is meant."""
+    dataset = f"    {name}: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in settings.items())}}}\n"
     new = re.sub(r"^enabled: \[(.*?)\]", lambda found: f"enabled: [{', '.join(filter(None, (found[1], name)))}]", text, flags=re.M)
     new = re.sub(r"^  folders:( \{\})?([ \t]*(#.*)?\n)", lambda found: f"  folders:{found[2]}{dataset}", new, count=1, flags=re.M)
     new = re.sub(r"^(pipelines:[ \t]*(#.*)?\n)", lambda found: found[1] + pipeline, new, count=1, flags=re.M)
     wanted = read_yaml()
     wanted["enabled"] = [*wanted["enabled"], name]
-    wanted["datasets"]["folders"] = {**(wanted["datasets"]["folders"] or {}), name: {"path": path}}
+    wanted["datasets"]["folders"] = {**(wanted["datasets"]["folders"] or {}), name: dict(settings)}
     wanted["pipelines"] = {**wanted["pipelines"], **parse_yaml(pipeline, FILE)}
     try:
         written = parse_yaml(new, FILE)

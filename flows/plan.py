@@ -28,7 +28,7 @@ from tasks.common.fingerprint import LOCK as PACKAGES
 from tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import PACKAGED
-from tasks.ingestion.settings import FolderSettings
+from tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import NONE, OWN
 
 DVC_YAML = Path("dvc.yaml")
@@ -213,14 +213,15 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
     how = "written out of an installed package, then read"
     if folder is not None:
         how = "copied, then read" if folder.snapshot else "read where they lie"
-    odd = _unreadable(folder)
+    read = [] if folder is None else read_by_ingestion(folder)
+    odd = _unreadable(read)
     if odd:
         how += f"; each time anew, as DVC cannot read {odd}"
     yield Stage(
         "ingest",
         (dataset,),
         f"the pictures of {dataset}: {how}",
-        deps=(*([str(place_of(folder.path))] if folder and not odd else []), code_file("ingest").as_posix()),
+        deps=(*(read if not odd else []), code_file("ingest").as_posix()),
         params=(f"datasets.folders.{dataset}",) if folder else (),
         outs=(f"{PICTURES}/{dataset}", manifest, rejected),
         frozen=gone,
@@ -231,20 +232,37 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
             "objects",
             (dataset,),
             f"the masks of the objects of {dataset}, whatever their format",
-            deps=(str(place_of(datasets.objects[dataset].path)), manifest, code_file("objects").as_posix()),
+            deps=(_read_for_objects(datasets.objects[dataset]), manifest, code_file("objects").as_posix()),
             params=(f"datasets.objects.{dataset}",),
             outs=(f"{MANIFESTS}/{dataset}.objects.parquet", f"{MANIFESTS}/{dataset}.objects.rejected.csv"),
         )
 
 
-def _unreadable(folder: FolderSettings | None) -> str:
-    """Names what keeps DVC from hashing a dataset's folder, at which it would end, or wait for ever; "" if nothing does. Ingestion leaves
-    it out, with the reason, and reads nothing again that has not changed."""
-    place = place_of(folder.path) if folder is not None else None
-    if place is None or is_remote(place):
-        return ""
-    file = next(unreadable(place), None)
-    return "" if file is None else os.fsencode(file).decode("utf-8", "backslashreplace")
+def read_by_ingestion(folder: FolderSettings) -> list[str]:
+    """List the files and folders that a dataset is read from: its folder, those in it that are stated, or a table and what it names."""
+    place = place_of(folder.path)
+    if folder.layout == OF_A_FILE:
+        from tasks.ingestion.readers.tables import named_by  # pyarrow, which no other layout needs
+
+        return [str(place), *map(str, named_by(place))]
+    stated = (*folder.normal, *folder.abnormal, *([folder.masks] if folder.masks else []))
+    return [str(place / name) for name in stated] or [str(place)]
+
+
+def _read_for_objects(settings: ObjectsSettings) -> str:
+    """Give the file or folder that objects are read from: Open Images' masks lie beside their CSV, or below."""
+    place = place_of(settings.path)
+    return str(place.parent if settings.format == "open-images" else place)
+
+
+def _unreadable(read: Sequence[str]) -> str:
+    """Name what keeps DVC from hashing what a dataset is read from, at which it would end, or wait for ever; "" if nothing does. Ingestion
+    leaves it out, with the reason, and reads nothing again that has not changed."""
+    for place in map(place_of, read):
+        file = None if is_remote(place) else next(unreadable(place), None)
+        if file is not None:
+            return os.fsencode(file).decode("utf-8", "backslashreplace")
+    return ""
 
 
 def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mapping[str, Any]) -> Iterator[Stage]:

@@ -49,7 +49,8 @@ def test_a_pipeline_is_added_and_every_other_line_stays(project: Path, layout: P
         ("parts", "elpv", "has a 'elpv' already"),
         ("parts", "My Line", "no name for a pipeline"),
         ("nowhere", None, "no folder .*nowhere"),
-        ("parts/bricks/train", "flat", "no picture in test/good"),
+        ("parts/bricks/train", "flat", "no picture in test/<defect>"),
+        ("parts/bricks/train/good", "flat", r"nor a folder called good or ok or normal .*layout: photographs"),
     ],
 )
 def test_what_cannot_be_a_pipeline_is_told_and_nothing_is_written(
@@ -65,7 +66,7 @@ def test_without_a_picture_of_a_defect_what_to_do_is_told(project: Path, layout:
     for category in ("bricks", "stones"):
         shutil.rmtree(layout / category / "test/hole")
         shutil.rmtree(layout / category / "ground_truth")
-    with pytest.raises(BadInput, match=r"no picture in test/<defect>, and figures need both .*changepair predict --prompt"):
+    with pytest.raises(BadInput, match=r"no picture in test/<defect>, and metrics need both .*changepair predict --prompt"):
         init(str(layout))
 
 

@@ -37,7 +37,7 @@ from tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Reje
 from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.readers.catalogue import LAYOUTS
-from tasks.ingestion.settings import AUTO, IntensitySetting, LayoutName
+from tasks.ingestion.settings import AUTO, OF_A_FILE, IntensitySetting
 
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
@@ -46,8 +46,6 @@ COPIES = "snapshot"
 """The folder of copies within a dataset's own under places.pictures."""
 IN_8_BITS = "in-8-bits"
 """The folder of copies in 8 bits there."""
-OF_A_FILE: LayoutName = "table"
-"""The layout whose path is a file."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ from tasks.common.rows import read_rows
 from tasks.common.sheets import TILE, Line, contact_sheet, outlined
 from tasks.common.texts import csv_rows
 from tasks.ingestion.ingest import Places, ingest_folder
+from tasks.ingestion.listing import GOOD, folders
 from tasks.ingestion.manifest import MADE_BY, PictureRow
+from tasks.ingestion.readers.trees import Taken, usual_names
+from tasks.ingestion.settings import FolderSettings
 
 A_LINE = 8  # pictures
 MOST_LINES = 40
@@ -40,12 +43,25 @@ class Inspection:
     """Files left out, by reason, the most frequent first."""
     notes: dict[str, int]
     """Pictures that are converted, by how."""
+    taken: dict[str, str]
+    """Folders by which pictures were taken as normal or abnormal, from the dataset's, and as what."""
+    greys: int
+    """Grey levels, of 256, that the normal pictures show."""
 
 
-def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path) -> Inspection:
-    """Reads a dataset into the folder `work`, which may be thrown away after, and draws `sheet`. Raises BadInput as ingestion does."""
+def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) -> Inspection:
+    """Read a dataset into the folder `work`, which may be thrown away after, and draw `sheet`. Raises BadInput as ingestion does."""
     places = Places(work / "pictures", work / "manifests", work / "checkpoints")
-    ingested = ingest_folder(dataset, path, layout=layout, places=places)
+    ingested = ingest_folder(
+        dataset,
+        place_of(settings.path),
+        layout=settings.layout,
+        intensity=settings.intensity,
+        normal=settings.normal,
+        abnormal=settings.abnormal,
+        masks=settings.masks,
+        places=places,
+    )
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
@@ -58,7 +74,18 @@ def inspect(dataset: str, path: Path, layout: str, *, work: Path, sheet: Path) -
         _covered(rows),
         dict(sorted(reasons.items(), key=lambda item: -len(item[1]))),
         ingested.notes,
+        _taken(settings),
+        ingested.greys,
     )
+
+
+def _taken(settings: FolderSettings) -> dict[str, str]:
+    """Say as what folders of normal and of abnormal pictures were taken; {} for other layouts."""
+    folder = place_of(settings.path)
+    taken = Taken(settings.normal, settings.abnormal)
+    if settings.layout == "folder" and not any(taken) and not any((at / "train" / GOOD).is_dir() for at in (folder, *folders(folder))):
+        taken = usual_names(folder)
+    return dict.fromkeys(taken.normal, "normal") | dict.fromkeys(taken.abnormal, "abnormal")
 
 
 def sheet_of(rows: Sequence[PictureRow]) -> Image.Image:

@@ -33,6 +33,8 @@ LayoutName = Literal[
 ]
 
 
+OF_A_FILE: LayoutName = "table"
+"""The layout whose path is a file."""
 AUTO: Literal["auto"] = "auto"
 IntensitySetting = Literal["auto", "full"] | Annotated[tuple[float, float], Rising()]
 

@@ -69,6 +69,26 @@ def table(source: DatasetFolder) -> Iterator[Item]:
         yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, _text(row.get("mask")), normal=NORMAL)
 
 
+MOST_NAMED = 100
+"""Files beside a table that are dependencies one by one; of more, the folder that the table is in is one."""
+
+
+def named_by(file: Path) -> list[Path]:
+    """List the files and folders beside a table that hold what it names, images and masks, as far as they are there.
+
+    A table that cannot be read names nothing: reading it says why.
+    """
+    try:
+        rows = _parquet(file, ()) if file.suffix == ".parquet" else [row for _line, row in csv_rows(file, ())]
+    except (BadInput, OSError):
+        return []
+    names = dict.fromkeys(_text(row.get(column)) for row in rows for column in ("image", "mask"))
+    paths = [PurePosixPath(name) for name in names if name and "\0" not in name]
+    firsts = dict.fromkeys(path.parts[0] for path in paths if path.parts and not path.is_absolute() and ".." not in path.parts)
+    found = [file.parent / name for name in firsts if (file.parent / name).exists()]
+    return found if sum(one.is_file() for one in found) <= MOST_NAMED else [file.parent]
+
+
 NORMAL = "\0"  # what a table of one's own calls no defect
 
 

@@ -198,13 +198,13 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
             yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
         for defect in folders(folder):
             yield from _within(defect)
-    read = {Path(name).parts[0] for name in (*normal, *abnormal, *([source.masks] if source.masks else []))}
-    yield from (
-        Rejected(child, "a folder that is stated neither as normal nor as abnormal, so its pictures are not read")
-        for child in folders(source.folder)
-        if child.name not in read
-    )
-    yield from _loose(source.folder, "a picture outside of the folders of normal and abnormal pictures")
+    if not (source.normal or source.abnormal):  # else what lies beside those that are stated is nobody's business
+        yield from (
+            Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
+            for child in folders(source.folder)
+            if child.name not in (*normal, *abnormal)
+        )
+        yield from _loose(source.folder, "a picture outside of the folders of normal and abnormal pictures")
 
 
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
