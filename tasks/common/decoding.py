@@ -38,6 +38,8 @@ MOST_OUTSIDE = 0.5
 BLURRED = "marked by blurred masks (of many grey levels), cut at half of their highest value"
 LABELS = 16
 """Most levels of a mask that are taken for labels. A mask with more was blurred, by JPEG or by resizing."""
+RINGING = 0.1
+"""How far JPEG of high quality leads a mask's values from black and white, as a share of white."""
 
 Samples = Literal["integer", "float"]
 Picture = NDArray[np.uint8]
@@ -84,11 +86,13 @@ class Decoded:
     notes: tuple[str, ...] = ()
     """What a reader should know of the conversion, such as `palette, converted to RGB`."""
     alpha: NDArray[np.float64] | None = None
-    """HxW in [0, 1], of a deep picture with transparency."""
+    """HxW in [0, 1], of a picture with transparency; pictures of 8 bits lie over white already."""
     inverted: bool = False
     """Whether a deep picture's low samples are white."""
     stated: Range | None = None
     """The range that the file itself states: the window of a DICOM file."""
+    palette: bool = False
+    """Whether its colours are those of a palette, and not greys."""
 
     @property
     def deep(self) -> bool:
@@ -140,7 +144,7 @@ def _chosen(extents: Sequence[Extent]) -> Range | None:
     low, high = min(one.low for one in extents), max(one.high for one in extents)
     margin, whites = (MARGIN, (1.0, *WHITES)) if extents[0].samples == "float" else (0.0, WHITES)
     for white in whites:
-        if low >= -margin * white and high <= (1 + margin) * white:
+        if low >= -margin * high and high <= (1 + margin) * white:
             return Range(0.0, white)
     return Range(low, high)
 
@@ -194,14 +198,22 @@ def of_image(given: Image.Image) -> Decoded:
         return Decoded(samples.astype(np.uint16), tuple(notes))
     if image.mode.startswith("I;16") or image.mode == "F":
         return Decoded(_finite(np.asarray(image)), tuple(notes))
+    alpha = None
+    palette = image.mode == "P" and _is_coloured(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
-        if np.asarray(layered)[..., 3].min() < 255:
+        alpha = np.asarray(layered)[..., 3] / 255
+        if alpha.min() < 1:
             notes.append("transparent, laid over white")
         image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
-    return Decoded(np.array(image.convert("RGB")), tuple(notes))
+    return Decoded(np.array(image.convert("RGB")), tuple(notes), alpha, palette=palette)
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    return bool((colours != colours[:, :1]).any())
 
 
 def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
@@ -245,29 +257,40 @@ def _full(decoded: Decoded) -> Range:
 def marks_of(decoded: Decoded) -> tuple[Mask, str]:
     """Give the marked pixels of a mask, HxW, and what was done to find them ("" for the usual mask).
 
-    Anything but 0 is marked, as masks hold 0 and 1, 0 and 255, 254 and 255, or the numbers of objects. A mask with more levels than labels
-    have was blurred, by JPEG or by resizing: there, what is at least half of its highest value is marked.
+    Anything but 0 is marked, as masks hold 0 and 1, 0 and 255, 254 and 255, or the numbers of objects. A mask with other levels was
+    blurred, by JPEG or by resizing: there, what is at least half of its highest value is marked. What is transparent is not marked.
     """
-    values = decoded.samples if decoded.samples.ndim == 2 else decoded.samples.max(axis=2)
+    samples: NDArray[Any] = decoded.samples
     if decoded.inverted:
-        values = values.max() - values
-    if decoded.alpha is not None:
-        values = values * decoded.alpha
-    return marked(values)
+        samples = samples.max() - samples
+    if decoded.alpha is not None and decoded.alpha.min() < 1:
+        alpha = decoded.alpha if samples.ndim == 2 else decoded.alpha[..., None]
+        samples = samples * alpha if decoded.deep else (samples - (1 - alpha) * 255).round().clip(0)
+        samples = samples if samples.any() else decoded.alpha  # drawn in black on a transparent ground
+    values = samples if samples.ndim == 2 else samples.max(axis=2)
+    return (values > 0, "") if decoded.palette else marked(values)
 
 
 def marked(values: NDArray[Any]) -> tuple[Mask, str]:
     """Give the marked pixels of a mask's values HxW, as `marks_of`."""
     levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if values.dtype == np.uint8 else np.unique(values)
     levels = levels[levels != 0]
-    if len(levels) <= LABELS or _are_numbers(levels):
+    if not len(levels) or _are_labels(levels):
         return values != 0, ""
     return values >= levels.max() / 2, BLURRED
 
 
-def _are_numbers(levels: NDArray[Any]) -> bool:
-    """Tell whether levels are the numbers of objects, 1 to n. A blurred mask of 255 holds gaps, or all of 1 to 255."""
-    return bool(levels[0] == 1 and levels[-1] == len(levels) and levels[-1] != 255)
+def _are_labels(levels: NDArray[Any]) -> bool:
+    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1 on, or a few values.
+
+    A few may be JPEG's as well: values near 0, and values near the highest.
+    """
+    highest = levels[-1]
+    if levels[0] == 1 and highest == len(levels) and highest != 255:
+        return True
+    near_black, near_white = levels <= RINGING * highest, levels >= (1 - RINGING) * highest
+    rings = bool((near_black | near_white).all() and near_black.any() and near_white.sum() > 1)
+    return len(levels) <= LABELS and not rings
 
 
 def refuse_large(width: int, height: int) -> None:
