@@ -143,11 +143,10 @@ def told(found: Inspection) -> Iterator[str]:
     for folder, label in found.taken.items():
         yield f"taken as {label}: {folder}"
     for reason, files in found.rejected.items():
-        yield f"left out: {len(files)} x {reason}: {', '.join(files[:NAMED])}" + (
-            f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
-        )
+        names = ", ".join(one.file for one in files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
+        yield f"left out: {len(files)} x {files[0].reason if len(files) == 1 else reason}: {names}"
     for note, count in found.notes.items():
-        yield f"to know: {count} pictures are {note}"
+        yield f"known: {count} pictures are {note}"
 
 
 def _dataset(stated: FolderSettings) -> dict[str, Any]:
@@ -173,7 +172,9 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
     tested = {(split, defect == GOOD) for _category, split, defect in found.counts if split == "test"}
     for normal, where in ((True, f"test/{GOOD}"), (False, "test/<defect>")):
         if ("test", normal) not in tested:
-            reasons = "; ".join(f"{len(files)} were left out: {reason} ({files[0]})" for reason, files in found.rejected.items())
+            reasons = "; ".join(
+                f"{len(files)} left out, the first, {files[0].file}: {files[0].reason}" for files in found.rejected.values()
+            )
             raise BadInput(
                 f"{path}: no picture in {where}{f' ({reasons})' if reasons else ''}, and metrics need both normal and defective ones; to "
                 "score pictures without any, `changepair predict --prompt <normal pictures> <pictures>`"

@@ -206,7 +206,7 @@ def test_dicom_that_cannot_be_shown_faithfully_is_refused() -> None:
         (tiff(TWELVE)[:-2000], "truncated"),
         (png16(SIXTEEN)[:-2000], "truncated"),
         (tiff(np.zeros((8, 8), np.complex64)), "samples of type complex64"),
-        (b"", "no picture of a kind"),
+        (b"", "not a picture of a kind"),
     ],
 )
 def test_what_cannot_be_decoded_faithfully_is_refused_with_the_reason(content: bytes, reason: str) -> None:

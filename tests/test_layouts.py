@@ -207,7 +207,7 @@ def test_kolektor_sdds_pictures_are_cut_in_three(lay_out: Any) -> None:
     cut.write_bytes(cut.read_bytes()[:-200])  # its pieces are cut out of it, which fails in the decoder
     left = data.read()
     assert len(left) == len(rows) - 3 and not [row for row in left if "kos01_Part0" in row["image"]]
-    assert all("truncated or no picture" in reason for file, reason in data.rejected().items() if "Part0" in file)
+    assert all("truncated or not a picture" in reason for file, reason in data.rejected().items() if "Part0" in file)
     assert data.ingested.rejected == 4
 
 

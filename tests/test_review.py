@@ -15,6 +15,7 @@ from lines import old, picture, predictor, review_page
 from PIL import Image
 from processes import within
 
+from tasks.common.decoding import FULL
 from tasks.common.errors import BadInput
 from tasks.ingestion.listing import DatasetFolder, Listed, Rejected
 from tasks.ingestion.readers.trees import Tree
@@ -36,7 +37,7 @@ def listed(folder: Path) -> set[tuple[str, str, str]]:
 
 def test_verdicts_are_a_dataset_in_mvtec_ads_layout(tmp_path: Path) -> None:
     verdicts, normals = Verdicts(tmp_path / "verdicts"), [save(picture(place), tmp_path / f"{place}.png") for place in range(3)]
-    verdicts.has_normals(normals)
+    verdicts.has_normals(normals, FULL)
     first, second = row("a/part.png"), row("b/part.jpg")
     verdicts.give(first, as_picture(picture(4)), "good")
     verdicts.give(second, as_picture(picture(5, hole=True)), "broken corner")
@@ -53,9 +54,9 @@ def test_verdicts_are_a_dataset_in_mvtec_ads_layout(tmp_path: Path) -> None:
 
 def test_the_normal_pictures_of_the_dataset_are_those_of_now(tmp_path: Path) -> None:
     verdicts, file = Verdicts(tmp_path / "verdicts"), save(picture(0), tmp_path / "0.png")
-    verdicts.has_normals([file, save(picture(1), tmp_path / "1.png")])
+    verdicts.has_normals([file, save(picture(1), tmp_path / "1.png")], FULL)
     old(save(picture(2), file))  # replaced, by an older one
-    verdicts.has_normals([file])
+    verdicts.has_normals([file], FULL)
     [kept] = (verdicts.folder / "train/good").iterdir()
     assert np.array_equal(np.asarray(Image.open(kept))[..., 0], picture(2))
 

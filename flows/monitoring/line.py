@@ -7,11 +7,12 @@ from pathlib import Path
 
 from flows.running.places import WATCH
 from flows.settings.pipelines import pipeline_named
+from tasks.common.decoding import FULL, Intensity
 from tasks.common.errors import BadInput
-from tasks.monitoring.record import VERDICTS_FOLDER, Record
+from tasks.monitoring.record import KIT_FOLDER, VERDICTS_FOLDER, Record
 from tasks.monitoring.settings import WatchSettings
 from tasks.monitoring.verdicts import Verdicts
-from tasks.prediction.files import files_of
+from tasks.prediction.files import files_of, is_kit
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Line:
     def prompts(self) -> list[Path]:
         """Lists the pictures that others are held against. Raises BadInput if there is none."""
         return files_of([self.settings.prompts])
+
+    @property
+    def intensity(self) -> Intensity:
+        """The range of pictures of more than 8 bits, which the line's kit has; the full one of their type while there is no kit."""
+        from tasks.prediction.kit import read_intensity  # torch
+
+        kit = self.record.folder / KIT_FOLDER
+        return read_intensity(kit) if is_kit(kit) else FULL
 
     @property
     def normals(self) -> list[Path]:

@@ -63,7 +63,7 @@ def review(arguments: argparse.Namespace) -> None:
             f"{line.record.folder}: nothing was scored there yet; `changepair score {line.pipeline}` does, --record names another folder"
         )
     listening(arguments.host, arguments.port).close()  # told before anything is loaded
-    line.verdicts.has_normals([*line.prompts, *line.normals])
+    line.verdicts.has_normals([*line.prompts, *line.normals], line.intensity)
     with tempfile.TemporaryDirectory(prefix="changepair-review-") as work:
         gradio = gradio_in(Path(work))
         tell(f"what you say is kept in {line.verdicts.folder}, a dataset that pipelines.yaml may name")
@@ -99,7 +99,7 @@ def picture_of(line: Line, row: Judged) -> Picture | None:
     try:
         if row.verdict == "anomalous" and copy.is_file():
             return as_picture(copy)
-        return as_picture(file) if file.is_file() and key_of(file, folder) == row.key else None
+        return as_picture(file, intensity=line.intensity) if file.is_file() and key_of(file, folder) == row.key else None
     except BadInput:
         return None
 

@@ -22,12 +22,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel
 
 from flows.prediction.body_limit import BodyLimit
+from tasks.common.decoding import Decoded
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 from tasks.detectors.models.detector import ANY_CATEGORY
 from tasks.prediction.batching import Batcher, Busy
 from tasks.prediction.outputs import Verdict, line_of, map_png
-from tasks.prediction.pictures import as_picture
+from tasks.prediction.pictures import as_decoded, scaled
 from tasks.prediction.predictor import Prediction, Predictor
 
 DEFAULT_KIT = "default"
@@ -192,7 +193,7 @@ def make_app(
         category: Annotated[str, Form(max_length=limits.category, description="What they show, for detectors that read")] = ANY_CATEGORY,
     ) -> Prompted:
         """Remembers normal pictures for later requests."""
-        given = await _read(pictures)
+        given = [decoded for _name, decoded in await _read(pictures)]
         new = Predictor(predictor.model, device=predictor.device)
         async with prompting:
             await run_in_threadpool(lambda: new.prompt(given, category=category))
@@ -219,8 +220,9 @@ def make_app(
         start = time.perf_counter()
         name, own = _found(prompts, kit)
         given = await _read(pictures)
+        shown = await run_in_threadpool(lambda: [scaled(decoded, of, own.prompted.intensity) for of, decoded in given])
         try:
-            futures = await run_in_threadpool(lambda: _submitted(own, given))
+            futures = await run_in_threadpool(lambda: _submitted(own, shown))
         except Busy as error:
             raise HTTPException(429, "too many pictures wait; try again", {"Retry-After": "1"}) from error
         try:
@@ -255,13 +257,13 @@ def make_app(
             raise HTTPException(404, f"no kit {wanted!r}; there is {', '.join(named) or 'none, so send prompts'}")
         return wanted, named[wanted]
 
-    async def _read(uploads: list[UploadFile]) -> list[Picture]:
+    async def _read(uploads: list[UploadFile]) -> list[tuple[str, Decoded]]:
         if len(uploads) > limits.pictures:
             raise BadInput(f"{len(uploads)} pictures, more than the {limits.pictures} a request may have")
         pictures = []
         for place, upload in enumerate(uploads):
             content, name = await upload.read(), f"picture {place + 1}" + (f" ({upload.filename[:100]})" if upload.filename else "")
-            pictures.append(await run_in_threadpool(as_picture, content, name))
+            pictures.append((name, await run_in_threadpool(as_decoded, content, name)))
         return pictures
 
     def _submitted(own: Predictor, pictures: list[Picture]) -> list[Any]:

@@ -168,9 +168,9 @@ def decode(content: bytes) -> Decoded:
         except Image.DecompressionBombError as error:
             raise Undecodable(f"more than {MAX_PIXELS:,} pixels: a decompression bomb? make it smaller, or cut it") from error
         except UnidentifiedImageError as error:
-            raise Undecodable(f"no picture of a kind that is read here ({', '.join((*FORMATS, DICOM))})") from error
+            raise Undecodable(f"not a picture of a kind that is read here ({', '.join((*FORMATS, DICOM))})") from error
         except Exception as error:  # a decoder may raise anything on hostile bytes
-            raise Undecodable(f"it is truncated or no picture ({_in_short(error)})") from error
+            raise Undecodable(f"truncated or not a picture ({_in_short(error)})") from error
 
 
 def read_file(file: str | Path, intensity: Intensity = FULL) -> Picture:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,13 @@ MOST_LINES = 40
 QUANTILES = (0.0, 0.5, 1.0)
 
 
+class LeftOut(NamedTuple):
+    """A file left out, from the dataset's folder, and why."""
+
+    file: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Inspection:
     """The contents of a dataset that was read."""
@@ -39,8 +46,8 @@ class Inspection:
     """Least, median and greatest width and height, pixels."""
     covered: dict[tuple[str, str], tuple[float, float, float]]
     """Least, median and greatest share of a picture that its mask covers, by category and defect; of those with masks."""
-    rejected: dict[str, list[str]]
-    """Files left out, by reason, the most frequent first."""
+    rejected: dict[str, list[LeftOut]]
+    """Files left out, by their reasons without names and numbers, the most frequent first."""
     notes: dict[str, int]
     """Pictures that are converted, by how."""
     taken: dict[str, str]
@@ -65,9 +72,9 @@ def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) 
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, list[LeftOut]] = defaultdict(list)
     for _line, rejected in csv_rows(places.manifests / f"{dataset}.rejected.csv"):
-        reasons[in_general(rejected["reason"])].append(rejected["file"])
+        reasons[in_general(rejected["reason"])].append(LeftOut(rejected["file"], rejected["reason"]))
     return Inspection(
         dict(Counter((row.category, row.split, row.defect) for row in rows)),
         {side: _spread([getattr(row, side) for row in rows], int) for side in ("width", "height")},

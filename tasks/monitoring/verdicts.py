@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.common.decoding import Intensity
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 from tasks.ingestion.listing import GOOD
@@ -34,13 +35,16 @@ class Verdicts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def has_normals(self, files: Sequence[Path]) -> None:
-        """Makes those pictures, and no others, the dataset's normal ones to learn from. Raises BadInput if one cannot be read."""
+    def has_normals(self, files: Sequence[Path], intensity: Intensity) -> None:
+        """Make those pictures, and no others, the dataset's normal ones to learn from. Raises BadInput if one cannot be read.
+
+        intensity: the range of pictures of more than 8 bits, that of the line's kit.
+        """
         wanted = {f"{str(name).replace('/', '-')}.png": file for name, file in zip(names_of(files), files, strict=True)}
         for name, file in wanted.items():
             copy, modified = self.folder / TRAIN / name, file.stat().st_mtime_ns
             if not copy.is_file() or copy.stat().st_mtime_ns != modified:
-                write_picture(copy, as_picture(file))
+                write_picture(copy, as_picture(file, intensity=intensity))
                 os.utime(copy, ns=(modified, modified))
         for copy in (self.folder / TRAIN).iterdir():
             if copy.name not in wanted:

@@ -112,6 +112,14 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
     return model, Prompted(memory, grid, category, prompts, top, intensity), threshold
 
 
+def read_intensity(folder: Path) -> Intensity:
+    """Read the intensity range of a kit. Raises BadInput if kit.json does not hold one."""
+    try:
+        return _intensity(read_json(folder / KIT_NAME).get("intensity", {}))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadInput(f"{folder / KIT_NAME}: no intensity range in it ({in_short(error)}); make the kit again") from error
+
+
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings_from_json(DETECTORS[name].settings, values) for name, values in content.items()}
 

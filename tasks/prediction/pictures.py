@@ -15,9 +15,9 @@ from tasks.common.decoding import FULL, Decoded, Intensity, Undecodable, decode,
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 
-PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor
-"""A path, a file's bytes, a PIL image, an array HxW or HxWx3 (uint8, or another type as samples of a picture of more than 8 bits: float in
-[0, 1] where no intensity range says otherwise), a tensor HxW or 3xHxW (the same)."""
+PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor | Decoded
+"""A path, a file's bytes, what was decoded of them, a PIL image, an array HxW or HxWx3, a tensor HxW or 3xHxW. Arrays and tensors are of
+uint8, or of another type as the samples of a picture of more than 8 bits: floats in [0, 1] where no intensity range says otherwise."""
 
 
 def as_picture(given: PictureLike, name: str = "picture", intensity: Intensity = FULL) -> Picture:
@@ -45,6 +45,8 @@ def scaled(decoded: Decoded, name: str, intensity: Intensity) -> Picture:
 def as_decoded(given: PictureLike, name: str = "picture") -> Decoded:
     """Decode a picture. Raises BadInput as `as_picture`."""
     name = str(given) if isinstance(given, (str, Path)) else name
+    if isinstance(given, Decoded):
+        return given
     try:
         if isinstance(given, (str, Path)):
             return decode(Path(given).read_bytes())
@@ -58,7 +60,7 @@ def as_decoded(given: PictureLike, name: str = "picture") -> Decoded:
     except IsADirectoryError as error:
         raise BadInput(f"{name}: is a folder, not a picture") from error
     except Undecodable as error:
-        raise BadInput(f"{name}: cannot be read: {error}") from error
+        raise BadInput(f"{name}: {error}; copy it again, or write it as PNG") from error
     except OSError as error:
         raise BadInput(f"{name}: cannot be read ({error.strerror or error})") from error
     if isinstance(given, torch.Tensor):
@@ -85,7 +87,7 @@ def is_one(given: Any) -> bool:
     """Tells whether what is given is one picture, and not several. A tensor or array of four axes is several, one of three is one."""
     if isinstance(given, (torch.Tensor, np.ndarray)):
         return given.ndim < 4
-    return isinstance(given, (str, Path, bytes, bytearray, Image.Image))
+    return isinstance(given, (str, Path, bytes, bytearray, Image.Image, Decoded))
 
 
 def as_list(given: PictureLike | Iterable[PictureLike]) -> list[Any]:

@@ -177,7 +177,7 @@ def _cut_normal(source: DatasetFolder, strips: Sequence[tuple[Path, str]]) -> It
     for file, name in strips:
         size = _size(file)
         if size is None:
-            yield Rejected(file, "cannot be decoded, so it is truncated or no picture")
+            yield Rejected(file, "cannot be decoded: truncated or not a picture")
             continue
         for number, box in enumerate(_squares(*size)):
             image = source.written / GOOD / f"{name}_{number}.png"
