@@ -100,7 +100,7 @@ def planned(root: Path = Path()) -> list[Stage]:
     stages = [_code()]
     for dataset in used:
         if dataset in read.datasets.here:
-            stages += _of_dataset(dataset, read.datasets)
+            stages += _of_dataset(dataset, read.datasets, root)
     for name in read.enabled:
         stages += _of_pipeline(name, read.pipelines[name], read.datasets, written)
     _refuse_what_dvc_refuses(stages)
@@ -206,15 +206,15 @@ def _code() -> Stage:
     )
 
 
-def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
+def _of_dataset(dataset: str, datasets: Datasets, root: Path) -> Iterator[Stage]:
     manifest, rejected = (f"{MANIFESTS}/{dataset}.{ending}" for ending in ("parquet", "rejected.csv"))
     folder = datasets.folders.get(dataset)
-    gone = folder is not None and folder.snapshot and not place_of(folder.path).exists()
+    gone = folder is not None and folder.snapshot and not _from(root, place_of(folder.path)).exists()
     how = "written out of an installed package, then read"
     if folder is not None:
         how = "copied, then read" if folder.snapshot else "read where they lie"
-    read = [] if folder is None else read_by_ingestion(folder)
-    odd = _unreadable(read)
+    read = [] if folder is None else read_by_ingestion(folder, root)
+    odd = _unreadable(read, root)
     if odd:
         how += f"; each time anew, as DVC cannot read {odd}"
     yield Stage(
@@ -238,15 +238,19 @@ def _of_dataset(dataset: str, datasets: Datasets) -> Iterator[Stage]:
         )
 
 
-def read_by_ingestion(folder: FolderSettings) -> list[str]:
+def read_by_ingestion(folder: FolderSettings, root: Path = Path()) -> list[str]:
     """List the files and folders that a dataset is read from: its folder, those in it that are stated, or a table and what it names."""
     place = place_of(folder.path)
     if folder.layout == OF_A_FILE:
         from tasks.ingestion.readers.tables import named_by  # pyarrow, which no other layout needs
 
-        return [str(place), *map(str, named_by(place))]
+        return [str(place), *(str(place.parent / name) for name in named_by(_from(root, place)))]
     stated = (*folder.normal, *folder.abnormal, *([folder.masks] if folder.masks else []))
     return [str(place / name) for name in stated] or [str(place)]
+
+
+def _from(root: Path, place: Path) -> Path:
+    return place if is_remote(place) else root / place
 
 
 def _read_for_objects(settings: ObjectsSettings) -> str:
@@ -255,13 +259,13 @@ def _read_for_objects(settings: ObjectsSettings) -> str:
     return str(place.parent if settings.format == "open-images" else place)
 
 
-def _unreadable(read: Sequence[str]) -> str:
+def _unreadable(read: Sequence[str], root: Path) -> str:
     """Name what keeps DVC from hashing what a dataset is read from, at which it would end, or wait for ever; "" if nothing does. Ingestion
     leaves it out, with the reason, and reads nothing again that has not changed."""
     for place in map(place_of, read):
-        file = None if is_remote(place) else next(unreadable(place), None)
+        file = None if is_remote(place) else next(unreadable(root / place), None)
         if file is not None:
-            return os.fsencode(file).decode("utf-8", "backslashreplace")
+            return os.fsencode(os.path.relpath(file, root) if not place.is_absolute() else file).decode("utf-8", "backslashreplace")
     return ""
 
 

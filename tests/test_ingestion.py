@@ -134,7 +134,7 @@ def test_bad_files_are_left_out_each_with_its_reason(layout: Path) -> None:
     expected = {
         "bricks/train/good/truncated.png": "truncated",
         "bricks/train/good/empty.png": "the file is empty",
-        "bricks/train/good/text.png": "no picture",
+        "bricks/train/good/text.png": "not a picture",
         "bricks/train/good/notes.txt": "not a picture: its name ends in '.txt'",
         "bricks/train/good/bomb.png": "decompression bomb",
         "bricks/train/good/\\xff\\xfe.png": "name is not readable",

@@ -118,7 +118,7 @@ def test_of_more_prompts_than_it_remembers_the_longest_unused_go(model: Named) -
     ("content", "data", "status", "message"),
     [
         ([b"no picture"], {}, 400, "picture 1 (0.png): not a picture"),
-        ([png(crop(0)), png(crop(1))[:900]], {}, 400, "picture 2 (1.png): cannot be read"),
+        ([png(crop(0)), png(crop(1))[:900]], {}, 400, "picture 2 (1.png): truncated"),
         ([b"%!PS-Adobe-3.0 EPSF-3.0\n"], {}, 400, "not a picture"),
         ([png(crop(0))] * 5, {}, 400, "5 pictures, more than the 4"),
         ([png(crop(0))], {"kit": "line-9"}, 404, "no kit 'line-9'; there is default"),

@@ -130,6 +130,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def content_of(path: str | Path) -> str | None:
+    """Hash a file, or all files of a folder with their names; None for what is no path of this machine, such as the name of a model."""
+    place = Path(path)
+    if place.is_file():
+        return sha256(place)
+    if not place.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(file for file in place.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(place).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tasks.common.devices import best_device
 from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
+from tasks.common.files import content_of, written_beside
 from tasks.inpainting.settings import NONE, OWN, PACKAGED, InpainterSettings, RepaintingSettings
 
 CHOICE_NAME = "inpainter.json"
@@ -35,10 +35,15 @@ class Inpainter(Protocol):
 
 
 def write_choice(folder: Path, settings: InpainterSettings) -> None:
-    """Writes folder/inpainter.json: which model it is. `own` and `packaged` have their pipeline beside it."""
+    """Write folder/inpainter.json: which model it is. `own` and `packaged` have their pipeline beside it; of a folder it has the content's
+    hash, so that pairs depend on the weights and not on the folder's name."""
     folder.mkdir(parents=True, exist_ok=True)
+    choice: dict[str, Any] = {"model": settings.model, "revision": settings.revision}
+    content = content_of(settings.model) if settings.model not in (OWN, PACKAGED, NONE) else None
+    if content is not None:
+        choice["sha256"] = content
     with written_beside(folder / CHOICE_NAME) as partial:
-        partial.write_text(json.dumps({"model": settings.model, "revision": settings.revision}, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(choice, indent=2) + "\n", encoding="utf-8")
 
 
 @lru_cache(maxsize=2)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cv2
 
-from tasks.common.files import sha256, write_text
+from tasks.common.files import content_of, sha256, write_text
 from tasks.common.fingerprint import code_of
 from tasks.common.photographs import Photographs
 from tasks.common.rows import write_rows
@@ -148,7 +148,7 @@ def _read_images(table: Path, changed: int) -> Sequence[str]:
 
 def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
     """Names a run by its settings, its inputs, and the code and packages that make pairs."""
-    about = {"settings": asdict(settings), "code": code_of(__name__).digest}
+    about = {"settings": asdict(settings), "code": code_of(__name__).digest, "sam": content_of(settings.objects.sam)}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     # The tables hold the sha256 of every picture.
     for table in (inputs.files.sources, inputs.files.textures, inputs.files.objects):

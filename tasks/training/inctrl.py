@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tasks.common.devices import best_device
 from tasks.common.errors import BadInput
-from tasks.common.files import sha256
+from tasks.common.files import content_of, sha256
 from tasks.common.randomness import generator
 from tasks.common.tensors import read_tensors
 from tasks.detectors.encoders import build_encoder
@@ -234,7 +234,12 @@ def train(
         pace_of(settings),
         places,
         accelerator=accelerator_for(settings.precision),
-        inputs={"detector": asdict(detector), "training": asdict(settings), **inputs},
+        inputs={
+            "detector": asdict(detector),
+            "training": asdict(settings),
+            "encoder": [content_of(file) for file in detector.encoder.files],
+            **inputs,
+        },
         workers=workers,
         report=report,
     )

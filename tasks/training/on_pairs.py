@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 from torch.utils.data import Dataset
 
-from tasks.common.files import sha256
+from tasks.common.files import content_of, sha256
 from tasks.common.randomness import generator
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
@@ -85,6 +85,7 @@ def train_on_pairs(
         inputs={
             "detector": asdict(cast(Any, detector)),
             "training": asdict(settings),
+            "encoder": [content_of(file) for file in detector.encoder.files],
             **given,
             **hashes(pairs),
         },

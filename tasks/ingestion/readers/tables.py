@@ -73,10 +73,10 @@ MOST_NAMED = 100
 """Files beside a table that are dependencies one by one; of more, the folder that the table is in is one."""
 
 
-def named_by(file: Path) -> list[Path]:
-    """List the files and folders beside a table that hold what it names, images and masks, as far as they are there.
+def named_by(file: Path) -> list[str]:
+    """List the files and folders next to a table that hold what it names, images and masks, as far as they are there.
 
-    A table that cannot be read names nothing: reading it says why.
+    Of more than MOST_NAMED files, [""], the table's own folder. A table that cannot be read names nothing: reading it says why.
     """
     try:
         rows = _parquet(file, ()) if file.suffix == ".parquet" else [row for _line, row in csv_rows(file, ())]
@@ -85,8 +85,8 @@ def named_by(file: Path) -> list[Path]:
     names = dict.fromkeys(_text(row.get(column)) for row in rows for column in ("image", "mask"))
     paths = [PurePosixPath(name) for name in names if name and "\0" not in name]
     firsts = dict.fromkeys(path.parts[0] for path in paths if path.parts and not path.is_absolute() and ".." not in path.parts)
-    found = [file.parent / name for name in firsts if (file.parent / name).exists()]
-    return found if sum(one.is_file() for one in found) <= MOST_NAMED else [file.parent]
+    found = [name for name in firsts if (file.parent / name).exists()]
+    return found if sum((file.parent / name).is_file() for name in found) <= MOST_NAMED else [""]
 
 
 NORMAL = "\0"  # what a table of one's own calls no defect
