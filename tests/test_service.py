@@ -24,9 +24,11 @@ import pytest
 import schemathesis
 import skimage.data
 import torch
+from browser import browser, installed, requests
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
+from processes import within
 from schemathesis.checks import not_a_server_error
 
 from flows.prediction.service import Limits, make_app
@@ -339,3 +341,11 @@ def test_ten_thousand_requests_of_16_clients(kit: Path, tmp_path: Path) -> None:
         f"{settled[1]:.0f} MiB 8,000 requests later"
     )
     assert set(codes) == {200} and settled[1] < 1.05 * settled[0]
+
+
+@installed
+def test_the_page_of_the_api_is_drawn_without_a_network(kit: Path, tmp_path: Path) -> None:
+    with server(tmp_path, "--kit", str(kit)) as (_process, url), browser(tmp_path / "profile") as driver:
+        driver.get(f"{url}/docs")
+        within(30, lambda: "/v1/predict" in driver.find_element("css selector", "body").text)
+        assert not [one for one in requests(driver) if "//127.0.0.1:" not in one]

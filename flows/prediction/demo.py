@@ -6,7 +6,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from flows.arguments import listening
 from flows.prediction import options
 from flows.prediction.options import load
 from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
-from tasks.common.decoding import ENDINGS
+from tasks.common.decoding import ENDINGS, Decoded
 from tasks.common.errors import BadInput
 from tasks.common.places import is_hidden
 from tasks.prediction.files import names_of
@@ -78,20 +78,25 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         paths = _paths(gradio, given, MOST_PROMPTS, "normal pictures")
         if not paths:
             return mine(None), _ready(mine(None))
+        refused: list[str] = []
+        normals = [decoded for path in paths if (decoded := _decoded(path, refused)) is not None]
+        if not normals:
+            raise gradio.Error("; ".join(refused), duration=None, print_exception=False)
         with told(gradio):
-            own = Session(Kind(predictor.model, device=predictor.device).prompt(paths, category=predictor.prompted.category))
-        return own, _ready(own)
+            own = Session(Kind(predictor.model, device=predictor.device).prompt(normals, category=predictor.prompted.category))
+        return own, _with_refused(_ready(own), refused)
 
     def check(session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any]]:
         own = mine(session)
         paths = _paths(gradio, given, MOST_QUERIES, "pictures to check")
         if not paths:
             return own, "", []
-        start = time.perf_counter()
+        start, refused = time.perf_counter(), list[str]()
         with told(gradio):
-            own.said = tuple(own.predictor.each(paths))
-        own.names = tuple(Path(path).name for path in paths)
-        return own, _verdict(own, time.perf_counter() - start), show(own, strength)
+            own.said = tuple(own.predictor.each(paths, refuse=_into(refused, paths)))
+        own.names = tuple(Path(paths[one.number]).name for one in own.said)
+        verdict = _verdict(own, time.perf_counter() - start) if own.said else "No picture that can be read."
+        return own, _with_refused(verdict, refused), show(own, strength)
 
     def show(session: Session | None, strength: float) -> list[Any]:
         from tasks.prediction.outputs import line_of, overlay
@@ -117,7 +122,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         archive = shutil.make_archive(str(folder / "answer"), "zip", folder / "answer")
         shutil.rmtree(folder / "answer")
         lines = [f"{len(files) - len(refused)} pictures scored" + (f", **{flagged} anomalous**" if own.predictor.threshold else "")]
-        return "\n\n".join([*lines, *(f"left out: {line}" for line in refused)]), archive
+        return _with_refused("\n\n".join(lines), refused), archive
 
     with gradio.Blocks(title="changepair", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         state = gradio.State()
@@ -181,6 +186,26 @@ def _paths(gradio: Any, given: list[Any] | None, most: int, what: str) -> list[s
     return paths
 
 
+def _decoded(path: str, refused: list[str]) -> Decoded | None:
+    """Decode a picture; None where that fails, and the reason is added to `refused`."""
+    from tasks.prediction.pictures import as_decoded
+
+    try:
+        return as_decoded(path)
+    except BadInput as error:
+        _into(refused, [path])(0, error)
+        return None
+
+
+def _into(refused: list[str], paths: Sequence[str | Path]) -> Callable[[int, BadInput], None]:
+    """Give what adds the reason why a picture is left out to a list, with the name of its file and not with its path."""
+    return lambda number, error: refused.append(str(error).replace(str(paths[number]), Path(paths[number]).name))
+
+
+def _with_refused(words: str, refused: Sequence[str]) -> str:
+    return "\n\n".join([words, *(f"Left out: {line}" for line in refused)])
+
+
 def _ready(session: Session) -> str:
     own = session.predictor
     if not own.ready:
@@ -206,14 +231,9 @@ def _score_folder(predictor: Predictor, files: Sequence[Path], folder: Path, rep
 
     flagged, refused = 0, list[str]()
 
-    def refuse(number: int, error: BadInput) -> None:
-        refused.append(str(error).replace(str(files[number]), files[number].name))
-
     names = [Path(*name.parts[-2:]) for name in names_of(files)]
     with score_table(folder / "scores.csv") as keep:
-        for one in predictor.each(
-            files, refuse=lambda number, error: refused.append(str(error).replace(str(files[number]), files[number].name))
-        ):
+        for one in predictor.each(files, refuse=_into(refused, files)):
             line = line_of(files[one.number].name, one.score, predictor.threshold)
             keep(line)
             save(one, names[one.number], folder, predictor.top, maps="png", overlays=True)

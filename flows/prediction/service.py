@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel
 
@@ -141,7 +142,7 @@ def make_app(
         if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "send the token as `Authorization: Bearer <token>`", {"WWW-Authenticate": "Bearer"})
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its page of /docs needs no other host
         title="changepair",
         description="Scores pictures against a few normal ones: 0 normal … 1 anomalous, and where.",
         lifespan=lifespan,
