@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,24 @@ WORDS = {"deleted": "is not here", "not in cache": "is not here", "modified": "h
 """What DVC says of a file, as we do."""
 
 
-def would_run(pipeline: str) -> dict[str, list[str]]:
-    """Gives stage -> why, for all that would run, in order, and for the others []. What a stage reads from one that would run may come out
-    as it was: then that stage does not run after all. Raises BadInput if pipelines.yaml asks for other stages than dvc.yaml has."""
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would do with a stage."""
+
+    reasons: tuple[str, ...] = ()
+    """Why it would run."""
+    after: tuple[str, ...] = ()
+    """Stages that would or may run, and write what it reads: it runs if one of them writes something else than before."""
+
+    def __str__(self) -> str:
+        if self.reasons:
+            more = f", and {len(self.reasons) - SHOWN} reasons more" if len(self.reasons) > SHOWN else ""
+            return f"{'; '.join(self.reasons[:SHOWN])}{more}"
+        return f"if the result of {' or '.join(self.after[:SHOWN])} changes"
+
+
+def forecast(pipeline: str) -> dict[str, Forecast]:
+    """Forecast what a run does with each stage, in order. Raises BadInput if pipelines.yaml asks for other stages than dvc.yaml has."""
     enabled_pipeline(pipeline)
     stages = planned()
     if not DVC_YAML.is_file() or DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(stages):
@@ -37,29 +53,26 @@ def would_run(pipeline: str) -> dict[str, list[str]]:
     changed = _changed_code()
     by_name = {stage.name: stage for stage in stages}
     made_by = {out: stage.name for stage in stages for out in (*stage.outs, *stage.in_git, *stage.metrics)}
-    why: dict[str, list[str]] = {}
+    found: dict[str, Forecast] = {}
     for name in names:
-        if name == CODE_STAGE:
-            continue
         deps = by_name[name].deps
         reasons = [f"its code: {changed[dep]}" for dep in deps if dep in changed]
         reasons += _reasons(status.get(name, ()), made_by)
         before = {made_by[dep] for dep in deps if dep in made_by}
-        reasons += [f"after {other}" for other in names if other in before and why.get(other)]
-        why[name] = list(dict.fromkeys(reasons))
-    return why
+        after = [other for other in names if other in before and other != CODE_STAGE and other in found and found[other] != Forecast()]
+        found[name] = Forecast(tuple(dict.fromkeys(reasons)), tuple(after))
+    return found
 
 
 def tell(pipeline: str) -> list[str]:
-    """Gives what `would_run` says as lines."""
-    why = would_run(pipeline)
-    lines = []
-    for name, reasons in why.items():
-        if reasons:
-            more = f", and {len(reasons) - SHOWN} reasons more" if len(reasons) > SHOWN else ""
-            lines.append(f"would run {name}: {'; '.join(reasons[:SHOWN])}{more}")
-    current = sum(not reasons for reasons in why.values())
-    return [*lines, f"{len(lines)} of {len(why)} stages would run, {current} are up to date; the gate decides after them"]
+    """Give what `forecast` says as lines."""
+    found = forecast(pipeline)
+    would = [name for name, one in found.items() if one.reasons]
+    may = [name for name, one in found.items() if one.after and not one.reasons]
+    lines = [f"{'would run' if one.reasons else 'may run'} {name}: {one}" for name, one in found.items() if one != Forecast()]
+    perhaps = f", {len(may)} may" if may else ""
+    current = len(found) - len(would) - len(may)
+    return [*lines, f"{len(would)} of {len(found)} stages would run{perhaps}, {current} are up to date; the gate decides after them"]
 
 
 def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tasks.common.errors import BadInput
 from tasks.common.files import written_beside
 from tasks.common.pictures import Picture, read_marks, read_mask, read_picture
 from tasks.common.places import place_of
@@ -59,31 +60,43 @@ class Inspection:
 def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) -> Inspection:
     """Read a dataset into the folder `work`, which may be thrown away after, and draw `sheet`. Raises BadInput as ingestion does."""
     places = Places(work / "pictures", work / "manifests", work / "checkpoints")
-    ingested = ingest_folder(
-        dataset,
-        place_of(settings.path),
-        layout=settings.layout,
-        intensity=settings.intensity,
-        normal=settings.normal,
-        abnormal=settings.abnormal,
-        masks=settings.masks,
-        places=places,
-    )
+    listed = places.manifests / f"{dataset}.rejected.csv"
+    try:
+        ingested = ingest_folder(
+            dataset,
+            place_of(settings.path),
+            layout=settings.layout,
+            intensity=settings.intensity,
+            normal=settings.normal,
+            abnormal=settings.abnormal,
+            masks=settings.masks,
+            places=places,
+        )
+    except BadInput as error:
+        if str(listed) not in str(error):
+            raise
+        reasons = "; ".join(f"{len(files)} x {files[0].reason} ({files[0].file})" for files in _left_out(listed).values())
+        raise BadInput(f"{str(error).partition(f'; {listed}')[0]}; left out: {reasons}") from error
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
-    reasons: dict[str, list[LeftOut]] = defaultdict(list)
-    for _line, rejected in csv_rows(places.manifests / f"{dataset}.rejected.csv"):
-        reasons[in_general(rejected["reason"])].append(LeftOut(rejected["file"], rejected["reason"]))
     return Inspection(
         dict(Counter((row.category, row.split, row.defect) for row in rows)),
         {side: _spread([getattr(row, side) for row in rows], int) for side in ("width", "height")},
         _covered(rows),
-        dict(sorted(reasons.items(), key=lambda item: -len(item[1]))),
+        _left_out(listed),
         ingested.notes,
         _taken(settings),
         ingested.greys,
     )
+
+
+def _left_out(listed: Path) -> dict[str, list[LeftOut]]:
+    """Read a list of rejected files, by reason, the most frequent first."""
+    reasons: dict[str, list[LeftOut]] = defaultdict(list)
+    for _line, rejected in csv_rows(listed):
+        reasons[in_general(rejected["reason"])].append(LeftOut(rejected["file"], rejected["reason"]))
+    return dict(sorted(reasons.items(), key=lambda item: -len(item[1])))
 
 
 def _taken(settings: FolderSettings) -> dict[str, str]:
