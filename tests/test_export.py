@@ -23,6 +23,7 @@ from flows.prediction.demo import make_page
 from flows.prediction.page import gradio_in
 from flows.prediction.service import make_app
 from tasks.common.errors import BadInput
+from tasks.common.tiles import Grid
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
@@ -39,7 +40,6 @@ from tasks.packaged.detectors import MODELS
 from tasks.prediction.export import NAMES, export
 from tasks.prediction.models import Named
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import Grid
 from tasks.sampling.episodes import EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use

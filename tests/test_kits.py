@@ -12,6 +12,7 @@ import torch
 from predictors import prompt_and_queries, small
 
 from tasks.common.errors import BadInput
+from tasks.common.tiles import Grid
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
@@ -23,7 +24,6 @@ from tasks.packaged.detectors import MODELS
 from tasks.prediction.models import Named, named, of_pipeline
 from tasks.prediction.pictures import as_picture
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import Grid
 
 
 def kits(tmp_path: Path) -> list[Named]:

@@ -12,8 +12,8 @@ import skimage.data
 from conftest import save
 from PIL import Image
 
+from tasks.common.tiles import WHOLE, Grid, boxes, grid_for, joined
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import WHOLE, Grid, boxes, grid_for, joined
 
 
 @pytest.fixture(scope="module")

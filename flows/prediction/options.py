@@ -47,8 +47,8 @@ def load(arguments: argparse.Namespace) -> Predictor:
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
+    from tasks.common.tiles import Grid
     from tasks.prediction.predictor import Predictor
-    from tasks.prediction.tiles import Grid
 
     if kit is not None:
         return Predictor.load(kit)

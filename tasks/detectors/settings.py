@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Protocol
 
 from tasks.common.bounds import STRICT, Between, Place, Some
 from tasks.common.pictures import Resize
+from tasks.common.tiles import Tiles
 
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
 Resolution = Annotated[int, Between(64, 2048)]
@@ -48,7 +49,7 @@ class EncoderSettings:
 
 
 class DetectorSettings(Protocol):
-    """The settings that every detector with an encoder of its own has."""
+    """Settings of every detector with an encoder of its own."""
 
     @property
     def encoder(self) -> EncoderSettings: ...
@@ -56,6 +57,11 @@ class DetectorSettings(Protocol):
     @property
     def resolution(self) -> int:
         """Pixels a side that pictures are scored at."""
+        ...
+
+    @property
+    def tiles(self) -> Tiles:
+        """How large pictures are cut before each tile is brought to the resolution."""
         ...
 
 
