@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.common.errors import BadInput
+from tasks.common.tiles import MOST
 from tasks.prediction.files import KIT_NAME, files_of, is_kit
 
 if TYPE_CHECKING:
     from tasks.prediction.predictor import Predictor
 
 SEVERAL = "a file, a folder or a pattern"
-MOST_TILES = 64  # a side
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +32,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--tiles",
         type=_tiles,
         metavar="RxC",
-        help="cut each picture into so many rows and columns; 1x1 for whole, by default only large ones",
+        help="cut each picture into so many rows and columns; 1x1 for whole; by default as the detector's settings say",
     )
 
 
 def load(arguments: argparse.Namespace) -> Predictor:
-    """Loads what the options name: a kit, or a model and its prompts; tells which model, where the user did not say. Without a prompt it
-    may not be ready. Raises BadInput for options that contradict each other, and what cannot be loaded."""
+    """Load what the options name: a kit, or a model and its prompts. Report which model is used where the user did not say.
+
+    Without a prompt the predictor may not be ready; --tiles holds for prompts that it gets later, too. Raise BadInput for options that
+    contradict each other, and for what cannot be loaded.
+    """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
         for option, value in (("--prompt", prompts), ("--model", arguments.model), ("--tiles", tiles), ("--category", arguments.category)):
@@ -47,16 +50,19 @@ def load(arguments: argparse.Namespace) -> Predictor:
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
-    from tasks.common.tiles import Grid
     from tasks.prediction.predictor import Predictor
 
     if kit is not None:
         return Predictor.load(kit)
     predictor = _of_model(arguments.model)
+    if tiles is not None:
+        if predictor.prompted.prompts and not files:
+            raise BadInput(f"--tiles: {arguments.model} is a kit and has its own; leave it out, or give new prompts with --prompt")
+        predictor = Predictor(predictor.model.with_tiles(tiles))
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     category = {} if arguments.category is None else {"category": arguments.category}
-    return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), **category)
+    return predictor.prompt(files, **category)
 
 
 def tell(line: str) -> None:
@@ -80,6 +86,6 @@ def _of_model(model: str | None) -> Predictor:
 def _tiles(text: str) -> tuple[int, int]:
     """Reads rows and columns."""
     rows, cross, columns = text.partition("x")
-    if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST_TILES and 1 <= int(columns) <= MOST_TILES):
-        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST_TILES}, not {text!r}")
+    if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST and 1 <= int(columns) <= MOST):
+        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST}, not {text!r}")
     return int(rows), int(columns)
