@@ -41,7 +41,7 @@ def square(tile, side, resize):
 
 def between_corners(pixels, side):
     """Resize the first axis; its first and last pixels stay where they are."""
-    place = np.linspace(0, len(pixels) - 1, side)
+    place = np.arange(side, dtype=np.float32) * np.float32((len(pixels) - 1) / (side - 1))  # in float32, as torch has it
     low, share = np.floor(place).astype(int), (place % 1)[:, None, None]
     return (1 - share) * pixels[low] + share * pixels[np.minimum(low + 1, len(pixels) - 1)]
 

@@ -13,7 +13,7 @@ from tasks.common.tensors import joined_maps, resized_maps
 from tasks.common.tiles import OVERLAP, WHOLE, Grid
 
 CELLS = 64
-"""Cells a side that a tile has on a stored map, at most; more where the whole map would be coarser than that of a single tile."""
+"""Cells a side that a tile has on a stored map; more where the whole map would be coarser than the map of a single tile."""
 MOST_CELLS = 1024
 """Cells a side of a stored map, at most."""
 STEP = round(1 / OVERLAP)
@@ -54,5 +54,5 @@ def stored_map(tiles: Sequence[Maps], grid: Grid) -> Maps:
 
 def _cells(side: int, count: int) -> int:
     """Count the cells of a stored map's side, of `count` tiles whose maps have `side` cells each."""
-    wanted = math.ceil(max(min(side, CELLS), side / count) / STEP)
+    wanted = math.ceil(max(CELLS, side / count) / STEP)
     return count * STEP * min(wanted, MOST_CELLS // count // STEP)
