@@ -106,7 +106,7 @@ def test_the_example_scores_in_tiles_with_any_detector_and_any_resizing(kind: st
     for picture, score, map_ in zip(pictures, expected, maps, strict=True):
         found, joined = example["score"](session, about, picture)
         assert found == pytest.approx(score, abs=1e-4)
-        assert np.abs(joined - map_).mean() < (0.03 if resize == "crop" else 1e-2) * max(np.ptp(map_), 0.01)
+        assert np.abs(joined - map_).mean() < 0.03 * max(np.ptp(map_), 0.01)  # Pillow averages where a map is larger than its tile
 
 
 @pytest.mark.parametrize("resize", ["squash", "aligned", "crop"])
