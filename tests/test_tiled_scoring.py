@@ -258,3 +258,14 @@ def test_a_picture_is_timed_with_all_its_tiles(layout: Path, tmp_path: Path) -> 
     hook.remove()
     prompts, queries = encoded[:12], encoded[12:]
     assert prompts == [1] * 12 and queries == [BATCH, 12 - BATCH] * (TIMES + 1)
+
+
+def test_pictures_are_cut_and_encoded_for_no_detector_that_has_scored_its_queries(layout: Path, tmp_path: Path) -> None:
+    files, patch = sampled(layout), model_of(PATCH)
+    other = replace(contender(patch, tmp_path, 2), name="other", tiles=(1, 1))
+    encoded: list[int] = []
+    hook = patch.detector.encoder.register_forward_pre_hook(lambda _module, inputs: encoded.append(len(inputs[0])))  # type: ignore[attr-defined]
+    scored([contender(patch, tmp_path), replace(other, work=Work(tmp_path / "other"))], files, tmp_path / "scores", 6)
+    hook.remove()
+    prompts, queries = 1, 4
+    assert sum(encoded) == 2 * (6 * (prompts + queries) + 1 * (prompts + 2))  # two categories; six tiles of one, the whole of the other

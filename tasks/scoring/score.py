@@ -130,28 +130,21 @@ def _score_group(
     some = next(iter(waiting[0][1].episodes.values()))
     first = min(contender.work.done(group) for contender, group in waiting)
     last = max(group.queries for _contender, group in waiting)
-    cuts = [
-        Cut(
-            grid,
-            by_name,
-            pools_of(
-                {contender.name: contender.detector for contender, _group in waiting if contender.name in by_name},
-                list({number: episode for episodes in by_name.values() for number, episode in episodes.items()}.values()),
-                grid,
-                resolution=resolution,
-                resize=resize,
-                batch_size=batch_size,
-                device=device,
-            ),
-        )
-        for grid, by_name in _by_grid(waiting, sizes).items()
-    ]
+    cuts = []
+    for grid, by_name in _by_grid(waiting, sizes).items():
+        detectors = {contender.name: contender.detector for contender, _group in waiting if contender.name in by_name}
+        prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
+        looks: Any = {"resolution": resolution, "resize": resize, "batch_size": batch_size, "device": device}
+        cuts.append(Cut(grid, by_name, pools_of(detectors, list(prompted.values()), grid, **looks)))
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
         stop = min(start + step, last)
-        batch = Batch(some.queries, start, *read_tiles(some.queries[start:stop], [cut.grid for cut in cuts], resolution, device, resize))
-        _score_batch(waiting, cuts, batch, batch_size)
+        # A detector may have fewer queries, and a killed run with another batch size may have scored some of the batch.
+        todo = [(one, group) for one, group in waiting if one.work.done(group) < min(stop, group.queries)]
+        needed = [cut for cut in cuts if any(contender.name in cut.episodes for contender, _group in todo)]
+        tiles, seen = read_tiles(some.queries[start:stop], [cut.grid for cut in needed], resolution, device, resize)
+        _score_batch(todo, needed, Batch(some.queries, start, tiles, seen), batch_size)
         report(stop / last)
         stopping.check(f"score {some.target}/{some.category}, {stop} of {last} queries scored")
 
@@ -194,22 +187,20 @@ def _score_batch(waiting: Sequence[tuple[Contender, Group]], cuts: Sequence[Cut]
     """Score a batch tile by tile, and add the results to each detector's work."""
     todo = []
     for contender, group in waiting:
-        done, stop = contender.work.done(group), min(batch.start + len(batch.sizes), group.queries)
-        if done < stop:  # a killed run with another batch size may have scored some of the batch
-            todo.append((contender, group, done, stop, TileResults()))
+        part = slice(contender.work.done(group) - batch.start, min(len(batch.sizes), group.queries - batch.start))
+        todo.append((contender, group, part, TileResults()))
     for cut in cuts:
         for place, features in enumerate(encoded(waiting[0][0].detector.encoder, batch.tiles[cut.grid], batch_size)):
-            for contender, group, done, stop, results in todo:
-                part = slice(done - batch.start, stop - batch.start)
-                chosen = [stage[part] for stage in features]
+            for contender, group, part, results in todo:
                 detector, pool, episodes = contender.detector, cut.pools[place], cut.episodes.get(contender.name, {})
-                for number, scores, maps in compare(detector, pool.memory.get(contender.name, []), chosen, episodes, pool, done):
-                    _refuse_nan(contender.name, batch.queries[done:stop], scores, maps)
+                chosen, memory = [stage[part] for stage in features], pool.memory.get(contender.name, [])
+                for number, scores, maps in compare(detector, memory, chosen, episodes, pool, batch.start + part.start):
+                    _refuse_nan(contender.name, batch.queries[batch.start :][part], scores, maps)
                     if contender.resize == "crop" and number in group.kept:
                         maps = uncropped(maps, [boxes(size, cut.grid)[place].size for size in batch.sizes[part]])
                     results.add(number, cut.grid, scores, maps if number in group.kept else None)
-    for contender, group, done, _stop, results in todo:
-        contender.work.add(group, done, results.scores, results.maps())
+    for contender, group, part, results in todo:
+        contender.work.add(group, batch.start + part.start, results.scores, results.maps())
 
 
 def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) -> None:
