@@ -27,7 +27,7 @@ from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
 from tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
 from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import PACKAGED
+from tasks.detectors.settings import PACKAGED, files_of_prior
 from tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import NONE, OWN
 
@@ -365,7 +365,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
                 *episodes("parquet", "targets.parquet"),
                 *([models[own]] if own in models else []),
                 *pipeline.detectors[own].encoder.files,
-                *_of_prior(pipeline.detectors[detector]),
+                *files_of_prior(pipeline.detectors[detector]),
                 code("score", detector),
             ),
             params=params(
@@ -428,12 +428,6 @@ def _start_of(pipeline: Pipeline, detector: str) -> str | None:
 def _folder(given: str | None) -> str | None:
     """Gives the model folder that a setting names; None where it names none, or a model that comes with the package and is code."""
     return None if given == PACKAGED else given
-
-
-def _of_prior(settings: Any) -> list[str]:
-    """Lists the files of this machine that a detector's second encoder names, if it has one."""
-    prior = getattr(settings, "prior", None)
-    return [] if prior is None else prior.files
 
 
 def _log(file: str, title: str) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import pydicom
 import pytest
 import skimage.data
 import tifffile
+from dicoms import as_dicom
 from PIL import Image, ImageOps
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels.processing import apply_voi_lut
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from tasks.common.decoding import (
     FULL,
@@ -153,23 +152,6 @@ def test_transparency_of_deep_pictures_lies_over_white() -> None:
     assert (shown[:10] == 255).all() and np.abs(shown[20:] - 255 * GREY[20:]).max() <= 0.51
 
 
-def dicom(samples: np.ndarray, **tags: Any) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset("x", {}, file_meta=meta, preamble=b"\0" * 128)
-    data.Rows, data.Columns = samples.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
-    data.PixelRepresentation = int(samples.dtype.kind == "i")
-    data.PixelData = samples.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, data, enforce_file_format=True)
-    return stream.getvalue()
-
-
 HOUNSFIELD = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 300, "WindowWidth": 1500}
 
 
@@ -177,7 +159,7 @@ HOUNSFIELD = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 300,
     "tags", [HOUNSFIELD, {**HOUNSFIELD, "RescaleSlope": 0.5}, {**HOUNSFIELD, "PhotometricInterpretation": "MONOCHROME1"}]
 )
 def test_dicom_is_shown_by_its_window_as_pydicom_shows_it(tags: dict[str, Any]) -> None:
-    content = dicom(TWELVE, **tags)
+    content = as_dicom(TWELVE, **tags)
     decoded = decode(content)
     assert (decoded.samples == TWELVE.astype(float) * tags["RescaleSlope"] - 1024).all()
     shown = to_picture(decoded, choose_range([extent_of(decoded)]))[..., 0].astype(float)
@@ -193,9 +175,9 @@ def test_dicom_is_shown_by_its_window_as_pydicom_shows_it(tags: dict[str, Any]) 
 
 def test_dicom_that_cannot_be_shown_faithfully_is_refused() -> None:
     with pytest.raises(Undecodable, match="DICOM of RGB"):
-        decode(dicom(TWELVE, PhotometricInterpretation="RGB"))
+        decode(as_dicom(TWELVE, PhotometricInterpretation="RGB"))
     with pytest.raises(Undecodable, match="DICOM of 2 frames"):
-        decode(dicom(TWELVE, NumberOfFrames=2))
+        decode(as_dicom(TWELVE, NumberOfFrames=2))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
-"""Exports: what the file gives is what the detector gives; and one score wherever a picture is scored."""
+"""Exports: what the file gives is what the detector gives."""
 
 from __future__ import annotations
 
 import json
-import re
+import runpy
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,12 @@ import onnxruntime
 import pytest
 import skimage.data
 import torch
-from conftest import ROOT, make_clip, make_places, scored
-from fastapi.testclient import TestClient
+from conftest import ROOT, make_clip
 from PIL import Image
-from test_prediction import predict
 
-from flows.prediction.demo import make_page
-from flows.prediction.page import gradio_in
-from flows.prediction.service import make_app
 from tasks.common.errors import BadInput
+from tasks.common.tensors import squared
+from tasks.common.tiles import Grid, boxes
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector
@@ -34,17 +32,10 @@ from tasks.detectors.registry import name_of
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.subspace import SubspaceSettings
 from tasks.detectors.winclip import WinCLIPSettings
-from tasks.ingestion.ingest import ingest_folder
 from tasks.packaged.detectors import MODELS
 from tasks.prediction.export import NAMES, export
 from tasks.prediction.models import Named
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import Grid
-from tasks.sampling.episodes import EpisodeFiles, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.score import Contender
-from tasks.scoring.scores import Work, read_scored
 
 GRAVEL, BRICK = skimage.data.gravel(), skimage.data.brick()
 PROMPTS = [GRAVEL[:100, :100], GRAVEL[100:200, :100]]
@@ -94,6 +85,56 @@ def test_an_export_of_any_detector_gives_its_scores_and_maps_of_any_number(kind:
         assert scores == pytest.approx(expected[:count], abs=1e-4) and np.abs(found - maps[:count]).max() <= 1e-4
 
 
+@pytest.fixture(scope="module")
+def example() -> Any:
+    """The functions of docs/examples/score_with_onnx.py."""
+    return runpy.run_path(str(ROOT / "docs" / "examples" / "score_with_onnx.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "resize"), [*((kind, "squash") for kind in DETECTORS), *((ALWAYS[0], resize) for resize in ("aligned", "crop"))]
+)
+def test_the_example_scores_in_tiles_with_any_detector_and_any_resizing(kind: str, resize: Any, example: Any, tmp_path: Path) -> None:
+    settings = DETECTORS[kind](tmp_path)
+    own = small(replace(settings, encoder=replace(settings.encoder, resize=resize))).prompt(PROMPTS, grid=Grid(2, 3))
+    pictures = [np.repeat(picture[:80, :, None], 3, axis=2) for picture in QUERIES]
+    expected, maps = own(pictures)
+    about = json.loads(json.dumps(asdict(export(own, tmp_path / "out", "onnx"))))
+    assert about["grid"] == [2, 3] and about["overlap"] == 0.125
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    for picture, score, map_ in zip(pictures, expected, maps, strict=True):
+        found, joined = example["score"](session, about, picture)
+        assert found == pytest.approx(score, abs=1e-4)
+        assert np.abs(joined - map_).mean() < 0.03 * max(np.ptp(map_), 0.01)  # Pillow averages where a map is larger than its tile
+
+
+@pytest.mark.parametrize("resize", ["squash", "aligned", "crop"])
+@pytest.mark.parametrize("shape", [(90, 150), (301, 64), (64, 64)])
+def test_the_example_resizes_and_joins_as_the_detectors_do(resize: Any, shape: tuple[int, int], example: Any) -> None:
+    tile = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    [theirs] = squared(tile, 64, torch.device("cpu"), resize)
+    assert np.allclose(example["square"](tile, 64, resize).transpose(2, 0, 1), theirs, atol=1e-5)
+    grid = Grid(2, 3)
+    assert [
+        (top, left, bottom, right)
+        for top, bottom in example["spans"](shape[0], 2, 0.125)
+        for left, right in example["spans"](shape[1], 3, 0.125)
+    ] == boxes(shape, grid)
+
+
+def test_pictures_of_any_size_are_cut_where_the_prompts_are(example: Any, tmp_path: Path) -> None:
+    own = small(PatchResidualSettings(resolution=64, top_share=0.02)).prompt(PROMPTS, grid=Grid(1, 2))
+    pictures = [np.repeat(picture[..., None], 3, axis=2) for picture in (GRAVEL[:90, :150], GRAVEL[100:300, 100:223])]
+    expected, maps = own(pictures)
+    about = json.loads(json.dumps(asdict(export(own, tmp_path, "onnx", any_size=True))))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for picture, score, map_ in zip(pictures, expected, maps, strict=True):
+        found, joined = example["score"](session, about, picture)
+        assert found == pytest.approx(score, abs=2e-3)  # Pillow rounds to whole levels, twice
+        assert np.abs(joined - map_).max() < 0.01
+
+
 def test_prompts_are_an_input_where_none_are_inside(tmp_path: Path) -> None:
     settings = MetricResidualSettings(resolution=64)
     expected = {count: small(settings).prompt(PROMPTS[:count])(QUERIES).scores for count in (1, 2)}
@@ -136,7 +177,6 @@ def test_a_file_for_torch_needs_nothing_of_this_project(tmp_path: Path) -> None:
     [
         (lambda: small(SubspaceSettings(resolution=64)), {}, "no eigenvalue decomposition"),
         (lambda: small(PatchResidualSettings(resolution=64, foreground=1.0)), {}, "by which the foreground is found"),
-        (lambda: small(PatchResidualSettings(resolution=64)).prompt(PROMPTS, grid=Grid(1, 2)), {}, "in tiles cannot be exported"),
         (
             lambda: small(PatchResidualSettings(EncoderSettings(resize="crop"), resolution=64)),
             {"any_size": True},
@@ -156,47 +196,6 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(tmp_path: Pa
 def test_every_packaged_model_can_be_exported(name: str, form: Any, tmp_path: Path) -> None:
     about = export(Predictor.load(name).prompt(PROMPTS), tmp_path, form)
     print(f"{name}, {form}: {about.farthest:.1g}")
-
-
-def test_one_picture_has_one_score_wherever_it_is_scored(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the evaluation of a pipeline's episodes, from Python, the command, the service, the page, and an export by the example that needs
-    none of this project."""
-    manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
-    ingest_folder("parts", layout, licence="own", places=make_places(manifests))
-    sample(SamplingSettings(shots=(2,), seeds=(0,), protocols=("class-specific",)), Use((), ("parts",)), manifests=manifests, files=files)
-    settings = PatchResidualSettings(resolution=64, top_share=0.02, background=0.5, own=0.6)
-    own = small(settings)
-    contender = Contender("patch-residual", own.detector, 64, None, Work(tmp_path / "work"))
-    expected = next(read_scored(scored([contender], files, tmp_path / "scores")["patch-residual"])).scores
-    episode = read_episodes(files.episodes)[0]
-    queries = list(episode.queries)
-
-    own.prompt(episode.prompts)
-    own.save(tmp_path / "kit")
-    assert own(queries).scores == pytest.approx(expected, abs=1e-6)
-
-    printed = predict("--kit", tmp_path / "kit", "--format", "json", *queries).stdout
-    assert [json.loads(line)["score"] for line in printed.splitlines()] == pytest.approx(expected, abs=1e-6)
-
-    with TestClient(make_app(own, {})) as client:
-        answer = client.post("/v1/predict", files=[("pictures", Path(query).read_bytes()) for query in queries]).json()
-    assert [one["score"] for one in answer["predictions"]] == pytest.approx(expected, abs=1e-6)
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
-    gradio = gradio_in(tmp_path / "page")
-    page = make_page(gradio, own, tmp_path / "page")
-    check = next(block.fn for block in page.fns.values() if block.fn is not None and block.fn.__name__ == "check")
-    _session, verdict, _shown = check(None, [(query, None) for query in queries], 1.0)
-    assert [float(number) for number in re.findall(r"0\.\d{4}", verdict)] == pytest.approx(expected, abs=1e-4)
-
-    export(own, tmp_path / "onnx", "onnx")
-    example = ROOT / "docs" / "examples" / "score_with_onnx.py"
-    assert len(example.read_text().splitlines()) <= 32
-    alone = "import sys, runpy\nfor name in ('tasks', 'flows', 'torch', 'timm'): sys.modules[name] = None\nsys.argv = sys.argv[1:]\n"
-    command = [sys.executable, "-c", f"{alone}runpy.run_path(sys.argv[0], run_name='__main__')", str(example), "onnx/model.onnx", *queries]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert [float(line.split()[0]) for line in result.stdout.splitlines()] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_command_says_what_it_wrote_and_keeps_the_threshold(tmp_path: Path) -> None:

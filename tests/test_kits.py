@@ -12,10 +12,12 @@ import torch
 from predictors import prompt_and_queries, small
 
 from tasks.common.errors import BadInput
+from tasks.common.tiles import Grid, Tiles
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.metauas_plus import MetaUASPlusSettings
+from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.stored import settings_as_json, settings_from_json
 from tasks.detectors.weights import save_model
@@ -23,7 +25,6 @@ from tasks.packaged.detectors import MODELS
 from tasks.prediction.models import Named, named, of_pipeline
 from tasks.prediction.pictures import as_picture
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import Grid
 
 
 def kits(tmp_path: Path) -> list[Named]:
@@ -108,3 +109,27 @@ def test_settings_come_back_from_json_as_they_were(name: str) -> None:
     published = DETECTORS[name].published
     for settings in (DETECTORS[name].settings(), *([published.settings] if published else [])):
         assert settings_from_json(DETECTORS[name].settings, settings_as_json(settings)) == settings
+
+
+@pytest.mark.parametrize("tiles", ["auto", (2, 3)])
+def test_the_setting_of_tiles_is_kept_and_is_auto_where_an_older_version_wrote_none(tiles: Tiles, tmp_path: Path) -> None:
+    own = small(PatchResidualSettings(resolution=64, tiles=tiles)).prompt(skimage.data.brick()[:96, :96])
+    own.save(tmp_path / "kit")
+    settings = settings_as_json(own.model.looks)
+    save_model(tmp_path / "model", own.detector, {"detector": "patch-residual", "settings": settings})
+    for folder in ("kit", "model"):
+        assert Predictor.load(tmp_path / folder).model.looks.tiles == tiles
+    del settings["tiles"]
+    edit(tmp_path / "kit", settings={"patch-residual": settings})
+    save_model(tmp_path / "model", own.detector, {"detector": "patch-residual", "settings": settings})
+    for folder in ("kit", "model"):
+        assert Predictor.load(tmp_path / folder).model.looks.tiles == "auto"
+    assert Predictor.load(tmp_path / "kit").prompted.grid == own.prompted.grid
+
+
+@pytest.mark.parametrize("tiles", ["3x4", [3], [0, 1], [1, 65], ["1", 2], [True, 1], None, {}, 7])
+def test_a_stored_setting_of_tiles_is_checked(tiles: object, tmp_path: Path) -> None:
+    small().prompt(skimage.data.brick()[:96, :96]).save(tmp_path / "kit")
+    edit(tmp_path / "kit", settings={"patch-residual": {"resolution": 64, "tiles": tiles}})
+    with pytest.raises(BadInput, match=r"kit\.json: not what this version writes"):
+        Predictor.load(tmp_path / "kit")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,15 @@ import pytest
 import skimage.data
 from conftest import save
 from PIL import Image
-from predictors import predict, prompt_and_queries
+from predictors import predict, prompt_and_queries, small
 
+from flows.prediction.options import load
+from tasks.common.tiles import Grid
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.stored import settings_as_json
+from tasks.detectors.weights import save_model
 from tasks.prediction.outputs import FULL
+from tasks.prediction.predictor import Predictor
 
 
 @pytest.fixture
@@ -84,3 +93,20 @@ def test_bad_input_is_one_line_and_exit_code_2(here: Path, arguments: list[str],
     save(skimage.data.brick()[:64, :64], here / "ok.png")
     result = predict(*arguments)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_tiles_are_cut_as_the_setting_says_unless_the_command_says_otherwise(layout: Path, here: Path) -> None:
+    """The option holds for prompts that come later, too: from clients of the service, or visitors of the page."""
+    prompt, queries = prompt_and_queries(layout)
+    settings = PatchResidualSettings(resolution=64, tiles=(2, 1))
+    own = small(settings)
+    save_model(here / "model", own.detector, {"detector": "patch-residual", "settings": settings_as_json(settings)})
+    for options, grid in (((), Grid(2, 1)), (("--tiles", "1x1"), Grid(1, 1)), (("--tiles", "1x3"), Grid(1, 3))):
+        printed = predict("--model", "model", "--prompt", prompt, *options, "--format", "csv", *queries).stdout
+        scores = [float(row["score"]) for row in csv.DictReader(io.StringIO(printed))]
+        assert scores == pytest.approx(own.prompt(prompt, grid=grid)(queries).scores, abs=1e-6)
+        later = load(Namespace(kit=None, prompt=[], model="model", tiles=tuple(grid) if options else None, category=None))
+        assert Predictor(later.model).prompt(prompt).prompted.grid == grid
+    own.prompt(prompt).save(here / "kit")
+    refused = predict("--model", "kit", "--tiles", "2x2", *queries)
+    assert refused.returncode == 2 and "--tiles: kit is a kit and has its own" in refused.stderr

@@ -32,6 +32,7 @@ from processes import within
 from schemathesis.checks import not_a_server_error
 
 from flows.prediction.service import Limits, make_app
+from tasks.common.tiles import Grid
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.patch_residual import PatchResidualSettings
@@ -40,7 +41,6 @@ from tasks.prediction.models import Named
 from tasks.prediction.outputs import FULL
 from tasks.prediction.pictures import as_picture
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import Grid
 
 TEXTURE = skimage.data.brick()
 

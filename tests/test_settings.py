@@ -52,6 +52,14 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.detectors.metauas", {"aligned_stage": 3}, "metauas.aligned_stage: unknown key; did you mean 'aligned_stages'?"),
         ("pipelines.small.detectors.metauas", {"resolution": 100}, "metauas.resolution: expected a multiple of 32, not 100"),
         ("pipelines.small.detectors.metauas", {"alignment": "sof"}, "metauas.alignment: expected .*, not 'sof'; did you mean 'soft'?"),
+        *(
+            (
+                "pipelines.small.detectors.metauas",
+                {"tiles": wrong},
+                "metauas.tiles: expected auto, or [rows, columns] of 1 to 64 each, not",
+            )
+            for wrong in ("3x4", [3], [0, 1], [1, 65], [1.0, 2], [True, 1], None)
+        ),
         ("pipelines.small.schedule", "weekly", "pipelines.small.schedule.cron: expected a cron line such as .*, not 'weekly'"),
         ("pipelines.small.inpainter", {"modl": "own"}, "pipelines.small.inpainter.modl: unknown key; did you mean 'model'?"),
         ("pipelines.small.inpainter", {"resolution": 70}, "pipelines.small.inpainter.resolution: expected a multiple of 16, not 70"),

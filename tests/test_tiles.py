@@ -12,8 +12,8 @@ import skimage.data
 from conftest import save
 from PIL import Image
 
+from tasks.common.tiles import WHOLE, Grid, boxes, grid_for, grid_of, joined
 from tasks.prediction.predictor import Predictor
-from tasks.prediction.tiles import WHOLE, Grid, boxes, grid_for, joined
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,12 @@ def predictor() -> Predictor:
 def test_large_pictures_are_cut_and_others_are_not() -> None:
     assert grid_for(1080, 1920) == grid_for(2048, 2048) == WHOLE
     assert grid_for(3000, 4000) == Grid(3, 4) and grid_for(100, 2049) == Grid(1, 3)
+
+
+def test_the_largest_side_of_any_prompt_chooses_the_grid() -> None:
+    tall, wide, little = (5000, 200), (200, 3000), (480, 640)
+    assert grid_of("auto", [tall, little]) == Grid(5, 1) and grid_of("auto", [tall, wide]) == grid_of("auto", [wide, tall]) == Grid(5, 3)
+    assert grid_of("auto", [little]) == grid_of("auto", []) == grid_of((1, 1), [tall]) == WHOLE and grid_of((2, 3), []) == Grid(2, 3)
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(96, 130, Grid(3, 4)), (7, 5, Grid(2, 2)), (40, 40, WHOLE)])

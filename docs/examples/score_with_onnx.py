@@ -1,9 +1,12 @@
-"""Scores pictures with a model that `changepair export` wrote; needs numpy, Pillow and onnxruntime alone.
+"""Score pictures with a model that `changepair export` wrote. Needs numpy, Pillow and onnxruntime; and for pictures of more than 8 bits
+what read_pictures.py names, which lies next to the model.
 
 python score_with_onnx.py line-3-onnx/model.onnx part.png …
 """
 
 import json
+import math
+import os
 import sys
 
 import numpy as np
@@ -11,18 +14,85 @@ import onnxruntime
 from PIL import Image
 
 
-def read(file: str, side: int | None) -> np.ndarray:
-    """Reads a picture as 1x3xHxW in [0, 1], squashed to a square where the model wants one."""
-    picture = Image.open(file).convert("RGB")
-    if side is not None:
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+def read(path, about):
+    """Read a picture as HxWx3, uint8, by the reader that comes with the model."""
+    from read_pictures import Intensity, Range, read_file
+
+    return read_file(path, Intensity(**{kind: one and Range(*one) for kind, one in about["intensity"].items()}))
 
 
-session = onnxruntime.InferenceSession(sys.argv[1])
-about = json.loads(session.get_modelmeta().custom_metadata_map["changepair"])
-for file in sys.argv[2:]:
-    scores, maps = session.run(None, {"queries": read(file, None if about["any_size"] else about["resolution"])})
-    row, column = np.unravel_index(maps[0].argmax(), maps[0].shape)
-    verdict = "" if about["threshold"] is None else "anomalous " if scores[0] > about["threshold"] else "normal "
-    print(f"{scores[0]:.6f} {verdict}{file}, most at {column / maps.shape[2]:.0%} from the left, {row / maps.shape[1]:.0%} from the top")
+def spans(side, count, overlap):
+    """List the first and last pixel of each tile along a side of a picture."""
+    margin = overlap * side / count if count > 1 else 0
+    return [
+        (max(0, math.floor(side * place / count - margin)), min(side, math.ceil(side * (place + 1) / count + margin)))
+        for place in range(count)
+    ]
+
+
+def square(tile, side, resize):
+    """Make a tile a square, as the setting `resize` says: side x side x 3, in [0, 1]."""
+    if resize == "aligned":
+        return between_corners(between_corners(tile / 255, side).transpose(1, 0, 2), side).transpose(1, 0, 2)
+    image = Image.fromarray(tile)
+    if resize == "squash":
+        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) / 255
+    short = min(image.size)
+    image = image.resize([side if edge == short else int(side * edge / short) for edge in image.size], Image.Resampling.BICUBIC)
+    left, top = (round((edge - side) / 2) for edge in image.size)
+    return np.asarray(image.crop((left, top, left + side, top + side))) / 255
+
+
+def between_corners(pixels, side):
+    """Resize the first axis; its first and last pixels stay where they are."""
+    place = np.arange(side, dtype=np.float32) * np.float32((len(pixels) - 1) / (side - 1))  # in float32, as torch has it
+    low, share = np.floor(place).astype(int), (place % 1)[:, None, None]
+    return (1 - share) * pixels[low] + share * pixels[np.minimum(low + 1, len(pixels) - 1)]
+
+
+def laid_out(map_, height, width, resize):
+    """Resize a map to the tile it is of; what `crop` cut away is 0."""
+    high, wide = (min(height, width),) * 2 if resize == "crop" else (height, width)
+    top, left = (height - high) // 2, (width - wide) // 2
+    whole = np.zeros((height, width), np.float32)
+    whole[top : top + high, left : left + wide] = Image.fromarray(map_).resize((wide, high), Image.Resampling.BILINEAR)
+    return whole
+
+
+def ramp(side, overlap):
+    """Weight a tile's pixels where it overlaps others: less towards its rim."""
+    distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
+    return np.minimum(distance / max(1, 2 * overlap * side / (1 + 2 * overlap)), 1)
+
+
+def score(session, about, picture):
+    """Score a picture HxWx3: the highest score of its tiles, and their maps joined to HxW."""
+    height, width = picture.shape[:2]
+    rows, columns = (spans(side, count, about["overlap"]) for side, count in zip((height, width), about["grid"], strict=True))
+    scores, total, weight = [], np.zeros((height, width)), np.zeros((height, width))
+    for place, ((top, bottom), (left, right)) in enumerate((row, column) for row in rows for column in columns):
+        tile = picture[top:bottom, left:right]
+        pixels = tile / 255 if about["any_size"] else square(tile, about["resolution"], about["resize"])
+        inputs = {"queries": pixels.transpose(2, 0, 1)[None].astype(np.float32)}
+        if len(session.get_inputs()) > 1:
+            inputs["places"] = np.array([place])
+        [found], [map_] = session.run(None, inputs)
+        share = np.minimum(ramp(bottom - top, about["overlap"])[:, None], ramp(right - left, about["overlap"]))
+        total[top:bottom, left:right] += share * laid_out(map_, bottom - top, right - left, about["resize"])
+        weight[top:bottom, left:right] += share
+        scores.append(found)
+    return max(scores), total / weight
+
+
+if __name__ == "__main__":
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[1])))
+    about = json.loads(session.get_modelmeta().custom_metadata_map["changepair"])
+    if "prompts" in [one.name for one in session.get_inputs()]:
+        sys.exit(f"{sys.argv[1]}: takes prompts as an input; export it again with --kit or --prompt")
+    for file in sys.argv[2:]:
+        value, map_ = score(session, about, read(file, about))
+        row, column = np.unravel_index(map_.argmax(), map_.shape)
+        verdict = "" if about["threshold"] is None else "anomalous " if value > about["threshold"] else "normal "
+        place = f"most at {column / map_.shape[1]:.0%} from the left, {row / map_.shape[0]:.0%} from the top"
+        print(f"{value:.6f} {verdict}{file}, {place}")

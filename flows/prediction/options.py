@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from tasks.common.decoding import FULL, Intensity, Range
 from tasks.common.errors import BadInput
+from tasks.common.tiles import MOST
 from tasks.prediction.files import KIT_NAME, files_of, is_kit
 
 if TYPE_CHECKING:
     from tasks.prediction.predictor import Predictor
 
 SEVERAL = "a file, a folder or a pattern"
-MOST_TILES = 64  # a side
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -41,13 +41,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--tiles",
         type=_tiles,
         metavar="RxC",
-        help="cut each picture into so many rows and columns; 1x1 for whole, by default only large ones",
+        help="cut each picture into so many rows and columns; 1x1 for whole; by default as the detector's settings say",
     )
 
 
 def load(arguments: argparse.Namespace) -> Predictor:
-    """Loads what the options name: a kit, or a model and its prompts; tells which model, where the user did not say. Without a prompt it
-    may not be ready. Raises BadInput for options that contradict each other, and what cannot be loaded."""
+    """Load what the options name: a kit, or a model and its prompts. Report which model is used where the user did not say.
+
+    Without a prompt the predictor may not be ready; --tiles holds for prompts that it gets later, too. Raise BadInput for options that
+    contradict each other, and for what cannot be loaded.
+    """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
         for option, value in (
@@ -63,15 +66,20 @@ def load(arguments: argparse.Namespace) -> Predictor:
             raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
     from tasks.prediction.predictor import Predictor
-    from tasks.prediction.tiles import Grid
 
     if kit is not None:
         return Predictor.load(kit)
     predictor = _of_model(arguments.model)
+    if tiles is not None:
+        if predictor.prompted.prompts and not files:
+            raise BadInput(f"--tiles: {arguments.model} is a kit and has its own; leave it out, or give new prompts with --prompt")
+        predictor = Predictor(predictor.model.with_tiles(tiles))
+    if arguments.intensity is not None and not files:
+        raise BadInput("--intensity: goes with --prompt; without prompts pictures of more than 8 bits are read by the range of their type")
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     category = {} if arguments.category is None else {"category": arguments.category}
-    return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), intensity=arguments.intensity, **category)
+    return predictor.prompt(files, intensity=arguments.intensity, **category)
 
 
 def tell(line: str) -> None:
@@ -108,6 +116,6 @@ def _intensity(text: str) -> Intensity:
 def _tiles(text: str) -> tuple[int, int]:
     """Reads rows and columns."""
     rows, cross, columns = text.partition("x")
-    if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST_TILES and 1 <= int(columns) <= MOST_TILES):
-        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST_TILES}, not {text!r}")
+    if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST and 1 <= int(columns) <= MOST):
+        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST}, not {text!r}")
     return int(rows), int(columns)

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.common.pictures import Mask, Picture, Resize, cropped, read_marks, read_picture, squashed
 from tasks.common.places import place_of
+from tasks.common.tiles import Box, Grid, boxes, joined
 
 
 def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
     """Reads pictures as Bx3xHxW float32 in [0, 1], `resolution` pixels a side: the one way from pictures to what networks take."""
     return torch.cat([squared(read_picture(place_of(image)), resolution, device, resize) for image in images])
+
+
+def read_tiles(
+    images: Sequence[str], grids: Collection[Grid], resolution: int, device: torch.device, resize: Resize
+) -> tuple[dict[Grid, Tensor], list[tuple[int, int]]]:
+    """Read B pictures once each, and cut them by every grid.
+
+    Return TxBx3xHxW for each grid of T tiles, float32 in [0, 1], and each picture's height and width. Only one picture is held at its
+    full size.
+    """
+    cut: dict[Grid, list[Tensor]] = {grid: [] for grid in grids}
+    sizes = []
+    for image in images:
+        picture = read_picture(place_of(image))
+        height, width = picture.shape[:2]
+        sizes.append((height, width))
+        for grid, tiles in cut.items():
+            tiles.append(torch.cat([squared_tile(picture, box, resolution, device, resize) for box in boxes((height, width), grid)]))
+    return {grid: torch.stack(tiles, dim=1) for grid, tiles in cut.items()}, sizes
+
+
+def squared_tile(picture: Picture, box: Box, resolution: int, device: torch.device, resize: Resize) -> Tensor:
+    """Cut a tile out of a picture and make it a square, as `squared` does: 1x3xHxW."""
+    part = np.ascontiguousarray(picture[box.top : box.bottom, box.left : box.right])
+    return squared(part, resolution, device, resize)
 
 
 def squared(picture: Picture, resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
@@ -48,6 +76,28 @@ def uncropped(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     grid = F.affine_grid(affine, [len(maps), 1, *maps.shape[-2:]], align_corners=False)
     laid = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
     return laid * (grid.abs() <= 1).all(dim=-1)
+
+
+def joined_maps(
+    tiles: Sequence[NDArray[np.float32]], grid: Grid, height: int, width: int, *, antialias: bool = False
+) -> NDArray[np.float32]:
+    """Join the maps ...xhxw of a grid's tiles, row by row, to maps ...xHxW of the picture.
+
+    antialias: whether a cell of a smaller map is the mean of what it covers.
+    """
+    places = boxes((height, width), grid)
+    return joined(
+        [resized_maps(tile, box.size, antialias=antialias) for tile, box in zip(tiles, places, strict=True)], places, height, width
+    )
+
+
+def resized_maps(maps: NDArray[np.float32], size: Sequence[int], *, antialias: bool = False) -> NDArray[np.float32]:
+    """Resize maps ...xhxw to ...xHxW, bilinear."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    stacked = torch.from_numpy(maps).reshape(-1, 1, *maps.shape[-2:])
+    found = F.interpolate(stacked, tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    return found.numpy().reshape(*maps.shape[:-2], *size)
 
 
 def _tensor(picture: Picture, device: torch.device) -> Tensor:

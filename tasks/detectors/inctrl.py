@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tasks.common.bounds import STRICT, Place
+from tasks.common.tiles import Tiles
 from tasks.detectors.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class InCTRLSettings:
     """What turns pictures, and for the prior texts, into features."""
     resolution: Resolution = 240
     """Pixels a side that pictures are trained on and scored at; with holistic `patches` its head has an input a patch of them."""
+    tiles: Tiles = "auto"
+    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
+    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     holistic: Literal["patches", "quantiles"] = "patches"
@@ -49,7 +53,7 @@ def build(settings: InCTRLSettings, encoder: FrozenEncoder) -> Detector:
     return build_inctrl(encoder, resolution=settings.resolution, stages=settings.stages, prior=prior, holistic=settings.holistic)
 
 
-PUBLISHED = InCTRLSettings(encoder=EncoderSettings("open_clip", "ViT-B-16-plus-240", OF_THE_MODEL, (7, 9, 11)))
+PUBLISHED = InCTRLSettings(encoder=EncoderSettings("open_clip", "ViT-B-16-plus-240", OF_THE_MODEL, (7, 9, 11)), tiles=(1, 1))
 """As github.com/mala-lab/InCTRL publishes it: there is one for 2, 4 and 8 shots."""
 HEAD_LAYERS = (
     ("projection1", "first"),

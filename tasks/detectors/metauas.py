@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tasks.common.bounds import STRICT, Between, Place
+from tasks.common.tiles import Tiles
 from tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class MetaUASSettings:
     """What turns pictures into features; five maps of it are needed."""
     resolution: Resolution = 256
     """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
+    tiles: Tiles = "auto"
+    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
+    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """How the prompt is rebuilt on the grid of the query: by all its positions, each in its share; by the most similar; or not."""
     similarity: Literal["cosine", "dot"] = "cosine"
@@ -58,7 +62,7 @@ def build(settings: MetaUASSettings, encoder: FrozenEncoder) -> Detector:
     )
 
 
-PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot")
+PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
 """As github.com/gaobb/MetaUAS publishes it, for 256x256 and, with other weights, for 512x512; any multiple of 32 will do."""
 # What a tensor's name starts with, theirs and ours. Theirs aligns the last stage first.
 PUBLISHED_NAMES = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from tasks.common.bounds import STRICT, Between, Place
+from tasks.common.tiles import Tiles
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class PromptQuerySettings:
     """What turns pictures into features."""
     resolution: Resolution = 256
     """Pixels a side that pictures are trained on and scored at."""
+    tiles: Tiles = "auto"
+    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
+    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     width: Annotated[int, Between(1, 1024)] = 32

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from tasks.common.bounds import STRICT, Between, Place
+from tasks.common.tiles import Tiles
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ class ResidualSettings:
     """What turns pictures into features."""
     resolution: Resolution = 256
     """Pixels a side that pictures are scored at."""
+    tiles: Tiles = "auto"
+    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
+    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
@@ -62,6 +66,6 @@ def build_learnt(settings: LearntResidualSettings, encoder: FrozenEncoder) -> De
     from tasks.detectors.models.metric_residual import MetricResidual
 
     options = asdict(settings)
-    for other in ("encoder", "resolution", "model"):
+    for other in ("encoder", "resolution", "tiles", "model"):
         del options[other]
     return MetricResidual(encoder, **options)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from tasks.common.bounds import STRICT, Between, Place, Some
 from tasks.common.pictures import Resize
+from tasks.common.tiles import Tiles
 
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
 Resolution = Annotated[int, Between(64, 2048)]
@@ -47,8 +48,14 @@ class EncoderSettings:
         return named
 
 
+def files_of_prior(settings: Any) -> list[str]:
+    """List the files and folders of this machine that a detector's second encoder names, if it has one."""
+    prior = getattr(settings, "prior", None)
+    return [] if prior is None else list(prior.files)
+
+
 class DetectorSettings(Protocol):
-    """The settings that every detector with an encoder of its own has."""
+    """Settings of every detector with an encoder of its own."""
 
     @property
     def encoder(self) -> EncoderSettings: ...
@@ -56,6 +63,11 @@ class DetectorSettings(Protocol):
     @property
     def resolution(self) -> int:
         """Pixels a side that pictures are scored at."""
+        ...
+
+    @property
+    def tiles(self) -> Tiles:
+        """How large pictures are cut before each tile is brought to the resolution."""
         ...
 
 

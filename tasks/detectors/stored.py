@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tasks.common.errors import BadInput
 from tasks.common.reasons import in_short
@@ -16,7 +17,7 @@ from tasks.detectors.registry import DETECTORS
 from tasks.detectors.weights import CONFIG_NAME
 
 Settings = TypeVar("Settings")
-FREE = ("model", "resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
+FREE = ("model", "resolution", "tiles", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
 """Settings that no weight depends on."""
 AT_ANY_SCALES = ("metric-residual", "multi-scale-residual")
 """Detectors of which none depends on the scales either that the encoder sees pictures at."""
@@ -70,8 +71,14 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint):
         return settings_from_json(hint, value)  # type: ignore[arg-type]
     inner = get_args(hint)
-    if NoneType in inner:
-        return None if value is None else _value(next(part for part in inner if part is not NoneType), value, name)
+    if get_origin(hint) in (Union, UnionType):
+        *others, last = (part for part in inner if part is not NoneType)
+        if value is None and NoneType in inner:
+            return None
+        for other in others:
+            with suppress(TypeError, ValueError):
+                return _value(other, value, name)
+        return _value(last, value, name)
     if get_origin(hint) is tuple:
         return tuple(_value(inner[0], one, name) for one in value)
     if inner:  # a Literal

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from tasks.common.bounds import STRICT
+from tasks.common.tiles import Tiles
 from tasks.detectors.settings import NATURAL, EncoderSettings, Resolution
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class WinCLIPSettings:
     """What turns pictures and texts into features."""
     resolution: Resolution = 240
     """Pixels a side that pictures are scored at."""
+    tiles: Tiles = "auto"
+    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
+    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
     natural: tuple[str, ...] = NATURAL
     """Categories of natural objects: for them normal means that one is there, in one sentence."""
 

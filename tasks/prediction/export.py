@@ -1,6 +1,7 @@
 """Exports a detector as one file for ONNX Runtime, or for `torch.export.load`: with its prompts inside, or as an input.
 
-inputs    queries Bx3xHxW in [0, 1]; without prompts inside also prompts Kx3xHxW. B and K are any; HxW is the detector's resolution, or any
+inputs    queries Bx3xHxW in [0, 1]; without prompts inside also prompts Kx3xHxW. B and K are any; HxW is the detector's resolution, or any.
+          With prompts inside that are cut into tiles, each query is one tile, and places B says which: row x columns + column
 outputs   scores B, 0 normal … 1 anomalous; maps BxHxW in [0, 1]
 """
 
@@ -10,27 +11,30 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.common import decoding
+from tasks.common.decoding import Range
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text, written_beside
+from tasks.common.tiles import AUTO, OVERLAP
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import Features, FrozenEncoder
 from tasks.prediction.predictor import CPU, Predictor
 
 Form = Literal["onnx", "torch"]
 NAMES: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
-ABOUT_NAME = "export.json"
+ABOUT_NAME, READER_NAME = "export.json", "read_pictures.py"
 ABOUT_KEY = "changepair"
 """Of an ONNX model's metadata, which hold ABOUT_NAME's content too."""
 CLOSE = 1e-4
@@ -48,7 +52,21 @@ class About:
     any_size: bool
     """Whether pictures of any size are taken, and brought to the resolution inside; else they come at it."""
     resize: str
-    """How they were brought there in training and scoring: `squash`, bicubic with antialias, as Pillow's."""
+    """How a tile, or a whole picture, becomes a square of the resolution. `squash`: Pillow's BICUBIC. `crop`: Pillow's BICUBIC to the
+    resolution on the shorter side and int(resolution * longer / shorter) on the other, then the middle square. `aligned`: bilinear between
+    the corners' pixels (align_corners), without antialias."""
+    grid: tuple[int, int] | None
+    """Rows and columns of tiles that every picture is cut into; the highest score of the tiles is the picture's. None where prompts are an
+    input and decide: pictures like a prompt of over 2,048 pixels a side are cut into ceil(height / 1024) rows and ceil(width / 1024)
+    columns, and each tile is scored with that tile of the prompts."""
+    overlap: float
+    """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
+    reader: str
+    """The file next to the model that reads pictures: `read_file(path, Intensity(...))` gives HxWx3 uint8 RGB. It turns them as their EXIF
+    says, lays transparency over white, and scales those of more than 8 bits. It needs numpy and Pillow, and for some files tifffile,
+    imagecodecs and pydicom."""
+    intensity: dict[str, Range | None]
+    """The fields of its Intensity: [low, high] of integer and of float samples, null for the range of their type."""
     prompts: int
     """How many are inside; 0 where they are an input."""
     threshold: float | None
@@ -61,19 +79,25 @@ class Exported(nn.Module):
     """A detector as one function of tensors."""
 
     def __init__(self, detector: Detector, memory: Features, category: str, side: int | None) -> None:
-        """memory: of the prompts inside; [] where they are an input. side: pixels that pictures of any size are brought to; None for no."""
+        """memory: of the prompts inside, TxKx... for a grid of T tiles; [] where they are an input. side: pixels that pictures of any size
+        are resized to; None for no resizing."""
         super().__init__()
         self.detector = detector
         self.memory = memory
         self.category = category
         self.side = side
 
-    def forward(self, queries: Tensor, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        known = self.memory if prompts is None else self._seen(prompts)
-        scores, maps = self.detector.score(self._seen(queries), known, self.category)
+    def forward(self, queries: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Score queries. other: prompts, where none are inside; places, where those inside are cut into tiles."""
+        scores, maps = self.detector.score(self._seen(queries), self._known(other), self.category)
         if self.side is not None:  # whether it is the same size already must not be asked: it may be any
             maps = F.interpolate(maps[:, None], queries.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         return scores, maps
+
+    def _known(self, other: Tensor | None) -> Features | Tensor:
+        if not self.memory:
+            return [] if other is None else self._seen(other)
+        return [part[0] if other is None else part[other] for part in self.memory]
 
     def _seen(self, pictures: Tensor) -> Tensor:
         if self.side is None:
@@ -87,22 +111,24 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
     predictor: afterwards not to be used again, as its network is prepared for it. Raises BadInput if a part of the detector cannot be
     exported, what comes of it is not the same, or the packages for it are missing.
     """
-    looks = predictor.model.looks
-    if predictor.prompted.grid.tiles > 1:
-        raise BadInput("a detector that sees pictures in tiles cannot be exported; prompt it with --tiles 1x1, or cut pictures yourself")
+    looks, grid = predictor.model.looks, predictor.prompted.grid
     if any_size and looks.encoder.resize != "squash":
         raise BadInput(f"pictures of any size can be squashed only, and resize is {looks.encoder.resize}; export for the resolution")
     detector = predictor.detector.to(CPU)
     if detector.not_exported is not None:
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {detector.not_exported}")
-    memory = [part[0].to(CPU) for part in predictor.prompted.memory]
-    inside = bool(memory) or not detector.needs_prompts
+    memory = [part.to(CPU) for part in predictor.prompted.memory]
     module = Exported(detector, memory, predictor.prompted.category, looks.resolution if any_size else None).eval()
     size = (looks.resolution + 17, looks.resolution + 40) if any_size else (looks.resolution, looks.resolution)
-    tried = [(_pictures(2, size), _pictures(2, size)), (_pictures(1, size), _pictures(3, size))]
-    tried = [pair[:1] for pair in tried] if inside else tried  # type: ignore[misc]
+    tried: list[dict[str, Tensor]] = [{"queries": _pictures(2, size)}, {"queries": _pictures(1, size)}]
+    if memory and grid.tiles > 1:
+        for inputs, places in zip(tried, ([0, grid.tiles - 1], [grid.tiles // 2]), strict=True):
+            inputs["places"] = torch.tensor(places)
+    elif not memory and detector.needs_prompts:
+        for inputs, count in zip(tried, (2, 3), strict=True):
+            inputs["prompts"] = _pictures(count, size)
     with torch.no_grad():
-        expected = [module(*pair) for pair in tried]
+        expected = [module(*inputs.values()) for inputs in tried]
     _prepare(detector)
     try:
         content = _exported(module, tried[0], form, any_size=any_size)
@@ -112,7 +138,7 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {reason[:200]}") from error
     run = _run_onnx if form == "onnx" else _run_torch
-    farthest = max(_difference(run(content, pair), wanted) for pair, wanted in zip(tried, expected, strict=True))
+    farthest = max(_difference(run(content, inputs), wanted) for inputs, wanted in zip(tried, expected, strict=True))
     if not farthest <= CLOSE:
         raise BadInput(f"{predictor.model.name}: the export's scores or maps are {farthest:.2g} from the detector's, so it is not written")
     threshold = predictor.threshold
@@ -122,6 +148,10 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
         resolution=looks.resolution,
         any_size=any_size,
         resize=looks.encoder.resize,
+        grid=None if "prompts" in tried[0] and looks.tiles == AUTO else (grid.rows, grid.columns),
+        overlap=OVERLAP,
+        reader=READER_NAME,
+        intensity=asdict(predictor.prompted.intensity),
         prompts=len(predictor.prompted.prompts),
         threshold=None if threshold is None else threshold.value,
         false_alarms=None if threshold is None else threshold.false_alarms,
@@ -130,6 +160,7 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
     text = json.dumps(asdict(about), indent=1)
     with written_beside(folder / NAMES[form]) as partial:
         partial.write_bytes(_with_about(content, text) if form == "onnx" else content)
+    write_text(folder / READER_NAME, Path(decoding.__file__).read_text(encoding="utf-8"))
     write_text(folder / ABOUT_NAME, text + "\n")
     return about
 
@@ -142,12 +173,17 @@ def _prepare(detector: Detector) -> None:
     detector.requires_grad_(False)
 
 
-def _exported(module: Exported, pair: Sequence[Tensor], form: Form, *, any_size: bool) -> bytes:
-    """Exports by one example; gives the file's bytes."""
-    names = ("queries", "prompts")[: len(pair)]
-    shapes = tuple({axis: torch.export.Dim(f"{name}_{axis}") for axis in ((0, 2, 3) if any_size else (0,))} for name in names)
+def _exported(module: Exported, inputs: Mapping[str, Tensor], form: Form, *, any_size: bool) -> bytes:
+    """Export by one example of the inputs; return the file's bytes."""
+    names, batch = list(inputs), torch.export.Dim("queries_0")
+    shapes = []
+    for name, tensor in inputs.items():
+        axes: dict[int, Any] = {0: torch.export.Dim("prompts_0") if name == "prompts" else batch}
+        if any_size and tensor.dim() == 4:
+            axes |= {axis: torch.export.Dim(f"{name}_{axis}") for axis in (2, 3)}
+        shapes.append(axes)
     with torch.no_grad(), _quiet():
-        program = torch.export.export(module, tuple(pair), dynamic_shapes=shapes)
+        program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=tuple(shapes))
         stream = io.BytesIO()
         if form == "torch":
             torch.export.save(program, stream)
@@ -155,7 +191,7 @@ def _exported(module: Exported, pair: Sequence[Tensor], form: Form, *, any_size:
         import onnx  # noqa: F401 - what the exporter needs, so that its absence is told by name
         import onnxscript  # noqa: F401
 
-        made = torch.onnx.export(program, dynamo=True, input_names=list(names), output_names=["scores", "maps"], verbose=False)
+        made = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["scores", "maps"], verbose=False)
         assert made is not None
         return made.model_proto.SerializeToString()
 
@@ -184,18 +220,16 @@ def _with_about(content: bytes, text: str) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _run_onnx(content: bytes, pair: Sequence[Tensor]) -> list[np.ndarray]:
+def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return [
-        np.asarray(output) for output in session.run(None, dict(zip(("queries", "prompts"), (part.numpy() for part in pair), strict=False)))
-    ]
+    return [np.asarray(output) for output in session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})]
 
 
 @torch.no_grad()
-def _run_torch(content: bytes, pair: Sequence[Tensor]) -> list[np.ndarray]:
-    scores, maps = torch.export.load(io.BytesIO(content)).module()(*pair)
+def _run_torch(content: bytes, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+    scores, maps = torch.export.load(io.BytesIO(content)).module()(*inputs.values())
     return [scores.numpy(), maps.numpy()]
 
 

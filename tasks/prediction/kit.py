@@ -25,6 +25,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, sha256, write_text
 from tasks.common.reasons import in_short
 from tasks.common.texts import read_json
+from tasks.common.tiles import Grid
 from tasks.detectors.models.encoder import Features
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.stored import settings_as_json, settings_from_json
@@ -32,7 +33,6 @@ from tasks.detectors.weights import MODEL_NAME, load_model, read_weights
 from tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold
 from tasks.prediction.files import KIT_NAME, is_kit
 from tasks.prediction.models import Named, empty, portable
-from tasks.prediction.tiles import Grid
 
 MEMORY_NAME, CARD_NAME = "memory.safetensors", "card.md"
 MOST_TILES = 1024  # a side

@@ -9,6 +9,7 @@ from typing import Any
 
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
+from tasks.common.tiles import Tiles
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, build_empty, load_detector
 from tasks.detectors.models.detector import Detector
@@ -35,6 +36,11 @@ class Named:
         """The settings that say how it looks at pictures."""
         looks: DetectorSettings = self.settings[DETECTORS[self.name].upon or self.name]
         return looks
+
+    def with_tiles(self, tiles: Tiles) -> Named:
+        """Return the same detector with another setting of `tiles`."""
+        looks: Any = self.looks
+        return replace(self, settings={**self.settings, DETECTORS[self.name].upon or self.name: replace(looks, tiles=tiles)})
 
 
 def named(model: str | Path) -> Named:

@@ -25,15 +25,15 @@ from tasks.common.devices import best_device
 from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 from tasks.common.places import place_of
-from tasks.common.tensors import squared, uncropped
-from tasks.detectors.models.detector import ANY_CATEGORY, upsample
+from tasks.common.tensors import joined_maps, squared_tile, uncropped
+from tasks.common.tiles import Box, Grid, boxes, grid_of
+from tasks.detectors.models.detector import ANY_CATEGORY
 from tasks.detectors.models.encoder import Features
 from tasks.prediction.calibration import Threshold, calibrated
 from tasks.prediction.files import is_kit
 from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
 from tasks.prediction.models import Named, named
 from tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_picture, scaled
-from tasks.prediction.tiles import WHOLE, Box, Grid, boxes, grid_for, joined
 
 BATCH = 8
 """Pictures, or tiles, that go through the encoder at once."""
@@ -111,7 +111,7 @@ class Predictor:
         self.device = device or best_device()
         self.model = model
         self.detector = model.detector.to(self.device).eval()
-        self.prompted = prompted or Prompted([], WHOLE, ANY_CATEGORY, ())
+        self.prompted = prompted or Prompted([], grid_of(model.looks.tiles, []), ANY_CATEGORY, ())
         self._memory = on_device(self.prompted.memory, self.device)
         self.threshold = threshold
 
@@ -139,11 +139,11 @@ class Predictor:
         grid: Grid | None = None,
         intensity: Intensity | None = None,
     ) -> Predictor:
-        """Remembers normal pictures, instead of those before, and forgets the threshold that they had. Gives itself.
+        """Remember normal pictures in place of those before, and forget the threshold that they had. Return the predictor itself.
 
-        category: what they show, for a detector that reads. grid: how many tiles each picture is cut into; None chooses by the size of the
-        largest prompt, and leaves pictures up to 2,048 pixels whole. intensity: the range of pictures of more than 8 bits; None chooses
-        it by the prompts, as tasks.common.decoding.choose_range. Raises BadInput if one cannot be read, or there is none.
+        category: what the pictures show, for a detector that reads. grid: how many tiles each picture is cut into; None follows the
+        detector's setting `tiles`. intensity: the range of pictures of more than 8 bits; None chooses it by the prompts, as
+        tasks.common.decoding.choose_range. Raise BadInput if a picture cannot be read, or the detector needs one and there is none.
         """
         named = [(_name(picture, place), picture) for place, picture in enumerate(as_list(pictures))]
         listed = [(name, as_decoded(picture, name)) for name, picture in named]
@@ -152,7 +152,7 @@ class Predictor:
         given = [scaled(decoded, name, intensity) for name, decoded in listed]
         if not given and self.detector.needs_prompts:
             raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
-        chosen = grid or max((grid_for(*picture.shape[:2]) for picture in given), default=WHOLE)
+        chosen = grid or grid_of(self.model.looks.tiles, [picture.shape[:2] for picture in given])
         places: list[list[Any]] = []
         for place in range(chosen.tiles) if given else ():
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
@@ -241,11 +241,10 @@ class Predictor:
         return [Said(score, map_) for score, map_ in zip(scores.float().cpu().tolist(), maps.float().cpu().numpy(), strict=True)]
 
     def join(self, number: int, picture: Picture, said: Sequence[Said]) -> Prediction:
-        """Joins what was said of a picture's tiles."""
+        """Join the scores and maps of a picture's tiles."""
         height, width = picture.shape[:2]
-        places = boxes((height, width), self.prompted.grid)
-        maps = [upsample(torch.from_numpy(one.map)[None], box.size)[0].numpy() for one, box in zip(said, places, strict=True)]
-        return Prediction(number, max(one.score for one in said), joined(maps, places, height, width), picture)
+        whole = joined_maps([one.map for one in said], self.prompted.grid, height, width)
+        return Prediction(number, max(one.score for one in said), whole, picture)
 
     def _read(
         self, pictures: Iterable[PictureLike], batch_size: int, refuse: Refuse | None, waiting: list[tuple[int, Picture]]
@@ -270,10 +269,9 @@ class Predictor:
             yield from tiles
 
     def _seen(self, picture: Picture, box: Box) -> Tensor:
-        """Gives a part of a picture as the encoder is shown it, 1x3xhxw."""
+        """Cut a part out of a picture, as the encoder takes it: 1x3xhxw."""
         looks = self.model.looks
-        part = np.ascontiguousarray(picture[box.top : box.bottom, box.left : box.right])
-        return squared(part, looks.resolution, CPU, looks.encoder.resize)
+        return squared_tile(picture, box, looks.resolution, CPU, looks.encoder.resize)
 
 
 def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from tasks.common.devices import best_device
-from tasks.common.files import sha256, write_text
+from tasks.common.files import content_of, sha256, write_text
 from tasks.common.fingerprint import SHORT, code_of
 from tasks.detectors.load import load_detector, own_or_upon
 from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings
+from tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings, files_of_prior
 from tasks.detectors.weights import MODEL_NAME
-from tasks.sampling.episodes import EpisodeFiles, read_episodes
+from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
 from tasks.scoring.score import Contender, score
 from tasks.scoring.scores import Work
 from tasks.scoring.settings import EvaluationSettings
@@ -68,7 +68,8 @@ def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] 
     write_text(folder / ABOUT_NAME, json.dumps({"digest": contenders[0].work.folder.name}) + "\n")
     episodes = read_episodes(files.episodes)
     some = next((episode for episode in episodes if episode.prompts), episodes[0])
-    return ScoredDetector(counts[name], seconds_a_picture(contenders[0], some, device), str(device))
+    sizes = {row.image: (row.height, row.width) for row in read_pictures(files.targets)}
+    return ScoredDetector(counts[name], seconds_a_picture(contenders[0], some, sizes, device), str(device))
 
 
 def score_part(name: str, scoring: Scoring, part: int) -> None:
@@ -93,7 +94,8 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
             continue  # one of them looks through windows
         own = own_or_upon(one, scoring.detectors)[1]
         work = Work(scoring.checkpoints / one / digest)
-        contenders.append(Contender(one, detector, own.resolution, scoring.settings.subset.get(one), work, own.encoder.resize))
+        subset = scoring.settings.subset.get(one)
+        contenders.append(Contender(one, detector, own.resolution, subset, work, own.encoder.resize, own.tiles))
     return contenders
 
 
@@ -123,7 +125,7 @@ def _digest(name: str, scoring: Scoring) -> str | None:
         "queries": scoring.settings.subset.get(name),
         "code": code.digest,
         "files": [sha256(file) for file in files],
-        "weights": [sha256(Path(file)) for file in of_own.encoder.files if Path(file).is_file()],
+        "weights": [content_of(file) for file in (*of_own.encoder.files, *files_of_prior(scoring.detectors[name]))],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:SHORT]
 

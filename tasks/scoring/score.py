@@ -1,14 +1,13 @@
 """Scores a pipeline's queries, episode by episode.
 
-Work is shared where it is the same: each picture goes through an encoder once for all the detectors that are scored together and use it,
-and for all seeds and shots; a query is related to a prompt once for all shots and protocols of a seed; and of a query and the same prompts
-(where a dataset has one category, class-agnostic holds it against those of class-specific) a detector concludes once, however many
-episodes ask for it.
+A picture goes through an encoder once for all the detectors that are scored together and use it, and for all seeds and shots. Pictures are
+cut as `Predictor` cuts them: the grid follows from the detector's setting and the episode's prompts, each tile is compared with the tile at
+its place in the prompts, and the highest score of the tiles is the picture's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,16 @@ from tqdm import tqdm
 
 from tasks.common import stopping
 from tasks.common.errors import BadInput
-from tasks.common.pictures import Resize, picture_size
-from tasks.common.places import place_of
-from tasks.common.tensors import read_tensors, uncropped
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector
-from tasks.detectors.models.encoder import Features
-from tasks.detectors.models.similarity import most_similar
+from tasks.common.pictures import Resize
+from tasks.common.tensors import read_tiles, uncropped
+from tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
+from tasks.detectors.models.detector import Detector
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.scoring.compare import compare
+from tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
 from tasks.scoring.scores import Group, Work
 from tasks.scoring.shown import BY_PIXEL, shown_episodes
+from tasks.scoring.tiling import TileResults
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Contender:
     """The first so many; None for all."""
     work: Work
     resize: Resize = "squash"
+    tiles: Tiles = AUTO
+    """How its pictures are cut; the grid of an episode follows from this and the sizes of its prompts."""
 
 
 def score(
@@ -60,7 +62,9 @@ def score(
     is not a number, Stopped if SIGTERM came.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
-    masked = {row.image for row in read_pictures(files.targets) if row.mask is not None}
+    pictures = read_pictures(files.targets)
+    masked = {row.image for row in pictures if row.mask is not None}
+    sizes = {row.image: (row.height, row.width) for row in pictures}
     groups = {contender.name: groups_of(contender, episodes, masked) for contender in contenders}
     parts = list(zip(*groups.values(), strict=True))
     for number, part in enumerate(parts):
@@ -68,6 +72,7 @@ def score(
             continue
         _score_group(
             [(contender, group) for contender, group in zip(contenders, part, strict=True) if group.episodes],
+            sizes,
             batch_size,
             device,
             lambda share, before=number: report((before + share) / len(parts)),  # type: ignore[misc]
@@ -111,39 +116,91 @@ def _same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
 
 @torch.inference_mode()
 def _score_group(
-    contenders: Sequence[tuple[Contender, Group]], batch_size: int, device: torch.device, report: Callable[[float], None]
+    contenders: Sequence[tuple[Contender, Group]],
+    sizes: Mapping[str, tuple[int, int]],
+    batch_size: int,
+    device: torch.device,
+    report: Callable[[float], None],
 ) -> None:
-    """Scores the queries that are not scored yet, batch by batch."""
+    """Score the queries that are not scored yet, batch by batch. Each is read once a batch, and cut by the grid of each episode."""
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
-    encoder, resolution, resize = waiting[0][0].detector.encoder, waiting[0][0].resolution, waiting[0][0].resize
-    episodes = {number: episode for _contender, group in waiting for number, episode in group.episodes.items()}
-    some = next(iter(episodes.values()))
+    resolution, resize = waiting[0][0].resolution, waiting[0][0].resize
+    some = next(iter(waiting[0][1].episodes.values()))
     first = min(contender.work.done(group) for contender, group in waiting)
     last = max(group.queries for _contender, group in waiting)
-    pool = Pool.encode([contender for contender, _group in waiting], list(episodes.values()), resolution, batch_size, device, resize)
+    cuts = []
+    for grid, by_name in _by_grid(waiting, sizes).items():
+        detectors = {contender.name: contender.detector for contender, _group in waiting if contender.name in by_name}
+        prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
+        looks: Any = {"resolution": resolution, "resize": resize, "batch_size": batch_size, "device": device}
+        cuts.append(Cut(grid, by_name, pools_of(detectors, list(prompted.values()), grid, **looks)))
+    step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
-    for start in tqdm(range(first, last, batch_size), desc=title, unit="batch", mininterval=5):
-        features = encoder(read_tensors(some.queries[start : min(start + batch_size, last)], resolution, device, resize))
-        for contender, group in waiting:
-            done, stop = contender.work.done(group), min(start + batch_size, group.queries)
-            if done < stop:  # and by a killed run that had another batch size, some of the batch may be scored
-                chosen = [stage[done - start : stop - start] for stage in features]
-                scores, maps = {}, {}
-                for number, image_scores, anomaly_maps in _compare(contender, chosen, group.episodes, pool, done):
-                    _refuse_nan(contender.name, some.queries[done:stop], image_scores, anomaly_maps)
-                    scores[number] = image_scores.float().cpu().numpy()
-                    if number in group.kept:
-                        whole = _uncropped(anomaly_maps, some.queries[done:stop]) if resize == "crop" else anomaly_maps
-                        maps[number] = whole.float().cpu().numpy()
-                contender.work.add(group, done, scores, maps)
-        report(min(start + batch_size, last) / last)
-        stopping.check(f"score {some.target}/{some.category}, {min(start + batch_size, last)} of {last} queries scored")
+    for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
+        stop = min(start + step, last)
+        # A detector may have fewer queries, and a killed run with another batch size may have scored some of the batch.
+        todo = [(one, group) for one, group in waiting if one.work.done(group) < min(stop, group.queries)]
+        needed = [cut for cut in cuts if any(contender.name in cut.episodes for contender, _group in todo)]
+        tiles, seen = read_tiles(some.queries[start:stop], [cut.grid for cut in needed], resolution, device, resize)
+        _score_batch(todo, needed, Batch(some.queries, start, tiles, seen), batch_size)
+        report(stop / last)
+        stopping.check(f"score {some.target}/{some.category}, {stop} of {last} queries scored")
 
 
-def _uncropped(maps: Tensor, images: Sequence[str]) -> Tensor:
-    return uncropped(maps, [picture_size(place_of(image)) for image in images])
+@dataclass(frozen=True)
+class Cut:
+    """Episodes whose pictures are cut by the same grid."""
+
+    grid: Grid
+    episodes: Mapping[str, Mapping[int, Episode]]
+    """By detector, and by their rows in the episodes' table."""
+    pools: Sequence[Pool]
+    """Of their prompts, one for each tile."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some queries of a group, from `start` on."""
+
+    queries: Sequence[str]
+    """All of the group."""
+    start: int
+    tiles: Mapping[Grid, Tensor]
+    """TxBx3xHxW in [0, 1]."""
+    sizes: Sequence[tuple[int, int]]
+    """B heights and widths, in pixels."""
+
+
+def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tuple[int, int]]) -> dict[Grid, dict[str, dict[int, Episode]]]:
+    """Group each detector's episodes by the grid that their prompts have it cut pictures by."""
+    grids: dict[Grid, dict[str, dict[int, Episode]]] = {}
+    for contender, group in waiting:
+        for number, episode in group.episodes.items():
+            grid = grid_of(contender.tiles, [sizes[image] for image in episode.prompts])
+            grids.setdefault(grid, {}).setdefault(contender.name, {})[number] = episode
+    return grids
+
+
+def _score_batch(waiting: Sequence[tuple[Contender, Group]], cuts: Sequence[Cut], batch: Batch, batch_size: int) -> None:
+    """Score a batch tile by tile, and add the results to each detector's work."""
+    todo = []
+    for contender, group in waiting:
+        part = slice(contender.work.done(group) - batch.start, min(len(batch.sizes), group.queries - batch.start))
+        todo.append((contender, group, part, TileResults()))
+    for cut in cuts:
+        for place, features in enumerate(encoded(waiting[0][0].detector.encoder, batch.tiles[cut.grid], batch_size)):
+            for contender, group, part, results in todo:
+                detector, pool, episodes = contender.detector, cut.pools[place], cut.episodes.get(contender.name, {})
+                chosen, memory = [stage[part] for stage in features], pool.memory.get(contender.name, [])
+                for number, scores, maps in compare(detector, memory, chosen, episodes, pool, batch.start + part.start):
+                    _refuse_nan(contender.name, batch.queries[batch.start :][part], scores, maps)
+                    if contender.resize == "crop" and number in group.kept:
+                        maps = uncropped(maps, [boxes(size, cut.grid)[place].size for size in batch.sizes[part]])
+                    results.add(number, cut.grid, scores, maps if number in group.kept else None)
+    for contender, group, part, results in todo:
+        contender.work.add(group, batch.start + part.start, results.scores, results.maps())
 
 
 def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) -> None:
@@ -152,147 +209,3 @@ def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) 
         raise BadInput(
             f"{name}: its score of {images[wrong[0]]} is not a number; train it again, with a lower learning_rate if its loss rose"
         )
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Every prompt of some episodes, encoded once: its place in the pool, its last stage, and what each detector remembers of it."""
-
-    place: dict[str, int]
-    last_stage: Tensor | None  # None if there are no prompts
-    memory: dict[str, Features]
-
-    @classmethod
-    def encode(
-        cls,
-        contenders: Sequence[Contender],
-        episodes: Sequence[Episode],
-        resolution: int,
-        batch_size: int,
-        device: torch.device,
-        resize: Resize,
-    ) -> Pool:
-        images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
-        last: list[Tensor] = []
-        memory: dict[str, list[Features]] = {contender.name: [] for contender in contenders}
-        for start in range(0, len(images), batch_size):
-            pictures = read_tensors(images[start : start + batch_size], resolution, device, resize)
-            features = contenders[0].detector.encoder(pictures)
-            last.append(features[-1])
-            for contender in contenders:
-                memory[contender.name].append(contender.detector.memorise(pictures, features))
-        joined = {name: [torch.cat(stages) for stages in zip(*batches, strict=True)] for name, batches in memory.items()}
-        return cls({image: index for index, image in enumerate(images)}, torch.cat(last) if last else None, joined)
-
-    def places(self, episode: Episode) -> list[int]:
-        return [self.place[image] for image in episode.prompts]
-
-
-def _compare(
-    contender: Contender, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields for each episode its number, and the scores and maps of a batch of queries, of which `start` came before."""
-    for seed in sorted({episode.seed for episode in episodes.values()}):
-        of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
-        yield from _compare_seed(contender, queries, of_seed, pool, start)
-
-
-def _compare_seed(
-    contender: Contender, queries: Features, episodes: dict[int, Episode], pool: Pool, start: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    detector, memory = contender.detector, pool.memory[contender.name]
-    single = {
-        number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
-    }
-    several = {number: places for number, episode in episodes.items() if (places := _several_prompts(episode, queries, pool)) is not None}
-    together = {
-        number: pool.places(episode)
-        for number, episode in episodes.items()
-        if number not in single and number not in several and episode.prompts
-    }
-    column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
-    relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
-    alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
-    for number, chosen in together.items():
-        alike.setdefault((tuple(chosen), _category(detector, episodes[number])), []).append(number)
-    for (prompts, category), numbers in alike.items():
-        own = [stage[:, [column[place] for place in prompts]] for stage in relation]
-        result = detector.conclude(queries, own, category)
-        yield from ((number, *result) for number in numbers)
-    for number, places in several.items():
-        own = detector.relate(queries, [stage[places] for stage in memory])
-        yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
-    for number, episode in episodes.items():
-        if not episode.prompts:
-            yield number, *detector.conclude(queries, [], _category(detector, episode))
-    for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
-        choices = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
-        distinct = sorted({(query, place) for choice in choices.values() for query, place in enumerate(choice)})
-        related = [(query, place) for query, place in distinct if place in column]
-        once = _compare_pairs(
-            detector,
-            queries,
-            related,
-            lambda whose, places: [stage[whose, [column[place] for place in places]][:, None] for stage in relation],
-            category,
-        )
-        once |= _compare_pairs(
-            detector,
-            queries,
-            [pair for pair in distinct if pair[1] not in column],
-            lambda whose, places: detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory]),
-            category,
-        )
-        for number, choice in choices.items():
-            scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
-            yield number, torch.stack(scores), torch.stack(maps)
-
-
-def _category(detector: Detector, episode: Episode) -> str:
-    """Gives the category that the detector may know; for one that does not read it is always the same, so that it concludes once."""
-    named = detector.reads and episode.protocol != "class-agnostic"
-    return episode.category if named else ANY_CATEGORY
-
-
-def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:
-    """Finds the place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
-    places = pool.places(episode)
-    if episode.own:
-        return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
-    if len(places) == 1:
-        return places * len(queries[0])
-    if episode.protocol == "class-agnostic" and episode.shots == 1 and places:
-        return _chosen(places, queries, pool, 1).flatten().tolist()
-    return None
-
-
-def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor | None:
-    """Finds the places in the pool of each query's own prompts, Bxk, where it has k that are chosen among more."""
-    places = pool.places(episode)
-    if episode.protocol != "class-agnostic" or episode.own or not 1 < episode.shots < len(places):
-        return None
-    return _chosen(places, queries, pool, episode.shots)
-
-
-def _chosen(places: Sequence[int], queries: Features, pool: Pool, count: int) -> Tensor:
-    """Gives the places of the pictures, among some of the pool, that each query is most similar to: Bxcount."""
-    assert pool.last_stage is not None
-    return torch.tensor(places, device=queries[-1].device)[most_similar(queries, [pool.last_stage[list(places)]], count)]
-
-
-def _compare_pairs(
-    detector: Detector,
-    queries: Features,
-    pairs: Sequence[tuple[int, int]],
-    relate: Callable[[list[int], list[int]], Features],
-    category: str,
-) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """Concludes on pairs of a query and the place of its one prompt in the pool. relate: so many queries, each to one prompt, Bx1x...
-    each."""
-    results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for start in range(0, len(pairs), len(queries[0])):
-        part = pairs[start : start + len(queries[0])]
-        whose, places = ([*column] for column in zip(*part, strict=True))
-        scores, maps = detector.conclude([stage[whose] for stage in queries], relate(whose, places), category)
-        results.update({pair: (score, map_) for pair, score, map_ in zip(part, scores, maps, strict=True)})
-    return results

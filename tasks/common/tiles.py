@@ -1,0 +1,147 @@
+"""Cut large pictures into overlapping tiles, and join the maps of the tiles. Scoring and prediction both follow this module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.common.bounds import Bound
+
+LARGE = 2048
+"""Longer side in pixels up to which `auto` leaves a picture whole."""
+SIDE = 1024
+"""Largest side in pixels of a tile that `auto` chooses, before the overlap is added."""
+OVERLAP = 0.125
+"""Overlap of a tile with each neighbour, as a share of its own side: no defect lies only on a seam."""
+MOST = 64
+"""Largest number of rows or columns that a setting may ask for."""
+AUTO: Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class OfTiles(Bound):
+    """Bound a setting to `auto` or [rows, columns]."""
+
+    def __str__(self) -> str:
+        return f"each from 1 to {MOST}"
+
+    def check(self, value: Any) -> Any:
+        """Return `auto` or a tuple of two numbers. Raise ValueError for anything else."""
+        if value == AUTO:
+            return AUTO
+        listed = isinstance(value, (list, tuple)) and len(value) == 2
+        if not listed or not all(type(count) is int and 1 <= count <= MOST for count in value):
+            raise ValueError(f"auto, or [rows, columns] of 1 to {MOST} each, not {value!r}")
+        return tuple(value)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(self.check)  # pydantic would report a fault once for each type of the union
+
+
+Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]
+"""How a detector cuts pictures: `auto`, or [rows, columns]."""
+
+
+class Grid(NamedTuple):
+    """Rows and columns of the tiles of a picture; (1, 1) leaves it whole."""
+
+    rows: int
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.columns
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels; bottom and right excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.bottom - self.top, self.right - self.left
+
+
+WHOLE = Grid(1, 1)
+
+
+def grid_of(tiles: Tiles, prompts: Iterable[tuple[int, int]]) -> Grid:
+    """Choose the grid that a detector's prompts and queries are cut by.
+
+    tiles: the detector's setting. prompts: height and width of each prompt, in pixels. With `auto` the grid is the smallest in which no
+    prompt needs larger tiles than `grid_for` gives it; without prompts pictures stay whole.
+
+    >>> grid_of("auto", [(3000, 4000), (4000, 3000)]), grid_of("auto", []), grid_of((1, 1), [(3000, 4000)])
+    (Grid(rows=4, columns=4), Grid(rows=1, columns=1), Grid(rows=1, columns=1))
+    """
+    if tiles != AUTO:
+        return Grid(*tiles)
+    grids = [grid_for(height, width) for height, width in prompts] or [WHOLE]
+    return Grid(max(grid.rows for grid in grids), max(grid.columns for grid in grids))
+
+
+def grid_for(height: int, width: int) -> Grid:
+    """Choose the grid of a picture by its size in pixels: WHOLE up to LARGE, else tiles of at most SIDE pixels a side.
+
+    >>> grid_for(3000, 4000)
+    Grid(rows=3, columns=4)
+    """
+    if max(height, width) <= LARGE:
+        return WHOLE
+    return Grid(math.ceil(height / SIDE), math.ceil(width / SIDE))
+
+
+def boxes(size: Sequence[int], grid: Grid) -> list[Box]:
+    """List the tiles of a picture, row by row. size: height and width in pixels.
+
+    Tiles cover the picture and overlap. Pictures of different sizes have their tiles at the same shares of their sides.
+
+    >>> boxes((100, 200), Grid(1, 2))
+    [Box(top=0, left=0, bottom=100, right=113), Box(top=0, left=87, bottom=100, right=200)]
+    """
+    rows, columns = (_spans(side, count) for side, count in zip(size, grid, strict=True))
+    return [Box(top, left, bottom, right) for top, bottom in rows for left, right in columns]
+
+
+def _spans(side: int, count: int) -> list[tuple[int, int]]:
+    margin = OVERLAP * side / count if count > 1 else 0.0
+    return [
+        (max(0, math.floor(side * place / count - margin)), min(side, math.ceil(side * (place + 1) / count + margin)))
+        for place in range(count)
+    ]
+
+
+def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:
+    """Join maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture.
+
+    Where tiles overlap, the weight of each falls linearly towards its rim.
+    """
+    if len(maps) == 1:
+        return maps[0]
+    total, weight = np.zeros((*maps[0].shape[:-2], height, width), np.float32), np.zeros((height, width), np.float32)
+    for part, box in zip(maps, places, strict=True):
+        rows, columns = (_ramp(side) for side in box.size)
+        ramp = np.minimum(rows[:, None], columns[None])
+        inside = np.s_[..., box.top : box.bottom, box.left : box.right]
+        total[inside] += part * ramp
+        weight[inside] += ramp
+    total /= weight
+    return total
+
+
+def _ramp(side: int) -> NDArray[np.float32]:
+    """Weight the pixels of a tile's side: rising from each end, to 1 where no other tile reaches."""
+    distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
+    return np.minimum(distance / max(1.0, 2 * OVERLAP * side / (1 + 2 * OVERLAP)), 1.0).astype(np.float32)

@@ -1,0 +1,131 @@
+"""Compares queries with the prompts of many episodes.
+
+Work is shared where it is the same: a query is related to a prompt once for all shots and protocols of a seed; and of a query and the same
+prompts (where a dataset has one category, class-agnostic compares it with those of class-specific) a detector concludes once, however many
+episodes ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tasks.detectors.models.detector import ANY_CATEGORY, Detector
+from tasks.detectors.models.encoder import Features
+from tasks.detectors.models.similarity import most_similar
+from tasks.sampling.episodes import Episode
+from tasks.scoring.pool import Pool
+
+
+def compare(
+    detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw.
+
+    memory: what the detector remembers of the pool. start: how many of the episodes' queries came before this batch.
+    """
+    for seed in sorted({episode.seed for episode in episodes.values()}):
+        of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
+        yield from _compare_seed(detector, memory, queries, of_seed, pool, start)
+
+
+def _compare_seed(
+    detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    single = {
+        number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
+    }
+    several = {number: places for number, episode in episodes.items() if (places := _several_prompts(episode, queries, pool)) is not None}
+    together = {
+        number: pool.places(episode)
+        for number, episode in episodes.items()
+        if number not in single and number not in several and episode.prompts
+    }
+    column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
+    relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
+    alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
+    for number, chosen in together.items():
+        alike.setdefault((tuple(chosen), _category(detector, episodes[number])), []).append(number)
+    for (prompts, category), numbers in alike.items():
+        own = [stage[:, [column[place] for place in prompts]] for stage in relation]
+        result = detector.conclude(queries, own, category)
+        yield from ((number, *result) for number in numbers)
+    for number, places in several.items():
+        own = detector.relate(queries, [stage[places] for stage in memory])
+        yield number, *detector.conclude(queries, own, _category(detector, episodes[number]))
+    for number, episode in episodes.items():
+        if not episode.prompts:
+            yield number, *detector.conclude(queries, [], _category(detector, episode))
+    for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
+        choices = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
+        distinct = sorted({(query, place) for choice in choices.values() for query, place in enumerate(choice)})
+        related = [(query, place) for query, place in distinct if place in column]
+        once = _compare_pairs(
+            detector,
+            queries,
+            related,
+            lambda whose, places: [stage[whose, [column[place] for place in places]][:, None] for stage in relation],
+            category,
+        )
+        once |= _compare_pairs(
+            detector,
+            queries,
+            [pair for pair in distinct if pair[1] not in column],
+            lambda whose, places: detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory]),
+            category,
+        )
+        for number, choice in choices.items():
+            scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
+            yield number, torch.stack(scores), torch.stack(maps)
+
+
+def _category(detector: Detector, episode: Episode) -> str:
+    """Gives the category that the detector may know; for one that does not read it is always the same, so that it concludes once."""
+    named = detector.reads and episode.protocol != "class-agnostic"
+    return episode.category if named else ANY_CATEGORY
+
+
+def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:
+    """Finds the place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
+    places = pool.places(episode)
+    if episode.own:
+        return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
+    if len(places) == 1:
+        return places * len(queries[0])
+    if episode.protocol == "class-agnostic" and episode.shots == 1 and places:
+        return _chosen(places, queries, pool, 1).flatten().tolist()
+    return None
+
+
+def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor | None:
+    """Finds the places in the pool of each query's own prompts, Bxk, where it has k that are chosen among more."""
+    places = pool.places(episode)
+    if episode.protocol != "class-agnostic" or episode.own or not 1 < episode.shots < len(places):
+        return None
+    return _chosen(places, queries, pool, episode.shots)
+
+
+def _chosen(places: Sequence[int], queries: Features, pool: Pool, count: int) -> Tensor:
+    """Gives the places of the pictures, among some of the pool, that each query is most similar to: Bxcount."""
+    assert pool.last_stage is not None
+    return torch.tensor(places, device=queries[-1].device)[most_similar(queries, [pool.last_stage[list(places)]], count)]
+
+
+def _compare_pairs(
+    detector: Detector,
+    queries: Features,
+    pairs: Sequence[tuple[int, int]],
+    relate: Callable[[list[int], list[int]], Features],
+    category: str,
+) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """Concludes on pairs of a query and the place of its one prompt in the pool. relate: so many queries, each to one prompt, Bx1x...
+    each."""
+    results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(pairs), len(queries[0])):
+        part = pairs[start : start + len(queries[0])]
+        whose, places = ([*column] for column in zip(*part, strict=True))
+        scores, maps = detector.conclude([stage[whose] for stage in queries], relate(whose, places), category)
+        results.update({pair: (score, map_) for pair, score, map_ in zip(part, scores, maps, strict=True)})
+    return results
