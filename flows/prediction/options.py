@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from tasks.common.errors import BadInput
 from tasks.prediction.files import KIT_NAME, files_of, is_kit
 
 if TYPE_CHECKING:
+    from flows.prediction.model_in_use import InUse
     from tasks.prediction.predictor import Predictor
 
 SEVERAL = "a file, a folder or a pattern"
@@ -23,11 +26,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a model folder; a pipeline, for the best detector of its model in use, or <pipeline>/<detector>; or a detector by name. "
-        "The one that comes with the package, if none is given",
+        help="a model folder; a pipeline, for the detector, prompts and threshold of its model in use; <pipeline>/<detector>, for one of "
+        "its detectors alone; or a detector by name. The one that comes with the package, if none is given",
     )
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
-    parser.add_argument("--category", metavar="WORD", help="what the pictures show, for detectors that read")
+    parser.add_argument(
+        "--category",
+        metavar="WORD",
+        help="what the pictures show: chooses among the prompts and thresholds of a pipeline, and is read by detectors that read",
+    )
     parser.add_argument(
         "--tiles",
         type=_tiles,
@@ -36,9 +43,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(arguments: argparse.Namespace) -> Predictor:
-    """Loads what the options name: a kit, or a model and its prompts; tells which model, where the user did not say. Without a prompt it
-    may not be ready. Raises BadInput for options that contradict each other, and what cannot be loaded."""
+def load(arguments: argparse.Namespace, *, ready: bool = False) -> Predictor:
+    """Load what the options name: a kit, or a model and its prompts. Tells which model, where the user did not say.
+
+    A pipeline's model in use brings its prompts and threshold, unless the user gives prompts. ready: whether it is an error that a pipeline
+    has several sets of prompts and --category names none; else the predictor then has no prompts. Raises BadInput for options that
+    contradict each other, and for what cannot be loaded.
+    """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
         for option, value in (("--prompt", prompts), ("--model", arguments.model), ("--tiles", tiles), ("--category", arguments.category)):
@@ -52,11 +63,32 @@ def load(arguments: argparse.Namespace) -> Predictor:
 
     if kit is not None:
         return Predictor.load(kit)
-    predictor = _of_model(arguments.model)
+    in_use = _in_use(arguments.model)
+    if in_use is None:
+        predictor = Predictor.load("packaged" if arguments.model is None else arguments.model)
+    else:
+        tell(in_use.which)
+        predictor = Predictor(in_use.named)
+        if in_use.recommendation is not None:
+            if not files:
+                return _as_recommended(predictor, in_use, arguments, ready)
+            tell(f"{in_use.pipeline}: your prompts replace its own, so its threshold does not apply; set one with --calibrate")
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     category = {} if arguments.category is None else {"category": arguments.category}
     return predictor.prompt(files, grid=None if tiles is None else Grid(*tiles), **category)
+
+
+def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
+    """Refuse normal pictures that are too few for a threshold, before a model is loaded. Raises BadInput.
+
+    Those that are prompts do not count.
+    """
+    from tasks.prediction.calibration import check_count
+
+    taken = set(map(os.path.realpath, prompts))
+    others = [file for file in normals if os.path.realpath(file) not in taken]
+    check_count(len(others), false_alarms, prompts=len(normals) - len(others))
 
 
 def tell(line: str) -> None:
@@ -64,17 +96,42 @@ def tell(line: str) -> None:
     print(f"changepair: {line}", file=sys.stderr, flush=True)
 
 
-def _of_model(model: str | None) -> Predictor:
-    from tasks.prediction.predictor import Predictor
-
+def _in_use(model: str | None) -> InUse | None:
+    """Find the model in use of a pipeline, where --model names one."""
     if model is not None and Path("pipelines.yaml").is_file():
         from flows.prediction.model_in_use import is_pipeline, model_in_use
 
         if is_pipeline(model):
-            named, which = model_in_use(model)
-            tell(which)
-            return Predictor(named)
-    return Predictor.load("packaged" if model is None else model)
+            return model_in_use(model)
+    return None
+
+
+def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
+    """Give the predictor the prompts and the threshold that the pipeline's decision has for a category."""
+    from tasks.prediction.tiles import Grid
+
+    category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
+    try:
+        use = in_use.use_of(category)
+    except BadInput as error:
+        if ready or category is not None:
+            raise
+        tell(f"{error}. It starts without prompts")
+        return predictor
+    if use is None:
+        tell(f"{about}: {category!r} is no category of its targets, so there is no threshold")
+        return predictor.prompt([], category=category)
+    if use.prompts or not predictor.detector.needs_prompts:
+        grid = None if tiles is None else Grid(*tiles)
+        predictor.prompt(in_use.prompts_of(use), grid=grid, **({} if use.word is None else {"category": use.word}))
+    if tiles is not None and use.threshold is not None:
+        tell(f"{about}: {use.name} has no threshold with --tiles, as it was set without; set one with --calibrate")
+    elif use.threshold is None:
+        tell(f"{about}: {use.name} has no threshold: {use.reason}")
+    else:
+        predictor.threshold = use.threshold
+        tell(f"{about}: {use.name}, {len(use.prompts)} prompts, threshold {use.threshold}")
+    return predictor
 
 
 def _tiles(text: str) -> tuple[int, int]:

@@ -15,6 +15,10 @@ TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
 ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side
 SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
+CALM = (60, 110, 220)
+"""Of what normal pictures show too."""
+WARM = (0.62, 0.97)
+"""From yellow to dark red, in the colour map turbo."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,20 @@ def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
     return sheet
 
 
-def heated(picture: Picture, level: NDArray[np.floating]) -> Picture:
-    """Lays a map over a picture, both HxW: 0 blue and faint … 1 red and strong."""
+def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
+    """Lay an anomaly map over a picture, both HxW. The one colour scale of every overlay.
+
+    Values up to `top`, which normal pictures reach too, are uncoloured to a faint blue. Greater ones are yellow to dark red, and dark red
+    from twice `top` on. top: as `Predictor.top` gives it; 0 where it is unknown, for half of the map's own maximum.
+    """
     from matplotlib import colormaps  # half a second
 
-    colour = colormaps["turbo"](level)[..., :3] * 255
-    opacity = (0.25 + 0.5 * level)[..., None]
+    ratio = map_ / max(top or float(map_.max()) / 2, 1e-6)
+    above, below = np.clip(ratio - 1, 0, 1), np.clip(ratio, 0, 1)
+    warm = colormaps["turbo"](WARM[0] + (WARM[1] - WARM[0]) * above)[..., :3] * 255
+    over = (ratio > 1)[..., None]
+    colour = np.where(over, warm, CALM)
+    opacity = np.where(over, 0.45 + 0.3 * above[..., None], 0.25 * below[..., None])
     return (opacity * colour + (1 - opacity) * picture).astype(np.uint8)
 
 

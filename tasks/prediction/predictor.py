@@ -27,7 +27,7 @@ from tasks.common.places import place_of
 from tasks.common.tensors import squared, uncropped
 from tasks.detectors.models.detector import ANY_CATEGORY, upsample
 from tasks.detectors.models.encoder import Features
-from tasks.prediction.calibration import Threshold, calibrated
+from tasks.prediction.calibration import Threshold, calibrated, check_count
 from tasks.prediction.files import is_kit
 from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
 from tasks.prediction.models import Named, named
@@ -84,7 +84,8 @@ class Said(NamedTuple):
 
 
 class Predictor:
-    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone.
+    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone, to 1e-6: its last
+    bits differ with the number of pictures at once.
 
     >>> import skimage.data
     >>> texture = skimage.data.gravel()
@@ -154,8 +155,8 @@ class Predictor:
 
     @property
     def top(self) -> float:
-        """The highest value that a map has of normal pictures, as far as is known."""
-        return self.prompted.top if self.threshold is None else self.threshold.top
+        """The map value that normal pictures reach: by those that set the threshold, else by the prompts."""
+        return (self.threshold.top if self.threshold is not None else 0.0) or self.prompted.top
 
     def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
         """Scores pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures, `each`."""
@@ -185,13 +186,18 @@ class Predictor:
     def calibrate(
         self, normals: Iterable[PictureLike], *, false_alarms: float = 0.01, batch_size: int = BATCH, refuse: Refuse | None = None
     ) -> Threshold:
-        """Sets the threshold by normal pictures (those among them that are prompts do not count), and gives it. false_alarms: the rate of
-        them, a fraction. Raises BadInput if the pictures are too few for it."""
-        scores, tops = [], []
+        """Set the threshold by normal pictures, and return it. Pictures that are prompts do not count.
+
+        false_alarms: their rate, a fraction. Raises BadInput if the other pictures are too few for it.
+        """
+        scores, tops, prompts = [], [], 0
         for one in self.each(normals, batch_size=batch_size, refuse=refuse):
-            if _hash(one.picture) not in self.prompted.prompts:
-                scores.append(one.score)
-                tops.append(float(one.map.max()))
+            if _hash(one.picture) in self.prompted.prompts:
+                prompts += 1
+                continue
+            scores.append(one.score)
+            tops.append(float(one.map.max()))
+        check_count(len(scores), false_alarms, prompts=prompts)
         self.threshold = calibrated(scores, tops, false_alarms)
         return self.threshold
 

@@ -78,6 +78,13 @@ class FigureRow:
     high: float
     seeds: int
     queries: int  # pictures scored, of all categories
+    categories: int = 1  # that the mean is over: those that have the metric
+    of_categories: int = 1  # that there are
+
+    @property
+    def over(self) -> str:
+        """Say over how many categories the mean is, where it is not all."""
+        return "" if self.categories == self.of_categories else f"{self.categories} of {self.of_categories} categories"
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,14 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
             pictures = sum({item.episode.category: item.queries for item in chosen}.values())
             for figure in FIGURES:
                 seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in chosen])
+                having = {item.episode.category for item in chosen if figure in item.figures}
+                counts = len(having), len({item.episode.category for item in chosen})
                 ends = interval(_mean(seeds).draws) if seeds else None
                 if ends is not None:
                     values = [seed.value for seed in seeds]
                     mean, std, low, high = (round(float(number), 6) for number in (np.mean(values), np.std(values), *ends))
-                    rows.append(FigureRow(target, category, detector, protocol, shots, figure, mean, std, low, high, len(seeds), pictures))
+                    about = (target, category, detector, protocol, shots, figure)
+                    rows.append(FigureRow(*about, mean, std, low, high, len(seeds), pictures, *counts))
     return rows
 
 
@@ -181,7 +191,7 @@ def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
     for row in rows:
         if row.category == ALL:
             cells = estimate.setdefault((row.target, row.detector, row.protocol, row.shots), dict.fromkeys(FIGURES, ""))
-            cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
+            cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{f' ({row.over})' if row.over else ''}"
     return [
         {"target": target, "detector": detector, "protocol": protocol, "shots": str(shots), **cells}
         for (target, detector, protocol, shots), cells in estimate.items()

@@ -26,8 +26,9 @@ from tasks.detectors.models.detector import ANY_CATEGORY, Detector
 from tasks.detectors.models.encoder import Features
 from tasks.detectors.models.similarity import most_similar
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.sampling.settings import BY_PIXEL
 from tasks.scoring.scores import Group, Work
-from tasks.scoring.shown import BY_PIXEL, shown_episodes
+from tasks.scoring.shown import shown_episodes
 
 
 @dataclass(frozen=True)
