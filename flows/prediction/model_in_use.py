@@ -46,9 +46,7 @@ class InUse:
         use = self.recommendation.find(name)
         if use is None and (name is None or self.named.detector.needs_prompts):
             names = ", ".join(use.name for use in self.recommendation.uses)
-            wrong = (
-                "has a threshold for each of several categories" if name is None else f"has no category {name!r}, or several of that name"
-            )
+            wrong = "has several categories" if name is None else f"has no category {name!r}, or several of that name"
             raise BadInput(f"{self.pipeline}: {wrong}; choose one with --category: {names}. Or give prompts of your own with --prompt")
         return use
 

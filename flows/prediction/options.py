@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--category",
         metavar="WORD",
-        help="what the pictures show: chooses among the prompts and thresholds of a pipeline, and is read by detectors that read",
+        help="what the pictures show: chooses among a pipeline's prompts; also for detectors that read",
     )
     parser.add_argument(
         "--tiles",

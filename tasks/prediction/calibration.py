@@ -26,8 +26,8 @@ INTERVAL = (0.025, 0.975)
 DECIMALS = 6
 """Of a reported score or threshold."""
 AGREEMENT = 1e-6
-"""How far two scores of one picture may differ where the batch size does. Measured for every packaged detector at batch sizes of 1 to 32: at
-most 6e-7."""
+"""How far two scores of one picture may differ where the batch size does. Of the packaged detectors, at batch sizes of 1 to 32, at most
+6e-7 were measured on CPUs."""
 TOLERANCE = 2 * AGREEMENT
 """Added to the score that sets a threshold, so that its picture is not flagged with another batch size."""
 
@@ -67,7 +67,7 @@ class Threshold:
     normals: tuple[float, ...]
     """The scores that it was set by, ascending, with DECIMALS."""
     top: float
-    """The map value that normal pictures reach: of their maps' maxima the one of the same rank as the threshold. 0 where no map was kept."""
+    """The map value that normal pictures reach: the maximum of a map, of the same rank as the threshold. 0 where no map was kept."""
 
     def exceeded(self, score: float) -> bool:
         """Tell whether a score is reported as greater than the threshold."""
@@ -75,8 +75,8 @@ class Threshold:
 
     def __str__(self) -> str:
         return (
-            f"{self.value:.{DECIMALS}f}, for {percent(self.false_alarms, digits=4)} % false alarms, set by {len(self.normals)} normal pictures; "
-            f"the rate is {percent(self.low)} to {percent(self.high)} % (95 % interval)"
+            f"{self.value:.{DECIMALS}f}, for {percent(self.false_alarms, digits=4)} % false alarms, set by {len(self.normals)} normal "
+            f"pictures; the rate is {percent(self.low)} to {percent(self.high)} % (95 % interval)"
         )
 
 

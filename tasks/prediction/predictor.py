@@ -84,8 +84,8 @@ class Said(NamedTuple):
 
 
 class Predictor:
-    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone, to 1e-6: its last
-    bits differ with the number of pictures at once.
+    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts
+    alone, to 1e-6: its last bits differ with the number of pictures at once.
 
     >>> import skimage.data
     >>> texture = skimage.data.gravel()

@@ -66,8 +66,8 @@ class Advice:
         one = known[0]
         if len(self.uses) == 1:
             words = (
-                f"Its threshold is {one.value:.{DECIMALS}f}, for {percent(one.false_alarms)} % false alarms. {len(one.normals)} normal test "
-                f"pictures set it; its rate is {percent(one.low)} to {percent(one.high)} % (95 % interval)."
+                f"Its threshold is {one.value:.{DECIMALS}f}, for {percent(one.false_alarms)} % false alarms. {len(one.normals)} normal "
+                f"test pictures set it; its rate is {percent(one.low)} to {percent(one.high)} % (95 % interval)."
             )
         else:
             words = f"{len(known)} of its {len(self.uses)} categories have a threshold, for {self._rates} % false alarms."
@@ -114,12 +114,12 @@ def next_steps(
     found = found_of(advice.uses)
     if found is not None and 1 - found[0] / found[1] > MANY:
         steps.append(
-            f"Look at the missed pictures below: {100 * (1 - found[0] / found[1]):.0f} % are below the threshold. More false alarms may cost "
-            "less than that (changepair predict --calibrate … --false-alarms 0.05)."
+            f"Look at the missed pictures below: {100 * (1 - found[0] / found[1]):.0f} % are below the threshold. More false alarms may "
+            "cost less than that (changepair predict --calibrate … --false-alarms 0.05)."
         )
     if advice.figure is not None and advice.figure.high - advice.figure.low > WIDE:
         steps.append(
-            f"Measure on more pictures: the image AUROC may be anywhere from {100 * advice.figure.low:.0f} to {100 * advice.figure.high:.0f} %."
+            f"Measure on more pictures: the image AUROC may be from {100 * advice.figure.low:.0f} to {100 * advice.figure.high:.0f} %."
         )
     alike = [row for row in figures if row.category == ALL and row.figure == FIGURE and _about(row) == _about(advice)]
     values = {row.detector: row.mean for row in alike}
@@ -133,9 +133,7 @@ def next_steps(
     free = max((value for name, value in values.items() if name not in trained), default=0.0)
     worse = [name for name, value in values.items() if name in trained and value < free]
     if worse:
-        steps.append(
-            f"Leave out the training of {', '.join(worse)}, or train on pictures of a nearer domain: a detector without training is better."
-        )
+        steps.append(f"Leave out the training of {', '.join(worse)}, or train on a nearer domain: a detector without training is better.")
     return steps
 
 

@@ -23,7 +23,5 @@ def _sentence(target: str, category: str, episodes: Sequence[Episode], masked: s
     count, label = len(episodes[0].queries), "anomalous" if episodes[0].labels[0] == ANOMALOUS else "normal"
     pictures = f"all {count} test pictures are {label}" if count > 1 else f"its one test picture is {label}"
     by_pixel = any(episode.protocol in BY_PIXEL and not masked.isdisjoint(episode.queries) for episode in episodes)
-    effect = (
-        "image AUROC, AP and F1max are undefined; pixel metrics are computed" if by_pixel else "every metric is undefined; it is scored"
-    )
+    effect = "image AUROC, AP and F1max are undefined; pixel metrics are computed" if by_pixel else "every metric is undefined"
     return f"{target}: category {category}: {pictures}, so {effect}"

@@ -1,8 +1,8 @@
 """Decide how a pipeline's model is used: by which detector, with which prompts and at which threshold.
 
-The detector is the one that `choose` chooses. Its number of prompts is decided for each target, as targets may have other protocols and shots:
-the fewest that come within NEAR of its best metric there. For each category the prompts are those of the first seed's episode, and the
-threshold is set by the normal test pictures of that same episode, so that prompts, scores and threshold belong together.
+`choose` chooses the detector. The number of prompts is decided for each target, as targets may have other protocols and shots: the fewest
+that come within NEAR of its best metric there. For each category the prompts are those of the first seed's episode. The normal test
+pictures of that same episode set the threshold, so that prompts, scores and threshold belong together.
 
 data/evaluation/<pipeline>/decision.json holds it; the model in use keeps a copy.
 """
@@ -174,10 +174,8 @@ def _uses(own: Sequence[tuple[Episode, Scored]], values: Mapping[tuple[str, str,
     own = [one for one in own if one[0].protocol == protocol]
     counts = sorted({episode.shots for episode, _item in own})
     measured = {count: values[target, protocol, count] for count in counts if (target, protocol, count) in values}
-    if measured:
-        shots = min(shots for shots, value in measured.items() if value >= max(measured.values()) - NEAR)
-    else:
-        shots = counts[-1]  # no metric says that fewer are enough
+    near = [count for count, value in measured.items() if value >= max(measured.values()) - NEAR]
+    shots = min(near, default=counts[-1])  # where no metric says that fewer are enough, the most
     first: dict[str, tuple[Episode, Scored]] = {}
     for episode, item in own:
         if episode.shots == shots:
@@ -193,11 +191,10 @@ def _use(episode: Episode, item: Scored, value: float | None) -> Use:
         reason = "its episodes choose the prompts of each picture, so no one set of prompts has these scores; measure class-specific too"
         return Use(*about, (), None, len(anomalous), 0, reason)
     prompts = tuple(Prompt(image, _hash_of(image)) for image in episode.prompts)
-    normal = [place for place, label in enumerate(labels) if label != ANOMALOUS]
+    normal = [score for score, label in zip(item.scores.tolist(), labels, strict=True) if label != ANOMALOUS]
     if not normal:
         return Use(*about, prompts, None, len(anomalous), 0, f"all {len(labels)} test pictures are anomalous")
-    tops = [] if item.maps is None else [round(float(item.maps[place].max()), DECIMALS) for place in normal]
-    threshold = calibrated([float(item.scores[place]) for place in normal], tops, least_rate(len(normal), RATE))
+    threshold = calibrated(normal, item.maxima(labels), least_rate(len(normal), RATE))
     return Use(*about, prompts, threshold, len(anomalous), sum(map(threshold.exceeded, anomalous)))
 
 
@@ -212,9 +209,7 @@ def _hash_of(image: str) -> str:
     try:
         return sha256(place_of(image))
     except FileNotFoundError as error:
-        raise BadInput(
-            f"{image}: no such file, and it is a prompt; run `dvc repro`, or `dvc checkout`, so that the picture is there"
-        ) from error
+        raise BadInput(f"{image}: no such file, and it is a prompt; get it with `dvc checkout` or `dvc pull`") from error
 
 
 def write_recommendation(file: Path, recommendation: Recommendation) -> None:
