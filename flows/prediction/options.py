@@ -130,7 +130,7 @@ def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Nam
         tell(f"{about}: {use.name} has no threshold: {use.reason}")
     else:
         predictor.threshold = use.threshold
-        tell(f"{about}: {use.name}, {len(use.prompts)} prompts, threshold {use.threshold}")
+        tell(f"{about}: {use.name}, {len(use.prompts)} prompt{'' if len(use.prompts) == 1 else 's'}, threshold {use.threshold}")
     return predictor
 
 

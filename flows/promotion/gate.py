@@ -92,8 +92,8 @@ def _again(pipeline: str, current: Model) -> Outcome:
     if old.is_file() and old.read_bytes() == new.read_bytes():
         return Outcome(RunState.IN_USE, since)
     if current.action == "rolled back":  # a person chose the old decision
-        return Outcome(RunState.IN_USE, f"{since}, with the thresholds it had; `changepair promote {pipeline}` takes the new ones")
-    return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model, with new thresholds or prompts")))
+        return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
+    return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model; how it is used has changed")))
 
 
 def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:

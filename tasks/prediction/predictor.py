@@ -36,6 +36,9 @@ from tasks.prediction.tiles import WHOLE, Box, Grid, boxes, grid_for, joined
 
 BATCH = 8
 """Pictures, or tiles, that go through the encoder at once."""
+BEYOND_PROMPTS = 1.4
+"""How far the maps of normal pictures reach, as a multiple of what the prompts' mirror images reach. Of 4 packaged detectors on 5 textures,
+with 1 and 4 prompts, the highest of 8 fresh normal pictures was within it in 30 of 40 cases."""
 CPU = torch.device("cpu")
 Refuse = Callable[[int, BadInput], None]
 Item = TypeVar("Item")
@@ -155,8 +158,8 @@ class Predictor:
 
     @property
     def top(self) -> float:
-        """The map value that normal pictures reach: by those that set the threshold, else by the prompts."""
-        return (self.threshold.top if self.threshold is not None else 0.0) or self.prompted.top
+        """The map value that normal pictures reach: by those that set the threshold, else estimated from the prompts."""
+        return (self.threshold.top if self.threshold is not None else 0.0) or BEYOND_PROMPTS * self.prompted.top
 
     def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
         """Scores pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures, `each`."""
