@@ -39,7 +39,7 @@ def write_figures(pipeline: str, settings: Pipeline) -> Results:
     episodes = read_episodes(files.episodes)
     operating = operating_rows(scored, episodes, kinds_of(read_pictures(files.targets)))
     write_operating(EVALUATION / pipeline / OPERATING_NAME, operating)
-    recommendation = recommend(results.draws, episodes, scored, settings.promotion, settings.trained)
+    recommendation = recommend(results.draws, results.shared, episodes, scored, settings.promotion, settings.trained)
     write_recommendation(EVALUATION / pipeline / DECISION_NAME, recommendation)
     scores = pa.concat_tables([read_scores(folder) for folder in folders.values()])
     curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(EVALUATION / pipeline / CURVES_NAME)

@@ -17,6 +17,7 @@ from conftest import SMALL, make_places, save, scored, write_pipelines
 from predictors import predict
 from scipy.ndimage import gaussian_filter
 from scipy.stats import beta, binomtest
+from sklearn.metrics import roc_auc_score
 
 from flows.promotion.history import Model, write_current
 from flows.promotion.recommended import read_recommendation
@@ -36,10 +37,11 @@ from tasks.scoring.decision import PromotionSettings
 from tasks.scoring.measure import measure
 from tasks.scoring.operating import OperatingRow
 from tasks.scoring.recommendation import DECISION_NAME, Recommendation, recommend, write_recommendation
-from tasks.scoring.results import DRAWS_NAME, ComparisonRow, DrawRow, FigureRow, results_of, write_results
+from tasks.scoring.results import DRAWS_NAME, ComparisonRow, DrawRow, FigureRow, Measure, Measured, results_of, write_results
 from tasks.scoring.score import Contender
 from tasks.scoring.scores import Scored, Work, read_scored
 from tasks.scoring.settings import EvaluationSettings
+from tasks.scoring.spread import DRAWS, image_draws
 
 FRESH = 200
 DETECTORS = {"patch-residual": {"resolution": 64, "top_share": 0.05}, "subspace": {"resolution": 64}}
@@ -79,7 +81,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
         write_results(Path("data/evaluation/line-3"), results)
         items = {name: list(read_scored(place)) for name, place in scores.items()}
-        recommendation = recommend(results.draws, read_episodes(files.episodes), items, PromotionSettings(), [])
+        recommendation = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])
         in_use = Path("data/models/line-3/in-use")
         write_recommendation(in_use / DECISION_NAME, recommendation)
         shutil.copyfile(Path("data/evaluation/line-3", DRAWS_NAME), in_use / DRAWS_NAME)
@@ -141,7 +143,7 @@ def test_the_same_scores_give_the_same_bytes(here: Path) -> None:
     scores = {"patch-residual": Path("data/scores/line-3/patch-residual")}
     results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
     items = {name: list(read_scored(place)) for name, place in scores.items()}
-    again = recommend(results.draws, read_episodes(files.episodes), items, PromotionSettings(), [])
+    again = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])
     write_recommendation(Path("again.json"), again)
     assert Path("again.json").read_bytes() == Path("data/models/line-3/in-use", DECISION_NAME).read_bytes() and again == decision()
     for use in again.uses:
@@ -242,7 +244,7 @@ def decided(
             save(np.zeros((2, 2), np.uint8), Path(image))
     scores = np.array([0.1, 0.3, 0.2, 0.9], dtype=np.float32)[:queries]
     items = {name: [Scored(number, scores, None) for number in range(len(episodes))] for name in names}
-    return recommend(draws, episodes, items, PromotionSettings(**settings), [])  # type: ignore[arg-type]
+    return recommend(draws, draws, episodes, items, PromotionSettings(**settings), [])  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -311,12 +313,39 @@ def test_without_the_metric_none_of_several_detectors_is_recommended(empty: Path
     assert chosen.detector == "one" and str(chosen) == "one, I-AUROC 90.0 %"
 
 
+def test_detectors_are_compared_on_the_pictures_that_all_of_them_scored(empty: Path) -> None:
+    """One that is worse on the same pictures is not chosen for the easier ones that it alone scored."""
+    images, labels = tuple(str(place) for place in range(8)), (0, 1) * 4
+    one = replace(episode("a", "class-specific", 1), queries=images, labels=labels)
+    for image in one.prompts:
+        save(np.zeros((2, 2), np.uint8), Path(image))
+    scores = {"whole": [0.5, 0.6, 0.5, 0.4, 0.1, 0.9, 0.1, 0.9], "first four": [0.5, 0.6, 0.5, 0.5]}
+    counts = {count: np.ones((DRAWS, count), np.float32) for count in (4, 8)}
+
+    def measured(name: str) -> Measured:
+        own = np.array(scores[name], dtype=np.float32)
+
+        def auroc(count: int) -> dict[str, Measure]:
+            anomalous = np.array(labels[:count]) == 1
+            draws = image_draws(counts[count], anomalous, own[:count])
+            return {"image_auroc": Measure(float(roc_auc_score(anomalous, own[:count])), draws["image_auroc"])}
+
+        return Measured(name, one, len(own), auroc(len(own)), auroc(4), 4)
+
+    both = [measured(name) for name in scores]
+    items = {name: [Scored(0, np.array(own, dtype=np.float32), None)] for name, own in scores.items()}
+    results = results_of(both, ["class-specific"])
+    assert {row.detector: row.value for row in results.draws} == {"whole": 0.875, "first four": 0.75}
+    assert {row.detector: row.value for row in results.shared} == {"whole": 0.5, "first four": 0.75}
+    assert recommend(results.draws, results.shared, [one], items, PromotionSettings(), []).detector == "first four"
+
+
 def test_a_prompt_that_is_not_there_is_told(empty: Path) -> None:
     recommendation = decided([episode("a", "class-specific", 1)], [])
     image = recommendation.uses[0].prompts[0].image
     Path(image).unlink()
     with pytest.raises(BadInput, match=rf"{image}: no such file, and it is a prompt"):
-        recommend([], [episode("a", "class-specific", 1)], {"one": [Scored(0, np.zeros(4, np.float32), None)]}, PromotionSettings(), [])
+        recommend([], [], [episode("a", "class-specific", 1)], {"one": [Scored(0, np.zeros(4, np.float32), None)]}, PromotionSettings(), [])
 
 
 def test_a_name_is_a_category_a_target_or_both(empty: Path) -> None:

@@ -91,6 +91,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         ),
         recommendation=recommend(
             results.draws,
+            results.shared,
             read_episodes(files.episodes),
             {name: list(read_scored(place)) for name, place in scores.items()},
             PromotionSettings(),

@@ -1,8 +1,8 @@
 """Decide how a pipeline's model is used: by which detector, with which prompts and at which threshold.
 
-`choose` chooses the detector. The number of prompts is decided for each target, as targets may have other protocols and shots: the fewest
-that come within NEAR of its best metric there. For each category the prompts are those of the first seed's episode. The normal test
-pictures of that same episode set the threshold, so that prompts, scores and threshold belong together.
+`choose` chooses the detector, by the pictures that all detectors scored. The number of prompts is decided for each target, as targets may
+have other protocols and shots: the fewest that come within NEAR of its best metric there. For each category the prompts are those of the
+first seed's episode. The normal test pictures of that same episode set the threshold, so that prompts, scores and threshold belong together.
 
 data/evaluation/<pipeline>/decision.json holds it; the model in use keeps a copy.
 """
@@ -141,16 +141,20 @@ def _thresholds(uses: Sequence[Use]) -> str:
 
 def recommend(
     draws: Sequence[DrawRow],
+    shared: Sequence[DrawRow],
     episodes: Sequence[Episode],
     scored: Mapping[str, Iterable[Scored]],
     settings: PromotionSettings,
     trained: Collection[str],
 ) -> Recommendation:
-    """Decide. scored: by detector, the scores of `episodes`. trained: the detectors that have a model.
+    """Decide.
+
+    draws: the metrics of each detector. shared: the same on the pictures that all detectors scored, by which they are compared. scored: by
+    detector, the scores of `episodes`. trained: the detectors that have a model.
 
     Raises BadInput if the file of a prompt is missing.
     """
-    choice = choose(draws, settings, trained)
+    choice = choose(shared, settings, trained)
     if choice is None and len(scored) > 1:
         return Recommendation("", None, ())
     detector = choice.detector if choice is not None else next(iter(scored))

@@ -171,6 +171,17 @@ def draw_rows(measured: Sequence[Measured]) -> list[DrawRow]:
     return rows
 
 
+def shared_rows(measured: Sequence[Measured]) -> list[DrawRow]:
+    """Give the metrics on the pictures that every detector scored, over all categories and seeds, to choose a detector by."""
+    rows = []
+    for (target, detector, protocol, shots), items in _grouped(measured).items():
+        for figure in FIGURES:
+            seeds = _by_seed([(item.episode, item.shared.get(figure)) for item in items])
+            if seeds:
+                rows.append(DrawRow(target, detector, protocol, shots, figure, "", _mean(seeds).value, ()))
+    return rows
+
+
 def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """Gives {target: {detector: {figure: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
@@ -205,13 +216,14 @@ class Results:
     figures: list[FigureRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
+    shared: list[DrawRow]
     metrics: dict[str, Any]
 
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
     """Makes the tables. protocols: in the order of the settings, the first being the one that metrics.json is of."""
     rows = figure_rows(measured)
-    return Results(rows, comparison_rows(measured), draw_rows(measured), headline(rows, protocols))
+    return Results(rows, comparison_rows(measured), draw_rows(measured), shared_rows(measured), headline(rows, protocols))
 
 
 def write_results(folder: Path, results: Results) -> None:
