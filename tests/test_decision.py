@@ -186,7 +186,7 @@ def test_a_prompt_that_is_gone_or_another_is_refused_in_one_line(here: Path) -> 
     changed = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
     image.unlink()
     gone = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
-    for answer, said in ((changed, "has changed since its threshold was set"), (gone, "a prompt of line-3, and not here")):
+    for answer, said in ((changed, "has changed since its threshold was set"), (gone, "a prompt of line-3, and cannot be read (")):
         assert answer.returncode == 2 and f"{image}: " in answer.stderr and said in answer.stderr and not answer.stdout
         assert len(answer.stderr.splitlines()) == 2  # which model, and what is wrong
 

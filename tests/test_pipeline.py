@@ -433,24 +433,29 @@ def test_everyone_names_the_same_detector(retrained: Path) -> None:
     assert f"small: {detector} of model " in scored.stderr
 
 
+AGAIN = """
+import json
+from pathlib import Path
+from flows.promotion.gate import gate, rollback
+new, in_use = (Path("data", folder, "decision.json") for folder in ("evaluation/small", "models/small/in-use"))
+def ask(): outcome = gate("small"); print(json.dumps([outcome.state, outcome.reason, in_use.read_text() == new.read_text()]))
+ask()
+text = new.read_text().replace('"found": ', '"found": 1')
+new.unlink(); new.write_text(text)
+ask(); ask()
+rollback("small")
+ask()
+"""
+
+
 def test_the_same_model_takes_a_new_decision_unless_it_was_rolled_back(project: Path) -> None:
-    program = "from flows.promotion.gate import gate; outcome = gate('small'); print(outcome.state, outcome.reason)"
-
-    def gate() -> str:
-        result = run(project, "python", "-c", program)
-        assert result.returncode == 0, result.stderr
-        return result.stdout.strip()
-
-    new, in_use = (project / "data" / folder / "decision.json" for folder in ("evaluation/small", "models/small/in-use"))
-    assert gate().startswith("In use already this model is in use, since ")
-    text = new.read_text().replace('"found": ', '"found": 1')
-    new.unlink()
-    new.write_text(text)
-    assert in_use.read_text() != text
-    assert gate().startswith("Promoted the same model; how it is used has changed; used by ") and in_use.read_text() == text
-    assert gate().startswith("In use already ")
-    assert run(project, "changepair", "rollback", "small").returncode == 0 and in_use.read_text() != text
-    assert "used as then; `changepair promote small` takes" in gate() and in_use.read_text() != text
+    result = run(project, "python", "-c", AGAIN)
+    assert result.returncode == 0, result.stderr
+    before, changed, after, back = map(json.loads, result.stdout.splitlines())
+    assert before[0] == after[0] == back[0] == "In use already" and changed[0] == "Promoted"
+    assert changed[1].startswith("the same model; how it is used has changed; used by ")
+    assert "used as then; `changepair promote small` takes the new prompts and thresholds" in back[1]
+    assert [before[2], changed[2], after[2], back[2]] == [True, True, True, False]
 
 
 def test_the_report_shows_the_pairs(retrained: Path) -> None:

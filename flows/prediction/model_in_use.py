@@ -57,9 +57,10 @@ class InUse:
     def _read(self, image: str, sha256: str) -> bytes:
         try:
             data = place_of(image).read_bytes()
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             raise BadInput(
-                f"{image}: a prompt of {self.pipeline}, and not here; get it with `dvc pull`, or give prompts of your own with --prompt"
+                f"{image}: a prompt of {self.pipeline}, and cannot be read ({error}); get it with `dvc pull`, or give prompts of your own "
+                "with --prompt"
             ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise BadInput(
@@ -88,6 +89,8 @@ def model_in_use(model: str) -> InUse:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
     recommendation = None if wanted else read_recommendation(folder)
     name, why = _chosen(pipeline, detectors, folder, recommendation) if not wanted else (wanted, "")
+    if name not in detectors:
+        raise BadInput(f"{folder}: the model in use has no detector {name!r}; get it again with `dvc checkout --force {folder}.dvc`")
     which = f"{pipeline}: {name} of model {current.candidate[:8]}{why}"
     return InUse(pipeline, of_pipeline(name, detectors, folder), which, recommendation)
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from scipy.special import betaincinv
 
-from tasks.common.bounds import FINITE
+from tasks.common.bounds import FINITE, Between
 from tasks.common.errors import BadInput
 from tasks.common.texts import percent
 
@@ -59,11 +60,11 @@ class Threshold:
 
     value: float
     """The threshold, with DECIMALS."""
-    false_alarms: float
+    false_alarms: Annotated[float, Between(0, 1)]
     """The rate that was asked for, a fraction: an upper bound of the mean over all draws of normal pictures."""
-    low: float
+    low: Annotated[float, Between(0, 1)]
     """The lower end of the 95 % interval of the rate that this very threshold has."""
-    high: float
+    high: Annotated[float, Between(0, 1)]
     normals: tuple[float, ...]
     """The scores that it was set by, ascending, with DECIMALS."""
     top: float

@@ -2,7 +2,7 @@
 
 `choose` chooses the detector, by the pictures that all detectors scored. The number of prompts is decided for each target, as targets may
 have other protocols and shots: the fewest that come within NEAR of its best metric there. For each category the prompts are those of the
-first seed's episode. The normal test pictures of that same episode set the threshold, so that prompts, scores and threshold belong together.
+first seed's episode. The normal test pictures of that same episode set the threshold, so that prompts, scores and threshold match.
 
 data/evaluation/<pipeline>/decision.json holds it; the model in use keeps a copy.
 """
