@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ CALM = (60, 110, 220)
 """Of what normal pictures show too."""
 WARM = (0.62, 0.97)
 """From yellow to dark red, in the colour map turbo."""
+STEPS = 256
+"""Of the colour scale up to what normal pictures reach, and as many above."""
+ROWS = 256
+"""Of a picture that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,27 @@ def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
     Values up to `top`, which normal pictures reach too, are uncoloured to a faint blue. Greater ones are yellow to dark red, and dark red
     from twice `top` on. top: as `Predictor.top` gives it; 0 where it is unknown, for half of the map's own maximum.
     """
+    scale = STEPS / max(top or float(map_.max()) / 2, 1e-6)
+    added, kept = _heat()
+    drawn = np.empty_like(picture)
+    for start in range(0, len(picture), ROWS):  # so that a large picture takes little memory
+        rows = slice(start, start + ROWS)
+        step = np.clip(np.ceil(map_[rows] * scale - 1e-3), 0, 2 * STEPS).astype(np.intp)
+        drawn[rows] = added[step] + kept[step, None] * picture[rows]
+    return drawn
+
+
+@cache
+def _heat() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give what each step of the colour scale adds to a picture, Nx3, and the share of the picture that it keeps, N."""
     from matplotlib import colormaps  # half a second
 
-    ratio = map_ / max(top or float(map_.max()) / 2, 1e-6)
-    above, below = np.clip(ratio - 1, 0, 1), np.clip(ratio, 0, 1)
-    warm = colormaps["turbo"](WARM[0] + (WARM[1] - WARM[0]) * above)[..., :3] * 255
-    over = (ratio > 1)[..., None]
-    colour = np.where(over, warm, CALM)
-    opacity = np.where(over, 0.45 + 0.3 * above[..., None], 0.25 * below[..., None])
-    return (opacity * colour + (1 - opacity) * picture).astype(np.uint8)
+    ratio = np.arange(2 * STEPS + 1) / STEPS
+    over = ratio > 1
+    warm = colormaps["turbo"](WARM[0] + (WARM[1] - WARM[0]) * np.clip(ratio - 1, 0, 1))[:, :3] * 255
+    opacity = np.where(over, 0.45 + 0.3 * (ratio - 1), 0.25 * ratio)
+    colour = np.where(over[:, None], warm, CALM)
+    return (opacity[:, None] * colour).astype(np.float32), (1 - opacity).astype(np.float32)
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:
