@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, make_places, save, scored, write_pipelines
+from conftest import SMALL, make_clip, make_places, save, scored, write_pipelines
 from predictors import predict
 from scipy.ndimage import gaussian_filter
 from scipy.stats import beta, binomtest
@@ -26,8 +26,11 @@ from tasks.common.files import sha256
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
+from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
 from tasks.ingestion.manifest import ANOMALOUS
+from tasks.prediction.calibration import TOLERANCE
 from tasks.prediction.kit import read_kit
 from tasks.reporting.advice import advice_of, next_steps
 from tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
@@ -132,7 +135,7 @@ def test_the_threshold_is_the_conformal_rank_of_the_scores_that_the_command_prin
         rate = max(0.01, 1 / (len(scores) + 1))
         rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
         assert use.threshold.false_alarms == pytest.approx(rate) and len(use.threshold.normals) == len(scores)
-        assert use.threshold.value == pytest.approx(scores[rank - 1] + 2e-6, abs=1.1e-6)
+        assert use.threshold.value == pytest.approx(scores[rank - 1] + TOLERANCE, abs=1.1e-6)
         interval = beta.ppf([0.025, 0.975], len(scores) + 1 - rank, rank)
         assert (use.threshold.low, use.threshold.high) == pytest.approx(tuple(interval))
         assert use.threshold.normals == pytest.approx(scores, abs=1.1e-6)
@@ -263,7 +266,7 @@ def test_each_target_has_the_fewest_prompts_that_come_near_its_best(empty: Path)
         ("a", 2, 0.895, 2),
         ("b", 4, 0.7, 4),
     ]
-    assert decided(episodes, draws).lines[0] == "a: one with 2 normal pictures, I-AUROC 89.5 %, threshold 0.300002 for 25 % false alarms"
+    assert decided(episodes, draws).lines[0] == "a: one with 2 normal pictures, I-AUROC 89.5 %, threshold 0.300005 for 25 % false alarms"
 
 
 def test_class_specific_comes_first_and_a_pool_of_several_categories_sets_no_threshold(empty: Path) -> None:
@@ -373,7 +376,7 @@ def test_the_advice_is_of_the_decision_and_names_a_detector_that_is_clearly_bett
     [advice] = advice_of(recommendation, figures, operating)
     assert advice.what == "one with 1 normal picture" and advice.how_good == "Image AUROC 90.0 % (88.0 to 92.0), AUPRO 70.0 %."
     assert list(advice.kinds) == ["good", "hole", "zig", ""] and advice.kinds["good"]["other"].shots == 1
-    assert "threshold is 0.300002, for 25 % false alarms. 3 normal test pictures set it" in advice.at_the_threshold
+    assert "threshold is 0.300005, for 25 % false alarms. 3 normal test pictures set it" in advice.at_the_threshold
     assert "It flags 1 of 1 anomalous test pictures" in advice.at_the_threshold
     assert advice.command("line-3") == "changepair predict --model line-3 part.png"
     for low, told in ((0.01, True), (-0.01, False)):
@@ -381,3 +384,28 @@ def test_the_advice_is_of_the_decision_and_names_a_detector_that_is_clearly_bett
         steps = next_steps(advice, "line-3", figures, compared, [])
         assert any("changepair predict --model line-3/other --prompt normal.png part.png" in step for step in steps) == told
     assert "Add normal test pictures: 3 cannot promise less than 25 % false alarms; 1 % needs 99." in steps
+
+
+def test_a_detector_that_reads_is_used_without_a_prompt_as_it_was_scored(here: Path) -> None:
+    """WinCLIP at 0 shots: words alone, of the category that --category names."""
+    encoder = {"library": "open_clip", "name": make_clip(Path("clip").absolute()), "weights": "folder"}
+    own = WinCLIPSettings(EncoderSettings(**encoder), resolution=64)  # type: ignore[arg-type]
+    files = EpisodeFiles.of(Path("data/episodes"), "words")
+    settings = SamplingSettings(shots=(0,), seeds=(0,), protocols=("class-specific",))
+    sample(settings, Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
+    detector = build_detector(own, build_encoder(own.encoder, 64)).eval()
+    scores = scored([Contender("winclip", detector, 64, None, Work(Path("work")))], files, Path("data/scores/words"))
+    results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
+    items = {name: list(read_scored(place)) for name, place in scores.items()}
+    recommendation = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])
+    in_use = Path("data/models/line-3/in-use")
+    write_recommendation(in_use / DECISION_NAME, recommendation)
+    asked = {"winclip": {"encoder": encoder, "resolution": 64}}
+    (in_use / "settings.json").write_text(json.dumps({"detectors": asked, "evaluation": {}, "code": {}}))
+    for use in recommendation.uses:
+        assert (use.shots, use.prompts) == (0, ()) and use.threshold is not None
+        answer = predict("--model", "line-3", "--category", use.category, "--format", "csv", Path("parts", use.category, "test/good"))
+        printed = sorted(float(row["score"]) for row in csv.DictReader(io.StringIO(answer.stdout)))
+        assert printed == pytest.approx(use.threshold.normals, abs=1.1 * TOLERANCE) and f"{use.threshold.value:.6f}" in answer.stdout
+    word = predict("--model", "line-3", "--category", "bottle", "--format", "csv", "fresh/fine/000.png")
+    assert "'bottle' is no category of its targets, so there is no threshold" in word.stderr and word.stdout.splitlines()[1].endswith(",,")

@@ -22,7 +22,7 @@ from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
-from tasks.prediction.calibration import calibrated
+from tasks.prediction.calibration import TOLERANCE, calibrated
 from tasks.prediction.models import Named, named
 from tasks.prediction.outputs import overlay
 from tasks.prediction.predictor import Predictor
@@ -160,7 +160,7 @@ def test_false_alarms_are_as_many_as_was_asked_for(tmp_path: Path) -> None:
 def test_prompts_among_the_normal_pictures_set_no_threshold(layout: Path) -> None:
     own = small().prompt(layout / "bricks/train/good/0.png")
     threshold = own.calibrate(sorted((layout / "bricks/train/good").glob("*.png")), false_alarms=0.25)
-    assert len(threshold.normals) == 3 and threshold.value == pytest.approx(max(threshold.normals) + 2e-6)
+    assert len(threshold.normals) == 3 and threshold.value == pytest.approx(max(threshold.normals) + TOLERANCE)
     assert own.prompt(layout / "bricks/train/good/1.png").threshold is None
 
 

@@ -56,7 +56,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--overlays", action="store_true", help="write each picture with its map laid over it")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed (%(default)s)")
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="pictures at once; scores agree within 1e-6 for every number (%(default)s)"
+        "--batch-size", type=int, default=8, metavar="N", help="pictures at once; scores agree within 5e-6 for every number (%(default)s)"
     )
     parser.set_defaults(run=predict)
 

@@ -88,7 +88,7 @@ class Said(NamedTuple):
 
 class Predictor:
     """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts
-    alone, to 1e-6: its last bits differ with the number of pictures at once.
+    alone, to 5e-6: its last bits differ with the number of pictures at once.
 
     >>> import skimage.data
     >>> texture = skimage.data.gravel()
