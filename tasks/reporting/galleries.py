@@ -175,7 +175,7 @@ def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
 
 def _short_caption(pick: Pick) -> str:
     """Says the same as `caption` in what fits above four tiles; the kind says on which side of the threshold it is."""
-    said = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, threshold {pick.threshold:.6f} ({_short(pick.shown.image)})"
+    said = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, best F1 at {pick.threshold:.6f} ({_short(pick.shown.image)})"
     return said if len(said) <= FITS else f"{said[: FITS - 1]}…"
 
 

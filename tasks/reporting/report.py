@@ -171,9 +171,9 @@ class TargetPart:
 
     @property
     def first(self) -> list[tuple[str, str]]:
-        """The first picture that the recommended detector found, and the first that it did not, as in its gallery."""
+        """The first picture that the recommended detector found, and the first that it missed, of its gallery, with which it is."""
         own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
-        return [own[kind][0] for kind in ("found", "missed") if own.get(kind)]
+        return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
 
     strip: str
     """What the pictures of a gallery show, from left to right."""
