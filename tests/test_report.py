@@ -123,7 +123,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert "0123abc" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
     best = max((row for row in results.figures if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
     assert f"use <strong>{best.detector} with 1 normal picture</strong>" in short  # two are no better by a point
-    assert "2 of its 2 categories have a threshold, for 33 % false alarms" in short  # two normal test pictures each
+    assert "All 2 categories have a threshold, for 33 % false alarms" in short  # two normal test pictures each
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
     assert "Add normal test pictures: 2 of bricks cannot promise less than 33 % false alarms; 1 % needs 99." in short
     assert best.detector == "patch-residual" and "Leave out the training of metauas" in short

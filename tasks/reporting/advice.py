@@ -70,7 +70,8 @@ class Advice:
                 f"test pictures set it; its rate is {percent(one.low)} to {percent(one.high)} % (95 % interval)."
             )
         else:
-            words = f"{len(known)} of its {len(self.uses)} categories have a threshold, for {self._rates} % false alarms."
+            categories = f"All {len(known)}" if len(known) == len(self.uses) else f"{len(known)} of {len(self.uses)}"
+            words = f"{categories} categories have a threshold, for {self._rates} % false alarms."
         found = found_of(self.uses)
         if found is None:
             return words

@@ -136,7 +136,8 @@ def _thresholds(uses: Sequence[Use]) -> str:
     rate = f"{rates[0]} %" if len(rates) == 1 else f"{rates[0]} to {rates[-1]} %"
     if len(uses) == 1:
         return f"threshold {known[0].value:.{DECIMALS}f} for {rate} false alarms"
-    return f"thresholds of {len(known)} of {len(uses)} categories for {rate} false alarms"
+    categories = f"{len(uses)} categories" if len(known) == len(uses) else f"{len(known)} of {len(uses)} categories"
+    return f"thresholds of {categories} for {rate} false alarms"
 
 
 def recommend(
