@@ -216,7 +216,7 @@ def dry_run(arguments: argparse.Namespace) -> None:
 def score(pipeline: str) -> None:
     from flows.monitoring.line import line_of
 
-    line_of(pipeline)  # a mistake is told before a server is started
+    line_of(pipeline).check_normals()  # a mistake is told before a server is started
 
     from flows.running.ending import end_at_ctrl_c_when_saved
     from tasks.common.stopping import on_sigterm

@@ -1,4 +1,4 @@
-"""Stage figures: scores in; figures, comparisons, bootstrap draws and curves out."""
+"""Stage figures: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision how the model is used."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from flows.running.steps import HOUR, step
 from flows.running.told import has_listener
 from flows.runs.tracking import tracking_of
 from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
+from tasks.ingestion.manifest import intensities_of
 from tasks.reporting.curves import CURVES_NAME, curves_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from tasks.scoring.figures import heading
 from tasks.scoring.measure import measure
 from tasks.scoring.operating import OPERATING_NAME, kinds_of, operating_rows, write_operating
+from tasks.scoring.recommendation import DECISION_NAME, recommend, write_recommendation
 from tasks.scoring.results import Results, results_of, table, write_results
 from tasks.scoring.scores import read_scored, read_scores
 
@@ -34,9 +36,14 @@ def write_figures(pipeline: str, settings: Pipeline) -> Results:
     measured = measure(folders, files, settings.evaluation)
     results = results_of(measured, protocols_of(files.episodes))
     write_results(EVALUATION / pipeline, results)
-    scored = {name: read_scored(folder) for name, folder in folders.items()}
-    operating = operating_rows(scored, read_episodes(files.episodes), kinds_of(read_pictures(files.targets)))
+    scored = {name: list(read_scored(folder)) for name, folder in folders.items()}
+    episodes = read_episodes(files.episodes)
+    pictures = read_pictures(files.targets)
+    operating = operating_rows(scored, episodes, kinds_of(pictures))
     write_operating(EVALUATION / pipeline / OPERATING_NAME, operating)
+    ranges = intensities_of(pictures)
+    recommendation = recommend(results.draws, results.shared, episodes, scored, settings.promotion, settings.trained, ranges)
+    write_recommendation(EVALUATION / pipeline / DECISION_NAME, recommendation)
     scores = pa.concat_tables([read_scores(folder) for folder in folders.values()])
     curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(EVALUATION / pipeline / CURVES_NAME)
     return results

@@ -376,15 +376,22 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
         )
     scores = [f"{SCORES}/{name}/{detector}" for detector in pipeline.detectors]
     figures = [f"{evaluation}/{file}" for file in ("figures.csv", "comparisons.csv", "operating.csv", "curves")]
+    decision = f"{evaluation}/decision.json"
     yield Stage(
         "figures",
         (name,),
-        "figures of the scores, with their spread",
+        "metrics of the scores, with their spread, and which detector, prompts and threshold to use",
         deps=(*episodes("parquet", "targets.parquet"), *scores, code("figures")),
-        params=params("detectors", "evaluation.resolution", "evaluation.convention"),  # an input that is gone is no change to DVC
+        # To DVC an input that is gone is no change, and one that was not there before is: hence the targets where there is no promotion.
+        params=params(
+            "detectors",
+            "promotion" if _has(written, "promotion") else "targets",
+            "evaluation.resolution",
+            "evaluation.convention",
+        ),
         metrics=(f"{evaluation}/metrics.json",),
         in_git=(figures[0],),
-        outs=(*figures[1:], f"{evaluation}/draws.parquet"),
+        outs=(*figures[1:], f"{evaluation}/draws.parquet", decision),
         plots=tuple(_of_curves(f"{evaluation}/curves")),
     )
     yield Stage(
@@ -395,6 +402,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             *episodes("parquet", "targets.parquet", "rejected.csv", "near_duplicates.csv"),
             *scores,
             *figures,
+            decision,
             *models.values(),
             inpainter,
             pairs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.plan import OF_A_DATASET, Stage, planned
+from flows.promotion.recommended import read_recommendation
 from flows.running import provenance
 from flows.running.api import stoppable
 from flows.running.artifacts import show_page, show_picture
@@ -13,12 +14,14 @@ from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MO
 from flows.running.steps import HOUR, step
 from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from flows.settings.reader import read_yaml
-from tasks.reporting.advice import advice_of
+from tasks.common.errors import BadInput
 from tasks.reporting.curves import CURVES_NAME, Curves
 from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
 from tasks.reporting.report import Inputs, Origin, markdown, write_report
-from tasks.sampling.episodes import EpisodeFiles
+from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
+from tasks.sampling.undefined import undefined_metrics
 from tasks.scoring.operating import OPERATING_NAME, read_operating
+from tasks.scoring.recommendation import DECISION_NAME, Recommendation
 from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 from tasks.synthesis.shards import OVERVIEW_NAME
 
@@ -28,8 +31,8 @@ def draw_galleries(pipeline: str, settings: Pipeline) -> list[Gallery]:
     scores = {name: SCORES / pipeline / name for name in settings.detectors}
     galleries = galleries_of(scores, EpisodeFiles.of(EPISODES, pipeline), settings.evaluation.shown)
     folder = EVALUATION / pipeline
-    advised = advice_of(read_figures(folder / FIGURES_NAME), read_operating(folder / OPERATING_NAME))
-    write_galleries(folder / GALLERIES_NAME, galleries, {advice.figure.target: advice.figure.detector for advice in advised})
+    recommended = _recommendation(pipeline)
+    write_galleries(folder / GALLERIES_NAME, galleries, {use.target: recommended.detector for use in recommended.uses})
     return galleries
 
 
@@ -49,11 +52,20 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
         figures=read_figures(folder / FIGURES_NAME),
         comparisons=read_comparisons(folder / COMPARISONS_NAME),
         operating=read_operating(folder / OPERATING_NAME),
+        recommendation=_recommendation(pipeline),
         curves=Curves.read(folder / CURVES_NAME),
         galleries=galleries,
         evaluation=settings.evaluation,
         trained=list(settings.trained_on),
+        undefined=undefined_metrics(read_episodes(files.episodes), read_pictures(files.targets)),
     )
+
+
+def _recommendation(pipeline: str) -> Recommendation:
+    recommendation = read_recommendation(EVALUATION / pipeline)
+    if recommendation is None:
+        raise BadInput(f"{EVALUATION / pipeline / DECISION_NAME}: no such file; the figures stage writes it, so run `dvc repro`")
+    return recommendation
 
 
 @flow(name="report", flow_run_name="report {pipeline}")

@@ -18,6 +18,7 @@ from prefect.states import Completed
 from flows.plan import SPLIT, write_plan
 from flows.promotion.gate import Outcome, gate
 from flows.promotion.history import folder_of, read_current
+from flows.promotion.recommended import read_recommendation
 from flows.running import provenance
 from flows.running.api import close_dead, link_child, page_of_run, parent, stopped
 from flows.running.artifacts import show_page
@@ -33,7 +34,7 @@ from flows.runs.journal import Journal, Run, read_runs
 from flows.runs.milestones import Milestones
 from flows.runs.notices import notify
 from flows.runs.states import RunState, StageState
-from flows.runs.summary import RUNS, best_of, summary
+from flows.runs.summary import RUNS, summary
 from flows.settings.pipelines import enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
 from tasks.common.stopping import Stopped, asked, check, on_sigterm
@@ -193,8 +194,9 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
     current = read_current(pipeline)
     if current is not None and ended.outcome.state != RunState.IN_USE:
         yield f"in use: model {current.candidate[:8]}, since {current.time[:16].replace('T', ' ')} UTC"
-    for target, detectors in _figures(pipeline).items():
-        yield f"best on {target}: {best_of(detectors)}"
+    recommended = read_recommendation(folder_of(pipeline) / IN_USE)
+    for line in recommended.lines if recommended is not None else ():
+        yield f"use on {line}"
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"
 
 

@@ -32,8 +32,8 @@ def sample(pipeline: str) -> None:
         logger.warning(
             f"{pipeline}: {sampled.repeated} targets look the same as pictures that may prompt them: see {files.near_duplicates}"
         )
-    for category in sampled.unmeasured:
-        logger.warning(f"{pipeline}: {category} has test pictures of one label alone: there will be scores of it, and no figures")
+    for sentence in sampled.unmeasured:
+        logger.warning(f"{pipeline}: {sentence}")
     for category in sampled.without_prompts:
         logger.warning(f"{pipeline}: the pooled draw gave no prompt to {category}")
 

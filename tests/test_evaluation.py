@@ -421,3 +421,17 @@ def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, c
     rows = [row for row in read_scores(folders["patch-residual"]).to_pylist() if row["category"] == "bricks"]
     assert all(row["label"] == 1 for row in rows if "/stones/" in row["image"]) and sum(row["label"] == 0 for row in rows) == 2
     assert min(item.figures["image_auroc"].value for item in every) > 0.8
+
+
+def test_a_mean_says_over_how_many_categories_it_is_where_some_have_no_such_metric() -> None:
+    draws = np.full(DRAWS, 0.5, dtype=np.float32)
+    images, pixels = ({name: Measure(value, draws)} for name, value in (("image_auroc", 0.9), ("pixel_auroc", 0.8)))
+    measured = []
+    for category, labels, figures in (("a", (0, 1), images | pixels), ("b", (1, 1), pixels)):
+        episode = Episode("parts", category, "class-specific", 1, 0, ("p",), (f"{category}0", f"{category}1"), labels)
+        measured.append(Measured("one", episode, 2, figures, figures, 2))
+    rows = {(row.category, row.figure): row for row in figure_rows(measured)}
+    assert (rows["", "image_auroc"].mean, rows["", "image_auroc"].over) == (0.9, "1 of 2 categories")
+    assert rows["", "pixel_auroc"].over == rows["a", "image_auroc"].over == "" and ("b", "image_auroc") not in rows
+    [line] = table(list(rows.values()))
+    assert (line["image_auroc"], line["pixel_auroc"]) == ("90.0 ± 0.0 (1 of 2 categories)", "80.0 ± 0.0")

@@ -149,6 +149,21 @@ def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:
         arrived(tmp_path / "away", Record(tmp_path), settled=0)
 
 
+def test_too_few_normal_pictures_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Before the model in use is looked for, which there is none of."""
+    content = yaml.safe_load(yaml.safe_dump(TINY))
+    content["pipelines"]["small"]["watch"] = {
+        "folder": "line",
+        "prompts": "parts/bricks/train/good/0.png",
+        "normals": "parts/bricks/train/good",
+    }
+    project = make_project(tmp_path / "project", content)
+    result = run(project, "changepair", "score", "small")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "pipelines.small.watch.normals: parts/bricks/train/good: 1 of the 4 normal pictures are prompts" in result.stderr
+    assert "3 are left, and 1 % false alarms needs 99; with 3 the lowest rate is 25 %" in result.stderr
+
+
 @pytest.mark.slow
 def test_pictures_in_an_alert_out(tmp_path: Path, api: str) -> None:
     """A pipeline is retrained; pictures appear and are scored by its model in use, once; many bad ones raise the alert."""

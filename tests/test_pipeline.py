@@ -128,6 +128,8 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/evaluation/small/figures.csv",
         "data/evaluation/small/comparisons.csv",
         "data/evaluation/small/operating.csv",
+        "data/evaluation/small/decision.json",
+        "data/models/small/in-use/decision.json",
         "data/runs/small/times/metauas.json",
         "data/evaluation/small/draws.parquet",
         "data/evaluation/small/curves/roc.csv",
@@ -232,7 +234,7 @@ def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
     stages = len(before) - 1  # but for the one that asks which code they run, which is out of date or not
     assert again.returncode == 0 and f"small: 0 of {stages + 1} stages ran, {stages + 1} are up to date" in said
     assert any(line.startswith("small: In use already: ") for line in said) and "report: data/evaluation/small/report.html" in said
-    assert any(line.startswith("best on parts: ") and "I-AUROC" in line for line in said)
+    assert any(re.match(r"use on parts: [a-z-]+ with [12] normal pictures?, I-AUROC [0-9.]+ %, thresholds of 2", line) for line in said)
     assert len(said) <= 12, said
     quiet = run(project, "changepair", "retrain", "small", "--quiet", PREFECT_API_URL=api)
     assert quiet.returncode == 0 and quiet.stdout + quiet.stderr == ""
@@ -354,7 +356,7 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     [notice] = server.notices
     assert (notice["event"], notice["pipeline"], notice["figures"]["parts"].keys() >= {"metauas"}) == ("kept", "small", True)
     assert notice["text"].startswith("changepair: small Kept: patch-residual P-AUROC ")
-    assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code")
+    assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code, figures_small, report_small")
     assert "may be worse by more than 0 points" in state
     event = max(events(api, "changepair.kept"), key=lambda one: one["occurred"])
     assert event["payload"]["in use"] == {
@@ -368,7 +370,8 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
     assert "**parts**: use **" in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
-    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| [a-z-]+, I-AUROC \d", shown) and "| this one |" in shown
+    assert "`changepair predict --model small --category parts/bricks part.png`" in shown
+    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| I-AUROC \d", shown) and "| this one |" in shown
 
 
 def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> None:
@@ -413,6 +416,51 @@ def test_plain_dvc_carries_the_model_in_use_to_a_clone_and_keeps_it(project: Pat
     assert run(clone, "dvc", "pull").returncode == 0 and weights(clone, "in-use") == in_use
     again = run(clone, "dvc", "repro")
     assert again.returncode == 0 and "Data and pipelines are up to date." in again.stdout, again.stdout
+
+
+def test_everyone_names_the_same_detector(retrained: Path) -> None:
+    """The report, the gate, the page of the model in use, `status`, and `--model <pipeline>`, which scores with nothing else said."""
+    decision = json.loads((retrained / "data/models/small/in-use/decision.json").read_text())
+    assert decision == json.loads((retrained / "data/evaluation/small/decision.json").read_text())
+    detector, shots = decision["detector"], decision["uses"][0]["shots"]
+    assert f"use <strong>{detector} with {shots} normal picture" in (retrained / "data/evaluation/small/report.html").read_text()
+    assert current(retrained)["choice"].startswith(f"{detector}, I-AUROC ")
+    assert f"Used by {detector}, I-AUROC" in (retrained / "data/models/small/in-use.html").read_text()
+    assert f"used by: {detector}, I-AUROC" in run(retrained, "changepair", "status", "small").stdout
+    command = re.search(
+        r"<code>(changepair predict --model small [^<]+)</code>", (retrained / "data/evaluation/small/report.html").read_text()
+    )
+    assert command is not None
+    scored = run(retrained, *command[1].replace("part.png", "parts/bricks/test/good").split(), "--format", "json")
+    assert scored.returncode in (0, 1), scored.stderr
+    threshold = next(use["threshold"] for use in decision["uses"] if use["category"] == "bricks")
+    assert [json.loads(line)["threshold"] for line in scored.stdout.splitlines()] == [threshold["value"]] * 2
+    assert f"small: {detector} of model " in scored.stderr
+
+
+AGAIN = """
+import json
+from pathlib import Path
+from flows.promotion.gate import gate, rollback
+new, in_use = (Path("data", folder, "decision.json") for folder in ("evaluation/small", "models/small/in-use"))
+def ask(): outcome = gate("small"); print(json.dumps([outcome.state, outcome.reason, in_use.read_text() == new.read_text()]))
+ask()
+text = new.read_text().replace('"found": ', '"found": 1')
+new.unlink(); new.write_text(text)
+ask(); ask()
+rollback("small")
+ask()
+"""
+
+
+def test_the_same_model_takes_a_new_decision_unless_it_was_rolled_back(project: Path) -> None:
+    result = run(project, "python", "-c", AGAIN)
+    assert result.returncode == 0, result.stderr
+    before, changed, after, back = map(json.loads, result.stdout.splitlines())
+    assert before[0] == after[0] == back[0] == "In use already" and changed[0] == "Promoted"
+    assert changed[1].startswith("the same model; how it is used has changed; used by ")
+    assert "used as then; `changepair promote small` takes the new prompts and thresholds" in back[1]
+    assert [before[2], changed[2], after[2], back[2]] == [True, True, True, False]
 
 
 def test_the_report_shows_the_pairs(retrained: Path) -> None:
@@ -613,6 +661,7 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
         in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"),
         {"synthesize_small", "train_small_metauas", "train_small_inctrl"},
     ),
+    "what the model is chosen by": (in_settings("promotion", value={"figure": "pixel_aupro"}), {"figures_small"}),
     "how many pictures are shown": (in_settings("evaluation", "shown", value=2), {"report_small"}),
     "torch in the lock": (
         lambda folder: (

@@ -118,3 +118,12 @@ def test_a_subset_that_is_taken_out_outdates_its_detectors_scores_and_no_others(
     before, after = reads
     assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.evaluation.subset"}
     assert after["score_small_subspace"] == before["score_small_subspace"]
+
+
+def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> None:
+    small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]
+    reads = []
+    for promotion in ({"promotion": {"floor": False}}, {}):
+        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": {**small, **promotion}}})
+        reads += [set(stage.params) for stage in planned(tmp_path) if stage.name == "figures_small"]
+    assert reads[0] - reads[1] == {"pipelines.small.promotion"} and reads[1] - reads[0] == {"pipelines.small.targets"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tasks.common.tiles import Grid
 from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.stored import settings_as_json
 from tasks.detectors.weights import save_model
-from tasks.prediction.outputs import FULL
+from tasks.prediction.outputs import FULL, csv_lines, line_of
 from tasks.prediction.predictor import Predictor
 
 
@@ -60,6 +62,36 @@ def test_a_kit_of_the_command_tells_normal_from_anomalous_and_says_so_by_its_exi
     assert predict("--kit", "kit", bad).returncode == 1
 
 
+def test_no_row_contradicts_itself_whatever_the_batch_size(here: Path) -> None:
+    """Recomputed from the printed text. The threshold is set at one batch size; its pictures below it stay there at every other."""
+    photo = skimage.data.gravel()
+    for number in range(12):
+        save(photo[32 * number :][:100, 22 * number :][:, :130], here / "normal" / f"{number:02d}.png")
+    save(photo[-100:, -130:], here / "prompt.png")
+    own, files, tables = small().prompt("prompt.png"), sorted(Path("normal").glob("*.png")), []
+    own.calibrate(files, false_alarms=0.2, batch_size=8)
+    own.save("kit")
+    own = Predictor.load("kit")
+    for size in (1, 2, 3, 8, 16):
+        text = io.StringIO()
+        write = csv_lines(text)
+        for one in own.each(files, batch_size=size):
+            write(line_of(str(files[one.number]), one.score, own.threshold))
+        rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+        assert all((float(row["score"]) > float(row["threshold"])) == (row["verdict"] == "anomalous") for row in rows)
+        assert all(re.fullmatch(r"0\.\d{6}", row[name]) for row in rows for name in ("score", "threshold"))
+        assert sum(row["verdict"] == "anomalous" for row in rows) == 1 and len(rows) == 12  # the 11th of 12 set it
+        tables.append(rows)
+    for rows in tables:
+        assert [row["verdict"] for row in rows] == [row["verdict"] for row in tables[0]]
+        for row, first in zip(rows, tables[0], strict=True):
+            assert abs(float(row["score"]) - float(first["score"])) < 1.5e-6
+    printed = [predict("--kit", "kit", "normal", "--batch-size", 16, "--format", form).stdout for form in ("csv", "json")]
+    assert printed[0] == text.getvalue()
+    numbers = [{**row, "score": float(row["score"]), "threshold": float(row["threshold"])} for row in tables[-1]]
+    assert numbers == list(map(json.loads, printed[1].splitlines()))
+
+
 def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, here: Path) -> None:
     prompt, queries = prompt_and_queries(layout)
     queries[1].write_bytes(queries[1].read_bytes()[:2000])
@@ -84,6 +116,15 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
         (["--prompt", "ok.png", "ok.png", "--batch-size", "0"], "--batch-size: between 1 and 2147483647, not 0"),
         (["--prompt", "ok.png", "--calibrate", "ok.png"], "--calibrate: the threshold would be lost"),
         (["--prompt", "ok.png", "--tiles", "0x3", "ok.png"], "rows x columns"),
+        (
+            ["--prompt", "ok.png", "--calibrate", "ok.png", "--write-kit", "kit"],
+            "1 of the 1 normal pictures are prompts, which cannot set a threshold: 0 are left, and 1 % false alarms needs 99; add other",
+        ),
+        (["--model", "nowhere", "--prompt", "part", "--calibrate", "ok.png", "ok.png"], "1 normal picture cannot set a threshold for 1 %"),
+        (
+            ["--model", "nowhere", "--calibrate", "ok.png", "--false-alarms", "0.9", "ok.png"],
+            "false alarms: a fraction between 0.0001 and 0.5",
+        ),
         (["--prompt", "ok.png", "ok.png", "--model", "nowhere"], "neither a folder nor a detector"),
         (["--prompt", "ok.png", "ok.png", "--out", "ok.png/x"], "ok.png"),
     ],
@@ -91,6 +132,8 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
 def test_bad_input_is_one_line_and_exit_code_2(here: Path, arguments: list[str], message: str) -> None:
     (here / "part").mkdir()
     save(skimage.data.brick()[:64, :64], here / "ok.png")
+    if "nowhere" in arguments:
+        save(skimage.data.brick()[64:128, :64], here / "part" / "other.png")
     result = predict(*arguments)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
 

@@ -15,14 +15,16 @@ from predictors import predict, prompt_and_queries, small
 from scipy.stats import beta
 
 from tasks.common.errors import BadInput
+from tasks.common.sheets import heated
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
-from tasks.prediction.calibration import calibrated
+from tasks.prediction.calibration import TOLERANCE, calibrated
 from tasks.prediction.models import Named, named
+from tasks.prediction.outputs import overlay
 from tasks.prediction.predictor import Predictor
 from tasks.sampling.episodes import EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
@@ -128,7 +130,9 @@ def test_a_threshold_is_the_score_of_the_conformal_rank(count: int, rate: float)
 
 
 def test_too_few_normal_pictures_for_a_rate_are_refused() -> None:
-    with pytest.raises(BadInput, match=r"98 normal pictures are too few for a rate of 1 % false alarms: it needs 99, .* the lowest is 1 %"):
+    with pytest.raises(
+        BadInput, match=r"98 normal pictures cannot set a threshold for 1 % false alarms: it needs 99; with 98 the lowest rate is 1\.01 %"
+    ):
         calibrated([0.0] * 98, [0.0], 0.01)
     for rate in (0.0, 0.9, -1.0, float("nan")):
         with pytest.raises(BadInput, match="false alarms: a fraction between"):
@@ -156,5 +160,30 @@ def test_false_alarms_are_as_many_as_was_asked_for(tmp_path: Path) -> None:
 def test_prompts_among_the_normal_pictures_set_no_threshold(layout: Path) -> None:
     own = small().prompt(layout / "bricks/train/good/0.png")
     threshold = own.calibrate(sorted((layout / "bricks/train/good").glob("*.png")), false_alarms=0.25)
-    assert len(threshold.normals) == 3 and threshold.value == max(threshold.normals)
+    assert len(threshold.normals) == 3 and threshold.value == pytest.approx(max(threshold.normals) + TOLERANCE)
     assert own.prompt(layout / "bricks/train/good/1.png").threshold is None
+
+
+def test_a_map_is_calm_up_to_what_normal_pictures_reach_and_warm_above() -> None:
+    """One colour scale: what is below is as blue as the picture or bluer, what is above is more red than blue, the more the higher."""
+    grey = np.full((8, 8, 3), 120, dtype=np.uint8)
+    calm = [heated(grey, np.full((8, 8), share * 0.2, np.float32), 0.2)[0, 0].astype(int) for share in (0.0, 0.5, 1.0)]
+    warm = [heated(grey, np.full((8, 8), share * 0.2, np.float32), 0.2)[0, 0].astype(int) for share in (1.01, 1.5, 2.0, 5.0)]
+    assert calm[0].tolist() == [120] * 3 and all(red <= green <= blue <= 150 for red, green, blue in calm)
+    assert all(red > blue + 40 for red, _green, blue in warm)
+    assert warm[0][1] > warm[1][1] > warm[2][1] and warm[2].tolist() == warm[3].tolist()  # yellow turns to red
+
+
+def test_an_overlay_of_a_normal_picture_has_no_warm_colour(layout: Path) -> None:
+    own = small().prompt(layout / "bricks/train/good/0.png")
+    normals = sorted((layout / "bricks").rglob("good/*.png"))[1:]
+    threshold = own.calibrate(normals, false_alarms=0.25)
+    bad = layout / "bricks/test/hole/0.png"
+
+    def warm(file: Path) -> float:
+        [one] = own.each([file])
+        drawn = overlay(one.picture, one.map, own.top).astype(int)
+        return float((drawn[..., 0] > drawn[..., 2] + 20).mean())  # the pictures are grey
+
+    assert own.top == threshold.top > 0
+    assert sum(warm(file) == 0 for file in normals) >= len(normals) - 2 and warm(bad) > 0.01

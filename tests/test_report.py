@@ -28,9 +28,11 @@ from tasks.reporting.report import Inputs, Origin, markdown, write_report
 from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
+from tasks.scoring.decision import PromotionSettings
 from tasks.scoring.figures import FIGURES
 from tasks.scoring.measure import measure
 from tasks.scoring.operating import kinds_of, operating_rows
+from tasks.scoring.recommendation import recommend
 from tasks.scoring.results import Results, results_of
 from tasks.scoring.score import Contender
 from tasks.scoring.scores import Work, read_scored, read_scores
@@ -87,10 +89,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
             read_episodes(files.episodes),
             kinds_of(read_pictures(files.targets)),
         ),
+        recommendation=recommend(
+            results.draws,
+            results.shared,
+            read_episodes(files.episodes),
+            {name: list(read_scored(place)) for name, place in scores.items()},
+            PromotionSettings(),
+            ["metauas"],
+        ),
         curves=Curves.read(folder / "curves"),
         galleries=galleries_of(scores, files, 2),
         evaluation=EvaluationSettings(resolution=256),
         trained=["metauas"],
+        undefined=["parts: category x: all 4 test pictures are anomalous"],
     )
     return file, results
 
@@ -111,9 +122,12 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "0123abc" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
     best = max((row for row in results.figures if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
-    assert f"{best.detector} with" in short and "for 50 % false alarms" in short and "misses" in short  # one picture in each half
-    assert "Add normal test pictures: with 4 a threshold can promise 50 % false alarms and no less; for 1 % it takes 198." in short
-    assert best.detector == "patch-residual" and "Spare the training of metauas here" in short
+    assert f"use <strong>{best.detector} with 1 normal picture</strong>" in short  # two are no better by a point
+    assert "All 2 categories have a threshold, for 33 % false alarms" in short  # two normal test pictures each
+    assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
+    assert "Add normal test pictures: 2 of bricks cannot promise less than 33 % false alarms; 1 % needs 99." in short
+    assert best.detector == "patch-residual" and "Leave out the training of metauas" in short
+    assert page.count("<td>33 %</td>") == 2 and "<li>parts: category x: all 4 test pictures are anomalous.</li>" in page
     main = page.partition('id="compared"')[2].partition("<details>")[0]
     assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
     assert "normal, flagged" in page and "hole, missed" in page

@@ -30,6 +30,7 @@ from tasks.sampling.duplicates import near_duplicates
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from tasks.sampling.sample import sample
 from tasks.sampling.settings import SamplingSettings, Use
+from tasks.sampling.undefined import undefined_metrics
 
 
 @pytest.fixture
@@ -400,7 +401,7 @@ def test_a_category_without_defects_has_episodes_and_is_named(manifests: Path, l
     shutil.rmtree(layout / "stones/ground_truth")
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sampled = sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests))
-    assert sampled.unmeasured == ["parts: stones"]
+    assert sampled.unmeasured == ["parts: category stones: all 2 test pictures are normal, so every metric is undefined"]
     assert {episode.labels for episode in read_episodes(files(manifests).episodes) if episode.category == "stones"} == {(0, 0)}
 
 
@@ -419,3 +420,24 @@ def test_near_duplicates_are_the_nearest_within_three_bits(trained: list[int], t
     assert {pair.tested_on: pair.bits for pair in pairs} == {name: bits for name, bits in nearest.items() if bits <= 3}
     for pair in pairs:
         assert (trained[int(pair.seen[1:])] ^ others[int(pair.tested_on[1:])]).bit_count() == pair.bits
+
+
+def test_which_metrics_are_undefined_is_said_with_the_reason() -> None:
+    def episode(category: str, protocol: str, *labels: int) -> Episode:
+        queries = tuple(f"{category}/{place}.png" for place in range(len(labels)))
+        return Episode("parts", category, protocol, 1, 0, ("p.png",), queries, labels)
+
+    episodes = [
+        episode("a", "class-specific", 0, 1), episode("b", "class-specific", 1, 1, 1, 1), episode("b", "class-agnostic", 1, 1, 1, 1),
+        episode("c", "class-specific", 1), episode("d", "class-specific", 0, 0), episode("e", "one-vs-all", 1, 1),
+    ]  # fmt: skip
+    rows = [
+        PictureRow(f"{category}/0.png", "", "", 1, 1, "parts", category, "test", 1, "hole", mask=f"{category}/0_mask.png", licence="own")
+        for category in "abe"
+    ]
+    assert undefined_metrics(episodes, rows) == [
+        "parts: category b: all 4 test pictures are anomalous, so image AUROC, AP and F1max are undefined; pixel metrics are computed",
+        "parts: category c: its one test picture is anomalous, so every metric is undefined",
+        "parts: category d: all 2 test pictures are normal, so every metric is undefined",
+        "parts: category e: all 2 test pictures are anomalous, so every metric is undefined",
+    ]

@@ -82,7 +82,7 @@ def test_a_picture_gets_the_score_that_it_gets_in_python(prompted: Predictor) ->
     assert [one["picture"] for one in scored] == [f"{place}.png" for place in range(5)]
     assert prompted.threshold is not None
     for one in scored:
-        assert one["threshold"] == prompted.threshold.value
+        assert one["threshold"] == prompted.threshold.value and one["score"] == round(one["score"], 6)  # as in a table
         assert one["verdict"] == ("anomalous" if one["score"] > one["threshold"] else "normal")
     map_ = np.asarray(Image.open(io.BytesIO(base64.b64decode(scored[2]["map"])))) / FULL
     assert np.allclose(map_, maps[2], atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.prediction.options import check_normals
 from flows.running.places import WATCH
 from flows.settings.pipelines import pipeline_named
 from tasks.common.decoding import FULL, Intensity
@@ -44,6 +45,13 @@ class Line:
     def normals(self) -> list[Path]:
         """Lists the pictures that set the threshold. Raises BadInput if there is none."""
         return files_of([self.settings.normals])
+
+    def check_normals(self) -> None:
+        """Refuse normal pictures that are too few for the rate of false alarms, before anything is loaded. Raises BadInput."""
+        try:
+            check_normals(self.normals, self.prompts, self.settings.false_alarms)
+        except BadInput as error:
+            raise BadInput(f"pipelines.yaml: pipelines.{self.pipeline}.watch.normals: {self.settings.normals}: {error}") from error
 
 
 def line_of(pipeline: str) -> Line:

@@ -181,6 +181,6 @@ def _drawn(gradio: Any, line: Line, sitting: Sitting, left: int) -> tuple[Any, .
     if row is None:
         whole = "Nothing is left." if not left else f"Nothing is left but {left} that you skipped, or whose picture is gone."
         return said, None, None, whole, choices
-    about = f"{row.picture}: {row.score:.4f}, threshold {row.threshold:.4f}, scored {row.time[:16].replace('T', ' ')} UTC"
+    about = f"{row.picture}: {row.score:.6f}, threshold {row.threshold:.6f}, scored {row.time[:16].replace('T', ' ')} UTC"
     overlay = line.record.overlay(row)
     return said, small(sitting.picture), small(as_picture(overlay)) if overlay.is_file() else None, about, choices

@@ -98,13 +98,14 @@ def make_kit(pipeline: str, line: Line) -> Path:
     file = folder.parent / MADE_OF_NAME
     if is_kit(folder) and file.is_file() and json.loads(file.read_text(encoding="utf-8")) == made_of:
         return folder
-    named, which = model_in_use(pipeline if settings.detector is None else f"{pipeline}{SEPARATOR}{settings.detector}")
-    predictor = Predictor(named).prompt(line.prompts)
+    line.check_normals()
+    in_use = model_in_use(pipeline if settings.detector is None else f"{pipeline}{SEPARATOR}{settings.detector}")
+    predictor = Predictor(in_use.named).prompt(line.prompts)
     threshold = predictor.calibrate(line.normals, false_alarms=settings.false_alarms)
     file.unlink(missing_ok=True)
     predictor.save(folder)
     write_text(file, json.dumps(made_of, indent=1) + "\n")
-    get_run_logger().info(f"{which}; threshold {threshold}")
+    get_run_logger().info(f"{in_use.which}; threshold {threshold}")
     return folder
 
 
@@ -185,12 +186,12 @@ def _show(line: Line, seen: Watched) -> None:
     lines = [f"# {line.pipeline}: {seen.state}", "", f"{seen}.", ""]
     if flagged:
         lines += ["| score | threshold | picture |", "|---|---|---|"]
-        lines += [f"| {row.score:.4f} | {row.threshold:.4f} | {row.picture} |" for row in flagged[:MOST_SHOWN]]
+        lines += [f"| {row.score:.6f} | {row.threshold:.6f} | {row.picture} |" for row in flagged[:MOST_SHOWN]]
         lines += ["", f"`changepair review {line.pipeline}` shows them, and takes what you say of them."]
     lines += [f"- {row.picture}: {row.reason}" for row in seen.judged if row.verdict == "unreadable"]
     show_page(line.pipeline, "watch", "\n".join(lines) + "\n", str(seen))
     if flagged:
-        show_picture(line.pipeline, "flagged", line.record.overlay(flagged[0]), f"{flagged[0].picture}: {flagged[0].score:.4f}")
+        show_picture(line.pipeline, "flagged", line.record.overlay(flagged[0]), f"{flagged[0].picture}: {flagged[0].score:.6f}")
 
 
 def _announce(line: Line, seen: Watched, kit: str) -> None:

@@ -28,8 +28,8 @@ EXAMPLES = """examples:
   changepair demo --kit line-3 --port 7870
 """
 MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
-HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is red where a picture differs from
-all of the normal ones; the score is 0 for normal … 1 for anomalous."""
+HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is yellow to red where a picture differs
+from the normal ones more than they do; the score is 0 for normal … 1 for anomalous."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,13 +99,13 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         return own, _with_refused(verdict, refused), show(own, strength)
 
     def show(session: Session | None, strength: float) -> list[Any]:
-        from tasks.prediction.outputs import line_of, overlay
+        from tasks.prediction.outputs import line_of, overlay, shown
 
         pictures = []
         for name, one in zip(session.names, session.said, strict=True) if session else ():
             line = line_of(name, one.score, session.predictor.threshold)  # type: ignore[union-attr]
             drawn = overlay(one.picture, one.map, session.predictor.top, strength)  # type: ignore[union-attr]
-            pictures.append((small(drawn), f"{name}: {line.score:.4f}" + (f", {line.verdict}" if line.verdict else "")))
+            pictures.append((small(drawn), f"{name}: {shown(line.score)}" + (f", {line.verdict}" if line.verdict else "")))
         return pictures
 
     def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
@@ -215,14 +215,16 @@ def _ready(session: Session) -> str:
 
 
 def _verdict(session: Session, seconds: float) -> str:
+    from tasks.prediction.outputs import shown
+
     threshold, said = session.predictor.threshold, session.said
     each = f"{1000 * seconds / max(1, len(said)):.0f} ms a picture"
     if threshold is None:
-        scores = ", ".join(f"**{one.score:.4f}**" for one in said)
+        scores = ", ".join(f"**{shown(one.score)}**" for one in said)
         return f"Score{'s' if len(said) > 1 else ''} {scores} ({each})"
     flagged = sum(threshold.exceeded(one.score) for one in said)
     whole = ("**Anomalous**" if flagged else "**Normal**") if len(said) == 1 else f"**{flagged} of {len(said)} anomalous**"
-    return f"{whole}: {', '.join(f'{one.score:.3f}' for one in said)}, threshold {threshold.value:.4f} ({each})"
+    return f"{whole}: {', '.join(shown(one.score) for one in said)}, threshold {shown(threshold.value)} ({each})"
 
 
 def _score_folder(predictor: Predictor, files: Sequence[Path], folder: Path, report: Any) -> tuple[int, list[str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from tasks.common.tiles import MOST
 from tasks.prediction.files import KIT_NAME, files_of, is_kit
 
 if TYPE_CHECKING:
+    from flows.prediction.model_in_use import InUse
     from tasks.prediction.predictor import Predictor
 
 SEVERAL = "a file, a folder or a pattern"
@@ -25,11 +28,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a model folder; a pipeline, for the best detector of its model in use, or <pipeline>/<detector>; or a detector by name. "
-        "The one that comes with the package, if none is given",
+        help="a model folder; a pipeline, for the detector, prompts and threshold of its model in use; <pipeline>/<detector>, for one of "
+        "its detectors alone; or a detector by name. The one that comes with the package, if none is given",
     )
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
-    parser.add_argument("--category", metavar="WORD", help="what the pictures show, for detectors that read")
+    parser.add_argument(
+        "--category",
+        metavar="WORD",
+        help="what the pictures show: chooses among a pipeline's prompts; also for detectors that read",
+    )
     parser.add_argument(
         "--intensity",
         type=_intensity,
@@ -45,10 +52,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(arguments: argparse.Namespace) -> Predictor:
+def load(arguments: argparse.Namespace, *, ready: bool = False) -> Predictor:
     """Load what the options name: a kit, or a model and its prompts. Report which model is used where the user did not say.
 
-    Without a prompt the predictor may not be ready; --tiles holds for prompts that it gets later, too. Raise BadInput for options that
+    A pipeline's model in use brings its prompts and threshold, unless the user gives prompts. ready: whether it is an error that a pipeline
+    has several sets of prompts and --category names none; else the predictor then has no prompts. Without a prompt the predictor may not
+    be ready; --tiles holds for prompts that it gets later, too. Raise BadInput for options that
     contradict each other, and for what cannot be loaded.
     """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
@@ -69,17 +78,38 @@ def load(arguments: argparse.Namespace) -> Predictor:
 
     if kit is not None:
         return Predictor.load(kit)
-    predictor = _of_model(arguments.model)
-    if tiles is not None:
-        if predictor.prompted.prompts and not files:
+    in_use = _in_use(arguments.model)
+    if in_use is None:
+        predictor = Predictor.load("packaged" if arguments.model is None else arguments.model)
+        if tiles is not None and predictor.prompted.prompts and not files:
             raise BadInput(f"--tiles: {arguments.model} is a kit and has its own; leave it out, or give new prompts with --prompt")
+    else:
+        tell(in_use.which)
+        predictor = Predictor(in_use.named)
+    if tiles is not None:
         predictor = Predictor(predictor.model.with_tiles(tiles))
     if arguments.intensity is not None and not files:
-        raise BadInput("--intensity: goes with --prompt; without prompts pictures of more than 8 bits are read by the range of their type")
+        raise BadInput("--intensity: goes with --prompt, as prompts and pictures are read by one range")
+    if in_use is not None and in_use.recommendation is not None:
+        if not files:
+            return _as_recommended(predictor, in_use, arguments, ready)
+        tell(f"{in_use.pipeline}: your prompts replace its own, so its threshold does not apply; set one with --calibrate")
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     category = {} if arguments.category is None else {"category": arguments.category}
     return predictor.prompt(files, intensity=arguments.intensity, **category)
+
+
+def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
+    """Refuse normal pictures that are too few for a threshold, before a model is loaded. Raises BadInput.
+
+    Those that are prompts do not count.
+    """
+    from tasks.prediction.calibration import check_count
+
+    taken = set(map(os.path.realpath, prompts))
+    others = [file for file in normals if os.path.realpath(file) not in taken]
+    check_count(len(others), false_alarms, prompts=len(normals) - len(others))
 
 
 def tell(line: str) -> None:
@@ -87,17 +117,40 @@ def tell(line: str) -> None:
     print(f"changepair: {line}", file=sys.stderr, flush=True)
 
 
-def _of_model(model: str | None) -> Predictor:
-    from tasks.prediction.predictor import Predictor
-
+def _in_use(model: str | None) -> InUse | None:
+    """Find the model in use of a pipeline, where --model names one."""
     if model is not None and Path("pipelines.yaml").is_file():
         from flows.prediction.model_in_use import is_pipeline, model_in_use
 
         if is_pipeline(model):
-            named, which = model_in_use(model)
-            tell(which)
-            return Predictor(named)
-    return Predictor.load("packaged" if model is None else model)
+            return model_in_use(model)
+    return None
+
+
+def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
+    """Give the predictor the prompts and the threshold that the pipeline's decision has for a category."""
+    category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
+    try:
+        use = in_use.use_of(category)
+    except BadInput as error:
+        if ready or category is not None:
+            raise
+        tell(f"{error}. It starts without prompts")
+        return predictor
+    if use is None:
+        tell(f"{about}: {category!r} is no category of its targets, so there is no threshold")
+        return predictor.prompt([], category=category)
+    if use.prompts or not predictor.detector.needs_prompts:
+        category_told = {} if use.word is None else {"category": use.word}
+        predictor.prompt(in_use.prompts_of(use), intensity=use.intensity, **category_told)
+    if tiles is not None and use.threshold is not None:
+        tell(f"{about}: {use.name} has no threshold with --tiles, as it was set without; set one with --calibrate")
+    elif use.threshold is None:
+        tell(f"{about}: {use.name} has no threshold: {use.reason}")
+    else:
+        predictor.threshold = use.threshold
+        tell(f"{about}: {use.name}, {len(use.prompts)} prompt{'' if len(use.prompts) == 1 else 's'}, threshold {use.threshold}")
+    return predictor
 
 
 def _intensity(text: str) -> Intensity:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flows.arguments import COUNT, check_options
 from flows.prediction import options
-from flows.prediction.options import SEVERAL, load, tell
+from flows.prediction.options import SEVERAL, check_normals, load, tell
 from tasks.common.errors import BadInput
 from tasks.prediction.files import files_of, names_of
 
@@ -55,7 +55,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--maps", choices=("png", "npy"), help="write each anomaly map: 16-bit grey PNG (65535 is 1), or float32")
     parser.add_argument("--overlays", action="store_true", help="write each picture with its map laid over it")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once; no score depends on it (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="pictures at once; scores agree within 5e-6 for every number (%(default)s)"
+    )
     parser.set_defaults(run=predict)
 
 
@@ -72,7 +74,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     _check(arguments)
     pictures = files_of(arguments.pictures)
     normals = files_of(arguments.calibrate)
-    predictor = load(arguments)
+    if normals:
+        check_normals(normals, files_of(arguments.prompt), arguments.false_alarms)
+    predictor = load(arguments, ready=True)
     refused: list[BadInput] = []
 
     def refuse(number: int, error: BadInput) -> None:
@@ -80,8 +84,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         tell(str(error))
 
     if normals:
-        predictor.calibrate(normals, false_alarms=arguments.false_alarms, batch_size=arguments.batch_size, refuse=refuse)
-        tell(f"threshold {predictor.threshold}")
+        threshold = predictor.calibrate(normals, false_alarms=arguments.false_alarms, batch_size=arguments.batch_size, refuse=refuse)
+        prompting = len(normals) - len(refused) - len(threshold.normals)
+        if prompting:
+            tell(f"{prompting} of the normal pictures {'is a prompt' if prompting == 1 else 'are prompts'} and cannot set a threshold")
+        tell(f"threshold {threshold}")
     if arguments.write_kit is not None:
         predictor.save(arguments.write_kit)
         tell(f"{arguments.write_kit}: a kit; use it with `changepair predict --kit {arguments.write_kit} <pictures>`")
@@ -125,14 +132,14 @@ def _lines(
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
     """Gives what prints a line, as soon as it is known."""
-    from tasks.prediction.outputs import as_json, csv_lines
+    from tasks.prediction.outputs import as_json, csv_lines, shown
 
     if form == "json":
         return lambda line: print(as_json(line), flush=True)
     if form == "csv":
         return csv_lines(sys.stdout)
-    print(" score  " + ("verdict    " if calibrated else "") + "picture")
-    return lambda line: print(f"{line.score:.4f}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
+    print(" score    " + ("verdict    " if calibrated else "") + "picture")
+    return lambda line: print(f"{shown(line.score)}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
 
 
 def _table(folder: Path | None) -> AbstractContextManager[Callable[[Line], None]]:

@@ -25,6 +25,7 @@ from flows.promotion.history import (
     write_current,
 )
 from flows.promotion.page import write_page
+from flows.promotion.recommended import read_recommendation
 from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
 from flows.running import provenance
 from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE
@@ -37,7 +38,8 @@ from flows.settings.runs import branch_of
 from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
-from tasks.scoring.decision import Decision, choose, decide, same_episodes
+from tasks.scoring.decision import Decision, decide, same_episodes
+from tasks.scoring.recommendation import DECISION_NAME
 from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
 
 
@@ -67,7 +69,7 @@ def _decided(pipeline: str) -> Outcome:
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
-        return Outcome(RunState.IN_USE, f"this model is in use, since {_when(current.time)}")
+        return _again(pipeline, current)
     candidate = candidate_hash(pipeline)
     back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # where nothing is trained, all have one name
     if back is not None:  # else the next run would undo what a person decided
@@ -81,6 +83,17 @@ def _decided(pipeline: str) -> Outcome:
     if decision.promoted:
         return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, decision.reason)), decision)
     return _kept(pipeline, decision.reason, decision)
+
+
+def _again(pipeline: str, current: Model) -> Outcome:
+    """Keep the model that is in use, and take the new decision on its detector, prompts and thresholds, if there is one."""
+    since = f"this model is in use, since {_when(current.time)}"
+    new, old = (folder / DECISION_NAME for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
+    if old.is_file() and old.read_bytes() == new.read_bytes():
+        return Outcome(RunState.IN_USE, since)
+    if current.action == "rolled back":  # a person chose the old decision
+        return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
+    return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model; how it is used has changed")))
 
 
 def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
@@ -144,8 +157,7 @@ def take(pipeline: str, reason: str) -> Model:
     of the two models is in use, whole."""
     settings = enabled_pipeline(pipeline)
     stored = store_candidate(pipeline, settings.trained, _measured_as(pipeline, settings))
-    choice = choose(read_draws(EVALUATION / pipeline / DRAWS_NAME), settings.promotion, settings.trained)
-    model = new_model(pipeline, stored, reason, "promoted", "" if choice is None else str(choice))
+    model = new_model(pipeline, stored, reason, "promoted", str(read_recommendation(EVALUATION / pipeline) or ""))
     write_current(pipeline, model)
     settle(pipeline, model)
     return model

@@ -22,6 +22,7 @@ from flows.running.places import CANDIDATE, EVALUATION, IN_USE
 from flows.running.records import read_record
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text, written_beside
+from tasks.scoring.recommendation import DECISION_NAME
 from tasks.scoring.results import DRAWS_NAME
 
 POINTER = "in-use.dvc"
@@ -45,7 +46,8 @@ def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Measur
         taken.mkdir()
         for detector in detectors:
             shutil.copytree(folder / CANDIDATE / detector, taken / detector)
-        shutil.copyfile(EVALUATION / pipeline / DRAWS_NAME, taken / DRAWS_NAME)
+        for name in (DRAWS_NAME, DECISION_NAME):
+            shutil.copyfile(EVALUATION / pipeline / name, taken / name)
         write_text(taken / SETTINGS_NAME, json.dumps(asdict(measured_as), indent=1, sort_keys=True, default=str) + "\n")
         with Repo() as repo, repo.lock:
             staged, meta, stored = build(repo.cache.local, str(taken), repo.fs, "md5")

@@ -10,6 +10,7 @@ this project, as `changepair export` copies it next to a model.
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ def range_of(decoded: Decoded, intensity: Intensity) -> Range:
     """Give the range that a deep picture is scaled by. Raises Undecodable if its samples do not belong to that range."""
     chosen = intensity.of(decoded.kind)
     low, high = chosen or _full(decoded)
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise Undecodable(f"its intensity range, {Range(low, high)}, is empty; state another one")
     samples = decoded.samples
     outside = float(((samples < low) | (samples > high)).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
 ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side
 SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
+CALM = (60, 110, 220)
+"""Of what normal pictures show too."""
+WARM = (0.62, 0.97)
+"""From yellow to dark red, in the colour map turbo."""
+STEPS = 256
+"""Of the colour scale up to what normal pictures reach, and as many above."""
+ROWS = 256
+"""Of a picture that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,33 @@ def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
     return sheet
 
 
-def heated(picture: Picture, level: NDArray[np.floating]) -> Picture:
-    """Lays a map over a picture, both HxW: 0 blue and faint … 1 red and strong."""
+def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
+    """Lay an anomaly map over a picture, both HxW. The one colour scale of every overlay.
+
+    Values up to `top`, which normal pictures reach too, are uncoloured to a faint blue. Greater ones are yellow to dark red, and dark red
+    from twice `top` on. top: as `Predictor.top` gives it; 0 where it is unknown, for half of the map's own maximum.
+    """
+    scale = STEPS / max(top or float(map_.max()) / 2, 1e-6)
+    added, kept = _heat()
+    drawn = np.empty_like(picture)
+    for start in range(0, len(picture), ROWS):  # so that a large picture takes little memory
+        rows = slice(start, start + ROWS)
+        step = np.clip(np.ceil(map_[rows] * scale - 1e-3), 0, 2 * STEPS).astype(np.intp)
+        drawn[rows] = added[step] + kept[step, None] * picture[rows]
+    return drawn
+
+
+@cache
+def _heat() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give what each step of the colour scale adds to a picture, Nx3, and the share of the picture that it keeps, N."""
     from matplotlib import colormaps  # half a second
 
-    colour = colormaps["turbo"](level)[..., :3] * 255
-    opacity = (0.25 + 0.5 * level)[..., None]
-    return (opacity * colour + (1 - opacity) * picture).astype(np.uint8)
+    ratio = np.arange(2 * STEPS + 1) / STEPS
+    over = ratio > 1
+    warm = colormaps["turbo"](WARM[0] + (WARM[1] - WARM[0]) * np.clip(ratio - 1, 0, 1))[:, :3] * 255
+    opacity = np.where(over, 0.45 + 0.3 * (ratio - 1), 0.25 * ratio)
+    colour = np.where(over[:, None], warm, CALM)
+    return (opacity[:, None] * colour).astype(np.float32), (1 - opacity).astype(np.float32)
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:

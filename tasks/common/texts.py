@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,17 @@ def need_columns(file: Path, columns: Sequence[str], names: Sequence[str], what:
     missing = [name for name in columns if name not in names]
     if missing:
         raise BadInput(f"{file}: no column {missing[0]!r}; not {what}, for it has {in_short(', '.join(map(str, names)) or 'none')}")
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """Write a fraction in percent, with that many significant digits and no exponent.
+
+    >>> percent(1.0), percent(0.0476), percent(0.00012), percent(0.0)
+    ('100', '4.8', '0.012', '0')
+    """
+    if fraction == 0:
+        return "0"
+    value = 100 * fraction
+    places = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))))
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

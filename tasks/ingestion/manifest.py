@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tasks.common.decoding import Intensity, Range
 from tasks.common.rows import Int8, Int32
 
 NORMAL = 0
@@ -36,3 +38,12 @@ class PictureRow:
     def is_normal_training(self) -> bool:
         """Tells whether it may be learnt from as normal, and prompt."""
         return self.split == "train" and self.label == NORMAL
+
+
+def intensities_of(rows: Iterable[PictureRow]) -> dict[str, Intensity]:
+    """Give the range by which pictures of more than 8 bits were scaled, by dataset; datasets without such a picture are left out."""
+    ranges: dict[str, dict[str, Range]] = {}
+    for row in rows:
+        if row.samples is not None and row.low is not None and row.high is not None:
+            ranges.setdefault(row.dataset, {})[row.samples] = Range(row.low, row.high)
+    return {dataset: Intensity(found.get("integer"), found.get("float")) for dataset, found in ranges.items()}

@@ -42,7 +42,7 @@ def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) ->
     """Tests scores, in the order they came, against those that set the threshold; above it none counts, on either side: that is what
     passes as normal.
 
-    The score that is the threshold is left out: the others below it are, given it, like those of fresh pictures that pass.
+    The score that set the threshold is left out: the others below it are, given it, like those of fresh pictures that pass.
 
     >>> from tasks.prediction.calibration import calibrated
     >>> random = np.random.default_rng(0)
@@ -52,8 +52,9 @@ def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) ->
     >>> drift_of(threshold, random.normal(0.11, 0.01, 500).tolist(), chance=0.01).since < 100
     True
     """
-    before = sorted(score for score in threshold.normals if score < threshold.value)
-    fresh = [score for score in scores if score < threshold.value]
+    limit = max((score for score in threshold.normals if not threshold.exceeded(score)), default=threshold.value)
+    before = sorted(score for score in threshold.normals if score < limit)
+    fresh = [score for score in scores if score < limit]
     ties = generator(0, "drift", len(before)).random(len(fresh))
     capital = np.zeros((2, len(POWERS)))  # logarithms: on p near 0, and near 1
     evidence, since = 0.0, None

@@ -21,7 +21,7 @@ class WatchSettings:
     normals: Annotated[str, Some()]
     """Normal pictures that set the threshold, others than the prompts: a file, a folder or a pattern."""
     detector: str | None = None
-    """Which of the pipeline's; null for the one that was best on its targets."""
+    """One of the pipeline's detectors; null for the one that its report recommends."""
     false_alarms: Annotated[float, Between(0.0001, 0.5)] = 0.01
     """The rate of normal pictures that may be flagged, as a fraction."""
     alert: Annotated[float, Between(0, 1)] = 0.1

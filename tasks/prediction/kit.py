@@ -30,7 +30,7 @@ from tasks.detectors.models.encoder import Features
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.stored import settings_as_json, settings_from_json
 from tasks.detectors.weights import MODEL_NAME, load_model, read_weights
-from tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold
+from tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold, rounded_up
 from tasks.prediction.files import KIT_NAME, is_kit
 from tasks.prediction.models import Named, empty, portable
 
@@ -130,6 +130,7 @@ def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:
     numbers = {key: _number(content[key]) for key in ("value", "false_alarms", "low", "high", "top")}
     if not (LEAST_RATE <= numbers["false_alarms"] <= MOST_RATE and 0 <= numbers["low"] <= numbers["high"] <= 1):
         raise ValueError("a threshold of rates that are none")
+    numbers["value"] = rounded_up(numbers["value"])  # older kits have more digits than are reported
     return Threshold(**numbers, normals=tuple(map(_number, content["normals"])))
 
 

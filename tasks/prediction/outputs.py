@@ -18,7 +18,7 @@ from PIL import Image
 from tasks.common.files import written_beside
 from tasks.common.pictures import Picture
 from tasks.common.sheets import heated
-from tasks.prediction.calibration import Threshold
+from tasks.prediction.calibration import DECIMALS, Threshold, reported
 
 if TYPE_CHECKING:
     from tasks.prediction.predictor import Prediction
@@ -31,7 +31,7 @@ Verdict = Literal["normal", "anomalous"]
 
 @dataclass(frozen=True)
 class Line:
-    """A picture's line in a table; the columns' names are the fields'."""
+    """A picture's line in a table; the columns' names are the fields'. Its numbers are the reported ones, which the verdict compares."""
 
     picture: str
     score: float
@@ -41,32 +41,31 @@ class Line:
 
 
 def line_of(name: str, score: float, threshold: Threshold | None) -> Line:
+    """Report a picture's score and verdict."""
     if threshold is None:
-        return Line(name, score, None, None)
-    return Line(name, score, threshold.value, "anomalous" if threshold.exceeded(score) else "normal")
+        return Line(name, reported(score), None, None)
+    return Line(name, reported(score), threshold.value, "anomalous" if threshold.exceeded(score) else "normal")
+
+
+def shown(number: float) -> str:
+    """Write a score or a threshold with the digits that are compared."""
+    return f"{number:.{DECIMALS}f}"
 
 
 def as_csv(line: Line) -> list[str]:
-    """Gives a line's cells; a score to the last bit of its float32."""
-    cells = asdict(line)
-    cells["score"] = f"{np.float32(line.score)!s}"
-    return ["" if cell is None else str(cell) for cell in cells.values()]
+    """Give a line's cells."""
+    return [line.picture, shown(line.score), "" if line.threshold is None else shown(line.threshold), line.verdict or ""]
 
 
 def as_json(line: Line) -> str:
-    return json.dumps({**asdict(line), "score": float(str(np.float32(line.score)))}, ensure_ascii=False)
-
-
-def level_of(map_: NDArray[np.float32], top: float) -> NDArray[np.float32]:
-    """Scales a map to be looked at, 0..1: 1 is twice what maps of normal pictures show at their most, for every picture the same. top: as
-    `Predictor.top` has it; 0 for the picture's own maximum, where nothing is known."""
-    return np.clip(map_ / max(2 * top or float(map_.max()), 1e-6), 0, 1)
+    """Give a line as a JSON object."""
+    return json.dumps(asdict(line), ensure_ascii=False)
 
 
 def overlay(picture: Picture, map_: NDArray[np.float32], top: float, strength: float = 1.0) -> Picture:
-    """Lays a map HxW over its picture, as `level_of` scales it. strength: 0, the picture alone, to 1."""
-    shown = heated(picture, level_of(map_, top))
-    return shown if strength == 1.0 else (strength * shown + (1 - strength) * picture).astype(np.uint8)
+    """Lay a map HxW over its picture, on the scale of `heated`. strength: 0, the picture alone, to 1."""
+    drawn = heated(picture, map_, top)
+    return drawn if strength == 1.0 else (strength * drawn + (1 - strength) * picture).astype(np.uint8)
 
 
 def write_map(file: Path, map_: NDArray[np.float32]) -> None:

@@ -29,7 +29,7 @@ from tasks.common.tensors import joined_maps, squared_tile, uncropped
 from tasks.common.tiles import Box, Grid, boxes, grid_of
 from tasks.detectors.models.detector import ANY_CATEGORY
 from tasks.detectors.models.encoder import Features
-from tasks.prediction.calibration import Threshold, calibrated
+from tasks.prediction.calibration import Threshold, calibrated, check_count
 from tasks.prediction.files import is_kit
 from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
 from tasks.prediction.models import Named, named
@@ -37,6 +37,9 @@ from tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_pictu
 
 BATCH = 8
 """Pictures, or tiles, that go through the encoder at once."""
+BEYOND_PROMPTS = 1.2
+"""How far the maps of normal pictures reach, as a multiple of what the prompts' mirror images reach. Of 4 packaged detectors on 5 textures,
+with 1 and 4 prompts, the median of 8 fresh normal pictures was within it in 32 of 40 cases."""
 CPU = torch.device("cpu")
 Refuse = Callable[[int, BadInput], None]
 Item = TypeVar("Item")
@@ -85,7 +88,8 @@ class Said(NamedTuple):
 
 
 class Predictor:
-    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts alone.
+    """A detector with its prompts, and its threshold where it was calibrated. A score depends on the picture and the prompts
+    alone, to 5e-6: its last bits differ with the number of pictures at once.
 
     >>> import skimage.data
     >>> texture = skimage.data.gravel()
@@ -167,8 +171,8 @@ class Predictor:
 
     @property
     def top(self) -> float:
-        """The highest value that a map has of normal pictures, as far as is known."""
-        return self.prompted.top if self.threshold is None else self.threshold.top
+        """The map value that normal pictures reach: by those that set the threshold, else estimated from the prompts."""
+        return (self.threshold.top if self.threshold is not None else 0.0) or BEYOND_PROMPTS * self.prompted.top
 
     def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
         """Scores pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures, `each`."""
@@ -198,13 +202,18 @@ class Predictor:
     def calibrate(
         self, normals: Iterable[PictureLike], *, false_alarms: float = 0.01, batch_size: int = BATCH, refuse: Refuse | None = None
     ) -> Threshold:
-        """Sets the threshold by normal pictures (those among them that are prompts do not count), and gives it. false_alarms: the rate of
-        them, a fraction. Raises BadInput if the pictures are too few for it."""
-        scores, tops = [], []
+        """Set the threshold by normal pictures, and return it. Pictures that are prompts do not count.
+
+        false_alarms: their rate, a fraction. Raises BadInput if the other pictures are too few for it.
+        """
+        scores, tops, prompts = [], [], 0
         for one in self.each(normals, batch_size=batch_size, refuse=refuse):
-            if _hash(one.picture) not in self.prompted.prompts:
-                scores.append(one.score)
-                tops.append(float(one.map.max()))
+            if _hash(one.picture) in self.prompted.prompts:
+                prompts += 1
+                continue
+            scores.append(one.score)
+            tops.append(float(one.map.max()))
+        check_count(len(scores), false_alarms, prompts=prompts)
         self.threshold = calibrated(scores, tops, false_alarms)
         return self.threshold
 

@@ -1,125 +1,174 @@
-"""Says which detector to use on a target, and what it would do there."""
+"""Say how to use a pipeline's model on each target, and what it would do there."""
 
 from __future__ import annotations
 
-import math
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from tasks.common.texts import percent
 from tasks.ingestion.listing import GOOD
+from tasks.prediction.calibration import DECIMALS, needed
 from tasks.scoring.operating import RATE, OperatingRow
-from tasks.scoring.results import ALL, FigureRow
+from tasks.scoring.recommendation import Recommendation, Use, found_of, with_prompts
+from tasks.scoring.results import ALL, ComparisonRow, FigureRow
 
 FIGURE, BESIDE = "image_auroc", "pixel_aupro"
 MANY, WIDE = 0.2, 0.1
 """A share of misses, and a width of an interval, that something should be done about."""
-NEAR = 0.01
-"""Fewer prompts are advised where they cost no more of the figure than this."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Of one target, by its first protocol: the detector of the highest image AUROC, with the fewest prompts that come near it."""
+    """How to use the model on one target."""
 
-    figure: FigureRow
-    """Of FIGURE, and says which detector, protocol and shots are advised."""
+    target: str
+    detector: str
+    uses: Sequence[Use]
+    """Of its categories."""
+    several: bool
+    """Whether the model has other uses too, so that --category chooses one."""
+    figure: FigureRow | None
+    """FIGURE of the detector at these shots; None where it is undefined."""
     beside: FigureRow | None
-    """Of BESIDE; None where there are no masks."""
+    """BESIDE of it; None where there are no masks."""
     kinds: Mapping[str, Mapping[str, OperatingRow]]
     """Of every detector with as many prompts, by kind of picture: `good` first, then defects, then all that are anomalous (``)."""
 
     @property
-    def own(self) -> Mapping[str, OperatingRow]:
-        """What the advised detector does, by kind of picture; empty where there were too few normal pictures for a threshold."""
-        return {kind: rows[self.figure.detector] for kind, rows in self.kinds.items() if self.figure.detector in rows}
+    def protocol(self) -> str:
+        return self.uses[0].protocol
+
+    @property
+    def shots(self) -> int:
+        return self.uses[0].shots
 
     @property
     def what(self) -> str:
-        """Says what to use."""
-        return f"{self.figure.detector} with {self.figure.shots} normal picture{'' if self.figure.shots == 1 else 's'}"
+        """Say what to use."""
+        return f"{self.detector} {with_prompts(self.shots)}"
 
     @property
     def how_good(self) -> str:
-        """Says its figures, in percent, with their 95 % interval."""
+        """Give its metrics in percent, with their 95 % interval."""
+        also = f"AUPRO {100 * self.beside.mean:.1f} %" if self.beside is not None else ""
+        if self.figure is None:
+            return f"Image AUROC is undefined here{f'; {also}' if also else ''}."
         low, high = (f"{100 * value:.1f}" for value in (self.figure.low, self.figure.high))
-        beside = f", AUPRO {100 * self.beside.mean:.1f} %" if self.beside is not None else ""
-        return f"Image AUROC {100 * self.figure.mean:.1f} % ({low} to {high}){beside}."
+        return f"Image AUROC {100 * self.figure.mean:.1f} % ({low} to {high}){f', {also}' if also else ''}."
 
     @property
     def at_the_threshold(self) -> str:
-        """Says what it flags and misses at its threshold, in percent, with 95 % intervals."""
-        normal, anomalous = self.own.get(GOOD), self.own.get("")
-        if normal is None or anomalous is None:
-            return "There are too few normal test pictures to set a threshold by."
-        return (
-            f"At the threshold for {100 * normal.rate:.2g} % false alarms, {normal.threshold:.3f}, it flags {100 * normal.flagged:.1f} % "
-            f"of {normal.pictures} normal pictures ({100 * normal.low:.1f} to {100 * normal.high:.1f}) and misses "
-            f"{100 * (1 - anomalous.flagged):.1f} % of {anomalous.pictures} anomalous ones "
-            f"({100 * (1 - anomalous.high):.1f} to {100 * (1 - anomalous.low):.1f})."
-        )
+        """Give the threshold with its rate of false alarms, and what it finds."""
+        known = [use.threshold for use in self.uses if use.threshold is not None]
+        if not known:
+            return f"There is no threshold: {self.uses[0].reason}."
+        one = known[0]
+        if len(self.uses) == 1:
+            words = (
+                f"Its threshold is {one.value:.{DECIMALS}f}, for {percent(one.false_alarms)} % false alarms. {len(one.normals)} normal "
+                f"test pictures set it; its rate is {percent(one.low)} to {percent(one.high)} % (95 % interval)."
+            )
+        else:
+            categories = f"All {len(known)}" if len(known) == len(self.uses) else f"{len(known)} of {len(self.uses)}"
+            words = f"{categories} categories have a threshold, for {self._rates} % false alarms."
+        found = found_of(self.uses)
+        if found is None:
+            return words
+        flagged, anomalous, low, high = found
+        share = f"{100 * flagged / anomalous:.1f} %, {100 * low:.1f} to {100 * high:.1f}"
+        return f"{words} {'It flags' if len(known) == 1 else 'They flag'} {flagged} of {anomalous} anomalous test pictures ({share})."
+
+    @property
+    def _rates(self) -> str:
+        rates = sorted({use.threshold.false_alarms for use in self.uses if use.threshold is not None})
+        return percent(rates[0]) if len(rates) == 1 else f"{percent(rates[0])} to {percent(rates[-1])}"
+
+    def command(self, pipeline: str, use: Use | None = None) -> str:
+        """Give the command that scores a part with this detector, these prompts and this threshold. use: None for the first category."""
+        chosen = f" --category {shlex.quote((use or self.uses[0]).name)}" if self.several else ""
+        own = "" if (use or self.uses[0]).prompts or self.shots == 0 else " --prompt normal.png"
+        return f"changepair predict --model {pipeline}{own or chosen} part.png"
 
     @property
     def detectors(self) -> list[str]:
         return list(dict.fromkeys(name for rows in self.kinds.values() for name in rows))
 
 
-def next_steps(advice: Advice, figures: Sequence[FigureRow], trained: Collection[str]) -> list[str]:
-    """Says what would make the advice surer or the detector better, the most useful first; [] where there is nothing. trained: the
-    detectors that were, here."""
-    steps, own = [], advice.own
-    normal, anomalous = own.get(GOOD), own.get("")
-    if normal is not None and normal.rate > RATE:
-        needed = 2 * math.ceil(1 / RATE - 1)
+def next_steps(
+    advice: Advice, pipeline: str, figures: Sequence[FigureRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
+) -> list[str]:
+    """List what would make the threshold surer or the detector better, the most useful first.
+
+    trained: the detectors that were trained here.
+    """
+    steps = []
+    few = [use for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
+    if few:
+        fewest = min(few, key=lambda use: len(use.threshold.normals) if use.threshold is not None else 0)
+        assert fewest.threshold is not None
+        of = f" of {fewest.category}" if len(advice.uses) > 1 else ""
         steps.append(
-            f"Add normal test pictures: with {normal.pictures} a threshold can promise {100 * normal.rate:.2g} % false alarms and no less; "
-            f"for {100 * RATE:g} % it takes {needed}."
+            f"Add normal test pictures: {len(fewest.threshold.normals)}{of} cannot promise less than "
+            f"{percent(fewest.threshold.false_alarms)} % false alarms; {percent(RATE)} % needs {needed(RATE)}."
         )
-    if anomalous is not None and 1 - anomalous.flagged > MANY:
+    found = found_of(advice.uses)
+    if found is not None and 1 - found[0] / found[1] > MANY:
         steps.append(
-            f"Look at what is missed below: {100 * (1 - anomalous.flagged):.0f} % at this threshold. More false alarms may be cheaper than "
-            "that (changepair predict --calibrate … --false-alarms 0.05)."
+            f"Look at the missed pictures below: {100 * (1 - found[0] / found[1]):.0f} % are below the threshold. More false alarms may "
+            "cost less than that (changepair predict --calibrate … --false-alarms 0.05)."
         )
-    if advice.figure.high - advice.figure.low > WIDE:
+    if advice.figure is not None and advice.figure.high - advice.figure.low > WIDE:
         steps.append(
-            f"Measure on more pictures: the figure may be anywhere from {100 * advice.figure.low:.0f} to {100 * advice.figure.high:.0f} %."
+            f"Measure on more pictures: the image AUROC may be from {100 * advice.figure.low:.0f} to {100 * advice.figure.high:.0f} %."
         )
-    alike = [
-        row
-        for row in figures
-        if (row.target, row.category, row.protocol, row.shots) == (advice.figure.target, ALL, *_about(advice.figure)[1:])
-    ]
-    of_figure = {row.detector: row.mean for row in alike if row.figure == FIGURE}
-    free = max((value for name, value in of_figure.items() if name not in trained), default=0.0)
-    worse = [name for name, value in of_figure.items() if name in trained and value < free]
+    alike = [row for row in figures if row.category == ALL and row.figure == FIGURE and _about(row) == _about(advice)]
+    values = {row.detector: row.mean for row in alike}
+    better = [name for name in values if _clearly_better(name, advice, comparisons)]
+    if better:
+        best = max(better, key=lambda name: values[name])
+        steps.append(
+            f"On {advice.target} alone {best} is better, with an image AUROC of {100 * values[best]:.1f} %: "
+            f"changepair predict --model {pipeline}/{best} --prompt normal.png part.png."
+        )
+    free = max((value for name, value in values.items() if name not in trained), default=0.0)
+    worse = [name for name, value in values.items() if name in trained and value < free]
     if worse:
-        steps.append(f"Spare the training of {', '.join(worse)} here, or train on what is nearer: one that needs no training is better.")
+        steps.append(f"Leave out the training of {', '.join(worse)}, or train on a nearer domain: a detector without training is better.")
     return steps
 
 
-def advice_of(figures: Sequence[FigureRow], operating: Sequence[OperatingRow]) -> list[Advice]:
-    """Advises on every target that has the figure."""
+def advice_of(recommendation: Recommendation, figures: Sequence[FigureRow], operating: Sequence[OperatingRow]) -> list[Advice]:
+    """Give the advice on every target that the recommendation has."""
     advised = []
-    for target in dict.fromkeys(row.target for row in figures):
-        of_target = [row for row in figures if row.target == target and row.category == ALL]
-        protocol = of_target[0].protocol
-        measured = [row for row in of_target if row.protocol == protocol and row.figure == FIGURE]
-        if not measured:
-            continue
-        best = max(measured, key=lambda row: row.mean)
-        near = [row for row in measured if row.detector == best.detector and row.mean >= best.mean - NEAR]
-        chosen = min(near, key=lambda row: row.shots)
-        beside = [row for row in of_target if _about(row) == _about(chosen) and row.figure == BESIDE]
-        advised.append(Advice(chosen, beside[0] if beside else None, _kinds(chosen, operating)))
+    for target in dict.fromkeys(use.target for use in recommendation.uses):
+        uses = recommendation.of(target)
+        key = (target, uses[0].protocol, uses[0].shots)
+        own = {
+            row.figure: row
+            for row in figures
+            if (row.target, row.protocol, row.shots) == key and (row.category, row.detector) == (ALL, recommendation.detector)
+        }
+        kinds: dict[str, dict[str, OperatingRow]] = {}
+        for row in operating:
+            if (row.target, row.protocol, row.shots) == key and row.category == ALL:
+                kinds.setdefault(row.defect, {})[row.detector] = row
+        ordered = dict(sorted(kinds.items(), key=lambda item: (item[0] != GOOD, item[0] == "", item[0])))
+        several = len(recommendation.uses) > 1
+        advised.append(Advice(target, recommendation.detector, uses, several, own.get(FIGURE), own.get(BESIDE), ordered))
     return advised
 
 
-def _kinds(chosen: FigureRow, operating: Sequence[OperatingRow]) -> dict[str, dict[str, OperatingRow]]:
-    kinds: dict[str, dict[str, OperatingRow]] = {}
-    for row in operating:
-        if (row.target, row.category, row.protocol, row.shots) == (chosen.target, ALL, chosen.protocol, chosen.shots):
-            kinds.setdefault(row.defect, {})[row.detector] = row
-    return dict(sorted(kinds.items(), key=lambda item: (item[0] != GOOD, item[0] == "", item[0])))
+def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonRow]) -> bool:
+    """Tell whether the interval of the paired difference to the recommended detector is on this one's side."""
+    for row in comparisons:
+        if row.figure == FIGURE and _about(row) == _about(advice):
+            if (row.detector, row.other) == (name, advice.detector):
+                return row.low > 0
+            if (row.other, row.detector) == (name, advice.detector):
+                return row.high < 0
+    return False
 
 
-def _about(row: FigureRow) -> tuple[str, str, int]:
-    return row.detector, row.protocol, row.shots
+def _about(row: FigureRow | ComparisonRow | Advice) -> tuple[str, str, int]:
+    return row.target, row.protocol, row.shots

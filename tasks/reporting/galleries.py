@@ -18,7 +18,9 @@ from tasks.common.pictures import Picture, read_mask, read_picture
 from tasks.common.places import place_of
 from tasks.common.sheets import PAPER, TILE, Line, contact_sheet, heated, outlined
 from tasks.ingestion.manifest import ANOMALOUS
+from tasks.prediction.calibration import least_rate, top_of
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.scoring.operating import RATE
 from tasks.scoring.scores import Scored, read_scored
 from tasks.scoring.shown import shown_episodes
 
@@ -62,18 +64,12 @@ class Gallery:
     target: str
     overlays: list[Shown]
     picks: list[Pick]
+    tops: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By category and detector, the map value that normal pictures reach, which colours are scaled by."""
 
     def of(self, detector: str) -> list[Pick]:
         """Lists the pictures of one detector."""
         return [pick for pick in self.picks if pick.detector == detector]
-
-    def scale(self, category: str, detector: str) -> tuple[float, float]:
-        """Gives one scale for a category's maps, so that a normal picture looks calm beside an anomalous one."""
-        everything = (*self.overlays, *(pick.shown for pick in self.picks))
-        values = np.concatenate(
-            [shown.maps[detector].ravel() for shown in everything if shown.category == category and detector in shown.maps]
-        )
-        return float(np.quantile(values, 0.5)), float(np.quantile(values, 0.998))
 
 
 def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) -> list[Gallery]:
@@ -99,6 +95,7 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
             prompt = next(iter(episode.prompts), None)
             shown[category, image] = Shown(image, prompt, category, label, mask_of[image])
     ranked: dict[str, list[tuple[float, Shown, float, float]]] = defaultdict(list)
+    tops: dict[tuple[str, str], float] = {}
     for detector, episode, item in scored:
         category = episode.category
         if episode != chosen[category]:
@@ -106,6 +103,8 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
         labels = episode.labels[: len(item.scores)]
         threshold = best_threshold(np.array(labels) == ANOMALOUS, item.scores)
         spread = max(float(item.scores.std()), 1e-12)
+        maxima = item.maxima(labels)
+        tops[category, detector] = top_of(maxima, least_rate(len(maxima), RATE))
         for place, (image, label, score) in enumerate(zip(episode.queries, labels, item.scores.tolist(), strict=False)):
             if item.maps is not None:
                 shown[category, image].maps[detector] = item.maps[place]
@@ -123,7 +122,7 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
         for kind in KINDS:
             picks += [Pick(detector, kind, which, score, threshold) for _margin, which, score, threshold in order[kind][:count]]
     overlays = [shown[category, image] for category, episode in chosen.items() for image in episode.queries[:count]]
-    return Gallery(target, overlays, picks)
+    return Gallery(target, overlays, picks, tops)
 
 
 def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
@@ -176,7 +175,7 @@ def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
 
 def _short_caption(pick: Pick) -> str:
     """Says the same as `caption` in what fits above four tiles; the kind says on which side of the threshold it is."""
-    said = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.3f}, threshold {pick.threshold:.3f} ({_short(pick.shown.image)})"
+    said = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, best F1 at {pick.threshold:.6f} ({_short(pick.shown.image)})"
     return said if len(said) <= FITS else f"{said[: FITS - 1]}…"
 
 
@@ -192,7 +191,7 @@ def strip(gallery: Gallery, pick: Pick) -> Image.Image:
 def caption(pick: Pick) -> str:
     side = "anomalous" if pick.shown.label == ANOMALOUS else "normal"
     flagged = "above" if pick.score > pick.threshold else "below"
-    judged = f"scored {pick.score:.3f}, {flagged} the threshold of best F1, {pick.threshold:.3f}"
+    judged = f"scored {pick.score:.6f}, {flagged} the threshold of best F1, {pick.threshold:.6f}"
     return f"{pick.shown.category}: {side}, {judged} ({_short(pick.shown.image)})"
 
 
@@ -228,7 +227,5 @@ def _query(shown: Shown) -> Picture:
 def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:
     if detector not in shown.maps:
         return _blank(PAPER[0])
-    low, high = gallery.scale(shown.category, detector)
-    level = np.clip((shown.maps[detector] - low) / max(high - low, 1e-6), 0, 1)
-    small = np.asarray(Image.fromarray(level).resize((TILE, TILE), Image.Resampling.BILINEAR))
-    return heated(read_picture(place_of(shown.image), TILE), small)
+    small = np.asarray(Image.fromarray(shown.maps[detector]).resize((TILE, TILE), Image.Resampling.BILINEAR))
+    return heated(read_picture(place_of(shown.image), TILE), small, gallery.tops.get((shown.category, detector), 0.0))

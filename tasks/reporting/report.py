@@ -18,14 +18,15 @@ from PIL import Image
 from tasks.common.files import write_text
 from tasks.common.pictures import read_picture
 from tasks.common.reasons import in_general
-from tasks.common.texts import csv_lines
-from tasks.reporting.advice import BESIDE, FIGURE, NEAR, Advice, advice_of, next_steps
+from tasks.common.texts import csv_lines, percent
+from tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
 from tasks.reporting.charts import Drawn, charts_of, training_chart
 from tasks.reporting.curves import Curves
 from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
 from tasks.reporting.published import Published, beside
 from tasks.scoring.figures import FIGURES, heading
 from tasks.scoring.operating import OperatingRow
+from tasks.scoring.recommendation import NEAR, Recommendation
 from tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
 from tasks.scoring.settings import EvaluationSettings
 from tasks.training.log import LOG_NAME
@@ -72,13 +73,18 @@ def write_report(
     comparisons: Sequence[ComparisonRow],
     curves: Curves,
     operating: Sequence[OperatingRow],
+    recommendation: Recommendation,
     galleries: Sequence[Gallery],
     evaluation: EvaluationSettings,
     trained: Collection[str] = (),
+    undefined: Sequence[str] = (),
 ) -> None:
-    """Writes the report: which detector to use and what to do next; figures, curves, galleries, failures, training, and how to make all of
-    it again. trained: the detectors that were, here."""
-    advised = {advice.figure.target: advice for advice in advice_of(figures, operating)}
+    """Write the report: how to use the model and what to do next; metrics, curves, galleries, failures, training, and how to reproduce it.
+
+    trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`.
+    """
+    advised = {advice.target: advice for advice in advice_of(recommendation, figures, operating)}
+    pipeline = origin.pipeline
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
     logs += [("inpainting model", log) for log in [inputs.inpainter / LOG_NAME] if log.is_file()]
@@ -93,8 +99,11 @@ def write_report(
             convention=evaluation.convention,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
-            steps={target: next_steps(advice, figures, trained) for target, advice in advised.items()},
+            steps={target: next_steps(advice, pipeline, figures, comparisons, trained) for target, advice in advised.items()},
             near=NEAR,
+            metric=heading(recommendation.choice.figure) if recommendation.choice is not None else "",
+            percent=percent,
+            undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             training=[_chart(training_chart(title, log)) for title, log in logs],
             sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png"))},
@@ -162,9 +171,9 @@ class TargetPart:
 
     @property
     def first(self) -> list[tuple[str, str]]:
-        """The first picture that the advised detector found, and the first that it did not, as they are in its gallery."""
-        own = self.galleries.get(self.advice.figure.detector, {}) if self.advice else {}
-        return [own[kind][0] for kind in ("found", "missed") if own.get(kind)]
+        """The first picture that the recommended detector found, and the first that it missed, of its gallery, with which it is."""
+        own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
+        return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
 
     strip: str
     """What the pictures of a gallery show, from left to right."""

@@ -21,6 +21,7 @@ from tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
 from tasks.sampling.episodes import Episode, EpisodeFiles
 from tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from tasks.sampling.settings import Protocol, SamplingSettings, Use
+from tasks.sampling.undefined import undefined_metrics
 
 Labelled = tuple[str, int]
 """A query's picture and its label."""
@@ -36,7 +37,7 @@ class Sampled:
     repeated: int
     """Test pictures that look the same as one that may prompt their category."""
     unmeasured: list[str]
-    """Categories whose test pictures are all normal, or all anomalous, so that there are scores and no figures; each with its target."""
+    """Sentences on the categories whose test pictures are all normal, or all anomalous, of `undefined_metrics`."""
     without_prompts: list[str]
     """Categories that a pooled draw gave no prompt, each with the draw."""
 
@@ -86,7 +87,9 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     write_csv(files.near_duplicates, NearDuplicate._fields, [*alike, *again])
     write_csv(files.rejected, ["dataset", "file", "reason"], _rejected(manifests, [*sources, *use.textures, *use.auxiliary, *targets]))
     write_rows(files.episodes, Episode, episodes)
-    return Sampled(len(episodes), len(alike), len(again), _unmeasured(episodes), _without_prompts(settings, of_target, episodes))
+    return Sampled(
+        len(episodes), len(alike), len(again), undefined_metrics(episodes, target_rows), _without_prompts(settings, of_target, episodes)
+    )
 
 
 def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
@@ -106,12 +109,6 @@ def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
         in_order = sorted(members, key=lambda row: (row.sha256, row.image))
         chosen |= {in_order[place].image for place in generator(0, dataset, category, "to train").permutation(len(members))[:count]}
     return chosen
-
-
-def _unmeasured(episodes: Sequence[Episode]) -> list[str]:
-    """Lists what has test pictures of one label alone."""
-    one = [episode for episode in episodes if len(set(episode.labels)) == 1]
-    return list(dict.fromkeys(f"{episode.target}: {episode.category}" for episode in one))
 
 
 def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[PictureRow]], episodes: Sequence[Episode]) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from tasks.common.bounds import MOST, STRICT, Between, Place, Some
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
+BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
+"""Protocols in which a mask says what is anomalous; in the others a whole picture is, of another class."""
 Draw = Literal["balanced", "pooled", "stratified", "central"]
 
 

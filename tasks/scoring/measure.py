@@ -17,12 +17,12 @@ from tasks.common.tensors import read_mask_as_published
 from tasks.detectors.models.detector import upsample
 from tasks.ingestion.manifest import ANOMALOUS
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.sampling.settings import BY_PIXEL
 from tasks.scoring.figures import image_figures, tally
 from tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
 from tasks.scoring.results import Measure, Measured
 from tasks.scoring.scores import Scored, read_scored
 from tasks.scoring.settings import Convention, EvaluationSettings
-from tasks.scoring.shown import BY_PIXEL
 from tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
 
 AT_ONCE = 16  # pictures whose maps are brought to size together; the first so many set the levels that draws are counted on

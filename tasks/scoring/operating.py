@@ -21,7 +21,7 @@ from scipy.special import betaincinv
 from tasks.common.files import write_csv
 from tasks.ingestion.listing import GOOD
 from tasks.ingestion.manifest import ANOMALOUS, PictureRow
-from tasks.prediction.calibration import calibrated
+from tasks.prediction.calibration import calibrated, least_rate
 from tasks.sampling.episodes import Episode
 from tasks.scoring.results import ALL, read_csv_rows
 from tasks.scoring.scores import Scored
@@ -112,16 +112,16 @@ def _count(episode: Episode, scores: NDArray[np.float32], kinds: Mapping[str, st
     halves = normal[::2], normal[1::2]
     if not len(halves[1]):
         return {}
-    rates = [max(RATE, 1 / (len(half) + 1)) for half in halves]
-    thresholds = [calibrated(half.tolist(), [0.0], rate).value for half, rate in zip(halves, rates, strict=True)]
-    about = float(np.mean(rates)), float(np.mean(thresholds))
-    false_alarms = int((halves[1] > thresholds[0]).sum() + (halves[0] > thresholds[1]).sum())
+    rates = [least_rate(len(half), RATE) for half in halves]
+    thresholds = [calibrated(half.tolist(), [], rate) for half, rate in zip(halves, rates, strict=True)]
+    about = float(np.mean(rates)), float(np.mean([threshold.value for threshold in thresholds]))
+    false_alarms = sum(map(thresholds[0].exceeded, halves[1].tolist())) + sum(map(thresholds[1].exceeded, halves[0].tolist()))
     counted = {GOOD: _Counted(false_alarms, len(normal), *about)}
     defects = np.array([kinds[image] for image in episode.queries[: len(scores)]])
     for defect in ("", *sorted(set(defects[labels]))):
         chosen = scores[labels & (defects == defect)] if defect else scores[labels]
         if len(chosen):
-            found = float(np.mean([(chosen > threshold).sum() for threshold in thresholds]))
+            found = float(np.mean([sum(map(threshold.exceeded, chosen.tolist())) for threshold in thresholds]))
             counted[defect] = _Counted(found, len(chosen), *about)
     return counted
 

@@ -78,6 +78,13 @@ class FigureRow:
     high: float
     seeds: int
     queries: int  # pictures scored, of all categories
+    categories: int = 1  # that the mean is over: those that have the metric
+    of_categories: int = 1  # that there are
+
+    @property
+    def over(self) -> str:
+        """Say over how many categories the mean is, where it is not all."""
+        return "" if self.categories == self.of_categories else f"{self.categories} of {self.of_categories} categories"
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,14 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
             pictures = sum({item.episode.category: item.queries for item in chosen}.values())
             for figure in FIGURES:
                 seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in chosen])
+                having = {item.episode.category for item in chosen if figure in item.figures}
+                counts = len(having), len({item.episode.category for item in chosen})
                 ends = interval(_mean(seeds).draws) if seeds else None
                 if ends is not None:
                     values = [seed.value for seed in seeds]
                     mean, std, low, high = (round(float(number), 6) for number in (np.mean(values), np.std(values), *ends))
-                    rows.append(FigureRow(target, category, detector, protocol, shots, figure, mean, std, low, high, len(seeds), pictures))
+                    about = (target, category, detector, protocol, shots, figure)
+                    rows.append(FigureRow(*about, mean, std, low, high, len(seeds), pictures, *counts))
     return rows
 
 
@@ -161,6 +171,17 @@ def draw_rows(measured: Sequence[Measured]) -> list[DrawRow]:
     return rows
 
 
+def shared_rows(measured: Sequence[Measured]) -> list[DrawRow]:
+    """Give the metrics on the pictures that every detector scored, over all categories and seeds, to choose a detector by."""
+    rows = []
+    for (target, detector, protocol, shots), items in _grouped(measured).items():
+        for figure in FIGURES:
+            seeds = _by_seed([(item.episode, item.shared.get(figure)) for item in items])
+            if seeds:
+                rows.append(DrawRow(target, detector, protocol, shots, figure, "", _mean(seeds).value, ()))
+    return rows
+
+
 def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """Gives {target: {detector: {figure: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
@@ -181,7 +202,7 @@ def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
     for row in rows:
         if row.category == ALL:
             cells = estimate.setdefault((row.target, row.detector, row.protocol, row.shots), dict.fromkeys(FIGURES, ""))
-            cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
+            cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{f' ({row.over})' if row.over else ''}"
     return [
         {"target": target, "detector": detector, "protocol": protocol, "shots": str(shots), **cells}
         for (target, detector, protocol, shots), cells in estimate.items()
@@ -195,13 +216,14 @@ class Results:
     figures: list[FigureRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
+    shared: list[DrawRow]
     metrics: dict[str, Any]
 
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
     """Makes the tables. protocols: in the order of the settings, the first being the one that metrics.json is of."""
     rows = figure_rows(measured)
-    return Results(rows, comparison_rows(measured), draw_rows(measured), headline(rows, protocols))
+    return Results(rows, comparison_rows(measured), draw_rows(measured), shared_rows(measured), headline(rows, protocols))
 
 
 def write_results(folder: Path, results: Results) -> None:

@@ -23,10 +23,11 @@ from tasks.common.tensors import read_tiles, uncropped
 from tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
 from tasks.detectors.models.detector import Detector
 from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from tasks.sampling.settings import BY_PIXEL
 from tasks.scoring.compare import compare
 from tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
 from tasks.scoring.scores import Group, Work
-from tasks.scoring.shown import BY_PIXEL, shown_episodes
+from tasks.scoring.shown import shown_episodes
 from tasks.scoring.tiling import TileResults
 
 

@@ -22,6 +22,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from tasks.common.files import made_anew, read_table, write_table, write_text
+from tasks.ingestion.manifest import ANOMALOUS
 from tasks.sampling.episodes import Episode
 
 MADE_BY = "score"
@@ -52,6 +53,12 @@ class Scored:
     """The episode's row in the episodes' table."""
     scores: NDArray[np.float32]
     maps: NDArray[np.float32] | None
+
+    def maxima(self, labels: Sequence[int]) -> list[float]:
+        """Give the greatest value of each normal picture's map; [] where maps were not kept. labels: of the queries."""
+        if self.maps is None:
+            return []
+        return [float(map_.max()) for map_, label in zip(self.maps, labels, strict=False) if label != ANOMALOUS]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
-"""Chooses which episodes are looked at: in which protocols a mask is held against a map, and which episode of a category galleries show."""
+"""Choose which episode of a category galleries show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from tasks.sampling.episodes import Episode
-
-BY_PIXEL = ("class-specific", "class-agnostic")
-"""Protocols in which a mask says what is anomalous; in the others a whole picture is, of another class."""
 
 
 def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:

@@ -25,6 +25,7 @@ from flows.dry_run import _changed_code
 from flows.promotion.gate import rollback
 from flows.promotion.history import CURRENT, HISTORY, SETTINGS_NAME, Model, folder_of, write_current
 from flows.promotion.page import PAGE_NAME, write_page
+from flows.promotion.recommended import read_recommendation
 from flows.promotion.store import MeasuredAs, read_measured_as
 from flows.running.cache import verify
 from flows.running.locks import FOLDER, holder
@@ -37,6 +38,9 @@ from flows.runs.times import Time, write_time
 from flows.schedule.workspace import Workspace, prepare
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
+from tasks.prediction.calibration import calibrated
+from tasks.scoring.decision import Choice
+from tasks.scoring.recommendation import DECISION_NAME, Prompt, Recommendation, Use, write_recommendation
 
 pytestmark = pytest.mark.attack
 FIGURES = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}
@@ -78,6 +82,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_page("small")
     measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"figures": "0" * 16})
     write_text(folder_of("small") / IN_USE / SETTINGS_NAME, json.dumps(asdict(measured_as)))
+    threshold = calibrated([0.1, 0.2, 0.3], [0.5], 0.25)
+    use = Use("parts", "bricks", "class-specific", 1, 0, 0.8, (Prompt("parts/0.png", "0" * 64),), threshold, 2, 1)
+    write_recommendation(
+        folder_of("small") / IN_USE / DECISION_NAME, Recommendation("metauas", Choice("metauas", 0.8, "image_auroc"), (use,))
+    )
     run = Journal("small", "c" * 40, "")
     run.begin("figures_small")
     run.end("figures_small", StageState.RAN)
@@ -122,6 +131,12 @@ def spoilt(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
+def recommended() -> object:
+    """Does what console and `predict` do with a decision."""
+    read = read_recommendation(MODELS / IN_USE)
+    return read and (read.lines, str(read), read.find(None), read.find("bricks"))
+
+
 MODELS = folder_of("small")
 OF_A_MODEL: list[Callable[[], Any]] = [
     lambda: print_status("small", 5),
@@ -134,6 +149,7 @@ READERS: dict[Path, list[Callable[[], Any]]] = {
     MODELS / HISTORY: OF_A_MODEL,
     MODELS / PAGE_NAME: [lambda: write_page("small")],
     MODELS / IN_USE / SETTINGS_NAME: [lambda: read_measured_as("small")],
+    MODELS / IN_USE / DECISION_NAME: [recommended],
     MODELS / "in-use.dvc": [lambda: rollback("small"), lambda: verify(Path())],
     DATA / "runs/small/1.json": [lambda: print_status("small", 5)],
     DATA / "runs/small/times/metauas.json": [lambda: print_status("small", 5)],

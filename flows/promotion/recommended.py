@@ -1,0 +1,23 @@
+"""Read how a pipeline's model is used: decision.json of an evaluation, or of the model in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.running.records import read_record
+from tasks.common.errors import BadInput
+from tasks.scoring.recommendation import DECISION_NAME, Recommendation
+
+
+def read_recommendation(folder: Path) -> Recommendation | None:
+    """Read the file. Returns None where there is none, as an older version wrote the folder.
+
+    Raises BadInput if the file is damaged.
+    """
+    file = folder / DECISION_NAME
+    if not file.is_file():
+        return None
+    try:
+        return read_record(Recommendation, file)
+    except BadInput as error:
+        raise BadInput(f"{error}; get it again with `dvc checkout --force`, or run `changepair retrain`") from error

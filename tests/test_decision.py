@@ -1,0 +1,411 @@
+"""The decision how a pipeline's model is used: which detector, prompts and threshold, and `--model <pipeline>`, which follows it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, make_clip, make_places, save, scored, write_pipelines
+from predictors import predict
+from scipy.ndimage import gaussian_filter
+from scipy.stats import beta, binomtest
+from sklearn.metrics import roc_auc_score
+
+from flows.promotion.history import Model, write_current
+from flows.promotion.recommended import read_recommendation
+from tasks.common.errors import BadInput
+from tasks.common.files import sha256
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
+from tasks.detectors.winclip import WinCLIPSettings
+from tasks.ingestion.ingest import ingest_folder
+from tasks.ingestion.manifest import ANOMALOUS
+from tasks.prediction.calibration import TOLERANCE
+from tasks.prediction.kit import read_kit
+from tasks.reporting.advice import advice_of, next_steps
+from tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
+from tasks.sampling.sample import sample
+from tasks.sampling.settings import SamplingSettings, Use
+from tasks.scoring.decision import PromotionSettings
+from tasks.scoring.measure import measure
+from tasks.scoring.operating import OperatingRow
+from tasks.scoring.recommendation import DECISION_NAME, Recommendation, recommend, write_recommendation
+from tasks.scoring.results import DRAWS_NAME, ComparisonRow, DrawRow, FigureRow, Measure, Measured, results_of, write_results
+from tasks.scoring.score import Contender
+from tasks.scoring.scores import Scored, Work, read_scored
+from tasks.scoring.settings import EvaluationSettings
+from tasks.scoring.spread import DRAWS, image_draws
+
+FRESH = 200
+DETECTORS = {"patch-residual": {"resolution": 64, "top_share": 0.05}, "subspace": {"resolution": 64}}
+
+
+def texture(seed: int, grain: float) -> np.ndarray:
+    """A grey texture of 64x64 pixels."""
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(64, 64)), grain)
+    rows, columns = np.mgrid[:64, :64]
+    return (255 * np.clip(0.5 + 0.08 * noise / noise.std() + 0.15 * np.sin(rows / 4) * np.sin(columns / 4), 0, 1)).astype(np.uint8)
+
+
+GRAIN = {"fine": 0.8, "coarse": 3.0}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose pipeline `line-3` has a model in use: of two categories, with 110 and 40 normal test pictures."""
+    folder = tmp_path_factory.mktemp("line")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for (category, grain), count in zip(GRAIN.items(), (110, 40), strict=True):
+            for number in range(count):
+                save(texture(100 + number, grain), Path("parts", category, "test/good", f"{number}.png"))
+            for number in range(6):
+                save(texture(number, grain), Path("parts", category, "train/good", f"{number}.png"))
+                pixels, mask = texture(900 + number, grain), np.zeros((64, 64), np.uint8)
+                mask[20:38, 30:48] = 255
+                save(np.where(mask > 0, pixels // 3, pixels), Path("parts", category, "test/hole", f"{number}.png"))
+                save(mask, Path("parts", category, "ground_truth/hole", f"{number}_mask.png"))
+        ingest_folder("parts", Path("parts"), licence="own", places=make_places(Path("data/manifests")))
+        files = EpisodeFiles.of(Path("data/episodes"), "line-3")
+        sample(SamplingSettings(shots=(1, 2), seeds=(3, 4)), Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
+        own = PatchResidualSettings(resolution=64, top_share=0.05)
+        detector = build_detector(own, build_encoder(own.encoder, 64)).eval()
+        scores = scored([Contender("patch-residual", detector, 64, None, Work(Path("work")))], files, Path("data/scores/line-3"))
+        results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
+        write_results(Path("data/evaluation/line-3"), results)
+        items = {name: list(read_scored(place)) for name, place in scores.items()}
+        recommendation = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])
+        in_use = Path("data/models/line-3/in-use")
+        write_recommendation(in_use / DECISION_NAME, recommendation)
+        shutil.copyfile(Path("data/evaluation/line-3", DRAWS_NAME), in_use / DRAWS_NAME)
+        (in_use / "settings.json").write_text(json.dumps({"detectors": DETECTORS, "evaluation": {}, "code": {}}))
+        write_current("line-3", Model("1" * 32 + ".dir", 1, 1, "1" * 32, "", {}, "the first", "2026-01-01T00:00:00+00:00"))
+        write_pipelines(folder, {**SMALL, "enabled": ["line-3"], "pipelines": {"line-3": SMALL["pipelines"]["small"]}})  # type: ignore[index]
+        for category, grain in GRAIN.items():
+            for number in range(FRESH):
+                save(texture(10_000 + number, grain), Path("fresh", category, f"{number:03d}.png"))
+    return folder
+
+
+@pytest.fixture
+def here(line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `line`, which a test works in and may change."""
+    monkeypatch.chdir(shutil.copytree(line, tmp_path / "line"))
+    return tmp_path / "line"
+
+
+def decision() -> Recommendation:
+    read = read_recommendation(Path("data/models/line-3/in-use"))
+    assert read is not None
+    return read
+
+
+@pytest.mark.parametrize("category", GRAIN)
+def test_the_printed_command_flags_as_many_fresh_normal_pictures_as_its_interval_says(here: Path, category: str) -> None:
+    [advice] = advice_of(decision(), [], [])
+    [use] = [use for use in advice.uses if use.category == category]
+    threshold, command = use.threshold, shlex.split(advice.command("line-3", use))
+    assert threshold is not None and command[:2] == ["changepair", "predict"] and command[-1] == "part.png"
+    answer = predict(*command[2:-1], "--format", "csv", Path("fresh", category))
+    rows = list(csv.DictReader(io.StringIO(answer.stdout)))
+    assert len(rows) == FRESH and {row["threshold"] for row in rows} == {f"{threshold.value:.6f}"}
+    flagged = sum(row["verdict"] == "anomalous" for row in rows)
+    seen = binomtest(flagged, FRESH).proportion_ci(method="exact")
+    assert flagged / FRESH <= threshold.high and seen.low <= threshold.high and threshold.low <= seen.high
+    found = predict(*command[2:-1], "--format", "csv", Path("parts", category, "test/hole")).stdout.count("anomalous")
+    assert (found, use.anomalous) == (use.found, 6) and found >= 4
+
+
+def test_the_threshold_is_the_conformal_rank_of_the_scores_that_the_command_prints(here: Path) -> None:
+    """Recomputed from what `predict` says of the normal test pictures, with scipy's Beta distribution."""
+    for use in decision().uses:
+        assert use.threshold is not None and use.seed == 3 and use.protocol == "class-specific"
+        answer = predict("--model", "line-3", "--category", use.category, "--format", "csv", Path("parts", use.category, "test/good"))
+        scores = sorted(float(row["score"]) for row in csv.DictReader(io.StringIO(answer.stdout)))
+        rate = max(0.01, 1 / (len(scores) + 1))
+        rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
+        assert use.threshold.false_alarms == pytest.approx(rate) and len(use.threshold.normals) == len(scores)
+        assert use.threshold.value == pytest.approx(scores[rank - 1] + TOLERANCE, abs=1.1e-6)
+        interval = beta.ppf([0.025, 0.975], len(scores) + 1 - rank, rank)
+        assert (use.threshold.low, use.threshold.high) == pytest.approx(tuple(interval))
+        assert use.threshold.normals == pytest.approx(scores, abs=1.1e-6)
+
+
+def test_the_same_scores_give_the_same_bytes(here: Path) -> None:
+    files = EpisodeFiles.of(Path("data/episodes"), "line-3")
+    scores = {"patch-residual": Path("data/scores/line-3/patch-residual")}
+    results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
+    items = {name: list(read_scored(place)) for name, place in scores.items()}
+    again = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])
+    write_recommendation(Path("again.json"), again)
+    assert Path("again.json").read_bytes() == Path("data/models/line-3/in-use", DECISION_NAME).read_bytes() and again == decision()
+    for use in again.uses:
+        assert [prompt.sha256 for prompt in use.prompts] == [sha256(Path(prompt.image)) for prompt in use.prompts]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "line-3: has several categories; choose one with --category: parts/coarse, parts/fine"),
+        (
+            ["--category", "rough"],
+            "line-3: has no category 'rough', or several of that name; choose one with --category: parts/coarse, parts/fine",
+        ),
+        (["--category", "parts"], "line-3: has no category 'parts', or several of that name"),
+    ],
+)
+def test_which_of_several_categories_has_to_be_said(here: Path, options: list[str], message: str) -> None:
+    answer = predict("--model", "line-3", *options, "fresh/fine/000.png")
+    assert answer.returncode == 2 and message in answer.stderr and not answer.stdout
+
+
+def test_prompts_of_the_user_replace_those_of_the_decision_and_its_threshold(here: Path) -> None:
+    own = predict("--model", "line-3", "--prompt", "parts/fine/train/good/5.png", "--format", "csv", "fresh/fine/000.png")
+    assert own.returncode == 0 and own.stdout.splitlines()[1].endswith(",,")
+    assert (
+        own.stderr.splitlines()[1]
+        == "changepair: line-3: your prompts replace its own, so its threshold does not apply; set one with --calibrate"
+    )
+    alone = predict("--model", "line-3/patch-residual", "fresh/fine/000.png")
+    assert alone.returncode == 2 and "no prompt: patch-residual needs" in alone.stderr
+    tiled = predict("--model", "line-3", "--category", "fine", "--tiles", "2x2", "--format", "csv", "fresh/fine/000.png")
+    assert tiled.returncode == 0 and "no threshold with --tiles" in tiled.stderr and tiled.stdout.splitlines()[1].endswith(",,")
+
+
+def test_a_prompt_that_is_gone_or_another_is_refused_in_one_line(here: Path) -> None:
+    [use] = [use for use in decision().uses if use.category == "coarse"]
+    image = Path(use.prompts[0].image)
+    save(texture(77, 3.0), image)
+    changed = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
+    image.unlink()
+    gone = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
+    for answer, said in ((changed, "has changed since its threshold was set"), (gone, "a prompt of line-3, and cannot be read (")):
+        assert answer.returncode == 2 and f"{image}: " in answer.stderr and said in answer.stderr and not answer.stdout
+        assert len(answer.stderr.splitlines()) == 2  # which model, and what is wrong
+
+
+def test_a_kit_of_the_decision_has_its_threshold(here: Path) -> None:
+    made = predict("--model", "line-3", "--category", "parts/fine", "--write-kit", "kit")
+    assert made.returncode == 0, made.stderr
+    threshold = read_kit(Path("kit"))[2]
+    [use] = [use for use in decision().uses if use.category == "fine"]
+    assert threshold == use.threshold
+    answers = [
+        predict(*model, "--format", "csv", "fresh/fine") for model in (("--kit", "kit"), ("--model", "line-3", "--category", "fine"))
+    ]
+    rows = [list(csv.DictReader(io.StringIO(answer.stdout))) for answer in answers]
+    for one, other in zip(*rows, strict=True):
+        assert (one["picture"], one["threshold"], one["verdict"]) == (other["picture"], other["threshold"], other["verdict"])
+        assert float(one["score"]) == pytest.approx(float(other["score"]), abs=1.1e-6)
+
+
+def test_a_damaged_decision_is_told_and_a_model_without_one_is_used_as_before(here: Path) -> None:
+    file = Path("data/models/line-3/in-use", DECISION_NAME)
+    text = file.read_text()
+    value = next(use.threshold.value for use in decision().uses if use.threshold is not None)
+    for damaged in (text[:100], text.replace(f'"value": {value}', '"value": NaN'), "[]"):
+        assert damaged != text
+        file.write_text(damaged)
+        answer = predict("--model", "line-3", "--category", "fine", "fresh/fine/000.png")
+        assert answer.returncode == 2 and "decision.json: not as it was written" in answer.stderr
+    file.unlink()
+    older = predict("--model", "line-3", "--prompt", "parts/fine/train/good/0.png", "fresh/fine/000.png")
+    assert older.returncode == 0 and "patch-residual of model 11111111, chosen of its 2 detectors" in older.stderr
+    assert "no prompt" in predict("--model", "line-3", "fresh/fine/000.png").stderr
+
+
+# By hand: episodes, scores and metrics as numbers.
+
+LABELS = (0, 0, 0, ANOMALOUS)
+
+
+def episode(target: str, protocol: str, shots: int, *, category: str = "cup", prompts: int | None = None, seed: int = 0) -> Episode:
+    prompting = tuple(f"prompts/{category}/{number}.png" for number in range(shots if prompts is None else prompts))
+    queries = tuple(f"{target}/{category}/{number}.png" for number in range(len(LABELS)))
+    return Episode(target, category, protocol, shots, seed, prompting, queries, LABELS)
+
+
+def draw(target: str, protocol: str, shots: int, value: float, detector: str = "one", figure: str = "image_auroc") -> DrawRow:
+    return DrawRow(target, detector, protocol, shots, figure, "", value, ())
+
+
+def decided(
+    episodes: list[Episode], draws: list[DrawRow], *, queries: int = 4, names: tuple[str, ...] = ("one",), **settings: object
+) -> Recommendation:
+    for one in episodes:
+        for image in one.prompts:
+            save(np.zeros((2, 2), np.uint8), Path(image))
+    scores = np.array([0.1, 0.3, 0.2, 0.9], dtype=np.float32)[:queries]
+    items = {name: [Scored(number, scores, None) for number in range(len(episodes))] for name in names}
+    return recommend(draws, draws, episodes, items, PromotionSettings(**settings), [])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_each_target_has_the_fewest_prompts_that_come_near_its_best(empty: Path) -> None:
+    episodes = [episode(target, "class-specific", shots) for target in ("a", "b") for shots in (1, 2, 4)]
+    values = {"a": (0.80, 0.895, 0.90), "b": (0.5, 0.6, 0.7)}
+    draws = [
+        draw(target, "class-specific", shots, value) for target in values for shots, value in zip((1, 2, 4), values[target], strict=True)
+    ]
+    assert [(use.target, use.shots, use.value, len(use.prompts)) for use in decided(episodes, draws).uses] == [
+        ("a", 2, 0.895, 2),
+        ("b", 4, 0.7, 4),
+    ]
+    assert decided(episodes, draws).lines[0] == "a: one with 2 normal pictures, I-AUROC 89.5 %, threshold 0.300005 for 25 % false alarms"
+
+
+def test_class_specific_comes_first_and_a_pool_of_several_categories_sets_no_threshold(empty: Path) -> None:
+    pooled = [episode("a", "class-agnostic", 1, category=category, prompts=2) for category in ("cup", "plate")]
+    draws = [draw("a", "class-agnostic", 1, 0.9)]
+    for use in decided(pooled, draws).uses:
+        assert use.threshold is None and not use.prompts and "measure class-specific too" in use.reason
+    both = [*pooled, *(episode("a", "class-specific", 1, category=category) for category in ("cup", "plate"))]
+    uses = decided(both, [*draws, draw("a", "class-specific", 1, 0.8)]).uses
+    assert [(use.protocol, use.value, use.threshold is not None) for use in uses] == [("class-specific", 0.8, True)] * 2
+    [alone] = decided([episode("a", "class-agnostic", 2)], [draw("a", "class-agnostic", 2, 0.9)]).uses  # a pool of one category is its own
+    assert alone.threshold is not None and len(alone.prompts) == 2 and alone.word is None
+    given = replace(episode("a", "class-agnostic", 1), own=("prompts/cup/0.png",) * 4)
+    assert decided([given], [draw("a", "class-agnostic", 1, 0.9)]).uses[0].threshold is None
+
+
+def test_no_prompt_is_the_fewest(empty: Path) -> None:
+    episodes = [episode("a", "class-specific", shots) for shots in (0, 1)]
+    [use] = decided(episodes, [draw("a", "class-specific", shots, 0.9) for shots in (0, 1)]).uses
+    assert use.shots == 0 and use.prompts == () and use.word == "cup" and use.threshold is not None
+    assert decided(episodes, [draw("a", "class-specific", 0, 0.8), draw("a", "class-specific", 1, 0.9)]).uses[0].shots == 1
+
+
+def test_a_target_without_the_metric_has_the_most_prompts(empty: Path) -> None:
+    """No metric says that fewer are enough."""
+    episodes = [episode(target, "class-specific", shots) for target in ("a", "b") for shots in (1, 4)]
+    uses = decided(episodes, [draw("a", "class-specific", shots, 0.9) for shots in (1, 4)]).uses
+    assert [(use.target, use.shots, use.value) for use in uses] == [("a", 1, 0.9), ("b", 4, None)]
+
+
+def test_a_detector_that_scored_some_of_the_pictures_has_a_threshold_of_those(empty: Path) -> None:
+    [use] = decided([episode("a", "class-specific", 1)], [draw("a", "class-specific", 1, 0.9)], queries=2).uses
+    assert use.threshold is not None and use.threshold.normals == (0.1, 0.3) and (use.anomalous, use.found) == (0, 0)
+    assert use.threshold.false_alarms == pytest.approx(1 / 3)
+
+
+def test_anomalous_pictures_alone_set_no_threshold(empty: Path) -> None:
+    one = replace(episode("a", "class-specific", 1), labels=(ANOMALOUS,) * 4)
+    [use] = decided([one], []).uses  # the only detector there is
+    assert use.threshold is None and use.reason == "all 4 test pictures are anomalous" and use.value is None
+
+
+def test_without_the_metric_none_of_several_detectors_is_recommended(empty: Path) -> None:
+    one = [episode("a", "class-specific", 1)]
+    assert decided(one, [draw("a", "class-specific", 1, 0.9)], names=("one", "other"), figure="pixel_aupro") == Recommendation("", None, ())
+    chosen = decided(one, [draw("a", "class-specific", 1, 0.9, name) for name in ("one", "other")], names=("one", "other"))
+    assert chosen.detector == "one" and str(chosen) == "one, I-AUROC 90.0 %"
+
+
+def test_detectors_are_compared_on_the_pictures_that_all_of_them_scored(empty: Path) -> None:
+    """One that is worse on the same pictures is not chosen for the easier ones that it alone scored."""
+    images, labels = tuple(str(place) for place in range(8)), (0, 1) * 4
+    one = replace(episode("a", "class-specific", 1), queries=images, labels=labels)
+    for image in one.prompts:
+        save(np.zeros((2, 2), np.uint8), Path(image))
+    scores = {"whole": [0.5, 0.6, 0.5, 0.4, 0.1, 0.9, 0.1, 0.9], "first four": [0.5, 0.6, 0.5, 0.5]}
+    counts = {count: np.ones((DRAWS, count), np.float32) for count in (4, 8)}
+
+    def measured(name: str) -> Measured:
+        own = np.array(scores[name], dtype=np.float32)
+
+        def auroc(count: int) -> dict[str, Measure]:
+            anomalous = np.array(labels[:count]) == 1
+            draws = image_draws(counts[count], anomalous, own[:count])
+            return {"image_auroc": Measure(float(roc_auc_score(anomalous, own[:count])), draws["image_auroc"])}
+
+        return Measured(name, one, len(own), auroc(len(own)), auroc(4), 4)
+
+    both = [measured(name) for name in scores]
+    items = {name: [Scored(0, np.array(own, dtype=np.float32), None)] for name, own in scores.items()}
+    results = results_of(both, ["class-specific"])
+    assert {row.detector: row.value for row in results.draws} == {"whole": 0.875, "first four": 0.75}
+    assert {row.detector: row.value for row in results.shared} == {"whole": 0.5, "first four": 0.75}
+    assert recommend(results.draws, results.shared, [one], items, PromotionSettings(), []).detector == "first four"
+
+
+def test_a_prompt_that_is_not_there_is_told(empty: Path) -> None:
+    recommendation = decided([episode("a", "class-specific", 1)], [])
+    image = recommendation.uses[0].prompts[0].image
+    Path(image).unlink()
+    with pytest.raises(BadInput, match=rf"{image}: no such file, and it is a prompt"):
+        recommend([], [], [episode("a", "class-specific", 1)], {"one": [Scored(0, np.zeros(4, np.float32), None)]}, PromotionSettings(), [])
+
+
+def test_a_name_is_a_category_a_target_or_both(empty: Path) -> None:
+    episodes = [episode(target, "class-specific", 1, category=category) for target, category in (("a", "cup"), ("b", "cup"), ("b", "pan"))]
+    decision = decided(episodes, [])
+    found = {name: decision.find(name) for name in ("a/cup", "b/cup", "pan", "a", "cup", "b", "other", None)}
+    assert {name: use.name if use else None for name, use in found.items()} == {
+        "a/cup": "a/cup", "b/cup": "b/cup", "pan": "b/pan", "a": "a/cup", "cup": None, "b": None, "other": None, None: None,
+    }  # fmt: skip
+
+
+def figure(detector: str, mean: float, name: str = "image_auroc") -> FigureRow:
+    return FigureRow("a", "", detector, "class-specific", 1, name, mean, 0.0, mean - 0.02, mean + 0.02, 1, 4)
+
+
+def test_the_advice_is_of_the_decision_and_names_a_detector_that_is_clearly_better_on_one_target(empty: Path) -> None:
+    recommendation = decided([episode("a", "class-specific", 1)], [draw("a", "class-specific", 1, 0.9)])
+    figures = [figure("one", 0.9), figure("one", 0.7, "pixel_aupro"), figure("other", 0.97)]
+    operating = [
+        OperatingRow("a", "", name, "class-specific", shots, kind, 0.01, 0.5, 0.1, 0.0, 0.2, 10)
+        for name in ("one", "other")
+        for shots in (1, 4)
+        for kind in ("", "good", "zig", "hole")
+    ]
+    [advice] = advice_of(recommendation, figures, operating)
+    assert advice.what == "one with 1 normal picture" and advice.how_good == "Image AUROC 90.0 % (88.0 to 92.0), AUPRO 70.0 %."
+    assert list(advice.kinds) == ["good", "hole", "zig", ""] and advice.kinds["good"]["other"].shots == 1
+    assert "threshold is 0.300005, for 25 % false alarms. 3 normal test pictures set it" in advice.at_the_threshold
+    assert "It flags 1 of 1 anomalous test pictures" in advice.at_the_threshold
+    assert advice.command("line-3") == "changepair predict --model line-3 part.png"
+    for low, told in ((0.01, True), (-0.01, False)):
+        compared = [ComparisonRow("a", "class-specific", 1, "image_auroc", "one", "other", -0.07, -0.1, -low, 0.01, 4)]
+        steps = next_steps(advice, "line-3", figures, compared, [])
+        assert any("changepair predict --model line-3/other --prompt normal.png part.png" in step for step in steps) == told
+    assert "Add normal test pictures: 3 cannot promise less than 25 % false alarms; 1 % needs 99." in steps
+
+
+def test_a_detector_that_reads_is_used_without_a_prompt_as_it_was_scored(here: Path) -> None:
+    """WinCLIP at 0 shots: words alone, of the category that --category names."""
+    encoder = {"library": "open_clip", "name": make_clip(Path("clip").absolute()), "weights": "folder"}
+    own = WinCLIPSettings(EncoderSettings(**encoder), resolution=64)  # type: ignore[arg-type]
+    files = EpisodeFiles.of(Path("data/episodes"), "words")
+    settings = SamplingSettings(shots=(0,), seeds=(0,), protocols=("class-specific",))
+    sample(settings, Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
+    detector = build_detector(own, build_encoder(own.encoder, 64)).eval()
+    scores = scored([Contender("winclip", detector, 64, None, Work(Path("work")))], files, Path("data/scores/words"))
+    results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
+    items = {name: list(read_scored(place)) for name, place in scores.items()}
+    recommendation = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])
+    in_use = Path("data/models/line-3/in-use")
+    write_recommendation(in_use / DECISION_NAME, recommendation)
+    asked = {"winclip": {"encoder": encoder, "resolution": 64}}
+    (in_use / "settings.json").write_text(json.dumps({"detectors": asked, "evaluation": {}, "code": {}}))
+    for use in recommendation.uses:
+        assert (use.shots, use.prompts) == (0, ()) and use.threshold is not None
+        answer = predict("--model", "line-3", "--category", use.category, "--format", "csv", Path("parts", use.category, "test/good"))
+        printed = sorted(float(row["score"]) for row in csv.DictReader(io.StringIO(answer.stdout)))
+        assert printed == pytest.approx(use.threshold.normals, abs=1.1 * TOLERANCE) and f"{use.threshold.value:.6f}" in answer.stdout
+    word = predict("--model", "line-3", "--category", "bottle", "--format", "csv", "fresh/fine/000.png")
+    assert "'bottle' is no category of its targets, so there is no threshold" in word.stderr and word.stdout.splitlines()[1].endswith(",,")
