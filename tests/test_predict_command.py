@@ -96,7 +96,7 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
     prompt, queries = prompt_and_queries(layout)
     queries[1].write_bytes(queries[1].read_bytes()[:2000])
     result = predict("--prompt", prompt, layout / "bricks/test", "--format", "csv", "--out", "out", "--maps", "png")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "may be truncated" in result.stderr
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "truncated or not a picture" in result.stderr
     rows = result.stdout.splitlines()
     assert rows[0] == "picture,score,threshold,verdict" and [row.split(",")[0] for row in rows[1:]] == [str(queries[i]) for i in (0, 2, 3)]
     map_ = np.asarray(Image.open(here / "out/maps/hole/0_png.png"))
@@ -148,8 +148,21 @@ def test_tiles_are_cut_as_the_setting_says_unless_the_command_says_otherwise(lay
         printed = predict("--model", "model", "--prompt", prompt, *options, "--format", "csv", *queries).stdout
         scores = [float(row["score"]) for row in csv.DictReader(io.StringIO(printed))]
         assert scores == pytest.approx(own.prompt(prompt, grid=grid)(queries).scores, abs=1e-6)
-        later = load(Namespace(kit=None, prompt=[], model="model", tiles=tuple(grid) if options else None, category=None))
+        later = load(Namespace(kit=None, prompt=[], model="model", tiles=tuple(grid) if options else None, category=None, intensity=None))
         assert Predictor(later.model).prompt(prompt).prompted.grid == grid
     own.prompt(prompt).save(here / "kit")
     refused = predict("--model", "kit", "--tiles", "2x2", *queries)
     assert refused.returncode == 2 and "--tiles: kit is a kit and has its own" in refused.stderr
+
+
+def test_a_prompt_that_is_broken_is_told_and_the_others_prompt(layout: Path, here: Path) -> None:
+    prompt, queries = prompt_and_queries(layout)
+    (here / "prompts").mkdir()
+    (here / "prompts" / "0.png").write_bytes(prompt.read_bytes())
+    (here / "prompts" / "1.png").write_bytes(prompt.read_bytes()[:2000])
+    result = predict("--prompt", "prompts", "--format", "csv", queries[0])
+    alone = predict("--prompt", prompt, "--format", "csv", queries[0])
+    assert result.returncode == 2 and "prompts/1.png: truncated or not a picture" in result.stderr and result.stdout == alone.stdout
+    (here / "prompts" / "0.png").unlink()
+    none = predict("--prompt", "prompts", queries[0])
+    assert none.returncode == 2 and "no prompt: multi-scale-residual needs at least one" in none.stderr

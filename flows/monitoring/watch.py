@@ -24,6 +24,7 @@ from flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_
 from flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
 from flows.settings.pipelines import read_pipelines
 from tasks.common import stopping
+from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text
 from tasks.monitoring.drift import Drift, drift_of
 from tasks.monitoring.record import KIT_FOLDER, Arrived, Judged, Record, arrived, judge, judge_part, parts_of
@@ -100,12 +101,17 @@ def make_kit(pipeline: str, line: Line) -> Path:
         return folder
     line.check_normals()
     in_use = model_in_use(pipeline if settings.detector is None else f"{pipeline}{SEPARATOR}{settings.detector}")
-    predictor = Predictor(in_use.named).prompt(line.prompts)
-    threshold = predictor.calibrate(line.normals, false_alarms=settings.false_alarms)
+    logger = get_run_logger()
+
+    def refuse(_number: int, error: BadInput) -> None:
+        logger.warning(f"left out: {error}")
+
+    predictor = Predictor(in_use.named).prompt(line.prompts, intensity=in_use.intensity, refuse=refuse)
+    threshold = predictor.calibrate(line.normals, false_alarms=settings.false_alarms, refuse=refuse)
     file.unlink(missing_ok=True)
     predictor.save(folder)
     write_text(file, json.dumps(made_of, indent=1) + "\n")
-    get_run_logger().info(f"{in_use.which}; threshold {threshold}")
+    logger.info(f"{in_use.which}; threshold {threshold}")
     return folder
 
 

@@ -14,6 +14,7 @@ from flows.promotion.store import read_measured_as
 from flows.running.places import IN_USE
 from flows.settings.pipelines import Detectors, read_pipelines
 from flows.settings.reader import nearest, parse
+from tasks.common.decoding import FULL, Intensity
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.detectors.registry import DETECTORS
@@ -36,6 +37,12 @@ class InUse:
     """Which detector it is, in a line."""
     recommendation: Recommendation | None
     """Its prompts and thresholds; None for a detector that the user named, and for a model that an older version promoted."""
+
+    @property
+    def intensity(self) -> Intensity | None:
+        """The range by which the targets' pictures of more than 8 bits were scaled; None where there are none, or several ranges."""
+        found = {use.intensity for use in self.recommendation.uses} if self.recommendation is not None else set()
+        return found.pop() if len(found) == 1 and found != {FULL} else None
 
     def use_of(self, name: str | None) -> Use | None:
         """Find the use that --category names; None names the only one. Raises BadInput if there is no such, or there are several.

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,13 +52,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(arguments: argparse.Namespace, *, ready: bool = False) -> Predictor:
+def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable[[int, BadInput], None] | None = None) -> Predictor:
     """Load what the options name: a kit, or a model and its prompts. Report which model is used where the user did not say.
 
     A pipeline's model in use brings its prompts and threshold, unless the user gives prompts. ready: whether it is an error that a pipeline
-    has several sets of prompts and --category names none; else the predictor then has no prompts. Without a prompt the predictor may not
-    be ready; --tiles holds for prompts that it gets later, too. Raise BadInput for options that
-    contradict each other, and for what cannot be loaded.
+    has several sets of prompts and --category names none; else the predictor then has no prompts. refuse: is told of each prompt that
+    cannot be read, which is then left out; None raises its BadInput. Without a prompt the predictor may not be ready; --tiles holds for
+    prompts that it gets later, too. Raise BadInput for options that contradict each other, and for what cannot be loaded.
     """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
@@ -74,6 +74,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False) -> Predictor:
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
+    from tasks.detectors.models.detector import ANY_CATEGORY
     from tasks.prediction.predictor import Predictor
 
     if kit is not None:
@@ -96,8 +97,9 @@ def load(arguments: argparse.Namespace, *, ready: bool = False) -> Predictor:
         tell(f"{in_use.pipeline}: your prompts replace its own, so its threshold does not apply; set one with --calibrate")
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
-    category = {} if arguments.category is None else {"category": arguments.category}
-    return predictor.prompt(files, intensity=arguments.intensity, **category)
+    intensity = arguments.intensity or (None if in_use is None else in_use.intensity)
+    category = ANY_CATEGORY if arguments.category is None else arguments.category
+    return predictor.prompt(files, category=category, intensity=intensity, refuse=refuse)
 
 
 def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
@@ -129,6 +131,8 @@ def _in_use(model: str | None) -> InUse | None:
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
     """Give the predictor the prompts and the threshold that the pipeline's decision has for a category."""
+    from tasks.detectors.models.detector import ANY_CATEGORY
+
     category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
     try:
         use = in_use.use_of(category)
@@ -141,8 +145,7 @@ def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Nam
         tell(f"{about}: {category!r} is no category of its targets, so there is no threshold")
         return predictor.prompt([], category=category)
     if use.prompts or not predictor.detector.needs_prompts:
-        category_told = {} if use.word is None else {"category": use.word}
-        predictor.prompt(in_use.prompts_of(use), intensity=use.intensity, **category_told)
+        predictor.prompt(in_use.prompts_of(use), category=use.word or ANY_CATEGORY, intensity=use.intensity)
     if tiles is not None and use.threshold is not None:
         tell(f"{about}: {use.name} has no threshold with --tiles, as it was set without; set one with --calibrate")
     elif use.threshold is None:

@@ -76,16 +76,17 @@ def _predict(arguments: argparse.Namespace) -> None:
     normals = files_of(arguments.calibrate)
     if normals:
         check_normals(normals, files_of(arguments.prompt), arguments.false_alarms)
-    predictor = load(arguments, ready=True)
     refused: list[BadInput] = []
 
     def refuse(number: int, error: BadInput) -> None:
         refused.append(error)
         tell(str(error))
 
+    predictor = load(arguments, ready=True, refuse=refuse)
+    of_prompts = len(refused)
     if normals:
         threshold = predictor.calibrate(normals, false_alarms=arguments.false_alarms, batch_size=arguments.batch_size, refuse=refuse)
-        prompting = len(normals) - len(refused) - len(threshold.normals)
+        prompting = len(normals) - (len(refused) - of_prompts) - len(threshold.normals)
         if prompting:
             tell(f"{prompting} of the normal pictures {'is a prompt' if prompting == 1 else 'are prompts'} and cannot set a threshold")
         tell(f"threshold {threshold}")

@@ -142,18 +142,21 @@ class Predictor:
         category: str = ANY_CATEGORY,
         grid: Grid | None = None,
         intensity: Intensity | None = None,
+        refuse: Refuse | None = None,
     ) -> Predictor:
         """Remember normal pictures in place of those before, and forget the threshold that they had. Return the predictor itself.
 
         category: what the pictures show, for a detector that reads. grid: how many tiles each picture is cut into; None follows the
         detector's setting `tiles`. intensity: the range of pictures of more than 8 bits; None chooses it by the prompts, as
-        tasks.common.decoding.choose_range. Raise BadInput if a picture cannot be read, or the detector needs one and there is none.
+        tasks.common.decoding.choose_range. refuse: is told of each picture that cannot be read, which is then left out; None raises its
+        BadInput. Raise BadInput if the detector needs a picture and there is none.
         """
-        named = [(_name(picture, place), picture) for place, picture in enumerate(as_list(pictures))]
-        listed = [(name, as_decoded(picture, name)) for name, picture in named]
+        listed = as_list(pictures)
+        names = [_name(picture, place) for place, picture in enumerate(listed)]
+        decoded = _each(lambda place: as_decoded(listed[place], names[place]), range(len(listed)), refuse)
         if intensity is None:
-            intensity = choose_range(extent_of(decoded) for _name, decoded in listed if decoded.deep)
-        given = [scaled(decoded, name, intensity) for name, decoded in listed]
+            intensity = choose_range(extent_of(one) for one in decoded.values() if one.deep)
+        given = list(_each(lambda place: scaled(decoded[place], names[place], intensity), decoded, refuse).values())
         if not given and self.detector.needs_prompts:
             raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
         chosen = grid or grid_of(self.model.looks.tiles, [picture.shape[:2] for picture in given])
@@ -281,6 +284,19 @@ class Predictor:
         """Cut a part out of a picture, as the encoder takes it: 1x3xhxw."""
         looks = self.model.looks
         return squared_tile(picture, box, looks.resolution, CPU, looks.encoder.resize)
+
+
+def _each(work: Callable[[int], Item], places: Iterable[int], refuse: Refuse | None) -> dict[int, Item]:
+    """Do the work for each place; leave out those for which it raises BadInput, if somebody is told."""
+    results = {}
+    for place in places:
+        try:
+            results[place] = work(place)
+        except BadInput as error:
+            if refuse is None:
+                raise
+            refuse(place, error)
+    return results
 
 
 def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
