@@ -132,6 +132,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
     assert "normal, flagged" in page and "hole, missed" in page
     assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> takes ours the same way" in page
+    assert "computed at 256 pixels a side; a pixel is anomalous where any pixel of the mask" in page
     assert ">nan" not in page.lower()
     assert markdown(results.figures).count("\n| parts |") == 8
 

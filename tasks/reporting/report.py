@@ -97,6 +97,7 @@ def write_report(
             categories=[_line(row, figures) for row in _keys(figures, over_all=False)],
             published=_published(figures, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
+            resolution=evaluation.resolution,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
             steps={target: next_steps(advice, pipeline, figures, comparisons, trained) for target, advice in advised.items()},
