@@ -57,8 +57,8 @@ class About:
     the corners' pixels (align_corners), without antialias."""
     grid: tuple[int, int] | None
     """Rows and columns of tiles that every picture is cut into. The picture's score is the highest score of its tiles. None if prompts
-    are an input and determine the grid: if a prompt has more than 2,048 pixels on its longer side, pictures are cut into
-    ceil(height / 1024) rows and ceil(width / 1024) columns of that prompt, and each tile is scored with the same tile of the prompts."""
+    are an input and determine the grid: a prompt with more than 2,048 pixels on its longer side needs ceil(height / 1024) rows and
+    ceil(width / 1024) columns. Pictures are cut into the most of any prompt, and each tile is scored with the same tile of the prompts."""
     overlap: float
     """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
     reader: str
