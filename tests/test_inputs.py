@@ -47,7 +47,7 @@ def encoded(form: str) -> bytes:
         ("missing.png", "missing.png: no such file"),
         (np.zeros((4, 4, 4), np.uint8), "of shape"),
         (np.zeros((0, 4), np.uint8), "of shape"),
-        (np.full((4, 4), np.nan), "are not numbers"),
+        (np.full((4, 4), np.nan), "is not valid; give finite floats"),
         (np.full((4, 4), 2.0), "outside the intensity range 0 to 1"),
         (np.full((4, 4), -1), "outside the intensity range"),
         (np.full((4, 4), "a"), "of <U1"),
