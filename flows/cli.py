@@ -127,10 +127,12 @@ def parser() -> argparse.ArgumentParser:
     inspecting.add_argument("path", nargs="?", help="a folder, a file or a URL; none for a dataset of pipelines.yaml")
     inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
     inspecting.add_argument(
-        "--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures, for the layout folder"
+        "--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures (layout folder); may be repeated"
     )
-    inspecting.add_argument("--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects")
-    inspecting.add_argument("--masks", metavar="DIR", help="a folder of masks for those")
+    inspecting.add_argument(
+        "--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects; may be repeated"
+    )
+    inspecting.add_argument("--masks", metavar="DIR", help="a folder of masks for pictures with defects")
     inspecting.set_defaults(run=lambda one: inspect_dataset(one.dataset, one.path, one.out, one.normal, one.abnormal, one.masks))
     unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
     unpacking.add_argument("archive", type=Path)
@@ -189,7 +191,7 @@ def set_settings(pipeline: str, settings: Sequence[str]) -> None:
 
 def retrain(arguments: argparse.Namespace) -> None:
     pipeline = arguments.pipeline
-    enabled_pipeline(pipeline)  # a mistake is told before a server is started
+    enabled_pipeline(pipeline)  # report mistakes before a server is started
 
     from flows.running.ending import end_at_ctrl_c_when_saved
     from tasks.common.stopping import on_sigterm
@@ -216,7 +218,7 @@ def dry_run(arguments: argparse.Namespace) -> None:
 def score(pipeline: str) -> None:
     from flows.monitoring.line import line_of
 
-    line_of(pipeline).check_normals()  # a mistake is told before a server is started
+    line_of(pipeline).check_normals()  # report mistakes before a server is started
 
     from flows.running.ending import end_at_ctrl_c_when_saved
     from tasks.common.stopping import on_sigterm

@@ -1,4 +1,4 @@
-"""`changepair retrain --dry-run`: says which stages would run, and why, and runs nothing."""
+"""`changepair retrain --dry-run`: report which stages would run or may run, and why. It runs nothing."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from tasks.common.errors import BadInput
 from tasks.common.fingerprint import Code
 
 SHOWN = 3
-"""Reasons, and changed modules, that are said of a stage."""
+"""Number of reasons, stages or changed modules that are listed for a stage."""
 WORDS = {"deleted": "is not here", "not in cache": "is not here", "modified": "has changed", "new": "is new"}
-"""What DVC says of a file, as we do."""
+"""Our wording for the states of a file in DVC."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do with a stage."""
+    """Whether a run would or may execute a stage. The default: the stage is up to date."""
 
     reasons: tuple[str, ...] = ()
-    """Why it would run."""
+    """Why it would run; () if it would not, or only may."""
     after: tuple[str, ...] = ()
-    """Stages that would or may run, and write what it reads: it runs if one of them writes something else than before."""
+    """Stages before it that would or may run. It runs if the output of one of them changes."""
 
     def __str__(self) -> str:
         if self.reasons:
-            more = f", and {len(self.reasons) - SHOWN} reasons more" if len(self.reasons) > SHOWN else ""
+            more = f", and {len(self.reasons) - SHOWN} more reasons" if len(self.reasons) > SHOWN else ""
             return f"{'; '.join(self.reasons[:SHOWN])}{more}"
         return f"if the result of {' or '.join(self.after[:SHOWN])} changes"
 
 
 def forecast(pipeline: str) -> dict[str, Forecast]:
-    """Forecast what a run does with each stage, in order. Raises BadInput if pipelines.yaml asks for other stages than dvc.yaml has."""
+    """Forecast for each stage, in order, whether a run executes it. Raises BadInput if dvc.yaml is not that of pipelines.yaml."""
     enabled_pipeline(pipeline)
     stages = planned()
     if not DVC_YAML.is_file() or DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(stages):
-        raise BadInput(f"{DVC_YAML}: {FILE} asks for other stages than it had; write it anew with `changepair plan`, then ask again")
+        raise BadInput(f"{DVC_YAML}: is out of date with {FILE}; regenerate it with `changepair plan`, then run this again")
     names = stages_before(f"report{SPLIT}{pipeline}")
     with Repo() as repo:
         status: Mapping[str, Any] = repo.status(targets=names)
@@ -65,7 +65,7 @@ def forecast(pipeline: str) -> dict[str, Forecast]:
 
 
 def tell(pipeline: str) -> list[str]:
-    """Give what `forecast` says as lines."""
+    """Return the forecast as lines of text."""
     found = forecast(pipeline)
     would = [name for name, one in found.items() if one.reasons]
     may = [name for name, one in found.items() if one.after and not one.reasons]
@@ -76,7 +76,7 @@ def tell(pipeline: str) -> list[str]:
 
 
 def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
-    """Gives what DVC says of a stage, but for its code and for what another stage makes: those are asked of themselves."""
+    """Yield the reasons that DVC reports for a stage, without its code and outputs of other stages, which are checked separately."""
     for one in said:
         if one == "always changed":
             yield "DVC cannot tell whether its pictures have changed"
@@ -94,7 +94,7 @@ def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
 
 
 def _changed_code() -> dict[str, str]:
-    """Gives, for each kind of stage whose code is not as it was at the last run, by the file that says so, which modules differ."""
+    """Return the modules that changed since the last run, for each kind of stage whose code changed, by the file that records it."""
     changed = {}
     for name, now in code_now().items():
         file = CODE / name

@@ -1,4 +1,4 @@
-"""Stage figures: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision how the model is used."""
+"""Stage figures: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision."""
 
 from __future__ import annotations
 

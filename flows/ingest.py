@@ -27,7 +27,7 @@ from tasks.ingestion.packaged import PACKAGED
 from tasks.ingestion.settings import FolderSettings
 
 LEAST_GREYS = 64
-"""Grey levels of a dataset, below which that is reported: a camera's range may be set wrong."""
+"""Number of grey levels of a dataset below which a warning is logged: the range of the camera may be wrong."""
 AT_ONCE = 8
 """Pictures that a worker of a cluster has open: most of the time it waits for the disk or the store."""
 
@@ -77,12 +77,14 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execu
 
 
 def _refuse_an_old_plan(dataset: str, folder: FolderSettings) -> None:
-    """Raise BadInput if dvc.yaml lacks something that the dataset is read from, as a table may name other folders than it did."""
+    """Raise BadInput if dvc.yaml lacks a dependency of the dataset, as when its table names other folders than before."""
     stages = load_yaml(DVC_YAML).get("stages", {}) if DVC_YAML.is_file() else {}
     stage = stages.get(f"ingest{SPLIT}{dataset}", {})
     missing = [place for place in read_by_ingestion(folder) if place not in stage.get("deps", ())]
     if missing and not (stage.get("always_changed") or stage.get("frozen") or not stage):
-        raise BadInput(f"{DVC_YAML}: {missing[0]} is read for {dataset} and is no dependency yet; run `changepair plan`, then again")
+        raise BadInput(
+            f"{DVC_YAML}: {missing[0]} is read for {dataset}, but is not a dependency yet; run `changepair plan`, then this again"
+        )
 
 
 @flow(name="ingest", flow_run_name="ingest {dataset}")
@@ -99,7 +101,7 @@ def ingest(dataset: str) -> None:
         get_run_logger().log(WARNING if note in WARNED else INFO, f"{dataset}: {count} pictures are {note}")
     if ingested.greys < LEAST_GREYS:
         advice = (
-            f"; if they have more, state the samples of black and white as datasets.folders.{dataset}.intensity" if ingested.deep else ""
+            f"; if the camera has more, set datasets.folders.{dataset}.intensity to its samples of black and white" if ingested.deep else ""
         )
         get_run_logger().log(
             WARNING if ingested.deep else INFO, f"{dataset}: the normal pictures show {ingested.greys} of 256 grey levels{advice}"

@@ -1,4 +1,4 @@
-"""`changepair init <folder>`: look at a folder of pictures, and write a dataset and a pipeline for it to pipelines.yaml."""
+"""`changepair init <folder>`: inspect a folder of pictures, and add a dataset and a pipeline for it to pipelines.yaml."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ EPILOG = """examples:
   changepair init --normal /data/line-3/ok --abnormal /data/line-3/nok
   changepair init s3://factory/brackets --name line-3
 
-The folder is laid out as MVTec AD's ([<category>/]train/good, test/good, test/<defect>, and if there are masks ground_truth/<defect>), or
-it holds folders of normal and of abnormal pictures: by usual names (ok, good, normal; nok, bad, defect), or as --normal and --abnormal say.
+The folder has MVTec AD's layout ([<category>/]train/good, test/good, test/<defect>, and with masks ground_truth/<defect>), or folders of
+normal and of abnormal pictures: with usual names (ok, good, normal; nok, bad, defect), or those of --normal and --abnormal.
 """
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 NAMED = 3
-"""Files that are named beside a reason."""
+"""Number of files that are listed with a reason."""
 SHOTS = (1, 2, 4, 8)
 LARGEST_SIDE, SIDES = 256, 32
-"""Pixels that pictures are seen at, at the most, and what they are a multiple of."""
+"""Largest resolution in pixels a side, and the step of resolutions."""
 PIPELINE = """\
   {name}: # written by `changepair init` for {path}: {about}
     schedule: null # a cron line, such as "0 3 * * 1"
@@ -54,7 +54,7 @@ PIPELINE = """\
     inpainter: {{model: none}}
     synthesis: {{pairs: 0}}
     sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
-    detectors: # plain residuals suit defects of a whole picture, and own, the residual within a picture, small ones: measured, not guessed
+    detectors: # patch-residual suits defects of the whole picture; own, the weight of the self-residual, suits small defects
       patch-residual: {{resolution: {side}}}
       metric-residual: {{model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
       multi-scale-residual: {{model: packaged}}
@@ -67,27 +67,26 @@ PIPELINE = """\
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
-        help="look at a folder of pictures, and write a pipeline for it to pipelines.yaml",
+        help="inspect a folder of pictures, and add a pipeline for it to pipelines.yaml",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", nargs="?", help="a folder or its URL; none where --normal and --abnormal lie in one folder")
-    parser.add_argument("--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures; may be given again")
-    parser.add_argument(
-        "--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects; may be given again"
-    )
-    parser.add_argument("--masks", metavar="DIR", help="a folder of masks for those, named as they are")
-    parser.add_argument("--name", help="of the dataset and the pipeline (the folder's own)")
+    parser.add_argument("folder", nargs="?", help="a folder or its URL; not needed if --normal and --abnormal share a parent folder")
+    parser.add_argument("--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures; may be repeated")
+    parser.add_argument("--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects; may be repeated")
+    parser.add_argument("--masks", metavar="DIR", help="a folder of masks for pictures with defects, with the same names")
+    parser.add_argument("--name", help="name of the dataset and the pipeline (default: the folder's name)")
     parser.set_defaults(run=lambda one: init(one.folder, one.name, normal=one.normal, abnormal=one.abnormal, masks=one.masks))
 
 
 def init(
     folder: str | None, name: str | None = None, *, normal: Sequence[str] = (), abnormal: Sequence[str] = (), masks: str | None = None
 ) -> None:
-    """Write a dataset and a pipeline, enabled, and plan it. normal, abnormal, masks: folders, within `folder` or of their own.
+    """Add a dataset and an enabled pipeline to pipelines.yaml, and write dvc.yaml. normal, abnormal, masks: folders, relative to `folder`
+    or, without it, to the working directory.
 
-    Raises BadInput if the folder is laid out otherwise or has no picture of a defect, a name is taken or not one, or pipelines.yaml is
-    written so that it cannot be added to.
+    Raises BadInput if the folder has another layout or no picture with a defect, if the name is taken or invalid, or if pipelines.yaml has
+    a form that this cannot extend.
     """
     from tasks.ingestion.inspect import inspect  # costs half a second, which no other command need spend
 
@@ -96,7 +95,7 @@ def init(
     name = name or re.sub(r"[^a-z0-9]+", "-", place.name.lower())[:64].strip("-")
     read = read_pipelines()
     if not NAME.fullmatch(name):
-        raise BadInput(f"{name!r}: no name for a pipeline; give one of small letters, digits and dashes with --name")
+        raise BadInput(f"{name!r}: no name for a pipeline; choose one of small letters, digits and dashes with --name")
     if name in read.pipelines or name in read.datasets.names:
         raise BadInput(f"{FILE} has a {name!r} already; give another name with --name")
     with tempfile.TemporaryDirectory() as work:
@@ -112,7 +111,7 @@ def init(
 
 
 def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None) -> FolderSettings:
-    """Give the dataset that folders on a command line make. Raises BadInput if one is missing, or they have no folder in common."""
+    """Return the dataset of folders on a command line. Raises BadInput if one is missing, or they have no parent in common."""
     listed = [*normal, *abnormal, *([masks] if masks else [])]
     if not listed:
         if folder is None:
@@ -122,31 +121,33 @@ def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence
         raise BadInput("--normal: name at least one folder of normal pictures; prompts are drawn from it")
     if folder is None:
         if any(map(is_url, listed)):
-            raise BadInput(f"{listed[0]}: in a store; name the folder that holds it, and --normal and --abnormal within that")
+            raise BadInput(
+                f"{listed[0]}: is in a store; also give the URL of the folder that holds it, and --normal and --abnormal relative to that"
+            )
         parents = [os.path.dirname(os.path.abspath(os.path.expanduser(one))) for one in listed]
         folder = os.path.commonpath(parents)
         if folder == os.path.sep:
-            raise BadInput(f"{', '.join(listed)}: no folder holds all of them; put them into one")
+            raise BadInput(f"{', '.join(listed)}: have no parent folder in common; move them into one folder")
         names = [os.path.relpath(os.path.abspath(os.path.expanduser(one)), folder) for one in listed]
     else:
         root = place_of(folder)
         names = [os.path.relpath(one, root) if os.path.isabs(one) else one for one in listed]
     for name in names:
         if name.startswith("..") or not (place_of(folder) / name).is_dir():
-            raise BadInput(f"{name}: no folder in {folder}; correct --normal, --abnormal and --masks")
+            raise BadInput(f"{name}: no such folder in {folder}; correct --normal, --abnormal or --masks")
     of_masks = names.pop() if masks else None
     return FolderSettings(folder, normal=tuple(names[: len(normal)]), abnormal=tuple(names[len(normal) :]), masks=of_masks)
 
 
 def told(found: Inspection) -> Iterator[str]:
-    """Yield what to know of a dataset that was read: what was taken for what, and which files were left out, and why."""
+    """Yield lines about a dataset: folders read as normal and abnormal, files left out with the reason, conversions."""
     for folder, label in found.taken.items():
-        yield f"taken as {label}: {folder}"
+        yield f"read as {label}: {folder}"
     for reason, files in found.rejected.items():
         names = ", ".join(one.file for one in files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
         yield f"left out: {len(files)} x {files[0].reason if len(files) == 1 else reason}: {names}"
     for note, count in found.notes.items():
-        yield f"known: {count} pictures are {note}"
+        yield f"note: {count} pictures are {note}"
 
 
 def _dataset(stated: FolderSettings) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
 
 
 def _added(text: str, name: str, settings: Mapping[str, Any], pipeline: str) -> str:
-    """Add to the text of pipelines.yaml, whose other lines stay unchanged. Raises BadInput if the result does not say what is meant."""
+    """Extend the text of pipelines.yaml; other lines stay unchanged. Raises BadInput if the result does not parse to the wanted content."""
     dataset = f"    {name}: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in settings.items())}}}\n"
     new = re.sub(r"^enabled: \[(.*?)\]", lambda found: f"enabled: [{', '.join(filter(None, (found[1], name)))}]", text, flags=re.M)
     new = re.sub(r"^  folders:( \{\})?([ \t]*(#.*)?\n)", lambda found: f"  folders:{found[2]}{dataset}", new, count=1, flags=re.M)
@@ -201,7 +202,7 @@ def _added(text: str, name: str, settings: Mapping[str, Any], pipeline: str) -> 
         written = None
     if written != wanted:
         raise BadInput(
-            f"{FILE}: written in a form that this does not add to; add {name!r} to enabled, «{dataset.strip()}» under datasets.folders, "
+            f"{FILE}: its form cannot be extended automatically; add {name!r} to enabled, «{dataset.strip()}» under datasets.folders, "
             f"and under pipelines:\n{pipeline}"
         )
     return new

@@ -239,7 +239,7 @@ def _of_dataset(dataset: str, datasets: Datasets, root: Path) -> Iterator[Stage]
 
 
 def read_by_ingestion(folder: FolderSettings, root: Path = Path()) -> list[str]:
-    """List the files and folders that a dataset is read from: its folder, those in it that are stated, or a table and what it names."""
+    """List the files and folders that a dataset is read from: its folder, or its stated subfolders, or a table and the files it names."""
     place = place_of(folder.path)
     if folder.layout == OF_A_FILE:
         from tasks.ingestion.readers.tables import named_by  # pyarrow, which no other layout needs
@@ -254,14 +254,16 @@ def _from(root: Path, place: Path) -> Path:
 
 
 def _read_for_objects(settings: ObjectsSettings) -> str:
-    """Give the file or folder that objects are read from: Open Images' masks lie beside their CSV, or below."""
+    """Return the file or folder that objects are read from. The masks of Open Images are next to their CSV, or below."""
     place = place_of(settings.path)
     return str(place.parent if settings.format == "open-images" else place)
 
 
 def _unreadable(read: Sequence[str], root: Path) -> str:
-    """Name what keeps DVC from hashing what a dataset is read from, at which it would end, or wait for ever; "" if nothing does. Ingestion
-    leaves it out, with the reason, and reads nothing again that has not changed."""
+    """Return the first file that DVC cannot hash without failing or hanging; "" if there is none.
+
+    Ingestion leaves such a file out with the reason, and does not read unchanged files again.
+    """
     for place in map(place_of, read):
         file = None if is_remote(place) else next(unreadable(root / place), None)
         if file is not None:
@@ -380,9 +382,9 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
     yield Stage(
         "figures",
         (name,),
-        "metrics of the scores, with their spread, and which detector, prompts and threshold to use",
+        "metrics with their spread, and the decision on detector, prompts and threshold",
         deps=(*episodes("parquet", "targets.parquet"), *scores, code("figures")),
-        # To DVC an input that is gone is no change, and one that was not there before is: hence the targets where there is no promotion.
+        # DVC notices a new parameter, but not a removed one. When `promotion` is removed, the new `targets` outdates the stage.
         params=params(
             "detectors",
             "promotion" if _has(written, "promotion") else "targets",

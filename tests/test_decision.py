@@ -159,9 +159,9 @@ def test_the_same_scores_give_the_same_bytes(here: Path) -> None:
         ([], "line-3: has several categories; choose one with --category: parts/coarse, parts/fine"),
         (
             ["--category", "rough"],
-            "line-3: has no category 'rough', or several of that name; choose one with --category: parts/coarse, parts/fine",
+            "line-3: has no category 'rough', or several with that name; choose one with --category: parts/coarse, parts/fine",
         ),
-        (["--category", "parts"], "line-3: has no category 'parts', or several of that name"),
+        (["--category", "parts"], "line-3: has no category 'parts', or several with that name"),
     ],
 )
 def test_which_of_several_categories_has_to_be_said(here: Path, options: list[str], message: str) -> None:
@@ -174,7 +174,7 @@ def test_prompts_of_the_user_replace_those_of_the_decision_and_its_threshold(her
     assert own.returncode == 0 and own.stdout.splitlines()[1].endswith(",,")
     assert (
         own.stderr.splitlines()[1]
-        == "changepair: line-3: your prompts replace its own, so its threshold does not apply; set one with --calibrate"
+        == "changepair: line-3: your prompts replace those of the pipeline, so its threshold does not apply; set one with --calibrate"
     )
     alone = predict("--model", "line-3/patch-residual", "fresh/fine/000.png")
     assert alone.returncode == 2 and "no prompt: patch-residual needs" in alone.stderr
@@ -189,7 +189,7 @@ def test_a_prompt_that_is_gone_or_another_is_refused_in_one_line(here: Path) -> 
     changed = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
     image.unlink()
     gone = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
-    for answer, said in ((changed, "has changed since its threshold was set"), (gone, "a prompt of line-3, and cannot be read (")):
+    for answer, said in ((changed, "has changed since the threshold was set"), (gone, "this prompt of line-3 cannot be read (")):
         assert answer.returncode == 2 and f"{image}: " in answer.stderr and said in answer.stderr and not answer.stdout
         assert len(answer.stderr.splitlines()) == 2  # which model, and what is wrong
 
@@ -273,7 +273,7 @@ def test_class_specific_comes_first_and_a_pool_of_several_categories_sets_no_thr
     pooled = [episode("a", "class-agnostic", 1, category=category, prompts=2) for category in ("cup", "plate")]
     draws = [draw("a", "class-agnostic", 1, 0.9)]
     for use in decided(pooled, draws).uses:
-        assert use.threshold is None and not use.prompts and "measure class-specific too" in use.reason
+        assert use.threshold is None and not use.prompts and "also evaluate class-specific" in use.reason
     both = [*pooled, *(episode("a", "class-specific", 1, category=category) for category in ("cup", "plate"))]
     uses = decided(both, [*draws, draw("a", "class-specific", 1, 0.8)]).uses
     assert [(use.protocol, use.value, use.threshold is not None) for use in uses] == [("class-specific", 0.8, True)] * 2
@@ -347,7 +347,7 @@ def test_a_prompt_that_is_not_there_is_told(empty: Path) -> None:
     recommendation = decided([episode("a", "class-specific", 1)], [])
     image = recommendation.uses[0].prompts[0].image
     Path(image).unlink()
-    with pytest.raises(BadInput, match=rf"{image}: no such file, and it is a prompt"):
+    with pytest.raises(BadInput, match=rf"{image}: this prompt does not exist"):
         recommend([], [], [episode("a", "class-specific", 1)], {"one": [Scored(0, np.zeros(4, np.float32), None)]}, PromotionSettings(), [])
 
 
@@ -408,4 +408,6 @@ def test_a_detector_that_reads_is_used_without_a_prompt_as_it_was_scored(here: P
         printed = sorted(float(row["score"]) for row in csv.DictReader(io.StringIO(answer.stdout)))
         assert printed == pytest.approx(use.threshold.normals, abs=1.1 * TOLERANCE) and f"{use.threshold.value:.6f}" in answer.stdout
     word = predict("--model", "line-3", "--category", "bottle", "--format", "csv", "fresh/fine/000.png")
-    assert "'bottle' is no category of its targets, so there is no threshold" in word.stderr and word.stdout.splitlines()[1].endswith(",,")
+    assert "'bottle' is not a category of its targets, so there is no threshold" in word.stderr and word.stdout.splitlines()[1].endswith(
+        ",,"
+    )

@@ -226,9 +226,9 @@ def test_a_query_does_not_change_its_own_scale() -> None:
     brighter[:5, :5] = 1500
     shown, changed = (to_picture(decode(tiff(one)), intensity) for one in (ten, brighter))
     assert (changed[:5, :5] == 255).all() and (changed[5:] == shown[5:]).all()
-    with pytest.raises(Undecodable, match="lie outside of the intensity range 0 to 1023"):
+    with pytest.raises(Undecodable, match="lie outside the intensity range 0 to 1023"):
         to_picture(decode(tiff(np.rint(GREY * 65535).astype(np.uint16))), intensity)
-    with pytest.raises(Undecodable, match="outside of the intensity range 0 to 1"):
+    with pytest.raises(Undecodable, match="outside the intensity range 0 to 1"):
         to_picture(decode(tiff((GREY * 65535).astype(np.float32))), FULL)
 
 

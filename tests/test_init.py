@@ -75,7 +75,7 @@ def test_a_file_of_another_form_is_left_and_what_to_add_is_told(project: Path, l
     file = project / "pipelines.yaml"
     file.write_text(file.read_text().replace("enabled: [quickstart]\n", form))
     before = file.read_text()
-    with pytest.raises(BadInput, match=r"written in a form that this does not add to; add 'parts' to enabled"):
+    with pytest.raises(BadInput, match=r"its form cannot be extended automatically; add 'parts' to enabled"):
         init(str(layout))
     assert file.read_text() == before
 

@@ -458,7 +458,7 @@ def test_the_same_model_takes_a_new_decision_unless_it_was_rolled_back(project: 
     assert result.returncode == 0, result.stderr
     before, changed, after, back = map(json.loads, result.stdout.splitlines())
     assert before[0] == after[0] == back[0] == "In use already" and changed[0] == "Promoted"
-    assert changed[1].startswith("the same model; how it is used has changed; used by ")
+    assert changed[1].startswith("the same model with a new decision; used by ")
     assert "used as then; `changepair promote small` takes the new prompts and thresholds" in back[1]
     assert [before[2], changed[2], after[2], back[2]] == [True, True, True, False]
 

@@ -1,5 +1,5 @@
-"""Score pictures with a model that `changepair export` wrote. Needs numpy, Pillow and onnxruntime; and for pictures of more than 8 bits
-what read_pictures.py names, which lies next to the model.
+"""Score pictures with a model that `changepair export` wrote. Needs numpy, Pillow and onnxruntime. Pictures of more than 8 bits also need
+the packages that read_pictures.py, next to the model, imports for them.
 
 python score_with_onnx.py line-3-onnx/model.onnx part.png …
 """
@@ -15,14 +15,14 @@ from PIL import Image
 
 
 def read(path, about):
-    """Read a picture as HxWx3, uint8, by the reader that comes with the model."""
+    """Read a picture as HxWx3 uint8 RGB with the reader next to the model."""
     from read_pictures import Intensity, Range, read_file
 
     return read_file(path, Intensity(**{kind: one and Range(*one) for kind, one in about["intensity"].items()}))
 
 
 def spans(side, count, overlap):
-    """List the first and last pixel of each tile along a side of a picture."""
+    """List the start and end of each tile along a side of a picture, in pixels; the end is excluded."""
     margin = overlap * side / count if count > 1 else 0
     return [
         (max(0, math.floor(side * place / count - margin)), min(side, math.ceil(side * (place + 1) / count + margin)))
@@ -31,7 +31,7 @@ def spans(side, count, overlap):
 
 
 def square(tile, side, resize):
-    """Make a tile a square, as the setting `resize` says: side x side x 3, in [0, 1]."""
+    """Resize a tile to side x side x 3 in [0, 1], by the setting `resize`."""
     if resize == "aligned":
         return between_corners(between_corners(tile / 255, side).transpose(1, 0, 2), side).transpose(1, 0, 2)
     image = Image.fromarray(tile)
@@ -44,14 +44,14 @@ def square(tile, side, resize):
 
 
 def between_corners(pixels, side):
-    """Resize the first axis; its first and last pixels stay where they are."""
-    place = np.arange(side, dtype=np.float32) * np.float32((len(pixels) - 1) / (side - 1))  # in float32, as torch has it
+    """Resize the first axis; the first and last pixels keep their places."""
+    place = np.arange(side, dtype=np.float32) * np.float32((len(pixels) - 1) / (side - 1))  # float32, as in torch
     low, share = np.floor(place).astype(int), (place % 1)[:, None, None]
     return (1 - share) * pixels[low] + share * pixels[np.minimum(low + 1, len(pixels) - 1)]
 
 
 def laid_out(map_, height, width, resize):
-    """Resize a map to the tile it is of; what `crop` cut away is 0."""
+    """Resize a map to the size of its tile. Parts that `crop` removed are 0."""
     high, wide = (min(height, width),) * 2 if resize == "crop" else (height, width)
     top, left = (height - high) // 2, (width - wide) // 2
     whole = np.zeros((height, width), np.float32)
@@ -60,13 +60,13 @@ def laid_out(map_, height, width, resize):
 
 
 def ramp(side, overlap):
-    """Weight a tile's pixels where it overlaps others: less towards its rim."""
+    """Return the weights of a tile's pixels along a side; they fall towards the edges, where tiles overlap."""
     distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
     return np.minimum(distance / max(1, 2 * overlap * side / (1 + 2 * overlap)), 1)
 
 
 def score(session, about, picture):
-    """Score a picture HxWx3: the highest score of its tiles, and their maps joined to HxW."""
+    """Score a picture HxWx3 uint8. Return the highest score of its tiles, and their maps joined to HxW."""
     height, width = picture.shape[:2]
     rows, columns = (spans(side, count, about["overlap"]) for side, count in zip((height, width), about["grid"], strict=True))
     scores, total, weight = [], np.zeros((height, width)), np.zeros((height, width))

@@ -35,7 +35,7 @@ class Line:
 
     @property
     def intensity(self) -> Intensity:
-        """The range of pictures of more than 8 bits, which the line's kit has; the full one of their type while there is no kit."""
+        """The intensity ranges of the line's kit; the full ranges if there is no kit yet."""
         from tasks.prediction.kit import read_intensity  # torch
 
         kit = self.record.folder / KIT_FOLDER
@@ -47,7 +47,7 @@ class Line:
         return files_of([self.settings.normals])
 
     def check_normals(self) -> None:
-        """Refuse normal pictures that are too few for the rate of false alarms, before anything is loaded. Raises BadInput."""
+        """Raise BadInput if the normal pictures are too few for the false alarm rate. This loads no model."""
         try:
             check_normals(self.normals, self.prompts, self.settings.false_alarms)
         except BadInput as error:

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 """
 MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
 HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is yellow to red where a picture differs
-from the normal ones more than they do; the score is 0 for normal … 1 for anomalous."""
+from the normal ones more than they differ among themselves. The score is from 0 (normal) to 1 (anomalous)."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -95,7 +95,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         with told(gradio):
             own.said = tuple(own.predictor.each(paths, refuse=_into(refused, paths)))
         own.names = tuple(Path(paths[one.number]).name for one in own.said)
-        verdict = _verdict(own, time.perf_counter() - start) if own.said else "No picture that can be read."
+        verdict = _verdict(own, time.perf_counter() - start) if own.said else "No picture can be read."
         return own, _with_refused(verdict, refused), show(own, strength)
 
     def show(session: Session | None, strength: float) -> list[Any]:
@@ -187,7 +187,7 @@ def _paths(gradio: Any, given: list[Any] | None, most: int, what: str) -> list[s
 
 
 def _decoded(path: str, refused: list[str]) -> Decoded | None:
-    """Decode a picture; None where that fails, and the reason is added to `refused`."""
+    """Decode a picture. If that fails, return None and append the reason to `refused`."""
     from tasks.prediction.pictures import as_decoded
 
     try:
@@ -198,7 +198,7 @@ def _decoded(path: str, refused: list[str]) -> Decoded | None:
 
 
 def _into(refused: list[str], paths: Sequence[str | Path]) -> Callable[[int, BadInput], None]:
-    """Give what adds the reason why a picture is left out to a list, with the name of its file and not with its path."""
+    """Return a function that appends to a list why a picture is left out, with its file name instead of its path."""
     return lambda number, error: refused.append(str(error).replace(str(paths[number]), Path(paths[number]).name))
 
 

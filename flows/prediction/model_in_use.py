@@ -1,4 +1,4 @@
-"""Find the detector that `--model` names where it is a pipeline's, and how the pipeline's model in use is used."""
+"""Find the detector, prompts and thresholds of a pipeline's current model for `--model <pipeline>[/<detector>]`."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from tasks.scoring.recommendation import Recommendation, Use
 from tasks.scoring.results import DRAWS_NAME, read_draws
 
 SEPARATOR = "/"
-"""Between a pipeline and one of its detectors."""
+"""Separates a pipeline from one of its detectors."""
 
 
 @dataclass(frozen=True)
 class InUse:
-    """A detector of a pipeline's model in use."""
+    """A detector of a pipeline's current model."""
 
     pipeline: str
     named: Named
     which: str
-    """Which detector it is, in a line."""
+    """A line that says which detector it is, and why."""
     recommendation: Recommendation | None
-    """Its prompts and thresholds; None for a detector that the user named, and for a model that an older version promoted."""
+    """The decision, with prompts and thresholds. None if the user named the detector, or an older version promoted the model."""
 
     @property
     def intensity(self) -> Intensity | None:
-        """The range by which the targets' pictures of more than 8 bits were scaled; None where there are none, or several ranges."""
+        """The ranges that the targets' pictures of more than 8 bits were scaled by. None without such pictures, or if targets differ."""
         found = {use.intensity for use in self.recommendation.uses} if self.recommendation is not None else set()
         return found.pop() if len(found) == 1 and found != {FULL} else None
 
     def use_of(self, name: str | None) -> Use | None:
-        """Find the use that --category names; None names the only one. Raises BadInput if there is no such, or there are several.
+        """Find the use for --category; None stands for the only one.
 
-        None for a category that only a detector without prompts can be told.
+        Return None for another category if the detector needs no prompts. Otherwise raise BadInput if no use or several match.
         """
         assert self.recommendation is not None
         use = self.recommendation.find(name)
         if use is None and (name is None or self.named.detector.needs_prompts):
             names = ", ".join(use.name for use in self.recommendation.uses)
-            wrong = "has several categories" if name is None else f"has no category {name!r}, or several of that name"
-            raise BadInput(f"{self.pipeline}: {wrong}; choose one with --category: {names}. Or give prompts of your own with --prompt")
+            wrong = "has several categories" if name is None else f"has no category {name!r}, or several with that name"
+            raise BadInput(f"{self.pipeline}: {wrong}; choose one with --category: {names}; or give your own prompts with --prompt")
         return use
 
     def prompts_of(self, use: Use) -> list[bytes]:
-        """Read the prompts of a use. Raises BadInput if one is missing, or is another picture than when the threshold was set."""
+        """Read the prompt files of a use. Raises BadInput if one is missing, or has changed since the threshold was set."""
         return [self._read(prompt.image, prompt.sha256) for prompt in use.prompts]
 
     def _read(self, image: str, sha256: str) -> bytes:
@@ -66,21 +66,21 @@ class InUse:
             data = place_of(image).read_bytes()
         except (OSError, ValueError) as error:
             raise BadInput(
-                f"{image}: a prompt of {self.pipeline}, and cannot be read ({error}); get it with `dvc pull`, or give prompts of your own "
-                "with --prompt"
+                f"{image}: this prompt of {self.pipeline} cannot be read ({error}); get it with `dvc pull`, or give your own prompts with "
+                "--prompt"
             ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise BadInput(
-                f"{image}: a prompt of {self.pipeline} that has changed since its threshold was set; run `changepair retrain "
-                f"{self.pipeline}`, or give prompts of your own with --prompt"
+                f"{image}: this prompt of {self.pipeline} has changed since the threshold was set; run `changepair retrain "
+                f"{self.pipeline}`, or give your own prompts with --prompt"
             )
         return data
 
 
 def model_in_use(model: str) -> InUse:
-    """Find the detector of `<pipeline>`, which its decision says, or of `<pipeline>/<detector>`.
+    """Find the detector of `<pipeline>`, which its decision names, or that of `<pipeline>/<detector>`.
 
-    Raises BadInput if the pipeline has no model in use, no such detector, or the files are not here.
+    Raises BadInput if the pipeline has no current model or no such detector, or if files are missing.
     """
     pipeline, _, wanted = model.partition(SEPARATOR)
     folder = folder_of(pipeline) / IN_USE
@@ -103,12 +103,12 @@ def model_in_use(model: str) -> InUse:
 
 
 def is_pipeline(model: str) -> bool:
-    """Tell whether a pipeline has, or had, a model in use by that name."""
+    """Tell whether this names a pipeline that has, or had, a current model."""
     return folder_of(model.partition(SEPARATOR)[0]).is_dir() and not Path(model).is_dir()
 
 
 def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None) -> tuple[str, str]:
-    """Give the detector that the model is used by, and why."""
+    """Return the detector that the model uses, and why."""
     if recommendation is not None:
         detector, why = recommendation.detector, str(recommendation)
     else:
@@ -118,5 +118,5 @@ def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path, recommend
         choice = choose(read_draws(folder / DRAWS_NAME), settings, trained)
         detector, why = ("", "") if choice is None else (choice.detector, str(choice))
     if not detector:
-        raise BadInput(f"{folder}: no metric tells which detector is the best; name one: {pipeline}{SEPARATOR}<detector>")
+        raise BadInput(f"{folder}: no metric shows which detector is the best; name one: --model {pipeline}{SEPARATOR}<detector>")
     return detector, f", chosen of its {len(detectors)} detectors ({why})"

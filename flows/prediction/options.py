@@ -1,4 +1,4 @@
-"""The options that say with which detector and prompts a command works, and what they load."""
+"""Define the options that select detector, prompts and threshold, and load what they select."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ SEVERAL = "a file, a folder or a pattern"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"what is normal: {SEVERAL}; may be given again")
+    parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"normal pictures: {SEVERAL}; may be repeated")
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a model folder; a pipeline, for the detector, prompts and threshold of its model in use; <pipeline>/<detector>, for one of "
-        "its detectors alone; or a detector by name. The one that comes with the package, if none is given",
+        help="a model folder or a kit; a pipeline, for the detector, prompts and threshold of its current model; <pipeline>/<detector>, "
+        "for one of its detectors; or the name of a detector (default: the packaged multi-scale-residual)",
     )
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
     parser.add_argument(
         "--category",
         metavar="WORD",
-        help="what the pictures show: chooses among a pipeline's prompts; also for detectors that read",
+        help="what the pictures show: selects the prompts of a pipeline's category; also used by detectors with a text encoder",
     )
     parser.add_argument(
         "--intensity",
         type=_intensity,
         metavar="LOW,HIGH",
-        help="the samples that are black and white in pictures of more than 8 bits, or `full` for the range of their type; chosen by the "
-        "prompts, if none is given",
+        help="the samples that are black and white in pictures of more than 8 bits, or `full` for the range of the sample type (default: "
+        "chosen from the prompts)",
     )
     parser.add_argument(
         "--tiles",
         type=_tiles,
         metavar="RxC",
-        help="cut each picture into so many rows and columns; 1x1 for whole; by default as the detector's settings say",
+        help="cut each picture into R rows and C columns; 1x1 for whole pictures (default: the detector's setting)",
     )
 
 
 def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable[[int, BadInput], None] | None = None) -> Predictor:
-    """Load what the options name: a kit, or a model and its prompts. Report which model is used where the user did not say.
+    """Load a kit, or a model and its prompts, as the options say. Print which model of a pipeline is used.
 
-    A pipeline's model in use brings its prompts and threshold, unless the user gives prompts. ready: whether it is an error that a pipeline
-    has several sets of prompts and --category names none; else the predictor then has no prompts. refuse: is told of each prompt that
-    cannot be read, which is then left out; None raises its BadInput. Without a prompt the predictor may not be ready; --tiles holds for
-    prompts that it gets later, too. Raise BadInput for options that contradict each other, and for what cannot be loaded.
+    A pipeline's current model has its prompts and threshold, unless the user gives prompts. ready: if a pipeline has several categories and
+    --category is missing, raise BadInput; otherwise return a predictor without prompts. refuse: called for each prompt that cannot be read,
+    which is left out; with None its BadInput is raised. --tiles also applies to prompts that the predictor gets later. Raises BadInput for
+    contradictory options, and for what cannot be loaded.
     """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
@@ -70,9 +70,9 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
             ("--intensity", arguments.intensity),
         ):
             if value:
-                raise BadInput(f"{option}: a kit has its own; leave it out, or --kit")
+                raise BadInput(f"{option}: a kit has its own; leave out either {option} or --kit")
         if not is_kit(kit):
-            raise BadInput(f"{kit}: no kit, as it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
+            raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
     from tasks.detectors.models.detector import ANY_CATEGORY
     from tasks.prediction.predictor import Predictor
@@ -90,11 +90,11 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
     if tiles is not None:
         predictor = Predictor(predictor.model.with_tiles(tiles))
     if arguments.intensity is not None and not files:
-        raise BadInput("--intensity: goes with --prompt, as prompts and pictures are read by one range")
+        raise BadInput("--intensity: needs --prompt, because prompts and pictures share one range; add --prompt, or leave it out")
     if in_use is not None and in_use.recommendation is not None:
         if not files:
             return _as_recommended(predictor, in_use, arguments, ready)
-        tell(f"{in_use.pipeline}: your prompts replace its own, so its threshold does not apply; set one with --calibrate")
+        tell(f"{in_use.pipeline}: your prompts replace those of the pipeline, so its threshold does not apply; set one with --calibrate")
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     intensity = arguments.intensity or (None if in_use is None else in_use.intensity)
@@ -103,9 +103,9 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
 
 
 def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
-    """Refuse normal pictures that are too few for a threshold, before a model is loaded. Raises BadInput.
+    """Raise BadInput if the normal pictures are too few for a threshold. This loads no model.
 
-    Those that are prompts do not count.
+    Pictures that are prompts do not count.
     """
     from tasks.prediction.calibration import check_count
 
@@ -115,12 +115,12 @@ def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms
 
 
 def tell(line: str) -> None:
-    """Prints a line for the user beside the answer, which alone goes to standard output."""
+    """Print a line for the user to standard error. Standard output has only the scores."""
     print(f"changepair: {line}", file=sys.stderr, flush=True)
 
 
 def _in_use(model: str | None) -> InUse | None:
-    """Find the model in use of a pipeline, where --model names one."""
+    """Find a pipeline's current model, if --model names a pipeline."""
     if model is not None and Path("pipelines.yaml").is_file():
         from flows.prediction.model_in_use import is_pipeline, model_in_use
 
@@ -130,7 +130,7 @@ def _in_use(model: str | None) -> InUse | None:
 
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
-    """Give the predictor the prompts and the threshold that the pipeline's decision has for a category."""
+    """Set the prompts and the threshold of the pipeline's decision for --category."""
     from tasks.detectors.models.detector import ANY_CATEGORY
 
     category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
@@ -139,15 +139,15 @@ def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Nam
     except BadInput as error:
         if ready or category is not None:
             raise
-        tell(f"{error}. It starts without prompts")
+        tell(f"{error}. Starting without prompts")
         return predictor
     if use is None:
-        tell(f"{about}: {category!r} is no category of its targets, so there is no threshold")
+        tell(f"{about}: {category!r} is not a category of its targets, so there is no threshold")
         return predictor.prompt([], category=category)
     if use.prompts or not predictor.detector.needs_prompts:
         predictor.prompt(in_use.prompts_of(use), category=use.word or ANY_CATEGORY, intensity=use.intensity)
     if tiles is not None and use.threshold is not None:
-        tell(f"{about}: {use.name} has no threshold with --tiles, as it was set without; set one with --calibrate")
+        tell(f"{about}: the threshold of {use.name} does not apply with --tiles; set one with --calibrate")
     elif use.threshold is None:
         tell(f"{about}: {use.name} has no threshold: {use.reason}")
     else:
@@ -157,7 +157,7 @@ def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Nam
 
 
 def _intensity(text: str) -> Intensity:
-    """Read a range."""
+    """Parse an intensity range."""
     if text == "full":
         return FULL
     try:
@@ -165,12 +165,12 @@ def _intensity(text: str) -> Intensity:
     except ValueError:
         low = high = 0.0
     if not -math.inf < low < high < math.inf:
-        raise argparse.ArgumentTypeError(f"two numbers, such as 0,4095, or full, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected two numbers, the lower first, such as 0,4095, or full, not {text!r}")
     return Intensity(Range(low, high), Range(low, high))
 
 
 def _tiles(text: str) -> tuple[int, int]:
-    """Reads rows and columns."""
+    """Parse rows and columns."""
     rows, cross, columns = text.partition("x")
     if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST and 1 <= int(columns) <= MOST):
         raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST}, not {text!r}")

@@ -86,14 +86,14 @@ def _decided(pipeline: str) -> Outcome:
 
 
 def _again(pipeline: str, current: Model) -> Outcome:
-    """Keep the model that is in use, and take the new decision on its detector, prompts and thresholds, if there is one."""
+    """Keep the current model. If its decision has changed, promote it with the new one."""
     since = f"this model is in use, since {_when(current.time)}"
     new, old = (folder / DECISION_NAME for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     if old.is_file() and old.read_bytes() == new.read_bytes():
         return Outcome(RunState.IN_USE, since)
     if current.action == "rolled back":  # a person chose the old decision
         return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
-    return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model; how it is used has changed")))
+    return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model with a new decision")))
 
 
 def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:

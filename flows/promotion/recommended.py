@@ -1,4 +1,4 @@
-"""Read how a pipeline's model is used: decision.json of an evaluation, or of the model in use."""
+"""Read the decision on a pipeline's model: decision.json of an evaluation, or of the current model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.scoring.recommendation import DECISION_NAME, Recommendation
 
 
 def read_recommendation(folder: Path) -> Recommendation | None:
-    """Read the file. Returns None where there is none, as an older version wrote the folder.
+    """Read decision.json. Return None if an older version wrote the folder, without the file.
 
     Raises BadInput if the file is damaged.
     """

@@ -53,7 +53,7 @@ def _picture(folder: Path, target: str) -> Iterator[str]:
 
 
 def _trend(detector: str, runs: Sequence[Run], figures: Mapping[str, Any]) -> Iterator[str]:
-    """Give a table: a line a run, the detector's metrics on each target, the newest last."""
+    """Yield the lines of a table: for each run, oldest first, the detector's metrics on each target."""
     each = [{target: _of(detector, detectors) for target, detectors in one.items()} for one in (*(run.figures for run in runs), figures)]
     targets = list(dict.fromkeys(target for one in each for target in one))
     if not targets or not detector:
@@ -68,5 +68,5 @@ def _trend(detector: str, runs: Sequence[Run], figures: Mapping[str, Any]) -> It
 
 
 def _of(detector: str, detectors: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Give a detector's metrics on a target; empty where there are none. detectors: as in metrics.json."""
+    """Format a detector's metrics on a target; empty if there are none. detectors: as in metrics.json."""
     return ", ".join(f"{heading(name)} {100 * value:.1f} %" for name, value in detectors.get(detector, {}).items() if value is not None)

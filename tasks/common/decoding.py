@@ -1,10 +1,10 @@
-"""Decode picture files into samples, and samples into HxWx3 uint8 RGB: the one reader of pictures of this project.
+"""Decode picture files into samples, and samples into HxWx3 uint8 RGB. All pictures of this project are read by this module.
 
-A picture of 8 bits a channel is read as a viewer shows it. A deeper one (16-bit PNG, 16- and 32-bit or float TIFF, DICOM) keeps its samples
-until an `Intensity` says which of them are black and white: a camera of 12 bits in a file of 16 uses a sixteenth of the file's range.
+A picture of 8 bits a channel is read as a viewer shows it. A deep picture (16-bit PNG, 16-bit, 32-bit or float TIFF, DICOM) keeps its
+samples until an `Intensity` sets which of them are black and white. A 12-bit camera in a 16-bit file uses a sixteenth of the file's range.
 
-The module needs numpy and Pillow alone; tifffile, imagecodecs and pydicom are imported for the files that need them. It imports nothing of
-this project, as `changepair export` copies it next to a model.
+The module needs only numpy and Pillow. It imports tifffile, imagecodecs and pydicom for the files that need them. It imports no other
+module of this project, because `changepair export` copies it next to a model.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-"""Formats that Pillow may decode, whatever a file's name says. Of its others some run programs: PostScript is given to Ghostscript."""
+"""Formats that Pillow may decode, whatever a file's name says. Other formats of Pillow may run programs: PostScript runs Ghostscript."""
 DICOM = "DICOM"
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm")
-"""Endings of the names of picture files, in small letters."""
+"""Suffixes of picture files, in small letters."""
 MAX_PIXELS = 100_000_000
-"""Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one is taken for a decompression bomb."""
+"""Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb."""
 MAX_BYTES = 2**30
 """Largest decoded size of a deep picture, in bytes."""
 WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
 """White of cameras, detectors and integer types, by their bit depth."""
 MARGIN = 0.01
-"""How far float samples may leave the range from black to white, as a share of it: resampling overshoots."""
+"""How far float samples may exceed the range from black to white, as a share of it, because resampling overshoots."""
 MOST_OUTSIDE = 0.5
-"""Largest share of a picture's samples that may lie outside of its intensity range."""
+"""Largest share of a picture's samples that may lie outside its intensity range."""
 BLURRED = "marked by blurred masks (of many grey levels), cut at half of their highest value"
 LABELS = 16
-"""Most levels of a mask that are taken for labels. A mask with more was blurred, by JPEG or by resizing."""
+"""Largest number of levels of a mask that are labels. A mask with more was blurred, by JPEG or by resizing."""
 RINGING = 0.1
-"""How far JPEG of high quality leads a mask's values from black and white, as a share of white."""
+"""How far high-quality JPEG moves the values of a mask from black and white, as a share of white."""
 
 Samples = Literal["integer", "float"]
 Picture = NDArray[np.uint8]
@@ -48,7 +48,7 @@ Mask = NDArray[np.bool_]
 
 
 class Undecodable(ValueError):
-    """A file that is no picture, or one that cannot be decoded without changing what it shows. The message says why."""
+    """Raised for a file that is not a picture, or cannot be decoded faithfully. The message says why."""
 
 
 class Range(NamedTuple):
@@ -63,9 +63,9 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Intensity:
-    """The range of deep pictures of a dataset or a kit. Pictures of 8 bits do not use it.
+    """The intensity ranges of the deep pictures of a dataset or a kit. Pictures of 8 bits do not use them.
 
-    integer, floating: ranges of integer and of float samples; None for the full range of the type, 0 to 1 for floats.
+    integer, floating: ranges of integer and of float samples. None is the full range of the type: 0 to 1 for floats.
     """
 
     integer: Range | None = None
@@ -80,20 +80,20 @@ FULL = Intensity()
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture file's samples, turned as its EXIF orientation says."""
+    """The samples of a picture file, turned by its EXIF orientation."""
 
     samples: NDArray[Any]
-    """HxWx3 uint8, RGB; or, of a deep picture, HxW or HxWx3 of another type."""
+    """HxWx3 uint8 RGB. For a deep picture HxW or HxWx3 of another type."""
     notes: tuple[str, ...] = ()
-    """What a reader should know of the conversion, such as `palette, converted to RGB`."""
+    """Conversions to report, such as `palette, converted to RGB`."""
     alpha: NDArray[np.float64] | None = None
-    """HxW in [0, 1], of a picture with transparency; pictures of 8 bits lie over white already."""
+    """HxW in [0, 1] for a picture with transparency, else None. Pictures of 8 bits are already composited over white."""
     inverted: bool = False
-    """Whether a deep picture's low samples are white."""
+    """Whether low samples of a deep picture are white."""
     stated: Range | None = None
-    """The range that the file itself states: the window of a DICOM file."""
+    """The range that the file states: the window of a DICOM file."""
     palette: bool = False
-    """Whether its colours are those of a palette, and not greys."""
+    """Whether the colours are from a palette that is not grey."""
 
     @property
     def deep(self) -> bool:
@@ -113,7 +113,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Extent:
-    """The extent of a deep picture's samples: what a range is chosen from."""
+    """The lowest and highest sample of a deep picture. `choose_range` chooses from these."""
 
     samples: Samples
     low: float
@@ -122,15 +122,16 @@ class Extent:
 
 
 def extent_of(decoded: Decoded) -> Extent:
-    """Measure a deep picture's samples."""
+    """Return the extent of a deep picture's samples."""
     return Extent(decoded.kind, float(decoded.samples.min()), float(decoded.samples.max()), decoded.stated)
 
 
 def choose_range(extents: Iterable[Extent]) -> Intensity:
     """Choose the intensity range of a dataset or a kit from its normal pictures.
 
-    Windows that all of the pictures state are joined. Otherwise the range is from 0 to the lowest white that no sample exceeds: one of
-    WHITES, or 1 for floats. Where samples are negative, the range is from the lowest to the highest sample.
+    If all of the pictures state windows, the range is from the lowest to the highest edge of these. Otherwise it is from 0 to the lowest
+    white that no sample exceeds: one of WHITES, or also 1 for floats. If samples are negative, or exceed every white, the range is from the
+    lowest to the highest sample.
     """
     listed = list(extents)
     return Intensity(*(_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float")))
@@ -180,12 +181,12 @@ def read_file(file: str | Path, intensity: Intensity = FULL) -> Picture:
 
 
 def open_image(stream: Path | IO[bytes]) -> Image.Image:
-    """Open a picture of one of FORMATS; its pixels are decoded when they are asked for. Raises what Pillow raises."""
+    """Open a picture of one of FORMATS, without decoding its pixels. Raises what Pillow raises."""
     return Image.open(stream, formats=FORMATS)
 
 
 def of_image(given: Image.Image) -> Decoded:
-    """Give the samples of a Pillow image: 8 bits as a viewer shows them, deeper modes (I;16, I, F) as they are."""
+    """Return the samples of a Pillow image: 8 bits as a viewer shows them, deep modes (I;16, I, F) unchanged. Raises Undecodable."""
     image = ImageOps.exif_transpose(given)
     notes = []
     if getattr(given, "n_frames", 1) > 1:
@@ -218,7 +219,7 @@ def _is_coloured(image: Image.Image) -> bool:
 
 
 def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
-    """Scale a picture's samples to HxWx3 uint8 RGB. Raises Undecodable if most of a deep picture lies outside of its range."""
+    """Scale a picture's samples to HxWx3 uint8 RGB. Raises Undecodable as `range_of`."""
     if not decoded.deep:
         return decoded.samples
     low, high = range_of(decoded, intensity)
@@ -234,17 +235,20 @@ def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
 
 
 def range_of(decoded: Decoded, intensity: Intensity) -> Range:
-    """Give the range that a deep picture is scaled by. Raises Undecodable if its samples do not belong to that range."""
+    """Return the range that a deep picture is scaled by.
+
+    Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the samples lie outside it; with a full range, if any does.
+    """
     chosen = intensity.of(decoded.kind)
     low, high = chosen or _full(decoded)
     if not -math.inf < low < high < math.inf:
-        raise Undecodable(f"its intensity range, {Range(low, high)}, is empty; state another one")
+        raise Undecodable(f"its intensity range, {Range(low, high)}, is empty; set intensity to [low, high]")
     samples = decoded.samples
     outside = float(((samples < low) | (samples > high)).mean())
     if outside > (MOST_OUTSIDE if chosen is not None else 0):
         raise Undecodable(
-            f"{100 * outside:.3g} % of its samples, {samples.min():g} to {samples.max():g}, lie outside of the intensity range "
-            f"{Range(low, high)}; state the range of its camera as intensity"
+            f"{100 * outside:.3g} % of its samples, {samples.min():g} to {samples.max():g}, lie outside the intensity range "
+            f"{Range(low, high)}; set intensity to the range of its camera"
         )
     return Range(low, high)
 
@@ -256,10 +260,10 @@ def _full(decoded: Decoded) -> Range:
 
 
 def marks_of(decoded: Decoded) -> tuple[Mask, str]:
-    """Give the marked pixels of a mask, HxW, and what was done to find them ("" for the usual mask).
+    """Return the marked pixels of a mask, HxW, and a note on how they were found ("" for a mask of labels).
 
-    Anything but 0 is marked, as masks hold 0 and 1, 0 and 255, 254 and 255, or the numbers of objects. A mask with other levels was
-    blurred, by JPEG or by resizing: there, what is at least half of its highest value is marked. What is transparent is not marked.
+    Every value but 0 is marked: masks hold 0 and 1, 0 and 255, or the numbers of objects. A mask with other levels was blurred, by JPEG or
+    by resizing. There, values of at least half of the highest are marked. Transparent pixels are not marked.
     """
     samples: NDArray[Any] = decoded.samples
     if decoded.inverted:
@@ -273,7 +277,7 @@ def marks_of(decoded: Decoded) -> tuple[Mask, str]:
 
 
 def marked(values: NDArray[Any]) -> tuple[Mask, str]:
-    """Give the marked pixels of a mask's values HxW, as `marks_of`."""
+    """Return the marked pixels of mask values HxW, and a note, as `marks_of`."""
     levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if values.dtype == np.uint8 else np.unique(values)
     levels = levels[levels != 0]
     if not len(levels) or _are_labels(levels):
@@ -282,9 +286,9 @@ def marked(values: NDArray[Any]) -> tuple[Mask, str]:
 
 
 def _are_labels(levels: NDArray[Any]) -> bool:
-    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1 on, or a few values.
+    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1, or at most LABELS values.
 
-    A few may be JPEG's as well: values near 0, and values near the highest.
+    Few levels that are all near 0 or near the highest are compression noise of JPEG, not labels.
     """
     highest = levels[-1]
     if levels[0] == 1 and highest == len(levels) and highest != 255:
@@ -305,7 +309,7 @@ def _is_deep_png(content: bytes) -> bool:
 
 
 def _png(content: bytes, image: Image.Image) -> Decoded:
-    """Decode a PNG of 16 bits a channel: Pillow keeps the upper 8 of its colours."""
+    """Decode a PNG of 16 bits a channel. Pillow would keep only the upper 8 bits of colours."""
     import imagecodecs
 
     samples = imagecodecs.png_decode(content)
@@ -340,7 +344,7 @@ def _tiff(content: bytes) -> Decoded:
             raise Undecodable(f"TIFF of {page.bitspersample} bits as {page.photometric.name.lower()}; write it as grey or RGB")
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if not ends or min(page.databytecounts) == 0 or max(ends) > len(content):
-            raise Undecodable("truncated: parts of its pixels lie behind the end of the file, or nowhere")
+            raise Undecodable("truncated: some of its pixels are missing or beyond the end of the file")
         samples = np.asarray(page.asarray())
         if samples.dtype.kind not in "uif":
             raise Undecodable(f"samples of type {samples.dtype}; write it with integer or float samples")
@@ -365,7 +369,7 @@ def _tiff(content: bytes) -> Decoded:
 
 
 def _layered(samples: NDArray[Any], orientation: int, notes: tuple[str, ...], *, inverted: bool = False) -> Decoded:
-    """Turn samples HxW or HxWxC, and part colours from alpha, the second or the fourth channel."""
+    """Turn samples HxW or HxWxC, and separate colours from alpha, which is the second or the fourth channel."""
     turned = _turned(samples if samples.ndim == 3 else samples[..., None], orientation)
     if orientation != 1:
         notes += ("turned as its EXIF says",)
@@ -380,7 +384,7 @@ def _layered(samples: NDArray[Any], orientation: int, notes: tuple[str, ...], *,
 
 
 def _turned(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn samples as EXIF's orientation says: what a viewer shows (Exif 2.32, table 6)."""
+    """Turn samples by an EXIF orientation, from 1 to 8, as a viewer does (Exif 2.32, table 6)."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -391,17 +395,17 @@ def _turned(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _dicom(content: bytes) -> Decoded:
-    """Decode a monochrome DICOM picture, its modality transformation applied (PS3.3 C.11.1); its window is stated, not applied."""
+    """Decode a monochrome DICOM picture. The modality transformation is applied (PS3.3 C.11.1), the window is returned as `stated`."""
     try:
         import pydicom
         from pydicom.pixels.processing import apply_modality_lut
     except ModuleNotFoundError as error:
-        raise Undecodable("a DICOM file, and pydicom is not installed") from error
+        raise Undecodable("a DICOM file needs pydicom; install it with `pip install pydicom`") from error
     data = pydicom.dcmread(io.BytesIO(content))
     if "PixelData" not in data:
         raise Undecodable("a DICOM file without pixels")
     if data.SamplesPerPixel != 1 or data.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Undecodable(f"DICOM of {data.PhotometricInterpretation}; monochrome ones are read, so write it as PNG")
+        raise Undecodable(f"DICOM of {data.PhotometricInterpretation}; only monochrome DICOM is supported, so write it as PNG")
     if int(data.get("NumberOfFrames") or 1) > 1:
         raise Undecodable(f"DICOM of {data.NumberOfFrames} frames; write each frame as a picture")
     refuse_large(int(data.Columns), int(data.Rows))
@@ -412,7 +416,7 @@ def _dicom(content: bytes) -> Decoded:
 
 
 def _window(data: Any) -> Range | None:
-    """Give the first window of a DICOM file as the samples that are black and white (PS3.3 C.11.2.1.2 and C.11.2.1.3.2)."""
+    """Return the samples that the first window of a DICOM file shows black and white (PS3.3 C.11.2.1.2 and C.11.2.1.3.2)."""
     if "WindowCenter" not in data or "WindowWidth" not in data or "VOILUTSequence" in data:
         return None
     centre, width = (float(np.atleast_1d(value)[0]) for value in (data.WindowCenter, data.WindowWidth))

@@ -131,7 +131,7 @@ def sha256(path: Path) -> str:
 
 
 def content_of(path: str | Path) -> str | None:
-    """Hash a file, or all files of a folder with their names; None for what is no path of this machine, such as the name of a model."""
+    """Hash a file, or all files of a folder with their names. Return None for a text that is not a local path, such as a model name."""
     place = Path(path)
     if place.is_file():
         return sha256(place)

@@ -1,4 +1,4 @@
-"""Reads pictures as arrays, HxWx3 uint8 RGB, and masks, HxW; brings them to the sizes that others ask for."""
+"""Read pictures as HxWx3 uint8 RGB and masks as HxW bool, and resize them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tasks.common.decoding import open_image as open_image
 Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Resize = Literal["squash", "aligned", "crop"]  # how a picture becomes a square
 UNREADABLE = (OSError, Undecodable)
-"""What reading a picture raises: the disk's errors, and the decoder's."""
+"""Errors of reading a picture: those of the disk and of the decoder."""
 
 
 def read_picture(path: Path, resolution: int | None = None, intensity: Intensity = FULL) -> Picture:
-    """Read a picture file as HxWx3 uint8 RGB, as a viewer shows it; with `resolution`, squashed to that many pixels a side (bicubic).
+    """Read a picture file as HxWx3 uint8 RGB, as a viewer shows it. With `resolution`, squash it to that many pixels a side (bicubic).
 
     intensity: the range of a picture of more than 8 bits. Raises Undecodable, OSError.
     """
@@ -31,14 +31,14 @@ def read_picture(path: Path, resolution: int | None = None, intensity: Intensity
 
 
 def squashed(picture: Picture, side: int) -> Picture:
-    """Squash a picture to a square of that many pixels a side (bicubic)."""
+    """Squash a picture to a square of `side` pixels (bicubic)."""
     if picture.shape[:2] == (side, side):
         return picture
     return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def cropped(picture: Picture, side: int) -> Picture:
-    """Bring the shorter side to that many pixels (bicubic), and take the middle of the other, as torchvision's Resize and CenterCrop."""
+    """Resize the shorter side to `side` pixels (bicubic) and crop the middle square, as torchvision's Resize and CenterCrop."""
     height, width = picture.shape[:2]
     sizes = [side if edge == min(height, width) else int(side * edge / min(height, width)) for edge in (width, height)]
     image = Image.fromarray(picture).resize((sizes[0], sizes[1]), Image.Resampling.BICUBIC)
@@ -47,19 +47,19 @@ def cropped(picture: Picture, side: int) -> Picture:
 
 
 def read_marks(path: Path) -> Mask:
-    """Read a mask file at its own size, HxW, True where it marks something. Raises Undecodable, OSError."""
+    """Read a mask file at its own size: HxW, True for marked pixels. Raises Undecodable, OSError."""
     return marks_of(decode(path.read_bytes()))[0]
 
 
 def read_mask(path: Path, resolution: int) -> Mask:
-    """Read a mask file at `resolution` pixels a side, as `reduced`."""
+    """Read a mask file and resize it as `reduced`. Raises Undecodable, OSError."""
     return reduced(read_marks(path), resolution)
 
 
 def read_objects(path: Path) -> tuple[NDArray[Any], bool]:
-    """Read the numbers of objects in a mask file, HxW, and tell whether they are the indices of a palette.
+    """Read the object numbers in a mask file, HxW. Also return whether they are palette indices; otherwise they are grey levels.
 
-    Else they are grey levels; a blurred mask is one object. Raises Undecodable, OSError.
+    A blurred mask is one object. Raises Undecodable, OSError.
     """
     content = path.read_bytes()
     decoded = decode(content)
@@ -72,8 +72,10 @@ def read_objects(path: Path) -> tuple[NDArray[Any], bool]:
 
 
 def reduced(mask: Mask, resolution: int) -> Mask:
-    """Bring a mask HxW to `resolution` pixels a side: a pixel is True where any pixel of the mask that it covers is, so that no region
-    vanishes. Enlarging takes the nearest pixel."""
+    """Resize a mask HxW to `resolution` pixels a side. A pixel is True if any mask pixel that it covers is, so no region vanishes.
+
+    Enlarging takes the nearest pixel.
+    """
     for axis in (0, 1):
         side = mask.shape[axis]
         places = np.arange(resolution)
@@ -88,7 +90,7 @@ def reduced(mask: Mask, resolution: int) -> Mask:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Give height and width of a picture as a viewer shows it, from its head where that is enough."""
+    """Return height and width of a picture file in pixels, as a viewer shows it. Only the header is read where that is enough."""
     try:
         with path.open("rb") as stream, open_image(stream) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
@@ -98,7 +100,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def png(array: NDArray[np.uint8] | Mask) -> bytes:
-    """Give the PNG bytes of an HxWx3 picture, an HxW grey picture or an HxW mask (0 and 255)."""
+    """Encode an HxWx3 picture, an HxW grey picture or an HxW mask (0 and 255) as PNG."""
     stream = io.BytesIO()
     pixels = array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
     # Level 1 costs a tenth of the time of level 6 for files a few percent larger; pairs are read once or twice.

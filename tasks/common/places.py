@@ -112,16 +112,16 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 )
-"""Names that operating systems and storage devices give to their own files and folders, in small letters."""
+"""Names of files and folders that operating systems and storage devices create, in small letters."""
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder name is hidden, or a system's own: `._0.png` of a Mac, Thumbs.db, @eaDir. None of them is data."""
+    """Tell whether a file or folder name is hidden or a system file: `._0.png` of macOS, Thumbs.db, @eaDir. These are not data."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def visible(files: Iterable[Path], folder: Path) -> Iterator[Path]:
-    """Yield those of the files below a folder that neither are hidden nor lie in a hidden folder."""
+    """Yield the files below a folder that are not hidden, nor in a hidden folder."""
     return (file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
 
 

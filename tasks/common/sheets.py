@@ -17,13 +17,13 @@ ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for w
 SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
 CALM = (60, 110, 220)
-"""Of what normal pictures show too."""
+"""Colour of map values that normal pictures reach."""
 WARM = (0.62, 0.97)
-"""From yellow to dark red, in the colour map turbo."""
+"""Range of the colour map turbo for greater values: from yellow to dark red."""
 STEPS = 256
-"""Of the colour scale up to what normal pictures reach, and as many above."""
+"""Steps of the colour scale up to the value that normal pictures reach; there are as many above."""
 ROWS = 256
-"""Of a picture that are drawn at once."""
+"""Rows of a picture that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
 
 
 def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
-    """Lay an anomaly map over a picture, both HxW. The one colour scale of every overlay.
+    """Overlay an anomaly map HxW on a picture HxWx3. All overlays use this colour scale.
 
-    Values up to `top`, which normal pictures reach too, are uncoloured to a faint blue. Greater ones are yellow to dark red, and dark red
-    from twice `top` on. top: as `Predictor.top` gives it; 0 where it is unknown, for half of the map's own maximum.
+    Values up to `top`, which normal pictures reach, are uncoloured to faint blue. Greater values are yellow to dark red; from twice `top`
+    they are dark red. top: as in `Predictor.top`; if 0, it is unknown, and half of the map's maximum replaces it.
     """
     scale = STEPS / max(top or float(map_.max()) / 2, 1e-6)
     added, kept = _heat()
@@ -82,7 +82,7 @@ def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
 
 @cache
 def _heat() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Give what each step of the colour scale adds to a picture, Nx3, and the share of the picture that it keeps, N."""
+    """Return, for each of N steps of the colour scale, the colour to add, Nx3, and the share of the picture to keep, N."""
     from matplotlib import colormaps  # half a second
 
     ratio = np.arange(2 * STEPS + 1) / STEPS

@@ -83,7 +83,7 @@ def need_columns(file: Path, columns: Sequence[str], names: Sequence[str], what:
 
 
 def percent(fraction: float, digits: int = 2) -> str:
-    """Write a fraction in percent, with that many significant digits and no exponent.
+    """Format a fraction in percent, with `digits` significant digits and no exponent.
 
     >>> percent(1.0), percent(0.0476), percent(0.00012), percent(0.0)
     ('100', '4.8', '0.012', '0')

@@ -15,9 +15,9 @@ from tasks.common.bounds import Bound
 LARGE = 2048
 """Longer side in pixels up to which `auto` leaves a picture whole."""
 SIDE = 1024
-"""Largest side in pixels of a tile that `auto` chooses, before the overlap is added."""
+"""Largest side, in pixels, of a tile that `auto` chooses, without the overlap."""
 OVERLAP = 0.125
-"""Overlap of a tile with each neighbour, as a share of its own side: no defect lies only on a seam."""
+"""How far a tile reaches into each neighbour, as a share of its side without the overlap. So no defect lies only on a seam."""
 MOST = 64
 """Largest number of rows or columns that a setting may ask for."""
 AUTO: Literal["auto"] = "auto"
@@ -80,8 +80,8 @@ WHOLE = Grid(1, 1)
 def grid_of(tiles: Tiles, prompts: Iterable[tuple[int, int]]) -> Grid:
     """Choose the grid that a detector's prompts and queries are cut by.
 
-    tiles: the detector's setting. prompts: height and width of each prompt, in pixels. With `auto` the grid is the smallest in which no
-    prompt needs larger tiles than `grid_for` gives it; without prompts pictures stay whole.
+    tiles: the detector's setting. prompts: height and width of each prompt, in pixels. `auto` takes the largest number of rows and of
+    columns that `grid_for` chooses for any prompt. Without prompts pictures stay whole.
 
     >>> grid_of("auto", [(3000, 4000), (4000, 3000)]), grid_of("auto", []), grid_of((1, 1), [(3000, 4000)])
     (Grid(rows=4, columns=4), Grid(rows=1, columns=1), Grid(rows=1, columns=1))
@@ -93,7 +93,7 @@ def grid_of(tiles: Tiles, prompts: Iterable[tuple[int, int]]) -> Grid:
 
 
 def grid_for(height: int, width: int) -> Grid:
-    """Choose the grid of a picture by its size in pixels: WHOLE up to LARGE, else tiles of at most SIDE pixels a side.
+    """Choose the grid of a picture from its size in pixels: WHOLE up to LARGE, else tiles of at most SIDE pixels a side.
 
     >>> grid_for(3000, 4000)
     Grid(rows=3, columns=4)
@@ -106,7 +106,7 @@ def grid_for(height: int, width: int) -> Grid:
 def boxes(size: Sequence[int], grid: Grid) -> list[Box]:
     """List the tiles of a picture, row by row. size: height and width in pixels.
 
-    Tiles cover the picture and overlap. Pictures of different sizes have their tiles at the same shares of their sides.
+    Tiles cover the picture and overlap. In pictures of different sizes, a tile is at the same relative position.
 
     >>> boxes((100, 200), Grid(1, 2))
     [Box(top=0, left=0, bottom=100, right=113), Box(top=0, left=87, bottom=100, right=200)]
@@ -124,9 +124,9 @@ def _spans(side: int, count: int) -> list[tuple[int, int]]:
 
 
 def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:
-    """Join maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture.
+    """Join the maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture.
 
-    Where tiles overlap, the weight of each falls linearly towards its rim.
+    Overlapping tiles are averaged with weights that fall linearly towards the edge of a tile.
     """
     if len(maps) == 1:
         return maps[0]
@@ -142,6 +142,6 @@ def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: i
 
 
 def _ramp(side: int) -> NDArray[np.float32]:
-    """Weight the pixels of a tile's side: rising from each end, to 1 where no other tile reaches."""
+    """Return the weights of the pixels along a tile's side. They rise from each end to 1, where no other tile overlaps."""
     distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
     return np.minimum(distance / max(1.0, 2 * OVERLAP * side / (1 + 2 * OVERLAP)), 1.0).astype(np.float32)

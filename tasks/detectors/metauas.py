@@ -27,8 +27,8 @@ class MetaUASSettings:
     resolution: Resolution = 256
     """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
     tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
-    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
+    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
+    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """How the prompt is rebuilt on the grid of the query: by all its positions, each in its share; by the most similar; or not."""
     similarity: Literal["cosine", "dot"] = "cosine"

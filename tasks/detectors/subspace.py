@@ -23,8 +23,8 @@ class SubspaceSettings:
     resolution: Resolution = 256
     """Pixels a side that pictures are scored at."""
     tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and in use: `auto`, where prompts have more than 2,048 pixels a side, into tiles of at most
-    1,024; or [rows, columns]. [1, 1] scores whole pictures."""
+    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
+    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     variance: Annotated[float, Between(0, 1)] = 0.99

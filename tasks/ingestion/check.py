@@ -26,26 +26,26 @@ MOST_MARKED = 0.5
 """Share of a picture: a mask that marks more may be inverted."""
 INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
 WARNED = (INVERTED, BLURRED)
-"""Notes that may mean a wrong label."""
+"""Notes that are warnings, because the label or mask may be wrong."""
 GREYS = 256
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts that reading a picture gives."""
+    """Properties of a picture that was read."""
 
     sha256: str = ""
     phash: str = ""
     height: int = 0  # pixels, as a viewer shows it
     width: int = 0
     mask_sha256: str | None = None
-    """Of the bytes of its mask; of several masks, of their hashes."""
+    """SHA-256 of the bytes of the mask. For several masks, of their joined hashes."""
     note: str = ""
-    """What about it has to be converted before it is a plain RGB picture."""
+    """Conversions of the picture or its mask to report, joined by semicolons."""
     greys: str = ""
-    """Which of the 256 grey levels it shows, as 64 hex digits; "" for a picture of more than 8 bits, until it is scaled."""
+    """Which of the 256 grey levels occur, as 64 hex digits. "" for a picture of more than 8 bits, until it is scaled."""
     extent: Extent | None = None
-    """Of a picture of more than 8 bits, which is scaled once the range of its dataset is known."""
+    """Lowest and highest sample of a picture of more than 8 bits. It is scaled when the range of its dataset is known."""
     fault: str = ""
     """Why it cannot be used; "" if it can."""
     passing: bool = False
@@ -152,18 +152,18 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def greys_of(picture: Picture) -> str:
-    """List the grey levels that a picture shows, as `Facts.greys`."""
+    """Return which grey levels occur in a picture, as `Facts.greys`."""
     shown = np.bincount(np.asarray(Image.fromarray(picture).convert("L")).ravel(), minlength=GREYS) > 0
     return np.packbits(shown).tobytes().hex()
 
 
 def greys_from(text: str) -> NDArray[np.bool_]:
-    """Read what `greys_of` wrote: 256 flags."""
+    """Read the text of `greys_of` as 256 flags."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(bool)
 
 
 def _masked(facts: Facts, listed: Listed, source: DatasetFolder) -> Facts:
-    """Check a picture's masks, and add what they say to its facts."""
+    """Check a picture's masks, and add their hash and notes to its facts."""
     hashes, notes, share = [], [facts.note] if facts.note else [], 0.0
     for mask in listed.masks:
         if not mask.is_file():
@@ -183,7 +183,7 @@ def _masked(facts: Facts, listed: Listed, source: DatasetFolder) -> Facts:
         share = max(share, float(marks.mean()))
         hashes.append(hashlib.sha256(content).hexdigest())
     if listed.defect == GOOD:
-        return Facts(fault=f"called normal, and its mask {listed.masks[0].name} marks something") if share else facts
+        return Facts(fault=f"is labelled normal, but its mask {listed.masks[0].name} marks pixels") if share else facts
     if not share:
         return Facts(fault=f"its mask {listed.masks[0].name} marks nothing")
     notes += [INVERTED] if share > MOST_MARKED else []

@@ -45,7 +45,7 @@ MANIFEST = schema_of(PictureRow)
 COPIES = "snapshot"
 """The folder of copies within a dataset's own under places.pictures."""
 IN_8_BITS = "in-8-bits"
-"""The folder of copies in 8 bits there."""
+"""Folder of 8-bit copies in the dataset's folder of written pictures."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Ingested:
     rejected: int
     notes: dict[str, int] = field(default_factory=dict)
     greys: int = GREYS
-    """Grey levels, of 256, that its normal pictures show."""
+    """Number of grey levels, of 256, that occur in the normal training pictures."""
     deep: int = 0
-    """Pictures of more than 8 bits."""
+    """Number of pictures of more than 8 bits."""
     intensity: Intensity = FULL
-    """What those are scaled by."""
+    """The ranges that they are scaled by."""
 
 
 class Look(Protocol):
@@ -110,10 +110,10 @@ class _Reading:
     notes: Counter[str] = field(default_factory=Counter)
     seen: dict[str, int] = field(default_factory=dict)  # categories in order, with how many of their pictures are kept
     extents: dict[tuple[Samples, Range | None], Extent] = field(default_factory=dict)
-    """Of the deep pictures that are normal and to train with: from the lowest sample to the highest, by what the files state."""
+    """Extents of the deep normal training pictures, joined by sample type and stated window."""
     deep: int = 0
     greys: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(GREYS, bool))
-    """Which grey levels the normal pictures to train with show."""
+    """Which grey levels occur in the normal training pictures."""
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # the start of each kept picture's sha256
     labels: list[NDArray[np.int8]] = field(default_factory=list)
 
@@ -125,7 +125,7 @@ class _Reading:
             self.seen[row_.category] += 1
 
     def look(self, row_: PictureRow, facts: Facts) -> None:
-        """Take in what a picture shows."""
+        """Add a picture's grey levels or extent."""
         self.deep += facts.extent is not None
         if row_.is_normal_training:
             if facts.extent is not None:
@@ -136,7 +136,7 @@ class _Reading:
                 self.greys |= greys_from(facts.greys)
 
     def leave_out(self, row_: PictureRow, reason: str) -> None:
-        """Take back a picture that was kept."""
+        """Reject a picture that was kept before."""
         self.kept -= 1
         self.seen[row_.category] -= 1
         self.rejected.append(Rejected(Path(row_.image), reason))
@@ -263,7 +263,7 @@ def _ingest(
 
 
 def _chosen(intensity: IntensitySetting, extents: Iterable[Extent]) -> Intensity:
-    """Give the ranges that a dataset's deep pictures are scaled by."""
+    """Return the ranges that the deep pictures of a dataset are scaled by."""
     if intensity == AUTO:
         return choose_range(extents)
     if intensity == "full":
@@ -272,7 +272,7 @@ def _chosen(intensity: IntensitySetting, extents: Iterable[Extent]) -> Intensity
 
 
 def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder, reading: _Reading) -> None:
-    """Write the rows again, those of deep pictures for copies in 8 bits; one that does not belong to the range is left out."""
+    """Rewrite the rows; those of deep pictures refer to 8-bit copies. A picture outside the range is left out."""
 
     def scale(row_: PictureRow) -> tuple[PictureRow, Facts]:
         if row_.samples is None:
@@ -305,7 +305,7 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
 
 
 def _below(file: Path, source: DatasetFolder) -> Path:
-    """Give a picture's path from the folder that it is in: the dataset's, or that of what was written of it."""
+    """Return a picture's path relative to its folder: that of the dataset, or of files written from it."""
     for folder in (source.written / COPIES, source.written):
         if not is_remote(file) and file.is_relative_to(folder):
             return file.relative_to(folder)

@@ -1,4 +1,4 @@
-"""Inspects a dataset before anything is made of it: counts, sizes, how much its masks cover, what was left out, and a picture of it."""
+"""Inspect a dataset: counts, sizes, mask coverage, files left out, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUANTILES = (0.0, 0.5, 1.0)
 
 
 class LeftOut(NamedTuple):
-    """A file left out, from the dataset's folder, and why."""
+    """A file that was left out, relative to the dataset's folder, and the reason."""
 
     file: str
     reason: str
@@ -48,17 +48,17 @@ class Inspection:
     covered: dict[tuple[str, str], tuple[float, float, float]]
     """Least, median and greatest share of a picture that its mask covers, by category and defect; of those with masks."""
     rejected: dict[str, list[LeftOut]]
-    """Files left out, by their reasons without names and numbers, the most frequent first."""
+    """Files left out, by reason without names and numbers, the most frequent first."""
     notes: dict[str, int]
-    """Pictures that are converted, by how."""
+    """Number of pictures by conversion."""
     taken: dict[str, str]
-    """Folders by which pictures were taken as normal or abnormal, from the dataset's, and as what."""
+    """Folders, relative to the dataset's, that were read as `normal` or `abnormal`."""
     greys: int
-    """Grey levels, of 256, that the normal pictures show."""
+    """Number of grey levels, of 256, that occur in the normal training pictures."""
 
 
 def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) -> Inspection:
-    """Read a dataset into the folder `work`, which may be thrown away after, and draw `sheet`. Raises BadInput as ingestion does."""
+    """Ingest a dataset into the temporary folder `work`, and draw a contact sheet to `sheet`. Raises BadInput as ingestion does."""
     places = Places(work / "pictures", work / "manifests", work / "checkpoints")
     listed = places.manifests / f"{dataset}.rejected.csv"
     try:
@@ -92,7 +92,7 @@ def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) 
 
 
 def _left_out(listed: Path) -> dict[str, list[LeftOut]]:
-    """Read a list of rejected files, by reason, the most frequent first."""
+    """Read the list of rejected files. Group them by reason, the most frequent first."""
     reasons: dict[str, list[LeftOut]] = defaultdict(list)
     for _line, rejected in csv_rows(listed):
         reasons[in_general(rejected["reason"])].append(LeftOut(rejected["file"], rejected["reason"]))
@@ -100,7 +100,7 @@ def _left_out(listed: Path) -> dict[str, list[LeftOut]]:
 
 
 def _taken(settings: FolderSettings) -> dict[str, str]:
-    """Say as what folders of normal and of abnormal pictures were taken; {} for other layouts."""
+    """Map folders to `normal` or `abnormal`, as they were read. {} for other layouts."""
     folder = place_of(settings.path)
     taken = Taken(settings.normal, settings.abnormal)
     if settings.layout == "folder" and not any(taken) and not any((at / "train" / GOOD).is_dir() for at in (folder, *folders(folder))):

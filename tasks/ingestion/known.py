@@ -51,9 +51,9 @@ def known_files(file: Path) -> Iterator[Known]:
 
 
 def stamp(listed: Listed) -> str | None:
-    """Give what changes when a picture or its masks do; None where that cannot be told, as for pictures cut out of others.
+    """Return a text that changes when a picture or its masks change. None if changes cannot be detected, as for pictures cut out of others.
 
-    On this machine the inode and the time of its last change count too: a file may be replaced by another of its size and time.
+    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime.
     """
     if listed.write is not None or len(listed.masks) > 1:
         return None

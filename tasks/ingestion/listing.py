@@ -56,11 +56,11 @@ class DatasetFolder:
     written: Path
     """Where pictures go that the dataset does not have as files."""
     normal: tuple[str, ...] = ()
-    """Folders within it of normal pictures, where they are named."""
+    """Stated folders of normal pictures, relative to `folder`."""
     abnormal: tuple[str, ...] = ()
-    """Folders within it of pictures with defects, where they are named."""
+    """Stated folders of pictures with defects, relative to `folder`."""
     masks: str | None = None
-    """The folder within it of masks for those."""
+    """Stated folder of the masks of abnormal pictures, relative to `folder`."""
 
     def needs(self, *parts: str) -> Path:
         """Gives a file or folder of the layout. Raises BadInput if it is not there."""

@@ -44,24 +44,25 @@ class FolderSettings:
     __pydantic_config__ = STRICT
 
     path: Annotated[str, Some()]
-    """The dataset's folder (for the layout table, its file), absolute or from the project's root; or its URL, such as s3://bucket/parts."""
+    """The dataset's folder (for the layout table, the file), absolute or relative to the project's root; or a URL such as
+    s3://bucket/parts."""
     layout: LayoutName = "folder"
-    """How it lies there: as MVTec AD does or in folders of normal and of abnormal pictures (folder), as pictures to make pairs from
-    (photographs), as listed in a table, or as a dataset is distributed;
-    `changepair datasets` lists them."""
+    """Layout of the files: MVTec AD's, or folders of normal and of abnormal pictures (folder); pictures to make pairs from (photographs); a
+    table; or that of a public dataset. `changepair datasets` lists them."""
     snapshot: bool = False
-    """Whether its pictures are copied into data/pictures, which DVC keeps, so that results can be made again when they are gone; else they
-    are read where they lie, and have to stay there."""
+    """Whether the pictures are copied into data/pictures, which DVC tracks. Then results can be reproduced when the originals are gone.
+    Otherwise pictures are read in place, and have to stay there."""
     intensity: IntensitySetting = AUTO
-    """The samples that are black and white in pictures of more than 8 bits: `auto`, chosen once by the normal pictures to train with and
-    written to the manifest; `full`, the range of their type; or [low, high]. Pictures of 8 bits are read unchanged."""
+    """The samples that are black and white in pictures of more than 8 bits. `auto`: chosen once from the normal training pictures, and
+    written to the manifest. `full`: the range of the sample type. Or [low, high]. Pictures of 8 bits are read unchanged."""
     normal: tuple[Annotated[str, Some()], ...] = ()
-    """Folders within `path` that hold normal pictures, for the layout folder; a quarter of those pictures is for testing. Without `normal`
-    and `abnormal` the usual names are recognised (good, ok, normal; defect, nok, bad)."""
+    """Folders within `path` that hold normal pictures, for the layout folder. A quarter of the pictures is set aside for testing. Without
+    `normal` and `abnormal` the usual names are recognised (good, ok, normal; defect, nok, bad)."""
     abnormal: tuple[Annotated[str, Some()], ...] = ()
-    """Folders within `path` that hold pictures with defects; folders in those name the kinds of defects."""
+    """Folders within `path` that hold pictures with defects. Their subfolders name the kinds of defects."""
     masks: Annotated[str, Some()] | None = None
-    """Folder within `path` of the masks of those pictures, laid out as the pictures are, `<name>_mask.png` or `<name>.png`."""
+    """Folder within `path` that holds the masks of the abnormal pictures, in the same subfolders: `<name>_mask` or `<name>`, in any
+    supported picture format."""
     licence: str | None = None
     """Under what terms its pictures may be used, copied into every row of the manifest; null for what the dataset's home states."""
 

@@ -35,8 +35,8 @@ class Inpainter(Protocol):
 
 
 def write_choice(folder: Path, settings: InpainterSettings) -> None:
-    """Write folder/inpainter.json: which model it is. `own` and `packaged` have their pipeline beside it; of a folder it has the content's
-    hash, so that pairs depend on the weights and not on the folder's name."""
+    """Write folder/inpainter.json, which names the model. `own` and `packaged` have their pipeline next to it. For a local folder the file
+    has the hash of its content, so pairs depend on the weights and not on the folder's name."""
     folder.mkdir(parents=True, exist_ok=True)
     choice: dict[str, Any] = {"model": settings.model, "revision": settings.revision}
     content = content_of(settings.model) if settings.model not in (OWN, PACKAGED, NONE) else None

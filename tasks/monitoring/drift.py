@@ -42,7 +42,7 @@ def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) ->
     """Tests scores, in the order they came, against those that set the threshold; above it none counts, on either side: that is what
     passes as normal.
 
-    The score that set the threshold is left out: the others below it are, given it, like those of fresh pictures that pass.
+    The score that set the threshold is left out. Given it, the lower scores are distributed like those of new pictures that pass.
 
     >>> from tasks.prediction.calibration import calibrated
     >>> random = np.random.default_rng(0)

@@ -21,7 +21,7 @@ class WatchSettings:
     normals: Annotated[str, Some()]
     """Normal pictures that set the threshold, others than the prompts: a file, a folder or a pattern."""
     detector: str | None = None
-    """One of the pipeline's detectors; null for the one that its report recommends."""
+    """One of the pipeline's detectors; null for the detector of its decision."""
     false_alarms: Annotated[float, Between(0.0001, 0.5)] = 0.01
     """The rate of normal pictures that may be flagged, as a fraction."""
     alert: Annotated[float, Between(0, 1)] = 0.1

@@ -36,7 +36,7 @@ class Verdicts:
         self.folder = folder
 
     def has_normals(self, files: Sequence[Path], intensity: Intensity) -> None:
-        """Make those pictures, and no others, the dataset's normal ones to learn from. Raises BadInput if one cannot be read.
+        """Set the normal training pictures of the dataset to these files. Raises BadInput if one cannot be read.
 
         intensity: the range of pictures of more than 8 bits, that of the line's kit.
         """

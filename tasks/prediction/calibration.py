@@ -25,10 +25,10 @@ from tasks.common.texts import percent
 LEAST_RATE, MOST_RATE = 1e-4, 0.5
 INTERVAL = (0.025, 0.975)
 DECIMALS = 6
-"""Of a reported score or threshold."""
+"""Decimals of a reported score or threshold."""
 TOLERANCE = 5e-6
-"""How far two scores of one picture may differ where the batch size does. It is added to the score that sets a threshold, so that its
-picture is not flagged with another batch size. On CPUs, at batch sizes of 1 to 32, the scores of the packaged detectors differed by at most
+"""How far the scores of one picture may differ between batch sizes. It is added to the score that sets a threshold, so that this
+picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32, the scores of the packaged detectors differed by at most
 6e-7, and those of WinCLIP, whose softmax is steep, by 2e-6."""
 
 
@@ -53,24 +53,24 @@ def rounded_up(value: float) -> float:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The score above which a picture is anomalous, and what it was set by."""
+    """The score above which a picture is anomalous, and the scores that set it."""
 
     __pydantic_config__ = FINITE
 
     value: float
     """The threshold, with DECIMALS."""
     false_alarms: Annotated[float, Between(0, 1)]
-    """The rate that was asked for, a fraction: an upper bound of the mean over all draws of normal pictures."""
+    """The requested rate, a fraction: an upper bound of the mean rate over all draws of normal pictures."""
     low: Annotated[float, Between(0, 1)]
-    """The lower end of the 95 % interval of the rate that this very threshold has."""
+    """The lower end of the 95 % interval of the rate of this threshold, a fraction; `high` is the upper end."""
     high: Annotated[float, Between(0, 1)]
     normals: tuple[float, ...]
-    """The scores that it was set by, ascending, with DECIMALS."""
+    """The scores that set it, ascending, with DECIMALS."""
     top: float
-    """The map value that normal pictures reach: the maximum of a map, of the same rank as the threshold. 0 where no map was kept."""
+    """The map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept."""
 
     def exceeded(self, score: float) -> bool:
-        """Tell whether a score is reported as greater than the threshold."""
+        """Tell whether a reported score is greater than the threshold."""
         return reported(score) > self.value
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Threshold:
 
 
 def needed(false_alarms: float) -> int:
-    """Count the normal pictures that a rate needs. Raises BadInput if the rate is out of bounds.
+    """Return how many normal pictures a rate needs. Raises BadInput if the rate is out of bounds.
 
     >>> needed(0.01), needed(0.05)
     (99, 19)
@@ -92,14 +92,14 @@ def needed(false_alarms: float) -> int:
 
 
 def least_rate(count: int, wanted: float) -> float:
-    """Give the wanted rate, or the least that so many normal pictures can promise."""
+    """Return the wanted rate or, if it is higher, the lowest that `count` normal pictures can promise."""
     return max(wanted, 1 / (count + 1))
 
 
 def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
-    """Refuse a number of normal pictures that is too small for a rate. Raises BadInput.
+    """Raise BadInput if `count` normal pictures are too few for a rate.
 
-    prompts: how many more pictures were given that are prompts.
+    prompts: the number of other given pictures that are prompts.
     """
     least = needed(false_alarms)
     if count >= least:
@@ -115,10 +115,10 @@ def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
 
 
 def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: float) -> Threshold:
-    """Set the threshold by the scores of normal pictures that are not the prompts.
+    """Set the threshold from the scores of normal pictures that are not prompts.
 
-    tops: the maxima of their maps; [] where no map was kept. false_alarms: the rate of them, a fraction. Raises BadInput if the rate is out
-    of bounds, or the pictures are too few for it.
+    tops: the maxima of their maps; [] if no map was kept. false_alarms: the rate, a fraction. Raises BadInput if the rate is out of
+    bounds, or the pictures are too few for it.
 
     >>> print(calibrated([place / 100 for place in range(199)], [0.5], 0.01))
     1.970005, for 1 % false alarms, set by 199 normal pictures; the rate is 0.12 to 2.8 % (95 % interval)
@@ -133,10 +133,10 @@ def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: flo
 
 
 def top_of(tops: Sequence[float], false_alarms: float) -> float:
-    """Give the map value that normal pictures reach: the maximum of the rank that a threshold for this rate has. 0 for no map."""
+    """Return the map value that normal pictures reach: of `tops`, the one with the threshold's rank for this rate. 0 for no map."""
     return float(sorted(tops)[min(_rank(len(tops), false_alarms), len(tops)) - 1]) if len(tops) else 0.0
 
 
 def _rank(count: int, false_alarms: float) -> int:
-    """Give k of n."""
+    """Return k, the rank of the score that sets the threshold, from 1."""
     return math.ceil((count + 1) * (1 - false_alarms) - 1e-9)

@@ -1,7 +1,7 @@
-"""Exports a detector as one file for ONNX Runtime, or for `torch.export.load`: with its prompts inside, or as an input.
+"""Export a detector as one file for ONNX Runtime or `torch.export.load`, with its prompts inside or as an input.
 
 inputs    queries Bx3xHxW in [0, 1]; without prompts inside also prompts Kx3xHxW. B and K are any; HxW is the detector's resolution, or any.
-          With prompts inside that are cut into tiles, each query is one tile, and places B says which: row x columns + column
+          If prompts inside are cut into tiles, each query is one tile, and places B gives its index: row x columns + column
 outputs   scores B, 0 normal … 1 anomalous; maps BxHxW in [0, 1]
 """
 
@@ -56,17 +56,17 @@ class About:
     resolution on the shorter side and int(resolution * longer / shorter) on the other, then the middle square. `aligned`: bilinear between
     the corners' pixels (align_corners), without antialias."""
     grid: tuple[int, int] | None
-    """Rows and columns of tiles that every picture is cut into; the highest score of the tiles is the picture's. None where prompts are an
-    input and decide: pictures like a prompt of over 2,048 pixels a side are cut into ceil(height / 1024) rows and ceil(width / 1024)
-    columns, and each tile is scored with that tile of the prompts."""
+    """Rows and columns of tiles that every picture is cut into. The picture's score is the highest score of its tiles. None if prompts
+    are an input and determine the grid: a prompt with more than 2,048 pixels on its longer side needs ceil(height / 1024) rows and
+    ceil(width / 1024) columns. Pictures are cut into the most of any prompt, and each tile is scored with the same tile of the prompts."""
     overlap: float
     """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
     reader: str
-    """The file next to the model that reads pictures: `read_file(path, Intensity(...))` gives HxWx3 uint8 RGB. It turns them as their EXIF
-    says, lays transparency over white, and scales those of more than 8 bits. It needs numpy and Pillow, and for some files tifffile,
-    imagecodecs and pydicom."""
+    """The file next to the model that reads pictures: `read_file(path, Intensity(...))` returns HxWx3 uint8 RGB. It applies the EXIF
+    orientation, composites transparency over white, and scales pictures of more than 8 bits. It needs numpy and Pillow, and for some
+    files tifffile, imagecodecs and pydicom."""
     intensity: dict[str, Range | None]
-    """The fields of its Intensity: [low, high] of integer and of float samples, null for the range of their type."""
+    """The fields of that Intensity: [low, high] of integer and of float samples; null for the full range of the type."""
     prompts: int
     """How many are inside; 0 where they are an input."""
     threshold: float | None
@@ -79,8 +79,11 @@ class Exported(nn.Module):
     """A detector as one function of tensors."""
 
     def __init__(self, detector: Detector, memory: Features, category: str, side: int | None) -> None:
-        """memory: of the prompts inside, TxKx... for a grid of T tiles; [] where they are an input. side: pixels that pictures of any size
-        are resized to; None for no resizing."""
+        """Wrap a detector.
+
+        memory: of the prompts inside, TxKx... for a grid of T tiles; [] if prompts are an input. side: pixels a side that pictures of any
+        size are resized to; None for no resizing.
+        """
         super().__init__()
         self.detector = detector
         self.memory = memory
@@ -88,7 +91,7 @@ class Exported(nn.Module):
         self.side = side
 
     def forward(self, queries: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Score queries. other: prompts, where none are inside; places, where those inside are cut into tiles."""
+        """Score queries. other: the prompts if none are inside, or the places if those inside are cut into tiles."""
         scores, maps = self.detector.score(self._seen(queries), self._known(other), self.category)
         if self.side is not None:  # whether it is the same size already must not be asked: it may be any
             maps = F.interpolate(maps[:, None], queries.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -174,7 +177,7 @@ def _prepare(detector: Detector) -> None:
 
 
 def _exported(module: Exported, inputs: Mapping[str, Tensor], form: Form, *, any_size: bool) -> bytes:
-    """Export by one example of the inputs; return the file's bytes."""
+    """Export by tracing one example of the inputs. Return the bytes of the file."""
     names, batch = list(inputs), torch.export.Dim("queries_0")
     shapes = []
     for name, tensor in inputs.items():

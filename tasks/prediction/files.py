@@ -18,9 +18,9 @@ def is_kit(folder: Path) -> bool:
 
 
 def files_of(names: Sequence[str]) -> list[Path]:
-    """Finds the files that names mean: each a file, a folder, or a pattern with * or ?.
+    """Find the files that names refer to: each a file, a folder, or a pattern with * or ?.
 
-    Of a folder, the files that are pictures by their endings, at any depth; hidden ones are left out.
+    A folder stands for the picture files in it, at any depth, by suffix. Hidden files are left out.
 
     In the order of names, a folder's sorted, each file once. Raises BadInput for a name that is nothing, and a folder without a picture.
     """

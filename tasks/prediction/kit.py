@@ -113,7 +113,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
 
 
 def read_intensity(folder: Path) -> Intensity:
-    """Read the intensity range of a kit. Raises BadInput if kit.json does not hold one."""
+    """Read the intensity ranges of a kit. Raises BadInput if kit.json has no valid ones."""
     try:
         return _intensity(read_json(folder / KIT_NAME).get("intensity", {}))
     except (AttributeError, TypeError, ValueError) as error:
@@ -142,7 +142,7 @@ def _number(value: Any) -> float:
 
 
 def _intensity(content: Mapping[str, Any]) -> Intensity:
-    """Read the ranges of deep pictures; a kit of an older version has none."""
+    """Read the ranges of deep pictures. A kit of an older version has none."""
     ranges = {kind: None if value is None else Range(*map(_number, value)) for kind, value in content.items()}
     if any(one is not None and not one.low < one.high for one in ranges.values()):
         raise ValueError("an empty intensity range")

@@ -31,7 +31,7 @@ Verdict = Literal["normal", "anomalous"]
 
 @dataclass(frozen=True)
 class Line:
-    """A picture's line in a table; the columns' names are the fields'. Its numbers are the reported ones, which the verdict compares."""
+    """A picture's row in a table, with the fields as columns. The verdict compares these rounded numbers."""
 
     picture: str
     score: float
@@ -41,29 +41,29 @@ class Line:
 
 
 def line_of(name: str, score: float, threshold: Threshold | None) -> Line:
-    """Report a picture's score and verdict."""
+    """Make the line of a picture from its score."""
     if threshold is None:
         return Line(name, reported(score), None, None)
     return Line(name, reported(score), threshold.value, "anomalous" if threshold.exceeded(score) else "normal")
 
 
 def shown(number: float) -> str:
-    """Write a score or a threshold with the digits that are compared."""
+    """Format a score or a threshold with the compared decimals."""
     return f"{number:.{DECIMALS}f}"
 
 
 def as_csv(line: Line) -> list[str]:
-    """Give a line's cells."""
+    """Return the cells of a line as text."""
     return [line.picture, shown(line.score), "" if line.threshold is None else shown(line.threshold), line.verdict or ""]
 
 
 def as_json(line: Line) -> str:
-    """Give a line as a JSON object."""
+    """Return a line as a JSON object."""
     return json.dumps(asdict(line), ensure_ascii=False)
 
 
 def overlay(picture: Picture, map_: NDArray[np.float32], top: float, strength: float = 1.0) -> Picture:
-    """Lay a map HxW over its picture, on the scale of `heated`. strength: 0, the picture alone, to 1."""
+    """Overlay a map HxW on its picture with the colour scale of `heated`. strength: from 0 (only the picture) to 1."""
     drawn = heated(picture, map_, top)
     return drawn if strength == 1.0 else (strength * drawn + (1 - strength) * picture).astype(np.uint8)
 

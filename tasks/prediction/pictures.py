@@ -16,26 +16,26 @@ from tasks.common.errors import BadInput
 from tasks.common.pictures import Picture
 
 PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor | Decoded
-"""A path, a file's bytes, what was decoded of them, a PIL image, an array HxW or HxWx3, a tensor HxW or 3xHxW. Arrays and tensors are of
-uint8, or of another type as the samples of a picture of more than 8 bits: floats in [0, 1] where no intensity range says otherwise."""
+"""A path, the bytes of a file, a Decoded, a PIL image, an array HxW or HxWx3, or a tensor HxW or 3xHxW. Arrays and tensors are uint8, or
+samples of more than 8 bits of another type. Floats are in [0, 1] unless an intensity range is given."""
 
 
 def as_picture(given: PictureLike, name: str = "picture", intensity: Intensity = FULL) -> Picture:
-    """Give a picture as HxWx3 uint8 RGB, turned as its EXIF says.
+    """Convert a picture to HxWx3 uint8 RGB, turned by its EXIF orientation.
 
     >>> as_picture(np.full((2, 3), 0.5)).shape, as_picture(np.full((2, 3), 0.5))[0, 0].tolist()
     ((2, 3, 3), [128, 128, 128])
     >>> as_picture(torch.zeros(3, 4, 5)).shape
     (4, 5, 3)
 
-    name: what it is called in the error. intensity: the range of pictures of more than 8 bits. Raises BadInput if it cannot be read, is too
-    large, or has other values than it may.
+    name: its name in error messages. intensity: the range of pictures of more than 8 bits. Raises BadInput if it cannot be read, is too
+    large, or has invalid values.
     """
     return scaled(as_decoded(given, name), name, intensity)
 
 
 def scaled(decoded: Decoded, name: str, intensity: Intensity) -> Picture:
-    """Give a decoded picture as `as_picture`. Raises BadInput if it does not belong to the range."""
+    """Convert a decoded picture as `as_picture`. Raises BadInput if it does not fit the range."""
     try:
         return to_picture(decoded, intensity)
     except Undecodable as error:
@@ -77,7 +77,7 @@ def _of_array(array: NDArray[Any], name: str) -> Decoded:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise BadInput(f"{name}: of shape {tuple(array.shape)}; an array is HxW or HxWx3, a tensor HxW or 3xHxW")
     if array.dtype.kind not in "uif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise BadInput(f"{name}: an array of {array.dtype} with values that are not numbers; pixels are uint8, or other integers or floats")
+        raise BadInput(f"{name}: an array of {array.dtype} is not valid; give finite floats, uint8 or other integers")
     if array.dtype == np.uint8:
         array = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
     return Decoded(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""Say how to use a pipeline's model on each target, and what it would do there."""
+"""Describe how to use a pipeline's model on each target, and its expected performance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.scoring.results import ALL, ComparisonRow, FigureRow
 
 FIGURE, BESIDE = "image_auroc", "pixel_aupro"
 MANY, WIDE = 0.2, 0.1
-"""A share of misses, and a width of an interval, that something should be done about."""
+"""Share of misses, and width of an interval, above which a next step is listed."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Advice:
     target: str
     detector: str
     uses: Sequence[Use]
-    """Of its categories."""
+    """One for each category of the target."""
     several: bool
-    """Whether the model has other uses too, so that --category chooses one."""
+    """Whether the model has several uses, so --category has to select one."""
     figure: FigureRow | None
-    """FIGURE of the detector at these shots; None where it is undefined."""
+    """FIGURE of the detector at these shots; None if it is undefined."""
     beside: FigureRow | None
-    """BESIDE of it; None where there are no masks."""
+    """BESIDE of the detector at these shots; None without masks."""
     kinds: Mapping[str, Mapping[str, OperatingRow]]
-    """Of every detector with as many prompts, by kind of picture: `good` first, then defects, then all that are anomalous (``)."""
+    """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
 
     @property
     def protocol(self) -> str:
@@ -45,12 +45,12 @@ class Advice:
 
     @property
     def what(self) -> str:
-        """Say what to use."""
+        """The detector and its number of prompts."""
         return f"{self.detector} {with_prompts(self.shots)}"
 
     @property
     def how_good(self) -> str:
-        """Give its metrics in percent, with their 95 % interval."""
+        """The metrics in percent, with the 95 % interval of FIGURE."""
         also = f"AUPRO {100 * self.beside.mean:.1f} %" if self.beside is not None else ""
         if self.figure is None:
             return f"Image AUROC is undefined here{f'; {also}' if also else ''}."
@@ -59,7 +59,7 @@ class Advice:
 
     @property
     def at_the_threshold(self) -> str:
-        """Give the threshold with its rate of false alarms, and what it finds."""
+        """The threshold, its false alarm rate, and the anomalous pictures that it flags."""
         known = [use.threshold for use in self.uses if use.threshold is not None]
         if not known:
             return f"There is no threshold: {self.uses[0].reason}."
@@ -85,7 +85,7 @@ class Advice:
         return percent(rates[0]) if len(rates) == 1 else f"{percent(rates[0])} to {percent(rates[-1])}"
 
     def command(self, pipeline: str, use: Use | None = None) -> str:
-        """Give the command that scores a part with this detector, these prompts and this threshold. use: None for the first category."""
+        """Return the command that scores a picture with this detector, prompts and threshold. use: None for the first category."""
         chosen = f" --category {shlex.quote((use or self.uses[0]).name)}" if self.several else ""
         own = "" if (use or self.uses[0]).prompts or self.shots == 0 else " --prompt normal.png"
         return f"changepair predict --model {pipeline}{own or chosen} part.png"
@@ -98,7 +98,7 @@ class Advice:
 def next_steps(
     advice: Advice, pipeline: str, figures: Sequence[FigureRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
 ) -> list[str]:
-    """List what would make the threshold surer or the detector better, the most useful first.
+    """List what would improve the threshold or the detector, the most useful first.
 
     trained: the detectors that were trained here.
     """
@@ -139,7 +139,7 @@ def next_steps(
 
 
 def advice_of(recommendation: Recommendation, figures: Sequence[FigureRow], operating: Sequence[OperatingRow]) -> list[Advice]:
-    """Give the advice on every target that the recommendation has."""
+    """Return the advice for each target of the recommendation."""
     advised = []
     for target in dict.fromkeys(use.target for use in recommendation.uses):
         uses = recommendation.of(target)
@@ -160,7 +160,7 @@ def advice_of(recommendation: Recommendation, figures: Sequence[FigureRow], oper
 
 
 def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonRow]) -> bool:
-    """Tell whether the interval of the paired difference to the recommended detector is on this one's side."""
+    """Tell whether the 95 % interval of the paired difference to the recommended detector is above 0."""
     for row in comparisons:
         if row.figure == FIGURE and _about(row) == _about(advice):
             if (row.detector, row.other) == (name, advice.detector):

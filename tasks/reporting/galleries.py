@@ -65,7 +65,7 @@ class Gallery:
     overlays: list[Shown]
     picks: list[Pick]
     tops: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """By category and detector, the map value that normal pictures reach, which colours are scaled by."""
+    """By category and detector, the map value that normal pictures reach. It scales the colours."""
 
     def of(self, detector: str) -> list[Pick]:
         """Lists the pictures of one detector."""

@@ -172,7 +172,7 @@ class TargetPart:
 
     @property
     def first(self) -> list[tuple[str, str]]:
-        """The first picture that the recommended detector found, and the first that it missed, of its gallery, with which it is."""
+        """The first found and the first missed picture in the recommended detector's gallery, each with its kind."""
         own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
         return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
 

@@ -37,7 +37,7 @@ class Sampled:
     repeated: int
     """Test pictures that look the same as one that may prompt their category."""
     unmeasured: list[str]
-    """Sentences on the categories whose test pictures are all normal, or all anomalous, of `undefined_metrics`."""
+    """Sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous."""
     without_prompts: list[str]
     """Categories that a pooled draw gave no prompt, each with the draw."""
 

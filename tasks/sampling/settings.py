@@ -9,7 +9,7 @@ from tasks.common.bounds import MOST, STRICT, Between, Place, Some
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
-"""Protocols in which a mask says what is anomalous; in the others a whole picture is, of another class."""
+"""Protocols with pixel labels from masks. In the others a whole picture of another class is anomalous."""
 Draw = Literal["balanced", "pooled", "stratified", "central"]
 
 

@@ -1,4 +1,4 @@
-"""Say which metrics are undefined for a category, and why: its test pictures are all normal, or all anomalous."""
+"""Report the metrics that are undefined for a category because its test pictures are all normal or all anomalous."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.sampling.settings import BY_PIXEL
 
 
 def undefined_metrics(episodes: Sequence[Episode], pictures: Iterable[PictureRow]) -> list[str]:
-    """List the categories whose test pictures have one label alone, each as a sentence. pictures: has the masks of the test pictures."""
+    """Return a sentence for each category whose test pictures have only one label. pictures: rows with the masks of the test pictures."""
     masked = {row.image for row in pictures if row.mask is not None}
     alike: dict[tuple[str, str], list[Episode]] = {}
     for episode in episodes:

@@ -1,8 +1,7 @@
-"""Compares queries with the prompts of many episodes.
+"""Compare queries with the prompts of many episodes.
 
-Work is shared where it is the same: a query is related to a prompt once for all shots and protocols of a seed; and of a query and the same
-prompts (where a dataset has one category, class-agnostic compares it with those of class-specific) a detector concludes once, however many
-episodes ask for it.
+Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. A detector concludes once on a query
+with the same prompts, however many episodes need it: with one category, class-agnostic and class-specific episodes have the same prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def compare(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw.
 
-    memory: what the detector remembers of the pool. start: how many of the episodes' queries came before this batch.
+    memory: the detector's features of the pool. start: the index of the batch's first query in the episodes.
     """
     for seed in sorted({episode.seed for episode in episodes.values()}):
         of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
@@ -82,13 +81,13 @@ def _compare_seed(
 
 
 def _category(detector: Detector, episode: Episode) -> str:
-    """Gives the category that the detector may know; for one that does not read it is always the same, so that it concludes once."""
+    """Return the category that the detector is given; ANY_CATEGORY without a text encoder, so that results are shared."""
     named = detector.reads and episode.protocol != "class-agnostic"
     return episode.category if named else ANY_CATEGORY
 
 
 def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:
-    """Finds the place in the pool of each query's one prompt; None if the episode holds queries against several at once."""
+    """Return the index in the pool of each query's single prompt; None if the episode compares queries with several at once."""
     places = pool.places(episode)
     if episode.own:
         return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
@@ -100,7 +99,7 @@ def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) 
 
 
 def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor | None:
-    """Finds the places in the pool of each query's own prompts, Bxk, where it has k that are chosen among more."""
+    """Return the indices in the pool of the k prompts chosen for each query, Bxk; None if all queries have the same prompts."""
     places = pool.places(episode)
     if episode.protocol != "class-agnostic" or episode.own or not 1 < episode.shots < len(places):
         return None
@@ -108,7 +107,7 @@ def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor 
 
 
 def _chosen(places: Sequence[int], queries: Features, pool: Pool, count: int) -> Tensor:
-    """Gives the places of the pictures, among some of the pool, that each query is most similar to: Bxcount."""
+    """Return the indices, among `places`, of the pool's pictures that each query is most similar to: Bxcount."""
     assert pool.last_stage is not None
     return torch.tensor(places, device=queries[-1].device)[most_similar(queries, [pool.last_stage[list(places)]], count)]
 
@@ -120,7 +119,7 @@ def _compare_pairs(
     relate: Callable[[list[int], list[int]], Features],
     category: str,
 ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """Concludes on pairs of a query and the place of its one prompt in the pool. relate: so many queries, each to one prompt, Bx1x...
+    """Conclude on pairs of a query and the index of its single prompt in the pool. relate: relates B queries to one prompt each, Bx1x...
     each."""
     results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for start in range(0, len(pairs), len(queries[0])):

@@ -1,4 +1,4 @@
-"""Encodes the prompts of episodes once, for all detectors that share an encoder and for every tile of a grid."""
+"""Encode the prompts of episodes once, for every tile of a grid and all detectors that share an encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.sampling.episodes import Episode
 
 @dataclass(frozen=True)
 class Pool:
-    """One tile of every prompt of some episodes: its index, its last stage, and what each detector remembers of it."""
+    """One tile of every prompt of some episodes: index by path, features of the last stage, and the memory of each detector."""
 
     place: dict[str, int]
     last_stage: Tensor | None  # None if there are no prompts
@@ -38,7 +38,7 @@ def pools_of(
     batch_size: int,
     device: torch.device,
 ) -> list[Pool]:
-    """Encode the prompts of episodes; return a pool for each tile of the grid. detectors: by name, of one encoder."""
+    """Encode the prompts of episodes. Return a pool for each tile of the grid. detectors: by name, with the same encoder."""
     images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
     encoder = next(iter(detectors.values())).encoder
     last: list[list[Tensor]] = [[] for _ in range(grid.tiles)]
@@ -62,12 +62,12 @@ def pools_of(
 
 
 def pictures_at_once(grid: Grid, batch_size: int) -> int:
-    """Count the pictures whose tiles make a batch; at least 1."""
+    """Return how many pictures have at most `batch_size` tiles; at least 1."""
     return max(1, batch_size // grid.tiles)
 
 
 def encoded(encoder: Encoder, tiles: Tensor, batch_size: int) -> Iterator[Features]:
-    """Encode tiles TxBx3xHxW, as many of the T at once as fit into a batch. Yield the features of B pictures, tile by tile."""
+    """Encode tiles TxBx3xHxW, as many of the T at once as fit into a batch. Yield the features of the B pictures for each tile."""
     count = tiles.shape[1]
     for part in tiles.split(max(1, batch_size // count)):
         features = encoder(part.flatten(0, 1))

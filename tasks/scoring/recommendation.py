@@ -1,10 +1,10 @@
-"""Decide how a pipeline's model is used: by which detector, with which prompts and at which threshold.
+"""Decide which detector, prompts and threshold a pipeline's model uses.
 
-`choose` chooses the detector, by the pictures that all detectors scored. The number of prompts is decided for each target, as targets may
-have other protocols and shots: the fewest that come within NEAR of its best metric there. For each category the prompts are those of the
-first seed's episode. The normal test pictures of that same episode set the threshold, so that prompts, scores and threshold match.
+`choose` selects the detector on the pictures that all detectors scored. The number of prompts is decided for each target, as targets may
+differ in protocols and shots: the fewest whose metric is within NEAR of the best on that target. For each category the prompts are those of
+the first seed's episode. The normal test pictures of the same episode set the threshold, so prompts, scores and threshold match.
 
-data/evaluation/<pipeline>/decision.json holds it; the model in use keeps a copy.
+The decision is stored in data/evaluation/<pipeline>/decision.json. The model in use keeps a copy.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from tasks.scoring.scores import Scored
 
 DECISION_NAME = "decision.json"
 NEAR = 0.01
-"""Fewer prompts are recommended where they cost no more of the metric than this, a fraction."""
+"""Largest loss of the metric, a fraction, for which fewer prompts are preferred."""
 PREFERRED = "class-specific"
-"""The protocol of whoever uses a model: prompts of the part that is checked."""
+"""Preferred protocol, because users prompt with pictures of the part that they check."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A normal picture that prompts."""
+    """A normal picture that is a prompt."""
 
     image: str
     """Its path, as in the manifest."""
     sha256: str
-    """Of the file at that path."""
+    """SHA-256 of the file at that path."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """How the model is used on one category of a target."""
+    """The prompts and the threshold for one category of a target."""
 
     __pydantic_config__ = FINITE
 
@@ -56,30 +56,30 @@ class Use:
     category: str
     protocol: str
     shots: int
-    """Prompts of a category."""
+    """Number of prompts for each category."""
     seed: int
     value: float | None
     """The metric of the target at these shots, a fraction; None where it is undefined."""
     prompts: tuple[Prompt, ...]
     threshold: Threshold | None
-    """Set by the normal test pictures of the episode; its rate is RATE, or the least that so few can promise."""
+    """Set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise. None if there is none."""
     intensity: Intensity
-    """The range by which the target's pictures of more than 8 bits were scaled."""
+    """The ranges that the target's pictures of more than 8 bits were scaled by."""
     anomalous: int
-    """Anomalous test pictures of the episode."""
+    """Number of anomalous test pictures in the episode."""
     found: int
-    """Of those, how many are above the threshold."""
+    """Number of them above the threshold."""
     reason: str = ""
-    """Why there is no threshold; empty where there is one."""
+    """Why there is no threshold; empty if there is one."""
 
     @property
     def name(self) -> str:
-        """The name that --category takes where a model has several uses."""
+        """The name for --category if a model has several uses."""
         return f"{self.target}/{self.category}"
 
     @property
     def word(self) -> str | None:
-        """The category that the detector was told when it was scored; None for none."""
+        """The category that the detector was given in evaluation; None for none."""
         return None if self.protocol == "class-agnostic" else self.category
 
 
@@ -88,9 +88,9 @@ class Recommendation:
     """The content of decision.json."""
 
     detector: str
-    """Empty where no metric tells which of several detectors is the best."""
+    """Empty if no metric says which of several detectors is the best."""
     choice: Choice | None
-    """Why it is this detector; None where it is the only one, and its metric is undefined."""
+    """Why this detector was chosen. None if its metric is undefined and it is the only one."""
     uses: tuple[Use, ...]
     """In the order of the targets and their categories."""
 
@@ -102,9 +102,9 @@ class Recommendation:
         return [use for use in self.uses if use.target == target]
 
     def find(self, name: str | None) -> Use | None:
-        """Find the use that a name means: <target>/<category>, or a category or target if there is no other of that name.
+        """Find the use with a name: <target>/<category>, or a category or target that has only one use.
 
-        None names the only use. Returns None if the name means none or several.
+        None stands for the only use. Returns None if no use or several match.
         """
         exact = [use for use in self.uses if name in (None, use.name)]
         found = exact or [use for use in self.uses if name in (use.category, use.target)]
@@ -112,7 +112,7 @@ class Recommendation:
 
     @property
     def lines(self) -> list[str]:
-        """Say what to use on each target, a line each."""
+        """One line for each target: detector, prompts, metric and threshold."""
         metric = heading(self.choice.figure) if self.choice is not None else ""
         lines = []
         for target in dict.fromkeys(use.target for use in self.uses):
@@ -123,7 +123,7 @@ class Recommendation:
 
 
 def with_prompts(shots: int) -> str:
-    """Say how many prompts a detector has.
+    """Describe the number of prompts.
 
     >>> with_prompts(0), with_prompts(1), with_prompts(8)
     ('without a prompt', 'with 1 normal picture', 'with 8 normal pictures')
@@ -152,11 +152,11 @@ def recommend(
     trained: Collection[str],
     intensities: Mapping[str, Intensity] | None = None,
 ) -> Recommendation:
-    """Decide.
+    """Decide which detector, prompts and threshold to use on each category.
 
-    draws: the metrics of each detector. shared: the same on the pictures that all detectors scored, by which they are compared. scored: by
-    detector, the scores of `episodes`. trained: the detectors that have a model. intensities: the range of each target's pictures of
-    more than 8 bits; none where it has no such picture.
+    draws: the metrics of each detector. shared: the metrics on the pictures that all detectors scored, to compare them by. scored: the
+    scores of `episodes`, by detector. trained: the detectors that were trained. intensities: the ranges of each target with pictures of
+    more than 8 bits.
 
     Raises BadInput if the file of a prompt is missing.
     """
@@ -177,7 +177,7 @@ def recommend(
 
 
 def _uses(own: Sequence[tuple[Episode, Scored]], values: Mapping[tuple[str, str, int], float], intensity: Intensity) -> list[Use]:
-    """Decide on one target. own: its episodes and the detector's scores of them, in the order of the episodes."""
+    """Decide for one target. own: its episodes with the detector's scores, in the order of the episodes."""
     target = own[0][0].target
     protocols = [episode.protocol for episode, _item in own]
     protocol = PREFERRED if PREFERRED in protocols else protocols[0]
@@ -198,7 +198,7 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
     anomalous = [score for score, label in zip(item.scores.tolist(), labels, strict=True) if label == ANOMALOUS]
     about = (episode.target, episode.category, episode.protocol, episode.shots, episode.seed, value)
     if episode.own or (episode.protocol == "class-agnostic" and len(episode.prompts) > episode.shots):
-        reason = "its episodes choose the prompts of each picture, so no one set of prompts has these scores; measure class-specific too"
+        reason = "each picture has its own prompts here, so no single set of prompts has these scores; also evaluate class-specific"
         return Use(*about, (), None, intensity, len(anomalous), 0, reason)
     prompts = tuple(Prompt(image, _hash_of(image)) for image in episode.prompts)
     normal = [score for score, label in zip(item.scores.tolist(), labels, strict=True) if label != ANOMALOUS]
@@ -209,7 +209,7 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
 
 
 def found_of(uses: Sequence[Use]) -> tuple[int, int, float, float] | None:
-    """Count the anomalous pictures that are found, and all of them, over uses with a threshold, with the 95 % interval of their share."""
+    """Return the number of anomalous pictures found and their total, over uses with a threshold, and the 95 % interval of the share."""
     known = [use for use in uses if use.threshold is not None]
     found, anomalous = sum(use.found for use in known), sum(use.anomalous for use in known)
     return (found, anomalous, *binomial_interval(found, anomalous)) if anomalous else None
@@ -219,9 +219,9 @@ def _hash_of(image: str) -> str:
     try:
         return sha256(place_of(image))
     except FileNotFoundError as error:
-        raise BadInput(f"{image}: no such file, and it is a prompt; get it with `dvc checkout` or `dvc pull`") from error
+        raise BadInput(f"{image}: this prompt does not exist; get it with `dvc checkout` or `dvc pull`") from error
 
 
 def write_recommendation(file: Path, recommendation: Recommendation) -> None:
-    """Write decision.json; the same bytes for the same recommendation."""
+    """Write decision.json. The same recommendation gives the same bytes."""
     write_text(file, json.dumps(asdict(recommendation), indent=1, sort_keys=True) + "\n")

@@ -78,12 +78,12 @@ class FigureRow:
     high: float
     seeds: int
     queries: int  # pictures scored, of all categories
-    categories: int = 1  # that the mean is over: those that have the metric
-    of_categories: int = 1  # that there are
+    categories: int = 1  # number of categories in the mean: those with the metric
+    of_categories: int = 1  # number of all categories
 
     @property
     def over(self) -> str:
-        """Say over how many categories the mean is, where it is not all."""
+        """Over how many categories the mean is; empty if over all."""
         return "" if self.categories == self.of_categories else f"{self.categories} of {self.of_categories} categories"
 
 
@@ -172,7 +172,7 @@ def draw_rows(measured: Sequence[Measured]) -> list[DrawRow]:
 
 
 def shared_rows(measured: Sequence[Measured]) -> list[DrawRow]:
-    """Give the metrics on the pictures that every detector scored, over all categories and seeds, to choose a detector by."""
+    """Return the metrics on the pictures that every detector scored, over all categories and seeds, to choose a detector."""
     rows = []
     for (target, detector, protocol, shots), items in _grouped(measured).items():
         for figure in FIGURES:

@@ -1,8 +1,8 @@
-"""Scores a pipeline's queries, episode by episode.
+"""Score the queries of a pipeline, episode by episode.
 
-A picture goes through an encoder once for all the detectors that are scored together and use it, and for all seeds and shots. Pictures are
-cut as `Predictor` cuts them: the grid follows from the detector's setting and the episode's prompts, each tile is compared with the tile at
-its place in the prompts, and the highest score of the tiles is the picture's.
+A picture is encoded once for all seeds and shots, and for all detectors that share the encoder and are scored together. Pictures are cut as
+`Predictor` cuts them. The detector's setting and the episode's prompts determine the grid. Each tile is compared with the same tile of the
+prompts. The score of the picture is the highest score of its tiles.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Contender:
     work: Work
     resize: Resize = "squash"
     tiles: Tiles = AUTO
-    """How its pictures are cut; the grid of an episode follows from this and the sizes of its prompts."""
+    """How its pictures are cut. With the sizes of an episode's prompts it determines the grid."""
 
 
 def score(
@@ -123,7 +123,7 @@ def _score_group(
     device: torch.device,
     report: Callable[[float], None],
 ) -> None:
-    """Score the queries that are not scored yet, batch by batch. Each is read once a batch, and cut by the grid of each episode."""
+    """Score the queries that are not scored yet, batch by batch. Each query is read once, and cut by the grid of each episode."""
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
@@ -156,26 +156,26 @@ class Cut:
 
     grid: Grid
     episodes: Mapping[str, Mapping[int, Episode]]
-    """By detector, and by their rows in the episodes' table."""
+    """Episodes by detector, and by row in the episodes' table."""
     pools: Sequence[Pool]
-    """Of their prompts, one for each tile."""
+    """Pools of their prompts, one for each tile."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some queries of a group, from `start` on."""
+    """A batch of a group's queries, from `start`."""
 
     queries: Sequence[str]
-    """All of the group."""
+    """All queries of the group."""
     start: int
     tiles: Mapping[Grid, Tensor]
     """TxBx3xHxW in [0, 1]."""
     sizes: Sequence[tuple[int, int]]
-    """B heights and widths, in pixels."""
+    """Height and width of each of the B pictures, in pixels."""
 
 
 def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tuple[int, int]]) -> dict[Grid, dict[str, dict[int, Episode]]]:
-    """Group each detector's episodes by the grid that their prompts have it cut pictures by."""
+    """Group each detector's episodes by their grid. sizes: height and width of the prompts, in pixels."""
     grids: dict[Grid, dict[str, dict[int, Episode]]] = {}
     for contender, group in waiting:
         for number, episode in group.episodes.items():

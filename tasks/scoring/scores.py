@@ -55,7 +55,7 @@ class Scored:
     maps: NDArray[np.float32] | None
 
     def maxima(self, labels: Sequence[int]) -> list[float]:
-        """Give the greatest value of each normal picture's map; [] where maps were not kept. labels: of the queries."""
+        """Return the maximum of each normal picture's map; [] if maps were not kept. labels: of the queries."""
         if self.maps is None:
             return []
         return [float(map_.max()) for map_, label in zip(self.maps, labels, strict=False) if label != ANOMALOUS]

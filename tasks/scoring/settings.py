@@ -16,7 +16,7 @@ class EvaluationSettings:
     __pydantic_config__ = STRICT
 
     batch_size: Annotated[int, Between(1, None)] = 32
-    """Queries scored at once; scores agree within 5e-6 for every number."""
+    """Queries scored at once. Scores at different batch sizes agree within 5e-6."""
     resolution: Annotated[int, Between(32, 2048)] = 256
     """Pixels a side that anomaly maps and masks are compared at."""
     subset: dict[str, Queries] = field(default_factory=dict)

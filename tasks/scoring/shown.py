@@ -1,4 +1,4 @@
-"""Choose which episode of a category galleries show."""
+"""Choose the episode of each category that the galleries show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joins the scores and maps of tiles to those of pictures, as the scores' artifact stores them."""
+"""Join the scores and maps of tiles to those of pictures, as the score artifact stores them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tasks.common.tensors import joined_maps, resized_maps
 from tasks.common.tiles import OVERLAP, WHOLE, Grid
 
 CELLS = 64
-"""Cells a side that a tile has on a stored map; more where the whole map would be coarser than the map of a single tile."""
+"""Cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile."""
 MOST_CELLS = 1024
-"""Cells a side of a stored map, at most."""
+"""Largest number of cells a side of a stored map."""
 STEP = round(1 / OVERLAP)
-"""Cells a side of a tile are a multiple of this, so that the tiles of a stored map overlap as those of the picture do."""
+"""The cells a side of a tile are a multiple of this, so the tiles of a stored map overlap by whole cells, as in the picture."""
 
 Maps = NDArray[np.float32]
 
@@ -27,7 +27,7 @@ class TileResults:
 
     def __init__(self) -> None:
         self.scores: dict[int, NDArray[np.float32]] = {}
-        """Of each episode, the highest score of the tiles so far: B."""
+        """By episode, the highest score of the tiles so far: B."""
         self._tiles: dict[int, tuple[Grid, list[Maps]]] = {}
 
     def add(self, number: int, grid: Grid, scores: Tensor, maps: Tensor | None) -> None:
@@ -38,7 +38,7 @@ class TileResults:
             self._tiles.setdefault(number, (grid, []))[1].append(maps.float().cpu().numpy())
 
     def maps(self) -> dict[int, Maps]:
-        """Join the maps of each episode: BxHxW, of one size for all episodes."""
+        """Return the joined maps by episode: BxHxW, of the same size for all episodes."""
         whole = {number: stored_map(tiles, grid) for number, (grid, tiles) in self._tiles.items()}
         size = [max((maps.shape[axis] for maps in whole.values()), default=0) for axis in (1, 2)]
         return {number: resized_maps(maps, size) for number, maps in whole.items()}
@@ -53,6 +53,6 @@ def stored_map(tiles: Sequence[Maps], grid: Grid) -> Maps:
 
 
 def _cells(side: int, count: int) -> int:
-    """Count the cells of a stored map's side, of `count` tiles whose maps have `side` cells each."""
+    """Return the cells a side of a stored map of `count` tiles, whose own maps have `side` cells each."""
     wanted = math.ceil(max(CELLS, side / count) / STEP)
     return count * STEP * min(wanted, MOST_CELLS // count // STEP)

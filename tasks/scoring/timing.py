@@ -1,4 +1,4 @@
-"""Times what a detector takes for one picture in use: the picture is read, cut, encoded and compared with prompts that are remembered."""
+"""Time the prediction of one picture: it is read, cut, encoded and compared with encoded prompts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tasks.scoring.pool import encoded
 from tasks.scoring.score import Contender
 
 TIMES = 5
-"""Measured runs, after one that does not count; their median counts."""
+"""Measured runs, after a warm-up run. The median is reported."""
 BATCH = 8
-"""Tiles that go through the encoder at once, as in tasks.prediction.predictor."""
+"""Tiles that are encoded at once, as in tasks.prediction.predictor."""
 
 
 @torch.inference_mode()
 def seconds_a_picture(contender: Contender, episode: Episode, sizes: Mapping[str, tuple[int, int]], device: torch.device) -> float:
-    """Time one query of an episode, all its tiles. sizes: height and width of the prompts. The detector is on the device already."""
+    """Time one query of an episode with all its tiles. sizes: height and width of the prompts. The detector is already on the device."""
     detector, prompts = contender.detector, episode.prompts[: max(episode.shots, 1)]
     grid = grid_of(contender.tiles, [sizes[image] for image in prompts])
 

@@ -70,13 +70,13 @@ def table(source: DatasetFolder) -> Iterator[Item]:
 
 
 MOST_NAMED = 100
-"""Files beside a table that are dependencies one by one; of more, the folder that the table is in is one."""
+"""Largest number of files next to a table that are separate dependencies. With more, the folder of the table is the dependency."""
 
 
 def named_by(file: Path) -> list[str]:
-    """List the files and folders next to a table that hold what it names, images and masks, as far as they are there.
+    """List the existing files and folders next to a table that hold the images and masks that it names.
 
-    Of more than MOST_NAMED files, [""], the table's own folder. A table that cannot be read names nothing: reading it says why.
+    For more than MOST_NAMED files return [""], the folder of the table. For a table that cannot be read return []; ingestion reports why.
     """
     try:
         rows = _parquet(file, ()) if file.suffix == ".parquet" else [row for _line, row in csv_rows(file, ())]

@@ -1,12 +1,12 @@
-"""Reads datasets that are folders of folders: MVTec AD's layout (Bergmann et al., CVPR 2019) and those that copied it, folders of normal
-and of abnormal pictures, and plain photographs.
+"""Read datasets that are folder trees: MVTec AD's layout (Bergmann et al., CVPR 2019) and its variants, folders of normal and of abnormal
+pictures, and plain photographs.
 
 <folder>/[<category>/]train/good/*.png
 <folder>/[<category>/]test/good/*.png
 <folder>/[<category>/]test/<defect>/*.png
-<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; of any picture format, in capital or small letters)
+<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; any picture format, any case)
 
-<folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (folders by these or other usual names, or by the names that are stated)
+<folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (these or other usual names, or stated folders)
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Tree:
     masks_in_folders: bool = False
     """Whether a picture's masks are all the files of a folder named after it."""
     labelled: bool = False
-    """Whether folders of normal and of abnormal pictures are read, by names that are stated or usual."""
+    """Whether folders of normal and of abnormal pictures are read, by stated or usual names."""
     photographs: bool = False
-    """Whether a folder without any of this is read as photographs, all normal."""
+    """Whether a folder without train/<normal> is read as photographs, all normal."""
 
     def __call__(self, source: DatasetFolder) -> Iterator[Item]:
         """Read a dataset. Raises BadInput if the folder is missing or laid out otherwise."""
@@ -96,7 +96,7 @@ class Tree:
         return f"a folder without train/{self.normal}, next to categories: its pictures are not read"
 
     def _missing(self, folder: Path) -> str:
-        """Say what a folder does not have, and what to do."""
+        """Describe what a folder lacks, and what to do."""
         if self.photographs:
             return "has no pictures, of its own or one folder down; is it the right folder?"
         trees = f"has neither train/{self.normal} nor <category>/train/{self.normal}"
@@ -104,7 +104,7 @@ class Tree:
             return f"{trees}; is it the right folder?"
         names = ", ".join(child.name for child in folders(folder)[:8]) or "none"
         return (
-            f"{trees}, nor a folder called {' or '.join(NORMAL_NAMES[:3])} (its folders: {names}); say which are normal: [...] and "
+            f"{trees}, nor a folder called {' or '.join(NORMAL_NAMES[:3])} (its folders: {names}); set normal: [...] and "
             "abnormal: [...], or layout: photographs for pictures to make pairs from"
         )
 
@@ -142,7 +142,7 @@ class Tree:
                 yield Rejected(mask, "a mask for no picture")
 
     def _masks(self, truth: Path, folder: Path) -> FindMasks:
-        """Give what finds a picture's masks in a folder, or the place where one should be; () for a category that has none at all."""
+        """Return a function from a picture to its masks, or to where its mask should be. () if the category has no masks."""
         if not truth.is_dir():
             return lambda _file: ()
         if self.masks_in_folders:
@@ -154,7 +154,7 @@ FindMasks = Callable[[Path], tuple[Path, ...]]
 
 
 def masks_in(folder: Path) -> FindMasks:
-    """Give what finds the mask of a picture in a folder: `<name>_mask` or `<name>`, of any picture format, in capital or small letters."""
+    """Return a function from a picture to its mask in a folder: `<name>_mask` or `<name>`, in any picture format and any case."""
     named: dict[str, Path] = {}
     for file in files(folder):
         if file.suffix.lower() in ENDINGS:
@@ -168,7 +168,7 @@ def masks_in(folder: Path) -> FindMasks:
 
 
 class Taken(NamedTuple):
-    """Folders of a dataset, by what their names say."""
+    """Names of a dataset's folders of normal and of abnormal pictures."""
 
     normal: tuple[str, ...]
     abnormal: tuple[str, ...]
@@ -198,13 +198,13 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
             yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
         for defect in folders(folder):
             yield from _within(defect)
-    if not (source.normal or source.abnormal):  # else what lies beside those that are stated is nobody's business
+    if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
         yield from (
             Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
             for child in folders(source.folder)
             if child.name not in (*normal, *abnormal)
         )
-        yield from _loose(source.folder, "a picture outside of the folders of normal and abnormal pictures")
+        yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
 
 
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
