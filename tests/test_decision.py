@@ -179,7 +179,7 @@ def test_prompts_of_the_user_replace_those_of_the_decision_and_its_threshold(her
     alone = predict("--model", "line-3/patch-residual", "fresh/fine/000.png")
     assert alone.returncode == 2 and "no prompt: patch-residual needs" in alone.stderr
     tiled = predict("--model", "line-3", "--category", "fine", "--tiles", "2x2", "--format", "csv", "fresh/fine/000.png")
-    assert tiled.returncode == 0 and "no threshold with --tiles" in tiled.stderr and tiled.stdout.splitlines()[1].endswith(",,")
+    assert tiled.returncode == 0 and "does not apply with --tiles" in tiled.stderr and tiled.stdout.splitlines()[1].endswith(",,")
 
 
 def test_a_missing_or_changed_prompt_is_refused_in_one_line(here: Path) -> None:
