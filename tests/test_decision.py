@@ -164,7 +164,7 @@ def test_the_same_scores_give_the_same_bytes(here: Path) -> None:
         (["--category", "parts"], "line-3: has no category 'parts', or several with that name"),
     ],
 )
-def test_which_of_several_categories_has_to_be_said(here: Path, options: list[str], message: str) -> None:
+def test_one_of_several_categories_has_to_be_named(here: Path, options: list[str], message: str) -> None:
     answer = predict("--model", "line-3", *options, "fresh/fine/000.png")
     assert answer.returncode == 2 and message in answer.stderr and not answer.stdout
 
@@ -179,10 +179,10 @@ def test_prompts_of_the_user_replace_those_of_the_decision_and_its_threshold(her
     alone = predict("--model", "line-3/patch-residual", "fresh/fine/000.png")
     assert alone.returncode == 2 and "no prompt: patch-residual needs" in alone.stderr
     tiled = predict("--model", "line-3", "--category", "fine", "--tiles", "2x2", "--format", "csv", "fresh/fine/000.png")
-    assert tiled.returncode == 0 and "no threshold with --tiles" in tiled.stderr and tiled.stdout.splitlines()[1].endswith(",,")
+    assert tiled.returncode == 0 and "does not apply with --tiles" in tiled.stderr and tiled.stdout.splitlines()[1].endswith(",,")
 
 
-def test_a_prompt_that_is_gone_or_another_is_refused_in_one_line(here: Path) -> None:
+def test_a_missing_or_changed_prompt_is_refused_in_one_line(here: Path) -> None:
     [use] = [use for use in decision().uses if use.category == "coarse"]
     image = Path(use.prompts[0].image)
     save(texture(77, 3.0), image)
@@ -209,7 +209,7 @@ def test_a_kit_of_the_decision_has_its_threshold(here: Path) -> None:
         assert float(one["score"]) == pytest.approx(float(other["score"]), abs=1.1e-6)
 
 
-def test_a_damaged_decision_is_told_and_a_model_without_one_is_used_as_before(here: Path) -> None:
+def test_a_damaged_decision_is_an_error_and_a_model_without_one_still_works(here: Path) -> None:
     file = Path("data/models/line-3/in-use", DECISION_NAME)
     text = file.read_text()
     value = next(use.threshold.value for use in decision().uses if use.threshold is not None)
@@ -256,7 +256,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_each_target_has_the_fewest_prompts_that_come_near_its_best(empty: Path) -> None:
+def test_each_target_has_the_fewest_prompts_near_its_best_metric(empty: Path) -> None:
     episodes = [episode(target, "class-specific", shots) for target in ("a", "b") for shots in (1, 2, 4)]
     values = {"a": (0.80, 0.895, 0.90), "b": (0.5, 0.6, 0.7)}
     draws = [
@@ -343,7 +343,7 @@ def test_detectors_are_compared_on_the_pictures_that_all_of_them_scored(empty: P
     assert recommend(results.draws, results.shared, [one], items, PromotionSettings(), []).detector == "first four"
 
 
-def test_a_prompt_that_is_not_there_is_told(empty: Path) -> None:
+def test_a_missing_prompt_is_an_error(empty: Path) -> None:
     recommendation = decided([episode("a", "class-specific", 1)], [])
     image = recommendation.uses[0].prompts[0].image
     Path(image).unlink()
@@ -364,7 +364,7 @@ def figure(detector: str, mean: float, name: str = "image_auroc") -> FigureRow:
     return FigureRow("a", "", detector, "class-specific", 1, name, mean, 0.0, mean - 0.02, mean + 0.02, 1, 4)
 
 
-def test_the_advice_is_of_the_decision_and_names_a_detector_that_is_clearly_better_on_one_target(empty: Path) -> None:
+def test_the_advice_follows_the_decision_and_names_a_detector_that_is_clearly_better_on_one_target(empty: Path) -> None:
     recommendation = decided([episode("a", "class-specific", 1)], [draw("a", "class-specific", 1, 0.9)])
     figures = [figure("one", 0.9), figure("one", 0.7, "pixel_aupro"), figure("other", 0.97)]
     operating = [
@@ -386,7 +386,7 @@ def test_the_advice_is_of_the_decision_and_names_a_detector_that_is_clearly_bett
     assert "Add normal test pictures: 3 cannot promise less than 25 % false alarms; 1 % needs 99." in steps
 
 
-def test_a_detector_that_reads_is_used_without_a_prompt_as_it_was_scored(here: Path) -> None:
+def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_scored(here: Path) -> None:
     """WinCLIP at 0 shots: words alone, of the category that --category names."""
     encoder = {"library": "open_clip", "name": make_clip(Path("clip").absolute()), "weights": "folder"}
     own = WinCLIPSettings(EncoderSettings(**encoder), resolution=64)  # type: ignore[arg-type]

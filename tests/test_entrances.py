@@ -1,4 +1,4 @@
-"""One picture has one score, whichever entrance it comes in by; large pictures are cut the same way everywhere."""
+"""A picture has the same score at every entrance: command, Python, service, page and evaluation. Large pictures are cut the same way."""
 
 from __future__ import annotations
 
@@ -218,6 +218,6 @@ def cut_by_hand(prompt: str, queries: list[str]) -> list[float]:
 
 
 def edges(side: int, count: int, place: int) -> tuple[int, int]:
-    """Where a tile begins and ends: its share of the side, and an eighth of that more towards each neighbour."""
+    """Start and end of a tile: its share of the side, extended by an eighth of that into each neighbour."""
     low, high = 8 * place - (place > 0), 8 * place + 8 + (place < count - 1)  # in eighths of a share
     return side * low // (8 * count), -(-side * high // (8 * count))

@@ -143,8 +143,8 @@ def test_a_byte_of_a_dataset_changes_what_later_stages_depend_on(here: Path, lay
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_mask_or_a_picture_that_is_drawn_again_is_another_row(here: Path, layout: str) -> None:
-    """A valid file of the same size and time: nothing but its content tells."""
+def test_a_redrawn_mask_or_picture_changes_its_row(here: Path, layout: str) -> None:
+    """A valid file of the same size and time: only its content differs."""
     declared(here, layout, snapshot=False)
     ingested(here)
     before = {row["image"]: row for row in pq.read_table(here / "data/manifests/parts.parquet").to_pylist()}

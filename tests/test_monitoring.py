@@ -149,7 +149,7 @@ def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:
         arrived(tmp_path / "away", Record(tmp_path), settled=0)
 
 
-def test_too_few_normal_pictures_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_too_few_normal_pictures_are_an_error_before_anything_is_loaded(tmp_path: Path) -> None:
     """Before the model in use is looked for, which there is none of."""
     content = yaml.safe_load(yaml.safe_dump(TINY))
     content["pipelines"]["small"]["watch"] = {

@@ -419,7 +419,7 @@ def test_plain_dvc_carries_the_model_in_use_to_a_clone_and_keeps_it(project: Pat
 
 
 def test_everyone_names_the_same_detector(retrained: Path) -> None:
-    """The report, the gate, the page of the model in use, `status`, and `--model <pipeline>`, which scores with nothing else said."""
+    """The report, the gate, the page of the current model, `status`, and `--model <pipeline>` without another option."""
     decision = json.loads((retrained / "data/models/small/in-use/decision.json").read_text())
     assert decision == json.loads((retrained / "data/evaluation/small/decision.json").read_text())
     detector, shots = decision["detector"], decision["uses"][0]["shots"]

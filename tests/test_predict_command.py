@@ -155,7 +155,7 @@ def test_tiles_are_cut_as_the_setting_says_unless_the_command_says_otherwise(lay
     assert refused.returncode == 2 and "--tiles: kit is a kit and has its own" in refused.stderr
 
 
-def test_a_prompt_that_is_broken_is_told_and_the_others_prompt(layout: Path, here: Path) -> None:
+def test_a_broken_prompt_is_reported_and_the_others_are_used(layout: Path, here: Path) -> None:
     prompt, queries = prompt_and_queries(layout)
     (here / "prompts").mkdir()
     (here / "prompts" / "0.png").write_bytes(prompt.read_bytes())

@@ -422,7 +422,7 @@ def test_near_duplicates_are_the_nearest_within_three_bits(trained: list[int], t
         assert (trained[int(pair.seen[1:])] ^ others[int(pair.tested_on[1:])]).bit_count() == pair.bits
 
 
-def test_which_metrics_are_undefined_is_said_with_the_reason() -> None:
+def test_undefined_metrics_are_reported_with_the_reason() -> None:
     def episode(category: str, protocol: str, *labels: int) -> Episode:
         queries = tuple(f"{category}/{place}.png" for place in range(len(labels)))
         return Episode("parts", category, protocol, 1, 0, ("p.png",), queries, labels)

@@ -169,7 +169,7 @@ def test_without_prompts_the_setting_alone_decides(layout: Path, tmp_path: Path)
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_scores(tmp_path: Path, polite: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of mixed grids, resumed with another batch size."""
+    """With mixed grids, resumed at another batch size."""
     model, files = model_of(replace(PATCH, tiles="auto")), sampled(mixed(tmp_path), shots=(1, 2), seeds=(0, 1, 2, 3))
     whole = scored([contender(model, tmp_path / "whole")], files, tmp_path / "whole-scores")["patch-residual"]
     folders = {"patch-residual": tmp_path / "scores" / "patch-residual"}

@@ -48,7 +48,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--calibrate", action="append", default=[], metavar="PICTURE", help=f"normal pictures that set the threshold: {SEVERAL}"
     )
     parser.add_argument(
-        "--false-alarms", type=float, default=0.01, metavar="RATE", help="of normal pictures, that the threshold may flag (%(default)s)"
+        "--false-alarms", type=float, default=0.01, metavar="RATE", help="highest rate of normal pictures that are flagged (%(default)s)"
     )
     parser.add_argument("--write-kit", type=Path, metavar="FOLDER", help="keep model, prompts and threshold as a kit")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where scores.csv, maps and overlays are written")
@@ -56,7 +56,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--overlays", action="store_true", help="write each picture with its map laid over it")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed (%(default)s)")
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="pictures at once; scores agree within 5e-6 for every number (%(default)s)"
+        "--batch-size", type=int, default=8, metavar="N", help="pictures scored at once; scores at other sizes agree within 5e-6 (%(default)s)"
     )
     parser.set_defaults(run=predict)
 

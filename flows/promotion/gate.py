@@ -141,7 +141,7 @@ def rollback(pipeline: str) -> str:
 
 
 def _of_scheduled_runs(pipeline: str) -> str:
-    """Says how to roll back what scheduled runs go on from, which is what their results have in use; empty where there are none."""
+    """Explain how to roll back the results branch of scheduled runs; empty if there is none."""
     read = read_pipelines()
     branch = branch_of(pipeline)
     if read.pipelines[pipeline].schedule is None or read.runs.results != "branch" or provenance.branch() == branch:

@@ -23,7 +23,7 @@ RUNS = 8
 
 
 def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], runs: Sequence[Run], figures: Mapping[str, Any]) -> str:
-    """Gives the summary as Markdown. outcome: the state that the run ends in, and why. decision: the gate's comparison, as Markdown, or "".
+    """Return the summary as Markdown. outcome: the final state of the run, and why. decision: the gate's comparison, as Markdown, or "".
     trained: the detectors that were, here. runs: earlier ones, the newest first. figures: this run's, as metrics.json has them."""
     folder = EVALUATION / pipeline
     rows, comparisons = read_figures(folder / FIGURES_NAME), read_comparisons(folder / COMPARISONS_NAME)

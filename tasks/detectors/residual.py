@@ -26,17 +26,18 @@ class ResidualSettings:
     """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
     more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     stages: Stages = ()
-    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    """Which maps of the encoder are used, 1 for the finest; [] for the last three."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
-    """The share of patches, those of the highest residual, whose mean is the image score; 0 for the maximum."""
+    """Share of patches, those with the highest residual, whose mean is the image score; 0 for the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.0
     """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
     rotations: Annotated[int, Between(1, 36)] = 1
-    """As how many turned views each prompt is remembered: for parts that lie any way round."""
+    """Number of rotated views of each prompt that are stored, for parts with any orientation."""
     mirrored: bool = False
-    """Whether each of those is remembered mirrored too: twice the work for prompts, rarely worse."""
+    """Whether each view is also stored mirrored. Doubles the work for prompts; rarely worse."""
     own: Annotated[float, Between(0, 10)] = 0.0
-    """How much a patch's residual to the rest of its own picture counts, beside 1 for that to the prompts: helps where makes differ."""
+    """Weight of the self-residual, that of a patch to the rest of its picture; the prompt residual has weight 1. Helps against appearance
+    shift, as between devices or sensors."""
     foreground: Annotated[float, Between(0, None)] | None = None
     """Value of the last stage's first principal component from which a patch is of the object, outside of which nothing counts; null for
     the whole picture. AnomalyDINO has 10 for objects on an empty ground, with DINOv2."""

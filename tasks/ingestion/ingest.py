@@ -171,11 +171,11 @@ def ingest_folder(
     places: Places,
     look: Look = HERE,
 ) -> Ingested:
-    """Writes manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
+    """Write manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
     layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. snapshot: whether pictures are
     copied to places.pictures, and read there. intensity: the samples that are black and white in pictures of more than 8 bits, which are
-    copied to places.pictures in 8 bits; `auto` chooses by the normal pictures to train with, `full` takes the range of their type.
+    copied to places.pictures in 8 bits; `auto` chooses from the normal training pictures, `full` is the range of the sample type.
     normal, abnormal, masks: folders within the dataset, as tasks.ingestion.readers.trees reads them. The rows are in the layout's order,
     whoever
     looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the

@@ -1,4 +1,4 @@
-"""Keeps what was said of a line's pictures, and finds those of which nothing was said yet.
+"""Store the scores of a line's pictures, and find the pictures that are not scored yet.
 
 <record>/
   kit/                                 detector, prompts and threshold, of tasks.prediction.kit

@@ -1,11 +1,11 @@
-"""Keeps what people said of a line's pictures as a dataset in MVTec AD's layout, which a retraining takes as any other.
+"""Store the labels of a line's pictures as a dataset in MVTec AD's layout, which a retraining can use.
 
 <record>/verdicts/
   train/good/…       the line's prompts and the normal pictures that set its threshold
   test/good/…        pictures of the line that were found to be normal
   test/<defect>/…    those that were found to be anomalous, by what is wrong with them
 
-The folder is all there is to it: a verdict is the picture's place, so that whoever moves or deletes a file has changed it.
+The folder is the only record: a picture's place is its label. To change a label, move or delete the file.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def files_of(names: Sequence[str]) -> list[Path]:
 
 
 def names_of(files: Sequence[Path]) -> Iterator[Path]:
-    """Names what is written of each file: its path below the folder that holds all of them, with its ending in the name, so that no two
+    """Name the output of each file: its path below the common parent folder, with its suffix in the name, so that no two
     are the same.
 
     >>> [str(name) for name in names_of([Path("a/1.png"), Path("a/b/1.png"), Path("a/b/1.jpg")])]

@@ -1,4 +1,4 @@
-"""Keeps a detector with its prompts and its threshold in a folder that needs nothing else: a kit.
+"""Store a detector with its prompts and threshold in a self-contained folder: a kit.
 
 <kit>/
   kit.json             which detector, its settings, the grid, the threshold with the scores that set it, a sha256 of each other file

@@ -1,4 +1,4 @@
-"""Defines the files that an evaluation leaves: their columns, and how figures of episodes come together in them.
+"""Define the files of an evaluation: their columns, and how metrics of episodes are combined.
 
 data/evaluation/<pipeline>/
   metrics.json      {target: {detector: {figure: mean}}}, of the first protocol at the fewest shots: what DVC compares

@@ -56,11 +56,11 @@ def score(
     only: int | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, int]:
-    """Scores contenders of one encoder and one resolution on every episode; writes each one's artifact to its folder, if it has one there,
-    and gives the number of its scores. The work of the others is left for a later call, which finds nothing to score.
+    """Score contenders of one encoder and one resolution on every episode. Write the artifact of each one that has a folder, and return the
+    number of its scores. The work of the others stays for a later call, which finds nothing to score.
 
-    only: the part to score, of `count_parts`; None for all. report: is told the share of the work that is done. Raises BadInput if a score
-    is not a number, Stopped if SIGTERM came.
+    only: the part to score, of `count_parts`; None for all. report: called with the share of the work that is done. Raises BadInput if a
+    score is not a number, Stopped if SIGTERM came.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
     pictures = read_pictures(files.targets)

@@ -1,4 +1,4 @@
-"""Stores the scores of one detector, as the score stage leaves them and figures, galleries and the gate read them.
+"""Store the scores of one detector: the score stage writes them; figures, galleries and the gate read them.
 
 data/scores/<pipeline>/<detector>/
   scores.parquet   one row an image score (SCORES)
