@@ -32,6 +32,8 @@ MAX_BYTES = 2**30
 """Largest decoded size of a deep picture, in bytes."""
 WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
 """White of cameras, detectors and integer types, by their bit depth."""
+LEAST_USED = 0.25
+"""Least share of the range from black to white that the samples of a set of pictures use. Else the highest sample is taken for white."""
 MARGIN = 0.01
 """How far float samples may leave the range from black to white, as a share of it: resampling overshoots."""
 MOST_OUTSIDE = 0.5
@@ -94,6 +96,8 @@ class Decoded:
     """The range that the file itself states: the window of a DICOM file."""
     palette: bool = False
     """Whether its colours are those of a palette, and not greys."""
+    lossy: bool = False
+    """Whether it was compressed by JPEG, which changes values a little."""
 
     @property
     def deep(self) -> bool:
@@ -130,7 +134,8 @@ def choose_range(extents: Iterable[Extent]) -> Intensity:
     """Choose the intensity range of a dataset or a kit from its normal pictures.
 
     Windows that all of the pictures state are joined. Otherwise the range is from 0 to the lowest white that no sample exceeds: one of
-    WHITES, or 1 for floats. Where samples are negative, the range is from the lowest to the highest sample.
+    WHITES, or 1 for floats. Where samples are negative, the range is from the lowest to the highest sample. The highest sample is white
+    where the whites are too far apart: floats to 1.6 would keep one of 255 levels.
     """
     listed = list(extents)
     return Intensity(*(_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float")))
@@ -146,7 +151,7 @@ def _chosen(extents: Sequence[Extent]) -> Range | None:
     margin, whites = (MARGIN, (1.0, *WHITES)) if extents[0].samples == "float" else (0.0, WHITES)
     for white in whites:
         if low >= -margin * high and high <= (1 + margin) * white:
-            return Range(0.0, white)
+            return Range(0.0, white if white == whites[0] or high >= LEAST_USED * white else high)
     return Range(low, high)
 
 
@@ -209,7 +214,7 @@ def of_image(given: Image.Image) -> Decoded:
         image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
-    return Decoded(np.array(image.convert("RGB")), tuple(notes), alpha, palette=palette)
+    return Decoded(np.array(image.convert("RGB")), tuple(notes), alpha, palette=palette, lossy=given.format == "JPEG")
 
 
 def _is_coloured(image: Image.Image) -> bool:
@@ -269,19 +274,19 @@ def marks_of(decoded: Decoded) -> tuple[Mask, str]:
         samples = samples * alpha if decoded.deep else (samples - (1 - alpha) * 255).round().clip(0)
         samples = samples if samples.any() else decoded.alpha  # drawn in black on a transparent ground
     values = samples if samples.ndim == 2 else samples.max(axis=2)
-    return (values > 0, "") if decoded.palette else marked(values)
+    return (values > 0, "") if decoded.palette else marked(values, lossy=decoded.lossy)
 
 
-def marked(values: NDArray[Any]) -> tuple[Mask, str]:
-    """Give the marked pixels of a mask's values HxW, as `marks_of`."""
+def marked(values: NDArray[Any], *, lossy: bool = False) -> tuple[Mask, str]:
+    """Give the marked pixels of a mask's values HxW, as `marks_of`. lossy: whether JPEG may have changed them."""
     levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if values.dtype == np.uint8 else np.unique(values)
     levels = levels[levels != 0]
-    if not len(levels) or _are_labels(levels):
+    if not len(levels) or _are_labels(levels, lossy=lossy):
         return values != 0, ""
     return values >= levels.max() / 2, BLURRED
 
 
-def _are_labels(levels: NDArray[Any]) -> bool:
+def _are_labels(levels: NDArray[Any], *, lossy: bool) -> bool:
     """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1 on, or a few values.
 
     A few may be JPEG's as well: values near 0, and values near the highest.
@@ -290,7 +295,7 @@ def _are_labels(levels: NDArray[Any]) -> bool:
     if levels[0] == 1 and highest == len(levels) and highest != 255:
         return True
     near_black, near_white = levels <= RINGING * highest, levels >= (1 - RINGING) * highest
-    rings = bool((near_black | near_white).all() and near_black.any() and near_white.sum() > 1)
+    rings = bool((near_black | near_white).all() and near_black.any() and (lossy or near_white.sum() > 1))
     return len(levels) <= LABELS and not rings
 
 
