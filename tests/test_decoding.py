@@ -210,6 +210,10 @@ def test_what_cannot_be_decoded_faithfully_is_refused_with_the_reason(content: b
         (0, 250.0, "float", (0, 255)),
         (0, 4000.5, "float", (0, 4095)),
         (-3.0, 2.0, "float", (-3, 2)),
+        (0, 1.6, "float", (0, 1.6)),
+        (0, 100_000.0, "float", (0, 100_000)),
+        (0, 100_000, "integer", (0, 100_000)),
+        (0, 2**31, "integer", (0, 2**32 - 1)),
     ],
 )
 def test_a_range_is_chosen_by_the_bits_that_are_used(low: float, high: float, samples: Any, expected: tuple[float, float]) -> None:
@@ -230,6 +234,17 @@ def test_a_query_does_not_change_its_own_scale() -> None:
         to_picture(decode(tiff(np.rint(GREY * 65535).astype(np.uint16))), intensity)
     with pytest.raises(Undecodable, match="outside the intensity range 0 to 1"):
         to_picture(decode(tiff((GREY * 65535).astype(np.float32))), FULL)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_jpeg_of_the_highest_quality_adds_nothing_to_a_mask(seed: int) -> None:
+    """There a few values next to black are all that JPEG changes: they are no labels."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((128, 128), bool)
+    for row, column, height, width in zip(*rng.integers(0, 110, (2, 3)), *rng.integers(2, 18, (2, 3)), strict=True):
+        mask[row : row + height, column : column + width] = True
+    marks, _note = marks_of(decode(by_pillow(Image.fromarray(mask.astype(np.uint8) * 255), "JPEG", quality=100)))
+    assert (marks == mask).all()
 
 
 @pytest.mark.parametrize("quality", [30, 60, 75, 90, 95])

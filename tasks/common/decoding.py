@@ -32,6 +32,8 @@ MAX_BYTES = 2**30
 """Largest decoded size of a deep picture, in bytes."""
 WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
 """White of cameras, detectors and integer types, by their bit depth."""
+LEAST_USED = 0.25
+"""Least share of the range from black to white that the samples of a set of pictures use. Else the highest sample is taken for white."""
 MARGIN = 0.01
 """How far float samples may exceed the range from black to white, as a share of it, because resampling overshoots."""
 MOST_OUTSIDE = 0.5
@@ -94,6 +96,8 @@ class Decoded:
     """The range that the file states: the window of a DICOM file."""
     palette: bool = False
     """Whether the colours are from a palette that is not grey."""
+    lossy: bool = False
+    """Whether JPEG compressed it, which changes values a little."""
 
     @property
     def deep(self) -> bool:
@@ -132,6 +136,7 @@ def choose_range(extents: Iterable[Extent]) -> Intensity:
     If all of the pictures state windows, the range is from the lowest to the highest edge of these. Otherwise it is from 0 to the lowest
     white that no sample exceeds: one of WHITES, or also 1 for floats. If samples are negative, or exceed every white, the range is from the
     lowest to the highest sample.
+    If a white is more than four times the highest sample, that sample is white: floats up to 1.6 would keep one of 255 levels.
     """
     listed = list(extents)
     return Intensity(*(_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float")))
@@ -147,7 +152,7 @@ def _chosen(extents: Sequence[Extent]) -> Range | None:
     margin, whites = (MARGIN, (1.0, *WHITES)) if extents[0].samples == "float" else (0.0, WHITES)
     for white in whites:
         if low >= -margin * high and high <= (1 + margin) * white:
-            return Range(0.0, white)
+            return Range(0.0, white if white == whites[0] or high >= LEAST_USED * white else high)
     return Range(low, high)
 
 
@@ -210,7 +215,7 @@ def of_image(given: Image.Image) -> Decoded:
         image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
-    return Decoded(np.array(image.convert("RGB")), tuple(notes), alpha, palette=palette)
+    return Decoded(np.array(image.convert("RGB")), tuple(notes), alpha, palette=palette, lossy=given.format == "JPEG")
 
 
 def _is_coloured(image: Image.Image) -> bool:
@@ -273,19 +278,19 @@ def marks_of(decoded: Decoded) -> tuple[Mask, str]:
         samples = samples * alpha if decoded.deep else (samples - (1 - alpha) * 255).round().clip(0)
         samples = samples if samples.any() else decoded.alpha  # drawn in black on a transparent ground
     values = samples if samples.ndim == 2 else samples.max(axis=2)
-    return (values > 0, "") if decoded.palette else marked(values)
+    return (values > 0, "") if decoded.palette else marked(values, lossy=decoded.lossy)
 
 
-def marked(values: NDArray[Any]) -> tuple[Mask, str]:
-    """Return the marked pixels of mask values HxW, and a note, as `marks_of`."""
+def marked(values: NDArray[Any], *, lossy: bool = False) -> tuple[Mask, str]:
+    """Return the marked pixels of mask values HxW, and a note, as `marks_of`. lossy: whether JPEG may have changed the values."""
     levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if values.dtype == np.uint8 else np.unique(values)
     levels = levels[levels != 0]
-    if not len(levels) or _are_labels(levels):
+    if not len(levels) or _are_labels(levels, lossy=lossy):
         return values != 0, ""
     return values >= levels.max() / 2, BLURRED
 
 
-def _are_labels(levels: NDArray[Any]) -> bool:
+def _are_labels(levels: NDArray[Any], *, lossy: bool) -> bool:
     """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1, or at most LABELS values.
 
     Few levels that are all near 0 or near the highest are compression noise of JPEG, not labels.
@@ -294,7 +299,7 @@ def _are_labels(levels: NDArray[Any]) -> bool:
     if levels[0] == 1 and highest == len(levels) and highest != 255:
         return True
     near_black, near_white = levels <= RINGING * highest, levels >= (1 - RINGING) * highest
-    rings = bool((near_black | near_white).all() and near_black.any() and near_white.sum() > 1)
+    rings = bool((near_black | near_white).all() and near_black.any() and (lossy or near_white.sum() > 1))
     return len(levels) <= LABELS and not rings
 
 

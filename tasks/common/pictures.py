@@ -67,7 +67,7 @@ def read_objects(path: Path) -> tuple[NDArray[Any], bool]:
     with open_image(io.BytesIO(content)) as image:
         if image.mode == "P":
             return np.asarray(image), True
-    mask, note = marked(values)
+    mask, note = marked(values, lossy=decoded.lossy)
     return (mask if note else values), False
 
 

@@ -22,6 +22,8 @@ from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected,
 from tasks.ingestion.readers.labelled import split_normal
 
 MASK_ENDING = "_mask"
+MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")
+"""Usual names of folders of masks, in small letters: none of these is a kind of defect."""
 NORMAL_NAMES = ("good", "ok", "normal", "pass", "passed", "non_defective", "nominal", "defect-free", "defect_free", "no_defect")
 """Usual names of folders of normal pictures, in small letters."""
 ABNORMAL_NAMES = (
@@ -182,22 +184,31 @@ def usual_names(folder: Path) -> Taken:
 
 def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[str]) -> Iterator[Item]:
     """Read folders of normal and of abnormal pictures. A folder in an abnormal one names a kind of defect."""
-    for name in (*normal, *abnormal, *([source.masks] if source.masks else [])):
-        if not source.folder.joinpath(name).is_dir():
+    stated = [source.folder / name for name in (*normal, *abnormal, *([source.masks] if source.masks else []))]
+    for folder in stated:
+        name = folder.relative_to(source.folder)
+        if not folder.is_dir():
             raise BadInput(f"{source.name}: no folder {name} in {source.folder}; correct normal, abnormal and masks of the dataset")
+        if stated.count(folder) > 1:
+            raise BadInput(f"{source.name}: the folder {name} is named twice in normal, abnormal and masks; name it once")
     good = [item for name in normal for item in pictures(source.folder / name, source.name, "train", GOOD)]
     split = split_normal([item.image for item in good if isinstance(item, Listed)])
     yield from (replace(item, split=split[item.image]) if isinstance(item, Listed) else item for item in good)
     for name in normal:
-        yield from _within(source.folder / name)
+        yield from (item for item in _within(source.folder / name) if item.file not in stated)
     for name in abnormal:
         folder = source.folder / name
-        for defect in (folder, *folders(folder)):
-            truth = source.folder / source.masks / defect.relative_to(folder) if source.masks else None
+        within = [child for child in folders(folder) if child not in stated]
+        kinds = [child for child in within if child.name.lower() not in MASK_NAMES]
+        yield from (
+            Rejected(child, "a folder of masks by its name; state it as masks: of the dataset") for child in within if child not in kinds
+        )
+        for defect in (folder, *kinds):
+            truth = _truth_of(source.folder / source.masks, folder, defect) if source.masks else None
             kind = defect.name if defect.name.lower() != GOOD else f"{name}-{GOOD}"
             yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
-        for defect in folders(folder):
-            yield from _within(defect)
+        for defect in kinds:
+            yield from (item for item in _within(defect) if item.file not in stated)
     if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
         yield from (
             Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
@@ -205,6 +216,12 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
             if child.name not in (*normal, *abnormal)
         )
         yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
+
+
+def _truth_of(masks: Path, folder: Path, defect: Path) -> Path:
+    """Give the folder of a defect's masks: named as the defect, or as the abnormal folder that is stated; else the masks' own."""
+    places = [masks / defect.relative_to(folder.parent), masks / defect.relative_to(folder)]
+    return next((place for place in places if place.is_dir()), places[-1])
 
 
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
