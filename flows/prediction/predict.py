@@ -56,7 +56,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--overlays", action="store_true", help="write each picture with its map laid over it")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed (%(default)s)")
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="pictures scored at once; scores at other sizes agree within 5e-6 (%(default)s)"
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures scored at once; scores at other sizes agree within 5e-6 (%(default)s)",
     )
     parser.set_defaults(run=predict)
 
