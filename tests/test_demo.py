@@ -89,7 +89,7 @@ def test_an_upload_is_answered_with_the_detectors_own_score(driver: Any, picture
     driver.find_element("css selector", "#check").click()
     verdict = within(30, lambda: "ms a picture" in text(driver, "verdict") and text(driver, "verdict"))
     expected = Predictor.load().prompt(pictures / "normal.png")([pictures / "hole.png", pictures / "good.png"]).scores
-    assert [float(number) for number in re.findall(r"0\.\d{4}", verdict)] == pytest.approx(expected, abs=6e-5)
+    assert [float(number) for number in re.findall(r"0\.\d{6}", verdict)] == pytest.approx(expected, abs=1e-6)
     before = within(20, lambda: [image.get_attribute("src") for image in driver.find_elements("css selector", "#found img")])
     shown = np.asarray(Image.open(io.BytesIO(httpx.get(before[0]).content)).convert("RGB"), dtype=float)
     assert shown.shape[:2] == (200, 200)
@@ -126,7 +126,7 @@ def test_what_is_no_picture_is_told_in_a_line_and_no_path_is_shown(
     within(20, lambda: len(driver.find_elements("css selector", "#queries img")) == 3)
     driver.find_element("css selector", "#check").click()
     told = within(30, lambda: "truncated" in text(driver, "verdict") and text(driver, "verdict"))
-    assert len(re.findall(r"0\.\d{4}", told)) == 2 and "Left out: broken.png: truncated" in told  # and the others have their scores
+    assert len(re.findall(r"0\.\d{6}", told)) == 2 and "Left out: broken.png: truncated" in told  # and the others have their scores
     shown = driver.find_element("css selector", "body").text
     assert not re.search(r"[0-9a-f]{64}", shown) and str(page[2]) not in shown and "Traceback" not in (page[2] / "log").read_text()
 

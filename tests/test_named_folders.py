@@ -64,3 +64,10 @@ def test_masks_among_abnormal_pictures_are_no_defect(parts: Path) -> None:
 def test_a_folder_that_is_named_twice_is_refused(parts: Path, normal: tuple[str, ...], abnormal: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="is named twice in normal, abnormal and masks; name it once"):
         read(parts, normal, abnormal)
+
+
+@pytest.mark.parametrize("name", ["/etc", "../elsewhere", "ok/../../elsewhere"])
+def test_a_folder_outside_of_the_dataset_is_refused(parts: Path, name: str) -> None:
+    (parts.parent / "elsewhere").mkdir()
+    with pytest.raises(BadInput, match="is not in .*parts; name folders in it"):
+        read(parts, ("ok",), (name,))

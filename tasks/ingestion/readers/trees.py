@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tasks.common.decoding import ENDINGS
@@ -184,13 +184,15 @@ def usual_names(folder: Path) -> Taken:
 
 def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[str]) -> Iterator[Item]:
     """Read folders of normal and of abnormal pictures. A folder in an abnormal one names a kind of defect."""
-    stated = [source.folder / name for name in (*normal, *abnormal, *([source.masks] if source.masks else []))]
-    for folder in stated:
-        name = folder.relative_to(source.folder)
-        if not folder.is_dir():
-            raise BadInput(f"{source.name}: no folder {name} in {source.folder}; correct normal, abnormal and masks of the dataset")
-        if stated.count(folder) > 1:
-            raise BadInput(f"{source.name}: the folder {name} is named twice in normal, abnormal and masks; name it once")
+    names = [*normal, *abnormal, *([source.masks] if source.masks else [])]
+    stated = [source.folder / name for name in names]
+    for label, place in zip(names, stated, strict=True):
+        if PurePosixPath(label).is_absolute() or ".." in PurePosixPath(label).parts:
+            raise BadInput(f"{source.name}: the folder {label} is not in {source.folder}; name folders in it as normal, abnormal and masks")
+        if not place.is_dir():
+            raise BadInput(f"{source.name}: no folder {label} in {source.folder}; correct normal, abnormal and masks of the dataset")
+        if stated.count(place) > 1:
+            raise BadInput(f"{source.name}: the folder {label} is named twice in normal, abnormal and masks; name it once")
     good = [item for name in normal for item in pictures(source.folder / name, source.name, "train", GOOD)]
     split = split_normal([item.image for item in good if isinstance(item, Listed)])
     yield from (replace(item, split=split[item.image]) if isinstance(item, Listed) else item for item in good)
@@ -229,7 +231,7 @@ def _loose(folder: Path, reason: str) -> Iterator[Item]:
     yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in ENDINGS)
 
 
-def _within(folder: Path) -> Iterator[Item]:
+def _within(folder: Path) -> Iterator[Rejected]:
     """Yields the folders inside of one whose pictures are read."""
     yield from (Rejected(child, "a folder among pictures: what it holds is not read; move its pictures up") for child in folders(folder))
 
