@@ -69,5 +69,5 @@ def test_a_folder_that_is_named_twice_is_refused(parts: Path, normal: tuple[str,
 @pytest.mark.parametrize("name", ["/etc", "../elsewhere", "ok/../../elsewhere"])
 def test_a_folder_outside_of_the_dataset_is_refused(parts: Path, name: str) -> None:
     (parts.parent / "elsewhere").mkdir()
-    with pytest.raises(BadInput, match="is not in .*parts; name folders in it"):
+    with pytest.raises(BadInput, match=r"is not in .*parts; name folders in it"):
         read(parts, ("ok",), (name,))
