@@ -185,17 +185,17 @@ def usual_names(folder: Path) -> Taken:
 def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[str]) -> Iterator[Item]:
     """Read folders of normal and of abnormal pictures. A folder in an abnormal one names a kind of defect."""
     stated = [source.folder / name for name in (*normal, *abnormal, *([source.masks] if source.masks else []))]
-    for folder in stated:
-        name = folder.relative_to(source.folder)
-        if not folder.is_dir():
-            raise BadInput(f"{source.name}: no folder {name} in {source.folder}; correct normal, abnormal and masks of the dataset")
-        if stated.count(folder) > 1:
-            raise BadInput(f"{source.name}: the folder {name} is named twice in normal, abnormal and masks; name it once")
+    for place in stated:
+        named = place.relative_to(source.folder)
+        if not place.is_dir():
+            raise BadInput(f"{source.name}: no folder {named} in {source.folder}; correct normal, abnormal and masks of the dataset")
+        if stated.count(place) > 1:
+            raise BadInput(f"{source.name}: the folder {named} is named twice in normal, abnormal and masks; name it once")
     good = [item for name in normal for item in pictures(source.folder / name, source.name, "train", GOOD)]
     split = split_normal([item.image for item in good if isinstance(item, Listed)])
     yield from (replace(item, split=split[item.image]) if isinstance(item, Listed) else item for item in good)
     for name in normal:
-        yield from (item for item in _within(source.folder / name) if item.file not in stated)
+        yield from _within(source.folder / name, stated)
     for name in abnormal:
         folder = source.folder / name
         within = [child for child in folders(folder) if child not in stated]
@@ -208,7 +208,7 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
             kind = defect.name if defect.name.lower() != GOOD else f"{name}-{GOOD}"
             yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
         for defect in kinds:
-            yield from (item for item in _within(defect) if item.file not in stated)
+            yield from _within(defect, stated)
     if not (source.normal or source.abnormal):  # else what lies beside those that are stated is nobody's business
         yield from (
             Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
@@ -229,9 +229,13 @@ def _loose(folder: Path, reason: str) -> Iterator[Item]:
     yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in ENDINGS)
 
 
-def _within(folder: Path) -> Iterator[Item]:
-    """Yields the folders inside of one whose pictures are read."""
-    yield from (Rejected(child, "a folder among pictures: what it holds is not read; move its pictures up") for child in folders(folder))
+def _within(folder: Path, read: Sequence[Path] = ()) -> Iterator[Item]:
+    """Yield the folders inside of one whose pictures are read, but for those that are read themselves."""
+    yield from (
+        Rejected(child, "a folder among pictures: what it holds is not read; move its pictures up")
+        for child in folders(folder)
+        if child not in read
+    )
 
 
 def _photographs(folder: Path) -> list[Path]:
