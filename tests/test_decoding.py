@@ -20,6 +20,7 @@ from pydicom.pixels.processing import apply_voi_lut
 
 from tasks.common.decoding import (
     FULL,
+    UNKNOWN,
     Extent,
     Intensity,
     Range,
@@ -236,6 +237,18 @@ def test_a_query_does_not_change_its_own_scale() -> None:
         to_picture(decode(tiff((GREY * 65535).astype(np.float32))), FULL)
 
 
+def test_a_range_that_no_normal_picture_tells_is_not_guessed() -> None:
+    """12 bits in a file of 16 would be read as nearly black where the prompts have 8 bits."""
+    for content, white in ((tiff(TWELVE), 65535), (tiff((GREY * 0.2).astype(np.float32)), 1)):
+        decoded = decode(content)
+        with pytest.raises(Undecodable, match=rf"its samples end at .* of {white}, and no normal picture has samples of this type"):
+            to_picture(decoded, UNKNOWN)
+        assert to_picture(decoded, FULL).max() < 60
+    assert (
+        to_picture(decode(tiff(SIXTEEN, photometric="rgb")), UNKNOWN) == to_picture(decode(tiff(SIXTEEN, photometric="rgb")), FULL)
+    ).all()
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_jpeg_of_the_highest_quality_adds_nothing_to_a_mask(seed: int) -> None:
     """There a few values next to black are all that JPEG changes: they are no labels."""
@@ -279,8 +292,10 @@ def labels(*values: int) -> np.ndarray:
         labels(*range(1, 6)),
         labels(*range(1, 41)),
         labels(10, 60, 110, 160, 210),
+        labels(*range(1, 18), 19),
+        labels(*range(10, 241, 10)),
     ],
-    ids=["1", "255", "254 and 255", "with a border", "1 to 5", "1 to 40", "greys"],
+    ids=["1", "255", "254 and 255", "with a border", "1 to 5", "1 to 40", "greys", "with a gap", "many greys"],
 )
 def test_labels_are_marks_whatever_their_values(mask: np.ndarray, tmp_path: Path) -> None:
     palette = Image.fromarray(mask, "P")

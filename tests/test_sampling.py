@@ -432,7 +432,7 @@ def test_undefined_metrics_are_reported_with_the_reason() -> None:
         episode("c", "class-specific", 1), episode("d", "class-specific", 0, 0), episode("e", "one-vs-all", 1, 1),
     ]  # fmt: skip
     rows = [
-        PictureRow(f"{category}/0.png", "", "", 1, 1, "parts", category, "test", 1, "hole", mask=f"{category}/0_mask.png", licence="own")
+        PictureRow(f"{category}/0.png", "", "", 1, 1, "parts", category, "test", 1, "hole", f"{category}/0_mask.png", "", "own")
         for category in "abe"
     ]
     assert undefined_metrics(episodes, rows) == [

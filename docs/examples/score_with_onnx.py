@@ -18,7 +18,8 @@ def read(path, about):
     """Read a picture as HxWx3 uint8 RGB with the reader next to the model."""
     from read_pictures import Intensity, Range, read_file
 
-    return read_file(path, Intensity(**{kind: one and Range(*one) for kind, one in about["intensity"].items()}))
+    integer, floating = (one and Range(*one) for one in (about["intensity"]["integer"], about["intensity"]["floating"]))
+    return read_file(path, Intensity(integer, floating, about["intensity"]["full"]))
 
 
 def spans(side, count, overlap):

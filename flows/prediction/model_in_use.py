@@ -14,7 +14,7 @@ from flows.promotion.store import read_measured_as
 from flows.running.places import IN_USE
 from flows.settings.pipelines import Detectors, read_pipelines
 from flows.settings.reader import nearest, parse
-from tasks.common.decoding import FULL, Intensity
+from tasks.common.decoding import UNKNOWN, Intensity
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.detectors.registry import DETECTORS
@@ -42,7 +42,7 @@ class InUse:
     def intensity(self) -> Intensity | None:
         """The ranges that the targets' pictures of more than 8 bits were scaled by. None without such pictures, or if targets differ."""
         found = {use.intensity for use in self.recommendation.uses} if self.recommendation is not None else set()
-        return found.pop() if len(found) == 1 and found != {FULL} else None
+        return found.pop() if len(found) == 1 and found != {UNKNOWN} else None
 
     def use_of(self, name: str | None) -> Use | None:
         """Find the use for --category; None stands for the only one.

@@ -99,7 +99,11 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
         return predictor
     intensity = arguments.intensity or (None if in_use is None else in_use.intensity)
     category = ANY_CATEGORY if arguments.category is None else arguments.category
-    return predictor.prompt(files, category=category, intensity=intensity, refuse=refuse)
+    predictor.prompt(files, category=category, intensity=intensity, refuse=refuse)
+    for kind, chosen in (("integer", predictor.prompted.intensity.integer), ("float", predictor.prompted.intensity.floating)):
+        if chosen is not None and arguments.intensity is None:
+            tell(f"{kind} samples of more than 8 bits are scaled from {chosen} (--intensity sets another range)")
+    return predictor
 
 
 def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:

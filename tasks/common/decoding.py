@@ -41,6 +41,8 @@ MOST_OUTSIDE = 0.5
 BLURRED = "marked by blurred masks (of many grey levels), cut at half of their highest value"
 LABELS = 16
 """Largest number of levels of a mask that are labels. A mask with more was blurred, by JPEG or by resizing."""
+MOST_OBJECTS = 64
+"""Highest number of an object that gaps may come before. What blurs a mask of 0 and 255 leaves values above it."""
 RINGING = 0.1
 """How far high-quality JPEG moves the values of a mask from black and white, as a share of white."""
 
@@ -68,16 +70,19 @@ class Intensity:
     """The intensity ranges of the deep pictures of a dataset or a kit. Pictures of 8 bits do not use them.
 
     integer, floating: ranges of integer and of float samples. None is the full range of the type: 0 to 1 for floats.
+    full: whether that full range was asked for. Otherwise no normal picture has such samples, and a picture that uses little of the range is
+    refused.
     """
 
     integer: Range | None = None
     floating: Range | None = None
+    full: bool = False
 
     def of(self, samples: Samples) -> Range | None:
         return self.integer if samples == "integer" else self.floating
 
 
-FULL = Intensity()
+UNKNOWN, FULL = Intensity(), Intensity(full=True)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,8 @@ def choose_range(extents: Iterable[Extent]) -> Intensity:
     If a white is more than four times the highest sample, that sample is white: floats up to 1.6 would keep one of 255 levels.
     """
     listed = list(extents)
-    return Intensity(*(_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float")))
+    integer, floating = (_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float"))
+    return Intensity(integer, floating)
 
 
 def _chosen(extents: Sequence[Extent]) -> Range | None:
@@ -255,6 +261,11 @@ def range_of(decoded: Decoded, intensity: Intensity) -> Range:
             f"{100 * outside:.3g} % of its samples, {samples.min():g} to {samples.max():g}, lie outside the intensity range "
             f"{Range(low, high)}; set intensity to the range of its camera"
         )
+    if chosen is None and not intensity.full and samples.max() < LEAST_USED * high:
+        raise Undecodable(
+            f"its samples end at {samples.max():g} of {high:g}, and no normal picture has samples of this type to tell which is white; set "
+            "intensity to the range of its camera, or to full"
+        )
     return Range(low, high)
 
 
@@ -296,7 +307,10 @@ def _are_labels(levels: NDArray[Any], *, lossy: bool) -> bool:
     Few levels that are all near 0 or near the highest are compression noise of JPEG, not labels.
     """
     highest = levels[-1]
-    if levels[0] == 1 and highest == len(levels) and highest != 255:
+    integers = bool((levels == np.round(levels)).all())
+    if integers and (highest <= MOST_OBJECTS or (levels[0] == 1 and highest == len(levels) and highest != 255)):
+        return True
+    if integers and len(levels) > 2 and np.ptp(np.diff(levels)) == 0 and levels[1] - levels[0] > 1:  # 10, 20, 30, …
         return True
     near_black, near_white = levels <= RINGING * highest, levels >= (1 - RINGING) * highest
     rings = bool((near_black | near_white).all() and near_black.any() and (lossy or near_white.sum() > 1))

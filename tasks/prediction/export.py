@@ -65,7 +65,7 @@ class About:
     """The file next to the model that reads pictures: `read_file(path, Intensity(...))` returns HxWx3 uint8 RGB. It applies the EXIF
     orientation, composites transparency over white, and scales pictures of more than 8 bits. It needs numpy and Pillow, and for some
     files tifffile, imagecodecs and pydicom."""
-    intensity: dict[str, Range | None]
+    intensity: dict[str, Range | bool | None]
     """The fields of that Intensity: [low, high] of integer and of float samples; null for the full range of the type."""
     prompts: int
     """How many are inside; 0 where they are an input."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tasks.common.decoding import FULL, Intensity, Range
+from tasks.common.decoding import UNKNOWN, Intensity, Range
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew, sha256, write_text
 from tasks.common.reasons import in_short
@@ -53,7 +53,7 @@ class Prompted:
     top: float = 0.0
     """What a map shows of what is no defect: the highest value of a prompt's mirror image held against the prompts, of several the median.
     Maps are drawn by it until normal pictures say better."""
-    intensity: Intensity = FULL
+    intensity: Intensity = UNKNOWN
     """The range of pictures of more than 8 bits."""
 
 
@@ -143,10 +143,11 @@ def _number(value: Any) -> float:
 
 def _intensity(content: Mapping[str, Any]) -> Intensity:
     """Read the ranges of deep pictures. A kit of an older version has none."""
-    ranges = {kind: None if value is None else Range(*map(_number, value)) for kind, value in content.items()}
-    if any(one is not None and not one.low < one.high for one in ranges.values()):
+    integer, floating = (None if content.get(kind) is None else Range(*map(_number, content[kind])) for kind in ("integer", "floating"))
+    full = content.get("full", False)
+    if any(one is not None and not one.low < one.high for one in (integer, floating)) or not isinstance(full, bool):
         raise ValueError("an empty intensity range")
-    return Intensity(**ranges)
+    return Intensity(integer, floating, full)
 
 
 def _text(value: Any) -> str:

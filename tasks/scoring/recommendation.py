@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.common.bounds import FINITE
-from tasks.common.decoding import FULL, Intensity
+from tasks.common.decoding import UNKNOWN, Intensity
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text
 from tasks.common.places import place_of
@@ -171,7 +171,7 @@ def recommend(
     uses = [
         use
         for target in dict.fromkeys(episode.target for episode, _item in own)
-        for use in _uses([one for one in own if one[0].target == target], values, (intensities or {}).get(target, FULL))
+        for use in _uses([one for one in own if one[0].target == target], values, (intensities or {}).get(target, UNKNOWN))
     ]
     return Recommendation(detector, choice, tuple(uses))
 

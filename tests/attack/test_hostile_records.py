@@ -36,6 +36,7 @@ from flows.runs.states import RunState, StageState
 from flows.runs.status import print_status
 from flows.runs.times import Time, write_time
 from flows.schedule.workspace import Workspace, prepare
+from tasks.common.decoding import UNKNOWN
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.prediction.calibration import calibrated
@@ -83,7 +84,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"figures": "0" * 16})
     write_text(folder_of("small") / IN_USE / SETTINGS_NAME, json.dumps(asdict(measured_as)))
     threshold = calibrated([0.1, 0.2, 0.3], [0.5], 0.25)
-    use = Use("parts", "bricks", "class-specific", 1, 0, 0.8, (Prompt("parts/0.png", "0" * 64),), threshold, 2, 1)
+    use = Use("parts", "bricks", "class-specific", 1, 0, 0.8, (Prompt("parts/0.png", "0" * 64),), threshold, UNKNOWN, 2, 1)
     write_recommendation(
         folder_of("small") / IN_USE / DECISION_NAME, Recommendation("metauas", Choice("metauas", 0.8, "image_auroc"), (use,))
     )
