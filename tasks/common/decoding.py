@@ -70,8 +70,8 @@ class Intensity:
     """The intensity ranges of the deep pictures of a dataset or a kit. Pictures of 8 bits do not use them.
 
     integer, floating: ranges of integer and of float samples. None is the full range of the type: 0 to 1 for floats.
-    full: whether that full range was asked for. Otherwise no normal picture has such samples, and a picture that uses little of the range is
-    refused.
+    full: whether that full range was asked for. Otherwise no normal picture has such samples, and a picture that uses little of the range
+    is refused.
     """
 
     integer: Range | None = None
