@@ -26,7 +26,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import write_text
 from tasks.common.fingerprint import LOCK as PACKAGES
 from tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, base_of, kind_of
 from tasks.detectors.settings import PACKAGED, files_of_prior
 from tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import NONE, OWN
@@ -180,7 +180,7 @@ def write_plan(root: Path = Path()) -> bool:
 
 
 def roots(kind: str, detector: str | None = None) -> list[str]:
-    """Lists the modules whose code a stage of that kind depends on."""
+    """List the modules whose code a kind of stage depends on. detector: a kind of detector."""
     modules = [ROOTS[kind]]
     if detector is not None:
         own = DETECTORS[detector]
@@ -346,7 +346,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
                 *(episodes("sources.parquet", "textures.parquet", "objects.parquet") if online else ()),
                 *_named(_start_of(pipeline, detector)),
                 *settings.encoder.files,
-                code("train", detector),
+                code("train", kind_of(settings)),
             ),
             params=params(
                 f"detectors.{detector}",
@@ -357,7 +357,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             plots=(_log(f"{folder}/training_log.csv", detector),) if detector in pipeline.trained_on else (),
         )
     for detector in pipeline.detectors:
-        own = DETECTORS[detector].upon or detector
+        own = base_of(detector, pipeline.detectors)
         subset = f"evaluation.subset.{detector}"
         yield Stage(
             "score",
@@ -368,7 +368,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
                 *([models[own]] if own in models else []),
                 *pipeline.detectors[own].encoder.files,
                 *files_of_prior(pipeline.detectors[detector]),
-                code("score", detector),
+                code("score", kind_of(pipeline.detectors[detector])),
             ),
             params=params(
                 *(f"detectors.{one}" for one in dict.fromkeys((detector, own))),

@@ -14,7 +14,7 @@ from flows.running.steps import progress, step
 from flows.runs.tracking import tracking_of
 from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
 from tasks.common.places import place_of
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, kind_of
 from tasks.sampling.episodes import EpisodeFiles
 from tasks.training import processes
 from tasks.training.given import use_model
@@ -27,7 +27,7 @@ use_given_model = step(name="use model", task_run_name="use model {name}")(use_m
 @step(name="train detector", task_run_name="train {name}", retry_delay_seconds=30)
 def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, execution: Execution) -> Trained:
     """Trains a detector; a retry goes on from the last checkpoint."""
-    training = DETECTORS[name].training
+    training = DETECTORS[kind_of(settings.detectors[name])].training
     assert training is not None
     job = Job(
         training.module,

@@ -28,7 +28,7 @@ from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.metric_residual import MetricResidualSettings
 from tasks.detectors.patch_residual import PatchResidualSettings
 from tasks.detectors.prompt_query import PromptQuerySettings
-from tasks.detectors.registry import name_of
+from tasks.detectors.registry import kind_of
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.subspace import SubspaceSettings
 from tasks.detectors.winclip import WinCLIPSettings
@@ -45,7 +45,7 @@ QUERIES = [GRAVEL[200 + 9 * place :][:100, 200:300] for place in range(5)] + [BR
 def small(settings: Any) -> Predictor:
     torch.manual_seed(0)
     detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
-    return Predictor(Named(name_of(settings), {name_of(settings): settings}, detector))
+    return Predictor(Named(kind_of(settings), {kind_of(settings): settings}, detector))
 
 
 def seen(pictures: list[np.ndarray], side: int) -> np.ndarray:

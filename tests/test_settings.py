@@ -93,7 +93,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.auxiliary", ["partz"], "pipelines.small.auxiliary[0]: no dataset 'partz' under datasets; did you mean 'parts'?"),
         ("pipelines.small.sources", [], "pipelines.small.sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"),
         ("pipelines.small.synthesis.pairs", 0, "pipelines.small.synthesis.pairs: metauas is trained on them, so more than 0"),
-        ("pipelines.small.detectors", {"metauas+": {}}, r"pipelines.small.detectors.metauas\+: needs metauas beside it"),
+        ("pipelines.small.detectors", {"metauas+": {}}, r"detectors.metauas\+.model_of: expected the name of a detector of kind metauas"),
         (
             "pipelines.small.detectors",
             {"inctrl": {"encoder": {}}},

@@ -28,7 +28,7 @@ from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.metauas import MetaUASSettings
 from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.registry import name_of
+from tasks.detectors.registry import kind_of
 from tasks.detectors.settings import EncoderSettings
 from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
@@ -50,7 +50,7 @@ CPU = torch.device("cpu")
 def model_of(settings: Any) -> Named:
     torch.manual_seed(0)
     detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution)).eval()
-    return Named(name_of(settings), {name_of(settings): settings}, detector)
+    return Named(kind_of(settings), {kind_of(settings): settings}, detector)
 
 
 def contender(model: Named, work: Path, queries: int | None = None) -> Contender:

@@ -648,7 +648,7 @@ def test_every_batch_is_half_anomalous(pairs: Path) -> None:
     rows = read_index(pairs)
     evidence = PairEvidence(pairs, rows, 64)
     model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64))
-    course = InCTRLCourse(model, INCTRL, InCTRLTrainingSettings(), Sides(evidence, None))  # type: ignore[arg-type]
+    course = InCTRLCourse("inctrl", model, INCTRL, InCTRLTrainingSettings(), Sides(evidence, None))  # type: ignore[arg-type]
     labels = np.array(evidence.labels)
     assert 0 < labels.mean() < 1 and labels.mean() != 0.5
     order = course.order(0)

@@ -12,12 +12,13 @@ from flows.promotion.history import SETTINGS_NAME, folder_of, read_current
 from flows.promotion.recommended import read_recommendation
 from flows.promotion.store import read_measured_as
 from flows.running.places import IN_USE
-from flows.settings.pipelines import Detectors, read_pipelines
+from flows.settings.detectors import Detectors
+from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import nearest, parse
 from tasks.common.decoding import UNKNOWN, Intensity
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, kind_of
 from tasks.prediction.models import Named, of_pipeline
 from tasks.scoring.decision import PromotionSettings, choose
 from tasks.scoring.recommendation import Recommendation, Use
@@ -114,7 +115,7 @@ def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path, recommend
     else:
         known = read_pipelines().pipelines.get(pipeline)
         settings = known.promotion if known is not None else PromotionSettings()
-        trained = [name for name in detectors if DETECTORS[name].training is not None]
+        trained = [name for name, one in detectors.items() if DETECTORS[kind_of(one)].training is not None]
         choice = choose(read_draws(folder / DRAWS_NAME), settings, trained)
         detector, why = ("", "") if choice is None else (choice.detector, str(choice))
     if not detector:

@@ -32,7 +32,8 @@ from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE
 from flows.running.steps import HOUR, step
 from flows.runs.journal import now
 from flows.runs.states import RunState
-from flows.settings.pipelines import Detectors, Pipeline, enabled_pipeline, read_pipelines
+from flows.settings.detectors import Detectors
+from flows.settings.pipelines import Pipeline, enabled_pipeline, read_pipelines
 from flows.settings.reader import parse, read_yaml
 from flows.settings.runs import branch_of
 from tasks.common.errors import BadInput

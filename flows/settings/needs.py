@@ -9,7 +9,7 @@ from typing import Any
 from flows.settings.pipelines import Datasets, Pipeline
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, kind_of
 from tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from tasks.inpainting.settings import NONE, OWN
 
@@ -51,9 +51,10 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
 
 def _models(pipeline: Pipeline) -> Iterator[str]:
     for name in pipeline.trained:
-        model, published = pipeline.detectors[name].model, DETECTORS[name].published
+        kind = kind_of(pipeline.detectors[name])
+        model, published = pipeline.detectors[name].model, DETECTORS[kind].published
         if model not in (None, PACKAGED) and (missing := _missing(model)):
-            how = f"{published.home}; then changepair import {name} <checkpoint> --out {model}" if published else missing
+            how = f"{published.home}; then changepair import {kind} <checkpoint> --out {model}" if published else missing
             yield f"model {model}: {how}"
 
 

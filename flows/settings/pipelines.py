@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
-from typing_extensions import TypedDict
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from flows.running.places import WRITTEN
+from flows.settings.detectors import Detectors, parse_trainings
 from flows.settings.reader import FILE, nearest, parse, read_yaml
 from flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
-from tasks.common.bounds import STRICT, Each, Some
+from tasks.common.bounds import Each, Some
 from tasks.common.errors import BadInput
 from tasks.common.places import is_remote, place_of
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, kind_of, missing_base
 from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from tasks.inpainting.settings import InpainterSettings
 from tasks.sampling.settings import SamplingSettings
@@ -30,17 +30,6 @@ Runner = Literal["threads", "processes", "dask"]
 PackagedName = Literal[
     "sample-photos", "vision-toolbox", "texture-defects", "development-textures", "development-letters", "digits", "elpv"
 ]
-
-
-if TYPE_CHECKING:
-    Detectors = dict[str, Any]
-    Trainings = dict[str, Any]
-else:
-    Detectors = TypedDict("Detectors", {name: kind.settings for name, kind in DETECTORS.items()}, total=False)
-    Trainings = TypedDict(
-        "Trainings", {name: kind.training.settings for name, kind in DETECTORS.items() if kind.training is not None}, total=False
-    )
-    Detectors.__pydantic_config__ = Trainings.__pydantic_config__ = STRICT
 
 
 class Elsewhere(Strict):
@@ -144,16 +133,22 @@ class Pipeline(Strict):
     """How change pairs are made."""
     sampling: SamplingSettings
     """Which pictures prompt which queries."""
-    detectors: Annotated[Detectors, Some()]
-    """Those to be measured, by name."""
-    training: Trainings
-    """How each detector is trained; {} for its paper's settings."""
+    detectors: Detectors
+    """The detectors to be measured, by name. `kind` says what a detector is, and defaults to its name: with `patch-128: {kind:
+    patch-residual, resolution: 128}` next to `patch-residual: {}`, two settings of one kind are compared."""
+    training: dict[str, Any]
+    """How each detector is trained, by its name; {} for its paper's settings."""
     evaluation: EvaluationSettings
     """How they are measured."""
     promotion: PromotionSettings = PromotionSettings()
     """When a retrained model takes the place of the one in use."""
     watch: Watch | None = None
     """A folder whose new pictures `changepair score` scores with the model in use; null for none."""
+
+    @field_validator("training", mode="plain")
+    @classmethod
+    def _trainings(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        return parse_trainings(value, info.data.get("detectors", {}))
 
     @property
     def datasets(self) -> dict[str, list[str]]:
@@ -166,7 +161,7 @@ class Pipeline(Strict):
 
     def training_of(self, detector: str) -> TrainingSettings:
         """Gives the training settings of a detector: those that `training` has, else its paper's."""
-        training = DETECTORS[detector].training
+        training = DETECTORS[kind_of(self.detectors[detector])].training
         assert training is not None
         chosen: TrainingSettings = self.training.get(detector) or training.settings()
         return chosen
@@ -179,7 +174,7 @@ class Pipeline(Strict):
     @property
     def trained(self) -> list[str]:
         """Lists the detectors that have a model folder, which the train stage writes."""
-        return [name for name in self.detectors if DETECTORS[name].training is not None]
+        return [name for name, one in self.detectors.items() if DETECTORS[kind_of(one)].training is not None]
 
     @property
     def trained_on(self) -> dict[str, str]:
@@ -295,9 +290,9 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
             if name not in datasets.names:
                 yield f"{key}[{index}]: no dataset {name!r} under datasets{nearest(name, datasets.names)}"
     for name in pipeline.detectors:
-        upon = DETECTORS[name].upon
-        if upon is not None and upon not in pipeline.detectors:
-            yield f"detectors.{name}: needs {upon} beside it, whose model and encoder it uses"
+        missing = missing_base(name, pipeline.detectors)
+        if missing:
+            yield f"detectors.{name}.{missing}"
     for name in pipeline.evaluation.subset:
         if name not in pipeline.detectors:
             yield f"evaluation.subset.{name}: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"

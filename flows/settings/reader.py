@@ -26,6 +26,9 @@ MERGE = "<<<<<<< "
 """Of the marks that Git leaves in a file where a merge is to be gone through."""
 MOST_VALUES = 100_000  # of a file; aliases of aliases come to billions
 LONGEST = 120  # characters of a value in an error
+UNKNOWN_KEYS = ("extra_forbidden", "unexpected_keyword_argument")
+IN_FULL = "in_full"
+"""The type of an error whose message says all but the place."""
 DEEPEST = 100
 """Levels of lists and sections in one another. Python goes through ten times as many, and not where it is deep in other calls already."""
 BRACKET = re.compile(r"[\[\]{}]")
@@ -130,7 +133,7 @@ def parse(kind: type[Kind], value: Any, at: Keys = (), file: Path = FILE) -> Kin
         return TypeAdapter(kind).validate_python({} if value is None and _has_fields(kind) else value)
     except ValidationError as error:
         # A misspelt key often causes another error (a missing one); the misspelling is the one to tell.
-        first = min(error.errors(), key=lambda detail: detail["type"] not in ("extra_forbidden", "unexpected_keyword_argument"))
+        first = min(error.errors(), key=lambda detail: detail["type"] not in (*UNKNOWN_KEYS, IN_FULL))
         raise BadInput(f"{file}: {_told(first, kind, at)}") from error
 
 
@@ -152,8 +155,10 @@ def dotted(keys: Keys) -> str:
 def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     place = tuple(key for key in detail["loc"] if key != "[key]")
     path = dotted((*at, *place))
-    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{path}: unknown key{nearest(str(place[-1]), _names(kind, place[:-1]))}"
+    if detail["type"] == IN_FULL:
+        return f"{path}: {detail['msg']}"
+    if detail["type"] in UNKNOWN_KEYS:
+        return f"{path}: unknown key{nearest(str(place[-1]), names_at(kind, place[:-1]))}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"
     if detail["type"] == "literal_error":
@@ -177,8 +182,8 @@ def _has_fields(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel)) or typing.is_typeddict(kind)
 
 
-def _names(kind: Any, place: Keys) -> list[str]:
-    """Lists the keys that are valid at `place` within `kind`."""
+def names_at(kind: Any, place: Keys) -> list[str]:
+    """List the keys that are valid at `place` within `kind`."""
     for key in place:
         kind = _inner(kind, key)
     return [str(name) for name in _fields(kind)]

@@ -10,7 +10,7 @@ from tasks.common.errors import BadInput
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.models.encoder import FrozenEncoder
-from tasks.detectors.registry import DETECTORS, Kind, name_of
+from tasks.detectors.registry import DETECTORS, Kind, base_of, kind_of
 from tasks.detectors.settings import DetectorSettings, EncoderSettings
 from tasks.detectors.weights import load_model
 
@@ -20,15 +20,16 @@ def build_detector(settings: DetectorSettings, encoder: FrozenEncoder) -> Detect
 
     Raises BadInput if the encoder is of no use to it.
     """
-    return _built(DETECTORS[name_of(settings)], settings, encoder, settings.encoder)
+    return _built(DETECTORS[kind_of(settings)], settings, encoder, settings.encoder)
 
 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Detector:
     """Loads a pipeline's detector; one that is trained with its weights from models/<name>. detectors: the settings of all of the
     pipeline."""
-    kind, settings = DETECTORS[name], detectors[name]
-    if kind.upon is not None:
-        return _built(kind, settings, load_detector(kind.upon, detectors, models), getattr(settings, "prior", None))
+    settings, base = detectors[name], base_of(name, detectors)
+    kind = DETECTORS[kind_of(settings)]
+    if base != name:
+        return _built(kind, settings, load_detector(base, detectors, models), getattr(settings, "prior", None))
     detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
     if kind.training is not None:
         load_model(models / name, detector)
@@ -37,9 +38,9 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path) -> Dete
 
 def build_empty(name: str, detectors: Mapping[str, Any]) -> Detector:
     """Builds a detector whose weights are all to be overwritten, the encoder's too. detectors: its settings, and of the one it is upon."""
-    kind, settings = DETECTORS[name], detectors[name]
-    if kind.upon is not None:
-        return _built(kind, settings, build_empty(kind.upon, detectors), getattr(settings, "prior", None))
+    settings, base = detectors[name], base_of(name, detectors)
+    if base != name:
+        return _built(DETECTORS[kind_of(settings)], settings, build_empty(base, detectors), getattr(settings, "prior", None))
     return build_detector(settings, build_encoder(settings.encoder, settings.resolution, filled=False))
 
 
@@ -48,12 +49,5 @@ def _built(kind: Kind, settings: Any, upon: Any, encoder: EncoderSettings | None
     try:
         detector: Detector = kind.build(settings, upon)
     except ValueError as error:
-        raise BadInput(f"encoder {encoder.name if encoder else 'of ' + name_of(settings)}: {error}") from error
+        raise BadInput(f"encoder {encoder.name if encoder else 'of ' + kind_of(settings)}: {error}") from error
     return detector
-
-
-def own_or_upon(name: str, detectors: Mapping[str, Any]) -> tuple[str, DetectorSettings]:
-    """Gives the name and settings of the detector whose encoder, weights and resolution a detector has: itself, or the one it is upon."""
-    own = DETECTORS[name].upon or name
-    settings: DetectorSettings = detectors[own]
-    return own, settings

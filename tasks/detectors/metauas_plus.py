@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
-from tasks.common.bounds import STRICT
+from tasks.common.bounds import STRICT, Some
 from tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MetaUASPlusSettings:
-    """MetaUAS with a visual prior. Takes encoder, model and resolution from the pipeline's metauas."""
+    """MetaUAS with a visual prior. Takes encoder, model and resolution from a MetaUAS of the same pipeline."""
 
     __pydantic_config__ = STRICT
 
+    model_of: Annotated[str, Some()] = "metauas"
+    """Name of the pipeline's detector of kind metauas."""
     prior: EncoderSettings | None = None
     """The CLIP transformer whose few-shot map, as WinCLIP has it, is averaged with the map of MetaUAS: the authors' is ViT-B-16-plus-240;
     null for the patch residual of the features of MetaUAS itself."""

@@ -1,8 +1,11 @@
-"""Registers the detectors by name, as pipelines.yaml calls them: a line each. No torch: reading it stays quick."""
+"""Register the kinds of detectors, a line each. It imports no torch, so reading settings stays quick.
+
+A detector of a pipeline has a name; `kind` in its settings says which of these it is, and defaults to the name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +50,11 @@ class Kind:
 
     settings: type[Any]
     build: Callable[[Any, Any], Any]
-    """Settings and an encoder (or the detector that it is `upon`) to a detector."""
+    """Builds a detector from its settings and an encoder, or the detector that it is `upon`."""
     training: Training | None = None
     """None for one that needs none, and has no model folder."""
     upon: str | None = None
-    """The detector of the same pipeline that it adds to: encoder, weights and resolution are that one's."""
+    """The kind of the detector that it adds to, which its setting `model_of` names: encoder, weights and resolution are that one's."""
     published: Published | None = None
 
     @property
@@ -62,6 +65,8 @@ class Kind:
 
 SEGMENTATION = Training(PairTrainingSettings, "tasks.training.segmentation")
 RANKING = Training(PairTrainingSettings, "tasks.training.ranking")
+KIND = "kind"
+"""The key of a detector's kind, in pipelines.yaml and in kits."""
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
     "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
@@ -86,6 +91,22 @@ DETECTORS: dict[str, Kind] = {
 }
 
 
-def name_of(settings: Any) -> str:
-    """Names the detector that settings are of."""
+def kind_of(settings: Any) -> str:
+    """Return the kind of the detector that settings belong to."""
     return next(name for name, kind in DETECTORS.items() if type(settings) is kind.settings)
+
+
+def base_of(name: str, detectors: Mapping[str, Any]) -> str:
+    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or the one it is upon.
+
+    detectors: settings by name.
+    """
+    return str(getattr(detectors[name], "model_of", name))
+
+
+def missing_base(name: str, detectors: Mapping[str, Any]) -> str:
+    """Say what keeps a detector from being built upon the one that its `model_of` names; "" if nothing does."""
+    upon, base = DETECTORS[kind_of(detectors[name])].upon, base_of(name, detectors)
+    if upon is None or (base in detectors and kind_of(detectors[base]) == upon):
+        return ""
+    return f"model_of: expected the name of a detector of kind {upon} in the same pipeline, not {base!r}"

@@ -17,7 +17,7 @@ from torch import nn
 
 from tasks.common.errors import BadInput
 from tasks.common.files import sha256, write_text, written_beside
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, kind_of
 from tasks.detectors.stored import settings_from_json, trained_otherwise
 from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
@@ -31,17 +31,19 @@ ENCODER = "encoder."  # what the names of the frozen encoder's tensors start wit
 HERE = Path(__file__).parent
 
 
-def fill(name: str, settings: Any, model: nn.Module) -> str:
-    """Fills a detector with the packaged model of that name, around the encoder that it has; gives the sha256 of its file.
+def fill(settings: Any, model: nn.Module, called: str | None = None) -> str:
+    """Fill a detector with the packaged model of its kind, around the encoder that it has. Return the sha256 of the model's file.
 
-    Raises BadInput if there is none, or if it was trained with other settings.
+    called: its name in a pipeline, for errors; its kind by default. Raises BadInput if that kind has no packaged model, or if it was
+    trained with other settings.
     """
+    name = kind_of(settings)
     if name not in MODELS:
         raise BadInput(f"{name}: no model of it comes with the package, but of {', '.join(MODELS)}; name a model folder, or train one")
     weights, about = (HERE / file for file in MODELS[name])
     said = trained_otherwise(name, settings, json.loads(about.read_text(encoding="utf-8"))["settings"])
     if said:
-        raise BadInput(f"detectors.{name}: the packaged model was trained with other settings; say {said}, or train one")
+        raise BadInput(f"detectors.{called or name}: the packaged model was trained with other settings; say {said}, or train one")
     tensors = read_weights(weights)
     tensors |= {tensor: value for tensor, value in model.state_dict().items() if tensor.startswith(ENCODER)}
     wrong = misfits(tensors, model)

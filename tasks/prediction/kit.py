@@ -27,7 +27,7 @@ from tasks.common.reasons import in_short
 from tasks.common.texts import read_json
 from tasks.common.tiles import Grid
 from tasks.detectors.models.encoder import Features
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base
 from tasks.detectors.stored import settings_as_json, settings_from_json
 from tasks.detectors.weights import MODEL_NAME, load_model, read_weights
 from tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold, rounded_up
@@ -70,7 +70,7 @@ def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Thresho
             "form": FORM,
             "changepair": version("changepair"),
             "detector": model.name,
-            "settings": {name: settings_as_json(settings) for name, settings in portable(model).items()},
+            "settings": {name: {KIND: kind_of(one)} | settings_as_json(one) for name, one in portable(model).items()},
             "category": prompted.category,
             "grid": list(prompted.grid),
             "prompts": list(prompted.prompts),
@@ -95,7 +95,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
         threshold, top = _threshold(content["threshold"]), _number(content["top"])
         intensity = _intensity(content.get("intensity", {}))
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
-        if name not in settings or (DETECTORS[name].upon or name) not in settings:
+        if name not in settings or missing_base(name, settings):
             raise ValueError(f"no settings of {name}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = in_short(f"{type(error).__name__}: {error}")
@@ -121,7 +121,11 @@ def read_intensity(folder: Path) -> Intensity:
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings_from_json(DETECTORS[name].settings, values) for name, values in content.items()}
+    kinds = {name: DETECTORS[values.get(KIND, name)] for name, values in content.items()}  # older kits have none
+    return {
+        name: settings_from_json(kinds[name].settings, {key: value for key, value in values.items() if key != KIND})
+        for name, values in content.items()
+    }
 
 
 def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:

@@ -13,7 +13,7 @@ from tasks.common.tiles import Tiles
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, build_empty, load_detector
 from tasks.detectors.models.detector import Detector
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.registry import DETECTORS, base_of
 from tasks.detectors.settings import OF_THE_MODEL, PACKAGED, DetectorSettings
 from tasks.detectors.stored import read_config
 from tasks.detectors.weights import CONFIG_NAME, load_model
@@ -34,13 +34,13 @@ class Named:
     @property
     def looks(self) -> DetectorSettings:
         """The settings that say how it looks at pictures."""
-        looks: DetectorSettings = self.settings[DETECTORS[self.name].upon or self.name]
+        looks: DetectorSettings = self.settings[base_of(self.name, self.settings)]
         return looks
 
     def with_tiles(self, tiles: Tiles) -> Named:
         """Return the same detector with another setting of `tiles`."""
         looks: Any = self.looks
-        return replace(self, settings={**self.settings, DETECTORS[self.name].upon or self.name: replace(looks, tiles=tiles)})
+        return replace(self, settings={**self.settings, base_of(self.name, self.settings): replace(looks, tiles=tiles)})
 
 
 def named(model: str | Path) -> Named:
@@ -69,7 +69,7 @@ def of_package(name: str) -> Named:
     """Gives a detector that comes with the package."""
     settings = packaged_settings(name)
     detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
-    fill(name, settings, detector)
+    fill(settings, detector)
     return Named(name, {name: settings}, detector)
 
 
@@ -83,8 +83,7 @@ def of_folder(folder: Path) -> Named:
 
 def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
     """Gives a pipeline's detector. detectors: the settings of all of the pipeline; models: the folder of their model folders."""
-    upon = DETECTORS[name].upon
-    own = {one: detectors[one] for one in (name, upon) if one is not None}
+    own = {one: detectors[one] for one in (name, base_of(name, detectors))}
     return Named(name, own, load_detector(name, detectors, models))
 
 

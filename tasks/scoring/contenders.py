@@ -15,8 +15,8 @@ import torch
 from tasks.common.devices import best_device
 from tasks.common.files import content_of, sha256, write_text
 from tasks.common.fingerprint import SHORT, code_of
-from tasks.detectors.load import load_detector, own_or_upon
-from tasks.detectors.registry import DETECTORS
+from tasks.detectors.load import load_detector
+from tasks.detectors.registry import DETECTORS, base_of, kind_of
 from tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings, files_of_prior
 from tasks.detectors.weights import MODEL_NAME
 from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
@@ -92,7 +92,7 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
         detector = load_detector(one, scoring.detectors, scoring.models).to(device).eval()
         if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
             continue  # one of them looks through windows
-        own = own_or_upon(one, scoring.detectors)[1]
+        own: DetectorSettings = scoring.detectors[base_of(one, scoring.detectors)]
         work = Work(scoring.checkpoints / one / digest)
         subset = scoring.settings.subset.get(one)
         contenders.append(Contender(one, detector, own.resolution, subset, work, own.encoder.resize, own.tiles))
@@ -101,11 +101,11 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
 
 def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:
     """Lists the detector itself first, then the others of its encoder and resolution; one that holds its encoder's weights has its own."""
-    own = own_or_upon(name, detectors)[1]
+    own: DetectorSettings = detectors[base_of(name, detectors)]
     if own.encoder.weights == OF_THE_MODEL:
         return [name]
     others = [one for one in detectors if one != name]
-    return [name, *(one for one in others if _looks(own_or_upon(one, detectors)[1]) == _looks(own))]
+    return [name, *(one for one in others if _looks(detectors[base_of(one, detectors)]) == _looks(own))]
 
 
 def _looks(settings: DetectorSettings) -> tuple[EncoderSettings, int]:
@@ -114,18 +114,18 @@ def _looks(settings: DetectorSettings) -> tuple[EncoderSettings, int]:
 
 def _digest(name: str, scoring: Scoring) -> str | None:
     """Names all that a detector's scores depend on; None if its model is not there yet."""
-    own, of_own = own_or_upon(name, scoring.detectors)
+    own = base_of(name, scoring.detectors)
     model = scoring.models / own / MODEL_NAME
-    if DETECTORS[own].training is not None and not model.is_file():
+    if DETECTORS[kind_of(scoring.detectors[own])].training is not None and not model.is_file():
         return None
-    code = code_of(__name__, *{DETECTORS[one].module for one in (name, own)})
+    code = code_of(__name__, *{DETECTORS[kind_of(scoring.detectors[one])].module for one in (name, own)})
     files = (scoring.files.episodes, scoring.files.targets, *([model] if model.is_file() else []))
     about = {
         "detector": [asdict(scoring.detectors[one]) for one in (name, own)],
         "queries": scoring.settings.subset.get(name),
         "code": code.digest,
         "files": [sha256(file) for file in files],
-        "weights": [content_of(file) for file in (*of_own.encoder.files, *files_of_prior(scoring.detectors[name]))],
+        "weights": [content_of(file) for file in (*scoring.detectors[own].encoder.files, *files_of_prior(scoring.detectors[name]))],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:SHORT]
 

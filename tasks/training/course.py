@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from tasks.common.errors import BadInput
+from tasks.detectors.registry import kind_of
 from tasks.detectors.weights import save_model
 from tasks.training.settings import TrainingSettings
 from tasks.training.step import Batch
@@ -20,7 +21,7 @@ class DetectorCourse:
     """A detector that learns from examples. What it learns from, and what is wrong with it, is for those who inherit to say."""
 
     def __init__(self, name: str, detector: nn.Module, chosen: Any, settings: TrainingSettings) -> None:
-        """chosen: the detector's settings, kept beside its weights."""
+        """name: the detector's, for messages. chosen: its settings, which are stored with its weights."""
         self.name = name
         self.model = detector
         self.chosen = chosen
@@ -59,5 +60,5 @@ class DetectorCourse:
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Writes model.safetensors, and config.json: the detector's settings and how it was trained."""
-        about = {"detector": self.name, "settings": asdict(self.chosen), "training": asdict(self.settings)}
+        about = {"detector": kind_of(self.chosen), "settings": asdict(self.chosen), "training": asdict(self.settings)}
         save_model(folder, model, {**about, "examples": len(self.order(0))})

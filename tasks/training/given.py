@@ -13,7 +13,7 @@ from tasks.common.files import sha256
 from tasks.common.places import place_of
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
-from tasks.detectors.registry import name_of
+from tasks.detectors.registry import kind_of
 from tasks.detectors.settings import PACKAGED, TrainedSettings
 from tasks.detectors.stored import read_config, settings_as_json, trained_otherwise
 from tasks.detectors.weights import MODEL_NAME, load_model, save_model
@@ -29,7 +29,7 @@ def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -
     if given is None:
         return {}
     if given == PACKAGED:
-        return {"init": fill(name_of(detector), detector, model)}
+        return {"init": fill(detector, model)}
     load_model(place_of(given), model)
     return {"init": sha256(place_of(given) / MODEL_NAME)}
 
@@ -37,20 +37,21 @@ def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -
 def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
     """Writes the model that detector.model names to `folder`. Raises BadInput if it is not there or is not what the settings say."""
     assert detector.model is not None
+    kind = kind_of(detector)
     if detector.model == PACKAGED:
         model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
-        fill(name, detector, model)
+        fill(detector, model, name)
     else:
         given = place_of(detector.model)
         if not given.is_dir():
             raise BadInput(
-                f"{given}: no such model folder; make it with `changepair import {name} <checkpoint> --out {given}`, or train one"
+                f"{given}: no such model folder; make it with `changepair import {kind} <checkpoint> --out {given}`, or train one"
             )
         holds, trained = read_config(given)
-        said = "" if holds != name else trained_otherwise(name, detector, settings_as_json(trained), with_encoder=False)
-        if holds != name or said:
-            what = f"it is a {holds}" if holds != name else f"it was trained with other settings; say {said} there"
+        said = "" if holds != kind else trained_otherwise(kind, detector, settings_as_json(trained), with_encoder=False)
+        if holds != kind or said:
+            what = f"it is a {holds}" if holds != kind else f"it was trained with other settings; say {said} there"
             raise BadInput(f"detectors.{name}.model: {given}: {what}, or name another model")
         model = build_detector(detector, build_encoder(detector.encoder, detector.resolution, filled=False))
         load_model(given, model)
-    save_model(folder, model, {"detector": name, "settings": asdict(cast(Any, detector))})
+    save_model(folder, model, {"detector": kind, "settings": asdict(cast(Any, detector))})

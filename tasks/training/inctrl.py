@@ -167,8 +167,8 @@ class InCTRLCourse(DetectorCourse):
 
     model: InCTRL
 
-    def __init__(self, detector: InCTRL, chosen: InCTRLSettings, settings: InCTRLTrainingSettings, sides: Sides) -> None:
-        super().__init__("inctrl", detector, chosen, settings)
+    def __init__(self, name: str, detector: InCTRL, chosen: InCTRLSettings, settings: InCTRLTrainingSettings, sides: Sides) -> None:
+        super().__init__(name, detector, chosen, settings)
         self.sides = sides
         self.labels = np.array(sides.training.labels)
         self._measured: Dataset[Any] | None = None
@@ -230,7 +230,7 @@ def train(
     inputs |= start_from(settings.init, detector, model)
     model.to(best_device())
     return fit(
-        InCTRLCourse(model, detector, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
+        InCTRLCourse(places.model_folder.name, model, detector, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
         pace_of(settings),
         places,
         accelerator=accelerator_for(settings.precision),

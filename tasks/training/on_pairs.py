@@ -14,7 +14,6 @@ from tasks.common.files import content_of, sha256
 from tasks.common.randomness import generator
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
-from tasks.detectors.registry import name_of
 from tasks.detectors.settings import TrainedSettings
 from tasks.synthesis.synthesize import maker
 from tasks.training.course import DetectorCourse
@@ -29,6 +28,7 @@ class PairCourse(DetectorCourse):
 
     def __init__(
         self,
+        name: str,
         detector: nn.Module,
         chosen: TrainedSettings,
         settings: PairTrainingSettings,
@@ -37,7 +37,7 @@ class PairCourse(DetectorCourse):
         fresh: FreshPairs | None = None,
     ) -> None:
         """fresh: pairs of each epoch's own; None to learn from `training` every epoch."""
-        super().__init__(name_of(chosen), detector, chosen, settings)
+        super().__init__(name, detector, chosen, settings)
         self.training = training
         self.measured = measured
         self.fresh = fresh
@@ -78,7 +78,7 @@ def train_on_pairs(
         given["synthesis"] = json.dumps(asdict(examples.synthesis), sort_keys=True)
         given |= {table.name: sha256(table) for table in (examples.made_of.sources, examples.made_of.textures, examples.made_of.objects)}
     return fit(
-        course(model, detector, settings, training, measured, fresh),
+        course(places.model_folder.name, model, detector, settings, training, measured, fresh),
         pace_of(settings),
         places,
         accelerator=accelerator,

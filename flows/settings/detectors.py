@@ -1,0 +1,102 @@
+"""Parse the detectors of a pipeline and their training. The kind of a detector says which settings it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Annotated, Any, cast
+
+from pydantic import PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, nearest
+from tasks.common.bounds import Some
+from tasks.detectors.registry import DETECTORS, KIND, kind_of
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?<!-plus)")  # the stages of metauas+ end so
+SECTIONS: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(dict[str, dict[str, Any]])
+TRAINED = [name for name, kind in DETECTORS.items() if kind.training is not None]
+
+
+def parse_detectors(value: Any) -> dict[str, Any]:
+    """Parse {name: {kind: ..., <settings>}} into each detector's settings. The kind defaults to the name. Raises ValidationError."""
+    read: dict[str, Any] = {}
+    wrong: list[InitErrorDetails] = []
+    for name, section in SECTIONS.validate_python(value).items():
+        with _errors_at(name, wrong):
+            read[name] = _detector(name, section)
+    if wrong:
+        raise ValidationError.from_exception_data("detectors", wrong)
+    return read
+
+
+def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse the training settings of detectors, by their names. detectors: their settings. Raises ValidationError."""
+    read: dict[str, Any] = {}
+    wrong: list[InitErrorDetails] = []
+    for name, section in SECTIONS.validate_python(value).items():
+        with _errors_at(name, wrong):
+            kind = kind_of(detectors[name]) if name in detectors else name
+            if kind not in TRAINED:
+                raise _error(f"unknown key{nearest(name, [*detectors, *TRAINED])}" if kind == name else f"a {kind} needs no training")
+            training = DETECTORS[kind].training
+            assert training is not None
+            read[name] = _parsed(training.settings, section)
+    if wrong:
+        raise ValidationError.from_exception_data("training", wrong)
+    return read
+
+
+Detectors = Annotated[dict[str, Any], PlainValidator(parse_detectors), Some()]
+
+
+def _detector(name: str, section: Mapping[str, Any]) -> Any:
+    kind = str(section.get(KIND, name))
+    if kind not in DETECTORS and KIND in section:
+        raise _error(f"expected a kind of detector, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
+    if kind not in DETECTORS:
+        raise _error(f"unknown key{nearest(kind, DETECTORS)} (or give the {KIND} of a detector with another name)")
+    if name != kind and not NAME.fullmatch(name):
+        raise _error("a detector's name has at most 64 small letters, digits and dashes, and does not end in -plus")
+    return _parsed(DETECTORS[kind].settings, {key: one for key, one in section.items() if key != KIND})
+
+
+@cache
+def _adapter(settings: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(settings)
+
+
+def _parsed(settings: type[Any], section: Mapping[str, Any]) -> Any:
+    """Parse a section as a type. Errors of unknown keys name the nearest valid one, as nobody outside knows the type."""
+    try:
+        return _adapter(cast(Any, settings)).validate_python(section)
+    except ValidationError as error:
+        details = [_with_nearest(detail, settings) for detail in error.errors()]
+        raise ValidationError.from_exception_data(settings.__name__, details) from error
+
+
+def _with_nearest(detail: Any, settings: type[Any]) -> InitErrorDetails:
+    if detail["type"] in UNKNOWN_KEYS:
+        *place, key = detail["loc"]
+        told = f"unknown key{nearest(str(key), names_at(settings, tuple(place)))}"
+        return InitErrorDetails(type=PydanticCustomError(IN_FULL, "{told}", {"told": told}), loc=detail["loc"], input=detail["input"])
+    return InitErrorDetails(type=detail["type"], loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
+
+
+def _error(told: str, *place: str) -> ValidationError:
+    detail = InitErrorDetails(type=PydanticCustomError(IN_FULL, "{told}", {"told": told}), loc=place, input=None)
+    return ValidationError.from_exception_data("detector", [detail])
+
+
+@contextmanager
+def _errors_at(name: str, wrong: list[InitErrorDetails]) -> Iterator[None]:
+    """Collect errors with a name in front of their places."""
+    try:
+        yield
+    except ValidationError as error:
+        for detail in error.errors():
+            kind: Any = PydanticCustomError(IN_FULL, "{told}", detail["ctx"]) if detail["type"] == IN_FULL else detail["type"]
+            place = (name, *detail["loc"])
+            wrong.append(InitErrorDetails(type=kind, loc=place, input=detail["input"], ctx=detail.get("ctx", {})))
