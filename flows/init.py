@@ -54,9 +54,11 @@ PIPELINE = """\
     inpainter: {{model: none}}
     synthesis: {{pairs: 0}}
     sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
-    detectors: # patch-residual suits defects of the whole picture; own, the weight of the self-residual, suits small defects
+    detectors: # with the self-residual, for small defects; and without, for defects of the whole picture. The better one is recommended.
       patch-residual: {{resolution: {side}}}
-      metric-residual: {{model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
+      patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, own: 0.6, contrast: 0.02}}
+      metric-residual: {{model: packaged, resolution: {side}}}
+      metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
       multi-scale-residual: {{model: packaged}}
     training: {{}}
     evaluation: {{resolution: {side}}}

@@ -38,6 +38,7 @@ from flows.settings.reader import parse, read_yaml
 from flows.settings.runs import branch_of
 from tasks.common.errors import BadInput
 from tasks.common.fingerprint import code_of
+from tasks.detectors.registry import kind_of
 from tasks.sampling.episodes import EpisodeFiles, protocols_of
 from tasks.scoring.decision import Decision, decide, same_episodes
 from tasks.scoring.recommendation import DECISION_NAME
@@ -191,6 +192,7 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[Dr
 def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
     """Gives what the candidate is measured as."""
     section = read_yaml()["pipelines"][pipeline]
-    code = {name: code_of(*roots("score", name), root=Path.cwd()).digest for name in judged(settings)}
+    kinds = {name: kind_of(settings.detectors[name]) for name in judged(settings)}
+    code = {name: code_of(*roots("score", kind), root=Path.cwd()).digest for name, kind in kinds.items()}
     evaluation = {name: value for name, value in section["evaluation"].items() if name not in ("batch_size", "shown")}
     return MeasuredAs(section["detectors"], evaluation, {**code, "figures": code_of(*roots("figures"), root=Path.cwd()).digest})
