@@ -6,13 +6,27 @@ import difflib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
 import yaml
-from conftest import ROOT, TINY, make_project, run
+from conftest import ROOT, TINY, make_places, make_project, run, save
+from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
 
 from flows.init import init
 from flows.settings.pipelines import read_pipelines
 from tasks.common.errors import BadInput
+from tasks.ingestion.ingest import ingest_folder
+from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes
+from tasks.sampling.sample import sample
+from tasks.sampling.settings import Use
+from tasks.scoring.contenders import Scoring, score_detector
+from tasks.scoring.decision import choose
+from tasks.scoring.measure import measure
+from tasks.scoring.results import results_of
+from tasks.scoring.scores import read_scored
+from tasks.training.given import use_model
 
 
 @pytest.fixture
@@ -90,3 +104,58 @@ def test_what_init_writes_is_planned(layout: Path, tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     assert {"ingest_mine", "score_mine_multi-scale-residual", "report_mine"} <= set(stages)
+
+
+def _photographed(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A crop under light of another strength and direction."""
+    light = rng.uniform(0.6, 1.4) * (1 + rng.uniform(-0.3, 0.3) * np.linspace(-1, 1, crop.shape[1]))
+    return np.clip(crop * light, 0, 255)
+
+
+def _parts(folder: Path, defects: str) -> Path:
+    """Crops of gravel. `local`: short dark bars in changing light; `whole`: the whole picture is out of focus."""
+    photo, rng = skimage.data.gravel().astype(float), np.random.default_rng(0)
+
+    def crop() -> np.ndarray:
+        row, column = rng.integers(0, 512 - 128, 2)
+        return photo[row : row + 128, column : column + 128]
+
+    for number in range(4):
+        save(crop().astype(np.uint8), folder / "train/good" / f"{number}.png")
+    for number in range(12):
+        good, bad = crop(), crop()
+        if defects == "local":
+            good, bad = _photographed(good, rng), _photographed(bad, rng)
+            row, column = rng.integers(20, 90, 2)
+            bad[row : row + 5, column : column + 24] *= 0.25
+        else:
+            bad = gaussian_filter(bad, 1.2)
+        save(good.astype(np.uint8), folder / "test/good" / f"{number}.png")
+        save(bad.astype(np.uint8), folder / "test/bad" / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("defects", ["local", "whole"])
+def test_the_measurement_chooses_between_the_variants_that_init_writes(project: Path, defects: str) -> None:
+    """The self-residual helps with local defects in changing light, and hurts where the whole picture differs."""
+    init(str(_parts(project / defects, defects)), "line")
+    mine = read_pipelines().pipelines["line"]
+    ingest_folder("line", project / defects, licence="own", places=make_places(Path("data/manifests")))
+    files = EpisodeFiles.of(Path("data/episodes"), "line")
+    sample(mine.sampling, Use((), ("line",)), manifests=Path("data/manifests"), files=files)
+    models, scores = Path("data/models"), Path("data/scores")
+    for name in mine.trained:
+        use_model(name, mine.detectors[name], models / name)
+    scoring = Scoring(mine.detectors, mine.evaluation, files, models, scores, Path("data/checkpoints"))
+    for name in mine.detectors:
+        score_detector(name, scoring)
+    results = results_of(measure({name: scores / name for name in mine.detectors}, files, mine.evaluation), protocols_of(files.episodes))
+    choice = choose(results.draws, mine.promotion, mine.trained)
+    means, episodes = {}, read_episodes(files.episodes)
+    for name in mine.detectors:
+        items = read_scored(scores / name)
+        means[name] = np.mean([roc_auc_score(episodes[item.number].labels, item.scores) for item in items])
+    assert choice is not None and choice.detector == max(means, key=means.__getitem__)
+    assert choice.value == pytest.approx(max(means.values()))
+    gain = {kind: means[f"{kind}-self"] - means[kind] for kind in ("patch-residual", "metric-residual")}
+    assert all(value > 0.04 for value in gain.values()) if defects == "local" else all(value < -0.08 for value in gain.values())
