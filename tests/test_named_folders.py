@@ -52,6 +52,33 @@ def test_each_defect_has_its_own_masks(parts: Path, abnormal: tuple[str, ...], m
     assert all(row.mask == (parts / masks / row.defect / Path(row.image).name).as_posix() for row in rows)
 
 
+@pytest.mark.parametrize("abnormal", [("nok",), ("nok/scratch", "nok/dent")])
+def test_a_mask_that_two_pictures_would_have_is_given_to_neither(parts: Path, abnormal: tuple[str, ...]) -> None:
+    """Pictures of both kinds have the same names but for one, and the masks lie in one folder."""
+    for name in ("0.png", "1_mask.png", "only.png"):
+        save(np.eye(32, dtype=np.uint8) * 255, parts / "masks" / name)
+    (parts / "nok/dent/3.png").rename(parts / "nok/dent/only.png")
+    [row] = [row for row in read(parts, ("ok",), abnormal, "masks") if row.label]
+    assert Path(row.image).name == "only.png" and Path(str(row.mask)).name == "only.png"
+    left_out = dict(
+        (row["file"], row["reason"]) for _line, row in csv_rows(make_places(parts.parent / "manifests").manifests / "parts.rejected.csv")
+    )
+    for kind, other in (("dent", "scratch"), ("scratch", "dent")):
+        for name, mask in (("0.png", "0.png"), ("1.png", "1_mask.png")):
+            assert f"its mask would be {mask}, and so would that of {other}/{name}" in left_out[f"nok/{kind}/{name}"]
+        assert "its mask would be" not in left_out[f"nok/{kind}/2.png"]
+
+
+def test_a_mask_that_pictures_of_two_formats_would_have_is_given_to_neither(layout: Path) -> None:
+    """In MVTec AD's layout 0.png and 0.bmp both have 0_mask.png."""
+    test = layout / "bricks/test/hole"
+    save(np.full((96, 96, 3), 9, np.uint8), test / "0.bmp")
+    places = make_places(layout.parent / "manifests")
+    ingest_folder("parts", layout, places=places)
+    rows = read_rows(places.manifests / "parts.parquet", PictureRow, "")
+    assert [Path(row.image).name for row in rows if row.category == "bricks" and row.label] == ["1.png"]
+
+
 def test_masks_among_abnormal_pictures_are_no_defect(parts: Path) -> None:
     for number in range(4):
         save(np.eye(32, dtype=np.uint8) * 255, parts / f"nok/masks/{number}.png")

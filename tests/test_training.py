@@ -490,7 +490,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
-    with pytest.raises(BadInput, match=r"training\.metauas: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
+    with pytest.raises(BadInput, match=r"training\.model: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
         train(pairs, "model", PairTrainingSettings(batch_size=64))
 
 

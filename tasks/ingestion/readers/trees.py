@@ -11,7 +11,7 @@ pictures, and plain photographs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -133,7 +133,7 @@ class Tree:
             if defect.name == self.normal:  # good pictures never have masks
                 yield from pictures(defect, name, "test", GOOD)
                 continue
-            for item in pictures(defect, name, "test", defect.name, self._masks(truth, truth / defect.name)):
+            for item in _without_shared_masks(pictures(defect, name, "test", defect.name, self._masks(truth, truth / defect.name))):
                 if isinstance(item, Listed):
                     claimed.update(item.masks)
                 yield item
@@ -150,6 +150,29 @@ class Tree:
         if self.masks_in_folders:
             return lambda file: tuple(files(folder / file.stem)) or (folder / file.stem / "000.png",)
         return masks_in(folder)
+
+
+def _without_shared_masks(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items, but reject pictures with the same file as mask: nothing says whose defect it marks."""
+    listed = list(items)
+    images: dict[Path, list[Path]] = {}
+    for one in listed:
+        if isinstance(one, Listed):
+            for mask in one.masks:
+                images.setdefault(mask, []).append(one.image)
+    shared = {mask: owners for mask, owners in images.items() if len(owners) > 1 and mask.is_file()}
+    for item in listed:
+        doubtful = [mask for mask in item.masks if mask in shared] if isinstance(item, Listed) else []
+        yield _sharing(item.image, doubtful[0], shared[doubtful[0]]) if isinstance(item, Listed) and doubtful else item
+
+
+def _sharing(image: Path, mask: Path, images: Sequence[Path]) -> Rejected:
+    other = next(one for one in images if one != image)
+    return Rejected(
+        image,
+        f"its mask would be {mask.name}, and so would that of {other.parent.name}/{other.name}; put masks into folders named as those "
+        "of the pictures, or give pictures and masks names of their own",
+    )
 
 
 FindMasks = Callable[[Path], tuple[Path, ...]]
@@ -198,6 +221,18 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
     yield from (replace(item, split=split[item.image]) if isinstance(item, Listed) else item for item in good)
     for name in normal:
         yield from (item for item in _within(source.folder / name) if item.file not in stated)
+    yield from _without_shared_masks(_abnormal(source, abnormal, stated))
+    if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
+        yield from (
+            Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
+            for child in folders(source.folder)
+            if child.name not in (*normal, *abnormal)
+        )
+        yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
+
+
+def _abnormal(source: DatasetFolder, abnormal: Sequence[str], stated: Sequence[Path]) -> Iterator[Item]:
+    """Read folders of abnormal pictures, with their masks. stated: all folders that the dataset states."""
     for name in abnormal:
         folder = source.folder / name
         within = [child for child in folders(folder) if child not in stated]
@@ -211,19 +246,12 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
             yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
         for defect in kinds:
             yield from (item for item in _within(defect) if item.file not in stated)
-    if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
-        yield from (
-            Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
-            for child in folders(source.folder)
-            if child.name not in (*normal, *abnormal)
-        )
-        yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
 
 
 def _truth_of(masks: Path, folder: Path, defect: Path) -> Path:
     """Give the folder of a defect's masks: named as the defect, or as the abnormal folder that is stated; else the masks' own."""
-    places = [masks / defect.relative_to(folder.parent), masks / defect.relative_to(folder)]
-    return next((place for place in places if place.is_dir()), places[-1])
+    places = (masks / defect.relative_to(folder.parent), masks / defect.relative_to(folder))
+    return next((place for place in places if place.is_dir()), masks)
 
 
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
