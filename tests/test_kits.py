@@ -28,7 +28,7 @@ from tasks.prediction.predictor import Predictor
 
 
 def kits(tmp_path: Path) -> list[Named]:
-    """Detectors of every kind that a kit may hold: packaged, a model folder's, with weights from a file, upon another."""
+    """Detectors of every kind that a kit may hold: packaged, of a model folder, upon another, with a name of its own."""
     torch.manual_seed(0)
     settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
     model = build_detector(settings, build_encoder(settings.encoder, 64))
@@ -38,6 +38,8 @@ def kits(tmp_path: Path) -> list[Named]:
         named(tmp_path / "models" / "metauas"),
         of_pipeline("metauas+", {"metauas": settings, "metauas+": MetaUASPlusSettings()}, tmp_path / "models"),
         named("subspace"),
+        of_pipeline("plus", {"metauas": settings, "plus": MetaUASPlusSettings()}, tmp_path / "models"),
+        of_pipeline("mine", {"mine": PatchResidualSettings(resolution=64)}, tmp_path / "models"),
     ]
 
 
@@ -76,6 +78,8 @@ def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> Non
         (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, form=2), "kit.json: of form 2"),
         (lambda kit: edit(kit, detector="none"), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"patch-residual": {"kind": "none"}}), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"plus": {"kind": "metauas+", "model_of": "plus"}}, detector="plus"), "no settings of plus"),
         (lambda kit: edit(kit, settings={"patch-residual": {"resolution": 7}}), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, settings={"patch-residual": {"other": 7}}), "no setting 'other'"),
         (lambda kit: edit(kit, settings={"metauas": {}}, detector="metauas"), "does not fit the detector's settings"),

@@ -707,7 +707,7 @@ def test_another_formula_scores_no_picture_again(project: Path, api: str) -> Non
 
 @pytest.mark.slow
 def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: Path, api: str) -> None:
-    """A model that is there already, and words: MetaUAS, MetaUAS*+ and WinCLIP from 0 shots on."""
+    """A model that is there already, and words: MetaUAS and MetaUAS*+, under names of their own, and WinCLIP from 0 shots on."""
     folder = make_project(tmp_path / "project")
     settings = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
     record = {"detector": "metauas", "settings": settings_as_json(settings)}
@@ -719,8 +719,8 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
         "inpainter": {"model": "none"},
         "training": {},
         "detectors": {
-            "metauas": {"model": "given", "resolution": 64, "decoder_channels": [16] * 5},
-            "metauas+": {},
+            "as-given": {"kind": "metauas", "model": "given", "resolution": 64, "decoder_channels": [16] * 5},
+            "with-prior": {"kind": "metauas+", "model_of": "as-given"},
             "winclip": {"encoder": clip, "resolution": 64},
         },
     }
@@ -729,15 +729,19 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
     assert "ingest_parts" in ran(folder, api)
     rows = read_figures(folder / "data/evaluation/small/figures.csv")
     assert {(row.detector, row.shots) for row in rows if row.protocol == "class-specific"} == {
-        ("metauas", 1),
-        ("metauas+", 1),
+        ("as-given", 1),
+        ("with-prior", 1),
         ("winclip", 0),
         ("winclip", 1),
     }
-    assert sha256(folder / "data/models/small/candidate/metauas/model.safetensors") == sha256(folder / "given/model.safetensors")
+    assert sha256(folder / "data/models/small/candidate/as-given/model.safetensors") == sha256(folder / "given/model.safetensors")
     config = json.loads((folder / "given" / "config.json").read_text())
     (folder / "given" / "config.json").write_text(json.dumps({**config, "note": "another"}))
-    assert "train_small_metauas" in ran(folder, api)  # the model folder that the settings name is a dependency
+    assert "train_small_as-given" in ran(folder, api)  # the model folder that the settings name is a dependency
+    assert run(folder, "changepair", "promote", "small", PREFECT_API_URL=api).returncode == 0
+    prompted = ("--model", "small/with-prior", "--prompt", "parts/bricks/train/good/0.png", "--format", "csv")
+    printed = run(folder, "changepair", "predict", *prompted, "parts/bricks/test/hole")
+    assert printed.returncode == 0 and len(printed.stdout.splitlines()) == 3, printed.stderr
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, SMALL, run, write_pipelines
 
+from flows.plan import planned
 from flows.settings.pipelines import enabled_pipeline, read_pipelines
 from tasks.common.errors import BadInput
 
@@ -104,6 +105,13 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.evaluation.convention", "publishd", "evaluation.convention: expected .* did you mean 'published'?"),
         ("pipelines.small.promotion", {"figure": "image_aurok"}, "promotion.figure: expected .* did you mean 'image_auroc'?"),
         ("pipelines.small.promotion", {"tolerance": 2}, "promotion.tolerance: expected between 0 and 1, not 2"),
+        ("pipelines.small.detectors", {"mine": {"kind": "metauaz"}}, "detectors.mine.kind: expected a kind of .* did you mean 'metauas'?"),
+        ("pipelines.small.detectors", {"mine": {"kind": "metauas", "x": 1}}, "pipelines.small.detectors.mine.x: unknown key; there is"),
+        ("pipelines.small.detectors", {"mine": {}}, "detectors.mine: unknown key; there is .*, 'winclip' .or give the kind of a detector"),
+        ("pipelines.small.detectors", {"My": {"kind": "metauas"}}, "detectors.My: a detector's name has at most 64 small letters"),
+        ("pipelines.small.detectors", {"metauas-plus": {"kind": "metauas"}}, "metauas-plus: a detector's name .* does not end in -plus"),
+        ("pipelines.small.training", {"patch-residual": {}}, "training.patch-residual: a patch-residual needs no training"),
+        ("pipelines.small.training", {"metauaz": {}}, "training.metauaz: unknown key; did you mean 'metauas'?"),
         ("pipelines.small.promotion", {"detectors": ["winclip"]}, "promotion.detectors[0]: no detector 'winclip' under detectors"),
         ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),
     ],
@@ -115,6 +123,23 @@ def test_a_wrong_key_is_told_in_one_line(tmp_path: Path, keys: str, value: Any, 
     message = str(caught.value)
     assert "\n" not in message
     assert re.search(expected.replace("[", r"\[").replace("]", r"\]").replace("?", r"\?"), message), message
+
+
+def test_a_kind_of_detector_may_stand_in_a_pipeline_under_several_names(tmp_path: Path) -> None:
+    """Each with its own settings, and its own training."""
+    content = copy.deepcopy(SMALL)
+    small = content["pipelines"]["small"]
+    small["detectors"] |= {"coarse": {"kind": "metauas", "resolution": 96}, "prior": {"kind": "metauas+", "model_of": "coarse"}}
+    small["training"]["coarse"] = {"epochs": 3}
+    read = read_pipelines(write_pipelines(tmp_path, content)).pipelines["small"]
+    assert type(read.detectors["coarse"]) is type(read.detectors["metauas"]) and read.detectors["coarse"].resolution == 96
+    assert read.detectors["metauas"].resolution == 64
+    assert read.training_of("coarse").epochs == 3 and read.training_of("metauas").epochs == 1
+    assert read.trained == ["metauas", "inctrl", "coarse"]
+    stages = {stage.name: stage for stage in planned(tmp_path)}
+    assert "data/models/small/candidate/coarse" in stages["score_small_prior"].deps
+    assert {"data/code/train_metauas.json", "data/pairs/small"} <= set(stages["train_small_coarse"].deps)
+    assert {"pipelines.small.detectors.coarse", "pipelines.small.detectors.prior"} <= set(stages["score_small_prior"].params)
 
 
 def test_a_missing_section_is_told(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
         with _errors_at(name, wrong):
             kind = kind_of(detectors[name]) if name in detectors else name
             if kind not in TRAINED:
-                raise _error(f"unknown key{nearest(name, [*detectors, *TRAINED])}" if kind == name else f"a {kind} needs no training")
+                known = kind in DETECTORS
+                raise _error(f"a {kind} needs no training" if known else f"unknown key{nearest(name, [*detectors, *TRAINED])}")
             training = DETECTORS[kind].training
             assert training is not None
             read[name] = _parsed(training.settings, section)

@@ -148,7 +148,7 @@ class Pipeline(Strict):
     @field_validator("training", mode="plain")
     @classmethod
     def _trainings(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
-        return parse_trainings(value, info.data.get("detectors", {}))
+        return parse_trainings(value, info.data["detectors"]) if "detectors" in info.data else {}  # their errors are reported first
 
     @property
     def datasets(self) -> dict[str, list[str]]:
