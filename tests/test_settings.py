@@ -130,7 +130,7 @@ def test_a_kind_of_detector_may_stand_in_a_pipeline_under_several_names(tmp_path
     content = copy.deepcopy(SMALL)
     small = content["pipelines"]["small"]
     small["detectors"] |= {"coarse": {"kind": "metauas", "resolution": 96}, "prior": {"kind": "metauas+", "model_of": "coarse"}}
-    small["training"]["coarse"] = {"epochs": 3}
+    small["training"]["coarse"] = {"epochs": 3, "batch_size": 4}
     read = read_pipelines(write_pipelines(tmp_path, content)).pipelines["small"]
     assert type(read.detectors["coarse"]) is type(read.detectors["metauas"]) and read.detectors["coarse"].resolution == 96
     assert read.detectors["metauas"].resolution == 64
