@@ -166,3 +166,14 @@ def test_a_broken_prompt_is_reported_and_the_others_are_used(layout: Path, here:
     (here / "prompts" / "0.png").unlink()
     none = predict("--prompt", "prompts", queries[0])
     assert none.returncode == 2 and "no prompt: multi-scale-residual needs at least one" in none.stderr
+
+
+def test_a_picture_of_fewer_bits_than_the_prompts_is_reported(here: Path) -> None:
+    """12 bits in a file of 16 are read as dark, because the prompts of 16 bits say what is white."""
+    grey = skimage.data.brick()[:64, :64] / 255
+    for name, white in (("prompt", 65535), ("same", 65535), ("fewer", 4095)):
+        Image.fromarray(np.rint(grey * white).astype(np.uint16)).save(f"{name}.png")
+    answer = predict("--model", "patch-residual", "--prompt", "prompt.png", "same.png", "fewer.png", "--format", "csv")
+    assert len(answer.stdout.splitlines()) == 3
+    [said] = [line for line in answer.stderr.splitlines() if "of the prompts' range" in line]
+    assert said.startswith("changepair: fewer.png: its highest sample is ") and said.endswith("fewer bits than the prompts', convert it")

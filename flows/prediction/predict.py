@@ -65,6 +65,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=predict)
 
 
+DARK = 64
+"""Value from 0 to 255 that the brightest pixel of a picture has to reach, where the prompts' range was chosen from their samples."""
+
+
 def predict(arguments: argparse.Namespace) -> None:
     """Runs the command; ends the process with 1 or 2 where EXIT_CODES says so."""
     try:
@@ -125,10 +129,18 @@ def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
 ) -> Iterator[Line]:
     """Scores the pictures one after the other, and writes what is to be written of each."""
+    from tasks.common.decoding import FULL, UNKNOWN
     from tasks.prediction.outputs import line_of, save
 
     names = list(names_of(pictures))
+    ranged = predictor.prompted.intensity not in (UNKNOWN, FULL)
     for prediction in predictor.each(pictures, batch_size=arguments.batch_size, refuse=refuse):
+        highest = int(prediction.picture.max())
+        if ranged and highest < DARK:
+            tell(
+                f"{pictures[prediction.number]}: its highest sample is {highest / 255:.1%} of the prompts' range; if its file has fewer "
+                "bits than the prompts', convert it"
+            )
         if arguments.out is not None:
             name = names[prediction.number]
             save(prediction, name, arguments.out, predictor.top, maps=arguments.maps, overlays=arguments.overlays)
