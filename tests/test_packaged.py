@@ -21,6 +21,7 @@ from tasks.common.errors import BadInput
 from tasks.common.files import sha256
 from tasks.common.fingerprint import code_of
 from tasks.detectors.encoders import build_encoder
+from tasks.detectors.inctrl import InCTRLSettings
 from tasks.detectors.load import build_detector, load_detector
 from tasks.detectors.registry import DETECTORS
 from tasks.detectors.settings import EncoderSettings
@@ -83,7 +84,7 @@ def test_a_packaged_detector_is_used_as_it_is(name: str, tmp_path: Path) -> None
     used = load_detector(name, {name: chosen}, tmp_path)
     filled = build_detector(chosen, build_encoder(chosen.encoder, 64))
     before = [weight.clone() for weight in filled.parameters()]
-    fill(name, chosen, filled)
+    fill(chosen, filled)
     assert all(torch.equal(one, other) for one, other in zip(used.parameters(), filled.parameters(), strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(before, filled.parameters(), strict=True))
 
@@ -118,18 +119,18 @@ def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> 
     scales = EncoderSettings(scales=(1.0, 0.75))
     for name in ("metric-residual", "multi-scale-residual"):
         chosen = replace(settings(name), encoder=scales)
-        fill(name, chosen, build_detector(chosen, build_encoder(scales, 64)))
+        fill(chosen, build_detector(chosen, build_encoder(scales, 64)))
     other = replace(settings("prompt-query"), encoder=scales)
     with pytest.raises(BadInput, match=r"say encoder: .*\"scales\": \[1.0, 0.5\]"):
-        fill("prompt-query", other, build_detector(other, build_encoder(scales, 64)))
+        fill(other, build_detector(other, build_encoder(scales, 64)))
 
 
 def test_what_no_packaged_model_is_for_is_told() -> None:
     other = replace(settings("prompt-query"), width=7)
     with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
-        fill("prompt-query", other, build_detector(other, build_encoder(EncoderSettings(), 64)))
+        fill(other, build_detector(other, build_encoder(EncoderSettings(), 64)))
     with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, multi-"):
-        fill("inctrl", None, torch.nn.Linear(1, 1))
+        fill(InCTRLSettings(), torch.nn.Linear(1, 1))
 
 
 MAKE = """
