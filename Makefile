@@ -31,7 +31,7 @@ test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 	python -m pytest -m slow
 
 test-ci: .venv/installed ## of the slow tests those that guard runs, reruns, entrances, workspaces, and a server that is away
-	python -m pytest -m slow -k "not is_quick" tests/test_pipeline.py tests/test_unchanged.py tests/test_workspaces.py tests/test_training.py \
+	OMP_NUM_THREADS=1 python -m pytest $(TWO) -m slow -k "not is_quick" tests/test_pipeline.py tests/test_unchanged.py tests/test_workspaces.py tests/test_training.py \
 		tests/test_packaged.py tests/test_entrances.py tests/test_every_byte.py \
 		"tests/test_faults.py::test_a_server_that_is_stopped_and_started_mid_run_costs_nothing"
 
