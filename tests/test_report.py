@@ -101,7 +101,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         galleries=galleries_of(scores, files, 2),
         evaluation=EvaluationSettings(resolution=256),
         trained=["metauas"],
-        undefined=["parts: category x: all 4 test pictures are anomalous"],
+        undefined=["category x of parts: all 4 test pictures are anomalous"],
     )
     return file, results
 
@@ -127,7 +127,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
     assert "Add normal test pictures: 2 of bricks cannot promise less than 33 % false alarms; 1 % needs 99." in short
     assert best.detector == "patch-residual" and "Leave out the training of metauas" in short
-    assert page.count("<td>33 %</td>") == 2 and "<li>parts: category x: all 4 test pictures are anomalous.</li>" in page
+    assert page.count("<td>33 %</td>") == 2 and "<li>category x of parts: all 4 test pictures are anomalous.</li>" in page
     main = page.partition('id="compared"')[2].partition("<details>")[0]
     assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
     assert "normal, flagged" in page and "hole, missed" in page

@@ -401,7 +401,7 @@ def test_a_category_without_defects_has_episodes_and_is_named(manifests: Path, l
     shutil.rmtree(layout / "stones/ground_truth")
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sampled = sample(SETTINGS, Use((), ("parts",)), manifests=manifests, files=files(manifests))
-    assert sampled.unmeasured == ["parts: category stones: all 2 test pictures are normal, so every metric is undefined"]
+    assert sampled.unmeasured == ["category stones of parts: all 2 test pictures are normal, so every metric is undefined"]
     assert {episode.labels for episode in read_episodes(files(manifests).episodes) if episode.category == "stones"} == {(0, 0)}
 
 
@@ -436,8 +436,8 @@ def test_undefined_metrics_are_reported_with_the_reason() -> None:
         for category in "abe"
     ]
     assert undefined_metrics(episodes, rows) == [
-        "parts: category b: all 4 test pictures are anomalous, so image AUROC, AP and F1max are undefined; pixel metrics are computed",
-        "parts: category c: its one test picture is anomalous, so every metric is undefined",
-        "parts: category d: all 2 test pictures are normal, so every metric is undefined",
-        "parts: category e: all 2 test pictures are anomalous, so every metric is undefined",
+        "category b of parts: all 4 test pictures are anomalous, so image AUROC, AP and F1max are undefined; pixel metrics are computed",
+        "category c of parts: its one test picture is anomalous, so every metric is undefined",
+        "category d of parts: all 2 test pictures are normal, so every metric is undefined",
+        "category e of parts: all 2 test pictures are anomalous, so every metric is undefined",
     ]

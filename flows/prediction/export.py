@@ -38,5 +38,5 @@ def export(arguments: argparse.Namespace) -> None:
     from tasks.prediction.export import export as work
 
     about = work(predictor, arguments.out, arguments.format, any_size=arguments.any_size)
-    inside = f"{about.prompts} prompts inside" if about.prompts else "prompts as an input"
+    inside = f"{about.prompts} {'prompt' if about.prompts == 1 else 'prompts'} inside" if about.prompts else "prompts as an input"
     tell(f"{arguments.out / NAMES[arguments.format]}: {about.detector}, {inside}; at most {about.farthest:.1g} from the detector itself")

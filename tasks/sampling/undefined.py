@@ -24,4 +24,4 @@ def _sentence(target: str, category: str, episodes: Sequence[Episode], masked: s
     pictures = f"all {count} test pictures are {label}" if count > 1 else f"its one test picture is {label}"
     by_pixel = any(episode.protocol in BY_PIXEL and not masked.isdisjoint(episode.queries) for episode in episodes)
     effect = "image AUROC, AP and F1max are undefined; pixel metrics are computed" if by_pixel else "every metric is undefined"
-    return f"{target}: category {category}: {pictures}, so {effect}"
+    return f"category {category} of {target}: {pictures}, so {effect}"
