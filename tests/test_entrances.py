@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import ROOT, make_places
 from dicoms import as_dicom
 from fastapi.testclient import TestClient
@@ -32,6 +34,7 @@ from tasks.detectors.stored import settings_as_json
 from tasks.detectors.weights import save_model
 from tasks.ingestion.ingest import ingest_folder
 from tasks.monitoring.record import Record, arrived, judge
+from tasks.prediction import export as exporting
 from tasks.prediction.export import export
 from tasks.prediction.predictor import Predictor
 from tasks.sampling.episodes import EpisodeFiles, read_episodes
@@ -127,6 +130,22 @@ PICTURES: list[tuple[str, tuple[int, int], Callable[[np.ndarray, Path], None], f
 ]
 """Kinds of pictures that every entrance is tried with."""
 QUICK = {"TIFF of 12 bits", "turned by EXIF", "a line scan of 200x5000"}
+EXPORTED: dict[tuple[str, ...], bytes] = {}
+
+
+@pytest.fixture(autouse=True)
+def equal_memories_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes most of a test's time. `export` still compares each file with its detector."""
+    made = exporting._exported
+
+    def kept(module: exporting.Exported, inputs: dict[str, torch.Tensor], form: exporting.Form, *, any_size: bool) -> bytes:
+        memory = hashlib.sha256(b"".join(part.numpy().tobytes() for part in module.memory)).hexdigest()
+        key = (memory, *(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items()))
+        if key not in EXPORTED:
+            EXPORTED[key] = made(module, inputs, form, any_size=any_size)
+        return EXPORTED[key]
+
+    monkeypatch.setattr(exporting, "_exported", kept)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ DETECTORS = {
 }
 
 
-ALWAYS = ("all that a residual can do", "MetaUAS")
+ALWAYS = ("all that a residual can do",)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in ALWAYS else pytest.mark.slow) for kind in DETECTORS])

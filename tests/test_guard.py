@@ -107,6 +107,7 @@ def by_prompt(model: Detector, files: EpisodeFiles, resolution: int) -> dict[str
     return {way.__name__: image_auroc(model, episodes, resolution, way) for way in (true, own, black)}
 
 
+@pytest.mark.slow
 def test_the_true_prompt_is_better_than_the_query_itself_and_than_a_black_one(files: EpisodeFiles, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     detector = PromptQuerySettings(resolution=64, context=False)

@@ -267,6 +267,7 @@ def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         dataset.write(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_photographs_of_the_vision_toolbox_are_large_enough_and_no_two_are_one_view(tmp_path: Path) -> None:
     pytest.importorskip("mvtbdata", reason="the extra `samples` is not installed")
     vision_toolbox.write(tmp_path)
