@@ -345,7 +345,7 @@ def inspect_dataset(
     stated = named is not None or normal or abnormal or masks
     if dataset in layouts and stated:
         settings = replace(stated_folders(named, normal, abnormal, masks), layout=cast(LayoutName, dataset))
-        name = place_of(settings.path).name or dataset
+        name = place_of(settings.path).name or Path.cwd().name or dataset
     elif not stated:
         folders = read_pipelines().datasets.folders
         if dataset not in folders:

@@ -94,7 +94,7 @@ def init(
 
     stated = stated_folders(folder, normal, abnormal, masks)
     place = place_of(stated.path)
-    name = name or re.sub(r"[^a-z0-9]+", "-", place.name.lower())[:64].strip("-")
+    name = name or re.sub(r"[^a-z0-9]+", "-", (place.name or Path.cwd().name).lower())[:64].strip("-")
     read = read_pipelines()
     if not NAME.fullmatch(name):
         raise BadInput(f"{name!r}: no name for a pipeline; choose one of small letters, digits and dashes with --name")

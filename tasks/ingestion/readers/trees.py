@@ -242,7 +242,8 @@ def _abnormal(source: DatasetFolder, abnormal: Sequence[str], stated: Sequence[P
         )
         for defect in (folder, *kinds):
             truth = _truth_of(source.folder / source.masks, folder, defect) if source.masks else None
-            kind = defect.name if defect.name.lower() != GOOD else f"{name}-{GOOD}"
+            called = defect.name or source.name  # the folder may be "."
+            kind = called if called.lower() != GOOD else f"{name}-{GOOD}"
             yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
         for defect in kinds:
             yield from (item for item in _within(defect) if item.file not in stated)
