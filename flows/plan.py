@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, IN_USE, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
-from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
+from flows.settings.pipelines import Datasets, Execution, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
@@ -97,7 +97,7 @@ def planned(root: Path = Path()) -> list[Stage]:
     """Lists every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
     read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
-    stages = [_code()]
+    stages = [_code(read.execution)]
     for dataset in used:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets, root)
@@ -196,13 +196,14 @@ def code_file(kind: str, detector: str | None = None) -> Path:
     return CODE / f"{name}.json"
 
 
-def _code() -> Stage:
+def _code(execution: Execution) -> Stage:
     return Stage(
         CODE_STAGE,
         (),
         "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
         deps=("flows", "tasks", PACKAGES, FILE.as_posix()),
         outs=(CODE.as_posix(),),
+        always=execution.packages == "installed",  # which DVC does not look at
     )
 
 
