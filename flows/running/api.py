@@ -20,7 +20,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext, refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -64,6 +64,7 @@ def one_api() -> Iterator[None]:
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
     os.environ[SEEN] = url
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
+    refresh_global_settings_context()  # for Prefect's threads and its exit: one that knows no API would start a server that nobody ends
     with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
         _temporary.set(temporary)
         yield
@@ -228,7 +229,12 @@ def stopped(error: Exception) -> State[None] | None:
 
 
 def end_with_parent() -> None:
-    """Asks Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer ask for it itself."""
-    if sys.platform != "linux" or PARENT not in os.environ:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer send one."""
+    if PARENT in os.environ:
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the process that started this one is gone. On other systems do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
