@@ -31,7 +31,7 @@ def code() -> None:
 
 def _code() -> None:
     if write_plan():
-        raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
+        raise BadInput(f"{DVC_YAML}: was not what {FILE} asks for; it is regenerated, so run the same again")
     code = code_now()
     if read_pipelines().execution.packages == "locked":
         used = {Path(dep).name for stage in planned() for dep in stage.deps if Path(dep).parent == CODE}

@@ -32,6 +32,8 @@ from tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import NONE, OWN
 
 DVC_YAML = Path("dvc.yaml")
+PLAN = Path("plan.yaml")
+"""A link to dvc.yaml. The stage `code` depends on it, so that an edit of dvc.yaml is noticed: DVC refuses dvc.yaml itself."""
 HEAD = """\
 # In which order: each stage, what it reads and what it writes. Written from pipelines.yaml by `changepair plan`; an edit here is lost.
 """
@@ -171,8 +173,12 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
 
 
 def write_plan(root: Path = Path()) -> bool:
-    """Writes dvc.yaml if it is not as pipelines.yaml has it; gives whether it was not. Raises BadInput."""
-    file, text = root / DVC_YAML, dvc_yaml(planned(root))
+    """Write dvc.yaml if it differs from what pipelines.yaml asks for, and the link to it; return whether it differed. Raises BadInput."""
+    file, text, link = root / DVC_YAML, dvc_yaml(planned(root)), root / PLAN
+    if not link.is_symlink() or os.readlink(link) != file.name:
+        if os.path.lexists(link):
+            raise BadInput(f"{link}: is not the link to {DVC_YAML} that changepair writes there; move it away, then run this again")
+        link.symlink_to(file.name)
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return False
     write_text(file, text)
@@ -201,7 +207,7 @@ def _code(execution: Execution) -> Stage:
         CODE_STAGE,
         (),
         "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
-        deps=("flows", "tasks", PACKAGES, FILE.as_posix()),
+        deps=("flows", "tasks", PACKAGES, FILE.as_posix(), PLAN.as_posix()),
         outs=(CODE.as_posix(),),
         always=execution.packages == "installed",  # which DVC does not look at
     )
