@@ -379,7 +379,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             ),
             params=params(
                 *(f"detectors.{one}" for one in dict.fromkeys((detector, own))),
-                subset if params(subset) else "evaluation.subset",  # one that is taken out would be no change to DVC
+                subset if params(subset) else "targets",  # DVC does not notice a removed parameter; it notices the new one
             ),
             outs=(f"{SCORES}/{name}/{detector}",),
         )

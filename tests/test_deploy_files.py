@@ -64,6 +64,8 @@ def test_the_image_is_of_this_version_and_installs_from_the_lock_alone() -> None
     assert "--require-hashes -r requirements.lock" in dockerfile and "USER changepair" in dockerfile
     copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)
     assert all((ROOT / name).exists() for names in copied for name in names.split())
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert allowed == {name for names in copied for name in names.split()}  # no data, no deploy/.env
     assert Path(ROOT / SERVICES["server"]["build"]["dockerfile"]).is_file()
 
 

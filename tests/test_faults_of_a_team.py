@@ -108,10 +108,10 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
     assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
 
 
-@pytest.mark.parametrize("how", ["SIGTERM to the worker", "retrain small", "small at main"])
-def test_a_run_of_a_worker_that_is_stopped_saves_and_promotes_nothing(pooled: Team, how: str) -> None:
+@pytest.mark.parametrize(("seed", "how"), [(7, "SIGTERM to the worker"), (8, "retrain small"), (9, "small at main")])
+def test_a_run_of_a_worker_that_is_stopped_saves_and_promotes_nothing(pooled: Team, seed: int, how: str) -> None:
     """By a signal to the worker, or in the UI: the run that the worker started, or the one below it."""
-    pooled.change("    detectors:", f"      - {len(how)}\n    detectors:")  # one more seed: sample has to run, and what follows
+    pooled.change("    detectors:", f"      - {seed}\n    detectors:")  # one more seed: sample has to run, and what follows
     number, before, results = len(runs_of_the_clone(pooled)), ids_of_runs(pooled), git(pooled.origin, "rev-parse", "changepair/small")
     with started(pooled.project, "changepair", "work", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)

@@ -117,7 +117,7 @@ def test_a_subset_that_is_taken_out_outdates_its_detectors_scores_and_no_others(
         write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": asked}})
         reads.append({stage.name: set(stage.params) for stage in planned(tmp_path) if stage.name.startswith("score_")})
     before, after = reads
-    assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.evaluation.subset"}
+    assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.targets"}
     assert after["score_small_subspace"] == before["score_small_subspace"]
 
 
@@ -151,3 +151,17 @@ def test_a_file_of_the_users_own_is_not_taken_for_the_link_to_dvc_yaml(tmp_path:
     with pytest.raises(BadInput, match=r"is not the link to dvc\.yaml"):
         write_plan(tmp_path)
     assert (tmp_path / "plan.yaml").read_text() == "mine"
+
+
+def test_a_subset_of_one_detector_is_no_setting_of_another(tmp_path: Path) -> None:
+    """And what DVC compares changes both when the subset is added and when it is removed."""
+
+    def params(evaluation: dict[str, object]) -> dict[str, tuple[str, ...]]:
+        small = {**SMALL["pipelines"]["small"], "evaluation": {"resolution": 64, **evaluation}}  # type: ignore[index,dict-item]
+        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
+        return {stage.of[1]: stage.params for stage in planned(tmp_path) if stage.kind == "score"}
+
+    before, after = params({}), params({"subset": {"inctrl": 2}})
+    assert {name for name in before if before[name] != after[name]} == {"inctrl"}
+    assert not set(before["inctrl"]) <= set(after["inctrl"]) and not set(after["inctrl"]) <= set(before["inctrl"])
+    assert not any("subset" in key for name, keys in after.items() if name != "inctrl" for key in keys)
