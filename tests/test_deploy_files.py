@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,10 @@ def test_the_folder_of_every_volume_of_ours_belongs_to_the_images_user() -> None
         for source, _, rest in (volume.partition(":") for volume in SERVICES[name].get("volumes", [])):
             if "/" not in source and "$" not in source:
                 assert rest in prepared.split()
+
+
+def test_the_image_has_neither_test_tools_nor_sample_pictures() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {re.split(r"[\[<>=]", item)[0] for extra in ("check", "docs", "samples", "test") for item in extras[extra]}
+    [removed] = re.findall(r"pip uninstall --yes ((?:.+\\\n)*.+)", (ROOT / "deploy/Dockerfile").read_text())
+    assert set(removed.replace("\\", " ").split()) == names - {"pyyaml"}  # which others need
