@@ -32,6 +32,7 @@ EXAMPLES = {
     "set": "changepair set quickstart evaluation.resolution=128 training.metauas.epochs=3",
     "score": "changepair score mine",
     "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
+    "work": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair work --pool machines --limit 1",
     "serve": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair serve",
     "ui": "changepair ui --port 4300",
     "status": "changepair status quickstart --last 10",
@@ -98,6 +99,11 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what)
         command.set_defaults(run=lambda _arguments, work=work: work())
+    working = commands.add_parser("work", help="run a worker of a work pool; when it is stopped, its runs save first")
+    working.add_argument("--pool", required=True, help="the work pool that runs.pool names")
+    working.add_argument("--limit", type=int, metavar="RUNS", help="how many runs at the same time (any number)")
+    working.add_argument("--with-healthcheck", action="store_true", help="serve /health, as PREFECT_WORKER_WEBSERVER_HOST and _PORT say")
+    working.set_defaults(run=run_worker)
     watching = commands.add_parser("ui", help="start a Prefect server to watch runs in, and print its address")
     watching.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
     watching.add_argument("--port", type=int, default=4200, help="%(default)s")
@@ -247,6 +253,15 @@ def serve() -> None:
     from flows.schedule.deployments import serve as work
 
     work(lambda line: Console().print(line, soft_wrap=True, markup=False, highlight=False))
+
+
+def run_worker(arguments: argparse.Namespace) -> None:
+    if arguments.limit is not None:
+        check_options(arguments, {"limit": Between(1, MOST)})
+
+    from flows.schedule.work import work
+
+    sys.exit(work(arguments.pool, limit=arguments.limit, healthcheck=arguments.with_healthcheck))
 
 
 def ui(arguments: argparse.Namespace) -> None:

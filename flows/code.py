@@ -1,41 +1,57 @@
-"""Stage code: the project's sources in, which code each stage runs out. Every other stage depends on its own line of that.
+"""Run the stage `code`: read the project's sources, and write the code of each stage. Every other stage depends on its own file.
 
-It runs under no flow: it is the question what is out of date, and takes less time than a flow takes to start.
+It is no Prefect flow: it takes less time than a flow takes to start.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, roots, write_plan
+from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, planned, roots, write_plan
 from flows.running.ending import exit_on_bad_input
 from flows.running.places import CODE
 from flows.running.unchanged import unchanged
+from flows.settings.pipelines import read_pipelines
+from flows.settings.reader import FILE
 from tasks.common.errors import BadInput
 from tasks.common.files import made_anew
-from tasks.common.fingerprint import Code, code_of
+from tasks.common.fingerprint import LOCK, Code, code_of, mismatches
 from tasks.detectors.registry import DETECTORS
 
 
 def code() -> None:
-    """Writes which code each stage runs. Raises BadInput if pipelines.yaml is wrong, or has changed what stages there are since dvc.yaml
-    was written."""
+    """Write the code of each stage. Raises BadInput if pipelines.yaml is invalid, dvc.yaml is not the one it asks for, or an installed
+    package is not the one in requirements.lock."""
     with unchanged("code"):
         _code()
 
 
 def _code() -> None:
     if write_plan():
-        raise BadInput(f"{DVC_YAML}: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again")
+        raise BadInput(f"{DVC_YAML}: was not what {FILE} asks for; it is regenerated, so run the same again")
+    code = code_now()
+    if read_pipelines().execution.packages == "locked":
+        used = {Path(dep).name for stage in planned() for dep in stage.deps if Path(dep).parent == CODE}
+        refuse_mismatches(package for name in used for package in code[name].packages)
     with made_anew(CODE) as folder:
-        for name, about in code_now().items():
+        for name, about in code.items():
             (folder / name).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
 
 
+def refuse_mismatches(packages: Iterable[str]) -> None:
+    """Raise BadInput if a package is installed in another version than requirements.lock has."""
+    for found in mismatches(packages, Path.cwd()):
+        raise BadInput(
+            f"{LOCK}: {found}; install it with `pip install {found.package}=={found.locked}`, or record the installed versions with "
+            f"execution.packages: installed in {FILE}"
+        )
+
+
 def code_now() -> dict[str, Code]:
-    """Gives which code each kind of stage runs as the sources are, by the name of its file."""
+    """Return the current code of each kind of stage, by the name of its file."""
     return {
         code_file(kind, detector).name: code_of(*roots(kind, detector), root=Path.cwd()) for kind in ROOTS for detector in _detectors(kind)
     }

@@ -79,7 +79,7 @@ def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
     """Yield the reasons that DVC reports for a stage, without its code and outputs of other stages, which are checked separately."""
     for one in said:
         if one == "always changed":
-            yield "DVC cannot tell whether its pictures have changed"
+            yield "DVC cannot tell whether what it reads has changed"
             continue
         if one == "changed command":
             yield "its command"

@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, IN_USE, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
-from flows.settings.pipelines import Datasets, Pipeline, read_pipelines
+from flows.settings.pipelines import Datasets, Execution, Pipeline, read_pipelines
 from flows.settings.reader import FILE, read_yaml
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text
@@ -32,6 +32,8 @@ from tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from tasks.inpainting.settings import NONE, OWN
 
 DVC_YAML = Path("dvc.yaml")
+PLAN = Path("plan.yaml")
+"""A link to dvc.yaml. The stage `code` depends on it, so that an edit of dvc.yaml is noticed: DVC refuses dvc.yaml itself."""
 HEAD = """\
 # In which order: each stage, what it reads and what it writes. Written from pipelines.yaml by `changepair plan`; an edit here is lost.
 """
@@ -97,7 +99,7 @@ def planned(root: Path = Path()) -> list[Stage]:
     """Lists every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
     read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
-    stages = [_code()]
+    stages = [_code(read.execution)]
     for dataset in used:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets, root)
@@ -171,8 +173,12 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
 
 
 def write_plan(root: Path = Path()) -> bool:
-    """Writes dvc.yaml if it is not as pipelines.yaml has it; gives whether it was not. Raises BadInput."""
-    file, text = root / DVC_YAML, dvc_yaml(planned(root))
+    """Write dvc.yaml if it differs from what pipelines.yaml asks for, and the link to it; return whether it differed. Raises BadInput."""
+    file, text, link = root / DVC_YAML, dvc_yaml(planned(root)), root / PLAN
+    if not link.is_symlink() or os.readlink(link) != file.name:
+        if os.path.lexists(link):
+            raise BadInput(f"{link}: is not the link to {DVC_YAML} that changepair writes there; move it away, then run this again")
+        link.symlink_to(file.name)
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return False
     write_text(file, text)
@@ -196,13 +202,14 @@ def code_file(kind: str, detector: str | None = None) -> Path:
     return CODE / f"{name}.json"
 
 
-def _code() -> Stage:
+def _code(execution: Execution) -> Stage:
     return Stage(
         CODE_STAGE,
         (),
         "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
-        deps=("flows", "tasks", PACKAGES, FILE.as_posix()),
+        deps=("flows", "tasks", PACKAGES, FILE.as_posix(), PLAN.as_posix()),
         outs=(CODE.as_posix(),),
+        always=execution.packages == "installed",  # which DVC does not look at
     )
 
 
@@ -372,7 +379,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             ),
             params=params(
                 *(f"detectors.{one}" for one in dict.fromkeys((detector, own))),
-                subset if params(subset) else "evaluation.subset",  # one that is taken out would be no change to DVC
+                subset if params(subset) else "targets",  # DVC does not notice a removed parameter; it notices the new one
             ),
             outs=(f"{SCORES}/{name}/{detector}",),
         )

@@ -25,6 +25,7 @@ from flows.running.artifacts import show_page
 from flows.running.console import SAID
 from flows.running.dvc import forward_sigterm, reproduce, stages_before
 from flows.running.locks import Held, one_at_a_time
+from flows.running.orders import follow_orders, following_orders
 from flows.running.places import EVALUATION, IN_USE, REPORT_NAME
 from flows.running.secrets import hide
 from flows.running.steps import progress
@@ -68,6 +69,8 @@ def bring_up_to_date(stage: str) -> State[bool]:
             where = told().stop
             raise Stopped(f"{error}: {where}" if where else str(error)) from error
         except BadInput as error:
+            if told().stop:  # cancelled by itself
+                raise Stopped(f"retrain, in stage {stage}: {told().stop}") from error
             reason = told().failure
             raise BadInput(f"stage {stage}: {reason}" if reason else str(error)) from error
     if not ran:
@@ -100,7 +103,7 @@ def retrain(pipeline: str) -> State[None]:
     wait = settings.runs_of(pipeline).overlap == "wait"
     owed: list[Notice] = []
     try:
-        with on_sigterm(also=forward_sigterm):
+        with on_sigterm(also=forward_sigterm), following_orders():
             try:
                 with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
                     ended = _recorded(pipeline, owed)
@@ -176,7 +179,7 @@ def _retrain(pipeline: str, journal: Journal, past: list[Run]) -> Ended:
             journal.end(stage, ended_as)
             ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
             milestones.ended(stage, ended_as, journal.run.stages[-1].seconds)
-    check(f"retrain {pipeline}, before the promotion gate")
+    follow_orders()
     outcome = cast(Outcome, promotion_gate(pipeline, return_state=True).result())
     ended = Ended(outcome, tuple(ran))
     level = WARNING if ended.outcome.state == RunState.KEPT else INFO

@@ -82,7 +82,7 @@ def test_where_there_is_no_bar_a_long_stage_says_that_it_is_at_work(
 
 def test_a_process_tells_the_run_that_started_it_why_it_fails_and_prints_it_where_none_did(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
-        raise BadInput("parts: no pictures at https://name:secret@host/parts")
+        raise BadInput("parts: no pictures at https://name:secret@host/parts")  # pragma: allowlist secret
 
     with told.listening():
         with pytest.raises(SystemExit):

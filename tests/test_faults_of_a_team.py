@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import run
 from processes import started, wait_until
-from servers import ask, free_port
+from servers import ask, free_port, request
 from stores import S3, store
 from team import Team, git
 
@@ -106,6 +106,32 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
     assert [item["state"] for item in stages_of_the_clone(pooled)] == ["Up to date"] * 5 + ["Ran"] * 3
     assert git(pooled.origin, "rev-parse", "changepair/small^2") == revision
     assert pooled.reproduce("changepair/small").splitlines()[-1] == "Data and pipelines are up to date."
+
+
+@pytest.mark.parametrize(("seed", "how"), [(7, "SIGTERM to the worker"), (8, "retrain small"), (9, "small at main")])
+def test_a_run_of_a_worker_that_is_stopped_saves_and_promotes_nothing(pooled: Team, seed: int, how: str) -> None:
+    """By a signal to the worker, or in the UI: the run that the worker started, or the one below it."""
+    pooled.change("    detectors:", f"      - {seed}\n    detectors:")  # one more seed: sample has to run, and what follows
+    number, before, results = len(runs_of_the_clone(pooled)), ids_of_runs(pooled), git(pooled.origin, "rev-parse", "changepair/small")
+    with started(pooled.project, "changepair", "work", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+        asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
+        assert asked.returncode == 0, asked.stderr
+        reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "score_small_patch-residual")  # noqa: E731
+        wait_until(reached, seconds=180, process=worker, what="score")
+        below = descendants(worker.pid)
+        if how.startswith("SIGTERM"):
+            worker.terminate()
+            assert worker.wait(timeout=90) == 0
+            assert not [pid for pid in below if os.path.exists(f"/proc/{pid}")]
+        else:
+            [chosen] = [item["id"] for item in new_runs(pooled, before) if item["name"] == how]
+            request("POST", f"{pooled.api}/flow_runs/{chosen}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+        final = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+        wait_until(lambda: all(item["state"]["type"] in final for item in new_runs(pooled, before)), what="the end of every run")
+    states = {item["name"]: item["state"]["type"] for item in new_runs(pooled, before)}
+    assert states["small at main"] == states["retrain small"] == "CANCELLED", states
+    assert git(pooled.origin, "rev-parse", "changepair/small") == results
+    assert json.loads(runs_of_the_clone(pooled)[-1].read_text())["state"] == "Stopped"
 
 
 @contextmanager

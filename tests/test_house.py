@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +17,8 @@ from conftest import ROOT
 from flows.plan import ROOTS, dvc_yaml, planned, roots
 from flows.settings import reference
 from flows.settings.pipelines import PackagedName
-from tasks.common.fingerprint import BENEATH, CARRIERS, code_of
+from tasks.common import fingerprint
+from tasks.common.fingerprint import BENEATH, CARRIERS, Mismatch, code_of, mismatches, versions_of
 from tasks.detectors.registry import DETECTORS
 from tasks.ingestion.packaged import PACKAGED
 
@@ -77,6 +79,11 @@ def test_settings_are_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+def lock(folder: Path, *lines: str) -> None:
+    """Write a requirements.lock as uv does."""
+    (folder / "requirements.lock").write_text("".join(f"{line} \\\n    --hash=sha256:00\n" for line in lines))
+
+
 def make_tree(folder: Path, **files: str) -> Path:
     """A little project: modules of tasks/ by name, __ for a dot, and a lock."""
     for name, text in files.items():
@@ -85,7 +92,12 @@ def make_tree(folder: Path, **files: str) -> Path:
         file.write_text(text)
         for parent in (file.parent, folder / "tasks"):
             (parent / "__init__.py").touch()
-    (folder / "requirements.lock").write_text("torch==2.0 \\\n    --hash=sha256:00\nscikit-image==0.1\nscipy==1.0 ; python_version > '3'\n")
+    lock(
+        folder,
+        f"torch=={version('torch')}",
+        f"scikit-image=={version('scikit-image')}",
+        f"scipy=={version('scipy')} ; python_version > '3'",
+    )
     return folder
 
 
@@ -109,8 +121,51 @@ def tree(tmp_path: Path) -> Path:
 
 def test_code_is_what_a_module_can_run(tree: Path) -> None:
     code = code_of("tasks.top", root=tree)
-    assert list(code.modules) == ["tasks.below", "tasks.top"] and code.packages == {"torch": "2.0"} and not code.files
-    assert code_of("tasks.other", root=tree).packages == {"scikit-image": "0.1", "scipy": "1.0"}
+    assert list(code.modules) == ["tasks.below", "tasks.top"] and code.packages == {"torch": version("torch")} and not code.files
+    assert code_of("tasks.other", root=tree).packages == {name: version(name) for name in ("scikit-image", "scipy")}
+
+
+def test_a_package_is_recorded_as_it_is_installed_whatever_the_lock_says(tree: Path) -> None:
+    lock(tree, "torch==9.9.9")
+    assert code_of("tasks.top", root=tree).packages == {"torch": version("torch")}
+    assert mismatches(["torch"], tree) == [Mismatch("torch", "9.9.9", version("torch"))]
+
+
+def test_the_lock_of_several_pythons_is_one_version_of_code(tree: Path) -> None:
+    lock(tree, f"torch=={version('torch')} ; python_version > '3'", "torch==9.9.9 ; python_version < '3'")
+    assert code_of("tasks.top", root=tree).packages == {"torch": f"{version('torch')} 9.9.9"} and not mismatches(["torch"], tree)
+    lock(tree, f"torch=={version('torch')} ; python_version < '3'", "torch==9.9.9 ; python_version > '3'")
+    assert code_of("tasks.top", root=tree).packages == {"torch": version("torch")}
+    assert mismatches(["torch"], tree) == [Mismatch("torch", "9.9.9", version("torch"))]
+    lock(tree, "torch==9.9.9 ; python_version < '3'")
+    assert code_of("tasks.top", root=tree).packages == {"torch": version("torch")} and not mismatches(["torch"], tree)
+
+
+@pytest.mark.parametrize(
+    ("locked", "installed", "same"),
+    [
+        ("torch==2.15.0", "2.15.0+cu132", True),
+        ("torch==2.15.0+cpu", "2.15.0+cu132", False),
+        ("torch[extra,other]==2.15.0", "2.15.0", True),
+        ("torch==2.15.0", "2.15.0.post1", False),
+        ("torch==2.15.0", "2.15", True),
+        ("torch==2.15.0", None, False),
+        ("elpv-dataset==1.0.0.post1", None, True),
+    ],
+)
+def test_which_installed_versions_a_lock_allows(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, locked: str, installed: str | None, same: bool
+) -> None:
+    def found(_name: str) -> str:
+        if installed is None:
+            raise PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(fingerprint, "version", found)
+    lock(tree, locked)
+    name, wanted = re.split(r"(?:\[.*\])?==", locked)
+    assert mismatches([name], tree) == ([] if same else [Mismatch(name, wanted, installed)])
+    assert versions_of([name], tree) == {name: wanted if same else installed or "not installed"}
 
 
 @pytest.mark.parametrize(
@@ -128,11 +183,13 @@ def test_words_and_layout_are_no_code(tree: Path, old: str, new: str) -> None:
     assert code_of("tasks.top", root=tree).digest == before.digest
 
 
-def test_a_change_of_what_runs_a_package_or_a_file_that_is_named_is_one_of_code(tree: Path) -> None:
+def test_a_change_of_what_runs_a_package_or_a_file_that_is_named_is_one_of_code(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = [code_of("tasks.top", root=tree).digest]
-    for file, old, new in (("tasks/below.py", "x + 1", "x + 2"), ("requirements.lock", "torch==2.0", "torch==2.1")):
-        (tree / file).write_text((tree / file).read_text().replace(old, new))
-        digests.append(code_of("tasks.top", root=tree).digest)
+    below = tree / "tasks" / "below.py"
+    below.write_text(below.read_text().replace("x + 1", "x + 2"))
+    digests.append(code_of("tasks.top", root=tree).digest)
+    monkeypatch.setattr(fingerprint, "version", lambda _name: "9.9.9")
+    digests.append(code_of("tasks.top", root=tree).digest)
     for text in ("one", "two"):
         (tree / "tasks" / "page.html").write_text(text)
         digests.append(code_of("tasks.top", root=tree).digest)

@@ -568,9 +568,7 @@ def test_settings_that_ask_for_other_stages_are_planned_anew(project: Path, api:
     (project / "pipelines.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     result = run(project, "dvc", "repro", PREFECT_API_URL=api)
     assert result.returncode != 0
-    assert (
-        "changepair: dvc.yaml: pipelines.yaml asks for other stages than it had; it is written anew, so run the same again" in result.stderr
-    )
+    assert "changepair: dvc.yaml: was not what pipelines.yaml asks for; it is regenerated, so run the same again" in result.stderr
     assert "inctrl" not in (project / "dvc.yaml").read_text()
     assert ran(project, api) == ["figures_small", "report_small"]
     assert set(json.loads((project / "data/evaluation/small/metrics.json").read_text())["parts"]) == {"patch-residual", "metauas"}

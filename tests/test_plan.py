@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, write_pipelines
+import yaml
+from conftest import SMALL, TINY, make_project, run, write_pipelines
 from dvc.config_schema import REMOTE_SCHEMAS
 
-from flows.plan import KINDS, planned
+from flows.plan import KINDS, planned, write_plan
 from tasks.common.errors import BadInput
 
 
@@ -116,7 +117,7 @@ def test_a_subset_that_is_taken_out_outdates_its_detectors_scores_and_no_others(
         write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": asked}})
         reads.append({stage.name: set(stage.params) for stage in planned(tmp_path) if stage.name.startswith("score_")})
     before, after = reads
-    assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.evaluation.subset"}
+    assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.targets"}
     assert after["score_small_subspace"] == before["score_small_subspace"]
 
 
@@ -127,3 +128,40 @@ def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> 
         write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": {**small, **promotion}}})
         reads += [set(stage.params) for stage in planned(tmp_path) if stage.name == "figures_small"]
     assert reads[0] - reads[1] == {"pipelines.small.promotion"} and reads[1] - reads[0] == {"pipelines.small.targets"}
+
+
+def test_dvc_notices_a_dvc_yaml_that_pipelines_yaml_does_not_ask_for(tmp_path: Path) -> None:
+    """As after `git checkout other -- dvc.yaml`; without this, `dvc repro` says that all is up to date."""
+    project = make_project(tmp_path / "project", TINY)
+    assert run(project, "dvc", "repro", "code").returncode == 0
+    file = project / "dvc.yaml"
+    planned_text = file.read_text()
+    edited = yaml.safe_load(planned_text)
+    edited["stages"]["figures_small"]["deps"].remove("data/scores/small/patch-residual")
+    file.write_text(yaml.safe_dump(edited, sort_keys=False))
+    assert "plan.yaml" in run(project, "dvc", "status", "code").stdout
+    result = run(project, "dvc", "repro", "code")
+    assert result.returncode != 0 and "changepair: dvc.yaml: was not what pipelines.yaml asks for" in result.stderr
+    assert file.read_text() == planned_text
+
+
+def test_a_file_of_the_users_own_is_not_taken_for_the_link_to_dvc_yaml(tmp_path: Path) -> None:
+    (tmp_path / "pipelines.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "plan.yaml").write_text("mine")
+    with pytest.raises(BadInput, match=r"is not the link to dvc\.yaml"):
+        write_plan(tmp_path)
+    assert (tmp_path / "plan.yaml").read_text() == "mine"
+
+
+def test_a_subset_of_one_detector_is_no_setting_of_another(tmp_path: Path) -> None:
+    """And what DVC compares changes both when the subset is added and when it is removed."""
+
+    def params(evaluation: dict[str, object]) -> dict[str, tuple[str, ...]]:
+        small = {**SMALL["pipelines"]["small"], "evaluation": {"resolution": 64, **evaluation}}  # type: ignore[index,dict-item]
+        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
+        return {stage.of[1]: stage.params for stage in planned(tmp_path) if stage.kind == "score"}
+
+    before, after = params({}), params({"subset": {"inctrl": 2}})
+    assert {name for name in before if before[name] != after[name]} == {"inctrl"}
+    assert not set(before["inctrl"]) <= set(after["inctrl"]) and not set(after["inctrl"]) <= set(before["inctrl"])
+    assert not any("subset" in key for name, keys in after.items() if name != "inctrl" for key in keys)

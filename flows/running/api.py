@@ -20,7 +20,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateDetails
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext, refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -28,6 +28,7 @@ from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
 from flows.running.ending import PARENT
+from flows.running.orders import follow_orders, following_orders
 from flows.running.secrets import hide
 from flows.running.temporary import temporary_server
 from flows.runs.states import RunState
@@ -63,6 +64,7 @@ def one_api() -> Iterator[None]:
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
     os.environ[SEEN] = url
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
+    refresh_global_settings_context()  # for Prefect's threads and its exit: one that knows no API would start a server that nobody ends
     with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
         _temporary.set(temporary)
         yield
@@ -165,11 +167,23 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
     wait_for_server()
     stopping.check(f"{flow.name}, before it began")
     state = cast(State[Any], run_flow(flow, flow_run=_of_parent(flow, parameters), parameters=parameters, return_type="state"))
-    if state.name == STOPPED:
+    if state.is_cancelling():  # cancelled after its last checkpoint: the server then takes no other state
+        state = _cancelled(state)
+    if state.is_cancelled():
         raise Stopped(state.message)
     if not state.is_completed():
         state.result()
     return state
+
+
+def _cancelled(state: State[Any]) -> State[Any]:
+    """End a run on the server that is still being cancelled."""
+    run = state.state_details.flow_run_id
+    ended: State[Any] = Cancelled(message="cancelled after its last checkpoint")
+    if run is not None:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run, ended, force=True)
+    return ended
 
 
 def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | None:
@@ -185,14 +199,16 @@ def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | No
 
 
 def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:
-    """Wraps a flow's function, so that it ends where it has saved when SIGTERM comes, in the state STOPPED. Prefect has a handler of its
-    own, set when a flow starts: this is for the function inside it."""
+    """Wrap a flow's function: on SIGTERM, or when its run is cancelled on the server, it ends at its next checkpoint, in the state STOPPED.
+    Prefect sets its own handler when a flow starts, so this is for the function inside it."""
 
     @wraps(work)
     def stopped_politely(*arguments: P.args, **named: P.kwargs) -> R | State[None]:
-        with stopping.on_sigterm():
+        with stopping.on_sigterm(), following_orders():
             try:
-                return work(*arguments, **named)
+                done = work(*arguments, **named)
+                follow_orders()
+                return done
             except Exception as error:
                 ended = stopped(error)
                 if ended is None:
@@ -203,15 +219,22 @@ def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:
 
 
 def stopped(error: Exception) -> State[None] | None:
-    """Gives the state that a flow ends in that was asked to; None if it was not. error: what was raised then."""
+    """Return the final state of a flow that was asked to stop, or whose stage was; None for another failure. error: what was raised."""
+    if isinstance(error, Stopped):
+        return Cancelled(name=STOPPED, message=str(error))
     if not stopping.asked():
         return None
-    # What it started may have heard the signal too, and broken off.
-    return Cancelled(name=STOPPED, message=str(error) if isinstance(error, Stopped) else f"in the middle of a step, {type(error).__name__}")
+    # What it started may have got the signal too, and failed.
+    return Cancelled(name=STOPPED, message=f"in the middle of a step, {type(error).__name__}")
 
 
 def end_with_parent() -> None:
-    """Asks Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer ask for it itself."""
-    if sys.platform != "linux" or PARENT not in os.environ:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer send one."""
+    if PARENT in os.environ:
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the process that started this one is gone. On other systems do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -49,11 +49,12 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
         line = _line_of(error)
         if line is None:
             raise
-        if isinstance(error, Stopped):
-            tell_stop(str(error))
+        ended = isinstance(error, Stopped) or stopping.asked()
+        if ended:
+            tell_stop(_where(error))
         if not tell_failure(hide(line)):
             tell(line)
-        sys.exit(stopping.exit_code() if stopping.asked() else 2)
+        sys.exit(stopping.exit_code() if ended else 2)
 
 
 def end_at_ctrl_c_when_saved() -> None:
@@ -91,8 +92,7 @@ def _line_of(error: BaseException | None) -> str | None:
     if isinstance(error, BadInput):
         return str(error)
     if isinstance(error, Stopped) or stopping.asked():  # what it started may have heard the signal too, and broken off
-        where = str(error) if isinstance(error, Stopped) else f"in the middle of a step, {type(error).__name__}"
-        return f"stopped ({where}); what was made is kept, and the next run goes on from there"
+        return f"stopped ({_where(error)}); what was made is kept, and the next run goes on from there"
     cause = error
     while cause is not None:
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
@@ -109,6 +109,11 @@ def _line_of(error: BaseException | None) -> str | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _where(error: BaseException | None) -> str:
+    """Say where a process stopped that was asked to."""
+    return str(error) if isinstance(error, Stopped) else f"in the middle of a step, {type(error).__name__}"
 
 
 def _one_line(record: logging.LogRecord) -> bool:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from flows.plan import DVC_YAML
+from flows.plan import CODE_STAGE, DVC_YAML
+from flows.running.places import CODE
+from flows.running.records import read_record
 from flows.settings.reader import FILE, hold, load_yaml, read_again
 from tasks.common.errors import BadInput
+from tasks.common.fingerprint import Code, versions_of
 from tasks.common.places import place_of, states
 
 CACHE = "__pycache__"  # within folders of code: Python writes there as it runs
@@ -21,17 +25,33 @@ CACHE = "__pycache__"  # within folders of code: Python writes there as it runs
 @contextmanager
 def unchanged(kind: str, *of: str) -> Iterator[None]:
     """Has this process read pipelines.yaml once, whatever becomes of it. Raises BadInput if by the end a setting or a file that dvc.yaml
-    names for the stage is another than it was; DVC then records nothing, and runs the stage again.
+    names for the stage is another than it was; DVC then records nothing, and runs the stage again. Raises it at the start if the installed
+    packages are not those that the stage `code` recorded.
 
     kind, of: the stage's, as its command has them. What other stages wrote is not looked at: nobody else works in this checkout.
     """
     stage, ours = _entry(kind, of)
+    _refuse_other_packages(stage)
     settings, files = _settings(stage, hold(FILE)), _files(stage, ours)
     yield
     changed = [f"{FILE}: {key}" for key in _differing(settings, _settings(stage, read_again(FILE)))]
     changed += _differing(files, _files(stage, ours))
     if changed:
         raise BadInput(f"{changed[0]} was changed while {' '.join((kind, *of))} ran, so what came of it is not kept; run the same again")
+
+
+def _refuse_other_packages(stage: Mapping[str, Any]) -> None:
+    """Raise BadInput if the installed packages are not those that the stage `code` recorded: DVC does not look at the environment."""
+    for file in (Path(dep) for dep in stage.get("deps", ()) if Path(dep).parent == CODE):
+        if not file.is_file():
+            continue
+        recorded = read_record(Code, file).packages
+        for package, now in versions_of(recorded, Path.cwd()).items():
+            if now != recorded[package]:
+                raise BadInput(
+                    f"{file}: {package} {recorded[package]} was recorded, but {now} is installed; install it with `pip install "
+                    f"{package}=={recorded[package].split()[0]}`, or run `dvc repro --force --single-item {CODE_STAGE}`, then this again"
+                )
 
 
 def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from flows.settings.pipelines import Name, read_pipelines
 from flows.settings.reader import parse
 from flows.settings.runs import Overlap, Results, Runs
 from tasks.common.errors import BadInput
+from tasks.common.stopping import Stopped
 
 NAME, WATCHED = "scheduled", "watched"
 PARAMETERS = Path("parameters of the run")
@@ -46,7 +48,7 @@ def pull(place: Workspace, *, model_alone: bool = False) -> None:
 @task(task_run_name="retrain {pipeline}", persist_result=False)
 def retrain(pipeline: str, place: Workspace) -> State[None]:
     """Retrains in the clone. Ends Completed by the name that the run there ended in, which is its child."""
-    with parent():
+    with parent(), _stopped_with_child():
         workspace.retrain(place, print)
     return _as_child_ended()
 
@@ -95,7 +97,7 @@ def scheduled(
 @task(task_run_name="score what is new for {pipeline}", persist_result=False)
 def score(pipeline: str, place: Workspace) -> State[None]:
     """Scores in the clone. Ends Completed by the name that the run there ended in, which is its child."""
-    with parent():
+    with parent(), _stopped_with_child():
         workspace.score(place, print)
     return _as_child_ended()
 
@@ -149,6 +151,18 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
         except Held as held:
             logger.warning(str(held))
             return Completed(name=RunState.SKIPPED, message=str(held))
+
+
+@contextmanager
+def _stopped_with_child() -> Iterator[None]:
+    """Raise Stopped, not a failure, if the run in the clone was cancelled by itself."""
+    try:
+        yield
+    except BadInput as error:
+        ended = child()
+        if ended is not None and ended.state is not None and ended.state.is_cancelled():
+            raise Stopped(f"{ended.name}: {ended.state.message}") from error
+        raise
 
 
 def _as_child_ended() -> State[None]:

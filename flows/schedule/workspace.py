@@ -20,7 +20,7 @@ from typing import Any
 
 from dvc.utils.serialize import dump_yaml
 
-from flows.plan import DVC_YAML, is_of
+from flows.plan import DVC_YAML, PLAN, is_of
 from flows.promotion.store import POINTER
 from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
@@ -157,7 +157,7 @@ def _commit(workspace: Workspace, revision: str, message: str) -> str | None:
         "add",
         "--all",
         "--",
-        *(path for path in (LOCK.as_posix(), DVC_YAML.as_posix(), FILE.as_posix(), "data") if (folder / path).exists()),
+        *(path for path in (LOCK.as_posix(), DVC_YAML.as_posix(), PLAN.as_posix(), FILE.as_posix(), "data") if (folder / path).exists()),
     )
     tree = git(folder, "write-tree")
     if before is not None and tree == git(folder, "rev-parse", f"{before}^{{tree}}"):

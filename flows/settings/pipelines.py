@@ -68,7 +68,7 @@ def cores() -> int:
 
 
 class Execution(Strict):
-    """The way work is spread over cores and machines; what comes of it does not depend on this."""
+    """How work is spread over cores and machines, which does not change results; and which packages it may use."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
@@ -88,6 +88,9 @@ class Execution(Strict):
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """What trainings and figures are logged to beside their own files: TensorBoard's files in data/runs/<pipeline>/tensorboard, or the
     MLflow server of MLFLOW_TRACKING_URI. changepair[trackers] brings the first; mlflow is installed by itself."""
+    packages: Literal["locked", "installed"] = "locked"
+    """What happens if an installed package differs from requirements.lock: `locked` refuses to run; `installed` runs, records the installed
+    version, and runs the stages again that use the package."""
 
     @model_validator(mode="after")
     def _of_a_cluster(self) -> Execution:

@@ -9,6 +9,7 @@ import io
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +23,9 @@ from tasks.common.errors import BadInput
 from tasks.common.places import is_remote
 
 HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
+os.umask(_umask := os.umask(0))  # the only way to read it
+MODE = 0o666 & ~_umask
+"""Permissions of a new file."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
@@ -37,6 +41,7 @@ def written_beside(file: Path) -> Iterator[Path]:
         raise BadInput(f"{file}: is a folder, and a file is to be written; name a file")
     with _beside(file) as partial:
         yield partial
+        _follow_umask(partial)
         os.replace(partial, file)
 
 
@@ -49,8 +54,16 @@ def made_anew(folder: Path) -> Iterator[Path]:
     with _beside(folder) as partial:
         partial.mkdir()
         yield partial
+        _follow_umask(partial)
         _remove(folder)
         os.replace(partial, folder)
+
+
+def _follow_umask(path: Path) -> None:
+    """Give files the permissions of the umask: some libraries (safetensors) write files that only their owner can read."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != MODE:
+            file.chmod(MODE)
 
 
 @contextmanager

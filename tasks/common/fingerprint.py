@@ -1,8 +1,8 @@
-"""Answers which code a result depends on, for DVC's stages, for checkpoints that are gone on with, and for the gate alike.
+"""Find the code that a result depends on: for DVC's stages, for checkpoints and for the promotion gate.
 
-Code is what a module can run: the modules of this project that it imports, wherever in it, and those that they import; the data files
-that stand beside them and are named in them; and the versions of the packages that they compute with. Comments, docstrings and layout
-are no code: of a module its syntax tree counts. Of flows/ the module asked about counts alone, as the rest of it only runs the work.
+Code is what a module can run: the modules of this project that it imports, and those that they import; the data files next to them that
+they name; and the installed versions of the packages that they compute with. Comments, docstrings and layout do not count: a module is
+compared by its syntax tree. Of flows/ only the given module counts, because the rest only runs the work.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("flows", "tasks")
 LOCK = "requirements.lock"
 REGISTRY = "tasks.detectors.registry"
 """Names every detector. Which of them a result is of, is said by the roots that are asked about."""
-CARRIERS = frozenset({"prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions", "upath"})
+CARRIERS = frozenset({"packaging", "prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions", "upath"})
 """Packages that carry the work and compute nothing of what comes of it."""
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -35,6 +38,8 @@ DISTRIBUTIONS = {
 """What a package is called where it is installed from, if not as it is imported."""
 BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}
 """Packages that others compute with."""
+OPTIONAL = frozenset({"elpv-dataset"})
+"""Packages of sample pictures. An environment may lack them: a stage that needs one refuses to run without it."""
 SHORT = 16  # hexadecimal digits of a hash that is kept
 
 
@@ -47,7 +52,8 @@ class Code:
     files: Mapping[str, str]
     """Hash of each data file, by its path from the project's root."""
     packages: Mapping[str, str]
-    """Version of each package, by the name that the lock has it under."""
+    """Installed version of each package, by its name in the lock. It is written as the lock has it where the lock allows it: then with the
+    versions for other Pythons too, so that results do not depend on the Python."""
 
     @property
     def digest(self) -> str:
@@ -155,27 +161,87 @@ def _file(module: str, root: Path) -> Path:
     raise FileNotFoundError(f"no module {module} in {root}")
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """A package whose installed version is not the one in the lock."""
+
+    package: str
+    locked: str
+    installed: str | None
+    """None: not installed."""
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.locked} is locked, but {self.installed or 'none'} is installed"
+
+
+def mismatches(packages: Iterable[str], root: Path = ROOT) -> list[Mismatch]:
+    """List the packages, of those named, whose installed version differs from requirements.lock. root: the folder that holds the lock.
+
+    A lock without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count.
+    """
+    locked = _lock_of(root)
+    found = []
+    for name in sorted(set(packages)):
+        here, installed = [line for line in locked.get(name, ()) if line.applies], _installed(name)
+        if installed is None and name in OPTIONAL:
+            continue
+        if here and not any(line.allows(installed) for line in here):
+            found.append(Mismatch(name, " or ".join(line.version for line in here), installed))
+    return found
+
+
+def versions_of(packages: Iterable[str], root: Path = ROOT) -> dict[str, str]:
+    """Return the version of each package as `Code.packages` has it. root: the folder that holds requirements.lock."""
+    names = sorted(set(packages))
+    locked, other = _lock_of(root), {item.package for item in mismatches(names, root)}
+    return {
+        name: " ".join(sorted(line.version for line in locked[name]))
+        if name in locked and name not in other and (name in OPTIONAL or any(line.applies for line in locked[name]))
+        else _installed(name) or "not installed"
+        for name in names
+    }
+
+
 def _versions(imported: set[str], root: Path) -> dict[str, str]:
-    """Gives each package's version: the lock's, where there is a lock that has it, else that of what is installed."""
     names = {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in imported - CARRIERS - sys.stdlib_module_names}
-    names |= {beneath for name in names for beneath in BENEATH.get(name, ())}
+    return versions_of(names | {beneath for name in names for beneath in BENEATH.get(name, ())}, root)
+
+
+@dataclass(frozen=True)
+class _Locked:
+    """A line of the lock."""
+
+    version: str
+    requirement: Requirement
+
+    @property
+    def applies(self) -> bool:
+        """Whether its marker includes this environment."""
+        return self.requirement.marker is None or self.requirement.marker.evaluate()
+
+    def allows(self, installed: str | None) -> bool:
+        return installed is not None and self.requirement.specifier.contains(installed, prereleases=True)
+
+
+def _lock_of(root: Path) -> Mapping[str, tuple[_Locked, ...]]:
     file = root / LOCK
-    locked = _locked(file, file.stat().st_mtime_ns) if file.is_file() else {}
-    return {name: locked.get(name) or _installed(name) for name in names}
+    return _locked(file, file.stat().st_mtime_ns) if file.is_file() else {}
 
 
 @cache
-def _locked(file: Path, changed: int) -> dict[str, str]:
-    """Reads each package's version in the lock; all of them where it has one for each of several Pythons, so that the answer is the same on
-    each."""
-    versions: dict[str, list[str]] = {}
-    for name, one in re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
-        versions.setdefault(name, []).append(one)
-    return {name: " ".join(sorted(them)) for name, them in versions.items()}
+def _locked(file: Path, changed: int) -> dict[str, tuple[_Locked, ...]]:
+    """Read the lines of each package in the lock; it can have one for each of several Pythons. changed: for the cache."""
+    lines: dict[str, tuple[_Locked, ...]] = {}
+    for line in re.findall(r"^[a-z0-9._-]+(?:\[[^]]*\])?==[^\\\n]+", file.read_text(encoding="utf-8"), re.MULTILINE):
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        [specifier] = requirement.specifier
+        lines[name] = (*lines.get(name, ()), _Locked(specifier.version, requirement))
+    return lines
 
 
-def _installed(name: str) -> str:
+def _installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return None

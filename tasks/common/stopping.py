@@ -1,10 +1,11 @@
-"""Ends politely: SIGTERM, and Ctrl-C, are remembered; work that takes long asks between two of its steps, saves, and ends."""
+"""Stop at checkpoints: a request to stop (SIGTERM, Ctrl-C, `ask`) is remembered; long work asks between two steps, saves, and ends."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,8 +14,13 @@ from types import FrameType
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
 CTRL_C = 128 + signal.SIGINT
 
+POLL = 0.2  # seconds
+
 _asked = threading.Event()
 _interrupted = threading.Event()
+_paused = threading.Event()
+_also: list[Callable[[], None]] = []
+"""What else to do on a request to stop."""
 
 
 class Stopped(Exception):
@@ -22,8 +28,35 @@ class Stopped(Exception):
 
 
 def asked() -> bool:
-    """Tells whether SIGTERM or Ctrl-C has come."""
+    """Return whether this process was asked to stop."""
     return _asked.is_set()
+
+
+def ask() -> None:
+    """Ask this process to stop, as SIGTERM does."""
+    _asked.set()
+    for also in tuple(_also):
+        also()
+
+
+def pause() -> bool:
+    """Have `check` wait until `resume` or a request to stop. Return whether it did not wait already."""
+    changed = not _paused.is_set()
+    _paused.set()
+    return changed
+
+
+def resume() -> bool:
+    """Have `check` wait no longer. Return whether it did."""
+    changed = _paused.is_set()
+    _paused.clear()
+    return changed
+
+
+def wait_while_paused() -> None:
+    """Wait between `pause` and `resume`, or until a request to stop."""
+    while _paused.is_set() and not _asked.is_set():
+        time.sleep(POLL)
 
 
 def exit_code() -> int:
@@ -32,22 +65,32 @@ def exit_code() -> int:
 
 
 def check(where: str) -> None:
-    """Raises Stopped if SIGTERM or Ctrl-C has come. To be called where what was made is saved."""
+    """Wait while paused; raise Stopped if this process was asked to stop. Call it where results are saved."""
+    wait_while_paused()
     if _asked.is_set():
         raise Stopped(where)
 
 
 @contextmanager
 def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Remembers SIGTERM, instead of letting it end the process, and calls `also` when it comes. A process has one main thread that hears
-    signals; in any other this does nothing."""
+    """Remember SIGTERM, instead of letting it end the process, and call `also` on it or on `ask`. Only the main thread of a process gets
+    signals; in another thread SIGTERM is left alone."""
+    _also.append(also)
+    try:
+        with _hearing_sigterm():
+            yield
+    finally:
+        _also.remove(also)
+
+
+@contextmanager
+def _hearing_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def remember(_number: int, _frame: FrameType | None) -> None:
-        _asked.set()
-        also()
+        ask()
 
     before = signal.signal(signal.SIGTERM, remember)
     try:

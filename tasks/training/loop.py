@@ -273,6 +273,7 @@ def fit(
                 if asked:
                     bar.close()
                     raise stopping.Stopped(f"{title}, step {progress.step} of {steps}")
+                stopping.wait_while_paused()
     bar.close()
 
     if progress.best:

@@ -1,0 +1,85 @@
+"""Follow the Prefect server: a run that is cancelled there stops at its next checkpoint, and a run that is paused there waits at it.
+
+A worker ends the run that it started, and no other. So every run looks at its own state on the server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from flows.running.ending import tell
+from tasks.common import stopping
+
+EVERY = 2.0
+"""Seconds between two looks at the state of a run."""
+PATIENCE = 5.0
+"""Seconds that a look may take."""
+
+
+@contextmanager
+def following_orders() -> Iterator[None]:
+    """Stop or pause this process when the flow run that calls this is cancelled or paused on the server, until the block ends."""
+    run = _own_run()
+    if run is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def watch(run: UUID) -> None:
+        while not ended.wait(EVERY) and not stopping.asked():
+            _follow(run)
+
+    thread = threading.Thread(target=copy_context().run, args=(watch, run), name="orders", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        stopping.resume()
+        thread.join(timeout=PATIENCE)
+
+
+def follow_orders() -> None:
+    """Look once, and at once: to be called before what cannot be taken back. Raises Stopped if the run was cancelled."""
+    run = _own_run()
+    if run is not None:
+        _follow(run)
+    stopping.check("before its result was kept")
+
+
+def _follow(run: UUID) -> None:
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client,
+        ):
+            state = client.read_flow_run(run).state
+    except (httpx.HTTPError, ObjectNotFound, RuntimeError):  # a server that is away or is starting again; RuntimeError: of another version
+        return
+    if state is None:
+        return
+    suspended = state.is_paused() and state.state_details.pause_reschedule
+    if state.is_cancelling() or state.is_cancelled() or suspended:
+        if not stopping.asked():
+            tell(f"{'suspended' if suspended else 'cancelled'} in Prefect; stopping at the next checkpoint")
+        stopping.ask()
+    elif state.is_paused():
+        if stopping.pause():
+            tell("paused in Prefect; waiting at the next checkpoint until it is resumed or cancelled there")
+    elif stopping.resume():
+        tell("resumed in Prefect")
+
+
+def _own_run() -> UUID | None:
+    context = FlowRunContext.get()
+    return context.flow_run.id if context is not None and context.flow_run is not None else None

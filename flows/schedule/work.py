@@ -1,0 +1,88 @@
+"""Run a Prefect worker that gives its runs time to save: on SIGTERM or Ctrl-C they stop at their next checkpoint, then the worker ends.
+
+Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+
+import psutil
+from prefect.settings import PREFECT_API_URL
+
+from flows.running.api import die_with_parent, refuse_silent
+from flows.running.ending import tell
+from tasks.common.errors import BadInput
+
+POLL = 0.2
+"""Seconds between two looks at the worker."""
+REPORT = 1.0
+"""Seconds for the worker to report runs that ended before their flow began."""
+ENGINE = "prefect.engine"
+"""Module of the process of a run."""
+
+
+def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
+    """Run a worker of a work pool until SIGTERM or Ctrl-C; return its exit code. Raises BadInput if no server answers."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise BadInput("PREFECT_API_URL is not set: set it to the address of the server's API, such as http://127.0.0.1:4200/api")
+    refuse_silent(url)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    command += ["--limit", str(limit)] if limit is not None else []
+    command += ["--with-healthcheck"] if healthcheck else []
+    stop = False
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, remember)
+    # In a session of its own, because a terminal and some service managers send signals to all processes of theirs.
+    worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    while worker.poll() is None and not stop:
+        time.sleep(POLL)
+    if worker.poll() is not None:
+        return worker.returncode
+    drain(psutil.Process(worker.pid))
+    worker.terminate()
+    return worker.wait()
+
+
+def drain(worker: psutil.Process) -> None:
+    """Ask each run of a worker to stop, and wait for its end. The worker is suspended meanwhile, so that it begins no other run."""
+    worker.suspend()
+    try:
+        runs = [child for child in worker.children() if _is_run(child)]
+        if runs:
+            tell(f"stopping; {len(runs)} run{'s' if len(runs) > 1 else ''} at work save{'' if len(runs) > 1 else 's'} first")
+        for run in runs:
+            with suppress(psutil.NoSuchProcess):
+                run.terminate()
+        while any(_lives(run) for run in runs):
+            time.sleep(POLL)
+    finally:
+        worker.resume()
+    if runs:
+        time.sleep(REPORT)
+
+
+def _is_run(process: psutil.Process) -> bool:
+    try:
+        return ENGINE in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Tell whether a process is at work: an ended child of a suspended worker stays as a zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
