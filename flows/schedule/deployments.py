@@ -32,9 +32,10 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from flows.running.api import refuse_silent
+from flows.running.api import logged_in, refuse_silent
 from flows.running.ending import tell
 from flows.running.gpu import LIMIT
+from flows.running.login import login_for
 from flows.running.secrets import hide, holds_secret
 from flows.runs.events import RETRAINING, resource_of
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
@@ -119,7 +120,7 @@ def deploy() -> list[str]:
     read = _checked()
     repository = repository_of(read)
     items = wanted(read, repository)
-    with _client() as client:
+    with logged_in(*_server()), get_client(sync_client=True) as client:
         before = [_deployed(client, item, repository) for item in items]
         lines = [*_pool(client, read), *_limit(client, read)]
         lines += [_apply(client, item, deployed) for item, deployed in zip(items, before, strict=True)]
@@ -132,11 +133,12 @@ def serve(say: Callable[[str], None]) -> None:
     for line in deploy():
         say(line)
     read = read_pipelines()
-    runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
-    for item in wanted(read, repository_of(read)):
-        runner.add_deployment(item.built())
-    signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio leaves one alone that is set
-    asyncio.run(runner.start())
+    with logged_in(*_server()):
+        runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
+        for item in wanted(read, repository_of(read)):
+            runner.add_deployment(item.built())
+        signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio leaves one alone that is set
+        asyncio.run(runner.start())
 
 
 class _Runner(Runner):
@@ -172,11 +174,14 @@ def _checked() -> Pipelines:
     return read
 
 
-def _client() -> SyncPrefectClient:
-    if not PREFECT_API_URL.value():
-        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and say what it prints")
-    refuse_silent(str(PREFECT_API_URL.value()))
-    return get_client(sync_client=True)
+def _server() -> tuple[str, str | None]:
+    """Return the address of the server's API and the login there. Raise BadInput if none answers."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and set it to the address that this prints")
+    login = login_for(url)
+    refuse_silent(url, login)
+    return url, login
 
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
