@@ -67,7 +67,8 @@ class Team:
 
     def run_by_a_worker(self) -> None:
         """Runs the deployment by a worker of its pool that is started for it."""
-        with started(self.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=self.api) as worker:
+        allowed = {"CHANGEPAIR_REPOSITORIES": str(self.origin)}
+        with started(self.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=self.api, **allowed) as worker:
             asked = run(self.project, "prefect", "deployment", "run", "scheduled/small", "--watch", PREFECT_API_URL=self.api)
             assert asked.returncode == 0, asked.stdout + asked.stderr + (self.project / "output.log").read_text(errors="replace")
             assert worker.poll() is None

@@ -26,6 +26,7 @@ from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
 from flows.running.provenance import LOCK, locked, parse_lock
 from flows.schedule.commands import CommandFailed, committed, git, of_this_environment, own, run
+from flows.schedule.origins import refuse_other_origin
 from flows.settings import overriding
 from flows.settings.reader import FILE
 from flows.settings.runs import Results, branch_of
@@ -67,7 +68,7 @@ def prepare(workspace: Workspace, revision: str, tell: Tell) -> str:
     folder = workspace.folder
     if not (folder / ".git").is_dir():
         _clone(workspace)
-    git(folder, "remote", "set-url", "origin", workspace.repository)
+    refuse_other_origin(folder, workspace.repository)
     git(folder, "fetch", "--quiet", "--prune", "--tags", "--force", "origin", what=f"cannot fetch from {workspace.repository}")
     commit = _commit_of(folder, f"origin/{revision}") or _commit_of(folder, revision)
     if commit is None:
