@@ -147,3 +147,18 @@ def test_a_worker_runs_the_code_of_the_repositories_that_its_environment_names(p
         told = ended(api, parameters={})
     assert "this worker may not run the code of this repository" in told
     assert json.dumps(told).count("CHANGEPAIR_REPOSITORIES=") == 1
+
+
+def test_what_a_user_wrote_in_the_local_configuration_of_a_workspace_is_kept(tmp_path: Path) -> None:
+    """It is where the keys of a store belong, and no run may take them away."""
+    place = Workspace(tmp_path / "workspaces", "small", str(repository(tmp_path / "origin", "ours: 1")), "branch", None, 60)
+    retrain(place, "first figure")
+    for command in ("remote add --local store s3://there/store", "remote modify --local store read_timeout 7", "config --local cache.type symlink"):
+        assert run(place.folder, "dvc", *command.split()).returncode == 0
+    retrain(place, "second figure")
+    told = run(place.folder, "dvc", "config", "--list", "--local").stdout.splitlines()
+    assert {"remote.store.url=s3://there/store", "remote.store.read_timeout=7", "cache.type=symlink"} <= set(told)
+    assert f"cache.dir={tmp_path}/workspaces/cache" in told
+    (place.folder / ".dvc/config.local").write_text("[cache\n")
+    with pytest.raises(BadInput, match=r"config\.local: DVC cannot read its configuration .*; repair it"):
+        retrain(place, "third figure")
