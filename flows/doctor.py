@@ -45,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         sign = "ok" if self.fine else "MISSING" if self.needed else "-"
-        return f"{sign:8}{self.what}: {self.how}"
+        return hide(f"{sign:8}{self.what}: {self.how}")
 
 
 def add(commands: Any) -> None:
@@ -137,11 +137,11 @@ def _server() -> Iterator[Finding]:
         how = "none named, so each run starts one and ends it; `changepair ui` starts one that stays"
         yield Finding("Prefect server", how, fine=False, needed=False)
     elif not answers(url):
-        yield Finding("Prefect server", f"{hide(url)} does not answer; start it (`changepair ui`), or unset PREFECT_API_URL", fine=False)
+        yield Finding("Prefect server", f"{url} does not answer; start it (`changepair ui`), or unset PREFECT_API_URL", fine=False)
     elif login_is_refused(url, login_for(url)):
-        yield Finding("Prefect server", f"{hide(url)} does not accept the login; set PREFECT_API_AUTH_STRING=<name>:<password>", fine=False)
+        yield Finding("Prefect server", f"{url} does not accept the login; set PREFECT_API_AUTH_STRING=<name>:<password>", fine=False)
     else:
-        yield Finding("Prefect server", f"{hide(url)} answers")
+        yield Finding("Prefect server", f"{url} answers")
 
 
 def _remote() -> Iterator[Finding]:

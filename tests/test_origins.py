@@ -153,7 +153,11 @@ def test_what_a_user_wrote_in_the_local_configuration_of_a_workspace_is_kept(tmp
     """It is where the keys of a store belong, and no run may take them away."""
     place = Workspace(tmp_path / "workspaces", "small", str(repository(tmp_path / "origin", "ours: 1")), "branch", None, 60)
     retrain(place, "first figure")
-    for command in ("remote add --local store s3://there/store", "remote modify --local store read_timeout 7", "config --local cache.type symlink"):
+    for command in (
+        "remote add --local store s3://there/store",
+        "remote modify --local store read_timeout 7",
+        "config --local cache.type symlink",
+    ):
         assert run(place.folder, "dvc", *command.split()).returncode == 0
     retrain(place, "second figure")
     told = run(place.folder, "dvc", "config", "--list", "--local").stdout.splitlines()

@@ -39,10 +39,9 @@ from flows.running.api import logged_in, refuse_silent
 from flows.running.ending import tell
 from flows.running.gpu import LIMIT
 from flows.running.login import login_for
-from flows.running.secrets import hide, holds_secret
 from flows.runs.events import RETRAINING, resource_of
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
-from flows.schedule.origins import REPOSITORIES
+from flows.schedule.origins import REPOSITORIES, refuse_secret
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
 from tasks.common.errors import BadInput
@@ -177,11 +176,7 @@ def repository_of(read: Pipelines) -> str:
         repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
     if repository is None:
         raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
-    if holds_secret(repository):
-        raise BadInput(
-            f"runs.repository: {hide(repository)}: a password or a token in the address would be shown by the server; use SSH or Git's "
-            "credential helper"
-        )
+    refuse_secret(repository)
     return (
         str(Path(repository).expanduser().resolve()) if "://" not in repository and Path(repository).expanduser().is_dir() else repository
     )

@@ -23,7 +23,7 @@ from flows.runs.journal import now
 from flows.runs.notices import notify
 from flows.runs.states import RunState
 from flows.schedule import workspace
-from flows.schedule.origins import refuse_unknown_code
+from flows.schedule.origins import refuse_secret, refuse_unknown_code
 from flows.schedule.workspace import Workspace
 from flows.settings.pipelines import Name, read_pipelines
 from flows.settings.reader import parse
@@ -162,10 +162,12 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
     about: dict[str, Any] = {"repository": place.repository, "revision": revision, "workspaces": workspaces}
     about |= {"remote": place.remote, "remote_timeout": place.remote_timeout}
     parse(Runs, about, (), PARAMETERS)
+    refuse_secret(place.repository)
     context = FlowRunContext.get()
     assert context is not None and context.flow is not None
     refuse_unknown_code(context.flow, context.parameters or {})
     Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
+    _make(place.root)
     with one_api():
         try:
             wait = overlap == "wait"
@@ -180,6 +182,13 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
         except Held as held:
             logger.warning(str(held))
             return Completed(name=RunState.SKIPPED, message=str(held))
+
+
+def _make(workspaces: Path) -> None:
+    try:
+        workspaces.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"runs.workspaces: {workspaces}: no folder can be made there ({error.strerror}); name another one") from error
 
 
 def _as_child_ended() -> State[None]:

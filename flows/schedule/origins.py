@@ -16,7 +16,7 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
-from flows.running.secrets import hide
+from flows.running.secrets import hide, holds_secret
 from flows.schedule.commands import CommandFailed, git
 from tasks.common.errors import BadInput
 
@@ -28,6 +28,15 @@ OWN = "override"  # the only parameter that a run may have of its own
 def same_origin(one: str, other: str) -> bool:
     """Return whether two addresses name one repository, be they with a slash at the end or, of a folder, through a link."""
     return _normal(one) == _normal(other)
+
+
+def refuse_secret(repository: str) -> None:
+    """Raise BadInput if the address of a repository has a password in it: the server would show it, and so would the states of runs."""
+    if holds_secret(repository):
+        raise BadInput(
+            f"runs.repository: {hide(repository)}: must not have a password or a token in it, which the server would show; use SSH or "
+            "Git's credential helper"
+        )
 
 
 def refuse_unknown_code(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> None:
