@@ -19,6 +19,7 @@ from flows.schedule import workspace
 from flows.schedule.workspace import Workspace
 from tasks.common.errors import BadInput
 
+OFTEN = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}  # seconds between two looks for what is due, ten by default
 FIGURES = Path("data/evaluation/small/metrics.json")
 
 
@@ -134,7 +135,7 @@ def test_the_form_of_a_run_explains_each_parameter(project: Path, api: str) -> N
 
 
 def test_a_run_that_gets_around_the_server_executes_nothing(project: Path, api: str) -> None:
-    with started(project, "changepair", "serve", PREFECT_API_URL=api):
+    with started(project, "changepair", "serve", PREFECT_API_URL=api, **OFTEN):
         evil = ended(api, parameters={"repository": str(ROOT)})
         assert "repository: " in evil and "only override can be set for one run" in evil
         assert "revision: " in ended(api, parameters={"revision": "evil"})
@@ -143,7 +144,7 @@ def test_a_run_that_gets_around_the_server_executes_nothing(project: Path, api: 
 
 
 def test_a_worker_runs_the_code_of_the_repositories_that_its_environment_names(project: Path, api: str) -> None:
-    with started(project, "changepair", "serve", PREFECT_API_URL=api, CHANGEPAIR_REPOSITORIES="https://example.org/ours.git"):
+    with started(project, "changepair", "serve", PREFECT_API_URL=api, **OFTEN, CHANGEPAIR_REPOSITORIES="https://example.org/ours.git"):
         told = ended(api, parameters={})
     assert "this worker may not run the code of this repository" in told
     assert json.dumps(told).count("CHANGEPAIR_REPOSITORIES=") == 1

@@ -50,7 +50,6 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
         {"pipeline": "../../elsewhere", "repository": "parts.git"},
         {"pipeline": "small", "repository": "--upload-pack=touch pwned"},
         {"pipeline": "small", "repository": "parts.git", "revision": "--orphan"},
-        {"pipeline": "small", "repository": "parts.git", "remote_timeout": -1},
         {"pipeline": "small", "repository": "parts.git", "remote_timeout": 0},
     ],
 )

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun, StateDetails
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
@@ -102,7 +102,10 @@ def refuse_silent(url: str, login: str | None) -> None:
 
 
 def login_is_refused(url: str, login: str | None) -> bool:
-    """Return whether a server answers that it does not know who asks. A server that is busy or away has not refused."""
+    """Return whether a server answers that it does not know who asks. A server that is busy or away has not refused, nor has Prefect Cloud,
+    which takes a key instead."""
+    if PREFECT_API_KEY.value():
+        return False
     name, _, password = (login or "").partition(":")
     try:
         answer = httpx.get(f"{url}/admin/version", auth=(name, password) if login else None, timeout=30)
