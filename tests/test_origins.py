@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -11,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from processes import started, wait_until
 from servers import LOGIN, ask, request
 from team import git
 
 from flows.schedule import workspace
+from flows.schedule.deployments import JOB
 from flows.schedule.workspace import Workspace
 from tasks.common.errors import BadInput
 
@@ -167,3 +171,11 @@ def test_what_a_user_wrote_in_the_local_configuration_of_a_workspace_is_kept(tmp
     (place.folder / ".dvc/config.local").write_text("[cache\n")
     with pytest.raises(BadInput, match=r"config\.local: DVC cannot read its configuration .*; repair it"):
         retrain(place, "third figure")
+
+
+def test_a_run_of_a_work_pool_of_ours_chooses_neither_its_command_nor_its_environment(api: str) -> None:
+    chosen = {"command": "touch pwned", "env": {"CHANGEPAIR_REPOSITORIES": "evil", "PYTHONPATH": "/evil"}, "working_dir": "/evil"}
+    for template, taken in ((JOB, False), (ProcessWorker.get_default_base_job_template(), True)):
+        with temporary_settings({PREFECT_API_URL: api}):
+            job = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, dict(chosen)))
+        assert (job.command == "touch pwned") == (job.env == chosen["env"]) == (job.working_dir == Path("/evil")) == taken

@@ -51,7 +51,7 @@ ENTRYPOINTS = {name: f"flows.schedule.flow.{name}" for name in FLOWS}  # of ever
 TAG = "changepair"
 PAGE = 200  # deployments that the server gives at once, at the most
 JOB: dict[str, Any] = {
-    "job_configuration": {"command": None, "env": {}, "labels": {}, "name": "{{ name }}", "stream_output": True, "working_dir": None},
+    "job_configuration": {"command": None, "labels": {}, "name": "{{ name }}", "stream_output": True, "working_dir": None},
     "variables": {"type": "object", "properties": {"name": {"type": "string", "description": "Name of the run's process."}}},
 }
 """Template of the jobs of a work pool. Prefect's own lets every run choose its command and environment, and so run any code."""
