@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.running.secrets import hide
 from tasks.common.errors import BadInput
 
 EPILOG = """example:
@@ -44,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         sign = "ok" if self.fine else "MISSING" if self.needed else "-"
-        return f"{sign:8}{self.what}: {self.how}"
+        return hide(f"{sign:8}{self.what}: {self.how}")
 
 
 def add(commands: Any) -> None:
@@ -128,16 +129,19 @@ def _extras() -> Iterator[Finding]:
 
 
 def _server() -> Iterator[Finding]:
-    from flows.running.api import answers
+    from flows.running.api import answers, login_is_refused
+    from flows.running.login import login_for
 
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
         how = "none named, so each run starts one and ends it; `changepair ui` starts one that stays"
         yield Finding("Prefect server", how, fine=False, needed=False)
-    elif answers(url):
-        yield Finding("Prefect server", f"{url} answers")
-    else:
+    elif not answers(url):
         yield Finding("Prefect server", f"{url} does not answer; start it (`changepair ui`), or unset PREFECT_API_URL", fine=False)
+    elif login_is_refused(url, login_for(url)):
+        yield Finding("Prefect server", f"{url} does not accept the login; set PREFECT_API_AUTH_STRING=<name>:<password>", fine=False)
+    else:
+        yield Finding("Prefect server", f"{url} answers")
 
 
 def _remote() -> Iterator[Finding]:

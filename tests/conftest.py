@@ -22,9 +22,11 @@ import skimage.data
 import torch
 import yaml
 from PIL import Image
-from prefect.events.worker import EventsWorker
 from pydantic import TypeAdapter
-from servers import ask, prefect_server
+from servers import AUTHENTICATION, ask, prefect_server
+
+os.environ["PREFECT_API_AUTH_STRING"] = AUTHENTICATION  # before Prefect reads its settings
+from prefect.events.worker import EventsWorker
 
 from flows.plan import write_plan
 from flows.settings.pipelines import Pipelines

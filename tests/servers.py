@@ -23,6 +23,8 @@ from processes import within
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds: a new database takes a while to be laid out on a busy machine
 BUSY_TIMEOUT = 30.0  # seconds
+LOGIN = ("tests", "of-changepair")
+AUTHENTICATION = ":".join(LOGIN)
 
 
 def free_port() -> int:
@@ -47,7 +49,7 @@ def _new_database() -> Path:
 def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator[str]:
     """Runs `changepair ui` with its files in `home`; gives the API's URL. port: a free one if 0."""
     port = port or free_port()
-    variables = {**os.environ, "PREFECT_HOME": str(home), **environment}
+    variables = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": AUTHENTICATION, **environment}
     variables.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ def request(method: str, url: str, content: dict[str, Any] | None = None) -> Any
     """What the API answers. A server whose database is at work answers 503 («come again»), which Prefect's own client does too."""
     deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
-        answer = httpx.request(method, url, json=content, timeout=30)
+        answer = httpx.request(method, url, json=content, auth=LOGIN, timeout=30)
         if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
             answer.raise_for_status()
             return answer.json() if answer.content else None

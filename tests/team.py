@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,14 @@ class Team:
         assert pulled.returncode == 0, pulled.stderr
         return run(folder, "dvc", "repro").stdout
 
+    def worker(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """Start a worker of the pool, which may run the code of the team's repository."""
+        variables = {"PREFECT_API_URL": self.api, "CHANGEPAIR_REPOSITORIES": str(self.origin)}
+        return started(self.project, "prefect", "worker", "start", "--pool", "machines", **variables)
+
     def run_by_a_worker(self) -> None:
         """Runs the deployment by a worker of its pool that is started for it."""
-        with started(self.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=self.api) as worker:
+        with self.worker() as worker:
             asked = run(self.project, "prefect", "deployment", "run", "scheduled/small", "--watch", PREFECT_API_URL=self.api)
             assert asked.returncode == 0, asked.stdout + asked.stderr + (self.project / "output.log").read_text(errors="replace")
             assert worker.poll() is None

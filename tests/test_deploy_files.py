@@ -14,6 +14,7 @@ import yaml
 from conftest import ROOT
 
 from flows.running.server import AUTHENTICATION
+from flows.schedule.origins import REPOSITORIES
 
 FILES = ("compose.yaml", "api.yaml")
 TEXT = "".join((ROOT / "deploy" / name).read_text() for name in FILES)
@@ -55,6 +56,10 @@ def test_no_password_has_a_default_and_the_example_names_all_that_must_be_set() 
 def test_the_server_in_a_container_asks_for_a_password() -> None:
     assert SERVICES["server"]["command"] == ["changepair", "ui", "--host", "0.0.0.0"]
     assert AUTHENTICATION in SERVICES["server"]["environment"]
+
+
+def test_the_worker_in_a_container_is_told_whose_code_it_may_run() -> None:
+    assert SERVICES["worker"]["environment"][REPOSITORIES].startswith("${REPOSITORIES:?")
 
 
 def test_the_image_is_of_this_version_and_installs_from_the_lock_alone() -> None:

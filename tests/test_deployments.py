@@ -92,6 +92,22 @@ def test_deploy_follows_pipelines_yaml_and_removes_what_is_no_longer_named(proje
     assert [item["name"] for item in ask(api, "deployments")] == ["other"]
 
 
+def test_an_interval_is_counted_from_the_same_moment_however_often_it_is_deployed_and_served(project: Path, api: str) -> None:
+    """Else a weekly run never comes on a machine that is restarted every week."""
+    settings(project, schedule={"interval": "1 week"})
+    deployed(project, api)
+    planned = lambda: of(api, "small")["schedules"][0]["schedule"]["anchor_date"]  # noqa: E731
+    first = planned()
+    settings(project, schedule={"interval": "1 week"}, runs={"tags": ["line-3"]})
+    assert deployed(project, api) == ["updated: small, every 7 days, 0:00:00"] and planned() == first
+    with started(project, "changepair", "serve", log="served.log", PREFECT_API_URL=api):
+        wait_until(lambda: of(api, "small")["status"] == "READY", what="its first look for what is due")
+        wait_until(lambda: "unchanged: small" in (project / "served.log").read_text(), what="the deployment")
+    assert planned() == first
+    settings(project, schedule={"interval": "6 hours"}, runs={"tags": ["line-3"]})
+    assert deployed(project, api) == ["updated: small, every 6:00:00"] and planned() > first
+
+
 def test_a_watched_line_has_a_deployment_beside_and_its_drift_retrains(project: Path, api: str) -> None:
     watch = {"folder": "/line", "prompts": "/normal.png", "normals": "/normals", "schedule": {"interval": "10 minutes"}}
     settings(project, watch=watch)

@@ -72,7 +72,7 @@ def begun(team: Team, stage: str) -> bool:
 def test_a_worker_that_dies_alone_leaves_its_run_to_finish(pooled: Team) -> None:
     revision = pooled.change()
     before = ids_of_runs(pooled)
-    with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+    with pooled.worker() as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
         assert asked.returncode == 0
         retrains = lambda: [item for item in new_runs(pooled, before) if item["name"] == "retrain small"]  # noqa: E731
@@ -89,7 +89,7 @@ def test_a_machine_that_dies_with_its_worker_costs_the_stage_it_was_in(pooled: T
     """Worker, run and stages with SIGKILL. Another worker takes up what is asked for next, in the same clone."""
     revision = pooled.change("      - 1\n      - 2\n      seeds", "      - 1\n      seeds")  # sample has to run, and what follows
     number, before = len(runs_of_the_clone(pooled)), ids_of_runs(pooled)
-    with started(pooled.project, "prefect", "worker", "start", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+    with pooled.worker() as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
         assert asked.returncode == 0, asked.stderr
         reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "score_small_patch-residual")  # noqa: E731

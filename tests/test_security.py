@@ -12,7 +12,14 @@ import audit
 import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 from receiver import receiver
+from servers import ask
 from team import SCHEDULED
+
+from flows.running.secrets import hide
+from tasks.common.errors import BadInput
+from tasks.common.places import holds_password, place_of
+
+PASSWORD = "hunter2" + "secret"
 
 
 def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> None:
@@ -43,15 +50,78 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
         {"pipeline": "../../elsewhere", "repository": "parts.git"},
         {"pipeline": "small", "repository": "--upload-pack=touch pwned"},
         {"pipeline": "small", "repository": "parts.git", "revision": "--orphan"},
+        {"pipeline": "small", "repository": "parts.git", "remote_timeout": 0},
     ],
 )
-def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict[str, str], api: str, tmp_path: Path) -> None:
+def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict[str, Any], api: str, tmp_path: Path) -> None:
     parameters = {**parameters, "workspaces": str(tmp_path / "workspaces")}
     result = run(tmp_path, "python", "-c", SCHEDULED, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     [told] = [line for line in result.stderr.splitlines() if line.startswith("changepair: ")]  # Prefect may add lines of its own
     assert told.startswith("changepair: parameters of the run: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"workspaces": "/proc/x"}, "runs.workspaces: /proc/x: no folder can be made there"),
+        ({"repository": f"https://me:{PASSWORD}@example.org/parts.git"}, "runs.repository: https://***@example.org/parts.git: must not"),
+    ],
+)
+def test_what_a_run_cannot_use_is_told_in_one_line(parameters: dict[str, Any], told: str, api: str, tmp_path: Path) -> None:
+    parameters = {"pipeline": "small", "repository": "parts.git", "workspaces": str(tmp_path), **parameters}
+    result = run(tmp_path, "python", "-c", SCHEDULED, json.dumps(parameters), PYTHONPATH=str(ROOT), PREFECT_API_URL=api)
+    assert result.returncode == 2 and "Traceback" not in result.stderr and PASSWORD not in result.stderr + result.stdout
+    assert f"changepair: {told}" in result.stderr
+    states = [item["state"]["message"] for item in ask(api, "flow_runs")]
+    assert any(told in message for message in states) and not any(PASSWORD in message for message in states)
+
+
+@pytest.mark.parametrize("command", ["pipelines", "doctor", "retrain small"])
+def test_a_password_in_a_url_of_pipelines_yaml_is_refused_and_never_printed(tmp_path: Path, command: str) -> None:
+    content: dict[str, Any] = copy.deepcopy(TINY)
+    content["datasets"]["folders"]["parts"]["path"] = f"https://me:{PASSWORD}@example.org/parts"
+    folder = make_project(tmp_path / "project", content)
+    result = run(folder, "changepair", *command.split())
+    assert result.returncode in (1, 2) and PASSWORD not in result.stdout + result.stderr
+    told = "pipelines.yaml: datasets.folders.parts.path: a password or token in a URL would be copied"
+    assert told in " ".join((result.stdout + result.stderr).split()) and not (folder / "dvc.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://key:{PASSWORD}@bucket/parts",
+        f"https://{PASSWORD}@example.org/parts",
+        f"sftp://me:{PASSWORD}@host/parts",
+        f"git+https://me:{PASSWORD}/x@example.org/parts",
+        f"https://bucket.example.org/parts?X-Amz-Date=1&X-Amz-Signature={PASSWORD}",
+        f"https://example.org/parts?token={PASSWORD}",
+    ],
+)
+def test_secrets_in_urls_are_recognised(url: str) -> None:
+    assert holds_password(url) and PASSWORD not in hide(url)
+    with pytest.raises(BadInput) as raised:
+        place_of(url)
+    assert PASSWORD not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/small@v1/parts",
+        "s3://bucket/a:b@c",
+        "sftp://me@host/parts",
+        "abfs://container@account.dfs.core.windows.net/parts",
+        "http://localhost:9000/parts@v1",
+        "https://example.org/notify?channel=quality",
+        "me@example.org:parts.git",
+        "parts",
+    ],
+)
+def test_urls_without_a_secret_are_accepted(url: str) -> None:
+    assert not holds_password(url)
 
 
 def test_the_audit_finds_a_known_vulnerability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ import pytest
 from browser import browser, installed, requests
 from conftest import ROOT, run
 from PIL import Image
-from processes import wait_until
+from processes import wait_until, within
 from selenium.webdriver.common.by import By
-from servers import ask, free_port, request
+from servers import AUTHENTICATION, ask, free_port, request
 from team import Team
 
 pytestmark = pytest.mark.slow
@@ -27,13 +27,24 @@ def runs(api: str, name: str) -> list[dict[str, Any]]:
     return sorted((item for item in ask(api, "flow_runs") if item["name"] == name), key=lambda item: item["created"])
 
 
+def body(driver: Any) -> str:
+    return str(driver.execute_script("return document.body.innerText"))
+
+
+def log_in(driver: Any, url: str, login: str) -> None:
+    """Type a login into the server's own page, which keeps it in the browser."""
+    driver.get(f"{url}/login")
+    field = within(30, lambda: driver.find_elements(By.CSS_SELECTOR, "input"), "the login page")[0]
+    field.send_keys(login)
+    driver.find_element(By.CSS_SELECTOR, "button[type=submit], form button").click()
+
+
 def page(driver: Any, url: str, text: str) -> str:
     """Opens a page, waits until it shows `text`, and gives all that it shows."""
     driver.get(url)
-    body = lambda: driver.execute_script("return document.body.innerText")  # noqa: E731
-    wait_until(lambda: text in body(), what=f"{text!r} on {url}")
+    wait_until(lambda: text in body(driver), what=f"{text!r} on {url}")
     time.sleep(1.5)  # the timeline draws itself after the text
-    return str(body())
+    return body(driver)
 
 
 def screenshot(driver: Any, folder: Path, name: str) -> None:
@@ -75,6 +86,7 @@ def test_the_log_has_one_line_a_milestone(team: Team) -> None:
 def test_the_run_page_in_a_browser(team: Team, tmp_path: Path) -> None:
     url, first = team.api.removesuffix("/api"), runs(team.api, "retrain small")[0]
     with browser(tmp_path / "profile", **PAGE) as driver:
+        log_in(driver, url, AUTHENTICATION)
         shown = page(driver, f"{url}/runs/flow-run/{first['id']}", "Finished in state Ran('report_small")
         assert "Promoted" in shown and "Subflow Runs" in shown
         screenshot(driver, tmp_path, "ui-run")
@@ -93,6 +105,7 @@ def test_an_artifact_and_its_versions_in_a_browser(team: Team, tmp_path: Path) -
     versions = [item for item in ask(team.api, "artifacts") if item["key"] == "small-results"]
     assert len(versions) == 2
     with browser(tmp_path / "profile", **PAGE) as driver:
+        log_in(driver, url, AUTHENTICATION)
         shown = page(driver, f"{url}/artifacts/key/small-results", "figures small")
         assert shown.count("figures small") == 2
         shown = page(driver, f"{url}/artifacts/artifact/{versions[0]['id']}", "patch-residual")

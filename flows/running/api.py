@@ -23,11 +23,12 @@ from prefect.client.schemas.objects import FlowRun, StateDetails
 from prefect.context import FlowRunContext, TaskRunContext, refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
 from flows.running.ending import PARENT
+from flows.running.login import login_for, new_login
 from flows.running.orders import follow_orders, following_orders
 from flows.running.secrets import hide
 from flows.running.temporary import temporary_server
@@ -56,17 +57,29 @@ def one_api() -> Iterator[None]:
     Left to itself every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
     """
     url = PREFECT_API_URL.value()
+    login: str | None
     temporary = not url
-    if temporary:
-        url = temporary_server()
+    if not url:
+        login = new_login()
+        url = temporary_server(login)
     else:
-        refuse_silent(url)
+        login = login_for(url)
+        refuse_silent(url, login)
     os.environ["PREFECT_API_URL"] = url  # for the stages' processes
     os.environ[SEEN] = url
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
-    refresh_global_settings_context()  # for Prefect's threads and its exit: one that knows no API would start a server that nobody ends
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
+    with logged_in(url, login), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
+        refresh_global_settings_context()  # for Prefect's threads and its exit: one that knows no API would start a server that nobody ends
         _temporary.set(temporary)
+        yield
+
+
+@contextmanager
+def logged_in(url: str, login: str | None) -> Iterator[None]:
+    """Use a Prefect API with a login, in this process and in those that it starts."""
+    if login is not None:
+        os.environ["PREFECT_API_AUTH_STRING"] = login
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}):
         yield
 
 
@@ -78,12 +91,29 @@ def page_of_run() -> str | None:
     return url_for(context.flow_run)
 
 
-def refuse_silent(url: str) -> None:
-    """Raises BadInput if no Prefect server answers at an API's address."""
-    if answers(url):
-        return
-    hint = f"is it {url.rstrip('/')}/api?" if answers(f"{url.rstrip('/')}/api") else "start one with `changepair ui`, or unset it"
-    raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {hide(url)}; {hide(hint)}")
+def refuse_silent(url: str, login: str | None) -> None:
+    """Raise BadInput if no Prefect server answers at an API's address, or it does not accept the login."""
+    if not answers(url):
+        hint = f"is it {url.rstrip('/')}/api?" if answers(f"{url.rstrip('/')}/api") else "start one with `changepair ui`, or unset it"
+        raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {hide(url)}; {hide(hint)}")
+    if login_is_refused(url, login):
+        raise BadInput(
+            f"PREFECT_API_AUTH_STRING: the Prefect server at {hide(url)} refuses {'this login' if login else 'requests without a login'}; "
+            "set the variable to the server's <name>:<password>"
+        )
+
+
+def login_is_refused(url: str, login: str | None) -> bool:
+    """Return whether a server answers that it does not know who asks. A server that is busy or away has not refused, nor has Prefect Cloud,
+    which takes a key instead."""
+    if PREFECT_API_KEY.value():
+        return False
+    name, _, password = (login or "").partition(":")
+    try:
+        answer = httpx.get(f"{url}/admin/version", auth=(name, password) if login else None, timeout=30)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.UNAUTHORIZED
 
 
 def answers(url: str) -> bool:

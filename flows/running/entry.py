@@ -10,11 +10,12 @@ from typing import Any
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL
 
-from flows.running.api import end_with_parent, one_api, run
+from flows.running.api import end_with_parent, logged_in, one_api, run
 from flows.running.console import set_volume, set_volume_of_workers, volume
 from flows.running.ending import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
 from flows.running.gpu import gpu_slot
 from flows.running.locks import one_at_a_time
+from flows.running.login import login_for
 from flows.running.unchanged import unchanged
 from flows.settings.pipelines import Execution, read_pipelines
 from tasks.common.stopping import on_sigterm
@@ -43,7 +44,7 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
             one_at_a_time("-".join((flow.name, *of)), what, wait=True, tell=tell),
             gpu_slot() if on_gpu else nullcontext(),
             unchanged(flow.name, *of),
-            nullcontext() if PREFECT_API_URL.value() else one_api(),
+            logged_in(url, login_for(url)) if (url := PREFECT_API_URL.value()) else one_api(),
         ):
             execution = read_pipelines().execution
             return run(flow if runner is None else flow.with_options(task_runner=runner(execution)), **dict(zip(names, of, strict=True)))

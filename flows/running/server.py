@@ -1,9 +1,9 @@
-"""Starts the Prefect server with the settings that this project wants of it: on loopback, telling nobody."""
+"""Starts the Prefect server: on loopback, with a login, closed to web pages of other origins, without telemetry."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import shlex
 import signal
 import sqlite3
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.arguments import listening
+from flows.running.login import is_loopback, keep_login, login_file
 from tasks.common.errors import BadInput
 
 SETTINGS = {
@@ -25,21 +26,47 @@ AUTHENTICATION = "PREFECT_SERVER_API_AUTH_STRING"
 
 
 def start(host: str, port: int) -> None:
-    """Becomes `prefect server start`. Raises BadInput if the port is taken, others could reach a server without a password, or its database
-    cannot be used."""
-    if not _is_loopback(host) and not os.environ.get(AUTHENTICATION):
-        raise BadInput(f"--host {host}: others could do with the server what they like; set {AUTHENTICATION}=<name>:<password> first")
+    """Become `prefect server start`. Raise BadInput if the port is taken, others could reach a server without a password, or its database
+    cannot be used.
+
+    Every request needs a login. Without one, any web page that the user opens could create a run: a POST without a content type needs
+    no permission of CORS, and DNS rebinding gets around CORS as a whole. A page of another origin does not know the login.
+    """
+    if not is_loopback(host) and not os.environ.get(AUTHENTICATION):
+        raise BadInput(
+            f"--host {host}: other machines could reach the server without a password; set {AUTHENTICATION}=<name>:<password> first"
+        )
     listening(host, port).close()
     _refuse_unusable_database()
+    login, file = _login()
     shown = f"[{host}]" if ":" in host else host
-    console = Console()
-    console.print(f"Prefect UI: http://{shown}:{port}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"for the runs: export PREFECT_API_URL=http://{shown}:{port}/api", soft_wrap=True, highlight=False, markup=False)
-    environment = {**SETTINGS, **os.environ}
+    address = f"http://{shown}:{port}"
+    lines = [f"Prefect UI: {address}"]
+    if file is None:
+        lines.append(f"log in with the value of {AUTHENTICATION}")
+    else:
+        lines.append(f"log in with the line in {file} (only you can read it)")
+    lines.append(f"for the runs: export PREFECT_API_URL={address}/api")
+    if file is not None:
+        lines.append(f'for the prefect command: export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"')
+    for line in lines:
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    environment = {**SETTINGS, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address, **os.environ, AUTHENTICATION: login}
     environment.pop("PREFECT_API_URL", None)  # it is this one
     command = [sys.executable, "-m", "flows.running.server", "server", "start", "--host", host, "--port", str(port)]
     sys.stdout.flush()
     os.execve(sys.executable, command, environment)
+
+
+def _login() -> tuple[str, Path | None]:
+    """Return the login that clients need, and the file that keeps it if it was generated."""
+    if given := os.environ.get(AUTHENTICATION):
+        return given, None
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING  # a second; a profile of Prefect may set it
+
+    if configured := PREFECT_SERVER_API_AUTH_STRING.value():
+        return configured, None
+    return keep_login(), login_file()
 
 
 def main() -> None:
@@ -65,13 +92,6 @@ def _refuse_unusable_database() -> None:
             database.rollback()
     except (OSError, sqlite3.Error) as error:
         raise BadInput(f"{file}: Prefect's database cannot be used ({error}); mend or move it, or set PREFECT_HOME") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFEC
 LOCKED = "5"  # seconds that its database may be locked by another process
 
 
-def temporary_server() -> str:
-    """Starts a server that ends with this process; gives its API's URL. Raises BadInput with the reason if it does not start, Stopped if
-    SIGTERM comes meanwhile."""
+def temporary_server(login: str) -> str:
+    """Start a server that ends with this process, and return its API's URL. Raise BadInput with the reason if it does not start, Stopped if
+    SIGTERM comes meanwhile. login: what clients have to send; the server's database may be one whose deployments a worker runs."""
     from prefect.settings import get_current_settings
 
     with socket.socket() as free:
@@ -45,6 +45,8 @@ def temporary_server() -> str:
         **os.environ,
         **SETTINGS,
         **get_current_settings().to_environment_variables(exclude_unset=True),
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
     }
     said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
     server = subprocess.Popen(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
+    WorkPoolUpdate,
 )
 from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -32,12 +35,13 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from flows.running.api import refuse_silent
+from flows.running.api import logged_in, refuse_silent
 from flows.running.ending import tell
 from flows.running.gpu import LIMIT
-from flows.running.secrets import hide, holds_secret
+from flows.running.login import login_for
 from flows.runs.events import RETRAINING, resource_of
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
+from flows.schedule.origins import REPOSITORIES, refuse_secret
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
 from tasks.common.errors import BadInput
@@ -46,6 +50,11 @@ FLOWS: dict[str, Flow[..., Any]] = {NAME: scheduled, WATCHED: watched}
 ENTRYPOINTS = {name: f"flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
 TAG = "changepair"
 PAGE = 200  # deployments that the server gives at once, at the most
+JOB: dict[str, Any] = {
+    "job_configuration": {"command": None, "labels": {}, "name": "{{ name }}", "stream_output": True, "working_dir": None},
+    "variables": {"type": "object", "properties": {"name": {"type": "string", "description": "Name of the run's process."}}},
+}
+"""Template of the jobs of a work pool. Prefect's own lets every run choose its command and environment, and so run any code."""
 STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
 
 
@@ -70,13 +79,17 @@ class Wanted:
         """Names it for the user."""
         return self.name if self.flow == NAME else f"{self.name}, new pictures"
 
-    def built(self) -> RunnerDeployment:
-        """Builds it for Prefect: one run at a time, a second one waits or is cancelled."""
+    def built(self, deployed: DeploymentResponse | None) -> RunnerDeployment:
+        """Build the deployment for Prefect: one run at a time, a second one waits or is cancelled. An interval that the server has already
+        is counted from the same moment as before."""
         when: list[Any] = []
         if self.schedule is not None and self.schedule.cron is not None:
             when = [CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)]
         elif self.schedule is not None and self.schedule.interval is not None:
             when = [IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)]
+            for one in deployed.schedules if deployed is not None else ():
+                if _times([one]) == _times([DeploymentScheduleCreate(schedule=when[0])]):
+                    when = [one.schedule]
         trigger = DeploymentEventTrigger(
             name=f"{self.name}: retrain when its line asks for it",
             expect=set(RETRAINING),
@@ -119,9 +132,9 @@ def deploy() -> list[str]:
     read = _checked()
     repository = repository_of(read)
     items = wanted(read, repository)
-    with _client() as client:
+    with logged_in(*_server()), get_client(sync_client=True) as client:
         before = [_deployed(client, item, repository) for item in items]
-        lines = [*_pool(client, read), *_limit(client, read)]
+        lines = [*_pool(client, read, repository), *_limit(client, read)]
         lines += [_apply(client, item, deployed) for item, deployed in zip(items, before, strict=True)]
         lines += _remove(client, repository, {(ENTRYPOINTS[item.flow], item.name) for item in items})
     return lines
@@ -132,16 +145,24 @@ def serve(say: Callable[[str], None]) -> None:
     for line in deploy():
         say(line)
     read = read_pipelines()
-    runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
-    for item in wanted(read, repository_of(read)):
-        runner.add_deployment(item.built())
-    signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio leaves one alone that is set
-    asyncio.run(runner.start())
+    repository = repository_of(read)
+    os.environ.setdefault(REPOSITORIES, repository)  # for the processes of the runs
+    with logged_in(*_server()):
+        runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
+        with get_client(sync_client=True) as client:
+            for item in wanted(read, repository):
+                runner.look_after(client.read_deployment_by_name(f"{item.flow}/{item.name}").id, item.name)
+        signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio leaves one alone that is set
+        asyncio.run(runner.start())
 
 
 class _Runner(Runner):
     """A runner that ends when it is asked to: Prefect's own asks itself to stop from within its loop, where nobody waits for that, and
     warns."""
+
+    def look_after(self, deployment: UUID, name: str) -> None:
+        """Run what is due of a deployment that the server has. `add_deployment` would deploy it again, and begin its interval anew."""
+        self._deployment_registry.register_deployment(deployment, name)
 
     def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
         tell("stopped")
@@ -155,11 +176,7 @@ def repository_of(read: Pipelines) -> str:
         repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
     if repository is None:
         raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
-    if holds_secret(repository):
-        raise BadInput(
-            f"runs.repository: {hide(repository)}: a password or a token in the address would be shown by the server; use SSH or Git's "
-            "credential helper"
-        )
+    refuse_secret(repository)
     return (
         str(Path(repository).expanduser().resolve()) if "://" not in repository and Path(repository).expanduser().is_dir() else repository
     )
@@ -172,11 +189,14 @@ def _checked() -> Pipelines:
     return read
 
 
-def _client() -> SyncPrefectClient:
-    if not PREFECT_API_URL.value():
-        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and say what it prints")
-    refuse_silent(str(PREFECT_API_URL.value()))
-    return get_client(sync_client=True)
+def _server() -> tuple[str, str | None]:
+    """Return the address of the server's API and the login there. Raise BadInput if none answers."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and set it to the address that this prints")
+    login = login_for(url)
+    refuse_silent(url, login)
+    return url, login
 
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
@@ -197,8 +217,12 @@ def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> Deplo
 
 def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse | None) -> str:
     when = str(item.schedule) if item.schedule else "by hand"
-    built = item.built()
-    if deployed is not None and _is_as(deployed, built) and _triggers(client, deployed.id) == [_expected(one) for one in built.triggers]:
+    built = item.built(deployed)
+    if (
+        deployed is not None
+        and _is_as(deployed, built, _schema(item))
+        and _triggers(client, deployed.id) == [_expected(one) for one in built.triggers]
+    ):
         return f"unchanged: {item.what}, {when}"
     flow = FLOWS[item.flow]
     made = client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
@@ -211,7 +235,7 @@ def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse
         entrypoint=built.entrypoint,
         concurrency_limit=built.concurrency_limit,
         concurrency_options=built.concurrency_options,
-        parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
+        parameter_openapi_schema=_schema(item),
         enforce_parameter_schema=True,
         description=built.description,
     )
@@ -232,7 +256,7 @@ def _expected(trigger: Any) -> set[str]:
     return set(getattr(trigger, "expect", ()))
 
 
-def _is_as(deployed: DeploymentResponse, built: RunnerDeployment) -> bool:
+def _is_as(deployed: DeploymentResponse, built: RunnerDeployment, schema: dict[str, Any]) -> bool:
     return (
         _times(deployed.schedules) == _times(built.schedules or [])
         and deployed.parameters == built.parameters
@@ -240,7 +264,16 @@ def _is_as(deployed: DeploymentResponse, built: RunnerDeployment) -> bool:
         and deployed.work_pool_name == built.work_pool_name
         and deployed.entrypoint == built.entrypoint
         and deployed.concurrency_options == built.concurrency_options
+        and deployed.parameter_openapi_schema == schema
     )
+
+
+def _schema(item: Wanted) -> dict[str, Any]:
+    """Describe the parameters that a run may be given. The server refuses an unknown one, and another value than the deployment's."""
+    schema: dict[str, Any] = json.loads(json.dumps(parameter_schema(FLOWS[item.flow]).model_dump(exclude_unset=True)))
+    for name, value in item.parameters.items():
+        schema["properties"][name] |= {"enum": [value], "default": value}
+    return {**schema, "additionalProperties": False}
 
 
 def _times(schedules: Sequence[Any]) -> list[Any]:
@@ -266,18 +299,22 @@ def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:
     return deployments
 
 
-def _pool(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:
+def _pool(client: SyncPrefectClient, read: Pipelines, repository: str) -> Iterator[str]:
     name = read.runs.pool
     if name is None:
         return
-    try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        from prefect.workers.process import ProcessWorker
+    from prefect.workers.process import ProcessWorker
 
-        template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
-        yield f"created: work pool {name}; on each machine that is to work, `prefect worker start --pool {name}`"
+    try:
+        if client.read_work_pool(name).base_job_template == ProcessWorker.get_default_base_job_template():
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=JOB))
+            yield f"updated: work pool {name}; a run cannot set its command and environment any more"
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=JOB))
+        yield (
+            f"created: work pool {name}; on each machine that is to work, set {REPOSITORIES} to the repositories that it may run the code "
+            f"of, here {repository}, and `prefect worker start --pool {name}`"
+        )
 
 
 def _limit(client: SyncPrefectClient, read: Pipelines) -> Iterator[str]:

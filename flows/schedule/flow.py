@@ -12,6 +12,7 @@ from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 from rich.console import Console
@@ -23,6 +24,7 @@ from flows.runs.journal import now
 from flows.runs.notices import notify
 from flows.runs.states import RunState
 from flows.schedule import workspace
+from flows.schedule.origins import refuse_secret, refuse_unknown_code
 from flows.schedule.workspace import Workspace
 from flows.settings.pipelines import Name, read_pipelines
 from flows.settings.reader import parse
@@ -81,9 +83,22 @@ def scheduled(
     overlap: Overlap = "wait",
     override: dict[str, Any] | None = None,
 ) -> State[None]:
-    """Retrains a pipeline at a revision of a repository. The parameters are those of `runs` in pipelines.yaml, which says what they mean;
-    they can be given in the UI too, so wrong ones raise BadInput. override: settings of the pipeline for this run alone, by their dotted
-    keys, such as {"evaluation.resolution": 128}; its results have them in their pipelines.yaml."""
+    """Retrain a pipeline at a revision of a repository. Raise BadInput if a parameter is invalid.
+
+    A run of a deployment has the parameters of the deployment; only `override` can be set for one run.
+
+    Args:
+        pipeline: Name of the pipeline in pipelines.yaml. Fixed by the deployment.
+        repository: Repository to clone (`runs.repository`). Fixed by the deployment.
+        revision: Branch, tag or commit to run (`runs.revision`). Fixed by the deployment.
+        results: Where the results are committed: `branch`, `tag` or `none` (`runs.results`). Fixed by the deployment.
+        workspaces: Folder of the clones and the cache on the worker (`runs.workspaces`). Fixed by the deployment.
+        remote: DVC remote for artifacts; null for the default one (`runs.remote`). Fixed by the deployment.
+        remote_timeout: Seconds that one pull or push may take (`runs.remote_timeout`). Fixed by the deployment.
+        overlap: What a second run does while one is at work: `wait` or `skip` (`runs.overlap`). Fixed by the deployment.
+        override: Settings of the pipeline for this run alone, by their dotted keys, such as {"evaluation.resolution": 128}. The run's
+            results have them in their pipelines.yaml.
+    """
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout)
     owed: list[str] = []
     try:
@@ -113,8 +128,20 @@ def watched(
     remote_timeout: int = 3600,
     overlap: Overlap = "wait",
 ) -> State[None]:
-    """Scores what is new in a pipeline's watched folder by the model that its last results have in use, in a clone of its own, which keeps
-    the record. The parameters are those of `scheduled`."""
+    """Score what is new in a pipeline's watched folder with the current model, in a clone of its own, which keeps the record.
+
+    A run of a deployment has the parameters of the deployment.
+
+    Args:
+        pipeline: Name of the pipeline in pipelines.yaml. Fixed by the deployment.
+        repository: Repository to clone (`runs.repository`). Fixed by the deployment.
+        revision: Branch, tag or commit to run (`runs.revision`). Fixed by the deployment.
+        results: Where the results are committed: `branch`, `tag` or `none` (`runs.results`). Fixed by the deployment.
+        workspaces: Folder of the clones and the cache on the worker (`runs.workspaces`). Fixed by the deployment.
+        remote: DVC remote for artifacts; null for the default one (`runs.remote`). Fixed by the deployment.
+        remote_timeout: Seconds that one pull or push may take (`runs.remote_timeout`). Fixed by the deployment.
+        overlap: What a second run does while one is at work: `wait` or `skip` (`runs.overlap`). Fixed by the deployment.
+    """
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout, purpose=f".{WATCHED}")
 
     def work() -> State[None]:
@@ -134,9 +161,15 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
     logger = get_run_logger()
     log_in_lines()
     parse(Name, place.pipeline, ("pipeline",), PARAMETERS)  # it names a folder
-    about = {"repository": place.repository, "revision": revision, "workspaces": workspaces, "remote": place.remote}
+    about: dict[str, Any] = {"repository": place.repository, "revision": revision, "workspaces": workspaces}
+    about |= {"remote": place.remote, "remote_timeout": place.remote_timeout}
     parse(Runs, about, (), PARAMETERS)
+    refuse_secret(place.repository)
+    context = FlowRunContext.get()
+    assert context is not None and context.flow is not None
+    refuse_unknown_code(context.flow, context.parameters or {})
     Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
+    _make(place.root)
     with one_api():
         try:
             wait = overlap == "wait"
@@ -163,6 +196,13 @@ def _stopped_with_child() -> Iterator[None]:
         if ended is not None and ended.state is not None and ended.state.is_cancelled():
             raise Stopped(f"{ended.name}: {ended.state.message}") from error
         raise
+
+
+def _make(workspaces: Path) -> None:
+    try:
+        workspaces.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"runs.workspaces: {workspaces}: no folder can be made there ({error.strerror}); name another one") from error
 
 
 def _as_child_ended() -> State[None]:

@@ -15,8 +15,9 @@ from types import FrameType
 import psutil
 from prefect.settings import PREFECT_API_URL
 
-from flows.running.api import die_with_parent, refuse_silent
+from flows.running.api import die_with_parent, logged_in, refuse_silent
 from flows.running.ending import tell
+from flows.running.login import login_for
 from tasks.common.errors import BadInput
 
 POLL = 0.2
@@ -32,7 +33,8 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
     url = PREFECT_API_URL.value()
     if not url:
         raise BadInput("PREFECT_API_URL is not set: set it to the address of the server's API, such as http://127.0.0.1:4200/api")
-    refuse_silent(url)
+    login = login_for(url)
+    refuse_silent(url, login)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     command += ["--limit", str(limit)] if limit is not None else []
     command += ["--with-healthcheck"] if healthcheck else []
@@ -45,7 +47,8 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, remember)
     # In a session of its own, because a terminal and some service managers send signals to all processes of theirs.
-    worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    with logged_in(url, login):  # the worker reads the login from its environment
+        worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
     while worker.poll() is None and not stop:
         time.sleep(POLL)
     if worker.poll() is not None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvc.config import Config, ConfigError
 from dvc.utils.serialize import dump_yaml
 
 from flows.plan import DVC_YAML, PLAN, is_of
@@ -26,6 +27,8 @@ from flows.running.cache import verify
 from flows.running.places import EVALUATION, MODELS
 from flows.running.provenance import LOCK, locked, parse_lock
 from flows.schedule.commands import CommandFailed, committed, git, of_this_environment, own, run
+from flows.schedule.git_locks import clear_locks
+from flows.schedule.origins import refuse_other_origin
 from flows.settings import overriding
 from flows.settings.reader import FILE
 from flows.settings.runs import Results, branch_of
@@ -35,6 +38,7 @@ from tasks.common.texts import decode, read_text
 
 IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
 AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
+LOCAL = Path(".dvc/config.local")
 UNFINISHED = Path(".git/changepair-unfinished")  # within a clone, while a run works there: the results it began from
 Tell = Callable[[str], None]
 
@@ -67,17 +71,16 @@ def prepare(workspace: Workspace, revision: str, tell: Tell) -> str:
     folder = workspace.folder
     if not (folder / ".git").is_dir():
         _clone(workspace)
-    git(folder, "remote", "set-url", "origin", workspace.repository)
+    clear_locks(folder, tell)
+    refuse_other_origin(folder, workspace.repository)
     git(folder, "fetch", "--quiet", "--prune", "--tags", "--force", "origin", what=f"cannot fetch from {workspace.repository}")
     commit = _commit_of(folder, f"origin/{revision}") or _commit_of(folder, revision)
     if commit is None:
         raise BadInput(f"runs.revision: {workspace.repository} has no branch, tag or commit {revision!r}")
-    for lock in folder.joinpath(".git").glob("*.lock"):
-        lock.unlink()  # of a Git that was killed; no other works here
     before = _last_results(workspace)
     left = _left_by_a_run_that_died(folder, before)
     git(folder, "checkout", "--quiet", "--force", "--detach", commit)
-    git(folder, "clean", "-d", "--force", "--quiet")
+    git(folder, "clean", "-d", "--force", "--quiet", f"--exclude=/{LOCAL.as_posix()}")
     _share_cache(workspace)
     _take_over(workspace, commit, before, left)
     write_text(folder / UNFINISHED, before or "")
@@ -224,11 +227,19 @@ def _commit_of(folder: Path, name: str) -> str | None:
 
 
 def _share_cache(workspace: Workspace) -> None:
-    """Writes DVC's configuration of this clone alone. It links, where the disk can make them, so that a big artifact is there once."""
-    if not (workspace.folder / ".dvc").is_dir():
+    """Set the cache in DVC's configuration of this clone alone, and keep what a user wrote there, such as the keys of a store. DVC links
+    where the disk can, so that a big artifact is there once."""
+    folder = workspace.folder / ".dvc"
+    if not folder.is_dir():
         raise BadInput(f"{workspace.repository}: no project of changepair: there is no folder .dvc in it")
-    text = f"[cache]\n    dir = {workspace.root.resolve() / 'cache'}\n    type = reflink,hardlink,copy\n"
-    write_text(workspace.folder / ".dvc" / "config.local", text)
+    try:
+        with Config(str(folder)).edit("local") as config:
+            config["cache"]["dir"] = str(workspace.root.resolve() / "cache")
+            config["cache"].setdefault("type", ["reflink", "hardlink", "copy"])
+    except ConfigError as error:
+        raise BadInput(
+            f"{workspace.folder / LOCAL}: DVC cannot read its configuration ({' '.join(str(error).split())}); repair it"
+        ) from error
 
 
 def _last_results(workspace: Workspace) -> str | None:

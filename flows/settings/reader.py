@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.common.bounds import MOST
 from tasks.common.errors import BadInput
+from tasks.common.places import PASSWORD_IN_URL, holds_password
 from tasks.common.texts import read_text
 
 FILE = Path("pipelines.yaml")
@@ -124,6 +125,8 @@ def _unusable(value: Any) -> str:
         return f"expected a number up to {MOST:,}" + (f", not {value}" if abs(value) < 10**20 else "")
     if isinstance(value, str) and not all(letter.isprintable() or letter in "\n\t" for letter in value):
         return f"expected text that can be shown, not {value[:80]!r}"
+    if isinstance(value, str) and holds_password(value):
+        return PASSWORD_IN_URL
     return "" if value is None or isinstance(value, (bool, float, int, str)) else f"expected no {type(value).__name__}"
 
 

@@ -8,6 +8,7 @@ Who may read, and where the store is, is said in the environment, as its own too
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, cast
@@ -15,6 +16,15 @@ from typing import Literal, cast
 from tasks.common.errors import BadInput
 
 MARK = "://"
+
+
+WEB = ("http", "https")
+SIGNED = re.compile(r"(^|[&-])(sig|signature|token|access_token|password|secret|api_?key|key|credential)=", re.IGNORECASE)
+PORT = re.compile(r"\d{1,5}/")
+PASSWORD_IN_URL = (
+    "a password or token in a URL would be copied into dvc.yaml, logs and reports; put it in the environment (AWS_ACCESS_KEY_ID, …), in "
+    "`dvc remote modify --local <remote> …`, or in Git's credential helper"
+)
 
 
 STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "paramiko", "s3fs"})
@@ -34,10 +44,26 @@ def is_url(text: str) -> bool:
     return MARK in text
 
 
+def holds_password(address: str) -> bool:
+    """Return whether a URL holds a password, a token or a signature. The user of an SSH address and an @ in an object's key are neither."""
+    scheme, mark, rest = address.partition(MARK)
+    web = scheme.rpartition("+")[2] in WEB
+    user, at, _place = rest.rpartition("@")  # a password may have a / and an @ in it
+    name, colon, password = user.partition(":")
+    return bool(mark) and (
+        bool(at and colon and "/" not in name and not PORT.match(password))
+        or (web and "@" in rest.partition("/")[0])
+        or (web and SIGNED.search(rest.partition("?")[2]) is not None)
+    )
+
+
 def place_of(text: str | Path) -> Path:
-    """Gives the place that a path or a URL names; `~` is the user's folder. Raises BadInput for a URL of a kind that nothing here reads."""
+    """Give the place that a path or a URL names; `~` is the user's folder. Raise BadInput for a URL of a kind that nothing here reads, and
+    for one with a password in it."""
     if not is_url(str(text)):
         return Path(text).expanduser()
+    if holds_password(str(text)):
+        raise BadInput(f"a URL of {str(text).partition(MARK)[0]}{MARK}: {PASSWORD_IN_URL}")
     from upath import UPath  # here, as it costs a tenth of a second, and most projects name no URL
 
     kind, _mark, rest = str(text).partition(MARK)

@@ -1,0 +1,181 @@
+"""Whose code scheduled runs execute, and whose results are adopted: those of the deployment's repository, which the worker allows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from processes import started, wait_until
+from servers import LOGIN, ask, request
+from team import git
+
+from flows.schedule import workspace
+from flows.schedule.deployments import JOB
+from flows.schedule.workspace import Workspace
+from tasks.common.errors import BadInput
+
+OFTEN = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}  # seconds between two looks for what is due, ten by default
+FIGURES = Path("data/evaluation/small/metrics.json")
+
+
+def repository(folder: Path, text: str) -> Path:
+    """A bare repository of a project with nothing but a file, and where its results are."""
+    (folder / ".dvc").mkdir(parents=True)
+    (folder / ".dvc/config").write_text("")
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  code:\n    cmd: python -m flows.code\n")
+    (folder / "pipelines.yaml").write_text(text)
+    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=folder, check=True)
+    commit(folder, text)
+    bare = folder.with_suffix(".git")
+    subprocess.run(["git", "clone", "--quiet", "--bare", str(folder), str(bare)], check=True)
+    return bare
+
+
+def retrain(place: Workspace, figure: str) -> None:
+    """What a scheduled run does with Git, with a figure as the result that another model would have."""
+    revision = workspace.prepare(place, "main", print)
+    file = place.folder / FIGURES
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(figure)
+    workspace.commit_results(place, revision, figure, promoted=True)
+    workspace.send_results(place)
+
+
+def everything(bare: Path) -> str:
+    """Every reference of a repository, and every text that its history ever had."""
+    return git(bare, "for-each-ref") + git(bare, "log", "--all", "--patch", "--format=%H %s")
+
+
+@pytest.mark.parametrize("results", ["branch", "tag"])
+def test_nothing_of_a_fork_reaches_the_origin(tmp_path: Path, results: Any) -> None:
+    """A run of a fork between two ordinary ones is refused, and the second ordinary one goes on from the first."""
+    origin, fork = repository(tmp_path / "origin", "ours: 1"), repository(tmp_path / "fork", "forked: 1")
+    ordinary, forked = (Workspace(tmp_path / "workspaces", "small", str(one), results, None, 60) for one in (origin, fork))
+    retrain(ordinary, "first figure")
+    with pytest.raises(BadInput, match=r"is the workspace of .*origin\.git, not of .*fork\.git"):
+        retrain(forked, "forked figure")
+    retrain(ordinary, "second figure")
+    assert "forked" not in everything(origin) and "second figure" in everything(origin)
+    assert everything(fork).count("figure") == 0
+    newest = "changepair/small" if results == "branch" else "changepair/small/2"
+    assert git(origin, "rev-parse", f"{newest}^1") != git(origin, "rev-parse", "main")  # its parent are the first results
+
+
+def test_results_of_a_fork_that_came_first_are_not_adopted(tmp_path: Path) -> None:
+    origin, fork = repository(tmp_path / "origin", "ours: 1"), repository(tmp_path / "fork", "forked: 1")
+    ordinary, forked = (Workspace(tmp_path / "workspaces", "small", str(one), "branch", None, 60) for one in (origin, fork))
+    retrain(forked, "forked figure")
+    before = everything(origin)
+    with pytest.raises(BadInput, match="move it away"):
+        retrain(ordinary, "first figure")
+    assert everything(origin) == before
+    shutil.move(forked.folder, tmp_path / "away")
+    retrain(ordinary, "first figure")
+    assert "forked" not in everything(origin) and "first figure" in everything(origin)
+
+
+def test_a_workspace_of_the_same_origin_is_kept_however_its_address_is_written(tmp_path: Path) -> None:
+    origin = repository(tmp_path / "origin", "ours: 1")
+    (tmp_path / "link").symlink_to(origin)
+    for number, address in enumerate((str(origin), f"{origin}/", str(tmp_path / "link"))):
+        retrain(Workspace(tmp_path / "workspaces", "small", address, "branch", None, 60), f"figure {number}")
+    assert git(origin, "log", "--first-parent", "--format=%s", "changepair/small").splitlines()[:3] == ["figure 2", "figure 1", "figure 0"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
+    """A project whose pipeline is deployed. Its runs end when they would clone: the repository is not there."""
+    top = tmp_path_factory.mktemp("run")
+    folder = make_project(top / "project", TINY)
+    write_pipelines(folder, TINY | {"runs": {"workspaces": str(top / "workspaces"), "repository": str(top / "gone.git")}})
+    commit(folder)
+    assert run(folder, "changepair", "deploy", PREFECT_API_URL=api).returncode == 0
+    return folder
+
+
+def ended(api: str, **given: Any) -> str:
+    """Asks for a run of the deployment, whether the server finds its parameters right or not; gives the message that it ended with."""
+    [deployment] = ask(api, "deployments")
+    made = request("POST", f"{api}/deployments/{deployment['id']}/create_flow_run", {"enforce_parameter_schema": False, **given})
+
+    def message() -> str:
+        state = request("GET", f"{api}/flow_runs/{made['id']}")["state"]
+        return str(state["message"]) if state["type"] in ("FAILED", "CRASHED", "COMPLETED") else ""
+
+    wait_until(message, what="the end of the run")
+    return message()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"repository": "https://example.org/evil.git"},
+        {"revision": "someone/evil"},
+        {"workspaces": "/home/someone"},
+        {"remote_timeout": 0},
+        {"revisoin": "v2"},
+    ],
+)
+def test_the_server_refuses_what_a_run_cannot_set(project: Path, api: str, parameters: dict[str, Any]) -> None:
+    [deployment] = ask(api, "deployments")
+    asked = httpx.post(f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters}, auth=LOGIN)
+    assert asked.status_code == httpx.codes.CONFLICT and next(iter(parameters)) in asked.text, asked.text
+
+
+def test_the_form_of_a_run_explains_each_parameter(project: Path, api: str) -> None:
+    [deployment] = ask(api, "deployments")
+    properties = deployment["parameter_openapi_schema"]["properties"]
+    assert all(len(one["description"]) > 20 for one in properties.values()), properties
+    assert "dotted keys" in properties["override"]["description"]
+
+
+def test_a_run_that_gets_around_the_server_executes_nothing(project: Path, api: str) -> None:
+    with started(project, "changepair", "serve", PREFECT_API_URL=api, **OFTEN):
+        evil = ended(api, parameters={"repository": str(ROOT)})
+        assert "repository: " in evil and "only override can be set for one run" in evil
+        assert "revision: " in ended(api, parameters={"revision": "evil"})
+        assert "cannot clone" in ended(api, parameters={})  # as far as the deployment's own repository comes
+    assert not (project.parent / "workspaces/small").exists()
+
+
+def test_a_worker_runs_the_code_of_the_repositories_that_its_environment_names(project: Path, api: str) -> None:
+    with started(project, "changepair", "serve", PREFECT_API_URL=api, **OFTEN, CHANGEPAIR_REPOSITORIES="https://example.org/ours.git"):
+        told = ended(api, parameters={})
+    assert "this worker may not run the code of this repository" in told
+    assert json.dumps(told).count("CHANGEPAIR_REPOSITORIES=") == 1
+
+
+def test_what_a_user_wrote_in_the_local_configuration_of_a_workspace_is_kept(tmp_path: Path) -> None:
+    """It is where the keys of a store belong, and no run may take them away."""
+    place = Workspace(tmp_path / "workspaces", "small", str(repository(tmp_path / "origin", "ours: 1")), "branch", None, 60)
+    retrain(place, "first figure")
+    for command in (
+        "remote add --local store s3://there/store",
+        "remote modify --local store read_timeout 7",
+        "config --local cache.type symlink",
+    ):
+        assert run(place.folder, "dvc", *command.split()).returncode == 0
+    retrain(place, "second figure")
+    told = run(place.folder, "dvc", "config", "--list", "--local").stdout.splitlines()
+    assert {"remote.store.url=s3://there/store", "remote.store.read_timeout=7", "cache.type=symlink"} <= set(told)
+    assert f"cache.dir={tmp_path}/workspaces/cache" in told
+    (place.folder / ".dvc/config.local").write_text("[cache\n")
+    with pytest.raises(BadInput, match=r"config\.local: DVC cannot read its configuration .*; repair it"):
+        retrain(place, "third figure")
+
+
+def test_a_run_of_a_work_pool_of_ours_chooses_neither_its_command_nor_its_environment(api: str) -> None:
+    chosen = {"command": "touch pwned", "env": {"CHANGEPAIR_REPOSITORIES": "evil", "PYTHONPATH": "/evil"}, "working_dir": "/evil"}
+    for template, taken in ((JOB, False), (ProcessWorker.get_default_base_job_template(), True)):
+        with temporary_settings({PREFECT_API_URL: api}):
+            job = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, dict(chosen)))
+        assert (job.command == "touch pwned") == (job.env == chosen["env"]) == (job.working_dir == Path("/evil")) == taken
