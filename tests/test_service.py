@@ -40,7 +40,7 @@ from tasks.prediction.batching import Batcher, Busy
 from tasks.prediction.models import Named
 from tasks.prediction.outputs import FULL
 from tasks.prediction.pictures import as_picture
-from tasks.prediction.predictor import Predictor
+from tasks.prediction.predictor import Predictor, score_of
 
 TEXTURE = skimage.data.brick()
 
@@ -216,21 +216,21 @@ def test_tiles_and_prompts_of_many_make_batches_that_change_no_score(model: Name
     sizes: list[int] = []
     batcher = Batcher(batch_size=5, report=sizes.append)
     asked = [(own, as_picture(crop(number))) for number in range(6) for own in owns]
-    futures = [batcher.submit(own, picture) for own, picture in asked]
-    scores = [future.result().score for future in futures]
+    futures = [batcher.submit(own, own.cut(picture)) for own, picture in asked]
+    scores = [score_of(future.result()) for future in futures]
     batcher.close()
     assert scores == pytest.approx([own(picture).scores[0] for own, picture in asked], abs=1e-6)
     assert sum(sizes) == 6 * (1 + 4 + 1) and max(sizes) == 5
     with pytest.raises(Busy):
-        batcher.submit(*asked[0])
+        batcher.submit(asked[0][0], [])
 
 
 def test_a_batch_that_fails_is_told_and_the_next_is_scored(prompted: Predictor) -> None:
     batcher = Batcher()
     broken = Predictor(prompted.model, prompted=prompted.prompted)
     broken._memory = [torch.zeros(1)]
-    assert batcher.submit(broken, as_picture(crop(0))).exception(20) is not None
-    assert batcher.submit(prompted, as_picture(crop(0))).result(20).score > 0
+    assert batcher.submit(broken, broken.cut(as_picture(crop(0)))).exception(20) is not None
+    assert score_of(batcher.submit(prompted, prompted.cut(as_picture(crop(0)))).result(20)) > 0
     batcher.close()
 
 
