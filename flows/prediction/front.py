@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import ipaddress
-import os
 import secrets
 import socket
 import time
@@ -22,10 +20,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tasks.common.errors import BadInput
+from flows.arguments import TOKEN
 
-TOKEN = "CHANGEPAIR_API_TOKEN"
-"""The environment variable with the token of the API and of the pages."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
@@ -180,15 +176,6 @@ def _is_given(authorization: bytes, token: str) -> bool:
             return secrets.compare_digest(base64.b64decode(given, validate=True).partition(b":")[2], token.encode())
         return False
     return scheme.lower() == b"bearer" and secrets.compare_digest(given.strip(), token.encode())
-
-
-def token_for(listening: socket.socket) -> str | None:
-    """Return the token, or None. Raises BadInput if there is none although other machines can reach the address."""
-    token = os.environ.get(TOKEN) or None
-    address = listening.getsockname()[0]
-    if token is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        raise BadInput(f"--host {address}: other machines can reach it, and there is no token; set {TOKEN}, or listen on 127.0.0.1")
-    return token
 
 
 def serve_app(app: ASGIApp, listening: socket.socket, *, ending_seconds: int, **options: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from flows.arguments import COUNT, check_options, listening
+from flows.arguments import COUNT, check_options, listening, token_for
 from flows.prediction import options
 from flows.prediction.options import load, tell
 from tasks.common.bounds import MOST, Between
@@ -65,7 +65,7 @@ def serve(arguments: argparse.Namespace) -> None:
     folders = _kits(arguments.kits)
     with listening(arguments.host, arguments.port) as own:
         from flows.prediction.budget import default_budget, return_freed_memory
-        from flows.prediction.front import LOCAL, serve_app, token_for
+        from flows.prediction.front import LOCAL, serve_app
         from flows.prediction.service import Limits, make_app
         from tasks.prediction.predictor import Predictor
 
