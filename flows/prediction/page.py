@@ -34,7 +34,7 @@ def add_address(parser: argparse.ArgumentParser, port: int) -> None:
 
 def gradio_in(work: Path) -> Any:
     """Imports Gradio so that it asks nobody for anything, and keeps what is uploaded in `work`. Raises BadInput if it is not there."""
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(work / "uploads"), HF_HUB_DISABLE_TELEMETRY="1")
+    os.environ["GRADIO_TEMP_DIR"] = str(work / "uploads")
     try:
         import gradio
     except ModuleNotFoundError as error:
