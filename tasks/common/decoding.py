@@ -28,6 +28,8 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".
 """Suffixes of picture files, in small letters."""
 MAX_PIXELS = 100_000_000
 """Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb."""
+if Image.MAX_IMAGE_PIXELS is not None:  # from there on Pillow warns, which ends in an error where warnings are errors
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 STRIP = 2**20
 """Pixels that are scaled at a time."""
 MAX_BYTES = 2**30
@@ -180,7 +182,7 @@ def decode(content: bytes) -> Decoded:
             return of_image(image)
         except Undecodable:
             raise
-        except Image.DecompressionBombError as error:
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise Undecodable(f"more than {MAX_PIXELS:,} pixels: a decompression bomb? make it smaller, or cut it") from error
         except UnidentifiedImageError as error:
             raise Undecodable(f"not a picture of a kind that is read here ({', '.join((*FORMATS, DICOM))})") from error
