@@ -175,11 +175,8 @@ def test_a_kit_and_a_model_folder_name_nothing_outside_them(name: str, key: str,
     Predictor.load("patch-residual").prompt(np.zeros((64, 64, 3), np.uint8)).save(kit)
     content = json.loads((kit / KIT_NAME).read_text())
     if key == "prior":
-        content["detector"], content["settings"] = (
-            "metauas-plus",
-            {"metauas-plus": {"kind": "metauas-plus"}, "metauas": {"kind": "metauas"}},
-        )
-        content["settings"]["metauas-plus"] |= {"prior": {"library": "open_clip", "name": name, "weights": "hub"}}
+        content["detector"], content["settings"] = "metauas+", {"metauas+": {}, "metauas": {}}
+        content["settings"]["metauas+"]["prior"] = {"library": "open_clip", "name": name, "weights": "hub"}
     else:
         content["settings"]["patch-residual"]["encoder"] = {"library": "open_clip", "name": name, "weights": "hub"}
     (kit / KIT_NAME).write_text(json.dumps(content))
