@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import os
 import socket
 from collections.abc import Mapping
 
@@ -11,6 +13,8 @@ from tasks.common.errors import BadInput
 from tasks.common.reasons import in_short
 
 COUNT = Between(1, MOST)
+TOKEN = "CHANGEPAIR_API_TOKEN"
+"""The environment variable with the token of the API and of the pages."""
 
 
 def check_options(arguments: argparse.Namespace, bounds: Mapping[str, Between]) -> None:
@@ -32,3 +36,12 @@ def listening(host: str, port: int) -> socket.socket:
         ) from error
     own.set_inheritable(True)
     return own
+
+
+def token_for(listening: socket.socket) -> str | None:
+    """Return the token, or None. Raises BadInput if there is none although other machines can reach the address."""
+    token = os.environ.get(TOKEN) or None
+    address = listening.getsockname()[0]
+    if token is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        raise BadInput(f"--host {address}: other machines can reach it, and there is no token; set {TOKEN}, or listen on 127.0.0.1")
+    return token

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pydicom
 import pytest
 import skimage.data
 import tifffile
+from conftest import ROOT
 from dicoms import as_dicom
 from PIL import Image, ImageOps
 from pydicom.pixels.processing import apply_voi_lut
@@ -357,3 +360,29 @@ def test_other_modes_are_converted_as_pillow_converts(mode: str, tmp_path: Path)
     file = tmp_path / "picture.tif"
     Image.fromarray(EIGHT).convert(mode).save(file)
     assert (read_file(file) == READERS[mode](file.read_bytes())).all()
+
+
+@pytest.mark.parametrize(("height", "message"), [(9000, ""), (10_000, ""), (10_001, "more than 100,000,000")])
+def test_the_largest_picture_has_the_stated_number_of_pixels(height: int, message: str) -> None:
+    """Also where warnings are errors, in threads: Pillow warns from 89,478,485 pixels on."""
+    program = f"""
+import io, warnings
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from tasks.common.decoding import Undecodable, decode, open_image
+stream = io.BytesIO()
+Image.new("1", (10_000, {height})).save(stream, "BMP")
+warnings.simplefilter("error")
+try:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _number: open_image(io.BytesIO(stream.getvalue())), range(200)))
+except Image.DecompressionBombWarning:
+    print("warned")
+try:
+    print(decode(stream.getvalue()).samples.shape)
+except Undecodable as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    warned, said = "warned" in result.stdout, result.stdout.splitlines()[-1]
+    assert (message in said and warned) if message else (said == f"({height}, 10000, 3)" and not warned)

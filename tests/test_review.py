@@ -157,3 +157,5 @@ def test_what_is_wrong_is_told_in_a_line(project: Path, tmp_path: Path) -> None:
     assert away.returncode == 2 and "nothing was scored there yet" in away.stderr and away.stderr.count("\n") == 1
     unknown = run(project, "changepair", "review", "smal")
     assert unknown.returncode == 2 and "did you mean" in unknown.stderr and unknown.stderr.count("\n") == 1
+    exposed = run(project, "changepair", "review", "small", "--host", "0.0.0.0", "--port", "0", CHANGEPAIR_API_TOKEN="")
+    assert exposed.returncode == 2 and "other machines can reach it, and there is no token" in exposed.stderr

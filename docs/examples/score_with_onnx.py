@@ -9,6 +9,8 @@ import math
 import os
 import sys
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, which writes an id of the machine otherwise
+
 import numpy as np
 import onnxruntime
 from PIL import Image

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.arguments import listening
+from flows.arguments import listening, token_for
 from flows.prediction.options import tell
 from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
 from tasks.common.errors import BadInput
@@ -51,7 +51,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def review(arguments: argparse.Namespace) -> None:
-    """Serves the page until stopped. Raises BadInput for a line of which nothing was said yet, and a port that is taken."""
+    """Serve the page until stopped. Raises BadInput if no picture of the line was scored yet, or the address cannot be used."""
     from flows.monitoring.line import Line, line_of
     from tasks.monitoring.record import Record
 
@@ -62,12 +62,12 @@ def review(arguments: argparse.Namespace) -> None:
         raise BadInput(
             f"{line.record.folder}: nothing was scored there yet; `changepair score {line.pipeline}` does, --record names another folder"
         )
-    listening(arguments.host, arguments.port).close()  # told before anything is loaded
-    line.verdicts.has_normals([*line.prompts, *line.normals], line.intensity)
-    with tempfile.TemporaryDirectory(prefix="changepair-review-") as work:
+    with listening(arguments.host, arguments.port) as own, tempfile.TemporaryDirectory(prefix="changepair-review-") as work:
+        token_for(own)  # reported before anything is loaded
+        line.verdicts.has_normals([*line.prompts, *line.normals], line.intensity)
         gradio = gradio_in(Path(work))
         tell(f"what you say is kept in {line.verdicts.folder}, a dataset that pipelines.yaml may name")
-        serve_page(gradio, make_page(gradio, line), arguments.host, arguments.port, head=KEYS)
+        serve_page(gradio, make_page(gradio, line), own, head=KEYS)
 
 
 @dataclass

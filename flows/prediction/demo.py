@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.arguments import listening
+from flows.arguments import listening, token_for
 from flows.prediction import options
 from flows.prediction.options import load
 from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
@@ -47,13 +47,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Serves the page until stopped. Raises BadInput for what cannot be loaded, and a port that is taken."""
-    listening(arguments.host, arguments.port).close()  # told before anything is loaded
-    predictor = load(arguments)
-    with tempfile.TemporaryDirectory(prefix="changepair-demo-") as work:
+    """Serve the page until stopped. Raises BadInput if the model cannot be loaded, or the address cannot be used."""
+    with listening(arguments.host, arguments.port) as own, tempfile.TemporaryDirectory(prefix="changepair-demo-") as work:
+        token_for(own)  # reported before anything is loaded
+        predictor = load(arguments)
         gradio = gradio_in(Path(work))
         page = make_page(gradio, predictor, Path(work))
-        serve_page(gradio, page, arguments.host, arguments.port)
+        serve_page(gradio, page, own)
 
 
 @dataclass

@@ -1,16 +1,18 @@
-"""What pages have in common: Gradio that asks nobody for anything, served until stopped."""
+"""Serve the pages of `changepair demo` and `changepair review`, which Gradio draws and which load nothing from the network."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.arguments import token_for
 from flows.prediction.options import tell
 from tasks.common.errors import BadInput
 from tasks.common.stopping import EXIT_CODE
@@ -32,7 +34,7 @@ def add_address(parser: argparse.ArgumentParser, port: int) -> None:
 
 def gradio_in(work: Path) -> Any:
     """Imports Gradio so that it asks nobody for anything, and keeps what is uploaded in `work`. Raises BadInput if it is not there."""
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(work / "uploads"), HF_HUB_DISABLE_TELEMETRY="1")
+    os.environ["GRADIO_TEMP_DIR"] = str(work / "uploads")
     try:
         import gradio
     except ModuleNotFoundError as error:
@@ -40,29 +42,34 @@ def gradio_in(work: Path) -> Any:
     return gradio
 
 
-def serve_page(gradio: Any, page: Any, host: str, port: int, *, head: str = "") -> None:
-    """Serves until Ctrl-C or SIGTERM. head: of the page, in HTML."""
+def serve_page(gradio: Any, page: Any, listening: socket.socket, *, head: str = "") -> None:
+    """Serve a page until Ctrl-C or SIGTERM. head: of the page, in HTML."""
+    from fastapi import FastAPI
+
+    from flows.prediction.front import LOCAL, Front, Rules, serve_app
+
     system = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none is fetched
     page.queue(default_concurrency_limit=1, max_size=32)
-    page.launch(
+    page.state_session_capacity = 100
+    host, port = listening.getsockname()[:2]
+    app = gradio.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        "/",
         server_name=host,
         server_port=port,
-        share=False,
-        quiet=True,
         show_error=True,
         max_file_size=MOST_BYTES,
-        prevent_thread_lock=True,
         theme=system,
         css=CSS,
         head=head,
         footer_links=[],
         ssr_mode=False,
         run_history=False,
-        state_session_capacity=100,
     )
-    tell(f"the page is at http://{host}:{page.server_port}")
+    tell(f"the page is at http://{host}:{port}")
     signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(EXIT_CODE))  # as Ctrl-C, so that what was uploaded is deleted
-    page.block_thread()
+    serve_app(Front(app, Rules(token=token_for(listening), hosts=LOCAL)), listening, ending_seconds=1)
 
 
 @contextmanager

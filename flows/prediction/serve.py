@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import suppress
 from pathlib import Path
 
-from flows.arguments import COUNT, check_options, listening
+from flows.arguments import COUNT, check_options, listening, token_for
 from flows.prediction import options
 from flows.prediction.options import load, tell
 from tasks.common.bounds import MOST, Between
 from tasks.common.errors import BadInput
 from tasks.prediction.files import is_kit
 
-TOKEN = "CHANGEPAIR_API_TOKEN"
 SECONDS = Between(0.001, MOST)
-EXAMPLES = f"""examples:
+EXAMPLES = """examples:
   changepair api --kit line-3
   changepair api --kits kits/ --port 8080            # every kit in the folder, by its name
   changepair api                                     # clients bring their prompts
   curl -F pictures=@part.png http://127.0.0.1:8000/v1/predict
   curl -F pictures=@normal.png http://127.0.0.1:8000/v1/prompts
 
-The token that clients must send is read from the environment, {TOKEN}; without it there is none.
+Clients must send the token in the environment variable CHANGEPAIR_API_TOKEN. Without one, only this machine can use the service.
 """
 
 
@@ -48,6 +46,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         ("--most-megabytes", 64, "a request's size"),
     ):
         parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (%(default)s)")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        metavar="MB",
+        help="for the pictures and prompts of all clients, and the kits; a request that needs more gets 413 (half of the memory of the "
+        "machine or the container, at most 4294)",
+    )
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="until a request is given up with 504 (%(default)s)")
     parser.set_defaults(run=serve)
 
@@ -55,28 +60,31 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Runs the service until SIGTERM or Ctrl-C. Raises BadInput for what cannot be loaded, and a port that is taken."""
     counts = ("batch_size", "most_waiting", "most_pictures", "most_megabytes")
-    check_options(arguments, {**dict.fromkeys(counts, COUNT), "timeout": SECONDS})
+    optional = ("memory",) if arguments.memory is not None else ()
+    check_options(arguments, {**dict.fromkeys((*counts, *optional), COUNT), "timeout": SECONDS})
     folders = _kits(arguments.kits)
     with listening(arguments.host, arguments.port) as own:
-        predictor = load(arguments)
-        import uvicorn
-
+        from flows.prediction.budget import default_budget, return_freed_memory
+        from flows.prediction.front import LOCAL, serve_app
         from flows.prediction.service import Limits, make_app
         from tasks.prediction.predictor import Predictor
 
+        token = token_for(own)
+        return_freed_memory()
+        predictor = load(arguments)
         limits = Limits(
             pictures=arguments.most_pictures,
             megabytes=arguments.most_megabytes,
             waiting=arguments.most_waiting,
+            memory=default_budget() if arguments.memory is None else arguments.memory * 1_000_000,
             seconds=arguments.timeout,
         )
         kits = {folder.name: Predictor.load(folder) for folder in folders}
-        app = make_app(predictor, kits, limits=limits, batch_size=arguments.batch_size, token=os.environ.get(TOKEN) or None)
+        app = make_app(predictor, kits, limits=limits, batch_size=arguments.batch_size, token=token, hosts=LOCAL)
         host, port = own.getsockname()[:2]
         tell(f"serving {predictor.model.name} at http://{host}:{port}; its page is /docs")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=round(arguments.timeout) + 5))
         with suppress(KeyboardInterrupt):
-            server.run(sockets=[own])
+            serve_app(app, own, ending_seconds=round(arguments.timeout) + 5)
 
 
 def _kits(folder: Path | None) -> list[Path]:

@@ -1,57 +1,89 @@
-"""The service `changepair api`: clients give prompts, or name a kit, and send pictures; HTTP, OpenAPI at /docs.
+"""The service `changepair api`: clients send prompts, or name a kit, and send pictures. HTTP, with OpenAPI at /docs.
 
-A request's pictures are checked and decoded in threads, wait in one bounded queue, and are scored in batches across requests. What does not
-fit the queue is refused with 429, what takes too long given up with 504, and after SIGTERM what began is ended.
+Each request is charged for the memory that its pictures take, from their headers, before one is decoded. The pictures are decoded one
+after the other, cut, queued as tiles, and scored in batches across requests. A request that fits neither the queue nor the memory gets
+429, one that takes too long gets 504. After SIGTERM the service finishes the requests that it accepted.
 """
 # Annotations are no strings here: FastAPI evaluates those, and knows nothing of a function's own names.
 
 import asyncio
 import base64
 import secrets
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel
+from starlette.types import Scope
 
-from flows.prediction.body_limit import BodyLimit
-from tasks.common.decoding import Decoded
+from flows.prediction.budget import Budget, Full, TooLarge, default_budget, in_thread
+from flows.prediction.front import Front, Rules
 from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture
+from tasks.common.tiles import grid_of
 from tasks.detectors.models.detector import ANY_CATEGORY
 from tasks.prediction.batching import Batcher, Busy
+from tasks.prediction.memory import Needs, needs_of
 from tasks.prediction.outputs import Verdict, line_of, map_png
 from tasks.prediction.pictures import as_decoded, scaled
-from tasks.prediction.predictor import Prediction, Predictor
+from tasks.prediction.predictor import BATCH, Predictor, Said, Tile, score_of
 
 DEFAULT_KIT = "default"
 LATENCIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
 
 
+BODIES = 0.25
+"""Share of the memory that bodies of requests may take."""
+MAP_BYTES, ANSWER_BYTES = 20, 10
+"""Bytes a pixel that a map takes while it is joined and written as PNG, and at most in the answer, as base64 in JSON."""
+ENCODING = 40
+"""Bytes that encoding takes for each byte of a tile. Measured with the packaged detectors: 24 to 30."""
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for."""
+    """What clients may ask for."""
 
     pictures: int = 32
-    """A request."""
+    """Of a request."""
     megabytes: int = 64
-    """A request's body, at most."""
+    """Largest body of a request."""
     waiting: int = 64
-    """Pictures of all clients that may wait; those beyond get 429."""
+    """Largest number of pictures in the queue; a request with more gets 429."""
+    requests: int = 128
+    """Largest number of requests at a time; those beyond get 429."""
+    memory: int = field(default_factory=default_budget)
+    """Bytes for the pictures and prompts of all clients, and the kits. A request that they cannot hold gets 413, one that has to wait for
+    longer than `patience` gets 429."""
+    patience: float = 5.0
+    """Seconds that a request waits for memory."""
     seconds: float = 30.0
-    """Until a request is given up with 504."""
+    """Until the body of a request is complete (else 408), and from there until the answer is complete (else 504)."""
     prompted: int = 64
-    """Sets of prompts that are remembered; of more the one that was used the longest ago is dropped."""
+    """Largest number of prompt sets; the least recently used are dropped, also when their memory is needed."""
     category: int = 100
     """Letters."""
+
+
+@dataclass
+class PromptSet:
+    """Prompts that a client sent."""
+
+    predictor: Predictor
+    size: int
+    """Bytes."""
+    users: int = 0
+    """Requests that are using it."""
 
 
 class Scored(BaseModel):
@@ -101,6 +133,7 @@ class Metrics:
         self.scores = Histogram("changepair_scores", "Image scores", ["kit"], buckets=[place / 20 for place in range(1, 20)], **own)
         self.batches = Histogram("changepair_batch_tiles", "Tiles a batch", buckets=(1, 2, 4, 8, 16, 32), **own)
         self.waiting = Gauge("changepair_waiting_pictures", "Pictures that wait", **own)
+        self.memory = Gauge("changepair_memory_bytes", "Memory that requests, prompts and kits are charged for", **own)
         self.prompted = Gauge("changepair_prompt_sets", "Sets of prompts that are remembered", **own)
 
 
@@ -108,9 +141,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A picture or a value that cannot be used; `detail` says which and why"},
     401: {"model": Problem, "description": "No token, or a wrong one"},
     404: {"model": Problem, "description": "No such kit or prompts; prompts that were long unused are dropped"},
-    413: {"model": Problem, "description": "The request is larger than it may be"},
-    429: {"model": Problem, "description": "Too many pictures wait; try again after the seconds in Retry-After"},
-    504: {"model": Problem, "description": "It took longer than it may"},
+    408: {"model": Problem, "description": "The body was not complete in time"},
+    413: {"model": Problem, "description": "The body is too large, or its pictures need more memory than the service has"},
+    429: {"model": Problem, "description": "The queue or the memory is full; try again after the seconds in Retry-After"},
+    503: {"model": Problem, "description": "The service is ending"},
+    504: {"model": Problem, "description": "The answer was not complete in time"},
 }
 
 
@@ -119,48 +154,73 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def make_app(
-    predictor: Predictor, kits: Mapping[str, Predictor], *, limits: Limits = Limits(), batch_size: int = 8, token: str | None = None
+    predictor: Predictor,
+    kits: Mapping[str, Predictor],
+    *,
+    limits: Limits | None = None,
+    batch_size: int = BATCH,
+    token: str | None = None,
+    hosts: tuple[str, ...] | None = None,
 ) -> FastAPI:
-    """Makes the service. predictor: its model is held against the prompts that clients give; ready, it is the kit `default` too. kits: by
-    name. token: that clients must send as `Authorization: Bearer <token>`; None for no such check."""
+    """Make the service. Raises BadInput if the kits alone take more memory than `limits` has.
+
+    predictor: compared with the prompts that clients send; if it has prompts, it is also the kit `default`. kits: by name. token, hosts: as
+    `Rules`.
+    """
+    limits = limits or Limits()
     metrics = Metrics()
     named = {**({DEFAULT_KIT: predictor} if predictor.ready else {}), **kits}
-    remembered: OrderedDict[str, Predictor] = OrderedDict()
+    remembered: OrderedDict[str, PromptSet] = OrderedDict()
+
+    def drop() -> bool:
+        """Forget the least recently used prompts that no request is using."""
+        name = next((name for name, one in remembered.items() if not one.users), None)
+        if name is not None:
+            budget.used -= remembered.pop(name).size
+        return name is not None
+
+    bodies = int(BODIES * limits.memory)
+    budget = Budget(limits.memory - bodies, most_waiting=limits.requests, patience=limits.patience, drop=drop)
+    budget.used = sum(_bytes_of(one) for one in named.values())
+    if budget.used >= budget.total:
+        raise BadInput(f"the kits take {budget.used / 1e9:.2g} of {limits.memory / 1e9:.2g} GB; give more --memory, or fewer kits")
     batcher = Batcher(batch_size=batch_size, most=limits.waiting, report=metrics.batches.observe)
     metrics.waiting.set_function(lambda: batcher.waiting)
     metrics.prompted.set_function(lambda: len(remembered))
+    metrics.memory.set_function(lambda: budget.used)
+    side = predictor.model.looks.resolution
+    with torch.inference_mode():
+        blank = predictor.detector.memorise(torch.zeros(1, 3, side, side, device=predictor.device))
+    of_a_tile = sum(part.nbytes for part in blank)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(batcher.close)
-
-    bearer = HTTPBearer(auto_error=False)
-
-    def known(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        given = credentials.credentials if credentials is not None else ""
-        if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401, "send the token as `Authorization: Bearer <token>`", {"WWW-Authenticate": "Bearer"})
+        await in_thread(batcher.close)
 
     app = FastAPIOffline(  # its page of /docs needs no other host
         title="changepair",
         description="Scores pictures against a few normal ones: 0 normal … 1 anomalous, and where.",
         lifespan=lifespan,
     )
-    app.add_middleware(BodyLimit, most=limits.megabytes * 1_000_000)
-    guarded: Any = {"dependencies": [Depends(known)]}
+    rules = Rules(
+        token=token,
+        hosts=hosts,
+        free=("/health", "/ready"),
+        body=limits.megabytes * 1_000_000,
+        bodies=bodies,
+        requests=limits.requests,
+        body_seconds=limits.seconds,
+        answer_seconds=limits.seconds,
+    )
 
-    @app.middleware("http")
-    async def count(request: Request, handle: Any) -> Response:
-        start, status = time.perf_counter(), 500
-        try:
-            response: Response = await handle(request)
-            status = response.status_code
-            return response
-        finally:
-            route = getattr(request.scope.get("route"), "path", "none")  # never the path itself, which a client may make up
-            metrics.requests.labels(route, status).inc()
-            metrics.latency.labels(route).observe(time.perf_counter() - start)
+    def count(scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")  # never the path itself, which a client may make up
+        metrics.requests.labels(route, status).inc()
+        metrics.latency.labels(route).observe(seconds)
+
+    app.add_middleware(Front, rules=rules, report=count)
+    guarded: Any = {"dependencies": [Depends(HTTPBearer(auto_error=False))]}  # for OpenAPI; Front checks the token
 
     @app.exception_handler(BadInput)
     async def tell(_request: Request, error: BadInput) -> Response:
@@ -171,11 +231,10 @@ def make_app(
         """Tells that the process lives."""
         return {"status": "alive"}
 
-    @app.get("/ready", responses={503: {"model": Problem}})
+    @app.get("/ready", responses=_problems(503))
     async def ready() -> dict[Literal["status"], str]:
         """Tells whether pictures can be scored now."""
-        if not batcher.alive:
-            raise HTTPException(503, "ending")
+        _check_alive()
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response, responses=_problems(401), **guarded)
@@ -188,29 +247,43 @@ def make_app(
         """Lists the kits that `predict` may name."""
         return list(named)
 
-    @app.post("/v1/prompts", status_code=201, responses=_problems(400, 401, 413, 429), **guarded)
+    @app.post("/v1/prompts", status_code=201, responses=_problems(400, 401, 408, 413, 429, 503, 504), **guarded)
     async def prompt(
         pictures: Annotated[list[UploadFile], File(description="Normal pictures")],
         category: Annotated[str, Form(max_length=limits.category, description="What they show, for detectors that read")] = ANY_CATEGORY,
     ) -> Prompted:
         """Remembers normal pictures for later requests."""
-        given = [decoded for _name, decoded in await _read(pictures)]
-        new = Predictor(predictor.model, device=predictor.device)
+        _check_alive()
+        needs = await _needs(pictures)
+        new, stop = Predictor(predictor.model, device=predictor.device), threading.Event()
+
+        def check() -> None:
+            if stop.is_set():
+                raise TimeoutError
+
+        async def remember() -> str:
+            given = [await in_thread(partial(as_decoded, content, name)) async for name, content in _each(pictures)]
+            await in_thread(lambda: new.prompt(given, category=category, check=check), stop.set)
+            one, name = PromptSet(new, sum(part.nbytes for part in new.prompted.memory)), secrets.token_urlsafe(16)
+            while len(remembered) >= limits.prompted and drop():
+                pass
+            budget.used += one.size
+            remembered[name] = one
+            return name
+
         async with prompting:
-            await run_in_threadpool(lambda: new.prompt(given, category=category))
-        name = secrets.token_urlsafe(16)
-        remembered[name] = new
-        while len(remembered) > limits.prompted:
-            remembered.popitem(last=False)
-        return Prompted(prompts=name, pictures=len(given))
+            return Prompted(prompts=await _charged(_prompting(needs), remember), pictures=len(pictures))
 
     @app.delete("/v1/prompts/{prompts}", status_code=204, responses=_problems(401, 404), **guarded)
     async def forget(prompts: str) -> None:
         """Forgets prompts."""
-        if remembered.pop(prompts, None) is None:
+        one = remembered.pop(prompts, None)
+        if one is None:
             raise HTTPException(404, "no such prompts")
+        if not one.users:
+            budget.give(one.size)
 
-    @app.post("/v1/predict", responses=_problems(400, 401, 404, 413, 429, 504), **guarded)
+    @app.post("/v1/predict", responses=_problems(400, 401, 404, 408, 413, 429, 503, 504), **guarded)
     async def predict(
         pictures: Annotated[list[UploadFile], File(description="Pictures to score")],
         prompts: Annotated[str | None, Form(description="As POST /v1/prompts gave it")] = None,
@@ -219,62 +292,110 @@ def make_app(
     ) -> Answer:
         """Scores pictures."""
         start = time.perf_counter()
-        name, own = _found(prompts, kit)
-        given = await _read(pictures)
-        shown = await run_in_threadpool(lambda: [scaled(decoded, of, own.prompted.intensity) for of, decoded in given])
-        try:
-            futures = await run_in_threadpool(lambda: _submitted(own, shown))
-        except Busy as error:
-            raise HTTPException(429, "too many pictures wait; try again", {"Retry-After": "1"}) from error
-        try:
-            async with asyncio.timeout(limits.seconds - (time.perf_counter() - start)):
-                predictions: list[Prediction] = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        except TimeoutError as error:
-            raise HTTPException(504, f"not scored within {limits.seconds:g} seconds") from error
-        finally:
-            for future in futures:
-                future.cancel()
-        scored = []
-        for upload, one in zip(pictures, predictions, strict=True):
-            line = line_of(upload.filename or "", one.score, own.threshold)
+        _check_alive()
+
+        async def score() -> list[Scored]:
+            queued: list[Any] = []
+            try:
+                async for of, content in _each(pictures):
+                    size, tiles = await in_thread(partial(_cut, own, of, content))
+                    queued.append((size, batcher.submit(own, tiles)))
+                said = await asyncio.gather(*(asyncio.wrap_future(future) for _size, future in queued))
+                pairs = zip(pictures, queued, said, strict=True)
+                return [await _scored(own, upload.filename or "", size, one) for upload, (size, _future), one in pairs]
+            finally:
+                for _size, future in queued:
+                    future.cancel()
+
+        async def _scored(own: Predictor, of: str, size: tuple[int, int], said: list[Said]) -> Scored:
+            line = line_of(of, score_of(said), own.threshold)
             metrics.pictures.labels(name, line.verdict or "none").inc()
-            metrics.scores.labels(name).observe(one.score)
-            png = await run_in_threadpool(map_png, one.map) if maps else None
-            scored.append(Scored(**vars(line), map=None if png is None else base64.b64encode(png).decode()))
+            metrics.scores.labels(name).observe(line.score)
+            shown = await in_thread(lambda: base64.b64encode(map_png(own.map_of(said, size))).decode()) if maps else None
+            return Scored(**vars(line), map=shown)
+
+        with _found(prompts, kit) as (name, own):
+            scored = await _charged(_scoring(own, await _needs(pictures), maps), score)
         return Answer(detector=own.model.name, predictions=scored, seconds=time.perf_counter() - start)
 
-    prompting = asyncio.Lock()  # one set of prompts is encoded at a time, so that many clients do not take all memory
+    prompting = asyncio.Lock()  # one set of prompts is encoded at a time
 
-    def _found(prompts: str | None, kit: str | None) -> tuple[str, Predictor]:
+    @contextmanager
+    def _found(prompts: str | None, kit: str | None) -> Iterator[tuple[str, Predictor]]:
+        """Find prompts or a kit. Prompts are not dropped while they are in use."""
         if prompts is not None and kit is not None:
             raise BadInput("prompts and kit: one of them, not both")
-        if prompts is not None:
-            if prompts not in remembered:
-                raise HTTPException(404, "no such prompts; they may have been dropped, so send them again")
-            remembered.move_to_end(prompts)
-            return "prompts", remembered[prompts]
-        wanted = kit or DEFAULT_KIT
-        if wanted not in named:
-            raise HTTPException(404, f"no kit {wanted!r}; there is {', '.join(named) or 'none, so send prompts'}")
-        return wanted, named[wanted]
+        if prompts is None:
+            wanted = kit or DEFAULT_KIT
+            if wanted not in named:
+                raise HTTPException(404, f"no kit {wanted!r}; there is {', '.join(named) or 'none, so send prompts'}")
+            yield wanted, named[wanted]
+            return
+        if prompts not in remembered:
+            raise HTTPException(404, "no such prompts; they may have been dropped, so send them again")
+        remembered.move_to_end(prompts)
+        one = remembered[prompts]
+        one.users += 1
+        try:
+            yield "prompts", one.predictor
+        finally:
+            one.users -= 1
+            budget.give(0 if one.users or prompts in remembered else one.size)
 
-    async def _read(uploads: list[UploadFile]) -> list[tuple[str, Decoded]]:
+    def _check_alive() -> None:
+        if not batcher.alive:
+            raise HTTPException(503, "the service is ending", {"Retry-After": "10"})
+
+    async def _needs(uploads: list[UploadFile]) -> list[Needs]:
         if len(uploads) > limits.pictures:
             raise BadInput(f"{len(uploads)} pictures, more than the {limits.pictures} a request may have")
-        pictures = []
-        for place, upload in enumerate(uploads):
-            content, name = await upload.read(), f"picture {place + 1}" + (f" ({upload.filename[:100]})" if upload.filename else "")
-            pictures.append((name, await run_in_threadpool(as_decoded, content, name)))
-        return pictures
+        return [await in_thread(partial(needs_of, content)) async for _name, content in _each(uploads)]
 
-    def _submitted(own: Predictor, pictures: list[Picture]) -> list[Any]:
-        futures: list[Any] = []
+    def _scoring(own: Predictor, needs: list[Needs], maps: bool) -> int:
+        """Return the bytes that scoring takes: a picture at a time, and the tiles and maps of all."""
+        tiles = len(needs) * own.prompted.grid.tiles * _tile_bytes(own)
+        largest, pixels = max(one.pixels for one in needs), sum(one.pixels for one in needs)
+        return max(one.decoding for one in needs) + tiles + maps * (MAP_BYTES * largest + ANSWER_BYTES * pixels)
+
+    def _prompting(needs: list[Needs]) -> int:
+        """Return the bytes that prompting takes, with the set of prompts: all pictures, mirror images of some, and their tiles."""
+        count, largest = len(needs), max(one.pixels for one in needs)
+        tiles = predictor.model.looks.tiles
+        grid = grid_of(tiles, [one.size for one in needs])
+        mirrored = min(count, 2 * max(1, BATCH // grid.tiles))
+        scoring = (3 * mirrored + MAP_BYTES) * largest + mirrored * grid.tiles * _tile_bytes(predictor)
+        held = sum(one.held for one in needs) + count * (ENCODING * _tile_bytes(predictor) + 2 * grid.tiles * of_a_tile)
+        return held + max(*(one.decoding for one in needs), scoring)
+
+    async def _charged(size: int, work: Callable[[], Awaitable[Result]]) -> Result:
         try:
-            futures += [batcher.submit(own, picture) for picture in pictures]
-        except Busy:
-            for future in futures:
-                future.cancel()
-            raise
-        return futures
+            return await budget.hold(size, work)
+        except TooLarge as error:
+            raise HTTPException(413, str(error)) from error
+        except (Busy, Full) as error:
+            what = "pictures in the queue" if isinstance(error, Busy) else "pictures for the memory"
+            raise HTTPException(429, f"too many {what}; try again", {"Retry-After": "1"}) from error
 
     return app
+
+
+def _cut(own: Predictor, name: str, content: bytes) -> tuple[tuple[int, int], list[Tile]]:
+    """Decode a picture. Return its height and width, and its tiles."""
+    picture = scaled(as_decoded(content, name), name, own.prompted.intensity)
+    return picture.shape[:2], own.cut(picture)
+
+
+async def _each(uploads: list[UploadFile]) -> AsyncIterator[tuple[str, bytes]]:
+    """Read one file after the other, with its name for messages."""
+    for place, upload in enumerate(uploads):
+        await upload.seek(0)
+        yield f"picture {place + 1}" + (f" ({upload.filename[:100]})" if upload.filename else ""), await upload.read()
+
+
+def _tile_bytes(own: Predictor) -> int:
+    return 3 * 4 * own.model.looks.resolution**2
+
+
+def _bytes_of(kit: Predictor) -> int:
+    tensors = [*kit.detector.state_dict().values(), *kit.prompted.memory]
+    return sum(tensor.nbytes for tensor in tensors)

@@ -28,6 +28,10 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".
 """Suffixes of picture files, in small letters."""
 MAX_PIXELS = 100_000_000
 """Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb."""
+if Image.MAX_IMAGE_PIXELS is not None:  # from there on Pillow warns, which ends in an error where warnings are errors
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
+STRIP = 2**20
+"""Pixels that are scaled at a time."""
 MAX_BYTES = 2**30
 """Largest decoded size of a deep picture, in bytes."""
 WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
@@ -169,16 +173,16 @@ def decode(content: bytes) -> Decoded:
         try:
             if content[128:132] == b"DICM":
                 return _dicom(content)
-            image = open_image(io.BytesIO(content)) if not _is_deep_tiff(content) else None
+            image = open_image(io.BytesIO(content)) if not is_deep_tiff(content) else None
             if image is None:
                 return _tiff(content)
             refuse_large(image.width, image.height)
-            if _is_deep_png(content):
+            if is_deep_png(content):
                 return _png(content, image)
             return of_image(image)
         except Undecodable:
             raise
-        except Image.DecompressionBombError as error:
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise Undecodable(f"more than {MAX_PIXELS:,} pixels: a decompression bomb? make it smaller, or cut it") from error
         except UnidentifiedImageError as error:
             raise Undecodable(f"not a picture of a kind that is read here ({', '.join((*FORMATS, DICOM))})") from error
@@ -198,11 +202,12 @@ def open_image(stream: Path | IO[bytes]) -> Image.Image:
 
 def of_image(given: Image.Image) -> Decoded:
     """Return the samples of a Pillow image: 8 bits as a viewer shows them, deep modes (I;16, I, F) unchanged. Raises Undecodable."""
-    image = ImageOps.exif_transpose(given)
+    turned = given.getexif().get(0x0112, 1) != 1
+    image = ImageOps.exif_transpose(given) if turned else given  # it copies pictures that need no turn, too
     notes = []
     if getattr(given, "n_frames", 1) > 1:
         notes.append("animated, its first frame taken" if given.format != "TIFF" else f"of {given.n_frames} pages, the first taken")  # type: ignore[attr-defined]
-    if given.getexif().get(0x0112, 1) != 1:
+    if turned:
         notes.append("turned as its EXIF says")
     if image.mode == "I":  # what Pillow holds 16 bits in: of PGM files, and of its older versions
         samples = np.asarray(image)
@@ -221,7 +226,8 @@ def of_image(given: Image.Image) -> Decoded:
         image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
-    return Decoded(np.array(image.convert("RGB")), tuple(notes), alpha, palette=palette, lossy=given.format == "JPEG")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return Decoded(np.array(rgb), tuple(notes), alpha, palette=palette, lossy=given.format == "JPEG")
 
 
 def _is_coloured(image: Image.Image) -> bool:
@@ -234,15 +240,21 @@ def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
     if not decoded.deep:
         return decoded.samples
     low, high = range_of(decoded, intensity)
-    samples = decoded.samples.astype(np.float64)
-    scaled = np.clip((samples - low) * (255.0 / (high - low)), 0, 255)
-    if decoded.inverted:
-        scaled = 255 - scaled
-    if decoded.alpha is not None:
-        alpha = decoded.alpha if scaled.ndim == 2 else decoded.alpha[..., None]
-        scaled = alpha * scaled + (1 - alpha) * 255
-    eight = np.rint(scaled).astype(np.uint8)
-    return eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, axis=2)
+    height, width = decoded.size
+    picture = np.empty((height, width, 3), np.uint8)
+    step = max(1, STRIP // width)
+    for top in range(0, height, step):  # float64 samples of a whole picture take many times its own size
+        rows = np.s_[top : top + step]
+        samples = decoded.samples[rows].astype(np.float64)
+        scaled = np.clip((samples - low) * (255.0 / (high - low)), 0, 255)
+        if decoded.inverted:
+            scaled = 255 - scaled
+        if decoded.alpha is not None:
+            alpha = decoded.alpha[rows] if scaled.ndim == 2 else decoded.alpha[rows][..., None]
+            scaled = alpha * scaled + (1 - alpha) * 255
+        eight = np.rint(scaled).astype(np.uint8)
+        picture[rows] = eight if eight.ndim == 3 else eight[..., None]
+    return picture
 
 
 def range_of(decoded: Decoded, intensity: Intensity) -> Range:
@@ -323,7 +335,7 @@ def refuse_large(width: int, height: int) -> None:
         raise Undecodable(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: a decompression bomb? make it smaller, or cut it")
 
 
-def _is_deep_png(content: bytes) -> bool:
+def is_deep_png(content: bytes) -> bool:
     return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"  # the bit depth of IHDR, ISO/IEC 15948 11.2.2
 
 
@@ -338,7 +350,7 @@ def _png(content: bytes, image: Image.Image) -> Decoded:
     return _layered(samples, image.getexif().get(0x0112, 1), ())
 
 
-def _is_deep_tiff(content: bytes) -> bool:
+def is_deep_tiff(content: bytes) -> bool:
     """Tell whether a file is a TIFF with samples of more than 8 bits, or of signed or float type."""
     if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return False

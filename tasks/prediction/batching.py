@@ -1,30 +1,28 @@
-"""Scores the pictures of many callers in batches, in one thread, and refuses what it cannot hold."""
+"""Score the pictures of many callers in batches, in one thread, and refuse what the queue cannot hold."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from tasks.common.pictures import Picture
-from tasks.prediction.predictor import BATCH, Prediction, Predictor, Said, Tile
+from tasks.prediction.predictor import BATCH, Predictor, Said, Tile
 
 
 class Busy(Exception):
-    """As many pictures wait as may."""
+    """Raised if the queue is full or closed."""
 
 
 @dataclass
 class _Job:
-    """A picture that waits."""
+    """A picture in the queue."""
 
     predictor: Predictor
-    picture: Picture
     tiles: deque[Tile]
-    future: Future[Prediction]
+    future: Future[list[Said]]
     said: list[Said] = field(default_factory=list)
 
 
@@ -52,9 +50,9 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
-    def submit(self, predictor: Predictor, picture: Picture) -> Future[Prediction]:
-        """Gives a picture HxWx3 to be scored; cancel the future to give up on it. Raises Busy if too many wait, or it is closed."""
-        job = _Job(predictor, picture, deque(predictor.cut(picture)), Future())
+    def submit(self, predictor: Predictor, tiles: Iterable[Tile]) -> Future[list[Said]]:
+        """Queue the tiles of a picture, as `predictor.cut` returns them; cancel the future to give up on it. Raises Busy."""
+        job = _Job(predictor, deque(tiles), Future())
         with self._changed:
             if self._closing or len(self._waiting) >= self.most:
                 raise Busy
@@ -109,7 +107,7 @@ class Batcher:
                 start += len(members)
             for job in jobs:
                 if len(job.said) == job.predictor.prompted.grid.tiles and job.future.set_running_or_notify_cancel():
-                    job.future.set_result(job.predictor.join(0, job.picture, job.said))
+                    job.future.set_result(job.said)
         except Exception as error:  # one batch's fault is told to those who wait for it, and the thread lives on
             with self._changed:
                 self._waiting = deque(job for job in self._waiting if job not in jobs)

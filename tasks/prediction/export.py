@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,7 @@ def _with_about(content: bytes, text: str) -> bytes:
 
 
 def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # the import writes an id of the machine otherwise
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -70,7 +70,7 @@ def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Thresho
             "form": FORM,
             "changepair": version("changepair"),
             "detector": model.name,
-            "settings": {name: {KIND: kind_of(one)} | settings_as_json(one) for name, one in portable(model).items()},
+            "settings": {name: {KIND: kind_of(one)} | settings_as_json(one) for name, one in portable(model.settings).items()},
             "category": prompted.category,
             "grid": list(prompted.grid),
             "prompts": list(prompted.prompts),

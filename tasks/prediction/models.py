@@ -9,16 +9,19 @@ from typing import Any
 
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
+from tasks.common.reasons import in_short
 from tasks.common.tiles import Tiles
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector, build_empty, load_detector
 from tasks.detectors.models.detector import Detector
 from tasks.detectors.registry import DETECTORS, base_of
-from tasks.detectors.settings import OF_THE_MODEL, PACKAGED, DetectorSettings
+from tasks.detectors.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED, DetectorSettings
 from tasks.detectors.stored import read_config
 from tasks.detectors.weights import CONFIG_NAME, load_model
 from tasks.packaged.detectors import MODELS, fill, packaged_settings
 
+ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
+"""Prefixes of open_clip's names for models in a hub or a folder."""
 DEFAULT = "multi-scale-residual"
 """What `packaged` means: of those that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
 
@@ -88,19 +91,25 @@ def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
 
 
 def empty(name: str, settings: Mapping[str, Any]) -> Named:
-    """Builds a detector whose weights are random, to be overwritten."""
-    return Named(name, settings, build_empty(name, settings))
+    """Build a detector with random weights, to be overwritten. Raises BadInput if the settings name anything but an installed network."""
+    return Named(name, settings, build_empty(name, portable(settings)))
 
 
-def portable(one: Named) -> dict[str, Any]:
-    """Gives its settings for a place that has nothing but its tensors: no weights are read, and no file of this machine is named."""
-    return {name: _portable(settings) for name, settings in one.settings.items()}
+def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for a place that has only the tensors, so that no weights are read. Raises BadInput if an encoder is a folder or a
+    model of a hub: loading it would read files of that machine, or connect."""
+    return {name: _portable(one) for name, one in settings.items()}
 
 
 def _portable(settings: Any) -> Any:
     changed: dict[str, Any] = {"model": None} if hasattr(settings, "model") else {}
     for key in ("encoder", "prior"):
         encoder = getattr(settings, key, None)
+        if encoder is not None and encoder.name.startswith(ELSEWHERE):
+            raise BadInput(
+                f"{key} {in_short(encoder.name)}: kits and model folders may only name networks that an installed library has; "
+                "use the detector by its pipeline, `--model <pipeline>/<detector>`"
+            )
         if encoder is not None and encoder.weights != PACKAGED:
             changed[key] = replace(encoder, weights=OF_THE_MODEL)
     return replace(settings, **changed)

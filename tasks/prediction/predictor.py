@@ -144,13 +144,15 @@ class Predictor:
         grid: Grid | None = None,
         intensity: Intensity | None = None,
         refuse: Refuse | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Predictor:
         """Replace the prompts by these normal pictures, and remove the threshold. Return the predictor itself.
 
         category: what the pictures show, for a detector with a text encoder. grid: the tiles that each picture is cut into; None follows
         the detector's setting `tiles`. intensity: the range of pictures of more than 8 bits; None chooses it from the prompts, as
         tasks.common.decoding.choose_range. refuse: called for each picture that cannot be read, which is left out; with None its BadInput
-        is raised. Raises BadInput if the detector needs a prompt and there is none.
+        is raised. check: called before each step; what it raises ends the work and leaves the predictor unchanged. Raises BadInput if the
+        detector needs a prompt and there is none.
         """
         listed = as_list(pictures)
         names = [_name(picture, place) for place, picture in enumerate(listed)]
@@ -163,14 +165,19 @@ class Predictor:
         chosen = grid or grid_of(self.model.looks.tiles, [picture.shape[:2] for picture in given])
         places: list[list[Any]] = []
         for place in range(chosen.tiles) if given else ():
+            check()
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
             places.append(self.detector.memorise(tiles.to(self.device)))
         memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
-        self.prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given), intensity=intensity)
+        prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given), intensity=intensity)
+        trial = Predictor(self.model, prompted=prompted, device=self.device)
+        tops = []
+        for one in trial.each(np.ascontiguousarray(picture[:, ::-1]) for picture in given):
+            check()
+            tops.append(float(one.map.max()))
+        self.prompted = replace(prompted, top=float(np.median(tops)) if tops else 0.0)
         self._memory = memory
         self.threshold = None
-        tops = [float(one.map.max()) for one in self.each(np.ascontiguousarray(picture[:, ::-1]) for picture in given)]
-        self.prompted = replace(self.prompted, top=float(np.median(tops)) if tops else 0.0)
         return self
 
     @property
@@ -255,9 +262,11 @@ class Predictor:
 
     def join(self, number: int, picture: Picture, said: Sequence[Said]) -> Prediction:
         """Join the scores and maps of a picture's tiles."""
-        height, width = picture.shape[:2]
-        whole = joined_maps([one.map for one in said], self.prompted.grid, height, width)
-        return Prediction(number, max(one.score for one in said), whole, picture)
+        return Prediction(number, score_of(said), self.map_of(said, picture.shape[:2]), picture)
+
+    def map_of(self, said: Sequence[Said], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Join the maps of a picture's tiles. size: height and width of the picture."""
+        return joined_maps([one.map for one in said], self.prompted.grid, *size)
 
     def _read(
         self, pictures: Iterable[PictureLike], batch_size: int, refuse: Refuse | None, waiting: list[tuple[int, Picture]]
@@ -277,7 +286,8 @@ class Predictor:
                     pictures_read.append((number, picture, self.cut(picture)))
             return pictures_read
 
-        for number, picture, tiles in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), batch_size))):
+        ahead = max(1, batch_size // self.prompted.grid.tiles)  # pictures: all tiles of each are held
+        for number, picture, tiles in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), ahead))):
             waiting.append((number, picture))
             yield from tiles
 
@@ -285,6 +295,11 @@ class Predictor:
         """Cut a part out of a picture as input of the encoder: 1x3xhxw in [0, 1]."""
         looks = self.model.looks
         return squared_tile(picture, box, looks.resolution, CPU, looks.encoder.resize)
+
+
+def score_of(said: Sequence[Said]) -> float:
+    """Return the score of a picture from those of its tiles."""
+    return max(one.score for one in said)
 
 
 def _each(work: Callable[[int], Item], places: Iterable[int], refuse: Refuse | None) -> dict[int, Item]:
@@ -325,4 +340,6 @@ def _name(given: Any, number: int) -> str:
 
 
 def _hash(picture: Picture) -> str:
-    return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+    digest = hashlib.sha256(repr(picture.shape).encode())
+    digest.update(np.ascontiguousarray(picture).data)
+    return digest.hexdigest()

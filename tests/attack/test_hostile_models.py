@@ -8,12 +8,14 @@ import math
 import os
 import pickle
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hostile import ODD, attack, changed, damaged
 from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
@@ -163,3 +165,36 @@ def test_a_kit(tmp_path: Path) -> None:
         assert math.isfinite(score) and (read.threshold is None or math.isfinite(read.threshold.value))
 
     attack("kits", spoilt, attempt)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/model", "local-dir:/etc", "local-dir:../../elsewhere"])
+@pytest.mark.parametrize("key", ["encoder", "prior"])
+def test_a_kit_and_a_model_folder_name_nothing_outside_them(name: str, key: str, tmp_path: Path) -> None:
+    """Nothing is opened but their own files, and no connection is begun."""
+    kit = tmp_path / "kit"
+    Predictor.load("patch-residual").prompt(np.zeros((64, 64, 3), np.uint8)).save(kit)
+    content = json.loads((kit / KIT_NAME).read_text())
+    if key == "prior":
+        content["detector"], content["settings"] = "metauas+", {"metauas+": {}, "metauas": {}}
+        content["settings"]["metauas+"]["prior"] = {"library": "open_clip", "name": name, "weights": "hub"}
+    else:
+        content["settings"]["patch-residual"]["encoder"] = {"library": "open_clip", "name": name, "weights": "hub"}
+    (kit / KIT_NAME).write_text(json.dumps(content))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    settings = settings_as_json(MetaUASSettings()) | {"encoder": {"library": "open_clip", "name": name, "weights": "hub"}}
+    (folder / "config.json").write_text(json.dumps({"detector": "metauas", "settings": settings}))
+    touched: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and (event in ("socket.connect", "socket.getaddrinfo") or (event == "open" and not str(arguments[0]).startswith(ours))):
+            touched.append(f"{event} {arguments}")
+
+    ours, watching = (str(tmp_path), sys.prefix, sys.base_prefix, str(ROOT)), True
+    sys.addaudithook(watch)
+    for place in (kit, folder):
+        with pytest.raises(BadInput, match="may only name networks that an installed library has") as error:
+            Predictor.load(place)
+        assert "\n" not in str(error.value)
+    watching = False
+    assert not touched

@@ -1,0 +1,147 @@
+"""Bound the memory that a service holds for its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+SHARE, MOST = 0.5, 4 * 2**30
+"""The default budget: this share of the memory of the machine or the container, and at most so many bytes."""
+MMAP_FROM = 2**20
+"""Bytes from which an allocation is returned to the system as soon as it is freed."""
+M_MMAP_THRESHOLD = -3
+"""From malloc.h of glibc."""
+GROUPS = Path("/sys/fs/cgroup")
+Result = TypeVar("Result")
+
+
+class TooLarge(Exception):
+    """Raised for what the whole budget cannot hold."""
+
+
+class Full(Exception):
+    """Raised if memory is not free in time, or if too many wait for it."""
+
+
+class Budget:
+    """Grant memory in bytes, first come, first served. All methods run in one event loop."""
+
+    def __init__(self, total: int, *, most_waiting: int, patience: float, drop: Callable[[], bool] = lambda: False) -> None:
+        """total: bytes. most_waiting: how many may wait, each for at most `patience` seconds. drop: frees something that is kept, and
+        returns False if there is nothing more to free."""
+        self.total = total
+        self.used = 0
+        self._most_waiting = most_waiting
+        self._patience = patience
+        self._drop = drop
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Wait for `size` bytes. Raises TooLarge, Full."""
+        if size > self.total:
+            raise TooLarge(
+                f"needs {size / 1e9:.2g} GB of memory, more than the {self.total / 1e9:.2g} GB that the service has for it; "
+                "send fewer or smaller pictures"
+            )
+        if not self._waiting and self._fits(size):
+            self.used += size
+            return
+        if len(self._waiting) >= self._most_waiting:
+            raise Full
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, granted))
+        try:
+            async with asyncio.timeout(self._patience):
+                await granted
+        except BaseException as error:
+            if granted.done() and not granted.cancelled():
+                self.give(size)
+            else:
+                with suppress(ValueError):  # it may have been passed over already
+                    self._waiting.remove((size, granted))
+                self._grant()
+            if isinstance(error, TimeoutError):
+                raise Full from error
+            raise
+
+    def give(self, size: int) -> None:
+        """Give bytes back."""
+        self.used -= size
+        self._grant()
+
+    async def hold(self, size: int, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do work that takes `size` bytes. If the caller is cancelled, the work is too, and the bytes are given back when it has ended."""
+        await self.take(size)
+
+        async def done() -> Result:
+            try:
+                return await work()
+            finally:
+                self.give(size)
+
+        task = asyncio.ensure_future(done())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
+            raise
+
+    def _fits(self, size: int) -> bool:
+        while self.used + size > self.total and self._drop():
+            pass
+        return self.used + size <= self.total
+
+    def _grant(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, granted = self._waiting.popleft()
+            if not granted.done():
+                self.used += size
+                granted.set_result(None)
+
+
+async def in_thread(work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
+    """Do work in a thread. A caller that is cancelled asks it to `stop`, and waits until it has: its memory is in use until then."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stop()
+        with suppress(Exception):
+            await future
+        raise
+
+
+def default_budget() -> int:
+    """Return the default budget of this process, in bytes."""
+    return min(MOST, int(SHARE * memory_limit()))
+
+
+def memory_limit(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -> int:
+    """Return the memory of the machine in bytes, or the lowest limit of this process's control groups (cgroup v2, or v1)."""
+    limits = [psutil.virtual_memory().total]
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _number, controllers, path = line.split(":", 2)
+            root, name = (groups, "memory.max") if not controllers else (groups / "memory", "memory.limit_in_bytes")
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            inner = root / path.lstrip("/")
+            for folder in (inner, *inner.parents):
+                if folder.is_relative_to(root) and (folder / name).is_file():
+                    text = (folder / name).read_text().strip()
+                    limits += [int(text)] if text.isdecimal() else []
+    return min(limits)
+
+
+def return_freed_memory() -> None:
+    """Make glibc return freed memory to the system at once; its default keeps blocks of up to 32 MB in the process (mallopt(3))."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
