@@ -39,6 +39,7 @@ def ids(files: list[str]) -> list[str]:
 
 
 @traced
+@pytest.mark.slow
 def test_an_export_and_the_example_that_scores_with_it_report_nothing(tmp_path: Path) -> None:
     normal = save(skimage.data.brick()[:128, :128], tmp_path / "normal.png")
     command = [str(BIN / "changepair"), "export", "--model", "patch-residual", "--prompt", str(normal), "--out", str(tmp_path / "out")]

@@ -313,7 +313,7 @@ def _pool(client: SyncPrefectClient, read: Pipelines, repository: str) -> Iterat
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=JOB))
         yield (
             f"created: work pool {name}; on each machine that is to work, set {REPOSITORIES} to the repositories that it may run the code "
-            f"of, here {repository}, and `prefect worker start --pool {name}`"
+            f"of, here {repository}, and run `changepair work --pool {name}`"
         )
 
 
