@@ -129,7 +129,7 @@ PICTURES: list[tuple[str, tuple[int, int], Callable[[np.ndarray, Path], None], f
     ("12 megapixels", (3000, 4000), as_png, 0),
 ]
 """Kinds of pictures that every entrance is tried with."""
-QUICK = {"TIFF of 12 bits", "turned by EXIF", "a line scan of 200x5000"}
+QUICK = {"TIFF of 12 bits", "turned by EXIF"}
 EXPORTED: dict[tuple[str, ...], bytes] = {}
 
 

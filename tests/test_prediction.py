@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import skimage.data
 import torch
-from conftest import make_clip, make_places, scored
+from conftest import CLIP, make_clip, make_places, scored
 from PIL import Image
 from predictors import predict, prompt_and_queries, small
 from scipy.stats import beta
@@ -108,7 +109,10 @@ def test_more_prompts_find_more_normal_and_their_order_does_not_count(layout: Pa
 
 
 def test_a_detector_that_reads_scores_without_a_prompt_and_with_words(tmp_path: Path, layout: Path) -> None:
-    settings = WinCLIPSettings(EncoderSettings("open_clip", make_clip(tmp_path / "clip"), "folder"), resolution=64)
+    make_clip(tmp_path / "clip")
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(CLIP))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    settings = WinCLIPSettings(EncoderSettings("open_clip", "tiny-clip", str(tmp_path / "clip/open_clip_model.safetensors")), resolution=64)
     detector = build_detector(settings, build_encoder(settings.encoder, 64))
     own = Predictor(Named("winclip", {"winclip": settings}, detector))
     _prompt, queries = prompt_and_queries(layout)

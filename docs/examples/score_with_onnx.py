@@ -1,6 +1,5 @@
 """Score pictures with a model that `changepair export` wrote. Needs numpy, Pillow and onnxruntime. Pictures of more than 8 bits also need
-the packages that read_pictures.py, next to the model, imports for them.
-
+the packages that read_pictures.py, next to the model, imports for them. Usage:
 python score_with_onnx.py line-3-onnx/model.onnx part.png …
 """
 

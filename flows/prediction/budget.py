@@ -93,6 +93,8 @@ class Budget:
             task.cancel()
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
             raise
+        finally:
+            del task  # its exception has this frame, and so pictures would stay until the garbage collector runs
 
     def _fits(self, size: int) -> bool:
         while self.used + size > self.total and self._drop():
@@ -117,6 +119,8 @@ async def in_thread(work: Callable[[], Result], stop: Callable[[], None] = lambd
         with suppress(Exception):
             await future
         raise
+    finally:
+        del future  # as in Budget.hold
 
 
 def default_budget() -> int:
