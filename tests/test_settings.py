@@ -110,6 +110,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.detectors", {"mine": {}}, "detectors.mine: unknown key; there is .*, 'winclip' .or give the kind of a detector"),
         ("pipelines.small.detectors", {"My": {"kind": "metauas"}}, "detectors.My: a detector's name has at most 64 small letters"),
         ("pipelines.small.detectors", {"metauas-plus": {"kind": "metauas"}}, "metauas-plus: a detector's name .* does not end in -plus"),
+        ("pipelines.small.detectors", {"metauas": {"kind": "winclip"}}, "detectors.metauas: metauas is itself a kind of .* another name"),
         ("pipelines.small.training", {"patch-residual": {}}, "training.patch-residual: a patch-residual needs no training"),
         ("pipelines.small.training", {"metauaz": {}}, "training.metauaz: unknown key; did you mean 'metauas'?"),
         ("pipelines.small.promotion", {"detectors": ["winclip"]}, "promotion.detectors[0]: no detector 'winclip' under detectors"),

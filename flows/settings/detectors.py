@@ -59,6 +59,8 @@ def _detector(name: str, section: Mapping[str, Any]) -> Any:
         raise _error(f"expected a kind of detector, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
     if kind not in DETECTORS:
         raise _error(f"unknown key{nearest(kind, DETECTORS)} (or give the {KIND} of a detector with another name)")
+    if name != kind and name in DETECTORS:
+        raise _error(f"{name} is itself a kind of detector, so a {kind} needs another name")
     if name != kind and not NAME.fullmatch(name):
         raise _error("a detector's name has at most 64 small letters, digits and dashes, and does not end in -plus")
     return _parsed(DETECTORS[kind].settings, {key: one for key, one in section.items() if key != KIND})

@@ -31,6 +31,7 @@ CARRIERS = frozenset({"packaging", "prefect", "prefect_dask", "pydantic", "pydan
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "mvtbdata": "mvtb-data",
     "open_clip": "open-clip-torch",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
@@ -38,7 +39,7 @@ DISTRIBUTIONS = {
 """What a package is called where it is installed from, if not as it is imported."""
 BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}
 """Packages that others compute with."""
-OPTIONAL = frozenset({"elpv-dataset"})
+OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})
 """Packages of sample pictures. An environment may lack them: a stage that needs one refuses to run without it."""
 SHORT = 16  # hexadecimal digits of a hash that is kept
 

@@ -7,7 +7,7 @@ rights in, boards of markers, and the second picture of a pair that differs in l
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import resources
 from pathlib import Path
 
 from PIL import Image
@@ -44,16 +44,18 @@ LONGEST_SIDE = 1024  # pixels
 
 
 def write(folder: Path) -> None:
-    """Writes the photographs, as PNG without transparency, to folder/train/good. Raises BadInput if mvtb-data is not installed."""
-    package = find_spec("mvtbdata")
-    if package is None or package.origin is None:
-        raise BadInput("vision-toolbox: the package mvtb-data is not installed; install changepair[samples]")
+    """Write the photographs, as PNG without transparency, to folder/train/good. Raises BadInput if mvtb-data is not installed."""
+    try:
+        package = resources.files("mvtbdata")
+    except ModuleNotFoundError as error:
+        raise BadInput("vision-toolbox: the package mvtb-data is not installed; install changepair[samples]") from error
     pictures = folder / "train" / "good"
     pictures.mkdir(parents=True)
-    for name, file in sorted(_files(Path(package.origin).parent / "images").items()):
-        photo = Image.fromarray(read_picture(file))
-        photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
-        photo.save(pictures / f"{name}.png")
+    with resources.as_file(package / "images") as images:
+        for name, file in sorted(_files(images).items()):
+            photo = Image.fromarray(read_picture(file))
+            photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+            photo.save(pictures / f"{name}.png")
 
 
 def _files(images: Path) -> dict[str, Path]:
