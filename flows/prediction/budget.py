@@ -132,7 +132,7 @@ def memory_limit(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -
     """Return the memory of the machine in bytes, or the lowest limit of this process's control groups (cgroup v2, or v1)."""
     limits = [psutil.virtual_memory().total]
     with suppress(OSError):
-        for line in own.read_text().splitlines():
+        for line in own.read_text(encoding="utf-8").splitlines():
             _number, controllers, path = line.split(":", 2)
             root, name = (groups, "memory.max") if not controllers else (groups / "memory", "memory.limit_in_bytes")
             if controllers and "memory" not in controllers.split(","):
@@ -140,7 +140,7 @@ def memory_limit(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -
             inner = root / path.lstrip("/")
             for folder in (inner, *inner.parents):
                 if folder.is_relative_to(root) and (folder / name).is_file():
-                    text = (folder / name).read_text().strip()
+                    text = (folder / name).read_text(encoding="utf-8").strip()
                     limits += [int(text)] if text.isdecimal() else []
     return min(limits)
 
