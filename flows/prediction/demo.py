@@ -150,7 +150,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
             download = gradio.File(label="Scores, maps and overlays", interactive=False, elem_id="download")
         normal.change(prompt, normal, [state, ready])
         go.click(check, [state, queries, strength], [state, verdict, found])
-        strength.release(show, [state, strength], found)
+        strength.release(show, [state, strength], found, trigger_mode="always_last")  # the default drops what comes meanwhile
         every.click(batch, [state, folder], [summary, download])
     return page
 
