@@ -41,10 +41,10 @@ attack: .venv/installed ## hundreds of hostile inputs of every kind, and signals
 bench: .venv/installed ## the benchmarks, with their figures printed
 	python -m pytest tests/benchmarks -m bench -s
 
-lint: .venv/installed ## format, lint and types
-	ruff format --check . && ruff check . && mypy
+lint: .venv/installed ## format, lint, types and secrets
+	ruff format --check . && ruff check . && mypy && python tests/audit.py secrets
 
-check: lint ## lint, and look for known vulnerabilities and for secrets
+check: lint ## lint, and look for known vulnerabilities
 	python tests/audit.py
 
 docs: .venv/installed ## the site, in build/docs

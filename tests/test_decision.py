@@ -411,3 +411,30 @@ def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_score
     assert "'bottle' is not a category of its targets, so there is no threshold" in word.stderr and word.stdout.splitlines()[1].endswith(
         ",,"
     )
+
+
+def test_a_model_that_was_fetched_from_another_project_scores_as_there(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `dvc get <repository> data/models/line-3/in-use`."""
+    prompt, picture = Path("fresh/fine/001.png").absolute(), Path("fresh/fine/000.png").absolute()
+    there = predict("--model", "line-3", "--category", "fine", "--format", "csv", picture)
+    with_own = predict("--model", "line-3", "--prompt", prompt, "--format", "csv", picture)
+    fetched = shutil.copytree("data/models/line-3/in-use", tmp_path / "elsewhere" / "fetched")
+    beside = predict("--model", fetched, "--category", "fine", "--format", "csv", picture)
+    assert beside.stdout == there.stdout and beside.stdout.splitlines()[1].count(",") == 3  # its prompts are here too
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert predict("--model", "fetched", "--prompt", prompt, "--format", "csv", picture).stdout == with_own.stdout
+    without = predict("--model", "fetched", "--category", "fine", picture)
+    assert without.returncode == 2 and "this prompt of fetched cannot be read" in without.stderr and without.stderr.count("\n") == 2
+
+
+def test_a_fetched_model_reads_nothing_but_its_folder(here: Path) -> None:
+    in_use = Path("data/models/line-3/in-use").rename("fetched")
+    for encoder, why in (
+        ({"library": "open_clip", "name": "local-dir:/", "weights": "folder"}, "encoder local-dir:/: kits and model folders may only name"),
+        ({"library": "open_clip", "name": "hf-hub:a/b", "weights": "hub"}, "encoder hf-hub:a/b: kits and model folders may only name"),
+        ({"weights": "/etc/weights.pt"}, "needs /etc/weights.pt, which is not in this folder"),
+    ):
+        asked = {"patch-residual": {"encoder": encoder, "resolution": 64}}
+        (in_use / "settings.json").write_text(json.dumps({"detectors": asked, "evaluation": {}, "code": {}}))
+        answer = predict("--model", "fetched", "--prompt", "fresh/fine/001.png", "fresh/fine/000.png")
+        assert answer.returncode == 2 and why in answer.stderr and answer.stderr.count("\n") == 1, answer.stderr

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import run
 from processes import started, wait_until
-from servers import ask, free_port, request
+from servers import ask, free_port, prefect_server, request
 from stores import S3, store
 from team import Team, git
 
@@ -132,6 +132,24 @@ def test_a_run_of_a_worker_that_is_stopped_saves_and_promotes_nothing(pooled: Te
     assert states["small at main"] == states["retrain small"] == "CANCELLED", states
     assert git(pooled.origin, "rev-parse", "changepair/small") == results
     assert json.loads(runs_of_the_clone(pooled)[-1].read_text())["state"] == "Stopped"
+
+
+def test_a_run_of_a_machine_that_serves_saves_too_when_it_is_stopped(tmp_path: Path) -> None:
+    with prefect_server(tmp_path / "prefect") as api:
+        team = Team(tmp_path, api, {}, [str(tmp_path / "remote")])
+        with started(team.project, "changepair", "serve", log="served.log", PREFECT_API_URL=api) as machine:
+            wait_until(lambda: ask(api, "deployments"), what="the deployment")
+            asked = run(team.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=api)
+            assert asked.returncode == 0, asked.stderr
+            wait_until(lambda: begun(team, "score_small_patch-residual"), seconds=240, process=machine, what="score")
+            below = descendants(machine.pid)
+            machine.terminate()
+            assert machine.wait(timeout=90) == 0
+            assert len(below) >= 2 and not [pid for pid in below if os.path.exists(f"/proc/{pid}")]
+        states = {item["name"]: item["state"]["type"] for item in ask(api, "flow_runs")}
+    assert states["small at main"] == states["retrain small"] == "CANCELLED", states
+    assert "1 run at work saves first" in (team.project / "served.log").read_text()
+    assert json.loads(runs_of_the_clone(team)[-1].read_text())["state"] == "Stopped"
 
 
 @contextmanager

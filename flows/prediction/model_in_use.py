@@ -1,4 +1,7 @@
-"""Find the detector, prompts and thresholds of a pipeline's current model for `--model <pipeline>[/<detector>]`."""
+"""Find the detector, prompts and thresholds of a pipeline's current model.
+
+For `--model <pipeline>[/<detector>]`, and for `--model <folder>` with a folder `in-use` of another project.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flows.promotion.history import SETTINGS_NAME, folder_of, read_current
+from flows.promotion.history import folder_of, read_current
 from flows.promotion.recommended import read_recommendation
-from flows.promotion.store import read_measured_as
-from flows.running.places import IN_USE
+from flows.promotion.store import MeasuredAs, measured_as_in, read_measured_as
+from flows.running.places import IN_USE, SETTINGS_NAME
 from flows.settings.detectors import Detectors
 from flows.settings.pipelines import read_pipelines
 from flows.settings.reader import nearest, parse
@@ -19,7 +22,7 @@ from tasks.common.decoding import UNKNOWN, Intensity
 from tasks.common.errors import BadInput
 from tasks.common.places import place_of
 from tasks.detectors.registry import DETECTORS, kind_of
-from tasks.prediction.models import Named, of_pipeline
+from tasks.prediction.models import Named, of_fetched, of_pipeline
 from tasks.scoring.decision import PromotionSettings, choose
 from tasks.scoring.recommendation import Recommendation, Use
 from tasks.scoring.results import DRAWS_NAME, read_draws
@@ -90,22 +93,39 @@ def model_in_use(model: str) -> InUse:
         raise BadInput(f"{pipeline}: no model of it is in use; `changepair retrain {pipeline}` makes one")
     if not (folder / SETTINGS_NAME).is_file():
         raise BadInput(f"{folder}: not here; get the model in use with `dvc pull {folder}.dvc`")
-    detectors: Any = parse(
-        cast(Any, Detectors), read_measured_as(pipeline).detectors, ("pipelines", pipeline, "detectors"), folder / SETTINGS_NAME
-    )
+    detectors = _detectors(read_measured_as(pipeline), pipeline, folder)
     if wanted and wanted not in detectors:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
     recommendation = None if wanted else read_recommendation(folder)
     name, why = _chosen(pipeline, detectors, folder, recommendation) if not wanted else (wanted, "")
     if name not in detectors:
-        raise BadInput(f"{folder}: the model in use has no detector {name!r}; get it again with `dvc checkout --force {folder}.dvc`")
+        raise BadInput(f"{folder}: the current model has no detector {name!r}; get it again with `dvc checkout --force {folder}.dvc`")
     which = f"{pipeline}: {name} of model {current.candidate[:8]}{why}"
     return InUse(pipeline, of_pipeline(name, detectors, folder), which, recommendation)
+
+
+def model_of_project(folder: Path) -> InUse:
+    """Find the detector of a folder `in-use` that was fetched from another project, for example with `dvc get`.
+
+    Raises BadInput if its detector reads anything outside this folder, or if files are missing or damaged.
+    """
+    detectors = _detectors(measured_as_in(folder), folder.name, folder)
+    recommendation = read_recommendation(folder)
+    name, why = _chosen(folder.name, detectors, folder, recommendation)
+    if name not in detectors:
+        raise BadInput(f"{folder}: has no detector {name!r}, which its decision names; fetch the folder again")
+    return InUse(str(folder), of_fetched(name, detectors, folder), f"{folder}: {name}{why}", recommendation)
 
 
 def is_pipeline(model: str) -> bool:
     """Tell whether this names a pipeline that has, or had, a current model."""
     return folder_of(model.partition(SEPARATOR)[0]).is_dir() and not Path(model).is_dir()
+
+
+def _detectors(measured_as: MeasuredAs, pipeline: str, folder: Path) -> dict[str, Any]:
+    where = ("pipelines", pipeline, "detectors")
+    detectors: dict[str, Any] = parse(cast(Any, Detectors), measured_as.detectors, where, folder / SETTINGS_NAME)
+    return detectors
 
 
 def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None) -> tuple[str, str]:

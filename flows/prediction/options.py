@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.running.places import SETTINGS_NAME
 from tasks.common.decoding import FULL, Intensity, Range
 from tasks.common.errors import BadInput
 from tasks.common.tiles import MOST
@@ -124,8 +125,14 @@ def tell(line: str) -> None:
 
 
 def _in_use(model: str | None) -> InUse | None:
-    """Find a pipeline's current model, if --model names a pipeline."""
-    if model is not None and Path("pipelines.yaml").is_file():
+    """Find the current model of a pipeline, or of another project, if --model names one."""
+    if model is None:
+        return None
+    if (Path(model) / SETTINGS_NAME).is_file():
+        from flows.prediction.model_in_use import model_of_project
+
+        return model_of_project(Path(model))
+    if Path("pipelines.yaml").is_file():
         from flows.prediction.model_in_use import is_pipeline, model_in_use
 
         if is_pipeline(model):

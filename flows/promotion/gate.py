@@ -13,7 +13,6 @@ from dvc.repo import Repo
 from flows.plan import planned, roots
 from flows.promotion.history import (
     HISTORY,
-    SETTINGS_NAME,
     Model,
     candidate_hash,
     folder_of,
@@ -28,7 +27,7 @@ from flows.promotion.page import write_page
 from flows.promotion.recommended import read_recommendation
 from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
 from flows.running import provenance
-from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE
+from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE, SETTINGS_NAME
 from flows.running.steps import HOUR, step
 from flows.runs.journal import now
 from flows.runs.states import RunState

@@ -28,7 +28,6 @@ from tasks.common.texts import read_text
 from tasks.scoring.results import METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
-SETTINGS_NAME = "settings.json"
 """In in-use/: what its figures were measured as."""
 Action = Literal["promoted", "kept", "rolled back"]
 

@@ -17,8 +17,8 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 
-from flows.promotion.history import CURRENT, SETTINGS_NAME, Model, Stored, folder_of
-from flows.running.places import CANDIDATE, EVALUATION, IN_USE
+from flows.promotion.history import CURRENT, Model, Stored, folder_of
+from flows.running.places import CANDIDATE, EVALUATION, IN_USE, SETTINGS_NAME
 from flows.running.records import read_record
 from tasks.common.errors import BadInput
 from tasks.common.files import write_text, written_beside
@@ -91,9 +91,14 @@ def _cached(repo: Repo, model: Model) -> bool:
 
 
 def read_measured_as(pipeline: str) -> MeasuredAs:
-    """Reads what the model in use was measured as. Raises BadInput if that is not there, or not as it was written."""
+    """Read the settings that the current model was measured with. Raises BadInput if they are missing or damaged."""
     folder = folder_of(pipeline)
     try:
-        return read_record(MeasuredAs, folder / IN_USE / SETTINGS_NAME)
+        return measured_as_in(folder / IN_USE)
     except BadInput as error:
         raise BadInput(f"{error}; get it again with `dvc checkout --force {folder / POINTER}`, or `dvc pull`") from error
+
+
+def measured_as_in(folder: Path) -> MeasuredAs:
+    """Read the same from a folder `in-use`. Raises BadInput."""
+    return read_record(MeasuredAs, folder / SETTINGS_NAME)

@@ -255,7 +255,7 @@ def stopped(error: Exception) -> State[None] | None:
     if not stopping.asked():
         return None
     # What it started may have got the signal too, and failed.
-    return Cancelled(name=STOPPED, message=f"in the middle of a step, {type(error).__name__}")
+    return Cancelled(name=STOPPED, message="in the middle of a step")
 
 
 def end_with_parent() -> None:

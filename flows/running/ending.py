@@ -113,7 +113,7 @@ def _line_of(error: BaseException | None) -> str | None:
 
 def _where(error: BaseException | None) -> str:
     """Say where a process stopped that was asked to."""
-    return str(error) if isinstance(error, Stopped) else f"in the middle of a step, {type(error).__name__}"
+    return str(error) if isinstance(error, Stopped) else "in the middle of a step"
 
 
 def _one_line(record: logging.LogRecord) -> bool:

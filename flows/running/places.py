@@ -14,6 +14,7 @@ CHECKPOINTS = DATA / "checkpoints"
 MODELS = DATA / "models"
 CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
 IN_USE = "in-use"  # and what is used
+SETTINGS_NAME = "settings.json"  # within in-use: the settings that its metrics are of
 SCORES = DATA / "scores"
 EVALUATION = DATA / "evaluation"
 REPORT_NAME = "report.html"  # within a pipeline's evaluation

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
@@ -42,6 +43,7 @@ from flows.running.login import login_for
 from flows.runs.events import RETRAINING, resource_of
 from flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from flows.schedule.origins import REPOSITORIES, refuse_secret
+from flows.schedule.work import stop_runs
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
 from tasks.common.errors import BadInput
@@ -157,14 +159,15 @@ def serve(say: Callable[[str], None]) -> None:
 
 
 class _Runner(Runner):
-    """A runner that ends when it is asked to: Prefect's own asks itself to stop from within its loop, where nobody waits for that, and
-    warns."""
+    """Stop the runs on SIGTERM or Ctrl-C, then end. Prefect's own runner leaves them at work, asks itself to stop from within its loop,
+    where nobody waits for that, and warns."""
 
     def look_after(self, deployment: UUID, name: str) -> None:
         """Run what is due of a deployment that the server has. `add_deployment` would deploy it again, and begin its interval anew."""
         self._deployment_registry.register_deployment(deployment, name)
 
     def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
+        stop_runs(psutil.Process())
         tell("stopped")
         sys.exit(0)
 

@@ -59,21 +59,27 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
 
 
 def drain(worker: psutil.Process) -> None:
-    """Ask each run of a worker to stop, and wait for its end. The worker is suspended meanwhile, so that it begins no other run."""
+    """Stop the runs of a worker, which is suspended meanwhile, so that it begins no other run."""
     worker.suspend()
     try:
-        runs = [child for child in worker.children() if _is_run(child)]
-        if runs:
-            tell(f"stopping; {len(runs)} run{'s' if len(runs) > 1 else ''} at work save{'' if len(runs) > 1 else 's'} first")
-        for run in runs:
-            with suppress(psutil.NoSuchProcess):
-                run.terminate()
-        while any(_lives(run) for run in runs):
-            time.sleep(POLL)
+        stopped = stop_runs(worker)
     finally:
         worker.resume()
-    if runs:
+    if stopped:
         time.sleep(REPORT)
+
+
+def stop_runs(parent: psutil.Process) -> int:
+    """Ask each run that a process started to stop, and wait until all have ended. Return their number."""
+    runs = [child for child in parent.children() if _is_run(child)]
+    if runs:
+        tell(f"stopping; {len(runs)} run{'s' if len(runs) > 1 else ''} at work save{'' if len(runs) > 1 else 's'} first")
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    while any(_lives(run) for run in runs):
+        time.sleep(POLL)
+    return len(runs)
 
 
 def _is_run(process: psutil.Process) -> bool:

@@ -90,6 +90,20 @@ def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
     return Named(name, own, load_detector(name, detectors, models))
 
 
+def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
+    """Return the same for a folder from another project. Raises BadInput if weights are neither in it nor in an installed package."""
+    if (models / name / CONFIG_NAME).is_file():
+        return of_folder(models / name)
+    own = {one: detectors[one] for one in (name, base_of(name, detectors))}
+    portable(own)
+    for settings in own.values():
+        for encoder in (getattr(settings, "encoder", None), getattr(settings, "prior", None)):
+            if encoder is not None and encoder.files:
+                missing = in_short(encoder.files[0])
+                raise BadInput(f"{models}: {name} needs {missing}, which is not in this folder; write a kit in its project")
+    return of_pipeline(name, detectors, models)
+
+
 def empty(name: str, settings: Mapping[str, Any]) -> Named:
     """Build a detector with random weights, to be overwritten. Raises BadInput if the settings name anything but an installed network."""
     return Named(name, settings, build_empty(name, portable(settings)))

@@ -23,13 +23,13 @@ from flows.cli import history
 from flows.code import code_now
 from flows.dry_run import _changed_code
 from flows.promotion.gate import rollback
-from flows.promotion.history import CURRENT, HISTORY, SETTINGS_NAME, Model, folder_of, write_current
+from flows.promotion.history import CURRENT, HISTORY, Model, folder_of, write_current
 from flows.promotion.page import PAGE_NAME, write_page
 from flows.promotion.recommended import read_recommendation
 from flows.promotion.store import MeasuredAs, read_measured_as
 from flows.running.cache import verify
 from flows.running.locks import FOLDER, holder
-from flows.running.places import CODE, DATA, IN_USE
+from flows.running.places import CODE, DATA, IN_USE, SETTINGS_NAME
 from flows.running.provenance import LOCK, artifacts, locked
 from flows.runs.journal import Journal, read_runs
 from flows.runs.states import RunState, StageState
