@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_OFFLINE := 1
 # Two tests at a time, with a thread each.
-TWO := -n 2 --dist loadfile
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

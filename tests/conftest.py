@@ -56,6 +56,21 @@ os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 
+SHARED = ("retrained", "team")
+"""Fixtures that take a minute or more, the longest first."""
+
+
+def pytest_itemcollected(item: Any) -> None:
+    """Let one process have all tests that share a fixture of `SHARED`, or a module: `--dist loadgroup`."""
+    group = next((name for name in SHARED if name in item.fixturenames), item.module.__name__)
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Begin with the groups that take the longest, as they would otherwise be at work alone in the end."""
+    items.sort(key=lambda item: next((place for place, name in enumerate(SHARED) if name in item.fixturenames), len(SHARED)))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says how many attacks were tried, where there were any."""
     hostile = sys.modules.get("hostile")
