@@ -180,13 +180,14 @@ def make_app(
     loaded = [predictor, *kits.values()]
     costs = _costs(loaded, batch_size, limits.pictures)
     bodies = int(BODIES * limits.memory)
+    total = limits.memory - bodies
     fixed = bytes_of(loaded) + max(one.activations for one in costs.values())
-    if fixed >= limits.memory - bodies:
+    if fixed >= total:
         raise BadInput(
-            f"the detectors, the kits and a batch of {batch_size} take {fixed / 1e9:.2g} GB, and there is {(limits.memory - bodies) / 1e9:.2g} GB "
-            "for them; give more --memory, a smaller --batch-size, or fewer kits"
+            f"the detectors, the kits and a batch of {batch_size} take {fixed / 1e9:.2g} of {total / 1e9:.2g} GB; give more --memory, "
+            "a smaller --batch-size, or fewer kits"
         )
-    budget = Budget(limits.memory - bodies, fixed=fixed, most_waiting=limits.requests, patience=limits.patience, drop=drop)
+    budget = Budget(total, fixed=fixed, most_waiting=limits.requests, patience=limits.patience, drop=drop)
     batcher = Batcher(batch_size=batch_size, most=limits.waiting, report=metrics.batches.observe)
     metrics.waiting.set_function(lambda: batcher.waiting)
     metrics.prompted.set_function(lambda: len(remembered))

@@ -26,8 +26,8 @@ class Memory:
     """The memory of a page, in bytes. A computation holds `turn`, and claims what it takes before it begins."""
 
     def __init__(self, total: int, fixed: int = 0) -> None:
-        """total: for one computation, for what sessions keep, and for `fixed`, which the page always holds. Raises BadInput if `fixed` leaves
-        nothing."""
+        """total: for one computation, for what sessions keep, and for `fixed`, which the page always holds. Raises BadInput if nothing is
+        left of it."""
         if fixed >= total:
             raise BadInput(f"the detector and one batch take {fixed / 1e9:.2g} of {total / 1e9:.2g} GB; give more --memory")
         self.turn = threading.Lock()

@@ -45,20 +45,21 @@ class Costs:
         prompts: the largest number of prompts that a picture is compared with.
         """
         detector, looks = predictor.detector, predictor.model.looks
-        black = torch.zeros(batch_size, RGB, looks.resolution, looks.resolution, device=predictor.device)
-        blank = detector.memorise(black[:1])  # also initialises what stays in memory
+        black = torch.zeros(1, RGB, looks.resolution, looks.resolution, device=predictor.device)
+        blank = detector.memorise(black)  # also initialises what stays in memory
         memory = [part.expand(prompts, *part.shape[1:]) for part in blank]
 
         def score() -> None:
-            features = detector.encoder(black)
-            detector.memorise(black, features)
+            tiles = torch.cat([black] * batch_size)  # as `Predictor.encode` joins them
+            features = detector.encoder(tiles)
+            detector.memorise(tiles, features)
             detector.conclude(features, detector.relate(features, memory))
 
         activations = 0
         if predictor.device.type == "cpu":
             measured = growth_of(score)
-            activations = UNMEASURED * black.nbytes if measured is None else measured
-        return cls(black.nbytes // batch_size, sum(part.nbytes for part in blank), batch_size, activations, looks.tiles)
+            activations = UNMEASURED * batch_size * black.nbytes if measured is None else measured
+        return cls(black.nbytes, sum(part.nbytes for part in blank), batch_size, activations, looks.tiles)
 
     def scoring(self, own: Predictor, needs: Sequence[Needs]) -> int:
         """Return what it takes to decode pictures one after the other and to hold their tiles. The activations are not included.
@@ -83,7 +84,7 @@ class Costs:
         scoring = (RGB * mirrored + MAP_BYTES) * largest + mirrored * cut * self.tile
         at_once = max(count, min(BATCH, count * cut))
         copied = min(BATCH, count * cut) * count * self.remembered if cut > 1 else 0
-        encoding = at_once * self.activations // self.batch_size + 2 * count * (self.tile + cut * self.remembered) + copied
+        encoding = (at_once + 1) * self.activations // self.batch_size + 2 * count * (self.tile + cut * self.remembered) + copied
         return sum(one.held for one in needs) + encoding + max(*(one.decoding for one in needs), scoring)
 
     def _compared(self, own: Predictor, count: int, held: int) -> int:
