@@ -25,6 +25,7 @@ from PIL import Image
 from predictors import predict, small
 from scipy.ndimage import gaussian_filter
 
+from flows.prediction.budget import default_budget
 from flows.prediction.demo import make_page
 from flows.prediction.page import gradio_in
 from flows.prediction.service import make_app
@@ -188,7 +189,7 @@ def test_a_picture_has_one_score_by_every_entrance(
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
     gradio = gradio_in(tmp_path / "page")
-    page = make_page(gradio, Predictor.load(tmp_path / "model"), tmp_path / "page")
+    page = make_page(gradio, Predictor.load(tmp_path / "model"), tmp_path / "page", default_budget())
     steps = {block.fn.__name__: block.fn for block in page.fns.values() if block.fn is not None}
     session, _ready = steps["prompt"]([(prompt, None)])
     _session, shown, _pictures = steps["check"](session, [(query, None) for query in queries], 1.0)

@@ -25,7 +25,6 @@ from tasks.detectors.winclip import WinCLIPSettings
 from tasks.ingestion.ingest import ingest_folder
 from tasks.prediction.calibration import TOLERANCE, calibrated
 from tasks.prediction.models import Named, named
-from tasks.prediction.outputs import overlay
 from tasks.prediction.predictor import Predictor
 from tasks.sampling.episodes import EpisodeFiles, read_episodes
 from tasks.sampling.sample import sample
@@ -186,7 +185,7 @@ def test_an_overlay_of_a_normal_picture_has_no_warm_colour(layout: Path) -> None
 
     def warm(file: Path) -> float:
         [one] = own.each([file])
-        drawn = overlay(one.picture, one.map, own.top).astype(int)
+        drawn = heated(one.picture, one.map, own.top).astype(int)
         return float((drawn[..., 0] > drawn[..., 2] + 20).mean())  # the pictures are grey
 
     assert own.top == threshold.top > 0

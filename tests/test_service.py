@@ -38,7 +38,9 @@ from tasks.common.tiles import Grid
 from tasks.detectors.encoders import build_encoder
 from tasks.detectors.load import build_detector
 from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.prediction import costs
 from tasks.prediction.batching import Batcher, Busy
+from tasks.prediction.costs import bytes_of
 from tasks.prediction.models import Named
 from tasks.prediction.outputs import FULL
 from tasks.prediction.pictures import as_picture
@@ -118,25 +120,150 @@ def test_of_more_prompts_than_it_remembers_the_longest_unused_go(model: Named) -
     assert codes == [200, 404, 200]
 
 
-def test_prompts_are_dropped_when_their_memory_is_needed_the_oldest_first() -> None:
+def test_prompts_are_dropped_when_their_memory_is_needed_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "growth_of", lambda _work: 0)  # the activations are far larger than these prompts
     settings_ = PatchResidualSettings(resolution=64, tiles=(3, 3))
     tiled = Named("patch-residual", {"patch-residual": settings_}, build_detector(settings_, build_encoder(settings_.encoder, 64)))
     size = sum(part.nbytes for part in Predictor(tiled).prompt(crop(0)).prompted.memory)
-    with TestClient(make_app(Predictor(tiled), {}, limits=Limits(memory=26 * size))) as client:
+    weights = bytes_of([Predictor(tiled)])
+    with TestClient(make_app(Predictor(tiled), {}, limits=Limits(memory=(weights + 14 * size) * 4 // 3))) as client:
         charged = lambda: float(client.get("/metrics").text.split("\nchangepair_memory_bytes ")[1].split()[0])  # noqa: E731
         names = []
         for number in range(9):
             names.append(client.post("/v1/prompts", files=files(png(crop(number)))).json()["prompts"])
-            assert charged() <= 0.75 * 26 * size  # the rest is for bodies
-        kept = round(charged() / size)
-        assert 1 <= kept < 9 and charged() == kept * size
+            assert charged() <= weights + 14 * size  # the rest is for bodies
+        kept = round((charged() - weights) / size)
+        assert 1 <= kept < 9 and charged() == weights + kept * size
         assert [client.delete(f"/v1/prompts/{name}").status_code for name in names] == [404] * (9 - kept) + [204] * kept
-        assert charged() == 0
+        assert charged() == weights
 
 
-def test_kits_that_take_all_memory_are_refused_at_the_start(prompted: Predictor) -> None:
-    with pytest.raises(BadInput, match="give more --memory, or fewer kits"):
+def test_kits_or_a_batch_that_take_all_memory_are_refused_at_the_start(prompted: Predictor) -> None:
+    with pytest.raises(BadInput, match="give more --memory, a smaller --batch-size, or fewer kits"):
         make_app(prompted, {}, limits=Limits(memory=1_000_000))
+    memory = 2 * bytes_of([prompted]) + 50_000_000
+    make_app(prompted, {}, limits=Limits(memory=memory))
+    with pytest.raises(BadInput, match=r"a batch of 512 take .* a smaller --batch-size"):
+        make_app(prompted, {}, limits=Limits(memory=memory), batch_size=512)
+
+
+def test_a_request_that_fits_only_without_the_detector_is_refused_at_once(prompted: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "growth_of", lambda _work: 100_000_000)
+    total = 150_000_000 + bytes_of([prompted])  # of which 100 MB are one batch's
+    side = 2000  # 72 MB
+    with TestClient(make_app(prompted, {}, limits=Limits(memory=total * 4 // 3))) as client:
+        start = time.monotonic()
+        refused = client.post("/v1/predict", files=files(png(np.zeros((side, side), np.uint8))))
+        assert refused.status_code == 413 and "more than the 0.05 GB" in refused.json()["detail"] and time.monotonic() - start < 3
+        assert client.post("/v1/predict", files=files(png(np.zeros((side // 2, side // 2), np.uint8)))).status_code == 200
+
+
+def test_the_growth_of_memory_is_measured_where_the_system_counts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = [costs.growth_of(lambda: np.ones(80_000_000, np.uint8)) for _again in range(2)]  # freed at once, which VmRSS no longer has
+    assert all(size is not None and 75_000_000 < size < 100_000_000 for size in sizes), sizes
+    monkeypatch.setattr(costs, "PROC", tmp_path)
+    done = []
+    assert costs.growth_of(lambda: done.append(1)) is None and done == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "resolution"), [("resnet18", 256), ("vit_small_patch14_dinov2.lvd142m", 392)])
+def test_the_activations_of_a_batch_are_measured(encoder: str, resolution: int) -> None:
+    """The kernel's peak of a process that scores one batch of real pictures, and measured nothing, is the measurement of another one."""
+    measured, peak = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", ACTIVATIONS, encoder, str(resolution), what], capture_output=True, text=True, check=True, cwd=ROOT
+            ).stdout
+        )
+        for what in ("measure", "score")
+    )
+    assert 0.8 * measured < peak < 1.05 * measured, (measured, peak)
+
+
+ACTIVATIONS = """
+import sys, skimage.data, torch
+from flows.prediction.budget import return_freed_memory
+from tasks.detectors.encoders import build_encoder
+from tasks.detectors.load import build_detector
+from tasks.detectors.patch_residual import PatchResidualSettings
+from tasks.detectors.settings import EncoderSettings
+from tasks.prediction.costs import Costs
+from tasks.prediction.models import Named
+from tasks.prediction.predictor import Predictor
+name, side, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+return_freed_memory()
+settings = PatchResidualSettings(resolution=side, encoder=EncoderSettings("timm", name, "model", (6, 12) if name.startswith("vit") else ()))
+own = Predictor(Named("patch-residual", {"patch-residual": settings}, build_detector(settings, build_encoder(settings.encoder, side))))
+texture = skimage.data.brick()
+if what == "measure":
+    print(Costs.of(own, prompts=1).activations)
+else:
+    own.prompt(texture[:96, :96])
+    size = lambda name: 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+    tiles = [tile for _ in range(8) for tile in own.cut(texture[:96, :96, None].repeat(3, 2))]
+    before = size("VmRSS")
+    own.conclude(own.encode(tiles), tiles)
+    print(size("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "side", "count", "tiles"),
+    [
+        ("score", 3000, 1, "1x1"),
+        ("score", 3000, 9, "1x1"),
+        ("score", 3000, 4, "3x3"),
+        ("score", 2000, 20, "2x2"),
+        ("prompt", 3000, 1, "1x1"),
+        ("prompt", 3000, 9, "1x1"),
+        ("prompt", 3000, 2, "3x3"),
+        ("prompt", 200, 1, "1x1"),
+        ("prompt", 200, 16, "2x2"),
+    ],
+)
+def test_the_memory_of_prompting_and_scoring_is_known_from_the_headers(what: str, side: int, count: int, tiles: str) -> None:
+    """The peak of the packaged detector, in a process of its own, is within the estimate, and not far below."""
+    command = [sys.executable, "-c", WORKING, what, str(side), str(count), *tiles.split("x")]
+    peak, estimate = map(int, subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+    assert 0.25 * estimate < peak <= estimate, (peak, estimate)
+
+
+WORKING = """
+import io, sys, numpy as np
+from PIL import Image
+from flows.prediction.budget import return_freed_memory
+from tasks.common.sheets import heated
+from tasks.prediction.costs import Costs
+from tasks.prediction.memory import needs_of
+from tasks.prediction.predictor import Predictor
+import tifffile  # not the decoder's memory
+what, side, count, *tiles = sys.argv[1], *map(int, sys.argv[2:])
+return_freed_memory()
+own = Predictor.load()
+own = Predictor(own.model.with_tiles(tuple(tiles)))
+stream = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)).save(stream, "PNG", compress_level=1)
+content = stream.getvalue()
+costs, needs = Costs.of(own, prompts=16), [needs_of(content)] * count
+small = np.zeros((200, 200, 3), np.uint8)
+heated(small, small[..., 0].astype(np.float32), 1.0)  # not the library's memory
+if what == "score":
+    own.prompt(small)
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+open("/proc/self/clear_refs", "w").write("5")
+before = kilobytes("VmRSS")
+if what == "score":
+    estimate = costs.predicting(own, needs) + costs.activations
+    for one in own.each([content] * count):
+        heated(one.picture, one.map, own.top)
+else:
+    estimate = costs.prompting(needs)
+    own.prompt([content] * count)
+print(1024 * (kilobytes("VmHWM") - before), estimate)
+"""
 
 
 def test_a_service_that_is_ending_says_so(prompted: Predictor) -> None:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.arguments import listening, token_for
+from flows.prediction.budget import return_freed_memory
 from flows.prediction.options import tell
-from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
+from flows.prediction.page import KEPT, add_address, gradio_in, memory_of, serve_page, small, told
+from flows.prediction.sessions import Memory, needs_of_file
+from tasks.common.decoding import FULL, Intensity
 from tasks.common.errors import BadInput
 from tasks.ingestion.listing import GOOD
+from tasks.prediction.memory import RGB
 
 if TYPE_CHECKING:
     from flows.monitoring.line import Line
@@ -51,10 +55,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def review(arguments: argparse.Namespace) -> None:
-    """Serve the page until stopped. Raises BadInput if no picture of the line was scored yet, or the address cannot be used."""
+    """Serve the page until stopped.
+
+    Raises BadInput if no picture of the line was scored yet, if --memory is out of its bounds, or if the address cannot be used.
+    """
     from flows.monitoring.line import Line, line_of
     from tasks.monitoring.record import Record
 
+    total = memory_of(arguments)
     line = line_of(arguments.pipeline)
     if arguments.record is not None:
         line = Line(line.pipeline, line.settings, Record(arguments.record))
@@ -64,19 +72,19 @@ def review(arguments: argparse.Namespace) -> None:
         )
     with listening(arguments.host, arguments.port) as own, tempfile.TemporaryDirectory(prefix="changepair-review-") as work:
         token_for(own)  # reported before anything is loaded
+        return_freed_memory()
         line.verdicts.has_normals([*line.prompts, *line.normals], line.intensity)
         gradio = gradio_in(Path(work))
         tell(f"what you say is kept in {line.verdicts.folder}, a dataset that pipelines.yaml may name")
-        serve_page(gradio, make_page(gradio, line), own, head=KEYS)
+        serve_page(gradio, make_page(gradio, line, total), own, head=KEYS)
 
 
 @dataclass
 class Sitting:
-    """What one visitor is at."""
+    """What one visitor is at. It holds no picture."""
 
     kind: str = FLAGGED
     shown: Judged | None = None
-    picture: Picture | None = None
     skipped: set[str] = field(default_factory=set)
     given: list[Judged] = field(default_factory=list)
 
@@ -89,58 +97,85 @@ def waiting(line: Line, kind: str) -> list[Judged]:
     return sorted(rows, key=lambda row: -(row.score or 0.0))
 
 
-def picture_of(line: Line, row: Judged) -> Picture | None:
-    """Reads a picture: the copy of a flagged one, or one that passed from the watched folder; None if it is gone, or is another now."""
+def picture_of(line: Line, row: Judged, memory: Memory) -> Picture | None:
+    """Read a picture: the copy of a flagged one, or one that passed from the watched folder. Return None if it was removed or replaced.
+
+    Raises BadInput if it does not fit in the page's memory.
+    """
     from tasks.monitoring.record import key_of
-    from tasks.prediction.pictures import as_picture
 
     folder = Path(line.settings.folder).expanduser()
     copy, file = line.record.flagged(row), folder / row.picture
+    if row.verdict == "anomalous" and copy.is_file():
+        return _read(copy, FULL, memory)
+    return _read(file, line.intensity, memory) if file.is_file() and key_of(file, folder) == row.key else None
+
+
+def _read(file: Path, intensity: Intensity, memory: Memory) -> Picture | None:
+    """Read a picture. Return None if it cannot be read. Raises BadInput if it does not fit in the page's memory."""
+    from tasks.prediction.pictures import as_picture
+
+    needs = needs_of_file(file, memory.room())
+    memory.claim(needs.decoding + RGB * needs.pixels, file.name)
     try:
-        if row.verdict == "anomalous" and copy.is_file():
-            return as_picture(copy)
-        return as_picture(file, intensity=line.intensity) if file.is_file() and key_of(file, folder) == row.key else None
+        return as_picture(file, intensity=intensity)
     except BadInput:
         return None
 
 
-def make_page(gradio: Any, line: Line) -> Any:
-    """Builds the page."""
+def make_page(gradio: Any, line: Line, total: int) -> Any:
+    """Build the page. total: bytes of memory for the pictures of all visitors, of which one is read at a time."""
+    memory = Memory(total)
+    unread: set[str] = set()  # names of pictures that cannot be shown, the same for all visitors
 
     def turn(sitting: Sitting) -> tuple[Any, ...]:
-        """Shows the next picture that can be shown."""
+        """Show the next picture that can be shown."""
         left = waiting(line, sitting.kind)
-        sitting.shown = sitting.picture = None
+        sitting.shown = picture = None
         for row in left:
-            if row.name in sitting.skipped:
+            if row.name in sitting.skipped or row.name in unread:
                 continue
-            picture = picture_of(line, row)
+            try:
+                picture = picture_of(line, row, memory)
+            except BadInput as error:
+                gradio.Warning(str(error))
             if picture is not None:
-                sitting.shown, sitting.picture = row, picture
+                sitting.shown = row
                 break
-            sitting.skipped.add(row.name)
-        return sitting, *_drawn(gradio, line, sitting, len(left))
+            unread.add(row.name)
+        thumbnail = None if picture is None else small(picture)
+        del picture  # before the overlay is read
+        return sitting, *_drawn(gradio, line, sitting, thumbnail, memory, len(left))
 
     def begin(kind: str) -> tuple[Any, ...]:
-        return turn(Sitting(kind))
+        with memory.turn, told(gradio):
+            unread.clear()
+            return turn(Sitting(kind))
 
     def say(sitting: Sitting, defect: str) -> tuple[Any, ...]:
-        if sitting.shown is not None and sitting.picture is not None:
-            with told(gradio):
-                line.verdicts.give(sitting.shown, sitting.picture, defect.strip())
-            sitting.given.append(sitting.shown)
-        return turn(sitting)
+        with memory.turn, told(gradio):
+            row = sitting.shown
+            picture = None if row is None else picture_of(line, row, memory)
+            if row is not None and picture is None:
+                gradio.Warning(f"{row.picture}: the picture was removed or replaced, so nothing was recorded")
+            elif row is not None and picture is not None:
+                line.verdicts.give(row, picture, defect.strip())
+                sitting.given.append(row)
+            del picture
+            return turn(sitting)
 
     def skip(sitting: Sitting) -> tuple[Any, ...]:
-        if sitting.shown is not None:
-            sitting.skipped.add(sitting.shown.name)
-        return turn(sitting)
+        with memory.turn, told(gradio):
+            if sitting.shown is not None:
+                sitting.skipped.add(sitting.shown.name)
+            return turn(sitting)
 
     def undo(sitting: Sitting) -> tuple[Any, ...]:
-        if sitting.given:
-            row = sitting.given.pop()
-            line.verdicts.withdraw(row)
-        return turn(sitting)
+        with memory.turn, told(gradio):
+            if sitting.given:
+                row = sitting.given.pop()
+                line.verdicts.withdraw(row)
+            return turn(sitting)
 
     with gradio.Blocks(title=f"changepair: {line.pipeline}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         state = gradio.State()
@@ -170,10 +205,11 @@ def make_page(gradio: Any, line: Line) -> Any:
     return page
 
 
-def _drawn(gradio: Any, line: Line, sitting: Sitting, left: int) -> tuple[Any, ...]:
-    """Gives what the page shows of a picture: how many are left, it, its map, its score, and the defects that have a name."""
-    from tasks.prediction.pictures import as_picture
+def _drawn(gradio: Any, line: Line, sitting: Sitting, picture: Any, memory: Memory, left: int) -> tuple[Any, ...]:
+    """Return what the page shows of a picture: how many are left, the picture, its map, its score, and the names of the defects.
 
+    picture: at the size that is shown.
+    """
     counts, row = line.verdicts.counts(), sitting.shown
     names = sorted(counts.keys() - {GOOD} | {ANOMALOUS})
     said = f"**{left}** {sitting.kind} to look at, {counts.total()} done: {counts[GOOD]} normal, {counts.total() - counts[GOOD]} anomalous"
@@ -182,5 +218,6 @@ def _drawn(gradio: Any, line: Line, sitting: Sitting, left: int) -> tuple[Any, .
         whole = "Nothing is left." if not left else f"Nothing is left but {left} that you skipped, or whose picture is gone."
         return said, None, None, whole, choices
     about = f"{row.picture}: {row.score:.6f}, threshold {row.threshold:.6f}, scored {row.time[:16].replace('T', ' ')} UTC"
-    overlay = line.record.overlay(row)
-    return said, small(sitting.picture), small(as_picture(overlay)) if overlay.is_file() else None, about, choices
+    file = line.record.overlay(row)
+    overlay = _read(file, FULL, memory) if file.is_file() else None
+    return said, picture, None if overlay is None else small(overlay), about, choices

@@ -33,11 +33,11 @@ class Full(Exception):
 class Budget:
     """Grant memory in bytes, first come, first served. All methods run in one event loop."""
 
-    def __init__(self, total: int, *, most_waiting: int, patience: float, drop: Callable[[], bool] = lambda: False) -> None:
-        """total: bytes. most_waiting: how many may wait, each for at most `patience` seconds. drop: frees something that is kept, and
-        returns False if there is nothing more to free."""
+    def __init__(self, total: int, *, fixed: int = 0, most_waiting: int, patience: float, drop: Callable[[], bool] = lambda: False) -> None:
+        """total: bytes. fixed: those that are always used. most_waiting: how many may wait, each for at most `patience` seconds. drop:
+        frees something that is kept, and returns False if there is nothing more to free."""
         self.total = total
-        self.used = 0
+        self.used = self._fixed = fixed
         self._most_waiting = most_waiting
         self._patience = patience
         self._drop = drop
@@ -45,9 +45,10 @@ class Budget:
 
     async def take(self, size: int) -> None:
         """Wait for `size` bytes. Raises TooLarge, Full."""
-        if size > self.total:
+        most = self.total - self._fixed
+        if size > most:
             raise TooLarge(
-                f"needs {size / 1e9:.2g} GB of memory, more than the {self.total / 1e9:.2g} GB that the service has for it; "
+                f"needs {size / 1e9:.2g} GB of memory, more than the {most / 1e9:.2g} GB that the service has for it; "
                 "send fewer or smaller pictures"
             )
         if not self._waiting and self._fits(size):

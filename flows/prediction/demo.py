@@ -6,21 +6,25 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.arguments import listening, token_for
 from flows.prediction import options
+from flows.prediction.budget import return_freed_memory
 from flows.prediction.options import load
-from flows.prediction.page import KEPT, add_address, gradio_in, serve_page, small, told
+from flows.prediction.page import KEPT, SHOWN, add_address, gradio_in, memory_of, serve_page, small, told
+from flows.prediction.sessions import Memory, needs_of_file
 from tasks.common.decoding import ENDINGS, Decoded
 from tasks.common.errors import BadInput
 from tasks.common.places import is_hidden
 from tasks.prediction.files import names_of
 
 if TYPE_CHECKING:
+    from tasks.common.pictures import Picture
+    from tasks.prediction.costs import Costs
     from tasks.prediction.predictor import Prediction, Predictor
 
 EXAMPLES = """examples:
@@ -28,12 +32,14 @@ EXAMPLES = """examples:
   changepair demo --kit line-3 --port 7870
 """
 MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
+KEPT_BYTES = 2 * 3 * SHOWN**2
+"""Largest size of what a session keeps of a picture."""
 HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is yellow to red where a picture differs
 from the normal ones more than they differ among themselves. The score is from 0 (normal) to 1 (anomalous)."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = commands.add_parser(
         "demo",
         help="open a page to drop pictures on",
@@ -47,29 +53,71 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Serve the page until stopped. Raises BadInput if the model cannot be loaded, or the address cannot be used."""
+    """Serve the page until stopped.
+
+    Raises BadInput if the model cannot be loaded, if --memory is too small for it, or if the address cannot be used.
+    """
+    total = memory_of(arguments)
     with listening(arguments.host, arguments.port) as own, tempfile.TemporaryDirectory(prefix="changepair-demo-") as work:
         token_for(own)  # reported before anything is loaded
+        return_freed_memory()
         predictor = load(arguments)
         gradio = gradio_in(Path(work))
-        page = make_page(gradio, predictor, Path(work))
+        page = make_page(gradio, predictor, Path(work), total)
         serve_page(gradio, page, own)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Shown:
+    """A scored picture, at the size that the page shows."""
+
+    score: float
+    caption: str
+    picture: Picture
+    """hxwx3, at most SHOWN pixels a side."""
+    drawn: Picture
+    """The same with its map."""
+
+
+@dataclass(eq=False)
 class Session:
-    """What one visitor has: the detector with its prompts, and what it said last."""
+    """What one visitor has: the detector with its prompts, and the last results."""
 
     predictor: Predictor
-    names: tuple[str, ...] = ()
-    said: tuple[Prediction, ...] = ()
+    prompts: int = 0
+    """Bytes of the features of the visitor's own prompts."""
+    shown: tuple[Shown, ...] = ()
+    dropped: bool = False
+    """Whether the visitor's own prompts were dropped, because other visitors needed the memory."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept for this visitor."""
+        return self.prompts + sum(one.picture.nbytes + one.drawn.nbytes for one in self.shown)
+
+    def drop(self) -> None:
+        """Forget the results, and the visitor's own prompts."""
+        self.shown = ()
+        if self.prompts:
+            del self.predictor
+            self.prompts, self.dropped = 0, True
 
 
-def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
-    """Builds the page. predictor: its model is everybody's; its prompts, if it has some, are where each visitor starts. work: for files."""
+def make_page(gradio: Any, predictor: Predictor, work: Path, total: int) -> Any:
+    """Build the page. Raises BadInput if `total` is too small for the detector.
+
+    predictor: the model of all visitors; each visitor starts with its prompts, if it has some. work: a folder for files. total: bytes of
+    memory for the detector, and for the pictures and prompts of all visitors.
+    """
+    from tasks.prediction.costs import Costs, bytes_of
     from tasks.prediction.predictor import Predictor as Kind
 
+    costs = Costs.of(predictor, prompts=max(MOST_PROMPTS, len(predictor.prompted.prompts)))
+    memory = Memory(total, bytes_of([predictor]) + costs.activations)
+
     def mine(session: Session | None) -> Session:
+        if session is not None and session.dropped:
+            raise BadInput("your normal pictures were dropped, because other visitors needed the memory; give them again")
         return session or Session(
             Kind(predictor.model, prompted=predictor.prompted, threshold=predictor.threshold, device=predictor.device)
         )
@@ -79,34 +127,35 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
         if not paths:
             return mine(None), _ready(mine(None))
         refused: list[str] = []
-        normals = [decoded for path in paths if (decoded := _decoded(path, refused)) is not None]
-        if not normals:
-            raise gradio.Error("; ".join(refused), duration=None, print_exception=False)
-        with told(gradio):
-            own = Session(Kind(predictor.model, device=predictor.device).prompt(normals, category=predictor.prompted.category))
+        with told(gradio), memory.turn:
+            memory.claim(costs.prompting([needs_of_file(Path(path), memory.room()) for path in paths]), "normal pictures")
+            normals = [decoded for path in paths if (decoded := _decoded(path, refused)) is not None]
+            if not normals:
+                raise BadInput("; ".join(refused))
+            prompted = Kind(predictor.model, device=predictor.device).prompt(normals, category=predictor.prompted.category)
+            own = Session(prompted, sum(part.nbytes for part in prompted.prompted.memory))
+            memory.keep(own)
         return own, _with_refused(_ready(own), refused)
 
     def check(session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any]]:
-        own = mine(session)
         paths = _paths(gradio, given, MOST_QUERIES, "pictures to check")
-        if not paths:
-            return own, "", []
-        start, refused = time.perf_counter(), list[str]()
-        with told(gradio):
-            own.said = tuple(own.predictor.each(paths, refuse=_into(refused, paths)))
-        own.names = tuple(Path(paths[one.number]).name for one in own.said)
-        verdict = _verdict(own, time.perf_counter() - start) if own.said else "No picture can be read."
+        refused: list[str] = []
+        with told(gradio), memory.turn:
+            own = mine(session)
+            if not paths:
+                return own, "", []
+            start, refuse = time.perf_counter(), _into(refused, paths)
+            predictions = _each(memory, costs, own, paths, refuse, keeps=KEPT_BYTES * len(paths))
+            own.shown = tuple(_shown(one, Path(paths[one.number]).name, own.predictor) for one in predictions)
+            memory.keep(own)
+            verdict = _verdict(own, time.perf_counter() - start) if own.shown else "No picture can be read."
         return own, _with_refused(verdict, refused), show(own, strength)
 
     def show(session: Session | None, strength: float) -> list[Any]:
-        from tasks.prediction.outputs import line_of, overlay, shown
+        from tasks.prediction.outputs import blended
 
-        pictures = []
-        for name, one in zip(session.names, session.said, strict=True) if session else ():
-            line = line_of(name, one.score, session.predictor.threshold)  # type: ignore[union-attr]
-            drawn = overlay(one.picture, one.map, session.predictor.top, strength)  # type: ignore[union-attr]
-            pictures.append((small(drawn), f"{name}: {shown(line.score)}" + (f", {line.verdict}" if line.verdict else "")))
-        return pictures
+        shown = session.shown if session else ()
+        return [(small(blended(one.drawn, one.picture, strength)), one.caption) for one in shown]
 
     def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
         files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS and not is_hidden(Path(path).name)]
@@ -116,9 +165,11 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
             raise gradio.Error(
                 f"{len(files)} pictures, more than {MOST_BATCH}; `changepair predict` takes any number", print_exception=False
             )
-        own, folder = mine(session), Path(tempfile.mkdtemp(dir=work))
-        with told(gradio):
-            flagged, refused = _score_folder(own.predictor, files, folder / "answer", lambda share: progress(share))
+        folder, refused = Path(tempfile.mkdtemp(dir=work)), list[str]()
+        with told(gradio), memory.turn:
+            own = mine(session)
+            predictions = _each(memory, costs, own, files, _into(refused, files))
+            flagged = _save(own.predictor, files, predictions, folder / "answer", lambda share: progress(share))
         archive = shutil.make_archive(str(folder / "answer"), "zip", folder / "answer")
         shutil.rmtree(folder / "answer")
         lines = [f"{len(files) - len(refused)} pictures scored" + (f", **{flagged} anomalous**" if own.predictor.threshold else "")]
@@ -156,7 +207,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path) -> Any:
 
 
 def make_examples(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Writes a few pictures of the packaged textures; gives by name a normal one and one to check."""
+    """Write a few pictures of the packaged textures. Return a normal one and one to check, by name."""
     import numpy as np
     from PIL import Image
 
@@ -179,7 +230,7 @@ def make_examples(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def _paths(gradio: Any, given: list[Any] | None, most: int, what: str) -> list[str]:
-    """Gives the paths of a gallery's pictures."""
+    """Return the paths of a gallery's pictures."""
     paths = [str(path) for path, _caption in given or []]
     if len(paths) > most:
         raise gradio.Error(f"{len(paths)} {what}, more than {most}", print_exception=False)
@@ -217,28 +268,70 @@ def _ready(session: Session) -> str:
 def _verdict(session: Session, seconds: float) -> str:
     from tasks.prediction.outputs import shown
 
-    threshold, said = session.predictor.threshold, session.said
-    each = f"{1000 * seconds / max(1, len(said)):.0f} ms a picture"
+    threshold, scores = session.predictor.threshold, [one.score for one in session.shown]
+    each = f"{1000 * seconds / max(1, len(scores)):.0f} ms a picture"
     if threshold is None:
-        scores = ", ".join(f"**{shown(one.score)}**" for one in said)
-        return f"Score{'s' if len(said) > 1 else ''} {scores} ({each})"
-    flagged = sum(threshold.exceeded(one.score) for one in said)
-    whole = ("**Anomalous**" if flagged else "**Normal**") if len(said) == 1 else f"**{flagged} of {len(said)} anomalous**"
-    return f"{whole}: {', '.join(shown(one.score) for one in said)}, threshold {shown(threshold.value)} ({each})"
+        listed = ", ".join(f"**{shown(score)}**" for score in scores)
+        return f"Score{'s' if len(scores) > 1 else ''} {listed} ({each})"
+    flagged = sum(threshold.exceeded(score) for score in scores)
+    whole = ("**Anomalous**" if flagged else "**Normal**") if len(scores) == 1 else f"**{flagged} of {len(scores)} anomalous**"
+    return f"{whole}: {', '.join(map(shown, scores))}, threshold {shown(threshold.value)} ({each})"
 
 
-def _score_folder(predictor: Predictor, files: Sequence[Path], folder: Path, report: Any) -> tuple[int, list[str]]:
-    """Scores pictures and writes scores, maps and overlays; gives how many are anomalous, and why some were left out."""
+def _each(
+    memory: Memory,
+    costs: Costs,
+    own: Session,
+    files: Sequence[str | Path],
+    refuse: Callable[[int, BadInput], None],
+    keeps: int = 0,
+) -> Iterator[Prediction]:
+    """Score pictures as `Predictor.each`, one at a time if they do not fit in memory together.
+
+    refuse: called for each picture that does not fit alone, or cannot be read. keeps: bytes that the caller keeps of the predictions.
+    """
+    needs = [needs_of_file(Path(file), memory.room(own)) for file in files]
+    together = costs.predicting(own.predictor, needs) + keeps
+    if together <= memory.room(own):
+        memory.claim(together, "pictures", own)
+        yield from own.predictor.each(files, refuse=refuse)
+        return
+    for number, (file, need) in enumerate(zip(files, needs, strict=True)):
+        try:
+            memory.claim(costs.predicting(own.predictor, [need]) + keeps, str(file), own)
+        except BadInput as error:
+            refuse(number, error)
+            continue
+        for one in own.predictor.each([file], refuse=lambda _place, error, number=number: refuse(number, error)):  # type: ignore[misc]
+            yield replace(one, number=number)
+
+
+def _shown(one: Prediction, name: str, predictor: Predictor) -> Shown:
+    """Draw a prediction, and make it as small as the page shows it."""
+    import numpy as np
+
+    from tasks.common.sheets import heated
+    from tasks.prediction.outputs import line_of, shown
+
+    line = line_of(name, one.score, predictor.threshold)
+    caption = f"{name}: {shown(line.score)}" + (f", {line.verdict}" if line.verdict else "")
+    picture, drawn = (np.asarray(small(pixels)) for pixels in (one.picture, heated(one.picture, one.map, predictor.top)))
+    return Shown(one.score, caption, picture, drawn)
+
+
+def _save(
+    predictor: Predictor, files: Sequence[Path], predictions: Iterator[Prediction], folder: Path, report: Callable[[float], None]
+) -> int:
+    """Write scores, maps and overlays. Return how many pictures are anomalous."""
     from tasks.prediction.outputs import line_of, save, score_table
 
-    flagged, refused = 0, list[str]()
-
+    flagged = 0
     names = [Path(*name.parts[-2:]) for name in names_of(files)]
     with score_table(folder / "scores.csv") as keep:
-        for one in predictor.each(files, refuse=_into(refused, files)):
+        for one in predictions:
             line = line_of(files[one.number].name, one.score, predictor.threshold)
             keep(line)
             save(one, names[one.number], folder, predictor.top, maps="png", overlays=True)
             flagged += line.verdict == "anomalous"
             report((one.number + 1) / len(files))
-    return flagged, refused
+    return flagged

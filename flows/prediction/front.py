@@ -47,6 +47,8 @@ class Rules:
     """Paths that need no token and that are answered however many requests there are."""
     body: int | None = None
     """Largest body, bytes."""
+    files: tuple[str, ...] = ()
+    """Paths whose bodies are written to files, and may be larger."""
     bodies: int | None = None
     """Largest sum of the bodies of all requests, bytes."""
     requests: int = 128
@@ -113,9 +115,12 @@ class Front:
         if not free and self._requests >= rules.requests:
             return HTTPException(429, "too many requests at a time; try again", {"Retry-After": "1"})
         announced = headers.get(b"content-length", b"0")
-        if not announced.isdigit() or (rules.body is not None and int(announced) > rules.body):
+        if not announced.isdigit() or self._exceeds(scope, int(announced)):
             return self._too_large()
         return None
+
+    def _exceeds(self, scope: Scope, size: int) -> bool:
+        return self.rules.body is not None and scope["path"] not in self.rules.files and size > self.rules.body
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"the request is larger than {self.rules.body:,} bytes")
@@ -130,7 +135,7 @@ class Front:
             size = len(message.get("body", b""))
             held += size
             self._bodies += size
-            if rules.body is not None and held > rules.body:  # its length was not announced
+            if self._exceeds(scope, held):  # its length was not announced
                 raise self._too_large()
             if rules.bodies is not None and self._bodies > rules.bodies:
                 raise HTTPException(429, "too many requests at a time; try again", {"Retry-After": "1"})

@@ -12,12 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.arguments import token_for
+from flows.arguments import COUNT, check_options, token_for
+from flows.prediction.budget import default_budget
 from flows.prediction.options import tell
 from tasks.common.errors import BadInput
 from tasks.common.stopping import EXIT_CODE
 
 MOST_BYTES = "32mb"
+UPLOAD = "/gradio_api/upload"
+"""Path whose request bodies are written to files, each of at most MOST_BYTES."""
+MOST_BODY = 2**20
+"""Largest body of any other request, in bytes. It names the files of a folder, 500 at most."""
+MOST_FIELD = 2**16
+"""Largest field of a form that is not a file, in bytes."""
 SHOWN = 1024
 """Pixels of the longer side of what is shown."""
 KEPT = 3600
@@ -27,19 +34,62 @@ CSS = """.verdict {font-size: 1.3em} footer {visibility: hidden}
 
 
 def add_address(parser: argparse.ArgumentParser, port: int) -> None:
-    """Adds the options that say where a page listens."""
+    """Add the options of a page: where it listens, and its memory."""
     parser.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
     parser.add_argument("--port", type=int, default=port, help="%(default)s")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        metavar="MB",
+        help="for the detector, and the pictures and prompts of all visitors; a picture that needs more is refused (half of the memory of "
+        "the machine or the container, at most 4294)",
+    )
+
+
+def memory_of(arguments: argparse.Namespace) -> int:
+    """Return the memory of a page in bytes. Raises BadInput if --memory is out of its bounds."""
+    if arguments.memory is None:
+        return default_budget()
+    check_options(arguments, {"memory": COUNT})
+    return int(arguments.memory) * 1_000_000
 
 
 def gradio_in(work: Path) -> Any:
-    """Imports Gradio so that it asks nobody for anything, and keeps what is uploaded in `work`. Raises BadInput if it is not there."""
+    """Import Gradio so that it connects to no host, keeps uploads in `work`, and holds nothing large in memory. Raises BadInput if it is
+    not installed."""
     os.environ["GRADIO_TEMP_DIR"] = str(work / "uploads")
     try:
         import gradio
     except ModuleNotFoundError as error:
         raise BadInput("the page needs Gradio, which is not installed; install changepair[serve]") from error
+    _bound(gradio)
     return gradio
+
+
+def _bound(gradio: Any) -> None:
+    """Close three ways by which a request may fill the memory of Gradio: a URL in place of a file, whose content is read at once; fields
+    of a form; and inputs, which each session repeats in a configuration that only links to a state of the page need."""
+    from gradio import processing_utils
+    from gradio.route_utils import GradioMultiPartParser
+    from gradio.state_holder import SessionState
+    from starlette.formparsers import MultiPartException
+
+    async def fetch(url: str) -> Any:
+        raise gradio.Error("the page reads no URL; upload the file", print_exception=False)
+
+    parser: Any = GradioMultiPartParser
+    session: Any = SessionState
+    read = parser.on_part_data
+
+    def read_part(self: Any, data: bytes, start: int, end: int) -> None:
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > MOST_FIELD:
+            raise MultiPartException(f"a field exceeds the maximum allowed size of {MOST_FIELD} bytes")
+        read(self, data, start, end)
+
+    processing_utils.async_ssrf_protected_get = fetch
+    parser.on_part_data = read_part
+    session._update_value_in_config = lambda *_arguments: None
 
 
 def serve_page(gradio: Any, page: Any, listening: socket.socket, *, head: str = "") -> None:
@@ -49,7 +99,7 @@ def serve_page(gradio: Any, page: Any, listening: socket.socket, *, head: str = 
     from flows.prediction.front import LOCAL, Front, Rules, serve_app
 
     system = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none is fetched
-    page.queue(default_concurrency_limit=1, max_size=32)
+    page.queue(default_concurrency_limit=1, max_size=32, api_open=False)  # no request passes the queue
     page.state_session_capacity = 100
     host, port = listening.getsockname()[:2]
     app = gradio.mount_gradio_app(
@@ -69,12 +119,12 @@ def serve_page(gradio: Any, page: Any, listening: socket.socket, *, head: str = 
     )
     tell(f"the page is at http://{host}:{port}")
     signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(EXIT_CODE))  # as Ctrl-C, so that what was uploaded is deleted
-    serve_app(Front(app, Rules(token=token_for(listening), hosts=LOCAL)), listening, ending_seconds=1)
+    serve_app(Front(app, Rules(token=token_for(listening), hosts=LOCAL, body=MOST_BODY, files=(UPLOAD,))), listening, ending_seconds=1)
 
 
 @contextmanager
 def told(gradio: Any) -> Iterator[None]:
-    """Shows what is the visitor's to mend, in one line."""
+    """Show a BadInput to the visitor in one line."""
     try:
         yield
     except BadInput as error:
@@ -82,7 +132,7 @@ def told(gradio: Any) -> Iterator[None]:
 
 
 def small(picture: Any) -> Any:
-    """Gives a picture HxWx3 as an image that a page can show."""
+    """Return a picture HxWx3 as an image that a page can show, at most SHOWN pixels a side."""
     from PIL import Image
 
     image = Image.fromarray(picture)

@@ -1,7 +1,8 @@
 """The service `changepair api`: clients send prompts, or name a kit, and send pictures. HTTP, with OpenAPI at /docs.
 
-Each request is charged for the memory that its pictures take, from their headers, before one is decoded. The pictures are decoded one
-after the other, cut, queued as tiles, and scored in batches across requests. A request that fits neither the queue nor the memory gets
+Each request is charged for the memory that its pictures take, from their headers, before one is decoded. The activations of one batch are
+measured at the start, and reserved. The pictures are decoded one after the other, cut, queued as tiles, and scored in batches across
+requests. A request that fits neither the queue nor the memory gets
 429, one that takes too long gets 504. After SIGTERM the service finishes the requests that it accepted.
 """
 # Annotations are no strings here: FastAPI evaluates those, and knows nothing of a function's own names.
@@ -18,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -29,9 +29,9 @@ from starlette.types import Scope
 from flows.prediction.budget import Budget, Full, TooLarge, default_budget, in_thread
 from flows.prediction.front import Front, Rules
 from tasks.common.errors import BadInput
-from tasks.common.tiles import grid_of
 from tasks.detectors.models.detector import ANY_CATEGORY
 from tasks.prediction.batching import Batcher, Busy
+from tasks.prediction.costs import MAP_BYTES, Costs, bytes_of
 from tasks.prediction.memory import Needs, needs_of
 from tasks.prediction.outputs import Verdict, line_of, map_png
 from tasks.prediction.pictures import as_decoded, scaled
@@ -43,10 +43,8 @@ LATENCIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
 
 BODIES = 0.25
 """Share of the memory that bodies of requests may take."""
-MAP_BYTES, ANSWER_BYTES = 20, 10
-"""Bytes a pixel that a map takes while it is joined and written as PNG, and at most in the answer, as base64 in JSON."""
-ENCODING = 40
-"""Bytes that encoding takes for each byte of a tile. Measured with the packaged detectors: 24 to 30."""
+ANSWER_BYTES = 10
+"""Bytes per pixel that a map takes at most in the answer, as base64 in JSON."""
 Result = TypeVar("Result")
 
 
@@ -63,8 +61,8 @@ class Limits:
     requests: int = 128
     """Largest number of requests at a time; those beyond get 429."""
     memory: int = field(default_factory=default_budget)
-    """Bytes for the pictures and prompts of all clients, and the kits. A request that they cannot hold gets 413, one that has to wait for
-    longer than `patience` gets 429."""
+    """Bytes for the pictures and prompts of all clients, the detectors, the kits and one batch. A request that they cannot hold gets 413,
+    one that has to wait for longer than `patience` gets 429."""
     patience: float = 5.0
     """Seconds that a request waits for memory."""
     seconds: float = 30.0
@@ -162,7 +160,7 @@ def make_app(
     token: str | None = None,
     hosts: tuple[str, ...] | None = None,
 ) -> FastAPI:
-    """Make the service. Raises BadInput if the kits alone take more memory than `limits` has.
+    """Make the service. Raises BadInput if the detectors, the kits and one batch take more memory than `limits` has.
 
     predictor: compared with the prompts that clients send; if it has prompts, it is also the kit `default`. kits: by name. token, hosts: as
     `Rules`.
@@ -179,19 +177,21 @@ def make_app(
             budget.used -= remembered.pop(name).size
         return name is not None
 
+    loaded = [predictor, *kits.values()]
+    costs = _costs(loaded, batch_size, limits.pictures)
     bodies = int(BODIES * limits.memory)
-    budget = Budget(limits.memory - bodies, most_waiting=limits.requests, patience=limits.patience, drop=drop)
-    budget.used = sum(_bytes_of(one) for one in named.values())
-    if budget.used >= budget.total:
-        raise BadInput(f"the kits take {budget.used / 1e9:.2g} of {limits.memory / 1e9:.2g} GB; give more --memory, or fewer kits")
+    total = limits.memory - bodies
+    fixed = bytes_of(loaded) + max(one.activations for one in costs.values())
+    if fixed >= total:
+        raise BadInput(
+            f"the detectors, the kits and a batch of {batch_size} take {fixed / 1e9:.2g} of {total / 1e9:.2g} GB; give more --memory, "
+            "a smaller --batch-size, or fewer kits"
+        )
+    budget = Budget(total, fixed=fixed, most_waiting=limits.requests, patience=limits.patience, drop=drop)
     batcher = Batcher(batch_size=batch_size, most=limits.waiting, report=metrics.batches.observe)
     metrics.waiting.set_function(lambda: batcher.waiting)
     metrics.prompted.set_function(lambda: len(remembered))
     metrics.memory.set_function(lambda: budget.used)
-    side = predictor.model.looks.resolution
-    with torch.inference_mode():
-        blank = predictor.detector.memorise(torch.zeros(1, 3, side, side, device=predictor.device))
-    of_a_tile = sum(part.nbytes for part in blank)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -272,7 +272,7 @@ def make_app(
             return name
 
         async with prompting:
-            return Prompted(prompts=await _charged(_prompting(needs), remember), pictures=len(pictures))
+            return Prompted(prompts=await _charged(costs[id(predictor.model)].prompting(needs), remember), pictures=len(pictures))
 
     @app.delete("/v1/prompts/{prompts}", status_code=204, responses=_problems(401, 404), **guarded)
     async def forget(prompts: str) -> None:
@@ -353,19 +353,8 @@ def make_app(
 
     def _scoring(own: Predictor, needs: list[Needs], maps: bool) -> int:
         """Return the bytes that scoring takes: a picture at a time, and the tiles and maps of all."""
-        tiles = len(needs) * own.prompted.grid.tiles * _tile_bytes(own)
         largest, pixels = max(one.pixels for one in needs), sum(one.pixels for one in needs)
-        return max(one.decoding for one in needs) + tiles + maps * (MAP_BYTES * largest + ANSWER_BYTES * pixels)
-
-    def _prompting(needs: list[Needs]) -> int:
-        """Return the bytes that prompting takes, with the set of prompts: all pictures, mirror images of some, and their tiles."""
-        count, largest = len(needs), max(one.pixels for one in needs)
-        tiles = predictor.model.looks.tiles
-        grid = grid_of(tiles, [one.size for one in needs])
-        mirrored = min(count, 2 * max(1, BATCH // grid.tiles))
-        scoring = (3 * mirrored + MAP_BYTES) * largest + mirrored * grid.tiles * _tile_bytes(predictor)
-        held = sum(one.held for one in needs) + count * (ENCODING * _tile_bytes(predictor) + 2 * grid.tiles * of_a_tile)
-        return held + max(*(one.decoding for one in needs), scoring)
+        return costs[id(own.model)].scoring(own, needs) + maps * (MAP_BYTES * largest + ANSWER_BYTES * pixels)
 
     async def _charged(size: int, work: Callable[[], Awaitable[Result]]) -> Result:
         try:
@@ -392,10 +381,14 @@ async def _each(uploads: list[UploadFile]) -> AsyncIterator[tuple[str, bytes]]:
         yield f"picture {place + 1}" + (f" ({upload.filename[:100]})" if upload.filename else ""), await upload.read()
 
 
-def _tile_bytes(own: Predictor) -> int:
-    return 3 * 4 * own.model.looks.resolution**2
+def _costs(predictors: list[Predictor], batch_size: int, pictures: int) -> dict[int, Costs]:
+    """Measure detectors, each once that has the same settings. Return their costs by the id of the model.
 
-
-def _bytes_of(kit: Predictor) -> int:
-    tensors = [*kit.detector.state_dict().values(), *kit.prompted.memory]
-    return sum(tensor.nbytes for tensor in tensors)
+    pictures: the largest number of prompts that a client may send.
+    """
+    prompts = max(pictures, *(len(one.prompted.prompts) for one in predictors))
+    measured: dict[str, Costs] = {}
+    for one in predictors:
+        if repr(one.model.settings) not in measured:
+            measured[repr(one.model.settings)] = Costs.of(one, batch_size=batch_size, prompts=prompts)
+    return {id(one.model): measured[repr(one.model.settings)] for one in predictors}

@@ -62,9 +62,8 @@ def as_json(line: Line) -> str:
     return json.dumps(asdict(line), ensure_ascii=False)
 
 
-def overlay(picture: Picture, map_: NDArray[np.float32], top: float, strength: float = 1.0) -> Picture:
-    """Overlay a map HxW on its picture with the colour scale of `heated`. strength: from 0 (only the picture) to 1."""
-    drawn = heated(picture, map_, top)
+def blended(drawn: Picture, picture: Picture, strength: float) -> Picture:
+    """Blend an overlay with its picture. strength: from 0 (only the picture) to 1 (only the overlay)."""
     return drawn if strength == 1.0 else (strength * drawn + (1 - strength) * picture).astype(np.uint8)
 
 
@@ -109,7 +108,7 @@ def csv_lines(stream: TextIO) -> Callable[[Line], None]:
 
 
 def write_overlay(file: Path, prediction: Prediction, top: float) -> None:
-    write_picture(file, overlay(prediction.picture, prediction.map, top))
+    write_picture(file, heated(prediction.picture, prediction.map, top))
 
 
 def write_picture(file: Path, picture: Picture) -> None:

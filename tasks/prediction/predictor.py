@@ -297,6 +297,12 @@ class Predictor:
         return squared_tile(picture, box, looks.resolution, CPU, looks.encoder.resize)
 
 
+def in_flight(tiles: int, batch_size: int) -> int:
+    """Return the largest number of pictures, each of so many tiles, that `Predictor.each` holds at a time: those of the batch, and those
+    that are read ahead."""
+    return (2 if tiles == 1 else 3) * max(1, batch_size // tiles)
+
+
 def score_of(said: Sequence[Said]) -> float:
     """Return the score of a picture from those of its tiles."""
     return max(one.score for one in said)
