@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -10,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, make_project, run
+import yaml
+from conftest import SMALL, STAGES, TINY, make_project, run
 from prefect import flow
 from prefect import flow_engine as engine
 from prefect.client.orchestration import get_client
 from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
-from processes import started, within
+from processes import started, wait_until, within
 from servers import ask, request
 
 from flows.running.api import run as run_flow
@@ -25,11 +27,30 @@ from flows.running.api import stoppable
 from tasks.common import stopping
 from tasks.common.stopping import Stopped
 
+pytestmark = pytest.mark.attack
 CANCELLING = {"type": "CANCELLING", "name": "Cancelling", "message": "from the UI"}
 CANCELLED = {"type": "CANCELLED", "name": "Cancelled", "message": "from the UI"}
 PAUSED = {"type": "PAUSED", "name": "Paused"}
 SUSPENDED = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
 RETRAIN = ("changepair", "retrain", "small")
+HELD = """
+import os, sys, time
+from pathlib import Path
+
+if " ".join(sys.orig_argv[1:]) == os.environ.get("HELD_STAGE"):
+    from flows.running import api
+
+    here, follow = Path(os.environ["HELD_IN"]), api.following_orders
+
+    def held():
+        (here / "held").touch()
+        while not (here / "go").exists():
+            time.sleep(0.05)
+        return follow()
+
+    api.following_orders = held
+"""
+"""A sitecustomize.py: the process of the stage HELD_STAGE waits, once its run has begun, for a file `go`."""
 
 
 def order(api: str, run_id: str, state: dict[str, Any]) -> None:
@@ -148,6 +169,12 @@ def newest(api: str, name: str, after: set[str]) -> dict[str, Any] | None:
     return max(runs, key=lambda item: str(item["created"]), default=None)
 
 
+def in_use(folder: Path) -> str:
+    """Return which model is in use, as DVC has it; "" for none."""
+    file = folder / "data/models/small/in-use.dvc"
+    return file.read_text() if file.exists() else ""
+
+
 def ended(folder: Path) -> dict[str, Any]:
     files = sorted((folder / "data/runs/small").glob("*.json"), key=lambda file: int(file.stem))
     found: dict[str, Any] = json.loads(files[-1].read_text())
@@ -161,7 +188,8 @@ def test_a_retrain_started_by_hand_stops_when_it_or_its_stage_is_cancelled(
     project: Path, api: str, state: dict[str, Any], name: str
 ) -> None:
     (project / "dvc.lock").unlink(missing_ok=True)
-    before = {item["id"] for item in ask(api, "flow_runs")}
+    shutil.rmtree(project / ".dvc/cache/runs", ignore_errors=True)
+    before, model = {item["id"] for item in ask(api, "flow_runs")}, in_use(project)
     with started(project, *RETRAIN, PREFECT_API_URL=api) as process:
         stage = "score small patch-residual"
         within(180, lambda: (newest(api, stage, before) or {"state": None})["state"], stage)
@@ -172,7 +200,7 @@ def test_a_retrain_started_by_hand_stops_when_it_or_its_stage_is_cancelled(
         assert process.wait(timeout=60) == 143, (project / "output.log").read_text()[-3000:]
         assert time.monotonic() - since < 30
     assert state_of(api, top["id"])["type"] == state_of(api, chosen["id"])["type"] == "CANCELLED"
-    assert ended(project)["state"] == "Stopped" and not (project / "data/models/small").exists()
+    assert ended(project)["state"] == "Stopped" and in_use(project) == model
     log = (project / "output.log").read_text()
     assert "cancelled in Prefect; stopping at the next checkpoint" in log and "Traceback" not in log
 
@@ -181,4 +209,46 @@ def test_a_retrain_started_by_hand_stops_when_it_or_its_stage_is_cancelled(
 def test_after_a_cancelled_run_the_next_one_finds_every_lock_free(project: Path, api: str) -> None:
     result = run(project, *RETRAIN, PREFECT_API_URL=api)
     assert result.returncode == 0 and "waiting" not in result.stderr, result.stderr
-    assert ended(project)["state"] == "Promoted"
+    assert ended(project)["state"] in ("Promoted", "In use already")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which everything is made, the inpainter, pairs and detectors too."""
+    return make_project(tmp_path_factory.mktemp("cancelled") / "project", SMALL)
+
+
+def cancelled_at(project: Path, stage: str, api: str, folder: Path) -> None:
+    """Retrain, cancel the run of a stage on the server while it runs, and expect that nothing follows it."""
+    command = yaml.safe_load((project / "dvc.yaml").read_text())["stages"][stage]["cmd"]
+    lock = project / "dvc.lock"
+    if lock.is_file():  # the stage has to run
+        made = yaml.safe_load(lock.read_text())
+        made["stages"].pop(stage, None)
+        lock.write_text(yaml.safe_dump(made))
+    shutil.rmtree(project / ".dvc/cache/runs", ignore_errors=True)
+    (folder / "sitecustomize.py").write_text(HELD)
+    before, model = {item["id"] for item in ask(api, "flow_runs")}, in_use(project)
+    held = {"HELD_STAGE": command.removeprefix("python "), "HELD_IN": str(folder), "PYTHONPATH": f"{folder}:{project}"}
+    with started(project, *RETRAIN, PREFECT_API_URL=api, **held) as process:
+        wait_until((folder / "held").exists, seconds=400, process=process, what=stage)
+        new = {item["name"]: item for item in ask(api, "flow_runs") if item["id"] not in before}
+        top = new.pop("retrain small")
+        [at_work] = [item for item in new.values() if item["state"]["type"] == "RUNNING"]
+        order(api, at_work["id"], CANCELLING)
+        (folder / "go").touch()
+        assert process.wait(timeout=60) == 143, (project / "output.log").read_text()[-3000:]
+    assert state_of(api, top["id"])["type"] == state_of(api, at_work["id"])["type"] == "CANCELLED"
+    later = {item["name"] for item in ask(api, "flow_runs") if item["id"] not in before} - set(new) - {"retrain small"}
+    assert not later and stage not in yaml.safe_load(lock.read_text() if lock.is_file() else "stages: {}")["stages"]
+    assert ended(project)["state"] == "Stopped" and in_use(project) == model
+
+
+def test_a_retrain_stops_when_a_quick_stage_is_cancelled(project: Path, api: str, tmp_path: Path) -> None:
+    cancelled_at(project, "sample_small", api, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "code"])  # which is no run of its own
+def test_a_retrain_stops_when_any_of_its_stages_is_cancelled(whole: Path, stage: str, api: str, tmp_path: Path) -> None:
+    cancelled_at(whole, stage, api, tmp_path)

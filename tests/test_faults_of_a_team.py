@@ -113,7 +113,8 @@ def test_a_run_of_a_worker_that_is_stopped_saves_and_promotes_nothing(pooled: Te
     """By a signal to the worker, or in the UI: the run that the worker started, or the one below it."""
     pooled.change("    detectors:", f"      - {seed}\n    detectors:")  # one more seed: sample has to run, and what follows
     number, before, results = len(runs_of_the_clone(pooled)), ids_of_runs(pooled), git(pooled.origin, "rev-parse", "changepair/small")
-    with started(pooled.project, "changepair", "work", "--pool", "machines", PREFECT_API_URL=pooled.api) as worker:
+    variables = {"PREFECT_API_URL": pooled.api, "CHANGEPAIR_REPOSITORIES": str(pooled.origin)}
+    with started(pooled.project, "changepair", "work", "--pool", "machines", **variables) as worker:
         asked = run(pooled.project, "prefect", "deployment", "run", "scheduled/small", PREFECT_API_URL=pooled.api)
         assert asked.returncode == 0, asked.stderr
         reached = lambda: len(runs_of_the_clone(pooled)) > number and begun(pooled, "score_small_patch-residual")  # noqa: E731

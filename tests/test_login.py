@@ -21,6 +21,7 @@ from selenium.webdriver.common.by import By
 from servers import prefect_server
 from test_ui import body, log_in
 
+pytestmark = pytest.mark.attack
 WRITES = ("deployments/", "flow_runs/", "flows/", "automations/", "work_pools/")
 
 

@@ -6,10 +6,13 @@ import asyncio
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -23,6 +26,7 @@ from flows.schedule.deployments import JOB
 from flows.schedule.workspace import Workspace
 from tasks.common.errors import BadInput
 
+pytestmark = pytest.mark.attack
 OFTEN = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}  # seconds between two looks for what is due, ten by default
 FIGURES = Path("data/evaluation/small/metrics.json")
 
@@ -102,17 +106,26 @@ def project(tmp_path_factory: pytest.TempPathFactory, api: str) -> Path:
     return folder
 
 
-def ended(api: str, **given: Any) -> str:
-    """Asks for a run of the deployment, whether the server finds its parameters right or not; gives the message that it ended with."""
+def asked_for(api: str, **given: Any) -> str:
+    """Ask for a run of the deployment, whether the server finds its parameters right or not; return the run's id."""
     [deployment] = ask(api, "deployments")
     made = request("POST", f"{api}/deployments/{deployment['id']}/create_flow_run", {"enforce_parameter_schema": False, **given})
+    return str(made["id"])
 
-    def message() -> str:
-        state = request("GET", f"{api}/flow_runs/{made['id']}")["state"]
-        return str(state["message"]) if state["type"] in ("FAILED", "CRASHED", "COMPLETED") else ""
 
-    wait_until(message, what="the end of the run")
-    return message()
+def end_of(api: str, run_id: str) -> tuple[str, str]:
+    """Wait for the end of a run; return the type and the message of its state."""
+
+    def state() -> dict[str, Any]:
+        return dict(request("GET", f"{api}/flow_runs/{run_id}")["state"])
+
+    wait_until(lambda: state()["type"] in ("FAILED", "CRASHED", "COMPLETED"), what="the end of the run")
+    return state()["type"], str(state()["message"])
+
+
+def ended(api: str, **given: Any) -> str:
+    """Ask for a run of the deployment; return the message that it ended with."""
+    return end_of(api, asked_for(api, **given))[1]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,10 @@ def test_the_form_of_a_run_explains_each_parameter(project: Path, api: str) -> N
 
 def test_a_run_that_gets_around_the_server_executes_nothing(project: Path, api: str) -> None:
     with started(project, "changepair", "serve", PREFECT_API_URL=api, **OFTEN):
+        unknown = end_of(api, asked_for(api, parameters={"revisoin": "v2"}))
+        assert unknown == ("FAILED", "parameters of the run: revisoin: unknown; only override can be set for one run")
+        wrong = end_of(api, asked_for(api, parameters={"results": "nothing"}))
+        assert wrong[0] == "FAILED" and "results: Input should be 'branch', 'tag' or 'none'" in wrong[1]
         evil = ended(api, parameters={"repository": str(ROOT)})
         assert "repository: " in evil and "only override can be set for one run" in evil
         assert "revision: " in ended(api, parameters={"revision": "evil"})
@@ -179,3 +196,61 @@ def test_a_run_of_a_work_pool_of_ours_chooses_neither_its_command_nor_its_enviro
         with temporary_settings({PREFECT_API_URL: api}):
             job = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, dict(chosen)))
         assert (job.command == "touch pwned") == (job.env == chosen["env"]) == (job.working_dir == Path("/evil")) == taken
+
+
+@contextmanager
+def at_work(project: Path, api: str, how: str) -> Iterator[psutil.Process]:
+    """What starts the runs of the project's deployment: a worker of the pool `machines`, or `changepair serve`."""
+    pool = {"pool": "machines"} if how == "work" else {}
+    runs = {"workspaces": str(project.parent / "workspaces"), "repository": str(project.parent / "gone.git"), **pool}
+    write_pipelines(project, TINY | {"runs": runs})
+    assert run(project, "changepair", "deploy", PREFECT_API_URL=api).returncode == 0
+    command = ("work", "--pool", "machines") if how == "work" else ("serve",)
+    quick = {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "1", "CHANGEPAIR_REPOSITORIES": runs["repository"], **OFTEN}
+    with started(project, "changepair", *command, **quick) as process:
+        yield psutil.Process(process.pid)
+        process.terminate()  # a worker is in a process group of its own
+        process.wait(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["work", "serve"])
+def test_an_edited_pool_or_deployment_chooses_no_code(project: Path, api: str, how: str, tmp_path: Path) -> None:
+    """By someone with the login: each planted command would leave a file, in the process of the run or in what starts it."""
+
+    def planted(name: str) -> str:
+        return f"touch {tmp_path / name}"
+
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'environment')!r}, 'w')")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'entrypoint')!r}, 'w')\ndef evil(): pass\n")
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect/__init__.py").write_text(f"open({str(tmp_path / 'folder')!r}, 'w')")
+    chosen = {"command": planted("command"), "env": {"PYTHONPATH": str(tmp_path)}, "working_dir": str(tmp_path)}
+    with at_work(project, api, how) as worker:
+        [deployed] = ask(api, "deployments")
+        if how == "work":
+            template = {"job_configuration": chosen, "variables": {"type": "object", "properties": {}}}
+            request("PATCH", f"{api}/work_pools/machines", {"base_job_template": template})
+        kept = ("name", "flow_id", "parameters", "work_pool_name", "entrypoint")
+        evil = {name: deployed[name] for name in kept} | {"job_variables": chosen if how == "work" else {}, "path": str(tmp_path)}
+        evil["pull_steps"] = [{"prefect.deployments.steps.run_shell_script": {"script": planted("pull-step")}}]
+        request("POST", f"{api}/deployments/", evil)
+        assert "cannot clone" in ended(api)  # as far as an ordinary run comes
+        engines = lambda: [one for one in worker.children(recursive=True) if "prefect.engine" in said(one)]  # noqa: E731
+        wait_until(lambda: not engines(), what="the end of its process")
+        crashed = asked_for(api)  # after a crash, what started the run loads its flow, for the hooks
+        wait_until(engines, what="the process of the run")
+        engines()[0].kill()
+        assert end_of(api, crashed)[0] == "CRASHED"
+
+        request("POST", f"{api}/deployments/", {**evil, "pull_steps": None, "entrypoint": "evil.py:evil"})
+        refused = end_of(api, asked_for(api))
+        assert refused == ("FAILED", "evil.py:evil: no flow of changepair; this worker runs what `changepair deploy` deploys")
+        request("POST", f"{api}/deployments/", {**evil, "pull_steps": None, "job_variables": {}})
+    assert {file.name for file in tmp_path.iterdir()} == {"sitecustomize.py", "evil.py", "prefect"}
+
+
+def said(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []

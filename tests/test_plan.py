@@ -130,6 +130,7 @@ def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> 
     assert reads[0] - reads[1] == {"pipelines.small.promotion"} and reads[1] - reads[0] == {"pipelines.small.targets"}
 
 
+@pytest.mark.attack
 def test_dvc_notices_a_dvc_yaml_that_pipelines_yaml_does_not_ask_for(tmp_path: Path) -> None:
     """As after `git checkout other -- dvc.yaml`; without this, `dvc repro` says that all is up to date."""
     project = make_project(tmp_path / "project", TINY)
@@ -145,6 +146,7 @@ def test_dvc_notices_a_dvc_yaml_that_pipelines_yaml_does_not_ask_for(tmp_path: P
     assert file.read_text() == planned_text
 
 
+@pytest.mark.attack
 def test_a_file_of_the_users_own_is_not_taken_for_the_link_to_dvc_yaml(tmp_path: Path) -> None:
     (tmp_path / "pipelines.yaml").write_text(yaml.safe_dump(TINY))
     (tmp_path / "plan.yaml").write_text("mine")

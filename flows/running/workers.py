@@ -26,8 +26,12 @@ def task_runner(execution: Execution) -> TaskRunner[Any]:
 
     if execution.address is not None:
         return DaskTaskRunner(address=execution.address)
-    local = {"n_workers": execution.workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}  # on loopback
-    return DaskTaskRunner(cluster_kwargs=local)
+    import dask
+
+    cast(Any, dask).config.set({f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")})  # pages of logs and call stacks
+    local = {"n_workers": execution.workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    # On loopback, where every user of the machine could send tasks, which are code: each cluster has certificates of its own.
+    return DaskTaskRunner(cluster_kwargs={**local, "protocol": "tls://", "security": True})
 
 
 class Sealed(Generic[Held]):

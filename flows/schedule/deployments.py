@@ -30,7 +30,6 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
@@ -41,15 +40,14 @@ from flows.running.ending import tell
 from flows.running.gpu import LIMIT
 from flows.running.login import login_for
 from flows.runs.events import RETRAINING, resource_of
-from flows.schedule.flow import NAME, WATCHED, scheduled, watched
+from flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server
+from flows.schedule.flow import NAME, WATCHED
 from flows.schedule.origins import REPOSITORIES, refuse_secret
 from flows.schedule.work import stop_runs
 from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
 from flows.settings.runs import Schedule
 from tasks.common.errors import BadInput
 
-FLOWS: dict[str, Flow[..., Any]] = {NAME: scheduled, WATCHED: watched}
-ENTRYPOINTS = {name: f"flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
 TAG = "changepair"
 PAGE = 200  # deployments that the server gives at once, at the most
 JOB: dict[str, Any] = {
@@ -149,6 +147,7 @@ def serve(say: Callable[[str], None]) -> None:
     read = read_pipelines()
     repository = repository_of(read)
     os.environ.setdefault(REPOSITORIES, repository)  # for the processes of the runs
+    take_no_code_from_the_server()
     with logged_in(*_server()):
         runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
         with get_client(sync_client=True) as client:

@@ -5,9 +5,9 @@ Prefect's own worker kills its runs within a second of SIGTERM, and leaves them 
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from types import FrameType
@@ -18,26 +18,28 @@ from prefect.settings import PREFECT_API_URL
 from flows.running.api import die_with_parent, logged_in, refuse_silent
 from flows.running.ending import tell
 from flows.running.login import login_for
+from flows.schedule.commands import own
 from tasks.common.errors import BadInput
 
 POLL = 0.2
 """Seconds between two looks at the worker."""
 REPORT = 1.0
 """Seconds for the worker to report runs that ended before their flow began."""
-ENGINE = "prefect.engine"
-"""Module of the process of a run."""
+ENGINE, WORKER = "prefect.engine", "flows.schedule.worker"
+"""Modules of the process of a run and of the worker."""
 
 
 def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
-    """Run a worker of a work pool until SIGTERM or Ctrl-C; return its exit code. Raises BadInput if no server answers."""
+    """Run a worker of a work pool until SIGTERM or Ctrl-C; return its exit code. Raise BadInput if no server answers."""
     url = PREFECT_API_URL.value()
     if not url:
         raise BadInput("PREFECT_API_URL is not set: set it to the address of the server's API, such as http://127.0.0.1:4200/api")
     login = login_for(url)
     refuse_silent(url, login)
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    command = own(WORKER, "worker", "start", "--pool", pool, "--type", "process")
     command += ["--limit", str(limit)] if limit is not None else []
     command += ["--with-healthcheck"] if healthcheck else []
+    os.environ.setdefault("PREFECT_WORKER_WEBSERVER_HOST", "127.0.0.1")  # Prefect's default is every address
     stop = False
 
     def remember(_number: int, _frame: FrameType | None) -> None:

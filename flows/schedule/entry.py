@@ -1,0 +1,71 @@
+"""Choose the flow that the process of a run executes: one of ours, whatever its deployment on the server says.
+
+The server's API can be reached by more people than may run code on a worker. A deployment there names an entry point, steps that pull its
+code and a storage block, and Prefect executes or loads all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort
+from prefect.flows import Flow
+from prefect.runner import runner
+from prefect.states import Failed
+from prefect.workers import process
+
+from flows.running.ending import tell
+from flows.running.secrets import hide
+from flows.schedule.flow import NAME, WATCHED, scheduled, watched
+from flows.schedule.origins import OWN
+
+FLOWS: dict[str, Flow[..., Any]] = {NAME: scheduled, WATCHED: watched}
+ENTRYPOINTS = {name: f"flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
+ENTRYPOINT = "PREFECT__FLOW_ENTRYPOINT"  # environment of Prefect's engine: what it imports; with it, it reads no code from a deployment
+RUN = "PREFECT__FLOW_RUN_ID"
+
+
+def take_no_code_from_the_server() -> None:
+    """Make the runs that this process starts ignore the entry points, pull steps and storage of deployments.
+
+    After a crash or a cancellation Prefect's worker and runner load the flow in their own process, for its hooks. Ours have none.
+    """
+    os.environ[ENTRYPOINT] = f"{__name__}.chosen"
+    for module in (process, runner):
+        setattr(module, "load_flow_from_flow_run", _without_hooks)  # noqa: B010 - Prefect's own name, in each module that imports it
+
+
+def __getattr__(name: str) -> Flow[..., Any]:
+    """Return `chosen`, the flow of this process's run. Where the run is invalid, end it as Failed with one line, and raise Abort."""
+    if name != "chosen":
+        raise AttributeError(name)
+    os.environ.pop(ENTRYPOINT, None)  # what the run starts is not Prefect's to choose
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(os.environ[RUN]))
+        deployed = client.read_deployment(run.deployment_id) if run.deployment_id is not None else None
+        entrypoint = None if deployed is None else deployed.entrypoint
+        flow = next((FLOWS[own] for own, of in ENTRYPOINTS.items() if of == entrypoint), None)
+        wrong = _wrong(run, entrypoint, flow)
+        if flow is not None and wrong is None:
+            return flow
+        client.set_flow_run_state(run.id, Failed(message=wrong), force=True)
+    tell(f"{run.name}: {wrong}")
+    raise Abort
+
+
+def _wrong(run: FlowRun, entrypoint: str | None, flow: Flow[..., Any] | None) -> str | None:
+    """Say in one line why a run cannot be executed; None if it can."""
+    if flow is None:
+        return f"{entrypoint or 'a run without a deployment'}: no flow of changepair; this worker runs what `changepair deploy` deploys"
+    unknown = sorted(run.parameters.keys() - flow.parameters.properties.keys())
+    if unknown:
+        return f"parameters of the run: {hide(', '.join(unknown))}: unknown; only {OWN} can be set for one run"
+    return None
+
+
+async def _without_hooks(_run: FlowRun, **_options: Any) -> Flow[..., Any]:
+    return scheduled
