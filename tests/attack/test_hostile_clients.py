@@ -84,7 +84,7 @@ def charged(client: httpx.Client) -> float:
 
 
 def test_a_request_of_a_megabyte_takes_no_more_memory_than_the_service_has(bomb: bytes, tmp_path: Path) -> None:
-    with api(tmp_path, "--memory", "2500", "--timeout", "6") as (url, process), httpx.Client(base_url=url, timeout=60) as client:
+    with api(tmp_path, "--memory", "2800", "--timeout", "6") as (url, process), httpx.Client(base_url=url, timeout=60) as client:
         prompts = {"prompts": client.post("/v1/prompts", files=files(black_png(64), 1)).json()["prompts"]}
         before, idle = memory(process, "VmRSS"), charged(client)
         start = time.monotonic()
