@@ -22,10 +22,21 @@ import pytest
 import skimage.data
 from browser import browser, installed, requests
 from conftest import save
+from gradio_client import Client
 from PIL import Image
+from predictors import small
 from processes import within
 from servers import free_port
 
+from flows.prediction.demo import Session, make_page
+from flows.prediction.page import MOST_BODY, MOST_FIELD, gradio_in
+from flows.prediction.sessions import Memory
+from tasks.common.errors import BadInput
+from tasks.common.sheets import heated
+from tasks.prediction import costs
+from tasks.prediction.costs import Costs, bytes_of
+from tasks.prediction.memory import needs_of
+from tasks.prediction.outputs import blended
 from tasks.prediction.predictor import Predictor
 
 BIN = Path(sys.executable).parent
@@ -162,3 +173,146 @@ def test_the_page_is_on_loopback_and_its_files_are_gone_when_it_ends(tmp_path: P
         assert list(folder.glob("changepair-demo-*"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143 and not list(folder.glob("changepair-demo-*"))
+
+
+# -- the memory of the page ------------------------------------------------------------------------------------------------------------
+
+
+class Steps:
+    """The functions of a page with a small detector, in this process. memory: bytes in addition to the detector's."""
+
+    def __init__(self, work: Path, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(work))
+        monkeypatch.setattr(costs, "growth_of", lambda _work: 0)  # the activations are far larger than these pictures
+        self.predictor, gradio = small(), gradio_in(work)
+        self.error = gradio.Error
+        page = make_page(gradio, self.predictor, work, bytes_of([self.predictor]) + memory)
+        steps = {block.fn.__name__: block.fn for block in page.fns.values() if block.fn is not None}
+        self.prompt, self.show, self.batch = steps["prompt"], steps["show"], steps["batch"]
+        self._check = steps["check"]
+
+    def check(self, session: Any, files: list[Path], strength: float = 1.0) -> tuple[list[float], str, list[Any]]:
+        """Scores, the whole verdict, and what the gallery shows."""
+        _session, verdict, shown = self._check(session, tray(*files), strength)
+        return [float(number) for number in re.findall(r"0\.\d{6}", verdict)], verdict, shown
+
+
+def tray(*files: Path) -> list[tuple[str, None]]:
+    return [(str(file), None) for file in files]
+
+
+def wide(file: Path, number: int, side: int = 1100) -> Path:
+    return save(np.resize(np.roll(skimage.data.gravel(), 40 * number, axis=0), (side, side)), file)
+
+
+def test_pictures_that_do_not_fit_together_are_scored_one_by_one_and_those_that_never_fit_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    files = [wide(tmp_path / f"{number}.png", number) for number in range(3)]
+    needs = [needs_of(file.read_bytes()) for file in files]
+    kept = 5 * 2 * 3 * 1024**2
+    of_small = Costs.of(small(), prompts=1)
+    alone = of_small.predicting(small().prompt(pictures / "normal.png"), needs[:1]) + kept
+    steps = Steps(tmp_path / "work", alone + 1_000_000, monkeypatch)
+    session, _ready = steps.prompt(tray(pictures / "normal.png"))
+    large = save(np.zeros((2500, 2500), np.uint8), tmp_path / "large.png")
+    scores, verdict, shown = steps.check(session, [files[0], large, files[1], pictures / "hole.png", files[2]])
+    expected = small().prompt(pictures / "normal.png")([*files[:2], pictures / "hole.png", files[2]]).scores
+    assert scores == pytest.approx(expected, abs=5e-6)  # batches of one
+    assert re.search(r"Left out: large\.png: needs 0\.\d+ GB of memory, more than the 0\.\d+ GB that the page has", verdict)
+    assert [caption.split(":")[0] for _picture, caption in shown] == ["0.png", "1.png", "hole.png", "2.png"]
+    assert session.size < kept
+    summary, archive = steps.batch(session, [str(file) for file in (*files, large)], lambda _share: None)
+    with zipfile.ZipFile(archive) as opened:
+        rows = list(csv.DictReader(io.StringIO(opened.read("scores.csv").decode())))
+    assert [row["picture"] for row in rows] == [f"{number}.png" for number in range(3)] and "Left out: large.png: needs" in summary
+    assert [float(row["score"]) for row in rows] == pytest.approx([*expected[:2], expected[3]], abs=5e-6)
+
+
+def test_prompts_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(tmp_path / "work", 30_000_000, monkeypatch)
+    large = save(np.zeros((3000, 3000), np.uint8), tmp_path / "large.png")
+    with pytest.raises(steps.error) as refused:
+        steps.prompt(tray(large))
+    assert re.fullmatch(r"normal pictures: needs 0\.\d+ GB .* start the page with more --memory", refused.value.message)
+
+
+def test_a_detector_that_leaves_no_memory_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match=r"the detector and one batch take .* give more --memory"):
+        Steps(tmp_path, 0, monkeypatch)
+
+
+def test_sessions_are_dropped_when_their_memory_is_needed_the_longest_unused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    files = [wide(tmp_path / f"{number}.png", number) for number in range(4)]
+    needs = [needs_of(file.read_bytes()) for file in files]
+    one = Costs.of(small(), prompts=1).predicting(small().prompt(pictures / "normal.png"), needs) + 4 * 2 * 3 * 1024**2
+    steps = Steps(tmp_path / "work", one + 60_000_000, monkeypatch)  # a session keeps 25 MB
+    first, second, third, fourth = (steps.prompt(tray(pictures / "normal.png"))[0] for _visitor in range(4))
+    for session in (first, second, first, third):
+        steps.check(session, files)
+    assert not any(session.dropped for session in (first, second, third, fourth))
+    steps.check(first, files)
+    assert [session.dropped for session in (first, second, third, fourth)] == [False, True, False, True]
+    assert second.size == fourth.size == 0 and first.size == third.size > 24_000_000
+    with pytest.raises(steps.error, match="your normal pictures were dropped, because other visitors needed the memory"):
+        steps.check(second, files)
+    assert steps.show(second, 0.5) == []
+    again, _ready = steps.prompt(tray(pictures / "normal.png"))
+    assert steps.check(again, files)[0] == steps.check(third, files)[0]
+
+
+def test_a_session_of_a_kit_keeps_its_prompts(pictures: Path) -> None:
+    own = small().prompt(pictures / "normal.png")
+    session = Session(own)
+    session.drop()
+    assert not session.dropped and session.predictor is own
+
+
+def test_memory_that_a_forgotten_session_held_is_free(pictures: Path) -> None:
+    memory = Memory(1000)
+    sessions = [Session(small(), 400) for _visitor in range(2)]
+    for session in sessions:
+        memory.keep(session)
+    del sessions[0], session
+    memory.claim(600, "pictures")
+    assert not sessions[0].dropped
+    with pytest.raises(BadInput, match="pictures: needs"):
+        memory.claim(601, "pictures", sessions[0])
+    memory.claim(601, "pictures")
+    assert sessions[0].dropped and memory.room(sessions[0]) == 1000
+
+
+def test_the_slider_blends_what_the_overlay_and_the_picture_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    """A large picture is made small before it is blended, and not after: the results differ by rounding alone."""
+    file = wide(tmp_path / "wide.png", 0)
+    steps = Steps(tmp_path / "work", 10**9, monkeypatch)
+    session, _ready = steps.prompt(tray(pictures / "normal.png"))
+    _scores, _verdict, [(whole, _caption)] = steps.check(session, [file])
+    [(bare, _caption)], [(half, _caption)] = steps.show(session, 0.0), steps.show(session, 0.5)
+    reference = Image.open(file).convert("RGB")
+    reference.thumbnail((1024, 1024))
+    assert np.array_equal(np.asarray(bare), np.asarray(reference))
+    [one] = small().prompt(pictures / "normal.png").each([file])
+    drawn = heated(one.picture, one.map, small().prompt(pictures / "normal.png").top)
+    for shown, strength in ((whole, 1.0), (half, 0.5)):
+        late = Image.fromarray(blended(drawn, one.picture, strength))
+        late.thumbnail((1024, 1024))
+        apart = np.abs(np.asarray(shown).astype(int) - np.asarray(late).astype(int))
+        assert apart.max() <= (4 if strength < 1 else 0) and apart.mean() < 1
+
+
+def test_no_request_passes_the_queue_or_fills_memory_before_it(page: tuple[str, Any, Path]) -> None:
+    url, api = page[0], f"{page[0]}/gradio_api"
+    direct = httpx.post(f"{api}/run/check", json={"data": [None, [], 1.0]})
+    assert direct.status_code == 404 and "join the queue" in direct.json()["detail"]
+    for path in ("queue/join", "component_server", "process_recording"):
+        large = httpx.post(f"{api}/{path}", content=bytes(MOST_BODY + 1), headers={"content-type": "application/json"})
+        assert large.status_code == 413, path
+    field = httpx.post(f"{api}/upload", data={"files": "x" * (MOST_FIELD + 1)}, files={"other": b"x"})
+    assert field.status_code == 413 and "a field exceeds" in field.text
+    assert httpx.post(f"{api}/upload", files={"files": ("a.png", bytes(MOST_BODY + 1))}).status_code == 200
+    picture = {"image": {"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}}, "caption": None}
+    with pytest.raises(Exception, match="the page reads no URL; upload the file"):
+        Client(url, verbose=False).predict([picture], api_name="/prompt")

@@ -152,6 +152,17 @@ def test_a_picture_that_is_gone_from_the_line_is_still_reviewed_if_it_was_flagge
         (tmp_path / file.name).rename(file)
 
 
+def test_a_picture_that_was_removed_after_it_was_shown_gets_no_label(project: Path, tmp_path: Path) -> None:
+    verdicts = Verdicts(project / "data/watch/small/verdicts")
+    with review_page(project) as (url, _process):
+        client = Client(url, verbose=False)
+        name = str(client.predict("passed", api_name="/begin")[3]).split(":")[0]
+        (project / "line" / name).rename(tmp_path / name)
+        said = client.predict("hole", api_name="/anomalous")
+        assert not verdicts.counts() and not str(said[3]).startswith(name) and "threshold" in said[3]
+    (tmp_path / name).rename(project / "line" / name)
+
+
 def test_what_is_wrong_is_told_in_a_line(project: Path, tmp_path: Path) -> None:
     away = run(project, "changepair", "review", "small", "--record", str(tmp_path / "none"))
     assert away.returncode == 2 and "nothing was scored there yet" in away.stderr and away.stderr.count("\n") == 1

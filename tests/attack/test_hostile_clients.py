@@ -14,8 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
-from processes import within
+import yaml
+from conftest import ROOT, TINY, make_project, save
+from gradio_client import Client, handle_file
+from lines import old, predictor, review_page
+from lines import picture as part
+from processes import started, within
+from servers import free_port
+
+from tasks.monitoring.record import Record, arrived, judge
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]  # each takes 20 s
 SIDE = 9450
@@ -75,7 +84,7 @@ def charged(client: httpx.Client) -> float:
 
 
 def test_a_request_of_a_megabyte_takes_no_more_memory_than_the_service_has(bomb: bytes, tmp_path: Path) -> None:
-    with api(tmp_path, "--memory", "2500", "--timeout", "6") as (url, process), httpx.Client(base_url=url, timeout=60) as client:
+    with api(tmp_path, "--memory", "2800", "--timeout", "6") as (url, process), httpx.Client(base_url=url, timeout=60) as client:
         prompts = {"prompts": client.post("/v1/prompts", files=files(black_png(64), 1)).json()["prompts"]}
         before, idle = memory(process, "VmRSS"), charged(client)
         start = time.monotonic()
@@ -107,3 +116,56 @@ def test_prompts_that_take_too_long_are_given_up_and_their_memory_is_free_again(
         within(30, lambda: charged(client) == idle)
         assert client.post("/v1/prompts", files=files(black_png(64), 1)).status_code == 201  # nobody works on the others any more
         within(30, lambda: memory(process, "VmRSS") - before < 100_000_000)
+
+
+@contextmanager
+def demo(folder: Path, *arguments: str) -> Iterator[tuple[str, int]]:
+    """`changepair demo` in a process of its own: its address and process."""
+    port = free_port()
+    with started(folder, "changepair", "demo", "--port", str(port), *arguments, TMPDIR=str(folder), PYTHONPATH=str(ROOT)) as process:
+        within(90, lambda: b"the page is at" in (folder / "output.log").read_bytes() or process.poll() is not None)
+        assert process.poll() is None, (folder / "output.log").read_text()
+        yield f"http://127.0.0.1:{port}", process.pid
+
+
+def tray(*pictures: Path) -> list[dict[str, object]]:
+    return [{"image": handle_file(str(picture)), "caption": None} for picture in pictures]
+
+
+def test_the_visitors_of_the_demo_take_no_more_memory_than_it_has(bomb: bytes, tmp_path: Path) -> None:
+    """With a budget for one picture of 25 million pixels at a time; 8 visitors keep their results."""
+    pictures = {side: tmp_path / f"{side}.png" for side in (64, 5000, SIDE)}
+    for side, file in pictures.items():
+        file.write_bytes(bomb if side == SIDE else black_png(side))
+    with demo(tmp_path, "--memory", "1200") as (url, process):
+        before = memory(process, "VmRSS")
+        for _visitor in range(8):
+            client = Client(url, verbose=False)
+            with pytest.raises(Exception, match=r"normal pictures: needs \d+ GB of memory, more than the 0\.\d+ GB that the page has"):
+                client.predict(tray(*[pictures[SIDE]] * 16), api_name="/prompt")
+            assert "1 normal picture remembered" in client.predict(tray(pictures[64]), api_name="/prompt")
+            said, shown = client.predict(tray(pictures[64], pictures[SIDE], pictures[5000], pictures[5000]), 1.0, api_name="/check")
+            assert len(shown) == 3 and f"Left out: {SIDE}.png: needs" in said
+        assert memory(process, "VmHWM") - before < 1_200_000_000
+        within(30, lambda: memory(process, "VmRSS") - before < 400_000_000)
+
+
+def test_the_visitors_of_the_review_page_hold_no_pictures(tmp_path: Path) -> None:
+    content = yaml.safe_load(yaml.safe_dump(TINY))
+    content["pipelines"]["small"]["watch"] = {"folder": "line", "prompts": "parts/bricks/train/good/0.png", "normals": "normals"}
+    project = make_project(tmp_path / "project", content)
+    save(part(0), project / "normals/0.png")
+    large = np.zeros((5000, 5000), np.uint8)
+    large[:50] = np.random.default_rng(0).integers(0, 255, (50, 5000))
+    old(save(large, project / "line/large.png"))
+    record = Record(project / "data/watch/small")
+    list(judge(predictor(), "kit-1", arrived(project / "line", record, settled=0), record))
+    assert [one.verdict for one in record.rows()] == ["anomalous"]
+    with review_page(project) as (url, page):
+        before = memory(page.pid, "VmRSS")
+        clients = [Client(url, verbose=False) for _visitor in range(16)]
+        for client in clients:
+            assert "large.png" in client.predict("flagged", api_name="/begin")[3]
+        assert memory(page.pid, "VmHWM") - before < 650_000_000
+        within(30, lambda: memory(page.pid, "VmRSS") - before < 200_000_000)
+        assert "Nothing is left" in clients[0].predict("hole", api_name="/anomalous")[3]
