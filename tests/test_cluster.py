@@ -48,7 +48,7 @@ def told(folder: Path, change: Any = None, **execution: Any) -> None:
     """Writes the project's settings: where it runs, and what `change` does to them."""
     content = yaml.safe_load((folder / "pipelines.yaml").read_text())
     content["execution"] = execution
-    content["datasets"]["folders"]["many"] = {"path": "many"}
+    content["datasets"]["folders"]["many"] = {"path": "many", "layout": "photographs"}
     if change is not None:
         change(content["pipelines"]["small"])
     write_pipelines(folder, content)
