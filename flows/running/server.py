@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.arguments import listening
+from flows.running.gate import LIMITS, Gate
 from flows.running.login import is_loopback, keep_login, login_file
 from tasks.common.errors import BadInput
 
@@ -70,11 +71,14 @@ def _login() -> tuple[str, Path | None]:
 
 
 def main() -> None:
-    """Runs Prefect's own command, with the arguments that this one has. Ctrl-C ends it as it ends any program, until Prefect hears it."""
+    """Run Prefect's own command, with the arguments that this one has. Ctrl-C ends it as it ends any program, until Prefect hears it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    import uvicorn
     from prefect.cli import app
 
+    serve = uvicorn.run
+    setattr(uvicorn, "run", lambda app, **options: serve(Gate(app), **options, **LIMITS))  # noqa: B010 - Prefect's command has no such option
     app()
 
 
