@@ -259,9 +259,9 @@ def routes_of(stack: Stack) -> dict[str, list[tuple[str, str]]]:
     known: dict[str, list[tuple[str, str]]] = {}
     headers = {"Authorization": f"Bearer {TOKEN}"}
     documents = {
-        "server": httpx.get(f"{stack.server}/openapi.json", auth=stack.login),
-        "api": httpx.get(f"{stack.pages['api']}/openapi.json", headers=headers),
-        "worker": httpx.get(f"{stack.pages['worker']}/openapi.json"),
+        "server": httpx.get(f"{stack.server}/openapi.json", auth=stack.login, timeout=60),
+        "api": httpx.get(f"{stack.pages['api']}/openapi.json", headers=headers, timeout=60),
+        "worker": httpx.get(f"{stack.pages['worker']}/openapi.json", timeout=60),
     }
     for name, document in documents.items():
         base = "/api" if name == "server" else ""
@@ -294,7 +294,7 @@ def filled(stack: Stack, path: str, ids: dict[str, str]) -> str:
 
 
 def fetched(client: httpx.Client, method: str, url: str, headers: dict[str, str], content: bytes | None) -> tuple[int, str]:
-    """The status of an answer and its text, at the most 300 kB, as far as it comes in five seconds: it may be a stream without an end."""
+    """The status of an answer and its text, at the most 300 kB, as far as it comes in half a minute: it may be a stream without an end."""
     got = ""
     with client.stream(method, url, headers=headers, content=content) as answer, suppress(httpx.ReadTimeout):
         for part in answer.iter_text():
@@ -321,7 +321,7 @@ def test_without_login_or_token_nothing_is_read_made_or_changed(stack: Stack) ->
     body = json.dumps(wish).encode()
     for name, known in routes.items():
         page, opened = stack.pages[name], 0
-        with httpx.Client(base_url=page, timeout=5) as client:
+        with httpx.Client(base_url=page, timeout=30) as client:
             for method, path in dict.fromkeys(known):
                 asked = filled(stack, path, ids)
                 for headers in FOREIGN:
@@ -488,10 +488,11 @@ if __name__ == "__main__":
         held.with_options(task_runner=task_runner(Execution(runner="dask", workers=2)))()
 """
 TASK = """
-import sys
+import signal, sys
 from distributed import Client
 from distributed.security import Security
 
+signal.alarm(40)  # a port of HTTP may never answer
 own = {"security": Security.temporary()} if sys.argv[1].startswith("tls") else {}
 with Client(sys.argv[1], timeout=5, **own) as client:
     client.submit(open, sys.argv[2], "w").result(timeout=10)
