@@ -1,6 +1,6 @@
 """Look for secrets in the files that Git keeps, and for known vulnerabilities in the packages of requirements.lock. Exit with 1 on a find.
 
-`make check` runs both, `make lint` only looks for secrets: `python tests/audit.py secrets`.
+`make check` runs both. `make lint` looks for secrets alone, by the argument `secrets`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.arguments import listening
-from flows.running.gate import LIMITS, Gate
 from flows.running.login import is_loopback, keep_login, login_file
+from flows.running.websockets import LIMITS, Handshakes
 from tasks.common.errors import BadInput
 
 SETTINGS = {
@@ -78,7 +78,7 @@ def main() -> None:
     from prefect.cli import app
 
     serve = uvicorn.run
-    setattr(uvicorn, "run", lambda app, **options: serve(Gate(app), **options, **LIMITS))  # noqa: B010 - Prefect's command has no such option
+    setattr(uvicorn, "run", lambda app, **options: serve(Handshakes(app), **options, **LIMITS))  # noqa: B010 - Prefect's command has no such option
     app()
 
 

@@ -20,8 +20,8 @@ from typing import IO
 
 import httpx
 
-from flows.running.gate import LIMITS, Gate
 from flows.running.secrets import hide
+from flows.running.websockets import LIMITS, Handshakes
 from tasks.common import stopping
 from tasks.common.errors import BadInput
 
@@ -102,7 +102,7 @@ def main(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = Gate(create_app())
+    app = Handshakes(create_app())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="on", **LIMITS))
     serving = threading.Thread(target=server.run)  # in the main thread it would listen for signals
     serving.start()

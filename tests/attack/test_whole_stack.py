@@ -35,7 +35,7 @@ from websockets.sync.client import connect
 from tasks.monitoring.record import Record, arrived, judge
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]  # three minutes in all
-SECRET = "canary5e1f"  # in names of a picture, a kit and a tag, and in a file
+SECRET = "canary5e1f"  # in names of a picture, a kit and a tag, and in a file  # pragma: allowlist secret
 TOKEN = "token-of-the-user"
 FOREIGN: tuple[dict[str, str], ...] = (
     {},

@@ -18,7 +18,7 @@ LIMITS: dict[str, Any] = {"ws_max_size": 2_000_000, "ws_max_queue": 2}
 """Options of uvicorn: bytes of a message, of which an event has 1.5 MB at the most, and messages that wait to be read."""
 
 
-class Gate:
+class Handshakes:
     """An ASGI middleware that refuses websockets beyond MOST_WAITING, and closes those that say nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
