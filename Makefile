@@ -35,7 +35,7 @@ test-ci: .venv/installed ## of the slow tests those that guard runs, reruns, ent
 		tests/test_packaged.py tests/test_entrances.py tests/test_every_byte.py \
 		"tests/test_faults.py::test_a_server_that_is_stopped_and_started_mid_run_costs_nothing"
 
-attack: .venv/installed ## hundreds of hostile inputs of every kind, and signals at many moments; a quarter of an hour
+attack: .venv/installed ## hundreds of hostile inputs of each kind, signals, cancellations, and the whole stack against a local attacker
 	CHANGEPAIR_TRIES=400 python -m pytest -m attack tests
 
 bench: .venv/installed ## the benchmarks, with their figures printed

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import httpx
 import pytest
 from browser import browser, console, installed
 from conftest import ROOT, TINY, commit, make_project, run
-from processes import wait_until
+from processes import wait_until, within
 from selenium.webdriver.common.by import By
 from servers import prefect_server
 from test_ui import body, log_in
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from flows.running import gate
+from flows.running.gate import MOST_WAITING
 
 pytestmark = pytest.mark.attack
 WRITES = ("deployments/", "flow_runs/", "flows/", "automations/", "work_pools/")
@@ -112,6 +122,47 @@ def test_the_temporary_server_of_a_run_needs_a_login_too() -> None:
         "print(*(httpx.post(url + '/flows/filter', json={}, auth=auth).status_code for auth in (None, ('a', 'b'))))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT).stdout.split() == ["401", "200"]
+
+
+def test_few_websockets_may_wait_for_their_login(server: Server) -> None:
+    address = f"{server.api.replace('http://', 'ws://')}/events/out"
+
+    def connected() -> ClientConnection:
+        return exits.enter_context(connect(address, subprotocols=[Subprotocol("prefect")]))
+
+    with ExitStack() as exits:
+        silent = [connected() for _ in range(MOST_WAITING)]
+        with pytest.raises(InvalidStatus, match="403"):
+            connected()
+        silent[0].send(json.dumps({"type": "auth", "token": server.login}))
+        assert json.loads(silent[0].recv(timeout=10)) == {"type": "auth_success"}
+        silent[1].send("[" + "1," * 1_500_000)
+        with pytest.raises(ConnectionClosedError, match="too big"):
+            silent[1].recv(timeout=10)
+        within(10, lambda: accepted(connected))  # in the place of those two
+
+
+def accepted(connected: Callable[[], object]) -> bool:
+    with suppress(InvalidStatus):
+        return connected() is not None
+    return False
+
+
+def test_a_websocket_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "SECONDS", 0.1)
+    sent: list[Any] = []
+
+    async def silence() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        await receive()
+
+    asyncio.run(gate.Gate(app)({"type": "websocket"}, silence, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 ATTACK = """<title>attack</title><script>

@@ -488,14 +488,14 @@ if __name__ == "__main__":
         held.with_options(task_runner=task_runner(Execution(runner="dask", workers=2)))()
 """
 TASK = """
-import signal, sys
+import os, signal, sys
 from distributed import Client
 from distributed.security import Security
 
-signal.alarm(40)  # a port of HTTP may never answer
+signal.alarm(20)  # a port of HTTP may never answer
 own = {"security": Security.temporary()} if sys.argv[1].startswith("tls") else {}
 with Client(sys.argv[1], timeout=5, **own) as client:
-    client.submit(open, sys.argv[2], "w").result(timeout=10)
+    client.run_on_scheduler(os.mkdir, sys.argv[2])
 """
 
 
