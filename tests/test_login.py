@@ -28,8 +28,8 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from flows.running import gate
-from flows.running.gate import MOST_WAITING
+from flows.running import websockets as limits
+from flows.running.websockets import MOST_WAITING
 
 pytestmark = pytest.mark.attack
 WRITES = ("deployments/", "flow_runs/", "flows/", "automations/", "work_pools/")
@@ -149,7 +149,7 @@ def accepted(connected: Callable[[], object]) -> bool:
 
 
 def test_a_websocket_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "SECONDS", 0.1)
+    monkeypatch.setattr(limits, "SECONDS", 0.1)
     sent: list[Any] = []
 
     async def silence() -> Any:
@@ -161,7 +161,7 @@ def test_a_websocket_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch
     async def app(_scope: Any, receive: Any, _send: Any) -> None:
         await receive()
 
-    asyncio.run(gate.Gate(app)({"type": "websocket"}, silence, send))
+    asyncio.run(limits.Handshakes(app)({"type": "websocket"}, silence, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
