@@ -422,6 +422,9 @@ def test_a_model_that_was_fetched_from_another_project_scores_as_there(here: Pat
     beside = predict("--model", fetched, "--category", "fine", "--format", "csv", picture)
     assert beside.stdout == there.stdout and beside.stdout.splitlines()[1].count(",") == 3  # its prompts are here too
     monkeypatch.chdir(tmp_path / "elsewhere")
+    undecided = shutil.copytree("fetched", Path("undecided"))  # as an older version wrote it
+    (undecided / DECISION_NAME).unlink()
+    assert predict("--model", "undecided", "--prompt", prompt, "--format", "csv", picture).stdout == with_own.stdout
     assert predict("--model", "fetched", "--prompt", prompt, "--format", "csv", picture).stdout == with_own.stdout
     without = predict("--model", "fetched", "--category", "fine", picture)
     assert without.returncode == 2 and "this prompt of fetched cannot be read" in without.stderr and without.stderr.count("\n") == 2

@@ -6,7 +6,7 @@ For `--model <pipeline>[/<detector>]`, and for `--model <folder>` with a folder 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -97,7 +97,9 @@ def model_in_use(model: str) -> InUse:
     if wanted and wanted not in detectors:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
     recommendation = None if wanted else read_recommendation(folder)
-    name, why = _chosen(pipeline, detectors, folder, recommendation) if not wanted else (wanted, "")
+    name, why = (wanted, "") if wanted else _chosen(detectors, folder, recommendation, lambda: _promotion_of(pipeline))
+    if not name:
+        raise BadInput(f"{folder}: no metric shows which detector is the best; name one: --model {pipeline}{SEPARATOR}<detector>")
     if name not in detectors:
         raise BadInput(f"{folder}: the current model has no detector {name!r}; get it again with `dvc checkout --force {folder}.dvc`")
     which = f"{pipeline}: {name} of model {current.candidate[:8]}{why}"
@@ -111,9 +113,9 @@ def model_of_project(folder: Path) -> InUse:
     """
     detectors = _detectors(measured_as_in(folder), folder.name, folder)
     recommendation = read_recommendation(folder)
-    name, why = _chosen(folder.name, detectors, folder, recommendation)
+    name, why = _chosen(detectors, folder, recommendation, PromotionSettings)
     if name not in detectors:
-        raise BadInput(f"{folder}: has no detector {name!r}, which its decision names; fetch the folder again")
+        raise BadInput(f"{folder}: names no detector that it has; fetch the folder again, or use a model folder in it")
     return InUse(str(folder), of_fetched(name, detectors, folder), f"{folder}: {name}{why}", recommendation)
 
 
@@ -128,16 +130,22 @@ def _detectors(measured_as: MeasuredAs, pipeline: str, folder: Path) -> dict[str
     return detectors
 
 
-def _chosen(pipeline: str, detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None) -> tuple[str, str]:
-    """Return the detector that the model uses, and why."""
+def _chosen(
+    detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None, promotion: Callable[[], PromotionSettings]
+) -> tuple[str, str]:
+    """Return the detector that the model uses, and why; an empty name if no metric shows one.
+
+    promotion: returns the settings that choose it, if an older version wrote the folder, without a decision.
+    """
     if recommendation is not None:
         detector, why = recommendation.detector, str(recommendation)
     else:
-        known = read_pipelines().pipelines.get(pipeline)
-        settings = known.promotion if known is not None else PromotionSettings()
         trained = [name for name, one in detectors.items() if DETECTORS[kind_of(one)].training is not None]
-        choice = choose(read_draws(folder / DRAWS_NAME), settings, trained)
+        choice = choose(read_draws(folder / DRAWS_NAME), promotion(), trained)
         detector, why = ("", "") if choice is None else (choice.detector, str(choice))
-    if not detector:
-        raise BadInput(f"{folder}: no metric shows which detector is the best; name one: --model {pipeline}{SEPARATOR}<detector>")
     return detector, f", chosen of its {len(detectors)} detectors ({why})"
+
+
+def _promotion_of(pipeline: str) -> PromotionSettings:
+    known = read_pipelines().pipelines.get(pipeline)
+    return known.promotion if known is not None else PromotionSettings()

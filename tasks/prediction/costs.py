@@ -110,7 +110,7 @@ def growth_of(work: Callable[[], object]) -> int | None:
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)  # memory that is free but resident would hide a part of the growth
     try:
-        (PROC / "clear_refs").write_text("5")  # resets VmHWM
+        (PROC / "clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         before = min(_status("VmRSS"), _status("VmHWM"))
     except (OSError, KeyError):
         before = None
