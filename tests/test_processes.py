@@ -152,6 +152,43 @@ def test_a_process_that_is_killed_costs_a_start_from_the_last_checkpoint(pairs: 
     assert killed and trained.steps == 54 and alike(one, two)
 
 
+PLANT = """
+import base64, os, pickle, sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (sys.argv[2],)
+
+store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=timedelta(seconds=10))
+for key in {"torch.rendezvous.none", *store.list_keys()}:
+    store.set(key, base64.b64encode(pickle.dumps(Evil())))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.attack
+def test_what_others_write_to_a_port_of_a_training_is_not_unpickled(pairs: Path, tmp_path: Path) -> None:
+    """The launcher of torch keeps its state pickled, and looks at it every few seconds. What is planted may end the training."""
+    planted: list[int] = []
+
+    def plant(workers: list[psutil.Process]) -> bool:
+        every = {parent for worker in workers for parent in worker.parents() if "tasks.training.processes" in parent.cmdline()} | set(
+            workers
+        )
+        ports = [one.laddr.port for process in every for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+        for port in ports:
+            subprocess.run([sys.executable, "-c", PLANT, str(port), str(tmp_path / "pwned")], capture_output=True, timeout=120)
+        planted.extend(ports)
+        time.sleep(12 if ports else 0)
+        return bool(ports)
+
+    with suppress(RuntimeError):
+        during(lambda: train(job(pairs, "two", settings=replace(SETTINGS, epochs=40)), 2), plant)
+    assert planted and not (tmp_path / "pwned").exists()
+
+
 @pytest.mark.slow
 def test_asked_to_end_all_of_them_end_and_the_next_run_goes_on(pairs: Path, polite: Iterator[None]) -> None:
     one, two = job(pairs, "one"), job(pairs, "two")

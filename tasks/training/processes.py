@@ -33,8 +33,8 @@ from tasks.common.files import write_text
 from tasks.training.loop import Examples, Places, Trained
 
 JOB_NAME, SHARE_NAME, REFUSED_NAME, TRAINED_NAME, OVER_NAME = "job.pickle", "share", "refused", "trained.json", "over"
-ALONE = ("--rdzv-endpoint=localhost:0", "--local-addr=localhost")
-"""Where the launcher of one machine alone listens."""
+ALONE = ("--rdzv-endpoint={folder}/rendezvous", "--rdzv-conf=store_type=file", "--local-addr=localhost")
+"""Where the launcher of one machine alone keeps its state, which it unpickles: in a file of the user. Everyone could write to a port."""
 RESTARTS = 3
 POLL = 0.5  # seconds
 GRACE = 20.0  # seconds that a launcher has to end by itself when all is done
@@ -197,7 +197,8 @@ def attend(folder: Path, processes: int | str, meeting: Meeting | None = None) -
     """Runs the launcher on this machine for as long as it takes, or until the folder says that the training is over."""
     count = count_of(processes)
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ, **(meeting.environment if meeting else {})}
-    command = [sys.executable, "-m", __name__, str(count), str(folder), *(meeting.arguments if meeting else ALONE)]
+    arguments = meeting.arguments if meeting else [one.format(folder=folder) for one in ALONE]
+    command = [sys.executable, "-m", __name__, str(count), str(folder), *arguments]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as launcher:
         over: float | None = None
         while launcher.poll() is None:
