@@ -56,6 +56,7 @@ def start(host: str, port: int) -> None:
     environment.pop("PREFECT_API_URL", None)  # it is this one
     command = [sys.executable, "-m", "flows.running.server", "server", "start", "--host", host, "--port", str(port)]
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # kept until `main`: in the start of Python it would end in a traceback
     os.execve(sys.executable, command, environment)
 
 

@@ -167,3 +167,16 @@ def test_every_command_ends_at_ctrl_c_without_a_traceback_wherever_it_is(project
             code = process.wait(timeout=60)
         output = (project / f"{number}.log").read_text()
         assert "Traceback" not in output and code in (0, 1, 2, 130, -signal.SIGINT), (after, code, output)
+
+
+@pytest.mark.slow
+def test_the_server_ends_at_ctrl_c_while_it_becomes_prefects_own(project: Path) -> None:
+    """Python that has just begun ends in a traceback, unless the signal waits."""
+    for number in range(12):
+        with started(project, *COMMANDS["ui"], log=f"{number}.log") as process:
+            file = project / f"{number}.log"
+            within(30, lambda file=file: "for the prefect command" in file.read_text(), "its address")
+            time.sleep(number * 0.01)
+            os.killpg(process.pid, signal.SIGINT)
+            code = process.wait(timeout=60)
+        assert "Traceback" not in file.read_text() and code in (0, 130, -signal.SIGINT), (number, code, file.read_text())

@@ -376,7 +376,7 @@ def test_files_come_into_a_page_and_out_of_it_by_its_own_folder_alone(stack: Sta
     """Of the page without a token, as any process of this machine reaches it."""
     before = {file for file in stack.top.rglob("*") if "changepair-review" not in str(file) and "prefect" not in file.parts}
     with httpx.Client(base_url=stack.pages["open"], timeout=20) as client:
-        for name in ("../../pwned.png", "/tmp/../pwned.png", "..%2fpwned.png", "a/../../../pwned.png"):
+        for name in ("../../climbed.png", "/tmp/../climbed.png", "..%2fclimbed.png", "a/../../../climbed.png"):
             answer = client.post("/gradio_api/upload", files={"files": (name, black_png(16))})
             if answer.is_success:
                 [kept] = answer.json()
