@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# DVC runs `python -m flows.<stage>`: that python has to be the environment's.
+# DVC runs `python -m changepair.flows.<stage>`: that python has to be the environment's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -48,7 +48,7 @@ check: lint ## lint, and look for known vulnerabilities
 	python tests/audit.py
 
 docs: .venv/installed ## the site, in build/docs
-	python -m flows.settings.reference > docs/pages/settings.md
+	python -m changepair.flows.settings.reference > docs/pages/settings.md
 	mkdocs build --quiet --strict --config-file docs/site.yml
 
 lock: ## write requirements.lock anew (needs uv)

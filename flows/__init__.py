@@ -2,6 +2,9 @@ import os
 import signal
 import sys
 
+if __name__ == "flows":  # a second copy of each module would have classes that are not those of the first
+    raise ImportError("import changepair.flows, not flows")
+
 for _name, _value in {  # nothing that is imported from here on reports to anybody, unless the environment says otherwise
     "DO_NOT_TRACK": "1",  # Prefect's SDK, which reports its import; huggingface_hub; DVC
     "DVC_NO_ANALYTICS": "true",

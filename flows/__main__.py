@@ -8,7 +8,7 @@ import signal
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    from flows.cli import main as work
+    from changepair.flows.cli import main as work
 
     work()
 

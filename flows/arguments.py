@@ -8,9 +8,9 @@ import os
 import socket
 from collections.abc import Mapping
 
-from tasks.common.bounds import MOST, Between
-from tasks.common.errors import BadInput
-from tasks.common.reasons import in_short
+from changepair.tasks.common.bounds import MOST, Between
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
 
 COUNT = Between(1, MOST)
 TOKEN = "CHANGEPAIR_API_TOKEN"

@@ -13,17 +13,17 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.table import Table
 
-from flows import completion, doctor, init, plots
-from flows.arguments import check_options
-from flows.monitoring import review
-from flows.prediction import demo, export, predict
-from flows.prediction import serve as serve_api
-from flows.running.console import Volume, set_volume
-from flows.settings.needs import costs, needs
-from flows.settings.pipelines import enabled_pipeline, read_pipelines
-from tasks.common.bounds import MOST, Between
-from tasks.detectors.registry import DETECTORS
-from tasks.ingestion.settings import LayoutName
+from changepair.flows import completion, doctor, init, plots
+from changepair.flows.arguments import check_options
+from changepair.flows.monitoring import review
+from changepair.flows.prediction import demo, export, predict
+from changepair.flows.prediction import serve as serve_api
+from changepair.flows.running.console import Volume, set_volume
+from changepair.flows.settings.needs import costs, needs
+from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.tasks.common.bounds import MOST, Between
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.ingestion.settings import LayoutName
 
 EXAMPLES = {
     "pipelines": "changepair pipelines",
@@ -55,7 +55,7 @@ def main() -> None:
             line.error(f"{word}: no value")
     arguments = line.parse_args()
 
-    from flows.running.ending import exit_on_bad_input
+    from changepair.flows.running.ending import exit_on_bad_input
 
     exit_on_bad_input(lambda: arguments.run(arguments))
 
@@ -180,7 +180,7 @@ def list_pipelines() -> None:
 
 
 def plan() -> None:
-    from flows.plan import DVC_YAML, planned, write_plan
+    from changepair.flows.plan import DVC_YAML, planned, write_plan
 
     written = write_plan()
     for stage in planned():
@@ -189,7 +189,7 @@ def plan() -> None:
 
 
 def set_settings(pipeline: str, settings: Sequence[str]) -> None:
-    from flows.settings.overriding import override, read_settings
+    from changepair.flows.settings.overriding import override, read_settings
 
     for line in override(pipeline, read_settings(settings)) or ["pipelines.yaml has it so already"]:
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
@@ -199,14 +199,14 @@ def retrain(arguments: argparse.Namespace) -> None:
     pipeline = arguments.pipeline
     enabled_pipeline(pipeline)  # report mistakes before a server is started
 
-    from flows.running.ending import end_at_ctrl_c_when_saved
-    from tasks.common.stopping import on_sigterm
+    from changepair.flows.running.ending import end_at_ctrl_c_when_saved
+    from changepair.tasks.common.stopping import on_sigterm
 
     end_at_ctrl_c_when_saved()
 
     with on_sigterm():
-        from flows.retrain import retrain as flow
-        from flows.running.api import end_with_parent, one_api, run
+        from changepair.flows.retrain import retrain as flow
+        from changepair.flows.running.api import end_with_parent, one_api, run
 
         set_volume(arguments.volume)
         end_with_parent()
@@ -215,26 +215,26 @@ def retrain(arguments: argparse.Namespace) -> None:
 
 
 def dry_run(arguments: argparse.Namespace) -> None:
-    from flows.dry_run import tell
+    from changepair.flows.dry_run import tell
 
     for line in tell(arguments.pipeline):
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def score(pipeline: str) -> None:
-    from flows.monitoring.line import line_of
+    from changepair.flows.monitoring.line import line_of
 
     line_of(pipeline).check_normals()  # report mistakes before a server is started
 
-    from flows.running.ending import end_at_ctrl_c_when_saved
-    from tasks.common.stopping import on_sigterm
+    from changepair.flows.running.ending import end_at_ctrl_c_when_saved
+    from changepair.tasks.common.stopping import on_sigterm
 
     end_at_ctrl_c_when_saved()
 
     with on_sigterm():
-        from flows.monitoring.watch import watch as flow
-        from flows.running.api import end_with_parent, one_api, run
-        from flows.running.workers import cluster_or_threads
+        from changepair.flows.monitoring.watch import watch as flow
+        from changepair.flows.running.api import end_with_parent, one_api, run
+        from changepair.flows.running.workers import cluster_or_threads
 
         end_with_parent()
         with one_api():
@@ -243,14 +243,14 @@ def score(pipeline: str) -> None:
 
 
 def deploy() -> None:
-    from flows.schedule.deployments import deploy as work
+    from changepair.flows.schedule.deployments import deploy as work
 
     for line in work():
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def serve() -> None:
-    from flows.schedule.deployments import serve as work
+    from changepair.flows.schedule.deployments import serve as work
 
     work(lambda line: Console().print(line, soft_wrap=True, markup=False, highlight=False))
 
@@ -259,26 +259,26 @@ def run_worker(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None:
         check_options(arguments, {"limit": Between(1, MOST)})
 
-    from flows.schedule.work import work
+    from changepair.flows.schedule.work import work
 
     sys.exit(work(arguments.pool, limit=arguments.limit, healthcheck=arguments.with_healthcheck))
 
 
 def ui(arguments: argparse.Namespace) -> None:
-    from flows.running.server import start
+    from changepair.flows.running.server import start
 
     start(arguments.host, arguments.port)
 
 
 def status(arguments: argparse.Namespace) -> None:
-    from flows.runs.status import print_status
+    from changepair.flows.runs.status import print_status
 
     check_options(arguments, {"last": Between(0, MOST)})
     print_status(arguments.pipeline, arguments.last)
 
 
 def verify() -> None:
-    from flows.running.cache import verify as work
+    from changepair.flows.running.cache import verify as work
 
     spoilt = work(Path())
     for path in spoilt:
@@ -288,19 +288,19 @@ def verify() -> None:
 
 
 def promote(pipeline: str) -> None:
-    from flows.promotion.gate import promote as work
+    from changepair.flows.promotion.gate import promote as work
 
     Console().print(work(pipeline), soft_wrap=True)
 
 
 def rollback(pipeline: str) -> None:
-    from flows.promotion.gate import rollback as work
+    from changepair.flows.promotion.gate import rollback as work
 
     Console().print(work(pipeline), soft_wrap=True)
 
 
 def history(pipeline: str) -> None:
-    from flows.promotion.history import read_current, read_history
+    from changepair.flows.promotion.history import read_current, read_history
 
     enabled_pipeline(pipeline)
     current = read_current(pipeline)
@@ -316,7 +316,7 @@ MODELS = {"promote": promote, "rollback": rollback, "history": history}
 
 
 def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
-    from tasks.detectors.importing import import_checkpoint
+    from changepair.tasks.detectors.importing import import_checkpoint
 
     imported = import_checkpoint(detector, checkpoint, folder)
     text = f"{imported.tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}"
@@ -326,13 +326,13 @@ def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    from tasks.ingestion.unpack import unpack as work
+    from changepair.tasks.ingestion.unpack import unpack as work
 
     Console().print(f"{folder}: {work(archive, folder)} files", soft_wrap=True, markup=False, highlight=False)
 
 
 def list_datasets() -> None:
-    from tasks.ingestion.readers.catalogue import LAYOUTS
+    from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
 
     table = Table(title="layouts that can be read: datasets.folders.<name>: {path: …, layout: …}")
     for title in ("layout", "dataset", "licence", "home"):
@@ -350,11 +350,11 @@ def list_datasets() -> None:
 def inspect_dataset(
     dataset: str, named: str | None, sheet: Path | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None
 ) -> None:
-    from flows.init import stated_folders, told
-    from flows.settings.reader import nearest
-    from tasks.common.errors import BadInput
-    from tasks.common.places import place_of
-    from tasks.ingestion.inspect import inspect
+    from changepair.flows.init import stated_folders, told
+    from changepair.flows.settings.reader import nearest
+    from changepair.tasks.common.errors import BadInput
+    from changepair.tasks.common.places import place_of
+    from changepair.tasks.ingestion.inspect import inspect
 
     layouts = get_args(LayoutName)
     stated = named is not None or normal or abnormal or masks

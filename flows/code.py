@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, planned, roots, write_plan
-from flows.running.ending import exit_on_bad_input
-from flows.running.places import CODE
-from flows.running.unchanged import unchanged
-from flows.settings.pipelines import read_pipelines
-from flows.settings.reader import FILE
-from tasks.common.errors import BadInput
-from tasks.common.files import made_anew
-from tasks.common.fingerprint import LOCK, Code, code_of, mismatches
-from tasks.detectors.registry import DETECTORS
+from changepair.flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, planned, roots, write_plan
+from changepair.flows.running.ending import exit_on_bad_input
+from changepair.flows.running.places import CODE
+from changepair.flows.running.unchanged import unchanged
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.reader import FILE
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import made_anew
+from changepair.tasks.common.fingerprint import LOCK, Code, code_of, mismatches
+from changepair.tasks.detectors.registry import DETECTORS
 
 
 def code() -> None:
@@ -43,7 +43,7 @@ def _code() -> None:
 
 def refuse_mismatches(packages: Iterable[str]) -> None:
     """Raise BadInput if a package is installed in another version than requirements.lock has."""
-    for found in mismatches(packages, Path.cwd()):
+    for found in mismatches(packages):
         raise BadInput(
             f"{LOCK}: {found}; install it with `pip install {found.package}=={found.locked}`, or record the installed versions with "
             f"execution.packages: installed in {FILE}"
@@ -52,9 +52,7 @@ def refuse_mismatches(packages: Iterable[str]) -> None:
 
 def code_now() -> dict[str, Code]:
     """Return the current code of each kind of stage, by the name of its file."""
-    return {
-        code_file(kind, detector).name: code_of(*roots(kind, detector), root=Path.cwd()) for kind in ROOTS for detector in _detectors(kind)
-    }
+    return {code_file(kind, detector).name: code_of(*roots(kind, detector)) for kind in ROOTS for detector in _detectors(kind)}
 
 
 def _detectors(kind: str) -> list[str | None]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.running.secrets import hide
-from tasks.common.errors import BadInput
+from changepair.flows.running.secrets import hide
+from changepair.tasks.common.errors import BadInput
 
 EPILOG = """example:
   changepair doctor
@@ -129,8 +129,8 @@ def _extras() -> Iterator[Finding]:
 
 
 def _server() -> Iterator[Finding]:
-    from flows.running.api import answers, login_is_refused
-    from flows.running.login import login_for
+    from changepair.flows.running.api import answers, login_is_refused
+    from changepair.flows.running.login import login_for
 
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
@@ -166,8 +166,8 @@ def _remote() -> Iterator[Finding]:
 
 
 def _pipelines() -> Iterator[Finding]:
-    from flows.settings.needs import needs
-    from flows.settings.pipelines import read_pipelines
+    from changepair.flows.settings.needs import needs
+    from changepair.flows.settings.pipelines import read_pipelines
 
     try:
         read = read_pipelines()

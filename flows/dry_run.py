@@ -9,15 +9,15 @@ from typing import Any
 
 from dvc.repo import Repo
 
-from flows.code import code_now
-from flows.plan import CODE_STAGE, DVC_YAML, SPLIT, dvc_yaml, planned
-from flows.running.dvc import stages_before
-from flows.running.places import CODE
-from flows.running.records import read_record
-from flows.settings.pipelines import enabled_pipeline
-from flows.settings.reader import FILE
-from tasks.common.errors import BadInput
-from tasks.common.fingerprint import Code
+from changepair.flows.code import code_now
+from changepair.flows.plan import CODE_STAGE, DVC_YAML, SPLIT, dvc_yaml, planned
+from changepair.flows.running.dvc import stages_before
+from changepair.flows.running.places import CODE
+from changepair.flows.running.records import read_record
+from changepair.flows.settings.pipelines import enabled_pipeline
+from changepair.flows.settings.reader import FILE
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.fingerprint import Code
 
 SHOWN = 3
 """Number of reasons, stages or changed modules that are listed for a stage."""

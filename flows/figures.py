@@ -10,23 +10,23 @@ from prefect import flow
 from rich.console import Console
 from rich.table import Table
 
-from flows.running.api import stoppable
-from flows.running.artifacts import show_rows
-from flows.running.entry import start_stage
-from flows.running.places import EPISODES, EVALUATION, SCORES
-from flows.running.steps import HOUR, step
-from flows.running.told import has_listener
-from flows.runs.tracking import tracking_of
-from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
-from tasks.ingestion.manifest import intensities_of
-from tasks.reporting.curves import CURVES_NAME, curves_of
-from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
-from tasks.scoring.figures import heading
-from tasks.scoring.measure import measure
-from tasks.scoring.operating import OPERATING_NAME, kinds_of, operating_rows, write_operating
-from tasks.scoring.recommendation import DECISION_NAME, recommend, write_recommendation
-from tasks.scoring.results import Results, results_of, table, write_results
-from tasks.scoring.scores import read_scored, read_scores
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.artifacts import show_rows
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.told import has_listener
+from changepair.flows.runs.tracking import tracking_of
+from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
+from changepair.tasks.ingestion.manifest import intensities_of
+from changepair.tasks.reporting.curves import CURVES_NAME, curves_of
+from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
+from changepair.tasks.scoring.figures import heading
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.operating import OPERATING_NAME, kinds_of, operating_rows, write_operating
+from changepair.tasks.scoring.recommendation import DECISION_NAME, recommend, write_recommendation
+from changepair.tasks.scoring.results import Results, results_of, table, write_results
+from changepair.tasks.scoring.scores import read_scored, read_scores
 
 
 @step(name="measure", task_run_name="measure {pipeline}", timeout_seconds=6 * HOUR)
@@ -53,7 +53,7 @@ def write_figures_to_trackers(pipeline: str, results: Results) -> None:
     """Logs what metrics.json has, if trackers are asked for, at the second that it was measured in."""
     execution = read_pipelines().execution
     if execution.trackers:
-        from tasks.training.tracking import tracked  # with torch
+        from changepair.tasks.training.tracking import tracked  # with torch
 
         with tracked(tracking_of(execution, pipeline, "figures"), {"pipeline": pipeline}) as trackers:
             values = {

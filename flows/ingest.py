@@ -9,22 +9,22 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.plan import DVC_YAML, SPLIT, read_by_ingestion
-from flows.running.api import stoppable
-from flows.running.entry import start_stage
-from flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
-from flows.running.steps import HOUR, step
-from flows.running.workers import Sealed, cluster_or_threads, on_cluster, wait_for
-from flows.settings.pipelines import Execution, read_pipelines
-from flows.settings.reader import FILE, load_yaml, nearest
-from tasks.common.errors import BadInput
-from tasks.common.places import place_of
-from tasks.ingestion import check
-from tasks.ingestion.check import WARNED, Facts
-from tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged
-from tasks.ingestion.listing import DatasetFolder, Listed
-from tasks.ingestion.packaged import PACKAGED
-from tasks.ingestion.settings import FolderSettings
+from changepair.flows.plan import DVC_YAML, SPLIT, read_by_ingestion
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.workers import Sealed, cluster_or_threads, on_cluster, wait_for
+from changepair.flows.settings.pipelines import Execution, read_pipelines
+from changepair.flows.settings.reader import FILE, load_yaml, nearest
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import place_of
+from changepair.tasks.ingestion import check
+from changepair.tasks.ingestion.check import WARNED, Facts
+from changepair.tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged
+from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.ingestion.packaged import PACKAGED
+from changepair.tasks.ingestion.settings import FolderSettings
 
 LEAST_GREYS = 64
 """Number of grey levels of a dataset below which a warning is logged: the range of the camera may be wrong."""

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.plan import write_plan
-from flows.settings.pipelines import read_pipelines
-from flows.settings.reader import FILE, parse_yaml, read_yaml
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.common.places import is_url, place_of
-from tasks.common.texts import read_text
-from tasks.ingestion.listing import GOOD
-from tasks.ingestion.settings import FolderSettings
+from changepair.flows.plan import write_plan
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.reader import FILE, parse_yaml, read_yaml
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.common.places import is_url, place_of
+from changepair.tasks.common.texts import read_text
+from changepair.tasks.ingestion.listing import GOOD
+from changepair.tasks.ingestion.settings import FolderSettings
 
 if TYPE_CHECKING:
-    from tasks.ingestion.inspect import Inspection
+    from changepair.tasks.ingestion.inspect import Inspection
 
 EPILOG = """examples:
   changepair init /data/brackets                     # a dataset and a pipeline called brackets
@@ -90,7 +90,7 @@ def init(
     Raises BadInput if the folder has another layout or no picture with a defect, if the name is taken or invalid, or if pipelines.yaml has
     a form that this cannot extend.
     """
-    from tasks.ingestion.inspect import inspect  # costs half a second, which no other command need spend
+    from changepair.tasks.ingestion.inspect import inspect  # costs half a second, which no other command need spend
 
     stated = stated_folders(folder, normal, abnormal, masks)
     place = place_of(stated.path)

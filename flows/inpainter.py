@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.running.api import stoppable
-from flows.running.entry import start_stage
-from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS
-from flows.running.steps import progress, step
-from flows.settings.pipelines import pipeline_named
-from tasks.inpainting.inpainter import write_choice
-from tasks.inpainting.settings import OWN, PACKAGED, InpainterSettings
-from tasks.packaged.inpainter import write_packaged
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.training import inpainter as training
-from tasks.training.loop import Places, Trained
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS
+from changepair.flows.running.steps import progress, step
+from changepair.flows.settings.pipelines import pipeline_named
+from changepair.tasks.inpainting.inpainter import write_choice
+from changepair.tasks.inpainting.settings import OWN, PACKAGED, InpainterSettings
+from changepair.tasks.packaged.inpainter import write_packaged
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.training import inpainter as training
+from changepair.tasks.training.loop import Places, Trained
 
 
 @step(name="train inpainter", retry_delay_seconds=30)

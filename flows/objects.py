@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.running.api import stoppable
-from flows.running.entry import start_stage
-from flows.running.places import MANIFESTS
-from flows.running.steps import HOUR, step
-from flows.settings.pipelines import read_pipelines
-from flows.settings.reader import FILE, nearest
-from tasks.common.errors import BadInput
-from tasks.ingestion.ingest import Ingested
-from tasks.ingestion.objects import ingest as objects_of_pictures
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import MANIFESTS
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.reader import FILE, nearest
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion.ingest import Ingested
+from changepair.tasks.ingestion.objects import ingest as objects_of_pictures
 
 ingest_objects = step(name="ingest objects", task_run_name="ingest objects of {dataset}", timeout_seconds=6 * HOUR)(
     objects_of_pictures.ingest_objects

@@ -19,17 +19,30 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.running.places import CANDIDATE, CODE, EPISODES, EVALUATION, IN_USE, INPAINTERS, MANIFESTS, MODELS, PAIRS, PICTURES, SCORES
-from flows.settings.pipelines import Datasets, Execution, Pipeline, read_pipelines
-from flows.settings.reader import FILE, read_yaml
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.common.fingerprint import LOCK as PACKAGES
-from tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
-from tasks.detectors.registry import DETECTORS, base_of, kind_of
-from tasks.detectors.settings import PACKAGED, files_of_prior
-from tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
-from tasks.inpainting.settings import NONE, OWN
+from changepair.flows.running.places import (
+    CANDIDATE,
+    CODE,
+    EPISODES,
+    EVALUATION,
+    IN_USE,
+    INPAINTERS,
+    MANIFESTS,
+    MODELS,
+    PAIRS,
+    PICTURES,
+    SCORES,
+)
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline, read_pipelines
+from changepair.flows.settings.reader import FILE, read_yaml
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.common.fingerprint import LOCK as PACKAGES
+from changepair.tasks.common.fingerprint import is_checkout
+from changepair.tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
+from changepair.tasks.detectors.registry import DETECTORS, base_of, kind_of
+from changepair.tasks.detectors.settings import PACKAGED, files_of_prior
+from changepair.tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
+from changepair.tasks.inpainting.settings import NONE, OWN
 
 DVC_YAML = Path("dvc.yaml")
 PLAN = Path("plan.yaml")
@@ -40,7 +53,9 @@ HEAD = """\
 CODE_STAGE = "code"
 OF_A_DATASET = ("ingest", "objects")
 OF_A_DETECTOR = ("train", "score")
-ROOTS = {kind: f"flows.{kind}" for kind in (*OF_A_DATASET, "sample", "inpainter", "synthesize", *OF_A_DETECTOR, "figures", "report")}
+ROOTS = {
+    kind: f"changepair.flows.{kind}" for kind in (*OF_A_DATASET, "sample", "inpainter", "synthesize", *OF_A_DETECTOR, "figures", "report")
+}
 """The module of each kind of stage."""
 KINDS = ("s3", "gs", "azure", "oss", "gdrive", "hdfs", "webhdfs", "ssh", "http", "https", "webdav", "webdavs")
 """Of URLs, as DVC's settings know them. Whether what reads each is installed is asked where one is named."""
@@ -75,7 +90,7 @@ class Stage:
     @property
     def entry(self) -> dict[str, Any]:
         """Gives the stage as dvc.yaml has it."""
-        entry: dict[str, Any] = {"desc": self.about, "cmd": " ".join(("python -m", f"flows.{self.kind}", *self.of))}
+        entry: dict[str, Any] = {"desc": self.about, "cmd": " ".join(("python -m", f"changepair.flows.{self.kind}", *self.of))}
         if self.params:
             entry["params"] = [{FILE.as_posix(): list(self.params)}]
         entry["deps"] = list(dict.fromkeys(self.deps))
@@ -99,7 +114,7 @@ def planned(root: Path = Path()) -> list[Stage]:
     """Lists every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
     read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
-    stages = [_code(read.execution)]
+    stages = [_code(read.execution, root)]
     for dataset in used:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets, root)
@@ -202,14 +217,16 @@ def code_file(kind: str, detector: str | None = None) -> Path:
     return CODE / f"{name}.json"
 
 
-def _code(execution: Execution) -> Stage:
+def _code(execution: Execution, root: Path) -> Stage:
+    checkout = is_checkout(root)
+    locked = (root / PACKAGES).is_file()
     return Stage(
         CODE_STAGE,
         (),
         "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
-        deps=("flows", "tasks", PACKAGES, FILE.as_posix(), PLAN.as_posix()),
+        deps=(*(("flows", "tasks") if checkout else ()), *((PACKAGES,) if locked else ()), FILE.as_posix(), PLAN.as_posix()),
         outs=(CODE.as_posix(),),
-        always=execution.packages == "installed",  # which DVC does not look at
+        always=execution.packages == "installed" or not checkout or not locked,  # DVC does not look at what is installed
     )
 
 
@@ -249,7 +266,7 @@ def read_by_ingestion(folder: FolderSettings, root: Path = Path()) -> list[str]:
     """List the files and folders that a dataset is read from: its folder, or its stated subfolders, or a table and the files it names."""
     place = place_of(folder.path)
     if folder.layout == OF_A_FILE:
-        from tasks.ingestion.readers.tables import named_by  # pyarrow, which no other layout needs
+        from changepair.tasks.ingestion.readers.tables import named_by  # pyarrow, which no other layout needs
 
         return [str(place), *(str(place.parent / name) for name in named_by(_from(root, place)))]
     stated = (*folder.normal, *folder.abnormal, *([folder.masks] if folder.masks else []))

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.plan import OF_A_DATASET, Stage, planned
-from flows.promotion.recommended import read_recommendation
-from flows.running import provenance
-from flows.running.api import stoppable
-from flows.running.artifacts import show_page, show_picture
-from flows.running.entry import start_stage
-from flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, REPORT_NAME, SCORES
-from flows.running.steps import HOUR, step
-from flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
-from flows.settings.reader import read_yaml
-from tasks.common.errors import BadInput
-from tasks.reporting.curves import CURVES_NAME, Curves
-from tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
-from tasks.reporting.report import Inputs, Origin, markdown, write_report
-from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
-from tasks.sampling.undefined import undefined_metrics
-from tasks.scoring.operating import OPERATING_NAME, read_operating
-from tasks.scoring.recommendation import DECISION_NAME, Recommendation
-from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
-from tasks.synthesis.shards import OVERVIEW_NAME
+from changepair.flows.plan import OF_A_DATASET, Stage, planned
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.running import provenance
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.artifacts import show_page, show_picture
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, REPORT_NAME, SCORES
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
+from changepair.flows.settings.reader import read_yaml
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.reporting.curves import CURVES_NAME, Curves
+from changepair.tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
+from changepair.tasks.reporting.report import Inputs, Origin, markdown, write_report
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.undefined import undefined_metrics
+from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
+from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
+from changepair.tasks.synthesis.shards import OVERVIEW_NAME
 
 
 @step(name="draw galleries", task_run_name="draw galleries of {pipeline}", timeout_seconds=HOUR)

@@ -15,31 +15,31 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.plan import SPLIT, write_plan
-from flows.promotion.gate import Outcome, gate
-from flows.promotion.history import folder_of, read_current
-from flows.promotion.recommended import read_recommendation
-from flows.running import provenance
-from flows.running.api import close_dead, link_child, page_of_run, parent, stopped
-from flows.running.artifacts import show_page
-from flows.running.console import SAID
-from flows.running.dvc import forward_sigterm, reproduce, stages_before
-from flows.running.locks import Held, one_at_a_time
-from flows.running.orders import follow_orders, following_orders
-from flows.running.places import EVALUATION, IN_USE, REPORT_NAME
-from flows.running.secrets import hide
-from flows.running.steps import progress
-from flows.running.told import listening, told
-from flows.runs.events import OF_AN_END, emit, show_asset
-from flows.runs.journal import Journal, Run, read_runs
-from flows.runs.milestones import Milestones
-from flows.runs.notices import notify
-from flows.runs.states import RunState, StageState
-from flows.runs.summary import RUNS, summary
-from flows.settings.pipelines import enabled_pipeline, read_pipelines
-from tasks.common.errors import BadInput
-from tasks.common.stopping import Stopped, asked, check, on_sigterm
-from tasks.scoring.results import METRICS_NAME
+from changepair.flows.plan import SPLIT, write_plan
+from changepair.flows.promotion.gate import Outcome, gate
+from changepair.flows.promotion.history import folder_of, read_current
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.running import provenance
+from changepair.flows.running.api import close_dead, link_child, page_of_run, parent, stopped
+from changepair.flows.running.artifacts import show_page
+from changepair.flows.running.console import SAID
+from changepair.flows.running.dvc import forward_sigterm, reproduce, stages_before
+from changepair.flows.running.locks import Held, one_at_a_time
+from changepair.flows.running.orders import follow_orders, following_orders
+from changepair.flows.running.places import EVALUATION, IN_USE, REPORT_NAME
+from changepair.flows.running.secrets import hide
+from changepair.flows.running.steps import progress
+from changepair.flows.running.told import listening, told
+from changepair.flows.runs.events import OF_AN_END, emit, show_asset
+from changepair.flows.runs.journal import Journal, Run, read_runs
+from changepair.flows.runs.milestones import Milestones
+from changepair.flows.runs.notices import notify
+from changepair.flows.runs.states import RunState, StageState
+from changepair.flows.runs.summary import RUNS, summary
+from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import Stopped, asked, check, on_sigterm
+from changepair.tasks.scoring.results import METRICS_NAME
 
 LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.running.api import stoppable
-from flows.running.entry import start_stage
-from flows.running.places import EPISODES, MANIFESTS
-from flows.running.steps import HOUR, step
-from flows.settings.pipelines import pipeline_named
-from tasks.sampling import sample as sampling
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.sampling.sample import Sampled
-from tasks.sampling.settings import Use
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import EPISODES, MANIFESTS
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.settings.pipelines import pipeline_named
+from changepair.tasks.sampling import sample as sampling
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.sampling.sample import Sampled
+from changepair.tasks.sampling.settings import Use
 
 draw_episodes = step(name="draw episodes", timeout_seconds=HOUR)(sampling.sample)
 

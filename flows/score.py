@@ -6,17 +6,17 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.running.api import stoppable
-from flows.running.entry import start_stage
-from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
-from flows.running.steps import HOUR, progress, step
-from flows.running.workers import cluster_or_threads, count_done, for_gpu, on_cluster, wait_for
-from flows.runs.times import Time, write_time
-from flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.scoring import contenders
-from tasks.scoring.contenders import ScoredDetector, Scoring
-from tasks.scoring.score import count_parts
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
+from changepair.flows.running.steps import HOUR, progress, step
+from changepair.flows.running.workers import cluster_or_threads, count_done, for_gpu, on_cluster, wait_for
+from changepair.flows.runs.times import Time, write_time
+from changepair.flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.scoring import contenders
+from changepair.tasks.scoring.contenders import ScoredDetector, Scoring
+from changepair.tasks.scoring.score import count_parts
 
 score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(contenders.score_part)
 

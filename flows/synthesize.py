@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger
 
-from flows.running.api import stoppable
-from flows.running.artifacts import show_picture, show_table
-from flows.running.entry import start_stage
-from flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
-from flows.running.steps import HOUR, step
-from flows.running.workers import for_gpu, task_runner, wait_for
-from flows.settings.pipelines import pipeline_named, read_pipelines
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.synthesis import synthesize as synthesis
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.shards import OVERVIEW_NAME
-from tasks.synthesis.synthesize import Inputs, Synthesized, Work, shard_count, start
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.artifacts import show_picture, show_table
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.workers import for_gpu, task_runner, wait_for
+from changepair.flows.settings.pipelines import pipeline_named, read_pipelines
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.synthesis import synthesize as synthesis
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.shards import OVERVIEW_NAME
+from changepair.tasks.synthesis.synthesize import Inputs, Synthesized, Work, shard_count, start
 
 make_shard = step(name="make shard", task_run_name="make shard {number}", timeout_seconds=HOUR)(synthesis.make_shard)
 finish = step(name="write index and overview", timeout_seconds=HOUR)(synthesis.finish)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows.running.api import stoppable
-from flows.running.entry import start_stage
-from flows.running.machines import machines_of
-from flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
-from flows.running.steps import progress, step
-from flows.runs.tracking import tracking_of
-from flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
-from tasks.common.places import place_of
-from tasks.detectors.registry import DETECTORS, kind_of
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.training import processes
-from tasks.training.given import use_model
-from tasks.training.loop import Examples, Places, Trained
-from tasks.training.processes import Job
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.entry import start_stage
+from changepair.flows.running.machines import machines_of
+from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
+from changepair.flows.running.steps import progress, step
+from changepair.flows.runs.tracking import tracking_of
+from changepair.flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
+from changepair.tasks.common.places import place_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.training import processes
+from changepair.tasks.training.given import use_model
+from changepair.tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.training.processes import Job
 
 use_given_model = step(name="use model", task_run_name="use model {name}")(use_model)
 

@@ -28,28 +28,28 @@ from servers import AUTHENTICATION, ask, prefect_server
 os.environ["PREFECT_API_AUTH_STRING"] = AUTHENTICATION  # before Prefect reads its settings
 from prefect.events.worker import EventsWorker
 
-from flows.plan import write_plan
-from flows.settings.pipelines import Pipelines
-from flows.settings.reader import parse
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.rows import table_of, write_rows
-from tasks.detectors.registry import DETECTORS
-from tasks.ingestion.check import check, row
-from tasks.ingestion.ingest import Places
-from tasks.ingestion.listing import DatasetFolder, Listed
-from tasks.ingestion.manifest import PictureRow
-from tasks.ingestion.objects.table import ObjectRow, write_objects
-from tasks.inpainting.inpainter import write_choice
-from tasks.inpainting.settings import InpainterSettings
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
+from changepair.flows.plan import write_plan
+from changepair.flows.settings.pipelines import Pipelines
+from changepair.flows.settings.reader import parse
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.rows import table_of, write_rows
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.ingestion.check import check, row
+from changepair.tasks.ingestion.ingest import Places
+from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
+from changepair.tasks.inpainting.inpainter import write_choice
+from changepair.tasks.inpainting.settings import InpainterSettings
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 
 if TYPE_CHECKING:
     from team import Team
 
-    from tasks.scoring.score import Contender
+    from changepair.tasks.scoring.score import Contender
 
 ROOT = Path(__file__).parent.parent
 os.environ["DVC_NO_ANALYTICS"] = "true"
@@ -237,6 +237,7 @@ def make_project(folder: Path, content: object = SMALL) -> Path:
     """A checkout of this project, with a small pipeline over real pictures and nothing made yet."""
     (folder / ".dvc").mkdir(parents=True)
     for name in (
+        "changepair",
         "flows",
         "tasks",
         "pyproject.toml",
@@ -246,8 +247,10 @@ def make_project(folder: Path, content: object = SMALL) -> Path:
         ".dvc/config",
         ".dvc/plots",
     ):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
-        copy(ROOT / name, folder / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
     make_layout(folder / "parts")
     cup = np.zeros((400, 600), dtype=np.uint8)  # of the photograph coffee, 400x600
     cup[110:290, 170:420] = 255
@@ -347,7 +350,7 @@ def make_pairs(layout: Path, settings: SynthesisSettings, folder: Path) -> Path:
 
 def scored(contenders: list[Contender], files: EpisodeFiles, folder: Path, batch_size: int = 32) -> dict[str, Path]:
     """The contenders' scores on disk, by detector; those of one encoder and resolution are made in one pass."""
-    from tasks.scoring.score import score
+    from changepair.tasks.scoring.score import score
 
     folders = {contender.name: folder / contender.name for contender in contenders}
     passes: dict[tuple[int, int], list[Contender]] = {}
@@ -360,7 +363,7 @@ def scored(contenders: list[Contender], files: EpisodeFiles, folder: Path, batch
 
 def make_inpainter(folder: Path) -> Path:
     """Writes what the inpainter stage leaves, with a small model of our own that has learnt nothing yet: it paints a smooth fill."""
-    from tasks.inpainting.crop_pipeline import new_pipeline
+    from changepair.tasks.inpainting.crop_pipeline import new_pipeline
 
     torch.manual_seed(0)
     pipeline = new_pipeline(32, (8, 32))

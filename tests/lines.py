@@ -14,11 +14,11 @@ import skimage.data
 from processes import started, within
 from servers import free_port
 
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.prediction.models import Named
-from tasks.prediction.predictor import Predictor
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.prediction.models import Named
+from changepair.tasks.prediction.predictor import Predictor
 
 TEXTURE = skimage.data.brick()
 

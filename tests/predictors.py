@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from flows.cli import main
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.prediction.models import Named
-from tasks.prediction.predictor import Predictor
+from changepair.flows.cli import main
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.prediction.models import Named
+from changepair.tasks.prediction.predictor import Predictor
 
 
 def small(settings: object | None = None) -> Predictor:

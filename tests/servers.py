@@ -51,7 +51,7 @@ def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator
     port = port or free_port()
     variables = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": AUTHENTICATION, **environment}
     variables.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)]
+    command = [sys.executable, "-m", "changepair.flows.cli", "ui", "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "prefect.db").exists() and not any("DATABASE" in name for name in environment):
         shutil.copyfile(_new_database(), home / "prefect.db")
@@ -89,7 +89,7 @@ def request(method: str, url: str, content: dict[str, Any] | None = None) -> Any
 
 
 def ask(url: str, what: str) -> list[dict[str, Any]]:
-    """Everything the API has of `what`: flow_runs, task_runs, artifacts, flows."""
+    """Everything the API has of `what`: flow_runs, task_runs, artifacts, changepair.flows."""
     items: list[dict[str, Any]] = []
     while True:
         page = request("POST", f"{url}/{what}/filter", {"limit": 200, "offset": len(items)})

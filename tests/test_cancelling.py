@@ -22,10 +22,10 @@ from prefect.states import Pending
 from processes import started, wait_until, within
 from servers import ask, request
 
-from flows.running.api import run as run_flow
-from flows.running.api import stoppable
-from tasks.common import stopping
-from tasks.common.stopping import Stopped
+from changepair.flows.running.api import run as run_flow
+from changepair.flows.running.api import stoppable
+from changepair.tasks.common import stopping
+from changepair.tasks.common.stopping import Stopped
 
 pytestmark = pytest.mark.attack
 CANCELLING = {"type": "CANCELLING", "name": "Cancelling", "message": "from the UI"}
@@ -38,7 +38,7 @@ import os, sys, time
 from pathlib import Path
 
 if " ".join(sys.orig_argv[1:]) == os.environ.get("HELD_STAGE"):
-    from flows.running import api
+    from changepair.flows.running import api
 
     here, follow = Path(os.environ["HELD_IN"]), api.following_orders
 

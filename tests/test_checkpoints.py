@@ -14,20 +14,20 @@ from plain_inctrl import inctrl
 from plain_metauas import metauas
 from torch import Tensor
 
-from flows.settings.pipelines import read_pipelines
-from tasks.common.errors import BadInput
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.importing import Imported, import_checkpoint
-from tasks.detectors.inctrl import PUBLISHED as PUBLISHED_INCTRL
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import PUBLISHED as PUBLISHED_METAUAS
-from tasks.detectors.models.detector import Detector
-from tasks.detectors.models.texts import sentences
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import PACKAGED, TrainedSettings
-from tasks.detectors.stored import settings_as_json, trained_otherwise
-from tasks.detectors.weights import load_model, read_weights
-from tasks.training.given import use_model
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.importing import Imported, import_checkpoint
+from changepair.tasks.detectors.inctrl import PUBLISHED as PUBLISHED_INCTRL
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import PUBLISHED as PUBLISHED_METAUAS
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.models.texts import sentences
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.settings import PACKAGED, TrainedSettings
+from changepair.tasks.detectors.stored import settings_as_json, trained_otherwise
+from changepair.tasks.detectors.weights import load_model, read_weights
+from changepair.tasks.training.given import use_model
 
 LAYOUTS = ROOT / "tests" / "layouts"
 

@@ -24,12 +24,12 @@ from processes import kill_group, started, wait_until
 from servers import ask, free_port
 from stores import BUCKET, S3
 
-from tasks.common.files import sha256
-from tasks.monitoring.record import Record
+from changepair.tasks.common.files import sha256
+from changepair.tasks.monitoring.record import Record
 
 pytestmark = pytest.mark.slow
-INGEST, SYNTHESIZE = ("python", "-m", "flows.ingest", "many"), ("python", "-m", "flows.synthesize", "small")
-SCORE = ("python", "-m", "flows.score", "small", "patch-residual")
+INGEST, SYNTHESIZE = ("python", "-m", "changepair.flows.ingest", "many"), ("python", "-m", "changepair.flows.synthesize", "small")
+SCORE = ("python", "-m", "changepair.flows.score", "small", "patch-residual")
 PICTURES = 4600  # three portions of ingestion
 
 
@@ -145,7 +145,7 @@ def losses(folder: Path) -> list[float]:
 def test_two_machines_share_each_step_of_a_training_and_one_goes_on_when_the_other_is_lost(retrained: Path, tmp_path: Path) -> None:
     folder = copied(retrained, tmp_path / "project")
     long = {"epochs": 12, "batch_size": 4, "learning_rate": 0.0001, "log_every": 1, "checkpoint_every": 5, "precision": "no"}
-    train = ("python", "-m", "flows.train", "small", "metauas")
+    train = ("python", "-m", "changepair.flows.train", "small", "metauas")
     with machines(3) as (head, first, second):
         environment = {"PREFECT_API_URL": f"http://{head.address}:4200/api", "PREFECT_HOME": str(tmp_path / "prefect")}
         server = head.command("prefect", "server", "start", "--host", head.address, "--port", "4200")

@@ -17,15 +17,15 @@ import pytest
 from dvc.exceptions import DvcException
 from processes import within
 
-from flows.running import steps, told
-from flows.running.console import VOLUME, Volume, set_volume
-from flows.running.dvc import reproduce
-from flows.running.ending import exit_on_bad_input
-from flows.running.provenance import locked
-from flows.runs.journal import Run, StageRun
-from flows.runs.milestones import Milestones
-from flows.runs.states import RunState, StageState
-from tasks.common.errors import BadInput
+from changepair.flows.running import steps, told
+from changepair.flows.running.console import VOLUME, Volume, set_volume
+from changepair.flows.running.dvc import reproduce
+from changepair.flows.running.ending import exit_on_bad_input
+from changepair.flows.running.provenance import locked
+from changepair.flows.runs.journal import Run, StageRun
+from changepair.flows.runs.milestones import Milestones
+from changepair.flows.runs.states import RunState, StageState
+from changepair.tasks.common.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +44,9 @@ def test_a_stages_part_of_the_whole_is_what_it_took_when_it_last_ran(capsys: pyt
     with milestones.showing():
         milestones.ended("code", StageState.UP_TO_DATE, 0.2)
         with told.listening(), milestones.stage("train_small"):
-            subprocess.run([sys.executable, "-c", "from flows.running.told import tell_share; tell_share(.5)"], check=True, cwd=ROOT)
+            subprocess.run(
+                [sys.executable, "-c", "from changepair.flows.running.told import tell_share; tell_share(.5)"], check=True, cwd=ROOT
+            )
             within(10, lambda: len(shares) > 1, "the share that the stage told")
         milestones.ended("train_small", StageState.RAN, 95.6)
         milestones.ended("report_small", StageState.RAN, 2.2)
@@ -70,8 +72,8 @@ def test_what_a_run_shows_of_the_whole_is_no_stages_share(monkeypatch: pytest.Mo
 def test_where_there_is_no_bar_a_long_stage_says_that_it_is_at_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.runs.milestones.LOOK", 0.01)
-    monkeypatch.setattr("flows.runs.milestones.REMIND", 0.3)
+    monkeypatch.setattr("changepair.flows.runs.milestones.LOOK", 0.01)
+    monkeypatch.setattr("changepair.flows.runs.milestones.REMIND", 0.3)
     milestones = Milestones(["train_small"], [], lambda _share: None)
     with milestones.showing(), told.listening(), milestones.stage("train_small"):
         told.tell_share(0.25)
@@ -131,7 +133,9 @@ def test_what_prefect_says_is_shown_where_the_run_does_not_say_it_itself(
     assert [line.strip() for line in stream.getvalue().splitlines()] == shown
 
 
-SAYING = "from flows.running.ending import exit_on_bad_input; exit_on_bad_input(lambda: print('90.1 \u00b1 0.3, \u00ab\u732b\u00bb'))"
+SAYING = (
+    "from changepair.flows.running.ending import exit_on_bad_input; exit_on_bad_input(lambda: print('90.1 \u00b1 0.3, \u00ab\u732b\u00bb'))"
+)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -175,7 +179,7 @@ def test_a_stage_waits_while_another_dvc_holds_the_checkout_and_says_so_once(
         subprocess.run(command, cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > one, outs: [one]}}\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.running.dvc.POLL", 0.1)
+    monkeypatch.setattr("changepair.flows.running.dvc.POLL", 0.1)
     held = tmp_path / ".dvc/tmp/rwlock"
     held.parent.mkdir(exist_ok=True)
     writer = {"write": {str(tmp_path / "one"): {"pid": os.getppid(), "cmd": "dvc repro"}}, "read": {}}

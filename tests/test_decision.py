@@ -19,32 +19,32 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import beta, binomtest
 from sklearn.metrics import roc_auc_score
 
-from flows.promotion.history import Model, write_current
-from flows.promotion.recommended import read_recommendation
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.winclip import WinCLIPSettings
-from tasks.ingestion.ingest import ingest_folder
-from tasks.ingestion.manifest import ANOMALOUS
-from tasks.prediction.calibration import TOLERANCE
-from tasks.prediction.kit import read_kit
-from tasks.reporting.advice import advice_of, next_steps
-from tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.decision import PromotionSettings
-from tasks.scoring.measure import measure
-from tasks.scoring.operating import OperatingRow
-from tasks.scoring.recommendation import DECISION_NAME, Recommendation, recommend, write_recommendation
-from tasks.scoring.results import DRAWS_NAME, ComparisonRow, DrawRow, FigureRow, Measure, Measured, results_of, write_results
-from tasks.scoring.score import Contender
-from tasks.scoring.scores import Scored, Work, read_scored
-from tasks.scoring.settings import EvaluationSettings
-from tasks.scoring.spread import DRAWS, image_draws
+from changepair.flows.promotion.history import Model, write_current
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.ingestion.manifest import ANOMALOUS
+from changepair.tasks.prediction.calibration import TOLERANCE
+from changepair.tasks.prediction.kit import read_kit
+from changepair.tasks.reporting.advice import advice_of, next_steps
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.decision import PromotionSettings
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.operating import OperatingRow
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation, recommend, write_recommendation
+from changepair.tasks.scoring.results import DRAWS_NAME, ComparisonRow, DrawRow, FigureRow, Measure, Measured, results_of, write_results
+from changepair.tasks.scoring.score import Contender
+from changepair.tasks.scoring.scores import Scored, Work, read_scored
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.scoring.spread import DRAWS, image_draws
 
 FRESH = 200
 DETECTORS = {"patch-residual": {"resolution": 64, "top_share": 0.05}, "subspace": {"resolution": 64}}

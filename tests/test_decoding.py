@@ -21,7 +21,7 @@ from dicoms import as_dicom
 from PIL import Image, ImageOps
 from pydicom.pixels.processing import apply_voi_lut
 
-from tasks.common.decoding import (
+from changepair.tasks.common.decoding import (
     FULL,
     UNKNOWN,
     Extent,
@@ -35,7 +35,7 @@ from tasks.common.decoding import (
     read_file,
     to_picture,
 )
-from tasks.common.pictures import read_mask, read_objects, reduced
+from changepair.tasks.common.pictures import read_mask, read_objects, reduced
 
 GREY = skimage.data.brick()[:48, :64].astype(np.float64) / 255  # 0.1 to 0.9
 COLOUR = np.dstack([GREY, GREY**2, 1 - GREY])
@@ -369,7 +369,7 @@ def test_the_largest_picture_has_the_stated_number_of_pixels(height: int, messag
 import io, warnings
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
-from tasks.common.decoding import Undecodable, decode, open_image
+from changepair.tasks.common.decoding import Undecodable, decode, open_image
 stream = io.BytesIO()
 Image.new("1", (10_000, {height})).save(stream, "BMP")
 warnings.simplefilter("error")

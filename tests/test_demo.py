@@ -28,16 +28,16 @@ from predictors import small
 from processes import within
 from servers import free_port
 
-from flows.prediction.demo import Session, make_page
-from flows.prediction.page import MOST_BODY, MOST_FIELD, gradio_in
-from flows.prediction.sessions import Memory
-from tasks.common.errors import BadInput
-from tasks.common.sheets import heated
-from tasks.prediction import costs
-from tasks.prediction.costs import Costs, bytes_of
-from tasks.prediction.memory import needs_of
-from tasks.prediction.outputs import blended
-from tasks.prediction.predictor import Predictor
+from changepair.flows.prediction.demo import Session, make_page
+from changepair.flows.prediction.page import MOST_BODY, MOST_FIELD, gradio_in
+from changepair.flows.prediction.sessions import Memory
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.sheets import heated
+from changepair.tasks.prediction import costs
+from changepair.tasks.prediction.costs import Costs, bytes_of
+from changepair.tasks.prediction.memory import needs_of
+from changepair.tasks.prediction.outputs import blended
+from changepair.tasks.prediction.predictor import Predictor
 
 BIN = Path(sys.executable).parent
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from flows.running.server import AUTHENTICATION
-from flows.schedule.origins import REPOSITORIES
+from changepair.flows.running.server import AUTHENTICATION
+from changepair.flows.schedule.origins import REPOSITORIES
 
 FILES = ("compose.yaml", "api.yaml")
 TEXT = "".join((ROOT / "deploy" / name).read_text() for name in FILES)
@@ -83,7 +83,7 @@ def test_the_image_is_of_this_version_and_installs_from_the_lock_alone() -> None
 
 
 def test_the_service_in_a_container_is_asked_for_its_token() -> None:
-    from flows.cli import parser
+    from changepair.flows.cli import parser
 
     service = SERVICES["api"]
     assert service["volumes"][0].endswith(":/kits:ro")

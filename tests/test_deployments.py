@@ -22,13 +22,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
 from servers import ask, events, prefect_server, request
 
-from flows.running.gpu import LIMIT
-from flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of, show_asset
-from flows.runs.states import RunState
-from flows.schedule import deployments
-from flows.settings.reader import parse
-from flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
-from tasks.common.errors import BadInput
+from changepair.flows.running.gpu import LIMIT
+from changepair.flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of, show_asset
+from changepair.flows.runs.states import RunState
+from changepair.flows.schedule import deployments
+from changepair.flows.settings.reader import parse
+from changepair.flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
+from changepair.tasks.common.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_password_in_the_repositorys_address_is_refused(project: Path, api: st
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_what_serves_ends_when_it_is_asked_to_and_warns_of_nothing(project: Path, api: str, sign: signal.Signals) -> None:
     settings(project)
-    command = [sys.executable, "-m", "flows.cli", "serve"]
+    command = [sys.executable, "-m", "changepair.flows.cli", "serve"]
     with subprocess.Popen(
         command, cwd=project, env={**os.environ, "PREFECT_API_URL": api}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -253,7 +253,7 @@ HOLD = """
 import sys, time
 import torch
 torch.cuda.is_available = lambda: True
-from flows.running.gpu import gpu_slot
+from changepair.flows.running.gpu import gpu_slot
 with gpu_slot():
     start = time.time()
     time.sleep(2)
@@ -319,7 +319,7 @@ def test_on_prefect_cloud_a_model_that_is_put_to_use_is_an_asset(api: str, monke
 
     with temporary_settings({PREFECT_API_URL: api}):
         promoted()  # of one's own server nothing is shown
-        monkeypatch.setattr("flows.runs.events.determine_server_type", lambda: ServerType.CLOUD)
+        monkeypatch.setattr("changepair.flows.runs.events.determine_server_type", lambda: ServerType.CLOUD)
         promoted()
     [sent] = events(api, "prefect.asset.materialization.succeeded")
     assert sent["resource"]["prefect.resource.id"] == "dvc://changepair/mine/in-use" and sent["payload"] == model

@@ -10,7 +10,9 @@ import pytest
 from conftest import TINY, make_project, run
 from servers import free_port
 
-AHEAD = "import os, sys; os.environ['PATH'] = sys.argv.pop(1) + os.pathsep + os.environ['PATH']; from flows.cli import main; main()"
+AHEAD = (
+    "import os, sys; os.environ['PATH'] = sys.argv.pop(1) + os.pathsep + os.environ['PATH']; from changepair.flows.cli import main; main()"
+)
 """Runs the command with a folder before all others on PATH."""
 
 

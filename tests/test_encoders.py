@@ -14,15 +14,15 @@ from conftest import make_clip
 from PIL import Image
 from safetensors.torch import save_file
 
-from tasks.common.errors import BadInput
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.winclip import WinCLIPSettings
 
 CASES = [
     (EncoderSettings("timm", "resnet18", "model"), 64, (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), [32, 16, 8, 4, 2]),
@@ -232,7 +232,7 @@ def test_a_folded_network_gives_what_the_network_gives() -> None:
 def test_a_fold_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = build_encoder(EncoderSettings("timm", "resnet18", "model"), 64)
     encoder._forget_fast()
-    monkeypatch.setattr("tasks.detectors.models.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
+    monkeypatch.setattr("changepair.tasks.detectors.models.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
     encoder(torch.rand(1, 3, 64, 64))
     assert encoder._fast[0] is encoder.network
 

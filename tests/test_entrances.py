@@ -25,25 +25,25 @@ from PIL import Image
 from predictors import predict, small
 from scipy.ndimage import gaussian_filter
 
-from flows.prediction.budget import default_budget
-from flows.prediction.demo import make_page
-from flows.prediction.page import gradio_in
-from flows.prediction.service import make_app
-from tasks.common.tiles import Grid
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.stored import settings_as_json
-from tasks.detectors.weights import save_model
-from tasks.ingestion.ingest import ingest_folder
-from tasks.monitoring.record import Record, arrived, judge
-from tasks.prediction import export as exporting
-from tasks.prediction.export import export
-from tasks.prediction.predictor import Predictor
-from tasks.sampling.episodes import EpisodeFiles, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.contenders import Scoring, score_detector
-from tasks.scoring.scores import read_scored
-from tasks.scoring.settings import EvaluationSettings
+from changepair.flows.prediction.budget import default_budget
+from changepair.flows.prediction.demo import make_page
+from changepair.flows.prediction.page import gradio_in
+from changepair.flows.prediction.service import make_app
+from changepair.tasks.common.tiles import Grid
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.stored import settings_as_json
+from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.monitoring.record import Record, arrived, judge
+from changepair.tasks.prediction import export as exporting
+from changepair.tasks.prediction.export import export
+from changepair.tasks.prediction.predictor import Predictor
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.contenders import Scoring, score_detector
+from changepair.tasks.scoring.scores import read_scored
+from changepair.tasks.scoring.settings import EvaluationSettings
 
 SETTINGS = PatchResidualSettings(resolution=64, stages=(3, 4), top_share=0.02, background=0.5, own=0.6)
 EXAMPLE = ROOT / "docs" / "examples" / "score_with_onnx.py"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import TINY, make_project, run, write_pipelines
 
-from flows.code import code
-from flows.plan import planned
-from flows.running.unchanged import unchanged
-from flows.settings import reader
-from tasks.common.errors import BadInput
+from changepair.flows.code import code
+from changepair.flows.plan import planned
+from changepair.flows.running.unchanged import unchanged
+from changepair.flows.settings import reader
+from changepair.tasks.common.errors import BadInput
 
 
 @pytest.fixture

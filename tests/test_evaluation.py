@@ -20,31 +20,31 @@ from conftest import make_clip, make_places, scored
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.stopping import Stopped
-from tasks.common.tensors import read_tensors
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.models.detector import upsample
-from tasks.detectors.models.patch_residual import PatchResidual
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.winclip import WinCLIPSettings
-from tasks.ingestion.ingest import ingest_folder
-from tasks.reporting.galleries import KINDS, best_threshold, caption, galleries_of, write_galleries
-from tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.figures import FIGURES, PIXEL_FIGURES
-from tasks.scoring.measure import measure
-from tasks.scoring.pixels import PixelScores, truth_of
-from tasks.scoring.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
-from tasks.scoring.score import Contender, score
-from tasks.scoring.scores import Work, read_scored, read_scores
-from tasks.scoring.settings import EvaluationSettings
-from tasks.scoring.spread import DRAWS
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import Stopped
+from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.models.detector import upsample
+from changepair.tasks.detectors.models.patch_residual import PatchResidual
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.reporting.galleries import KINDS, best_threshold, caption, galleries_of, write_galleries
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.figures import FIGURES, PIXEL_FIGURES
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.pixels import PixelScores, truth_of
+from changepair.tasks.scoring.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
+from changepair.tasks.scoring.score import Contender, score
+from changepair.tasks.scoring.scores import Work, read_scored, read_scores
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.scoring.spread import DRAWS
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def alone(contender: Contender, episode: Episode) -> np.ndarray:
 
 
 def _pixels(images: list[str]) -> torch.Tensor:
-    from tasks.common.pictures import read_picture
+    from changepair.tasks.common.pictures import read_picture
 
     return torch.from_numpy(np.stack([read_picture(Path(image), 64) for image in images])).permute(0, 3, 1, 2).float() / 255
 
@@ -201,7 +201,7 @@ def test_an_episode_too_large_to_hold_is_counted_into_histograms(
 ) -> None:
     folders = scored(contenders[:1], files, tmp_path / "scores")
     exact = measured(folders, files)
-    monkeypatch.setattr("tasks.scoring.measure.HELD_SCORES", 4 * 4 * 64 * 64 - 1)
+    monkeypatch.setattr("changepair.tasks.scoring.measure.HELD_SCORES", 4 * 4 * 64 * 64 - 1)
     for one, other in zip(exact, measured(folders, files), strict=True):
         assert one.episode == other.episode and one.figures["image_auroc"].value == other.figures["image_auroc"].value
         for name in PIXEL_FIGURES:

@@ -18,16 +18,16 @@ import skimage.data
 from conftest import TINY, make_layout, make_places, make_project, run, save, write_pipelines
 from PIL import Image
 
-from flows.plan import planned
-from flows.settings.pipelines import read_pipelines
-from tasks.common.errors import BadInput
-from tasks.common.files import content_of
-from tasks.common.fingerprint import code_of
-from tasks.common.places import place_of
-from tasks.ingestion.ingest import ingest_folder
-from tasks.ingestion.objects.ingest import ingest_objects
-from tasks.inpainting.inpainter import write_choice
-from tasks.inpainting.settings import InpainterSettings
+from changepair.flows.plan import planned
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import content_of
+from changepair.tasks.common.fingerprint import code_of
+from changepair.tasks.common.places import place_of
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.ingestion.objects.ingest import ingest_objects
+from changepair.tasks.inpainting.inpainter import write_choice
+from changepair.tasks.inpainting.settings import InpainterSettings
 
 MASK = np.zeros((96, 96), np.uint8)
 MASK[30:50, 40:70] = 255
@@ -246,7 +246,9 @@ def test_packaged_weights_are_part_of_the_code_that_reads_them(tmp_path: Path) -
     """As they come with the package, and no setting names them."""
     from conftest import ROOT
 
-    named = set(code_of("tasks.packaged.detectors", root=ROOT).files) | set(code_of("tasks.packaged.inpainter", root=ROOT).files)
+    named = set(code_of("changepair.tasks.packaged.detectors", root=ROOT).files) | set(
+        code_of("changepair.tasks.packaged.inpainter", root=ROOT).files
+    )
     weights = {f"tasks/packaged/{file.name}" for file in (ROOT / "tasks/packaged").glob("*.safetensors")}
     assert weights and weights <= named
 

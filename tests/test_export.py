@@ -18,24 +18,24 @@ import torch
 from conftest import ROOT, make_clip
 from PIL import Image
 
-from tasks.common.errors import BadInput
-from tasks.common.tensors import squared
-from tasks.common.tiles import Grid, boxes
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.metric_residual import MetricResidualSettings
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.prompt_query import PromptQuerySettings
-from tasks.detectors.registry import kind_of
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.subspace import SubspaceSettings
-from tasks.detectors.winclip import WinCLIPSettings
-from tasks.packaged.detectors import MODELS
-from tasks.prediction.export import NAMES, export
-from tasks.prediction.models import Named
-from tasks.prediction.predictor import Predictor
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.tensors import squared
+from changepair.tasks.common.tiles import Grid, boxes
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.metric_residual import MetricResidualSettings
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.prompt_query import PromptQuerySettings
+from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.subspace import SubspaceSettings
+from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.packaged.detectors import MODELS
+from changepair.tasks.prediction.export import NAMES, export
+from changepair.tasks.prediction.models import Named
+from changepair.tasks.prediction.predictor import Predictor
 
 GRAVEL, BRICK = skimage.data.gravel(), skimage.data.brick()
 PROMPTS = [GRAVEL[:100, :100], GRAVEL[100:200, :100]]
@@ -202,7 +202,7 @@ def test_the_command_says_what_it_wrote_and_keeps_the_threshold(tmp_path: Path) 
     own = small(PatchResidualSettings(resolution=64)).prompt(PROMPTS)
     threshold = own.calibrate(QUERIES[:4], false_alarms=0.25)
     own.save(tmp_path / "kit")
-    from flows.cli import main
+    from changepair.flows.cli import main
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["changepair", "export", "--kit", str(tmp_path / "kit"), "--out", str(tmp_path / "out")])

@@ -96,7 +96,7 @@ def stage_processes(folder: Path) -> list[int]:
     names = []
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:2] == ["-m"] and process.cmdline()[2].startswith("flows.") and process.cwd() == str(folder):
+            if process.cmdline()[1:2] == ["-m"] and process.cmdline()[2].startswith("changepair.flows.") and process.cwd() == str(folder):
                 names.append(process.pid)
         except (psutil.Error, IndexError):
             continue

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
-from tasks.reporting.curves import pro, roc
-from tasks.scoring import pixels
-from tasks.scoring.figures import (
+from changepair.tasks.reporting.curves import pro, roc
+from changepair.tasks.scoring import pixels
+from changepair.tasks.scoring.figures import (
     FIGURES,
     IMAGE_FIGURES,
     PIXEL_FIGURES,
@@ -29,8 +29,8 @@ from tasks.scoring.figures import (
     pixel_figures,
     tally,
 )
-from tasks.scoring.pixels import PixelScores, pixels_tally, truth_of
-from tasks.scoring.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
+from changepair.tasks.scoring.pixels import PixelScores, pixels_tally, truth_of
+from changepair.tasks.scoring.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
 
 # Few distinct scores, so that ties are common.
 LABELLED = st.lists(st.tuples(st.booleans(), st.integers(0, 12)), min_size=2, max_size=60).filter(

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from tasks.common.files import made_anew, write_text, written_beside
+from changepair.tasks.common.files import made_anew, write_text, written_beside
 top = Path(sys.argv[1])
 with made_anew(top / "kit") as partial:
     (partial / "below").mkdir()

@@ -16,10 +16,10 @@ import pytest
 import uvicorn
 from processes import within
 
-from flows.arguments import TOKEN, listening, token_for
-from flows.prediction import demo, serve
-from flows.prediction.front import Front, Protocol, Rules
-from tasks.common.errors import BadInput
+from changepair.flows.arguments import TOKEN, listening, token_for
+from changepair.flows.prediction import demo, serve
+from changepair.flows.prediction.front import Front, Protocol, Rules
+from changepair.tasks.common.errors import BadInput
 
 
 class Hasty(Protocol):

@@ -17,23 +17,23 @@ import torch
 from conftest import ROOT, make_places
 from torch import Tensor
 
-from flows.settings.pipelines import read_pipelines
-from tasks.common.tensors import read_tensors
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.models.detector import Detector
-from tasks.detectors.prompt_query import PromptQuerySettings
-from tasks.detectors.weights import load_model
-from tasks.ingestion.ingest import ingest_packaged
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.figures import auroc, tally
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
-from tasks.training.loop import Examples, Places
-from tasks.training.segmentation import train
-from tasks.training.settings import PairTrainingSettings
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.prompt_query import PromptQuerySettings
+from changepair.tasks.detectors.weights import load_model
+from changepair.tasks.ingestion.ingest import ingest_packaged
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.figures import auroc, tally
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, start
+from changepair.tasks.training.loop import Examples, Places
+from changepair.tasks.training.segmentation import train
+from changepair.tasks.training.settings import PairTrainingSettings
 
 LEAST = 0.1  # of AUROC, that the true prompt is better by
 PAINTED = ("appearance", "disappearance")

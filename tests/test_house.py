@@ -14,13 +14,13 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
-from flows.plan import ROOTS, dvc_yaml, planned, roots
-from flows.settings import reference
-from flows.settings.pipelines import PackagedName
-from tasks.common import fingerprint
-from tasks.common.fingerprint import BENEATH, CARRIERS, Mismatch, code_of, mismatches, versions_of
-from tasks.detectors.registry import DETECTORS
-from tasks.ingestion.packaged import PACKAGED
+from changepair.flows.plan import ROOTS, dvc_yaml, planned, roots
+from changepair.flows.settings import reference
+from changepair.flows.settings.pipelines import PackagedName
+from changepair.tasks.common import fingerprint
+from changepair.tasks.common.fingerprint import BENEATH, CARRIERS, Mismatch, code_of, mismatches, versions_of
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.ingestion.packaged import PACKAGED
 
 STAGES = ("ingestion", "sampling", "inpainting", "synthesis", "training", "scoring", "reporting")
 
@@ -36,32 +36,33 @@ def imported(file: Path) -> Iterator[str]:
 
 def test_the_work_knows_neither_prefect_nor_dvc_nor_what_runs_it() -> None:
     for file in (ROOT / "tasks").rglob("*.py"):
-        assert not {"prefect", "dvc", "flows", "pydantic"} & {name.partition(".")[0] for name in imported(file)}, file
-        assert file.name != "__init__.py" or file.stat().st_size == 0, file
+        assert not {"prefect", "dvc", "pydantic"} & {name.partition(".")[0] for name in imported(file)}, file
+        assert not [name for name in imported(file) if name.startswith("changepair.flows")], file
+        assert file.name != "__init__.py" or file.stat().st_size == 0 or file.parent == ROOT / "tasks", file
 
 
 def test_the_models_know_no_files_and_no_settings() -> None:
     for file in (ROOT / "tasks" / "detectors" / "models").glob("*.py"):
-        ours = [name for name in imported(file) if name.startswith("tasks.")]
-        assert all(name.startswith("tasks.detectors.models.") for name in ours), file
+        ours = [name for name in imported(file) if name.startswith("changepair.tasks.")]
+        assert all(name.startswith("changepair.tasks.detectors.models.") for name in ours), file
 
 
 def test_a_stage_uses_what_comes_before_it_only() -> None:
     """Data flows one way. (Training builds on how pairs are stored, the figures on how scores are, and so on; never the reverse.)"""
     for place, stage in enumerate(STAGES):
         for file in (ROOT / "tasks" / stage).rglob("*.py"):
-            used = {name.split(".")[1] for name in imported(file) if name.startswith("tasks.")}
+            used = {name.split(".")[2] for name in imported(file) if name.startswith("changepair.tasks.")}
             assert not used & set(STAGES[place + 1 :]), file
 
 
 def test_the_work_imports_where_prefect_dvc_and_diffusers_are_not_installed() -> None:
     """A bare GPU node is such a place: every module of tasks/ but the one that is a class of diffusers."""
     modules = [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        ".".join(("changepair", *file.relative_to(ROOT).with_suffix("").parts))
         for file in sorted((ROOT / "tasks").rglob("*.py"))
         if file.name not in ("__init__.py", "crop_pipeline.py")
     ]
-    blocked = "import sys\nfor name in ('prefect', 'dvc', 'diffusers', 'pydantic', 'flows'): sys.modules[name] = None\n"
+    blocked = "import sys\nfor name in ('prefect', 'dvc', 'diffusers', 'pydantic', 'changepair.flows'): sys.modules[name] = None\n"
     subprocess.run([sys.executable, "-c", blocked + "\n".join(f"import {module}" for module in modules)], cwd=ROOT, check=True)
 
 
@@ -75,7 +76,7 @@ def test_every_packaged_dataset_can_be_named() -> None:
 
 def test_settings_are_read_without_torch() -> None:
     """`changepair pipelines` and the plan stay quick."""
-    program = "import sys; import flows.plan; assert 'torch' not in sys.modules and 'prefect' not in sys.modules"
+    program = "import sys; import changepair.flows.plan; assert 'torch' not in sys.modules and 'prefect' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
@@ -87,10 +88,10 @@ def lock(folder: Path, *lines: str) -> None:
 def make_tree(folder: Path, **files: str) -> Path:
     """A little project: modules of tasks/ by name, __ for a dot, and a lock."""
     for name, text in files.items():
-        file = folder / "tasks" / f"{name.replace('__', '/')}.py"
+        file = folder / "changepair" / "tasks" / f"{name.replace('__', '/')}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-        for parent in (file.parent, folder / "tasks"):
+        for parent in (file.parent, folder / "changepair" / "tasks"):
             (parent / "__init__.py").touch()
     lock(
         folder,
@@ -107,38 +108,43 @@ import torch
 
 def top(x: int) -> int:
     """Gives."""
-    from tasks.below import below
+    from changepair.tasks.below import below
 
     return below(x)
 '''
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     below = "PAGE = 'page.html'\n\n\ndef below(x):\n    return x + 1\n"
     return make_tree(tmp_path, top=TOP, below=below, other="import skimage.data\n")
 
 
 def test_code_is_what_a_module_can_run(tree: Path) -> None:
-    code = code_of("tasks.top", root=tree)
-    assert list(code.modules) == ["tasks.below", "tasks.top"] and code.packages == {"torch": version("torch")} and not code.files
-    assert code_of("tasks.other", root=tree).packages == {name: version(name) for name in ("scikit-image", "scipy")}
+    code = code_of("changepair.tasks.top", root=tree)
+    assert (
+        list(code.modules) == ["changepair.tasks.below", "changepair.tasks.top"]
+        and code.packages == {"torch": version("torch")}
+        and not code.files
+    )
+    assert code_of("changepair.tasks.other", root=tree).packages == {name: version(name) for name in ("scikit-image", "scipy")}
 
 
 def test_a_package_is_recorded_as_it_is_installed_whatever_the_lock_says(tree: Path) -> None:
     lock(tree, "torch==9.9.9")
-    assert code_of("tasks.top", root=tree).packages == {"torch": version("torch")}
+    assert code_of("changepair.tasks.top", root=tree).packages == {"torch": version("torch")}
     assert mismatches(["torch"], tree) == [Mismatch("torch", "9.9.9", version("torch"))]
 
 
 def test_the_lock_of_several_pythons_is_one_version_of_code(tree: Path) -> None:
     lock(tree, f"torch=={version('torch')} ; python_version > '3'", "torch==9.9.9 ; python_version < '3'")
-    assert code_of("tasks.top", root=tree).packages == {"torch": f"{version('torch')} 9.9.9"} and not mismatches(["torch"], tree)
+    assert code_of("changepair.tasks.top", root=tree).packages == {"torch": f"{version('torch')} 9.9.9"} and not mismatches(["torch"], tree)
     lock(tree, f"torch=={version('torch')} ; python_version < '3'", "torch==9.9.9 ; python_version > '3'")
-    assert code_of("tasks.top", root=tree).packages == {"torch": version("torch")}
+    assert code_of("changepair.tasks.top", root=tree).packages == {"torch": version("torch")}
     assert mismatches(["torch"], tree) == [Mismatch("torch", "9.9.9", version("torch"))]
     lock(tree, "torch==9.9.9 ; python_version < '3'")
-    assert code_of("tasks.top", root=tree).packages == {"torch": version("torch")} and not mismatches(["torch"], tree)
+    assert code_of("changepair.tasks.top", root=tree).packages == {"torch": version("torch")} and not mismatches(["torch"], tree)
 
 
 @pytest.mark.parametrize(
@@ -177,25 +183,25 @@ def test_which_installed_versions_a_lock_allows(
     ],
 )
 def test_words_and_layout_are_no_code(tree: Path, old: str, new: str) -> None:
-    before, file = code_of("tasks.top", root=tree), tree / "tasks" / "top.py"
+    before, file = code_of("changepair.tasks.top", root=tree), tree / "changepair" / "tasks" / "top.py"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
-    assert code_of("tasks.top", root=tree).digest == before.digest
+    assert code_of("changepair.tasks.top", root=tree).digest == before.digest
 
 
 def test_a_change_of_what_runs_a_package_or_a_file_that_is_named_is_one_of_code(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = [code_of("tasks.top", root=tree).digest]
-    below = tree / "tasks" / "below.py"
+    digests = [code_of("changepair.tasks.top", root=tree).digest]
+    below = tree / "changepair" / "tasks" / "below.py"
     below.write_text(below.read_text().replace("x + 1", "x + 2"))
-    digests.append(code_of("tasks.top", root=tree).digest)
+    digests.append(code_of("changepair.tasks.top", root=tree).digest)
     monkeypatch.setattr(fingerprint, "version", lambda _name: "9.9.9")
-    digests.append(code_of("tasks.top", root=tree).digest)
+    digests.append(code_of("changepair.tasks.top", root=tree).digest)
     for text in ("one", "two"):
-        (tree / "tasks" / "page.html").write_text(text)
-        digests.append(code_of("tasks.top", root=tree).digest)
+        (tree / "changepair" / "tasks" / "page.html").write_text(text)
+        digests.append(code_of("changepair.tasks.top", root=tree).digest)
     assert len(set(digests)) == 5
-    (tree / "tasks" / "other.py").write_text("import numpy\n")
-    assert code_of("tasks.top", root=tree).digest == digests[-1]
+    (tree / "changepair" / "tasks" / "other.py").write_text("import numpy\n")
+    assert code_of("changepair.tasks.top", root=tree).digest == digests[-1]
 
 
 @pytest.mark.parametrize("kind", ROOTS)
@@ -203,7 +209,7 @@ def test_every_stages_code_is_known(kind: str) -> None:
     """Each package that it computes with has a version in the lock; a stage of a detector has that one's module and no other's."""
     for detector in DETECTORS if kind in ("train", "score") else [None]:
         code = code_of(*roots(kind, detector))
-        assert f"flows.{kind}" in code.modules and [name for name in code.modules if name.startswith("flows.")] == [f"flows.{kind}"]
+        assert [name for name in code.modules if name.startswith("changepair.flows")] == [f"changepair.flows.{kind}"]
         assert "not installed" not in code.packages.values() and not CARRIERS & set(code.packages)
         assert all(set(beneath) <= set(code.packages) for name, beneath in BENEATH.items() if name in code.packages)
         if detector is not None:

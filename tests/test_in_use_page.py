@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from browser import browser, console, installed, requests
 
-from flows.promotion.history import Model, folder_of, write_current
-from flows.promotion.page import PAGE_NAME, changes, in_use_before, write_page
+from changepair.flows.promotion.history import Model, folder_of, write_current
+from changepair.flows.promotion.page import PAGE_NAME, changes, in_use_before, write_page
 
 
 def model(day: int, auroc: float, **others: object) -> Model:
@@ -31,7 +31,7 @@ def model(day: int, auroc: float, **others: object) -> Model:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.promotion.page.LISTED", 3)
+    monkeypatch.setattr("changepair.flows.promotion.page.LISTED", 3)
 
 
 def text() -> str:

@@ -23,17 +23,17 @@ import skimage.data
 from conftest import ROOT, make_layout, make_places, save
 from PIL import Image
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.files import made_anew, sha256, write_text
-from tasks.common.pictures import read_picture
-from tasks.common.randomness import generator
-from tasks.common.reasons import in_general
-from tasks.common.stopping import Stopped
-from tasks.ingestion import elpv, texture_defects, vision_toolbox
-from tasks.ingestion.check import Facts, perceptual_hash
-from tasks.ingestion.ingest import LookHere, ingest_folder, ingest_packaged
-from tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import made_anew, sha256, write_text
+from changepair.tasks.common.pictures import read_picture
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.reasons import in_general
+from changepair.tasks.common.stopping import Stopped
+from changepair.tasks.ingestion import elpv, texture_defects, vision_toolbox
+from changepair.tasks.ingestion.check import Facts, perceptual_hash
+from changepair.tasks.ingestion.ingest import LookHere, ingest_folder, ingest_packaged
+from changepair.tasks.ingestion.listing import DatasetFolder, Listed
 
 
 def ingest(folder: Path, workers: int = 2, layout: str = "folder") -> list[dict]:
@@ -349,7 +349,7 @@ def test_the_same_picture_with_other_labels_is_a_conflict(layout: Path) -> None:
 
 
 def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.ingestion.check as check_module
+    import changepair.tasks.ingestion.check as check_module
 
     read: list[str] = []
     original = check_module.check
@@ -373,8 +373,8 @@ def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatc
 
 
 def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.ingestion.check as check_module
-    import tasks.ingestion.ingest as module
+    import changepair.tasks.ingestion.check as check_module
+    import changepair.tasks.ingestion.ingest as module
 
     monkeypatch.setattr(module, "PORTION", 4)
     read: list[str] = []
@@ -396,8 +396,8 @@ def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pyt
 
 
 def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch, polite: None) -> None:
-    import tasks.ingestion.check as check_module
-    import tasks.ingestion.ingest as module
+    import changepair.tasks.ingestion.check as check_module
+    import changepair.tasks.ingestion.ingest as module
 
     expected = ingest(layout)
     (layout.parent / "checkpoints/ingest/parts.sqlite").unlink()
@@ -458,7 +458,7 @@ def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
 HALF_WRITTEN = """
 import os, sys
 from pathlib import Path
-from tasks.common.files import made_anew, written_beside
+from changepair.tasks.common.files import made_anew, written_beside
 file, folder = written_beside(Path("file")), made_anew(Path("folder"))
 file.__enter__().write_text("half")
 folder.__enter__().joinpath("part").write_text("half")
@@ -479,7 +479,7 @@ def test_what_a_killed_writer_left_is_taken_away_by_the_next_and_what_a_living_o
         killed = written(HALF_WRITTEN + "os.kill(os.getpid(), 9)")
         killed.communicate()
         assert writers() == {str(living.pid), str(killed.pid)}
-        written("from pathlib import Path; from tasks.common.files import write_text; write_text(Path('new'), '')").communicate()
+        written("from pathlib import Path; from changepair.tasks.common.files import write_text; write_text(Path('new'), '')").communicate()
         assert writers() == {str(living.pid)} and len(list(tmp_path.glob(".*.partial"))) == 2
         living.kill()
     assert (tmp_path / "new").is_file()

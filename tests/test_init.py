@@ -14,19 +14,19 @@ from conftest import ROOT, TINY, make_places, make_project, run, save
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from flows.init import init
-from flows.settings.pipelines import read_pipelines
-from tasks.common.errors import BadInput
-from tasks.ingestion.ingest import ingest_folder
-from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import Use
-from tasks.scoring.contenders import Scoring, score_detector
-from tasks.scoring.decision import choose
-from tasks.scoring.measure import measure
-from tasks.scoring.results import results_of
-from tasks.scoring.scores import read_scored
-from tasks.training.given import use_model
+from changepair.flows.init import init
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import Use
+from changepair.tasks.scoring.contenders import Scoring, score_detector
+from changepair.tasks.scoring.decision import choose
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.results import results_of
+from changepair.tasks.scoring.scores import read_scored
+from changepair.tasks.training.given import use_model
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ import skimage.data
 import torch
 from conftest import make_inpainter, make_inputs, make_stable_diffusion
 
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.common.randomness import generator
-from tasks.inpainting.crop_pipeline import CropInpaintPipeline, Times
-from tasks.inpainting.crops import Crop
-from tasks.inpainting.holes import hole
-from tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpainter, one_thread, write_choice
-from tasks.inpainting.residual import Hole, biharmonic_fill, pack, pyramid_fill, unpack
-from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.training.inpainter import train_inpainter
-from tasks.training.loop import Places
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.inpainting.crop_pipeline import CropInpaintPipeline, Times
+from changepair.tasks.inpainting.crops import Crop
+from changepair.tasks.inpainting.holes import hole
+from changepair.tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpainter, one_thread, write_choice
+from changepair.tasks.inpainting.residual import Hole, biharmonic_fill, pack, pyramid_fill, unpack
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.training.inpainter import train_inpainter
+from changepair.tasks.training.loop import Places
 
 SMALL = InpainterSettings(steps=8, batch_size=4, resolution=32, channels=(8, 32), learning_rate=3e-3)
 
@@ -193,7 +193,7 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
     def kill(share: float) -> None:
         raise Killed
 
-    import tasks.training.inpainter as module
+    import changepair.tasks.training.inpainter as module
 
     often, log_every = module.CHECKPOINT_EVERY, module.LOG_EVERY
     module.CHECKPOINT_EVERY, module.LOG_EVERY = 2, 3
@@ -211,7 +211,7 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
 
 def test_training_learns() -> None:
     """The residual of one picture, held again and again, is said better and better."""
-    from tasks.inpainting.crop_pipeline import new_pipeline
+    from changepair.tasks.inpainting.crop_pipeline import new_pipeline
 
     torch.manual_seed(0)
     pipeline = new_pipeline(32, (8, 32))

@@ -12,11 +12,11 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from tasks.common.decoding import MAX_PIXELS
-from tasks.common.errors import BadInput
-from tasks.prediction.files import files_of, names_of
-from tasks.prediction.pictures import as_picture
-from tasks.prediction.predictor import Predictor
+from changepair.tasks.common.decoding import MAX_PIXELS
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.prediction.files import files_of, names_of
+from changepair.tasks.prediction.pictures import as_picture
+from changepair.tasks.prediction.predictor import Predictor
 
 
 def bomb() -> bytes:

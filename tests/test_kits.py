@@ -11,20 +11,20 @@ import skimage.data
 import torch
 from predictors import prompt_and_queries, small
 
-from tasks.common.errors import BadInput
-from tasks.common.tiles import Grid, Tiles
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.metauas_plus import MetaUASPlusSettings
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.stored import settings_as_json, settings_from_json
-from tasks.detectors.weights import save_model
-from tasks.packaged.detectors import MODELS
-from tasks.prediction.models import Named, named, of_pipeline
-from tasks.prediction.pictures import as_picture
-from tasks.prediction.predictor import Predictor
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.tiles import Grid, Tiles
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.metauas_plus import MetaUASPlusSettings
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.stored import settings_as_json, settings_from_json
+from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.packaged.detectors import MODELS
+from changepair.tasks.prediction.models import Named, named, of_pipeline
+from changepair.tasks.prediction.pictures import as_picture
+from changepair.tasks.prediction.predictor import Predictor
 
 
 def kits(tmp_path: Path) -> list[Named]:

@@ -20,11 +20,11 @@ import skimage.data
 from conftest import ROOT, make_places, run, save
 from PIL import Image
 
-from tasks.common.errors import BadInput
-from tasks.common.places import place_of
-from tasks.ingestion.ingest import Ingested, ingest_folder
-from tasks.ingestion.readers.catalogue import LAYOUTS
-from tasks.ingestion.settings import LayoutName
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import place_of
+from changepair.tasks.ingestion.ingest import Ingested, ingest_folder
+from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
+from changepair.tasks.ingestion.settings import LayoutName
 
 Row = dict[str, Any]
 BRICK = skimage.data.brick()
@@ -259,7 +259,7 @@ def test_elpvs_probabilities_decide(lay_out: Any) -> None:
 def test_elpv_on_disk_is_split_as_the_published_tables_are(tmp_path: Path) -> None:
     """The whole of it, from its own layout: 1,131 to train on, 377 and 715 to test on, the same pictures as the packaged ones."""
     package = pytest.importorskip("elpv_dataset", reason="the extra `samples` is not installed")
-    from tasks.ingestion import elpv
+    from changepair.tasks.ingestion import elpv
 
     folder = Path(package.__file__).parent / "data"
     ingest_folder("elpv", folder, layout="elpv", places=make_places(tmp_path / "manifests"))

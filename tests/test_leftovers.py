@@ -18,7 +18,7 @@ from processes import started, within
 MARK = "CHANGEPAIR_TEST_MARK"
 LATER = """
 import threading
-from flows.running.api import one_api
+from changepair.flows.running.api import one_api
 from prefect.settings import PREFECT_API_URL
 with one_api():
     inside = PREFECT_API_URL.value()
@@ -68,7 +68,7 @@ def test_a_stage_by_dvc_alone_leaves_nothing(project: Path, number: int) -> None
 @pytest.mark.slow
 def test_a_stage_that_fails_leaves_nothing(project: Path) -> None:
     mark = uuid.uuid4().hex
-    assert run(project, "python", "-m", "flows.ingest", "no-such-dataset", **{MARK: mark}).returncode == 2
+    assert run(project, "python", "-m", "changepair.flows.ingest", "no-such-dataset", **{MARK: mark}).returncode == 2
     time.sleep(1)
     assert left(mark) == []
 
@@ -77,8 +77,8 @@ def test_a_stage_that_fails_leaves_nothing(project: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stage_that_is_killed_leaves_nothing(project: Path, number: signal.Signals) -> None:
     mark = uuid.uuid4().hex
-    with started(project, "python", "-m", "flows.ingest", "parts", **{MARK: mark}) as process:
-        within(60, lambda: any("flows.running.temporary" in command for command in left(mark)), "its server")
+    with started(project, "python", "-m", "changepair.flows.ingest", "parts", **{MARK: mark}) as process:
+        within(60, lambda: any("changepair.flows.running.temporary" in command for command in left(mark)), "its server")
         time.sleep(3)
         process.send_signal(number)
         process.wait(timeout=60)

@@ -12,15 +12,15 @@ import pytest
 from conftest import ROOT
 from processes import started, wait_until
 
-from flows.running.locks import Held, holder, one_at_a_time
-from flows.schedule.workspace import Workspace, prepare
-from tasks.common.errors import BadInput
+from changepair.flows.running.locks import Held, holder, one_at_a_time
+from changepair.flows.schedule.workspace import Workspace, prepare
+from changepair.tasks.common.errors import BadInput
 
 HOLD = """
 import pathlib, sys, time
-from flows.schedule.workspace import Workspace, prepare
-from tasks.common.errors import BadInput
-from flows.running.locks import one_at_a_time
+from changepair.flows.schedule.workspace import Workspace, prepare
+from changepair.tasks.common.errors import BadInput
+from changepair.flows.running.locks import one_at_a_time
 with one_at_a_time("it", "work", folder=pathlib.Path(sys.argv[1]), wait=True, tell=print):
     time.sleep(60)
 """

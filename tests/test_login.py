@@ -28,8 +28,8 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from flows.running import websockets as limits
-from flows.running.websockets import MOST_WAITING
+from changepair.flows.running import websockets as limits
+from changepair.flows.running.websockets import MOST_WAITING
 
 pytestmark = pytest.mark.attack
 WRITES = ("deployments/", "flow_runs/", "flows/", "automations/", "work_pools/")
@@ -91,7 +91,7 @@ def test_commands_of_the_same_user_need_no_typing(server: Server, tmp_path: Path
     project = make_project(tmp_path / "project", TINY)
     commit(project)
     assert run(project, "changepair", "deploy", **server.environment).stdout.splitlines()[-1] == "created: small, by hand"
-    stage = run(project, "python", "-m", "flows.ingest", "parts", **server.environment)
+    stage = run(project, "python", "-m", "changepair.flows.ingest", "parts", **server.environment)
     assert stage.returncode == 0, stage.stderr
     assert f"{server.api} answers" in run(project, "changepair", "doctor", **server.environment).stdout
     said = run(project, "prefect", "deployment", "ls", **{**server.environment, "PREFECT_API_AUTH_STRING": server.login})
@@ -118,7 +118,7 @@ def test_a_login_that_others_can_read_is_not_used(tmp_path: Path) -> None:
 
 def test_the_temporary_server_of_a_run_needs_a_login_too() -> None:
     program = (
-        "import httpx; from flows.running.temporary import temporary_server; url = temporary_server('a:b'); "
+        "import httpx; from changepair.flows.running.temporary import temporary_server; url = temporary_server('a:b'); "
         "print(*(httpx.post(url + '/flows/filter', json={}, auth=auth).status_code for auth in (None, ('a', 'b'))))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT).stdout.split() == ["401", "200"]

@@ -14,33 +14,33 @@ from conftest import make_clip, save
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from tasks.common.errors import BadInput
-from tasks.common.tensors import read_tensors
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.metauas_plus import MetaUASPlusSettings
-from tasks.detectors.metric_residual import MetricResidualSettings
-from tasks.detectors.models.alignment import FeatureAlignment, hard
-from tasks.detectors.models.detector import Detector, turned
-from tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
-from tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
-from tasks.detectors.models.metauas import MetaUAS
-from tasks.detectors.models.metauas_plus import MetaUASPlus
-from tasks.detectors.models.patch_residual import PatchResidual, contrasted, foreground_of, smoothed
-from tasks.detectors.models.prompt_query import PromptQuery
-from tasks.detectors.models.similarity import most_similar
-from tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
-from tasks.detectors.models.winclip import WinCLIP, harmonic
-from tasks.detectors.multi_scale_residual import MultiScaleResidualSettings
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.prompt_query import PromptQuerySettings
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.subspace import SubspaceSettings
-from tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
-from tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.metauas_plus import MetaUASPlusSettings
+from changepair.tasks.detectors.metric_residual import MetricResidualSettings
+from changepair.tasks.detectors.models.alignment import FeatureAlignment, hard
+from changepair.tasks.detectors.models.detector import Detector, turned
+from changepair.tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
+from changepair.tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
+from changepair.tasks.detectors.models.metauas import MetaUAS
+from changepair.tasks.detectors.models.metauas_plus import MetaUASPlus
+from changepair.tasks.detectors.models.patch_residual import PatchResidual, contrasted, foreground_of, smoothed
+from changepair.tasks.detectors.models.prompt_query import PromptQuery
+from changepair.tasks.detectors.models.similarity import most_similar
+from changepair.tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
+from changepair.tasks.detectors.models.winclip import WinCLIP, harmonic
+from changepair.tasks.detectors.multi_scale_residual import MultiScaleResidualSettings
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.prompt_query import PromptQuerySettings
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.subspace import SubspaceSettings
+from changepair.tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
+from changepair.tasks.detectors.winclip import WinCLIPSettings
 
 NARROW = (16, 16, 16, 16, 16)
 

@@ -20,12 +20,12 @@ from lines import old, picture, predictor
 from PIL import Image
 from servers import ask
 
-from tasks.common.errors import BadInput
-from tasks.common.rows import write_rows
-from tasks.monitoring import record as recording
-from tasks.monitoring.drift import drift_of
-from tasks.monitoring.record import Judged, Record, arrived, judge
-from tasks.prediction.calibration import Threshold, calibrated
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.rows import write_rows
+from changepair.tasks.monitoring import record as recording
+from changepair.tasks.monitoring.drift import drift_of
+from changepair.tasks.monitoring.record import Judged, Record, arrived, judge
+from changepair.tasks.prediction.calibration import Threshold, calibrated
 
 
 def line(random: np.random.Generator, count: int, shift: float = 0.0) -> list[float]:

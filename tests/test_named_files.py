@@ -15,10 +15,10 @@ import pytest
 from conftest import SMALL, TINY, make_project, run, with_every_key, write_pipelines
 from pydantic import BaseModel
 
-from flows.plan import planned
-from flows.settings.pipelines import Pipelines
-from flows.settings.reader import parse
-from tasks.common.bounds import Place
+from changepair.flows.plan import planned
+from changepair.flows.settings.pipelines import Pipelines
+from changepair.flows.settings.reader import parse
+from changepair.tasks.common.bounds import Place
 
 CLIP = {"library": "open_clip", "name": "local-dir:elsewhere/one", "weights": "hub"}
 NAMED: dict[str, tuple[str, Any, set[str]]] = {

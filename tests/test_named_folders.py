@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import make_places, save
 
-from tasks.common.errors import BadInput
-from tasks.common.rows import read_rows
-from tasks.common.texts import csv_rows
-from tasks.ingestion.ingest import ingest_folder
-from tasks.ingestion.manifest import PictureRow
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.rows import read_rows
+from changepair.tasks.common.texts import csv_rows
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.ingestion.manifest import PictureRow
 
 MARKED = {"scratch": (0, 4), "dent": (8, 20)}
 """Rows that the masks of each defect mark."""

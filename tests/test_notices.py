@@ -15,11 +15,11 @@ from conftest import ROOT, run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from receiver import receiver
 
-from flows.running.secrets import hide, hide_in_log, holds_secret
-from flows.runs import notices
-from flows.runs.notices import notify
-from flows.runs.states import RunState
-from flows.settings.runs import Notices
+from changepair.flows.running.secrets import hide, hide_in_log, holds_secret
+from changepair.flows.runs import notices
+from changepair.flows.runs.notices import notify
+from changepair.flows.runs.states import RunState
+from changepair.flows.settings.runs import Notices
 
 LOGGER = logging.getLogger("changepair.test")
 ABOUT = {"run": "8d0f", "commit": "abc", "figures": {"parts": {"metauas": {"image_auroc": 0.9}}}}
@@ -52,9 +52,9 @@ def test_a_notice_says_what_happened(state: str, event: str, monkeypatch: pytest
 BLOCK = """
 import logging, sys
 from prefect.blocks.system import Secret
-from flows.runs.notices import notify
-from flows.runs.states import RunState
-from flows.settings.runs import Notices
+from changepair.flows.runs.notices import notify
+from changepair.flows.runs.states import RunState
+from changepair.flows.settings.runs import Notices
 Secret(value=sys.argv[1]).save("where-to")
 assert notify(Notices(url="block:where-to"), "mine", RunState.KEPT, "because", {}, logging.getLogger())
 assert not notify(Notices(url="block:nowhere"), "mine", RunState.KEPT, "because", {}, logging.getLogger("none"))

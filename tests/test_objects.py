@@ -14,17 +14,17 @@ from conftest import make_inputs, make_places, save
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tasks.common.errors import BadInput
-from tasks.common.photographs import Photographs
-from tasks.common.randomness import generator
-from tasks.common.rows import read_rows
-from tasks.ingestion.ingest import Ingested, ingest_folder
-from tasks.ingestion.objects.ingest import ingest_objects
-from tasks.ingestion.objects.table import ObjectRow, to_mask, to_row
-from tasks.ingestion.settings import ObjectsSettings
-from tasks.synthesis.objects import Dropped, Objects
-from tasks.synthesis.proposals import propose, segments
-from tasks.synthesis.settings import ObjectSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.rows import read_rows
+from changepair.tasks.ingestion.ingest import Ingested, ingest_folder
+from changepair.tasks.ingestion.objects.ingest import ingest_objects
+from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask, to_row
+from changepair.tasks.ingestion.settings import ObjectsSettings
+from changepair.tasks.synthesis.objects import Dropped, Objects
+from changepair.tasks.synthesis.proposals import propose, segments
+from changepair.tasks.synthesis.settings import ObjectSettings
 
 HEIGHT, WIDTH = 90, 120
 
@@ -213,7 +213,7 @@ def test_objects_too_small_too_large_or_cut_are_dropped_with_the_reason(photos: 
         objects = objects_of(photos, [to_row(image, "", mask)], **changes)
         with pytest.raises(Dropped, match=reason):
             Objects(objects.settings, only, objects.table).draw(generator(0, "object"))
-        from tasks.synthesis.objects import _outlined
+        from changepair.tasks.synthesis.objects import _outlined
 
         _outlined.cache_clear()
     allowed = objects_of(photos, [to_row(image, "", box_mask(0, 40, 30, 80))], cut_by_border=True)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tasks.ingestion.manifest import ANOMALOUS
-from tasks.prediction.calibration import TOLERANCE
-from tasks.sampling.episodes import Episode
-from tasks.scoring.operating import OperatingRow, binomial_interval, operating_rows, read_operating, write_operating
-from tasks.scoring.scores import Scored
+from changepair.tasks.ingestion.manifest import ANOMALOUS
+from changepair.tasks.prediction.calibration import TOLERANCE
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.operating import OperatingRow, binomial_interval, operating_rows, read_operating, write_operating
+from changepair.tasks.scoring.scores import Scored
 
 
 def episode(labels: list[int], seed: int = 0, category: str = "cup") -> Episode:

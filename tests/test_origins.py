@@ -21,10 +21,10 @@ from processes import started, wait_until
 from servers import LOGIN, ask, request
 from team import git
 
-from flows.schedule import workspace
-from flows.schedule.deployments import JOB
-from flows.schedule.workspace import Workspace
-from tasks.common.errors import BadInput
+from changepair.flows.schedule import workspace
+from changepair.flows.schedule.deployments import JOB
+from changepair.flows.schedule.workspace import Workspace
+from changepair.tasks.common.errors import BadInput
 
 pytestmark = pytest.mark.attack
 OFTEN = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}  # seconds between two looks for what is due, ten by default
@@ -35,7 +35,7 @@ def repository(folder: Path, text: str) -> Path:
     """A bare repository of a project with nothing but a file, and where its results are."""
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".dvc/config").write_text("")
-    (folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  code:\n    cmd: python -m flows.code\n")
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  code:\n    cmd: python -m changepair.flows.code\n")
     (folder / "pipelines.yaml").write_text(text)
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=folder, check=True)
     commit(folder, text)

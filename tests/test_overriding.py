@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from flows.settings.overriding import override, read_settings
-from flows.settings.pipelines import read_pipelines
-from tasks.common.errors import BadInput
+from changepair.flows.settings.overriding import override, read_settings
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.errors import BadInput
 
 
 @pytest.fixture

@@ -16,23 +16,23 @@ from conftest import ROOT, make_inputs
 from pydantic import TypeAdapter
 from test_inpainting import asked
 
-from flows.settings.pipelines import read_pipelines
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.common.fingerprint import code_of
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector, load_detector
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.stored import settings_from_json
-from tasks.inpainting.inpainter import load_inpainter, write_choice
-from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.packaged.detectors import MODELS, fill, write
-from tasks.packaged.inpainter import write_packaged
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import finish, make_shard, start
-from tasks.training.given import use_model
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.fingerprint import code_of
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector, load_detector
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.stored import settings_from_json
+from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.packaged.detectors import MODELS, fill, write
+from changepair.tasks.packaged.inpainter import write_packaged
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.synthesize import finish, make_shard, start
+from changepair.tasks.training.given import use_model
 
 PACKAGED = ROOT / "tasks" / "packaged"
 LARGEST = 20 * 10**6  # bytes, of a file
@@ -94,7 +94,7 @@ def test_a_packaged_detector_is_written_from_a_model_folder_and_has_no_encoder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_model(name, replace(settings(name), model="packaged"), tmp_path / "model")
-    monkeypatch.setattr("tasks.packaged.detectors.HERE", tmp_path)
+    monkeypatch.setattr("changepair.tasks.packaged.detectors.HERE", tmp_path)
     write(name, tmp_path / "model")
     weights, _about = MODELS[name]
     assert sha256(tmp_path / weights) == sha256(PACKAGED / weights)
@@ -111,7 +111,7 @@ def test_the_pipelines_say_how_the_packaged_detectors_were_trained() -> None:
 
 
 def test_what_is_trained_depends_on_the_packaged_models_files() -> None:
-    files = {Path(file).name for file in code_of("tasks.training.given").files}
+    files = {Path(file).name for file in code_of("changepair.tasks.training.given").files}
     assert {name for model in MODELS.values() for name in model} <= files
 
 

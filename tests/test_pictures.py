@@ -14,17 +14,17 @@ from conftest import make_places, save, scored
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from tasks.common.pictures import picture_size
-from tasks.common.tensors import read_mask_as_published, read_tensors, uncropped
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.ingestion.ingest import ingest_folder
-from tasks.sampling.episodes import EpisodeFiles, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.score import Contender
-from tasks.scoring.scores import Work, read_scored
+from changepair.tasks.common.pictures import picture_size
+from changepair.tasks.common.tensors import read_mask_as_published, read_tensors, uncropped
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.score import Contender
+from changepair.tasks.scoring.scores import Work, read_scored
 
 CPU = torch.device("cpu")
 

@@ -26,13 +26,13 @@ from processes import within
 from receiver import receiver
 from servers import ask, events
 
-from tasks.common.files import sha256
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.stored import settings_as_json
-from tasks.detectors.weights import save_model
-from tasks.scoring.results import read_figures
+from changepair.tasks.common.files import sha256
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.stored import settings_as_json
+from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.scoring.results import read_figures
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path,
     shutil.copyfile(project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png")
     lines = said()
     assert lines["ingest_parts"] == "parts has changed" and lines["synthesize_small"].startswith("if the result of sample_small")
-    assert lines["train_small_metauas"] == "its code: tasks.training.segmentation"
+    assert lines["train_small_metauas"] == "its code: changepair.tasks.training.segmentation"
     assert (
         lines["train_small_inctrl"] == "if the result of synthesize_small changes" and "train_small_metauas" in lines["score_small_metauas"]
     )
@@ -440,7 +440,7 @@ def test_everyone_names_the_same_detector(retrained: Path) -> None:
 AGAIN = """
 import json
 from pathlib import Path
-from flows.promotion.gate import gate, rollback
+from changepair.flows.promotion.gate import gate, rollback
 new, in_use = (Path("data", folder, "decision.json") for folder in ("evaluation/small", "models/small/in-use"))
 def ask(): outcome = gate("small"); print(json.dumps([outcome.state, outcome.reason, in_use.read_text() == new.read_text()]))
 ask()
@@ -501,7 +501,11 @@ def test_a_model_in_use_that_is_gone_is_told_and_nothing_changes(project: Path) 
     pointed = pointer.read_text()
     gone = json.dumps({**json.loads(file.read_text()), "hash": "0" * 32 + ".dir"})
     file.write_text(gone)
-    program = "from flows.promotion.gate import gate; from flows.running.ending import exit_on_bad_input as end; end(lambda: gate('small'))"
+    program = (
+        "from changepair.flows.promotion.gate import gate\n"
+        "from changepair.flows.running.ending import exit_on_bad_input\n"
+        "exit_on_bad_input(lambda: gate('small'))"
+    )
     result = run(project, "python", "-c", program)
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("changepair: data/models/small/current: model ")
     assert "is neither in DVC's cache nor in a remote" in result.stderr
@@ -526,7 +530,7 @@ def test_a_strangers_mistake_ends_a_stage_and_a_run_with_one_line_and_exit_code_
     write_pipelines(project, sources)
     before = (project / "data/episodes/small.parquet").read_bytes()
     in_use = current(project)
-    result = run(project, "python", "-m", "flows.sample", "small", PREFECT_API_URL=api)
+    result = run(project, "python", "-m", "changepair.flows.sample", "small", PREFECT_API_URL=api)
     assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr
     assert re.match(r"changepair: \d+ pictures are both a source and a target, the first parts/", result.stderr.splitlines()[-1])
     assert (project / "data/episodes/small.parquet").read_bytes() == before
@@ -554,7 +558,11 @@ def test_a_mistake_anywhere_in_the_file_is_told_whichever_stage_is_started(proje
     content = edited(project, evaluation={"resolution": 64, "subset": {"metauaz": 3}})
     (project / "pipelines.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     message = "changepair: pipelines.yaml: pipelines.small.evaluation.subset.metauaz: no detector 'metauaz' under detectors"
-    for command in (("python", "-m", "flows.ingest", "parts"), ("python", "-m", "flows.code"), ("dvc", "repro", "ingest_parts")):
+    for command in (
+        ("python", "-m", "changepair.flows.ingest", "parts"),
+        ("python", "-m", "changepair.flows.code"),
+        ("dvc", "repro", "ingest_parts"),
+    ):
         result = run(project, *command, PREFECT_API_URL=api)
         assert result.returncode != 0 and f"{message}; did you mean 'metauas'?" in result.stderr.splitlines(), result.stderr
 

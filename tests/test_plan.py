@@ -9,8 +9,8 @@ import yaml
 from conftest import SMALL, TINY, make_project, run, write_pipelines
 from dvc.config_schema import REMOTE_SCHEMAS
 
-from flows.plan import KINDS, planned, write_plan
-from tasks.common.errors import BadInput
+from changepair.flows.plan import KINDS, planned, write_plan
+from changepair.tasks.common.errors import BadInput
 
 
 def test_files_and_folders_that_settings_name_are_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ from conftest import save
 from PIL import Image
 from predictors import predict, prompt_and_queries, small
 
-from flows.prediction.options import load
-from tasks.common.tiles import Grid
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.stored import settings_as_json
-from tasks.detectors.weights import save_model
-from tasks.prediction.outputs import FULL, csv_lines, line_of
-from tasks.prediction.predictor import Predictor
+from changepair.flows.prediction.options import load
+from changepair.tasks.common.tiles import Grid
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.stored import settings_as_json
+from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.prediction.outputs import FULL, csv_lines, line_of
+from changepair.tasks.prediction.predictor import Predictor
 
 
 @pytest.fixture

@@ -15,22 +15,22 @@ from PIL import Image
 from predictors import predict, prompt_and_queries, small
 from scipy.stats import beta
 
-from tasks.common.errors import BadInput
-from tasks.common.sheets import heated
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.winclip import WinCLIPSettings
-from tasks.ingestion.ingest import ingest_folder
-from tasks.prediction.calibration import TOLERANCE, calibrated
-from tasks.prediction.models import Named, named
-from tasks.prediction.predictor import Predictor
-from tasks.sampling.episodes import EpisodeFiles, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.score import Contender
-from tasks.scoring.scores import Work, read_scored
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.sheets import heated
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.prediction.calibration import TOLERANCE, calibrated
+from changepair.tasks.prediction.models import Named, named
+from changepair.tasks.prediction.predictor import Predictor
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.score import Contender
+from changepair.tasks.scoring.scores import Work, read_scored
 
 
 @pytest.fixture(scope="module")

@@ -22,16 +22,16 @@ import torch
 from conftest import ROOT, make_pairs
 from torch import nn
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.metric_residual import MetricResidualSettings
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.training.loop import Examples, Places, Trained
-from tasks.training.processes import Job, count_of, train
-from tasks.training.settings import PairTrainingSettings
-from tasks.training.shared import SharedBatchNorm, share_statistics
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.metric_residual import MetricResidualSettings
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.training.processes import Job, count_of, train
+from changepair.tasks.training.settings import PairTrainingSettings
+from changepair.tasks.training.shared import SharedBatchNorm, share_statistics
 
 METAUAS = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SYNTHESIS = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
@@ -44,7 +44,7 @@ def pairs(layout: Path) -> Path:
 
 
 def job(pairs: Path, name: str, detector: Any = METAUAS, settings: PairTrainingSettings = SETTINGS) -> Job:
-    module = "tasks.training.segmentation" if isinstance(detector, MetaUASSettings) else "tasks.training.ranking"
+    module = "changepair.tasks.training.segmentation" if isinstance(detector, MetaUASSettings) else "changepair.tasks.training.ranking"
     examples = Examples(pairs, SYNTHESIS, EpisodeFiles.of(pairs.parent / "episodes", "small"))
     folder = pairs.parent / name
     return Job(module, detector, settings, examples, Places(folder, folder.with_suffix(".checkpoints")), 0)
@@ -78,10 +78,10 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.training.shared import rank, share_statistics
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.training.shared import rank, share_statistics
 
 settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
 torch.manual_seed(0)
@@ -174,9 +174,9 @@ def test_what_others_write_to_a_port_of_a_training_is_not_unpickled(pairs: Path,
     planted: list[int] = []
 
     def plant(workers: list[psutil.Process]) -> bool:
-        every = {parent for worker in workers for parent in worker.parents() if "tasks.training.processes" in parent.cmdline()} | set(
-            workers
-        )
+        every = {
+            parent for worker in workers for parent in worker.parents() if "changepair.tasks.training.processes" in parent.cmdline()
+        } | set(workers)
         ports = [one.laddr.port for process in every for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
         for port in ports:
             subprocess.run([sys.executable, "-c", PLANT, str(port), str(tmp_path / "pwned")], capture_output=True, timeout=120)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.sampling.episodes import Episode
-from tasks.scoring.decision import PromotionSettings, choose, decide, same_episodes
-from tasks.scoring.figures import image_figures, tally
-from tasks.scoring.results import DrawRow, Measure, Measured, draw_rows
-from tasks.scoring.spread import image_draws, resample
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.decision import PromotionSettings, choose, decide, same_episodes
+from changepair.tasks.scoring.figures import image_figures, tally
+from changepair.tasks.scoring.results import DrawRow, Measure, Measured, draw_rows
+from changepair.tasks.scoring.spread import image_draws, resample
 
 LABELS = np.arange(120) < 60
 

@@ -15,29 +15,29 @@ from browser import browser, console, installed, requests
 from conftest import make_layout, make_places, save, scored
 from PIL import Image
 
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.settings import EncoderSettings
-from tasks.ingestion.ingest import ingest_folder
-from tasks.reporting.curves import Curves, curves_of
-from tasks.reporting.galleries import KINDS, galleries_of
-from tasks.reporting.published import PUBLISHED, beside
-from tasks.reporting.report import Inputs, Origin, markdown, write_report
-from tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.decision import PromotionSettings
-from tasks.scoring.figures import FIGURES
-from tasks.scoring.measure import measure
-from tasks.scoring.operating import kinds_of, operating_rows
-from tasks.scoring.recommendation import recommend
-from tasks.scoring.results import Results, results_of
-from tasks.scoring.score import Contender
-from tasks.scoring.scores import Work, read_scored, read_scores
-from tasks.scoring.settings import EvaluationSettings
-from tasks.training.log import LogLine, write_log
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.reporting.curves import Curves, curves_of
+from changepair.tasks.reporting.galleries import KINDS, galleries_of
+from changepair.tasks.reporting.published import PUBLISHED, beside
+from changepair.tasks.reporting.report import Inputs, Origin, markdown, write_report
+from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.decision import PromotionSettings
+from changepair.tasks.scoring.figures import FIGURES
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.operating import kinds_of, operating_rows
+from changepair.tasks.scoring.recommendation import recommend
+from changepair.tasks.scoring.results import Results, results_of
+from changepair.tasks.scoring.score import Contender
+from changepair.tasks.scoring.scores import Work, read_scored, read_scores
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.training.log import LogLine, write_log
 
 
 @pytest.fixture(scope="module")

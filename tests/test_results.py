@@ -7,8 +7,8 @@ import json
 import pytest
 from conftest import ROOT
 
-from tasks.scoring.figures import FIGURES
-from tasks.scoring.results import ALL, FigureRow, read_figures
+from changepair.tasks.scoring.figures import FIGURES
+from changepair.tasks.scoring.results import ALL, FigureRow, read_figures
 
 EVALUATION = ROOT / "data/evaluation/quickstart"
 ROWS = read_figures(EVALUATION / "figures.csv")

@@ -15,13 +15,13 @@ from lines import old, picture, predictor, review_page
 from PIL import Image
 from processes import within
 
-from tasks.common.decoding import FULL
-from tasks.common.errors import BadInput
-from tasks.ingestion.listing import DatasetFolder, Listed, Rejected
-from tasks.ingestion.readers.trees import Tree
-from tasks.monitoring.record import Judged, Record, arrived, judge
-from tasks.monitoring.verdicts import Verdicts
-from tasks.prediction.pictures import as_picture
+from changepair.tasks.common.decoding import FULL
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion.listing import DatasetFolder, Listed, Rejected
+from changepair.tasks.ingestion.readers.trees import Tree
+from changepair.tasks.monitoring.record import Judged, Record, arrived, judge
+from changepair.tasks.monitoring.verdicts import Verdicts
+from changepair.tasks.prediction.pictures import as_picture
 
 
 def row(name: str, time: str = "2026-11-26T10:00:00.000+00:00", modified: int = 1) -> Judged:

@@ -15,13 +15,13 @@ import yaml
 from conftest import commit, run, write_pipelines
 from team import Team, git
 
-from flows.promotion.history import CURRENT, HISTORY, Model, folder_of, in_use_in_turn, read_current, taken_back, write_current
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.weights import save_model
+from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, in_use_in_turn, read_current, taken_back, write_current
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.weights import save_model
 
 SETTINGS = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 AUTHOR = {f"GIT_{who}_{what}": "changepair@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -71,7 +71,7 @@ def test_scheduled_results_are_rolled_back_as_it_is_said(tmp_path: Path, api: st
 
 
 def _recipe(team: Team) -> str:
-    from flows.promotion import gate
+    from changepair.flows.promotion import gate
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(team.project)

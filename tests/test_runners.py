@@ -19,10 +19,10 @@ from conftest import ROOT, make_project, run, write_pipelines
 from processes import kill_group, started, wait_until
 from servers import ask, free_port
 
-from tasks.common.files import sha256
+from changepair.tasks.common.files import sha256
 
 pytestmark = pytest.mark.slow  # what a run of the whole pipeline does is in test_pipeline.py
-SYNTHESIZE = ("python", "-m", "flows.synthesize", "small")
+SYNTHESIZE = ("python", "-m", "changepair.flows.synthesize", "small")
 SHARDS = 20
 
 
@@ -119,7 +119,7 @@ def test_a_dask_worker_killed_midway_costs_its_shards_a_retry_and_nothing_else(
 
 def test_a_dask_cluster_scores_the_categories_to_the_same_bytes(project: Path, api: str) -> None:
     """Two workers, one of which dies with the first part that it has."""
-    score = ("python", "-m", "flows.score", "small", "patch-residual")
+    score = ("python", "-m", "changepair.flows.score", "small", "patch-residual")
     scores = project / "data" / "scores" / "small" / "patch-residual"
     execution(project, workers=2, runner="processes")
     result = run(project, *score, PREFECT_API_URL=api)
@@ -195,7 +195,7 @@ def test_the_record_of_a_shard_holds_what_the_index_says(project: Path, undistur
 def test_the_pages_kinds_of_runner_are_the_settings() -> None:
     from typing import get_args
 
-    from flows.settings.pipelines import Runner
+    from changepair.flows.settings.pipelines import Runner
 
     page = (ROOT / "docs/pages/change-pairs.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in get_args(Runner))

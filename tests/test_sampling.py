@@ -19,18 +19,18 @@ from hypothesis import given as given_hashes
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.common.rows import table_of
-from tasks.ingestion.ingest import ingest_folder
-from tasks.ingestion.manifest import PictureRow
-from tasks.ingestion.objects.table import ObjectRow, to_row, write_objects
-from tasks.sampling.central import most_central
-from tasks.sampling.duplicates import near_duplicates
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.sampling.undefined import undefined_metrics
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.rows import table_of
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.ingestion.objects.table import ObjectRow, to_row, write_objects
+from changepair.tasks.sampling.central import most_central
+from changepair.tasks.sampling.duplicates import near_duplicates
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.sampling.undefined import undefined_metrics
 
 
 @pytest.fixture

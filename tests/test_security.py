@@ -15,9 +15,9 @@ from receiver import receiver
 from servers import ask
 from team import SCHEDULED
 
-from flows.running.secrets import hide
-from tasks.common.errors import BadInput
-from tasks.common.places import holds_password, place_of
+from changepair.flows.running.secrets import hide
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import holds_password, place_of
 
 PASSWORD = "hunter2" + "secret"  # pragma: allowlist secret
 
@@ -39,7 +39,7 @@ def test_a_name_in_pipelines_yaml_reaches_no_shell(tmp_path: Path, api: str) -> 
 
 def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path, api: str) -> None:
     folder = make_project(tmp_path / "project", TINY)
-    result = run(folder, "python", "-m", "flows.ingest", "digit", PREFECT_API_URL=api)
+    result = run(folder, "python", "-m", "changepair.flows.ingest", "digit", PREFECT_API_URL=api)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
 

@@ -32,19 +32,19 @@ from PIL import Image
 from processes import within
 from schemathesis.checks import not_a_server_error
 
-from flows.prediction.service import Limits, make_app
-from tasks.common.errors import BadInput
-from tasks.common.tiles import Grid
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.prediction import costs
-from tasks.prediction.batching import Batcher, Busy
-from tasks.prediction.costs import bytes_of
-from tasks.prediction.models import Named
-from tasks.prediction.outputs import FULL
-from tasks.prediction.pictures import as_picture
-from tasks.prediction.predictor import Predictor, score_of
+from changepair.flows.prediction.service import Limits, make_app
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.tiles import Grid
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.prediction import costs
+from changepair.tasks.prediction.batching import Batcher, Busy
+from changepair.tasks.prediction.costs import bytes_of
+from changepair.tasks.prediction.models import Named
+from changepair.tasks.prediction.outputs import FULL
+from changepair.tasks.prediction.pictures import as_picture
+from changepair.tasks.prediction.predictor import Predictor, score_of
 
 TEXTURE = skimage.data.brick()
 
@@ -183,14 +183,14 @@ def test_the_activations_of_a_batch_are_measured(encoder: str, resolution: int) 
 
 ACTIVATIONS = """
 import sys, skimage.data, torch
-from flows.prediction.budget import return_freed_memory
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.settings import EncoderSettings
-from tasks.prediction.costs import Costs
-from tasks.prediction.models import Named
-from tasks.prediction.predictor import Predictor
+from changepair.flows.prediction.budget import return_freed_memory
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.prediction.costs import Costs
+from changepair.tasks.prediction.models import Named
+from changepair.tasks.prediction.predictor import Predictor
 name, side, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 return_freed_memory()
 settings = PatchResidualSettings(resolution=side, encoder=EncoderSettings("timm", name, "model", (6, 12) if name.startswith("vit") else ()))
@@ -233,11 +233,11 @@ def test_the_memory_of_prompting_and_scoring_is_known_from_the_headers(what: str
 WORKING = """
 import io, sys, numpy as np
 from PIL import Image
-from flows.prediction.budget import return_freed_memory
-from tasks.common.sheets import heated
-from tasks.prediction.costs import Costs
-from tasks.prediction.memory import needs_of
-from tasks.prediction.predictor import Predictor
+from changepair.flows.prediction.budget import return_freed_memory
+from changepair.tasks.common.sheets import heated
+from changepair.tasks.prediction.costs import Costs
+from changepair.tasks.prediction.memory import needs_of
+from changepair.tasks.prediction.predictor import Predictor
 import tifffile  # not the decoder's memory
 what, side, count, *tiles = sys.argv[1], *map(int, sys.argv[2:])
 return_freed_memory()
@@ -287,8 +287,8 @@ def test_the_memory_of_a_picture_is_known_from_its_header(kind: str) -> None:
 MEASURED = """
 import io, imagecodecs, numpy as np
 from PIL import Image
-from tasks.common.decoding import FULL, decode, to_picture
-from tasks.prediction.memory import needs_of
+from changepair.tasks.common.decoding import FULL, decode, to_picture
+from changepair.tasks.prediction.memory import needs_of
 kind, side, stream = {kind!r}, 3000, io.BytesIO()
 if kind == "RGB16":
     stream.write(imagecodecs.png_encode(np.zeros((side, side, 3), np.uint16)))

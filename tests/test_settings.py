@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, SMALL, run, write_pipelines
 
-from flows.plan import planned
-from flows.settings.pipelines import enabled_pipeline, read_pipelines
-from tasks.common.errors import BadInput
+from changepair.flows.plan import planned
+from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.tasks.common.errors import BadInput
 
 
 def changed(keys: str, value: Any) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
 
 
 def test_every_command_says_in_its_help_how_it_is_used() -> None:
-    from flows.cli import EXAMPLES, parser
+    from changepair.flows.cli import EXAMPLES, parser
 
     commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for name, command in commands.items():  # type: ignore[union-attr]

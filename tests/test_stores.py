@@ -14,8 +14,8 @@ from conftest import SMALL, make_project, run
 from servers import free_port
 from stores import S3, client, store, upload
 
-from tasks.common.errors import BadInput
-from tasks.common.places import place_of
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import place_of
 
 pytestmark = pytest.mark.slow
 FIGURES = "data/evaluation/small/figures.csv"
@@ -83,7 +83,7 @@ def test_a_store_that_is_away_and_a_folder_that_is_not_there_are_told_in_a_line(
     content["datasets"]["folders"]["parts"]["path"] = "s3://changepair/no/such"
     folder = make_project(tmp_path / "project", content)
     for environment in (s3, {**s3, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}):
-        result = run(folder, "python", "-m", "flows.ingest", "parts", **environment)
+        result = run(folder, "python", "-m", "changepair.flows.ingest", "parts", **environment)
         assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
         assert "changepair/no/such" in result.stderr.strip().splitlines()[-1]
 

@@ -25,16 +25,16 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.common.photographs import Box, Photographs, Thing
-from tasks.common.pictures import read_picture
-from tasks.common.randomness import generator
-from tasks.common.sheets import tinted
-from tasks.inpainting.inpainter import load_inpainter, write_choice
-from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.sampling.episodes import read_pictures
-from tasks.synthesis.changes import (
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.photographs import Box, Photographs, Thing
+from changepair.tasks.common.pictures import read_picture
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.sheets import tinted
+from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.changes import (
     RECIPES,
     Change,
     Materials,
@@ -46,14 +46,14 @@ from tasks.synthesis.changes import (
     same_texture,
     shares,
 )
-from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
-from tasks.synthesis.objects import Dropped, Objects
-from tasks.synthesis.pair import Maker, groups, recipe
-from tasks.synthesis.perlin import perlin_mask, perlin_noise
-from tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter, make_of
-from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
-from tasks.synthesis.shards import ShardReader, read_index
-from tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
+from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
+from changepair.tasks.synthesis.objects import Dropped, Objects
+from changepair.tasks.synthesis.pair import Maker, groups, recipe
+from changepair.tasks.synthesis.perlin import perlin_mask, perlin_noise
+from changepair.tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter, make_of
+from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
+from changepair.tasks.synthesis.shards import ShardReader, read_index
+from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
 
 STILL = AugmentationSettings(rotation=0, shift=0, zoom=0, shear=0, light=0, hue=0)
 KINDS = ["appearance", "disappearance", "exchange", "local-region"]
@@ -503,7 +503,7 @@ def test_a_source_that_has_gone_is_told(images: list[str]) -> None:
 def test_a_square_around_an_object_holds_it_whole(seed: int) -> None:
     import skimage.data
 
-    from tasks.common.photographs import _photo
+    from changepair.tasks.common.photographs import _photo
 
     rng = np.random.default_rng(seed)
     photo = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
@@ -621,7 +621,7 @@ def test_perlin_noise_is_the_textbooks() -> None:
 
 def test_a_few_samples_a_cell_hold_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks through them are those of a sample a pixel, but for some of the rim."""
-    import tasks.synthesis.perlin as module
+    import changepair.tasks.synthesis.perlin as module
 
     few = [perlin_mask(256, generator(number, "samples")) for number in range(60)]
     monkeypatch.setattr(module, "SAMPLES_A_CELL", 1000)

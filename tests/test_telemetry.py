@@ -51,7 +51,7 @@ def test_an_export_and_the_example_that_scores_with_it_report_nothing(tmp_path: 
 
 @traced
 def test_prefect_reports_no_import(tmp_path: Path) -> None:
-    program = "import time, flows.ingest; time.sleep(2)"
+    program = "import time, changepair.flows.ingest; time.sleep(2)"
     foreign, files = run_in(tmp_path / "home", sys.executable, "-c", program)
     assert not foreign and not ids(files), (foreign, files)
 
@@ -67,7 +67,7 @@ def test_the_switches_are_those_of_the_installed_libraries() -> None:
     program = f"""
 import os
 for name in {(*TELEMETRY, PREFECT)!r}: os.environ.pop(name, None)
-import flows
+import changepair.flows
 from huggingface_hub import constants
 from prefect.analytics import is_telemetry_enabled
 from gradio.analytics import analytics_enabled

@@ -21,28 +21,28 @@ from conftest import make_clip, make_layout, make_places, save, scored
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from tasks.common import stopping, tensors
-from tasks.common.stopping import Stopped
-from tasks.common.tiles import WHOLE, Grid, boxes, grid_of
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.detectors.registry import kind_of
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.winclip import WinCLIPSettings
-from tasks.ingestion.ingest import ingest_folder
-from tasks.prediction.models import Named
-from tasks.prediction.predictor import Predictor
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.measure import measure
-from tasks.scoring.score import Contender, score
-from tasks.scoring.scores import Work, read_scored
-from tasks.scoring.settings import EvaluationSettings
-from tasks.scoring.tiling import MOST_CELLS, stored_map
-from tasks.scoring.timing import BATCH, TIMES, seconds_a_picture
+from changepair.tasks.common import stopping, tensors
+from changepair.tasks.common.stopping import Stopped
+from changepair.tasks.common.tiles import WHOLE, Grid, boxes, grid_of
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.prediction.models import Named
+from changepair.tasks.prediction.predictor import Predictor
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.score import Contender, score
+from changepair.tasks.scoring.scores import Work, read_scored
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.scoring.tiling import MOST_CELLS, stored_map
+from changepair.tasks.scoring.timing import BATCH, TIMES, seconds_a_picture
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ import skimage.data
 from conftest import save
 from PIL import Image
 
-from tasks.common.tiles import WHOLE, Grid, boxes, grid_for, grid_of, joined
-from tasks.prediction.predictor import Predictor
+from changepair.tasks.common.tiles import WHOLE, Grid, boxes, grid_for, grid_of, joined
+from changepair.tasks.prediction.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_picture_of_12_million_pixels_takes_less_than_2_gib(tmp_path: Path) ->
     large = np.tile(skimage.data.gravel(), (6, 8))[:3000, :4000]
     prompt, query = save(large, tmp_path / "prompt.png"), save(np.roll(large, 50, axis=0), tmp_path / "query.png")
     program = (
-        "import re, sys; from flows.cli import main\n"
+        "import re, sys; from changepair.flows.cli import main\n"
         "try: main()\n"
         "finally: print(int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1]) // 1024, file=sys.stderr)"
     )

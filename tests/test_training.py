@@ -22,30 +22,30 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import TensorDataset, default_collate
 
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.common.randomness import generator
-from tasks.common.tensors import read_tensors as pixels
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.metric_residual import MetricResidualSettings
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import EncoderSettings
-from tasks.detectors.weights import load_model
-from tasks.ingestion.ingest import ingest_folder
-from tasks.sampling.episodes import EpisodeFiles, read_pictures
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.synthesis.pair import recipe
-from tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
-from tasks.synthesis.shards import PairRow, read_index
-from tasks.synthesis.synthesize import maker
-from tasks.training.course import DetectorCourse
-from tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
-from tasks.training.inctrl import train as train_inctrl
-from tasks.training.loop import (
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.tensors import read_tensors as pixels
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.metric_residual import MetricResidualSettings
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.weights import load_model
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.synthesis.pair import recipe
+from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
+from changepair.tasks.synthesis.shards import PairRow, read_index
+from changepair.tasks.synthesis.synthesize import maker
+from changepair.tasks.training.course import DetectorCourse
+from changepair.tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
+from changepair.tasks.training.inctrl import train as train_inctrl
+from changepair.tasks.training.loop import (
     SCHEDULES,
     Examples,
     Places,
@@ -57,12 +57,12 @@ from tasks.training.loop import (
     fit,
     pace_of,
 )
-from tasks.training.pairs import FreshPairs, Pairs, split_pairs
-from tasks.training.ranking import filled, ranking_loss
-from tasks.training.ranking import train as train_metric
-from tasks.training.segmentation import train as train_metauas
-from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
-from tasks.training.tracking import IS_HERE, Tracking
+from changepair.tasks.training.pairs import FreshPairs, Pairs, split_pairs
+from changepair.tasks.training.ranking import filled, ranking_loss
+from changepair.tasks.training.ranking import train as train_metric
+from changepair.tasks.training.segmentation import train as train_metauas
+from changepair.tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
+from changepair.tasks.training.tracking import IS_HERE, Tracking
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SYNTHESIS = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
@@ -123,7 +123,7 @@ def test_a_training_is_logged_to_trackers_and_is_the_same_without(
 
 
 def test_pairs_come_as_the_shards_hold_them(pairs: Path) -> None:
-    from tasks.synthesis.shards import read_index
+    from changepair.tasks.synthesis.shards import read_index
 
     rows = read_index(pairs)
     for resolution in (64, 32):
@@ -221,8 +221,8 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import DETECTOR, SETTINGS, of
-from tasks.training.loop import Places
-from tasks.training.segmentation import train as train_metauas
+from changepair.tasks.training.loop import Places
+from changepair.tasks.training.segmentation import train as train_metauas
 torch.set_num_threads(1)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
@@ -481,7 +481,7 @@ def test_training_online_is_the_same_twice_and_another_than_from_shards(pairs: P
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> None:
-    from tasks.training import checkpoint
+    from changepair.tasks.training import checkpoint
 
     folder = pairs.parent / "model.checkpoints"
     folder.mkdir()

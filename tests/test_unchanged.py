@@ -9,10 +9,10 @@ import pytest
 import yaml
 from conftest import TINY, make_project, run
 
-from flows.running.unchanged import unchanged
-from flows.settings import reader
-from flows.settings.reader import read_yaml
-from tasks.common.errors import BadInput
+from changepair.flows.running.unchanged import unchanged
+from changepair.flows.settings import reader
+from changepair.flows.settings.reader import read_yaml
+from changepair.tasks.common.errors import BadInput
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def measure(*arguments):
         content = yaml.safe_load(open("pipelines.yaml"))
         content["pipelines"]["small"]["evaluation"]["resolution"] = 32
         yaml.safe_dump(content, open("pipelines.yaml", "w"))
-    from tasks.scoring.measure import measure
+    from changepair.tasks.scoring.measure import measure
     return measure(*arguments)
 """
 
@@ -76,7 +76,7 @@ def measure(*arguments):
 @pytest.mark.slow
 def test_figures_are_never_recorded_under_settings_that_were_edited_while_they_were_made(project: Path, api: str) -> None:
     stage = project / "flows/figures.py"
-    stage.write_text(stage.read_text().replace("from tasks.scoring.measure import measure\n", EDITING))
+    stage.write_text(stage.read_text().replace("from changepair.tasks.scoring.measure import measure\n", EDITING))
     made = run(project, "dvc", "repro", PREFECT_API_URL=api)
     assert made.returncode == 0, made.stderr
     figures = (project / "data/evaluation/small/figures.csv").read_bytes()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.common.errors import BadInput
-from tasks.ingestion import unpack as unpacking
-from tasks.ingestion.unpack import unpack
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion import unpack as unpacking
+from changepair.tasks.ingestion.unpack import unpack
 
 
 def tar(file: Path, *members: tuple[str, str], link: tuple[str, str] | None = None) -> Path:

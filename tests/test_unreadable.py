@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY, make_places, make_project, run
 
-from flows.plan import planned
-from tasks.common.places import unreadable
-from tasks.ingestion.ingest import ingest_folder
+from changepair.flows.plan import planned
+from changepair.tasks.common.places import unreadable
+from changepair.tasks.ingestion.ingest import ingest_folder
 
 
 def fill(folder: Path) -> dict[str, str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.prediction.options import check_normals
-from flows.running.places import WATCH
-from flows.settings.pipelines import pipeline_named
-from tasks.common.decoding import FULL, Intensity
-from tasks.common.errors import BadInput
-from tasks.monitoring.record import KIT_FOLDER, VERDICTS_FOLDER, Record
-from tasks.monitoring.settings import WatchSettings
-from tasks.monitoring.verdicts import Verdicts
-from tasks.prediction.files import files_of, is_kit
+from changepair.flows.prediction.options import check_normals
+from changepair.flows.running.places import WATCH
+from changepair.flows.settings.pipelines import pipeline_named
+from changepair.tasks.common.decoding import FULL, Intensity
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.monitoring.record import KIT_FOLDER, VERDICTS_FOLDER, Record
+from changepair.tasks.monitoring.settings import WatchSettings
+from changepair.tasks.monitoring.verdicts import Verdicts
+from changepair.tasks.prediction.files import files_of, is_kit
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Line:
     @property
     def intensity(self) -> Intensity:
         """The intensity ranges of the line's kit; the full ranges if there is no kit yet."""
-        from tasks.prediction.kit import read_intensity  # torch
+        from changepair.tasks.prediction.kit import read_intensity  # torch
 
         kit = self.record.folder / KIT_FOLDER
         return read_intensity(kit) if is_kit(kit) else FULL

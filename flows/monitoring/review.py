@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.arguments import listening, token_for
-from flows.prediction.budget import return_freed_memory
-from flows.prediction.options import tell
-from flows.prediction.page import KEPT, add_address, gradio_in, memory_of, serve_page, small, told
-from flows.prediction.sessions import Memory, needs_of_file
-from tasks.common.decoding import FULL, Intensity
-from tasks.common.errors import BadInput
-from tasks.ingestion.listing import GOOD
-from tasks.prediction.memory import RGB
+from changepair.flows.arguments import listening, token_for
+from changepair.flows.prediction.budget import return_freed_memory
+from changepair.flows.prediction.options import tell
+from changepair.flows.prediction.page import KEPT, add_address, gradio_in, memory_of, serve_page, small, told
+from changepair.flows.prediction.sessions import Memory, needs_of_file
+from changepair.tasks.common.decoding import FULL, Intensity
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion.listing import GOOD
+from changepair.tasks.prediction.memory import RGB
 
 if TYPE_CHECKING:
-    from flows.monitoring.line import Line
-    from tasks.common.pictures import Picture
-    from tasks.monitoring.record import Judged
+    from changepair.flows.monitoring.line import Line
+    from changepair.tasks.common.pictures import Picture
+    from changepair.tasks.monitoring.record import Judged
 
 EXAMPLES = """examples:
   changepair review mine
@@ -59,8 +59,8 @@ def review(arguments: argparse.Namespace) -> None:
 
     Raises BadInput if no picture of the line was scored yet, if --memory is out of its bounds, or if the address cannot be used.
     """
-    from flows.monitoring.line import Line, line_of
-    from tasks.monitoring.record import Record
+    from changepair.flows.monitoring.line import Line, line_of
+    from changepair.tasks.monitoring.record import Record
 
     total = memory_of(arguments)
     line = line_of(arguments.pipeline)
@@ -102,7 +102,7 @@ def picture_of(line: Line, row: Judged, memory: Memory) -> Picture | None:
 
     Raises BadInput if it does not fit in the page's memory.
     """
-    from tasks.monitoring.record import key_of
+    from changepair.tasks.monitoring.record import key_of
 
     folder = Path(line.settings.folder).expanduser()
     copy, file = line.record.flagged(row), folder / row.picture
@@ -113,7 +113,7 @@ def picture_of(line: Line, row: Judged, memory: Memory) -> Picture | None:
 
 def _read(file: Path, intensity: Intensity, memory: Memory) -> Picture | None:
     """Read a picture. Return None if it cannot be read. Raises BadInput if it does not fit in the page's memory."""
-    from tasks.prediction.pictures import as_picture
+    from changepair.tasks.prediction.pictures import as_picture
 
     needs = needs_of_file(file, memory.room())
     memory.claim(needs.decoding + RGB * needs.pixels, file.name)

@@ -13,23 +13,23 @@ from typing import Any
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 
-from flows.monitoring.line import Line, line_of
-from flows.prediction.model_in_use import SEPARATOR, model_in_use
-from flows.promotion.history import read_current
-from flows.running.api import stoppable
-from flows.running.artifacts import show_page, show_picture
-from flows.running.locks import one_at_a_time
-from flows.running.steps import HOUR, progress, step
-from flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_for
-from flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
-from flows.settings.pipelines import read_pipelines
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256, write_text
-from tasks.monitoring.drift import Drift, drift_of
-from tasks.monitoring.record import KIT_FOLDER, Arrived, Judged, Record, arrived, judge, judge_part, parts_of
-from tasks.prediction.files import KIT_NAME, is_kit
-from tasks.prediction.predictor import Predictor
+from changepair.flows.monitoring.line import Line, line_of
+from changepair.flows.prediction.model_in_use import SEPARATOR, model_in_use
+from changepair.flows.promotion.history import read_current
+from changepair.flows.running.api import stoppable
+from changepair.flows.running.artifacts import show_page, show_picture
+from changepair.flows.running.locks import one_at_a_time
+from changepair.flows.running.steps import HOUR, progress, step
+from changepair.flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_for
+from changepair.flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256, write_text
+from changepair.tasks.monitoring.drift import Drift, drift_of
+from changepair.tasks.monitoring.record import KIT_FOLDER, Arrived, Judged, Record, arrived, judge, judge_part, parts_of
+from changepair.tasks.prediction.files import KIT_NAME, is_kit
+from changepair.tasks.prediction.predictor import Predictor
 
 MADE_OF_NAME, TOLD_NAME, LABELLED_NAME = "made-of.json", "drift-was-told-of", "verdicts-told-of"
 MOST_SHOWN = 20

@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.arguments import listening, token_for
-from flows.prediction import options
-from flows.prediction.budget import return_freed_memory
-from flows.prediction.options import load
-from flows.prediction.page import KEPT, SHOWN, add_address, gradio_in, memory_of, serve_page, small, told
-from flows.prediction.sessions import Memory, needs_of_file
-from tasks.common.decoding import ENDINGS, Decoded
-from tasks.common.errors import BadInput
-from tasks.common.places import is_hidden
-from tasks.prediction.files import names_of
+from changepair.flows.arguments import listening, token_for
+from changepair.flows.prediction import options
+from changepair.flows.prediction.budget import return_freed_memory
+from changepair.flows.prediction.options import load
+from changepair.flows.prediction.page import KEPT, SHOWN, add_address, gradio_in, memory_of, serve_page, small, told
+from changepair.flows.prediction.sessions import Memory, needs_of_file
+from changepair.tasks.common.decoding import ENDINGS, Decoded
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_hidden
+from changepair.tasks.prediction.files import names_of
 
 if TYPE_CHECKING:
-    from tasks.common.pictures import Picture
-    from tasks.prediction.costs import Costs
-    from tasks.prediction.predictor import Prediction, Predictor
+    from changepair.tasks.common.pictures import Picture
+    from changepair.tasks.prediction.costs import Costs
+    from changepair.tasks.prediction.predictor import Prediction, Predictor
 
 EXAMPLES = """examples:
   changepair demo
@@ -109,8 +109,8 @@ def make_page(gradio: Any, predictor: Predictor, work: Path, total: int) -> Any:
     predictor: the model of all visitors; each visitor starts with its prompts, if it has some. work: a folder for files. total: bytes of
     memory for the detector, and for the pictures and prompts of all visitors.
     """
-    from tasks.prediction.costs import Costs, bytes_of
-    from tasks.prediction.predictor import Predictor as Kind
+    from changepair.tasks.prediction.costs import Costs, bytes_of
+    from changepair.tasks.prediction.predictor import Predictor as Kind
 
     costs = Costs.of(predictor, prompts=max(MOST_PROMPTS, len(predictor.prompted.prompts)))
     memory = Memory(total, bytes_of([predictor]) + costs.activations)
@@ -152,7 +152,7 @@ def make_page(gradio: Any, predictor: Predictor, work: Path, total: int) -> Any:
         return own, _with_refused(verdict, refused), show(own, strength)
 
     def show(session: Session | None, strength: float) -> list[Any]:
-        from tasks.prediction.outputs import blended
+        from changepair.tasks.prediction.outputs import blended
 
         shown = session.shown if session else ()
         return [(small(blended(one.drawn, one.picture, strength)), one.caption) for one in shown]
@@ -211,8 +211,8 @@ def make_examples(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     import numpy as np
     from PIL import Image
 
-    from tasks.common.randomness import generator
-    from tasks.ingestion.texture_defects import CATEGORIES, defective
+    from changepair.tasks.common.randomness import generator
+    from changepair.tasks.ingestion.texture_defects import CATEGORIES, defective
 
     folder.mkdir(parents=True)
     pairs = {}
@@ -239,7 +239,7 @@ def _paths(gradio: Any, given: list[Any] | None, most: int, what: str) -> list[s
 
 def _decoded(path: str, refused: list[str]) -> Decoded | None:
     """Decode a picture. If that fails, return None and append the reason to `refused`."""
-    from tasks.prediction.pictures import as_decoded
+    from changepair.tasks.prediction.pictures import as_decoded
 
     try:
         return as_decoded(path)
@@ -266,7 +266,7 @@ def _ready(session: Session) -> str:
 
 
 def _verdict(session: Session, seconds: float) -> str:
-    from tasks.prediction.outputs import shown
+    from changepair.tasks.prediction.outputs import shown
 
     threshold, scores = session.predictor.threshold, [one.score for one in session.shown]
     each = f"{1000 * seconds / max(1, len(scores)):.0f} ms a picture"
@@ -310,8 +310,8 @@ def _shown(one: Prediction, name: str, predictor: Predictor) -> Shown:
     """Draw a prediction, and make it as small as the page shows it."""
     import numpy as np
 
-    from tasks.common.sheets import heated
-    from tasks.prediction.outputs import line_of, shown
+    from changepair.tasks.common.sheets import heated
+    from changepair.tasks.prediction.outputs import line_of, shown
 
     line = line_of(name, one.score, predictor.threshold)
     caption = f"{name}: {shown(line.score)}" + (f", {line.verdict}" if line.verdict else "")
@@ -323,7 +323,7 @@ def _save(
     predictor: Predictor, files: Sequence[Path], predictions: Iterator[Prediction], folder: Path, report: Callable[[float], None]
 ) -> int:
     """Write scores, maps and overlays. Return how many pictures are anomalous."""
-    from tasks.prediction.outputs import line_of, save, score_table
+    from changepair.tasks.prediction.outputs import line_of, save, score_table
 
     flagged = 0
     names = [Path(*name.parts[-2:]) for name in names_of(files)]

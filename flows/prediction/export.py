@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flows.prediction import options
-from flows.prediction.options import load, tell
+from changepair.flows.prediction import options
+from changepair.flows.prediction.options import load, tell
 
 EXAMPLES = """examples:
   changepair export --kit line-3 --out line-3-onnx
@@ -34,8 +34,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     predictor = load(arguments)
-    from tasks.prediction.export import NAMES
-    from tasks.prediction.export import export as work
+    from changepair.tasks.prediction.export import NAMES
+    from changepair.tasks.prediction.export import export as work
 
     about = work(predictor, arguments.out, arguments.format, any_size=arguments.any_size)
     inside = f"{about.prompts} {'prompt' if about.prompts == 1 else 'prompts'} inside" if about.prompts else "prompts as an input"

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flows.arguments import TOKEN
+from changepair.flows.arguments import TOKEN
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_CONNECTIONS = 512

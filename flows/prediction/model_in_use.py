@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flows.promotion.history import folder_of, read_current
-from flows.promotion.recommended import read_recommendation
-from flows.promotion.store import MeasuredAs, measured_as_in, read_measured_as
-from flows.running.places import IN_USE, SETTINGS_NAME
-from flows.settings.detectors import Detectors
-from flows.settings.pipelines import read_pipelines
-from flows.settings.reader import nearest, parse
-from tasks.common.decoding import UNKNOWN, Intensity
-from tasks.common.errors import BadInput
-from tasks.common.places import place_of
-from tasks.detectors.registry import DETECTORS, kind_of
-from tasks.prediction.models import Named, of_fetched, of_pipeline
-from tasks.scoring.decision import PromotionSettings, choose
-from tasks.scoring.recommendation import Recommendation, Use
-from tasks.scoring.results import DRAWS_NAME, read_draws
+from changepair.flows.promotion.history import folder_of, read_current
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.store import MeasuredAs, measured_as_in, read_measured_as
+from changepair.flows.running.places import IN_USE, SETTINGS_NAME
+from changepair.flows.settings.detectors import Detectors
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.reader import nearest, parse
+from changepair.tasks.common.decoding import UNKNOWN, Intensity
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import place_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.prediction.models import Named, of_fetched, of_pipeline
+from changepair.tasks.scoring.decision import PromotionSettings, choose
+from changepair.tasks.scoring.recommendation import Recommendation, Use
+from changepair.tasks.scoring.results import DRAWS_NAME, read_draws
 
 SEPARATOR = "/"
 """Separates a pipeline from one of its detectors."""

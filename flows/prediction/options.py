@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.running.places import SETTINGS_NAME
-from tasks.common.decoding import FULL, Intensity, Range
-from tasks.common.errors import BadInput
-from tasks.common.tiles import MOST
-from tasks.prediction.files import KIT_NAME, files_of, is_kit
+from changepair.flows.running.places import SETTINGS_NAME
+from changepair.tasks.common.decoding import FULL, Intensity, Range
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.tiles import MOST
+from changepair.tasks.prediction.files import KIT_NAME, files_of, is_kit
 
 if TYPE_CHECKING:
-    from flows.prediction.model_in_use import InUse
-    from tasks.prediction.predictor import Predictor
+    from changepair.flows.prediction.model_in_use import InUse
+    from changepair.tasks.prediction.predictor import Predictor
 
 SEVERAL = "a file, a folder or a pattern"
 
@@ -75,8 +75,8 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
-    from tasks.detectors.models.detector import ANY_CATEGORY
-    from tasks.prediction.predictor import Predictor
+    from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+    from changepair.tasks.prediction.predictor import Predictor
 
     if kit is not None:
         return Predictor.load(kit)
@@ -112,7 +112,7 @@ def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms
 
     Pictures that are prompts do not count.
     """
-    from tasks.prediction.calibration import check_count
+    from changepair.tasks.prediction.calibration import check_count
 
     taken = set(map(os.path.realpath, prompts))
     others = [file for file in normals if os.path.realpath(file) not in taken]
@@ -129,11 +129,11 @@ def _in_use(model: str | None) -> InUse | None:
     if model is None:
         return None
     if (Path(model) / SETTINGS_NAME).is_file():
-        from flows.prediction.model_in_use import model_of_project
+        from changepair.flows.prediction.model_in_use import model_of_project
 
         return model_of_project(Path(model))
     if Path("pipelines.yaml").is_file():
-        from flows.prediction.model_in_use import is_pipeline, model_in_use
+        from changepair.flows.prediction.model_in_use import is_pipeline, model_in_use
 
         if is_pipeline(model):
             return model_in_use(model)
@@ -142,7 +142,7 @@ def _in_use(model: str | None) -> InUse | None:
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
     """Set the prompts and the threshold of the pipeline's decision for --category."""
-    from tasks.detectors.models.detector import ANY_CATEGORY
+    from changepair.tasks.detectors.models.detector import ANY_CATEGORY
 
     category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
     try:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.arguments import COUNT, check_options, token_for
-from flows.prediction.budget import default_budget
-from flows.prediction.options import tell
-from tasks.common.errors import BadInput
-from tasks.common.stopping import EXIT_CODE
+from changepair.flows.arguments import COUNT, check_options, token_for
+from changepair.flows.prediction.budget import default_budget
+from changepair.flows.prediction.options import tell
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import EXIT_CODE
 
 MOST_BYTES = "32mb"
 UPLOAD = "/gradio_api/upload"
@@ -96,7 +96,7 @@ def serve_page(gradio: Any, page: Any, listening: socket.socket, *, head: str = 
     """Serve a page until Ctrl-C or SIGTERM. head: of the page, in HTML."""
     from fastapi import FastAPI
 
-    from flows.prediction.front import LOCAL, Front, Rules, serve_app
+    from changepair.flows.prediction.front import LOCAL, Front, Rules, serve_app
 
     system = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none is fetched
     page.queue(default_concurrency_limit=1, max_size=32, api_open=False)  # no request passes the queue

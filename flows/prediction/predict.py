@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.arguments import COUNT, check_options
-from flows.prediction import options
-from flows.prediction.options import SEVERAL, check_normals, load, tell
-from tasks.common.errors import BadInput
-from tasks.prediction.files import files_of, names_of
+from changepair.flows.arguments import COUNT, check_options
+from changepair.flows.prediction import options
+from changepair.flows.prediction.options import SEVERAL, check_normals, load, tell
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.prediction.files import files_of, names_of
 
 if TYPE_CHECKING:
-    from tasks.prediction.outputs import Line
-    from tasks.prediction.predictor import Predictor
+    from changepair.tasks.prediction.outputs import Line
+    from changepair.tasks.prediction.predictor import Predictor
 
 ANOMALOUS_EXIT, REFUSED_EXIT = 1, 2
 EXAMPLES = """examples:
@@ -129,8 +129,8 @@ def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
 ) -> Iterator[Line]:
     """Scores the pictures one after the other, and writes what is to be written of each."""
-    from tasks.common.decoding import FULL, UNKNOWN
-    from tasks.prediction.outputs import line_of, save
+    from changepair.tasks.common.decoding import FULL, UNKNOWN
+    from changepair.tasks.prediction.outputs import line_of, save
 
     names = list(names_of(pictures))
     ranged = predictor.prompted.intensity not in (UNKNOWN, FULL)
@@ -149,7 +149,7 @@ def _lines(
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
     """Gives what prints a line, as soon as it is known."""
-    from tasks.prediction.outputs import as_json, csv_lines, shown
+    from changepair.tasks.prediction.outputs import as_json, csv_lines, shown
 
     if form == "json":
         return lambda line: print(as_json(line), flush=True)
@@ -161,6 +161,6 @@ def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
 
 def _table(folder: Path | None) -> AbstractContextManager[Callable[[Line], None]]:
     """Gives what adds a line to scores.csv; nothing where there is no folder."""
-    from tasks.prediction.outputs import score_table
+    from changepair.tasks.prediction.outputs import score_table
 
     return nullcontext(lambda line: None) if folder is None else score_table(folder / "scores.csv")

@@ -1,4 +1,4 @@
-"""The command `changepair api`: starts the service of flows.prediction.service."""
+"""The command `changepair api`: starts the service of changepair.flows.prediction.service."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from flows.arguments import COUNT, check_options, listening, token_for
-from flows.prediction import options
-from flows.prediction.options import load, tell
-from tasks.common.bounds import MOST, Between
-from tasks.common.errors import BadInput
-from tasks.prediction.files import is_kit
+from changepair.flows.arguments import COUNT, check_options, listening, token_for
+from changepair.flows.prediction import options
+from changepair.flows.prediction.options import load, tell
+from changepair.tasks.common.bounds import MOST, Between
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.prediction.files import is_kit
 
 SECONDS = Between(0.001, MOST)
 EXAMPLES = """examples:
@@ -64,10 +64,10 @@ def serve(arguments: argparse.Namespace) -> None:
     check_options(arguments, {**dict.fromkeys((*counts, *optional), COUNT), "timeout": SECONDS})
     folders = _kits(arguments.kits)
     with listening(arguments.host, arguments.port) as own:
-        from flows.prediction.budget import default_budget, return_freed_memory
-        from flows.prediction.front import LOCAL, serve_app
-        from flows.prediction.service import Limits, make_app
-        from tasks.prediction.predictor import Predictor
+        from changepair.flows.prediction.budget import default_budget, return_freed_memory
+        from changepair.flows.prediction.front import LOCAL, serve_app
+        from changepair.flows.prediction.service import Limits, make_app
+        from changepair.tasks.prediction.predictor import Predictor
 
         token = token_for(own)
         return_freed_memory()

@@ -26,16 +26,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel
 from starlette.types import Scope
 
-from flows.prediction.budget import Budget, Full, TooLarge, default_budget, in_thread
-from flows.prediction.front import Front, Rules
-from tasks.common.errors import BadInput
-from tasks.detectors.models.detector import ANY_CATEGORY
-from tasks.prediction.batching import Batcher, Busy
-from tasks.prediction.costs import MAP_BYTES, Costs, bytes_of
-from tasks.prediction.memory import Needs, needs_of
-from tasks.prediction.outputs import Verdict, line_of, map_png
-from tasks.prediction.pictures import as_decoded, scaled
-from tasks.prediction.predictor import BATCH, Predictor, Said, Tile, score_of
+from changepair.flows.prediction.budget import Budget, Full, TooLarge, default_budget, in_thread
+from changepair.flows.prediction.front import Front, Rules
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+from changepair.tasks.prediction.batching import Batcher, Busy
+from changepair.tasks.prediction.costs import MAP_BYTES, Costs, bytes_of
+from changepair.tasks.prediction.memory import Needs, needs_of
+from changepair.tasks.prediction.outputs import Verdict, line_of, map_png
+from changepair.tasks.prediction.pictures import as_decoded, scaled
+from changepair.tasks.prediction.predictor import BATCH, Predictor, Said, Tile, score_of
 
 DEFAULT_KIT = "default"
 LATENCIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from tasks.common.errors import BadInput
-from tasks.prediction.memory import Needs, needs_of
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.prediction.memory import Needs, needs_of
 
 
 class Keeps(Protocol):

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from dvc.repo import Repo
 
-from flows.plan import planned, roots
-from flows.promotion.history import (
+from changepair.flows.plan import planned, roots
+from changepair.flows.promotion.history import (
     HISTORY,
     Model,
     candidate_hash,
@@ -23,25 +23,25 @@ from flows.promotion.history import (
     taken_back,
     write_current,
 )
-from flows.promotion.page import write_page
-from flows.promotion.recommended import read_recommendation
-from flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
-from flows.running import provenance
-from flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE, SETTINGS_NAME
-from flows.running.steps import HOUR, step
-from flows.runs.journal import now
-from flows.runs.states import RunState
-from flows.settings.detectors import Detectors
-from flows.settings.pipelines import Pipeline, enabled_pipeline, read_pipelines
-from flows.settings.reader import parse, read_yaml
-from flows.settings.runs import branch_of
-from tasks.common.errors import BadInput
-from tasks.common.fingerprint import code_of
-from tasks.detectors.registry import kind_of
-from tasks.sampling.episodes import EpisodeFiles, protocols_of
-from tasks.scoring.decision import Decision, decide, same_episodes
-from tasks.scoring.recommendation import DECISION_NAME
-from tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
+from changepair.flows.promotion.page import write_page
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
+from changepair.flows.running import provenance
+from changepair.flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE, SETTINGS_NAME
+from changepair.flows.running.steps import HOUR, step
+from changepair.flows.runs.journal import now
+from changepair.flows.runs.states import RunState
+from changepair.flows.settings.detectors import Detectors
+from changepair.flows.settings.pipelines import Pipeline, enabled_pipeline, read_pipelines
+from changepair.flows.settings.reader import parse, read_yaml
+from changepair.flows.settings.runs import branch_of
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.fingerprint import code_of
+from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of
+from changepair.tasks.scoring.decision import Decision, decide, same_episodes
+from changepair.tasks.scoring.recommendation import DECISION_NAME
+from changepair.tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,11 @@ def judged(settings: Pipeline) -> list[str]:
 @step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
 def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[DrawRow]:
     """Gives the draws of the model in use on the episodes of now. detectors: its own section of pipelines.yaml."""
-    from tasks.scoring.contenders import Scoring, score_detector  # with torch and the encoders: three seconds, which few runs need
-    from tasks.scoring.measure import measure
+    from changepair.tasks.scoring.contenders import (  # with torch and the encoders: three seconds, which few runs need
+        Scoring,
+        score_detector,
+    )
+    from changepair.tasks.scoring.measure import measure
 
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
     own = parse(cast(Any, Detectors), detectors, ("pipelines", pipeline, "detectors"), folder / SETTINGS_NAME)
@@ -192,6 +195,6 @@ def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
     """Gives what the candidate is measured as."""
     section = read_yaml()["pipelines"][pipeline]
     kinds = {name: kind_of(settings.detectors[name]) for name in judged(settings)}
-    code = {name: code_of(*roots("score", kind), root=Path.cwd()).digest for name, kind in kinds.items()}
+    code = {name: code_of(*roots("score", kind)).digest for name, kind in kinds.items()}
     evaluation = {name: value for name, value in section["evaluation"].items() if name not in ("batch_size", "shown")}
-    return MeasuredAs(section["detectors"], evaluation, {**code, "figures": code_of(*roots("figures"), root=Path.cwd()).digest})
+    return MeasuredAs(section["detectors"], evaluation, {**code, "figures": code_of(*roots("figures")).digest})

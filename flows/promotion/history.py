@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from flows.running import provenance
-from flows.running.places import CANDIDATE, EVALUATION, MODELS
-from flows.running.records import Figures, FolderHash, Hash, Moment, as_record, read_record
-from flows.runs.journal import now
-from flows.settings.pipelines import pipeline_named
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.common.texts import read_text
-from tasks.scoring.results import METRICS_NAME
+from changepair.flows.running import provenance
+from changepair.flows.running.places import CANDIDATE, EVALUATION, MODELS
+from changepair.flows.running.records import Figures, FolderHash, Hash, Moment, as_record, read_record
+from changepair.flows.runs.journal import now
+from changepair.flows.settings.pipelines import pipeline_named
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.common.texts import read_text
+from changepair.tasks.scoring.results import METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
 """In in-use/: what its figures were measured as."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.promotion.history import Model, decisions_on, folder_of, read_current
-from tasks.common.files import write_text
-from tasks.scoring.figures import heading
+from changepair.flows.promotion.history import Model, decisions_on, folder_of, read_current
+from changepair.tasks.common.files import write_text
+from changepair.tasks.scoring.figures import heading
 
 PAGE_NAME = "in-use.html"
 LISTED = 20  # decisions, the newest first; `changepair history` has all

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.running.records import read_record
-from tasks.common.errors import BadInput
-from tasks.scoring.recommendation import DECISION_NAME, Recommendation
+from changepair.flows.running.records import read_record
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
 
 
 def read_recommendation(folder: Path) -> Recommendation | None:

@@ -17,13 +17,13 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 
-from flows.promotion.history import CURRENT, Model, Stored, folder_of
-from flows.running.places import CANDIDATE, EVALUATION, IN_USE, SETTINGS_NAME
-from flows.running.records import read_record
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text, written_beside
-from tasks.scoring.recommendation import DECISION_NAME
-from tasks.scoring.results import DRAWS_NAME
+from changepair.flows.promotion.history import CURRENT, Model, Stored, folder_of
+from changepair.flows.running.places import CANDIDATE, EVALUATION, IN_USE, SETTINGS_NAME
+from changepair.flows.running.records import read_record
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text, written_beside
+from changepair.tasks.scoring.recommendation import DECISION_NAME
+from changepair.tasks.scoring.results import DRAWS_NAME
 
 POINTER = "in-use.dvc"
 

@@ -27,15 +27,15 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_A
 from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
-from flows.running.ending import PARENT
-from flows.running.login import login_for, new_login
-from flows.running.orders import follow_orders, following_orders
-from flows.running.secrets import hide
-from flows.running.temporary import temporary_server
-from flows.runs.states import RunState
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.stopping import Stopped
+from changepair.flows.running.ending import PARENT
+from changepair.flows.running.login import login_for, new_login
+from changepair.flows.running.orders import follow_orders, following_orders
+from changepair.flows.running.secrets import hide
+from changepair.flows.running.temporary import temporary_server
+from changepair.flows.runs.states import RunState
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import Stopped
 
 SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered the process that started this one
 AWAY = 600.0  # seconds that a server may be away

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.running.api import wait_for_server
-from tasks.common.pictures import read_picture
-from tasks.common.texts import csv_rows
+from changepair.flows.running.api import wait_for_server
+from changepair.tasks.common.pictures import read_picture
+from changepair.tasks.common.texts import csv_rows
 
 WIDEST = 900  # pixels: an artifact is stored in the server's database
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from flows.promotion.store import POINTER
-from flows.running.places import MODELS
-from flows.running.provenance import locked, pointed
-from flows.running.records import MD5
-from tasks.common import stopping
+from changepair.flows.promotion.store import POINTER
+from changepair.flows.running.places import MODELS
+from changepair.flows.running.provenance import locked, pointed
+from changepair.flows.running.records import MD5
+from changepair.tasks.common import stopping
 
 DIRECTORY = ".dir"  # ending of the objects that list a folder's files
 HASH = re.compile(rf"{MD5}(\{DIRECTORY})?")

@@ -12,12 +12,12 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from ruamel.yaml.error import YAMLError
 
-from flows.running.ending import tell
-from flows.running.provenance import locked
-from flows.running.secrets import hide
-from flows.settings.reader import FILE
-from tasks.common import stopping
-from tasks.common.errors import BadInput
+from changepair.flows.running.ending import tell
+from changepair.flows.running.provenance import locked
+from changepair.flows.running.secrets import hide
+from changepair.flows.settings.reader import FILE
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
 
 POLL = 1.0  # seconds
 LONGEST = 200  # characters of what DVC says of who is at work
@@ -67,7 +67,7 @@ def forward_sigterm() -> None:
     for process in psutil.Process().children(recursive=True):
         try:
             command = process.cmdline()
-            if command[1:2] == ["-m"] and command[2:3] and command[2].startswith("flows."):
+            if command[1:2] == ["-m"] and command[2:3] and command[2].startswith("changepair.flows."):
                 process.terminate()
         except psutil.Error:
             continue

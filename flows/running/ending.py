@@ -12,15 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flows.running.console import SAID
-from flows.running.secrets import hide, hide_in_log
-from flows.running.told import tell_failure, tell_stop
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.files import NO_ROOM
-from tasks.common.places import is_of_store
-from tasks.common.reasons import in_short
-from tasks.common.stopping import CTRL_C, Stopped
+from changepair.flows.running.console import SAID
+from changepair.flows.running.secrets import hide, hide_in_log
+from changepair.flows.running.told import tell_failure, tell_stop
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import NO_ROOM
+from changepair.tasks.common.places import is_of_store
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.stopping import CTRL_C, Stopped
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)

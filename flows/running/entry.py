@@ -10,15 +10,15 @@ from typing import Any
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL
 
-from flows.running.api import end_with_parent, logged_in, one_api, run
-from flows.running.console import set_volume, set_volume_of_workers, volume
-from flows.running.ending import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
-from flows.running.gpu import gpu_slot
-from flows.running.locks import one_at_a_time
-from flows.running.login import login_for
-from flows.running.unchanged import unchanged
-from flows.settings.pipelines import Execution, read_pipelines
-from tasks.common.stopping import on_sigterm
+from changepair.flows.running.api import end_with_parent, logged_in, one_api, run
+from changepair.flows.running.console import set_volume, set_volume_of_workers, volume
+from changepair.flows.running.ending import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
+from changepair.flows.running.gpu import gpu_slot
+from changepair.flows.running.locks import one_at_a_time
+from changepair.flows.running.login import login_for
+from changepair.flows.running.unchanged import unchanged
+from changepair.flows.settings.pipelines import Execution, read_pipelines
+from changepair.tasks.common.stopping import on_sigterm
 
 
 def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[Execution], Any] | None = None) -> None:
@@ -29,7 +29,7 @@ def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[
     """
     names, of = list(flow.parameters.properties), sys.argv[1:]
     if len(of) != len(names):
-        sys.exit(f"usage: python -m flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
+        sys.exit(f"usage: python -m changepair.flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
 
     set_volume(volume())
     set_volume_of_workers()

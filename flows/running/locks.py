@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.running.records import as_record
-from tasks.common import stopping
+from changepair.flows.running.records import as_record
+from changepair.tasks.common import stopping
 
 FOLDER = Path(".dvc/tmp/changepair")  # DVC's own place for what belongs to this checkout and to nobody else
 POLL = 0.5  # seconds

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput
 
 FILE = "changepair-login"
 NAME = "changepair"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.settings.pipelines import Execution
-from tasks.common.errors import BadInput
-from tasks.training.processes import Attendance, Machines, Meeting, ThisMachine, attend
+from changepair.flows.settings.pipelines import Execution
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.training.processes import Attendance, Machines, Meeting, ThisMachine, attend
 
 LOST = 15.0  # seconds
 

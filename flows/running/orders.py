@@ -17,8 +17,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.running.ending import tell
-from tasks.common import stopping
+from changepair.flows.running.ending import tell
+from changepair.tasks.common import stopping
 
 EVERY = 2.0
 """Seconds between two looks at the state of a run."""

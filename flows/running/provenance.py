@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flows.settings.reader import parse_yaml
-from tasks.common.errors import BadInput
-from tasks.common.reasons import in_short
-from tasks.common.texts import read_text
+from changepair.flows.settings.reader import parse_yaml
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_text
 
 LOCK = Path("dvc.lock")
 

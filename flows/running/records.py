@@ -9,10 +9,10 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import AfterValidator, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
-from flows.settings.reader import MERGE
-from tasks.common.errors import BadInput
-from tasks.common.reasons import in_short
-from tasks.common.texts import read_text
+from changepair.flows.settings.reader import MERGE
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_text
 
 Kind = TypeVar("Kind")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.arguments import listening
-from flows.running.login import is_loopback, keep_login, login_file
-from flows.running.websockets import LIMITS, Handshakes
-from tasks.common.errors import BadInput
+from changepair.flows.arguments import listening
+from changepair.flows.running.login import is_loopback, keep_login, login_file
+from changepair.flows.running.websockets import LIMITS, Handshakes
+from changepair.tasks.common.errors import BadInput
 
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -54,7 +54,7 @@ def start(host: str, port: int) -> None:
         Console().print(line, soft_wrap=True, highlight=False, markup=False)
     environment = {**SETTINGS, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address, **os.environ, AUTHENTICATION: login}
     environment.pop("PREFECT_API_URL", None)  # it is this one
-    command = [sys.executable, "-m", "flows.running.server", "server", "start", "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "changepair.flows.running.server", "server", "start", "--host", host, "--port", str(port)]
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # kept until `main`: in the start of Python it would end in a traceback
     os.execve(sys.executable, command, environment)

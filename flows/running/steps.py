@@ -11,10 +11,10 @@ import httpx
 from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.running.api import wait_for_server
-from flows.running.told import has_listener, tell_share
-from tasks.common.errors import BadInput
-from tasks.common.stopping import Stopped
+from changepair.flows.running.api import wait_for_server
+from changepair.flows.running.told import has_listener, tell_share
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import Stopped
 
 P = ParamSpec("P")
 R = TypeVar("R")

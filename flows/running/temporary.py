@@ -1,6 +1,7 @@
 """Keeps a Prefect server of a run's own, for as long as the run lives: it ends after it, whatever ends that, and never before.
 
-`python -m flows.running.temporary <port>` is that server. It hears neither Ctrl-C nor SIGTERM, which reach it too where they are sent to
+`python -m changepair.flows.running.temporary <port>` is that server. It hears neither Ctrl-C nor SIGTERM, which reach it too where
+they are sent to
 all that a terminal or a service started, as a run that stops has to tell it so; it ends when its standard input does, which the run holds.
 """
 
@@ -20,10 +21,10 @@ from typing import IO
 
 import httpx
 
-from flows.running.secrets import hide
-from flows.running.websockets import LIMITS, Handshakes
-from tasks.common import stopping
-from tasks.common.errors import BadInput
+from changepair.flows.running.secrets import hide
+from changepair.flows.running.websockets import LIMITS, Handshakes
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
 
 PATIENCE = 300.0  # seconds for a server to start: a new database, on a slow disk or a busy machine, takes a while to be laid out
 LAST = 5.0  # seconds for it to end, once it is asked to
@@ -51,7 +52,11 @@ def temporary_server(login: str) -> str:
     }
     said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.running.temporary", str(port)], stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment
+        [sys.executable, "-m", "changepair.flows.running.temporary", str(port)],
+        stdin=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
+        env=environment,
     )
     atexit.register(_end, server)  # after Prefect has sent its last events and logs
     url = f"http://127.0.0.1:{port}/api"

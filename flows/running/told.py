@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tasks.common.files import write_text
+from changepair.tasks.common.files import write_text
 
 FOLDER = "CHANGEPAIR_TOLD"  # environment: the folder
 LISTENER = "CHANGEPAIR_LISTENER"  # environment: the process of the run

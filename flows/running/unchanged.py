@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.plan import CODE_STAGE, DVC_YAML
-from flows.running.places import CODE
-from flows.running.records import read_record
-from flows.settings.reader import FILE, hold, load_yaml, read_again
-from tasks.common.errors import BadInput
-from tasks.common.fingerprint import Code, versions_of
-from tasks.common.places import place_of, states
+from changepair.flows.plan import CODE_STAGE, DVC_YAML
+from changepair.flows.running.places import CODE
+from changepair.flows.running.records import read_record
+from changepair.flows.settings.reader import FILE, hold, load_yaml, read_again
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.fingerprint import Code, versions_of
+from changepair.tasks.common.places import place_of, states
 
 CACHE = "__pycache__"  # within folders of code: Python writes there as it runs
 
@@ -46,7 +46,7 @@ def _refuse_other_packages(stage: Mapping[str, Any]) -> None:
         if not file.is_file():
             continue
         recorded = read_record(Code, file).packages
-        for package, now in versions_of(recorded, Path.cwd()).items():
+        for package, now in versions_of(recorded).items():
             if now != recorded[package]:
                 raise BadInput(
                     f"{file}: {package} {recorded[package]} was recorded, but {now} is installed; install it with `pip install "
@@ -60,7 +60,7 @@ def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]
         stages: Mapping[str, Any] = load_yaml(DVC_YAML)["stages"]
     except (BadInput, KeyError, TypeError):
         return {}, set()
-    command = " ".join(("python -m", f"flows.{kind}", *of))
+    command = " ".join(("python -m", f"changepair.flows.{kind}", *of))
     outs = {str(next(iter(out))) if isinstance(out, dict) else str(out) for stage in stages.values() for out in stage.get("outs", ())}
     return next((stage for stage in stages.values() if stage.get("cmd") == command), {}), outs
 

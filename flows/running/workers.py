@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from flows.settings.pipelines import Execution
-from tasks.common.stopping import check
+from changepair.flows.settings.pipelines import Execution
+from changepair.tasks.common.stopping import check
 
 ASKED_EVERY = 0.5  # seconds
 Held = TypeVar("Held")

@@ -9,7 +9,7 @@ from prefect.assets import Asset, AssetProperties, materialize
 from prefect.client.base import ServerType, determine_server_type
 from prefect.events import emit_event
 
-from flows.runs.states import RunState
+from changepair.flows.runs.states import RunState
 
 ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT = "changepair.alert", "changepair.drifted", "changepair.labelled"
 RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from flows.running.places import DATA
-from flows.running.records import Figures, Moment, read_record
-from flows.runs.states import RunState, StageState
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
+from changepair.flows.running.places import DATA
+from changepair.flows.running.records import Figures, Moment, read_record
+from changepair.flows.runs.states import RunState, StageState
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
 
 KEPT = 100  # runs a pipeline; older ones are forgotten
 

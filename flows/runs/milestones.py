@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from flows.plan import SPLIT
-from flows.running.console import Volume, volume
-from flows.running.told import Told, told
-from flows.runs.journal import Run
-from flows.runs.states import StageState
+from changepair.flows.plan import SPLIT
+from changepair.flows.running.console import Volume, volume
+from changepair.flows.running.told import Told, told
+from changepair.flows.runs.journal import Run
+from changepair.flows.runs.states import StageState
 
 LOOK = 1.0  # seconds between two looks at how far a stage is
 REMIND = 600.0  # seconds after which a stage that runs is told of again where there is no terminal to show a bar

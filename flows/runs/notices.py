@@ -13,9 +13,9 @@ import httpx
 from prefect import task
 from prefect.tasks import exponential_backoff
 
-from flows.running.secrets import HIDDEN, hide
-from flows.runs.states import RunState
-from flows.settings.runs import Notices
+from changepair.flows.running.secrets import HIDDEN, hide
+from changepair.flows.runs.states import RunState
+from changepair.flows.settings.runs import Notices
 
 EVENTS = {RunState.PROMOTED: "promoted", RunState.KEPT: "kept", RunState.FAILED: "failed"}
 FIRST_PAUSE = 1.0  # seconds before the second attempt; each pause is twice the one before

@@ -10,15 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.promotion.history import folder_of, read_current, what_is_missing
-from flows.running.locks import FOLDER, holder
-from flows.running.places import DATA, IN_USE
-from flows.runs.journal import Run, StageRun, read_runs
-from flows.runs.states import RunState, StageState
-from flows.runs.times import read_times
-from flows.settings.pipelines import read_pipelines
-from flows.settings.reader import nearest
-from tasks.common.errors import BadInput
+from changepair.flows.promotion.history import folder_of, read_current, what_is_missing
+from changepair.flows.running.locks import FOLDER, holder
+from changepair.flows.running.places import DATA, IN_USE
+from changepair.flows.runs.journal import Run, StageRun, read_runs
+from changepair.flows.runs.states import RunState, StageState
+from changepair.flows.runs.times import read_times
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.reader import nearest
+from changepair.tasks.common.errors import BadInput
 
 RETRAIN_LOCK = FOLDER / "retrain.lock"
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.promotion.recommended import read_recommendation
-from flows.running.artifacts import picture_url
-from flows.running.places import EVALUATION, REPORT_NAME
-from flows.runs.journal import Run
-from tasks.reporting.advice import advice_of, next_steps
-from tasks.reporting.galleries import GALLERIES_NAME, short_name
-from tasks.scoring.figures import heading
-from tasks.scoring.operating import OPERATING_NAME, read_operating
-from tasks.scoring.recommendation import Recommendation
-from tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.running.artifacts import picture_url
+from changepair.flows.running.places import EVALUATION, REPORT_NAME
+from changepair.flows.runs.journal import Run
+from changepair.tasks.reporting.advice import advice_of, next_steps
+from changepair.tasks.reporting.galleries import GALLERIES_NAME, short_name
+from changepair.tasks.scoring.figures import heading
+from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
+from changepair.tasks.scoring.recommendation import Recommendation
+from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 
 RUNS = 8
 """Of the trend."""

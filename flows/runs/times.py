@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.running.places import DATA
-from flows.running.records import read_record
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
+from changepair.flows.running.places import DATA
+from changepair.flows.running.records import read_record
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
 
 
 @dataclass(frozen=True)

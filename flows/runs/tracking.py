@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flows.running.places import DATA
-from flows.settings.pipelines import Execution
+from changepair.flows.running.places import DATA
+from changepair.flows.settings.pipelines import Execution
 
 if TYPE_CHECKING:
-    from tasks.training.tracking import Tracking
+    from changepair.tasks.training.tracking import Tracking
 
 
 def tracking_of(execution: Execution, pipeline: str, name: str) -> Tracking:
     """Gives the trackers of a detector's training, or of the figures."""
-    from tasks.training.tracking import Tracking  # with torch
+    from changepair.tasks.training.tracking import Tracking  # with torch
 
     return Tracking(execution.trackers, DATA / "runs" / pipeline / "tensorboard", name)

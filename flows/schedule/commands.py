@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from flows.running.secrets import hide
-from tasks.common import stopping
-from tasks.common.errors import BadInput
+from changepair.flows.running.secrets import hide
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
 
 REMEMBERED = 20  # lines of what a command said
 POLL = 0.2  # seconds

@@ -35,18 +35,18 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from flows.running.api import logged_in, refuse_silent
-from flows.running.ending import tell
-from flows.running.gpu import LIMIT
-from flows.running.login import login_for
-from flows.runs.events import RETRAINING, resource_of
-from flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server
-from flows.schedule.flow import NAME, WATCHED
-from flows.schedule.origins import REPOSITORIES, refuse_secret
-from flows.schedule.work import stop_runs
-from flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
-from flows.settings.runs import Schedule
-from tasks.common.errors import BadInput
+from changepair.flows.running.api import logged_in, refuse_silent
+from changepair.flows.running.ending import tell
+from changepair.flows.running.gpu import LIMIT
+from changepair.flows.running.login import login_for
+from changepair.flows.runs.events import RETRAINING, resource_of
+from changepair.flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server
+from changepair.flows.schedule.flow import NAME, WATCHED
+from changepair.flows.schedule.origins import REPOSITORIES, refuse_secret
+from changepair.flows.schedule.work import stop_runs
+from changepair.flows.settings.pipelines import Pipelines, enabled_pipeline, read_pipelines
+from changepair.flows.settings.runs import Schedule
+from changepair.tasks.common.errors import BadInput
 
 TAG = "changepair"
 PAGE = 200  # deployments that the server gives at once, at the most

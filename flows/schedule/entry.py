@@ -18,13 +18,13 @@ from prefect.runner import runner
 from prefect.states import Failed
 from prefect.workers import process
 
-from flows.running.ending import tell
-from flows.running.secrets import hide
-from flows.schedule.flow import NAME, WATCHED, scheduled, watched
-from flows.schedule.origins import OWN
+from changepair.flows.running.ending import tell
+from changepair.flows.running.secrets import hide
+from changepair.flows.schedule.flow import NAME, WATCHED, scheduled, watched
+from changepair.flows.schedule.origins import OWN
 
 FLOWS: dict[str, Flow[..., Any]] = {NAME: scheduled, WATCHED: watched}
-ENTRYPOINTS = {name: f"flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
+ENTRYPOINTS = {name: f"changepair.flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
 ENTRYPOINT = "PREFECT__FLOW_ENTRYPOINT"  # environment of Prefect's engine: what it imports; with it, it reads no code from a deployment
 RUN = "PREFECT__FLOW_RUN_ID"
 

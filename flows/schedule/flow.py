@@ -17,20 +17,20 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 from rich.console import Console
 
-from flows.running.api import child, close_dead, link_child, one_api, parent, stoppable
-from flows.running.ending import log_in_lines
-from flows.running.locks import Held, one_at_a_time
-from flows.runs.journal import now
-from flows.runs.notices import notify
-from flows.runs.states import RunState
-from flows.schedule import workspace
-from flows.schedule.origins import refuse_secret, refuse_unknown_code
-from flows.schedule.workspace import Workspace
-from flows.settings.pipelines import Name, read_pipelines
-from flows.settings.reader import parse
-from flows.settings.runs import Overlap, Results, Runs
-from tasks.common.errors import BadInput
-from tasks.common.stopping import Stopped
+from changepair.flows.running.api import child, close_dead, link_child, one_api, parent, stoppable
+from changepair.flows.running.ending import log_in_lines
+from changepair.flows.running.locks import Held, one_at_a_time
+from changepair.flows.runs.journal import now
+from changepair.flows.runs.notices import notify
+from changepair.flows.runs.states import RunState
+from changepair.flows.schedule import workspace
+from changepair.flows.schedule.origins import refuse_secret, refuse_unknown_code
+from changepair.flows.schedule.workspace import Workspace
+from changepair.flows.settings.pipelines import Name, read_pipelines
+from changepair.flows.settings.reader import parse
+from changepair.flows.settings.runs import Overlap, Results, Runs
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import Stopped
 
 NAME, WATCHED = "scheduled", "watched"
 PARAMETERS = Path("parameters of the run")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
 
 STALE_AFTER = 10.0  # seconds: Git holds a lock for as long as it writes one file; a process on another machine cannot be seen
 POLL = 0.2  # seconds

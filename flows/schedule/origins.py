@@ -16,9 +16,9 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
-from flows.running.secrets import hide, holds_secret
-from flows.schedule.commands import CommandFailed, git
-from tasks.common.errors import BadInput
+from changepair.flows.running.secrets import hide, holds_secret
+from changepair.flows.schedule.commands import CommandFailed, git
+from changepair.tasks.common.errors import BadInput
 
 REPOSITORIES = "CHANGEPAIR_REPOSITORIES"
 """Environment variable of a worker: the repositories whose code it may run, separated by spaces."""

@@ -15,17 +15,17 @@ from types import FrameType
 import psutil
 from prefect.settings import PREFECT_API_URL
 
-from flows.running.api import die_with_parent, logged_in, refuse_silent
-from flows.running.ending import tell
-from flows.running.login import login_for
-from flows.schedule.commands import own
-from tasks.common.errors import BadInput
+from changepair.flows.running.api import die_with_parent, logged_in, refuse_silent
+from changepair.flows.running.ending import tell
+from changepair.flows.running.login import login_for
+from changepair.flows.schedule.commands import own
+from changepair.tasks.common.errors import BadInput
 
 POLL = 0.2
 """Seconds between two looks at the worker."""
 REPORT = 1.0
 """Seconds for the worker to report runs that ended before their flow began."""
-ENGINE, WORKER = "prefect.engine", "flows.schedule.worker"
+ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.worker"
 """Modules of the process of a run and of the worker."""
 
 

@@ -13,9 +13,9 @@ from prefect.client.orchestration import PrefectClient
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from flows.schedule.commands import own
-from flows.schedule.entry import take_no_code_from_the_server
-from flows.schedule.work import ENGINE
+from changepair.flows.schedule.commands import own
+from changepair.flows.schedule.entry import take_no_code_from_the_server
+from changepair.flows.schedule.work import ENGINE
 
 
 class Job(ProcessJobConfiguration):

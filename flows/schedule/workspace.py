@@ -21,20 +21,20 @@ from typing import Any
 from dvc.config import Config, ConfigError
 from dvc.utils.serialize import dump_yaml
 
-from flows.plan import DVC_YAML, PLAN, is_of
-from flows.promotion.store import POINTER
-from flows.running.cache import verify
-from flows.running.places import EVALUATION, MODELS
-from flows.running.provenance import LOCK, locked, parse_lock
-from flows.schedule.commands import CommandFailed, committed, git, of_this_environment, own, run
-from flows.schedule.git_locks import clear_locks
-from flows.schedule.origins import refuse_other_origin
-from flows.settings import overriding
-from flows.settings.reader import FILE
-from flows.settings.runs import Results, branch_of
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.common.texts import decode, read_text
+from changepair.flows.plan import DVC_YAML, PLAN, is_of
+from changepair.flows.promotion.store import POINTER
+from changepair.flows.running.cache import verify
+from changepair.flows.running.places import EVALUATION, MODELS
+from changepair.flows.running.provenance import LOCK, locked, parse_lock
+from changepair.flows.schedule.commands import CommandFailed, committed, git, of_this_environment, own, run
+from changepair.flows.schedule.git_locks import clear_locks
+from changepair.flows.schedule.origins import refuse_other_origin
+from changepair.flows.settings import overriding
+from changepair.flows.settings.reader import FILE
+from changepair.flows.settings.runs import Results, branch_of
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.common.texts import decode, read_text
 
 IDENTITY = {"NAME": "changepair", "EMAIL": "changepair@localhost"}
 AUTHOR = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in IDENTITY.items()}
@@ -118,14 +118,14 @@ def pull(workspace: Workspace, tell: Tell, *, model_alone: bool = False) -> None
 
 def retrain(workspace: Workspace, tell: Tell) -> None:
     """Runs `changepair retrain` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
-    command = own("flows.cli", "retrain", workspace.pipeline)
+    command = own("changepair.flows.cli", "retrain", workspace.pipeline)
     run(command, cwd=workspace.folder, what=f"retrain {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
 
 
 def score(workspace: Workspace, tell: Tell) -> None:
     """Runs `changepair score` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
     (workspace.folder / UNFINISHED).unlink(missing_ok=True)  # nothing of a retraining is made here
-    command = own("flows.cli", "score", workspace.pipeline)
+    command = own("changepair.flows.cli", "score", workspace.pipeline)
     run(command, cwd=workspace.folder, what=f"score {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
 
 

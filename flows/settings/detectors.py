@@ -11,9 +11,9 @@ from typing import Annotated, Any, cast
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, nearest
-from tasks.common.bounds import Some
-from tasks.detectors.registry import DETECTORS, KIND, kind_of
+from changepair.flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, nearest
+from changepair.tasks.common.bounds import Some
+from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?<!-plus)")  # the stages of metauas+ end so
 SECTIONS: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(dict[str, dict[str, Any]])

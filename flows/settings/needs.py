@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.settings.pipelines import Datasets, Pipeline
-from tasks.common.errors import BadInput
-from tasks.common.places import place_of
-from tasks.detectors.registry import DETECTORS, kind_of
-from tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
-from tasks.inpainting.settings import NONE, OWN
+from changepair.flows.settings.pipelines import Datasets, Pipeline
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import place_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.inpainting.settings import NONE, OWN
 
 STEPS_A_SECOND = 3.8
 """Of the inpainting model's training as it is by default, on two cores."""
@@ -42,7 +42,7 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
             missing = _missing(datasets.folders[name].path)
             yield from (f"dataset {name}: {missing}",) if missing else ()
         elif name not in datasets.here:
-            from tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
+            from changepair.tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
 
             about = datasets.elsewhere[name]
             home = about.home or LAYOUTS[about.layout].home

@@ -10,12 +10,12 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import CollectionNode, MappingNode
 
-from flows.settings.pipelines import Pipelines, mistakes
-from flows.settings.reader import FILE, check_values, nearest, parse, parse_yaml, read_yaml
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.common.reasons import in_short
-from tasks.common.texts import read_text
+from changepair.flows.settings.pipelines import Pipelines, mistakes
+from changepair.flows.settings.reader import FILE, check_values, nearest, parse, parse_yaml, read_yaml
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_text
 
 WIDEST = 10_000  # characters of a line, so that none is broken
 

@@ -9,21 +9,21 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from flows.running.places import WRITTEN
-from flows.settings.detectors import Detectors, parse_trainings
-from flows.settings.reader import FILE, nearest, parse, read_yaml
-from flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
-from tasks.common.bounds import Each, Some
-from tasks.common.errors import BadInput
-from tasks.common.places import is_remote, place_of
-from tasks.detectors.registry import DETECTORS, kind_of, missing_base
-from tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
-from tasks.inpainting.settings import InpainterSettings
-from tasks.sampling.settings import SamplingSettings
-from tasks.scoring.decision import PromotionSettings
-from tasks.scoring.settings import EvaluationSettings
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.training.settings import TrainingSettings
+from changepair.flows.running.places import WRITTEN
+from changepair.flows.settings.detectors import Detectors, parse_trainings
+from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml
+from changepair.flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
+from changepair.tasks.common.bounds import Each, Some
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_remote, place_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of, missing_base
+from changepair.tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
+from changepair.tasks.inpainting.settings import InpainterSettings
+from changepair.tasks.sampling.settings import SamplingSettings
+from changepair.tasks.scoring.decision import PromotionSettings
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.training.settings import TrainingSettings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]  # a file's name has room for 255 characters
 Runner = Literal["threads", "processes", "dask"]

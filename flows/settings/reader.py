@@ -17,10 +17,10 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tasks.common.bounds import MOST
-from tasks.common.errors import BadInput
-from tasks.common.places import PASSWORD_IN_URL, holds_password
-from tasks.common.texts import read_text
+from changepair.tasks.common.bounds import MOST
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import PASSWORD_IN_URL, holds_password
+from changepair.tasks.common.texts import read_text
 
 FILE = Path("pipelines.yaml")
 MERGE = "<<<<<<< "

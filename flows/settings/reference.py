@@ -1,4 +1,7 @@
-"""Writes the page of all settings from the classes that pipelines.yaml is read into: `python -m flows.settings.reference` prints it."""
+"""Write the page of all settings from the classes that pipelines.yaml is read into.
+
+`python -m changepair.flows.settings.reference` prints it.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
-from flows.settings.runs import Notices, Runs, Schedule, Watch
-from tasks.common.bounds import Bound, Some
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.settings import EncoderSettings
-from tasks.ingestion.settings import FolderSettings, ObjectsSettings
-from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.sampling.settings import SamplingSettings
-from tasks.scoring.decision import PromotionSettings
-from tasks.scoring.settings import EvaluationSettings
-from tasks.synthesis.settings import AugmentationSettings, ObjectSettings, SynthesisSettings
+from changepair.flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
+from changepair.flows.settings.runs import Notices, Runs, Schedule, Watch
+from changepair.tasks.common.bounds import Bound, Some
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.ingestion.settings import FolderSettings, ObjectsSettings
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.sampling.settings import SamplingSettings
+from changepair.tasks.scoring.decision import PromotionSettings
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.synthesis.settings import AugmentationSettings, ObjectSettings, SynthesisSettings
 
 HEAD = """\
 # Settings

@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from flows.settings.reader import nearest
-from tasks.common.bounds import STRICT
-from tasks.monitoring.settings import WatchSettings
+from changepair.flows.settings.reader import nearest
+from changepair.tasks.common.bounds import STRICT
+from changepair.tasks.monitoring.settings import WatchSettings
 
 UNITS = ("minutes", "hours", "days", "weeks")
 LONGEST = timedelta(days=3650)  # between two runs

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.common.errors import BadInput
-from tasks.common.places import is_remote
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_remote
 
 HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
 os.umask(_umask := os.umask(0))  # the only way to read it

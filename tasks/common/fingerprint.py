@@ -21,10 +21,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
-OURS = ("flows", "tasks")
+PACKAGE = "changepair"
+ROOT = Path(__file__).absolute().parents[3]
+"""The folder that the running package is in: a checkout, or site-packages."""
 LOCK = "requirements.lock"
-REGISTRY = "tasks.detectors.registry"
+REGISTRY = f"{PACKAGE}.tasks.detectors.registry"
 """Names every detector. Which of them a result is of, is said by the roots that are asked about."""
 CARRIERS = frozenset({"packaging", "prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions", "upath"})
 """Packages that carry the work and compute nothing of what comes of it."""
@@ -44,6 +45,20 @@ OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})
 SHORT = 16  # hexadecimal digits of a hash that is kept
 
 
+def is_checkout(folder: Path) -> bool:
+    """Tell whether a folder holds the source code of this package, which the stages of the folder then run."""
+    return (folder / PACKAGE / "__init__.py").is_file()
+
+
+def code_root() -> Path:
+    """Return the folder whose package the stages of the current folder run: itself if a checkout, else where the package is installed.
+
+    `python -m` finds a package in the current folder first.
+    """
+    here = Path.cwd()
+    return here if is_checkout(here) else ROOT
+
+
 @dataclass(frozen=True)
 class Code:
     """The code that a result depends on, part by part, so that two can be held beside each other to see what differs."""
@@ -61,8 +76,12 @@ class Code:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:SHORT]
 
 
-def code_of(*roots: str, root: Path = ROOT) -> Code:
-    """Finds the code that modules, by their dotted names, can run. root: the folder that flows/, tasks/ and requirements.lock stand in."""
+def code_of(*roots: str, root: Path | None = None) -> Code:
+    """Find the code that modules, by their dotted names, can run. root: the folder that holds the package; None: `code_root()`.
+
+    Versions of packages are compared with requirements.lock in the current folder, where there is one.
+    """
+    root = root or code_root()
     waiting, seen = list(roots), dict.fromkeys(roots)
     modules: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -77,14 +96,14 @@ def code_of(*roots: str, root: Path = ROOT) -> Code:
             if beside.suffix != ".py" and beside.is_file():
                 files[beside.relative_to(root).as_posix()] = hashlib.sha256(beside.read_bytes()).hexdigest()[:SHORT]
         for imported in parsed.imports:
-            if imported.partition(".")[0] not in OURS:
+            if imported.partition(".")[0] != PACKAGE:
                 packages.add(imported.partition(".")[0])
                 continue
             for module in _modules(imported, root):
-                if module not in seen and module != REGISTRY and not module.startswith("flows."):
+                if module not in seen and module != REGISTRY and not module.startswith(f"{PACKAGE}.flows."):
                     seen[module] = None
                     waiting.append(module)
-    return Code(dict(sorted(modules.items())), dict(sorted(files.items())), dict(sorted(_versions(packages, root).items())))
+    return Code(dict(sorted(modules.items())), dict(sorted(files.items())), dict(sorted(_versions(packages).items())))
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ def _imports(node: ast.AST) -> Iterator[str]:
 def _modules(name: str, root: Path) -> Iterator[str]:
     """Lists the modules of the project that are run when a dotted name is imported; the name may be of something in one."""
     parts = name.split(".")
-    for end in range(1, len(parts) + 1):
+    for end in range(3, len(parts) + 1):  # changepair, changepair.flows and changepair.tasks compute nothing
         try:
             file = _file(".".join(parts[:end]), root)
         except FileNotFoundError:
@@ -175,8 +194,10 @@ class Mismatch:
         return f"{self.package} {self.locked} is locked, but {self.installed or 'none'} is installed"
 
 
-def mismatches(packages: Iterable[str], root: Path = ROOT) -> list[Mismatch]:
-    """List the packages, of those named, whose installed version differs from requirements.lock. root: the folder that holds the lock.
+def mismatches(packages: Iterable[str], root: Path | None = None) -> list[Mismatch]:
+    """List the packages, of those named, whose installed version differs from requirements.lock.
+
+    root: the folder of the lock; None: the current one.
 
     A lock without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count.
     """
@@ -191,8 +212,8 @@ def mismatches(packages: Iterable[str], root: Path = ROOT) -> list[Mismatch]:
     return found
 
 
-def versions_of(packages: Iterable[str], root: Path = ROOT) -> dict[str, str]:
-    """Return the version of each package as `Code.packages` has it. root: the folder that holds requirements.lock."""
+def versions_of(packages: Iterable[str], root: Path | None = None) -> dict[str, str]:
+    """Return the version of each package as `Code.packages` has it. root: the folder of requirements.lock; None: the current one."""
     names = sorted(set(packages))
     locked, other = _lock_of(root), {item.package for item in mismatches(names, root)}
     return {
@@ -203,9 +224,9 @@ def versions_of(packages: Iterable[str], root: Path = ROOT) -> dict[str, str]:
     }
 
 
-def _versions(imported: set[str], root: Path) -> dict[str, str]:
+def _versions(imported: set[str]) -> dict[str, str]:
     names = {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in imported - CARRIERS - sys.stdlib_module_names}
-    return versions_of(names | {beneath for name in names for beneath in BENEATH.get(name, ())}, root)
+    return versions_of(names | {beneath for name in names for beneath in BENEATH.get(name, ())})
 
 
 @dataclass(frozen=True)
@@ -224,8 +245,8 @@ class _Locked:
         return installed is not None and self.requirement.specifier.contains(installed, prereleases=True)
 
 
-def _lock_of(root: Path) -> Mapping[str, tuple[_Locked, ...]]:
-    file = root / LOCK
+def _lock_of(root: Path | None) -> Mapping[str, tuple[_Locked, ...]]:
+    file = (root or Path.cwd()) / LOCK
     return _locked(file, file.stat().st_mtime_ns) if file.is_file() else {}
 
 

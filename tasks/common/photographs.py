@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Mask, Picture, Pixels, read_picture
-from tasks.common.places import place_of
-from tasks.common.randomness import generator
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Mask, Picture, Pixels, read_picture
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.randomness import generator
 
 KEPT = 2**28  # bytes of decoded pictures kept by a process, so that memory does not grow with their number
 LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which bounds memory and loses nothing a square needs

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from tasks.common.decoding import FULL, Intensity, Undecodable, decode, marked, marks_of, to_picture
-from tasks.common.decoding import Mask as Mask
-from tasks.common.decoding import Picture as Picture
-from tasks.common.decoding import open_image as open_image
+from changepair.tasks.common.decoding import FULL, Intensity, Undecodable, decode, marked, marks_of, to_picture
+from changepair.tasks.common.decoding import Mask as Mask
+from changepair.tasks.common.decoding import Picture as Picture
+from changepair.tasks.common.decoding import open_image as open_image
 
 Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Resize = Literal["squash", "aligned", "crop"]  # how a picture becomes a square

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, cast
 
-from tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput
 
 MARK = "://"
 

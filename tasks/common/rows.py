@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from tasks.common.files import read_table, write_table
+from changepair.tasks.common.files import read_table, write_table
 
 Int8 = Annotated[int, pa.int8()]
 Int32 = Annotated[int, pa.int32()]

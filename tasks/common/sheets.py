@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.common.pictures import Mask, Picture
+from changepair.tasks.common.pictures import Mask, Picture
 
 TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
 ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side

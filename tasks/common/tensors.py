@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.common.pictures import Mask, Picture, Resize, cropped, read_marks, read_picture, squashed
-from tasks.common.places import place_of
-from tasks.common.tiles import Box, Grid, boxes, joined
+from changepair.tasks.common.pictures import Mask, Picture, Resize, cropped, read_marks, read_picture, squashed
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.tiles import Box, Grid, boxes, joined
 
 
 def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.bounds import Bound
+from changepair.tasks.common.bounds import Bound
 
 LARGE = 2048
 """Longer side in pixels up to which `auto` leaves a picture whole."""

@@ -13,12 +13,12 @@ import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import Tensor
 
-from tasks.common.errors import BadInput
-from tasks.detectors.models.clip import ClipEncoder
-from tasks.detectors.models.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0
-from tasks.detectors.models.exactness import multiply_exactly
-from tasks.detectors.settings import HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
-from tasks.detectors.weights import packaged_lite0, read_weights
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.models.clip import ClipEncoder
+from changepair.tasks.detectors.models.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0
+from changepair.tasks.detectors.models.exactness import multiply_exactly
+from changepair.tasks.detectors.settings import HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.detectors.weights import packaged_lite0, read_weights
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:

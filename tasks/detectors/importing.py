@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tasks.common.errors import BadInput
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.weights import as_line, misfits, read_weights, save_model
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.weights import as_line, misfits, read_weights, save_model
 
 Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
-from tasks.common.bounds import STRICT, Place
-from tasks.common.tiles import Tiles
-from tasks.detectors.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import STRICT, Place
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.clip import ClipEncoder
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.clip import ClipEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class InCTRLSettings:
 
 
 def build(settings: InCTRLSettings, encoder: FrozenEncoder) -> Detector:
-    from tasks.detectors.models.inctrl import build_inctrl
-    from tasks.detectors.models.texts import TextPrior
+    from changepair.tasks.detectors.models.inctrl import build_inctrl
+    from changepair.tasks.detectors.models.texts import TextPrior
 
     prior = TextPrior(cast("ClipEncoder", encoder).embed_texts, settings.natural) if settings.texts else None
     return build_inctrl(encoder, resolution=settings.resolution, stages=settings.stages, prior=prior, holistic=settings.holistic)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.common.errors import BadInput
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.models.detector import Detector
-from tasks.detectors.models.encoder import FrozenEncoder
-from tasks.detectors.registry import DETECTORS, Kind, base_of, kind_of
-from tasks.detectors.settings import DetectorSettings, EncoderSettings
-from tasks.detectors.weights import load_model
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.models.encoder import FrozenEncoder
+from changepair.tasks.detectors.registry import DETECTORS, Kind, base_of, kind_of
+from changepair.tasks.detectors.settings import DetectorSettings, EncoderSettings
+from changepair.tasks.detectors.weights import load_model
 
 
 def build_detector(settings: DetectorSettings, encoder: FrozenEncoder) -> Detector:

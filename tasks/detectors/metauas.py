@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Place
-from tasks.common.tiles import Tiles
-from tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution
+from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MetaUASSettings:
 
 
 def build(settings: MetaUASSettings, encoder: FrozenEncoder) -> Detector:
-    from tasks.detectors.models.metauas import build_metauas
+    from changepair.tasks.detectors.models.metauas import build_metauas
 
     return build_metauas(
         encoder,

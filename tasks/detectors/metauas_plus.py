@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
-from tasks.common.bounds import STRICT, Some
-from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import STRICT, Some
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.clip import ClipEncoder
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.metauas import MetaUAS
+    from changepair.tasks.detectors.models.clip import ClipEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.metauas import MetaUAS
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class MetaUASPlusSettings:
 
 
 def build(settings: MetaUASPlusSettings, metauas: MetaUAS) -> Detector:
-    from tasks.detectors.models.metauas_plus import MetaUASPlus, SecondEncoder
-    from tasks.detectors.models.patch_residual import PatchResidual
+    from changepair.tasks.detectors.models.metauas_plus import MetaUASPlus, SecondEncoder
+    from changepair.tasks.detectors.models.patch_residual import PatchResidual
 
     if settings.prior is None:
         return MetaUASPlus(metauas, PatchResidual(metauas.encoder, stages=settings.stages))
-    from tasks.detectors.encoders import build_encoder
-    from tasks.detectors.models.clip import WindowEncoder
+    from changepair.tasks.detectors.encoders import build_encoder
+    from changepair.tasks.detectors.models.clip import WindowEncoder
 
     clip = cast("ClipEncoder", build_encoder(settings.prior, settings.prior_resolution))
     return MetaUASPlus(metauas, SecondEncoder(metauas.encoder, WindowEncoder(clip), settings.prior_resolution))

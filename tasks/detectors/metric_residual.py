@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.common.bounds import STRICT
-from tasks.detectors.residual import LearntResidualSettings
-from tasks.detectors.residual import build_learnt as build
+from changepair.tasks.common.bounds import STRICT
+from changepair.tasks.detectors.residual import LearntResidualSettings
+from changepair.tasks.detectors.residual import build_learnt as build
 
 __all__ = ["MetricResidualSettings", "build"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tasks.common.bounds import STRICT, Between
-from tasks.detectors.residual import LearntResidualSettings
-from tasks.detectors.residual import build_learnt as build
-from tasks.detectors.settings import EncoderSettings, Resolution
+from changepair.tasks.common.bounds import STRICT, Between
+from changepair.tasks.detectors.residual import LearntResidualSettings
+from changepair.tasks.detectors.residual import build_learnt as build
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution
 
 __all__ = ["MultiScaleResidualSettings", "build"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.common.bounds import STRICT
-from tasks.detectors.residual import ResidualSettings
+from changepair.tasks.common.bounds import STRICT
+from changepair.tasks.detectors.residual import ResidualSettings
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PatchResidualSettings(ResidualSettings):
 
 
 def build(settings: PatchResidualSettings, encoder: FrozenEncoder) -> Detector:
-    from tasks.detectors.models.patch_residual import PatchResidual
+    from changepair.tasks.detectors.models.patch_residual import PatchResidual
 
     return PatchResidual(
         encoder,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.common.bounds import STRICT, Between, Place
-from tasks.common.tiles import Tiles
-from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PromptQuerySettings:
 
 
 def build(settings: PromptQuerySettings, encoder: FrozenEncoder) -> Detector:
-    from tasks.detectors.models.prompt_query import build_prompt_query
+    from changepair.tasks.detectors.models.prompt_query import build_prompt_query
 
     return build_prompt_query(
         encoder,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.detectors import (
+from changepair.tasks.detectors import (
     inctrl,
     metauas,
     metauas_plus,
@@ -20,7 +20,7 @@ from tasks.detectors import (
     subspace,
     winclip,
 )
-from tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
+from changepair.tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Kind:
         return self.settings.__module__
 
 
-SEGMENTATION = Training(PairTrainingSettings, "tasks.training.segmentation")
-RANKING = Training(PairTrainingSettings, "tasks.training.ranking")
+SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
+RANKING = Training(PairTrainingSettings, "changepair.tasks.training.ranking")
 KIND = "kind"
 """The key of a detector's kind, in pipelines.yaml and in kits."""
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
@@ -84,7 +84,7 @@ DETECTORS: dict[str, Kind] = {
     "inctrl": Kind(
         inctrl.InCTRLSettings,
         inctrl.build,
-        Training(InCTRLTrainingSettings, "tasks.training.inctrl"),
+        Training(InCTRLTrainingSettings, "changepair.tasks.training.inctrl"),
         published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL", strict=False),
     ),
     "winclip": Kind(winclip.WinCLIPSettings, winclip.build),

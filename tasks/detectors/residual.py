@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.common.bounds import STRICT, Between, Place
-from tasks.common.tiles import Tiles
-from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LearntResidualSettings(ResidualSettings):
 
 def build_learnt(settings: LearntResidualSettings, encoder: FrozenEncoder) -> Detector:
     """Builds a residual in a metric that is learnt."""
-    from tasks.detectors.models.metric_residual import MetricResidual
+    from changepair.tasks.detectors.models.metric_residual import MetricResidual
 
     options = asdict(settings)
     for other in ("encoder", "resolution", "tiles", "model"):

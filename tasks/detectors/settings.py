@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
-from tasks.common.bounds import STRICT, Between, Place, Some
-from tasks.common.pictures import Resize
-from tasks.common.tiles import Tiles
+from changepair.tasks.common.bounds import STRICT, Between, Place, Some
+from changepair.tasks.common.pictures import Resize
+from changepair.tasks.common.tiles import Tiles
 
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
 Resolution = Annotated[int, Between(64, 2048)]

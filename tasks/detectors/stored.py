@@ -10,11 +10,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tasks.common.errors import BadInput
-from tasks.common.reasons import in_short
-from tasks.common.texts import read_json
-from tasks.detectors.registry import DETECTORS
-from tasks.detectors.weights import CONFIG_NAME
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_json
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.weights import CONFIG_NAME
 
 Settings = TypeVar("Settings")
 FREE = ("model", "resolution", "tiles", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from tasks.common.bounds import STRICT, Between
-from tasks.common.tiles import Tiles
-from tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import STRICT, Between
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SubspaceSettings:
 
 
 def build(settings: SubspaceSettings, encoder: FrozenEncoder) -> Detector:
-    from tasks.detectors.models.subspace import Subspace
+    from changepair.tasks.detectors.models.subspace import Subspace
 
     return Subspace(
         encoder,

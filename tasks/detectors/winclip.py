@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from tasks.common.bounds import STRICT
-from tasks.common.tiles import Tiles
-from tasks.detectors.settings import NATURAL, EncoderSettings, Resolution
+from changepair.tasks.common.bounds import STRICT
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import NATURAL, EncoderSettings, Resolution
 
 if TYPE_CHECKING:
-    from tasks.detectors.models.clip import ClipEncoder
-    from tasks.detectors.models.detector import Detector
-    from tasks.detectors.models.encoder import FrozenEncoder
+    from changepair.tasks.detectors.models.clip import ClipEncoder
+    from changepair.tasks.detectors.models.detector import Detector
+    from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class WinCLIPSettings:
 
 
 def build(settings: WinCLIPSettings, encoder: FrozenEncoder) -> Detector:
-    from tasks.detectors.models.clip import WindowEncoder
-    from tasks.detectors.models.texts import TextPrior
-    from tasks.detectors.models.winclip import WinCLIP
+    from changepair.tasks.detectors.models.clip import WindowEncoder
+    from changepair.tasks.detectors.models.texts import TextPrior
+    from changepair.tasks.detectors.models.winclip import WinCLIP
 
     clip = cast("ClipEncoder", encoder)
     return WinCLIP(WindowEncoder(clip), TextPrior(clip.embed_texts, settings.natural))

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-from tasks.common.decoding import BLURRED, Extent, Picture, Undecodable, decode, extent_of, marks_of
-from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
-from tasks.common.pictures import png, read_marks
-from tasks.common.places import is_of_store, is_remote
-from tasks.common.reasons import in_short
-from tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
-from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
+from changepair.tasks.common.decoding import BLURRED, Extent, Picture, Undecodable, decode, extent_of, marks_of
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import png, read_marks
+from changepair.tasks.common.places import is_of_store, is_remote
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
+from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MOST_MARKED = 0.5
 """Share of a picture: a mask that marks more may be inverted."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from tasks.common.randomness import generator
+from changepair.tasks.common.randomness import generator
 
 LICENCE = "CC0 (made here, with Pillow's own font)"
 SIZE = 16  # pixels a side

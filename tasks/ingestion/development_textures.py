@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from tasks.ingestion.texture_defects import SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
+from changepair.tasks.ingestion.texture_defects import SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
 
 LICENCE = "CC0 (made here)"
 

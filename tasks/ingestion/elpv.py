@@ -14,8 +14,8 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from tasks.common.errors import BadInput
-from tasks.common.texts import read_text
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.texts import read_text
 
 LICENCE = "CC BY-NC-SA 4.0"
 TEST_SHARE = 0.25

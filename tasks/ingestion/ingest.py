@@ -24,20 +24,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from tasks.common import stopping
-from tasks.common.decoding import FULL, Extent, Intensity, Range, Samples, Undecodable, choose_range, decode, range_of, to_picture
-from tasks.common.errors import BadInput
-from tasks.common.files import made_anew, write_csv, written_beside
-from tasks.common.pictures import png
-from tasks.common.places import is_remote, is_url, place_of
-from tasks.common.rows import rows_of, schema_of, table_of
-from tasks.ingestion.check import GREYS, Facts, greys_from, greys_of, look_at, perceptual_hash, row
-from tasks.ingestion.known import Known, known_files, stamp
-from tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within
-from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
-from tasks.ingestion.packaged import PACKAGED
-from tasks.ingestion.readers.catalogue import LAYOUTS
-from tasks.ingestion.settings import AUTO, OF_A_FILE, IntensitySetting
+from changepair.tasks.common import stopping
+from changepair.tasks.common.decoding import (
+    FULL,
+    Extent,
+    Intensity,
+    Range,
+    Samples,
+    Undecodable,
+    choose_range,
+    decode,
+    range_of,
+    to_picture,
+)
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import made_anew, write_csv, written_beside
+from changepair.tasks.common.pictures import png
+from changepair.tasks.common.places import is_remote, is_url, place_of
+from changepair.tasks.common.rows import rows_of, schema_of, table_of
+from changepair.tasks.ingestion.check import GREYS, Facts, greys_from, greys_of, look_at, perceptual_hash, row
+from changepair.tasks.ingestion.known import Known, known_files, stamp
+from changepair.tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within
+from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
+from changepair.tasks.ingestion.packaged import PACKAGED
+from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
+from changepair.tasks.ingestion.settings import AUTO, OF_A_FILE, IntensitySetting
 
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
@@ -173,11 +184,10 @@ def ingest_folder(
 ) -> Ingested:
     """Write manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
-    layout: of tasks.ingestion.readers.catalogue. licence: the layout's, if None. snapshot: whether pictures are
+    layout: of changepair.tasks.ingestion.readers.catalogue. licence: the layout's, if None. snapshot: whether pictures are
     copied to places.pictures, and read there. intensity: the samples that are black and white in pictures of more than 8 bits, which are
     copied to places.pictures in 8 bits; `auto` chooses from the normal training pictures, `full` is the range of the sample type.
-    normal, abnormal, masks: folders within the dataset, as tasks.ingestion.readers.trees reads them. The rows are in the layout's order,
-    whoever
+    normal, abnormal, masks: folders within the dataset, as tasks/ingestion/readers/trees.py reads them. The rows are in the layout's order, whoever
     looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the
     list of rejected files is written even then.
     """

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
-from tasks.common.pictures import Picture, read_marks, read_mask, read_picture
-from tasks.common.places import place_of
-from tasks.common.reasons import in_general
-from tasks.common.rows import read_rows
-from tasks.common.sheets import TILE, Line, contact_sheet, outlined
-from tasks.common.texts import csv_rows
-from tasks.ingestion.ingest import Places, ingest_folder
-from tasks.ingestion.listing import GOOD, folders
-from tasks.ingestion.manifest import MADE_BY, PictureRow
-from tasks.ingestion.readers.trees import Taken, usual_names
-from tasks.ingestion.settings import FolderSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import Picture, read_marks, read_mask, read_picture
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.reasons import in_general
+from changepair.tasks.common.rows import read_rows
+from changepair.tasks.common.sheets import TILE, Line, contact_sheet, outlined
+from changepair.tasks.common.texts import csv_rows
+from changepair.tasks.ingestion.ingest import Places, ingest_folder
+from changepair.tasks.ingestion.listing import GOOD, folders
+from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
+from changepair.tasks.ingestion.readers.trees import Taken, usual_names
+from changepair.tasks.ingestion.settings import FolderSettings
 
 A_LINE = 8  # pictures
 MOST_LINES = 40

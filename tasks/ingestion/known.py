@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks.common.decoding import MAX_PIXELS, Extent, Range
-from tasks.common.places import is_remote, state_of
-from tasks.ingestion.check import Facts
-from tasks.ingestion.listing import Listed
+from changepair.tasks.common.decoding import MAX_PIXELS, Extent, Range
+from changepair.tasks.common.places import is_remote, state_of
+from changepair.tasks.ingestion.check import Facts
+from changepair.tasks.ingestion.listing import Listed
 
 VERSION = f"3 {MAX_PIXELS}"  # of what is found out; files known to another are read again
 

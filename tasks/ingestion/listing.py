@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.common.decoding import ENDINGS
-from tasks.common.errors import BadInput
-from tasks.common.places import file_names, folder_names, is_remote, odd_names
+from changepair.tasks.common.decoding import ENDINGS
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import file_names, folder_names, is_remote, odd_names
 
 GOOD = "good"
 """The defect of a normal picture."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tasks.common.decoding import Intensity, Range
-from tasks.common.rows import Int8, Int32
+from changepair.tasks.common.decoding import Intensity, Range
+from changepair.tasks.common.rows import Int8, Int32
 
 NORMAL = 0
 ANOMALOUS = 1

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.ingestion import development_letters, development_textures, digits, elpv, sample_photos, texture_defects, vision_toolbox
+from changepair.tasks.ingestion import (
+    development_letters,
+    development_textures,
+    digits,
+    elpv,
+    sample_photos,
+    texture_defects,
+    vision_toolbox,
+)
 
 
 @dataclass(frozen=True)

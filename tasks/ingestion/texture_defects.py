@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from tasks.common.pictures import Mask
-from tasks.common.randomness import generator
+from changepair.tasks.common.pictures import Mask
+from changepair.tasks.common.randomness import generator
 
 LICENCE = "CC0 (brick and gravel: CC0Textures, through scikit-image; the rest made here)"
 SIZE = 256  # pixels a side

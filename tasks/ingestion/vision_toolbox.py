@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tasks.common.errors import BadInput
-from tasks.common.pictures import read_picture
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import read_picture
 
 LICENCE = "MIT (classifier of the package mvtb-data)"
 SINGLE = (

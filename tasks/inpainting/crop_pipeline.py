@@ -13,8 +13,8 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from torch import Tensor, nn
 
-from tasks.inpainting.crops import Crop, sized
-from tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, pyramid_fill, unpack
+from changepair.tasks.inpainting.crops import Crop, sized
+from changepair.tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, pyramid_fill, unpack
 
 STEPS = 4
 TEMPERATURE = 0.4  # of the noise that denoising starts from; 1 paints more grain than there is, 0 none

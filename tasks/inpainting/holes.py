@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tasks.common.pictures import Mask
+from changepair.tasks.common.pictures import Mask
 
 SMALLEST, LARGEST = 0.01, 0.5  # shares of the picture
 SECOND = 0.3  # how often there are two

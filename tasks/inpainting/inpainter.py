@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.common.devices import best_device
-from tasks.common.errors import BadInput
-from tasks.common.files import content_of, written_beside
-from tasks.inpainting.settings import NONE, OWN, PACKAGED, InpainterSettings, RepaintingSettings
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import content_of, written_beside
+from changepair.tasks.inpainting.settings import NONE, OWN, PACKAGED, InpainterSettings, RepaintingSettings
 
 CHOICE_NAME = "inpainter.json"
 PIPELINE_NAME = "pipeline"
@@ -63,7 +63,7 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
     device = best_device()
     disable_progress_bar()  # of loading, once a process
     if choice["model"] in (OWN, PACKAGED):
-        from tasks.inpainting.crop_pipeline import CropInpaintPipeline
+        from changepair.tasks.inpainting.crop_pipeline import CropInpaintPipeline
 
         pipeline = CropInpaintPipeline.from_pretrained(folder / PIPELINE_NAME).to(device)
         return Own(pipeline, settings)
@@ -71,7 +71,7 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
 
 
 class Own:
-    """The small model of tasks.inpainting.crop_pipeline. Reads no texts.
+    """The small model of changepair.tasks.inpainting.crop_pipeline. Reads no texts.
 
     It paints in double precision. In single, kernels for other instruction sets differ by some 1e-6 of the range, which rounds a value in a
     million to the next level; in double by 1e-15, which rounds none, so that pairs are the same bytes on every machine.

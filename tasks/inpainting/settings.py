@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.bounds import STRICT, Between, Place
 
 OWN, PACKAGED, NONE = "own", "packaged", "none"
 

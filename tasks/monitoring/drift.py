@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.common.randomness import generator
-from tasks.prediction.calibration import Threshold
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.prediction.calibration import Threshold
 
 POWERS = np.linspace(0.04, 1.0, 25)
 """The stakes: ε·p^(ε−1) of each ε has a mean of 1. Their mean is Vovk's simple mixture, on a grid."""
@@ -44,7 +44,7 @@ def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) ->
 
     The score that set the threshold is left out. Given it, the lower scores are distributed like those of new pictures that pass.
 
-    >>> from tasks.prediction.calibration import calibrated
+    >>> from changepair.tasks.prediction.calibration import calibrated
     >>> random = np.random.default_rng(0)
     >>> threshold = calibrated(random.normal(0.1, 0.01, 200).tolist(), [0.5], 0.01)
     >>> drift_of(threshold, random.normal(0.1, 0.01, 500).tolist(), chance=0.01).found

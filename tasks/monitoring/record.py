@@ -1,11 +1,11 @@
 """Store the scores of a line's pictures, and find the pictures that are not scored yet.
 
 <record>/
-  kit/                                 detector, prompts and threshold, of tasks.prediction.kit
+  kit/                                 detector, prompts and threshold, of changepair.tasks.prediction.kit
   scores/day=<YYYY-MM-DD>/<n>.parquet  one row a picture (Judged), by the day in UTC that it was scored on; a day that is over is one file
   flagged/<YYYY-MM-DD>/….png           the flagged ones, as they were read: a line may not keep its pictures until somebody looks
   overlays/<YYYY-MM-DD>/….png          those with their maps laid over
-  verdicts/                            what people said of them, of tasks.monitoring.verdicts
+  verdicts/                            what people said of them, of changepair.tasks.monitoring.verdicts
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.common.decoding import ENDINGS
-from tasks.common.errors import BadInput
-from tasks.common.places import visible
-from tasks.common.rows import read_rows, write_rows
-from tasks.prediction.outputs import line_of, write_overlay, write_picture
+from changepair.tasks.common.decoding import ENDINGS
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import visible
+from changepair.tasks.common.rows import read_rows, write_rows
+from changepair.tasks.prediction.outputs import line_of, write_overlay, write_picture
 
 if TYPE_CHECKING:
-    from tasks.prediction.predictor import Prediction, Predictor
+    from changepair.tasks.prediction.predictor import Prediction, Predictor
 
 MADE_BY = "`changepair score`"
 KIT_FOLDER, SCORES_FOLDER, FLAGGED_FOLDER, OVERLAYS_FOLDER, VERDICTS_FOLDER = "kit", "scores", "flagged", "overlays", "verdicts"
@@ -111,7 +111,7 @@ class Record:
         return self._made_of(row, OVERLAYS_FOLDER)
 
     def keep(self, row: Judged, prediction: Prediction, top: float) -> None:
-        """Keeps a flagged picture, and its map. top: as for `overlay` of tasks.prediction.outputs."""
+        """Keeps a flagged picture, and its map. top: as for `overlay` of changepair.tasks.prediction.outputs."""
         write_overlay(self.overlay(row), prediction, top)
         write_picture(self.flagged(row), prediction.picture)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tasks.common.bounds import STRICT, Between, Some
+from changepair.tasks.common.bounds import STRICT, Between, Some
 
 
 @dataclass(frozen=True)

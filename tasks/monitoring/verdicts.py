@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.common.decoding import Intensity
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture
-from tasks.ingestion.listing import GOOD
-from tasks.monitoring.record import Judged
-from tasks.prediction.files import names_of
-from tasks.prediction.outputs import write_picture
-from tasks.prediction.pictures import as_picture
+from changepair.tasks.common.decoding import Intensity
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Picture
+from changepair.tasks.ingestion.listing import GOOD
+from changepair.tasks.monitoring.record import Judged
+from changepair.tasks.prediction.files import names_of
+from changepair.tasks.prediction.outputs import write_picture
+from changepair.tasks.prediction.pictures import as_picture
 
 TRAIN, TEST = Path("train", GOOD), Path("test")
 DEFECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")

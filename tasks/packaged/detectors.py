@@ -1,8 +1,8 @@
 """Detectors that come with this package, trained for long on the packaged photographs, to use as they are or to start from.
 
 Of each there is beside this module <name>.safetensors, all but the frozen encoder, which has a package of its own; and <name>.json, how it
-was made. docs/pages/models.md says what it is good for. `python -m tasks.packaged.detectors <name> <model folder>` writes the two from a
-folder that a train stage left.
+was made. docs/pages/models.md says what it is good for. `python -m
+changepair.tasks.packaged.detectors <name> <model folder>` writes the two from a folder that a train stage left.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256, write_text, written_beside
-from tasks.detectors.registry import DETECTORS, kind_of
-from tasks.detectors.stored import settings_from_json, trained_otherwise
-from tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256, write_text, written_beside
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors.stored import settings_from_json, trained_otherwise
+from changepair.tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
-MODELS = {  # names written out: by them tasks.common.fingerprint knows that a result depends on the files
+MODELS = {  # names written out: by them changepair.tasks.common.fingerprint knows that a result depends on the files
     "metauas": ("metauas.safetensors", "metauas.json"),
     "metric-residual": ("metric-residual.safetensors", "metric-residual.json"),
     "multi-scale-residual": ("metric-residual.safetensors", "metric-residual.json"),  # the same metric at each of its scales

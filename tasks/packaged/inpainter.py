@@ -1,7 +1,7 @@
 """The small inpainting model that comes with this package: inpainter.safetensors beside this module, and inpainter.json, its size.
 
-docs/pages/models.md says how it was trained. `python -m tasks.packaged.inpainter <folder>` writes both from a folder that an inpainter
-stage left.
+docs/pages/models.md says how it was trained. `python -m changepair.tasks.packaged.inpainter <folder>` writes both from a
+folder that an inpainter stage left.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from tasks.common.files import made_anew, write_text, written_beside
-from tasks.detectors.weights import read_weights
-from tasks.inpainting.inpainter import PIPELINE_NAME
+from changepair.tasks.common.files import made_anew, write_text, written_beside
+from changepair.tasks.detectors.weights import read_weights
+from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
 
 HERE = Path(__file__).parent
 WEIGHTS, SIZE = "inpainter.safetensors", "inpainter.json"
@@ -21,7 +21,7 @@ WEIGHTS, SIZE = "inpainter.safetensors", "inpainter.json"
 
 def write_packaged(folder: Path) -> None:
     """Writes folder/pipeline, the packaged model as diffusers saves one."""
-    from tasks.inpainting.crop_pipeline import new_pipeline
+    from changepair.tasks.inpainting.crop_pipeline import new_pipeline
 
     pipeline = new_pipeline(**json.loads((HERE / SIZE).read_text(encoding="utf-8")))
     pipeline.unet.load_state_dict(read_weights(HERE / WEIGHTS))
@@ -31,7 +31,7 @@ def write_packaged(folder: Path) -> None:
 
 def take(folder: Path) -> None:
     """Makes of an inpainter stage's model the packaged one."""
-    from tasks.inpainting.residual import PACKED
+    from changepair.tasks.inpainting.residual import PACKED
 
     unet = folder / PIPELINE_NAME / "unet"
     config = json.loads((unet / "config.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from tasks.prediction.predictor import BATCH, Predictor, Said, Tile
+from changepair.tasks.prediction.predictor import BATCH, Predictor, Said, Tile
 
 
 class Busy(Exception):

@@ -18,9 +18,9 @@ from typing import Annotated
 
 from scipy.special import betaincinv
 
-from tasks.common.bounds import FINITE, Between
-from tasks.common.errors import BadInput
-from tasks.common.texts import percent
+from changepair.tasks.common.bounds import FINITE, Between
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.texts import percent
 
 LEAST_RATE, MOST_RATE = 1e-4, 0.5
 INTERVAL = (0.025, 0.975)

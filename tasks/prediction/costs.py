@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from tasks.common.tiles import Tiles, grid_of
-from tasks.prediction.memory import RGB, Needs
-from tasks.prediction.predictor import BATCH, Predictor, in_flight
+from changepair.tasks.common.tiles import Tiles, grid_of
+from changepair.tasks.prediction.memory import RGB, Needs
+from changepair.tasks.prediction.predictor import BATCH, Predictor, in_flight
 
 MAP_BYTES = 20
 """Bytes per pixel that a map takes while it is joined, drawn and written as PNG."""

@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.common import decoding
-from tasks.common.decoding import Range
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text, written_beside
-from tasks.common.tiles import AUTO, OVERLAP
-from tasks.detectors.models.detector import Detector
-from tasks.detectors.models.encoder import Features, FrozenEncoder
-from tasks.prediction.predictor import CPU, Predictor
+from changepair.tasks.common import decoding
+from changepair.tasks.common.decoding import Range
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text, written_beside
+from changepair.tasks.common.tiles import AUTO, OVERLAP
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.models.encoder import Features, FrozenEncoder
+from changepair.tasks.prediction.predictor import CPU, Predictor
 
 Form = Literal["onnx", "torch"]
 NAMES: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2"}

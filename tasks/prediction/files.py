@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tasks.common.decoding import ENDINGS
-from tasks.common.errors import BadInput
-from tasks.common.places import is_hidden, visible
+from changepair.tasks.common.decoding import ENDINGS
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_hidden, visible
 
 KIT_NAME = "kit.json"
 

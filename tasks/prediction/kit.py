@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tasks.common.decoding import UNKNOWN, Intensity, Range
-from tasks.common.errors import BadInput
-from tasks.common.files import made_anew, sha256, write_text
-from tasks.common.reasons import in_short
-from tasks.common.texts import read_json
-from tasks.common.tiles import Grid
-from tasks.detectors.models.encoder import Features
-from tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base
-from tasks.detectors.stored import settings_as_json, settings_from_json
-from tasks.detectors.weights import MODEL_NAME, load_model, read_weights
-from tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold, rounded_up
-from tasks.prediction.files import KIT_NAME, is_kit
-from tasks.prediction.models import Named, empty, portable
+from changepair.tasks.common.decoding import UNKNOWN, Intensity, Range
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import made_anew, sha256, write_text
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_json
+from changepair.tasks.common.tiles import Grid
+from changepair.tasks.detectors.models.encoder import Features
+from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base
+from changepair.tasks.detectors.stored import settings_as_json, settings_from_json
+from changepair.tasks.detectors.weights import MODEL_NAME, load_model, read_weights
+from changepair.tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold, rounded_up
+from changepair.tasks.prediction.files import KIT_NAME, is_kit
+from changepair.tasks.prediction.models import Named, empty, portable
 
 MEMORY_NAME, CARD_NAME = "memory.safetensors", "card.md"
 MOST_TILES = 1024  # a side

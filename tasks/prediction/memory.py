@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import Any, NamedTuple
 
-from tasks.common.decoding import MAX_PIXELS, is_deep_png, is_deep_tiff, open_image
+from changepair.tasks.common.decoding import MAX_PIXELS, is_deep_png, is_deep_tiff, open_image
 
 OPAQUE, WEBP, TRANSPARENT = 18, 26, 36
 """Bytes a pixel that decoding 8-bit pictures takes at most. Measured with 3000x3000 pixels of each mode: 10 to 17, 23 and 33."""
@@ -31,7 +31,7 @@ class Needs(NamedTuple):
 
 
 def needs_of(content: bytes) -> Needs:
-    """Estimate the memory that `tasks.common.decoding.decode` and `to_picture` take. Files that these refuse take nothing."""
+    """Estimate the memory that `changepair.tasks.common.decoding.decode` and `to_picture` take. Files that these refuse take nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

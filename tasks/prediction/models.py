@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.common.errors import BadInput
-from tasks.common.places import place_of
-from tasks.common.reasons import in_short
-from tasks.common.tiles import Tiles
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector, build_empty, load_detector
-from tasks.detectors.models.detector import Detector
-from tasks.detectors.registry import DETECTORS, base_of
-from tasks.detectors.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED, DetectorSettings
-from tasks.detectors.stored import read_config
-from tasks.detectors.weights import CONFIG_NAME, load_model
-from tasks.packaged.detectors import MODELS, fill, packaged_settings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector, build_empty, load_detector
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.registry import DETECTORS, base_of
+from changepair.tasks.detectors.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED, DetectorSettings
+from changepair.tasks.detectors.stored import read_config
+from changepair.tasks.detectors.weights import CONFIG_NAME, load_model
+from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
 ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
 """Prefixes of open_clip's names for models in a hub or a folder."""

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.common.files import written_beside
-from tasks.common.pictures import Picture
-from tasks.common.sheets import heated
-from tasks.prediction.calibration import DECIMALS, Threshold, reported
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import Picture
+from changepair.tasks.common.sheets import heated
+from changepair.tasks.prediction.calibration import DECIMALS, Threshold, reported
 
 if TYPE_CHECKING:
-    from tasks.prediction.predictor import Prediction
+    from changepair.tasks.prediction.predictor import Prediction
 
 MapForm = Literal["png", "npy"]
 FULL = 65535

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.common.decoding import FULL, Decoded, Intensity, Undecodable, decode, of_image, refuse_large, to_picture
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture
+from changepair.tasks.common.decoding import FULL, Decoded, Intensity, Undecodable, decode, of_image, refuse_large, to_picture
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Picture
 
 PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor | Decoded
 """A path, the bytes of a file, a Decoded, a PIL image, an array HxW or HxWx3, or a tensor HxW or 3xHxW. Arrays and tensors are uint8, or

@@ -20,20 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.common.decoding import Intensity, choose_range, extent_of
-from tasks.common.devices import best_device
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture
-from tasks.common.places import place_of
-from tasks.common.tensors import joined_maps, squared_tile, uncropped
-from tasks.common.tiles import Box, Grid, boxes, grid_of
-from tasks.detectors.models.detector import ANY_CATEGORY
-from tasks.detectors.models.encoder import Features
-from tasks.prediction.calibration import Threshold, calibrated, check_count
-from tasks.prediction.files import is_kit
-from tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
-from tasks.prediction.models import Named, named
-from tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_picture, scaled
+from changepair.tasks.common.decoding import Intensity, choose_range, extent_of
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Picture
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.tensors import joined_maps, squared_tile, uncropped
+from changepair.tasks.common.tiles import Box, Grid, boxes, grid_of
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+from changepair.tasks.detectors.models.encoder import Features
+from changepair.tasks.prediction.calibration import Threshold, calibrated, check_count
+from changepair.tasks.prediction.files import is_kit
+from changepair.tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
+from changepair.tasks.prediction.models import Named, named
+from changepair.tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_picture, scaled
 
 BATCH = 8
 """Pictures, or tiles, that go through the encoder at once."""
@@ -150,7 +150,7 @@ class Predictor:
 
         category: what the pictures show, for a detector with a text encoder. grid: the tiles that each picture is cut into; None follows
         the detector's setting `tiles`. intensity: the range of pictures of more than 8 bits; None chooses it from the prompts, as
-        tasks.common.decoding.choose_range. refuse: called for each picture that cannot be read, which is left out; with None its BadInput
+        `choose_range` does. refuse: called for each picture that cannot be read, which is left out; with None its BadInput
         is raised. check: called before each step; what it raises ends the work and leaves the predictor unchanged. Raises BadInput if the
         detector needs a prompt and there is none.
         """

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.common.texts import percent
-from tasks.ingestion.listing import GOOD
-from tasks.prediction.calibration import DECIMALS, needed
-from tasks.scoring.operating import RATE, OperatingRow
-from tasks.scoring.recommendation import Recommendation, Use, found_of, with_prompts
-from tasks.scoring.results import ALL, ComparisonRow, FigureRow
+from changepair.tasks.common.texts import percent
+from changepair.tasks.ingestion.listing import GOOD
+from changepair.tasks.prediction.calibration import DECIMALS, needed
+from changepair.tasks.scoring.operating import RATE, OperatingRow
+from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, with_prompts
+from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow
 
 FIGURE, BESIDE = "image_auroc", "pixel_aupro"
 MANY, WIDE = 0.2, 0.1

@@ -14,8 +14,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tasks.reporting.curves import HISTOGRAM, PR, PRO, ROC, SHOTS, Curves
-from tasks.scoring.figures import FIGURES, PRO_LIMIT, heading
+from changepair.tasks.reporting.curves import HISTOGRAM, PR, PRO, ROC, SHOTS, Curves
+from changepair.tasks.scoring.figures import FIGURES, PRO_LIMIT, heading
 
 matplotlib.use("agg")
 INK = "#8a8a8a"

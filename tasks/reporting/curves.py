@@ -1,7 +1,7 @@
 """Makes the curves behind the figures as tables, which `dvc plots` and the report draw.
 
 Each is of one protocol, the mean over categories and seeds of the curves at equal steps of its x axis. Those of images are exact there, PRO
-is of the coarse levels of tasks.scoring.pixels.
+is of the coarse levels of changepair.tasks.scoring.pixels.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.common.files import made_anew, write_csv
-from tasks.ingestion.manifest import ANOMALOUS
-from tasks.scoring.figures import PRO_LIMIT, Tally, tally, tally_levels
-from tasks.scoring.results import ALL, FigureRow, Measured
+from changepair.tasks.common.files import made_anew, write_csv
+from changepair.tasks.ingestion.manifest import ANOMALOUS
+from changepair.tasks.scoring.figures import PRO_LIMIT, Tally, tally, tally_levels
+from changepair.tasks.scoring.results import ALL, FigureRow, Measured
 
 CURVES_NAME = "curves"
 POINTS = 101

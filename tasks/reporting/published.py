@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.scoring.figures import FIGURES
+from changepair.tasks.scoring.figures import FIGURES
 
 METAUAS = "authors' repository of MetaUAS (arXiv 2505.09265), 5 draws of one prompt"
 

@@ -15,21 +15,21 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from tasks.common.files import write_text
-from tasks.common.pictures import read_picture
-from tasks.common.reasons import in_general
-from tasks.common.texts import csv_lines, percent
-from tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
-from tasks.reporting.charts import Drawn, charts_of, training_chart
-from tasks.reporting.curves import Curves
-from tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
-from tasks.reporting.published import Published, beside
-from tasks.scoring.figures import FIGURES, heading
-from tasks.scoring.operating import OperatingRow
-from tasks.scoring.recommendation import NEAR, Recommendation
-from tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
-from tasks.scoring.settings import EvaluationSettings
-from tasks.training.log import LOG_NAME
+from changepair.tasks.common.files import write_text
+from changepair.tasks.common.pictures import read_picture
+from changepair.tasks.common.reasons import in_general
+from changepair.tasks.common.texts import csv_lines, percent
+from changepair.tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
+from changepair.tasks.reporting.charts import Drawn, charts_of, training_chart
+from changepair.tasks.reporting.curves import Curves
+from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
+from changepair.tasks.reporting.published import Published, beside
+from changepair.tasks.scoring.figures import FIGURES, heading
+from changepair.tasks.scoring.operating import OperatingRow
+from changepair.tasks.scoring.recommendation import NEAR, Recommendation
+from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.training.log import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
 VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")
@@ -57,7 +57,7 @@ class Origin:
 class Inputs:
     """The files of earlier stages that the report shows something of."""
 
-    pairs: Path  # the folder that tasks.synthesis.overview wrote
+    pairs: Path  # the folder that changepair.tasks.synthesis.overview wrote
     models: Path
     inpainter: Path
     rejected: Path

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from tasks.common.devices import best_device
-from tasks.common.tensors import read_tensors
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.settings import EncoderSettings
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.settings import EncoderSettings
 
 RESOLUTION = 128  # pixels a side
 ENCODED_AT_ONCE = 32

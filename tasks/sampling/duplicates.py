@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tasks.ingestion.manifest import PictureRow
+from changepair.tasks.ingestion.manifest import PictureRow
 
 BITS = 64
 MOST_BITS = 3  # in which near duplicates may differ

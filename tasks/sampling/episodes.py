@@ -4,7 +4,7 @@ data/episodes/<pipeline>.parquet           one row an episode
 data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
 data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures are cut from (rows of the manifests)
 data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
-data/episodes/<pipeline>.objects.parquet   where the sources' objects are, as far as anyone said (rows of tasks.ingestion.objects)
+data/episodes/<pipeline>.objects.parquet   where the sources' objects are, as far as anyone said (rows of tasks/ingestion/objects)
 data/episodes/<pipeline>.targets.parquet   the target pictures the episodes name (rows of the manifests)
 data/episodes/<pipeline>.rejected.csv      the files that ingestion left out of the pipeline's datasets: dataset, file, reason
 data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same and are not, byte for byte
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.common.rows import Int8, Int32, read_rows
-from tasks.ingestion.manifest import PictureRow
+from changepair.tasks.common.rows import Int8, Int32, read_rows
+from changepair.tasks.ingestion.manifest import PictureRow
 
 MADE_BY = "sample"
 
@@ -27,7 +27,7 @@ class Episode:
 
     target: str  # a dataset
     category: str  # of the queries
-    protocol: str  # of tasks.sampling.settings
+    protocol: str  # of changepair.tasks.sampling.settings
     shots: Int32  # normal prompts a category
     seed: Int32
     prompts: tuple[str, ...]  # class-agnostic: of all categories

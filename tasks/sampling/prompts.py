@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.common.errors import BadInput
-from tasks.common.randomness import generator
-from tasks.common.texts import read_text
-from tasks.ingestion.manifest import PictureRow
-from tasks.sampling.settings import Draw
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.texts import read_text
+from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.sampling.settings import Draw
 
 Chosen = dict[str, list[str]]
 """Prompts by category."""
@@ -63,7 +63,7 @@ class Drawing:
         if (category, seed) not in self._ordered:
             images = self.normal[category]
             if self.how == "central":
-                from tasks.sampling.central import most_central  # needs torch and an encoder
+                from changepair.tasks.sampling.central import most_central  # needs torch and an encoder
 
                 self._ordered[category, seed] = most_central(images, self.most, generator(seed, self.target, category, "central prompts"))
             else:
@@ -104,7 +104,7 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
     Paths are from the target's folder. Raises BadInput for a path, or a tensor, that is no normal training picture of it.
     """
     if file.is_dir() or file.suffix == ".pt":
-        from tasks.sampling.recognise import recognised  # needs torch
+        from changepair.tasks.sampling.recognise import recognised  # needs torch
 
         return _named_in(file, recognised(file, rows))
     content = _read(file)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture, cropped, read_picture
-from tasks.common.places import place_of, visible
-from tasks.ingestion.manifest import PictureRow
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Picture, cropped, read_picture
+from changepair.tasks.common.places import place_of, visible
+from changepair.tasks.ingestion.manifest import PictureRow
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, which they are normalised with
 SUFFIX = ".pt"

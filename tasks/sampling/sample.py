@@ -9,19 +9,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.common.errors import BadInput
-from tasks.common.files import read_table, write_csv
-from tasks.common.randomness import generator
-from tasks.common.rows import read_rows, schema_of, write_rows
-from tasks.common.texts import csv_rows
-from tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, PictureRow
-from tasks.ingestion.objects import table as objects
-from tasks.ingestion.objects.table import ObjectRow, write_objects
-from tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
-from tasks.sampling.episodes import Episode, EpisodeFiles
-from tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
-from tasks.sampling.settings import Protocol, SamplingSettings, Use
-from tasks.sampling.undefined import undefined_metrics
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import read_table, write_csv
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.rows import read_rows, schema_of, write_rows
+from changepair.tasks.common.texts import csv_rows
+from changepair.tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, PictureRow
+from changepair.tasks.ingestion.objects import table as objects
+from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
+from changepair.tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles
+from changepair.tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
+from changepair.tasks.sampling.settings import Protocol, SamplingSettings, Use
+from changepair.tasks.sampling.undefined import undefined_metrics
 
 Labelled = tuple[str, int]
 """A query's picture and its label."""
@@ -43,7 +43,7 @@ class Sampled:
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
-    """Writes the files of tasks.sampling.episodes.
+    """Writes the files of changepair.tasks.sampling.episodes.
 
     Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
     """

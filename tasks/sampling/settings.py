@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.common.bounds import MOST, STRICT, Between, Place, Some
+from changepair.tasks.common.bounds import MOST, STRICT, Between, Place, Some
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")

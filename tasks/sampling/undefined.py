@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tasks.ingestion.manifest import ANOMALOUS, PictureRow
-from tasks.sampling.episodes import Episode
-from tasks.sampling.settings import BY_PIXEL
+from changepair.tasks.ingestion.manifest import ANOMALOUS, PictureRow
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.sampling.settings import BY_PIXEL
 
 
 def undefined_metrics(episodes: Sequence[Episode], pictures: Iterable[PictureRow]) -> list[str]:

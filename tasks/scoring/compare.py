@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector
-from tasks.detectors.models.encoder import Features
-from tasks.detectors.models.similarity import most_similar
-from tasks.sampling.episodes import Episode
-from tasks.scoring.pool import Pool
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector
+from changepair.tasks.detectors.models.encoder import Features
+from changepair.tasks.detectors.models.similarity import most_similar
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.pool import Pool
 
 
 def compare(

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from tasks.common.devices import best_device
-from tasks.common.files import content_of, sha256, write_text
-from tasks.common.fingerprint import SHORT, code_of
-from tasks.detectors.load import load_detector
-from tasks.detectors.registry import DETECTORS, base_of, kind_of
-from tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings, files_of_prior
-from tasks.detectors.weights import MODEL_NAME
-from tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
-from tasks.scoring.score import Contender, score
-from tasks.scoring.scores import Work
-from tasks.scoring.settings import EvaluationSettings
-from tasks.scoring.timing import seconds_a_picture
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.common.files import content_of, sha256, write_text
+from changepair.tasks.common.fingerprint import SHORT, code_of
+from changepair.tasks.detectors.load import load_detector
+from changepair.tasks.detectors.registry import DETECTORS, base_of, kind_of
+from changepair.tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings, files_of_prior
+from changepair.tasks.detectors.weights import MODEL_NAME
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.scoring.score import Contender, score
+from changepair.tasks.scoring.scores import Work
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.scoring.timing import seconds_a_picture
 
 ABOUT_NAME = "about.json"
 MISSING = "missing"
@@ -51,7 +51,7 @@ class Scoring:
     models: Path
     """The folder of the detectors' model folders."""
     scores: Path
-    """Scores of a detector are in scores/<name>, as tasks.scoring.scores has them."""
+    """Scores of a detector are in scores/<name>, as changepair.tasks.scoring.scores has them."""
     checkpoints: Path
     """Where scores are while they are made."""
 
@@ -73,7 +73,7 @@ def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] 
 
 
 def score_part(name: str, scoring: Scoring, part: int) -> None:
-    """Scores one of the parts that tasks.scoring.score counts, wherever this runs, and leaves it where `score_detector` finds it."""
+    """Scores one of the parts that tasks/scoring/score.py counts, wherever this runs, and leaves it where `score_detector` finds it."""
     device = best_device()
     score(_contenders(name, scoring, device), scoring.files, {}, batch_size=scoring.settings.batch_size, device=device, only=part)
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import numpy as np
 
-from tasks.common.bounds import STRICT, Between
-from tasks.scoring.figures import FigureName, heading
-from tasks.scoring.results import DrawRow
-from tasks.scoring.spread import Draws, difference
+from changepair.tasks.common.bounds import STRICT, Between
+from changepair.tasks.scoring.figures import FigureName, heading
+from changepair.tasks.scoring.results import DrawRow
+from changepair.tasks.scoring.spread import Draws, difference
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.common import stopping
-from tasks.common.pictures import Mask, read_mask
-from tasks.common.places import place_of
-from tasks.common.tensors import read_mask_as_published
-from tasks.detectors.models.detector import upsample
-from tasks.ingestion.manifest import ANOMALOUS
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
-from tasks.sampling.settings import BY_PIXEL
-from tasks.scoring.figures import image_figures, tally
-from tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
-from tasks.scoring.results import Measure, Measured
-from tasks.scoring.scores import Scored, read_scored
-from tasks.scoring.settings import Convention, EvaluationSettings
-from tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
+from changepair.tasks.common import stopping
+from changepair.tasks.common.pictures import Mask, read_mask
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.tensors import read_mask_as_published
+from changepair.tasks.detectors.models.detector import upsample
+from changepair.tasks.ingestion.manifest import ANOMALOUS
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.settings import BY_PIXEL
+from changepair.tasks.scoring.figures import image_figures, tally
+from changepair.tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
+from changepair.tasks.scoring.results import Measure, Measured
+from changepair.tasks.scoring.scores import Scored, read_scored
+from changepair.tasks.scoring.settings import Convention, EvaluationSettings
+from changepair.tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
 
 AT_ONCE = 16  # pictures whose maps are brought to size together; the first so many set the levels that draws are counted on
 

@@ -2,7 +2,7 @@
 
 Exact figures need every pixel's score: four bytes each, and nothing else is held but, while figures are taken, some tens of bytes for
 each anomalous pixel. An episode whose scores would pass HELD_SCORES is
-counted into a histogram of 65,536 levels instead, whose figures are off by at most what tasks.scoring.figures.bounds says.
+counted into a histogram of 65,536 levels instead, whose figures are off by at most what changepair.tasks.scoring.figures.bounds says.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.pictures import Mask
-from tasks.scoring.figures import Tally, aupro_as_published, bounds, pixel_figures, tally, tally_levels
-from tasks.scoring.settings import Convention
+from changepair.tasks.common.pictures import Mask
+from changepair.tasks.scoring.figures import Tally, aupro_as_published, bounds, pixel_figures, tally, tally_levels
+from changepair.tasks.scoring.settings import Convention
 
 HELD_SCORES = 2**30  # bytes: 4,096 pictures at 256x256
 FINE = 2**16  # levels of the histogram, from 0 to 1

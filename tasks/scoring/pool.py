@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.common.pictures import Resize
-from tasks.common.tensors import read_tiles
-from tasks.common.tiles import Grid
-from tasks.detectors.models.detector import Detector
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.sampling.episodes import Episode
+from changepair.tasks.common.pictures import Resize
+from changepair.tasks.common.tensors import read_tiles
+from changepair.tasks.common.tiles import Grid
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.sampling.episodes import Episode
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks.common.bounds import FINITE
-from tasks.common.decoding import UNKNOWN, Intensity
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256, write_text
-from tasks.common.places import place_of
-from tasks.common.texts import percent
-from tasks.ingestion.manifest import ANOMALOUS
-from tasks.prediction.calibration import DECIMALS, Threshold, calibrated, least_rate
-from tasks.sampling.episodes import Episode
-from tasks.scoring.decision import Choice, PromotionSettings, choose
-from tasks.scoring.figures import heading
-from tasks.scoring.operating import RATE, binomial_interval
-from tasks.scoring.results import DrawRow
-from tasks.scoring.scores import Scored
+from changepair.tasks.common.bounds import FINITE
+from changepair.tasks.common.decoding import UNKNOWN, Intensity
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256, write_text
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.texts import percent
+from changepair.tasks.ingestion.manifest import ANOMALOUS
+from changepair.tasks.prediction.calibration import DECIMALS, Threshold, calibrated, least_rate
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.decision import Choice, PromotionSettings, choose
+from changepair.tasks.scoring.figures import heading
+from changepair.tasks.scoring.operating import RATE, binomial_interval
+from changepair.tasks.scoring.results import DrawRow
+from changepair.tasks.scoring.scores import Scored
 
 DECISION_NAME = "decision.json"
 NEAR = 0.01

@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.common.errors import BadInput
-from tasks.common.files import write_csv, write_text
-from tasks.common.rows import Int32, read_rows, write_rows
-from tasks.common.texts import csv_rows
-from tasks.sampling.episodes import Episode
-from tasks.scoring.figures import FIGURES
-from tasks.scoring.spread import DRAWS, Draws, difference, interval
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_csv, write_text
+from changepair.tasks.common.rows import Int32, read_rows, write_rows
+from changepair.tasks.common.texts import csv_rows
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.figures import FIGURES
+from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 
 MADE_BY = "figures"
 METRICS_NAME, FIGURES_NAME, COMPARISONS_NAME = "metrics.json", "figures.csv", "comparisons.csv"

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Resize
-from tasks.common.tensors import read_tiles, uncropped
-from tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
-from tasks.detectors.models.detector import Detector
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
-from tasks.sampling.settings import BY_PIXEL
-from tasks.scoring.compare import compare
-from tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
-from tasks.scoring.scores import Group, Work
-from tasks.scoring.shown import shown_episodes
-from tasks.scoring.tiling import TileResults
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Resize
+from changepair.tasks.common.tensors import read_tiles, uncropped
+from changepair.tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
+from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.settings import BY_PIXEL
+from changepair.tasks.scoring.compare import compare
+from changepair.tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
+from changepair.tasks.scoring.scores import Group, Work
+from changepair.tasks.scoring.shown import shown_episodes
+from changepair.tasks.scoring.tiling import TileResults
 
 
 @dataclass(frozen=True)

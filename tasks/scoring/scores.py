@@ -21,9 +21,9 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from tasks.common.files import made_anew, read_table, write_table, write_text
-from tasks.ingestion.manifest import ANOMALOUS
-from tasks.sampling.episodes import Episode
+from changepair.tasks.common.files import made_anew, read_table, write_table, write_text
+from changepair.tasks.ingestion.manifest import ANOMALOUS
+from changepair.tasks.sampling.episodes import Episode
 
 MADE_BY = "score"
 SCORES_NAME, MAPS_NAME = "scores.parquet", "maps"

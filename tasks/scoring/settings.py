@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between
+from changepair.tasks.common.bounds import STRICT, Between
 
 Queries = Annotated[int, Between(2, None)]
 Convention = Literal["exact", "published"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tasks.sampling.episodes import Episode
+from changepair.tasks.sampling.episodes import Episode
 
 
 def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.randomness import generator
-from tasks.scoring.figures import PIXEL_FIGURES, Tally, image_figures, pixel_figures, tally_levels
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.scoring.figures import PIXEL_FIGURES, Tally, image_figures, pixel_figures, tally_levels
 
 DRAWS = 1000
 INTERVAL = (0.025, 0.975)

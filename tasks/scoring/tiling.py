@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.common.tensors import joined_maps, resized_maps
-from tasks.common.tiles import OVERLAP, WHOLE, Grid
+from changepair.tasks.common.tensors import joined_maps, resized_maps
+from changepair.tasks.common.tiles import OVERLAP, WHOLE, Grid
 
 CELLS = 64
 """Cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile."""

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from tasks.common.tensors import joined_maps, read_tiles
-from tasks.common.tiles import grid_of
-from tasks.sampling.episodes import Episode
-from tasks.scoring.pool import encoded
-from tasks.scoring.score import Contender
+from changepair.tasks.common.tensors import joined_maps, read_tiles
+from changepair.tasks.common.tiles import grid_of
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.pool import encoded
+from changepair.tasks.scoring.score import Contender
 
 TIMES = 5
 """Measured runs, after a warm-up run. The median is reported."""
 BATCH = 8
-"""Tiles that are encoded at once, as in tasks.prediction.predictor."""
+"""Tiles that are encoded at once, as in changepair.tasks.prediction.predictor."""
 
 
 @torch.inference_mode()

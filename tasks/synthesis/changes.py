@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from tasks.common.photographs import Photographs
-from tasks.common.pictures import Mask, Picture
-from tasks.synthesis.objects import Dropped, Objects
-from tasks.synthesis.perlin import perlin_mask
-from tasks.synthesis.photometry import three_random
-from tasks.synthesis.settings import Kind, SynthesisSettings
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.pictures import Mask, Picture
+from changepair.tasks.synthesis.objects import Dropped, Objects
+from changepair.tasks.synthesis.perlin import perlin_mask
+from changepair.tasks.synthesis.photometry import three_random
+from changepair.tasks.synthesis.settings import Kind, SynthesisSettings
 
 
 @dataclass(frozen=True)

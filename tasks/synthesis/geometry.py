@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.pictures import Mask, Picture, Pixels
-from tasks.synthesis.settings import AugmentationSettings
+from changepair.tasks.common.pictures import Mask, Picture, Pixels
+from changepair.tasks.synthesis.settings import AugmentationSettings
 
 Affine = tuple[float, float, float, float, float, float]  # of output to input, row by row, in pixels from the first pixel's corner
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from tasks.common.photographs import Box, Photographs, Thing
-from tasks.common.pictures import Mask, Picture
-from tasks.common.rows import rows_of
-from tasks.ingestion.objects.table import ObjectRow, to_mask
-from tasks.synthesis.proposals import propose
-from tasks.synthesis.settings import ObjectSettings
+from changepair.tasks.common.photographs import Box, Photographs, Thing
+from changepair.tasks.common.pictures import Mask, Picture
+from changepair.tasks.common.rows import rows_of
+from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask
+from changepair.tasks.synthesis.proposals import propose
+from changepair.tasks.synthesis.settings import ObjectSettings
 
 
 class Dropped(Exception):
@@ -33,7 +33,7 @@ class Listed:
 
 
 class Objects:
-    """Draws squares with an object in them. `table`: the file of tasks.ingestion.objects with the outlined ones."""
+    """Draws squares with an object in them. `table`: the file of changepair.tasks.ingestion.objects with the outlined ones."""
 
     def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
         self.settings = settings

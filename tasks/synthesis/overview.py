@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tasks.common.files import write_csv
-from tasks.common.pictures import open_image
-from tasks.common.sheets import TILE, Line, contact_sheet, tinted
-from tasks.synthesis.shards import OVERVIEW_NAME, Drop, PairRow, ShardReader
+from changepair.tasks.common.files import write_csv
+from changepair.tasks.common.pictures import open_image
+from changepair.tasks.common.sheets import TILE, Line, contact_sheet, tinted
+from changepair.tasks.synthesis.shards import OVERVIEW_NAME, Drop, PairRow, ShardReader
 
 PAIRS_A_KIND = 12
 PAIRS_A_LINE = 2

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Picture
-from tasks.common.randomness import generator
-from tasks.inpainting.inpainter import Inpainter
-from tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted, shares
-from tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
-from tasks.synthesis.objects import Dropped
-from tasks.synthesis.photometry import jitter, make_of, without_colour
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.shards import Drop, Pair
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Picture
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.inpainting.inpainter import Inpainter
+from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted, shares
+from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
+from changepair.tasks.synthesis.objects import Dropped
+from changepair.tasks.synthesis.photometry import jitter, make_of, without_colour
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.shards import Drop, Pair
 
 MOST_DRAWS = 50  # of one pair
 MOST_HELD = 64  # pairs held at once, so that memory does not grow where few of them are painted

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.pictures import Mask
+from changepair.tasks.common.pictures import Mask
 
 HIGHEST_OCTAVE = 5  # frequencies 2^0..2^5 a side (DRAEM, Zavrtanik et al., ICCV 2021, section 3.3)
 THRESHOLD = 0.5

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.pictures import Picture
-from tasks.synthesis.settings import AugmentationSettings
+from changepair.tasks.common.pictures import Picture
+from changepair.tasks.synthesis.settings import AugmentationSettings
 
 OTHERS = 0.4  # how often a picture is blurred, and how often it gets a grain
 GRAIN = (0.5, 2.0)  # sigma in pixels, of a grain that is not fine

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Mask, Picture
-from tasks.synthesis.settings import ObjectSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Mask, Picture
+from changepair.tasks.synthesis.settings import ObjectSettings
 
 POINTS_A_SIDE = 8  # of the grid of points that Segment Anything is asked about
 SCALE = 1.2  # of felzenszwalb's k, in pixels of the side: larger segments from larger pictures

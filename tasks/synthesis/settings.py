@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Place
-from tasks.inpainting.settings import RepaintingSettings
+from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.inpainting.settings import RepaintingSettings
 
 Kind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
 Share = Annotated[float, Between(0, 1)]

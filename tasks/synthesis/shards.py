@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.common.files import written_beside
-from tasks.common.pictures import Mask, Picture, png
-from tasks.common.places import is_remote, read_part
-from tasks.common.rows import Int32, read_rows
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import Mask, Picture, png
+from changepair.tasks.common.places import is_remote, read_part
+from changepair.tasks.common.rows import Int32, read_rows
 
 MADE_BY = "synthesize"
 INDEX_NAME = "pairs.parquet"

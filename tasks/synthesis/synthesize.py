@@ -20,18 +20,18 @@ from pathlib import Path
 
 import cv2
 
-from tasks.common.files import content_of, sha256, write_text
-from tasks.common.fingerprint import code_of
-from tasks.common.photographs import Photographs
-from tasks.common.rows import write_rows
-from tasks.inpainting.inpainter import Inpainter, load_inpainter
-from tasks.sampling.episodes import EpisodeFiles, read_pictures
-from tasks.synthesis.changes import Materials
-from tasks.synthesis.objects import Objects
-from tasks.synthesis.overview import write_overview
-from tasks.synthesis.pair import Maker
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.shards import INDEX_NAME, Drop, PairRow, shard_name, write_shard
+from changepair.tasks.common.files import content_of, sha256, write_text
+from changepair.tasks.common.fingerprint import code_of
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.rows import write_rows
+from changepair.tasks.inpainting.inpainter import Inpainter, load_inpainter
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
+from changepair.tasks.synthesis.changes import Materials
+from changepair.tasks.synthesis.objects import Objects
+from changepair.tasks.synthesis.overview import write_overview
+from changepair.tasks.synthesis.pair import Maker
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.shards import INDEX_NAME, Drop, PairRow, shard_name, write_shard
 
 NAME_LENGTH = 16
 

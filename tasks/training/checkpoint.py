@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tasks.common.files import written_beside
-from tasks.common.fingerprint import code_of
-from tasks.detectors.models.encoder import FrozenEncoder
-from tasks.training.log import LogLine
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.fingerprint import code_of
+from changepair.tasks.detectors.models.encoder import FrozenEncoder
+from changepair.tasks.training.log import LogLine
 
 NAME = "checkpoint.pt"
 

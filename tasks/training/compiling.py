@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tasks.detectors.models.encoder import FrozenEncoder
+from changepair.tasks.detectors.models.encoder import FrozenEncoder
 
 PAYS_FROM = 2000
 """Steps."""

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from tasks.common.errors import BadInput
-from tasks.detectors.registry import kind_of
-from tasks.detectors.weights import save_model
-from tasks.training.settings import TrainingSettings
-from tasks.training.step import Batch
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.training.settings import TrainingSettings
+from changepair.tasks.training.step import Batch
 
 
 class DetectorCourse:

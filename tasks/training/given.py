@@ -8,16 +8,16 @@ from typing import Any, cast
 
 from torch import nn
 
-from tasks.common.errors import BadInput
-from tasks.common.files import sha256
-from tasks.common.places import place_of
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.registry import kind_of
-from tasks.detectors.settings import PACKAGED, TrainedSettings
-from tasks.detectors.stored import read_config, settings_as_json, trained_otherwise
-from tasks.detectors.weights import MODEL_NAME, load_model, save_model
-from tasks.packaged.detectors import fill
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.places import place_of
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.detectors.settings import PACKAGED, TrainedSettings
+from changepair.tasks.detectors.stored import read_config, settings_as_json, trained_otherwise
+from changepair.tasks.detectors.weights import MODEL_NAME, load_model, save_model
+from changepair.tasks.packaged.detectors import fill
 
 
 def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -> dict[str, str]:

@@ -17,27 +17,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from tasks.common.devices import best_device
-from tasks.common.errors import BadInput
-from tasks.common.files import content_of, sha256
-from tasks.common.randomness import generator
-from tasks.common.tensors import read_tensors
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector
-from tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
-from tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
-from tasks.sampling.episodes import read_pictures
-from tasks.synthesis.geometry import small_affine, warp_picture
-from tasks.synthesis.photometry import jitter
-from tasks.synthesis.settings import AugmentationSettings
-from tasks.synthesis.shards import PairRow
-from tasks.training.course import DetectorCourse
-from tasks.training.given import start_from
-from tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
-from tasks.training.pairs import Pairs, hashes, split_pairs
-from tasks.training.settings import InCTRLTrainingSettings
-from tasks.training.step import Batch
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import content_of, sha256
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
+from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
+from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.geometry import small_affine, warp_picture
+from changepair.tasks.synthesis.photometry import jitter
+from changepair.tasks.synthesis.settings import AugmentationSettings
+from changepair.tasks.synthesis.shards import PairRow
+from changepair.tasks.training.course import DetectorCourse
+from changepair.tasks.training.given import start_from
+from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
+from changepair.tasks.training.pairs import Pairs, hashes, split_pairs
+from changepair.tasks.training.settings import InCTRLTrainingSettings
+from changepair.tasks.training.step import Batch
 
 ENCODED_AT_ONCE = 32  # pictures
 POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
@@ -205,7 +205,7 @@ def train(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks.training.loop.fit says."""
+    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and changepair.tasks.training.loop.fit says."""
     pairs, auxiliary = examples.pairs, examples.auxiliary
     if settings.examples == "pairs":
         training, measured = split_pairs(pairs)

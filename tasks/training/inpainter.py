@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tasks.common.files import made_anew, sha256
-from tasks.common.photographs import Photographs
-from tasks.common.randomness import generator
-from tasks.inpainting.holes import hole
-from tasks.inpainting.inpainter import PIPELINE_NAME
-from tasks.inpainting.residual import Hole, unpack
-from tasks.inpainting.settings import InpainterSettings
-from tasks.sampling.episodes import read_pictures
-from tasks.training.loop import Pace, Places, Trained, accelerator_for, begin, cosine, fit
-from tasks.training.step import Batch
+from changepair.tasks.common.files import made_anew, sha256
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.inpainting.holes import hole
+from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
+from changepair.tasks.inpainting.residual import Hole, unpack
+from changepair.tasks.inpainting.settings import InpainterSettings
+from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.training.loop import Pace, Places, Trained, accelerator_for, begin, cosine, fit
+from changepair.tasks.training.step import Batch
 
 AVERAGING = 0.995  # decay a step of the weights' running mean, which is what is kept
 WARM_UP = 50  # steps
@@ -101,8 +101,8 @@ class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 def train_inpainter(
     settings: InpainterSettings, sources: Path, *, places: Places, report: Callable[[float], None] = lambda share: None
 ) -> Trained:
-    """Trains on the photographs that the table `sources` names, as tasks.training.loop.fit says."""
-    from tasks.inpainting.crop_pipeline import TRAINED_STEPS, new_pipeline
+    """Trains on the photographs that the table `sources` names, as changepair.tasks.training.loop.fit says."""
+    from changepair.tasks.inpainting.crop_pipeline import TRAINED_STEPS, new_pipeline
 
     accelerator = accelerator_for("auto")
     begin(settings.seed)

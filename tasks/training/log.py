@@ -6,7 +6,7 @@ import csv
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tasks.common.files import written_beside
+from changepair.tasks.common.files import written_beside
 
 LOG_NAME = "training_log.csv"
 

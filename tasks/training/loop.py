@@ -21,20 +21,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from tasks.common import stopping
-from tasks.common.devices import best_device, computes_bf16
-from tasks.common.errors import BadInput
-from tasks.detectors.models.exactness import multiply_exactly
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.training import checkpoint
-from tasks.training.checkpoint import Progress
-from tasks.training.compiling import compiled, pays
-from tasks.training.log import LogLine, write_log
-from tasks.training.settings import TrainingSettings
-from tasks.training.shared import share_statistics
-from tasks.training.step import Batch, Step
-from tasks.training.tracking import Tracking, tracked
+from changepair.tasks.common import stopping
+from changepair.tasks.common.devices import best_device, computes_bf16
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.models.exactness import multiply_exactly
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.training import checkpoint
+from changepair.tasks.training.checkpoint import Progress
+from changepair.tasks.training.compiling import compiled, pays
+from changepair.tasks.training.log import LogLine, write_log
+from changepair.tasks.training.settings import TrainingSettings
+from changepair.tasks.training.shared import share_statistics
+from changepair.tasks.training.step import Batch, Step
+from changepair.tasks.training.tracking import Tracking, tracked
 
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with
 
@@ -206,7 +206,7 @@ def fit(
 
     A run that was killed goes on from its last checkpoint and ends with the model an undisturbed run gives. inputs: all that the
     training depends on beside its code; a checkpoint of others is thrown away. report: is told the share of the steps done, 0..1.
-    Raises BadInput if there is not one whole batch, or a step fails (tasks.training.step); Stopped if SIGTERM came.
+    Raises BadInput if there is not one whole batch, or a step fails (changepair.tasks.training.step); Stopped if SIGTERM came.
     """
     batches = course.batches(0)
     steps_an_epoch, shares = len(batches), accelerator.num_processes

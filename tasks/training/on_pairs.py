@@ -10,17 +10,17 @@ from typing import Any, cast
 from torch import nn
 from torch.utils.data import Dataset
 
-from tasks.common.files import content_of, sha256
-from tasks.common.randomness import generator
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.settings import TrainedSettings
-from tasks.synthesis.synthesize import maker
-from tasks.training.course import DetectorCourse
-from tasks.training.given import start_from
-from tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
-from tasks.training.pairs import FreshPairs, Pairs, hashes, split_pairs
-from tasks.training.settings import PairTrainingSettings
+from changepair.tasks.common.files import content_of, sha256
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.settings import TrainedSettings
+from changepair.tasks.synthesis.synthesize import maker
+from changepair.tasks.training.course import DetectorCourse
+from changepair.tasks.training.given import start_from
+from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
+from changepair.tasks.training.pairs import FreshPairs, Pairs, hashes, split_pairs
+from changepair.tasks.training.settings import PairTrainingSettings
 
 
 class PairCourse(DetectorCourse):
@@ -65,7 +65,7 @@ def train_on_pairs(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on change pairs, as tasks.training.loop.fit says."""
+    """Trains on change pairs, as changepair.tasks.training.loop.fit says."""
     pairs = examples.pairs
     accelerator = accelerator_for(settings.precision)
     training, measured = (Pairs(pairs, rows, settings.resolution or detector.resolution) for rows in split_pairs(pairs))

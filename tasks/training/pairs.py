@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.common.files import sha256
-from tasks.common.pictures import open_image
-from tasks.common.places import is_remote, state_of
-from tasks.synthesis.pair import Maker, recipe
-from tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.pictures import open_image
+from changepair.tasks.common.places import is_remote, state_of
+from changepair.tasks.synthesis.pair import Maker, recipe
+from changepair.tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):

@@ -27,10 +27,10 @@ from typing import Any, Protocol
 
 import torch
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.training.loop import Examples, Places, Trained
 
 JOB_NAME, SHARE_NAME, REFUSED_NAME, TRAINED_NAME, OVER_NAME = "job.pickle", "share", "refused", "trained.json", "over"
 ALONE = ("--rdzv-endpoint={folder}/rendezvous", "--rdzv-conf=store_type=file", "--local-addr=localhost")
@@ -218,7 +218,7 @@ def launch(processes: int, folder: Path, meeting: Sequence[str]) -> None:
     _end_with_parent()
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else those begun anew read where the ones before them listened
     own = [f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}", "--rdzv-backend=c10d", *meeting]
-    launcher([*own, "--module", "tasks.training.processes", "--work", str(folder)])
+    launcher([*own, "--module", "changepair.tasks.training.processes", "--work", str(folder)])
 
 
 def work(folder: Path) -> None:

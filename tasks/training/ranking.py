@@ -15,9 +15,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.training.on_pairs import PairCourse, train_on_pairs
-from tasks.training.shared import gathered
-from tasks.training.step import Batch
+from changepair.tasks.training.on_pairs import PairCourse, train_on_pairs
+from changepair.tasks.training.shared import gathered
+from changepair.tasks.training.step import Batch
 
 
 class RankingCourse(PairCourse):

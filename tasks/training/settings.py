@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tasks.common.bounds import STRICT, Between, Place, Some
-from tasks.detectors.settings import Resolution
+from changepair.tasks.common.bounds import STRICT, Between, Place, Some
+from changepair.tasks.detectors.settings import Resolution
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tasks.common import stopping
-from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
-from tasks.training.checkpoint import trained_state
+from changepair.tasks.common import stopping
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.training.checkpoint import trained_state
 
 Batch = tuple[Tensor, ...]
 Loss = Callable[[Callable[..., Any], Batch], Tensor]

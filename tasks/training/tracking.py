@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 from accelerate.utils import is_mlflow_available, is_tensorboard_available
 from tqdm import tqdm
 
-from tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput
 
 TrackerName = Literal["tensorboard", "mlflow"]
 IS_HERE = {"tensorboard": is_tensorboard_available, "mlflow": is_mlflow_available}

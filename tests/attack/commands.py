@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from flows.cli import main
+from changepair.flows.cli import main
 
 LATEST = 60  # seconds
 
@@ -20,7 +20,7 @@ LATEST = 60  # seconds
 def told(command: list[str]) -> tuple[int, str]:
     """Runs a command in this folder and environment; gives its exit code, a signal's number below 0, and what it told."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flows.cli", "tasks.prediction.predictor"])  # torch takes seconds
+    context.set_forkserver_preload(["changepair.flows.cli", "changepair.tasks.prediction.predictor"])  # torch takes seconds
     file = Path("told.txt").absolute()
     process = context.Process(target=_run, args=(command, str(Path.cwd()), dict(os.environ), file))
     process.start()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput
 
 TRIES = int(os.environ.get("CHANGEPAIR_TRIES", "25"))  # of each kind
 LONGEST = 1500  # characters of an error's line

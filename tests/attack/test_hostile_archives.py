@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hostile import attack, damaged
 
-from tasks.common.errors import BadInput
-from tasks.ingestion.unpack import unpack
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion.unpack import unpack
 
 pytestmark = pytest.mark.attack
 FILES = {f"{part}/{number}.png": bytes([number]) * (300 * number + 1) for part in ("train", "test/hole") for number in range(4)}

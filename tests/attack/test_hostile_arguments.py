@@ -14,8 +14,8 @@ from dvc.repo import Repo
 from hostile import attack
 from PIL import Image
 
-from flows.cli import parser
-from tasks.common.errors import BadInput
+from changepair.flows.cli import parser
+from changepair.tasks.common.errors import BadInput
 
 pytestmark = pytest.mark.attack
 COMMANDS = {

@@ -24,7 +24,7 @@ from lines import picture as part
 from processes import started, within
 from servers import free_port
 
-from tasks.monitoring.record import Record, arrived, judge
+from changepair.tasks.monitoring.record import Record, arrived, judge
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]  # each takes 20 s
 SIDE = 9450

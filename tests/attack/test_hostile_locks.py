@@ -12,9 +12,9 @@ from processes import kill_group, wait_until
 from team import git
 from test_origins import repository
 
-from flows.schedule import git_locks
-from flows.schedule.workspace import Workspace, commit_results, prepare, send_results
-from tasks.common.errors import BadInput
+from changepair.flows.schedule import git_locks
+from changepair.flows.schedule.workspace import Workspace, commit_results, prepare, send_results
+from changepair.tasks.common.errors import BadInput
 
 pytestmark = pytest.mark.attack
 LOCKS = (

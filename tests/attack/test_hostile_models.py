@@ -20,13 +20,13 @@ from hostile import ODD, attack, changed, damaged
 from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
-from tasks.common.errors import BadInput
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.detectors.stored import read_config, settings_as_json
-from tasks.detectors.weights import load_model, read_weights
-from tasks.prediction.files import KIT_NAME
-from tasks.prediction.predictor import Predictor
-from tasks.training.checkpoint import NAME, Progress, resume, save
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.stored import read_config, settings_as_json
+from changepair.tasks.detectors.weights import load_model, read_weights
+from changepair.tasks.prediction.files import KIT_NAME
+from changepair.tasks.prediction.predictor import Predictor
+from changepair.tasks.training.checkpoint import NAME, Progress, resume, save
 
 pytestmark = pytest.mark.attack
 FLAG = "CHANGEPAIR_RAN"

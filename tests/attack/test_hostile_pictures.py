@@ -15,12 +15,12 @@ import skimage.data
 from hostile import attack, damaged
 from PIL import Image, ImageOps, PngImagePlugin
 
-from tasks.common.decoding import FORMATS, FULL, Undecodable, choose_range
-from tasks.common.errors import BadInput
-from tasks.common.pictures import read_marks, read_mask, read_picture
-from tasks.ingestion.check import check, look_at
-from tasks.ingestion.listing import DatasetFolder, Listed
-from tasks.prediction.pictures import as_picture
+from changepair.tasks.common.decoding import FORMATS, FULL, Undecodable, choose_range
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import read_marks, read_mask, read_picture
+from changepair.tasks.ingestion.check import check, look_at
+from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.prediction.pictures import as_picture
 
 pytestmark = pytest.mark.attack
 PHOTO = Image.fromarray(skimage.data.astronaut()[::8, ::8])

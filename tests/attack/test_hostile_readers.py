@@ -20,13 +20,13 @@ from conftest import make_places, save
 from hostile import ODD, attack, changed, damaged
 from pycocotools import mask as coco_mask
 
-from tasks.common.pictures import picture_size, read_marks
-from tasks.common.rows import read_rows
-from tasks.ingestion.ingest import ingest_folder
-from tasks.ingestion.manifest import PictureRow
-from tasks.ingestion.objects.ingest import ingest_objects
-from tasks.ingestion.objects.table import ObjectRow, to_mask
-from tasks.ingestion.settings import ObjectsSettings
+from changepair.tasks.common.pictures import picture_size, read_marks
+from changepair.tasks.common.rows import read_rows
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.ingestion.objects.ingest import ingest_objects
+from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask
+from changepair.tasks.ingestion.settings import ObjectsSettings
 
 pytestmark = pytest.mark.attack
 SIDE = 12
@@ -300,7 +300,7 @@ def test_outlines_of_objects(folder: Path) -> None:
 @pytest.mark.parametrize("number", range(20))
 def test_run_lengths_are_read_as_the_librarys(number: int) -> None:
     """Held against pycocotools, which wrote them."""
-    from tasks.ingestion.objects.coco import _mask
+    from changepair.tasks.ingestion.objects.coco import _mask
 
     random_ = np.random.default_rng(number)
     height, width = random_.integers(1, 90, 2).tolist()

@@ -19,29 +19,29 @@ from dvc.repo import Repo
 from hostile import attack, changed, damaged
 from team import git
 
-from flows.cli import history
-from flows.code import code_now
-from flows.dry_run import _changed_code
-from flows.promotion.gate import rollback
-from flows.promotion.history import CURRENT, HISTORY, Model, folder_of, write_current
-from flows.promotion.page import PAGE_NAME, write_page
-from flows.promotion.recommended import read_recommendation
-from flows.promotion.store import MeasuredAs, read_measured_as
-from flows.running.cache import verify
-from flows.running.locks import FOLDER, holder
-from flows.running.places import CODE, DATA, IN_USE, SETTINGS_NAME
-from flows.running.provenance import LOCK, artifacts, locked
-from flows.runs.journal import Journal, read_runs
-from flows.runs.states import RunState, StageState
-from flows.runs.status import print_status
-from flows.runs.times import Time, write_time
-from flows.schedule.workspace import Workspace, prepare
-from tasks.common.decoding import UNKNOWN
-from tasks.common.errors import BadInput
-from tasks.common.files import write_text
-from tasks.prediction.calibration import calibrated
-from tasks.scoring.decision import Choice
-from tasks.scoring.recommendation import DECISION_NAME, Prompt, Recommendation, Use, write_recommendation
+from changepair.flows.cli import history
+from changepair.flows.code import code_now
+from changepair.flows.dry_run import _changed_code
+from changepair.flows.promotion.gate import rollback
+from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, write_current
+from changepair.flows.promotion.page import PAGE_NAME, write_page
+from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.store import MeasuredAs, read_measured_as
+from changepair.flows.running.cache import verify
+from changepair.flows.running.locks import FOLDER, holder
+from changepair.flows.running.places import CODE, DATA, IN_USE, SETTINGS_NAME
+from changepair.flows.running.provenance import LOCK, artifacts, locked
+from changepair.flows.runs.journal import Journal, read_runs
+from changepair.flows.runs.states import RunState, StageState
+from changepair.flows.runs.status import print_status
+from changepair.flows.runs.times import Time, write_time
+from changepair.flows.schedule.workspace import Workspace, prepare
+from changepair.tasks.common.decoding import UNKNOWN
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
+from changepair.tasks.prediction.calibration import calibrated
+from changepair.tasks.scoring.decision import Choice
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Prompt, Recommendation, Use, write_recommendation
 
 pytestmark = pytest.mark.attack
 FIGURES = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}
@@ -52,7 +52,7 @@ UP = "../" * 6
 LOCKED = f"""schema: '2.0'
 stages:
   train_small_metauas:
-    cmd: python -m flows.train small metauas
+    cmd: python -m changepair.flows.train small metauas
     deps:
     - path: data/pairs/small
       hash: md5
@@ -96,8 +96,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(FOLDER / "retrain.lock", json.dumps({"what": "retrain small", "process": 1, "host": "here", "started": FIRST.time}))
     write_text(Path(LOCK), LOCKED)
     code = code_now()  # takes a second
-    monkeypatch.setattr("flows.dry_run.code_now", lambda: code)
-    write_text(CODE / "report.json", json.dumps({"modules": {"flows.report": "0"}, "files": {}, "packages": {}}))
+    monkeypatch.setattr("changepair.flows.dry_run.code_now", lambda: code)
+    write_text(CODE / "report.json", json.dumps({"modules": {"changepair.flows.report": "0"}, "files": {}, "packages": {}}))
 
 
 def merged(data: bytes, draw: random.Random) -> bytes:

@@ -19,10 +19,10 @@ from hostile import LONGEST, ODD, TRIES, attack, changed, damaged
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from flows.plan import dvc_yaml, planned
-from flows.settings.overriding import override, read_settings
-from flows.settings.pipelines import read_pipelines
-from tasks.common.errors import BadInput
+from changepair.flows.plan import dvc_yaml, planned
+from changepair.flows.settings.overriding import override, read_settings
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.errors import BadInput
 
 pytestmark = pytest.mark.attack
 LEVELS = (b"%c: &%c [%s]\n" % (98 + level, 98 + level, b",".join([b"*%c" % (97 + level)] * 9)) for level in range(9))

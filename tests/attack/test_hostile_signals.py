@@ -54,7 +54,7 @@ def at_work(project: Path) -> bool:
 def test_a_run_with_a_server_of_its_own_ends_with_one_line_and_the_server_last(project: Path, number: signal.Signals, code: int) -> None:
     with started(project, *RETRAIN) as process:
         within(180, lambda: at_work(project), "a stage")
-        assert any("flows.running.temporary" in " ".join(one.cmdline()) for one in below(process.pid))
+        assert any("changepair.flows.running.temporary" in " ".join(one.cmdline()) for one in below(process.pid))
         parts = below(process.pid)
         os.killpg(process.pid, number)
         assert process.wait(timeout=60) == code
@@ -81,10 +81,10 @@ def test_a_run_that_is_stopped_is_stopped_in_the_ui_too(project: Path, api: str)
 def test_a_second_ctrl_c_ends_at_once(project: Path) -> None:
     with started(project, *RETRAIN) as process:
         within(180, lambda: at_work(project), "a stage")
-        within(60, lambda: any("flows.sample" in " ".join(part.cmdline()) for part in below(process.pid)), "the next stage")
+        within(60, lambda: any("changepair.flows.sample" in " ".join(part.cmdline()) for part in below(process.pid)), "the next stage")
         parts = below(process.pid)
         for part in parts:  # one that does not listen any more
-            if "flows.running.temporary" not in " ".join(part.cmdline()):
+            if "changepair.flows.running.temporary" not in " ".join(part.cmdline()):
                 part.suspend()
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(1)
@@ -99,7 +99,7 @@ def test_a_second_ctrl_c_ends_at_once(project: Path) -> None:
 def test_a_server_of_a_runs_own_ends_with_a_run_that_is_killed(project: Path) -> None:
     with started(project, *RETRAIN) as process:
         within(180, lambda: at_work(project), "a stage")
-        [server] = [one for one in below(process.pid) if "flows.running.temporary" in " ".join(one.cmdline())]
+        [server] = [one for one in below(process.pid) if "changepair.flows.running.temporary" in " ".join(one.cmdline())]
         process.kill()
         within(30, lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "the server's end")
 

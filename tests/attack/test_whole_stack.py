@@ -32,7 +32,7 @@ from test_hostile_clients import black_png, memory
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from tasks.monitoring.record import Record, arrived, judge
+from changepair.tasks.monitoring.record import Record, arrived, judge
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]  # three minutes in all
 SECRET = "canary5e1f"  # in names of a picture, a kit and a tag, and in a file  # pragma: allowlist secret
@@ -466,9 +466,9 @@ CLUSTER = """
 import sys, time
 from pathlib import Path
 from prefect import flow, task
-from flows.running.api import one_api
-from flows.running.workers import task_runner
-from flows.settings.pipelines import Execution
+from changepair.flows.running.api import one_api
+from changepair.flows.running.workers import task_runner
+from changepair.flows.settings.pipelines import Execution
 
 here = Path(sys.argv[1])
 

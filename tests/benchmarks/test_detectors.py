@@ -13,13 +13,13 @@ from conftest import ROOT
 from timing import medians
 from torch import Tensor
 
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.inctrl import InCTRLSettings
-from tasks.detectors.load import build_detector
-from tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
-from tasks.detectors.models.patch_residual import PatchResidual
-from tasks.detectors.models.texts import sentences
-from tasks.detectors.settings import OF_THE_MODEL, EncoderSettings
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.inctrl import InCTRLSettings
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
+from changepair.tasks.detectors.models.patch_residual import PatchResidual
+from changepair.tasks.detectors.models.texts import sentences
+from changepair.tasks.detectors.settings import OF_THE_MODEL, EncoderSettings
 
 CLIP = InCTRLSettings().encoder
 
@@ -40,7 +40,7 @@ def two_threads() -> None:
 ALIGNMENT = """
 import re, statistics, sys, time, torch
 from pathlib import Path
-from tasks.detectors.models.alignment import FeatureAlignment
+from changepair.tasks.detectors.models.alignment import FeatureAlignment
 torch.set_num_threads(2)
 torch.manual_seed(0)
 stages = [(56, 64), (160, 32), (448, 16)]  # EfficientNet-B4's last three at 512x512

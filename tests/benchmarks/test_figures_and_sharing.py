@@ -12,19 +12,19 @@ from conftest import ROOT, make_places, scored
 from scipy import ndimage
 from timing import medians
 
-from flows.settings.pipelines import read_pipelines
-from tasks.common.rows import write_rows
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.ingestion.ingest import ingest_packaged
-from tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
-from tasks.scoring.figures import aupro, pixel_figures
-from tasks.scoring.measure import measure
-from tasks.scoring.pixels import pixels_tally
-from tasks.scoring.score import Contender
-from tasks.scoring.scores import Work
+from changepair.flows.settings.pipelines import read_pipelines
+from changepair.tasks.common.rows import write_rows
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.ingestion.ingest import ingest_packaged
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.figures import aupro, pixel_figures
+from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.pixels import pixels_tally
+from changepair.tasks.scoring.score import Contender
+from changepair.tasks.scoring.scores import Work
 
 pytestmark = pytest.mark.bench
 PIPELINES = ROOT / "pipelines.yaml"

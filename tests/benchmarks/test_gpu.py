@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from timing import medians
 from torch import Tensor
 
-from tasks.common.devices import best_device
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.load import build_detector
-from tasks.detectors.metauas import PUBLISHED, MetaUASSettings
-from tasks.detectors.models.exactness import multiply_exactly
-from tasks.detectors.models.metauas import MetaUAS
-from tasks.training.compiling import compiled
-from tasks.training.loop import accelerator_for
-from tasks.training.step import Batch, Step
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.metauas import PUBLISHED, MetaUASSettings
+from changepair.tasks.detectors.models.exactness import multiply_exactly
+from changepair.tasks.detectors.models.metauas import MetaUAS
+from changepair.tasks.training.compiling import compiled
+from changepair.tasks.training.loop import accelerator_for
+from changepair.tasks.training.step import Batch, Step
 
 pytestmark = pytest.mark.bench
 DEVICE = best_device()

@@ -14,10 +14,10 @@ import pytest
 import skimage.data
 from conftest import ROOT, make_places, save
 
-from tasks.ingestion.ingest import ingest_folder
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.sampling.sample import sample
-from tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.settings import SamplingSettings, Use
 
 pytestmark = pytest.mark.bench
 PLOTS = ROOT / ".benchmarks"
@@ -30,7 +30,7 @@ MOST_MORE = 100
 
 PEAK = 'import json, re, sys, time\nfrom pathlib import Path\ndef peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024\n'  # noqa: E501
 INGEST = """
-from tasks.ingestion.ingest import Places, ingest_folder
+from changepair.tasks.ingestion.ingest import Places, ingest_folder
 folder = Path(sys.argv[1])
 places = Places(folder / "pictures", folder / "manifests", folder / "checkpoints")
 start = time.perf_counter()
@@ -38,9 +38,9 @@ ingest_folder("large", folder / "data", places=places)
 print(json.dumps([time.perf_counter() - start, peak()]))
 """
 SYNTHESIZE = """
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 folder, pairs = Path(sys.argv[1]), int(sys.argv[2])
 settings = SynthesisSettings(pairs=pairs, resolution=256, kinds={"local-region": 1.0})
 inputs = Inputs(EpisodeFiles.of(folder / "episodes", "growth"), folder / "none")
@@ -55,10 +55,10 @@ print(f"{stored / pairs / 1024:.0f} KiB a pair", file=sys.stderr)
 print(json.dumps([taken, peak()]))
 """
 SCORE = """
-from tasks.detectors.patch_residual import PatchResidualSettings
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.scoring.contenders import Scoring, score_detector
-from tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.scoring.contenders import Scoring, score_detector
+from changepair.tasks.scoring.settings import EvaluationSettings
 folder, own = Path(sys.argv[1]), PatchResidualSettings(resolution=128)
 files = EpisodeFiles.of(folder / "episodes", "growth")
 scoring = Scoring({"patch-residual": own}, EvaluationSettings(resolution=128), files, folder / "m", folder / "scores", folder / "work")

@@ -13,20 +13,20 @@ import yaml
 from conftest import make_places
 from torch import Tensor
 
-from flows.settings.reader import parse
-from tasks.common.photographs import Photographs
-from tasks.common.randomness import generator
-from tasks.common.rows import write_rows
-from tasks.detectors.encoders import build_encoder
-from tasks.detectors.metauas import MetaUASSettings
-from tasks.ingestion.ingest import ingest_packaged
-from tasks.ingestion.manifest import PictureRow
-from tasks.inpainting.holes import hole
-from tasks.inpainting.inpainter import load_inpainter, write_choice
-from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.sampling.episodes import read_pictures
-from tasks.training.inpainter import train_inpainter
-from tasks.training.loop import Places
+from changepair.flows.settings.reader import parse
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.rows import write_rows
+from changepair.tasks.detectors.encoders import build_encoder
+from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.ingestion.ingest import ingest_packaged
+from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.inpainting.holes import hole
+from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.training.inpainter import train_inpainter
+from changepair.tasks.training.loop import Places
 
 pytestmark = pytest.mark.bench
 HELD_OUT = ("astronaut", "coffee", "china")

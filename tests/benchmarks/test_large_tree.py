@@ -18,7 +18,7 @@ MOST_MEMORY = 1024  # MiB
 INGEST = """
 import json, re, sys, time
 from pathlib import Path
-from tasks.ingestion.ingest import Places, ingest_folder
+from changepair.tasks.ingestion.ingest import Places, ingest_folder
 
 folder = Path(sys.argv[1])
 start = time.perf_counter()

@@ -16,21 +16,21 @@ import pytest
 import torch
 from conftest import make_places
 
-from tasks.common.photographs import Photographs
-from tasks.common.pictures import read_picture
-from tasks.common.randomness import generator
-from tasks.common.rows import table_of, write_rows
-from tasks.ingestion.ingest import ingest_packaged
-from tasks.ingestion.manifest import PictureRow
-from tasks.ingestion.objects.table import ObjectRow, write_objects
-from tasks.inpainting.crop_pipeline import new_pipeline
-from tasks.inpainting.inpainter import Inpainter, Own
-from tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from tasks.sampling.episodes import EpisodeFiles, read_pictures
-from tasks.synthesis.changes import Materials
-from tasks.synthesis.objects import Objects
-from tasks.synthesis.pair import Maker
-from tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.pictures import read_picture
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.rows import table_of, write_rows
+from changepair.tasks.ingestion.ingest import ingest_packaged
+from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
+from changepair.tasks.inpainting.crop_pipeline import new_pipeline
+from changepair.tasks.inpainting.inpainter import Inpainter, Own
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
+from changepair.tasks.synthesis.changes import Materials
+from changepair.tasks.synthesis.objects import Objects
+from changepair.tasks.synthesis.pair import Maker
+from changepair.tasks.synthesis.settings import SynthesisSettings
 
 pytestmark = pytest.mark.bench
 FASTER = 10  # than plain NumPy, at least
@@ -99,9 +99,9 @@ def test_local_region_pairs_against_plain_numpy(files: EpisodeFiles, one_core: N
 MAKE_SHARDS = """
 import json, resource, sys, time
 from pathlib import Path
-from tasks.sampling.episodes import EpisodeFiles
-from tasks.synthesis.settings import SynthesisSettings
-from tasks.synthesis.synthesize import Inputs, finish, make_shard, start
+from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 episodes, folder, pairs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 settings = SynthesisSettings(pairs=pairs, resolution=256, kinds={"local-region": 1.0})
 inputs = Inputs(EpisodeFiles.of(episodes, "bench"), folder / "none")

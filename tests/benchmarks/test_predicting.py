@@ -13,9 +13,9 @@ import pytest
 import torch
 from timing import medians
 
-from tasks.ingestion.texture_defects import write
-from tasks.prediction.export import export
-from tasks.prediction.predictor import Predictor
+from changepair.tasks.ingestion.texture_defects import write
+from changepair.tasks.prediction.export import export
+from changepair.tasks.prediction.predictor import Predictor
 
 pytestmark = pytest.mark.bench
 FIRST_ANSWER = 10.0  # seconds, at most

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.detectors.models.encoder import Features, FrozenEncoder
-from tasks.detectors.models.exporting import exporting
+from changepair.tasks.detectors.models.encoder import Features, FrozenEncoder
+from changepair.tasks.detectors.models.exporting import exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
 WINDOWS_AT_ONCE = 512  # through the transformer; its activations are what takes memory

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # who needs `upsample` alone does not wait for the encoders' libraries
-    from tasks.detectors.models.encoder import Encoder, Features
+    from changepair.tasks.detectors.models.encoder import Encoder, Features
 
 ANY_CATEGORY = "object"
 """What a category is called where it is not known."""

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from tasks.detectors.models.exactness import exactly
-from tasks.detectors.models.exporting import exporting
-from tasks.detectors.models.folding import folded
+from changepair.tasks.detectors.models.exactness import exactly
+from changepair.tasks.detectors.models.exporting import exporting
+from changepair.tasks.detectors.models.folding import folded
 
 Features = list[Tensor]
 """Maps BxCxhxw for queries; for prompts KxCxhxw shared by all queries, or BxKxCxhxw. Finest first. Some encoders end it with an

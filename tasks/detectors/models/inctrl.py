@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import chosen_stages, nearest_cosine, residual_map, unit_patches
-from tasks.detectors.models.texts import TextPrior
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.models.patch_residual import chosen_stages, nearest_cosine, residual_map, unit_patches
+from changepair.tasks.detectors.models.texts import TextPrior
 
 BOTTLENECK = 4  # how much narrower the adapter is in its middle
 HIDDEN = (128, 64)  # of both heads

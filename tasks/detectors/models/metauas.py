@@ -10,10 +10,10 @@ from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from tasks.detectors.models.alignment import Alignment, FeatureAlignment, Similarity
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import resized
+from changepair.tasks.detectors.models.alignment import Alignment, FeatureAlignment, Similarity
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.models.patch_residual import resized
 
 STAGES = 5  # of the decoder's pyramid, strides 2 to 32
 FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019

@@ -7,11 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
-from tasks.detectors.models.encoder import Encoder, Features, FrozenEncoder
-from tasks.detectors.models.metauas import MetaUAS
-from tasks.detectors.models.patch_residual import PatchResidual, resized, unit_patches
-from tasks.detectors.models.winclip import few_shot_map, windows_related
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.models.encoder import Encoder, Features, FrozenEncoder
+from changepair.tasks.detectors.models.metauas import MetaUAS
+from changepair.tasks.detectors.models.patch_residual import PatchResidual, resized, unit_patches
+from changepair.tasks.detectors.models.winclip import few_shot_map, windows_related
 
 
 class MetaUASPlus(Detector):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import PatchResidual, most_alike, residual_map
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.models.patch_residual import PatchResidual, most_alike, residual_map
 
 STEEP = 100.0  # at the start: a hundredth of a residual is a nat of the ranking loss
 
@@ -38,7 +38,7 @@ class MetricResidual(PatchResidual):
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
         """Scores queries against prompts, both Bx3xHxW in [0, 1], one prompt a query; by the prompt alone, whatever `own` is. Image scores
-        B, times the steepness: what differs by 1 is e times as likely to be ranked right (tasks.training.ranking)."""
+        B, times the steepness: what differs by 1 is e times as likely to be ranked right (changepair.tasks.training.ranking)."""
         asked, offered = (self.units(self.encoder(pictures)) for pictures in (queries, prompts))
         maps = self.maps([_cosines(query, prompt) for query, prompt in zip(asked, offered, strict=True)])
         return self.score_of(maps) * self.log_steepness.exp()

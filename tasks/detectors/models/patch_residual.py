@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.exporting import exporting, median
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.models.exporting import exporting, median
 
 MOST_SIMILARITIES = 2**19  # held at once (2 MiB of float32): it stays in the cache, and memory does not grow with the prompts
 RIM = 0.2  # share of a picture's side that is not its middle

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.exporting import exporting, median
-from tasks.detectors.models.patch_residual import chosen_stages, image_scores, most_alike, nearest_of_rest, resized
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.models.exporting import exporting, median
+from changepair.tasks.detectors.models.patch_residual import chosen_stages, image_scores, most_alike, nearest_of_rest, resized
 
 
 class PromptQuery(Detector):

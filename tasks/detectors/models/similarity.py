@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.detectors.models.encoder import Features
+from changepair.tasks.detectors.models.encoder import Features
 
 
 def most_similar(queries: Features, pool: Features, count: int = 1) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
-from tasks.detectors.models.encoder import Encoder, Features
-from tasks.detectors.models.patch_residual import chosen_stages, image_scores
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector, upsample
+from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.models.patch_residual import chosen_stages, image_scores
 
 
 class Subspace(Detector):

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.detectors.models.clip import WINDOWS, WindowEncoder
-from tasks.detectors.models.detector import ANY_CATEGORY, Detector
-from tasks.detectors.models.encoder import Features
-from tasks.detectors.models.patch_residual import nearest_cosine, unit_patches
-from tasks.detectors.models.texts import TextPrior
+from changepair.tasks.detectors.models.clip import WINDOWS, WindowEncoder
+from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector
+from changepair.tasks.detectors.models.encoder import Features
+from changepair.tasks.detectors.models.patch_residual import nearest_cosine, unit_patches
+from changepair.tasks.detectors.models.texts import TextPrior
 
 PATCHES = 1  # patches a side, of the first map
 LEAST = 1e-8  # a harmonic mean of this is as good as 0

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tasks.common.decoding import MAX_PIXELS
-from tasks.common.errors import BadInput
-from tasks.common.pictures import Mask
-from tasks.common.reasons import in_short
-from tasks.common.texts import read_json
-from tasks.ingestion.objects.table import Annotated, Refused
+from changepair.tasks.common.decoding import MAX_PIXELS
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.pictures import Mask
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_json
+from changepair.tasks.ingestion.objects.table import Annotated, Refused
 
 
 def read_coco(file: Path) -> Iterator[Annotated | Refused]:

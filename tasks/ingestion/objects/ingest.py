@@ -6,17 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from tasks.common.errors import BadInput
-from tasks.common.files import write_csv
-from tasks.common.places import place_of
-from tasks.common.rows import read_rows, table_of
-from tasks.ingestion.ingest import Ingested
-from tasks.ingestion.manifest import MADE_BY, PictureRow
-from tasks.ingestion.objects.coco import read_coco
-from tasks.ingestion.objects.mask_folder import read_masks
-from tasks.ingestion.objects.open_images import read_open_images
-from tasks.ingestion.objects.table import Annotated, ObjectRow, Refused, to_row, write_objects
-from tasks.ingestion.settings import ObjectsSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_csv
+from changepair.tasks.common.places import place_of
+from changepair.tasks.common.rows import read_rows, table_of
+from changepair.tasks.ingestion.ingest import Ingested
+from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
+from changepair.tasks.ingestion.objects.coco import read_coco
+from changepair.tasks.ingestion.objects.mask_folder import read_masks
+from changepair.tasks.ingestion.objects.open_images import read_open_images
+from changepair.tasks.ingestion.objects.table import Annotated, ObjectRow, Refused, to_row, write_objects
+from changepair.tasks.ingestion.settings import ObjectsSettings
 
 MOST_DIFFERENT_SHAPE = 0.02  # of width over height, relative: Open Images' masks are reduced and rounded
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import label as connected
 
-from tasks.common.pictures import UNREADABLE, read_objects
-from tasks.common.places import visible
-from tasks.common.reasons import in_short
-from tasks.ingestion.listing import LEADS_OUT, within
-from tasks.ingestion.objects.table import Annotated, Refused
+from changepair.tasks.common.pictures import UNREADABLE, read_objects
+from changepair.tasks.common.places import visible
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.ingestion.listing import LEADS_OUT, within
+from changepair.tasks.ingestion.objects.table import Annotated, Refused
 
 BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc2012/ section 2.3
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.common.pictures import UNREADABLE, read_marks
-from tasks.common.places import visible
-from tasks.common.reasons import in_short
-from tasks.common.texts import csv_lines, csv_rows
-from tasks.ingestion.listing import LEADS_OUT, within
-from tasks.ingestion.objects.table import Annotated, Refused
+from changepair.tasks.common.pictures import UNREADABLE, read_marks
+from changepair.tasks.common.places import visible
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import csv_lines, csv_rows
+from changepair.tasks.ingestion.listing import LEADS_OUT, within
+from changepair.tasks.ingestion.objects.table import Annotated, Refused
 
 NEEDED = ("MaskPath", "ImageID", "LabelName")
 

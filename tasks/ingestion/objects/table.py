@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
-from tasks.common.files import written_beside
-from tasks.common.pictures import Mask
-from tasks.common.rows import Int32
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import Mask
+from changepair.tasks.common.rows import Int32
 
 MADE_BY = "objects"
 ROWS_A_GROUP = 4096

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.ingestion.listing import Reader
-from tasks.ingestion.readers.classes import cifar10, mnist
-from tasks.ingestion.readers.labelled import aitex, elpv, head_ct, kolektor, sdd2, yes_no
-from tasks.ingestion.readers.tables import real_iad, table, visa
-from tasks.ingestion.readers.trees import Tree
+from changepair.tasks.ingestion.listing import Reader
+from changepair.tasks.ingestion.readers.classes import cifar10, mnist
+from changepair.tasks.ingestion.readers.labelled import aitex, elpv, head_ct, kolektor, sdd2, yes_no
+from changepair.tasks.ingestion.readers.tables import real_iad, table, visa
+from changepair.tasks.ingestion.readers.trees import Tree
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
-from tasks.common.pictures import png
-from tasks.common.reasons import in_short
-from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import png
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_SIDE = 32

@@ -11,12 +11,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from tasks.common.decoding import decode
-from tasks.common.errors import BadInput
-from tasks.common.files import written_beside
-from tasks.common.pictures import UNREADABLE, Mask, picture_size, png, read_marks
-from tasks.common.texts import csv_lines, read_text
-from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, Unusable, files, folders, picture
+from changepair.tasks.common.decoding import decode
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.pictures import UNREADABLE, Mask, picture_size, png, read_marks
+from changepair.tasks.common.texts import csv_lines, read_text
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, Unusable, files, folders, picture
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
 SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a defect

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tasks.common.errors import BadInput
-from tasks.common.reasons import in_short
-from tasks.common.texts import csv_rows, need_columns, read_json
-from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import csv_rows, need_columns, read_json
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
 
 SPLITS = ("train", "test")
 

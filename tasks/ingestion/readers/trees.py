@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tasks.common.decoding import ENDINGS
-from tasks.common.errors import BadInput
-from tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
-from tasks.ingestion.readers.labelled import split_normal
+from changepair.tasks.common.decoding import ENDINGS
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
+from changepair.tasks.ingestion.readers.labelled import split_normal
 
 MASK_ENDING = "_mask"
 MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")
