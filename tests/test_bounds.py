@@ -13,7 +13,9 @@ from conftest import ROOT
 
 SERVER = ("fastapi", "httpx", "prefect", "psutil", "pydantic", "rich", "ruamel.yaml", "sqlalchemy", "typing-extensions")
 """The dependencies that a server is made of, and what starts one."""
-START = "import httpx; from changepair.flows.running.temporary import temporary_server as server; print(httpx.get(server('a:b') + '/health').json())"
+START = """import httpx
+from changepair.flows.running.temporary import temporary_server
+print(httpx.get(temporary_server('a:b') + '/health').json())"""
 
 
 @pytest.mark.slow

@@ -184,12 +184,12 @@ def ingest_folder(
 ) -> Ingested:
     """Write manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
-    layout: of changepair.tasks.ingestion.readers.catalogue. licence: the layout's, if None. snapshot: whether pictures are
+    layout: of tasks/ingestion/readers/catalogue.py. licence: the layout's, if None. snapshot: whether pictures are
     copied to places.pictures, and read there. intensity: the samples that are black and white in pictures of more than 8 bits, which are
     copied to places.pictures in 8 bits; `auto` chooses from the normal training pictures, `full` is the range of the sample type.
-    normal, abnormal, masks: folders within the dataset, as tasks/ingestion/readers/trees.py reads them. The rows are in the layout's order, whoever
-    looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left; the
-    list of rejected files is written even then.
+    normal, abnormal, masks: folders within the dataset, as tasks/ingestion/readers/trees.py reads them. The rows are in the layout's
+    order, whoever looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left;
+    the list of rejected files is written even then.
     """
     chosen = LAYOUTS[layout]
     if not folder.exists():

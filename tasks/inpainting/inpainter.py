@@ -71,7 +71,7 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
 
 
 class Own:
-    """The small model of changepair.tasks.inpainting.crop_pipeline. Reads no texts.
+    """The small model of tasks/inpainting/crop_pipeline.py. Reads no texts.
 
     It paints in double precision. In single, kernels for other instruction sets differ by some 1e-6 of the range, which rounds a value in a
     million to the next level; in double by 1e-15, which rounds none, so that pairs are the same bytes on every machine.

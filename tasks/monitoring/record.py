@@ -1,11 +1,11 @@
 """Store the scores of a line's pictures, and find the pictures that are not scored yet.
 
 <record>/
-  kit/                                 detector, prompts and threshold, of changepair.tasks.prediction.kit
+  kit/                                 detector, prompts and threshold, of tasks/prediction/kit.py
   scores/day=<YYYY-MM-DD>/<n>.parquet  one row a picture (Judged), by the day in UTC that it was scored on; a day that is over is one file
   flagged/<YYYY-MM-DD>/….png           the flagged ones, as they were read: a line may not keep its pictures until somebody looks
   overlays/<YYYY-MM-DD>/….png          those with their maps laid over
-  verdicts/                            what people said of them, of changepair.tasks.monitoring.verdicts
+  verdicts/                            what people said of them, of tasks/monitoring/verdicts.py
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Record:
         return self._made_of(row, OVERLAYS_FOLDER)
 
     def keep(self, row: Judged, prediction: Prediction, top: float) -> None:
-        """Keeps a flagged picture, and its map. top: as for `overlay` of changepair.tasks.prediction.outputs."""
+        """Keeps a flagged picture, and its map. top: as for `overlay` of tasks/prediction/outputs.py."""
         write_overlay(self.overlay(row), prediction, top)
         write_picture(self.flagged(row), prediction.picture)
 

@@ -21,7 +21,7 @@ from changepair.tasks.detectors.registry import DETECTORS, kind_of
 from changepair.tasks.detectors.stored import settings_from_json, trained_otherwise
 from changepair.tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
 
-MODELS = {  # names written out: by them changepair.tasks.common.fingerprint knows that a result depends on the files
+MODELS = {  # names written out: by them tasks/common/fingerprint.py knows that a result depends on the files
     "metauas": ("metauas.safetensors", "metauas.json"),
     "metric-residual": ("metric-residual.safetensors", "metric-residual.json"),
     "multi-scale-residual": ("metric-residual.safetensors", "metric-residual.json"),  # the same metric at each of its scales

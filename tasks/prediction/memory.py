@@ -31,7 +31,7 @@ class Needs(NamedTuple):
 
 
 def needs_of(content: bytes) -> Needs:
-    """Estimate the memory that `changepair.tasks.common.decoding.decode` and `to_picture` take. Files that these refuse take nothing."""
+    """Estimate the memory that `decode` and `to_picture` of tasks/common/decoding.py take. Files that these refuse take nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

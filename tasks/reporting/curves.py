@@ -1,7 +1,7 @@
 """Makes the curves behind the figures as tables, which `dvc plots` and the report draw.
 
 Each is of one protocol, the mean over categories and seeds of the curves at equal steps of its x axis. Those of images are exact there, PRO
-is of the coarse levels of changepair.tasks.scoring.pixels.
+is of the coarse levels of tasks/scoring/pixels.py.
 """
 
 from __future__ import annotations

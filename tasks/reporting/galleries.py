@@ -82,7 +82,7 @@ def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) ->
 
 
 def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
-    """Chooses what a target's gallery shows: of each category one episode, as tasks/scoring/shown.py has it. Of its queries, the first `count`
+    """Chooses what a target's gallery shows: of each category one episode, as in tasks/scoring/shown.py. Of its queries, the first `count`
     are overlays; and over all categories, for each detector, the first `count` of each of KINDS, their distances from the threshold being
     in standard deviations of the category's scores.
 

@@ -57,7 +57,7 @@ class Origin:
 class Inputs:
     """The files of earlier stages that the report shows something of."""
 
-    pairs: Path  # the folder that changepair.tasks.synthesis.overview wrote
+    pairs: Path  # the folder that tasks/synthesis/overview.py wrote
     models: Path
     inpainter: Path
     rejected: Path

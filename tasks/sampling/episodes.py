@@ -27,7 +27,7 @@ class Episode:
 
     target: str  # a dataset
     category: str  # of the queries
-    protocol: str  # of changepair.tasks.sampling.settings
+    protocol: str  # of tasks/sampling/settings.py
     shots: Int32  # normal prompts a category
     seed: Int32
     prompts: tuple[str, ...]  # class-agnostic: of all categories

@@ -43,7 +43,7 @@ class Sampled:
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
-    """Writes the files of changepair.tasks.sampling.episodes.
+    """Writes the files of tasks/sampling/episodes.py.
 
     Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
     """

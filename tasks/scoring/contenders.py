@@ -51,7 +51,7 @@ class Scoring:
     models: Path
     """The folder of the detectors' model folders."""
     scores: Path
-    """Scores of a detector are in scores/<name>, as changepair.tasks.scoring.scores has them."""
+    """Scores of a detector are in scores/<name>, as tasks/scoring/scores.py has them."""
     checkpoints: Path
     """Where scores are while they are made."""
 

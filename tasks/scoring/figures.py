@@ -2,7 +2,7 @@
 
 All of them follow from the same counts, taken at each distinct score of a positive: how many positives have it, and how many
 negatives have more, or just as much (`Tally`). So nothing but the negatives' bare scores is ever sorted, and the same lines serve
-exact scores, histograms of them and, along a leading axis, a thousand resamples at once (changepair.tasks.scoring.spread).
+exact scores, histograms of them and, along a leading axis, a thousand resamples at once (tasks/scoring/spread.py).
 
 AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP, F1max: as scikit-learn's average_precision_score and the best F1 of its
 precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. A figure that is not

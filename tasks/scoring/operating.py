@@ -1,7 +1,7 @@
 """Says what a threshold that normal pictures set would do: how many normal ones it flags, and which anomalous ones it lets pass.
 
 The normal queries of an episode are parted in two, every second one of their seeded order. Each half sets a threshold (split conformal
-prediction, tasks/prediction/calibration.py) that the other half and all the anomalous queries are held against, so that no picture is judged
+prediction, tasks/prediction/calibration.py) that the other half and all anomalous queries are held against, so that no picture is judged
 by a threshold that it has set. Its rate of false alarms is RATE, or the least that so few pictures can promise. Rates are means over both
 halves and the seeds; their 95 % intervals are those of a binomial over the pictures (Clopper and Pearson, Biometrika 1934), which say
 nothing of the spread over seeds.

@@ -2,7 +2,7 @@
 
 Exact figures need every pixel's score: four bytes each, and nothing else is held but, while figures are taken, some tens of bytes for
 each anomalous pixel. An episode whose scores would pass HELD_SCORES is
-counted into a histogram of 65,536 levels instead, whose figures are off by at most what changepair.tasks.scoring.figures.bounds says.
+counted into a histogram of 65,536 levels instead, whose figures are off by at most what tasks/scoring/figures.py::bounds says.
 """
 
 from __future__ import annotations

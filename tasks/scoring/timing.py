@@ -17,7 +17,7 @@ from changepair.tasks.scoring.score import Contender
 TIMES = 5
 """Measured runs, after a warm-up run. The median is reported."""
 BATCH = 8
-"""Tiles that are encoded at once, as in changepair.tasks.prediction.predictor."""
+"""Tiles that are encoded at once, as in tasks/prediction/predictor.py."""
 
 
 @torch.inference_mode()

@@ -33,7 +33,7 @@ class Listed:
 
 
 class Objects:
-    """Draws squares with an object in them. `table`: the file of changepair.tasks.ingestion.objects with the outlined ones."""
+    """Draws squares with an object in them. `table`: the file of tasks/ingestion/objects with the outlined ones."""
 
     def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
         self.settings = settings

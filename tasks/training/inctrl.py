@@ -205,7 +205,7 @@ def train(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and changepair.tasks.training.loop.fit says."""
+    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks/training/loop.py::fit says."""
     pairs, auxiliary = examples.pairs, examples.auxiliary
     if settings.examples == "pairs":
         training, measured = split_pairs(pairs)

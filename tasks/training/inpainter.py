@@ -101,7 +101,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 def train_inpainter(
     settings: InpainterSettings, sources: Path, *, places: Places, report: Callable[[float], None] = lambda share: None
 ) -> Trained:
-    """Trains on the photographs that the table `sources` names, as changepair.tasks.training.loop.fit says."""
+    """Trains on the photographs that the table `sources` names, as tasks/training/loop.py::fit says."""
     from changepair.tasks.inpainting.crop_pipeline import TRAINED_STEPS, new_pipeline
 
     accelerator = accelerator_for("auto")

@@ -206,7 +206,7 @@ def fit(
 
     A run that was killed goes on from its last checkpoint and ends with the model an undisturbed run gives. inputs: all that the
     training depends on beside its code; a checkpoint of others is thrown away. report: is told the share of the steps done, 0..1.
-    Raises BadInput if there is not one whole batch, or a step fails (changepair.tasks.training.step); Stopped if SIGTERM came.
+    Raises BadInput if there is not one whole batch, or a step fails (tasks/training/step.py); Stopped if SIGTERM came.
     """
     batches = course.batches(0)
     steps_an_epoch, shares = len(batches), accelerator.num_processes

@@ -65,7 +65,7 @@ def train_on_pairs(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on change pairs, as changepair.tasks.training.loop.fit says."""
+    """Trains on change pairs, as tasks/training/loop.py::fit says."""
     pairs = examples.pairs
     accelerator = accelerator_for(settings.precision)
     training, measured = (Pairs(pairs, rows, settings.resolution or detector.resolution) for rows in split_pairs(pairs))

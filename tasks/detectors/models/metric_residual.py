@@ -38,7 +38,7 @@ class MetricResidual(PatchResidual):
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
         """Scores queries against prompts, both Bx3xHxW in [0, 1], one prompt a query; by the prompt alone, whatever `own` is. Image scores
-        B, times the steepness: what differs by 1 is e times as likely to be ranked right (changepair.tasks.training.ranking)."""
+        B, times the steepness: what differs by 1 is e times as likely to be ranked right (tasks/training/ranking.py)."""
         asked, offered = (self.units(self.encoder(pictures)) for pictures in (queries, prompts))
         maps = self.maps([_cosines(query, prompt) for query, prompt in zip(asked, offered, strict=True)])
         return self.score_of(maps) * self.log_steepness.exp()
