@@ -188,8 +188,8 @@ def ingest_folder(
     copied to places.pictures, and read there. intensity: the samples that are black and white in pictures of more than 8 bits, which are
     copied to places.pictures in 8 bits; `auto` chooses from the normal training pictures, `full` is the range of the sample type.
     normal, abnormal, masks: folders within the dataset, as tasks/ingestion/readers/trees.py reads them. The rows are in the layout's
-    order, whoever looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable picture left;
-    the list of rejected files is written even then.
+    order, whoever looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable
+    picture left; the list of rejected files is written even then.
     """
     chosen = LAYOUTS[layout]
     if not folder.exists():
