@@ -1,0 +1,49 @@
+"""Few-shot anomaly detection, learned from change pairs.
+
+    from changepair import Predictor
+
+    predictor = Predictor.load().prompt(["normal.png"])
+    scores, maps = predictor(["part.png"])  # a score from 0 (normal) to 1 (anomalous), and a map of where
+
+Names are imported on first use, so `import changepair` is quick and imports no torch.
+
+>>> import changepair
+>>> "metauas" in changepair.list_detectors()
+True
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from changepair.tasks.common.errors import BadInput
+    from changepair.tasks.prediction.kit import Kit
+    from changepair.tasks.prediction.models import list_detectors, load_detector
+    from changepair.tasks.prediction.predictor import Predictor
+    from changepair.tasks.synthesis.dataset import ChangePairs
+
+    __version__: str
+
+__all__ = ["BadInput", "ChangePairs", "Kit", "Predictor", "__version__", "list_detectors", "load_detector"]
+
+_MODULES = {
+    "BadInput": "common.errors",
+    "ChangePairs": "synthesis.dataset",
+    "Kit": "prediction.kit",
+    "Predictor": "prediction.predictor",
+    "list_detectors": "prediction.models",
+    "load_detector": "prediction.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("changepair")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'changepair' has no attribute {name!r}")
+    return getattr(import_module(f"changepair.tasks.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -31,7 +31,7 @@ from changepair.tasks.detectors.winclip import WinCLIPSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import TOLERANCE
-from changepair.tasks.prediction.kit import read_kit
+from changepair.tasks.prediction.kit import Kit
 from changepair.tasks.reporting.advice import advice_of, next_steps
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
 from changepair.tasks.sampling.sample import sample
@@ -197,7 +197,7 @@ def test_a_missing_or_changed_prompt_is_refused_in_one_line(here: Path) -> None:
 def test_a_kit_of_the_decision_has_its_threshold(here: Path) -> None:
     made = predict("--model", "line-3", "--category", "parts/fine", "--write-kit", "kit")
     assert made.returncode == 0, made.stderr
-    threshold = read_kit(Path("kit"))[2]
+    threshold = Kit.load("kit").threshold
     [use] = [use for use in decision().uses if use.category == "fine"]
     assert threshold == use.threshold
     answers = [

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import changepair
+
 WITH_EXAMPLES = sorted(
     file.relative_to(ROOT) for top in ("tasks", "flows") for file in (ROOT / top).rglob("*.py") if "\n    >>> " in file.read_text()
 )
@@ -16,8 +18,13 @@ WITH_EXAMPLES = sorted(
 
 @pytest.mark.parametrize("file", WITH_EXAMPLES, ids=str)
 def test_docstrings(file: Path) -> None:
-    module = importlib.import_module(".".join(file.with_suffix("").parts))
+    module = importlib.import_module(".".join(("changepair", *file.with_suffix("").parts)))
     failed, tried = doctest.testmod(module)
+    assert tried and not failed
+
+
+def test_the_package() -> None:
+    failed, tried = doctest.testmod(changepair)
     assert tried and not failed
 
 

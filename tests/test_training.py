@@ -38,6 +38,7 @@ from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.pair import recipe
 from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from changepair.tasks.synthesis.shards import PairRow, read_index
@@ -57,7 +58,7 @@ from changepair.tasks.training.loop import (
     fit,
     pace_of,
 )
-from changepair.tasks.training.pairs import FreshPairs, Pairs, split_pairs
+from changepair.tasks.training.pairs import FreshPairs
 from changepair.tasks.training.ranking import filled, ranking_loss
 from changepair.tasks.training.ranking import train as train_metric
 from changepair.tasks.training.segmentation import train as train_metauas
@@ -127,10 +128,10 @@ def test_pairs_come_as_the_shards_hold_them(pairs: Path) -> None:
 
     rows = read_index(pairs)
     for resolution in (64, 32):
-        query, prompt, mask = Pairs(pairs, rows, resolution)[21]
+        query, prompt, mask = ChangePairs(pairs, resolution, rows=rows)[21]
         assert query.shape == prompt.shape == (3, resolution, resolution) and mask.shape == (resolution, resolution)
         assert query.min() >= 0 and query.max() <= 1 and set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert Pairs(pairs, rows, 64)[21][2].mean().item() == pytest.approx(rows[21].changed_area, abs=1e-6)
+    assert ChangePairs(pairs, 64, rows=rows)[21][2].mean().item() == pytest.approx(rows[21].changed_area, abs=1e-6)
 
 
 def test_training_writes_a_model_its_settings_and_a_log(pairs: Path) -> None:
@@ -168,7 +169,7 @@ def test_over_50_steps_the_losses_are_those_of_a_plain_loop(pairs: Path, compile
     assert (compiler["ok"] > before) == compiles
     torch.manual_seed(settings.seed)
     model = build_detector(DETECTOR, build_encoder(DETECTOR.encoder, 64)).train()
-    training = Pairs(pairs, [row for row in read_index(pairs) if not row.held_out], 64)
+    training = ChangePairs(pairs, 64, held_out=False)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=rate, weight_decay=5e-4)
     losses = []
     for epoch in range(settings.epochs):
@@ -191,8 +192,8 @@ def test_a_metric_learns_to_rank(pairs: Path) -> None:
     settings = PairTrainingSettings(epochs=6, batch_size=12, learning_rate=0.05, log_every=3, weight_decay=0.0)
     folder = pairs.parent / "metric"
     train_metric(detector, settings, examples=of(pairs), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
-    rows, _held = split_pairs(pairs)
-    query, prompt, mask = (torch.stack(part) for part in zip(*(Pairs(pairs, rows, 64)[place] for place in range(len(rows))), strict=True))
+    learned = ChangePairs(pairs, 64, held_out=False)
+    query, prompt, mask = (torch.stack(part) for part in zip(*(learned[place] for place in range(len(learned))), strict=True))
     share, losses = filled(mask, 8), []
     assert (share > 0.5).any() and (share == 0).any()
     for learnt in (False, True):
@@ -440,7 +441,7 @@ def test_training_starts_from_a_model_that_is_given(pairs: Path) -> None:
 
 
 def test_online_every_epoch_has_pairs_of_its_own_and_the_first_the_shards(pairs: Path) -> None:
-    training, _measured = (Pairs(pairs, rows, 64) for rows in split_pairs(pairs))
+    training, _measured = (ChangePairs(pairs, 64, held_out=held_out) for held_out in (False, True))
     anew = maker(SYNTHESIS, of(pairs).made_of)
     fresh = FreshPairs(training, anew)
     [as_made] = anew.make([training.rows[7].index])
@@ -460,12 +461,12 @@ def test_online_what_is_painted_is_taken_from_the_shards(layout: Path) -> None:
         PairRow(f"{number:08d}", "0.tar", recipe(settings, number).kind, "", "", 0, number, 0, 0.1, False, False) for number in range(20)
     ]
 
-    class Known(Pairs):
+    class Known(ChangePairs):
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             return (torch.tensor(index),) * 3
 
     make_inputs(layout)
-    epoch = FreshPairs(Known(layout, rows, 64), maker(settings, EpisodeFiles.of(layout.parent / "episodes", "small"))).of(1)
+    epoch = FreshPairs(Known(layout, 64, rows=rows), maker(settings, EpisodeFiles.of(layout.parent / "episodes", "small"))).of(1)
     for place in range(20):
         query, _prompt, mask = epoch[place]
         if recipe(settings, settings.pairs + place).kind == "appearance":
@@ -557,7 +558,7 @@ def test_a_query_equal_to_its_only_prompt_scores_lowest_of_its_set(layout: Path)
     settings = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds=kinds, augmentation=augmentation, apart=0.0)  # type: ignore[arg-type]
     pairs = make_pairs(layout, settings, layout.parent / "pairs")
     rows = sorted((row for row in read_index(pairs) if not row.swapped), key=lambda row: row.changed_area)[-6:]
-    examples = [Pairs(pairs, rows, 64)[index] for index in range(len(rows))]
+    examples = [ChangePairs(pairs, 64, rows=rows)[index] for index in range(len(rows))]
     # By the difference of features: concatenated, whether so small a training looks at its prompt differs from machine to machine.
     comparing = replace(DETECTOR, fusion="difference")
     metauas = train(pairs, "metauas", replace(SETTINGS, epochs=100, log_every=50, checkpoint_every=1000), comparing)

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from changepair.tasks.common.decoding import UNKNOWN, Intensity, Range
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import made_anew, sha256, write_text
+from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.common.tiles import Grid
@@ -57,8 +58,26 @@ class Prompted:
     """The range of pictures of more than 8 bits."""
 
 
-def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Threshold | None) -> None:
-    """Writes a kit; one that is there is replaced once all is well. Raises BadInput for a folder that holds anything else."""
+@dataclass(frozen=True)
+class Kit:
+    """A detector with its prompts and threshold, as a folder stores it. `Predictor.load(folder)` scores pictures with it."""
+
+    model: Named
+    prompted: Prompted
+    threshold: Threshold | None
+    """None for a kit that gives scores and no verdicts."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Kit:
+        """Read a kit. Raise BadInput if a file is missing, damaged, or of another version."""
+        return _read(place_of(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the kit; replace an existing kit once everything is written. Raise BadInput for a folder that holds anything else."""
+        _write(Path(folder), self.model, self.prompted, self.threshold)
+
+
+def _write(folder: Path, model: Named, prompted: Prompted, threshold: Threshold | None) -> None:
     if folder.exists() and not (is_kit(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise BadInput(f"{folder}: is there and no kit, so it is left as it is; name a new folder")
     with made_anew(folder) as partial:
@@ -83,8 +102,7 @@ def write_kit(folder: Path, model: Named, prompted: Prompted, threshold: Thresho
         write_text(partial / CARD_NAME, _card(model, prompted, threshold))
 
 
-def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
-    """Reads a kit. Raises BadInput if a file is missing, damaged, or of another version."""
+def _read(folder: Path) -> Kit:
     file = folder / KIT_NAME
     content = read_json(file)
     if isinstance(content, dict) and content.get("form") != FORM:
@@ -109,7 +127,7 @@ def read_kit(folder: Path) -> tuple[Named, Prompted, Threshold | None]:
     memory = [stored[key] for key in sorted(stored)]
     if any(not part.dim() or len(part) != grid.tiles for part in memory):
         raise BadInput(f"{file}: {grid.tiles} tiles, and {MEMORY_NAME} is of others; copy the kit again, whole")
-    return model, Prompted(memory, grid, category, prompts, top, intensity), threshold
+    return Kit(model, Prompted(memory, grid, category, prompts, top, intensity), threshold)
 
 
 def read_intensity(folder: Path) -> Intensity:

@@ -11,8 +11,8 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors import load
 from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector, build_empty, load_detector
 from changepair.tasks.detectors.models.detector import Detector
 from changepair.tasks.detectors.registry import DETECTORS, base_of
 from changepair.tasks.detectors.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED, DetectorSettings
@@ -46,6 +46,21 @@ class Named:
         return replace(self, settings={**self.settings, base_of(self.name, self.settings): replace(looks, tiles=tiles)})
 
 
+def list_detectors() -> list[str]:
+    """List the detectors that need no training: those that come with the package, and those that have nothing to learn."""
+    return [*MODELS, *(name for name, kind in DETECTORS.items() if kind.training is None and kind.upon is None)]
+
+
+def load_detector(model: str | Path = PACKAGED) -> Detector:
+    """Load a detector as a torch module, on the CPU. model: as for `Predictor.load`, except kits. Raise BadInput if there is no such
+    detector, or it is damaged.
+
+    Its `score(queries, prompts)` takes queries Bx3xHxW and prompts Kx3xHxW, float32 in [0, 1]. It returns scores B and maps BxHxW, both in
+    [0, 1].
+    """
+    return named(model).detector
+
+
 def named(model: str | Path) -> Named:
     """Finds `packaged`, a detector's name (one that comes with the package, or needs no training, as it is by default), or a model folder.
 
@@ -56,22 +71,21 @@ def named(model: str | Path) -> Named:
         return of_package(name)
     if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
         settings = DETECTORS[name].settings()
-        return Named(name, {name: settings}, build_detector(settings, build_encoder(settings.encoder, settings.resolution)))
+        return Named(name, {name: settings}, load.build_detector(settings, build_encoder(settings.encoder, settings.resolution)))
     folder = place_of(model)
     if (folder / CONFIG_NAME).is_file():
         return of_folder(folder)
     if folder.is_dir():
         raise BadInput(f"{model}: a folder, but neither a model's nor a kit; one of them has {CONFIG_NAME} or kit.json")
-    free = [name for name, kind in DETECTORS.items() if kind.training is None and kind.upon is None]
     raise BadInput(
-        f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {PACKAGED}, {', '.join((*MODELS, *free))}"
+        f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {PACKAGED}, {', '.join(list_detectors())}"
     )
 
 
 def of_package(name: str) -> Named:
     """Gives a detector that comes with the package."""
     settings = packaged_settings(name)
-    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    detector = load.build_detector(settings, build_encoder(settings.encoder, settings.resolution))
     fill(settings, detector)
     return Named(name, {name: settings}, detector)
 
@@ -87,7 +101,7 @@ def of_folder(folder: Path) -> Named:
 def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
     """Gives a pipeline's detector. detectors: the settings of all of the pipeline; models: the folder of their model folders."""
     own = {one: detectors[one] for one in (name, base_of(name, detectors))}
-    return Named(name, own, load_detector(name, detectors, models))
+    return Named(name, own, load.load_detector(name, detectors, models))
 
 
 def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
@@ -106,7 +120,7 @@ def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
 
 def empty(name: str, settings: Mapping[str, Any]) -> Named:
     """Build a detector with random weights, to be overwritten. Raises BadInput if the settings name anything but an installed network."""
-    return Named(name, settings, build_empty(name, portable(settings)))
+    return Named(name, settings, load.build_empty(name, portable(settings)))
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from changepair.tasks.detectors.models.detector import ANY_CATEGORY
 from changepair.tasks.detectors.models.encoder import Features
 from changepair.tasks.prediction.calibration import Threshold, calibrated, check_count
 from changepair.tasks.prediction.files import is_kit
-from changepair.tasks.prediction.kit import Prompted, on_device, read_kit, write_kit
+from changepair.tasks.prediction.kit import Kit, Prompted, on_device
 from changepair.tasks.prediction.models import Named, named
 from changepair.tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_picture, scaled
 
@@ -126,8 +126,8 @@ class Predictor:
         a kit, which has its prompts. Raises BadInput if there is no such, or it is damaged."""
         folder = place_of(model)
         if is_kit(folder):
-            own, prompted, threshold = read_kit(folder)
-            return cls(own, prompted=prompted, threshold=threshold, device=device)
+            kit = Kit.load(folder)
+            return cls(kit.model, prompted=kit.prompted, threshold=kit.threshold, device=device)
         return cls(named(model), device=device)
 
     @property
@@ -233,7 +233,7 @@ class Predictor:
         it has no prompt, or another folder is there."""
         if not self.ready:
             raise BadInput(f"{folder}: a kit needs prompts, and there is none")
-        write_kit(Path(folder), self.model, self.prompted, self.threshold)
+        Kit(self.model, self.prompted, self.threshold).save(folder)
 
     def cut(self, picture: Picture) -> list[Tile]:
         """Cuts a picture HxWx3 into what the detector is shown of it."""

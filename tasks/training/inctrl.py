@@ -28,6 +28,7 @@ from changepair.tasks.detectors.load import build_detector
 from changepair.tasks.detectors.models.inctrl import InCTRL, binary_focal_loss
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.geometry import small_affine, warp_picture
 from changepair.tasks.synthesis.photometry import jitter
 from changepair.tasks.synthesis.settings import AugmentationSettings
@@ -35,7 +36,7 @@ from changepair.tasks.synthesis.shards import PairRow
 from changepair.tasks.training.course import DetectorCourse
 from changepair.tasks.training.given import start_from
 from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
-from changepair.tasks.training.pairs import Pairs, hashes, split_pairs
+from changepair.tasks.training.pairs import hashes, split_pairs
 from changepair.tasks.training.settings import InCTRLTrainingSettings
 from changepair.tasks.training.step import Batch
 
@@ -57,7 +58,7 @@ class PairEvidence:
         """views: among how many each pair's are drawn. apart: how far the views stand apart."""
         self.labels = [int(row.changed_area > 0) for row in rows]
         self.swapped = torch.tensor([row.swapped for row in rows])
-        self.pairs = Pairs(folder, rows, resolution)
+        self.pairs = ChangePairs(folder, resolution, rows=rows)
         self.views = views
         self.apart = apart or AugmentationSettings()
         self._evidence: list[Evidence] | None = None

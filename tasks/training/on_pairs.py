@@ -15,11 +15,12 @@ from changepair.tasks.common.randomness import generator
 from changepair.tasks.detectors.encoders import build_encoder
 from changepair.tasks.detectors.load import build_detector
 from changepair.tasks.detectors.settings import TrainedSettings
+from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.synthesize import maker
 from changepair.tasks.training.course import DetectorCourse
 from changepair.tasks.training.given import start_from
 from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
-from changepair.tasks.training.pairs import FreshPairs, Pairs, hashes, split_pairs
+from changepair.tasks.training.pairs import FreshPairs, hashes
 from changepair.tasks.training.settings import PairTrainingSettings
 
 
@@ -32,8 +33,8 @@ class PairCourse(DetectorCourse):
         detector: nn.Module,
         chosen: TrainedSettings,
         settings: PairTrainingSettings,
-        training: Pairs,
-        measured: Pairs,
+        training: ChangePairs,
+        measured: ChangePairs,
         fresh: FreshPairs | None = None,
     ) -> None:
         """fresh: pairs of each epoch's own; None to learn from `training` every epoch."""
@@ -68,7 +69,8 @@ def train_on_pairs(
     """Trains on change pairs, as tasks/training/loop.py::fit says."""
     pairs = examples.pairs
     accelerator = accelerator_for(settings.precision)
-    training, measured = (Pairs(pairs, rows, settings.resolution or detector.resolution) for rows in split_pairs(pairs))
+    resolution = settings.resolution or detector.resolution
+    training, measured = (ChangePairs(pairs, resolution, held_out=held_out) for held_out in (False, True))
     begin(settings.seed)
     model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
     given = start_from(settings.init, detector, model)

@@ -1,62 +1,19 @@
-"""Reads change pairs from shards as tensors."""
+"""Select the change pairs that a training learns from: those of the shards, or new ones in each epoch."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from changepair.tasks.common.files import sha256
-from changepair.tasks.common.pictures import open_image
 from changepair.tasks.common.places import is_remote, state_of
+from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.pair import Maker, recipe
-from changepair.tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
-
-
-class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """The pairs of some rows of pairs.parquet: query and prompt 3xHxW in [0, 1], mask HxW of 0 and 1, all float32.
-
-    resolution: pixels a side; pairs made at another size are resized (masks by nearest neighbour).
-    """
-
-    def __init__(self, folder: Path, rows: Sequence[PairRow], resolution: int) -> None:
-        self.folder = folder
-        self.rows = list(rows)
-        self.resolution = resolution
-        self._shards: dict[str, ShardReader] = {}  # opened on first use, so that a worker process opens its own
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        key, name = self.rows[index].key, self.rows[index].shard
-        if name not in self._shards:
-            self._shards[name] = ShardReader(self.folder / name)
-        files = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
-        query, prompt, mask = (open_image(io.BytesIO(file)) for file in files)
-        return self.tensors(query, prompt, mask)
-
-    def tensors(self, query: Image.Image, prompt: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
-        """Gives a pair's pictures as it gives those of the shards."""
-        return self._picture(query), self._picture(prompt), self._mask(mask)
-
-    def _picture(self, image: Image.Image) -> Tensor:
-        sized = self._sized(image, Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(sized)).permute(2, 0, 1).float().div_(255)
-
-    def _mask(self, image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(self._sized(image, Image.Resampling.NEAREST)) > 0).float()
-
-    def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        side = (self.resolution, self.resolution)
-        return image if image.size == side else image.resize(side, resampling)
+from changepair.tasks.synthesis.shards import INDEX_NAME, PairRow, read_index
 
 
 class FreshPairs:
@@ -64,14 +21,14 @@ class FreshPairs:
     it is asked for, as the synthesis would make it. What an inpainting model paints takes too long: of such the shards' are taken.
     """
 
-    def __init__(self, made: Pairs, maker: Maker) -> None:
+    def __init__(self, made: ChangePairs, maker: Maker) -> None:
         """made: the pairs to learn from, as the shards hold them. maker: of what they were made."""
         self.made = made
         self.maker = maker
         self.painted = [place for place, row in enumerate(made.rows) if recipe(maker.settings, row.index).repaints]
 
     def of(self, epoch: int) -> Dataset[tuple[Tensor, Tensor, Tensor]]:
-        """Gives the pairs of an epoch, as `Pairs` does; of the first those of the shards."""
+        """Gives the pairs of an epoch, as `ChangePairs` does; of the first those of the shards."""
         return self.made if epoch == 0 else _Epoch(self, epoch)
 
 

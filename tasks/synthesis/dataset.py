@@ -1,0 +1,63 @@
+"""Read change pairs from shards as tensors."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from changepair.tasks.common.pictures import open_image
+from changepair.tasks.common.places import place_of
+from changepair.tasks.synthesis.shards import PairRow, ShardReader, read_index
+
+
+class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Change pairs as a torch dataset: query and prompt 3xHxW in [0, 1], mask HxW of 0 and 1, all float32.
+
+    folder: a folder with pairs.parquet and its shards, local or a URL such as s3://bucket/pairs. resolution: pixels a side; None keeps the
+    size of the pairs. Pictures are resized bicubically, masks by nearest neighbour. held_out: True selects the pairs to measure on, False
+    those to train on, None all. rows: rows of pairs.parquet to select instead. Raise BadInput if the index is missing.
+
+        loader = DataLoader(ChangePairs("data/pairs/quickstart", 256), batch_size=8, shuffle=True)
+    """
+
+    def __init__(
+        self, folder: str | Path, resolution: int | None = None, *, held_out: bool | None = None, rows: Sequence[PairRow] | None = None
+    ) -> None:
+        self.folder = place_of(folder)
+        selected = read_index(self.folder) if rows is None else rows
+        self.rows = [row for row in selected if held_out is None or row.held_out == held_out]
+        self.resolution = resolution
+        self._shards: dict[str, ShardReader] = {}  # opened on first use, so that a worker process opens its own
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        key, name = self.rows[index].key, self.rows[index].shard
+        if name not in self._shards:
+            self._shards[name] = ShardReader(self.folder / name)
+        files = (self._shards[name].read(f"{key}.{part}.png") for part in ("query", "prompt", "mask"))
+        query, prompt, mask = (open_image(io.BytesIO(file)) for file in files)
+        return self.tensors(query, prompt, mask)
+
+    def tensors(self, query: Image.Image, prompt: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
+        """Convert the pictures of a pair as those of the shards are converted."""
+        return self._picture(query), self._picture(prompt), self._mask(mask)
+
+    def _picture(self, image: Image.Image) -> Tensor:
+        sized = self._sized(image, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(sized)).permute(2, 0, 1).float().div_(255)
+
+    def _mask(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(self._sized(image, Image.Resampling.NEAREST)) > 0).float()
+
+    def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        side = image.size if self.resolution is None else (self.resolution, self.resolution)
+        return image if image.size == side else image.resize(side, resampling)
