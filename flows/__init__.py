@@ -1,6 +1,7 @@
 import os
-import signal
 import sys
+
+from changepair.tasks.common.stopping import defer_ctrl_c
 
 if __name__ == "flows":  # a second copy of each module would have classes that are not those of the first
     raise ImportError("import changepair.flows, not flows")
@@ -16,4 +17,4 @@ for _name, _value in {  # nothing that is imported from here on reports to anybo
     os.environ.setdefault(_name, _value)
 
 if sys.argv[:1] == ["-m"]:  # Python is about to run a module of this package: Ctrl-C waits until there is somebody to hear it
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    defer_ctrl_c()

@@ -3,11 +3,11 @@ threads that libraries have begun it would be heard in a process that saves befo
 
 from __future__ import annotations
 
-import signal
+from changepair.tasks.common.stopping import defer_ctrl_c
 
 
 def main() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    defer_ctrl_c()
     from changepair.flows.cli import main as work
 
     work()

@@ -69,9 +69,7 @@ def draw(revisions: list[str], out: Path) -> str:
 
 def _bundle() -> str:
     """Gives the JavaScript that draws, all in one, as a page may hold it."""
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise BadInput("changepair plots: what draws is not installed; pip install 'changepair[plots]'") from error
+    import vl_convert
+
     bundle: str = vl_convert.javascript_bundle(SNIPPET)
     return bundle.replace("</script", "<\\/script")

@@ -22,7 +22,8 @@ print(httpx.get(temporary_server('a:b') + '/health').json())"""
 @pytest.mark.parametrize("prefect", ["the newest", "prefect<3.9"])
 def test_a_server_starts_with_the_newest_that_is_let_in(prefect: str, tmp_path: Path) -> None:
     """Without a package index to install from it is skipped."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *project["optional-dependencies"]["pipelines"]]
     wanted = [line for line in listed if re.split(r"[\[<>=]", line)[0] in SERVER]
     assert len(wanted) == len(SERVER)
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "new")], check=True)

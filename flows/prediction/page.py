@@ -55,13 +55,10 @@ def memory_of(arguments: argparse.Namespace) -> int:
 
 
 def gradio_in(work: Path) -> Any:
-    """Import Gradio so that it connects to no host, keeps uploads in `work`, and holds nothing large in memory. Raises BadInput if it is
-    not installed."""
+    """Import Gradio so that it connects to no host, keeps uploads in `work`, and holds nothing large in memory."""
     os.environ["GRADIO_TEMP_DIR"] = str(work / "uploads")
-    try:
-        import gradio
-    except ModuleNotFoundError as error:
-        raise BadInput("the page needs Gradio, which is not installed; install changepair[serve]") from error
+    import gradio
+
     _bound(gradio)
     return gradio
 

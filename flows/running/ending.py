@@ -6,12 +6,12 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from changepair.flows.running import extras
 from changepair.flows.running.console import SAID
 from changepair.flows.running.secrets import hide, hide_in_log
 from changepair.flows.running.told import tell_failure, tell_stop
@@ -38,7 +38,7 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
             stream.reconfigure(errors="replace")  # a terminal or a log of ASCII alone has no ±, and nobody wants to lose a run for that
     try:
         if PARENT not in os.environ:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which waited while this process was importing
+            stopping.admit_ctrl_c()  # which waited while this process was importing
         work()
     except KeyboardInterrupt:
         tell("stopped by Ctrl-C")
@@ -95,6 +95,8 @@ def _line_of(error: BaseException | None) -> str | None:
         return f"stopped ({_where(error)}); what was made is kept, and the next run goes on from there"
     cause = error
     while cause is not None:
+        if isinstance(cause, ModuleNotFoundError):
+            return extras.line_of(cause)
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:

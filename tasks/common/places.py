@@ -73,7 +73,7 @@ def place_of(text: str | Path) -> Path:
         found = UPath(str(text).rstrip("/"))
         _ = found.fs  # loads what reads such a store
     except (ImportError, ValueError) as error:
-        raise BadInput(f"{text}: nothing here reads {kind}:// ({error}); for s3:// install changepair[s3]") from error
+        raise BadInput(f"{text}: nothing here reads {kind}:// ({error}); for s3:// pip install 'changepair[s3]'") from error
     return cast(Path, found)
 
 

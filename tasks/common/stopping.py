@@ -101,6 +101,18 @@ def _hearing_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def defer_ctrl_c() -> None:
+    """Let Ctrl-C wait until `admit_ctrl_c`, in this thread and in the threads and processes that it starts. Windows cannot."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def admit_ctrl_c() -> None:
+    """Receive Ctrl-C again, also one that waited."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
     """Takes Ctrl-C for SIGTERM from now on, and a second one for an end at once. first, again: what is to be done then, before that.
 
@@ -124,5 +136,6 @@ def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
             heard()
 
     signal.signal(signal.SIGINT, heard)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()
+    defer_ctrl_c()
+    if hasattr(signal, "sigwait"):
+        threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()

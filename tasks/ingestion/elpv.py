@@ -29,7 +29,7 @@ def write(folder: Path) -> None:
     try:
         package = resources.files("elpv_dataset")
     except ModuleNotFoundError as error:
-        raise BadInput("elpv: the package elpv-dataset is not installed; install changepair[samples]") from error
+        raise BadInput("elpv: the package elpv-dataset is not installed; pip install 'changepair[samples]'") from error
     with resources.as_file(package / "data") as data:
         cells = _cells(data / "labels.csv")
         normal = [image for image, probability in cells if probability == 0.0]

@@ -48,7 +48,7 @@ def write(folder: Path) -> None:
     try:
         package = resources.files("mvtbdata")
     except ModuleNotFoundError as error:
-        raise BadInput("vision-toolbox: the package mvtb-data is not installed; install changepair[samples]") from error
+        raise BadInput("vision-toolbox: the package mvtb-data is not installed; pip install 'changepair[samples]'") from error
     pictures = folder / "train" / "good"
     pictures.mkdir(parents=True)
     with resources.as_file(package / "images") as images:

@@ -137,7 +137,7 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
     try:
         content = _exported(module, tried[0], form, any_size=any_size)
     except ImportError as error:
-        raise BadInput(f"{error}; install changepair[export]") from error
+        raise BadInput(f"{error}; pip install 'changepair[export]'") from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {reason[:200]}") from error
