@@ -13,7 +13,7 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows import completion, doctor, init, plots
+from changepair.flows import completion, doctor, init, new, plots
 from changepair.flows.arguments import check_options
 from changepair.flows.monitoring import review
 from changepair.flows.prediction import demo, export, predict
@@ -21,7 +21,9 @@ from changepair.flows.prediction import serve as serve_api
 from changepair.flows.running.console import Volume, set_volume
 from changepair.flows.settings.needs import costs, needs
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.bounds import MOST, Between
+from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.registry import DETECTORS
 from changepair.tasks.ingestion.settings import LayoutName
 
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
     planning.set_defaults(run=lambda _arguments: plan())
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
-    running.add_argument("pipeline")
+    running.add_argument("pipeline", nargs="?", help="default: every enabled one, in order")
     running.add_argument("--dry-run", action="store_true", help="say which stages would run, and why, and run nothing")
     loudness = running.add_mutually_exclusive_group()
     loudness.add_argument(
@@ -125,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     plots.add(commands)
     completion.add(commands, parser)
     doctor.add(commands)
+    new.add(commands)
     init.add(commands)
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
     datasets.set_defaults(run=lambda _arguments: list_datasets())
@@ -196,8 +199,7 @@ def set_settings(pipeline: str, settings: Sequence[str]) -> None:
 
 
 def retrain(arguments: argparse.Namespace) -> None:
-    pipeline = arguments.pipeline
-    enabled_pipeline(pipeline)  # report mistakes before a server is started
+    pipelines = _chosen(arguments.pipeline)  # report mistakes before a server is started
 
     from changepair.flows.running.ending import end_at_ctrl_c_when_saved
     from changepair.tasks.common.stopping import on_sigterm
@@ -211,14 +213,26 @@ def retrain(arguments: argparse.Namespace) -> None:
         set_volume(arguments.volume)
         end_with_parent()
         with one_api():
-            run(flow, pipeline=pipeline)
+            for pipeline in pipelines:
+                run(flow, pipeline=pipeline)
+
+
+def _chosen(pipeline: str | None) -> list[str]:
+    """Return the pipelines to run. Raise BadInput if one cannot be run, or none is enabled."""
+    names = [pipeline] if pipeline is not None else read_pipelines().enabled
+    if not names:
+        raise BadInput(f"{FILE}: enabled: no pipeline; add one there, or run `changepair init <folder of pictures>`")
+    for name in names:
+        enabled_pipeline(name)
+    return names
 
 
 def dry_run(arguments: argparse.Namespace) -> None:
     from changepair.flows.dry_run import tell
 
-    for line in tell(arguments.pipeline):
-        Console().print(line, soft_wrap=True, markup=False, highlight=False)
+    for pipeline in _chosen(arguments.pipeline):
+        for line in tell(pipeline):
+            Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def score(pipeline: str) -> None:
@@ -352,7 +366,6 @@ def inspect_dataset(
 ) -> None:
     from changepair.flows.init import stated_folders, told
     from changepair.flows.settings.reader import nearest
-    from changepair.tasks.common.errors import BadInput
     from changepair.tasks.common.places import place_of
     from changepair.tasks.ingestion.inspect import inspect
 

@@ -1,0 +1,91 @@
+"""`changepair new <folder>`: start a project, a folder with a pipelines.yaml under Git and DVC."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from changepair.flows.plan import write_plan
+from changepair.flows.settings.reader import FILE
+from changepair.tasks.common.errors import BadInput
+
+TEMPLATE = Path(__file__).parent / "project"
+FILES = {
+    "gitignore": ".gitignore",
+    "dvcignore": ".dvcignore",
+    "config": ".dvc/config",
+    "plots": ".dvc/plots",
+    "README.md": "README.md",
+    FILE.name: FILE.name,
+}
+"""Files and folders of the template, and where a project has them."""
+EPILOG = """examples:
+  changepair new my-line && cd my-line && changepair retrain
+  changepair new metauas --from examples/metauas
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "new",
+        help="start a project in a new folder",
+        description="Write pipelines.yaml, .gitignore, .dvcignore and a README to a new folder; run `git init` and `dvc init` there.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="a folder that does not exist or is empty")
+    parser.add_argument("--from", dest="example", type=Path, metavar="FOLDER", help="copy the pipelines.yaml and README.md of this folder")
+    parser.set_defaults(run=lambda one: new(one.folder, one.example))
+
+
+def new(folder: Path, example: Path | None = None) -> None:
+    """Start a project. example: a folder whose pipelines.yaml, and README.md if any, replace those of the template.
+
+    Raises BadInput if the folder holds something or is inside a Git repository, if Git is not installed, or if the pipelines.yaml is
+    invalid. Then nothing is written.
+    """
+    target = folder.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadInput(f"{folder}: is not empty; name a new folder")
+    if example is not None and not (example / FILE).is_file():
+        raise BadInput(f"--from {example}: has no {FILE}; name a folder that has one")
+    import dvc  # noqa: F401 - its absence is reported before anything is written
+
+    if shutil.which("git") is None:
+        raise BadInput("git is not installed, and DVC needs it; install it, then run this again")
+    above = next((one for one in target.parents if (one / ".git").exists()), None)
+    if above is not None:
+        raise BadInput(f"{folder}: is inside the Git repository {above}; name a folder outside, as a project is a repository of its own")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
+        made = Path(work) / target.name
+        _fill(made, example)
+        target.mkdir(exist_ok=True)
+        for one in made.iterdir():
+            one.rename(target / one.name)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{folder}: a project, with {', '.join(sorted(name for name in FILES.values() if '/' not in name))}")
+    console.print(f"next: cd {folder} && changepair retrain")
+
+
+def _fill(folder: Path, example: Path | None) -> None:
+    folder.mkdir()
+    for command in (["git", "init", "--quiet", "--initial-branch=main"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder, check=True)
+    for name, place in FILES.items():
+        source = TEMPLATE / name
+        if example is not None and (example / name).is_file():
+            source = example / name
+        if source.is_dir():
+            shutil.copytree(source, folder / place)
+        else:
+            (folder / place).write_text(source.read_text(encoding="utf-8").replace("{name}", folder.name), encoding="utf-8")
+    write_plan(folder)
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
