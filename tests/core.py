@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, distribution, distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from conftest import ROOT
@@ -76,7 +76,13 @@ def environment(folder: Path, wheel: Path, extras: Iterable[str] = ()) -> Path:
         for name in {file.parts[0] for file in needed.files or ()} - {"..", "__pycache__"}:
             if not (site / name).exists():
                 (site / name).symlink_to(SITE / name)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    for command in distributions(path=[str(site)]):
+        for one in command.entry_points.select(group="console_scripts"):
+            script = folder / "bin" / one.name
+            script.write_text(f"#!{python}\nimport sys\nfrom {one.module} import {one.attr}\nsys.exit({one.attr}())\n")
+            script.chmod(0o755)
+    return python
 
 
 def closure(root: Distribution, extras: Iterable[str]) -> Iterator[Distribution]:
@@ -100,6 +106,3 @@ def megabytes(names: Iterable[Distribution]) -> float:
     """Sum the sizes of what distributions install."""
     files = {file.locate() for one in names for file in one.files or ()}
     return sum(Path(str(file)).stat().st_size for file in files if Path(str(file)).is_file()) / 1e6
-
-
-__all__ = ["build_wheel", "closure", "distribution", "environment", "megabytes"]

@@ -72,9 +72,6 @@ def test_the_wheel_holds_one_name(wheel: Path) -> None:
 
 def test_the_core_predicts_calibrates_and_uses_kits_in_an_empty_folder(core: Path, pictures: Path) -> None:
     command = str(core.parent / "changepair")
-    made = core.parent / "changepair"
-    made.write_text(f"#!{core}\nfrom changepair.flows.__main__ import main\nmain()\n")
-    made.chmod(0o755)
     calibrated = ("--calibrate", "normals", "--false-alarms", "0.3", "--write-kit", "kit")
     first = subprocess.run(
         [command, "predict", "--prompt", "normal.png", *calibrated, "part.png"], cwd=pictures, capture_output=True, text=True

@@ -83,9 +83,6 @@ def test_this_repository_has_what_a_new_project_has() -> None:
 @pytest.mark.slow
 def test_the_wheel_alone_retrains_reproduces_schedules_and_predicts(tmp_path: Path) -> None:
     python = environment(tmp_path / "environment", build_wheel(tmp_path / "wheel"), ["pipelines"])
-    for name, module in (("changepair", "changepair.flows.__main__"), ("dvc", "dvc.cli")):
-        (python.parent / name).write_text(f"#!{python}\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
-        (python.parent / name).chmod(0o755)
     (tmp_path / "home").mkdir()
     variables = {"PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     variables |= {f"GIT_{who}_{what}": "changepair@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
