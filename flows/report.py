@@ -91,7 +91,6 @@ def _origin(pipeline: str, settings: Pipeline) -> Origin:
         pipeline=pipeline,
         settings=section,
         layouts={target: folders[target].layout if target in folders else "" for target in settings.targets},
-        commit=provenance.commit(),
         artifacts=provenance.artifacts([stage.name for stage in planned() if _is_before(stage, pipeline, settings)]),
         versions=provenance.versions(),
     )

@@ -314,6 +314,17 @@ def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_report_of_a_later_commit_changes_no_file_of_git(project: Path, tmp_path: Path, api: str) -> None:
+    folder = copied(project, tmp_path / "later")
+    commit(folder)
+    commit(folder, "a later one")
+    again = run(folder, "dvc", "repro", "--force", "--single-item", "report_small", PREFECT_API_URL=api)
+    assert again.returncode == 0, again.stderr
+    status = subprocess.run(["git", "status", "--short"], cwd=folder, check=True, capture_output=True, text=True)
+    assert status.stdout == ""
+
+
+@pytest.mark.slow
 def test_an_experiment_is_queued_shown_and_applied(tmp_path: Path, api: str) -> None:
     """DVC runs it in a clone of its own: the checkout is as it was until the experiment is applied."""
     folder = make_project(tmp_path / "project", TINY)

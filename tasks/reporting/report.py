@@ -45,8 +45,6 @@ class Origin:
     """The pipeline's section of pipelines.yaml."""
     layouts: Mapping[str, str]
     """Of each target."""
-    commit: str
-    """Of Git, and whether anything was changed since."""
     artifacts: Mapping[str, str]
     """Hashes by path, as DVC has them."""
     versions: Mapping[str, str]
