@@ -39,8 +39,8 @@ from changepair.tasks.common.files import write_text
 from changepair.tasks.common.fingerprint import LOCK as PACKAGES
 from changepair.tasks.common.fingerprint import is_checkout
 from changepair.tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
-from changepair.tasks.detectors.registry import DETECTORS, base_of, kind_of
-from changepair.tasks.detectors.settings import PACKAGED, files_of_prior
+from changepair.tasks.detectors.registry import DETECTORS, base_of, files_of_prior, kind_of
+from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from changepair.tasks.inpainting.settings import NONE, OWN
 
@@ -205,7 +205,7 @@ def roots(kind: str, detector: str | None = None) -> list[str]:
     modules = [ROOTS[kind]]
     if detector is not None:
         own = DETECTORS[detector]
-        modules += [DETECTORS[name].module for name in (detector, own.upon) if name is not None]
+        modules += [module for name in (detector, own.upon) if name is not None for module in DETECTORS[name].modules]
         if kind == "train" and own.training is not None:
             modules.append(own.training.module)
     return modules

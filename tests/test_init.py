@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from changepair.flows.init import init
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.pretrained import use_model
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes
 from changepair.tasks.sampling.sample import sample
@@ -26,7 +27,6 @@ from changepair.tasks.scoring.decision import choose
 from changepair.tasks.scoring.measure import measure
 from changepair.tasks.scoring.results import results_of
 from changepair.tasks.scoring.scores import read_scored
-from changepair.tasks.training.given import use_model
 
 
 @pytest.fixture

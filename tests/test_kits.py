@@ -13,14 +13,11 @@ from predictors import prompt_and_queries, small
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tiles import Grid, Tiles
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.metauas_plus import MetaUASPlusSettings
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASPlusSettings, MetaUASSettings
 from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.stored import settings_as_json, settings_from_json
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector, save_detector, save_model, settings_as_json, settings_from_json
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.packaged.detectors import MODELS
 from changepair.tasks.prediction.models import Named, named, of_pipeline
 from changepair.tasks.prediction.pictures import as_picture
@@ -31,8 +28,8 @@ def kits(tmp_path: Path) -> list[Named]:
     """Detectors of every kind that a kit may hold: packaged, of a model folder, upon another, with a name of its own."""
     torch.manual_seed(0)
     settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
-    model = build_detector(settings, build_encoder(settings.encoder, 64))
-    save_model(tmp_path / "models" / "metauas", model, {"detector": "metauas", "settings": settings_as_json(settings)})
+    model = create_detector(settings, build_encoder(settings.encoder, 64))
+    save_detector(tmp_path / "models" / "metauas", model, settings)
     return [
         *(named(name) for name in MODELS),
         named(tmp_path / "models" / "metauas"),

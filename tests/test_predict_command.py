@@ -18,9 +18,8 @@ from predictors import predict, prompt_and_queries, small
 
 from changepair.flows.prediction.options import load
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.stored import settings_as_json
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import save_model, settings_as_json
 from changepair.tasks.prediction.outputs import FULL, csv_lines, line_of
 from changepair.tasks.prediction.predictor import Predictor
 

@@ -75,7 +75,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
-    from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+    from changepair.tasks.detectors.detector import ANY_CATEGORY
     from changepair.tasks.prediction.predictor import Predictor
 
     if kit is not None:
@@ -142,7 +142,7 @@ def _in_use(model: str | None) -> InUse | None:
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
     """Set the prompts and the threshold of the pipeline's decision for --category."""
-    from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+    from changepair.tasks.detectors.detector import ANY_CATEGORY
 
     category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
     try:

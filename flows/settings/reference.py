@@ -21,7 +21,7 @@ from changepair.flows.settings.pipelines import Datasets, Elsewhere, Execution, 
 from changepair.flows.settings.runs import Notices, Runs, Schedule, Watch
 from changepair.tasks.common.bounds import Bound, Some
 from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.settings import FolderSettings, ObjectsSettings
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.settings import SamplingSettings

@@ -5,22 +5,45 @@ A detector of a pipeline has a name; `kind` in its settings says which of these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from changepair.tasks.detectors import (
-    inctrl,
-    metauas,
-    metauas_plus,
-    metric_residual,
-    multi_scale_residual,
-    patch_residual,
-    prompt_query,
-    subspace,
-    winclip,
-)
-from changepair.tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.inctrl import settings as inctrl
+from changepair.tasks.detectors.metauas import settings as metauas
+from changepair.tasks.detectors.prompt_query import settings as prompt_query
+from changepair.tasks.detectors.residual import settings as residual
+from changepair.tasks.detectors.subspace import settings as subspace
+from changepair.tasks.detectors.winclip import settings as winclip
+from changepair.tasks.encoders.settings import EncoderSettings
+from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
+
+
+class DetectorSettings(Protocol):
+    """Settings of every detector with an encoder of its own."""
+
+    @property
+    def encoder(self) -> EncoderSettings: ...
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side that pictures are scored at."""
+        ...
+
+    @property
+    def tiles(self) -> Tiles:
+        """How large pictures are cut before each tile is brought to the resolution."""
+        ...
+
+
+class TrainedSettings(DetectorSettings, Protocol):
+    """The settings that every detector that is trained has besides."""
+
+    @property
+    def model(self) -> str | None:
+        """A model folder to use as it is; None to train one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,8 +72,9 @@ class Kind:
     """A detector: its settings, how it is built, trained and imported."""
 
     settings: type[Any]
-    build: Callable[[Any, Any], Any]
-    """Builds a detector from its settings and an encoder, or the detector that it is `upon`."""
+    model: str
+    """What builds it, as `module:name`: called with an encoder, or the detector that it is `upon`, and the settings of the network by name.
+    By name, as it needs torch."""
     training: Training | None = None
     """None for one that needs none, and has no model folder."""
     upon: str | None = None
@@ -58,36 +82,37 @@ class Kind:
     published: Published | None = None
 
     @property
-    def module(self) -> str:
-        """The module of its settings and of how it is built: what depends on this detector depends on that."""
-        return self.settings.__module__
+    def modules(self) -> tuple[str, str]:
+        """The modules of its settings and of its model: what depends on this detector depends on these."""
+        return self.settings.__module__, self.model.partition(":")[0]
 
 
+HERE = __name__.rpartition(".")[0]
 SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
-RANKING = Training(PairTrainingSettings, "changepair.tasks.training.ranking")
+RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
 KIND = "kind"
 """The key of a detector's kind, in pipelines.yaml and in kits."""
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
-    "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
-    "metric-residual": Kind(metric_residual.MetricResidualSettings, metric_residual.build, RANKING),
-    "multi-scale-residual": Kind(multi_scale_residual.MultiScaleResidualSettings, multi_scale_residual.build, RANKING),
-    "subspace": Kind(subspace.SubspaceSettings, subspace.build),
+    "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
+    "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING),
+    "multi-scale-residual": Kind(residual.MultiScaleResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING),
+    "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
     "metauas": Kind(
         metauas.MetaUASSettings,
-        metauas.build,
+        f"{HERE}.metauas.model:build_metauas",
         SEGMENTATION,
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
-    "prompt-query": Kind(prompt_query.PromptQuerySettings, prompt_query.build, SEGMENTATION),
-    "metauas+": Kind(metauas_plus.MetaUASPlusSettings, metauas_plus.build, upon="metauas"),
+    "prompt-query": Kind(prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION),
+    "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", upon="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,
-        inctrl.build,
-        Training(InCTRLTrainingSettings, "changepair.tasks.training.inctrl"),
+        f"{HERE}.inctrl.model:build",
+        Training(inctrl.InCTRLTrainingSettings, f"{HERE}.inctrl.train"),
         published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL", strict=False),
     ),
-    "winclip": Kind(winclip.WinCLIPSettings, winclip.build),
+    "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:build"),
 }
 
 
@@ -110,3 +135,9 @@ def missing_base(name: str, detectors: Mapping[str, Any]) -> str:
     if upon is None or (base in detectors and kind_of(detectors[base]) == upon):
         return ""
     return f"model_of: expected the name of a detector of kind {upon} in the same pipeline, not {base!r}"
+
+
+def files_of_prior(settings: Any) -> list[str]:
+    """List the files and folders of this machine that a detector's second encoder names, if it has one."""
+    prior = getattr(settings, "prior", None)
+    return [] if prior is None else list(prior.files)

@@ -18,8 +18,8 @@ from torch import nn
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256, write_text, written_beside
 from changepair.tasks.detectors.registry import DETECTORS, kind_of
-from changepair.tasks.detectors.stored import settings_from_json, trained_otherwise
-from changepair.tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
+from changepair.tasks.detectors.store import CONFIG_NAME, MODEL_NAME, as_line, misfits, settings_from_json, trained_otherwise
+from changepair.tasks.encoders.weights import read_weights
 
 MODELS = {  # names written out: by them tasks/common/fingerprint.py knows that a result depends on the files
     "metauas": ("metauas.safetensors", "metauas.json"),

@@ -26,10 +26,10 @@ from changepair.tasks.common.files import made_anew, sha256, write_text
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.models.encoder import Features
 from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base
-from changepair.tasks.detectors.stored import settings_as_json, settings_from_json
-from changepair.tasks.detectors.weights import MODEL_NAME, load_model, read_weights
+from changepair.tasks.detectors.store import MODEL_NAME, load_model, settings_as_json, settings_from_json
+from changepair.tasks.encoders.encoder import Features
+from changepair.tasks.encoders.weights import read_weights
 from changepair.tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold, rounded_up
 from changepair.tasks.prediction.files import KIT_NAME, is_kit
 from changepair.tasks.prediction.models import Named, empty, portable

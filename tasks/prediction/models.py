@@ -11,13 +11,10 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector, build_empty, load_detector
-from changepair.tasks.detectors.models.detector import Detector
-from changepair.tasks.detectors.registry import DETECTORS, base_of
-from changepair.tasks.detectors.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED, DetectorSettings
-from changepair.tasks.detectors.stored import read_config
-from changepair.tasks.detectors.weights import CONFIG_NAME, load_model
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of
+from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_detector, load_model, read_config
+from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
 ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
@@ -56,7 +53,7 @@ def named(model: str | Path) -> Named:
         return of_package(name)
     if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
         settings = DETECTORS[name].settings()
-        return Named(name, {name: settings}, build_detector(settings, build_encoder(settings.encoder, settings.resolution)))
+        return Named(name, {name: settings}, create_detector(settings))
     folder = place_of(model)
     if (folder / CONFIG_NAME).is_file():
         return of_folder(folder)
@@ -71,7 +68,7 @@ def named(model: str | Path) -> Named:
 def of_package(name: str) -> Named:
     """Gives a detector that comes with the package."""
     settings = packaged_settings(name)
-    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    detector = create_detector(settings)
     fill(settings, detector)
     return Named(name, {name: settings}, detector)
 
@@ -106,7 +103,7 @@ def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
 
 def empty(name: str, settings: Mapping[str, Any]) -> Named:
     """Build a detector with random weights, to be overwritten. Raises BadInput if the settings name anything but an installed network."""
-    return Named(name, settings, build_empty(name, portable(settings)))
+    return Named(name, settings, load_detector(name, portable(settings), None))
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
