@@ -85,7 +85,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return SPLIT.join((self.kind, *self.of)).replace("+", "-plus")
+        return SPLIT.join((self.kind, *self.of)).replace("+", f"{SPLIT}plus")
 
     @property
     def entry(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from changepair.tasks.detectors.registry import DETECTORS
 from changepair.tasks.ingestion.packaged import PACKAGED
 
 PATCH = "changepair.tasks.detectors.residual.patch"
-MADE_OF = {"metric-residual": {PATCH}, "multi-scale-residual": {PATCH}, "metauas+": {PATCH, "changepair.tasks.detectors.winclip.model"}}
+MADE_OF = {"metric-residual": {PATCH}, "metauas+": {PATCH, "changepair.tasks.detectors.winclip.model"}}
 """Models of other detectors that a detector is made of."""
 STAGES = ("ingestion", "sampling", "inpainting", "synthesis", "training", "scoring", "reporting")
 

@@ -103,7 +103,7 @@ def test_what_init_writes_is_planned(layout: Path, tmp_path: Path) -> None:
     planned = run(folder, "changepair", "plan")
     assert planned.returncode == 0, planned.stderr
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
-    assert {"ingest_mine", "score_mine_multi-scale-residual", "report_mine"} <= set(stages)
+    assert {"ingest_mine", "score_mine_metric-residual-scales", "report_mine"} <= set(stages)
 
 
 def _photographed(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:

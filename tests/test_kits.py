@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,28 @@ def test_a_kit_gives_the_scores_of_what_it_was_made_of_and_needs_nothing_else(la
     shutil.rmtree(tmp_path / "models")
     for place, scores in expected.items():
         assert Predictor.load(tmp_path / "kits" / str(place))(pictures).scores == pytest.approx(scores, abs=1e-6)
+
+
+def test_kits_and_model_folders_of_a_kind_of_an_earlier_version_give_the_same_scores(layout: Path, tmp_path: Path) -> None:
+    """What an earlier version called multi-scale-residual, with the settings that it did not know left out."""
+    prompt, queries = prompt_and_queries(layout)
+    pictures = [as_picture(query) for query in queries]
+    now = named("packaged")
+    own = Predictor(now).prompt([prompt])
+    own.save(tmp_path / "kit")
+    file, old = tmp_path / "kit" / "kit.json", "multi-scale-residual"
+    content = json.loads(file.read_text())
+    stored = content["settings"].pop("metric-residual")
+    assert stored["kind"] == "metric-residual" and stored["resolution"] == 320
+    earlier = {key: value for key, value in stored.items() if key not in ("kind", "contrast", "smoothing")}
+    for kind in ({}, {"kind": old}):  # the oldest kits have no kind
+        file.write_text(json.dumps({**content, "detector": old, "settings": {old: {**earlier, **kind}}}))
+        again = Predictor.load(tmp_path / "kit")
+        assert again(pictures).scores.tolist() == own(pictures).scores.tolist()
+        assert again.model.settings[old] == replace(now.looks, model=None)
+    save_model(tmp_path / "model", now.detector, {"detector": old, "settings": {"resolution": 320}})
+    for model in (tmp_path / "model", old):
+        assert Predictor.load(model).prompt([prompt])(pictures).scores.tolist() == own(pictures).scores.tolist()
 
 
 def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> None:

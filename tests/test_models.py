@@ -28,7 +28,7 @@ from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.prompt_query.model import PromptQuery
 from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.residual.patch import PatchResidual, contrasted, foreground_of, smoothed
-from changepair.tasks.detectors.residual.settings import MetricResidualSettings, MultiScaleResidualSettings, PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings
 from changepair.tasks.detectors.store import create_detector, load_model, save_model
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
 from changepair.tasks.detectors.winclip.model import WinCLIP, harmonic
@@ -62,7 +62,9 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, own=0.6, foreground=0.5, smoothing=4.0),
         "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
         "metric-residual": MetricResidualSettings(resolution=64, own=0.6),
-        "multi-scale-residual": MultiScaleResidualSettings(encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True),
+        "metric-residual, scales": MetricResidualSettings(
+            encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True, own=0.6, contrast=0.02
+        ),
         "subspace": SubspaceSettings(resolution=64, variance=0.9),
         "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
         "soft": metauas,
@@ -80,8 +82,8 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
         "winclip": WinCLIPSettings(encoder=clip, resolution=64),
     }
-    scales = build_encoder(settings["multi-scale-residual"].encoder, 64)
-    at = {"multi-scale-residual": scales} | {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
+    scales = build_encoder(settings["metric-residual, scales"].encoder, 64)
+    at = {"metric-residual, scales": scales} | {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
     built = {name: create_detector(chosen, at.get(name, encoder)) for name, chosen in settings.items()}
     assert isinstance(built["soft"], MetaUAS)
     built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
@@ -105,7 +107,7 @@ NAMES = [
     "patch-residual, complete",
     "patch-residual, mirrored",
     "metric-residual",
-    "multi-scale-residual",
+    "metric-residual, scales",
     "subspace",
     "subspace, rotated",
     "soft",
@@ -710,7 +712,7 @@ def test_a_metric_residual_is_the_patch_residual_until_it_has_learnt(detectors: 
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["metric-residual", "multi-scale-residual"])
+@pytest.mark.parametrize("name", ["metric-residual", "metric-residual, scales"])
 def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: dict, layout: Path, name: str) -> None:
     """What it learns from is its score without the query's own rest, and everything that it compares by learns; at all scales the same."""
     queries, prompts = pictures(layout, "test/*/*.png")[:3], pictures(layout, "bricks/train/good/*.png")[:3]

@@ -116,9 +116,8 @@ def test_what_is_trained_depends_on_the_packaged_models_files() -> None:
 
 def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> None:
     scales = EncoderSettings(scales=(1.0, 0.75))
-    for name in ("metric-residual", "multi-scale-residual"):
-        chosen = replace(settings(name), encoder=scales)
-        fill(chosen, create_detector(chosen, build_encoder(scales, 64)))
+    chosen = replace(settings("metric-residual"), encoder=scales)
+    fill(chosen, create_detector(chosen, build_encoder(scales, 64)))
     other = replace(settings("prompt-query"), encoder=scales)
     with pytest.raises(BadInput, match=r"say encoder: .*\"scales\": \[1.0, 0.5\]"):
         fill(other, create_detector(other, build_encoder(scales, 64)))
@@ -128,7 +127,7 @@ def test_what_no_packaged_model_is_for_is_told() -> None:
     other = replace(settings("prompt-query"), width=7)
     with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
         fill(other, create_detector(other, build_encoder(EncoderSettings(), 64)))
-    with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, multi-"):
+    with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, prompt-"):
         fill(InCTRLSettings(), torch.nn.Linear(1, 1))
 
 

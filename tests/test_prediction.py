@@ -44,9 +44,9 @@ def test_a_picture_gets_the_score_of_the_evaluation(layout: Path, tmp_path: Path
     manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(2,), seeds=(0,), protocols=("class-specific",)), Use((), ("parts",)), manifests=manifests, files=files)
-    one = named("multi-scale-residual")
-    contender = Contender("multi-scale-residual", one.detector.eval(), one.looks.resolution, None, Work(tmp_path / "work"))
-    items = list(read_scored(scored([contender], files, tmp_path / "scores")["multi-scale-residual"]))
+    one = named("packaged")
+    contender = Contender("metric-residual", one.detector.eval(), one.looks.resolution, None, Work(tmp_path / "work"))
+    items = list(read_scored(scored([contender], files, tmp_path / "scores")["metric-residual"]))
     for item, episode in zip(items, read_episodes(files.episodes), strict=True):
         scores, maps = Predictor.load().prompt(episode.prompts)(episode.queries, batch_size=3)
         assert scores == pytest.approx(item.scores, abs=1e-6)

@@ -522,7 +522,7 @@ def test_inctrl_learns_from_pairs_and_is_the_same_twice(pairs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["metric-residual", "multi-scale-residual", "prompt-query", "inctrl"])
+@pytest.mark.parametrize("which", ["metric-residual", "metric-residual, scales", "prompt-query", "inctrl"])
 def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
     """(Of MetaUAS it is shown above, against a plain loop.)"""
     losses = []
@@ -531,11 +531,11 @@ def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
         if which == "inctrl":
             train_on(pairs, folder.name, replace(ON_PAIRS, epochs=2, learning_rate=1e-4, compile=compiles))
         else:
-            kind = DETECTORS[which]
-            assert kind.training is not None
+            kind, _, scales = which.partition(", ")
+            encoder = EncoderSettings(scales=(1.0, 0.4, 0.3) if scales else (1.0,))
             settings = replace(SETTINGS, batch_size=12, learning_rate=1e-4, precision="no", compile=compiles)
             places = Places(folder, folder.with_suffix(".checkpoints"))
-            train_metric(kind.settings(resolution=64), settings, examples=of(pairs), places=places, workers=0)
+            train_metric(DETECTORS[kind].settings(encoder=encoder, resolution=64), settings, examples=of(pairs), places=places, workers=0)
         losses.append([float(line["loss"]) for line in log(folder)])
     assert len(losses[0]) >= 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         help="a model folder or a kit; a pipeline, for the detector, prompts and threshold of its current model; <pipeline>/<detector>, "
-        "for one of its detectors; or the name of a detector (default: the packaged multi-scale-residual)",
+        "for one of its detectors; or the name of a detector (default: the packaged metric-residual, at three scales)",
     )
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
     parser.add_argument(

@@ -13,9 +13,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from changepair.flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, nearest
 from changepair.tasks.common.bounds import Some
-from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, resolved
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?<!-plus)")  # the stages of metauas+ end so
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 SECTIONS: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(dict[str, dict[str, Any]])
 TRAINED = [name for name, kind in DETECTORS.items() if kind.training is not None]
 
@@ -38,7 +38,7 @@ def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
     wrong: list[InitErrorDetails] = []
     for name, section in SECTIONS.validate_python(value).items():
         with _errors_at(name, wrong):
-            kind = kind_of(detectors[name]) if name in detectors else name
+            kind = kind_of(detectors[name]) if name in detectors else resolved(name, {})[0]
             if kind not in TRAINED:
                 known = kind in DETECTORS
                 raise _error(f"a {kind} needs no training" if known else f"unknown key{nearest(name, [*detectors, *TRAINED])}")
@@ -54,7 +54,7 @@ Detectors = Annotated[dict[str, Any], PlainValidator(parse_detectors), Some()]
 
 
 def _detector(name: str, section: Mapping[str, Any]) -> Any:
-    kind = str(section.get(KIND, name))
+    kind, section = resolved(str(section.get(KIND, name)), section)
     if kind not in DETECTORS and KIND in section:
         raise _error(f"expected a kind of detector, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
     if kind not in DETECTORS:
@@ -62,7 +62,7 @@ def _detector(name: str, section: Mapping[str, Any]) -> Any:
     if name != kind and name in DETECTORS:
         raise _error(f"{name} is itself a kind of detector, so a {kind} needs another name")
     if name != kind and not NAME.fullmatch(name):
-        raise _error("a detector's name has at most 64 small letters, digits and dashes, and does not end in -plus")
+        raise _error("a detector's name has at most 64 small letters, digits and dashes")
     return _parsed(DETECTORS[kind].settings, {key: one for key, one in section.items() if key != KIND})
 
 

@@ -77,6 +77,8 @@ class Kind:
     By name, as it needs torch."""
     training: Training | None = None
     """None for one that needs none, and has no model folder."""
+    scoring: tuple[str, ...] = ()
+    """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
     upon: str | None = None
     """The kind of the detector that it adds to, which its setting `model_of` names: encoder, weights and resolution are that one's."""
     published: Published | None = None
@@ -95,25 +97,40 @@ KIND = "kind"
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 DETECTORS: dict[str, Kind] = {
     "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
-    "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING),
-    "multi-scale-residual": Kind(residual.MultiScaleResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING),
+    "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING, residual.SCORING),
     "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
     "metauas": Kind(
         metauas.MetaUASSettings,
         f"{HERE}.metauas.model:build_metauas",
         SEGMENTATION,
+        metauas.SCORING,
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
-    "prompt-query": Kind(prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION),
+    "prompt-query": Kind(
+        prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION, prompt_query.SCORING
+    ),
     "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", upon="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,
         f"{HERE}.inctrl.model:build",
         Training(inctrl.InCTRLTrainingSettings, f"{HERE}.inctrl.train"),
+        inctrl.SCORING,
         published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL", strict=False),
     ),
     "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:build"),
 }
+
+
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}),
+}
+"""Kinds of earlier versions: the kind that each is now, and the defaults that it had."""
+
+
+def resolved(kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Replace a kind of an earlier version by the one that it is now, and add the defaults that it had to its settings."""
+    now, defaults = ALIASES.get(kind, (kind, {}))
+    return now, {**defaults, **section}
 
 
 def kind_of(settings: Any) -> str:

@@ -19,7 +19,7 @@ from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, kind_of, resolved
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.encoder import FrozenEncoder
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -30,10 +30,6 @@ CONFIG_NAME = "config.json"
 NOT_OF_THE_NETWORK = ("encoder", "model", "model_of", "resolution", "tiles")
 """Settings that a detector's network is not called with: those of its encoder, its weights and the size of pictures."""
 Settings = TypeVar("Settings")
-FREE = ("model", "resolution", "tiles", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing")
-"""Settings that no weight depends on."""
-AT_ANY_SCALES = ("metric-residual", "multi-scale-residual")
-"""Detectors of which none depends on the scales either that the encoder sees pictures at."""
 
 
 def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = None, *, filled: bool = True) -> Detector:
@@ -139,13 +135,13 @@ def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, w
     weights come from, and how pictures become square for it, are to be the same too.
     """
     own, said = settings_as_json(settings), []
+    free = {"model", "tiles", *DETECTORS[name].scoring, *(() if with_encoder else ("encoder.weights", "encoder.resize"))}
     for key, value in trained.items():
-        if key in FREE or key not in own:
+        if key in free or key not in own:
             continue
         mine = own[key]
         if key == "encoder":
-            free = [*(["scales"] if name in AT_ANY_SCALES else []), *([] if with_encoder else ["weights", "resize"])]
-            value, mine = ({part: one for part, one in side.items() if part not in free} for side in (value, mine))
+            value, mine = ({part: one for part, one in side.items() if f"encoder.{part}" not in free} for side in (value, mine))
         if value != mine:
             said.append(f"{key}: {json.dumps(value)}")
     return ", ".join(said)
@@ -201,8 +197,8 @@ def read_config(folder: Path) -> tuple[str, Any]:
         raise BadInput(f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such")
     try:
         content = read_json(file)
-        name = content["detector"]
-        return name, settings_from_json(DETECTORS[name].settings, content["settings"])
+        name, settings = resolved(content["detector"], content["settings"])
+        return name, settings_from_json(DETECTORS[name].settings, settings)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadInput):
             raise

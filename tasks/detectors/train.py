@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from changepair.tasks.common.files import content_of
+from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.detectors.pretrained import start_from
 from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings, kind_of
 from changepair.tasks.detectors.store import create_detector, save_detector
@@ -29,7 +30,8 @@ class Blueprint:
         detector = create_detector(self.settings)
         weights = start_from(init, self.settings, detector)
         encoder = [content_of(file) for file in self.settings.encoder.files]
-        return detector, {"detector": asdict(cast(Any, self.settings)), "encoder": encoder, **weights}
+        code = code_of(*DETECTORS[kind_of(self.settings)].modules).digest
+        return detector, {"detector": asdict(cast(Any, self.settings)), "encoder": encoder, "model": code, **weights}
 
     def save(self, folder: Path, model: nn.Module, **about: Any) -> None:
         """Write a model folder. about: how the model was trained."""

@@ -26,7 +26,7 @@ from changepair.tasks.common.files import made_anew, sha256, write_text
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base
+from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base, resolved
 from changepair.tasks.detectors.store import MODEL_NAME, load_model, settings_as_json, settings_from_json
 from changepair.tasks.encoders.encoder import Features
 from changepair.tasks.encoders.weights import read_weights
@@ -121,11 +121,12 @@ def read_intensity(folder: Path) -> Intensity:
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {name: DETECTORS[values.get(KIND, name)] for name, values in content.items()}  # older kits have none
-    return {
-        name: settings_from_json(kinds[name].settings, {key: value for key, value in values.items() if key != KIND})
-        for name, values in content.items()
-    }
+    settings = {}
+    for name, values in content.items():
+        own = {key: value for key, value in values.items() if key != KIND}
+        kind, own = resolved(values.get(KIND, name), own)  # older kits have no kind
+        settings[name] = settings_from_json(DETECTORS[kind].settings, own)
+    return settings
 
 
 def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:

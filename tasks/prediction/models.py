@@ -12,15 +12,17 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of
-from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_detector, load_model, read_config
+from changepair.tasks.detectors.registry import ALIASES, DETECTORS, DetectorSettings, base_of, resolved
+from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_detector, load_model, read_config, settings_from_json
 from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
 ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
 """Prefixes of open_clip's names for models in a hub or a folder."""
-DEFAULT = "multi-scale-residual"
-"""What `packaged` means: of those that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
+DEFAULT = "metric-residual"
+"""What `packaged` means: of the models that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
+DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}
+"""Its settings, of which no weight depends on any."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ def named(model: str | Path) -> Named:
 
     Raises BadInput if there is no such, or it cannot be used.
     """
-    name = DEFAULT if str(model) == PACKAGED else str(model)
+    name = str(model)
+    if name == PACKAGED:
+        return of_package(DEFAULT, settings_from_json(DETECTORS[DEFAULT].settings, DEFAULT_SETTINGS))
+    if name in ALIASES:
+        kind, own = resolved(name, {})
+        return of_package(name, settings_from_json(DETECTORS[kind].settings, own))
     if name in MODELS:
-        return of_package(name)
+        return of_package(name, packaged_settings(name))
     if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
         settings = DETECTORS[name].settings()
         return Named(name, {name: settings}, create_detector(settings))
@@ -65,9 +72,8 @@ def named(model: str | Path) -> Named:
     )
 
 
-def of_package(name: str) -> Named:
-    """Gives a detector that comes with the package."""
-    settings = packaged_settings(name)
+def of_package(name: str, settings: Any) -> Named:
+    """Return a detector with the weights that come with the package."""
     detector = create_detector(settings)
     fill(settings, detector)
     return Named(name, {name: settings}, detector)

@@ -39,3 +39,7 @@ class PromptQuerySettings:
     """As how many turned views each prompt is remembered."""
     mirrored: bool = False
     """Whether each of those is remembered mirrored too."""
+
+
+SCORING = ("resolution", "top_share", "background", "rotations", "mirrored")
+"""Settings that no weight depends on."""
