@@ -98,7 +98,7 @@ def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> Non
         (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, form=2), "kit.json: of form 2"),
         (lambda kit: edit(kit, detector="none"), "kit.json: not what this version writes"),
-        (lambda kit: edit(kit, settings={"patch-residual": {"kind": "none"}}), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"patch-residual": {"kind": "none"}}), "kit.json: no detector .none. is installed"),
         (lambda kit: edit(kit, settings={"plus": {"kind": "metauas+", "model_of": "plus"}}, detector="plus"), "no settings of plus"),
         (lambda kit: edit(kit, settings={"patch-residual": {"resolution": 7}}), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, settings={"patch-residual": {"other": 7}}), "no setting 'other'"),

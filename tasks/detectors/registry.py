@@ -1,14 +1,20 @@
-"""Register the kinds of detectors, a line each. It imports no torch, so reading settings stays quick.
+"""Register the kinds of detectors: this package's, a line each, and those of other installed packages. It imports no torch.
 
-A detector of a pipeline has a name; `kind` in its settings says which of these it is, and defaults to the name.
+A detector of a pipeline has a name; `kind` in its settings says which of these it is, and defaults to the name. Another package registers a
+kind by an entry point of the group `changepair.detectors` that names a `Kind`. It is imported when the kind is first asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
 
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.inctrl import settings as inctrl
 from changepair.tasks.detectors.metauas import settings as metauas
@@ -95,7 +101,11 @@ RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
 KIND = "kind"
 """The key of a detector's kind, in pipelines.yaml and in kits."""
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
-DETECTORS: dict[str, Kind] = {
+GROUP = "changepair.detectors"
+"""The group of entry points by which other packages register kinds."""
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+"""Names of detectors, and of kinds that other packages register."""
+BUILT_IN: dict[str, Kind] = {
     "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
     "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING, residual.SCORING),
     "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
@@ -121,6 +131,74 @@ DETECTORS: dict[str, Kind] = {
 }
 
 
+class Kinds(Mapping[str, Kind]):
+    """The kinds of detectors by name. Only looking one up imports the package that registers it."""
+
+    def __getitem__(self, name: str) -> Kind:
+        """Return a kind. Raises KeyError if there is none; BadInput if a package registers it and it is taken or cannot be used."""
+        packages = sorted(_package_of(point) for point in registered().get(name, ()))
+        if name in BUILT_IN and packages:
+            raise BadInput(f"package {packages[0]}: registers a detector {name!r}, which changepair has; rename it there, or uninstall it")
+        if len(packages) > 1:
+            raise BadInput(f"packages {', '.join(packages)}: each registers a detector {name!r}; uninstall all but one, or rename it there")
+        return BUILT_IN[name] if not packages else _loaded(registered()[name][0])
+
+    def __contains__(self, name: object) -> bool:
+        return name in BUILT_IN or name in registered()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*BUILT_IN, *registered()]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+DETECTORS = Kinds()
+
+
+@cache
+def registered() -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Return the entry points of other installed packages, by the kind that each registers. It imports none of them."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in entry_points(group=GROUP):
+        found[point.name] = (*found.get(point.name, ()), point)
+    return found
+
+
+@cache
+def _loaded(point: EntryPoint) -> Kind:
+    """Import the kind that an entry point names. Raises BadInput if it cannot be used."""
+    where = f"package {_package_of(point)}: its detector {in_short(point.name)!r}, {in_short(point.value)}"
+    try:
+        kind = point.load()
+    except Exception as error:  # code of others may raise anything
+        raise BadInput(f"{where}, cannot be imported ({in_short(f'{type(error).__name__}: {error}')}); mend or uninstall it") from error
+    wrong = _wrong_with(point, kind)
+    if wrong:
+        raise BadInput(f"{where}, cannot be used: {wrong}")
+    return cast(Kind, kind)
+
+
+def _wrong_with(point: EntryPoint, kind: Any) -> str:
+    """Say what is wrong with what an entry point names; "" if nothing is."""
+    if not NAME.fullmatch(point.name):
+        return "expected a name of at most 64 small letters, digits and dashes"
+    if not isinstance(kind, Kind):
+        return f"expected a {Kind.__module__}.{Kind.__name__}, not a {type(kind).__name__}"
+    if not is_dataclass(kind.settings):
+        return "expected settings that are a dataclass"
+    package = point.module.partition(".")[0]
+    if any(module.partition(".")[0] != package for module in kind.modules):
+        return f"expected settings and a model in its own package {package}"  # whose code its results then depend on
+    needed = ["model_of"] if kind.upon else ["encoder", "resolution", "tiles", *(["model"] if kind.training else [])]
+    missing = [name for name in needed if name not in {field.name for field in fields(kind.settings)}]
+    return f"expected settings with {', '.join(missing)}" if missing else ""
+
+
+def _package_of(point: EntryPoint) -> str:
+    return in_short(point.dist.name) if point.dist is not None else in_short(point.value)
+
+
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}),
 }
@@ -134,8 +212,10 @@ def resolved(kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]
 
 
 def kind_of(settings: Any) -> str:
-    """Return the kind of the detector that settings belong to."""
-    return next(name for name, kind in DETECTORS.items() if type(settings) is kind.settings)
+    """Return the kind of the detector that settings belong to. Only the package of the settings is imported."""
+    package = type(settings).__module__.partition(".")[0]
+    others = (name for name, points in registered().items() if any(point.module.partition(".")[0] == package for point in points))
+    return next(name for name in (*BUILT_IN, *others) if type(settings) is DETECTORS[name].settings)
 
 
 def base_of(name: str, detectors: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, kind_of, resolved
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, DetectorSettings, base_of, kind_of, resolved
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.encoder import FrozenEncoder
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -58,15 +58,35 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) 
 def _created(settings: Any, upon: Any, encoder: EncoderSettings | None) -> Detector:
     """Create a detector from an encoder, or from the detector that it is upon. encoder: the settings that an error names."""
     kind = kind_of(settings)
-    module, _, name = DETECTORS[kind].model.partition(":")
+    factory = _factory(kind)
     options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in NOT_OF_THE_NETWORK}
     if options.get("prior") is not None:
         options["prior"] = build_encoder(settings.prior, settings.prior_resolution)
     try:
-        detector: Detector = getattr(import_module(module), name)(upon, **options)
+        detector: Detector = factory(upon, **options)
     except ValueError as error:
         raise BadInput(f"encoder {encoder.name if encoder else 'of ' + kind}: {error}") from error
     return detector
+
+
+def _factory(kind: str) -> Any:
+    """Import what builds the network of a kind. Raises BadInput if it is another package's and cannot be imported."""
+    module, _, name = DETECTORS[kind].model.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:  # code of others may raise anything
+        if kind in BUILT_IN:
+            raise
+        why = in_short(f"{type(error).__name__}: {error}")
+        raise BadInput(f"detector {kind}: {module}:{name} cannot be imported ({why}); mend or uninstall its package") from error
+
+
+def known_kind(file: Path, kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the kind and the settings that a file has, as this version has them. Raises BadInput for a kind that is not installed."""
+    kind, section = resolved(kind, section)
+    if kind not in DETECTORS:
+        raise BadInput(f"{file}: no detector {in_short(repr(kind))} is installed; install the package that registers it")
+    return kind, section
 
 
 def save_detector(folder: Path, detector: nn.Module, settings: Any, **about: Any) -> None:
@@ -197,7 +217,7 @@ def read_config(folder: Path) -> tuple[str, Any]:
         raise BadInput(f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such")
     try:
         content = read_json(file)
-        name, settings = resolved(content["detector"], content["settings"])
+        name, settings = known_kind(file, content["detector"], content["settings"])
         return name, settings_from_json(DETECTORS[name].settings, settings)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadInput):

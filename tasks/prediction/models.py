@@ -12,7 +12,7 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import ALIASES, DETECTORS, DetectorSettings, base_of, resolved
+from changepair.tasks.detectors.registry import ALIASES, BUILT_IN, DETECTORS, DetectorSettings, base_of, registered, resolved
 from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_detector, load_model, read_config, settings_from_json
 from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
@@ -66,10 +66,9 @@ def named(model: str | Path) -> Named:
         return of_folder(folder)
     if folder.is_dir():
         raise BadInput(f"{model}: a folder, but neither a model's nor a kit; one of them has {CONFIG_NAME} or kit.json")
-    free = [name for name, kind in DETECTORS.items() if kind.training is None and kind.upon is None]
-    raise BadInput(
-        f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {PACKAGED}, {', '.join((*MODELS, *free))}"
-    )
+    free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.upon is None]
+    ready = ", ".join((PACKAGED, *MODELS, *free, *registered()))
+    raise BadInput(f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {ready}")
 
 
 def of_package(name: str, settings: Any) -> Named:
