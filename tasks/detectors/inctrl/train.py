@@ -115,7 +115,7 @@ class AuxiliaryEvidence:
             if len(images) <= settings.shots:
                 raise BadInput(
                     f"{dataset}: category {category!r} has {len(images)} normal training pictures, too few to prompt each other with "
-                    f"{settings.shots}; lower training.inctrl.shots"
+                    f"{settings.shots}; lower shots of its training in pipelines.yaml"
                 )
 
     def example(self, place: int) -> str:
@@ -221,7 +221,8 @@ def train(
         make = [AuxiliaryEvidence(part, normal, settings, detector) for part in parts if part]
         inputs = {"auxiliary": sha256(auxiliary)}
     if not make or len(set(make[0].labels)) < 2:
-        raise BadInput(f"training.inctrl: its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart")
+        wrong = f"its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart"
+        raise BadInput(f"training.{places.model_folder.name}: {wrong}")
     begin(settings.seed)
     built, identity = blueprint.build(settings.init)
     model = cast(InCTRL, built).to(best_device())
