@@ -330,7 +330,7 @@ MODELS = {"promote": promote, "rollback": rollback, "history": history}
 
 
 def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
-    from changepair.tasks.detectors.importing import import_checkpoint
+    from changepair.tasks.detectors.pretrained import import_checkpoint
 
     imported = import_checkpoint(detector, checkpoint, folder)
     text = f"{imported.tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}"

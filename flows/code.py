@@ -6,11 +6,11 @@ It is no Prefect flow: it takes less time than a flow takes to start.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from changepair.flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, planned, roots, write_plan
+from changepair.flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, others_used, planned, roots, write_plan
 from changepair.flows.running.ending import exit_on_bad_input
 from changepair.flows.running.places import CODE
 from changepair.flows.running.unchanged import unchanged
@@ -19,7 +19,7 @@ from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import made_anew
 from changepair.tasks.common.fingerprint import LOCK, Code, code_of, mismatches
-from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS
 
 
 def code() -> None:
@@ -52,14 +52,15 @@ def refuse_mismatches(packages: Iterable[str]) -> None:
 
 def code_now() -> dict[str, Code]:
     """Return the current code of each kind of stage, by the name of its file."""
-    return {code_file(kind, detector).name: code_of(*roots(kind, detector)) for kind in ROOTS for detector in _detectors(kind)}
+    detectors = [*BUILT_IN, *others_used(read_pipelines())]
+    return {code_file(kind, detector).name: code_of(*roots(kind, detector)) for kind in ROOTS for detector in _of_kind(kind, detectors)}
 
 
-def _detectors(kind: str) -> list[str | None]:
-    """Lists the detectors that there is such a stage for, each by itself; None alone for a kind that is of no detector."""
+def _of_kind(kind: str, detectors: Sequence[str]) -> list[str | None]:
+    """List the detectors that have a stage of a kind; None alone for a kind that is of no detector."""
     if kind not in OF_A_DETECTOR:
         return [None]
-    return [name for name, of in DETECTORS.items() if kind == "score" or of.training is not None]
+    return [name for name in detectors if kind == "score" or DETECTORS[name].training is not None]
 
 
 if __name__ == "__main__":

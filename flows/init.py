@@ -59,7 +59,8 @@ PIPELINE = """\
       patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, own: 0.6, contrast: 0.02}}
       metric-residual: {{model: packaged, resolution: {side}}}
       metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
-      multi-scale-residual: {{model: packaged}}
+      metric-residual-scales: # defects of any size
+        {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, own: 0.6, contrast: 0.02}}
     training: {{}}
     evaluation: {{resolution: {side}}}
 

@@ -32,15 +32,15 @@ from changepair.flows.running.places import (
     PICTURES,
     SCORES,
 )
-from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline, read_pipelines
+from changepair.flows.settings.pipelines import Datasets, Pipeline, Pipelines, read_pipelines
 from changepair.flows.settings.reader import FILE, read_yaml
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.fingerprint import LOCK as PACKAGES
 from changepair.tasks.common.fingerprint import is_checkout
 from changepair.tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
-from changepair.tasks.detectors.registry import DETECTORS, base_of, kind_of
-from changepair.tasks.detectors.settings import PACKAGED, files_of_prior
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, base_of, files_of_prior, kind_of
+from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from changepair.tasks.inpainting.settings import NONE, OWN
 
@@ -85,7 +85,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return SPLIT.join((self.kind, *self.of)).replace("+", "-plus")
+        return SPLIT.join((self.kind, *self.of)).replace("+", f"{SPLIT}plus")
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def planned(root: Path = Path()) -> list[Stage]:
     """Lists every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
     read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
-    stages = [_code(read.execution, root)]
+    stages = [_code(read, root)]
     for dataset in used:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets, root)
@@ -205,7 +205,7 @@ def roots(kind: str, detector: str | None = None) -> list[str]:
     modules = [ROOTS[kind]]
     if detector is not None:
         own = DETECTORS[detector]
-        modules += [DETECTORS[name].module for name in (detector, own.upon) if name is not None]
+        modules += [module for name in (detector, own.upon) if name is not None for module in DETECTORS[name].modules]
         if kind == "train" and own.training is not None:
             modules.append(own.training.module)
     return modules
@@ -217,7 +217,13 @@ def code_file(kind: str, detector: str | None = None) -> Path:
     return CODE / f"{name}.json"
 
 
-def _code(execution: Execution, root: Path) -> Stage:
+def others_used(read: Pipelines) -> list[str]:
+    """List the kinds of detectors of other packages that the enabled pipelines use."""
+    kinds = (kind_of(settings) for name in read.enabled for settings in read.pipelines[name].detectors.values())
+    return [kind for kind in dict.fromkeys(kinds) if kind not in BUILT_IN]
+
+
+def _code(read: Pipelines, root: Path) -> Stage:
     checkout = is_checkout(root)
     locked = (root / PACKAGES).is_file()
     return Stage(
@@ -226,7 +232,8 @@ def _code(execution: Execution, root: Path) -> Stage:
         "which code each stage runs, so that a comment reruns none and a change those that it can change; checks pipelines.yaml",
         deps=(*(("flows", "tasks") if checkout else ()), *((PACKAGES,) if locked else ()), FILE.as_posix(), PLAN.as_posix()),
         outs=(CODE.as_posix(),),
-        always=execution.packages == "installed" or not checkout or not locked,  # DVC does not look at what is installed
+        # DVC does not look at what is installed.
+        always=read.execution.packages == "installed" or not checkout or not locked or bool(others_used(read)),
     )
 
 

@@ -14,10 +14,10 @@ from changepair.flows.running.steps import progress, step
 from changepair.flows.runs.tracking import tracking_of
 from changepair.flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
 from changepair.tasks.common.places import place_of
-from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors import train as detector_training
+from changepair.tasks.detectors.pretrained import use_model
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.training import processes
-from changepair.tasks.training.given import use_model
 from changepair.tasks.training.loop import Examples, Places, Trained
 from changepair.tasks.training.processes import Job
 
@@ -27,10 +27,8 @@ use_given_model = step(name="use model", task_run_name="use model {name}")(use_m
 @step(name="train detector", task_run_name="train {name}", retry_delay_seconds=30)
 def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, execution: Execution) -> Trained:
     """Trains a detector; a retry goes on from the last checkpoint."""
-    training = DETECTORS[kind_of(settings.detectors[name])].training
-    assert training is not None
     job = Job(
-        training.module,
+        detector_training.__name__,
         settings.detectors[name],
         settings.training_of(name),
         Examples(_pairs_of(settings, name) or PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),

@@ -14,9 +14,9 @@ import skimage.data
 from processes import started, within
 from servers import free_port
 
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.prediction.models import Named
 from changepair.tasks.prediction.predictor import Predictor
 
@@ -26,7 +26,7 @@ TEXTURE = skimage.data.brick()
 def predictor() -> Predictor:
     """A detector that needs no training, with a prompt and a threshold."""
     own = PatchResidualSettings(resolution=64, top_share=0.01)
-    one = Predictor(Named("patch-residual", {"patch-residual": own}, build_detector(own, build_encoder(own.encoder, 64))))
+    one = Predictor(Named("patch-residual", {"patch-residual": own}, create_detector(own, build_encoder(own.encoder, 64))))
     one.prompt(TEXTURE[:96, :96])
     one.calibrate([TEXTURE[row : row + 96, 200:296] for row in range(0, 400, 20)], false_alarms=0.1)
     return one

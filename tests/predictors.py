@@ -10,9 +10,8 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 from changepair.flows.cli import main
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.prediction.models import Named
 from changepair.tasks.prediction.predictor import Predictor
 
@@ -20,7 +19,7 @@ from changepair.tasks.prediction.predictor import Predictor
 def small(settings: object | None = None) -> Predictor:
     """One that needs no training, at 64 pixels."""
     settings = settings or PatchResidualSettings(resolution=64, top_share=0.01)
-    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    detector = create_detector(settings)
     return Predictor(Named("patch-residual", {"patch-residual": settings}, detector))
 
 

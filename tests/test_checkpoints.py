@@ -16,18 +16,15 @@ from torch import Tensor
 
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.importing import Imported, import_checkpoint
-from changepair.tasks.detectors.inctrl import PUBLISHED as PUBLISHED_INCTRL
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import PUBLISHED as PUBLISHED_METAUAS
-from changepair.tasks.detectors.models.detector import Detector
-from changepair.tasks.detectors.models.texts import sentences
-from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.settings import PACKAGED, TrainedSettings
-from changepair.tasks.detectors.stored import settings_as_json, trained_otherwise
-from changepair.tasks.detectors.weights import load_model, read_weights
-from changepair.tasks.training.given import use_model
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.detectors.inctrl.settings import PUBLISHED as PUBLISHED_INCTRL
+from changepair.tasks.detectors.metauas.settings import PUBLISHED as PUBLISHED_METAUAS
+from changepair.tasks.detectors.pretrained import Imported, import_checkpoint, use_model
+from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings
+from changepair.tasks.detectors.store import create_detector, load_model, settings_as_json, trained_otherwise
+from changepair.tasks.encoders.settings import PACKAGED
+from changepair.tasks.encoders.texts import sentences
+from changepair.tasks.encoders.weights import read_weights
 
 LAYOUTS = ROOT / "tests" / "layouts"
 
@@ -64,7 +61,7 @@ def published_inctrl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 
 def loaded(settings: TrainedSettings, folder: Path) -> Detector:
-    model = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    model = create_detector(settings)
     load_model(folder, model)
     return model.eval()
 

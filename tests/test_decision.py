@@ -23,11 +23,11 @@ from changepair.flows.promotion.history import Model, write_current
 from changepair.flows.promotion.recommended import read_recommendation
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import TOLERANCE
@@ -79,7 +79,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files = EpisodeFiles.of(Path("data/episodes"), "line-3")
         sample(SamplingSettings(shots=(1, 2), seeds=(3, 4)), Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
         own = PatchResidualSettings(resolution=64, top_share=0.05)
-        detector = build_detector(own, build_encoder(own.encoder, 64)).eval()
+        detector = create_detector(own, build_encoder(own.encoder, 64)).eval()
         scores = scored([Contender("patch-residual", detector, 64, None, Work(Path("work")))], files, Path("data/scores/line-3"))
         results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
         write_results(Path("data/evaluation/line-3"), results)
@@ -393,7 +393,7 @@ def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_score
     files = EpisodeFiles.of(Path("data/episodes"), "words")
     settings = SamplingSettings(shots=(0,), seeds=(0,), protocols=("class-specific",))
     sample(settings, Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
-    detector = build_detector(own, build_encoder(own.encoder, 64)).eval()
+    detector = create_detector(own, build_encoder(own.encoder, 64)).eval()
     scores = scored([Contender("winclip", detector, 64, None, Work(Path("work")))], files, Path("data/scores/words"))
     results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
     items = {name: list(read_scored(place)) for name, place in scores.items()}

@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.inctrl import InCTRLSettings
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.clip import ClipEncoder, WindowEncoder, windows
+from changepair.tasks.encoders.settings import EncoderSettings
 
 CASES = [
     (EncoderSettings("timm", "resnet18", "model"), 64, (64, 64, 128, 256, 512), (2, 4, 8, 16, 32), [32, 16, 8, 4, 2]),
@@ -60,9 +60,9 @@ def test_at_two_scales_the_maps_of_the_smaller_picture_come_after(layout: Path) 
     expected = [*plain(torch.from_numpy(picture).permute(2, 0, 1)[None]), *plain(torch.from_numpy(half)[None])]
     assert both.channels == plain.channels * 2 and both.strides == (2, 4, 8, 16, 32, 4, 8, 16, 32, 64)
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
-    assert build_detector(PatchResidualSettings(stages=(2,)), both).stages == (2, 7)
+    assert create_detector(PatchResidualSettings(stages=(2,)), both).stages == (2, 7)
     with pytest.raises(BadInput, match=r"tf_efficientnet_lite0: layers: MetaUAS needs 5 of the encoder's, not 10"):
-        build_detector(MetaUASSettings(), both)
+        create_detector(MetaUASSettings(), both)
 
 
 def test_chosen_blocks_are_counted_from_one() -> None:
@@ -195,7 +195,7 @@ def test_an_encoder_of_no_use_to_a_detector_is_told(
 ) -> None:
     encoder = build_encoder(detector.encoder, 64)
     with pytest.raises(BadInput, match=message):
-        build_detector(detector, encoder)
+        create_detector(detector, encoder)
 
 
 def test_an_encoder_without_texts_is_not_asked_for_any() -> None:
@@ -232,7 +232,7 @@ def test_a_folded_network_gives_what_the_network_gives() -> None:
 def test_a_fold_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = build_encoder(EncoderSettings("timm", "resnet18", "model"), 64)
     encoder._forget_fast()
-    monkeypatch.setattr("changepair.tasks.detectors.models.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
+    monkeypatch.setattr("changepair.tasks.encoders.encoder.folded", lambda network: torch.nn.Sequential(network, Doubled()))
     encoder(torch.rand(1, 3, 64, 64))
     assert encoder._fast[0] is encoder.network
 

@@ -30,9 +30,8 @@ from changepair.flows.prediction.demo import make_page
 from changepair.flows.prediction.page import gradio_in
 from changepair.flows.prediction.service import make_app
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.stored import settings_as_json
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import save_model, settings_as_json
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.monitoring.record import Record, arrived, judge
 from changepair.tasks.prediction import export as exporting

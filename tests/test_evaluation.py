@@ -24,14 +24,14 @@ from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.common.tensors import read_tensors
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.models.detector import upsample
-from changepair.tasks.detectors.models.patch_residual import PatchResidual
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.detector import upsample
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.residual.patch import PatchResidual
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.reporting.galleries import KINDS, best_threshold, caption, galleries_of, write_galleries
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
@@ -64,8 +64,8 @@ def files(layout: Path) -> EpisodeFiles:
 def detectors() -> list[Contender]:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderSettings(), 64)
-    patch = build_detector(PatchResidualSettings(resolution=64, top_share=0.01), encoder).eval()
-    metauas = build_detector(MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16)), encoder).eval()
+    patch = create_detector(PatchResidualSettings(resolution=64, top_share=0.01), encoder).eval()
+    metauas = create_detector(MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16)), encoder).eval()
     nowhere = Work(Path("nowhere"))
     return [Contender("patch-residual", patch, 64, None, nowhere), Contender("metauas", metauas, 64, 3, nowhere)]
 
@@ -376,7 +376,7 @@ def test_without_prompts_only_a_detector_that_needs_none_is_measured(
     episodes = read_episodes(files.episodes)
     assert sum(episode.shots == 0 for episode in episodes) == 2  # one a category
     settings = WinCLIPSettings(encoder=EncoderSettings("open_clip", make_clip(tmp_path / "clip"), "hub"), resolution=64)
-    winclip = Contender("winclip", build_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None, Work(tmp_path / "work"))
+    winclip = Contender("winclip", create_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None, Work(tmp_path / "work"))
     folders = scored([*contenders, winclip], files, tmp_path / "scores")
     counted = {(item.detector, item.episode.shots) for item in measured(folders, files)}
     rows = read_scores(folders["winclip"]).to_pylist()

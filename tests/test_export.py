@@ -21,17 +21,15 @@ from PIL import Image
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tensors import squared
 from changepair.tasks.common.tiles import Grid, boxes
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.inctrl import InCTRLSettings
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.metric_residual import MetricResidualSettings
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.prompt_query import PromptQuerySettings
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.registry import kind_of
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.subspace import SubspaceSettings
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.subspace.settings import SubspaceSettings
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.packaged.detectors import MODELS
 from changepair.tasks.prediction.export import NAMES, export
 from changepair.tasks.prediction.models import Named
@@ -44,7 +42,7 @@ QUERIES = [GRAVEL[200 + 9 * place :][:100, 200:300] for place in range(5)] + [BR
 
 def small(settings: Any) -> Predictor:
     torch.manual_seed(0)
-    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+    detector = create_detector(settings)
     return Predictor(Named(kind_of(settings), {kind_of(settings): settings}, detector))
 
 

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.tensors import read_tensors
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.models.detector import Detector
-from changepair.tasks.detectors.prompt_query import PromptQuerySettings
-from changepair.tasks.detectors.weights import load_model
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
+from changepair.tasks.detectors.store import create_detector, load_model
+from changepair.tasks.detectors.train import train
 from changepair.tasks.ingestion.ingest import ingest_packaged
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
@@ -32,7 +31,6 @@ from changepair.tasks.scoring.figures import auroc, tally
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, start
 from changepair.tasks.training.loop import Examples, Places
-from changepair.tasks.training.segmentation import train
 from changepair.tasks.training.settings import PairTrainingSettings
 
 LEAST = 0.1  # of AUROC, that the true prompt is better by
@@ -69,7 +67,7 @@ def trained(files: EpisodeFiles, detector: Any, synthesis: SynthesisSettings, ep
     settings = PairTrainingSettings(epochs=epochs, batch_size=8, learning_rate=2e-3, schedule="cosine", precision="no")
     places = Places(folder / "model", folder / "checkpoints")
     train(detector, settings, examples=Examples(folder / "pairs", synthesis, files), places=places, workers=0)
-    model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
+    model = create_detector(detector)
     load_model(folder / "model", model)
     return model.eval()
 

@@ -22,6 +22,9 @@ from changepair.tasks.common.fingerprint import BENEATH, CARRIERS, Mismatch, cod
 from changepair.tasks.detectors.registry import DETECTORS
 from changepair.tasks.ingestion.packaged import PACKAGED
 
+PATCH = "changepair.tasks.detectors.residual.patch"
+MADE_OF = {"metric-residual": {PATCH}, "metauas+": {PATCH, "changepair.tasks.detectors.winclip.model"}}
+"""Models of other detectors that a detector is made of."""
 STAGES = ("ingestion", "sampling", "inpainting", "synthesis", "training", "scoring", "reporting")
 
 
@@ -41,10 +44,38 @@ def test_the_work_knows_neither_prefect_nor_dvc_nor_what_runs_it() -> None:
         assert file.name != "__init__.py" or file.stat().st_size == 0 or file.parent == ROOT / "tasks", file
 
 
+NO_MODELS = {"__init__", "settings", "train"}
+"""Modules of a detector's folder that are no models."""
+
+
+def models() -> list[Path]:
+    """Modules of networks: those of each detector, what they share, and the encoders."""
+    tasks = ROOT / "tasks"
+    shared = [tasks / "encoders" / f"{name}.py" for name in ("encoder", "clip", "texts")]
+    shared += [tasks / "detectors" / f"{name}.py" for name in ("detector", "patches")]
+    return shared + [file for file in tasks.glob("detectors/*/*.py") if file.stem not in NO_MODELS]
+
+
 def test_the_models_know_no_files_and_no_settings() -> None:
-    for file in (ROOT / "tasks" / "detectors" / "models").glob("*.py"):
-        ours = [name for name in imported(file) if name.startswith("changepair.tasks.")]
-        assert all(name.startswith("changepair.tasks.detectors.models.") for name in ours), file
+    allowed = {".".join(("changepair", *file.relative_to(ROOT).with_suffix("").parts)) for file in models()}
+    assert len(allowed) > 12
+    for file in models():
+        assert {name for name in imported(file) if name.startswith("changepair.tasks.")} <= allowed, file
+        assert not {"pathlib", "os", "io", "json"} & set(imported(file)), file
+
+
+def test_the_training_engine_knows_no_detector() -> None:
+    for file in (ROOT / "tasks" / "training").glob("*.py"):
+        assert not [name for name in imported(file) if name.startswith(("changepair.tasks.detectors", "changepair.tasks.packaged"))], file
+
+
+def test_a_detector_is_one_folder() -> None:
+    """A folder has settings and models, and a training where there is one of its own; only the registry knows which there are."""
+    folders = {f"changepair.tasks.detectors.{file.parent.name}." for file in (ROOT / "tasks").glob("detectors/*/settings.py")}
+    assert {f"{module.rpartition('.')[0]}." for kind in DETECTORS.values() for module in kind.modules} == folders
+    for file in (*ROOT.glob("tasks/**/*.py"), *ROOT.glob("flows/**/*.py")):
+        if file.parent.parent != ROOT / "tasks" / "detectors" and file.name != "registry.py":
+            assert not [name for name in imported(file) if name.startswith(tuple(folders))], file
 
 
 def test_a_stage_uses_what_comes_before_it_only() -> None:
@@ -213,8 +244,9 @@ def test_every_stages_code_is_known(kind: str) -> None:
         assert "not installed" not in code.packages.values() and not CARRIERS & set(code.packages)
         assert all(set(beneath) <= set(code.packages) for name, beneath in BENEATH.items() if name in code.packages)
         if detector is not None:
-            own = {DETECTORS[name].module for name in (detector, DETECTORS[detector].upon) if name is not None}
-            assert {kind.module for kind in DETECTORS.values()} & set(code.modules) == own
+            own = {module for name in (detector, DETECTORS[detector].upon) if name is not None for module in DETECTORS[name].modules}
+            every = {module for kind in DETECTORS.values() for module in kind.modules}
+            assert every & set(code.modules) == own | MADE_OF.get(detector, set())
 
 
 def test_the_page_of_settings_is_as_the_code_has_them_and_says_what_each_means() -> None:

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from changepair.flows.init import init
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.pretrained import use_model
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes
 from changepair.tasks.sampling.sample import sample
@@ -26,7 +27,6 @@ from changepair.tasks.scoring.decision import choose
 from changepair.tasks.scoring.measure import measure
 from changepair.tasks.scoring.results import results_of
 from changepair.tasks.scoring.scores import read_scored
-from changepair.tasks.training.given import use_model
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_init_writes_is_planned(layout: Path, tmp_path: Path) -> None:
     planned = run(folder, "changepair", "plan")
     assert planned.returncode == 0, planned.stderr
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
-    assert {"ingest_mine", "score_mine_multi-scale-residual", "report_mine"} <= set(stages)
+    assert {"ingest_mine", "score_mine_metric-residual-scales", "report_mine"} <= set(stages)
 
 
 def _photographed(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,11 @@ from predictors import prompt_and_queries, small
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tiles import Grid, Tiles
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.metauas_plus import MetaUASPlusSettings
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASPlusSettings, MetaUASSettings
 from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.stored import settings_as_json, settings_from_json
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector, save_detector, save_model, settings_as_json, settings_from_json
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.packaged.detectors import MODELS
 from changepair.tasks.prediction.models import Named, named, of_pipeline
 from changepair.tasks.prediction.pictures import as_picture
@@ -31,8 +29,8 @@ def kits(tmp_path: Path) -> list[Named]:
     """Detectors of every kind that a kit may hold: packaged, of a model folder, upon another, with a name of its own."""
     torch.manual_seed(0)
     settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
-    model = build_detector(settings, build_encoder(settings.encoder, 64))
-    save_model(tmp_path / "models" / "metauas", model, {"detector": "metauas", "settings": settings_as_json(settings)})
+    model = create_detector(settings, build_encoder(settings.encoder, 64))
+    save_detector(tmp_path / "models" / "metauas", model, settings)
     return [
         *(named(name) for name in MODELS),
         named(tmp_path / "models" / "metauas"),
@@ -57,6 +55,28 @@ def test_a_kit_gives_the_scores_of_what_it_was_made_of_and_needs_nothing_else(la
         assert Predictor.load(tmp_path / "kits" / str(place))(pictures).scores == pytest.approx(scores, abs=1e-6)
 
 
+def test_kits_and_model_folders_of_a_kind_of_an_earlier_version_give_the_same_scores(layout: Path, tmp_path: Path) -> None:
+    """What an earlier version called multi-scale-residual, with the settings that it did not know left out."""
+    prompt, queries = prompt_and_queries(layout)
+    pictures = [as_picture(query) for query in queries]
+    now = named("packaged")
+    own = Predictor(now).prompt([prompt])
+    own.save(tmp_path / "kit")
+    file, old = tmp_path / "kit" / "kit.json", "multi-scale-residual"
+    content = json.loads(file.read_text())
+    stored = content["settings"].pop("metric-residual")
+    assert stored["kind"] == "metric-residual" and stored["resolution"] == 320
+    earlier = {key: value for key, value in stored.items() if key not in ("kind", "contrast", "smoothing")}
+    for kind in ({}, {"kind": old}):  # the oldest kits have no kind
+        file.write_text(json.dumps({**content, "detector": old, "settings": {old: {**earlier, **kind}}}))
+        again = Predictor.load(tmp_path / "kit")
+        assert again(pictures).scores.tolist() == own(pictures).scores.tolist()
+        assert again.model.settings[old] == replace(now.looks, model=None)
+    save_model(tmp_path / "model", now.detector, {"detector": old, "settings": {"resolution": 320}})
+    for model in (tmp_path / "model", old):
+        assert Predictor.load(model).prompt([prompt])(pictures).scores.tolist() == own(pictures).scores.tolist()
+
+
 def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> None:
     own = small().prompt(layout / "bricks/train/good/0.png")
     own.save(tmp_path / "kit")
@@ -78,7 +98,7 @@ def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> Non
         (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, form=2), "kit.json: of form 2"),
         (lambda kit: edit(kit, detector="none"), "kit.json: not what this version writes"),
-        (lambda kit: edit(kit, settings={"patch-residual": {"kind": "none"}}), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"patch-residual": {"kind": "none"}}), "kit.json: no detector .none. is installed"),
         (lambda kit: edit(kit, settings={"plus": {"kind": "metauas+", "model_of": "plus"}}, detector="plus"), "no settings of plus"),
         (lambda kit: edit(kit, settings={"patch-residual": {"resolution": 7}}), "kit.json: not what this version writes"),
         (lambda kit: edit(kit, settings={"patch-residual": {"other": 7}}), "no setting 'other'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,31 +17,29 @@ from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tensors import read_tensors
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.inctrl import InCTRLSettings
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.metauas_plus import MetaUASPlusSettings
-from changepair.tasks.detectors.metric_residual import MetricResidualSettings
-from changepair.tasks.detectors.models.alignment import FeatureAlignment, hard
-from changepair.tasks.detectors.models.detector import Detector, turned
-from changepair.tasks.detectors.models.encoder import FrozenEncoder, efficientnet_lite0
-from changepair.tasks.detectors.models.inctrl import QUANTILES, InCTRL, binary_focal_loss, quantiles
-from changepair.tasks.detectors.models.metauas import MetaUAS
-from changepair.tasks.detectors.models.metauas_plus import MetaUASPlus
-from changepair.tasks.detectors.models.patch_residual import PatchResidual, contrasted, foreground_of, smoothed
-from changepair.tasks.detectors.models.prompt_query import PromptQuery
-from changepair.tasks.detectors.models.similarity import most_similar
-from changepair.tasks.detectors.models.texts import TEMPLATES, TextPrior, sentences
-from changepair.tasks.detectors.models.winclip import WinCLIP, harmonic
-from changepair.tasks.detectors.multi_scale_residual import MultiScaleResidualSettings
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.prompt_query import PromptQuerySettings
-from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.subspace import SubspaceSettings
-from changepair.tasks.detectors.weights import checked_weights, load_model, packaged_lite0, save_model
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.detector import Detector, turned
+from changepair.tasks.detectors.inctrl.model import QUANTILES, InCTRL, binary_focal_loss, quantiles
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
+from changepair.tasks.detectors.metauas.alignment import FeatureAlignment, hard
+from changepair.tasks.detectors.metauas.model import MetaUAS
+from changepair.tasks.detectors.metauas.prior import MetaUASPlus
+from changepair.tasks.detectors.metauas.prior import build as build_plus
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.prompt_query.model import PromptQuery
+from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
+from changepair.tasks.detectors.residual.patch import PatchResidual, contrasted, foreground_of, smoothed
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector, load_model, save_model
+from changepair.tasks.detectors.subspace.settings import SubspaceSettings
+from changepair.tasks.detectors.winclip.model import WinCLIP, harmonic
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.clip import ClipEncoder
+from changepair.tasks.encoders.encoder import FrozenEncoder, efficientnet_lite0
+from changepair.tasks.encoders.settings import EncoderSettings
+from changepair.tasks.encoders.texts import TEMPLATES, TextPrior, sentences
+from changepair.tasks.encoders.weights import checked_weights, packaged_lite0
+from changepair.tasks.scoring.compare import most_similar
 
 NARROW = (16, 16, 16, 16, 16)
 
@@ -63,7 +62,9 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, own=0.6, foreground=0.5, smoothing=4.0),
         "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
         "metric-residual": MetricResidualSettings(resolution=64, own=0.6),
-        "multi-scale-residual": MultiScaleResidualSettings(encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True),
+        "metric-residual, scales": MetricResidualSettings(
+            encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True, own=0.6, contrast=0.02
+        ),
         "subspace": SubspaceSettings(resolution=64, variance=0.9),
         "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
         "soft": metauas,
@@ -81,12 +82,13 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
         "winclip": WinCLIPSettings(encoder=clip, resolution=64),
     }
-    scales = build_encoder(settings["multi-scale-residual"].encoder, 64)
-    at = {"multi-scale-residual": scales} | {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
-    built = {name: build_detector(chosen, at.get(name, encoder)) for name, chosen in settings.items()}
+    scales = build_encoder(settings["metric-residual, scales"].encoder, 64)
+    at = {"metric-residual, scales": scales} | {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
+    built = {name: create_detector(chosen, at.get(name, encoder)) for name, chosen in settings.items()}
     assert isinstance(built["soft"], MetaUAS)
     built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
-    built["metauas+, with CLIP"] = DETECTORS["metauas+"].build(MetaUASPlusSettings(prior=clip, prior_resolution=64), built["soft"])
+    clip_prior = cast(ClipEncoder, build_encoder(clip, 64))
+    built["metauas+, with CLIP"] = build_plus(built["soft"], prior=clip_prior, prior_resolution=64, stages=())
     return {name: detector.eval() for name, detector in built.items()}
 
 
@@ -105,7 +107,7 @@ NAMES = [
     "patch-residual, complete",
     "patch-residual, mirrored",
     "metric-residual",
-    "multi-scale-residual",
+    "metric-residual, scales",
     "subspace",
     "subspace, rotated",
     "soft",
@@ -332,7 +334,7 @@ def test_gradients_reach_alignment_and_decoder_and_never_the_encoder(detectors: 
 
 def test_the_decoder_is_of_the_published_size(encoder: FrozenEncoder) -> None:
     """The authors' U-Net for EfficientNet-B4 reads 2·448 + 2·160 channels first; ours, for lite0, 2·320 + 2·112."""
-    model = build_detector(MetaUASSettings(), encoder)
+    model = create_detector(MetaUASSettings(), encoder)
     state = model.state_dict()
     assert state["decoder.blocks.0.conv1.0.weight"].shape == (256, 2 * 320 + 2 * 112, 3, 3)
     assert state["decoder.blocks.4.conv2.0.weight"].shape == (48, 48, 3, 3)
@@ -377,7 +379,7 @@ def test_weights_of_another_hash_are_refused_unread(tmp_path: Path) -> None:
 
 def test_a_saved_model_comes_back_the_same(detectors: dict, encoder: FrozenEncoder, tmp_path: Path) -> None:
     save_model(tmp_path, detectors["soft"], {"detector": "metauas"})
-    other = build_detector(MetaUASSettings(resolution=64, decoder_channels=NARROW), encoder)
+    other = create_detector(MetaUASSettings(resolution=64, decoder_channels=NARROW), encoder)
     load_model(tmp_path, other)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in detectors["soft"].state_dict().items())
 
@@ -387,7 +389,7 @@ def test_a_model_of_other_settings_is_refused(detectors: dict, encoder: FrozenEn
         load_model(tmp_path, detectors["soft"])
     save_model(tmp_path, detectors["soft"], {})
     with pytest.raises(BadInput, match="does not fit the detector's settings"):
-        load_model(tmp_path, build_detector(MetaUASSettings(decoder_channels=(32, 16, 16, 16, 16)), encoder))
+        load_model(tmp_path, create_detector(MetaUASSettings(decoder_channels=(32, 16, 16, 16, 16)), encoder))
 
 
 @torch.inference_mode()
@@ -518,7 +520,7 @@ def test_inctrl_is_the_papers_formula(detectors: dict, layout: Path) -> None:
 
 @torch.inference_mode()
 def test_by_quantiles_inctrl_scores_at_any_resolution_and_patches_may_change_places(encoder: FrozenEncoder, layout: Path) -> None:
-    model = build_detector(InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"), encoder).eval()
+    model = create_detector(InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"), encoder).eval()
     assert isinstance(model, InCTRL)
     residual = torch.rand(3, 400, generator=torch.Generator().manual_seed(0))
     expected = np.concatenate([np.quantile(residual.numpy(), QUANTILES, axis=1), residual.mean(dim=1).numpy()[None]]).T
@@ -696,7 +698,7 @@ def test_turning_is_about_the_middle_and_leaves_a_mirrored_rim() -> None:
 def test_metauas_works_on_a_transformers_five_layers(layout: Path) -> None:
     settings = MetaUASSettings(encoder=EncoderSettings("timm", "vit_tiny_patch16_224", "model", (2, 4, 6, 9, 12)), resolution=64)
     for decoder in ("unet", "fpn"):
-        model = build_detector(replace(settings, decoder=decoder, decoder_channels=NARROW), build_encoder(settings.encoder, 64)).eval()  # type: ignore[arg-type]
+        model = create_detector(replace(settings, decoder=decoder, decoder_channels=NARROW), build_encoder(settings.encoder, 64)).eval()  # type: ignore[arg-type]
         scores, maps = model.score(pictures(layout, "bricks/test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2])
         assert scores.shape == (4,) and maps.shape == (4, 64, 64)
 
@@ -705,16 +707,16 @@ def test_metauas_works_on_a_transformers_five_layers(layout: Path) -> None:
 def test_a_metric_residual_is_the_patch_residual_until_it_has_learnt(detectors: dict, layout: Path) -> None:
     queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
     chosen = PatchResidualSettings(resolution=64, top_share=0.01, background=0.5, own=0.6)
-    plain = build_detector(chosen, detectors["metric-residual"].encoder).eval()
+    plain = create_detector(chosen, detectors["metric-residual"].encoder).eval()
     for ours, theirs in zip(detectors["metric-residual"].score(queries, prompts), plain.score(queries, prompts), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["metric-residual", "multi-scale-residual"])
+@pytest.mark.parametrize("name", ["metric-residual", "metric-residual, scales"])
 def test_a_metric_residual_learns_from_its_score_against_the_prompt(detectors: dict, layout: Path, name: str) -> None:
     """What it learns from is its score without the query's own rest, and everything that it compares by learns; at all scales the same."""
     queries, prompts = pictures(layout, "test/*/*.png")[:3], pictures(layout, "bricks/train/good/*.png")[:3]
-    model = build_detector(MetricResidualSettings(resolution=64), detectors[name].encoder).eval()
+    model = create_detector(MetricResidualSettings(resolution=64), detectors[name].encoder).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part in (*model.offsets, *model.log_scales, model.log_weights):  # type: ignore[misc]

@@ -20,19 +20,18 @@ from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.fingerprint import code_of
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.inctrl import InCTRLSettings
-from changepair.tasks.detectors.load import build_detector, load_detector
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
+from changepair.tasks.detectors.pretrained import use_model
 from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.stored import settings_from_json
+from changepair.tasks.detectors.store import create_detector, load_detector, settings_from_json
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.packaged.detectors import MODELS, fill, write
 from changepair.tasks.packaged.inpainter import write_packaged
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.synthesize import finish, make_shard, start
-from changepair.tasks.training.given import use_model
 
 PACKAGED = ROOT / "tasks" / "packaged"
 LARGEST = 20 * 10**6  # bytes, of a file
@@ -82,7 +81,7 @@ def test_a_packaged_detector_is_used_as_it_is(name: str, tmp_path: Path) -> None
     chosen = replace(settings(name), model="packaged", resolution=64)
     use_model(name, chosen, tmp_path / name)
     used = load_detector(name, {name: chosen}, tmp_path)
-    filled = build_detector(chosen, build_encoder(chosen.encoder, 64))
+    filled = create_detector(chosen, build_encoder(chosen.encoder, 64))
     before = [weight.clone() for weight in filled.parameters()]
     fill(chosen, filled)
     assert all(torch.equal(one, other) for one, other in zip(used.parameters(), filled.parameters(), strict=True))
@@ -111,25 +110,24 @@ def test_the_pipelines_say_how_the_packaged_detectors_were_trained() -> None:
 
 
 def test_what_is_trained_depends_on_the_packaged_models_files() -> None:
-    files = {Path(file).name for file in code_of("changepair.tasks.training.given").files}
+    files = {Path(file).name for file in code_of("changepair.tasks.detectors.pretrained").files}
     assert {name for model in MODELS.values() for name in model} <= files
 
 
 def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> None:
     scales = EncoderSettings(scales=(1.0, 0.75))
-    for name in ("metric-residual", "multi-scale-residual"):
-        chosen = replace(settings(name), encoder=scales)
-        fill(chosen, build_detector(chosen, build_encoder(scales, 64)))
+    chosen = replace(settings("metric-residual"), encoder=scales)
+    fill(chosen, create_detector(chosen, build_encoder(scales, 64)))
     other = replace(settings("prompt-query"), encoder=scales)
     with pytest.raises(BadInput, match=r"say encoder: .*\"scales\": \[1.0, 0.5\]"):
-        fill(other, build_detector(other, build_encoder(scales, 64)))
+        fill(other, create_detector(other, build_encoder(scales, 64)))
 
 
 def test_what_no_packaged_model_is_for_is_told() -> None:
     other = replace(settings("prompt-query"), width=7)
     with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
-        fill(other, build_detector(other, build_encoder(EncoderSettings(), 64)))
-    with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, multi-"):
+        fill(other, create_detector(other, build_encoder(EncoderSettings(), 64)))
+    with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, prompt-"):
         fill(InCTRLSettings(), torch.nn.Linear(1, 1))
 
 

@@ -16,9 +16,9 @@ from scipy.ndimage import map_coordinates
 
 from changepair.tasks.common.pictures import picture_size
 from changepair.tasks.common.tensors import read_mask_as_published, read_tensors, uncropped
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
@@ -84,7 +84,7 @@ def test_a_map_of_what_was_cropped_lies_in_the_whole_picture(wide: Path) -> None
 def test_a_detector_that_crops_scores_the_middle_and_its_map_is_0_beside_it(wide: Path, tmp_path: Path) -> None:
     settings = PatchResidualSettings(resolution=64)
     settings = replace(settings, encoder=replace(settings.encoder, resize="crop"))
-    detector = build_detector(settings, build_encoder(settings.encoder, 64)).eval()
+    detector = create_detector(settings, build_encoder(settings.encoder, 64)).eval()
     files, parts = EpisodeFiles.of(tmp_path / "episodes", "small"), tmp_path / "parts"
     prompt = save(skimage.data.brick()[:96, :161], parts / "train" / "good" / "0.png")
     save(skimage.data.brick()[96:192, :161], parts / "test" / "good" / "0.png")

@@ -27,11 +27,9 @@ from receiver import receiver
 from servers import ask, events
 
 from changepair.tasks.common.files import sha256
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.stored import settings_as_json
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.store import create_detector, save_model, settings_as_json
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.scoring.results import read_figures
 
 
@@ -164,8 +162,8 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path,
     assert list(lines) == ["code", "figures_small", "report_small"]
     assert lines["figures_small"] == "pipelines.yaml: pipelines.small.evaluation.resolution"
     write_pipelines(project, edited(project, evaluation={"resolution": 64}))
-    for file, line in (("ranking", "# a comment"), ("segmentation", "CHANGED = 1")):
-        with (project / f"tasks/training/{file}.py").open("a") as stream:
+    for file, line in (("detectors/residual/train", "# a comment"), ("training/segmentation", "CHANGED = 1")):
+        with (project / f"tasks/{file}.py").open("a") as stream:
             stream.write(f"{line}\n")
     shutil.copyfile(project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png")
     lines = said()
@@ -177,7 +175,7 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path,
     changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
     assert {path.relative_to(project).as_posix() for path in changed} == {
         "pipelines.yaml",
-        "tasks/training/ranking.py",
+        "tasks/detectors/residual/train.py",
         "tasks/training/segmentation.py",
     }
     content = edited(project)
@@ -659,7 +657,7 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a figure's formula": (in_file("tasks/scoring/figures.py", "counts.level / 2", "counts.level / 3"), {"figures_small", "report_small"}),
     "a detector's module": (
-        in_file("tasks/detectors/models/inctrl.py", "BOTTLENECK = 4", "BOTTLENECK = 8"),
+        in_file("tasks/detectors/inctrl/model.py", "BOTTLENECK = 4", "BOTTLENECK = 8"),
         {"train_small_inctrl", "score_small_inctrl"},
     ),
     "a detector's settings": (
@@ -671,7 +669,7 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
         {"score_small_patch-residual", "figures_small", "report_small"},
     ),
     "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl"}),
-    "how InCTRL is trained": (in_file("tasks/training/inctrl.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
+    "how InCTRL is trained": (in_file("tasks/detectors/inctrl/train.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
     # Trainings make pairs of their own with `data: online`, by the code that makes the shards.
     "synthesis": (
         in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"),
@@ -718,7 +716,7 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
     folder = make_project(tmp_path / "project")
     settings = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
     record = {"detector": "metauas", "settings": settings_as_json(settings)}
-    save_model(folder / "given", build_detector(settings, build_encoder(settings.encoder, 64)), record)
+    save_model(folder / "given", create_detector(settings, build_encoder(settings.encoder, 64)), record)
     clip = {"library": "open_clip", "name": make_clip(tmp_path / "clip"), "weights": "hub"}
     content = edited(folder, synthesis={"pairs": 0}, sampling={"shots": [0, 1], "seeds": [0]})
     content["pipelines"]["small"] |= {

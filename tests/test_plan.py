@@ -8,8 +8,9 @@ import pytest
 import yaml
 from conftest import SMALL, TINY, make_project, run, write_pipelines
 from dvc.config_schema import REMOTE_SCHEMAS
+from dvc.stage.utils import is_valid_name
 
-from changepair.flows.plan import KINDS, planned, write_plan
+from changepair.flows.plan import KINDS, is_of, planned, write_plan
 from changepair.tasks.common.errors import BadInput
 
 
@@ -50,6 +51,17 @@ def test_files_and_folders_that_settings_name_are_dependencies(tmp_path: Path, m
         "imported/metauas": {"train_small_metauas"},
         "weights.pth": {"train_small_inctrl", "score_small_inctrl"},
     }
+
+
+def test_no_two_detectors_have_stages_of_one_name(tmp_path: Path) -> None:
+    """DVC allows no + in the name of a stage."""
+    metauas = {"kind": "metauas", "model": "packaged"}
+    detectors = {"metauas": metauas, "metauas+": {}, "metauas-plus": metauas, "metauasplus": metauas}
+    small = {**SMALL["pipelines"]["small"], "detectors": detectors, "training": {}}  # type: ignore[index,dict-item]
+    write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
+    names = [stage.name for stage in planned(tmp_path)]
+    assert len(set(names)) == len(names) and {f"score_small_{name}" for name in detectors} - set(names) == {"score_small_metauas+"}
+    assert all(is_valid_name(name) and is_of(name, "small") for name in names)
 
 
 def test_a_home_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

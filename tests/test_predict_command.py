@@ -18,9 +18,8 @@ from predictors import predict, prompt_and_queries, small
 
 from changepair.flows.prediction.options import load
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.stored import settings_as_json
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import save_model, settings_as_json
 from changepair.tasks.prediction.outputs import FULL, csv_lines, line_of
 from changepair.tasks.prediction.predictor import Predictor
 
@@ -108,7 +107,7 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
     [
         (["--prompt", "no.png", "part.png"], "part.png: no such file"),
         (["part"], "part: a folder without a picture"),
-        (["ok.png"], "no prompt: multi-scale-residual needs at least one normal picture"),
+        (["ok.png"], "no prompt: metric-residual needs at least one normal picture"),
         ([], "no picture to score"),
         (["--kit", "part", "ok.png"], "part: no kit"),
         (["--kit", "part", "--prompt", "ok.png", "ok.png"], "--prompt: a kit has its own"),
@@ -165,7 +164,7 @@ def test_a_broken_prompt_is_reported_and_the_others_are_used(layout: Path, here:
     assert result.returncode == 2 and "prompts/1.png: truncated or not a picture" in result.stderr and result.stdout == alone.stdout
     (here / "prompts" / "0.png").unlink()
     none = predict("--prompt", "prompts", queries[0])
-    assert none.returncode == 2 and "no prompt: multi-scale-residual needs at least one" in none.stderr
+    assert none.returncode == 2 and "no prompt: metric-residual needs at least one" in none.stderr
 
 
 def test_a_picture_of_fewer_bits_than_the_prompts_is_reported(here: Path) -> None:

@@ -17,11 +17,11 @@ from scipy.stats import beta
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.sheets import heated
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.prediction.calibration import TOLERANCE, calibrated
 from changepair.tasks.prediction.models import Named, named
@@ -44,9 +44,9 @@ def test_a_picture_gets_the_score_of_the_evaluation(layout: Path, tmp_path: Path
     manifests, files = tmp_path / "manifests", EpisodeFiles.of(tmp_path / "episodes", "one")
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(2,), seeds=(0,), protocols=("class-specific",)), Use((), ("parts",)), manifests=manifests, files=files)
-    one = named("multi-scale-residual")
-    contender = Contender("multi-scale-residual", one.detector.eval(), one.looks.resolution, None, Work(tmp_path / "work"))
-    items = list(read_scored(scored([contender], files, tmp_path / "scores")["multi-scale-residual"]))
+    one = named("packaged")
+    contender = Contender("metric-residual", one.detector.eval(), one.looks.resolution, None, Work(tmp_path / "work"))
+    items = list(read_scored(scored([contender], files, tmp_path / "scores")["metric-residual"]))
     for item, episode in zip(items, read_episodes(files.episodes), strict=True):
         scores, maps = Predictor.load().prompt(episode.prompts)(episode.queries, batch_size=3)
         assert scores == pytest.approx(item.scores, abs=1e-6)
@@ -112,7 +112,7 @@ def test_a_detector_that_reads_scores_without_a_prompt_and_with_words(tmp_path: 
     (tmp_path / "tiny-clip.json").write_text(json.dumps(CLIP))
     open_clip.add_model_config(tmp_path / "tiny-clip.json")
     settings = WinCLIPSettings(EncoderSettings("open_clip", "tiny-clip", str(tmp_path / "clip/open_clip_model.safetensors")), resolution=64)
-    detector = build_detector(settings, build_encoder(settings.encoder, 64))
+    detector = create_detector(settings, build_encoder(settings.encoder, 64))
     own = Predictor(Named("winclip", {"winclip": settings}, detector))
     _prompt, queries = prompt_and_queries(layout)
     assert own.ready and own(queries).scores.shape == (4,)

@@ -24,8 +24,8 @@ from torch import nn
 
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.metric_residual import MetricResidualSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training.loop import Examples, Places, Trained
@@ -44,10 +44,9 @@ def pairs(layout: Path) -> Path:
 
 
 def job(pairs: Path, name: str, detector: Any = METAUAS, settings: PairTrainingSettings = SETTINGS) -> Job:
-    module = "changepair.tasks.training.segmentation" if isinstance(detector, MetaUASSettings) else "changepair.tasks.training.ranking"
     examples = Examples(pairs, SYNTHESIS, EpisodeFiles.of(pairs.parent / "episodes", "small"))
     folder = pairs.parent / name
-    return Job(module, detector, settings, examples, Places(folder, folder.with_suffix(".checkpoints")), 0)
+    return Job("changepair.tasks.detectors.train", detector, settings, examples, Places(folder, folder.with_suffix(".checkpoints")), 0)
 
 
 def losses(job: Job) -> list[float]:
@@ -78,14 +77,14 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.training.shared import rank, share_statistics
 
 settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
 torch.manual_seed(0)
-network = model = build_detector(settings, build_encoder(settings.encoder, 64)).double().train()
+network = model = create_detector(settings, build_encoder(settings.encoder, 64)).double().train()
 model.encoder.double()
 queries, prompts = torch.rand(2, 4, 3, 64, 64, dtype=torch.float64)
 masks = (torch.rand(4, 64, 64) > 0.8).double()

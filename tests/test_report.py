@@ -15,11 +15,11 @@ from browser import browser, console, installed, requests
 from conftest import make_layout, make_places, save, scored
 from PIL import Image
 
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.reporting.curves import Curves, curves_of
 from changepair.tasks.reporting.galleries import KINDS, galleries_of
@@ -55,8 +55,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     torch.manual_seed(1)  # of MetaUAS, which has learnt nothing: worse than patch residual here
     encoder = build_encoder(EncoderSettings(), 64)
     detectors = {
-        "patch-residual": build_detector(PatchResidualSettings(resolution=64), encoder),
-        "metauas": build_detector(MetaUASSettings(resolution=64, decoder_channels=(16,) * 5), encoder),
+        "patch-residual": create_detector(PatchResidualSettings(resolution=64), encoder),
+        "metauas": create_detector(MetaUASSettings(resolution=64, decoder_channels=(16,) * 5), encoder),
     }
     contenders = [Contender(name, detector.eval(), 64, None, Work(folder / "work" / name)) for name, detector in detectors.items()]
     scores = scored(contenders, files, folder / "scores")

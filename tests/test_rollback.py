@@ -18,10 +18,8 @@ from team import Team, git
 from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, in_use_in_turn, read_current, taken_back, write_current
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.weights import save_model
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.store import create_detector, save_model
 
 SETTINGS = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 AUTHOR = {f"GIT_{who}_{what}": "changepair@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -30,7 +28,7 @@ AUTHOR = {f"GIT_{who}_{what}": "changepair@localhost" for who in ("AUTHOR", "COM
 def model(folder: Path, seed: int) -> None:
     """Writes a small MetaUAS that has learnt nothing."""
     torch.manual_seed(seed)
-    detector = build_detector(SETTINGS, build_encoder(SETTINGS.encoder, SETTINGS.resolution))
+    detector = create_detector(SETTINGS)
     save_model(folder, detector, {"detector": "metauas", "settings": asdict(SETTINGS)})
 
 

@@ -35,9 +35,9 @@ from schemathesis.checks import not_a_server_error
 from changepair.flows.prediction.service import Limits, make_app
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.prediction import costs
 from changepair.tasks.prediction.batching import Batcher, Busy
 from changepair.tasks.prediction.costs import bytes_of
@@ -52,7 +52,7 @@ TEXTURE = skimage.data.brick()
 @pytest.fixture(scope="module")
 def model() -> Named:
     own = PatchResidualSettings(resolution=64, top_share=0.01)
-    return Named("patch-residual", {"patch-residual": own}, build_detector(own, build_encoder(own.encoder, 64)))
+    return Named("patch-residual", {"patch-residual": own}, create_detector(own, build_encoder(own.encoder, 64)))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_of_more_prompts_than_it_remembers_the_longest_unused_go(model: Named) -
 def test_prompts_are_dropped_when_their_memory_is_needed_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "growth_of", lambda _work: 0)  # the activations are far larger than these prompts
     settings_ = PatchResidualSettings(resolution=64, tiles=(3, 3))
-    tiled = Named("patch-residual", {"patch-residual": settings_}, build_detector(settings_, build_encoder(settings_.encoder, 64)))
+    tiled = Named("patch-residual", {"patch-residual": settings_}, create_detector(settings_, build_encoder(settings_.encoder, 64)))
     size = sum(part.nbytes for part in Predictor(tiled).prompt(crop(0)).prompted.memory)
     weights = bytes_of([Predictor(tiled)])
     with TestClient(make_app(Predictor(tiled), {}, limits=Limits(memory=(weights + 14 * size) * 4 // 3))) as client:
@@ -184,17 +184,17 @@ def test_the_activations_of_a_batch_are_measured(encoder: str, resolution: int) 
 ACTIVATIONS = """
 import sys, skimage.data, torch
 from changepair.flows.prediction.budget import return_freed_memory
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
-from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.prediction.costs import Costs
 from changepair.tasks.prediction.models import Named
 from changepair.tasks.prediction.predictor import Predictor
 name, side, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 return_freed_memory()
 settings = PatchResidualSettings(resolution=side, encoder=EncoderSettings("timm", name, "model", (6, 12) if name.startswith("vit") else ()))
-own = Predictor(Named("patch-residual", {"patch-residual": settings}, build_detector(settings, build_encoder(settings.encoder, side))))
+own = Predictor(Named("patch-residual", {"patch-residual": settings}, create_detector(settings, build_encoder(settings.encoder, side))))
 texture = skimage.data.brick()
 if what == "measure":
     print(Costs.of(own, prompts=1).activations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from conftest import ROOT, SMALL, run, write_pipelines
 from changepair.flows.plan import planned
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings
+from changepair.tasks.encoders.settings import EncoderSettings
 
 
 def changed(keys: str, value: Any) -> dict[str, Any]:
@@ -109,7 +112,6 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.detectors", {"mine": {"kind": "metauas", "x": 1}}, "pipelines.small.detectors.mine.x: unknown key; there is"),
         ("pipelines.small.detectors", {"mine": {}}, "detectors.mine: unknown key; there is .*, 'winclip' .or give the kind of a detector"),
         ("pipelines.small.detectors", {"My": {"kind": "metauas"}}, "detectors.My: a detector's name has at most 64 small letters"),
-        ("pipelines.small.detectors", {"metauas-plus": {"kind": "metauas"}}, "metauas-plus: a detector's name .* does not end in -plus"),
         ("pipelines.small.detectors", {"metauas": {"kind": "winclip"}}, "detectors.metauas: metauas is itself a kind of .* another name"),
         ("pipelines.small.training", {"patch-residual": {}}, "training.patch-residual: a patch-residual needs no training"),
         ("pipelines.small.training", {"metauaz": {}}, "training.metauaz: unknown key; did you mean 'metauas'?"),
@@ -124,6 +126,29 @@ def test_a_wrong_key_is_told_in_one_line(tmp_path: Path, keys: str, value: Any, 
     message = str(caught.value)
     assert "\n" not in message
     assert re.search(expected.replace("[", r"\[").replace("]", r"\]").replace("?", r"\?"), message), message
+
+
+def test_a_kind_of_an_earlier_version_is_the_kind_it_is_now_with_its_own_defaults(tmp_path: Path) -> None:
+    content = copy.deepcopy(SMALL)
+    own = content["pipelines"]["small"]
+    own["detectors"] = {
+        "multi-scale-residual": {"model": "packaged"},
+        "mine": {"kind": "multi-scale-residual", "own": 0.0, "encoder": {"scales": [1, 0.5]}},
+        "metric-residual": {},
+    }
+    own["training"] = {"mine": {"batch_size": 4}, "metric-residual": {"batch_size": 4}}
+    detectors = read_pipelines(write_pipelines(tmp_path, content)).pipelines["small"].detectors
+    at_scales = MetricResidualSettings(
+        model="packaged", encoder=EncoderSettings(scales=(1.0, 0.4, 0.3)), resolution=320, own=0.6, contrast=0.02
+    )
+    assert detectors == {
+        "multi-scale-residual": at_scales,
+        "mine": replace(at_scales, model=None, own=0.0, encoder=EncoderSettings(scales=(1.0, 0.5))),
+        "metric-residual": MetricResidualSettings(),
+    }
+    own["training"]["mine"] = {"shots": 1}
+    with pytest.raises(BadInput, match=r"training\.mine\.shots: unknown key"):
+        read_pipelines(write_pipelines(tmp_path, content))
 
 
 def test_a_kind_of_detector_may_stand_in_a_pipeline_under_several_names(tmp_path: Path) -> None:

@@ -24,13 +24,12 @@ from sklearn.metrics import roc_auc_score
 from changepair.tasks.common import stopping, tensors
 from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.common.tiles import WHOLE, Grid, boxes, grid_of
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.registry import kind_of
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.winclip import WinCLIPSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.prediction.models import Named
 from changepair.tasks.prediction.predictor import Predictor
@@ -49,7 +48,7 @@ CPU = torch.device("cpu")
 
 def model_of(settings: Any) -> Named:
     torch.manual_seed(0)
-    detector = build_detector(settings, build_encoder(settings.encoder, settings.resolution)).eval()
+    detector = create_detector(settings).eval()
     return Named(kind_of(settings), {kind_of(settings): settings}, detector)
 
 
@@ -120,7 +119,7 @@ def test_detectors_that_are_scored_together_may_cut_differently(layout: Path, tm
     files = sampled(layout)
     patch = model_of(PATCH)
     settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5, tiles=(1, 2))
-    metauas = Named("metauas", {"metauas": settings}, build_detector(settings, patch.detector.encoder).eval())  # type: ignore[arg-type]
+    metauas = Named("metauas", {"metauas": settings}, create_detector(settings, patch.detector.encoder).eval())  # type: ignore[arg-type]
     folders = scored([contender(patch, tmp_path), contender(metauas, tmp_path, 3)], files, tmp_path / "scores")
     for model, count in ((patch, 4), (metauas, 3)):
         for item, episode in zip(read_scored(folders[model.name]), read_episodes(files.episodes), strict=True):

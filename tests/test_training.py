@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,18 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.tensors import read_tensors as pixels
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.inctrl import InCTRLSettings
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.metric_residual import MetricResidualSettings
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings, InCTRLTrainingSettings
+from changepair.tasks.detectors.inctrl.train import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.settings import EncoderSettings
-from changepair.tasks.detectors.weights import load_model
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings
+from changepair.tasks.detectors.residual.train import filled, ranking_loss
+from changepair.tasks.detectors.store import create_detector, load_model
+from changepair.tasks.detectors.train import train as train_inctrl
+from changepair.tasks.detectors.train import train as train_metauas
+from changepair.tasks.detectors.train import train as train_metric
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
 from changepair.tasks.sampling.sample import sample
@@ -44,8 +47,6 @@ from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisS
 from changepair.tasks.synthesis.shards import PairRow, read_index
 from changepair.tasks.synthesis.synthesize import maker
 from changepair.tasks.training.course import DetectorCourse
-from changepair.tasks.training.inctrl import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
-from changepair.tasks.training.inctrl import train as train_inctrl
 from changepair.tasks.training.loop import (
     SCHEDULES,
     Examples,
@@ -59,10 +60,7 @@ from changepair.tasks.training.loop import (
     pace_of,
 )
 from changepair.tasks.training.pairs import FreshPairs
-from changepair.tasks.training.ranking import filled, ranking_loss
-from changepair.tasks.training.ranking import train as train_metric
-from changepair.tasks.training.segmentation import train as train_metauas
-from changepair.tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
+from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.tracking import IS_HERE, Tracking
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
@@ -168,7 +166,7 @@ def test_over_50_steps_the_losses_are_those_of_a_plain_loop(pairs: Path, compile
     lines = log(train(pairs, "model", settings))
     assert (compiler["ok"] > before) == compiles
     torch.manual_seed(settings.seed)
-    model = build_detector(DETECTOR, build_encoder(DETECTOR.encoder, 64)).train()
+    model = create_detector(DETECTOR, build_encoder(DETECTOR.encoder, 64)).train()
     training = ChangePairs(pairs, 64, held_out=False)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=rate, weight_decay=5e-4)
     losses = []
@@ -197,7 +195,7 @@ def test_a_metric_learns_to_rank(pairs: Path) -> None:
     share, losses = filled(mask, 8), []
     assert (share > 0.5).any() and (share == 0).any()
     for learnt in (False, True):
-        model = build_detector(detector, build_encoder(detector.encoder, 64))
+        model = create_detector(detector, build_encoder(detector.encoder, 64))
         if learnt:
             load_model(folder, model)
         with torch.inference_mode():
@@ -223,7 +221,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import DETECTOR, SETTINGS, of
 from changepair.tasks.training.loop import Places
-from changepair.tasks.training.segmentation import train as train_metauas
+from changepair.tasks.detectors.train import train as train_metauas
 torch.set_num_threads(1)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
@@ -508,7 +506,7 @@ def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary
 
 
 def scored(folder: Path, detector: MetaUASSettings | InCTRLSettings, queries: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-    model = build_detector(detector, build_encoder(detector.encoder, 64))
+    model = create_detector(detector, build_encoder(detector.encoder, 64))
     load_model(folder, model)
     with torch.inference_mode():
         return model.eval().score(queries, prompt)[0]
@@ -525,7 +523,7 @@ def test_inctrl_learns_from_pairs_and_is_the_same_twice(pairs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["metric-residual", "multi-scale-residual", "prompt-query", "inctrl"])
+@pytest.mark.parametrize("which", ["metric-residual", "metric-residual, scales", "prompt-query", "inctrl"])
 def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
     """(Of MetaUAS it is shown above, against a plain loop.)"""
     losses = []
@@ -534,12 +532,11 @@ def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
         if which == "inctrl":
             train_on(pairs, folder.name, replace(ON_PAIRS, epochs=2, learning_rate=1e-4, compile=compiles))
         else:
-            kind = DETECTORS[which]
-            assert kind.training is not None
+            kind, _, scales = which.partition(", ")
+            encoder = EncoderSettings(scales=(1.0, 0.4, 0.3) if scales else (1.0,))
             settings = replace(SETTINGS, batch_size=12, learning_rate=1e-4, precision="no", compile=compiles)
             places = Places(folder, folder.with_suffix(".checkpoints"))
-            learn = import_module(kind.training.module).train
-            learn(kind.settings(resolution=64), settings, examples=of(pairs), places=places, workers=0)
+            train_metric(DETECTORS[kind].settings(encoder=encoder, resolution=64), settings, examples=of(pairs), places=places, workers=0)
         losses.append([float(line["loss"]) for line in log(folder)])
     assert len(losses[0]) >= 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -608,7 +605,7 @@ def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_e
     pool = [row.image for row in normal if row.category == "bricks"]
     drawn = [evidence._prompts(np.random.default_rng(seed), pool, pool[1]).tolist() for seed in range(20)]
     assert all(1 not in places and len(set(places)) == 2 for places in drawn) and len({tuple(places) for places in drawn}) > 1
-    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
+    model = create_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
     first, again, other = (torch.cat([part[0] for part in evidence.draw(model, epoch)]) for epoch in (0, 0, 1))  # type: ignore[arg-type]
     assert torch.equal(first, again) and not torch.equal(first, other)
     with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, too few to prompt each other with 4"):
@@ -620,7 +617,7 @@ def test_inctrl_sees_the_artefact_in_the_query_whichever_role_it_has_in_the_pair
     still = AugmentationSettings(rotation=0, shift=0, zoom=0, shear=0, light=0, hue=0)
     common = {"pairs": 8, "pairs_per_shard": 8, "resolution": 64, "kinds": {"local-region": 1.0}, "augmentation": still, "held_out": 0.0}
     common["apart"] = 0.0  # of two crops the query is the one with the artefact, always
-    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
+    model = create_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
     drawn = []
     for share in (0.0, 1.0):
         folder = make_pairs(layout, SynthesisSettings(**common, swapped=share), layout.parent / f"pairs-{share}")  # type: ignore[arg-type]
@@ -635,7 +632,7 @@ def test_inctrl_sees_the_artefact_in_the_query_whichever_role_it_has_in_the_pair
 def test_more_views_of_a_prompt_leave_a_pair_less_residual_and_one_is_the_prompt_as_it_came(pairs: Path) -> None:
     """The first view is the prompt itself, so of each patch's nearest there can only be a nearer."""
     rows = read_index(pairs)
-    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
+    model = create_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
     one, again, two, four = (
         [torch.cat(parts) for parts in zip(*PairEvidence(pairs, rows, 64, views).draw(model, 0), strict=True)]  # type: ignore[arg-type]
         for views in ((1,), (1,), (2,), (4,))
@@ -648,7 +645,7 @@ def test_more_views_of_a_prompt_leave_a_pair_less_residual_and_one_is_the_prompt
 def test_every_batch_is_half_anomalous(pairs: Path) -> None:
     rows = read_index(pairs)
     evidence = PairEvidence(pairs, rows, 64)
-    model = build_detector(INCTRL, build_encoder(INCTRL.encoder, 64))
+    model = create_detector(INCTRL, build_encoder(INCTRL.encoder, 64))
     course = InCTRLCourse("inctrl", model, INCTRL, InCTRLTrainingSettings(), Sides(evidence, None))  # type: ignore[arg-type]
     labels = np.array(evidence.labels)
     assert 0 < labels.mean() < 1 and labels.mean() != 0.5

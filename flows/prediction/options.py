@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         help="a model folder or a kit; a pipeline, for the detector, prompts and threshold of its current model; <pipeline>/<detector>, "
-        "for one of its detectors; or the name of a detector (default: the packaged multi-scale-residual)",
+        "for one of its detectors; or the name of a detector (default: the packaged metric-residual, at three scales)",
     )
     parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
     parser.add_argument(
@@ -75,7 +75,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
-    from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+    from changepair.tasks.detectors.detector import ANY_CATEGORY
     from changepair.tasks.prediction.predictor import Predictor
 
     if kit is not None:
@@ -142,7 +142,7 @@ def _in_use(model: str | None) -> InUse | None:
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
     """Set the prompts and the threshold of the pipeline's decision for --category."""
-    from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+    from changepair.tasks.detectors.detector import ANY_CATEGORY
 
     category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
     try:

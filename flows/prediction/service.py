@@ -29,7 +29,7 @@ from starlette.types import Scope
 from changepair.flows.prediction.budget import Budget, Full, TooLarge, default_budget, in_thread
 from changepair.flows.prediction.front import Front, Rules
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.models.detector import ANY_CATEGORY
+from changepair.tasks.detectors.detector import ANY_CATEGORY
 from changepair.tasks.prediction.batching import Batcher, Busy
 from changepair.tasks.prediction.costs import MAP_BYTES, Costs, bytes_of
 from changepair.tasks.prediction.memory import Needs, needs_of

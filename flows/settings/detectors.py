@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -13,11 +12,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from changepair.flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, nearest
 from changepair.tasks.common.bounds import Some
-from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, KIND, NAME, Kind, kind_of, resolved
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?<!-plus)")  # the stages of metauas+ end so
 SECTIONS: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(dict[str, dict[str, Any]])
-TRAINED = [name for name, kind in DETECTORS.items() if kind.training is not None]
+TRAINED = [name for name, kind in BUILT_IN.items() if kind.training is not None]
 
 
 def parse_detectors(value: Any) -> dict[str, Any]:
@@ -38,12 +37,12 @@ def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
     wrong: list[InitErrorDetails] = []
     for name, section in SECTIONS.validate_python(value).items():
         with _errors_at(name, wrong):
-            kind = kind_of(detectors[name]) if name in detectors else name
-            if kind not in TRAINED:
-                known = kind in DETECTORS
-                raise _error(f"a {kind} needs no training" if known else f"unknown key{nearest(name, [*detectors, *TRAINED])}")
-            training = DETECTORS[kind].training
-            assert training is not None
+            kind = kind_of(detectors[name]) if name in detectors else resolved(name, {})[0]
+            if kind not in DETECTORS:
+                raise _error(f"unknown key{nearest(name, [*detectors, *TRAINED])}")
+            training = _kind(kind).training
+            if training is None:
+                raise _error(f"a {kind} needs no training")
             read[name] = _parsed(training.settings, section)
     if wrong:
         raise ValidationError.from_exception_data("training", wrong)
@@ -54,7 +53,7 @@ Detectors = Annotated[dict[str, Any], PlainValidator(parse_detectors), Some()]
 
 
 def _detector(name: str, section: Mapping[str, Any]) -> Any:
-    kind = str(section.get(KIND, name))
+    kind, section = resolved(str(section.get(KIND, name)), section)
     if kind not in DETECTORS and KIND in section:
         raise _error(f"expected a kind of detector, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
     if kind not in DETECTORS:
@@ -62,8 +61,16 @@ def _detector(name: str, section: Mapping[str, Any]) -> Any:
     if name != kind and name in DETECTORS:
         raise _error(f"{name} is itself a kind of detector, so a {kind} needs another name")
     if name != kind and not NAME.fullmatch(name):
-        raise _error("a detector's name has at most 64 small letters, digits and dashes, and does not end in -plus")
-    return _parsed(DETECTORS[kind].settings, {key: one for key, one in section.items() if key != KIND})
+        raise _error("a detector's name has at most 64 small letters, digits and dashes")
+    return _parsed(_kind(kind).settings, {key: one for key, one in section.items() if key != KIND})
+
+
+def _kind(name: str) -> Kind:
+    """Look up a kind. Raises ValidationError if another package registers it and it cannot be used."""
+    try:
+        return DETECTORS[name]
+    except BadInput as error:
+        raise _error(str(error)) from error
 
 
 @cache

@@ -10,7 +10,7 @@ from changepair.flows.settings.pipelines import Datasets, Pipeline
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
 from changepair.tasks.detectors.registry import DETECTORS, kind_of
-from changepair.tasks.detectors.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.encoders.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.inpainting.settings import NONE, OWN
 
 STEPS_A_SECOND = 3.8

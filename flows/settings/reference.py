@@ -20,8 +20,8 @@ from pydantic_core import PydanticUndefined
 from changepair.flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
 from changepair.flows.settings.runs import Notices, Runs, Schedule, Watch
 from changepair.tasks.common.bounds import Bound, Some
-from changepair.tasks.detectors.registry import DETECTORS
-from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.detectors.registry import BUILT_IN
+from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.settings import FolderSettings, ObjectsSettings
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.settings import SamplingSettings
@@ -54,9 +54,9 @@ SECTIONS: dict[str, type[Any]] = {
     f"{PIPELINE}.synthesis.inpainting": RepaintingSettings,
     f"{PIPELINE}.synthesis.augmentation": AugmentationSettings,
     f"{PIPELINE}.sampling": SamplingSettings,
-    **{f"{PIPELINE}.detectors.{name}": kind.settings for name, kind in DETECTORS.items()},
+    **{f"{PIPELINE}.detectors.{name}": kind.settings for name, kind in BUILT_IN.items()},
     f"{PIPELINE}.detectors.&lt;detector&gt;.encoder": EncoderSettings,
-    **{f"{PIPELINE}.training.{name}": kind.training.settings for name, kind in DETECTORS.items() if kind.training is not None},
+    **{f"{PIPELINE}.training.{name}": kind.training.settings for name, kind in BUILT_IN.items() if kind.training is not None},
     f"{PIPELINE}.evaluation": EvaluationSettings,
     f"{PIPELINE}.promotion": PromotionSettings,
     f"{PIPELINE}.watch": Watch,

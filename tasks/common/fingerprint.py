@@ -3,6 +3,9 @@
 Code is what a module can run: the modules of this project that it imports, and those that they import; the data files next to them that
 they name; and the installed versions of the packages that they compute with. Comments, docstrings and layout do not count: a module is
 compared by its syntax tree. Of flows/ only the given module counts, because the rest only runs the work.
+
+A module of another package, such as a detector that it registers, counts in the same way: with the modules of its package that it imports.
+Where its source code cannot be read, the version of its distribution counts.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -77,29 +82,45 @@ class Code:
 
 
 def code_of(*roots: str, root: Path | None = None) -> Code:
-    """Find the code that modules, by their dotted names, can run. root: the folder that holds the package; None: `code_root()`.
+    """Find the code that modules, by their dotted names, can run: this package's, or another's that is installed.
+
+    root: the folder that holds this package; None: `code_root()`.
 
     Versions of packages are compared with requirements.lock in the current folder, where there is one.
     """
-    root = root or code_root()
-    waiting, seen = list(roots), dict.fromkeys(roots)
+    homes = {PACKAGE: root or code_root()}
+    waiting: list[str] = []
+    packages: set[str] = set()
+    for name in roots:
+        package = name.partition(".")[0]
+        home = homes.get(package) or _home(package)
+        if home is None:
+            packages.add(package)
+            continue
+        homes[package] = home
+        waiting += [name] if package == PACKAGE else _modules(name, home)
+    seen = dict.fromkeys(waiting)
     modules: dict[str, str] = {}
     files: dict[str, str] = {}
-    packages: set[str] = set()
     while waiting:
         name = waiting.pop()
-        file = _file(name, root)
+        package = name.partition(".")[0]
+        file = _file(name, homes[package])
+        if file is None:
+            packages.add(package)
+            continue
         parsed = _parsed(file, file.stat().st_mtime_ns)
         modules[name] = parsed.hash
         for word in parsed.words:
             beside = file.parent / word
             if beside.suffix != ".py" and beside.is_file():
-                files[beside.relative_to(root).as_posix()] = hashlib.sha256(beside.read_bytes()).hexdigest()[:SHORT]
-        for imported in parsed.imports:
-            if imported.partition(".")[0] != PACKAGE:
-                packages.add(imported.partition(".")[0])
+                files[beside.relative_to(homes[package]).as_posix()] = hashlib.sha256(beside.read_bytes()).hexdigest()[:SHORT]
+        for imported in (_absolute(one, name, file) for one in parsed.imports):
+            package = imported.partition(".")[0]
+            if package not in homes:
+                packages.add(package)
                 continue
-            for module in _modules(imported, root):
+            for module in _modules(imported, homes[package]):
                 if module not in seen and module != REGISTRY and not module.startswith(f"{PACKAGE}.flows."):
                     seen[module] = None
                     waiting.append(module)
@@ -153,31 +174,60 @@ def _imports(node: ast.AST) -> Iterator[str]:
             continue
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
-        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
-            yield child.module
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = "." * child.level + (child.module or "")
+            yield base
+            yield from (f"{base}.{alias.name}" if child.module else f"{base}{alias.name}" for alias in child.names)
         elif isinstance(child, ast.Call) and ast.unparse(child.func) == "resources.files" and isinstance(child.args[0], ast.Constant):
             yield str(child.args[0].value)
         yield from _imports(child)
 
 
 def _modules(name: str, root: Path) -> Iterator[str]:
-    """Lists the modules of the project that are run when a dotted name is imported; the name may be of something in one."""
+    """Lists the modules of a package that are run when a dotted name is imported; the name may be of something in one."""
     parts = name.split(".")
-    for end in range(3, len(parts) + 1):  # changepair, changepair.flows and changepair.tasks compute nothing
+    first = 3 if parts[0] == PACKAGE else 1  # changepair, changepair.flows and changepair.tasks compute nothing
+    for end in range(first, len(parts) + 1):
         try:
             file = _file(".".join(parts[:end]), root)
         except FileNotFoundError:
             return
-        if file.name != "__init__.py" or file.stat().st_size:
+        if file is None or file.name != "__init__.py" or file.stat().st_size:
             yield ".".join(parts[:end])
 
 
-def _file(module: str, root: Path) -> Path:
+def _absolute(imported: str, module: str, file: Path) -> str:
+    """Return the full name of what a module imports, where it is relative to the module."""
+    level = len(imported) - len(imported.lstrip("."))
+    if not level:
+        return imported
+    parents = module.split(".")
+    above = level - 1 if file.name == "__init__.py" else level
+    return ".".join([*parents[: len(parents) - above], *filter(None, [imported[level:]])])
+
+
+@cache
+def _home(package: str) -> Path | None:
+    """Find the folder that holds the source code of an installed package; None if it has none, or it lies in several."""
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py") or not Path(spec.origin).is_file():
+        return None
+    file = Path(spec.origin).absolute()
+    return file.parents[1] if file.name == "__init__.py" else file.parent
+
+
+def _file(module: str, root: Path) -> Path | None:
+    """Find the source code of a module; None if it is compiled. Raises FileNotFoundError if there is no such module."""
     path = root.joinpath(*module.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
             return file
+    compiled = [path.with_name(f"{path.name}{suffix}") for suffix in (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)]
+    if any(file.is_file() for file in (*compiled, *(path / f"__init__{suffix}" for suffix in BYTECODE_SUFFIXES))):
+        return None
     raise FileNotFoundError(f"no module {module} in {root}")
 
 
@@ -225,8 +275,21 @@ def versions_of(packages: Iterable[str], root: Path | None = None) -> dict[str, 
 
 
 def _versions(imported: set[str]) -> dict[str, str]:
-    names = {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in imported - CARRIERS - sys.stdlib_module_names}
+    names = {distribution for name in imported - CARRIERS - sys.stdlib_module_names for distribution in _distributions(name)}
     return versions_of(names | {beneath for name in names for beneath in BENEATH.get(name, ())})
+
+
+def _distributions(package: str) -> list[str]:
+    """Return what an imported package is called where it is installed from: most often the same."""
+    name = DISTRIBUTIONS.get(package, package).replace("_", "-").lower()
+    if name in OPTIONAL or _installed(name) is not None:
+        return [name]
+    return [str(canonicalize_name(one)) for one in _installed_names().get(package, [name])]
+
+
+@cache
+def _installed_names() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 @dataclass(frozen=True)

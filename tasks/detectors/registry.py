@@ -1,26 +1,55 @@
-"""Register the kinds of detectors, a line each. It imports no torch, so reading settings stays quick.
+"""Register the kinds of detectors: this package's, a line each, and those of other installed packages. It imports no torch.
 
-A detector of a pipeline has a name; `kind` in its settings says which of these it is, and defaults to the name.
+A detector of a pipeline has a name; `kind` in its settings says which of these it is, and defaults to the name. Another package registers a
+kind by an entry point of the group `changepair.detectors` that names a `Kind`. It is imported when the kind is first asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
 
-from changepair.tasks.detectors import (
-    inctrl,
-    metauas,
-    metauas_plus,
-    metric_residual,
-    multi_scale_residual,
-    patch_residual,
-    prompt_query,
-    subspace,
-    winclip,
-)
-from changepair.tasks.training.settings import InCTRLTrainingSettings, PairTrainingSettings, TrainingSettings
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.inctrl import settings as inctrl
+from changepair.tasks.detectors.metauas import settings as metauas
+from changepair.tasks.detectors.prompt_query import settings as prompt_query
+from changepair.tasks.detectors.residual import settings as residual
+from changepair.tasks.detectors.subspace import settings as subspace
+from changepair.tasks.detectors.winclip import settings as winclip
+from changepair.tasks.encoders.settings import EncoderSettings
+from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
+
+
+class DetectorSettings(Protocol):
+    """Settings of every detector with an encoder of its own."""
+
+    @property
+    def encoder(self) -> EncoderSettings: ...
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side that pictures are scored at."""
+        ...
+
+    @property
+    def tiles(self) -> Tiles:
+        """How large pictures are cut before each tile is brought to the resolution."""
+        ...
+
+
+class TrainedSettings(DetectorSettings, Protocol):
+    """The settings that every detector that is trained has besides."""
+
+    @property
+    def model(self) -> str | None:
+        """A model folder to use as it is; None to train one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,51 +78,144 @@ class Kind:
     """A detector: its settings, how it is built, trained and imported."""
 
     settings: type[Any]
-    build: Callable[[Any, Any], Any]
-    """Builds a detector from its settings and an encoder, or the detector that it is `upon`."""
+    model: str
+    """What builds it, as `module:name`: called with an encoder, or the detector that it is `upon`, and the settings of the network by name.
+    By name, as it needs torch."""
     training: Training | None = None
     """None for one that needs none, and has no model folder."""
+    scoring: tuple[str, ...] = ()
+    """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
     upon: str | None = None
     """The kind of the detector that it adds to, which its setting `model_of` names: encoder, weights and resolution are that one's."""
     published: Published | None = None
 
     @property
-    def module(self) -> str:
-        """The module of its settings and of how it is built: what depends on this detector depends on that."""
-        return self.settings.__module__
+    def modules(self) -> tuple[str, str]:
+        """The modules of its settings and of its model: what depends on this detector depends on these."""
+        return self.settings.__module__, self.model.partition(":")[0]
 
 
+HERE = __name__.rpartition(".")[0]
 SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
-RANKING = Training(PairTrainingSettings, "changepair.tasks.training.ranking")
+RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
 KIND = "kind"
 """The key of a detector's kind, in pipelines.yaml and in kits."""
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
-DETECTORS: dict[str, Kind] = {
-    "patch-residual": Kind(patch_residual.PatchResidualSettings, patch_residual.build),
-    "metric-residual": Kind(metric_residual.MetricResidualSettings, metric_residual.build, RANKING),
-    "multi-scale-residual": Kind(multi_scale_residual.MultiScaleResidualSettings, multi_scale_residual.build, RANKING),
-    "subspace": Kind(subspace.SubspaceSettings, subspace.build),
+GROUP = "changepair.detectors"
+"""The group of entry points by which other packages register kinds."""
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+"""Names of detectors, and of kinds that other packages register."""
+BUILT_IN: dict[str, Kind] = {
+    "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
+    "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING, residual.SCORING),
+    "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
     "metauas": Kind(
         metauas.MetaUASSettings,
-        metauas.build,
+        f"{HERE}.metauas.model:build_metauas",
         SEGMENTATION,
+        metauas.SCORING,
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
-    "prompt-query": Kind(prompt_query.PromptQuerySettings, prompt_query.build, SEGMENTATION),
-    "metauas+": Kind(metauas_plus.MetaUASPlusSettings, metauas_plus.build, upon="metauas"),
+    "prompt-query": Kind(
+        prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION, prompt_query.SCORING
+    ),
+    "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", upon="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,
-        inctrl.build,
-        Training(InCTRLTrainingSettings, "changepair.tasks.training.inctrl"),
+        f"{HERE}.inctrl.model:build",
+        Training(inctrl.InCTRLTrainingSettings, f"{HERE}.inctrl.train"),
+        inctrl.SCORING,
         published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL", strict=False),
     ),
-    "winclip": Kind(winclip.WinCLIPSettings, winclip.build),
+    "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:build"),
 }
 
 
+class Kinds(Mapping[str, Kind]):
+    """The kinds of detectors by name. Only looking one up imports the package that registers it."""
+
+    def __getitem__(self, name: str) -> Kind:
+        """Return a kind. Raises KeyError if there is none; BadInput if a package registers it and it is taken or cannot be used."""
+        packages = sorted(_package_of(point) for point in registered().get(name, ()))
+        if name in BUILT_IN and packages:
+            raise BadInput(f"package {packages[0]}: registers a detector {name!r}, which changepair has; rename it there, or uninstall it")
+        if len(packages) > 1:
+            raise BadInput(f"packages {', '.join(packages)}: each registers a detector {name!r}; uninstall all but one, or rename it there")
+        return BUILT_IN[name] if not packages else _loaded(registered()[name][0])
+
+    def __contains__(self, name: object) -> bool:
+        return name in BUILT_IN or name in registered()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*BUILT_IN, *registered()]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+DETECTORS = Kinds()
+
+
+@cache
+def registered() -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Return the entry points of other installed packages, by the kind that each registers. It imports none of them."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in entry_points(group=GROUP):
+        found[point.name] = (*found.get(point.name, ()), point)
+    return found
+
+
+@cache
+def _loaded(point: EntryPoint) -> Kind:
+    """Import the kind that an entry point names. Raises BadInput if it cannot be used."""
+    where = f"package {_package_of(point)}: its detector {in_short(point.name)!r}, {in_short(point.value)}"
+    try:
+        kind = point.load()
+    except Exception as error:  # code of others may raise anything
+        raise BadInput(f"{where}, cannot be imported ({in_short(f'{type(error).__name__}: {error}')}); mend or uninstall it") from error
+    wrong = _wrong_with(point, kind)
+    if wrong:
+        raise BadInput(f"{where}, cannot be used: {wrong}")
+    return cast(Kind, kind)
+
+
+def _wrong_with(point: EntryPoint, kind: Any) -> str:
+    """Say what is wrong with what an entry point names; "" if nothing is."""
+    if not NAME.fullmatch(point.name):
+        return "expected a name of at most 64 small letters, digits and dashes"
+    if not isinstance(kind, Kind):
+        return f"expected a {Kind.__module__}.{Kind.__name__}, not a {type(kind).__name__}"
+    if not is_dataclass(kind.settings):
+        return "expected settings that are a dataclass"
+    package = point.module.partition(".")[0]
+    if any(module.partition(".")[0] != package for module in kind.modules):
+        return f"expected settings and a model in its own package {package}"  # whose code its results then depend on
+    needed = ["model_of"] if kind.upon else ["encoder", "resolution", "tiles", *(["model"] if kind.training else [])]
+    missing = [name for name in needed if name not in {field.name for field in fields(kind.settings)}]
+    return f"expected settings with {', '.join(missing)}" if missing else ""
+
+
+def _package_of(point: EntryPoint) -> str:
+    return in_short(point.dist.name) if point.dist is not None else in_short(point.value)
+
+
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}),
+}
+"""Kinds of earlier versions: the kind that each is now, and the defaults that it had."""
+
+
+def resolved(kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Replace a kind of an earlier version by the one that it is now, and add the defaults that it had to its settings."""
+    now, defaults = ALIASES.get(kind, (kind, {}))
+    return now, {**defaults, **section}
+
+
 def kind_of(settings: Any) -> str:
-    """Return the kind of the detector that settings belong to."""
-    return next(name for name, kind in DETECTORS.items() if type(settings) is kind.settings)
+    """Return the kind of the detector that settings belong to. Only the package of the settings is imported."""
+    package = type(settings).__module__.partition(".")[0]
+    others = (name for name, points in registered().items() if any(point.module.partition(".")[0] == package for point in points))
+    return next(name for name in (*BUILT_IN, *others) if type(settings) is DETECTORS[name].settings)
 
 
 def base_of(name: str, detectors: Mapping[str, Any]) -> str:
@@ -110,3 +232,9 @@ def missing_base(name: str, detectors: Mapping[str, Any]) -> str:
     if upon is None or (base in detectors and kind_of(detectors[base]) == upon):
         return ""
     return f"model_of: expected the name of a detector of kind {upon} in the same pipeline, not {base!r}"
+
+
+def files_of_prior(settings: Any) -> list[str]:
+    """List the files and folders of this machine that a detector's second encoder names, if it has one."""
+    prior = getattr(settings, "prior", None)
+    return [] if prior is None else list(prior.files)

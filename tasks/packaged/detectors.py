@@ -18,13 +18,12 @@ from torch import nn
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256, write_text, written_beside
 from changepair.tasks.detectors.registry import DETECTORS, kind_of
-from changepair.tasks.detectors.stored import settings_from_json, trained_otherwise
-from changepair.tasks.detectors.weights import CONFIG_NAME, MODEL_NAME, as_line, misfits, read_weights
+from changepair.tasks.detectors.store import CONFIG_NAME, MODEL_NAME, as_line, misfits, settings_from_json, trained_otherwise
+from changepair.tasks.encoders.weights import read_weights
 
 MODELS = {  # names written out: by them tasks/common/fingerprint.py knows that a result depends on the files
     "metauas": ("metauas.safetensors", "metauas.json"),
     "metric-residual": ("metric-residual.safetensors", "metric-residual.json"),
-    "multi-scale-residual": ("metric-residual.safetensors", "metric-residual.json"),  # the same metric at each of its scales
     "prompt-query": ("prompt-query.safetensors", "prompt-query.json"),
 }
 ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
@@ -54,11 +53,9 @@ def fill(settings: Any, model: nn.Module, called: str | None = None) -> str:
 
 
 def packaged_settings(name: str) -> Any:
-    """Gives the settings that the packaged model of that name is good with: those it was trained with, or where it is another's, the
-    detector's own."""
-    kind = DETECTORS[name].settings
+    """Return the settings that the packaged model of that kind was trained with."""
     trained = json.loads((HERE / MODELS[name][1]).read_text(encoding="utf-8"))
-    return settings_from_json(kind, trained["settings"]) if trained["detector"] == name else kind()
+    return settings_from_json(DETECTORS[name].settings, trained["settings"])
 
 
 def write(name: str, folder: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from changepair.tasks.common.files import made_anew, write_text, written_beside
-from changepair.tasks.detectors.weights import read_weights
+from changepair.tasks.encoders.weights import read_weights
 from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
 
 HERE = Path(__file__).parent

@@ -29,8 +29,8 @@ from changepair.tasks.common.decoding import Range
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.tiles import AUTO, OVERLAP
-from changepair.tasks.detectors.models.detector import Detector
-from changepair.tasks.detectors.models.encoder import Features, FrozenEncoder
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.encoders.encoder import Features, FrozenEncoder
 from changepair.tasks.prediction.predictor import CPU, Predictor
 
 Form = Literal["onnx", "torch"]

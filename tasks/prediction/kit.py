@@ -27,10 +27,10 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.models.encoder import Features
 from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base
-from changepair.tasks.detectors.stored import settings_as_json, settings_from_json
-from changepair.tasks.detectors.weights import MODEL_NAME, load_model, read_weights
+from changepair.tasks.detectors.store import MODEL_NAME, known_kind, load_model, settings_as_json, settings_from_json
+from changepair.tasks.encoders.encoder import Features
+from changepair.tasks.encoders.weights import read_weights
 from changepair.tasks.prediction.calibration import LEAST_RATE, MOST_RATE, Threshold, rounded_up
 from changepair.tasks.prediction.files import KIT_NAME, is_kit
 from changepair.tasks.prediction.models import Named, empty, portable
@@ -108,7 +108,7 @@ def _read(folder: Path) -> Kit:
     if isinstance(content, dict) and content.get("form") != FORM:
         raise BadInput(f"{file}: of form {in_short(str(content.get('form')))}, this changepair reads {FORM}; make the kit again")
     try:
-        name, settings = content["detector"], _settings(content["settings"])
+        name, settings = content["detector"], _settings(content["settings"], file)
         prompts, grid, category = tuple(map(_text, content["prompts"])), _grid(*content["grid"]), _text(content["category"])
         threshold, top = _threshold(content["threshold"]), _number(content["top"])
         intensity = _intensity(content.get("intensity", {}))
@@ -116,6 +116,8 @@ def _read(folder: Path) -> Kit:
         if name not in settings or missing_base(name, settings):
             raise ValueError(f"no settings of {name}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
         what = in_short(f"{type(error).__name__}: {error}")
         raise BadInput(f"{file}: not what this version writes ({what}); make the kit again") from error
     for part, expected in hashes.items():
@@ -138,12 +140,13 @@ def read_intensity(folder: Path) -> Intensity:
         raise BadInput(f"{folder / KIT_NAME}: no intensity range in it ({in_short(error)}); make the kit again") from error
 
 
-def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {name: DETECTORS[values.get(KIND, name)] for name, values in content.items()}  # older kits have none
-    return {
-        name: settings_from_json(kinds[name].settings, {key: value for key, value in values.items() if key != KIND})
-        for name, values in content.items()
-    }
+def _settings(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    settings = {}
+    for name, values in content.items():
+        own = {key: value for key, value in values.items() if key != KIND}
+        kind, own = known_kind(file, values.get(KIND, name), own)  # older kits have no kind
+        settings[name] = settings_from_json(DETECTORS[kind].settings, own)
+    return settings
 
 
 def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:

@@ -11,19 +11,19 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.detectors import load
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.models.detector import Detector
-from changepair.tasks.detectors.registry import DETECTORS, base_of
-from changepair.tasks.detectors.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED, DetectorSettings
-from changepair.tasks.detectors.stored import read_config
-from changepair.tasks.detectors.weights import CONFIG_NAME, load_model
+from changepair.tasks.detectors import store
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.detectors.registry import ALIASES, BUILT_IN, DETECTORS, DetectorSettings, base_of, registered, resolved
+from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_model, read_config, settings_from_json
+from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
 ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
 """Prefixes of open_clip's names for models in a hub or a folder."""
-DEFAULT = "multi-scale-residual"
-"""What `packaged` means: of those that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
+DEFAULT = "metric-residual"
+"""What `packaged` means: of the models that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
+DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}
+"""Its settings, of which no weight depends on any."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Named:
 
 
 def list_detectors() -> list[str]:
-    """List the detectors that need no training: those that come with the package, and those that have nothing to learn."""
-    return [*MODELS, *(name for name, kind in DETECTORS.items() if kind.training is None and kind.upon is None)]
+    """List the detectors that need no training: those that come with the package, those that have nothing to
+    learn, and those that other packages register."""
+    free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.upon is None]
+    return [*MODELS, *free, *registered()]
 
 
 def load_detector(model: str | Path = PACKAGED) -> Detector:
@@ -66,26 +68,29 @@ def named(model: str | Path) -> Named:
 
     Raises BadInput if there is no such, or it cannot be used.
     """
-    name = DEFAULT if str(model) == PACKAGED else str(model)
+    name = str(model)
+    if name == PACKAGED:
+        return of_package(DEFAULT, settings_from_json(DETECTORS[DEFAULT].settings, DEFAULT_SETTINGS))
+    if name in ALIASES:
+        kind, own = resolved(name, {})
+        return of_package(name, settings_from_json(DETECTORS[kind].settings, own))
     if name in MODELS:
-        return of_package(name)
+        return of_package(name, packaged_settings(name))
     if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
         settings = DETECTORS[name].settings()
-        return Named(name, {name: settings}, load.build_detector(settings, build_encoder(settings.encoder, settings.resolution)))
+        return Named(name, {name: settings}, create_detector(settings))
     folder = place_of(model)
     if (folder / CONFIG_NAME).is_file():
         return of_folder(folder)
     if folder.is_dir():
         raise BadInput(f"{model}: a folder, but neither a model's nor a kit; one of them has {CONFIG_NAME} or kit.json")
-    raise BadInput(
-        f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {PACKAGED}, {', '.join(list_detectors())}"
-    )
+    ready = ", ".join((PACKAGED, *list_detectors()))
+    raise BadInput(f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {ready}")
 
 
-def of_package(name: str) -> Named:
-    """Gives a detector that comes with the package."""
-    settings = packaged_settings(name)
-    detector = load.build_detector(settings, build_encoder(settings.encoder, settings.resolution))
+def of_package(name: str, settings: Any) -> Named:
+    """Return a detector with the weights that come with the package."""
+    detector = create_detector(settings)
     fill(settings, detector)
     return Named(name, {name: settings}, detector)
 
@@ -101,7 +106,7 @@ def of_folder(folder: Path) -> Named:
 def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
     """Gives a pipeline's detector. detectors: the settings of all of the pipeline; models: the folder of their model folders."""
     own = {one: detectors[one] for one in (name, base_of(name, detectors))}
-    return Named(name, own, load.load_detector(name, detectors, models))
+    return Named(name, own, store.load_detector(name, detectors, models))
 
 
 def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
@@ -120,7 +125,7 @@ def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
 
 def empty(name: str, settings: Mapping[str, Any]) -> Named:
     """Build a detector with random weights, to be overwritten. Raises BadInput if the settings name anything but an installed network."""
-    return Named(name, settings, load.build_empty(name, portable(settings)))
+    return Named(name, settings, store.load_detector(name, portable(settings), None))
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tensors import joined_maps, squared_tile, uncropped
 from changepair.tasks.common.tiles import Box, Grid, boxes, grid_of
-from changepair.tasks.detectors.models.detector import ANY_CATEGORY
-from changepair.tasks.detectors.models.encoder import Features
+from changepair.tasks.detectors.detector import ANY_CATEGORY
+from changepair.tasks.encoders.encoder import Features
 from changepair.tasks.prediction.calibration import Threshold, calibrated, check_count
 from changepair.tasks.prediction.files import is_kit
 from changepair.tasks.prediction.kit import Kit, Prompted, on_device

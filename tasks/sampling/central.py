@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.tensors import read_tensors
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.settings import EncoderSettings
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.settings import EncoderSettings
 
 RESOLUTION = 128  # pixels a side
 ENCODED_AT_ONCE = 32

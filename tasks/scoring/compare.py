@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.detectors.models.detector import ANY_CATEGORY, Detector
-from changepair.tasks.detectors.models.encoder import Features
-from changepair.tasks.detectors.models.similarity import most_similar
+from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector
+from changepair.tasks.encoders.encoder import Features
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.pool import Pool
 
@@ -128,3 +128,15 @@ def _compare_pairs(
         scores, maps = detector.conclude([stage[whose] for stage in queries], relate(whose, places), category)
         results.update({pair: (score, map_) for pair, score, map_ in zip(part, scores, maps, strict=True)})
     return results
+
+
+def most_similar(queries: Features, pool: Features, count: int = 1) -> Tensor:
+    """Finds for each query the so many of the pool's pictures whose last-stage features, averaged over positions, have the highest cosine.
+
+    queries: BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first.
+    """
+    return (_signature(queries) @ _signature(pool).mT).topk(count, dim=1).indices
+
+
+def _signature(features: Features) -> Tensor:
+    return F.normalize(features[-1].mean(dim=(-2, -1)), dim=1)

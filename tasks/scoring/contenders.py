@@ -15,10 +15,9 @@ import torch
 from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.files import content_of, sha256, write_text
 from changepair.tasks.common.fingerprint import SHORT, code_of
-from changepair.tasks.detectors.load import load_detector
-from changepair.tasks.detectors.registry import DETECTORS, base_of, kind_of
-from changepair.tasks.detectors.settings import OF_THE_MODEL, DetectorSettings, EncoderSettings, files_of_prior
-from changepair.tasks.detectors.weights import MODEL_NAME
+from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, files_of_prior, kind_of
+from changepair.tasks.detectors.store import MODEL_NAME, load_detector
+from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings
 from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
 from changepair.tasks.scoring.score import Contender, score
 from changepair.tasks.scoring.scores import Work
@@ -118,7 +117,8 @@ def _digest(name: str, scoring: Scoring) -> str | None:
     model = scoring.models / own / MODEL_NAME
     if DETECTORS[kind_of(scoring.detectors[own])].training is not None and not model.is_file():
         return None
-    code = code_of(__name__, *{DETECTORS[kind_of(scoring.detectors[one])].module for one in (name, own)})
+    kinds = [DETECTORS[kind_of(scoring.detectors[one])] for one in (name, own)]
+    code = code_of(__name__, *{module for kind in kinds for module in kind.modules})
     files = (scoring.files.episodes, scoring.files.targets, *([model] if model.is_file() else []))
     about = {
         "detector": [asdict(scoring.detectors[one]) for one in (name, own)],

@@ -14,7 +14,7 @@ from changepair.tasks.common import stopping
 from changepair.tasks.common.pictures import Mask, read_mask
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tensors import read_mask_as_published
-from changepair.tasks.detectors.models.detector import upsample
+from changepair.tasks.detectors.detector import upsample
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from changepair.tasks.sampling.settings import BY_PIXEL

@@ -11,8 +11,8 @@ from torch import Tensor
 from changepair.tasks.common.pictures import Resize
 from changepair.tasks.common.tensors import read_tiles
 from changepair.tasks.common.tiles import Grid
-from changepair.tasks.detectors.models.detector import Detector
-from changepair.tasks.detectors.models.encoder import Encoder, Features
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.encoders.encoder import Encoder, Features
 from changepair.tasks.sampling.episodes import Episode
 
 

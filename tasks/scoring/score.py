@@ -21,7 +21,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Resize
 from changepair.tasks.common.tensors import read_tiles, uncropped
 from changepair.tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
-from changepair.tasks.detectors.models.detector import Detector
+from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import compare

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.fingerprint import code_of
-from changepair.tasks.detectors.models.encoder import FrozenEncoder
+from changepair.tasks.encoders.encoder import FrozenEncoder
 from changepair.tasks.training.log import LogLine
 
 NAME = "checkpoint.pt"

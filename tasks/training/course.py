@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.registry import kind_of
-from changepair.tasks.detectors.weights import save_model
 from changepair.tasks.training.settings import TrainingSettings
 from changepair.tasks.training.step import Batch
+
+
+class Blueprint(Protocol):
+    """What is to be trained, before it is built: every process builds its own, once it is seeded."""
+
+    @property
+    def settings(self) -> Any:
+        """Its settings, which have an encoder and a resolution."""
+        ...
+
+    def build(self, init: str | None) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Build the network, filled with the weights that `init` names, if any. Return it with all that it depends on, for checkpoints."""
+        ...
+
+    def save(self, folder: Path, model: nn.Module, **about: Any) -> None:
+        """Write a model folder. about: how the model was trained."""
+        ...
 
 
 class DetectorCourse:
     """A detector that learns from examples. What it learns from, and what is wrong with it, is for those who inherit to say."""
 
-    def __init__(self, name: str, detector: nn.Module, chosen: Any, settings: TrainingSettings) -> None:
-        """name: the detector's, for messages. chosen: its settings, which are stored with its weights."""
+    def __init__(self, name: str, detector: nn.Module, blueprint: Blueprint, settings: TrainingSettings) -> None:
+        """name: the detector's, for messages. detector: as the blueprint has built it."""
         self.name = name
         self.model = detector
-        self.chosen = chosen
+        self.blueprint = blueprint
         self.settings = settings
 
     def order(self, epoch: int) -> list[int]:
@@ -60,5 +75,4 @@ class DetectorCourse:
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Writes model.safetensors, and config.json: the detector's settings and how it was trained."""
-        about = {"detector": kind_of(self.chosen), "settings": asdict(self.chosen), "training": asdict(self.settings)}
-        save_model(folder, model, {**about, "examples": len(self.order(0))})
+        self.blueprint.save(folder, model, training=asdict(self.settings), examples=len(self.order(0)))

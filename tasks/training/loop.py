@@ -24,16 +24,15 @@ from tqdm import tqdm
 from changepair.tasks.common import stopping
 from changepair.tasks.common.devices import best_device, computes_bf16
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.models.exactness import multiply_exactly
+from changepair.tasks.encoders.encoder import multiply_exactly
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training import checkpoint
 from changepair.tasks.training.checkpoint import Progress
-from changepair.tasks.training.compiling import compiled, pays
 from changepair.tasks.training.log import LogLine, write_log
 from changepair.tasks.training.settings import TrainingSettings
 from changepair.tasks.training.shared import share_statistics
-from changepair.tasks.training.step import Batch, Step
+from changepair.tasks.training.step import Batch, Step, compiled, pays
 from changepair.tasks.training.tracking import Tracking, tracked
 
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with

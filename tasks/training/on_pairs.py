@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
 
-from changepair.tasks.common.files import content_of, sha256
+from changepair.tasks.common.files import sha256
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.synthesize import maker
-from changepair.tasks.training.course import DetectorCourse
-from changepair.tasks.training.given import start_from
+from changepair.tasks.training.course import Blueprint, DetectorCourse
 from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
 from changepair.tasks.training.pairs import FreshPairs, hashes
 from changepair.tasks.training.settings import PairTrainingSettings
@@ -31,14 +27,14 @@ class PairCourse(DetectorCourse):
         self,
         name: str,
         detector: nn.Module,
-        chosen: TrainedSettings,
+        blueprint: Blueprint,
         settings: PairTrainingSettings,
         training: ChangePairs,
         measured: ChangePairs,
         fresh: FreshPairs | None = None,
     ) -> None:
         """fresh: pairs of each epoch's own; None to learn from `training` every epoch."""
-        super().__init__(name, detector, chosen, settings)
+        super().__init__(name, detector, blueprint, settings)
         self.training = training
         self.measured = measured
         self.fresh = fresh
@@ -58,7 +54,7 @@ class PairCourse(DetectorCourse):
 
 def train_on_pairs(
     course: type[PairCourse],
-    detector: TrainedSettings,
+    blueprint: Blueprint,
     settings: PairTrainingSettings,
     *,
     examples: Examples,
@@ -69,28 +65,22 @@ def train_on_pairs(
     """Trains on change pairs, as tasks/training/loop.py::fit says."""
     pairs = examples.pairs
     accelerator = accelerator_for(settings.precision)
-    resolution = settings.resolution or detector.resolution
+    resolution = settings.resolution or blueprint.settings.resolution
     training, measured = (ChangePairs(pairs, resolution, held_out=held_out) for held_out in (False, True))
     begin(settings.seed)
-    model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
-    given = start_from(settings.init, detector, model)
+    model, built = blueprint.build(settings.init)
+    inputs = dict(built)
     fresh = None
     if settings.data == "online":
         fresh = FreshPairs(training, maker(examples.synthesis, examples.made_of))
-        given["synthesis"] = json.dumps(asdict(examples.synthesis), sort_keys=True)
-        given |= {table.name: sha256(table) for table in (examples.made_of.sources, examples.made_of.textures, examples.made_of.objects)}
+        inputs["synthesis"] = json.dumps(asdict(examples.synthesis), sort_keys=True)
+        inputs |= {table.name: sha256(table) for table in (examples.made_of.sources, examples.made_of.textures, examples.made_of.objects)}
     return fit(
-        course(places.model_folder.name, model, detector, settings, training, measured, fresh),
+        course(places.model_folder.name, model, blueprint, settings, training, measured, fresh),
         pace_of(settings),
         places,
         accelerator=accelerator,
-        inputs={
-            "detector": asdict(cast(Any, detector)),
-            "training": asdict(settings),
-            "encoder": [content_of(file) for file in detector.encoder.files],
-            **given,
-            **hashes(pairs),
-        },
+        inputs={"training": asdict(settings), **inputs, **hashes(pairs)},
         workers=workers,
         report=report,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, Place, Some
-from changepair.tasks.detectors.settings import Resolution
+from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.encoders.settings import Resolution
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,3 @@ class PairTrainingSettings(TrainingSettings):
     """The same pairs every epoch; or online: every epoch has pairs of its own, made as it goes, but for what an inpainting model paints."""
     pairs: Annotated[str, Place()] | None = None
     """Pairs to learn from instead of the pipeline's own: a folder that another synthesis made, or its URL; null for its own."""
-
-
-@dataclass(frozen=True)
-class InCTRLTrainingSettings(TrainingSettings):
-    """The defaults are the InCTRL paper's (arXiv 2403.06495, section 4.1)."""
-
-    __pydantic_config__ = STRICT
-
-    epochs: Annotated[int, Between(1, None)] = 10
-    """How often every example is learnt from."""
-    batch_size: Annotated[int, Between(2, None)] = 48
-    """Pictures a step, over all processes; half of them anomalous."""
-    learning_rate: Annotated[float, Between(0, 1)] = 1e-3
-    """AdamW's."""
-    weight_decay: Annotated[float, Between(0, 1)] = 1e-2
-    """AdamW's."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Of the adapter and the heads, which are small."""
-    examples: Literal["auxiliary", "pairs"] = "auxiliary"
-    """What it learns from: the pipeline's auxiliary datasets, with their labels, or its change pairs, where no anomaly was ever seen."""
-    held_out: Annotated[float, Between(0, 0.5)] = 0.05
-    """Share of the labelled pictures that is never trained on and measured after every epoch; pairs have their own, synthesis.held_out."""
-    shots: Annotated[int, Between(1, 64)] = 2
-    """Normal prompts of each auxiliary picture, drawn anew every epoch."""
-    views: Annotated[tuple[int, ...], Between(1, 64), Some()] = (1,)
-    """How many views of its prompt a pair's query is held against, drawn for each pair among these: the prompt as it came, and others in
-    another geometry and light. A detector that is used with several prompts learns what their residuals are like."""
-
-    @property
-    def learns_from(self) -> Literal["auxiliary", "pairs"]:
-        return self.examples

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather, all_reduce
 
-from changepair.tasks.detectors.models.encoder import FrozenEncoder
+from changepair.tasks.encoders.encoder import FrozenEncoder
 
 
 def processes() -> int:

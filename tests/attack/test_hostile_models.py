@@ -21,9 +21,9 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.detectors.metauas import MetaUASSettings
-from changepair.tasks.detectors.stored import read_config, settings_as_json
-from changepair.tasks.detectors.weights import load_model, read_weights
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.detectors.store import load_model, read_config, settings_as_json
+from changepair.tasks.encoders.weights import read_weights
 from changepair.tasks.prediction.files import KIT_NAME
 from changepair.tasks.prediction.predictor import Predictor
 from changepair.tasks.training.checkpoint import NAME, Progress, resume, save

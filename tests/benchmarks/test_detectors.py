@@ -13,13 +13,13 @@ from conftest import ROOT
 from timing import medians
 from torch import Tensor
 
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.inctrl import InCTRLSettings
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.models.clip import ClipEncoder, WindowEncoder, windows
-from changepair.tasks.detectors.models.patch_residual import PatchResidual
-from changepair.tasks.detectors.models.texts import sentences
-from changepair.tasks.detectors.settings import OF_THE_MODEL, EncoderSettings
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
+from changepair.tasks.detectors.residual.patch import PatchResidual
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.clip import ClipEncoder, WindowEncoder, windows
+from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings
+from changepair.tasks.encoders.texts import sentences
 
 CLIP = InCTRLSettings().encoder
 
@@ -40,7 +40,7 @@ def two_threads() -> None:
 ALIGNMENT = """
 import re, statistics, sys, time, torch
 from pathlib import Path
-from changepair.tasks.detectors.models.alignment import FeatureAlignment
+from changepair.tasks.detectors.metauas.alignment import FeatureAlignment
 torch.set_num_threads(2)
 torch.manual_seed(0)
 stages = [(56, 64), (160, 32), (448, 16)]  # EfficientNet-B4's last three at 512x512
@@ -104,7 +104,7 @@ def test_inctrl_with_cached_prompts_and_texts_against_a_loop_that_encodes_them_a
     settings = InCTRLSettings(encoder=EncoderSettings(CLIP.library, CLIP.name, OF_THE_MODEL, (7, 9, 11)))
     encoder = build_encoder(settings.encoder, 240)
     assert isinstance(encoder, ClipEncoder)
-    model = build_detector(settings, encoder).eval()
+    model = create_detector(settings, encoder).eval()
     queries, prompts = torch.rand(8, 3, 240, 240), torch.rand(2, 3, 240, 240)
     memory = model.memorise(prompts)
     scores, _maps = model.score(queries, memory, "screw")

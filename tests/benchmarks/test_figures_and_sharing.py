@@ -14,8 +14,8 @@ from timing import medians
 
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.rows import write_rows
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.ingestion.ingest import ingest_packaged
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
@@ -98,7 +98,7 @@ def test_the_quickstarts_evaluation_against_each_episode_on_its_own(tmp_path: Pa
         return [
             Contender(
                 name,
-                build_detector(settings, encoders[settings.resolution]).eval(),
+                create_detector(settings, encoders[settings.resolution]).eval(),
                 settings.resolution,
                 evaluation.subset.get(name),
                 Work(work / name),

@@ -14,14 +14,13 @@ from timing import medians
 from torch import Tensor
 
 from changepair.tasks.common.devices import best_device
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.load import build_detector
-from changepair.tasks.detectors.metauas import PUBLISHED, MetaUASSettings
-from changepair.tasks.detectors.models.exactness import multiply_exactly
-from changepair.tasks.detectors.models.metauas import MetaUAS
-from changepair.tasks.training.compiling import compiled
+from changepair.tasks.detectors.metauas.model import MetaUAS
+from changepair.tasks.detectors.metauas.settings import PUBLISHED, MetaUASSettings
+from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.encoder import multiply_exactly
 from changepair.tasks.training.loop import accelerator_for
-from changepair.tasks.training.step import Batch, Step
+from changepair.tasks.training.step import Batch, Step, compiled
 
 pytestmark = pytest.mark.bench
 DEVICE = best_device()
@@ -46,7 +45,7 @@ def a_batch() -> Batch:
 
 def built(settings: MetaUASSettings) -> MetaUAS:
     torch.manual_seed(0)
-    model = build_detector(settings, build_encoder(settings.encoder, SIDE))
+    model = create_detector(settings, build_encoder(settings.encoder, SIDE))
     assert isinstance(model, MetaUAS)
     return model
 

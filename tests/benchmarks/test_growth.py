@@ -55,7 +55,7 @@ print(f"{stored / pairs / 1024:.0f} KiB a pair", file=sys.stderr)
 print(json.dumps([taken, peak()]))
 """
 SCORE = """
-from changepair.tasks.detectors.patch_residual import PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import PatchResidualSettings
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.scoring.contenders import Scoring, score_detector
 from changepair.tasks.scoring.settings import EvaluationSettings

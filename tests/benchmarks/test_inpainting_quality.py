@@ -17,8 +17,8 @@ from changepair.flows.settings.reader import parse
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.rows import write_rows
-from changepair.tasks.detectors.encoders import build_encoder
-from changepair.tasks.detectors.metauas import MetaUASSettings
+from changepair.tasks.detectors.metauas.settings import MetaUASSettings
+from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.ingestion.ingest import ingest_packaged
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.inpainting.holes import hole

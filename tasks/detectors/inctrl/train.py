@@ -1,0 +1,251 @@
+"""Trains InCTRL: focal loss on the final and on the image score, AdamW (arXiv 2403.06495, section 4.1).
+
+The encoder is frozen, so what a query and its prompts give the adapter and the heads, the evidence, is computed once a draw of
+prompts and learnt from as tensors: of pairs once for all epochs, of auxiliary pictures once an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm import tqdm
+
+from changepair.tasks.common.devices import best_device
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.tensors import read_tensors
+from changepair.tasks.detectors.inctrl.model import InCTRL, binary_focal_loss
+from changepair.tasks.detectors.inctrl.settings import InCTRLSettings, InCTRLTrainingSettings
+from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
+from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.dataset import ChangePairs
+from changepair.tasks.synthesis.geometry import small_affine, warp_picture
+from changepair.tasks.synthesis.photometry import jitter
+from changepair.tasks.synthesis.settings import AugmentationSettings
+from changepair.tasks.synthesis.shards import PairRow
+from changepair.tasks.training.course import Blueprint, DetectorCourse
+from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
+from changepair.tasks.training.pairs import hashes, split_pairs
+from changepair.tasks.training.step import Batch
+
+ENCODED_AT_ONCE = 32  # pictures
+POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
+
+Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class PairEvidence:
+    """A pair's query is held against the prompt it came with, or several views of it, and is anomalous where anything was changed.
+
+    Prompts of InCTRL are normal: where the roles of a pair changed, so that the artefact is in its prompt, they are changed back.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Sequence[PairRow], resolution: int, views: Sequence[int] = (1,), apart: AugmentationSettings | None = None
+    ) -> None:
+        """views: among how many each pair's are drawn. apart: how far the views stand apart."""
+        self.labels = [int(row.changed_area > 0) for row in rows]
+        self.swapped = torch.tensor([row.swapped for row in rows])
+        self.pairs = ChangePairs(folder, resolution, rows=rows)
+        self.views = views
+        self.apart = apart or AugmentationSettings()
+        self._evidence: list[Evidence] | None = None
+
+    def example(self, place: int) -> str:
+        return f"pair {self.pairs.rows[place].key}"
+
+    @torch.no_grad()
+    def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
+        """Gives batches of evidence, in the pairs' order, the same at every epoch."""
+        if self._evidence is None:
+            device = best_device()
+            self._evidence = []
+            batches = tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="relate pairs", unit="batch", mininterval=5)
+            for (one, other, _mask), swapped in zip(batches, self.swapped.split(ENCODED_AT_ONCE), strict=True):
+                turned = swapped.view(-1, 1, 1, 1)
+                query, prompt = torch.where(turned, other, one), torch.where(turned, one, other)
+                features = model.encoder(query.to(device))
+                seen = self._views(prompt, len(self._evidence) * ENCODED_AT_ONCE).to(device)  # BxKx3xHxW
+                prompts = [stage.unflatten(0, seen.shape[:2]) for stage in model.remember(model.encoder(seen.flatten(0, 1)))]
+                self._evidence.append(_held(model.evidence(features, model.relate(features, prompts))))
+        return self._evidence
+
+    def _views(self, prompts: Tensor, first: int) -> Tensor:
+        """Gives the views of prompts Bx3xHxW, of which `first` pairs came before: BxKx3xHxW. One that has fewer than K has some of them
+        again, which changes no residual, and the mean of embeddings by their share."""
+        most = max(self.views)
+        if most == 1:
+            return prompts[:, None]
+        batch = []
+        for place, prompt in enumerate(prompts, start=first):
+            rng = generator(self.pairs.rows[place].seed, "views", self.pairs.rows[place].index)
+            count = int(rng.choice(self.views))
+            picture = (prompt.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            others = [
+                jitter(warp_picture(picture, small_affine(len(picture), self.apart, rng)), self.apart, rng) for _view in range(count - 1)
+            ]
+            seen = [prompt, *(torch.from_numpy(other).permute(2, 0, 1).float() / 255 for other in others)]
+            batch.append(torch.stack([seen[view % count] for view in range(most)]))
+        return torch.stack(batch)
+
+
+class AuxiliaryEvidence:
+    """Pictures of labelled datasets, each held against normal ones of its own category, drawn anew every epoch; never against itself."""
+
+    def __init__(
+        self, rows: Sequence[PictureRow], prompts: Sequence[PictureRow], settings: InCTRLTrainingSettings, detector: InCTRLSettings
+    ) -> None:
+        """rows: the queries; prompts: normal pictures of their categories. Raises BadInput if a category has too few."""
+        self.settings = settings
+        self.detector = detector
+        self.rows = sorted(rows, key=_place)
+        self.labels = [int(row.label == ANOMALOUS) for row in self.rows]
+        self.prompts = {
+            key: [row.image for row in prompts if (row.dataset, row.category) == key]
+            for key in dict.fromkeys((row.dataset, row.category) for row in self.rows)
+        }
+        for (dataset, category), images in self.prompts.items():
+            if len(images) <= settings.shots:
+                raise BadInput(
+                    f"{dataset}: category {category!r} has {len(images)} normal training pictures, too few to prompt each other with "
+                    f"{settings.shots}; lower shots of its training in pipelines.yaml"
+                )
+
+    def example(self, place: int) -> str:
+        return self.rows[place].image
+
+    @torch.no_grad()
+    def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
+        """Gives batches of evidence, in the order of `labels`."""
+        evidence = []
+        for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
+            rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
+            pool = [images[index] for index in rng.permutation(len(images))[:POOL]]
+            memory = [model.memorise(pictures) for pictures in self._pictures(pool)]
+            bank = [torch.cat(stages) for stages in zip(*memory, strict=True)]
+            queries = [row.image for row in self.rows if (row.dataset, row.category) == (dataset, category)]
+            for start, pictures in enumerate(self._pictures(queries)):
+                names = queries[start * ENCODED_AT_ONCE :][: len(pictures)]
+                chosen = np.stack([self._prompts(rng, pool, name) for name in names])
+                features = model.encoder(pictures)
+                relation = model.relate(features, [stage[chosen] for stage in bank])
+                evidence.append(_held(model.evidence(features, relation, category)))
+        return evidence
+
+    def _prompts(self, rng: np.random.Generator, pool: Sequence[str], query: str) -> np.ndarray:
+        """Draws places in the pool."""
+        others = [place for place, image in enumerate(pool) if image != query]
+        return rng.choice(others, self.settings.shots, replace=False)
+
+    def _pictures(self, images: Sequence[str]) -> Iterator[Tensor]:
+        for start in range(0, len(images), ENCODED_AT_ONCE):
+            some = images[start : start + ENCODED_AT_ONCE]
+            yield read_tensors(some, self.detector.resolution, best_device(), self.detector.encoder.resize)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The examples that are trained on, and those that are held out."""
+
+    training: PairEvidence | AuxiliaryEvidence
+    held_out: PairEvidence | AuxiliaryEvidence | None
+
+
+class InCTRLCourse(DetectorCourse):
+    """Evidence in, final and image scores out; every batch is half anomalous, whatever there is more of."""
+
+    model: InCTRL
+
+    def __init__(self, name: str, detector: InCTRL, blueprint: Blueprint, settings: InCTRLTrainingSettings, sides: Sides) -> None:
+        super().__init__(name, detector, blueprint, settings)
+        self.sides = sides
+        self.labels = np.array(sides.training.labels)
+        self._measured: Dataset[Any] | None = None
+
+    def examples(self, epoch: int) -> Dataset[Any]:
+        return _dataset(self.sides.training, self.model, epoch)
+
+    def example(self, place: int) -> str:
+        return self.sides.training.example(place)
+
+    def order(self, epoch: int) -> list[int]:
+        rng = generator(self.settings.seed, "epoch", epoch)
+        half = -(-len(self.labels) // 2)
+        drawn = [np.resize(rng.permutation(np.flatnonzero(self.labels == label)), half) for label in (NORMAL, ANOMALOUS)]
+        return np.stack(drawn, axis=1).ravel()[: len(self.labels)].tolist()
+
+    def held_out(self) -> Dataset[Any] | None:
+        if self._measured is None and self.sides.held_out is not None:
+            self._measured = _dataset(self.sides.held_out, self.model, 0)
+        return self._measured
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        *evidence, labels = batch
+        final, image = model(*evidence)
+        return binary_focal_loss(final.float(), labels) + binary_focal_loss(image.float(), labels)
+
+
+def train(
+    blueprint: Blueprint,
+    settings: InCTRLTrainingSettings,
+    *,
+    examples: Examples,
+    places: Places,
+    workers: int,
+    report: Callable[[float], None] = lambda share: None,
+) -> Trained:
+    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks/training/loop.py::fit says."""
+    pairs, auxiliary = examples.pairs, examples.auxiliary
+    detector: InCTRLSettings = blueprint.settings
+    if settings.examples == "pairs":
+        training, measured = split_pairs(pairs)
+        make: list[PairEvidence | AuxiliaryEvidence] = [
+            PairEvidence(pairs, rows, detector.resolution, settings.views, examples.synthesis.augmentation)
+            for rows in (training, measured)
+            if rows
+        ]
+        inputs: dict[str, Any] = hashes(pairs)
+    else:
+        rows = read_pictures(auxiliary)
+        shuffled = [rows[index] for index in generator(settings.seed, "held out").permutation(len(rows))]
+        count = int(len(rows) * settings.held_out)
+        normal = [row for row in rows if row.is_normal_training]
+        parts = (shuffled[count:], shuffled[:count])
+        make = [AuxiliaryEvidence(part, normal, settings, detector) for part in parts if part]
+        inputs = {"auxiliary": sha256(auxiliary)}
+    if not make or len(set(make[0].labels)) < 2:
+        wrong = f"its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart"
+        raise BadInput(f"training.{places.model_folder.name}: {wrong}")
+    begin(settings.seed)
+    built, identity = blueprint.build(settings.init)
+    model = cast(InCTRL, built).to(best_device())
+    return fit(
+        InCTRLCourse(places.model_folder.name, model, blueprint, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
+        pace_of(settings),
+        places,
+        accelerator=accelerator_for(settings.precision),
+        inputs={"training": asdict(settings), **identity, **inputs},
+        workers=workers,
+        report=report,
+    )
+
+
+def _place(row: PictureRow) -> tuple[str, str, str]:
+    return row.dataset, row.category, row.image
+
+
+def _held(evidence: Evidence) -> Evidence:
+    return cast(Evidence, tuple(part.cpu() for part in evidence))
+
+
+def _dataset(source: PairEvidence | AuxiliaryEvidence, model: InCTRL, epoch: int) -> Dataset[Batch]:
+    parts = [torch.cat(columns) for columns in zip(*source.draw(model, epoch), strict=True)]
+    return TensorDataset(*parts, torch.tensor(source.labels, dtype=torch.float32))

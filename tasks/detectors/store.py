@@ -1,0 +1,225 @@
+"""Create detectors from settings, load them from model folders, and save them: the one door for all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text, written_beside
+from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.texts import read_json
+from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, DetectorSettings, base_of, kind_of, resolved
+from changepair.tasks.encoders.build import build_encoder
+from changepair.tasks.encoders.encoder import FrozenEncoder
+from changepair.tasks.encoders.settings import EncoderSettings
+from changepair.tasks.encoders.weights import read_weights
+
+MODEL_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+NOT_OF_THE_NETWORK = ("encoder", "model", "model_of", "resolution", "tiles")
+"""Settings that a detector's network is not called with: those of its encoder, its weights and the size of pictures."""
+Settings = TypeVar("Settings")
+
+
+def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = None, *, filled: bool = True) -> Detector:
+    """Create a detector from its settings; what is trained of it starts at random.
+
+    encoder: as `build_encoder` builds it from the settings; None to build it here. filled: whether the weights of that one are read.
+    Raises BadInput if the encoder does not fit the detector.
+    """
+    return _created(settings, encoder or build_encoder(settings.encoder, settings.resolution, filled=filled), settings.encoder)
+
+
+def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) -> Detector:
+    """Load a detector of a pipeline; if it is trained, with its weights from models/<name>.
+
+    detectors: settings by name, of this one and the one that it is upon. models: None to read no weights, as all will be overwritten.
+    """
+    settings, base = detectors[name], base_of(name, detectors)
+    if base != name:
+        return _created(settings, load_detector(base, detectors, models), getattr(settings, "prior", None))
+    detector = create_detector(settings, filled=models is not None)
+    if models is not None and DETECTORS[kind_of(settings)].training is not None:
+        load_model(models / name, detector)
+    return detector
+
+
+def _created(settings: Any, upon: Any, encoder: EncoderSettings | None) -> Detector:
+    """Create a detector from an encoder, or from the detector that it is upon. encoder: the settings that an error names."""
+    kind = kind_of(settings)
+    factory = _factory(kind)
+    options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in NOT_OF_THE_NETWORK}
+    if options.get("prior") is not None:
+        options["prior"] = build_encoder(settings.prior, settings.prior_resolution)
+    try:
+        detector: Detector = factory(upon, **options)
+    except ValueError as error:
+        raise BadInput(f"encoder {encoder.name if encoder else 'of ' + kind}: {error}") from error
+    return detector
+
+
+def _factory(kind: str) -> Any:
+    """Import what builds the network of a kind. Raises BadInput if it is another package's and cannot be imported."""
+    module, _, name = DETECTORS[kind].model.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:  # code of others may raise anything
+        if kind in BUILT_IN:
+            raise
+        why = in_short(f"{type(error).__name__}: {error}")
+        raise BadInput(f"detector {kind}: {module}:{name} cannot be imported ({why}); mend or uninstall its package") from error
+
+
+def known_kind(file: Path, kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the kind and the settings that a file has, as this version has them. Raises BadInput for a kind that is not installed."""
+    kind, section = resolved(kind, section)
+    if kind not in DETECTORS:
+        raise BadInput(f"{file}: no detector {in_short(repr(kind))} is installed; install the package that registers it")
+    return kind, section
+
+
+def save_detector(folder: Path, detector: nn.Module, settings: Any, **about: Any) -> None:
+    """Save a detector as a model folder. about: what config.json has besides its settings, such as how it was trained."""
+    save_model(folder, detector, {"detector": kind_of(settings), "settings": asdict(settings), **about})
+
+
+def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write folder/model.safetensors, every tensor, the encoder's too; and folder/config.json."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_beside(folder / MODEL_NAME) as partial:
+        save_file(tensors, partial)
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_model(folder: Path, model: nn.Module) -> None:
+    """Fills `model` from folder/model.safetensors. Raises BadInput if the file is missing or its tensors are not the model's."""
+    file = folder / MODEL_NAME
+    if not file.is_file():
+        raise BadInput(f"{file}: not there; the train stage writes it, or `changepair import`")
+    tensors = read_weights(file)
+    wrong = misfits(tensors, model)
+    if wrong:
+        raise BadInput(f"{file}: does not fit the detector's settings, {as_line(wrong)}; make it again with them, or give its own")
+    model.load_state_dict(tensors)
+
+
+def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Lists in words what keeps tensors from being a model's: each missing or surplus one, and those of another shape or type."""
+    own = model.state_dict()
+    missing = [f"missing {name}" for name in own if name not in tensors]
+    surplus = [f"surplus {name}" for name in tensors if name not in own]
+    shapes = [
+        f"{name} of shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    kinds = [
+        f"{name} of {_kind(tensor)} instead of {_kind(own[name])}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].dtype != tensor.dtype
+    ]
+    return [*missing, *surplus, *shapes, *kinds]
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def as_line(wrong: Sequence[str], at_most: int | None = 3) -> str:
+    """Gives a list of misfits as one line."""
+    shown = wrong[:at_most]
+    return f"{len(wrong)} tensors: " + ", ".join(shown) + (", …" if len(shown) < len(wrong) else "")
+
+
+def settings_as_json(settings: Any) -> dict[str, Any]:
+    """Gives settings as JSON has them."""
+    content: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return content
+
+
+def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, with_encoder: bool = True) -> str:
+    """Says which settings a model was trained with that are not those given, as pipelines.yaml would have them; "" if none.
+
+    trained: as `settings_as_json` gives them; what an older version did not know is not compared. with_encoder: whether where the encoder's
+    weights come from, and how pictures become square for it, are to be the same too.
+    """
+    own, said = settings_as_json(settings), []
+    free = {"model", "tiles", *DETECTORS[name].scoring, *(() if with_encoder else ("encoder.weights", "encoder.resize"))}
+    for key, value in trained.items():
+        if key in free or key not in own:
+            continue
+        mine = own[key]
+        if key == "encoder":
+            value, mine = ({part: one for part, one in side.items() if f"encoder.{part}" not in free} for side in (value, mine))
+        if value != mine:
+            said.append(f"{key}: {json.dumps(value)}")
+    return ", ".join(said)
+
+
+def settings_from_json(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
+    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default.
+
+    Raises ValueError for a key that there is not, or a value of another type.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    surplus = [name for name in content if name not in names]
+    if surplus:
+        raise ValueError(f"no setting {surplus[0]!r}")
+    return kind(**{name: _value(hints[name], value, name) for name, value in content.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if get_origin(hint) is Annotated:
+        bounded = _value(get_args(hint)[0], value, name)
+        for bound in get_args(hint)[1:]:
+            if bounded is not None:
+                bound.check(bounded)
+        return bounded
+    if is_dataclass(hint):
+        return settings_from_json(hint, value)  # type: ignore[arg-type]
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        *others, last = (part for part in inner if part is not NoneType)
+        if value is None and NoneType in inner:
+            return None
+        for other in others:
+            with suppress(TypeError, ValueError):
+                return _value(other, value, name)
+        return _value(last, value, name)
+    if get_origin(hint) is tuple:
+        return tuple(_value(inner[0], one, name) for one in value)
+    if inner:  # a Literal
+        if value not in inner:
+            raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, not {value!r}")
+        return value
+    kinds = (int, float) if hint is float else (hint,)
+    if type(value) not in kinds:  # nor is true a number
+        raise ValueError(f"{name}: expected {hint.__name__}, not {value!r}")
+    return float(value) if hint is float else value
+
+
+def read_config(folder: Path) -> tuple[str, Any]:
+    """Reads which detector a model folder holds, and its settings. Raises BadInput if it is no model folder, or of another version."""
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        raise BadInput(f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such")
+    try:
+        content = read_json(file)
+        name, settings = known_kind(file, content["detector"], content["settings"])
+        return name, settings_from_json(DETECTORS[name].settings, settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file}: not what this version writes ({in_short(error)}); make the model again") from error

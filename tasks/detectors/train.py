@@ -1,0 +1,55 @@
+"""Train a detector as its kind says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from changepair.tasks.common.files import content_of
+from changepair.tasks.common.fingerprint import code_of
+from changepair.tasks.detectors.pretrained import start_from
+from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings, kind_of
+from changepair.tasks.detectors.store import create_detector, save_detector
+from changepair.tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A detector for the engine to train (`Blueprint` of changepair.tasks.training.course)."""
+
+    settings: TrainedSettings
+
+    def build(self, init: str | None) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Build the detector, filled with the weights that `init` names, if any. Return it with all that it depends on."""
+        detector = create_detector(self.settings)
+        weights = start_from(init, self.settings, detector)
+        encoder = [content_of(file) for file in self.settings.encoder.files]
+        code = code_of(*DETECTORS[kind_of(self.settings)].modules).digest
+        return detector, {"detector": asdict(cast(Any, self.settings)), "encoder": encoder, "model": code, **weights}
+
+    def save(self, folder: Path, model: nn.Module, **about: Any) -> None:
+        """Write a model folder. about: how the model was trained."""
+        save_detector(folder, model, self.settings, **about)
+
+
+def train(
+    detector: TrainedSettings,
+    settings: TrainingSettings,
+    *,
+    examples: Examples,
+    places: Places,
+    workers: int,
+    report: Callable[[float], None] = lambda share: None,
+) -> Trained:
+    """Train a detector, as changepair.tasks.training.loop.fit says. detector: its settings. settings: those of its training."""
+    training = DETECTORS[kind_of(detector)].training
+    assert training is not None
+    module: Any = import_module(training.module)
+    trained: Trained = module.train(Blueprint(detector), settings, examples=examples, places=places, workers=workers, report=report)
+    return trained

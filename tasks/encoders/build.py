@@ -1,0 +1,146 @@
+"""Builds encoders from their settings, with their weights: from a package, a hub, a file, or none yet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from segmentation_models_pytorch.encoders import get_encoder_names
+from torch import Tensor
+
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.encoders.clip import ClipEncoder
+from changepair.tasks.encoders.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0, multiply_exactly
+from changepair.tasks.encoders.settings import HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.encoders.weights import packaged_lite0, read_weights
+
+
+def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
+    """Builds an encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they stay random, to be
+    overwritten. A GPU's convolutions are exact from then on, so that a picture has the score that a CPU gives it. Raises BadInput if there
+    is no such network, its weights are not there, or it cannot take such pictures.
+    """
+    multiply_exactly(True)
+    filled = filled and settings.weights != OF_THE_MODEL
+    build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
+    try:
+        encoder = build(settings, resolution, filled)
+        for scale in settings.scales or (1.0,):
+            pixels = round(scale * resolution)
+            sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
+            if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
+                raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # or it would look past the rim
+        if settings.scales not in ((), (1.0,)):
+            encoder.see_at(settings.scales)
+    except BadInput:
+        raise
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise BadInput(f"encoder {settings.name}: {_line(error)}; resolution {resolution}, layers {list(settings.layers)}") from error
+    encoder.resolution = resolution
+    return encoder
+
+
+def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
+    if settings.weights == PACKAGED:
+        if settings.name != LITE0:
+            raise BadInput(f"encoder {settings.name}: no package has its weights; say weights: hub, or the path of a file")
+        if settings.layers:
+            raise BadInput(f"encoder {settings.name}: layers are its five stages; choose among them with the detector's stages")
+        return efficientnet_lite0(packaged_lite0() if filled else None)
+    if not timm.is_model(settings.name):
+        raise BadInput(f"encoder {settings.name}: timm has no such model{_near(settings.name, timm.list_models(settings.name[:4] + '*'))}")
+    about = timm.get_pretrained_cfg(settings.name)
+    asked: dict[str, Any] = {"features_only": True}
+    if settings.layers:
+        asked["out_indices"] = tuple(layer - 1 for layer in settings.layers)
+    if about is not None and about.fixed_input_size:
+        asked["img_size"] = resolution
+    if filled and settings.weights != HUB:
+        asked["pretrained_cfg_overlay"] = {"state_dict": _checked(settings, read_weights(Path(settings.weights)))}
+    network = _fetched(settings, partial(timm.create_model, settings.name, pretrained=filled, **asked))
+    mean, std = (about.mean, about.std) if about is not None else IMAGENET
+    return TimmEncoder(network, mean=mean, std=std)
+
+
+def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the tensors back if they are those of the network, with or without a classifier; timm would leave out what does not fit."""
+    network = timm.create_model(settings.name, pretrained=False)
+    own = network.state_dict()
+    head = {f"{name}.{part}" for name in _classifiers(network) for part in ("weight", "bias")}
+    wrong = [name for name in own.keys() ^ tensors.keys() if name not in head and not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise BadInput(
+            f"encoder {settings.name}: weights {settings.weights!r} are another network's: "
+            f"{len(wrong)} tensors are missing or surplus, such as {min(wrong)}"
+        )
+    return tensors
+
+
+def _classifiers(network: Any) -> tuple[str, ...]:
+    names = network.pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
+    import open_clip  # costs a second
+
+    if settings.name not in open_clip.list_models() and not settings.name.startswith(("hf-hub:", "local-dir:")):
+        raise BadInput(f"encoder {settings.name}: open_clip has no such model{_near(settings.name, open_clip.list_models())}")
+    asked: dict[str, Any] = {"force_image_size": resolution, "pretrained_text": False}
+    if filled and settings.name.startswith(("hf-hub:", "local-dir:")):
+        asked["pretrained"] = None  # the name says where the weights are
+    elif filled:
+        tags = open_clip.list_pretrained_tags_by_model(settings.name)
+        if settings.weights not in tags and not Path(settings.weights).is_file():
+            raise BadInput(f"encoder {settings.name}: weights {settings.weights!r} are neither a tag of it ({', '.join(tags)}) nor a file")
+        asked |= {"pretrained": settings.weights, "require_pretrained": True}
+    else:
+        asked["load_weights"] = False
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it warns that weights are random, which is as it should be here
+    try:
+        network = _fetched(settings, partial(open_clip.create_model, settings.name, **asked))
+    finally:
+        logging.root.setLevel(level)
+    return ClipEncoder(network, partial(open_clip.get_tokenizer, settings.name), layers=settings.layers)
+
+
+def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
+    if settings.name not in get_encoder_names():
+        raise BadInput(f"encoder {settings.name}: segmentation_models_pytorch has none{_near(settings.name, get_encoder_names())}")
+    if settings.layers:
+        raise BadInput(f"encoder {settings.name}: layers are its five stages; choose among them with the detector's stages")
+    encoder = SmpEncoder(settings.name)
+    if filled:
+        tensors: Mapping[str, Tensor] = read_weights(Path(settings.weights))
+        encoder.network.load_state_dict(dict(tensors))
+    return encoder
+
+
+def _fetched(settings: EncoderSettings, make: Any) -> Any:
+    """Makes an encoder's network, for which `make` may need a hub."""
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "state_dict" in str(error):
+            raise BadInput(f"encoder {settings.name}: weights {settings.weights!r} are another network's: {_line(error)}") from error
+        raise BadInput(
+            f"encoder {settings.name}: weights {settings.weights!r} are not on this machine and could not be fetched ({_line(error)}); "
+            "connect to the hub once without HF_HUB_OFFLINE, or give the path of a file"
+        ) from error
+
+
+def _near(name: str, names: list[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

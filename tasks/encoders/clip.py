@@ -1,0 +1,109 @@
+"""Encoders of open_clip: any of its image towers, its texts, and WinCLIP's windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
+
+Tokenizer = Callable[[list[str]], Tensor]
+WINDOWS_AT_ONCE = 512  # through the transformer; its activations are what takes memory
+WINDOWS = (2, 3)  # patches a side (WinCLIP, section 4.2)
+
+
+class ClipEncoder(FrozenEncoder):
+    """An open_clip model: the maps of chosen layers of its image tower, then the picture's embedding as a map of one position.
+
+    It works at the one resolution that its network was made for.
+    """
+
+    def __init__(self, network: nn.Module, tokenizer: Callable[[], Tokenizer], *, layers: Sequence[int] = ()) -> None:
+        """layers: which of the tower's layers, counted from 1; none for all those of a CNN, the last three of a transformer.
+
+        tokenizer: makes the model's tokenizer when a text is first embedded; some models' lies on a hub.
+        """
+        visual: Any = network.visual
+        for name in ("logit_scale", "logit_bias"):  # of the contrastive training; nothing here multiplies by it
+            if hasattr(network, name):
+                delattr(network, name)
+        super().__init__(network, mean=visual.image_mean, std=visual.image_std)
+        side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+        self.resolution = int(side)
+        self.tokenizer = tokenizer
+        self.indices = [layer - 1 for layer in layers] or None
+        features = self(torch.zeros(1, 3, self.resolution, self.resolution))
+        maps = features[:-1]
+        if not layers and len({tuple(map_.shape) for map_ in maps}) == 1:  # a transformer
+            self.indices = list(range(len(maps)))[-3:]
+            features = [*maps[-3:], features[-1]]
+        self.maps = len(features) - 1
+        self.channels = tuple(map_.shape[1] for map_ in features)
+        self.strides = tuple(self.resolution // map_.shape[-1] for map_ in features)
+
+    def features(self, normalised: Tensor) -> Features:
+        features = self.network.visual.forward_intermediates(normalised, indices=self.indices)  # type: ignore[operator, union-attr]
+        return [*features["image_intermediates"], features["image_features"][:, :, None, None]]
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Embeds texts: NxD, not normalised."""
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
+
+
+class WindowEncoder(FrozenEncoder):
+    """The encoder of WinCLIP (Jeong et al., CVPR 2023, section 4.2): gives a CLIP transformer's patch tokens of its last block, the
+    embeddings of all windows of 2x2 and of 3x3 patches, and the picture's embedding.
+
+    A window's embedding is the class token's after the whole transformer has seen the window's patches and nothing else.
+    """
+
+    def __init__(self, clip: ClipEncoder) -> None:
+        from open_clip.transformer import VisionTransformer  # costs a second, and only those who have it come here
+
+        visual: Any = clip.network.visual
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+            raise ValueError(f"windows need one of open_clip's own transformers with a class token, not {type(visual).__name__}")
+        super().__init__(clip.network, mean=visual.image_mean, std=visual.image_std)
+        self.resolution = clip.resolution
+        self.embed_texts = clip.embed_texts
+        width, embedding, patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
+        self.grid: tuple[int, int] = visual.grid_size
+        self.maps = 1 + len(WINDOWS)
+        self.channels = (width, *(embedding for _size in WINDOWS), embedding)
+        self.strides = (patch, *(patch for _size in WINDOWS), self.resolution)
+
+    def features(self, normalised: Tensor) -> Features:
+        visual: Any = self.network.visual
+        tokens = visual._embeds(normalised)  # open_clip gives blocks one by one through nothing that is public
+        last = visual.transformer(tokens)
+        patches = last[:, 1:].mT.unflatten(-1, self.grid)
+        embedding = self._embedding(last)[:, :, None, None]
+        return [patches, *(self._windows(tokens, size) for size in WINDOWS), embedding]
+
+    def _windows(self, tokens: Tensor, size: int) -> Tensor:
+        """Embeds windows. tokens: BxLxC before the transformer, the class token first. Embeddings BxDx(h-size+1)x(w-size+1)."""
+        visual: Any = self.network.visual
+        members = windows(self.grid, size).to(tokens.device)
+        count = members.shape[-1]
+        chosen = torch.cat([torch.zeros_like(members[0, :1])[None].expand(1, count), members.flatten(0, -2) + 1])  # (1 + size²)xW
+        rows = tokens[:, chosen.T].flatten(0, 1)  # (B*W)x(1 + size²)xC
+        parts = [rows] if exporting() else rows.split(WINDOWS_AT_ONCE)
+        embeddings = torch.cat([self._embedding(visual.transformer(part)) for part in parts])
+        return embeddings.unflatten(0, (-1, count)).mT.unflatten(-1, (self.grid[0] - size + 1, self.grid[1] - size + 1))
+
+    def _embedding(self, tokens: Tensor) -> Tensor:
+        visual: Any = self.network.visual
+        pooled, _rest = visual._pool(tokens)
+        return pooled @ visual.proj
+
+
+def windows(grid: tuple[int, int], size: int) -> Tensor:
+    """Gives the patches that each window of size x size holds, windows in the order of their upper left patch: (size²)xW indices."""
+    patches = torch.arange(grid[0] * grid[1], dtype=torch.float64).view(1, 1, *grid)
+    return F.unfold(patches, size)[0].long()

