@@ -8,7 +8,6 @@ from prefect import flow, get_run_logger
 
 from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
-from changepair.flows.running.machines import machines_of
 from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
 from changepair.flows.running.steps import progress, step
 from changepair.flows.runs.tracking import tracking_of
@@ -38,7 +37,7 @@ def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: P
         execution.workers,
     )
     report = progress(f"{name}: share of the training steps done")
-    return processes.train(job, execution.processes, report, machines_of(execution))
+    return processes.train(job, execution.processes, report)
 
 
 def _pairs_of(settings: Pipeline, name: str) -> Path | None:

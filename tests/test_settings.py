@@ -82,7 +82,6 @@ def test_the_projects_own_file_is_valid() -> None:
         ),
         ("execution.runner", "ray", "execution.runner: expected 'threads', 'processes' or 'dask', not 'ray'"),
         ("execution", {"gpu": "GPU"}, "execution.gpu: expected runner: dask and the address of a cluster"),
-        ("execution", {"nodes": 2, "runner": "dask"}, "execution.nodes: expected runner: dask and the address of a cluster"),
         (
             "pipelines.small.training.metauas",
             {"pairs": "s3://factory/pairs", "data": "online"},

@@ -73,9 +73,7 @@ class Execution(Strict):
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Processes of a machine that share each step of a training; auto for one a GPU."""
-    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Machines of the cluster that share each step of a training."""
+    """Processes that share each step of a training; auto for one a GPU."""
     runner: Runner = "processes"
     """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which read datasets and
     score pictures too."""
@@ -96,8 +94,6 @@ class Execution(Strict):
     def _of_a_cluster(self) -> Execution:
         if self.gpu is not None and (self.runner != "dask" or self.address is None):
             raise ValueError("gpu: runner: dask and the address of a cluster beside it, whose workers have one")
-        if self.nodes > 1 and (self.runner != "dask" or self.address is None):
-            raise ValueError("nodes: runner: dask and the address of a cluster beside it, whose machines they are")
         return self
 
 
