@@ -124,7 +124,6 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/scores/small/patch-residual/scores.parquet",
         "data/scores/small/metauas/maps/0.npy",
         "data/evaluation/small/report.html",
-        "data/models/small/in-use.html",
         "data/evaluation/small/figures.csv",
         "data/evaluation/small/comparisons.csv",
         "data/evaluation/small/operating.csv",
@@ -388,8 +387,6 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
     assert (current(project)["hash"], current(project)["action"]) == (first["hash"], "rolled back")
     history = [json.loads(line) for line in (project / "data/models/small/history.jsonl").read_text().splitlines()]
     assert [line["action"] for line in history] == ["promoted", "promoted", "promoted", "rolled back"]
-    page = (project / "data/models/small/in-use.html").read_text()
-    assert page.count("<article") == 4 and page.count('class="current"') == 1 and history[-1]["reason"] in page
     assert history[0]["candidate"] != history[1]["candidate"]
     again = run(project, "changepair", "rollback", "small")
     assert again.returncode == 2 and "no model before the one in use" in again.stderr
@@ -418,13 +415,12 @@ def test_plain_dvc_carries_the_model_in_use_to_a_clone_and_keeps_it(project: Pat
 
 
 def test_everyone_names_the_same_detector(retrained: Path) -> None:
-    """The report, the gate, the page of the current model, `status`, and `--model <pipeline>` without another option."""
+    """The report, the gate, `status`, and `--model <pipeline>` without another option."""
     decision = json.loads((retrained / "data/models/small/in-use/decision.json").read_text())
     assert decision == json.loads((retrained / "data/evaluation/small/decision.json").read_text())
     detector, shots = decision["detector"], decision["uses"][0]["shots"]
     assert f"use <strong>{detector} with {shots} normal picture" in (retrained / "data/evaluation/small/report.html").read_text()
     assert current(retrained)["choice"].startswith(f"{detector}, I-AUROC ")
-    assert f"Used by {detector}, I-AUROC" in (retrained / "data/models/small/in-use.html").read_text()
     assert f"used by: {detector}, I-AUROC" in run(retrained, "changepair", "status", "small").stdout
     command = re.search(
         r"<code>(changepair predict --model small [^<]+)</code>", (retrained / "data/evaluation/small/report.html").read_text()
@@ -470,13 +466,6 @@ def test_the_report_shows_the_pairs(retrained: Path) -> None:
         assert re.search(rf"<td>{row['kind']}</td>.*<td>{row['pairs']}</td>", report)
         assert f'alt="change pairs of kind {row["kind"].partition(",")[0]}"' in report
     assert "draws dropped" in report
-
-
-def test_the_report_and_the_page_of_the_model_in_use_lead_to_each_other(retrained: Path) -> None:
-    report, page = (retrained / "data" / file for file in ("evaluation/small/report.html", "models/small/in-use.html"))
-    for here, there in ((report, page), (page, report)):
-        links = re.findall(r'href="(\.\./[^"]+)"', here.read_text())
-        assert [(here.parent / link).resolve() for link in links] == [there.resolve()]
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ data/models/<pipeline>/
   in-use/          that model's files, and in draws.parquet and settings.json what it was measured as
   in-use.dvc       so that DVC pushes, pulls and keeps them; made from `current`, like in-use/
   history.jsonl    one line a decision
-  in-use.html      what they say, for people; made from them
 """
 
 from __future__ import annotations
