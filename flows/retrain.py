@@ -33,7 +33,6 @@ from changepair.flows.running.told import listening, told
 from changepair.flows.runs.events import OF_AN_END, emit, show_asset
 from changepair.flows.runs.journal import Journal, Run, read_runs
 from changepair.flows.runs.milestones import Milestones
-from changepair.flows.runs.notices import notify
 from changepair.flows.runs.states import RunState, StageState
 from changepair.flows.runs.summary import RUNS, summary
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
@@ -98,40 +97,25 @@ def promotion_gate(pipeline: str) -> State[Outcome]:
 
 @flow(name="retrain", flow_run_name="retrain {pipeline}")
 def retrain(pipeline: str) -> State[None]:
-    settings = read_pipelines()
     enabled_pipeline(pipeline)
-    wait = settings.runs_of(pipeline).overlap == "wait"
-    owed: list[Notice] = []
-    try:
-        with on_sigterm(also=forward_sigterm), following_orders():
-            try:
-                with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
-                    ended = _recorded(pipeline, owed)
-            except Held as held:
-                get_run_logger().warning(str(held))
-                return Completed(name=RunState.SKIPPED, message=str(held))
-            except Exception as error:
-                state = stopped(error)
-                if state is None:
-                    raise
-                return state
-    finally:
-        for notice in owed:  # a receiver that is slow keeps nobody else waiting
-            notify(settings.notices, pipeline, notice.state, notice.reason, notice.about, get_run_logger())
+    wait = read_pipelines().runs_of(pipeline).overlap == "wait"
+    with on_sigterm(also=forward_sigterm), following_orders():
+        try:
+            with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
+                ended = _recorded(pipeline)
+        except Held as held:
+            get_run_logger().warning(str(held))
+            return Completed(name=RunState.SKIPPED, message=str(held))
+        except Exception as error:
+            state = stopped(error)
+            if state is None:
+                raise
+            return state
     return Completed(name=ended.outcome.state, message=ended.message)
 
 
-@dataclass(frozen=True)
-class Notice:
-    """What is to be told of a run's end."""
-
-    state: RunState
-    reason: str
-    about: Mapping[str, Any]
-
-
-def _recorded(pipeline: str, owed: list[Notice]) -> Ended:
-    """Runs and writes down what happens, and what is to be told of the end."""
+def _recorded(pipeline: str) -> Ended:
+    """Run, and record what happens in the journal and, as an event, on the server."""
     own = str(flow_run.get_id())
     for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
         close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
@@ -152,7 +136,6 @@ def _recorded(pipeline: str, owed: list[Notice]) -> Ended:
             emit(pipeline, OF_AN_END[state], {**about, "reason": hide(message), "in use": _model_in_use(pipeline)})
         if state == RunState.PROMOTED:
             show_asset(pipeline, enabled_pipeline(pipeline).names, _model_in_use(pipeline))
-        owed.append(Notice(state, message, about))
     return ended
 
 

@@ -22,7 +22,7 @@ SERVICES: dict[str, Any] = {
     name: service for file in FILES for name, service in yaml.safe_load((ROOT / "deploy" / file).read_text())["services"].items()
 }
 VARIABLE = re.compile(r"\$\{(\w+)(:\?[^}]*|:-[^}]*)?\}")
-MAY_BE_EMPTY = {"CHANGEPAIR_NOTICES", "GIT_CREDENTIALS", "POOL"}
+MAY_BE_EMPTY = {"GIT_CREDENTIALS", "POOL"}
 
 
 def settings() -> list[tuple[str, str | None]]:

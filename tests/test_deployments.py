@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, commit, make_project, run, write_pipelines
+import yaml
+from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 from prefect import flow
+from prefect.blocks.webhook import Webhook
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
+from receiver import receiver
 from servers import ask, events, prefect_server, request
 
 from changepair.flows.running.gpu import LIMIT
@@ -27,7 +31,7 @@ from changepair.flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_
 from changepair.flows.runs.states import RunState
 from changepair.flows.schedule import deployments
 from changepair.flows.settings.reader import parse
-from changepair.flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
+from changepair.flows.settings.runs import Runs, Schedule, ScheduleSettings
 from changepair.tasks.common.errors import BadInput
 
 
@@ -156,6 +160,23 @@ def test_an_automation_acts_on_what_a_run_ends_with(project: Path, api: str) -> 
         assert event["payload"]["reason"] == "better" and event["resource"]["prefect.resource.id"] == "changepair.pipeline.small"
     finally:
         request("DELETE", f"{api}/automations/{made['id']}")
+
+
+def test_the_documented_automation_notifies_by_a_webhook(api: str) -> None:
+    page = (ROOT / "docs/pages/operations.md").read_text()
+    [automation] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "call-webhook" in block)
+    reason = 'metauas "may be" worse\nby 2 points'
+    with receiver() as server, temporary_settings({PREFECT_API_URL: api}):
+        block = Webhook(url=server.url).save("team", overwrite=True)
+        automation["actions"][0]["block_document_id"] = str(block)
+        made = request("POST", f"{api}/automations/", automation)
+        try:
+            emit("mine", OF_AN_END[RunState.PROMOTED], {"reason": "better"})
+            emit("mine", OF_AN_END[RunState.KEPT], {"reason": reason})
+            wait_until(lambda: server.received, what="the webhook")
+        finally:
+            request("DELETE", f"{api}/automations/{made['id']}")
+    assert server.received == [{"text": f"mine, changepair.kept: {reason}"}]
 
 
 def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, tmp_path: Path) -> None:
@@ -301,12 +322,6 @@ def test_schedules_as_they_may_be_written() -> None:
 def test_a_revision_is_no_option_and_no_command(value: str) -> None:
     with pytest.raises(BadInput):
         parse(Runs, {"revision": value})
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "env:", "ftp://x", "env:A B", "block:UPPER"])
-def test_notices_go_to_a_web_address_a_variable_or_a_block(url: str) -> None:
-    with pytest.raises(BadInput):
-        parse(Notices, {"url": url})
 
 
 def test_on_prefect_cloud_a_model_that_is_put_to_use_is_an_asset(api: str, monkeypatch: pytest.MonkeyPatch) -> None:

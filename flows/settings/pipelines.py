@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from changepair.flows.running.places import WRITTEN
 from changepair.flows.settings.detectors import Detectors, parse_trainings
 from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml
-from changepair.flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
+from changepair.flows.settings.runs import Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
 from changepair.tasks.common.bounds import Each, Some
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote, place_of
@@ -190,8 +190,6 @@ class Pipelines(Strict):
     """How work is spread."""
     runs: Runs = Runs()
     """How scheduled runs work."""
-    notices: Notices | None = None
-    """Whom to tell; null for nobody."""
     pipelines: dict[Name, Pipeline]
     """What can be made, by name."""
 
