@@ -642,10 +642,9 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl"}),
     "how InCTRL is trained": (in_file("tasks/training/inctrl.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
-    # Trainings make pairs of their own with `data: online`, by the code that makes the shards.
     "synthesis": (
         in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"),
-        {"synthesize_small", "train_small_metauas", "train_small_inctrl"},
+        {"synthesize_small"},
     ),
     "what the model is chosen by": (in_settings("promotion", value={"figure": "pixel_aupro"}), {"figures_small"}),
     "how many pictures are shown": (in_settings("evaluation", "shown", value=2), {"report_small"}),

@@ -82,11 +82,6 @@ def test_the_projects_own_file_is_valid() -> None:
         ),
         ("execution.runner", "ray", "execution.runner: expected 'threads', 'processes' or 'dask', not 'ray'"),
         ("execution", {"gpu": "GPU"}, "execution.gpu: expected runner: dask and the address of a cluster"),
-        (
-            "pipelines.small.training.metauas",
-            {"pairs": "s3://factory/pairs", "data": "online"},
-            "training.metauas.data: online makes the pipeline's own pairs; say shards, or take training.metauas.pairs out",
-        ),
         ("pipelines.small.training", {"metauas": {"epoch": 1}}, "small.training.metauas.epoch: unknown key; did you mean 'epochs'?"),
         ("pipelines.small.training", {"inctl": {}}, "pipelines.small.training.inctl: unknown key; did you mean 'inctrl'?"),
         ("pipelines.small.training", {}, "pipelines.small.auxiliary: inctrl is trained on it; name a dataset with anomalies, or say"),

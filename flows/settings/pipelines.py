@@ -165,11 +165,6 @@ class Pipeline(Strict):
         chosen: TrainingSettings = self.training.get(detector) or training.settings()
         return chosen
 
-    def pairs_of(self, detector: str) -> str | None:
-        """Gives the folder or URL of the pairs that a detector learns from instead of the pipeline's own, if it names some."""
-        named: str | None = getattr(self.training_of(detector), "pairs", None)
-        return named
-
     @property
     def trained(self) -> list[str]:
         """Lists the detectors that have a model folder, which the train stage writes."""
@@ -302,20 +297,14 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
     for detector, examples in pipeline.trained_on.items():
         if examples == "auxiliary" and not pipeline.auxiliary:
             yield f"auxiliary: {detector} is trained on it; name a dataset with anomalies, or say training.{detector}.examples: pairs"
-        pairs = pipeline.pairs_of(detector) if examples == "pairs" else None
-        if pairs is not None and getattr(pipeline.training_of(detector), "data", None) == "online":
-            yield f"training.{detector}.data: online makes the pipeline's own pairs; say shards, or take training.{detector}.pairs out"
-        if examples == "pairs" and pairs is None and not pipeline.synthesis.pairs:
-            yield (
-                f"synthesis.pairs: {detector} is trained on them, so more than 0; or name others as training.{detector}.pairs, "
-                "or give it a model that is trained already"
-            )
+        if examples == "pairs" and not pipeline.synthesis.pairs:
+            yield f"synthesis.pairs: {detector} is trained on them, so more than 0; or give it a model that is trained already"
     if not pipeline.synthesis.pairs:
         return
     learnt = int(pipeline.synthesis.pairs * (1 - pipeline.synthesis.held_out))
     for detector, examples in pipeline.trained_on.items():
         size = pipeline.training_of(detector).batch_size
-        if examples == "pairs" and pipeline.pairs_of(detector) is None and learnt < size:
+        if examples == "pairs" and learnt < size:
             yield (
                 f"training.{detector}.batch_size: {learnt} pairs to learn from ({pipeline.synthesis.pairs} less those held out) fill no "
                 f"batch of {size}; lower it, or raise synthesis.pairs"

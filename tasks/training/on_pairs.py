@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, cast
@@ -10,16 +9,15 @@ from typing import Any, cast
 from torch import nn
 from torch.utils.data import Dataset
 
-from changepair.tasks.common.files import content_of, sha256
+from changepair.tasks.common.files import content_of
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.detectors.encoders import build_encoder
 from changepair.tasks.detectors.load import build_detector
 from changepair.tasks.detectors.settings import TrainedSettings
-from changepair.tasks.synthesis.synthesize import maker
 from changepair.tasks.training.course import DetectorCourse
 from changepair.tasks.training.given import start_from
 from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
-from changepair.tasks.training.pairs import FreshPairs, Pairs, hashes, split_pairs
+from changepair.tasks.training.pairs import Pairs, hashes, split_pairs
 from changepair.tasks.training.settings import PairTrainingSettings
 
 
@@ -34,16 +32,13 @@ class PairCourse(DetectorCourse):
         settings: PairTrainingSettings,
         training: Pairs,
         measured: Pairs,
-        fresh: FreshPairs | None = None,
     ) -> None:
-        """fresh: pairs of each epoch's own; None to learn from `training` every epoch."""
         super().__init__(name, detector, chosen, settings)
         self.training = training
         self.measured = measured
-        self.fresh = fresh
 
     def examples(self, epoch: int) -> Dataset[Any]:
-        return self.training if self.fresh is None else self.fresh.of(epoch)
+        return self.training
 
     def order(self, epoch: int) -> list[int]:
         return generator(self.settings.seed, "epoch", epoch).permutation(len(self.training)).tolist()
@@ -72,13 +67,8 @@ def train_on_pairs(
     begin(settings.seed)
     model = build_detector(detector, build_encoder(detector.encoder, detector.resolution))
     given = start_from(settings.init, detector, model)
-    fresh = None
-    if settings.data == "online":
-        fresh = FreshPairs(training, maker(examples.synthesis, examples.made_of))
-        given["synthesis"] = json.dumps(asdict(examples.synthesis), sort_keys=True)
-        given |= {table.name: sha256(table) for table in (examples.made_of.sources, examples.made_of.textures, examples.made_of.objects)}
     return fit(
-        course(places.model_folder.name, model, detector, settings, training, measured, fresh),
+        course(places.model_folder.name, model, detector, settings, training, measured),
         pace_of(settings),
         places,
         accelerator=accelerator,
