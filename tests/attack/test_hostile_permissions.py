@@ -15,7 +15,6 @@ COMMANDS = (
     "status",
     "plan",
     "retrain small",
-    "retrain small --dry-run",
     "set small evaluation.resolution=48",
     "promote small",
     "verify",
