@@ -175,7 +175,7 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     assert artifacts["small-pairs-kinds"]["type"] == "table" and sum(int(row["pairs"]) for row in kinds) == 24
     assert "small-pairs-changed-area" in artifacts and "small-pairs-drops" in artifacts
     shares = [item["data"] for item in of_the_run if item["type"] == "progress"]
-    assert shares == [100.0] * 7  # of the inpainter, two trainings, three scorings, and the whole
+    assert shares == [100.0] * 6  # of the inpainter, two trainings and three scorings
     assert artifacts["small-summary"]["data"].startswith("# small: Promoted")
 
 
