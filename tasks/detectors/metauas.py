@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from changepair.tasks.common.bounds import STRICT, Between, Place
 from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution
+from changepair.tasks.detectors.settings import OF_THE_MODEL, EncoderSettings, Resolution, options_of
 
 if TYPE_CHECKING:
     from changepair.tasks.detectors.models.detector import Detector
@@ -51,15 +51,7 @@ class MetaUASSettings:
 def build(settings: MetaUASSettings, encoder: FrozenEncoder) -> Detector:
     from changepair.tasks.detectors.models.metauas import build_metauas
 
-    return build_metauas(
-        encoder,
-        alignment=settings.alignment,
-        similarity=settings.similarity,
-        aligned_stages=settings.aligned_stages,
-        fusion=settings.fusion,
-        decoder=settings.decoder,
-        decoder_channels=settings.decoder_channels,
-    )
+    return build_metauas(encoder, **options_of(settings))
 
 
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))

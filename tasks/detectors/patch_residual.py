@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from changepair.tasks.common.bounds import STRICT
 from changepair.tasks.detectors.residual import ResidualSettings
+from changepair.tasks.detectors.settings import options_of
 
 if TYPE_CHECKING:
     from changepair.tasks.detectors.models.detector import Detector
@@ -23,15 +24,4 @@ class PatchResidualSettings(ResidualSettings):
 def build(settings: PatchResidualSettings, encoder: FrozenEncoder) -> Detector:
     from changepair.tasks.detectors.models.patch_residual import PatchResidual
 
-    return PatchResidual(
-        encoder,
-        stages=settings.stages,
-        top_share=settings.top_share,
-        background=settings.background,
-        rotations=settings.rotations,
-        mirrored=settings.mirrored,
-        own=settings.own,
-        foreground=settings.foreground,
-        contrast=settings.contrast,
-        smoothing=settings.smoothing,
-    )
+    return PatchResidual(encoder, **options_of(settings))

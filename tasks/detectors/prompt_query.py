@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from changepair.tasks.common.bounds import STRICT, Between, Place
 from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages, options_of
 
 if TYPE_CHECKING:
     from changepair.tasks.detectors.models.detector import Detector
@@ -48,14 +48,4 @@ class PromptQuerySettings:
 def build(settings: PromptQuerySettings, encoder: FrozenEncoder) -> Detector:
     from changepair.tasks.detectors.models.prompt_query import build_prompt_query
 
-    return build_prompt_query(
-        encoder,
-        stages=settings.stages,
-        width=settings.width,
-        head_width=settings.head_width,
-        context=settings.context,
-        top_share=settings.top_share,
-        background=settings.background,
-        rotations=settings.rotations,
-        mirrored=settings.mirrored,
-    )
+    return build_prompt_query(encoder, **options_of(settings))

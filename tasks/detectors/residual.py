@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from changepair.tasks.common.bounds import STRICT, Between, Place
 from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages, options_of
 
 if TYPE_CHECKING:
     from changepair.tasks.detectors.models.detector import Detector
@@ -66,7 +66,4 @@ def build_learnt(settings: LearntResidualSettings, encoder: FrozenEncoder) -> De
     """Builds a residual in a metric that is learnt."""
     from changepair.tasks.detectors.models.metric_residual import MetricResidual
 
-    options = asdict(settings)
-    for other in ("encoder", "resolution", "tiles", "model"):
-        del options[other]
-    return MetricResidual(encoder, **options)
+    return MetricResidual(encoder, **options_of(settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, Protocol
 
 from changepair.tasks.common.bounds import STRICT, Between, Place, Some
@@ -46,6 +46,13 @@ class EncoderSettings:
         if self.name.startswith(FOLDER_OF_OPEN_CLIP):
             named.append(self.name.removeprefix(FOLDER_OF_OPEN_CLIP))
         return named
+
+
+def options_of(settings: Any) -> dict[str, Any]:
+    """Return what a detector's model takes of its settings: all but the encoder, the resolution, the tiles and the model folder."""
+    return {
+        one.name: getattr(settings, one.name) for one in fields(settings) if one.name not in ("encoder", "resolution", "tiles", "model")
+    }
 
 
 def files_of_prior(settings: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from changepair.tasks.common.bounds import STRICT, Between
 from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.detectors.settings import EncoderSettings, Resolution, Stages, options_of
 
 if TYPE_CHECKING:
     from changepair.tasks.detectors.models.detector import Detector
@@ -42,12 +42,4 @@ class SubspaceSettings:
 def build(settings: SubspaceSettings, encoder: FrozenEncoder) -> Detector:
     from changepair.tasks.detectors.models.subspace import Subspace
 
-    return Subspace(
-        encoder,
-        stages=settings.stages,
-        variance=settings.variance,
-        top_share=settings.top_share,
-        background=settings.background,
-        rotations=settings.rotations,
-        mirrored=settings.mirrored,
-    )
+    return Subspace(encoder, **options_of(settings))
