@@ -9,15 +9,9 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
 
 
-def read_recommendation(folder: Path) -> Recommendation | None:
-    """Read decision.json. Return None if an older version wrote the folder, without the file.
-
-    Raises BadInput if the file is damaged.
-    """
-    file = folder / DECISION_NAME
-    if not file.is_file():
-        return None
+def read_recommendation(folder: Path) -> Recommendation:
+    """Read decision.json. Raises BadInput if the file is missing or damaged."""
     try:
-        return read_record(Recommendation, file)
+        return read_record(Recommendation, folder / DECISION_NAME)
     except BadInput as error:
         raise BadInput(f"{error}; get it again with `dvc checkout --force`, or run `changepair retrain`") from error
