@@ -17,8 +17,7 @@ from prefect.states import Completed
 
 from changepair.flows.plan import SPLIT, write_plan
 from changepair.flows.promotion.gate import Outcome, gate
-from changepair.flows.promotion.history import folder_of, read_current
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
 from changepair.flows.running import provenance
 from changepair.flows.running.api import close_dead, link_child, page_of_run, parent, stopped
 from changepair.flows.running.artifacts import show_page

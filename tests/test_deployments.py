@@ -24,7 +24,7 @@ from processes import started, wait_until
 from receiver import receiver
 from servers import ask, events, prefect_server, request
 
-from changepair.flows.running.gpu import LIMIT
+from changepair.flows.running.entry import LIMIT
 from changepair.flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of
 from changepair.flows.runs.states import RunState
 from changepair.flows.schedule import deployments
@@ -272,7 +272,7 @@ HOLD = """
 import sys, time
 import torch
 torch.cuda.is_available = lambda: True
-from changepair.flows.running.gpu import gpu_slot
+from changepair.flows.running.entry import gpu_slot
 with gpu_slot():
     start = time.time()
     time.sleep(2)

@@ -23,10 +23,9 @@ from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_row, write_objects
 from changepair.tasks.sampling.duplicates import near_duplicates
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, undefined_metrics
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
-from changepair.tasks.sampling.undefined import undefined_metrics
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from changepair.flows.promotion.history import (
     in_use_in_turn,
     new_model,
     read_current,
+    read_recommendation,
     remember_kept,
     taken_back,
     write_current,
 )
-from changepair.flows.promotion.recommended import read_recommendation
 from changepair.flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
 from changepair.flows.running import provenance
 from changepair.flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE, SETTINGS_NAME

@@ -24,6 +24,7 @@ from changepair.flows.settings.pipelines import pipeline_named
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.texts import read_text
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
 from changepair.tasks.scoring.results import METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
@@ -157,3 +158,11 @@ def candidate_hash(pipeline: str) -> str:
 
 def folder_of(pipeline: str) -> Path:
     return MODELS / pipeline
+
+
+def read_recommendation(folder: Path) -> Recommendation:
+    """Read decision.json. Raises BadInput if the file is missing or damaged."""
+    try:
+        return read_record(Recommendation, folder / DECISION_NAME)
+    except BadInput as error:
+        raise BadInput(f"{error}; get it again with `dvc checkout --force`, or run `changepair retrain`") from error

@@ -37,7 +37,7 @@ from prefect.utilities.callables import parameter_schema
 
 from changepair.flows.running.api import logged_in, refuse_silent
 from changepair.flows.running.ending import tell
-from changepair.flows.running.gpu import LIMIT
+from changepair.flows.running.entry import LIMIT
 from changepair.flows.running.login import login_for
 from changepair.flows.runs.events import RETRAINING, resource_of
 from changepair.flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server

@@ -13,9 +13,8 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from changepair.flows.settings.pipelines import Pipelines, mistakes
 from changepair.flows.settings.reader import FILE, check_values, nearest, parse, parse_yaml, read_yaml
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import write_text
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_text
 
 WIDEST = 10_000  # characters of a line, so that none is broken

@@ -10,8 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.detectors.registry import DETECTORS
 from changepair.tasks.detectors.weights import CONFIG_NAME

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.places import place_of
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.encoders import build_encoder
 from changepair.tasks.detectors.load import build_detector, build_empty, load_detector

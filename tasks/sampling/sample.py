@@ -18,10 +18,9 @@ from changepair.tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, Pict
 from changepair.tasks.ingestion.objects import table as objects
 from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
 from changepair.tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, undefined_metrics
 from changepair.tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from changepair.tasks.sampling.settings import Protocol, SamplingSettings, Use
-from changepair.tasks.sampling.undefined import undefined_metrics
 
 Labelled = tuple[str, int]
 """A query's picture and its label."""

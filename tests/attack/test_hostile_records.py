@@ -21,8 +21,7 @@ from team import git
 
 from changepair.flows.cli import history
 from changepair.flows.promotion.gate import rollback
-from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, write_current
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, read_recommendation, write_current
 from changepair.flows.promotion.store import MeasuredAs, read_measured_as
 from changepair.flows.running.cache import verify
 from changepair.flows.running.locks import FOLDER, holder
