@@ -13,7 +13,7 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows import completion, doctor, init
+from changepair.flows import doctor, init
 from changepair.flows.arguments import check_options
 from changepair.flows.monitoring import review
 from changepair.flows.prediction import demo, export, predict
@@ -120,7 +120,6 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("pipeline")
         command.set_defaults(run=lambda arguments, name=name: MODELS[name](arguments.pipeline))
-    completion.add(commands, parser)
     doctor.add(commands)
     init.add(commands)
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")

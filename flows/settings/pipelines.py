@@ -37,8 +37,6 @@ class Elsewhere(Strict):
 
     layout: LayoutName
     """What it is; `changepair datasets` says where to get it."""
-    home: str | None = None
-    """Where to get it, if its layout's home is not the place."""
 
 
 class Datasets(Strict):
@@ -213,11 +211,9 @@ def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
     for names in read.pipelines[name].datasets.values():
         for dataset in names:
             if dataset not in read.datasets.here:
-                about = read.datasets.elsewhere[dataset]
-                where = f" from {about.home}" if about.home else ""
                 raise BadInput(
-                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it{where} (`changepair pipelines` "
-                    f"says more) and give it as {dataset}: {{path: …, layout: {about.layout}}}"
+                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it (`changepair pipelines` "
+                    f"says where) and give it as {dataset}: {{path: …, layout: {read.datasets.elsewhere[dataset].layout}}}"
                 )
     return read.pipelines[name]
 

@@ -6,12 +6,10 @@ The launcher is this module, and it runs this module once for each process (`--w
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +30,6 @@ JOB_NAME, SHARE_NAME, REFUSED_NAME, TRAINED_NAME = "job.pickle", "share", "refus
 RESTARTS = 3
 POLL = 0.5  # seconds
 GRACE = 20.0  # seconds that the launcher has to end by itself when all is done
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def launch(processes: int, folder: Path) -> None:
     """Start the processes, and all of them again when one is lost."""
     from torch.distributed.run import main as launcher
 
-    _end_with_parent()
+    stopping.die_with_parent()
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else those begun anew read where the ones before them listened
     launcher(
         [
@@ -132,7 +129,7 @@ def launch(processes: int, folder: Path) -> None:
 
 def work(folder: Path) -> None:
     """One of the processes."""
-    _end_with_parent()
+    stopping.die_with_parent()
     if (folder / REFUSED_NAME).is_file():  # begun anew because another has refused
         return
     job: Job = pickle.loads((folder / JOB_NAME).read_bytes())
@@ -153,12 +150,6 @@ def work(folder: Path) -> None:
     if first:
         write_text(folder / TRAINED_NAME, json.dumps(asdict(trained)))
     torch.distributed.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """Asks Linux for a SIGTERM when the process that started this one is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ COMMANDS = {
     "promote": ["small"],
     "rollback": ["small"],
     "history": ["small"],
-    "completion": ["bash"],
     "init": ["one"],
     "inspect": ["parts"],
     "import": ["metauas", "one/a.png", "--out", "imported"],
