@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
-from prefect.blocks.webhook import Webhook
+from conftest import TINY, commit, make_project, run, write_pipelines
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
-from receiver import receiver
 from servers import ask, events, prefect_server, request
 
 from changepair.flows.running.entry import LIMIT
@@ -158,24 +154,6 @@ def test_an_automation_acts_on_what_a_run_ends_with(project: Path, api: str) -> 
         assert event["payload"]["reason"] == "better" and event["resource"]["prefect.resource.id"] == "changepair.pipeline.small"
     finally:
         request("DELETE", f"{api}/automations/{made['id']}")
-
-
-def test_the_documented_automation_notifies_by_a_webhook(api: str) -> None:
-    page = (ROOT / "docs/pages/operations.md").read_text()
-    [automation] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "call-webhook" in block)
-    reason = 'metauas "may be" worse\nby 2 points'
-    with receiver() as server, temporary_settings({PREFECT_API_URL: api}):
-        block = Webhook(url=server.url).save("team", overwrite=True)
-        automation["actions"][0]["block_document_id"] = str(block)
-        made = request("POST", f"{api}/automations/", automation)
-        try:
-            emit("mine", OF_AN_END[RunState.PROMOTED], {"reason": "better"})
-            for _attempt in range(20):  # the server takes a moment to act on a new automation
-                emit("mine", OF_AN_END[RunState.KEPT], {"reason": reason})
-                time.sleep(0 if server.received else 3)
-        finally:
-            request("DELETE", f"{api}/automations/{made['id']}")
-    assert server.received and all(content == {"text": f"mine, changepair.kept: {reason}"} for content in server.received)
 
 
 def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, tmp_path: Path) -> None:
