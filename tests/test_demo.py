@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +148,22 @@ def test_what_is_no_picture_is_told_in_a_line_and_no_path_is_shown(
     assert not re.search(r"[0-9a-f]{64}", shown) and str(page[2]) not in shown and "Traceback" not in (page[2] / "log").read_text()
 
 
+@installed
+def test_a_folder_is_scored_and_downloaded(driver: Any, pictures: Path) -> None:
+    upload(driver, "normal", pictures / "normal.png")
+    within(30, lambda: "1 normal picture remembered" in text(driver, "ready"))
+    driver.find_element("xpath", "//button[contains(., 'A whole folder')]").click()
+    upload(driver, "folder", pictures)
+    within(20, lambda: text(driver, "folder").count("KB") == 3)
+    driver.find_element("css selector", "#check-all").click()
+    within(30, lambda: "3 pictures scored" in text(driver, "summary"))
+    link = within(20, lambda: driver.find_elements("css selector", "#download a[href]"))[0].get_attribute("href")
+    archive = zipfile.ZipFile(io.BytesIO(httpx.get(link).content))
+    rows = list(csv.DictReader(io.StringIO(archive.read("scores.csv").decode())))
+    assert {row["picture"] for row in rows} == {"normal.png", "good.png", "hole.png"}
+    assert len([name for name in archive.namelist() if name.startswith("maps/") and name.endswith(".png")]) == 3
+
+
 def test_the_page_is_on_loopback_and_its_files_are_gone_when_it_ends(tmp_path: Path) -> None:
     with served(tmp_path) as (url, process, folder):
         assert httpx.get(url).status_code == 200
@@ -170,7 +188,7 @@ class Steps:
         self.error = gradio.Error
         page = make_page(gradio, self.predictor, work, bytes_of([self.predictor]) + memory)
         steps = {block.fn.__name__: block.fn for block in page.fns.values() if block.fn is not None}
-        self.prompt, self.show = steps["prompt"], steps["show"]
+        self.prompt, self.show, self.batch = steps["prompt"], steps["show"], steps["batch"]
         self._check = steps["check"]
 
     def check(self, session: Any, files: list[Path], strength: float = 1.0) -> tuple[list[float], str, list[Any]]:
@@ -204,6 +222,11 @@ def test_pictures_that_do_not_fit_together_are_scored_one_by_one_and_those_that_
     assert re.search(r"Left out: large\.png: needs 0\.\d+ GB of memory, more than the 0\.\d+ GB that the page has", verdict)
     assert [caption.split(":")[0] for _picture, caption in shown] == ["0.png", "1.png", "hole.png", "2.png"]
     assert session.size < kept
+    summary, archive = steps.batch(session, [str(file) for file in (*files, large)], lambda _share: None)
+    with zipfile.ZipFile(archive) as opened:
+        rows = list(csv.DictReader(io.StringIO(opened.read("scores.csv").decode())))
+    assert [row["picture"] for row in rows] == [f"{number}.png" for number in range(3)] and "Left out: large.png: needs" in summary
+    assert [float(row["score"]) for row in rows] == pytest.approx([*expected[:2], expected[3]], abs=5e-6)
 
 
 def test_prompts_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,10 @@ from changepair.flows.prediction.budget import return_freed_memory
 from changepair.flows.prediction.options import load
 from changepair.flows.prediction.page import KEPT, SHOWN, add_address, gradio_in, memory_of, serve_page, small, told
 from changepair.flows.prediction.sessions import Memory, needs_of_file
-from changepair.tasks.common.decoding import Decoded
+from changepair.tasks.common.decoding import ENDINGS, Decoded
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.places import is_hidden
+from changepair.tasks.prediction.files import names_of
 
 if TYPE_CHECKING:
     from changepair.tasks.common.pictures import Picture
@@ -28,7 +31,7 @@ EXAMPLES = """examples:
   changepair demo
   changepair demo --kit line-3 --port 7870
 """
-MOST_PROMPTS, MOST_QUERIES = 16, 12
+MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
 KEPT_BYTES = 2 * 3 * SHOWN**2
 """Largest size of what a session keeps of a picture."""
 HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is yellow to red where a picture differs
@@ -154,6 +157,24 @@ def make_page(gradio: Any, predictor: Predictor, work: Path, total: int) -> Any:
         shown = session.shown if session else ()
         return [(small(blended(one.drawn, one.picture, strength)), one.caption) for one in shown]
 
+    def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
+        files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS and not is_hidden(Path(path).name)]
+        if not files:
+            raise gradio.Error(f"a folder without a picture ({', '.join(ENDINGS)})", duration=None, print_exception=False)
+        if len(files) > MOST_BATCH:
+            raise gradio.Error(
+                f"{len(files)} pictures, more than {MOST_BATCH}; `changepair predict` takes any number", print_exception=False
+            )
+        folder, refused = Path(tempfile.mkdtemp(dir=work)), list[str]()
+        with told(gradio), memory.turn:
+            own = mine(session)
+            predictions = _each(memory, costs, own, files, _into(refused, files))
+            flagged = _save(own.predictor, files, predictions, folder / "answer", lambda share: progress(share))
+        archive = shutil.make_archive(str(folder / "answer"), "zip", folder / "answer")
+        shutil.rmtree(folder / "answer")
+        lines = [f"{len(files) - len(refused)} pictures scored" + (f", **{flagged} anomalous**" if own.predictor.threshold else "")]
+        return _with_refused("\n\n".join(lines), refused), archive
+
     with gradio.Blocks(title="changepair", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         state = gradio.State()
         gradio.Markdown(f"# changepair\n{HELP}")
@@ -173,9 +194,15 @@ def make_page(gradio: Any, predictor: Predictor, work: Path, total: int) -> Any:
             for name, pair in make_examples(work / "examples").items():
                 button = gradio.Button(name, size="sm", elem_id=f"example-{name}")
                 button.click(lambda own=pair: own, None, [normal, queries]).then(prompt, normal, [state, ready])
+        with gradio.Accordion("A whole folder", open=False):
+            folder = gradio.File(label="Pictures", file_count="directory", elem_id="folder", height=120)
+            every = gradio.Button("Check all", elem_id="check-all")
+            summary = gradio.Markdown(elem_id="summary")
+            download = gradio.File(label="Scores, maps and overlays", interactive=False, elem_id="download")
         normal.change(prompt, normal, [state, ready])
         go.click(check, [state, queries, strength], [state, verdict, found])
         strength.release(show, [state, strength], found, trigger_mode="always_last")  # the default drops what comes meanwhile
+        every.click(batch, [state, folder], [summary, download])
     return page
 
 
@@ -257,7 +284,7 @@ def _each(
     own: Session,
     files: Sequence[str | Path],
     refuse: Callable[[int, BadInput], None],
-    keeps: int,
+    keeps: int = 0,
 ) -> Iterator[Prediction]:
     """Score pictures as `Predictor.each`, one at a time if they do not fit in memory together.
 
@@ -290,3 +317,21 @@ def _shown(one: Prediction, name: str, predictor: Predictor) -> Shown:
     caption = f"{name}: {shown(line.score)}" + (f", {line.verdict}" if line.verdict else "")
     picture, drawn = (np.asarray(small(pixels)) for pixels in (one.picture, heated(one.picture, one.map, predictor.top)))
     return Shown(one.score, caption, picture, drawn)
+
+
+def _save(
+    predictor: Predictor, files: Sequence[Path], predictions: Iterator[Prediction], folder: Path, report: Callable[[float], None]
+) -> int:
+    """Write scores, maps and overlays. Return how many pictures are anomalous."""
+    from changepair.tasks.prediction.outputs import line_of, save, score_table
+
+    flagged = 0
+    names = [Path(*name.parts[-2:]) for name in names_of(files)]
+    with score_table(folder / "scores.csv") as keep:
+        for one in predictions:
+            line = line_of(files[one.number].name, one.score, predictor.threshold)
+            keep(line)
+            save(one, names[one.number], folder, predictor.top, maps="png", overlays=True)
+            flagged += line.verdict == "anomalous"
+            report((one.number + 1) / len(files))
+    return flagged

@@ -22,7 +22,7 @@ MOST_BYTES = "32mb"
 UPLOAD = "/gradio_api/upload"
 """Path whose request bodies are written to files, each of at most MOST_BYTES."""
 MOST_BODY = 2**20
-"""Largest body of any other request, in bytes."""
+"""Largest body of any other request, in bytes. It names the files of a folder, 500 at most."""
 MOST_FIELD = 2**16
 """Largest field of a form that is not a file, in bytes."""
 SHOWN = 1024
