@@ -14,11 +14,13 @@ from changepair.flows.running.places import CANDIDATE, EPISODES, EVALUATION, INP
 from changepair.flows.running.steps import HOUR, step
 from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from changepair.flows.settings.reader import read_yaml
+from changepair.tasks.common.errors import BadInput
 from changepair.tasks.reporting.curves import CURVES_NAME, Curves
 from changepair.tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
 from changepair.tasks.reporting.report import Inputs, Origin, markdown, write_report
 from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures, undefined_metrics
 from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
 from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 from changepair.tasks.synthesis.shards import OVERVIEW_NAME
 
@@ -28,7 +30,7 @@ def draw_galleries(pipeline: str, settings: Pipeline) -> list[Gallery]:
     scores = {name: SCORES / pipeline / name for name in settings.detectors}
     galleries = galleries_of(scores, EpisodeFiles.of(EPISODES, pipeline), settings.evaluation.shown)
     folder = EVALUATION / pipeline
-    recommended = read_recommendation(folder)
+    recommended = _recommendation(pipeline)
     write_galleries(folder / GALLERIES_NAME, galleries, {use.target: recommended.detector for use in recommended.uses})
     return galleries
 
@@ -49,13 +51,20 @@ def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> N
         figures=read_figures(folder / FIGURES_NAME),
         comparisons=read_comparisons(folder / COMPARISONS_NAME),
         operating=read_operating(folder / OPERATING_NAME),
-        recommendation=read_recommendation(folder),
+        recommendation=_recommendation(pipeline),
         curves=Curves.read(folder / CURVES_NAME),
         galleries=galleries,
         evaluation=settings.evaluation,
         trained=list(settings.trained_on),
         undefined=undefined_metrics(read_episodes(files.episodes), read_pictures(files.targets)),
     )
+
+
+def _recommendation(pipeline: str) -> Recommendation:
+    recommendation = read_recommendation(EVALUATION / pipeline)
+    if recommendation is None:
+        raise BadInput(f"{EVALUATION / pipeline / DECISION_NAME}: no such file; the figures stage writes it, so run `dvc repro`")
+    return recommendation
 
 
 @flow(name="report", flow_run_name="report {pipeline}")

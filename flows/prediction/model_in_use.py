@@ -6,7 +6,7 @@ For `--model <pipeline>[/<detector>]`, and for `--model <folder>` with a folder 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,16 @@ from changepair.flows.promotion.history import folder_of, read_current, read_rec
 from changepair.flows.promotion.store import MeasuredAs, measured_as_in, read_measured_as
 from changepair.flows.running.places import IN_USE, SETTINGS_NAME
 from changepair.flows.settings.detectors import Detectors
+from changepair.flows.settings.pipelines import read_pipelines
 from changepair.flows.settings.reader import nearest, parse
 from changepair.tasks.common.decoding import UNKNOWN, Intensity
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
 from changepair.tasks.prediction.models import Named, of_fetched, of_pipeline
+from changepair.tasks.scoring.decision import PromotionSettings, choose
 from changepair.tasks.scoring.recommendation import Recommendation, Use
+from changepair.tasks.scoring.results import DRAWS_NAME, read_draws
 
 SEPARATOR = "/"
 """Separates a pipeline from one of its detectors."""
@@ -35,7 +39,7 @@ class InUse:
     which: str
     """A line that says which detector it is, and why."""
     recommendation: Recommendation | None
-    """The decision, with prompts and thresholds. None if the user named the detector."""
+    """The decision, with prompts and thresholds. None if the user named the detector, or an older version promoted the model."""
 
     @property
     def intensity(self) -> Intensity | None:
@@ -92,7 +96,7 @@ def model_in_use(model: str) -> InUse:
     if wanted and wanted not in detectors:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
     recommendation = None if wanted else read_recommendation(folder)
-    name, why = (wanted, "") if recommendation is None else _chosen(detectors, recommendation)
+    name, why = (wanted, "") if wanted else _chosen(detectors, folder, recommendation, lambda: _promotion_of(pipeline))
     if not name:
         raise BadInput(f"{folder}: no metric shows which detector is the best; name one: --model {pipeline}{SEPARATOR}<detector>")
     if name not in detectors:
@@ -108,7 +112,7 @@ def model_of_project(folder: Path) -> InUse:
     """
     detectors = _detectors(measured_as_in(folder), folder.name, folder)
     recommendation = read_recommendation(folder)
-    name, why = _chosen(detectors, recommendation)
+    name, why = _chosen(detectors, folder, recommendation, PromotionSettings)
     if name not in detectors:
         raise BadInput(f"{folder}: names no detector that it has; fetch the folder again, or use a model folder in it")
     return InUse(str(folder), of_fetched(name, detectors, folder), f"{folder}: {name}{why}", recommendation)
@@ -125,6 +129,22 @@ def _detectors(measured_as: MeasuredAs, pipeline: str, folder: Path) -> dict[str
     return detectors
 
 
-def _chosen(detectors: Mapping[str, Any], recommendation: Recommendation) -> tuple[str, str]:
-    """Return the detector that the model uses, and why; an empty name if no metric shows one."""
-    return recommendation.detector, f", chosen of its {len(detectors)} detectors ({recommendation})"
+def _chosen(
+    detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None, promotion: Callable[[], PromotionSettings]
+) -> tuple[str, str]:
+    """Return the detector that the model uses, and why; an empty name if no metric shows one.
+
+    promotion: returns the settings that choose it, if an older version wrote the folder, without a decision.
+    """
+    if recommendation is not None:
+        detector, why = recommendation.detector, str(recommendation)
+    else:
+        trained = [name for name, one in detectors.items() if DETECTORS[kind_of(one)].training is not None]
+        choice = choose(read_draws(folder / DRAWS_NAME), promotion(), trained)
+        detector, why = ("", "") if choice is None else (choice.detector, str(choice))
+    return detector, f", chosen of its {len(detectors)} detectors ({why})"
+
+
+def _promotion_of(pipeline: str) -> PromotionSettings:
+    known = read_pipelines().pipelines.get(pipeline)
+    return known.promotion if known is not None else PromotionSettings()

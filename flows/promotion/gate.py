@@ -83,7 +83,7 @@ def _again(pipeline: str, current: Model) -> Outcome:
     """Keep the current model. If its decision has changed, promote it with the new one."""
     since = f"this model is in use, since {_when(current.time)}"
     new, old = (folder / DECISION_NAME for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
-    if old.read_bytes() == new.read_bytes():
+    if old.is_file() and old.read_bytes() == new.read_bytes():
         return Outcome(RunState.IN_USE, since)
     if current.action == "rolled back":  # a person chose the old decision
         return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
@@ -149,7 +149,7 @@ def take(pipeline: str, reason: str) -> Model:
     of the two models is in use, whole."""
     settings = enabled_pipeline(pipeline)
     stored = store_candidate(pipeline, settings.trained, _measured_as(pipeline, settings))
-    model = new_model(pipeline, stored, reason, "promoted", str(read_recommendation(EVALUATION / pipeline)))
+    model = new_model(pipeline, stored, reason, "promoted", str(read_recommendation(EVALUATION / pipeline) or ""))
     write_current(pipeline, model)
     settle(pipeline, model)
     return model

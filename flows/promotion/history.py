@@ -160,9 +160,15 @@ def folder_of(pipeline: str) -> Path:
     return MODELS / pipeline
 
 
-def read_recommendation(folder: Path) -> Recommendation:
-    """Read decision.json. Raises BadInput if the file is missing or damaged."""
+def read_recommendation(folder: Path) -> Recommendation | None:
+    """Read decision.json. Return None if an older version wrote the folder, without the file.
+
+    Raises BadInput if the file is damaged.
+    """
+    file = folder / DECISION_NAME
+    if not file.is_file():
+        return None
     try:
-        return read_record(Recommendation, folder / DECISION_NAME)
+        return read_record(Recommendation, file)
     except BadInput as error:
         raise BadInput(f"{error}; get it again with `dvc checkout --force`, or run `changepair retrain`") from error

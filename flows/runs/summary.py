@@ -15,6 +15,7 @@ from changepair.tasks.reporting.advice import advice_of, next_steps
 from changepair.tasks.reporting.galleries import GALLERIES_NAME, short_name
 from changepair.tasks.scoring.figures import heading
 from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
+from changepair.tasks.scoring.recommendation import Recommendation
 from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 
 RUNS = 8
@@ -26,7 +27,7 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
     trained: the detectors that were, here. runs: earlier ones, the newest first. figures: this run's, as metrics.json has them."""
     folder = EVALUATION / pipeline
     rows, comparisons = read_figures(folder / FIGURES_NAME), read_comparisons(folder / COMPARISONS_NAME)
-    recommended = read_recommendation(folder)
+    recommended = read_recommendation(folder) or Recommendation("", None, ())
     state, _, reason = outcome.partition(": ")
     lines = [f"# {pipeline}: {state}", "", f"{reason[:1].upper()}{reason[1:]}.", ""]
     for advice in advice_of(recommended, rows, read_operating(folder / OPERATING_NAME)):

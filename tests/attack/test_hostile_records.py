@@ -130,7 +130,7 @@ def spoilt(data: bytes, draw: random.Random) -> bytes:
 def recommended() -> object:
     """Does what console and `predict` do with a decision."""
     read = read_recommendation(MODELS / IN_USE)
-    return (read.lines, str(read), read.find(None), read.find("bricks"))
+    return read and (read.lines, str(read), read.find(None), read.find("bricks"))
 
 
 MODELS = folder_of("small")
