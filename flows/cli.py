@@ -13,7 +13,7 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows import doctor, init
+from changepair.flows import completion, doctor, init, plots
 from changepair.flows.arguments import check_options
 from changepair.flows.monitoring import review
 from changepair.flows.prediction import demo, export, predict
@@ -28,7 +28,7 @@ from changepair.tasks.ingestion.settings import LayoutName
 EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
-    "retrain": "changepair retrain quickstart",
+    "retrain": "changepair retrain quickstart --dry-run",
     "set": "changepair set quickstart evaluation.resolution=128 training.metauas.epochs=3",
     "score": "changepair score mine",
     "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
@@ -42,6 +42,7 @@ EXAMPLES = {
     "history": "changepair history mine",
     "datasets": "changepair datasets",
     "inspect": "changepair inspect mvtec-ad /data/mvtec --out sheet.png",
+    "unpack": "changepair unpack mvtec.tar.xz /data/mvtec",
     "import": "changepair import metauas metauas-256.ckpt --out data/imported/metauas-256",
 }
 """Of the commands that say none themselves."""
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     planning.set_defaults(run=lambda _arguments: plan())
     running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
     running.add_argument("pipeline")
+    running.add_argument("--dry-run", action="store_true", help="say which stages would run, and why, and run nothing")
     loudness = running.add_mutually_exclusive_group()
     loudness.add_argument(
         "--quiet", action="store_const", dest="volume", const=Volume.QUIET, help="print what goes wrong, and nothing else"
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     loudness.add_argument(
         "--verbose", action="store_const", dest="volume", const=Volume.VERBOSE, help="print what Prefect and DVC say, too"
     )
-    running.set_defaults(volume=Volume.NORMAL, run=retrain)
+    running.set_defaults(volume=Volume.NORMAL, run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments))
     setting = commands.add_parser("set", help="write settings of a pipeline to pipelines.yaml, which keeps its form and its comments")
     setting.add_argument("pipeline")
     setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
@@ -120,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("pipeline")
         command.set_defaults(run=lambda arguments, name=name: MODELS[name](arguments.pipeline))
+    plots.add(commands)
+    completion.add(commands, parser)
     doctor.add(commands)
     init.add(commands)
     datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
@@ -136,6 +140,10 @@ def parser() -> argparse.ArgumentParser:
     )
     inspecting.add_argument("--masks", metavar="DIR", help="a folder of masks for pictures with defects")
     inspecting.set_defaults(run=lambda one: inspect_dataset(one.dataset, one.path, one.out, one.normal, one.abnormal, one.masks))
+    unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
+    unpacking.add_argument("archive", type=Path)
+    unpacking.add_argument("folder", type=Path)
+    unpacking.set_defaults(run=lambda arguments: unpack(arguments.archive, arguments.folder))
     importing = commands.add_parser("import", help="turn an authors' checkpoint into a model folder")
     importing.add_argument("detector", choices=[name for name, kind in DETECTORS.items() if kind.published is not None])
     importing.add_argument("checkpoint", type=Path)
@@ -204,6 +212,13 @@ def retrain(arguments: argparse.Namespace) -> None:
         end_with_parent()
         with one_api():
             run(flow, pipeline=pipeline)
+
+
+def dry_run(arguments: argparse.Namespace) -> None:
+    from changepair.flows.dry_run import tell
+
+    for line in tell(arguments.pipeline):
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def score(pipeline: str) -> None:
@@ -308,6 +323,12 @@ def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
     Console().print(text, soft_wrap=True)
     if imported.left_out:
         Console().print(f"left out, as the authors' loader does: {', '.join(imported.left_out)}", soft_wrap=True)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    from changepair.tasks.ingestion.unpack import unpack as work
+
+    Console().print(f"{folder}: {work(archive, folder)} files", soft_wrap=True, markup=False, highlight=False)
 
 
 def list_datasets() -> None:

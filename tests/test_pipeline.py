@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from browser import browser, installed, requests
 from conftest import STAGES, TINY, commit, copied, make_clip, make_project, run, save, write_pipelines
 from processes import wait_until, within
 from servers import ask, events
@@ -141,6 +142,49 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
     assert not list(project.rglob("*.partial")) and not [file for file in project.glob("data/checkpoints/small/**/*") if file.is_file()]
 
 
+def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path, tmp_path: Path) -> None:
+    project = copied(retrained, tmp_path / "project")
+
+    def said() -> dict[str, str]:
+        result = run(project, "changepair", "retrain", "small", "--dry-run")
+        assert result.returncode == 0, result.stderr
+        *lines, last = result.stdout.splitlines()
+        would, may = ([line for line in lines if line.startswith(start)] for start in ("would run ", "may run "))
+        perhaps = f", {len(may)} may" if may else ""
+        assert last.startswith(f"{len(would)} of {len(STAGES)} stages would run{perhaps}, {len(STAGES) - len(lines)} are up to date")
+        assert len(would) + len(may) == len(lines)
+        return dict(line.split(" run ", 1)[1].split(": ", 1) for line in lines)
+
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file() and ".dvc/tmp" not in path.as_posix()}
+    assert said() == {}
+    write_pipelines(project, edited(project, evaluation={"resolution": 32}))
+    lines = said()
+    assert list(lines) == ["code", "figures_small", "report_small"]
+    assert lines["figures_small"] == "pipelines.yaml: pipelines.small.evaluation.resolution"
+    write_pipelines(project, edited(project, evaluation={"resolution": 64}))
+    for file, line in (("ranking", "# a comment"), ("segmentation", "CHANGED = 1")):
+        with (project / f"tasks/training/{file}.py").open("a") as stream:
+            stream.write(f"{line}\n")
+    shutil.copyfile(project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png")
+    lines = said()
+    assert lines["ingest_parts"] == "parts has changed" and lines["synthesize_small"].startswith("if the result of sample_small")
+    assert lines["train_small_metauas"] == "its code: changepair.tasks.training.segmentation"
+    assert (
+        lines["train_small_inctrl"] == "if the result of synthesize_small changes" and "train_small_metauas" in lines["score_small_metauas"]
+    )
+    changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert {path.relative_to(project).as_posix() for path in changed} == {
+        "pipelines.yaml",
+        "tasks/training/ranking.py",
+        "tasks/training/segmentation.py",
+    }
+    content = edited(project)
+    content["pipelines"]["small"]["detectors"]["winclip"] = {}
+    (project / "pipelines.yaml").write_text(yaml.safe_dump(content))
+    refused = run(project, "changepair", "retrain", "small", "--dry-run")
+    assert refused.returncode == 2 and "`changepair plan`" in refused.stderr
+
+
 def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     """One run of retrain and one a stage, all completed, and the table, report and picture as artifacts."""
     [retrain] = [one for one in ask(api, "flow_runs") if one["name"] == "retrain small" and one["state"]["name"] == "Promoted"][-1:]
@@ -235,6 +279,19 @@ def test_with_a_snapshot_results_can_be_made_again_when_the_pictures_are_gone(tm
 def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tuple[Path, list[str]]) -> None:
     reran = ["train_small_metauas", "score_small_patch-residual", "score_small_metauas", "figures_small", "report_small"]
     assert edited_once[1] == reran
+
+
+@installed
+def test_plots_are_drawn_without_a_network(project: Path, tmp_path: Path) -> None:
+    result = run(project, "changepair", "plots", "--out", str(tmp_path / "plots"))
+    assert result.returncode == 0 and "index.html" in result.stdout, result.stderr
+    with browser(tmp_path / "profile", width=390) as driver:
+        driver.get((tmp_path / "plots/index.html").as_uri())
+        within(30, lambda: driver.execute_script("return document.querySelectorAll('main canvas, main svg').length") >= 8, "the charts")
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert all(url.startswith("file:") for url in requests(driver))
+    wrong = run(project, "changepair", "plots", "nowhere")
+    assert wrong.returncode == 2 and wrong.stderr == "changepair: dvc plots diff: unknown Git revision 'nowhere'\n"
 
 
 def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> None:

@@ -196,8 +196,8 @@ def ingest_folder(
         raise BadInput(f"{dataset}: no folder {folder}; correct datasets.folders.{dataset}.path in pipelines.yaml")
     if layout != OF_A_FILE and not folder.is_dir():
         raise BadInput(
-            f"{dataset}: {folder} is a file; give the folder of the pictures as datasets.folders.{dataset}.path "
-            f"(unpack an archive first), or say layout: {OF_A_FILE} for a list of them"
+            f"{dataset}: {folder} is a file; give the folder of the pictures as datasets.folders.{dataset}.path (`changepair unpack` makes "
+            f"one of an archive), or say layout: {OF_A_FILE} for a list of them"
         )
     source = DatasetFolder(dataset, folder, places.pictures / dataset, tuple(normal), tuple(abnormal), masks)
     _refuse_what_it_writes_to(source, places)

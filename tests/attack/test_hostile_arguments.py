@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ["--port=-1"],
     "export": ["--prompt", "one/b.png", "--model", "patch-residual", "--format", "program", "--out", "exported"],
     "api": ["--port=-1"],
+    "retrain": ["small", "--dry-run"],
     "set": ["small", "evaluation.resolution=64"],
     "score": ["small"],
     "review": ["small", "--port=-1"],
@@ -33,6 +34,7 @@ COMMANDS = {
     "history": ["small"],
     "init": ["one"],
     "inspect": ["parts"],
+    "unpack": ["one/a.png", "unpacked"],
     "import": ["metauas", "one/a.png", "--out", "imported"],
 }
 """Those that take any, each as it ends soon: at port -1 nothing is served."""

@@ -15,6 +15,7 @@ COMMANDS = (
     "status",
     "plan",
     "retrain small",
+    "retrain small --dry-run",
     "set small evaluation.resolution=48",
     "promote small",
     "verify",

@@ -20,6 +20,8 @@ from hostile import attack, changed, damaged
 from team import git
 
 from changepair.flows.cli import history
+from changepair.flows.code import code_now
+from changepair.flows.dry_run import _changed_code
 from changepair.flows.promotion.gate import rollback
 from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, read_recommendation, write_current
 from changepair.flows.promotion.store import MeasuredAs, read_measured_as
@@ -27,7 +29,6 @@ from changepair.flows.running.cache import verify
 from changepair.flows.running.locks import FOLDER, holder
 from changepair.flows.running.places import CODE, DATA, IN_USE, SETTINGS_NAME
 from changepair.flows.running.provenance import LOCK, artifacts, locked
-from changepair.flows.running.records import read_record
 from changepair.flows.runs.journal import Journal, read_runs
 from changepair.flows.runs.states import RunState, StageState
 from changepair.flows.runs.status import print_status
@@ -36,7 +37,6 @@ from changepair.flows.schedule.workspace import Workspace, prepare
 from changepair.tasks.common.decoding import UNKNOWN
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
-from changepair.tasks.common.fingerprint import Code
 from changepair.tasks.prediction.calibration import calibrated
 from changepair.tasks.scoring.decision import Choice
 from changepair.tasks.scoring.recommendation import DECISION_NAME, Prompt, Recommendation, Use, write_recommendation
@@ -92,6 +92,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_time("small", "metauas", Time(0.1, "cpu"))
     write_text(FOLDER / "retrain.lock", json.dumps({"what": "retrain small", "process": 1, "host": "here", "started": FIRST.time}))
     write_text(Path(LOCK), LOCKED)
+    code = code_now()  # takes a second
+    monkeypatch.setattr("changepair.flows.dry_run.code_now", lambda: code)
     write_text(CODE / "report.json", json.dumps({"modules": {"changepair.flows.report": "0"}, "files": {}, "packages": {}}))
 
 
@@ -149,7 +151,7 @@ READERS: dict[Path, list[Callable[[], Any]]] = {
     DATA / "runs/small/times/metauas.json": [lambda: print_status("small", 5)],
     FOLDER / "retrain.lock": [lambda: print_status("small", 5), lambda: holder(FOLDER / "retrain.lock")],
     LOCK: [lambda: artifacts(["train_small_metauas"]), lambda: verify(Path())],
-    CODE / "report.json": [lambda: read_record(Code, CODE / "report.json")],
+    CODE / "report.json": [_changed_code],
 }
 
 

@@ -1,0 +1,114 @@
+"""`changepair retrain --dry-run`: report which stages would run or may run, and why. It runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+
+from changepair.flows.code import code_now
+from changepair.flows.plan import CODE_STAGE, DVC_YAML, SPLIT, dvc_yaml, planned
+from changepair.flows.running.dvc import stages_before
+from changepair.flows.running.places import CODE
+from changepair.flows.running.records import read_record
+from changepair.flows.settings.pipelines import enabled_pipeline
+from changepair.flows.settings.reader import FILE
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.fingerprint import Code
+
+SHOWN = 3
+"""Number of reasons, stages or changed modules that are listed for a stage."""
+WORDS = {"deleted": "is not here", "not in cache": "is not here", "modified": "has changed", "new": "is new"}
+"""Our wording for the states of a file in DVC."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Whether a run would or may execute a stage. The default: the stage is up to date."""
+
+    reasons: tuple[str, ...] = ()
+    """Why it would run; () if it would not, or only may."""
+    after: tuple[str, ...] = ()
+    """Stages before it that would or may run. It runs if the output of one of them changes."""
+
+    def __str__(self) -> str:
+        if self.reasons:
+            more = f", and {len(self.reasons) - SHOWN} more reasons" if len(self.reasons) > SHOWN else ""
+            return f"{'; '.join(self.reasons[:SHOWN])}{more}"
+        return f"if the result of {' or '.join(self.after[:SHOWN])} changes"
+
+
+def forecast(pipeline: str) -> dict[str, Forecast]:
+    """Forecast for each stage, in order, whether a run executes it. Raises BadInput if dvc.yaml is not that of pipelines.yaml."""
+    enabled_pipeline(pipeline)
+    stages = planned()
+    if not DVC_YAML.is_file() or DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(stages):
+        raise BadInput(f"{DVC_YAML}: is out of date with {FILE}; regenerate it with `changepair plan`, then run this again")
+    names = stages_before(f"report{SPLIT}{pipeline}")
+    with Repo() as repo:
+        status: Mapping[str, Any] = repo.status(targets=names)
+    changed = _changed_code()
+    by_name = {stage.name: stage for stage in stages}
+    made_by = {out: stage.name for stage in stages for out in (*stage.outs, *stage.in_git, *stage.metrics)}
+    found: dict[str, Forecast] = {}
+    for name in names:
+        deps = by_name[name].deps
+        reasons = [f"its code: {changed[dep]}" for dep in deps if dep in changed]
+        reasons += _reasons(status.get(name, ()), made_by)
+        before = {made_by[dep] for dep in deps if dep in made_by}
+        after = [other for other in names if other in before and other != CODE_STAGE and other in found and found[other] != Forecast()]
+        found[name] = Forecast(tuple(dict.fromkeys(reasons)), tuple(after))
+    return found
+
+
+def tell(pipeline: str) -> list[str]:
+    """Return the forecast as lines of text."""
+    found = forecast(pipeline)
+    would = [name for name, one in found.items() if one.reasons]
+    may = [name for name, one in found.items() if one.after and not one.reasons]
+    lines = [f"{'would run' if one.reasons else 'may run'} {name}: {one}" for name, one in found.items() if one != Forecast()]
+    perhaps = f", {len(may)} may" if may else ""
+    current = len(found) - len(would) - len(may)
+    return [*lines, f"{len(would)} of {len(found)} stages would run{perhaps}, {current} are up to date; the gate decides after them"]
+
+
+def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
+    """Yield the reasons that DVC reports for a stage, without its code and outputs of other stages, which are checked separately."""
+    for one in said:
+        if one == "always changed":
+            yield "DVC cannot tell whether what it reads has changed"
+            continue
+        if one == "changed command":
+            yield "its command"
+            continue
+        for path, state in one.get("changed deps", {}).items():
+            if isinstance(state, Mapping):
+                yield from (f"{FILE}: {key}" + (" is new" if how == "new" else "") for key, how in state.items())
+            elif path not in made_by and not Path(path).is_relative_to(CODE):
+                yield f"{path} {WORDS.get(state, state)}"
+        for path, state in one.get("changed outs", {}).items():
+            yield f"what it made is not as it was: {path} {WORDS.get(state, state)}"
+
+
+def _changed_code() -> dict[str, str]:
+    """Return the modules that changed since the last run, for each kind of stage whose code changed, by the file that records it."""
+    changed = {}
+    for name, now in code_now().items():
+        file = CODE / name
+        try:
+            before = read_record(Code, file) if file.exists() else None
+        except BadInput as error:
+            changed[file.as_posix()] = str(error).partition(": ")[2]
+            continue
+        if before == now:
+            continue
+        if before is None:
+            changed[file.as_posix()] = "never run here"
+            continue
+        ours, theirs = ({**one.modules, **one.files, **one.packages} for one in (now, before))
+        different = sorted(part for part in ours.keys() | theirs.keys() if ours.get(part) != theirs.get(part))
+        changed[file.as_posix()] = ", ".join(different[:SHOWN]) + (f" and {len(different) - SHOWN} more" if len(different) > SHOWN else "")
+    return changed

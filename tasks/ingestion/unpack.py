@@ -1,0 +1,132 @@
+"""Unpacks a dataset as it is distributed, a tar or zip: everything in it stays within the folder, or nothing is unpacked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import NO_ROOM, made_anew
+from changepair.tasks.common.reasons import in_short
+
+
+def unpack(archive: Path, folder: Path) -> int:
+    """Unpacks .tar (also .gz, .bz2, .xz) or .zip into a new folder; gives the number of files. Raises BadInput, and then leaves nothing, if
+    the archive is damaged, the folder is there already, a member (or a link) would lie outside it, or the disk has no room."""
+    if not archive.is_file():
+        raise BadInput(f"{archive}: no such file")
+    if folder.exists():
+        raise BadInput(f"{folder}: is there already; name a new folder")
+    with made_anew(folder) as partial:
+        try:
+            if zipfile.is_zipfile(archive):
+                _unzip(archive, partial)
+            elif tarfile.is_tarfile(archive):
+                _untar(archive, partial)
+            else:
+                raise BadInput(f"{archive}: neither a tar nor a zip")
+        except BadInput:
+            raise
+        except tarfile.FilterError as error:
+            raise _leaves(archive, error.tarinfo.name) from error
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            why = in_short(error)
+            raise BadInput(
+                f"{archive}: cannot be unpacked ({why}); it is damaged, or its names contradict one another or are too long"
+            ) from error
+        except Exception as error:  # a decoder may raise anything on hostile bytes
+            raise BadInput(f"{archive}: damaged, cut off or encrypted ({in_short(error)}); get it again") from error
+        return sum(1 for file in partial.rglob("*") if file.is_file())
+
+
+class _Member(tarfile.TarInfo):
+    """A member, or the error that keeps it from being read.
+
+    The library takes whatever is no header for the archive's end, and the end of the file too: one that is cut off between two members
+    would be unpacked as whole.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # a block of zeros ends an archive that is whole
+            raise tarfile.ReadError(f"no end of the archive: {error}") from error
+
+
+def _untar(archive: Path, folder: Path) -> None:
+    """Unpacks files first, while no link is there that one could be written through; then the links, and where each leads is looked up on
+    disk.
+
+    The library's own filter judges a link by a path that it gives up resolving where it gets too long (CVE-2025-4517).
+    """
+    with tarfile.open(archive, tarinfo=_Member) as tar:
+        members = [tarfile.data_filter(member, str(folder)) for member in tar]  # PEP 706: no devices, no special permissions
+        _refuse_too_big(sum(member.size for member in members), folder, archive)
+        links = [member for member in members if member.issym() or member.islnk()]
+        for member in members:
+            _refuse_outside(archive, member.name)
+            if not (member.issym() or member.islnk()):
+                tar.extract(member, folder, filter="data")
+        for link in links:
+            _make_link(archive, folder, link)
+        for link in links:
+            if not _stays_inside(folder / link.name, folder):
+                raise _leaves(archive, link.name)
+
+
+def _make_link(archive: Path, folder: Path, link: tarfile.TarInfo) -> None:
+    place = folder / link.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not _stays_inside(place.parent, folder):
+        raise _leaves(archive, link.name)
+    if link.issym():
+        place.symlink_to(link.linkname)
+        return
+    _refuse_outside(archive, link.linkname)
+    if not _stays_inside(folder / link.linkname, folder):
+        raise _leaves(archive, link.name)
+    os.link(folder / link.linkname, place)
+
+
+def _stays_inside(place: Path, folder: Path) -> bool:
+    """Tells whether what stands at a place is there, and within the folder, once every link on the way is followed."""
+    try:
+        return place.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
+    except (OSError, RuntimeError):  # leads nowhere, in a circle, or is too long to follow
+        return False
+
+
+def _refuse_outside(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise _leaves(archive, name)
+
+
+def _leaves(archive: Path, name: str) -> BadInput:
+    return BadInput(f"{archive}: {in_short(repr(name))} would leave the folder or is no file; nothing was unpacked")
+
+
+def _unzip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        _refuse_too_big(sum(item.file_size for item in packed.infolist()), folder, archive)
+        for item in packed.infolist():
+            _refuse_outside(archive, item.filename)
+            if stat.S_ISLNK(item.external_attr >> 16):
+                raise _leaves(archive, item.filename)
+        packed.extractall(folder)
+
+
+def _refuse_too_big(size: int, folder: Path, archive: Path) -> None:
+    room = shutil.disk_usage(folder).free
+    if size > room:
+        raise BadInput(f"{archive}: unpacks to {size / 2**30:.1f} GiB, and {os.fspath(folder.parent)} has room for {room / 2**30:.1f}")
