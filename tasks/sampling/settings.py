@@ -22,8 +22,8 @@ class SamplingSettings:
     """One draw of prompts a seed; figures are mean and deviation over them."""
     protocols: Annotated[tuple[Protocol, ...], Some()] = ("class-specific", "class-agnostic")
     """class-specific: k prompts of the query's own category, drawn at random. class-agnostic: a pool of all categories' prompts, k of
-    each, from which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each class.
-    multi-class: the classes of `normal_classes` normal, every other anomalous."""
+    each, from which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each
+    class. multi-class: the classes of `normal_classes` normal, every other anomalous."""
     target_protocols: dict[str, Annotated[tuple[Protocol, ...], Some()]] = field(default_factory=dict)
     """For targets that need others, by their names."""
     normal_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -35,6 +35,7 @@ COMMANDS = {
     "init": ["one"],
     "inspect": ["parts"],
     "unpack": ["one/a.png", "unpacked"],
+    "completion": ["bash"],
     "import": ["metauas", "one/a.png", "--out", "imported"],
 }
 """Those that take any, each as it ends soon: at port -1 nothing is served."""
