@@ -42,10 +42,10 @@ bench: .venv/installed ## the benchmarks, with their figures printed
 	python -m pytest tests/benchmarks -m bench -s
 
 lint: .venv/installed ## format, lint, types and secrets
-	ruff format --check . && ruff check . && mypy && python tests/audit.py secrets
+	ruff format --check . && ruff check . && mypy && python .ci/audit.py secrets
 
 check: lint ## lint, and look for known vulnerabilities
-	python tests/audit.py
+	python .ci/audit.py
 
 docs: .venv/installed ## the site, in build/docs
 	python -m changepair.flows.settings.reference > docs/pages/settings.md

@@ -9,8 +9,7 @@ import socket
 from collections.abc import Mapping
 
 from changepair.tasks.common.bounds import MOST, Between
-from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.errors import BadInput, in_short
 
 COUNT = Between(1, MOST)
 TOKEN = "CHANGEPAIR_API_TOKEN"

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from changepair.flows.plan import write_plan
+from changepair.flows.settings.overriding import add_pipeline
 from changepair.flows.settings.pipelines import read_pipelines
-from changepair.flows.settings.reader import FILE, parse_yaml, read_yaml
+from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.files import write_text
 from changepair.tasks.common.places import is_url, place_of
-from changepair.tasks.common.texts import read_text
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.ingestion.settings import FolderSettings
 
@@ -42,27 +40,27 @@ SHOTS = (1, 2, 4, 8)
 LARGEST_SIDE, SIDES = 256, 32
 """Largest resolution in pixels a side, and the step of resolutions."""
 PIPELINE = """\
-  {name}: # written by `changepair init` for {path}: {about}
-    schedule: null # a cron line, such as "0 3 * * 1"
-    # Nothing is trained here: two of the detectors come trained, the other needs no training. To train on change pairs, name photographs
-    # (sources: [sample-photos, vision-toolbox]), how many pairs (synthesis: {{pairs: 3000, resolution: 256}}), and a detector more
-    # (metauas: {{resolution: 256}}).
-    sources: []
-    textures: []
-    auxiliary: []
-    targets: [{name}]
-    inpainter: {{model: none}}
-    synthesis: {{pairs: 0}}
-    sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
-    detectors: # with the self-residual, for small defects; and without, for defects of the whole picture. The better one is recommended.
-      patch-residual: {{resolution: {side}}}
-      patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, own: 0.6, contrast: 0.02}}
-      metric-residual: {{model: packaged, resolution: {side}}}
-      metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
-      metric-residual-scales: # defects of any size
-        {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, own: 0.6, contrast: 0.02}}
-    training: {{}}
-    evaluation: {{resolution: {side}}}
+{name}: # written by `changepair init` for {path}: {about}
+  schedule: null # a cron line, such as "0 3 * * 1"
+  # Nothing is trained here: two of the detectors come trained, the other needs no training. To train on change pairs, name photographs
+  # (sources: [sample-photos, vision-toolbox]), how many pairs (synthesis: {{pairs: 3000, resolution: 256}}), and a detector more
+  # (metauas: {{resolution: 256}}).
+  sources: []
+  textures: []
+  auxiliary: []
+  targets: [{name}]
+  inpainter: {{model: none}}
+  synthesis: {{pairs: 0}}
+  sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
+  detectors: # with the self-residual, for small defects; and without, for defects of the whole picture. The better one is recommended.
+    patch-residual: {{resolution: {side}}}
+    patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, own: 0.6, contrast: 0.02}}
+    metric-residual: {{model: packaged, resolution: {side}}}
+    metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
+    metric-residual-scales: # defects of any size
+      {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, own: 0.6, contrast: 0.02}}
+  training: {{}}
+  evaluation: {{resolution: {side}}}
 
 """
 
@@ -103,8 +101,7 @@ def init(
         raise BadInput(f"{FILE} has a {name!r} already; give another name with --name")
     with tempfile.TemporaryDirectory() as work:
         found = inspect(name, stated, work=Path(work), sheet=Path(work) / "sheet.png")
-    text = read_text(FILE)
-    write_text(FILE, _added(text, name, _dataset(stated), _pipeline(name, str(place), found)))
+    add_pipeline(name, _dataset(stated), _pipeline(name, str(place), found))
     write_plan()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{FILE}: dataset and pipeline {name}: {_about(found)}")
@@ -187,25 +184,3 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
     side = min(LARGEST_SIDE, max(SIDES, min(median for _least, median, _most in found.sizes.values()) // SIDES * SIDES))
     shots = [count for count in SHOTS if count <= least]
     return PIPELINE.format(name=name, path=path, about=_about(found), shots=shots, side=side)
-
-
-def _added(text: str, name: str, settings: Mapping[str, Any], pipeline: str) -> str:
-    """Extend the text of pipelines.yaml; other lines stay unchanged. Raises BadInput if the result does not parse to the wanted content."""
-    dataset = f"    {name}: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in settings.items())}}}\n"
-    new = re.sub(r"^enabled: \[(.*?)\]", lambda found: f"enabled: [{', '.join(filter(None, (found[1], name)))}]", text, flags=re.M)
-    new = re.sub(r"^  folders:( \{\})?([ \t]*(#.*)?\n)", lambda found: f"  folders:{found[2]}{dataset}", new, count=1, flags=re.M)
-    new = re.sub(r"^(pipelines:[ \t]*(#.*)?\n)", lambda found: found[1] + pipeline, new, count=1, flags=re.M)
-    wanted = read_yaml()
-    wanted["enabled"] = [*wanted["enabled"], name]
-    wanted["datasets"]["folders"] = {**(wanted["datasets"]["folders"] or {}), name: dict(settings)}
-    wanted["pipelines"] = {**wanted["pipelines"], **parse_yaml(pipeline, FILE)}
-    try:
-        written = parse_yaml(new, FILE)
-    except BadInput:
-        written = None
-    if written != wanted:
-        raise BadInput(
-            f"{FILE}: its form cannot be extended automatically; add {name!r} to enabled, «{dataset.strip()}» under datasets.folders, "
-            f"and under pipelines:\n{pipeline}"
-        )
-    return new

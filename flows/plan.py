@@ -365,8 +365,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
     models = {detector: f"{MODELS}/{name}/{CANDIDATE}/{detector}" for detector in pipeline.trained}
     for detector, folder in models.items():
         settings = pipeline.detectors[detector]
-        online = detector in pipeline.trained_on and getattr(pipeline.training_of(detector), "data", None) == "online"
-        examples = {"pairs": pipeline.pairs_of(detector) or pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
+        examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
         source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else _folder(settings.model)
         yield Stage(
             "train",
@@ -374,7 +373,6 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             f"{detector}, trained" if detector in pipeline.trained_on else f"{detector}, as it is given",
             deps=(
                 *([source] if source is not None else []),
-                *(episodes("sources.parquet", "textures.parquet", "objects.parquet") if online else ()),
                 *_named(_start_of(pipeline, detector)),
                 *settings.encoder.files,
                 code("train", kind_of(settings)),
@@ -382,7 +380,6 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             params=params(
                 f"detectors.{detector}",
                 *([f"training.{detector}"] if detector in pipeline.trained_on else []),
-                *(["synthesis"] if online else []),
             ),
             outs=(folder,),
             plots=(_log(f"{folder}/training_log.csv", detector),) if detector in pipeline.trained_on else (),

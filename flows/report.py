@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from changepair.flows.plan import OF_A_DATASET, Stage, planned
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import read_recommendation
 from changepair.flows.running import provenance
 from changepair.flows.running.api import stoppable
 from changepair.flows.running.artifacts import show_page, show_picture
@@ -18,8 +18,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.reporting.curves import CURVES_NAME, Curves
 from changepair.tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
 from changepair.tasks.reporting.report import Inputs, Origin, markdown, write_report
-from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
-from changepair.tasks.sampling.undefined import undefined_metrics
+from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures, undefined_metrics
 from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
 from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
 from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures

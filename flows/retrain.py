@@ -17,23 +17,20 @@ from prefect.states import Completed
 
 from changepair.flows.plan import SPLIT, write_plan
 from changepair.flows.promotion.gate import Outcome, gate
-from changepair.flows.promotion.history import folder_of, read_current
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
 from changepair.flows.running import provenance
 from changepair.flows.running.api import close_dead, link_child, page_of_run, parent, stopped
 from changepair.flows.running.artifacts import show_page
-from changepair.flows.running.console import SAID
+from changepair.flows.running.console import SAID, hide_bars
 from changepair.flows.running.dvc import forward_sigterm, reproduce, stages_before
 from changepair.flows.running.locks import Held, one_at_a_time
 from changepair.flows.running.orders import follow_orders, following_orders
 from changepair.flows.running.places import EVALUATION, IN_USE, REPORT_NAME
 from changepair.flows.running.secrets import hide
-from changepair.flows.running.steps import progress
 from changepair.flows.running.told import listening, told
-from changepair.flows.runs.events import OF_AN_END, emit, show_asset
-from changepair.flows.runs.journal import Journal, Run, read_runs
+from changepair.flows.runs.events import OF_AN_END, emit
+from changepair.flows.runs.journal import Journal, read_runs
 from changepair.flows.runs.milestones import Milestones
-from changepair.flows.runs.notices import notify
 from changepair.flows.runs.states import RunState, StageState
 from changepair.flows.runs.summary import RUNS, summary
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
@@ -98,48 +95,32 @@ def promotion_gate(pipeline: str) -> State[Outcome]:
 
 @flow(name="retrain", flow_run_name="retrain {pipeline}")
 def retrain(pipeline: str) -> State[None]:
-    settings = read_pipelines()
     enabled_pipeline(pipeline)
-    wait = settings.runs_of(pipeline).overlap == "wait"
-    owed: list[Notice] = []
-    try:
-        with on_sigterm(also=forward_sigterm), following_orders():
-            try:
-                with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
-                    ended = _recorded(pipeline, owed)
-            except Held as held:
-                get_run_logger().warning(str(held))
-                return Completed(name=RunState.SKIPPED, message=str(held))
-            except Exception as error:
-                state = stopped(error)
-                if state is None:
-                    raise
-                return state
-    finally:
-        for notice in owed:  # a receiver that is slow keeps nobody else waiting
-            notify(settings.notices, pipeline, notice.state, notice.reason, notice.about, get_run_logger())
+    wait = read_pipelines().runs_of(pipeline).overlap == "wait"
+    with on_sigterm(also=forward_sigterm), following_orders():
+        try:
+            with one_at_a_time(LOCK, f"retrain {pipeline}", wait=wait, tell=get_run_logger().warning):
+                ended = _recorded(pipeline)
+        except Held as held:
+            get_run_logger().warning(str(held))
+            return Completed(name=RunState.SKIPPED, message=str(held))
+        except Exception as error:
+            state = stopped(error)
+            if state is None:
+                raise
+            return state
     return Completed(name=ended.outcome.state, message=ended.message)
 
 
-@dataclass(frozen=True)
-class Notice:
-    """What is to be told of a run's end."""
-
-    state: RunState
-    reason: str
-    about: Mapping[str, Any]
-
-
-def _recorded(pipeline: str, owed: list[Notice]) -> Ended:
-    """Runs and writes down what happens, and what is to be told of the end."""
+def _recorded(pipeline: str) -> Ended:
+    """Run, and record what happens in the journal and, as an event, on the server."""
     own = str(flow_run.get_id())
     for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
         close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
-    past = read_runs(pipeline)
     journal = Journal(pipeline, provenance.commit(), own)
     state, message = RunState.FAILED, ""
     try:
-        ended = _retrain(pipeline, journal, past)
+        ended = _retrain(pipeline, journal)
         state, message = ended.outcome.state, ended.message
     except BaseException as error:
         state = RunState.STOPPED if isinstance(error, Stopped) or asked() else RunState.FAILED
@@ -150,18 +131,15 @@ def _recorded(pipeline: str, owed: list[Notice]) -> Ended:
         about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
         if state in OF_AN_END:
             emit(pipeline, OF_AN_END[state], {**about, "reason": hide(message), "in use": _model_in_use(pipeline)})
-        if state == RunState.PROMOTED:
-            show_asset(pipeline, enabled_pipeline(pipeline).names, _model_in_use(pipeline))
-        owed.append(Notice(state, message, about))
     return ended
 
 
-def _retrain(pipeline: str, journal: Journal, past: list[Run]) -> Ended:
+def _retrain(pipeline: str, journal: Journal) -> Ended:
     logger = get_run_logger()
     ran = []
     rewritten = write_plan()
     stages = stages_before(f"report{SPLIT}{pipeline}")
-    milestones = Milestones(stages, past, progress(f"{pipeline}: share of the whole that is done"))
+    milestones = Milestones(stages)
     if rewritten:
         line = f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had"
         logger.info(line)
@@ -169,16 +147,16 @@ def _retrain(pipeline: str, journal: Journal, past: list[Run]) -> Ended:
     page = page_of_run()
     if page is not None:
         milestones.say(f"{pipeline}: {page}")
-    with milestones.showing():
-        for stage in stages:
-            check(f"retrain {pipeline}, before {stage}")
-            journal.begin(stage)
-            with listening(), milestones.stage(stage):
-                state = bring_up_to_date(stage, return_state=True)
-            ended_as = StageState(str(state.name)) if state.is_completed() else StageState.FAILED
-            journal.end(stage, ended_as)
-            ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
-            milestones.ended(stage, ended_as, journal.run.stages[-1].seconds)
+    hide_bars()
+    for stage in stages:
+        check(f"retrain {pipeline}, before {stage}")
+        journal.begin(stage)
+        with listening():
+            state = bring_up_to_date(stage, return_state=True)
+        ended_as = StageState(str(state.name)) if state.is_completed() else StageState.FAILED
+        journal.end(stage, ended_as)
+        ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
+        milestones.ended(stage, ended_as, journal.run.stages[-1].seconds)
     follow_orders()
     outcome = cast(Outcome, promotion_gate(pipeline, return_state=True).result())
     ended = Ended(outcome, tuple(ran))

@@ -34,8 +34,6 @@ def sample(pipeline: str) -> None:
         )
     for sentence in sampled.unmeasured:
         logger.warning(f"{pipeline}: {sentence}")
-    for category in sampled.without_prompts:
-        logger.warning(f"{pipeline}: the pooled draw gave no prompt to {category}")
 
 
 if __name__ == "__main__":

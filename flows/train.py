@@ -8,12 +8,10 @@ from prefect import flow, get_run_logger
 
 from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
-from changepair.flows.running.machines import machines_of
 from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
 from changepair.flows.running.steps import progress, step
 from changepair.flows.runs.tracking import tracking_of
 from changepair.flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
-from changepair.tasks.common.places import place_of
 from changepair.tasks.detectors import train as detector_training
 from changepair.tasks.detectors.pretrained import use_model
 from changepair.tasks.sampling.episodes import EpisodeFiles
@@ -31,18 +29,12 @@ def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: P
         detector_training.__name__,
         settings.detectors[name],
         settings.training_of(name),
-        Examples(_pairs_of(settings, name) or PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
+        Examples(PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
         Places(model_folder, CHECKPOINTS / pipeline / name, tracking_of(execution, pipeline, name)),
         execution.workers,
     )
     report = progress(f"{name}: share of the training steps done")
-    return processes.train(job, execution.processes, report, machines_of(execution))
-
-
-def _pairs_of(settings: Pipeline, name: str) -> Path | None:
-    """Gives the pairs that a detector's training names instead of the pipeline's own, if it does."""
-    named = settings.pairs_of(name)
-    return None if named is None else place_of(named)
+    return processes.train(job, execution.processes, report)
 
 
 @flow(name="train", flow_run_name="train {pipeline} {detector}")

@@ -1,10 +1,9 @@
-"""A real web server that takes JSON: notices, or questions."""
+"""A real web server that takes JSON."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,25 +11,24 @@ from typing import Any
 
 
 class Receiver:
-    """A server that keeps the notices it gets, and answers with these codes in turn, then 200."""
+    """A server that keeps what is posted to it."""
 
-    def __init__(self, *codes: int, pause: float = 0.0) -> None:
-        self.codes, self.pause, self.notices = list(codes), pause, []  # type: ignore[var-annotated]
+    def __init__(self) -> None:
+        self.received: list[Any] = []
         self.url = ""
 
 
 @contextmanager
-def receiver(*codes: int, pause: float = 0.0, answer: Callable[[Any], object] = lambda content: {}) -> Iterator[Receiver]:
+def receiver(answer: Callable[[Any], object] = lambda content: {}) -> Iterator[Receiver]:
     """answer: what is given back, as JSON, for what came."""
-    receiver_ = Receiver(*codes, pause=pause)
+    receiver_ = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            receiver_.notices.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            time.sleep(receiver_.pause)
-            self.send_response(receiver_.codes.pop(0) if receiver_.codes else 200)
+            receiver_.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(answer(receiver_.notices[-1])).encode())
+            self.wfile.write(json.dumps(answer(receiver_.received[-1])).encode())
 
         def log_message(self, *_arguments: Any) -> None: ...
 

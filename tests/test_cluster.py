@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import csv
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from clusters import LOG, cluster
@@ -135,51 +132,6 @@ def test_new_pictures_are_scored_by_the_workers_each_once(project: Path, workers
         assert all(Record(project / record).overlay(row).is_file() for row in rows if row.verdict == "anomalous")
     assert scores["here"] == scores["there"] and len(scores["here"]) == 70
     assert done_by(project, "first", "score part") + done_by(project, "second", "score part") == 3
-
-
-def losses(folder: Path) -> list[float]:
-    with (folder / "data/models/small/candidate/metauas/training_log.csv").open() as stream:
-        return [float(line["loss"]) for line in csv.DictReader(stream)]
-
-
-def test_two_machines_share_each_step_of_a_training_and_one_goes_on_when_the_other_is_lost(retrained: Path, tmp_path: Path) -> None:
-    folder = copied(retrained, tmp_path / "project")
-    long = {"epochs": 12, "batch_size": 4, "learning_rate": 0.0001, "log_every": 1, "checkpoint_every": 5, "precision": "no"}
-    train = ("python", "-m", "changepair.flows.train", "small", "metauas")
-    with machines(3) as (head, first, second):
-        environment = {"PREFECT_API_URL": f"http://{head.address}:4200/api", "PREFECT_HOME": str(tmp_path / "prefect")}
-        server = head.command("prefect", "server", "start", "--host", head.address, "--port", "4200")
-        at = {"scheduler": head, "first": first, "second": second}
-        with (
-            started(tmp_path, *server, PREFECT_HOME=environment["PREFECT_HOME"], log="server.log"),
-            cluster(folder, 8786, {"first": (), "second": ()}, at=at, **environment) as workers,
-        ):
-            wait_until(lambda: answers(head), what="the server")
-            told(folder, lambda small: small["training"].update(metauas=long), workers=1)
-            result = run(folder, *head.command(*train), **environment)
-            assert result.returncode == 0, result.stderr
-            alone = losses(folder)
-            shutil.rmtree(folder / "data/models/small/candidate/metauas")
-            two = {"runner": "dask", "address": f"tcp://{head.address}:8786", "nodes": 2, "processes": 1}
-            told(folder, **two)
-            checkpoint = folder / "data/checkpoints/small/metauas"
-            with started(folder, *head.command(*train), **environment) as process:
-                wait_until(lambda: at_work(first) and at_work(second), process=process, what="the work of both")
-                wait_until(lambda: list(checkpoint.glob("*.pt")), process=process, what="a checkpoint")
-                kill_group(workers["second"])
-                assert process.wait(timeout=150) == 0, (folder / "output.log").read_text()[-3000:]
-            assert losses(folder) == pytest.approx(alone, abs=1e-4) and len(alone) == 60
-            told(folder, **two)
-            result = run(folder, *head.command(*train), **environment)
-            assert result.returncode == 2 and "execution.nodes: 2, and the cluster at" in result.stderr.splitlines()[-1], result.stderr
-
-
-def at_work(machine: Machine) -> bool:
-    """Whether a process of a training runs on a machine."""
-    pids = subprocess.run(["ip", "netns", "pids", machine.name], capture_output=True, text=True).stdout.split()
-    with suppress(psutil.NoSuchProcess):
-        return any("--work" in psutil.Process(int(pid)).cmdline() for pid in pids)
-    return False
 
 
 def answers(head: Machine) -> bool:

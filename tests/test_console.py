@@ -15,71 +15,32 @@ from pathlib import Path
 
 import pytest
 from dvc.exceptions import DvcException
-from processes import within
 
-from changepair.flows.running import steps, told
+from changepair.flows.running import told
 from changepair.flows.running.console import VOLUME, Volume, set_volume
 from changepair.flows.running.dvc import reproduce
 from changepair.flows.running.ending import exit_on_bad_input
 from changepair.flows.running.provenance import locked
-from changepair.flows.runs.journal import Run, StageRun
 from changepair.flows.runs.milestones import Milestones
-from changepair.flows.runs.states import RunState, StageState
+from changepair.flows.runs.states import StageState
 from changepair.tasks.common.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
 
 
-def past(*stages: tuple[str, StageState, float]) -> Run:
-    return Run(1, "small", "", "", state=RunState.PROMOTED, stages=tuple(StageRun(*stage) for stage in stages))
-
-
-def test_a_stages_part_of_the_whole_is_what_it_took_when_it_last_ran(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [
-        past(("code", StageState.RAN, 2.0), ("train_small", StageState.UP_TO_DATE, 0.3)),  # the newest comes first
-        past(("code", StageState.RAN, 1.0), ("train_small", StageState.RAN, 96.0), ("report_small", StageState.RAN, 2.0)),
-    ]
-    shares: list[float] = []
-    milestones = Milestones(["code", "train_small", "report_small"], runs, shares.append)
-    with milestones.showing():
-        milestones.ended("code", StageState.UP_TO_DATE, 0.2)
-        with told.listening(), milestones.stage("train_small"):
-            subprocess.run(
-                [sys.executable, "-c", "from changepair.flows.running.told import tell_share; tell_share(.5)"], check=True, cwd=ROOT
-            )
-            within(10, lambda: len(shares) > 1, "the share that the stage told")
-        milestones.ended("train_small", StageState.RAN, 95.6)
-        milestones.ended("report_small", StageState.RAN, 2.2)
-    assert shares[0] == 0.02 and set(shares[1:-2]) == {(2 + 48) / 100} and shares[-2:] == [0.98, 1.0]
+def test_a_stage_that_ran_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    milestones = Milestones(["code", "train_small", "report_small"])
+    milestones.ended("code", StageState.UP_TO_DATE, 0.2)
+    milestones.ended("train_small", StageState.RAN, 95.6)
+    milestones.ended("report_small", StageState.RAN, 2.2)
     assert capsys.readouterr().out.splitlines() == ["stage 2 of 3: train small, 96 s", "stage 3 of 3: report small, 2 s"]
 
 
-def test_what_a_run_shows_of_the_whole_is_no_stages_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[float] = []
-    monkeypatch.setattr(steps, "EVERY", 0.0)
-    monkeypatch.setattr(steps, "create_progress_artifact", lambda *_arguments, **_more: None)
-    monkeypatch.setattr(steps, "update_progress_artifact", lambda _artifact, share: shown.append(share))
-    whole = steps.progress("the whole")
-    with told.listening():
-        whole(0.9)
-        assert told.told().share is None
-        steps.progress("a stage, in its own process")(0.25)
-        whole(0.92)
-        assert told.told().share == 0.25
-    assert shown == [90.0, 25.0, 92.0]
-
-
-def test_where_there_is_no_bar_a_long_stage_says_that_it_is_at_work(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("changepair.flows.runs.milestones.LOOK", 0.01)
-    monkeypatch.setattr("changepair.flows.runs.milestones.REMIND", 0.3)
-    milestones = Milestones(["train_small"], [], lambda _share: None)
-    with milestones.showing(), told.listening(), milestones.stage("train_small"):
-        told.tell_share(0.25)
-        time.sleep(1.0)
-    lines = capsys.readouterr().out.splitlines()
-    assert 1 <= len(lines) <= 3 and set(lines) == {"stage 1 of 1: train small: 25% after 0 min"}
+@pytest.mark.parametrize(("volume", "hidden"), [(Volume.QUIET, True), (Volume.NORMAL, True), (Volume.VERBOSE, False)])
+def test_a_log_has_no_progress_bars_unless_it_is_asked_for_all(volume: Volume, hidden: bool) -> None:
+    program = "from changepair.flows.running.console import hide_bars; hide_bars(); from tqdm import tqdm; list(tqdm(range(3)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env={**os.environ, VOLUME: volume})
+    assert done.returncode == 0 and ("3/3" not in done.stderr) == hidden
 
 
 def test_a_process_tells_the_run_that_started_it_why_it_fails_and_prints_it_where_none_did(capsys: pytest.CaptureFixture[str]) -> None:

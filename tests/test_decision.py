@@ -19,8 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import beta, binomtest
 from sklearn.metrics import roc_auc_score
 
-from changepair.flows.promotion.history import Model, write_current
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import Model, read_recommendation, write_current
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.detectors.residual.settings import PatchResidualSettings

@@ -15,19 +15,17 @@ from typing import Any
 
 import pytest
 from conftest import TINY, commit, make_project, run, write_pipelines
-from prefect import flow
-from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes import started, wait_until
 from servers import ask, events, prefect_server, request
 
-from changepair.flows.running.gpu import LIMIT
-from changepair.flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of, show_asset
+from changepair.flows.running.entry import LIMIT
+from changepair.flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of
 from changepair.flows.runs.states import RunState
 from changepair.flows.schedule import deployments
 from changepair.flows.settings.reader import parse
-from changepair.flows.settings.runs import Notices, Runs, Schedule, ScheduleSettings
+from changepair.flows.settings.runs import Runs, Schedule, ScheduleSettings
 from changepair.tasks.common.errors import BadInput
 
 
@@ -253,7 +251,7 @@ HOLD = """
 import sys, time
 import torch
 torch.cuda.is_available = lambda: True
-from changepair.flows.running.gpu import gpu_slot
+from changepair.flows.running.entry import gpu_slot
 with gpu_slot():
     start = time.time()
     time.sleep(2)
@@ -301,26 +299,3 @@ def test_schedules_as_they_may_be_written() -> None:
 def test_a_revision_is_no_option_and_no_command(value: str) -> None:
     with pytest.raises(BadInput):
         parse(Runs, {"revision": value})
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "env:", "ftp://x", "env:A B", "block:UPPER"])
-def test_notices_go_to_a_web_address_a_variable_or_a_block(url: str) -> None:
-    with pytest.raises(BadInput):
-        parse(Notices, {"url": url})
-
-
-def test_on_prefect_cloud_a_model_that_is_put_to_use_is_an_asset(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent there, sent to a server of one's own, which keeps it and shows it nowhere."""
-    model = {"path": "data/models/mine/in-use", "hash": "0123.dir", "commit": "abc"}
-
-    @flow
-    def promoted() -> None:
-        show_asset("mine", ["parts", "photos"], model)
-
-    with temporary_settings({PREFECT_API_URL: api}):
-        promoted()  # of one's own server nothing is shown
-        monkeypatch.setattr("changepair.flows.runs.events.determine_server_type", lambda: ServerType.CLOUD)
-        promoted()
-    [sent] = events(api, "prefect.asset.materialization.succeeded")
-    assert sent["resource"]["prefect.resource.id"] == "dvc://changepair/mine/in-use" and sent["payload"] == model
-    assert {one["prefect.resource.id"] for one in sent["related"]} >= {f"dvc://changepair/datasets/{name}" for name in ("parts", "photos")}

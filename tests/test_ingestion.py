@@ -24,11 +24,10 @@ from conftest import ROOT, make_layout, make_places, save
 from PIL import Image
 
 from changepair.tasks.common import stopping
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_general
 from changepair.tasks.common.files import made_anew, sha256, write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.common.reasons import in_general
 from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.ingestion import elpv, texture_defects, vision_toolbox
 from changepair.tasks.ingestion.check import Facts, perceptual_hash

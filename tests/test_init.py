@@ -84,14 +84,23 @@ def test_without_a_picture_of_a_defect_what_to_do_is_told(project: Path, layout:
         init(str(layout))
 
 
-@pytest.mark.parametrize("form", ["enabled:\n- quickstart\n", "enabled: [quickstart,\n  packaged]\n"])
-def test_a_file_of_another_form_is_left_and_what_to_add_is_told(project: Path, layout: Path, form: str) -> None:
+@pytest.mark.parametrize("form", ["enabled:\n- quickstart\n", "enabled: [quickstart,\n  packaged]\n", "enabled: # these\n  - quickstart\n"])
+def test_a_file_of_another_form_is_extended_too(project: Path, layout: Path, form: str) -> None:
     file = project / "pipelines.yaml"
     file.write_text(file.read_text().replace("enabled: [quickstart]\n", form))
-    before = file.read_text()
-    with pytest.raises(BadInput, match=r"its form cannot be extended automatically; add 'parts' to enabled"):
-        init(str(layout))
-    assert file.read_text() == before
+    before = read_pipelines()
+    init(str(layout))
+    after = read_pipelines()
+    assert after.enabled == [*before.enabled, "parts"] and list(after.datasets.folders) == ["parts"]
+    assert {name: one for name, one in after.pipelines.items() if name != "parts"} == before.pipelines
+
+
+def test_a_file_that_cannot_be_extended_is_left_and_what_to_add_is_told(project: Path, layout: Path) -> None:
+    file = project / "pipelines.yaml"
+    file.write_text(text := yaml.safe_dump(TINY, default_flow_style=True))
+    with pytest.raises(BadInput, match=r"its form cannot be extended automatically; add 'mine' to enabled"):
+        init(str(layout), "mine")
+    assert file.read_text() == text
 
 
 def test_what_init_writes_is_planned(layout: Path, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ NAMED: dict[str, tuple[str, Any, set[str]]] = {
     "synthesis.objects": ("elsewhere/one", {"proposals": "sam", "sam": "elsewhere/one"}, {"synthesize_small"}),
     "detectors.metauas.model": ("elsewhere/one", None, {"train_small_metauas"}),
     "training.metauas.init": ("elsewhere/one", None, {"train_small_metauas"}),
-    "training.metauas.pairs": ("elsewhere/one", None, {"train_small_metauas"}),
     "detectors.metauas.encoder": ("elsewhere/one.pth", {"weights": "elsewhere/one.pth"}, {"train_small_metauas", "score_small_metauas"}),
     "detectors.patch-residual.encoder": ("elsewhere/one.pth", {"weights": "elsewhere/one.pth"}, {"score_small_patch-residual"}),
     "detectors.winclip.encoder": ("elsewhere/one", CLIP, {"score_small_winclip"}),
@@ -93,7 +92,7 @@ def test_no_setting_names_a_file_or_a_folder_that_no_stage_depends_on(project: P
 
 
 def test_the_places_are_found_by_their_types() -> None:
-    assert {".".join(keys) for keys in PLACES} >= {"sampling.prompts", "inpainter.model", "synthesis.objects.sam", "training.metauas.pairs"}
+    assert {".".join(keys) for keys in PLACES} >= {"sampling.prompts", "inpainter.model", "synthesis.objects.sam", "training.metauas.init"}
     assert len(PLACES) > 20
 
 

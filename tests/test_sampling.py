@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pyarrow.parquet as pq
 import pytest
 import skimage.data
-import torch
 from conftest import make_places, save
 from hypothesis import given as given_hashes
 from hypothesis import strategies as st
@@ -25,12 +22,10 @@ from changepair.tasks.common.rows import table_of
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_row, write_objects
-from changepair.tasks.sampling.central import most_central
 from changepair.tasks.sampling.duplicates import near_duplicates
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, undefined_metrics
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
-from changepair.tasks.sampling.undefined import undefined_metrics
 
 
 @pytest.fixture
@@ -201,47 +196,6 @@ def test_targets_may_have_protocols_of_their_own(classes: Path) -> None:
         episodes_of(classes, SamplingSettings(shots=(1,), protocols=("one-vs-all",)), ("other",))
 
 
-def prompts_by_class(episodes: list[Episode], shots: int, seed: int = 0) -> dict[str, int]:
-    [episode] = [episode for episode in episodes if (episode.shots, episode.seed) == (shots, seed)]
-    return dict(Counter(image.split("/")[-2] for image in episode.prompts))
-
-
-def test_a_stratified_draw_shares_the_prompts_out_by_size(classes: Path) -> None:
-    settings = SamplingSettings(shots=(1, 2), protocols=("multi-class",), normal_classes={"classes": ("0", "2")}, draw="stratified")
-    episodes = episodes_of(classes, settings, ("classes",))
-    assert prompts_by_class(episodes, 2) == {"0": 2, "2": 3}  # of six prompts for twelve pictures, 1.5, 1.5 and 3
-    assert len({episode.prompts for episode in episodes if episode.shots == 2}) > 1
-
-
-def test_a_pooled_draw_may_leave_a_category_without_a_prompt_and_says_so(manifests: Path) -> None:
-    settings = SamplingSettings(shots=(1,), seeds=tuple(range(12)), draw="pooled")
-    sampled = sample(settings, Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
-    episodes = read_episodes(files(manifests).episodes)
-    agnostic = [episode for episode in episodes if episode.protocol == "class-agnostic"]
-    assert all(len(episode.prompts) == 2 for episode in agnostic) and len(agnostic) == 2 * 12
-    specific = {(episode.category, episode.seed) for episode in episodes if episode.protocol == "class-specific"}
-    assert sampled.without_prompts and len(specific) + len(sampled.without_prompts) == 2 * 12
-    assert all(entry.startswith("parts: ") and "1 shots)" in entry for entry in sampled.without_prompts)
-
-
-def test_central_prompts_stand_for_most_of_their_category(tmp_path: Path) -> None:
-    """Nine bricks and one patch of grass: one prompt is a brick, whatever the seed; of two the second is not the grass's neighbour only."""
-    photo = skimage.data.brick()
-    images = [str(save(photo[30 * number :][:96, 20:116], tmp_path / f"{number}.png")) for number in range(9)]
-    odd = str(save(skimage.data.grass()[:96, :96], tmp_path / "grass.png"))
-    for seed in range(4):
-        first, *_rest = most_central([*images, odd], 1, np.random.default_rng(seed))
-        assert first != odd
-    assert most_central(images, 3, np.random.default_rng(0)) == most_central(images, 3, np.random.default_rng(0))
-    assert most_central(images, 3, np.random.default_rng(0))[:2] == most_central(images, 2, np.random.default_rng(0))
-
-
-def test_central_prompts_are_drawn_for_episodes(manifests: Path) -> None:
-    episodes = episodes_of(manifests, SamplingSettings(shots=(1, 2), seeds=(0,), protocols=("class-specific",), draw="central"))
-    by_shots = {episode.shots: episode.prompts for episode in episodes if episode.category == "bricks"}
-    assert by_shots[2][:1] == by_shots[1] and all("/bricks/train/good/" in image for image in by_shots[2])
-
-
 def given(manifests: Path, content: str, **changes: Any) -> list[Episode]:
     file = manifests.parent / "prompts.json"
     file.write_text(content)
@@ -288,45 +242,6 @@ def test_prompts_are_taken_from_the_authors_top_k_lists(manifests: Path) -> None
             assert own.endswith(f"{episode.category}/train/good/{place % 4}.png") and own in episode.prompts
     with pytest.raises(BadInput, match=r"has no prompts for .* more queries"):
         given(manifests, "\n".join(lines[:3]), shots=(1,), protocols=("class-agnostic",))
-
-
-def published_prompts(manifests: Path, content: dict[str, Any]) -> Path:
-    """Prompts as the authors of InCTRL save them, of categories; paths become tensors by open_clip's own transform."""
-    transform = open_clip.image_transform(48, is_train=False)
-    folder = manifests.parent / "few-shot"
-    folder.mkdir()
-    for category, prompts in content.items():
-        tensors = [transform(Image.open(manifests.parent / "parts" / path)) if isinstance(path, str) else path for path in prompts]
-        torch.save(tensors, folder / f"{category}.pt")
-    return folder
-
-
-@pytest.mark.parametrize("one", [False, True])
-def test_the_pictures_are_recognised_that_the_authors_of_inctrl_made_their_prompts_of(manifests: Path, one: bool) -> None:
-    listed = {"bricks": ["bricks/train/good/2.png", "bricks/train/good/0.png"], "stones": ["stones/train/good/3.png"] * 2}
-    folder = published_prompts(manifests, listed)
-    prompts = folder / "bricks.pt" if one else folder
-    asked = SamplingSettings(shots=(2,), seeds=(0, 1), protocols=("class-specific",), prompts=str(prompts))
-    episodes = episodes_of(manifests, asked)
-    found = {episode.category: ["/".join(Path(image).parts[-4:]) for image in episode.prompts] for episode in episodes if episode.seed == 0}
-    assert found["bricks"] == listed["bricks"] and (one or found["stones"] == listed["stones"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"bricks": ["bricks/test/hole/0.png"]}, r"bricks\.pt: .*number 1 is no normal training picture of parts; the nearest differs by"),
-        ({"bricks": [torch.zeros(3, 4, 5)]}, "is no list of square pictures as tensors"),
-        ({"grass": ["bricks/train/good/0.png"]}, "names none of the targets parts, and none of their categories"),
-    ],
-)
-def test_what_is_wrong_with_prompts_that_are_tensors_is_told(manifests: Path, content: dict[str, Any], message: str) -> None:
-    folder = published_prompts(manifests, content)
-    with pytest.raises(BadInput, match=message):
-        episodes_of(manifests, SamplingSettings(shots=(1,), prompts=str(folder)))
-    (folder / "bricks.pt").write_bytes(b"PK")
-    with pytest.raises(BadInput, match=r"bricks\.pt: sampling\.prompts: cannot be read: "):
-        episodes_of(manifests, SamplingSettings(shots=(1,), prompts=str(folder / "bricks.pt")))
 
 
 @pytest.mark.parametrize(

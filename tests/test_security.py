@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import audit
 import pytest
 from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 from receiver import receiver
 from servers import ask
 from team import SCHEDULED
 
-from changepair.flows.running.secrets import hide
+from changepair.flows.running.secrets import hide, hide_in_log, holds_secret
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import holds_password, place_of
+
+sys.path.append(str(ROOT / ".ci"))
+import audit
 
 PASSWORD = "hunter2" + "secret"  # pragma: allowlist secret
 
@@ -122,6 +126,39 @@ def test_secrets_in_urls_are_recognised(url: str) -> None:
 )
 def test_urls_without_a_secret_are_accepted(url: str) -> None:
     assert not holds_password(url)
+
+
+def test_secrets_are_taken_out_of_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv("SOME_TOKEN", "abc")  # too short to be one
+    hidden = hide("push to https://me:pass@example.org/x with wJalrXUtnFEMI failed, abc")
+    assert hidden == "push to https://***@example.org/x with *** failed, abc"
+    record = logging.LogRecord("x", logging.INFO, "file", 1, "key %s", ("wJalrXUtnFEMI",), None)
+    assert hide_in_log(record) and record.getMessage() == "key ***"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://TOPSECRET@example.org/x.git", "https://example.org/TOPSECRET@x", "HTTPS://TOPSECRET@EXAMPLE.ORG",
+        "https://me:TOPSECRET@example.org/x.git", "https://me:TOP@TOPSECRET@example.org/x",  # pragma: allowlist secret
+        "https://me:p/TOPSECRET@example.org/x", "postgresql+asyncpg://u:TOPSECRET@127.0.0.1/db",  # pragma: allowlist secret
+        "https://example.org/x?private_token=TOPSECRET", "s3://example.org/x?a=1&key=TOPSECRET#y",
+        "https://example.org/?TOPSECRET", "https://:TOPSECRET@example.org:8080/x?TOPSECRET",
+    ],
+)  # fmt: skip
+def test_of_an_address_nothing_is_told_but_where_it_is(address: str) -> None:
+    for text in (address, f"cannot reach {address}: gone", f"'{address}'", f"({address})", f"<{address}> and {address}"):
+        assert "TOPSECRET" not in hide(text), hide(text)
+    assert holds_secret(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://example.org/x.git", "ssh://git@example.org/x.git", "git@example.org:x.git", "/srv/x.git", "file:///srv/x", "s3://b/c"],
+)
+def test_an_address_that_says_no_more_is_no_secret(address: str) -> None:
+    assert not holds_secret(address)
 
 
 def test_the_audit_finds_a_known_vulnerability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Data in a store: datasets, masks, pairs and models named by URL are read where they are, and come to what the same files come to here."""
+"""Data in a store: datasets, masks and models named by URL are read where they are, and come to what the same files come to here."""
 
 from __future__ import annotations
 
@@ -59,14 +59,15 @@ def test_a_pipeline_over_datasets_in_a_store_comes_to_what_it_comes_to_here(
     assert "s3://changepair/datasets/parts" in changed.stdout, changed.stdout + changed.stderr
 
 
-def test_pairs_and_models_in_a_store_come_to_what_they_come_to_here(
+def test_a_model_in_a_store_comes_to_what_it_comes_to_here(
     retrained: Path, api_of_retrained: str, tmp_path: Path, s3: dict[str, str]
 ) -> None:
     url = s3["AWS_ENDPOINT_URL"]
     content: dict[str, Any] = copy.deepcopy(SMALL)
     small = content["pipelines"]["small"]
-    small["training"]["metauas"]["pairs"] = upload(url, retrained / "data/pairs/small", "pairs/small")
-    small["detectors"]["inctrl"]["model"] = upload(url, retrained / MODELS / "inctrl", "models/inctrl")
+    for name in ("metauas", "inctrl"):
+        small["detectors"][name]["model"] = upload(url, retrained / MODELS / name, f"models/{name}")
+    small["training"] = {}
     small["sources"], small["synthesis"], small["inpainter"] = [], {"pairs": 0}, {"model": "none"}
     content["datasets"]["packaged"], content["datasets"]["objects"] = [], {}
     folder = make_project(tmp_path / "project", content)

@@ -44,7 +44,6 @@ from changepair.tasks.synthesis.changes import (
     only_the_change,
     painted,
     same_texture,
-    shares,
 )
 from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.objects import Dropped, Objects
@@ -471,7 +470,7 @@ def test_kinds_occur_in_their_shares_whatever_their_order_in_the_file() -> None:
 
 
 def test_every_kind_of_the_settings_can_be_made() -> None:
-    kinds = {recipe.kind for recipe, share in zip(RECIPES, shares(SynthesisSettings()), strict=True) if share > 0}
+    kinds = {recipe.kind for recipe, share in zip(RECIPES, SynthesisSettings().shares, strict=True) if share > 0}
     assert kinds == set(SynthesisSettings().kinds)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_inputs, make_pairs, make_places, save
+from conftest import ROOT, make_pairs, make_places, save
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import TensorDataset, default_collate
@@ -42,10 +42,8 @@ from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.synthesis.dataset import ChangePairs
-from changepair.tasks.synthesis.pair import recipe
 from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
-from changepair.tasks.synthesis.shards import PairRow, read_index
-from changepair.tasks.synthesis.synthesize import maker
+from changepair.tasks.synthesis.shards import read_index
 from changepair.tasks.training.course import DetectorCourse
 from changepair.tasks.training.loop import (
     SCHEDULES,
@@ -59,7 +57,6 @@ from changepair.tasks.training.loop import (
     fit,
     pace_of,
 )
-from changepair.tasks.training.pairs import FreshPairs
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.tracking import IS_HERE, Tracking
 
@@ -436,47 +433,6 @@ def test_training_starts_from_a_model_that_is_given(pairs: Path) -> None:
         train(pairs, "other", replace(SETTINGS, init=str(first)), replace(DETECTOR, fusion="difference"))
     with pytest.raises(BadInput, match=r"nowhere/model\.safetensors: not there"):
         train(pairs, "other", replace(SETTINGS, init="nowhere"))
-
-
-def test_online_every_epoch_has_pairs_of_its_own_and_the_first_the_shards(pairs: Path) -> None:
-    training, _measured = (ChangePairs(pairs, 64, held_out=held_out) for held_out in (False, True))
-    anew = maker(SYNTHESIS, of(pairs).made_of)
-    fresh = FreshPairs(training, anew)
-    [as_made] = anew.make([training.rows[7].index])
-    assert torch.equal(fresh.of(0)[7][0], training[7][0]) and np.array_equal(as_made.query, (training[7][0] * 255).round().permute(1, 2, 0))
-    second, third = (torch.stack([fresh.of(epoch)[place][0] for place in range(12)]) for epoch in (1, 2))
-    assert not (second == third).flatten(1).all(dim=1).any()
-    assert len(fresh.of(1)) == len(training) and all(
-        torch.equal(one, other) for one, other in zip(fresh.of(1)[7], fresh.of(1)[7], strict=True)
-    )
-    [numbered] = anew.make([SYNTHESIS.pairs + training.rows[7].index])
-    assert np.array_equal(numbered.mask, fresh.of(1)[7][2].bool())
-
-
-def test_online_what_is_painted_is_taken_from_the_shards(layout: Path) -> None:
-    settings = replace(SYNTHESIS, kinds={"appearance": 0.5, "none": 0.5})
-    rows = [
-        PairRow(f"{number:08d}", "0.tar", recipe(settings, number).kind, "", "", 0, number, 0, 0.1, False, False) for number in range(20)
-    ]
-
-    class Known(ChangePairs):
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return (torch.tensor(index),) * 3
-
-    make_inputs(layout)
-    epoch = FreshPairs(Known(layout, 64, rows=rows), maker(settings, EpisodeFiles.of(layout.parent / "episodes", "small"))).of(1)
-    for place in range(20):
-        query, _prompt, mask = epoch[place]
-        if recipe(settings, settings.pairs + place).kind == "appearance":
-            assert rows[int(query)].kind == "appearance"
-        else:
-            assert query.shape == (3, 64, 64) and not mask.any()
-
-
-def test_training_online_is_the_same_twice_and_another_than_from_shards(pairs: Path) -> None:
-    online = replace(SETTINGS, data="online")
-    models = [sha256(train(pairs, name, chosen) / "model.safetensors") for name, chosen in (("a", online), ("b", online), ("c", SETTINGS))]
-    assert models[0] == models[1] != models[2]
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> None:

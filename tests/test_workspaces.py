@@ -26,7 +26,7 @@ def test_a_worker_of_a_pool_retrains_in_a_clean_clone_and_commits_the_results(te
     models, evaluation = "data/models/small", "data/evaluation/small"
     assert changed == {
         "dvc.lock",
-        *(f"{models}/{name}" for name in ("current", "history.jsonl", "in-use.dvc", "in-use.html")),
+        *(f"{models}/{name}" for name in ("current", "history.jsonl", "in-use.dvc")),
         *(f"{evaluation}/{name}" for name in ("metrics.json", "figures.csv")),
     }
     assert not (team.project / "data").exists()  # nothing was done in the checkout that deployed

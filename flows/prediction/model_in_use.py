@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from changepair.flows.promotion.history import folder_of, read_current
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
 from changepair.flows.promotion.store import MeasuredAs, measured_as_in, read_measured_as
 from changepair.flows.running.places import IN_USE, SETTINGS_NAME
 from changepair.flows.settings.detectors import Detectors

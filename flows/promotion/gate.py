@@ -19,12 +19,11 @@ from changepair.flows.promotion.history import (
     in_use_in_turn,
     new_model,
     read_current,
+    read_recommendation,
     remember_kept,
     taken_back,
     write_current,
 )
-from changepair.flows.promotion.page import write_page
-from changepair.flows.promotion.recommended import read_recommendation
 from changepair.flows.promotion.store import MeasuredAs, read_measured_as, settle, store_candidate
 from changepair.flows.running import provenance
 from changepair.flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE, SETTINGS_NAME
@@ -56,12 +55,6 @@ class Outcome:
 def gate(pipeline: str) -> Outcome:
     """Holds the candidate against the model in use, on the same episodes, and puts it to use unless it may be worse. Raises BadInput if
     the model in use cannot be had; that leaves it as it is."""
-    outcome = _decided(pipeline)
-    write_page(pipeline)
-    return outcome
-
-
-def _decided(pipeline: str) -> Outcome:
     settings = enabled_pipeline(pipeline)
     current = read_current(pipeline)
     if current is None:
@@ -121,7 +114,6 @@ def promote(pipeline: str) -> str:
     if stale:
         raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}`, which promotes by itself, first")
     model = take(pipeline, "by hand")
-    write_page(pipeline)
     return f"{pipeline}: model {model.candidate[:8]} is in use" + (f", by {model.choice}" if model.choice else "")
 
 
@@ -137,7 +129,6 @@ def rollback(pipeline: str) -> str:
     reason = f"rolled back from {line[-1].candidate[:8]}"
     model = replace(before, action="rolled back", time=now(), reason=reason)
     write_current(pipeline, model)
-    write_page(pipeline)
     return f"{pipeline}: model {model.candidate[:8]} is in use again{_of_scheduled_runs(pipeline)}"
 
 

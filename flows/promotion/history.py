@@ -6,7 +6,6 @@ data/models/<pipeline>/
   in-use/          that model's files, and in draws.parquet and settings.json what it was measured as
   in-use.dvc       so that DVC pushes, pulls and keeps them; made from `current`, like in-use/
   history.jsonl    one line a decision
-  in-use.html      what they say, for people; made from them
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from changepair.flows.settings.pipelines import pipeline_named
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.texts import read_text
+from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
 from changepair.tasks.scoring.results import METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
@@ -158,3 +158,17 @@ def candidate_hash(pipeline: str) -> str:
 
 def folder_of(pipeline: str) -> Path:
     return MODELS / pipeline
+
+
+def read_recommendation(folder: Path) -> Recommendation | None:
+    """Read decision.json. Return None if an older version wrote the folder, without the file.
+
+    Raises BadInput if the file is damaged.
+    """
+    file = folder / DECISION_NAME
+    if not file.is_file():
+        return None
+    try:
+        return read_record(Recommendation, file)
+    except BadInput as error:
+        raise BadInput(f"{error}; get it again with `dvc checkout --force`, or run `changepair retrain`") from error

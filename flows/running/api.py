@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +40,6 @@ AWAY = 600.0  # seconds that a server may be away
 PAUSE = 2.0  # seconds between two tries
 RETRIES = "8"  # of a call, each after a pause twice as long: together the same ten minutes
 BUSY_OR_SHUT = (401, 403, 429, 500, 502, 503, 504)  # answers of a server that is there
-PR_SET_PDEATHSIG = 1  # prctl(2)
 STOPPED = str(RunState.STOPPED)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,6 +86,16 @@ def page_of_run() -> str | None:
     if _temporary.get() or context is None or context.flow_run is None:
         return None
     return url_for(context.flow_run)
+
+
+def named_server() -> tuple[str, str | None]:
+    """Return the address of the API that PREFECT_API_URL names, and the login there. Raise BadInput if none answers."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and set it to the address that this prints")
+    login = login_for(url)
+    refuse_silent(url, login)
+    return url, login
 
 
 def refuse_silent(url: str, login: str | None) -> None:
@@ -261,10 +268,4 @@ def stopped(error: Exception) -> State[None] | None:
 def end_with_parent() -> None:
     """Ask Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer send one."""
     if PARENT in os.environ:
-        die_with_parent()
-
-
-def die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the process that started this one is gone. On other systems do nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        stopping.die_with_parent()

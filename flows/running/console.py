@@ -53,6 +53,12 @@ def set_volume_of_workers() -> None:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = logging.getLevelName(LEVELS[volume()])
 
 
+def hide_bars() -> None:
+    """Disable the progress bars of the processes that this one starts, where nobody watches them on a terminal."""
+    if volume() == Volume.QUIET or (volume() == Volume.NORMAL and not sys.stderr.isatty()):
+        os.environ["TQDM_DISABLE"] = "1"
+
+
 def _of_prefect() -> list[logging.Handler]:
     if "prefect" not in sys.modules:
         return []

@@ -16,10 +16,9 @@ from changepair.flows.running.console import SAID
 from changepair.flows.running.secrets import hide, hide_in_log
 from changepair.flows.running.told import tell_failure, tell_stop
 from changepair.tasks.common import stopping
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import NO_ROOM
 from changepair.tasks.common.places import is_of_store
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.stopping import CTRL_C, Stopped
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from prefect import Flow
@@ -13,12 +13,28 @@ from prefect.settings import PREFECT_API_URL
 from changepair.flows.running.api import end_with_parent, logged_in, one_api, run
 from changepair.flows.running.console import set_volume, set_volume_of_workers, volume
 from changepair.flows.running.ending import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
-from changepair.flows.running.gpu import gpu_slot
 from changepair.flows.running.locks import one_at_a_time
 from changepair.flows.running.login import login_for
 from changepair.flows.running.unchanged import unchanged
 from changepair.flows.settings.pipelines import Execution, read_pipelines
 from changepair.tasks.common.stopping import on_sigterm
+
+LIMIT = "changepair-gpu"  # `changepair deploy` sets it on the server, to runs.gpus
+
+
+@contextmanager
+def gpu_slot() -> Iterator[None]:
+    """Holds one of the slots that `runs.gpus` counts, and waits for it; none is asked for on a machine without a GPU, and without the
+    limit on the server there is no waiting. The server takes a slot back minutes after its holder has died."""
+    import torch  # costs seconds, which the command line need not spend
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    from prefect.concurrency.sync import concurrency
+
+    with concurrency(LIMIT, occupy=1):
+        yield
 
 
 def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[Execution], Any] | None = None) -> None:

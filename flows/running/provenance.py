@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from changepair.flows.settings.reader import parse_yaml
-from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import read_text
 
 LOCK = Path("dvc.lock")

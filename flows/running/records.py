@@ -10,8 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import AfterValidator, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from changepair.flows.settings.reader import MERGE
-from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import read_text
 
 Kind = TypeVar("Kind")

@@ -7,7 +7,7 @@ import os
 import re
 
 HIDDEN = "***"
-SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING|CONNECTION_URL|NOTICES", re.IGNORECASE)
+SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING|CONNECTION_URL", re.IGNORECASE)
 SHORTEST = 6  # characters: taking out what is shorter would take words apart
 END = r"\s'\"<>"  # characters that an address ends before
 USER = re.compile(rf"(?<=://)[^{END}]+(?=@)")

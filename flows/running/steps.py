@@ -12,7 +12,6 @@ from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from changepair.flows.running.api import wait_for_server
-from changepair.flows.running.told import has_listener, tell_share
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import Stopped
 
@@ -35,17 +34,15 @@ def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 def progress(description: str) -> Callable[[float], None]:
-    """Gives a function for a task to call with the share that is done, 0..1, which the UI then shows, and the console of the run."""
+    """Gives a function for a task to call with the share that is done, 0..1, which the UI then shows."""
     wait_for_server()
     artifact: Any = create_progress_artifact(0.0, description=description)
-    last, heard = time.monotonic(), has_listener()  # now: a run that listens to its stages later on does not tell itself
+    last = time.monotonic()
 
     def tell(share: float) -> None:
         nonlocal last
         if share >= 1 - 1e-9 or time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            if heard:
-                tell_share(share)
             with suppress(httpx.TransportError):  # a server that is away: the work goes on, and the next share is shown
                 update_progress_artifact(artifact, round(100 * share, 1))
 

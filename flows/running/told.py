@@ -1,4 +1,4 @@
-"""What a stage's process tells the run that started it: how far it is, and why or where it ended, as files in a folder of the run's.
+"""What a stage's process tells the run that started it: why or where it ended, as files in a folder of the run's.
 
 It needs no server and no pipe: DVC starts the process through a shell, and what it prints is the user's.
 """
@@ -18,7 +18,7 @@ from changepair.tasks.common.files import write_text
 
 FOLDER = "CHANGEPAIR_TOLD"  # environment: the folder
 LISTENER = "CHANGEPAIR_LISTENER"  # environment: the process of the run
-SHARE, FAILURE, STOP = "share", "failure", "stop"
+FAILURE, STOP = "failure", "stop"
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,6 @@ class Told:
     """What was told so far."""
 
     folder: Path
-
-    @property
-    def share(self) -> float | None:
-        """What is done, 0..1; None if the stage does not say."""
-        try:
-            return float(self._read(SHARE))
-        except ValueError:
-            return None
 
     @property
     def failure(self) -> str:
@@ -71,11 +63,6 @@ def told() -> Told:
 def has_listener() -> bool:
     """Tells whether a run started this process that lives, and says itself what matters."""
     return FOLDER in os.environ and psutil.pid_exists(int(os.environ.get(LISTENER, "0")))
-
-
-def tell_share(share: float) -> None:
-    """Tells what is done, 0..1, if anybody listens."""
-    _tell(SHARE, str(share))
 
 
 def tell_failure(line: str) -> bool:

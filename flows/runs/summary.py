@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import read_recommendation
 from changepair.flows.running.artifacts import picture_url
 from changepair.flows.running.places import EVALUATION, REPORT_NAME
 from changepair.flows.runs.journal import Run

@@ -31,14 +31,12 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
-from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import parameter_schema
 
-from changepair.flows.running.api import logged_in, refuse_silent
+from changepair.flows.running.api import logged_in, named_server
 from changepair.flows.running.ending import tell
-from changepair.flows.running.gpu import LIMIT
-from changepair.flows.running.login import login_for
+from changepair.flows.running.entry import LIMIT
 from changepair.flows.runs.events import RETRAINING, resource_of
 from changepair.flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server
 from changepair.flows.schedule.flow import NAME, WATCHED
@@ -132,7 +130,7 @@ def deploy() -> list[str]:
     read = _checked()
     repository = repository_of(read)
     items = wanted(read, repository)
-    with logged_in(*_server()), get_client(sync_client=True) as client:
+    with logged_in(*named_server()), get_client(sync_client=True) as client:
         before = [_deployed(client, item, repository) for item in items]
         lines = [*_pool(client, read, repository), *_limit(client, read)]
         lines += [_apply(client, item, deployed) for item, deployed in zip(items, before, strict=True)]
@@ -148,7 +146,7 @@ def serve(say: Callable[[str], None]) -> None:
     repository = repository_of(read)
     os.environ.setdefault(REPOSITORIES, repository)  # for the processes of the runs
     take_no_code_from_the_server()
-    with logged_in(*_server()):
+    with logged_in(*named_server()):
         runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
         with get_client(sync_client=True) as client:
             for item in wanted(read, repository):
@@ -189,16 +187,6 @@ def _checked() -> Pipelines:
     for name in read.enabled:
         enabled_pipeline(name)
     return read
-
-
-def _server() -> tuple[str, str | None]:
-    """Return the address of the server's API and the login there. Raise BadInput if none answers."""
-    url = PREFECT_API_URL.value()
-    if not url:
-        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and set it to the address that this prints")
-    login = login_for(url)
-    refuse_silent(url, login)
-    return url, login
 
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:

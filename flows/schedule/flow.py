@@ -20,13 +20,14 @@ from rich.console import Console
 from changepair.flows.running.api import child, close_dead, link_child, one_api, parent, stoppable
 from changepair.flows.running.ending import log_in_lines
 from changepair.flows.running.locks import Held, one_at_a_time
+from changepair.flows.running.secrets import hide
+from changepair.flows.runs.events import OF_AN_END, emit
 from changepair.flows.runs.journal import now
-from changepair.flows.runs.notices import notify
 from changepair.flows.runs.states import RunState
 from changepair.flows.schedule import workspace
 from changepair.flows.schedule.origins import refuse_secret, refuse_unknown_code
 from changepair.flows.schedule.workspace import Workspace
-from changepair.flows.settings.pipelines import Name, read_pipelines
+from changepair.flows.settings.pipelines import Name
 from changepair.flows.settings.reader import parse
 from changepair.flows.settings.runs import Overlap, Results, Runs
 from changepair.tasks.common.errors import BadInput
@@ -100,13 +101,7 @@ def scheduled(
             results have them in their pipelines.yaml.
     """
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout)
-    owed: list[str] = []
-    try:
-        work = partial(_run, place, revision, override or {}, owed)
-        return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, work)
-    finally:
-        for reason in owed:  # a receiver that is slow keeps nobody else waiting
-            _notify(place, reason)
+    return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, partial(_run, place, revision, override or {}))
 
 
 @task(task_run_name="score what is new for {pipeline}", persist_result=False)
@@ -213,8 +208,8 @@ def _as_child_ended() -> State[None]:
     return Completed(name=ended.state.name, message=ended.state.message, state_details=link_child())
 
 
-def _run(place: Workspace, revision: str, override: Mapping[str, Any], owed: list[str]) -> State[None]:
-    """Retrains in the clone, and sends the results. owed: gets why that failed, where nobody has told of it."""
+def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[None]:
+    """Retrain in the clone, and send the results."""
     pipeline, logger = place.pipeline, get_run_logger()
     retraining = False
     try:
@@ -236,8 +231,8 @@ def _run(place: Workspace, revision: str, override: Mapping[str, Any], owed: lis
         push(place)
         name = send_results(place)
     except BadInput as error:
-        if not retraining:  # of its own failure `retrain` has told
-            owed.append(str(error))
+        if not retraining:  # `retrain` emits the event of its own failure
+            emit(pipeline, OF_AN_END[RunState.FAILED], {"run": flow_run.get_id(), "time": now(), "reason": hide(str(error))})
         raise
     where = f"; results: {name}" if name else ""
     logger.info(f"{pipeline}: {state.name}{where}{'' if results else ', nothing new'}")
@@ -266,14 +261,3 @@ def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
     asked = {"deployment_id": {"any_": [deployment_id]}, "state": {"type": {"any_": [state]}}, **(more or {})}
     with get_client(sync_client=True) as client:
         return [run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(asked)) if str(run.id) != own]
-
-
-def _notify(place: Workspace, reason: str) -> None:
-    logger = get_run_logger()
-    file = place.folder / "pipelines.yaml"
-    try:
-        settings = read_pipelines(file).notices
-    except BadInput:
-        return
-    about: dict[str, Any] = {"run": flow_run.get_id(), "time": now()}
-    notify(settings, place.pipeline, RunState.FAILED, reason, about, logger)

@@ -13,13 +13,11 @@ from contextlib import suppress
 from types import FrameType
 
 import psutil
-from prefect.settings import PREFECT_API_URL
 
-from changepair.flows.running.api import die_with_parent, logged_in, refuse_silent
+from changepair.flows.running.api import logged_in, named_server
 from changepair.flows.running.ending import tell
-from changepair.flows.running.login import login_for
 from changepair.flows.schedule.commands import own
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.stopping import die_with_parent
 
 POLL = 0.2
 """Seconds between two looks at the worker."""
@@ -31,11 +29,7 @@ ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.worker"
 
 def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
     """Run a worker of a work pool until SIGTERM or Ctrl-C; return its exit code. Raise BadInput if no server answers."""
-    url = PREFECT_API_URL.value()
-    if not url:
-        raise BadInput("PREFECT_API_URL is not set: set it to the address of the server's API, such as http://127.0.0.1:4200/api")
-    login = login_for(url)
-    refuse_silent(url, login)
+    url, login = named_server()
     command = own(WORKER, "worker", "start", "--pool", pool, "--type", "process")
     command += ["--limit", str(limit)] if limit is not None else []
     command += ["--with-healthcheck"] if healthcheck else []

@@ -44,9 +44,8 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
         elif name not in datasets.here:
             from changepair.tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
 
-            about = datasets.elsewhere[name]
-            home = about.home or LAYOUTS[about.layout].home
-            yield f"dataset {name}: {home}; then {name}: {{path: …, layout: {about.layout}}} under datasets.folders"
+            layout = datasets.elsewhere[name].layout
+            yield f"dataset {name}: {LAYOUTS[layout].home}; then {name}: {{path: …, layout: {layout}}} under datasets.folders"
 
 
 def _models(pipeline: Pipeline) -> Iterator[str]:

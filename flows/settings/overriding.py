@@ -1,8 +1,9 @@
-"""Writes settings of one pipeline into pipelines.yaml, which keeps the form and the comments that it has."""
+"""Edit pipelines.yaml: set keys and add a pipeline. Its other lines, its form and its comments stay."""
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from changepair.flows.settings.pipelines import Pipelines, mistakes
 from changepair.flows.settings.reader import FILE, check_values, nearest, parse, parse_yaml, read_yaml
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import write_text
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_text
 
 WIDEST = 10_000  # characters of a line, so that none is broken
@@ -40,15 +40,38 @@ def override(pipeline: str, settings: Mapping[str, Any], file: Path = FILE) -> l
     text = read_text(file)
     for key, _before, value in changes:
         text = _written(text, ("pipelines", pipeline, *key.split(".")), value)
-    try:
-        written = parse_yaml(text, file)
-    except BadInput:
-        written = None
-    if written != wanted:
+    if not _is(text, wanted):
         raise BadInput(f"{file}: pipelines.{pipeline}: what is to be changed is shared with another pipeline by an anchor; do it by hand")
     if changes:
         write_text(file, text)
     return [f"pipelines.{pipeline}.{key}: {before} is now {value}" for key, before, value in changes]
+
+
+def add_pipeline(name: str, dataset: Mapping[str, Any], pipeline: str, file: Path = FILE) -> None:
+    """Add a dataset and an enabled pipeline of one name. pipeline: its section as lines of YAML. Raises BadInput if the file has a form
+    that this cannot extend; it then stays unchanged."""
+    wanted, text = read_yaml(file), read_text(file)
+    wanted["enabled"] = [*wanted["enabled"], name]
+    wanted["datasets"]["folders"] = {**(wanted["datasets"].get("folders") or {}), name: dict(dataset)}
+    wanted["pipelines"] = {**wanted["pipelines"], **parse_yaml(pipeline, file)}
+    text = _written(text, ("enabled",), wanted["enabled"])
+    text = _written(text, ("datasets", "folders", name), dict(dataset))
+    first = YAML().compose(text)
+    text = _before_first(text, next(held for key, held in first.value if key.value == "pipelines"), pipeline)
+    if not _is(text, wanted):
+        raise BadInput(
+            f"{file}: its form cannot be extended automatically; add {name!r} to enabled, «{name}: {_flow(dict(dataset))}» under "
+            f"datasets.folders, and under pipelines:\n{pipeline}"
+        )
+    write_text(file, text)
+
+
+def _is(text: str, wanted: Any) -> bool:
+    """Tell whether YAML has the wanted content."""
+    try:
+        return bool(parse_yaml(text, FILE) == wanted)
+    except BadInput:
+        return False
 
 
 def _section(content: Any, keys: Sequence[str], file: Path) -> tuple[dict[str, Any], str]:
@@ -74,13 +97,20 @@ def _written(text: str, keys: Sequence[str], value: Any) -> str:
     for missing in reversed(keys[place + 1 :]):
         value = {missing: value}
     if inner is not None:
-        return text[: inner.start_mark.index] + _flow(value) + text[_end(inner) :]
+        block = isinstance(inner, CollectionNode) and not inner.flow_style  # it may be no deeper than its key, a value has to be
+        return text[: inner.start_mark.index] + " " * block + _flow(value) + text[_end(inner) :]
     entry, start = f"{keys[place]}: {_flow(value)}", node.start_mark.index
     if node.flow_style:
         after = node.value[-1][1].end_mark.index if node.value else text.index("{", start) + 1
         return f"{text[:after]}{', ' if node.value else ''}{entry}{text[after:]}"
+    return _before_first(text, node, f"{entry}\n")
+
+
+def _before_first(text: str, node: Any, lines: str) -> str:
+    """Put lines before the first entry of a mapping in block style."""
     first = node.value[0][0].start_mark
-    return f"{text[: first.index]}{entry}\n{' ' * first.column}{text[first.index :]}"
+    entry = textwrap.indent(lines, " " * first.column).lstrip(" ")
+    return f"{text[: first.index]}{entry}{' ' * first.column}{text[first.index :]}"
 
 
 def _end(node: Any) -> int:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from changepair.flows.running.places import WRITTEN
 from changepair.flows.settings.detectors import Detectors, parse_trainings
 from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml
-from changepair.flows.settings.runs import Notices, Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
+from changepair.flows.settings.runs import Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
 from changepair.tasks.common.bounds import Each, Some
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote, place_of
@@ -37,8 +37,6 @@ class Elsewhere(Strict):
 
     layout: LayoutName
     """What it is; `changepair datasets` says where to get it."""
-    home: str | None = None
-    """Where to get it, if its layout's home is not the place."""
 
 
 class Datasets(Strict):
@@ -73,9 +71,7 @@ class Execution(Strict):
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
     """Processes or threads that share a stage's work."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Processes of a machine that share each step of a training; auto for one a GPU."""
-    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Machines of the cluster that share each step of a training."""
+    """Processes that share each step of a training; auto for one a GPU."""
     runner: Runner = "processes"
     """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which read datasets and
     score pictures too."""
@@ -96,8 +92,6 @@ class Execution(Strict):
     def _of_a_cluster(self) -> Execution:
         if self.gpu is not None and (self.runner != "dask" or self.address is None):
             raise ValueError("gpu: runner: dask and the address of a cluster beside it, whose workers have one")
-        if self.nodes > 1 and (self.runner != "dask" or self.address is None):
-            raise ValueError("nodes: runner: dask and the address of a cluster beside it, whose machines they are")
         return self
 
 
@@ -169,11 +163,6 @@ class Pipeline(Strict):
         chosen: TrainingSettings = self.training.get(detector) or training.settings()
         return chosen
 
-    def pairs_of(self, detector: str) -> str | None:
-        """Gives the folder or URL of the pairs that a detector learns from instead of the pipeline's own, if it names some."""
-        named: str | None = getattr(self.training_of(detector), "pairs", None)
-        return named
-
     @property
     def trained(self) -> list[str]:
         """Lists the detectors that have a model folder, which the train stage writes."""
@@ -194,8 +183,6 @@ class Pipelines(Strict):
     """How work is spread."""
     runs: Runs = Runs()
     """How scheduled runs work."""
-    notices: Notices | None = None
-    """Whom to tell; null for nobody."""
     pipelines: dict[Name, Pipeline]
     """What can be made, by name."""
 
@@ -224,11 +211,9 @@ def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
     for names in read.pipelines[name].datasets.values():
         for dataset in names:
             if dataset not in read.datasets.here:
-                about = read.datasets.elsewhere[dataset]
-                where = f" from {about.home}" if about.home else ""
                 raise BadInput(
-                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it{where} (`changepair pipelines` "
-                    f"says more) and give it as {dataset}: {{path: …, layout: {about.layout}}}"
+                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it (`changepair pipelines` "
+                    f"says where) and give it as {dataset}: {{path: …, layout: {read.datasets.elsewhere[dataset].layout}}}"
                 )
     return read.pipelines[name]
 
@@ -308,20 +293,14 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
     for detector, examples in pipeline.trained_on.items():
         if examples == "auxiliary" and not pipeline.auxiliary:
             yield f"auxiliary: {detector} is trained on it; name a dataset with anomalies, or say training.{detector}.examples: pairs"
-        pairs = pipeline.pairs_of(detector) if examples == "pairs" else None
-        if pairs is not None and getattr(pipeline.training_of(detector), "data", None) == "online":
-            yield f"training.{detector}.data: online makes the pipeline's own pairs; say shards, or take training.{detector}.pairs out"
-        if examples == "pairs" and pairs is None and not pipeline.synthesis.pairs:
-            yield (
-                f"synthesis.pairs: {detector} is trained on them, so more than 0; or name others as training.{detector}.pairs, "
-                "or give it a model that is trained already"
-            )
+        if examples == "pairs" and not pipeline.synthesis.pairs:
+            yield f"synthesis.pairs: {detector} is trained on them, so more than 0; or give it a model that is trained already"
     if not pipeline.synthesis.pairs:
         return
     learnt = int(pipeline.synthesis.pairs * (1 - pipeline.synthesis.held_out))
     for detector, examples in pipeline.trained_on.items():
         size = pipeline.training_of(detector).batch_size
-        if examples == "pairs" and pipeline.pairs_of(detector) is None and learnt < size:
+        if examples == "pairs" and learnt < size:
             yield (
                 f"training.{detector}.batch_size: {learnt} pairs to learn from ({pipeline.synthesis.pairs} less those held out) fill no "
                 f"batch of {size}; lower it, or raise synthesis.pairs"

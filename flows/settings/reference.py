@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from changepair.flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
-from changepair.flows.settings.runs import Notices, Runs, Schedule, Watch
+from changepair.flows.settings.runs import Runs, Schedule, Watch
 from changepair.tasks.common.bounds import Bound, Some
 from changepair.tasks.detectors.registry import BUILT_IN
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -44,7 +44,6 @@ SECTIONS: dict[str, type[Any]] = {
     "datasets.elsewhere.&lt;name&gt;": Elsewhere,
     "execution": Execution,
     "runs": Runs,
-    "notices": Notices,
     PIPELINE: Pipeline,
     f"{PIPELINE}.schedule": Schedule,
     f"{PIPELINE}.runs": OwnRuns,

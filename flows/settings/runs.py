@@ -119,17 +119,3 @@ class Runs(Strict):
     """The work pool whose workers run them; null for `changepair serve`."""
     gpus: Annotated[int, Field(ge=1, le=1024)] = 1
     """How many stages may compute on GPUs at the same time, over all runs that share a server."""
-
-
-class Notices(Strict):
-    """Whom to tell of promotions, of models kept out, and of failures: JSON is posted to a URL."""
-
-    url: Annotated[str, Field(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*|block:[a-z0-9-]+)$")]
-    """Such as env:CHANGEPAIR_NOTICES, an environment variable that holds it; block:<name>, a Secret block of Prefect; or the URL itself, if
-    it is no secret."""
-    of: tuple[Literal["promoted", "kept", "failed"], ...] = ("promoted", "kept", "failed")
-    """Which of these are told."""
-    timeout: Annotated[float, Field(gt=0, le=300)] = 10.0
-    """Seconds an attempt may take."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 3
-    """Attempts after the first, each after a longer pause."""

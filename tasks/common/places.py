@@ -130,11 +130,6 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def read_part(path: Path, offset: int, size: int) -> bytes:
-    """Reads a part of a file in a store, and no more than that."""
-    return bytes(path.fs.cat_file(path.path, start=offset, end=offset + size))  # type: ignore[attr-defined]
-
-
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM 
 CTRL_C = 128 + signal.SIGINT
 
 POLL = 0.2  # seconds
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _asked = threading.Event()
 _interrupted = threading.Event()
@@ -139,3 +142,9 @@ def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
     defer_ctrl_c()
     if hasattr(signal, "sigwait"):
         threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the process that started this one is gone. On other systems do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -13,8 +13,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
 
-from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.inctrl import settings as inctrl
 from changepair.tasks.detectors.metauas import settings as metauas

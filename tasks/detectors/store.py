@@ -14,9 +14,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import write_text, written_beside
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, DetectorSettings, base_of, kind_of, resolved

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import is_of_store, is_remote
-from changepair.tasks.common.reasons import in_short
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
 

@@ -14,11 +14,10 @@ from PIL import Image
 from scipy.fft import dctn
 
 from changepair.tasks.common.decoding import BLURRED, Extent, Picture, Undecodable, decode, extent_of, marks_of
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.pictures import png, read_marks
 from changepair.tasks.common.places import is_of_store, is_remote
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_general
 from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.pictures import Picture, read_marks, read_mask, read_picture
 from changepair.tasks.common.places import place_of
-from changepair.tasks.common.reasons import in_general
 from changepair.tasks.common.rows import read_rows
 from changepair.tasks.common.sheets import TILE, Line, contact_sheet, outlined
 from changepair.tasks.common.texts import csv_rows

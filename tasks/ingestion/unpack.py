@@ -10,9 +10,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import NO_ROOM, made_anew
-from changepair.tasks.common.reasons import in_short
 
 
 def unpack(archive: Path, folder: Path) -> int:

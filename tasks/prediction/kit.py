@@ -21,10 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from changepair.tasks.common.decoding import UNKNOWN, Intensity, Range
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import made_anew, sha256, write_text
 from changepair.tasks.common.places import place_of
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.common.tiles import Grid
 from changepair.tasks.detectors.registry import DETECTORS, KIND, kind_of, missing_base

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.places import place_of
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors import store
 from changepair.tasks.detectors.detector import Detector

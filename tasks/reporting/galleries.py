@@ -19,10 +19,9 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.sheets import PAPER, TILE, Line, contact_sheet, heated, outlined
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import least_rate, top_of
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.scoring.operating import RATE
 from changepair.tasks.scoring.scores import Scored, read_scored
-from changepair.tasks.scoring.shown import shown_episodes
 
 GALLERIES_NAME = "galleries"
 Kind = Literal["missed", "false alarms", "borderline", "found"]
@@ -82,7 +81,7 @@ def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) ->
 
 
 def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
-    """Chooses what a target's gallery shows: of each category one episode, as in tasks/scoring/shown.py. Of its queries, the first `count`
+    """Chooses what a target's gallery shows: of each category one episode, as `shown_episodes` chooses. Of its queries, the first `count`
     are overlays; and over all categories, for each detector, the first `count` of each of KINDS, their distances from the threshold being
     in standard deviations of the category's scores.
 

@@ -15,9 +15,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from changepair.tasks.common.errors import in_general
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
-from changepair.tasks.common.reasons import in_general
 from changepair.tasks.common.texts import csv_lines, percent
 from changepair.tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
 from changepair.tasks.reporting.charts import Drawn, charts_of, training_chart

@@ -12,11 +12,13 @@ data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from changepair.tasks.common.rows import Int8, Int32, read_rows
-from changepair.tasks.ingestion.manifest import PictureRow
+from changepair.tasks.ingestion.manifest import ANOMALOUS, PictureRow
+from changepair.tasks.sampling.settings import BY_PIXEL
 
 MADE_BY = "sample"
 
@@ -71,3 +73,35 @@ def protocols_of(path: Path) -> list[str]:
 def read_pictures(path: Path) -> list[PictureRow]:
     """Reads the manifest rows of sources, textures, auxiliary pictures or targets."""
     return read_rows(path, PictureRow, MADE_BY)
+
+
+def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
+    """Chooses one of each target's category, by number: class-specific, the most shots, the first seed."""
+    best: dict[tuple[str, str], int] = {}
+    for number, episode in episodes.items():
+        place = (episode.target, episode.category)
+        if place not in best or _rank(episode) < _rank(episodes[best[place]]):
+            best[place] = number
+    return {number: episodes[number] for number in best.values()}
+
+
+def _rank(episode: Episode) -> tuple[bool, int, int]:
+    return episode.protocol != "class-specific", -episode.shots, episode.seed
+
+
+def undefined_metrics(episodes: Sequence[Episode], pictures: Iterable[PictureRow]) -> list[str]:
+    """Return a sentence for each category whose test pictures have only one label. pictures: rows with the masks of the test pictures."""
+    masked = {row.image for row in pictures if row.mask is not None}
+    alike: dict[tuple[str, str], list[Episode]] = {}
+    for episode in episodes:
+        if len(set(episode.labels)) == 1:
+            alike.setdefault((episode.target, episode.category), []).append(episode)
+    return [_sentence(target, category, own, masked) for (target, category), own in alike.items()]
+
+
+def _sentence(target: str, category: str, episodes: Sequence[Episode], masked: set[str]) -> str:
+    count, label = len(episodes[0].queries), "anomalous" if episodes[0].labels[0] == ANOMALOUS else "normal"
+    pictures = f"all {count} test pictures are {label}" if count > 1 else f"its one test picture is {label}"
+    by_pixel = any(episode.protocol in BY_PIXEL and not masked.isdisjoint(episode.queries) for episode in episodes)
+    effect = "image AUROC, AP and F1max are undefined; pixel metrics are computed" if by_pixel else "every metric is undefined"
+    return f"category {category} of {target}: {pictures}, so {effect}"

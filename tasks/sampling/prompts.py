@@ -13,7 +13,6 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.texts import read_text
 from changepair.tasks.ingestion.manifest import PictureRow
-from changepair.tasks.sampling.settings import Draw
 
 Chosen = dict[str, list[str]]
 """Prompts by category."""
@@ -31,56 +30,28 @@ def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Ch
 class Drawing:
     """Draws prompts of one target. A seed orders its pictures once and k shots are the first of them, so that more shots only ever add."""
 
-    def __init__(self, target: str, normal: Chosen, most: int, how: Draw) -> None:
+    def __init__(self, target: str, normal: Chosen, most: int) -> None:
         """most: the greatest number of shots. Raises BadInput if there are too few pictures."""
         self.target = target
         self.normal = normal
-        self.most = most
-        self.how = how
         self._ordered: dict[tuple[str, int], list[str]] = {}
         for category, images in normal.items():
-            if how != "pooled" and len(images) < (most if how != "stratified" else 1):
+            if len(images) < most:
                 raise BadInput(
                     f"{target}: category {category!r} has {len(images)} normal training pictures, fewer than the {most} shots asked "
                     "for; add pictures to its train/good or lower sampling.shots"
                 )
-        if sum(map(len, normal.values())) < most * len(normal):
-            raise BadInput(
-                f"{target}: {sum(map(len, normal.values()))} normal training pictures, fewer than {most} shots of {len(normal)} categories"
-            )
 
     def draw(self, seed: int, shots: int) -> Chosen:
-        """Draws k shots of a seed; pooled, a category may get none."""
-        if self.how == "pooled":
-            everything = [(image, category) for category, images in self.normal.items() for image in images]
-            order = generator(seed, self.target, "pooled prompts").permutation(len(everything))[: shots * len(self.normal)]
-            taken = [everything[index] for index in order]
-            return {category: [image for image, of in taken if of == category] for category in self.normal}
-        counts = _shared_out(self.normal, shots * len(self.normal)) if self.how == "stratified" else dict.fromkeys(self.normal, shots)
-        return {category: self._order(category, seed)[: counts[category]] for category in self.normal}
+        """Draw k shots of a seed from each category."""
+        return {category: self._order(category, seed)[:shots] for category in self.normal}
 
     def _order(self, category: str, seed: int) -> list[str]:
         if (category, seed) not in self._ordered:
             images = self.normal[category]
-            if self.how == "central":
-                from changepair.tasks.sampling.central import most_central  # needs torch and an encoder
-
-                self._ordered[category, seed] = most_central(images, self.most, generator(seed, self.target, category, "central prompts"))
-            else:
-                order = generator(seed, self.target, category, "prompts").permutation(len(images))
-                self._ordered[category, seed] = [images[index] for index in order]
+            order = generator(seed, self.target, category, "prompts").permutation(len(images))
+            self._ordered[category, seed] = [images[index] for index in order]
         return self._ordered[category, seed]
-
-
-def _shared_out(normal: Chosen, total: int) -> dict[str, int]:
-    """Shares `total` out among the categories in proportion to their pictures, by the largest remainders; of equal ones the first."""
-    whole = sum(len(images) for images in normal.values())
-    exact = {category: total * len(images) / whole for category, images in normal.items()}
-    counts = {category: int(share) for category, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda category: counts[category] - exact[category])
-    for category in by_remainder[: total - sum(counts.values())]:
-        counts[category] += 1
-    return counts
 
 
 @dataclass(frozen=True)
@@ -99,14 +70,9 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
         {target: {category: [paths]}}                            ours
         {category: {"filename": path, …}}                        the MetaUAS authors' one prompt a category
         {query path: [paths, the most similar first]}            the same authors' top-k lists, one such object a line
-        <category>.pt, or a folder of such                       the InCTRL authors' prompts, as tensors
 
-    Paths are from the target's folder. Raises BadInput for a path, or a tensor, that is no normal training picture of it.
+    Paths are from the target's folder. Raises BadInput for a path that is no normal training picture of it.
     """
-    if file.is_dir() or file.suffix == ".pt":
-        from changepair.tasks.sampling.recognise import recognised  # needs torch
-
-        return _named_in(file, recognised(file, rows))
     content = _read(file)
     find = {target: _finder(file, target, of) for target, of in rows.items()}
     if content and all(isinstance(value, list) for value in content.values()):
@@ -126,10 +92,6 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
             for category in named
             if category in categories
         }
-    return _named_in(file, chosen)
-
-
-def _named_in(file: Path, chosen: dict[str, Chosen]) -> Given:
     if not any(chosen.values()):
         raise BadInput(f"{file}: sampling.prompts: names none of the targets {', '.join(chosen)}, and none of their categories")
     return Given(chosen, {})

@@ -18,10 +18,9 @@ from changepair.tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, Pict
 from changepair.tasks.ingestion.objects import table as objects
 from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
 from changepair.tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, undefined_metrics
 from changepair.tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from changepair.tasks.sampling.settings import Protocol, SamplingSettings, Use
-from changepair.tasks.sampling.undefined import undefined_metrics
 
 Labelled = tuple[str, int]
 """A query's picture and its label."""
@@ -38,8 +37,6 @@ class Sampled:
     """Test pictures that look the same as one that may prompt their category."""
     unmeasured: list[str]
     """Sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous."""
-    without_prompts: list[str]
-    """Categories that a pooled draw gave no prompt, each with the draw."""
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
@@ -87,9 +84,7 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     write_csv(files.near_duplicates, NearDuplicate._fields, [*alike, *again])
     write_csv(files.rejected, ["dataset", "file", "reason"], _rejected(manifests, [*sources, *use.textures, *use.auxiliary, *targets]))
     write_rows(files.episodes, Episode, episodes)
-    return Sampled(
-        len(episodes), len(alike), len(again), undefined_metrics(episodes, target_rows), _without_prompts(settings, of_target, episodes)
-    )
+    return Sampled(len(episodes), len(alike), len(again), undefined_metrics(episodes, target_rows))
 
 
 def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
@@ -109,24 +104,6 @@ def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
         in_order = sorted(members, key=lambda row: (row.sha256, row.image))
         chosen |= {in_order[place].image for place in generator(0, dataset, category, "to train").permutation(len(members))[:count]}
     return chosen
-
-
-def _without_prompts(settings: SamplingSettings, of_target: dict[str, list[PictureRow]], episodes: Sequence[Episode]) -> list[str]:
-    """Lists the categories that a pooled draw gave no prompt."""
-    if settings.draw != "pooled":
-        return []
-    prompted = {
-        (episode.target, episode.category, episode.seed, episode.shots) for episode in episodes if episode.protocol == "class-specific"
-    }
-    return [
-        f"{target}: {category} (seed {seed}, {shots} shots)"
-        for target, rows in of_target.items()
-        if "class-specific" in settings.protocols_of(target)
-        for category in dict.fromkeys(row.category for row in rows)
-        for seed in settings.seeds
-        for shots in settings.shots
-        if shots and (target, category, seed, shots) not in prompted
-    ]
 
 
 def _refuse_prompts_among_queries(episodes: Sequence[Episode]) -> None:
@@ -197,7 +174,7 @@ class _Prompts:
         fixed = bool(self.given or self.by_query)
         self.seeds = settings.seeds[:1] if fixed else settings.seeds
         self.shots = settings.shots
-        self.drawing = None if fixed else Drawing(target, normal_pictures(rows, categories), max(settings.shots), settings.draw)
+        self.drawing = None if fixed else Drawing(target, normal_pictures(rows, categories), max(settings.shots))
 
     def of(self, members: Sequence[str], seed: int, shots: int, own: Sequence[str]) -> tuple[str, ...]:
         if shots == 0:

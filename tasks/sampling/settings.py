@@ -10,7 +10,6 @@ from changepair.tasks.common.bounds import MOST, STRICT, Between, Place, Some
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
 """Protocols with pixel labels from masks. In the others a whole picture of another class is anomalous."""
-Draw = Literal["balanced", "pooled", "stratified", "central"]
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,16 @@ class SamplingSettings:
     seeds: Annotated[tuple[int, ...], Between(0, MOST), Some()] = (0, 1, 2, 3, 4)
     """One draw of prompts a seed; figures are mean and deviation over them."""
     protocols: Annotated[tuple[Protocol, ...], Some()] = ("class-specific", "class-agnostic")
-    """class-specific: prompts of the query's own category. class-agnostic: a pool of all categories' prompts, k of each, from
-    which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each class.
-    multi-class: the classes of `normal_classes` normal, every other anomalous."""
+    """class-specific: k prompts of the query's own category, drawn at random. class-agnostic: a pool of all categories' prompts, k of
+    each, from which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each
+    class. multi-class: the classes of `normal_classes` normal, every other anomalous."""
     target_protocols: dict[str, Annotated[tuple[Protocol, ...], Some()]] = field(default_factory=dict)
     """For targets that need others, by their names."""
     normal_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """For multi-class: a target's categories that are normal."""
-    draw: Draw = "balanced"
-    """Where prompts come from. balanced: k of each category. pooled: k times the number of categories, from all of them together, so
-    that a category may get none. stratified: as many, shared out by the categories' sizes. central: k of each category, those
-    that stand for most of its pictures, by the packaged encoder's features."""
     prompts: Annotated[str, Place()] | None = None
-    """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, the MetaUAS authors' one-prompt or
-    top-k lists, or the InCTRL authors' <category>.pt, one or a folder of them."""
+    """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, or the MetaUAS authors' one-prompt
+    or top-k lists."""
 
     to_train: Annotated[float, Between(0, 0.9)] = 0.0
     """Of a dataset that is both a source (or a texture) and a target: the share of each category's normal training pictures that is trained

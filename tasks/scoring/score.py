@@ -22,12 +22,11 @@ from changepair.tasks.common.pictures import Resize
 from changepair.tasks.common.tensors import read_tiles, uncropped
 from changepair.tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import compare
 from changepair.tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
 from changepair.tasks.scoring.scores import Group, Work
-from changepair.tasks.scoring.shown import shown_episodes
 from changepair.tasks.scoring.tiling import TileResults
 
 

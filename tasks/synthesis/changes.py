@@ -20,7 +20,7 @@ from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
 from changepair.tasks.synthesis.photometry import three_random
-from changepair.tasks.synthesis.settings import Kind, SynthesisSettings
+from changepair.tasks.synthesis.settings import METHODS, PAINTED, Kind, SynthesisSettings
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,19 @@ def only_the_change(before: Picture, after: Picture, region: Mask, settings: Syn
     return np.where(mask[..., None], after, before), mask
 
 
+WAYS: tuple[Way, ...] = (
+    appearance,
+    disappearance,
+    exchange_regenerated,
+    exchange_pasted,
+    local_region,
+    distractor,
+    pasted_distractor,
+    no_change,
+)
+"""Of each of METHODS."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One way to make a kind of change."""
@@ -261,24 +274,10 @@ class Recipe:
     kind: Kind
     method: str  # how, for the index
     way: Way
-    repaints: bool
+
+    @property
+    def repaints(self) -> bool:
+        return self.method == PAINTED
 
 
-RECIPES: tuple[Recipe, ...] = (
-    Recipe("appearance", "inpainted", appearance, True),
-    Recipe("disappearance", "inpainted", disappearance, True),
-    Recipe("exchange", "inpainted", exchange_regenerated, True),
-    Recipe("exchange", "pasted", exchange_pasted, False),
-    Recipe("local-region", "perlin", local_region, False),
-    Recipe("distractor", "perlin", distractor, False),
-    Recipe("distractor", "pasted", pasted_distractor, False),
-    Recipe("none", "unchanged", no_change, False),
-)
-
-
-def shares(settings: SynthesisSettings) -> list[float]:
-    """Gives the share of each of RECIPES; together 1."""
-    within = {("exchange", "inpainted"): settings.regenerated, ("exchange", "pasted"): 1 - settings.regenerated}
-    within |= {("distractor", method): 0.5 for method in ("perlin", "pasted")}
-    asked = [settings.kinds.get(recipe.kind, 0.0) * within.get((recipe.kind, recipe.method), 1.0) for recipe in RECIPES]
-    return [share / sum(asked) for share in asked]
+RECIPES = tuple(Recipe(kind, method, way) for (kind, method), way in zip(METHODS, WAYS, strict=True))

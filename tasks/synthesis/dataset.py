@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from changepair.tasks.common.files import sha256
 from changepair.tasks.common.pictures import open_image
 from changepair.tasks.common.places import place_of
-from changepair.tasks.synthesis.shards import PairRow, ShardReader, read_index
+from changepair.tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, read_index
 
 
 class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -61,3 +63,9 @@ class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
         side = image.size if self.resolution is None else (self.resolution, self.resolution)
         return image if image.size == side else image.resize(side, resampling)
+
+
+def hashes(folder: Path) -> dict[str, Any]:
+    """Return the hashes of the index and of every shard."""
+    shards = dict.fromkeys(row.shard for row in read_index(folder))
+    return {"pairs": sha256(folder / INDEX_NAME), "shards": {shard: sha256(folder / shard) for shard in shards}}

@@ -16,7 +16,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.inpainting.inpainter import Inpainter
-from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted, shares
+from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted
 from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.objects import Dropped
 from changepair.tasks.synthesis.photometry import jitter, make_of, without_colour
@@ -131,7 +131,7 @@ class Maker:
 
 def recipe(settings: SynthesisSettings, number: int) -> Recipe:
     """Draws how pair `number` is made, by the kinds' shares."""
-    chances: NDArray[np.float64] = np.cumsum(shares(settings))
+    chances: NDArray[np.float64] = np.cumsum(settings.shares)
     return RECIPES[int(np.searchsorted(chances / chances[-1], generator(settings.seed, "kind", number).random(), side="right"))]
 
 

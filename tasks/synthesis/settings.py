@@ -10,6 +10,19 @@ from changepair.tasks.inpainting.settings import RepaintingSettings
 
 Kind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
 Share = Annotated[float, Between(0, 1)]
+PAINTED = "inpainted"
+"""The method of the pairs that an inpainting model paints."""
+METHODS: tuple[tuple[Kind, str], ...] = (
+    ("appearance", PAINTED),
+    ("disappearance", PAINTED),
+    ("exchange", PAINTED),
+    ("exchange", "pasted"),
+    ("local-region", "perlin"),
+    ("distractor", "perlin"),
+    ("distractor", "pasted"),
+    ("none", "unchanged"),
+)
+"""Every way to make a kind of change. A pair's number draws one by its place here."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,12 @@ class SynthesisSettings:
     @property
     def repaints(self) -> list[Kind]:
         """The kinds that need an inpainting model."""
-        return [
-            kind
-            for kind, share in self.kinds.items()
-            if share > 0 and (kind in ("appearance", "disappearance") or (kind == "exchange" and self.regenerated > 0))
-        ]
+        return [kind for (kind, method), share in zip(METHODS, self.shares, strict=True) if method == PAINTED and share > 0]
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of each of METHODS; together 1."""
+        within = {("exchange", PAINTED): self.regenerated, ("exchange", "pasted"): 1 - self.regenerated}
+        within |= {("distractor", method): 0.5 for method in ("perlin", "pasted")}
+        asked = [self.kinds.get(kind, 0.0) * within.get((kind, method), 1.0) for kind, method in METHODS]
+        return [share / sum(asked) for share in asked]

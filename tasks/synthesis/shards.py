@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.pictures import Mask, Picture, png
-from changepair.tasks.common.places import is_remote, read_part
 from changepair.tasks.common.rows import Int32, read_rows
 
 MADE_BY = "synthesize"
@@ -104,8 +103,6 @@ class ShardReader:
     def read(self, name: str) -> bytes:
         """Reads the bytes of one file, for example `00000017.query.png`."""
         offset, size = self._place[name]
-        if is_remote(self.path):
-            return read_part(self.path, offset, size)
         with self.path.open("rb") as stream:
             stream.seek(offset)
             return stream.read(size)

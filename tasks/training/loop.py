@@ -103,7 +103,7 @@ class Examples:
     pairs: Path
     """The folder of its change pairs."""
     synthesis: SynthesisSettings
-    """How they were made, so that more of them can be."""
+    """How they were made."""
     made_of: EpisodeFiles
     """What they were made of."""
 

@@ -62,7 +62,3 @@ class PairTrainingSettings(TrainingSettings):
 
     resolution: Resolution | None = None
     """Pixels a side that pairs are learnt from at; null for the detector's own."""
-    data: Literal["shards", "online"] = "shards"
-    """The same pairs every epoch; or online: every epoch has pairs of its own, made as it goes, but for what an inpainting model paints."""
-    pairs: Annotated[str, Place()] | None = None
-    """Pairs to learn from instead of the pipeline's own: a folder that another synthesis made, or its URL; null for its own."""

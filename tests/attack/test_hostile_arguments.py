@@ -32,10 +32,10 @@ COMMANDS = {
     "promote": ["small"],
     "rollback": ["small"],
     "history": ["small"],
-    "completion": ["bash"],
     "init": ["one"],
     "inspect": ["parts"],
     "unpack": ["one/a.png", "unpacked"],
+    "completion": ["bash"],
     "import": ["metauas", "one/a.png", "--out", "imported"],
 }
 """Those that take any, each as it ends soon: at port -1 nothing is served."""

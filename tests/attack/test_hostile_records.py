@@ -23,9 +23,7 @@ from changepair.flows.cli import history
 from changepair.flows.code import code_now
 from changepair.flows.dry_run import _changed_code
 from changepair.flows.promotion.gate import rollback
-from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, write_current
-from changepair.flows.promotion.page import PAGE_NAME, write_page
-from changepair.flows.promotion.recommended import read_recommendation
+from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, read_recommendation, write_current
 from changepair.flows.promotion.store import MeasuredAs, read_measured_as
 from changepair.flows.running.cache import verify
 from changepair.flows.running.locks import FOLDER, holder
@@ -80,7 +78,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_current("small", replace(FIRST, candidate=MD5[::-1], hash=f"{MD5[::-1]}.dir", time="2026-01-03T03:04:05+00:00"))
     pointer = f"frozen: true\nouts:\n- md5: {MD5}.dir\n  size: 9\n  nfiles: 2\n  hash: md5\n  path: in-use\n"
     write_text(folder_of("small") / "in-use.dvc", pointer)
-    write_page("small")
     measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"figures": "0" * 16})
     write_text(folder_of("small") / IN_USE / SETTINGS_NAME, json.dumps(asdict(measured_as)))
     threshold = calibrated([0.1, 0.2, 0.3], [0.5], 0.25)
@@ -126,7 +123,7 @@ def spoilt(data: bytes, draw: random.Random) -> bytes:
         lines[at] = json.dumps(changed(json.loads(lines[at]), draw)).encode()
     except ValueError:  # not JSON
         tree = None
-        with suppress(yaml.YAMLError):  # a page
+        with suppress(yaml.YAMLError):
             tree = yaml.safe_load(data)
         return json.dumps(changed(tree, draw)).encode() if isinstance(tree, dict) else damaged(data, draw)
     return b"\n".join(lines)
@@ -142,13 +139,11 @@ MODELS = folder_of("small")
 OF_A_MODEL: list[Callable[[], Any]] = [
     lambda: print_status("small", 5),
     lambda: history("small"),
-    lambda: write_page("small"),
     lambda: rollback("small"),
 ]
 READERS: dict[Path, list[Callable[[], Any]]] = {
     MODELS / CURRENT: OF_A_MODEL,
     MODELS / HISTORY: OF_A_MODEL,
-    MODELS / PAGE_NAME: [lambda: write_page("small")],
     MODELS / IN_USE / SETTINGS_NAME: [lambda: read_measured_as("small")],
     MODELS / IN_USE / DECISION_NAME: [recommended],
     MODELS / "in-use.dvc": [lambda: rollback("small"), lambda: verify(Path())],

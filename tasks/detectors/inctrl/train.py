@@ -26,14 +26,13 @@ from changepair.tasks.detectors.inctrl.model import InCTRL, binary_focal_loss
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings, InCTRLTrainingSettings
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from changepair.tasks.sampling.episodes import read_pictures
-from changepair.tasks.synthesis.dataset import ChangePairs
+from changepair.tasks.synthesis.dataset import ChangePairs, hashes
 from changepair.tasks.synthesis.geometry import small_affine, warp_picture
 from changepair.tasks.synthesis.photometry import jitter
 from changepair.tasks.synthesis.settings import AugmentationSettings
-from changepair.tasks.synthesis.shards import PairRow
+from changepair.tasks.synthesis.shards import PairRow, read_index
 from changepair.tasks.training.course import Blueprint, DetectorCourse
 from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
-from changepair.tasks.training.pairs import hashes, split_pairs
 from changepair.tasks.training.step import Batch
 
 ENCODED_AT_ONCE = 32  # pictures
@@ -206,10 +205,10 @@ def train(
     pairs, auxiliary = examples.pairs, examples.auxiliary
     detector: InCTRLSettings = blueprint.settings
     if settings.examples == "pairs":
-        training, measured = split_pairs(pairs)
+        index = read_index(pairs)
         make: list[PairEvidence | AuxiliaryEvidence] = [
             PairEvidence(pairs, rows, detector.resolution, settings.views, examples.synthesis.augmentation)
-            for rows in (training, measured)
+            for rows in ([row for row in index if row.held_out == held_out] for held_out in (False, True))
             if rows
         ]
         inputs: dict[str, Any] = hashes(pairs)

@@ -10,9 +10,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from changepair.tasks.common.decoding import MAX_PIXELS
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.pictures import Mask
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.ingestion.objects.table import Annotated, Refused
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import label as connected
 
+from changepair.tasks.common.errors import in_short
 from changepair.tasks.common.pictures import UNREADABLE, read_objects
 from changepair.tasks.common.places import visible
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.ingestion.listing import LEADS_OUT, within
 from changepair.tasks.ingestion.objects.table import Annotated, Refused
 

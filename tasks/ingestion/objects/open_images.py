@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from changepair.tasks.common.errors import in_short
 from changepair.tasks.common.pictures import UNREADABLE, read_marks
 from changepair.tasks.common.places import visible
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.common.texts import csv_lines, csv_rows
 from changepair.tasks.ingestion.listing import LEADS_OUT, within
 from changepair.tasks.ingestion.objects.table import Annotated, Refused

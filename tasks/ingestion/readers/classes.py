@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.pictures import png
-from changepair.tasks.common.reasons import in_short
 from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.reasons import in_short
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import csv_rows, need_columns, read_json
 from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
 
