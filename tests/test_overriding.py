@@ -64,6 +64,15 @@ def test_a_setting_is_changed_and_nothing_else_not_even_the_form(file: Path, set
     assert override("quickstart", wanted, file) == []
 
 
+def test_a_section_that_is_shared_by_an_anchor_is_not_changed(tmp_path: Path) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_bytes((ROOT / "examples/across-domains/pipelines.yaml").read_bytes())
+    before = file.read_bytes()
+    with pytest.raises(BadInput, match="shared with another pipeline by an anchor"):
+        override("to-elpv", read_settings(["evaluation.resolution=64"]), file)
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("pipeline", "setting", "message"),
     [
@@ -74,7 +83,6 @@ def test_a_setting_is_changed_and_nothing_else_not_even_the_form(file: Path, set
         ("quickstart", "synthesis.pairs=3", "fill no batch of 8"),
         ("quickstart", "evaluation.resolution", "a setting is KEY=VALUE"),
         ("quickstart", "sampling.shots=[1", "not YAML in line 1"),
-        ("to-elpv", "evaluation.resolution=64", "shared with another pipeline by an anchor"),
     ],
 )
 def test_what_cannot_be_set_is_told_and_the_file_left_as_it_is(file: Path, pipeline: str, setting: str, message: str) -> None:

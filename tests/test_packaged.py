@@ -100,7 +100,7 @@ def test_a_packaged_detector_is_written_from_a_model_folder_and_has_no_encoder(
 
 
 def test_the_pipelines_say_how_the_packaged_detectors_were_trained() -> None:
-    pipelines = read_pipelines(ROOT / "pipelines.yaml").pipelines
+    pipelines = read_pipelines(ROOT / "examples/packaged/pipelines.yaml").pipelines
     for name, pipeline in (("metauas", "packaged-metauas"), ("metric-residual", "packaged"), ("prompt-query", "packaged")):
         about = json.loads((PACKAGED / MODELS[name][1]).read_text(encoding="utf-8"))
         asked = pipelines[pipeline]

@@ -201,13 +201,24 @@ def test_the_pipelines_are_listed() -> None:
     result = run(ROOT, "changepair", "pipelines", COLUMNS="260")
     assert result.returncode == 0
     assert "quickstart" in result.stdout and "patch-residual, metric-residual, multi-scale-residual, metauas, inctrl" in result.stdout
-    missing = result.stdout.partition("winclip is missing:")[2]
-    assert (
-        "dataset mvtec-ad: https://www.mvtec.com/" in missing
-        and "weights of ViT-B-16-plus-240: laion400m_e32, which open_clip fetches" in missing
-    )
-    assert "quickstart is missing" not in result.stdout
-    assert "then changepair import metauas <checkpoint> --out data/imported/metauas-256" in result.stdout
+    assert "is missing" not in result.stdout
+
+
+def test_what_an_example_is_missing_is_listed_with_where_to_get_it() -> None:
+    result = run(ROOT / "examples/metauas", "changepair", "pipelines", COLUMNS="260", PYTHONPATH=str(ROOT))
+    missing = result.stdout.partition("metauas is missing:")[2]
+    assert "dataset mvtec-ad: no folder /data/mvtec-ad; https://www.mvtec.com/" in missing
+    assert "weights of ViT-B-16-plus-240: laion400m_e32, which open_clip fetches" in missing
+    assert "then changepair import metauas <checkpoint> --out data/imported/metauas-256" in missing
+
+
+@pytest.mark.parametrize("example", sorted(file.parent.name for file in ROOT.glob("examples/*/pipelines.yaml")))
+def test_an_example_is_valid_and_has_a_page(example: str) -> None:
+    folder = ROOT / "examples" / example
+    read = read_pipelines(folder / "pipelines.yaml")
+    assert set(read.enabled) <= set(read.pipelines) and not read.datasets.elsewhere
+    page = (folder / "README.md").read_text()
+    assert f"changepair new {example} --from examples/{example}" in page and all(name in page for name in read.pipelines)
 
 
 def test_a_pipeline_whose_dataset_is_elsewhere_is_not_run(tmp_path: Path) -> None:
@@ -225,9 +236,9 @@ def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
         snapshot.mkdir(parents=True)
         (tmp_path / repository / "refs").mkdir()
         (snapshot / "config.json").write_text("{}")
-    result = run(ROOT, "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path))
+    result = run(ROOT / "examples/metauas", "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
     retrained = result.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
-    assert "dataset coco: https://cocodataset.org" in retrained
+    assert "dataset coco: no folder /data/coco/train2017; https://cocodataset.org" in retrained
     assert "tf_efficientnet_b4" not in retrained and "stable-diffusion" not in retrained
 
 

@@ -40,7 +40,11 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
     for name in pipeline.names:
         if name in datasets.folders:
             missing = _missing(datasets.folders[name].path)
-            yield from (f"dataset {name}: {missing}",) if missing else ()
+            if missing:
+                from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
+
+                home = LAYOUTS[datasets.folders[name].layout].home
+                yield f"dataset {name}: {missing}" + (f"; {home} has it" if home.startswith("http") else "")
         elif name not in datasets.here:
             from changepair.tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
 
