@@ -19,7 +19,7 @@ from changepair.flows.monitoring import review
 from changepair.flows.prediction import demo, export, predict
 from changepair.flows.prediction import serve as serve_api
 from changepair.flows.running.console import Volume, set_volume
-from changepair.flows.settings.needs import costs, needs
+from changepair.flows.settings.missing import costs, missing_resources
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.bounds import MOST, Between
@@ -32,7 +32,7 @@ EXAMPLES = {
     "plan": "changepair plan && dvc repro",
     "retrain": "changepair retrain quickstart --dry-run",
     "set": "changepair set quickstart evaluation.resolution=128 training.metauas.epochs=3",
-    "score": "changepair score mine",
+    "watch": "changepair watch mine",
     "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
     "work": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair work --pool machines --limit 1",
     "serve": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair serve",
@@ -57,7 +57,7 @@ def main() -> None:
             line.error(f"{word}: no value")
     arguments = line.parse_args()
 
-    from changepair.flows.running.ending import exit_on_bad_input
+    from changepair.flows.running.exit_handling import exit_on_bad_input
 
     exit_on_bad_input(lambda: arguments.run(arguments))
 
@@ -91,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
     setting.add_argument("pipeline")
     setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
     setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
-    scoring = commands.add_parser("score", help="score the pictures that are new in a pipeline's watched folder, by its model in use")
+    scoring = commands.add_parser(
+        "watch", aliases=["score"], help="score the new pictures of a pipeline's watched folder with its current model"
+    )
     scoring.add_argument("pipeline")
     scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
     review.add(commands)
@@ -173,7 +175,7 @@ def list_pipelines() -> None:
     console = Console()
     console.print(table)
     for name, pipeline in read.pipelines.items():
-        missing = needs(pipeline, read.datasets)
+        missing = missing_resources(pipeline, read.datasets)
         if missing:
             console.print(f"\n[bold]{name}[/bold] is missing:")
         for line in missing:
@@ -201,7 +203,7 @@ def set_settings(pipeline: str, settings: Sequence[str]) -> None:
 def retrain(arguments: argparse.Namespace) -> None:
     pipelines = _chosen(arguments.pipeline)  # report mistakes before a server is started
 
-    from changepair.flows.running.ending import end_at_ctrl_c_when_saved
+    from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved
     from changepair.tasks.common.stopping import on_sigterm
 
     end_at_ctrl_c_when_saved()
@@ -240,7 +242,7 @@ def score(pipeline: str) -> None:
 
     line_of(pipeline).check_normals()  # report mistakes before a server is started
 
-    from changepair.flows.running.ending import end_at_ctrl_c_when_saved
+    from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved
     from changepair.tasks.common.stopping import on_sigterm
 
     end_at_ctrl_c_when_saved()

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from changepair.flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, others_used, planned, roots, write_plan
-from changepair.flows.running.ending import exit_on_bad_input
+from changepair.flows.running.exit_handling import exit_on_bad_input
 from changepair.flows.running.places import CODE
 from changepair.flows.running.unchanged import unchanged
 from changepair.flows.settings.pipelines import read_pipelines

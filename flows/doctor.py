@@ -166,7 +166,7 @@ def _remote() -> Iterator[Finding]:
 
 
 def _pipelines() -> Iterator[Finding]:
-    from changepair.flows.settings.needs import needs
+    from changepair.flows.settings.missing import missing_resources
     from changepair.flows.settings.pipelines import read_pipelines
 
     try:
@@ -175,7 +175,7 @@ def _pipelines() -> Iterator[Finding]:
         yield Finding("pipelines.yaml", str(error), fine=False)
         return
     for name in read.enabled:
-        lines = needs(read.pipelines[name], read.datasets)
+        lines = missing_resources(read.pipelines[name], read.datasets)
         for line in lines:
             yield Finding(name, line, fine=False)
         if not lines:

@@ -14,8 +14,8 @@ from changepair.flows.running.api import stoppable
 from changepair.flows.running.artifacts import show_rows
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
+from changepair.flows.running.progress import has_listener
 from changepair.flows.running.steps import HOUR, step
-from changepair.flows.running.told import has_listener
 from changepair.flows.runs.tracking import tracking_of
 from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from changepair.tasks.ingestion.manifest import intensities_of

@@ -205,7 +205,7 @@ def roots(kind: str, detector: str | None = None) -> list[str]:
     modules = [ROOTS[kind]]
     if detector is not None:
         own = DETECTORS[detector]
-        modules += [module for name in (detector, own.upon) if name is not None for module in DETECTORS[name].modules]
+        modules += [module for name in (detector, own.base) if name is not None for module in DETECTORS[name].modules]
         if kind == "train" and own.training is not None:
             modules.append(own.training.module)
     return modules

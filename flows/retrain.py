@@ -26,11 +26,11 @@ from changepair.flows.running.dvc import forward_sigterm, reproduce, stages_befo
 from changepair.flows.running.locks import Held, one_at_a_time
 from changepair.flows.running.orders import follow_orders, following_orders
 from changepair.flows.running.places import EVALUATION, IN_USE, REPORT_NAME
+from changepair.flows.running.progress import listening, told
 from changepair.flows.running.secrets import hide
-from changepair.flows.running.told import listening, told
 from changepair.flows.runs.events import OF_AN_END, emit
 from changepair.flows.runs.journal import Journal, read_runs
-from changepair.flows.runs.milestones import Milestones
+from changepair.flows.runs.progress_display import ProgressDisplay
 from changepair.flows.runs.states import RunState, StageState
 from changepair.flows.runs.summary import RUNS, summary
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
@@ -139,7 +139,7 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
     ran = []
     rewritten = write_plan()
     stages = stages_before(f"report{SPLIT}{pipeline}")
-    milestones = Milestones(stages)
+    milestones = ProgressDisplay(stages)
     if rewritten:
         line = f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had"
         logger.info(line)

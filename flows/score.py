@@ -14,17 +14,17 @@ from changepair.flows.running.workers import cluster_or_threads, count_done, for
 from changepair.flows.runs.times import Time, write_time
 from changepair.flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
 from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.scoring import contenders
-from changepair.tasks.scoring.contenders import ScoredDetector, Scoring
+from changepair.tasks.scoring import batch_scoring
+from changepair.tasks.scoring.batch_scoring import ScoredDetector, Scoring
 from changepair.tasks.scoring.score import count_parts
 
-score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(contenders.score_part)
+score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(batch_scoring.score_part)
 
 
 @step(name="score detector", task_run_name="score {detector}", retries=1, timeout_seconds=12 * HOUR)
 def score_detector(detector: str, scoring: Scoring) -> ScoredDetector:
     """A retry goes on from what is scored."""
-    return contenders.score_detector(detector, scoring, progress(f"{detector}: share of the queries scored"))
+    return batch_scoring.score_detector(detector, scoring, progress(f"{detector}: share of the queries scored"))
 
 
 @flow(name="score", flow_run_name="score {pipeline} {detector}")

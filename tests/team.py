@@ -17,7 +17,7 @@ from servers import ask
 SCHEDULED = """
 import json, sys
 from changepair.flows.schedule.flow import scheduled
-from changepair.flows.running.ending import exit_on_bad_input
+from changepair.flows.running.exit_handling import exit_on_bad_input
 exit_on_bad_input(lambda: scheduled(**json.loads(sys.argv[1])))
 """
 """A program: the flow as a worker starts it, with the parameters that its argument gives as JSON."""

@@ -125,7 +125,7 @@ def test_new_pictures_are_scored_by_the_workers_each_once(project: Path, workers
     scores = {}
     for record, execution in (("here", {"workers": 2}), ("there", {"runner": "dask", "address": workers})):
         told(project, lambda small, record=record: small.update(watch=watch | {"record": record}), **execution)  # type: ignore[misc]
-        result = run(project, "changepair", "score", "small", PREFECT_API_URL=api_of_retrained)
+        result = run(project, "changepair", "watch", "small", PREFECT_API_URL=api_of_retrained)
         assert result.returncode == 0, result.stdout + result.stderr
         rows = Record(project / record).rows()
         scores[record] = [(row.picture, row.score, row.verdict) for row in rows]

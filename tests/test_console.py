@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from dvc.exceptions import DvcException
 
-from changepair.flows.running import told
+from changepair.flows.running import progress
 from changepair.flows.running.console import VOLUME, Volume, set_volume
 from changepair.flows.running.dvc import reproduce
-from changepair.flows.running.ending import exit_on_bad_input
+from changepair.flows.running.exit_handling import exit_on_bad_input
 from changepair.flows.running.provenance import locked
-from changepair.flows.runs.milestones import Milestones
+from changepair.flows.runs.progress_display import ProgressDisplay
 from changepair.flows.runs.states import StageState
 from changepair.tasks.common.errors import BadInput
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_a_stage_that_ran_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    milestones = Milestones(["code", "train_small", "report_small"])
+    milestones = ProgressDisplay(["code", "train_small", "report_small"])
     milestones.ended("code", StageState.UP_TO_DATE, 0.2)
     milestones.ended("train_small", StageState.RAN, 95.6)
     milestones.ended("report_small", StageState.RAN, 2.2)
@@ -47,10 +47,10 @@ def test_a_process_tells_the_run_that_started_it_why_it_fails_and_prints_it_wher
     def fail() -> None:
         raise BadInput("parts: no pictures at https://name:secret@host/parts")  # pragma: allowlist secret
 
-    with told.listening():
+    with progress.listening():
         with pytest.raises(SystemExit):
             exit_on_bad_input(fail)
-        assert "parts: no pictures at" in told.told().failure and "secret" not in told.told().failure
+        assert "parts: no pictures at" in progress.told().failure and "secret" not in progress.told().failure
         assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit):
         exit_on_bad_input(fail)
@@ -95,7 +95,7 @@ def test_what_prefect_says_is_shown_where_the_run_does_not_say_it_itself(
 
 
 SAYING = (
-    "from changepair.flows.running.ending import exit_on_bad_input; exit_on_bad_input(lambda: print('90.1 \u00b1 0.3, \u00ab\u732b\u00bb'))"
+    "from changepair.flows.running.exit_handling import exit_on_bad_input as run; run(lambda: print('90.1 \u00b1 0.3, \u00ab\u732b\u00bb'))"
 )
 
 

@@ -40,7 +40,7 @@ from changepair.tasks.prediction.predictor import Predictor
 from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
-from changepair.tasks.scoring.contenders import Scoring, score_detector
+from changepair.tasks.scoring.batch_scoring import Scoring, score_detector
 from changepair.tasks.scoring.scores import read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
 

@@ -247,7 +247,7 @@ def test_packaged_weights_are_part_of_the_code_that_reads_them(tmp_path: Path) -
     from conftest import ROOT
 
     named = set(code_of("changepair.tasks.packaged.detectors", root=ROOT).files) | set(
-        code_of("changepair.tasks.packaged.inpainter", root=ROOT).files
+        code_of("changepair.tasks.packaged.inpainting", root=ROOT).files
     )
     weights = {f"tasks/packaged/{file.name}" for file in (ROOT / "tasks/packaged").glob("*.safetensors")}
     assert weights and weights <= named

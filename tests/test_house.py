@@ -244,7 +244,7 @@ def test_every_stages_code_is_known(kind: str) -> None:
         assert "not installed" not in code.packages.values() and not CARRIERS & set(code.packages)
         assert all(set(beneath) <= set(code.packages) for name, beneath in BENEATH.items() if name in code.packages)
         if detector is not None:
-            own = {module for name in (detector, DETECTORS[detector].upon) if name is not None for module in DETECTORS[name].modules}
+            own = {module for name in (detector, DETECTORS[detector].base) if name is not None for module in DETECTORS[name].modules}
             every = {module for kind in DETECTORS.values() for module in kind.modules}
             assert every & set(code.modules) == own | MADE_OF.get(detector, set())
 

@@ -22,7 +22,7 @@ from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import Use
-from changepair.tasks.scoring.contenders import Scoring, score_detector
+from changepair.tasks.scoring.batch_scoring import Scoring, score_detector
 from changepair.tasks.scoring.decision import choose
 from changepair.tasks.scoring.measure import measure
 from changepair.tasks.scoring.results import results_of

@@ -158,7 +158,7 @@ def test_too_few_normal_pictures_are_an_error_before_anything_is_loaded(tmp_path
         "normals": "parts/bricks/train/good",
     }
     project = make_project(tmp_path / "project", content)
-    result = run(project, "changepair", "score", "small")
+    result = run(project, "changepair", "watch", "small")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "pipelines.small.watch.normals: parts/bricks/train/good: 1 of the 4 normal pictures are prompts" in result.stderr
     assert "3 are left, and 1 % false alarms needs 99; with 3 the lowest rate is 25 %" in result.stderr
@@ -176,16 +176,16 @@ def test_pictures_in_an_alert_out(tmp_path: Path, api: str) -> None:
         old(save(picture(place), project / "normals" / f"{place}.png"))
         old(save(picture(place + 12), project / "line" / f"good-{place}.png"))
     environment = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "INFO"}
-    early = run(project, "changepair", "score", "small", **environment)
+    early = run(project, "changepair", "watch", "small", **environment)
     assert early.returncode == 2 and "no model of it is in use" in early.stderr
     assert run(project, "changepair", "retrain", "small", **environment).returncode == 0
-    first = run(project, "changepair", "score", "small", **environment)
+    first = run(project, "changepair", "watch", "small", **environment)
     assert first.returncode == 0 and "12 new pictures" in first.stdout, first.stdout + first.stderr
-    again = run(project, "changepair", "score", "small", **environment)
+    again = run(project, "changepair", "watch", "small", **environment)
     assert "Nothing unusual: 0 new pictures" in again.stdout and "threshold" not in again.stderr  # the kit is kept
     for place in range(6):
         old(save(picture(place, hole=True), project / "line" / f"bad-{place}.png"))
-    alerted = run(project, "changepair", "score", "small", **environment)
+    alerted = run(project, "changepair", "watch", "small", **environment)
     assert "small: Alert: 6 new pictures" in alerted.stdout and "more than 50 %" in alerted.stdout, alerted.stdout
     names = [item["name"] for item in ask(api, "flow_runs")]
     assert names.count("watch small") == 4
@@ -215,7 +215,7 @@ def test_a_run_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     process.wait()
     done = len(record.rows())
     assert 0 < done < 400
-    ended = run(project, "changepair", "score", "small")
+    ended = run(project, "changepair", "watch", "small")
     assert f"{400 - done} new pictures" in ended.stdout, ended.stdout + ended.stderr
     rows = record.rows()
     assert len(rows) == 400 == len({row.picture for row in rows})

@@ -29,7 +29,7 @@ from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.packaged.detectors import MODELS, fill, write
-from changepair.tasks.packaged.inpainter import write_packaged
+from changepair.tasks.packaged.inpainting import write_packaged
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.synthesize import finish, make_shard, start
 

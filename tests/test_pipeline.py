@@ -496,7 +496,7 @@ def test_a_model_in_use_that_is_gone_is_told_and_nothing_changes(project: Path) 
     file.write_text(gone)
     program = (
         "from changepair.flows.promotion.gate import gate\n"
-        "from changepair.flows.running.ending import exit_on_bad_input\n"
+        "from changepair.flows.running.exit_handling import exit_on_bad_input\n"
         "exit_on_bad_input(lambda: gate('small'))"
     )
     result = run(project, "python", "-c", program)

@@ -26,7 +26,7 @@ from changepair.tasks.common.files import sha256
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.tensors import read_tensors as pixels
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings, InCTRLTrainingSettings
-from changepair.tasks.detectors.inctrl.train import AuxiliaryEvidence, InCTRLCourse, PairEvidence, Sides
+from changepair.tasks.detectors.inctrl.train import AuxiliaryEvidence, InCTRLTask, PairEvidence, Sides
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.registry import DETECTORS
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings
@@ -44,7 +44,6 @@ from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.synthesis.dataset import ChangePairs
 from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from changepair.tasks.synthesis.shards import read_index
-from changepair.tasks.training.course import DetectorCourse
 from changepair.tasks.training.loop import (
     SCHEDULES,
     Examples,
@@ -55,9 +54,10 @@ from changepair.tasks.training.loop import (
     constant,
     cosine,
     fit,
-    pace_of,
+    schedule_of,
 )
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
+from changepair.tasks.training.task import DetectorTask
 from changepair.tasks.training.tracking import IS_HERE, Tracking
 
 DETECTOR = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
@@ -248,10 +248,10 @@ def test_killed_midway_it_goes_on_and_ends_with_the_same_bytes(pairs: Path) -> N
 
 
 class Line(nn.Linear):
-    """A course of one weight: it learns to give 1, and is measured on giving 0."""
+    """A task of one weight: it learns to give 1, and is measured on giving 0."""
 
     name = "line"
-    __module__ = DetectorCourse.__module__  # a checkpoint is named by the code of its course's module, and a test is none of the project's
+    __module__ = DetectorTask.__module__  # a checkpoint is named by the code of its task's module, and a test is none of the project's
 
     def __init__(self, held_out: bool = True) -> None:
         super().__init__(1, 1, bias=False)
@@ -284,11 +284,11 @@ class Line(nn.Linear):
         torch.save(model.state_dict(), folder / "line.pt")
 
 
-def fitted(folder: Path, settings: TrainingSettings, course: Line | None = None) -> tuple[Trained, float]:
-    """A course of one weight, taken; and the weight that is kept."""
+def fitted(folder: Path, settings: TrainingSettings, task: Line | None = None) -> tuple[Trained, float]:
+    """A task of one weight, taken; and the weight that is kept."""
     folder.mkdir(exist_ok=True)
     places, accelerator = Places(folder, folder / "checkpoints"), accelerator_for("no")
-    trained = fit(course or Line(), pace_of(settings), places, accelerator=accelerator, inputs={}, workers=0, report=lambda share: None)
+    trained = fit(task or Line(), schedule_of(settings), places, accelerator=accelerator, inputs={}, workers=0, report=lambda share: None)
     return trained, float(torch.load(folder / "line.pt", weights_only=True)["weight"])
 
 
@@ -320,7 +320,7 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(tmp_path: Path) -> None
 
 def test_statistics_of_batches_are_averaged_with_the_weights() -> None:
     network = nn.BatchNorm1d(1, momentum=1.0)
-    kept = _Kept(network, replace(pace_of(LINE), average=0.75))
+    kept = _Kept(network, replace(schedule_of(LINE), average=0.75))
     for value in (4.0, 8.0):
         network(torch.full((2, 1), value))
         kept.stepped()
@@ -395,10 +395,10 @@ class Large(Line):
 
 def test_a_batch_that_does_not_fit_is_taken_in_parts_to_the_same_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, weight = fitted(tmp_path / "whole", LINE, Large(7))
-    course = Large(2)
-    parted, same = fitted(tmp_path / "parted", LINE, course)
+    task = Large(2)
+    parted, same = fitted(tmp_path / "parted", LINE, task)
     assert same == pytest.approx(weight, abs=1e-6) and parted.loss == pytest.approx(whole.loss, rel=1e-5)
-    assert (whole.parts, parted.parts) == (1, 4) and course.seen[:6] == [7, 4, 2, 2, 2, 1]
+    assert (whole.parts, parted.parts) == (1, 4) and task.seen[:6] == [7, 4, 2, 2, 2, 1]
     told = capsys.readouterr().err
     assert "batches of 7 do not fit into memory, and are taken in 2 parts" in told and "in 4 parts" in told
     with pytest.raises(BadInput, match=r"training\.line: not even one example fits into memory; lower its resolution"):
@@ -602,11 +602,11 @@ def test_every_batch_is_half_anomalous(pairs: Path) -> None:
     rows = read_index(pairs)
     evidence = PairEvidence(pairs, rows, 64)
     model = create_detector(INCTRL, build_encoder(INCTRL.encoder, 64))
-    course = InCTRLCourse("inctrl", model, INCTRL, InCTRLTrainingSettings(), Sides(evidence, None))  # type: ignore[arg-type]
+    task = InCTRLTask("inctrl", model, INCTRL, InCTRLTrainingSettings(), Sides(evidence, None))  # type: ignore[arg-type]
     labels = np.array(evidence.labels)
     assert 0 < labels.mean() < 1 and labels.mean() != 0.5
-    order = course.order(0)
-    assert len(order) == len(rows) and labels[order[:8]].mean() == 0.5 and order != course.order(1) and order == course.order(0)
+    order = task.order(0)
+    assert len(order) == len(rows) and labels[order[:8]].mean() == 0.5 and order != task.order(1) and order == task.order(0)
 
 
 def test_examples_of_one_kind_alone_are_told(pairs: Path, auxiliary: Path) -> None:

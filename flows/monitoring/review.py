@@ -44,7 +44,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "review",
         help="open a page to say of a watched line's flagged pictures whether they are normal",
-        description="Serves a page of the pictures that `changepair score` flagged; what you say of them becomes a dataset.",
+        description="Serves a page of the pictures that `changepair watch` flagged; what you say of them becomes a dataset.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,7 +68,7 @@ def review(arguments: argparse.Namespace) -> None:
         line = Line(line.pipeline, line.settings, Record(arguments.record))
     if not line.record.rows():
         raise BadInput(
-            f"{line.record.folder}: nothing was scored there yet; `changepair score {line.pipeline}` does, --record names another folder"
+            f"{line.record.folder}: nothing was scored there yet; `changepair watch {line.pipeline}` does, --record names another folder"
         )
     with listening(arguments.host, arguments.port) as own, tempfile.TemporaryDirectory(prefix="changepair-review-") as work:
         token_for(own)  # reported before anything is loaded

@@ -1,4 +1,4 @@
-"""The flow of `changepair score <pipeline>`: scores the pictures that have appeared in the pipeline's watched folder since it last ran."""
+"""The flow of `changepair watch <pipeline>`: scores the pictures that have appeared in the pipeline's watched folder since it last ran."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def judged(settings: Pipeline) -> list[str]:
 @step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
 def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[DrawRow]:
     """Gives the draws of the model in use on the episodes of now. detectors: its own section of pipelines.yaml."""
-    from changepair.tasks.scoring.contenders import (  # with torch and the encoders: three seconds, which few runs need
+    from changepair.tasks.scoring.batch_scoring import (  # with torch and the encoders: three seconds, which few runs need
         Scoring,
         score_detector,
     )

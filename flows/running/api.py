@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_A
 from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.urls import url_for
 
-from changepair.flows.running.ending import PARENT
+from changepair.flows.running.exit_handling import PARENT
 from changepair.flows.running.login import login_for, new_login
 from changepair.flows.running.orders import follow_orders, following_orders
 from changepair.flows.running.secrets import hide

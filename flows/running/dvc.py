@@ -12,7 +12,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from ruamel.yaml.error import YAMLError
 
-from changepair.flows.running.ending import tell
+from changepair.flows.running.exit_handling import tell
 from changepair.flows.running.provenance import locked
 from changepair.flows.running.secrets import hide
 from changepair.flows.settings.reader import FILE

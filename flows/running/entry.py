@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL
 
 from changepair.flows.running.api import end_with_parent, logged_in, one_api, run
 from changepair.flows.running.console import set_volume, set_volume_of_workers, volume
-from changepair.flows.running.ending import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
+from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
 from changepair.flows.running.locks import one_at_a_time
 from changepair.flows.running.login import login_for
 from changepair.flows.running.unchanged import unchanged

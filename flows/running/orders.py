@@ -17,7 +17,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from changepair.flows.running.ending import tell
+from changepair.flows.running.exit_handling import tell
 from changepair.tasks.common import stopping
 
 EVERY = 2.0

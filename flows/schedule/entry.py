@@ -18,7 +18,7 @@ from prefect.runner import runner
 from prefect.states import Failed
 from prefect.workers import process
 
-from changepair.flows.running.ending import tell
+from changepair.flows.running.exit_handling import tell
 from changepair.flows.running.secrets import hide
 from changepair.flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from changepair.flows.schedule.origins import OWN

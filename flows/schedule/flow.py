@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Completed
 from rich.console import Console
 
 from changepair.flows.running.api import child, close_dead, link_child, one_api, parent, stoppable
-from changepair.flows.running.ending import log_in_lines
+from changepair.flows.running.exit_handling import log_in_lines
 from changepair.flows.running.locks import Held, one_at_a_time
 from changepair.flows.running.secrets import hide
 from changepair.flows.runs.events import OF_AN_END, emit

@@ -15,7 +15,7 @@ from types import FrameType
 import psutil
 
 from changepair.flows.running.api import logged_in, named_server
-from changepair.flows.running.ending import tell
+from changepair.flows.running.exit_handling import tell
 from changepair.flows.schedule.commands import own
 from changepair.tasks.common.stopping import die_with_parent
 

@@ -123,9 +123,9 @@ def retrain(workspace: Workspace, tell: Tell) -> None:
 
 
 def score(workspace: Workspace, tell: Tell) -> None:
-    """Runs `changepair score` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
+    """Runs `changepair watch` in the clone, by its code. Raises CommandFailed with the line that it ended with."""
     (workspace.folder / UNFINISHED).unlink(missing_ok=True)  # nothing of a retraining is made here
-    command = own("changepair.flows.cli", "score", workspace.pipeline)
+    command = own("changepair.flows.cli", "watch", workspace.pipeline)
     run(command, cwd=workspace.folder, what=f"score {workspace.pipeline}", tell=tell, environment=of_this_environment(workspace.folder))
 
 

@@ -11,7 +11,7 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from changepair.flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, nearest
-from changepair.tasks.common.bounds import Some
+from changepair.tasks.common.bounds import NonEmpty
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, KIND, NAME, Kind, kind_of, resolved
 
@@ -49,7 +49,7 @@ def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-Detectors = Annotated[dict[str, Any], PlainValidator(parse_detectors), Some()]
+Detectors = Annotated[dict[str, Any], PlainValidator(parse_detectors), NonEmpty()]
 
 
 def _detector(name: str, section: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from changepair.flows.running.places import WRITTEN
 from changepair.flows.settings.detectors import Detectors, parse_trainings
 from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml
 from changepair.flows.settings.runs import Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
-from changepair.tasks.common.bounds import Each, Some
+from changepair.tasks.common.bounds import NonEmpty, Unique
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote, place_of
 from changepair.tasks.detectors.registry import DETECTORS, kind_of, missing_base
@@ -42,7 +42,7 @@ class Elsewhere(Strict):
 class Datasets(Strict):
     """The datasets that are here. Each is ingested once, whichever pipelines use it."""
 
-    packaged: Annotated[list[PackagedName], Each()] = Field(default_factory=list)
+    packaged: Annotated[list[PackagedName], Unique()] = Field(default_factory=list)
     """Those inside installed packages that are used."""
     folders: dict[Name, FolderSettings] = Field(default_factory=dict)
     """Your own, by the name that pipelines use."""
@@ -116,13 +116,13 @@ class Pipeline(Strict):
     """When to retrain: a cron line, or {cron or interval, timezone}; null for by hand."""
     runs: OwnRuns = OwnRuns()
     """Where this pipeline's scheduled runs differ from the others'."""
-    sources: Annotated[list[str], Each()]
+    sources: Annotated[list[str], Unique()]
     """Photographs that pairs are made of; [] where synthesis.pairs is 0."""
-    textures: Annotated[list[str], Each()]
+    textures: Annotated[list[str], Unique()]
     """What DRAEM's textures are cut from; [] for the sources themselves."""
-    auxiliary: Annotated[list[str], Each()]
+    auxiliary: Annotated[list[str], Unique()]
     """Datasets with labelled anomalies to train on; [] where nothing is trained on them."""
-    targets: Annotated[list[str], Some()]
+    targets: Annotated[list[str], NonEmpty()]
     """What detectors are measured on; a picture that is also trained on is refused."""
     inpainter: InpainterSettings
     """The model that repaints regions."""
@@ -140,7 +140,7 @@ class Pipeline(Strict):
     promotion: PromotionSettings = PromotionSettings()
     """When a retrained model takes the place of the one in use."""
     watch: Watch | None = None
-    """A folder whose new pictures `changepair score` scores with the model in use; null for none."""
+    """A folder whose new pictures `changepair watch` scores with the model in use; null for none."""
 
     @field_validator("training", mode="plain")
     @classmethod
@@ -175,7 +175,7 @@ class Pipeline(Strict):
 
 
 class Pipelines(Strict):
-    enabled: Annotated[list[str], Each()]
+    enabled: Annotated[list[str], Unique()]
     """Which pipelines `dvc repro` makes and which are deployed."""
     datasets: Datasets
     """The datasets that are here."""

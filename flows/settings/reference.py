@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from changepair.flows.settings.pipelines import Datasets, Elsewhere, Execution, OwnRuns, Pipeline, Pipelines, cores
 from changepair.flows.settings.runs import Runs, Schedule, Watch
-from changepair.tasks.common.bounds import Bound, Some
+from changepair.tasks.common.bounds import Bound, NonEmpty
 from changepair.tasks.detectors.registry import BUILT_IN
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.settings import FolderSettings, ObjectsSettings
@@ -116,7 +116,9 @@ def _type(hint: Any) -> str:
     """Gives a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        bounds = [str(item) for item in arguments[1:] if isinstance(item, Bound) and not (isinstance(item, Some) and arguments[0] is str)]
+        bounds = [
+            str(item) for item in arguments[1:] if isinstance(item, Bound) and not (isinstance(item, NonEmpty) and arguments[0] is str)
+        ]
         return ", ".join([_type(arguments[0]), *bounds])
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in arguments)

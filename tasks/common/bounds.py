@@ -33,9 +33,9 @@ class Bound(ABC):
 
 
 @dataclass(frozen=True)
-class Some(Bound):
+class NonEmpty(Bound):
     """A bound on a list, which is not empty and has each thing once; on a section, which is not empty; and on a text, which says something:
-    `Annotated[str, Some()]`."""
+    `Annotated[str, NonEmpty()]`."""
 
     def __str__(self) -> str:
         return "at least one, each once"
@@ -50,7 +50,7 @@ class Some(Bound):
 
 
 @dataclass(frozen=True)
-class Place(Some):
+class Place(NonEmpty):
     """A bound on a text that may name a file or a folder, of which `~` is the user's own: `Annotated[str, Place()]`."""
 
     def check(self, value: Any) -> Any:
@@ -58,7 +58,7 @@ class Place(Some):
 
 
 @dataclass(frozen=True)
-class Each(Bound):
+class Unique(Bound):
     """A bound on a list, which has each thing once."""
 
     def __str__(self) -> str:

@@ -78,13 +78,13 @@ class Kind:
 
     settings: type[Any]
     model: str
-    """What builds it, as `module:name`: called with an encoder, or the detector that it is `upon`, and the settings of the network by name.
+    """What builds it, as `module:name`: called with an encoder, or the detector that is its `base`, and the settings of the network by name.
     By name, as it needs torch."""
     training: Training | None = None
     """None for one that needs none, and has no model folder."""
     scoring: tuple[str, ...] = ()
     """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
-    upon: str | None = None
+    base: str | None = None
     """The kind of the detector that it adds to, which its setting `model_of` names: encoder, weights and resolution are that one's."""
     published: Published | None = None
 
@@ -118,7 +118,7 @@ BUILT_IN: dict[str, Kind] = {
     "prompt-query": Kind(
         prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION, prompt_query.SCORING
     ),
-    "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", upon="metauas"),
+    "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", base="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,
         f"{HERE}.inctrl.model:build",
@@ -189,7 +189,7 @@ def _wrong_with(point: EntryPoint, kind: Any) -> str:
     package = point.module.partition(".")[0]
     if any(module.partition(".")[0] != package for module in kind.modules):
         return f"expected settings and a model in its own package {package}"  # whose code its results then depend on
-    needed = ["model_of"] if kind.upon else ["encoder", "resolution", "tiles", *(["model"] if kind.training else [])]
+    needed = ["model_of"] if kind.base else ["encoder", "resolution", "tiles", *(["model"] if kind.training else [])]
     missing = [name for name in needed if name not in {field.name for field in fields(kind.settings)}]
     return f"expected settings with {', '.join(missing)}" if missing else ""
 
@@ -218,7 +218,7 @@ def kind_of(settings: Any) -> str:
 
 
 def base_of(name: str, detectors: Mapping[str, Any]) -> str:
-    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or the one it is upon.
+    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or its base.
 
     detectors: settings by name.
     """
@@ -226,11 +226,11 @@ def base_of(name: str, detectors: Mapping[str, Any]) -> str:
 
 
 def missing_base(name: str, detectors: Mapping[str, Any]) -> str:
-    """Say what keeps a detector from being built upon the one that its `model_of` names; "" if nothing does."""
-    upon, base = DETECTORS[kind_of(detectors[name])].upon, base_of(name, detectors)
-    if upon is None or (base in detectors and kind_of(detectors[base]) == upon):
+    """Say what is wrong with the detector that `model_of` names; "" if nothing is."""
+    wanted, base = DETECTORS[kind_of(detectors[name])].base, base_of(name, detectors)
+    if wanted is None or (base in detectors and kind_of(detectors[base]) == wanted):
         return ""
-    return f"model_of: expected the name of a detector of kind {upon} in the same pipeline, not {base!r}"
+    return f"model_of: expected the name of a detector of kind {wanted} in the same pipeline, not {base!r}"
 
 
 def files_of_prior(settings: Any) -> list[str]:

@@ -43,7 +43,7 @@ def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) -> Detector:
     """Load a detector of a pipeline; if it is trained, with its weights from models/<name>.
 
-    detectors: settings by name, of this one and the one that it is upon. models: None to read no weights, as all will be overwritten.
+    detectors: settings by name, of this one and its base. models: None to read no weights, as all will be overwritten.
     """
     settings, base = detectors[name], base_of(name, detectors)
     if base != name:
@@ -54,15 +54,15 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) 
     return detector
 
 
-def _created(settings: Any, upon: Any, encoder: EncoderSettings | None) -> Detector:
-    """Create a detector from an encoder, or from the detector that it is upon. encoder: the settings that an error names."""
+def _created(settings: Any, base: Any, encoder: EncoderSettings | None) -> Detector:
+    """Create a detector from an encoder, or from its base detector. encoder: the settings that an error names."""
     kind = kind_of(settings)
     factory = _factory(kind)
     options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in NOT_OF_THE_NETWORK}
     if options.get("prior") is not None:
         options["prior"] = build_encoder(settings.prior, settings.prior_resolution)
     try:
-        detector: Detector = factory(upon, **options)
+        detector: Detector = factory(base, **options)
     except ValueError as error:
         raise BadInput(f"encoder {encoder.name if encoder else 'of ' + kind}: {error}") from error
     return detector

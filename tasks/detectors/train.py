@@ -21,7 +21,7 @@ from changepair.tasks.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A detector for the engine to train (`Blueprint` of changepair.tasks.training.course)."""
+    """A detector for the engine to train (`Blueprint` of changepair.tasks.training.task)."""
 
     settings: TrainedSettings
 

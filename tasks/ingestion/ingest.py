@@ -42,8 +42,8 @@ from changepair.tasks.common.files import made_anew, write_csv, written_beside
 from changepair.tasks.common.pictures import png
 from changepair.tasks.common.places import is_remote, is_url, place_of
 from changepair.tasks.common.rows import rows_of, schema_of, table_of
+from changepair.tasks.ingestion.cache import Known, known_files, stamp
 from changepair.tasks.ingestion.check import GREYS, Facts, greys_from, greys_of, look_at, perceptual_hash, row
-from changepair.tasks.ingestion.known import Known, known_files, stamp
 from changepair.tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from changepair.tasks.ingestion.packaged import PACKAGED

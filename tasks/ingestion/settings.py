@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Rising, Some
+from changepair.tasks.common.bounds import STRICT, NonEmpty, Rising
 
 LayoutName = Literal[
     "folder",
@@ -43,7 +43,7 @@ IntensitySetting = Literal["auto", "full"] | Annotated[tuple[float, float], Risi
 class FolderSettings:
     __pydantic_config__ = STRICT
 
-    path: Annotated[str, Some()]
+    path: Annotated[str, NonEmpty()]
     """The dataset's folder (for the layout table, the file), absolute or relative to the project's root; or a URL such as
     s3://bucket/parts."""
     layout: LayoutName = "folder"
@@ -55,12 +55,12 @@ class FolderSettings:
     intensity: IntensitySetting = AUTO
     """The samples that are black and white in pictures of more than 8 bits. `auto`: chosen once from the normal training pictures, and
     written to the manifest. `full`: the range of the sample type. Or [low, high]. Pictures of 8 bits are read unchanged."""
-    normal: tuple[Annotated[str, Some()], ...] = ()
+    normal: tuple[Annotated[str, NonEmpty()], ...] = ()
     """Folders within `path` that hold normal pictures, for the layout folder. A quarter of the pictures is set aside for testing. Without
     `normal` and `abnormal` the usual names are recognised (good, ok, normal; defect, nok, bad)."""
-    abnormal: tuple[Annotated[str, Some()], ...] = ()
+    abnormal: tuple[Annotated[str, NonEmpty()], ...] = ()
     """Folders within `path` that hold pictures with defects. Their subfolders name the kinds of defects."""
-    masks: Annotated[str, Some()] | None = None
+    masks: Annotated[str, NonEmpty()] | None = None
     """Folder within `path` that holds the masks of the abnormal pictures, in the same subfolders: `<name>_mask` or `<name>`, in any
     supported picture format."""
     licence: str | None = None
@@ -75,5 +75,5 @@ class ObjectsSettings:
 
     format: Literal["coco", "open-images", "masks"]
     """COCO's instances (a JSON), Open Images' masks (a CSV with its PNGs beside), or a folder of mask PNGs."""
-    path: Annotated[str, Some()]
+    path: Annotated[str, NonEmpty()]
     """The file, or for `masks` the folder; absolute, from the project's root, or a URL."""

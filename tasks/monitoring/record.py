@@ -27,7 +27,7 @@ from changepair.tasks.prediction.outputs import line_of, write_overlay, write_pi
 if TYPE_CHECKING:
     from changepair.tasks.prediction.predictor import Prediction, Predictor
 
-MADE_BY = "`changepair score`"
+MADE_BY = "`changepair watch`"
 KIT_FOLDER, SCORES_FOLDER, FLAGGED_FOLDER, OVERLAYS_FOLDER, VERDICTS_FOLDER = "kit", "scores", "flagged", "overlays", "verdicts"
 AT_ONCE = 32
 """Pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same."""

@@ -27,7 +27,7 @@ DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "
 
 @dataclass(frozen=True)
 class Named:
-    """A detector, filled, and the settings that it was built with: its own, and those of the one it is upon."""
+    """A detector, filled, and the settings that it was built with: its own, and those of its base."""
 
     name: str
     settings: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Named:
 def list_detectors() -> list[str]:
     """List the detectors that need no training: those that come with the package, those that have nothing to
     learn, and those that other packages register."""
-    free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.upon is None]
+    free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.base is None]
     return [*MODELS, *free, *registered()]
 
 
@@ -75,7 +75,7 @@ def named(model: str | Path) -> Named:
         return of_package(name, settings_from_json(DETECTORS[kind].settings, own))
     if name in MODELS:
         return of_package(name, packaged_settings(name))
-    if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].upon is None:
+    if name in DETECTORS and DETECTORS[name].training is None and DETECTORS[name].base is None:
         settings = DETECTORS[name].settings()
         return Named(name, {name: settings}, create_detector(settings))
     folder = place_of(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import MOST, STRICT, Between, Place, Some
+from changepair.tasks.common.bounds import MOST, STRICT, Between, NonEmpty, Place
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
@@ -16,15 +16,15 @@ BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
 class SamplingSettings:
     __pydantic_config__ = STRICT
 
-    shots: Annotated[tuple[int, ...], Between(0, 1024), Some()] = (1, 2, 4, 8)
+    shots: Annotated[tuple[int, ...], Between(0, 1024), NonEmpty()] = (1, 2, 4, 8)
     """How many normal pictures of a category prompt an episode; at 0 only detectors that need none are measured, once."""
-    seeds: Annotated[tuple[int, ...], Between(0, MOST), Some()] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], Between(0, MOST), NonEmpty()] = (0, 1, 2, 3, 4)
     """One draw of prompts a seed; figures are mean and deviation over them."""
-    protocols: Annotated[tuple[Protocol, ...], Some()] = ("class-specific", "class-agnostic")
+    protocols: Annotated[tuple[Protocol, ...], NonEmpty()] = ("class-specific", "class-agnostic")
     """class-specific: k prompts of the query's own category, drawn at random. class-agnostic: a pool of all categories' prompts, k of
     each, from which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each
     class. multi-class: the classes of `normal_classes` normal, every other anomalous."""
-    target_protocols: dict[str, Annotated[tuple[Protocol, ...], Some()]] = field(default_factory=dict)
+    target_protocols: dict[str, Annotated[tuple[Protocol, ...], NonEmpty()]] = field(default_factory=dict)
     """For targets that need others, by their names."""
     normal_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """For multi-class: a target's categories that are normal."""

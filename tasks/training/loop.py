@@ -1,4 +1,4 @@
-"""Trains any course, on any device, killed and gone on with as if nothing had been."""
+"""Trains any task, on any device, killed and gone on with as if nothing had been."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from changepair.tasks.training.tracking import Tracking, tracked
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: where the learning rate is highest, and how much of that it begins with
 
 
-class Course(Protocol):
-    """A course of training: what learns, from which examples, by which loss, and what is kept of it."""
+class Task(Protocol):
+    """A task of training: what learns, from which examples, by which loss, and what is kept of it."""
 
     name: str
 
@@ -72,13 +72,13 @@ class Course(Protocol):
 
 
 @dataclass(frozen=True)
-class Pace:
-    """The pace at which a course is taken and written down."""
+class Schedule:
+    """The schedule at which a task is taken and written down."""
 
     epochs: int
     learning_rate: float
     weight_decay: float
-    schedule: Callable[[int, int], float]
+    factor: Callable[[int, int], float]
     """The factor on the learning rate at a step, of so many."""
     log_every: int
     """Steps."""
@@ -149,9 +149,9 @@ def begin(seed: int) -> None:
     set_seed(seed)
 
 
-def pace_of(settings: TrainingSettings) -> Pace:
-    """Gives the pace of a detector's training."""
-    return Pace(
+def schedule_of(settings: TrainingSettings) -> Schedule:
+    """Gives the schedule of a detector's training."""
+    return Schedule(
         settings.epochs,
         settings.learning_rate,
         settings.weight_decay,
@@ -192,8 +192,8 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 
 
 def fit(
-    course: Course,
-    pace: Pace,
+    task: Task,
+    schedule: Schedule,
     places: Places,
     *,
     accelerator: Accelerator,
@@ -201,73 +201,75 @@ def fit(
     workers: int,
     report: Callable[[float], None],
 ) -> Trained:
-    """Trains; writes what the course saves and training_log.csv to the model folder.
+    """Trains; writes what the task saves and training_log.csv to the model folder.
 
     A run that was killed goes on from its last checkpoint and ends with the model an undisturbed run gives. inputs: all that the
     training depends on beside its code; a checkpoint of others is thrown away. report: is told the share of the steps done, 0..1.
     Raises BadInput if there is not one whole batch, or a step fails (tasks/training/step.py); Stopped if SIGTERM came.
     """
-    batches = course.batches(0)
+    batches = task.batches(0)
     steps_an_epoch, shares = len(batches), accelerator.num_processes
     if len(batches[0]) % shares:
         raise BadInput(
-            f"training.{course.name}: a batch of {len(batches[0])} cannot be shared by {shares} processes; give a batch_size that they "
+            f"training.{task.name}: a batch of {len(batches[0])} cannot be shared by {shares} processes; give a batch_size that they "
             "divide, or other execution.processes"
         )
-    if (pace.keep_best or pace.patience) and course.held_out() is None:
+    if (schedule.keep_best or schedule.patience) and task.held_out() is None:
         raise BadInput(
-            f"training.{course.name}: keep: best and patience need held-out examples, and there are none; raise held_out, or leave them out"
+            f"training.{task.name}: keep: best and patience need held-out examples, and there are none; raise held_out, or leave them out"
         )
-    steps = pace.epochs * steps_an_epoch
+    steps = schedule.epochs * steps_an_epoch
     if shares > 1:
-        share_statistics(course.model)
-    weights = [tensor for tensor in course.model.parameters() if tensor.requires_grad]
-    optimizer = AdamW(weights, lr=pace.learning_rate, weight_decay=pace.weight_decay)
-    schedule = LambdaLR(optimizer, lambda step: pace.schedule(step, steps))
-    name = checkpoint.name_of(inputs, type(course).__module__)
-    kept = _Kept(course.model, pace)
-    progress = checkpoint.resume(places.checkpoints, name, kept, optimizer, schedule)
+        share_statistics(task.model)
+    weights = [tensor for tensor in task.model.parameters() if tensor.requires_grad]
+    optimizer = AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, steps))
+    name = checkpoint.name_of(inputs, type(task).__module__)
+    kept = _Kept(task.model, schedule)
+    progress = checkpoint.resume(places.checkpoints, name, kept, optimizer, scheduler)
     multiply_exactly(accelerator.mixed_precision == "no")
-    prepared, optimizer = accelerator.prepare(course.model, optimizer)
-    if pays(accelerator, steps) if pace.compile is None else pace.compile:
+    prepared, optimizer = accelerator.prepare(task.model, optimizer)
+    if pays(accelerator, steps) if schedule.compile is None else schedule.compile:
         prepared = compiled(prepared)
     kept.to(accelerator.device)
     step = Step(
-        course.name,
-        course.loss,
+        task.name,
+        task.loss,
         prepared,
         optimizer,
         accelerator,
-        largest_gradient=pace.largest_gradient,
+        largest_gradient=schedule.largest_gradient,
         folder=places.checkpoints,
     )
 
-    title = f"train {course.name}"
+    title = f"train {task.name}"
     hidden = {} if accelerator.is_main_process else {"disable": True}  # a False would show one where TQDM_DISABLE asks for none
     bar = tqdm(total=steps, initial=progress.step, desc=title, unit="step", mininterval=5, **hidden)
     tracking = places.tracking if accelerator.is_main_process else Tracking()
-    with tracked(tracking, {"course": course.name, "steps": steps, "epochs": pace.epochs, "learning_rate": pace.learning_rate}) as trackers:
-        while progress.step < steps and not _over(progress.log, pace.patience):
+    with tracked(
+        tracking, {"task": task.name, "steps": steps, "epochs": schedule.epochs, "learning_rate": schedule.learning_rate}
+    ) as trackers:
+        while progress.step < steps and not _over(progress.log, schedule.patience):
             epoch, done = divmod(progress.step, steps_an_epoch)
             prepared.train()
-            for batch in _loader(course, epoch, done, accelerator, workers):
-                loss, asked = step.take(batch, progress.step + 1, partial(_examples, course, epoch, progress.step % steps_an_epoch))
-                schedule.step()
+            for batch in _loader(task, epoch, done, accelerator, workers):
+                loss, asked = step.take(batch, progress.step + 1, partial(_examples, task, epoch, progress.step % steps_an_epoch))
+                scheduler.step()
                 kept.stepped()
 
                 progress.step += 1
                 progress.losses.append(loss)
                 epoch_ends = progress.step % steps_an_epoch == 0
-                if epoch_ends or progress.step % pace.log_every == 0:
-                    measured = _measured(course, kept.model, accelerator) if epoch_ends else None
-                    _log(progress, epoch, float(schedule.get_last_lr()[0]), measured)
+                if epoch_ends or progress.step % schedule.log_every == 0:
+                    measured = _measured(task, kept.model, accelerator) if epoch_ends else None
+                    _log(progress, epoch, float(scheduler.get_last_lr()[0]), measured)
                     trackers.write(asdict(progress.log[-1]), progress.step)
-                    if pace.keep_best and progress.log[-1] is _best(progress.log):
+                    if schedule.keep_best and progress.log[-1] is _best(progress.log):
                         progress.best = {tensor: value.clone() for tensor, value in checkpoint.trained_state(kept.model).items()}
                     bar.set_postfix(loss=f"{progress.log[-1].loss:.4f}", refresh=False)
                     report(progress.step / steps)
-                if accelerator.is_main_process and (asked or progress.step % pace.checkpoint_every == 0):
-                    checkpoint.save(places.checkpoints, name, kept, optimizer, schedule, progress)
+                if accelerator.is_main_process and (asked or progress.step % schedule.checkpoint_every == 0):
+                    checkpoint.save(places.checkpoints, name, kept, optimizer, scheduler, progress)
                 bar.update()
                 if asked:
                     bar.close()
@@ -279,7 +281,7 @@ def fit(
         kept.model.load_state_dict(progress.best, strict=False)
     if accelerator.is_main_process:
         write_log(places.model_folder, progress.log)
-        course.save(places.model_folder, kept.model)
+        task.save(places.model_folder, kept.model)
         shutil.rmtree(places.checkpoints, ignore_errors=True)
     of_kept = (_best(progress.log) if progress.best else None) or progress.log[-1]
     return Trained(progress.step, progress.log[-1].loss, of_kept.held_out_loss, of_kept.epoch, step.parts)
@@ -288,13 +290,13 @@ def fit(
 class _Kept(nn.Module):
     """What is kept of a training: the network that learns or, where it is asked for, the running mean of its weights and buffers."""
 
-    def __init__(self, network: nn.Module, pace: Pace) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.network = network
         self.averaged: AveragedModel | None = None
-        if pace.average:
+        if schedule.average:
             # The buffers too: statistics of batches are those of other weights otherwise.
-            self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(pace.average), use_buffers=True)
+            self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(schedule.average), use_buffers=True)
 
     @property
     def model(self) -> nn.Module:
@@ -318,30 +320,30 @@ def _over(log: Sequence[LogLine], patience: int | None) -> bool:
 
 
 @torch.no_grad()
-def _measured(course: Course, model: nn.Module, accelerator: Accelerator) -> float | None:
+def _measured(task: Task, model: nn.Module, accelerator: Accelerator) -> float | None:
     """Gives the mean loss over the examples that are held out; None if there are none."""
-    examples = course.held_out()
+    examples = task.held_out()
     if examples is None:
         return None
     training = model.training
     model.eval()
     total, count = 0.0, 0
-    for examples_of_batch in DataLoader(examples, len(course.batches(0)[0])):
+    for examples_of_batch in DataLoader(examples, len(task.batches(0)[0])):
         batch = tuple(part.to(accelerator.device) for part in examples_of_batch)
         with accelerator.autocast():
-            total += float(course.loss(model, batch)) * len(batch[0])
+            total += float(task.loss(model, batch)) * len(batch[0])
         count += len(batch[0])
     model.train(training)
     return total / count
 
 
-def _loader(course: Course, epoch: int, done: int, accelerator: Accelerator, workers: int) -> Iterator[Batch]:
+def _loader(task: Task, epoch: int, done: int, accelerator: Accelerator, workers: int) -> Iterator[Batch]:
     """Gives this process's share of the batches of an epoch that are not taken yet, on the device."""
     readers = workers if accelerator.device.type != "cpu" else 0
     loader = DataLoader(
-        course.examples(epoch),
-        batch_sampler=[batch[accelerator.process_index :: accelerator.num_processes] for batch in course.batches(epoch)[done:]],
-        collate_fn=course.collate,
+        task.examples(epoch),
+        batch_sampler=[batch[accelerator.process_index :: accelerator.num_processes] for batch in task.batches(epoch)[done:]],
+        collate_fn=task.collate,
         num_workers=readers,
         pin_memory=readers > 0,
     )
@@ -349,9 +351,9 @@ def _loader(course: Course, epoch: int, done: int, accelerator: Accelerator, wor
         yield tuple(part.to(accelerator.device, non_blocking=True) for part in batch)
 
 
-def _examples(course: Course, epoch: int, done: int) -> list[str]:
+def _examples(task: Task, epoch: int, done: int) -> list[str]:
     """Names the examples of a step, of all processes."""
-    return [course.example(place) for place in course.batches(epoch)[done]]
+    return [task.example(place) for place in task.batches(epoch)[done]]
 
 
 def _log(progress: Progress, epoch: int, learning_rate: float, held_out_loss: float | None) -> None:

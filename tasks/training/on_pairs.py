@@ -1,4 +1,4 @@
-"""Trains a detector on change pairs, by whatever loss its course has."""
+"""Trains a detector on change pairs, by whatever loss its task has."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
-from changepair.tasks.training.course import Blueprint, DetectorCourse
-from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
+from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, schedule_of
 from changepair.tasks.training.settings import PairTrainingSettings
+from changepair.tasks.training.task import Blueprint, DetectorTask
 
 
-class PairCourse(DetectorCourse):
+class PairTask(DetectorTask):
     """A query, its prompt and the mask of what changed an example; the loss is for those who inherit to say."""
 
     def __init__(
@@ -46,7 +46,7 @@ class PairCourse(DetectorCourse):
 
 
 def train_on_pairs(
-    course: type[PairCourse],
+    task: type[PairTask],
     blueprint: Blueprint,
     settings: PairTrainingSettings,
     *,
@@ -63,8 +63,8 @@ def train_on_pairs(
     begin(settings.seed)
     model, inputs = blueprint.build(settings.init)
     return fit(
-        course(places.model_folder.name, model, blueprint, settings, training, measured),
-        pace_of(settings),
+        task(places.model_folder.name, model, blueprint, settings, training, measured),
+        schedule_of(settings),
         places,
         accelerator=accelerator,
         inputs={"training": asdict(settings), **inputs, **hashes(pairs)},

@@ -10,11 +10,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.training.on_pairs import PairCourse, train_on_pairs
+from changepair.tasks.training.on_pairs import PairTask, train_on_pairs
 from changepair.tasks.training.step import Batch
 
 
-class SegmentationCourse(PairCourse):
+class SegmentationCourse(PairTask):
     """Queries and prompts in, logits out, held against the masks."""
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ SHOWN = 8
 
 
 class Step:
-    """One step after the other of a course."""
+    """One step after the other of a task."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Step:
         largest_gradient: float | None,
         folder: Path,
     ) -> None:
-        """name: of the course. model: as accelerate has prepared it. largest_gradient: norm that gradients are clipped to. folder: for
+        """name: of the task. model: as accelerate has prepared it. largest_gradient: norm that gradients are clipped to. folder: for
         what is kept of a step that fails."""
         self.name = name
         self.loss = loss

@@ -25,7 +25,7 @@ COMMANDS = {
     "api": ["--port=-1"],
     "retrain": ["small", "--dry-run"],
     "set": ["small", "evaluation.resolution=64"],
-    "score": ["small"],
+    "watch": ["small"],
     "review": ["small", "--port=-1"],
     "ui": ["--port=-1"],
     "status": [],

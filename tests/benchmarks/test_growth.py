@@ -57,7 +57,7 @@ print(json.dumps([taken, peak()]))
 SCORE = """
 from changepair.tasks.detectors.residual.settings import PatchResidualSettings
 from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.scoring.contenders import Scoring, score_detector
+from changepair.tasks.scoring.batch_scoring import Scoring, score_detector
 from changepair.tasks.scoring.settings import EvaluationSettings
 folder, own = Path(sys.argv[1]), PatchResidualSettings(resolution=128)
 files = EpisodeFiles.of(folder / "episodes", "growth")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, Place, Some
+from changepair.tasks.common.bounds import STRICT, Between, NonEmpty, Place
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.encoders.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
 from changepair.tasks.training.settings import TrainingSettings
@@ -63,7 +63,7 @@ class InCTRLTrainingSettings(TrainingSettings):
     """Share of the labelled pictures that is never trained on and measured after every epoch; pairs have their own, synthesis.held_out."""
     shots: Annotated[int, Between(1, 64)] = 2
     """Normal prompts of each auxiliary picture, drawn anew every epoch."""
-    views: Annotated[tuple[int, ...], Between(1, 64), Some()] = (1,)
+    views: Annotated[tuple[int, ...], Between(1, 64), NonEmpty()] = (1,)
     """How many views of its prompt a pair's query is held against, drawn for each pair among these: the prompt as it came, and others in
     another geometry and light. A detector that is used with several prompts learns what their residuals are like."""
 

@@ -31,9 +31,9 @@ from changepair.tasks.synthesis.geometry import small_affine, warp_picture
 from changepair.tasks.synthesis.photometry import jitter
 from changepair.tasks.synthesis.settings import AugmentationSettings
 from changepair.tasks.synthesis.shards import PairRow, read_index
-from changepair.tasks.training.course import Blueprint, DetectorCourse
-from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, pace_of
+from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, schedule_of
 from changepair.tasks.training.step import Batch
+from changepair.tasks.training.task import Blueprint, DetectorTask
 
 ENCODED_AT_ONCE = 32  # pictures
 POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
@@ -158,7 +158,7 @@ class Sides:
     held_out: PairEvidence | AuxiliaryEvidence | None
 
 
-class InCTRLCourse(DetectorCourse):
+class InCTRLTask(DetectorTask):
     """Evidence in, final and image scores out; every batch is half anomalous, whatever there is more of."""
 
     model: InCTRL
@@ -227,8 +227,8 @@ def train(
     built, identity = blueprint.build(settings.init)
     model = cast(InCTRL, built).to(best_device())
     return fit(
-        InCTRLCourse(places.model_folder.name, model, blueprint, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
-        pace_of(settings),
+        InCTRLTask(places.model_folder.name, model, blueprint, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
+        schedule_of(settings),
         places,
         accelerator=accelerator_for(settings.precision),
         inputs={"training": asdict(settings), **identity, **inputs},

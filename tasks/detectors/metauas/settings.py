@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, Place, Some
+from changepair.tasks.common.bounds import STRICT, Between, NonEmpty, Place
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings, Resolution, Stages
 
@@ -63,7 +63,7 @@ class MetaUASPlusSettings:
 
     __pydantic_config__ = STRICT
 
-    model_of: Annotated[str, Some()] = "metauas"
+    model_of: Annotated[str, NonEmpty()] = "metauas"
     """Name of the pipeline's detector of kind metauas."""
     prior: EncoderSettings | None = None
     """The CLIP transformer whose few-shot map, as WinCLIP has it, is averaged with the map of MetaUAS: the authors' is ViT-B-16-plus-240;

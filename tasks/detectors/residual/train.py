@@ -15,12 +15,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.training.on_pairs import PairCourse, train_on_pairs
+from changepair.tasks.training.on_pairs import PairTask, train_on_pairs
 from changepair.tasks.training.shared import gathered
 from changepair.tasks.training.step import Batch
 
 
-class RankingCourse(PairCourse):
+class RankingCourse(PairTask):
     """Queries and prompts in, image scores out."""
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ STEPS_A_SECOND = 3.8
 FETCHED = "fetches from the hub when they are first used, unless HF_HUB_OFFLINE is set"
 
 
-def needs(pipeline: Pipeline, datasets: Datasets) -> list[str]:
+def missing_resources(pipeline: Pipeline, datasets: Datasets) -> list[str]:
     """Gives one line for each thing that is missing."""
     return [*_datasets(pipeline, datasets), *_models(pipeline), *_encoders(pipeline), *_inpainter(pipeline)]
 

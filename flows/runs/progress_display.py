@@ -11,7 +11,7 @@ from changepair.flows.running.console import Volume, volume
 from changepair.flows.runs.states import StageState
 
 
-class Milestones:
+class ProgressDisplay:
     """The lines of one run."""
 
     def __init__(self, stages: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ FAILURE, STOP = "failure", "stop"
 
 
 @dataclass(frozen=True)
-class Told:
+class Progress:
     """What was told so far."""
 
     folder: Path
@@ -55,9 +55,9 @@ def listening() -> Iterator[None]:
             del os.environ[FOLDER], os.environ[LISTENER]
 
 
-def told() -> Told:
+def told() -> Progress:
     """Gives what was told since `listening` began."""
-    return Told(Path(os.environ[FOLDER]))
+    return Progress(Path(os.environ[FOLDER]))
 
 
 def has_listener() -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from changepair.flows.running import extras
 from changepair.flows.running.console import SAID
+from changepair.flows.running.progress import tell_failure, tell_stop
 from changepair.flows.running.secrets import hide, hide_in_log
-from changepair.flows.running.told import tell_failure, tell_stop
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import NO_ROOM

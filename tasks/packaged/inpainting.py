@@ -1,6 +1,6 @@
 """The small inpainting model that comes with this package: inpainter.safetensors beside this module, and inpainter.json, its size.
 
-docs/pages/models.md says how it was trained. `python -m changepair.tasks.packaged.inpainter <folder>` writes both from a
+docs/pages/models.md says how it was trained. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a
 folder that an inpainter stage left.
 """
 

@@ -21,7 +21,7 @@ from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
 from changepair.tasks.inpainting.residual import Hole, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings
 from changepair.tasks.sampling.episodes import read_pictures
-from changepair.tasks.training.loop import Pace, Places, Trained, accelerator_for, begin, cosine, fit
+from changepair.tasks.training.loop import Places, Schedule, Trained, accelerator_for, begin, cosine, fit
 from changepair.tasks.training.step import Batch
 
 AVERAGING = 0.995  # decay a step of the weights' running mean, which is what is kept
@@ -110,7 +110,7 @@ def train_inpainter(
     images = [row.image for row in read_pictures(sources)]
     return fit(
         InpainterCourse(pipeline, settings, images, TRAINED_STEPS),
-        Pace(1, settings.learning_rate, WEIGHT_DECAY, _warmed, LOG_EVERY, CHECKPOINT_EVERY, LARGEST_GRADIENT, AVERAGING),
+        Schedule(1, settings.learning_rate, WEIGHT_DECAY, _warmed, LOG_EVERY, CHECKPOINT_EVERY, LARGEST_GRADIENT, AVERAGING),
         places,
         accelerator=accelerator,
         inputs={"settings": asdict(settings), "sources": sha256(sources)},

@@ -32,7 +32,7 @@ class Blueprint(Protocol):
         ...
 
 
-class DetectorCourse:
+class DetectorTask:
     """A detector that learns from examples. What it learns from, and what is wrong with it, is for those who inherit to say."""
 
     def __init__(self, name: str, detector: nn.Module, blueprint: Blueprint, settings: TrainingSettings) -> None:
