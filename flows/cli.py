@@ -55,6 +55,9 @@ def main() -> None:
     for word in sys.argv[1:]:
         if word.startswith("--") and word.endswith("=--"):  # which argparse takes for a list
             line.error(f"{word}: no value")
+    if sys.argv[1:2] == ["score"]:
+        print("changepair: `changepair score` is called `changepair watch` now", file=sys.stderr)
+        sys.argv[1] = "watch"
     arguments = line.parse_args()
 
     from changepair.flows.running.exit_handling import exit_on_bad_input
@@ -91,9 +94,7 @@ def parser() -> argparse.ArgumentParser:
     setting.add_argument("pipeline")
     setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
     setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
-    scoring = commands.add_parser(
-        "watch", aliases=["score"], help="score the new pictures of a pipeline's watched folder with its current model"
-    )
+    scoring = commands.add_parser("watch", help="score the new pictures of a pipeline's watched folder with its current model")
     scoring.add_argument("pipeline")
     scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
     review.add(commands)

@@ -9,11 +9,11 @@ from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS
 from changepair.flows.running.steps import progress, step
 from changepair.flows.settings.pipelines import pipeline_named
-from changepair.tasks.inpainting import train as training
 from changepair.tasks.inpainting.inpainter import write_choice
 from changepair.tasks.inpainting.settings import OWN, PACKAGED, InpainterSettings
 from changepair.tasks.packaged.inpainting import write_packaged
 from changepair.tasks.sampling.episodes import EpisodeFiles
+from changepair.tasks.training import inpainting as training
 from changepair.tasks.training.loop import Places, Trained
 
 

@@ -20,7 +20,7 @@ from changepair.tasks.inpainting.holes import hole
 from changepair.tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpainter, one_thread, write_choice
 from changepair.tasks.inpainting.residual import Hole, biharmonic_fill, pack, pyramid_fill, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from changepair.tasks.inpainting.train import train_inpainter
+from changepair.tasks.training.inpainting import train_inpainter
 from changepair.tasks.training.loop import Places
 
 SMALL = InpainterSettings(steps=8, batch_size=4, resolution=32, channels=(8, 32), learning_rate=3e-3)
@@ -193,7 +193,7 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
     def kill(share: float) -> None:
         raise Killed
 
-    import changepair.tasks.inpainting.train as module
+    import changepair.tasks.training.inpainting as module
 
     often, log_every = module.CHECKPOINT_EVERY, module.LOG_EVERY
     module.CHECKPOINT_EVERY, module.LOG_EVERY = 2, 3

@@ -250,3 +250,11 @@ def test_every_command_says_in_its_help_how_it_is_used() -> None:
         assert "example" in command.format_help() and f"changepair {name}" in command.format_help(), name
         assert command.description and command.description[0].isupper() and command.description.rstrip()[-1] in ".:", name
     assert set(EXAMPLES) < set(commands)  # type: ignore[arg-type]
+
+
+def test_the_earlier_name_of_watch_still_runs_it(tmp_path: Path) -> None:
+    write_pipelines(tmp_path, SMALL)
+    earlier, now = (run(tmp_path, "changepair", name, "small", PYTHONPATH=str(ROOT)) for name in ("score", "watch"))
+    renamed, *rest = earlier.stderr.splitlines()
+    assert renamed == "changepair: `changepair score` is called `changepair watch` now"
+    assert rest == now.stderr.splitlines() and earlier.returncode == now.returncode == 2

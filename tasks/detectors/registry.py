@@ -78,8 +78,8 @@ class Kind:
 
     settings: type[Any]
     model: str
-    """What builds it, as `module:name`: called with an encoder, or the detector that is its `base`, and the settings of the network by name.
-    By name, as it needs torch."""
+    """What builds it, as `module:name`: called with an encoder, or the detector that is its `base`, and the settings of the network by
+    name. It is a name, as it needs torch."""
     training: Training | None = None
     """None for one that needs none, and has no model folder."""
     scoring: tuple[str, ...] = ()

@@ -24,8 +24,8 @@ from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.inpainting.holes import hole
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
-from changepair.tasks.inpainting.train import train_inpainter
 from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.training.inpainting import train_inpainter
 from changepair.tasks.training.loop import Places
 
 pytestmark = pytest.mark.bench
