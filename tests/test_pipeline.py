@@ -628,7 +628,7 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
             in_file("flows/running/secrets.py", 'HIDDEN = "***"', 'HIDDEN = "*****"'),
             in_file("flows/running/api.py", "AWAY = 600.0", "AWAY = 500.0"),
             in_file("flows/schedule/deployments.py", "PAGE = 200", "PAGE = 100"),
-            in_file("flows/cli.py", 'prog="changepair"', 'prog="changepairs"'),
+            in_file("flows/cli/__init__.py", 'prog="changepair"', 'prog="changepairs"'),
         ),
         set(),
     ),

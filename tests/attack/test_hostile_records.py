@@ -19,7 +19,7 @@ from dvc.repo import Repo
 from hostile import attack, changed, damaged
 from team import git
 
-from changepair.flows.cli import history
+from changepair.flows.cli.models import history
 from changepair.flows.code import code_now
 from changepair.flows.dry_run import _changed_code
 from changepair.flows.promotion.gate import rollback

@@ -365,7 +365,7 @@ def make_evil(stack: Stack) -> Path:
     evil = stack.top / "evil"
     (evil / "flows").mkdir(parents=True)
     (evil / ".dvc").mkdir()
-    for name in ("flows/__init__.py", "flows/cli.py", "sitecustomize.py"):
+    for name in ("flows/__init__.py", "flows/cli/__init__.py", "sitecustomize.py"):
         (evil / name).write_text(f"open({str(stack.top / 'pwned')!r}, 'w')\n")
     subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=evil, check=True)
     commit(evil)

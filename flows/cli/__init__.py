@@ -1,0 +1,64 @@
+"""The command `changepair`: a module for each group of commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from changepair.flows import completion
+from changepair.flows.cli import data, models, operations, pipelines, use
+
+GROUPS = (use, pipelines, models, operations, data)
+WIDTH = 14
+"""Columns of the help that a command's name takes."""
+
+
+class _Line(argparse.ArgumentParser):
+    """The command line, whose help lists the commands in groups."""
+
+    groups: dict[str, list[tuple[str, str]]]
+
+    def format_help(self) -> str:
+        lines = [self.format_usage(), f"{self.description}\n"]
+        for title, commands in self.groups.items():
+            lines += [f"{title}:", *(f"  {name:{WIDTH}}{about}" for name, about in commands), ""]
+        return "\n".join([*lines, "`changepair <command> --help` describes a command.", ""])
+
+
+def main() -> None:
+    line = parser()
+    for word in sys.argv[1:]:
+        if word.startswith("--") and word.endswith("=--"):  # which argparse takes for a list
+            line.error(f"{word}: no value")
+    if sys.argv[1:2] == ["score"]:
+        print("changepair: `changepair score` is called `changepair watch` now", file=sys.stderr)
+        sys.argv[1] = "watch"
+    arguments = line.parse_args()
+
+    from changepair.flows.running.exit_handling import exit_on_bad_input
+
+    exit_on_bad_input(lambda: arguments.run(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    line = _Line(prog="changepair", description="Make change pairs, train anomaly detectors on them, prove them across domains.")
+    commands: Any = line.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
+    line.groups = {}
+    examples: dict[str, str] = {}
+    for group in GROUPS:
+        before = set(commands.choices)
+        group.add(commands)
+        if group is operations:
+            completion.add(commands, parser)
+        about = {action.dest: str(action.help) for action in commands._choices_actions}
+        line.groups[group.TITLE] = [(name, about[name]) for name in commands.choices if name not in before]
+        examples |= group.EXAMPLES
+    for name, about_it in (one for group in line.groups.values() for one in group):
+        command = commands.choices[name]
+        if command.description is None:
+            command.description = f"{about_it[0].upper()}{about_it[1:]}."
+        if name in examples:
+            command.epilog = f"example: {examples[name]}"
+    return line

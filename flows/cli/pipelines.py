@@ -1,0 +1,125 @@
+"""Start projects, and run their pipelines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from changepair.flows import init, new, plots
+from changepair.flows.cli.command import Commands
+from changepair.flows.running.console import Volume, set_volume
+from changepair.flows.settings.missing import costs, missing_resources
+from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.flows.settings.reader import FILE
+from changepair.tasks.common.errors import BadInput
+
+TITLE = "pipelines"
+EXAMPLES = {
+    "pipelines": "changepair pipelines",
+    "plan": "changepair plan && dvc repro",
+    "retrain": "changepair retrain quickstart --dry-run",
+    "set": "changepair set quickstart evaluation.resolution=128 training.metauas.epochs=3",
+}
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this group."""
+    new.add(commands)
+    init.add(commands)
+    listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
+    listing.set_defaults(run=lambda _arguments: list_pipelines())
+    planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
+    planning.set_defaults(run=lambda _arguments: plan())
+    running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
+    running.add_argument("pipeline", nargs="?", help="default: every enabled one, in order")
+    running.add_argument("--dry-run", action="store_true", help="say which stages would run, and why, and run nothing")
+    loudness = running.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "--quiet", action="store_const", dest="volume", const=Volume.QUIET, help="print what goes wrong, and nothing else"
+    )
+    loudness.add_argument(
+        "--verbose", action="store_const", dest="volume", const=Volume.VERBOSE, help="print what Prefect and DVC say, too"
+    )
+    running.set_defaults(volume=Volume.NORMAL, run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments))
+    setting = commands.add_parser("set", help="write settings of a pipeline to pipelines.yaml, which keeps its form and its comments")
+    setting.add_argument("pipeline")
+    setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
+    setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
+    plots.add(commands)
+
+
+def list_pipelines() -> None:
+    read = read_pipelines()
+    table = Table(title="pipelines.yaml is valid")
+    for title in ("pipeline", "enabled", "schedule", "trained on", "targets", "detectors"):
+        table.add_column(title)
+    for name, pipeline in read.pipelines.items():
+        enabled = "yes" if name in read.enabled else "no"
+        lists = (pipeline.sources or pipeline.auxiliary, pipeline.targets, list(pipeline.detectors))
+        table.add_row(name, enabled, str(pipeline.schedule or "by hand"), *(", ".join(names) or "nothing" for names in lists))
+    console = Console()
+    console.print(table)
+    for name, pipeline in read.pipelines.items():
+        missing = missing_resources(pipeline, read.datasets)
+        if missing:
+            console.print(f"\n[bold]{name}[/bold] is missing:")
+        for line in missing:
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        for line in costs(pipeline) if name in read.enabled else ():
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def plan() -> None:
+    from changepair.flows.plan import DVC_YAML, planned, write_plan
+
+    written = write_plan()
+    for stage in planned():
+        Console().print(f"{stage.name}: {stage.about}", soft_wrap=True, markup=False, highlight=False)
+    Console().print(f"{DVC_YAML} {'is written anew' if written else 'is as pipelines.yaml has it'}", highlight=False)
+
+
+def set_settings(pipeline: str, settings: Sequence[str]) -> None:
+    from changepair.flows.settings.overriding import override, read_settings
+
+    for line in override(pipeline, read_settings(settings)) or ["pipelines.yaml has it so already"]:
+        Console().print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def retrain(arguments: argparse.Namespace) -> None:
+    pipelines = _chosen(arguments.pipeline)  # report mistakes before a server is started
+
+    from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved
+    from changepair.tasks.common.stopping import on_sigterm
+
+    end_at_ctrl_c_when_saved()
+
+    with on_sigterm():
+        from changepair.flows.retrain import retrain as flow
+        from changepair.flows.running.api import end_with_parent, one_api, run
+
+        set_volume(arguments.volume)
+        end_with_parent()
+        with one_api():
+            for pipeline in pipelines:
+                run(flow, pipeline=pipeline)
+
+
+def _chosen(pipeline: str | None) -> list[str]:
+    """Return the pipelines to run. Raise BadInput if one cannot be run, or none is enabled."""
+    names = [pipeline] if pipeline is not None else read_pipelines().enabled
+    if not names:
+        raise BadInput(f"{FILE}: enabled: no pipeline; add one there, or run `changepair init <folder of pictures>`")
+    for name in names:
+        enabled_pipeline(name)
+    return names
+
+
+def dry_run(arguments: argparse.Namespace) -> None:
+    from changepair.flows.dry_run import tell
+
+    for pipeline in _chosen(arguments.pipeline):
+        for line in tell(pipeline):
+            Console().print(line, soft_wrap=True, markup=False, highlight=False)
