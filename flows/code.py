@@ -10,7 +10,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from changepair.flows.plan import DVC_YAML, OF_A_DETECTOR, ROOTS, code_file, others_used, planned, roots, write_plan
+from changepair.flows.plan import (
+    DVC_YAML,
+    OF_A_DETECTOR,
+    ROOTS,
+    code_file,
+    others_used,
+    planned,
+    roots,
+    settings_file,
+    settings_text,
+    write_plan,
+)
 from changepair.flows.running.exit_handling import exit_on_bad_input
 from changepair.flows.running.places import CODE
 from changepair.flows.running.unchanged import unchanged
@@ -39,6 +50,10 @@ def _code() -> None:
     with made_anew(CODE) as folder:
         for name, about in code.items():
             (folder / name).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+        (folder / settings_file("").parent.name).mkdir()
+        for stage in planned():
+            if stage.settings:
+                (folder / settings_file(stage.name).relative_to(CODE)).write_text(settings_text(stage), encoding="utf-8")
 
 
 def refuse_mismatches(packages: Iterable[str]) -> None:

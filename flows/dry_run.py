@@ -10,14 +10,16 @@ from typing import Any
 from dvc.repo import Repo
 
 from changepair.flows.code import code_now
-from changepair.flows.plan import CODE_STAGE, DVC_YAML, SPLIT, dvc_yaml, planned
+from changepair.flows.plan import CODE_STAGE, DVC_YAML, SPLIT, Stage, dvc_yaml, planned, settings_file
 from changepair.flows.running.dvc import stages_before
 from changepair.flows.running.places import CODE
 from changepair.flows.running.records import read_record
+from changepair.flows.running.unchanged import differing
 from changepair.flows.settings.pipelines import enabled_pipeline
 from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.fingerprint import Code
+from changepair.tasks.common.texts import read_json
 
 SHOWN = 3
 """Number of reasons, stages or changed modules that are listed for a stage."""
@@ -57,6 +59,7 @@ def forecast(pipeline: str) -> dict[str, Forecast]:
     for name in names:
         deps = by_name[name].deps
         reasons = [f"its code: {changed[dep]}" for dep in deps if dep in changed]
+        reasons += [f"{FILE}: {key}" for key in _changed_settings(by_name[name])]
         reasons += _reasons(status.get(name, ()), made_by)
         before = {made_by[dep] for dep in deps if dep in made_by}
         after = [other for other in names if other in before and other != CODE_STAGE and other in found and found[other] != Forecast()]
@@ -85,12 +88,16 @@ def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
             yield "its command"
             continue
         for path, state in one.get("changed deps", {}).items():
-            if isinstance(state, Mapping):
-                yield from (f"{FILE}: {key}" + (" is new" if how == "new" else "") for key, how in state.items())
-            elif path not in made_by and not Path(path).is_relative_to(CODE):
+            if path not in made_by and not Path(path).is_relative_to(CODE):
                 yield f"{path} {WORDS.get(state, state)}"
         for path, state in one.get("changed outs", {}).items():
             yield f"what it made is not as it was: {path} {WORDS.get(state, state)}"
+
+
+def _changed_settings(stage: Stage) -> Iterator[str]:
+    """Yield the keys of the settings that differ from those of the last run of the stage `code`. There are none before the first run."""
+    file = settings_file(stage.name)
+    return differing(read_json(file) if file.is_file() else {}, dict(stage.settings))
 
 
 def _changed_code() -> dict[str, str]:

@@ -45,12 +45,7 @@ PIPELINE = """\
   # Nothing is trained here: two of the detectors come trained, the other needs no training. To train on change pairs, name photographs
   # (sources: [sample-photos, vision-toolbox]), how many pairs (synthesis: {{pairs: 3000, resolution: 256}}), and a detector more
   # (metauas: {{resolution: 256}}).
-  sources: []
-  textures: []
-  auxiliary: []
   targets: [{name}]
-  inpainter: {{model: none}}
-  synthesis: {{pairs: 0}}
   sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
   detectors: # with the self-residual, for small defects; and without, for defects of the whole picture. The better one is recommended.
     patch-residual: {{resolution: {side}}}
@@ -59,7 +54,6 @@ PIPELINE = """\
     metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
     metric-residual-scales: # defects of any size
       {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, own: 0.6, contrast: 0.02}}
-  training: {{}}
   evaluation: {{resolution: {side}}}
 
 """

@@ -9,6 +9,7 @@ is not as pipelines.yaml has it now.
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from changepair.flows.running.places import (
@@ -33,13 +35,13 @@ from changepair.flows.running.places import (
     SCORES,
 )
 from changepair.flows.settings.pipelines import Datasets, Pipeline, Pipelines, read_pipelines
-from changepair.flows.settings.reader import FILE, read_yaml
+from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.fingerprint import LOCK as PACKAGES
 from changepair.tasks.common.fingerprint import is_checkout
 from changepair.tasks.common.places import MARK, is_remote, is_url, place_of, unreadable
-from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, base_of, files_of_prior, kind_of
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, KIND, base_of, files_of_prior, kind_of
 from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.ingestion.settings import OF_A_FILE, FolderSettings, ObjectsSettings
 from changepair.tasks.inpainting.settings import NONE, OWN
@@ -72,8 +74,8 @@ class Stage:
     about: str
     deps: tuple[str, ...]
     outs: tuple[str, ...]
-    params: tuple[str, ...] = ()
-    """Keys of pipelines.yaml."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What it depends on of pipelines.yaml, by key, with the defaults of what is not there."""
     in_git: tuple[str, ...] = ()
     """Outs that Git keeps, not DVC's cache."""
     metrics: tuple[str, ...] = ()
@@ -85,15 +87,13 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return SPLIT.join((self.kind, *self.of)).replace("+", f"{SPLIT}plus")
+        return stage_name(self.kind, self.of)
 
     @property
     def entry(self) -> dict[str, Any]:
         """Gives the stage as dvc.yaml has it."""
         entry: dict[str, Any] = {"desc": self.about, "cmd": " ".join(("python -m", f"changepair.flows.{self.kind}", *self.of))}
-        if self.params:
-            entry["params"] = [{FILE.as_posix(): list(self.params)}]
-        entry["deps"] = list(dict.fromkeys(self.deps))
+        entry["deps"] = list(dict.fromkeys([*self.deps, *([settings_file(self.name).as_posix()] if self.settings else [])]))
         if self.metrics:
             entry["metrics"] = [{path: {"cache": False}} for path in self.metrics]
         if self.frozen:
@@ -104,6 +104,11 @@ class Stage:
         return entry
 
 
+def stage_name(kind: str, of: Sequence[str]) -> str:
+    """Return the name of a stage in dvc.yaml, which allows no plus."""
+    return SPLIT.join((kind, *of)).replace("+", f"{SPLIT}plus")
+
+
 def is_of(stage: str, pipeline: str) -> bool:
     """Tells whether a stage, by its name, belongs to a pipeline: it is of that one, or of no one alone."""
     kind, *of = stage.split(SPLIT)
@@ -112,14 +117,14 @@ def is_of(stage: str, pipeline: str) -> bool:
 
 def planned(root: Path = Path()) -> list[Stage]:
     """Lists every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
-    read, written = read_pipelines(root / FILE), read_yaml(root / FILE)
+    read = read_pipelines(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
     stages = [_code(read, root)]
     for dataset in used:
         if dataset in read.datasets.here:
             stages += _of_dataset(dataset, read.datasets, root)
     for name in read.enabled:
-        stages += _of_pipeline(name, read.pipelines[name], read.datasets, written)
+        stages += _of_pipeline(name, read.pipelines[name], read.datasets)
     _refuse_what_dvc_refuses(stages)
     _refuse_a_circle(stages, root)
     return stages
@@ -173,7 +178,7 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
     yaml.default_flow_style = False
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
-    content: dict[str, Any] = {"stages": {stage.name: stage.entry for stage in stages}}
+    content: dict[str, Any] = {"params": [FILE.as_posix()], "stages": {stage.name: stage.entry for stage in stages}}
     plots = [plot for stage in stages for plot in stage.plots]
     if plots:
         content["plots"] = plots
@@ -223,6 +228,32 @@ def others_used(read: Pipelines) -> list[str]:
     return [kind for kind in dict.fromkeys(kinds) if kind not in BUILT_IN]
 
 
+def settings_file(stage: str) -> Path:
+    """Return the file in which the stage `code` writes the settings that a stage, by its name, depends on."""
+    return CODE / "settings" / f"{stage}.json"
+
+
+def settings_text(stage: Stage) -> str:
+    """Return the content of that file."""
+    return json.dumps(stage.settings, indent=1, ensure_ascii=False) + "\n"
+
+
+def settings_of(kind: str, of: Sequence[str]) -> Mapping[str, Any]:
+    """Return the current settings of a stage; {} if the enabled pipelines have no such stage."""
+    read = read_pipelines()
+    stages: Iterator[Stage] = iter(())
+    if kind in OF_A_DATASET and of[0] in read.datasets.here:
+        stages = _of_dataset(of[0], read.datasets, Path())
+    elif of and of[0] in read.pipelines:
+        stages = _of_pipeline(of[0], read.pipelines[of[0]], read.datasets)
+    return next((stage.settings for stage in stages if stage.name == stage_name(kind, of)), {})
+
+
+def dumped(value: Any) -> Any:
+    """Return a part of the settings as JSON has it, with its defaults."""
+    return TypeAdapter(Any).dump_python(value, mode="json")
+
+
 def _code(read: Pipelines, root: Path) -> Stage:
     checkout = is_checkout(root)
     locked = (root / PACKAGES).is_file()
@@ -253,7 +284,7 @@ def _of_dataset(dataset: str, datasets: Datasets, root: Path) -> Iterator[Stage]
         (dataset,),
         f"the pictures of {dataset}: {how}",
         deps=(*(read if not odd else []), code_file("ingest").as_posix()),
-        params=(f"datasets.folders.{dataset}",) if folder else (),
+        settings={f"datasets.folders.{dataset}": dumped(folder)} if folder else {},
         outs=(f"{PICTURES}/{dataset}", manifest, rejected),
         frozen=gone,
         always=bool(odd),
@@ -264,7 +295,7 @@ def _of_dataset(dataset: str, datasets: Datasets, root: Path) -> Iterator[Stage]
             (dataset,),
             f"the masks of the objects of {dataset}, whatever their format",
             deps=(_read_for_objects(datasets.objects[dataset]), manifest, code_file("objects").as_posix()),
-            params=(f"datasets.objects.{dataset}",),
+            settings={f"datasets.objects.{dataset}": dumped(datasets.objects[dataset])},
             outs=(f"{MANIFESTS}/{dataset}.objects.parquet", f"{MANIFESTS}/{dataset}.objects.rejected.csv"),
         )
 
@@ -302,12 +333,19 @@ def _unreadable(read: Sequence[str], root: Path) -> str:
     return ""
 
 
-def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mapping[str, Any]) -> Iterator[Stage]:
-    """Yields a pipeline's stages. whole: the file as it is written, for which keys it has."""
-    written = whole["pipelines"][name]
+def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Stage]:
+    """Yield a pipeline's stages."""
 
-    def params(*keys: str) -> tuple[str, ...]:
-        return tuple(f"pipelines.{name}.{key}" for key in keys if _has(written, key))
+    def settings(**sections: Any) -> dict[str, Any]:
+        return {f"pipelines.{name}.{key}": dumped(value) for key, value in sections.items()}
+
+    def detectors(*names: str) -> dict[str, Any]:
+        return {
+            f"pipelines.{name}.detectors.{one}": {KIND: kind_of(pipeline.detectors[one])} | dumped(pipeline.detectors[one]) for one in names
+        }
+
+    def evaluation_of(*keys: str) -> dict[str, Any]:
+        return {f"pipelines.{name}.evaluation.{key}": dumped(getattr(pipeline.evaluation, key)) for key in keys}
 
     def episodes(*endings: str) -> tuple[str, ...]:
         return tuple(f"{EPISODES}/{name}.{ending}" for ending in endings)
@@ -323,10 +361,10 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
         (name,),
         "which pictures train, which prompt, which are queried; refuses an overlap before anything is made",
         deps=(*manifests, *_named(pipeline.sampling.prompts), code("sample")),
-        params=(
-            *params("sources", "textures", "auxiliary", "targets", "sampling"),
-            *(("datasets.objects",) if _has(whole, "datasets.objects") else ()),
-        ),
+        settings={
+            **settings(**pipeline.datasets, sampling=pipeline.sampling),
+            "datasets.objects": {one: dumped(of) for one, of in datasets.objects.items()},
+        },
         outs=episodes(
             "parquet",
             *(f"{table}.parquet" for table in ("sources", "textures", "auxiliary", "objects", "targets")),
@@ -343,7 +381,7 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             *(_named(model) if model not in (OWN, NONE, PACKAGED) and Path(model).is_dir() else ()),
             code("inpainter"),
         ),
-        params=params("inpainter"),
+        settings=settings(inpainter=pipeline.inpainter),
         outs=(inpainter,),
         plots=(_log(f"{inpainter}/training_log.csv", "the inpainting model"),) if model == OWN else (),
     )
@@ -358,15 +396,15 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             *(_named(sam) if Path(sam).is_dir() else ()),
             code("synthesize"),
         ),
-        params=params("synthesis"),
+        settings=settings(synthesis=pipeline.synthesis),
         outs=(pairs,),
         plots=tuple(_of_pairs(f"{pairs}/overview", pipeline)) if pipeline.synthesis.pairs else (),
     )
     models = {detector: f"{MODELS}/{name}/{CANDIDATE}/{detector}" for detector in pipeline.trained}
     for detector, folder in models.items():
-        settings = pipeline.detectors[detector]
+        chosen = pipeline.detectors[detector]
         examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
-        source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else _folder(settings.model)
+        source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else _folder(chosen.model)
         yield Stage(
             "train",
             (name, detector),
@@ -374,19 +412,22 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             deps=(
                 *([source] if source is not None else []),
                 *_named(_start_of(pipeline, detector)),
-                *settings.encoder.files,
-                code("train", kind_of(settings)),
+                *chosen.encoder.files,
+                code("train", kind_of(chosen)),
             ),
-            params=params(
-                f"detectors.{detector}",
-                *([f"training.{detector}"] if detector in pipeline.trained_on else []),
-            ),
+            settings={
+                **detectors(detector),
+                **(
+                    {f"pipelines.{name}.training.{detector}": dumped(pipeline.training_of(detector))}
+                    if detector in pipeline.trained_on
+                    else {}
+                ),
+            },
             outs=(folder,),
             plots=(_log(f"{folder}/training_log.csv", detector),) if detector in pipeline.trained_on else (),
         )
     for detector in pipeline.detectors:
         own = base_of(detector, pipeline.detectors)
-        subset = f"evaluation.subset.{detector}"
         yield Stage(
             "score",
             (name, detector),
@@ -398,10 +439,10 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
                 *files_of_prior(pipeline.detectors[detector]),
                 code("score", kind_of(pipeline.detectors[detector])),
             ),
-            params=params(
-                *(f"detectors.{one}" for one in dict.fromkeys((detector, own))),
-                subset if params(subset) else "targets",  # DVC does not notice a removed parameter; it notices the new one
-            ),
+            settings={
+                **detectors(*dict.fromkeys((detector, own))),
+                f"pipelines.{name}.evaluation.subset.{detector}": pipeline.evaluation.subset.get(detector),
+            },
             outs=(f"{SCORES}/{name}/{detector}",),
         )
     scores = [f"{SCORES}/{name}/{detector}" for detector in pipeline.detectors]
@@ -412,13 +453,11 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
         (name,),
         "metrics with their spread, and the decision on detector, prompts and threshold",
         deps=(*episodes("parquet", "targets.parquet"), *scores, code("figures")),
-        # DVC notices a new parameter, but not a removed one. When `promotion` is removed, the new `targets` outdates the stage.
-        params=params(
-            "detectors",
-            "promotion" if _has(written, "promotion") else "targets",
-            "evaluation.resolution",
-            "evaluation.convention",
-        ),
+        settings={
+            **detectors(*pipeline.detectors),
+            **settings(promotion=pipeline.promotion),
+            **evaluation_of("resolution", "convention"),
+        },
         metrics=(f"{evaluation}/metrics.json",),
         in_git=(figures[0],),
         outs=(*figures[1:], f"{evaluation}/draws.parquet", decision),
@@ -438,20 +477,10 @@ def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets, whole: Mappi
             pairs,
             code("report"),
         ),
-        params=params("detectors", "evaluation.shown", "evaluation.convention", "evaluation.resolution"),
+        settings={**detectors(*pipeline.detectors), **evaluation_of("shown", "convention", "resolution")},
         outs=(f"{evaluation}/galleries", f"{evaluation}/report.html"),
         plots=(f"{evaluation}/galleries",),
     )
-
-
-def _has(written: Mapping[str, Any], key: str) -> bool:
-    """Tells whether a section has a key, given as a.b.c."""
-    value: Any = written
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return False
-        value = value[part]
-    return True
 
 
 def _named(file: str | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from conftest import SMALL, TINY, make_project, run, write_pipelines
 from dvc.config_schema import REMOTE_SCHEMAS
 from dvc.stage.utils import is_valid_name
 
-from changepair.flows.plan import KINDS, is_of, planned, write_plan
+from changepair.flows.plan import KINDS, is_of, planned, settings_file, settings_text, write_plan
 from changepair.tasks.common.errors import BadInput
 
 
@@ -119,27 +119,57 @@ def test_a_pipelines_stages_ingest_its_own_datasets_and_no_others(tmp_path: Path
     assert read["other"] == {"data/manifests/digits.parquet", "data/manifests/others.parquet"}
 
 
-def test_a_subset_that_is_taken_out_outdates_its_detectors_scores_and_no_others(tmp_path: Path) -> None:
-    """To DVC a parameter that a stage no longer has is no change; one that it did not have is."""
+def settings_of_stages(folder: Path, changes: dict[str, object]) -> dict[str, str]:
+    """What DVC compares of the settings of each stage, for SMALL with some sections changed."""
     small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]
-    chosen = {"patch-residual": {"resolution": 64}, "subspace": {"resolution": 64}}
-    reads = []
-    for subset in ({"patch-residual": 4, "subspace": 4}, {"subspace": 4}):
-        asked = {**small, "detectors": chosen, "training": {}, "evaluation": {"resolution": 64, "subset": subset}}
-        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": asked}})
-        reads.append({stage.name: set(stage.params) for stage in planned(tmp_path) if stage.name.startswith("score_")})
-    before, after = reads
-    assert after["score_small_patch-residual"] - before["score_small_patch-residual"] == {"pipelines.small.targets"}
-    assert after["score_small_subspace"] == before["score_small_subspace"]
+    write_pipelines(folder, {**SMALL, "pipelines": {"small": {**small, **changes}}})
+    return {stage.name: settings_text(stage) for stage in planned(folder)}
+
+
+def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_a_section_that_states_its_defaults_outdates_nothing(tmp_path: Path) -> None:
+    stated = {"promotion": {"floor": True}, "textures": []}
+    assert settings_of_stages(tmp_path, {}) == settings_of_stages(tmp_path, stated)
+
+
+def test_a_subset_outdates_its_detectors_scores_and_no_others(tmp_path: Path) -> None:
+    """When it is added, when it is changed, and when it is removed."""
+    chosen = {"detectors": {"patch-residual": {"resolution": 64}, "subspace": {"resolution": 64}}, "training": {}}
+    both, one, none = (
+        settings_of_stages(tmp_path, {**chosen, "evaluation": {"resolution": 64, "subset": subset}})
+        for subset in ({"patch-residual": 4, "subspace": 4}, {"subspace": 4}, {})
+    )
+    assert differing(both, one) == {"score_small_patch-residual"} and differing(one, none) == {"score_small_subspace"}
 
 
 def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> None:
-    small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]
-    reads = []
-    for promotion in ({"promotion": {"floor": False}}, {}):
-        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": {**small, **promotion}}})
-        reads += [set(stage.params) for stage in planned(tmp_path) if stage.name == "figures_small"]
-    assert reads[0] - reads[1] == {"pipelines.small.promotion"} and reads[1] - reads[0] == {"pipelines.small.targets"}
+    assert differing(settings_of_stages(tmp_path, {"promotion": {"floor": False}}), settings_of_stages(tmp_path, {})) == {"figures_small"}
+
+
+def test_an_edit_of_a_section_outdates_the_stages_that_read_it(tmp_path: Path) -> None:
+    before = settings_of_stages(tmp_path, {})
+    for section, expected in (
+        ({"synthesis": {"pairs": 9}}, {"synthesize_small"}),
+        ({"sampling": {"shots": [2]}}, {"sample_small"}),
+        ({"evaluation": {"resolution": 32}}, {"figures_small", "report_small"}),
+    ):
+        small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]
+        [(name, change)] = section.items()
+        after = settings_of_stages(tmp_path, {name: {**small[name], **change}})  # type: ignore[dict-item]
+        assert differing(before, after) == expected, name
+
+
+def test_each_stage_with_settings_depends_on_the_file_that_has_them(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", TINY)
+    assert run(project, "dvc", "repro", "code").returncode == 0
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    for stage in planned(project):
+        file = settings_file(stage.name)
+        assert (file.as_posix() in stages[stage.name]["deps"]) == bool(stage.settings)
+        assert not stage.settings or (project / file).read_text() == settings_text(stage)
 
 
 @pytest.mark.attack
@@ -165,17 +195,3 @@ def test_a_file_of_the_users_own_is_not_taken_for_the_link_to_dvc_yaml(tmp_path:
     with pytest.raises(BadInput, match=r"is not the link to dvc\.yaml"):
         write_plan(tmp_path)
     assert (tmp_path / "plan.yaml").read_text() == "mine"
-
-
-def test_a_subset_of_one_detector_is_no_setting_of_another(tmp_path: Path) -> None:
-    """And what DVC compares changes both when the subset is added and when it is removed."""
-
-    def params(evaluation: dict[str, object]) -> dict[str, tuple[str, ...]]:
-        small = {**SMALL["pipelines"]["small"], "evaluation": {"resolution": 64, **evaluation}}  # type: ignore[index,dict-item]
-        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": small}})
-        return {stage.of[1]: stage.params for stage in planned(tmp_path) if stage.kind == "score"}
-
-    before, after = params({}), params({"subset": {"inctrl": 2}})
-    assert {name for name in before if before[name] != after[name]} == {"inctrl"}
-    assert not set(before["inctrl"]) <= set(after["inctrl"]) and not set(after["inctrl"]) <= set(before["inctrl"])
-    assert not any("subset" in key for name, keys in after.items() if name != "inctrl" for key in keys)

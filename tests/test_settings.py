@@ -16,6 +16,9 @@ from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings
 from changepair.tasks.encoders.settings import EncoderSettings
+from changepair.tasks.sampling.settings import SamplingSettings
+from changepair.tasks.scoring.settings import EvaluationSettings
+from changepair.tasks.synthesis.settings import SynthesisSettings
 
 
 def changed(keys: str, value: Any) -> dict[str, Any]:
@@ -159,14 +162,26 @@ def test_a_kind_of_detector_may_stand_in_a_pipeline_under_several_names(tmp_path
     stages = {stage.name: stage for stage in planned(tmp_path)}
     assert "data/models/small/candidate/coarse" in stages["score_small_prior"].deps
     assert {"data/code/train_metauas.json", "data/pairs/small"} <= set(stages["train_small_coarse"].deps)
-    assert {"pipelines.small.detectors.coarse", "pipelines.small.detectors.prior"} <= set(stages["score_small_prior"].params)
+    assert {"pipelines.small.detectors.coarse", "pipelines.small.detectors.prior"} <= stages["score_small_prior"].settings.keys()
 
 
-def test_a_missing_section_is_told(tmp_path: Path) -> None:
+def test_the_targets_are_all_that_a_pipeline_has_to_name(tmp_path: Path) -> None:
     content = copy.deepcopy(SMALL)
-    del content["pipelines"]["small"]["training"]
-    with pytest.raises(BadInput, match=r"pipelines\.small\.training: missing"):
+    content["pipelines"] = {"small": {"targets": ["parts"]}}
+    read = read_pipelines(write_pipelines(tmp_path, content)).pipelines["small"]
+    assert list(read.detectors) == ["patch-residual", "metric-residual"] and read.trained_on == {}
+    assert read.sources == [] and read.synthesis.pairs == 0 and read.inpainter.model == "none"
+    assert read.sampling == SamplingSettings() and read.evaluation == EvaluationSettings()
+    content["pipelines"] = {"small": {"sources": ["sample-photos"]}}
+    with pytest.raises(BadInput, match=r"pipelines\.small\.targets: missing"):
         read_pipelines(write_pipelines(tmp_path, content))
+
+
+def test_with_sources_pairs_are_made_by_default(tmp_path: Path) -> None:
+    content = copy.deepcopy(SMALL)
+    content["pipelines"] = {"small": {"targets": ["parts"], "sources": ["sample-photos"]}}
+    read = read_pipelines(write_pipelines(tmp_path, content)).pipelines["small"]
+    assert read.synthesis == SynthesisSettings() and read.inpainter.model == "own"
 
 
 def test_what_is_not_yaml_is_told_with_its_line(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from changepair.flows.running.places import WRITTEN
-from changepair.flows.settings.detectors import Detectors, parse_trainings
+from changepair.flows.settings.detectors import Detectors, parse_detectors, parse_trainings
 from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml
 from changepair.flows.settings.runs import Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
 from changepair.tasks.common.bounds import NonEmpty, Unique
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote, place_of
 from changepair.tasks.detectors.registry import DETECTORS, kind_of, missing_base
+from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
-from changepair.tasks.inpainting.settings import InpainterSettings
+from changepair.tasks.inpainting.settings import NONE, InpainterSettings
 from changepair.tasks.sampling.settings import SamplingSettings
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.settings import EvaluationSettings
@@ -30,6 +31,10 @@ Runner = Literal["threads", "processes", "dask"]
 PackagedName = Literal[
     "sample-photos", "vision-toolbox", "texture-defects", "development-textures", "development-letters", "digits", "elpv"
 ]
+
+
+READY = {"patch-residual": {}, "metric-residual": {"model": PACKAGED}}
+NO_PAIRS = {"inpainter": {"model": NONE}, "synthesis": {"pairs": 0}}
 
 
 class Elsewhere(Strict):
@@ -109,38 +114,44 @@ class OwnRuns(Strict):
 class Pipeline(Strict):
     """One named pipeline: train on pairs made of `sources`, or on `auxiliary`, and be measured on `targets`.
 
-    Every section must be there, if only as `{}`: DVC compares sections to know what is out of date.
+    Only `targets` is required: `mine: {targets: [my-parts]}` measures the packaged detectors, and trains nothing.
     """
 
     schedule: ScheduleSettings | None = None
     """When to retrain: a cron line, or {cron or interval, timezone}; null for by hand."""
     runs: OwnRuns = OwnRuns()
     """Where this pipeline's scheduled runs differ from the others'."""
-    sources: Annotated[list[str], Unique()]
-    """Photographs that pairs are made of; [] where synthesis.pairs is 0."""
-    textures: Annotated[list[str], Unique()]
-    """What DRAEM's textures are cut from; [] for the sources themselves."""
-    auxiliary: Annotated[list[str], Unique()]
-    """Datasets with labelled anomalies to train on; [] where nothing is trained on them."""
+    sources: Annotated[list[str], Unique()] = Field(default_factory=list)
+    """Photographs that pairs are made of. Without any, synthesis.pairs defaults to 0, and inpainter.model to none."""
+    textures: Annotated[list[str], Unique()] = Field(default_factory=list)
+    """Datasets that DRAEM's textures are cut from; [] for the sources."""
+    auxiliary: Annotated[list[str], Unique()] = Field(default_factory=list)
+    """Datasets with labelled anomalies to train on."""
     targets: Annotated[list[str], NonEmpty()]
     """What detectors are measured on; a picture that is also trained on is refused."""
-    inpainter: InpainterSettings
+    inpainter: InpainterSettings = InpainterSettings()
     """The model that repaints regions."""
-    synthesis: SynthesisSettings
+    synthesis: SynthesisSettings = SynthesisSettings()
     """How change pairs are made."""
-    sampling: SamplingSettings
+    sampling: SamplingSettings = SamplingSettings()
     """Which pictures prompt which queries."""
-    detectors: Detectors
-    """The detectors to be measured, by name. `kind` says what a detector is, and defaults to its name: with `patch-128: {kind:
-    patch-residual, resolution: 128}` next to `patch-residual: {}`, two settings of one kind are compared."""
-    training: dict[str, Any]
-    """How each detector is trained, by its name; {} for its paper's settings."""
-    evaluation: EvaluationSettings
+    detectors: Detectors = Field(default_factory=lambda: parse_detectors(READY))
+    """The detectors to measure, by name; by default two that need no training. `kind` says what a detector is, and defaults to its name:
+    with `patch-128: {kind: patch-residual, resolution: 128}` next to `patch-residual: {}`, two settings of one kind are compared."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """How each detector is trained, by its name; by default as in its paper."""
+    evaluation: EvaluationSettings = EvaluationSettings()
     """How they are measured."""
     promotion: PromotionSettings = PromotionSettings()
     """When a retrained model takes the place of the one in use."""
     watch: Watch | None = None
     """A folder whose new pictures `changepair watch` scores with the model in use; null for none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_sources(cls, value: Any) -> Any:
+        """Make no pairs where there are no photographs to make them of, unless the file says so."""
+        return value if not isinstance(value, dict) or value.get("sources") else {**NO_PAIRS, **value}
 
     @field_validator("training", mode="plain")
     @classmethod

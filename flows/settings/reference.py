@@ -150,7 +150,8 @@ def _default(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"`[{', '.join(map(str, value))}]`"
     if isinstance(value, dict):
-        return f"`{{{', '.join(f'{name}: {part}' for name, part in value.items())}}}`"
+        parts = {name: "…" if dataclasses.is_dataclass(part) else part for name, part in value.items()}
+        return f"`{{{', '.join(f'{name}: {part}' for name, part in parts.items())}}}`"
     return f"`{value}`" if value != "" else "empty"
 
 

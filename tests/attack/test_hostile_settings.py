@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, SMALL, with_every_key
-from dvc.dependency.param import read_param_file
-from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc.utils.serialize import load_yaml
 from dvc.utils.serialize._common import ParseError
@@ -64,8 +62,6 @@ def read(content: bytes) -> None:
     assert len(set(outs)) == len(outs) and all(len(part.encode()) < 250 for out in outs for part in out.split("/"))
     for stage in stages:
         assert all(dep and not any(out.startswith(f"{dep}/") or out == dep for out in stage.outs) for dep in stage.deps), stage
-        found = read_param_file(LocalFileSystem(), str(file), list(stage.params), flatten=True) if stage.params else {}
-        assert found.keys() == set(stage.params), (stage.name, set(stage.params) - found.keys())
 
 
 def test_bytes_of_it() -> None:
