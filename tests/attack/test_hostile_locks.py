@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from processes import kill_group, wait_until
+from repositories import repository
 from team import git
-from test_origins import repository
 
 from changepair.flows.schedule import git_locks
 from changepair.flows.schedule.workspace import Workspace, commit_results, prepare, send_results

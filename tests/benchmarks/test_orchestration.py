@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 from servers import own_work, prefect_server
 
 MOST = 1.25  # wall time of `changepair retrain` over the stages' own work

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, make_inputs
+from inpaintings import asked
 from pydantic import TypeAdapter
-from test_inpainting import asked
 
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.errors import BadInput
@@ -134,7 +134,7 @@ def test_what_no_packaged_model_is_for_is_told() -> None:
 MAKE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from test_packaged import pairs_of
 pairs_of(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
 """
@@ -157,7 +157,15 @@ def test_pairs_are_the_same_bytes_under_other_instruction_sets_and_numbers_of_th
 ) -> None:
     hashes = []
     for name, environment in (("newest", {"OMP_NUM_THREADS": "2"}), ("oldest", {**OTHER_SETS, "OMP_NUM_THREADS": "1"})):
-        command = [sys.executable, "-c", MAKE, str(ROOT / "tests"), str(layout), str(inpainter), str(tmp_path / name)]
+        command = [
+            sys.executable,
+            "-c",
+            MAKE,
+            ":".join(map(str, (ROOT / "tests", ROOT / "tests/support", Path(__file__).parent))),
+            str(layout),
+            str(inpainter),
+            str(tmp_path / name),
+        ]
         subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **environment})
         hashes.append([sha256(file) for file in sorted((tmp_path / name / "pairs").glob("*.tar"))])
     assert hashes[0] == hashes[1] and len(hashes[0]) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from conftest import ROOT, TINY, commit, make_project, run, write_pipelines
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from processes import started, wait_until
+from repositories import repository
 from servers import LOGIN, ask, request
 from team import git
 
@@ -29,19 +29,6 @@ from changepair.tasks.common.errors import BadInput
 pytestmark = pytest.mark.attack
 OFTEN = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}  # seconds between two looks for what is due, ten by default
 FIGURES = Path("data/evaluation/small/metrics.json")
-
-
-def repository(folder: Path, text: str) -> Path:
-    """A bare repository of a project with nothing but a file, and where its results are."""
-    (folder / ".dvc").mkdir(parents=True)
-    (folder / ".dvc/config").write_text("")
-    (folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  code:\n    cmd: python -m changepair.flows.code\n")
-    (folder / "pipelines.yaml").write_text(text)
-    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=folder, check=True)
-    commit(folder, text)
-    bare = folder.with_suffix(".git")
-    subprocess.run(["git", "clone", "--quiet", "--bare", str(folder), str(bare)], check=True)
-    return bare
 
 
 def retrain(place: Workspace, figure: str) -> None:

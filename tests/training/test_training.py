@@ -215,7 +215,7 @@ def test_the_same_training_twice_gives_the_same_bytes(pairs: Path) -> None:
 KILLED = """
 import sys, torch
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from test_training import DETECTOR, SETTINGS, of
 from changepair.tasks.training.loop import Places
 from changepair.tasks.detectors.train import train as train_metauas
@@ -229,7 +229,14 @@ train_metauas(DETECTOR, SETTINGS, examples=of(Path(sys.argv[2])), places=places,
 
 def test_killed_midway_it_goes_on_and_ends_with_the_same_bytes(pairs: Path) -> None:
     undisturbed = train(pairs, "undisturbed")
-    command = [sys.executable, "-c", KILLED, str(ROOT / "tests"), str(pairs), str(pairs.parent / "killed")]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        ":".join(map(str, (ROOT / "tests", ROOT / "tests/support", Path(__file__).parent))),
+        str(pairs),
+        str(pairs.parent / "killed"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert process.stdout is not None
     checkpoint = pairs.parent / "killed.checkpoints" / "checkpoint.pt"

@@ -25,7 +25,7 @@ from changepair.flows.runs.progress_display import ProgressDisplay
 from changepair.flows.runs.states import StageState
 from changepair.tasks.common.errors import BadInput
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_stage_that_ran_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
 import torch
 from conftest import make_inpainter, make_inputs, make_stable_diffusion
+from inpaintings import asked
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
@@ -24,16 +24,6 @@ from changepair.tasks.training.inpainting import train_inpainter
 from changepair.tasks.training.loop import Places
 
 SMALL = InpainterSettings(steps=8, batch_size=4, resolution=32, channels=(8, 32), learning_rate=3e-3)
-
-
-def asked(count: int = 3, size: int = 64) -> tuple[torch.Tensor, torch.Tensor, list[str], list[int]]:
-    """Real pictures with a hole each."""
-    photo = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1).float() / 255
-    images = torch.stack([photo[:, 60 * n :, 90 * n :][:, :size, :size] for n in range(count)])
-    masks = torch.zeros(count, 1, size, size)
-    for number in range(count):
-        masks[number, 0, 20 : 34 + 3 * number, 10 + 5 * number : 30 + 5 * number] = 1
-    return images, masks, ["a cat"] * count, list(range(count))
 
 
 @pytest.fixture(scope="module")

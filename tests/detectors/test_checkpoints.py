@@ -26,7 +26,7 @@ from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.encoders.texts import sentences
 from changepair.tasks.encoders.weights import read_weights
 
-LAYOUTS = ROOT / "tests" / "layouts"
+LAYOUTS = ROOT / "tests" / "support" / "layouts"
 
 
 def filled(name: str) -> dict[str, Tensor]:

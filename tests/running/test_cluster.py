@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from clusters import LOG, cluster
-from conftest import SMALL, copied, make_project, run, save, write_pipelines
+from conftest import ROOT, SMALL, copied, make_project, run, save, write_pipelines
 from lines import old, picture
 from machines import Machine, machines
 from processes import kill_group, started, wait_until
@@ -166,7 +166,7 @@ def test_two_machines_and_a_store_make_what_one_machine_makes(retrained: Path, t
             wait_until(lambda: answers(head), what="the server")
             upload = f"from stores import *; url = 'http://{head.address}:5000'; client(url).create_bucket(Bucket=BUCKET);"
             upload += f"from pathlib import Path; [upload(url, Path({str(tmp_path)!r}, name), name) for name in ('parts', 'masks')]"
-            result = run(Path(__file__).parent, *head.command("python", "-c", upload), **environment)
+            result = run(ROOT / "tests/support", *head.command("python", "-c", upload), **environment)
             assert result.returncode == 0, result.stderr
             result = run(folder, *head.command("changepair", "retrain", "small"), **environment)
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

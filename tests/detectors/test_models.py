@@ -503,7 +503,7 @@ def test_the_focal_loss_is_its_formula() -> None:
 
 @torch.inference_mode()
 def test_inctrl_is_the_papers_formula(detectors: dict, layout: Path) -> None:
-    """Scores and maps from the published equations, picture by picture; tests/test_checkpoints.py does the same with CLIP."""
+    """Scores and maps from the published equations, picture by picture; tests/detectors/test_checkpoints.py does the same with CLIP."""
     model = detectors["inctrl"]
     query, prompts = pictures(layout, "bricks/test/hole/0.png"), pictures(layout, "bricks/train/good/*.png")[:3]
     score, map_ = model.score(query, prompts)

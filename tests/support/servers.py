@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 from processes import within
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 120.0  # seconds: a new database takes a while to be laid out on a busy machine
 BUSY_TIMEOUT = 30.0  # seconds
 LOGIN = ("tests", "of-changepair")
