@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
-
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 from servers import own_work, prefect_server
 
 MOST = 1.25  # wall time of `changepair retrain` over the stages' own work
