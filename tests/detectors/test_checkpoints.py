@@ -174,9 +174,9 @@ def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: P
         use_model("metauas", settings, tmp_path / "used")
 
 
-def test_the_projects_own_pipelines_take_the_published_models() -> None:
+def test_the_example_takes_the_published_model() -> None:
     """Those that name one have the settings that it was published with."""
-    pipelines = read_pipelines(ROOT / "pipelines.yaml").pipelines
+    pipelines = read_pipelines(ROOT / "examples/metauas/pipelines.yaml").pipelines
     named = [(name, settings) for one in pipelines.values() for name, settings in one.detectors.items() if getattr(settings, "model", None)]
     imported = [(name, settings) for name, settings in named if settings.model not in (None, PACKAGED)]
     assert imported

@@ -256,8 +256,8 @@ def test_elpv_is_split_as_in_the_published_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "module", "message"),
     [
-        (elpv, "elpv_dataset", r"elpv: the package elpv-dataset is not installed; install changepair\[samples\]"),
-        (vision_toolbox, "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; install changepair\[samples\]"),
+        (elpv, "elpv_dataset", r"elpv: the package elpv-dataset is not installed; pip install 'changepair\[samples\]'"),
+        (vision_toolbox, "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; pip install 'changepair\[samples\]'"),
     ],
 )
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Any, module: str, message: str) -> None:

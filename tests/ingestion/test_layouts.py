@@ -415,10 +415,7 @@ def test_datasets_are_listed() -> None:
     assert result.returncode == 0
     for name, layout in LAYOUTS.items():
         assert name in result.stdout and layout.home in result.stdout
-    assert (
-        "here, inside packages: sample-photos, vision-toolbox, development-textures, development-letters, texture-defects, digits, elpv"
-        in result.stdout
-    )
+    assert "here, inside packages: sample-photos, vision-toolbox, texture-defects, digits, elpv" in result.stdout
 
 
 def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_packaged_weights_are_part_of_the_code_that_reads_them(tmp_path: Path) -
     named = set(code_of("changepair.tasks.packaged.detectors", root=ROOT).files) | set(
         code_of("changepair.tasks.packaged.inpainting", root=ROOT).files
     )
-    weights = {f"tasks/packaged/{file.name}" for file in (ROOT / "tasks/packaged").glob("*.safetensors")}
+    weights = {f"changepair/tasks/packaged/{file.name}" for file in (ROOT / "tasks/packaged").glob("*.safetensors")}
     assert weights and weights <= named
 
 

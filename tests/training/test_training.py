@@ -621,5 +621,5 @@ def test_examples_of_one_kind_alone_are_told(pairs: Path, auxiliary: Path) -> No
 
     table = pq.read_table(auxiliary)
     pq.write_table(table.filter([label == 0 for label in table["label"].to_pylist()]), auxiliary)
-    with pytest.raises(BadInput, match=r"training\.inctrl: its auxiliary are not both normal and anomalous"):
+    with pytest.raises(BadInput, match=r"training\.model: its auxiliary are not both normal and anomalous"):
         train_on(pairs, "model", InCTRLTrainingSettings(batch_size=4, held_out=0.0), auxiliary)
