@@ -333,154 +333,218 @@ def _unreadable(read: Sequence[str], root: Path) -> str:
     return ""
 
 
-def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Stage]:
-    """Yield a pipeline's stages."""
+@dataclass(frozen=True)
+class Parts:
+    """A pipeline as its stages declare themselves from it."""
 
-    def settings(**sections: Any) -> dict[str, Any]:
-        return {f"pipelines.{name}.{key}": dumped(value) for key, value in sections.items()}
+    name: str
+    pipeline: Pipeline
+    datasets: Datasets
 
-    def detectors(*names: str) -> dict[str, Any]:
-        return {
-            f"pipelines.{name}.detectors.{one}": {KIND: kind_of(pipeline.detectors[one])} | dumped(pipeline.detectors[one]) for one in names
-        }
+    @property
+    def inpainter(self) -> str:
+        return f"{INPAINTERS}/{self.name}"
 
-    def evaluation_of(*keys: str) -> dict[str, Any]:
-        return {f"pipelines.{name}.evaluation.{key}": dumped(getattr(pipeline.evaluation, key)) for key in keys}
+    @property
+    def pairs(self) -> str:
+        return f"{PAIRS}/{self.name}"
 
-    def episodes(*endings: str) -> tuple[str, ...]:
-        return tuple(f"{EPISODES}/{name}.{ending}" for ending in endings)
+    @property
+    def evaluation(self) -> str:
+        return f"{EVALUATION}/{self.name}"
 
-    def code(kind: str, detector: str | None = None) -> str:
-        return code_file(kind, detector).as_posix()
+    @property
+    def models(self) -> dict[str, str]:
+        """The model folder of each trained detector."""
+        return {detector: f"{MODELS}/{self.name}/{CANDIDATE}/{detector}" for detector in self.pipeline.trained}
 
-    inpainter, pairs, evaluation = (f"{folder}/{name}" for folder in (INPAINTERS, PAIRS, EVALUATION))
+    @property
+    def scores(self) -> dict[str, str]:
+        """The folder of each detector's scores."""
+        return {detector: f"{SCORES}/{self.name}/{detector}" for detector in self.pipeline.detectors}
+
+    @property
+    def metrics(self) -> list[str]:
+        """The tables of metrics; the first is in Git."""
+        return [f"{self.evaluation}/{file}" for file in ("figures.csv", "comparisons.csv", "operating.csv", "curves")]
+
+    @property
+    def decision(self) -> str:
+        return f"{self.evaluation}/decision.json"
+
+    def episodes(self, *endings: str) -> tuple[str, ...]:
+        return tuple(f"{EPISODES}/{self.name}.{ending}" for ending in endings)
+
+    def settings(self, **sections: Any) -> dict[str, Any]:
+        """Return sections of the pipeline, by their keys in pipelines.yaml."""
+        return {f"pipelines.{self.name}.{key}": dumped(value) for key, value in sections.items()}
+
+    def detectors(self, *names: str) -> dict[str, Any]:
+        """Return the settings of detectors, with their kinds."""
+        chosen = {one: self.pipeline.detectors[one] for one in names}
+        return {f"pipelines.{self.name}.detectors.{one}": {KIND: kind_of(of), **dumped(of)} for one, of in chosen.items()}
+
+    def measured_by(self, *keys: str) -> dict[str, Any]:
+        """Return settings of the evaluation."""
+        return {f"pipelines.{self.name}.evaluation.{key}": dumped(getattr(self.pipeline.evaluation, key)) for key in keys}
+
+
+def code(kind: str, detector: str | None = None) -> str:
+    """Return the file that a stage depends on for its code."""
+    return code_file(kind, detector).as_posix()
+
+
+def sample(parts: Parts) -> Iterator[Stage]:
+    pipeline, datasets = parts.pipeline, parts.datasets
     manifests = [f"{MANIFESTS}/{dataset}.{ending}" for dataset in pipeline.names for ending in ("parquet", "rejected.csv")]
     manifests += [f"{MANIFESTS}/{dataset}.objects.parquet" for dataset in pipeline.names if dataset in datasets.objects]
     yield Stage(
         "sample",
-        (name,),
+        (parts.name,),
         "which pictures train, which prompt, which are queried; refuses an overlap before anything is made",
         deps=(*manifests, *_named(pipeline.sampling.prompts), code("sample")),
         settings={
-            **settings(**pipeline.datasets, sampling=pipeline.sampling),
+            **parts.settings(**pipeline.datasets, sampling=pipeline.sampling),
             "datasets.objects": {one: dumped(of) for one, of in datasets.objects.items()},
         },
-        outs=episodes(
+        outs=parts.episodes(
             "parquet",
             *(f"{table}.parquet" for table in ("sources", "textures", "auxiliary", "objects", "targets")),
             *(f"{table}.csv" for table in ("rejected", "near_duplicates")),
         ),
     )
-    model = pipeline.inpainter.model
+
+
+def inpainter(parts: Parts) -> Iterator[Stage]:
+    model = parts.pipeline.inpainter.model
     yield Stage(
         "inpainter",
-        (name,),
+        (parts.name,),
         "the model that repaints regions: trained on the sources, or named where it is another's",
         deps=(
-            *(episodes("sources.parquet") if model == OWN else ()),
+            *(parts.episodes("sources.parquet") if model == OWN else ()),
             *(_named(model) if model not in (OWN, NONE, PACKAGED) and Path(model).is_dir() else ()),
             code("inpainter"),
         ),
-        settings=settings(inpainter=pipeline.inpainter),
-        outs=(inpainter,),
-        plots=(_log(f"{inpainter}/training_log.csv", "the inpainting model"),) if model == OWN else (),
+        settings=parts.settings(inpainter=parts.pipeline.inpainter),
+        outs=(parts.inpainter,),
+        plots=(_log(f"{parts.inpainter}/training_log.csv", "the inpainting model"),) if model == OWN else (),
     )
-    sam = pipeline.synthesis.objects.sam
+
+
+def synthesize(parts: Parts) -> Iterator[Stage]:
+    sam = parts.pipeline.synthesis.objects.sam
     yield Stage(
         "synthesize",
-        (name,),
+        (parts.name,),
         "change pairs out of the sources' normal pictures",
         deps=(
-            *episodes("sources.parquet", "textures.parquet", "objects.parquet"),
-            inpainter,
+            *parts.episodes("sources.parquet", "textures.parquet", "objects.parquet"),
+            parts.inpainter,
             *(_named(sam) if Path(sam).is_dir() else ()),
             code("synthesize"),
         ),
-        settings=settings(synthesis=pipeline.synthesis),
-        outs=(pairs,),
-        plots=tuple(_of_pairs(f"{pairs}/overview", pipeline)) if pipeline.synthesis.pairs else (),
+        settings=parts.settings(synthesis=parts.pipeline.synthesis),
+        outs=(parts.pairs,),
+        plots=tuple(_of_pairs(f"{parts.pairs}/overview", parts.pipeline)) if parts.pipeline.synthesis.pairs else (),
     )
-    models = {detector: f"{MODELS}/{name}/{CANDIDATE}/{detector}" for detector in pipeline.trained}
-    for detector, folder in models.items():
-        chosen = pipeline.detectors[detector]
-        examples = {"pairs": pairs, "auxiliary": episodes("auxiliary.parquet")[0]}
-        source = examples[pipeline.trained_on[detector]] if detector in pipeline.trained_on else _folder(chosen.model)
+
+
+def train(parts: Parts) -> Iterator[Stage]:
+    """A stage for each detector that has weights of its own: trained here, or taken from a model folder."""
+    pipeline = parts.pipeline
+    for detector, folder in parts.models.items():
+        chosen, learns = pipeline.detectors[detector], pipeline.trained_on.get(detector)
+        examples = {None: _folder(chosen.model), "pairs": parts.pairs, "auxiliary": parts.episodes("auxiliary.parquet")[0]}
+        training = {f"training.{detector}": pipeline.training_of(detector)} if learns else {}
         yield Stage(
             "train",
-            (name, detector),
-            f"{detector}, trained" if detector in pipeline.trained_on else f"{detector}, as it is given",
+            (parts.name, detector),
+            f"{detector}, trained" if learns else f"{detector}, as it is given",
             deps=(
-                *([source] if source is not None else []),
+                *_named(examples[learns]),
                 *_named(_start_of(pipeline, detector)),
                 *chosen.encoder.files,
                 code("train", kind_of(chosen)),
             ),
-            settings={
-                **detectors(detector),
-                **(
-                    {f"pipelines.{name}.training.{detector}": dumped(pipeline.training_of(detector))}
-                    if detector in pipeline.trained_on
-                    else {}
-                ),
-            },
+            settings={**parts.detectors(detector), **parts.settings(**training)},
             outs=(folder,),
-            plots=(_log(f"{folder}/training_log.csv", detector),) if detector in pipeline.trained_on else (),
+            plots=(_log(f"{folder}/training_log.csv", detector),) if learns else (),
         )
-    for detector in pipeline.detectors:
-        own = base_of(detector, pipeline.detectors)
+
+
+def score(parts: Parts) -> Iterator[Stage]:
+    """A stage for each detector."""
+    pipeline = parts.pipeline
+    for detector, folder in parts.scores.items():
+        base = base_of(detector, pipeline.detectors)
         yield Stage(
             "score",
-            (name, detector),
+            (parts.name, detector),
             f"what {detector} gives the targets' pictures, none of which were trained on",
             deps=(
-                *episodes("parquet", "targets.parquet"),
-                *([models[own]] if own in models else []),
-                *pipeline.detectors[own].encoder.files,
+                *parts.episodes("parquet", "targets.parquet"),
+                *_named(parts.models.get(base)),
+                *pipeline.detectors[base].encoder.files,
                 *files_of_prior(pipeline.detectors[detector]),
                 code("score", kind_of(pipeline.detectors[detector])),
             ),
             settings={
-                **detectors(*dict.fromkeys((detector, own))),
-                f"pipelines.{name}.evaluation.subset.{detector}": pipeline.evaluation.subset.get(detector),
+                **parts.detectors(*dict.fromkeys((detector, base))),
+                **parts.settings(**{f"evaluation.subset.{detector}": pipeline.evaluation.subset.get(detector)}),
             },
-            outs=(f"{SCORES}/{name}/{detector}",),
+            outs=(folder,),
         )
-    scores = [f"{SCORES}/{name}/{detector}" for detector in pipeline.detectors]
-    figures = [f"{evaluation}/{file}" for file in ("figures.csv", "comparisons.csv", "operating.csv", "curves")]
-    decision = f"{evaluation}/decision.json"
+
+
+def figures(parts: Parts) -> Iterator[Stage]:
+    in_git, *others = parts.metrics
     yield Stage(
         "figures",
-        (name,),
+        (parts.name,),
         "metrics with their spread, and the decision on detector, prompts and threshold",
-        deps=(*episodes("parquet", "targets.parquet"), *scores, code("figures")),
+        deps=(*parts.episodes("parquet", "targets.parquet"), *parts.scores.values(), code("figures")),
         settings={
-            **detectors(*pipeline.detectors),
-            **settings(promotion=pipeline.promotion),
-            **evaluation_of("resolution", "convention"),
+            **parts.detectors(*parts.pipeline.detectors),
+            **parts.settings(promotion=parts.pipeline.promotion),
+            **parts.measured_by("resolution", "convention"),
         },
-        metrics=(f"{evaluation}/metrics.json",),
-        in_git=(figures[0],),
-        outs=(*figures[1:], f"{evaluation}/draws.parquet", decision),
-        plots=tuple(_of_curves(f"{evaluation}/curves")),
+        metrics=(f"{parts.evaluation}/metrics.json",),
+        in_git=(in_git,),
+        outs=(*others, f"{parts.evaluation}/draws.parquet", parts.decision),
+        plots=tuple(_of_curves(f"{parts.evaluation}/curves")),
     )
+
+
+def report(parts: Parts) -> Iterator[Stage]:
     yield Stage(
         "report",
-        (name,),
+        (parts.name,),
         "galleries, and a page of everything",
         deps=(
-            *episodes("parquet", "targets.parquet", "rejected.csv", "near_duplicates.csv"),
-            *scores,
-            *figures,
-            decision,
-            *models.values(),
-            inpainter,
-            pairs,
+            *parts.episodes("parquet", "targets.parquet", "rejected.csv", "near_duplicates.csv"),
+            *parts.scores.values(),
+            *parts.metrics,
+            parts.decision,
+            *parts.models.values(),
+            parts.inpainter,
+            parts.pairs,
             code("report"),
         ),
-        settings={**detectors(*pipeline.detectors), **evaluation_of("shown", "convention", "resolution")},
-        outs=(f"{evaluation}/galleries", f"{evaluation}/report.html"),
-        plots=(f"{evaluation}/galleries",),
+        settings={**parts.detectors(*parts.pipeline.detectors), **parts.measured_by("shown", "convention", "resolution")},
+        outs=(f"{parts.evaluation}/galleries", f"{parts.evaluation}/report.html"),
+        plots=(f"{parts.evaluation}/galleries",),
     )
+
+
+OF_A_PIPELINE = (sample, inpainter, synthesize, train, score, figures, report)
+"""The stages of a pipeline, each after those that it reads from."""
+
+
+def _of_pipeline(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Stage]:
+    parts = Parts(name, pipeline, datasets)
+    for declare in OF_A_PIPELINE:
+        yield from declare(parts)
 
 
 def _named(file: str | None) -> tuple[str, ...]:
