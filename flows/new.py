@@ -80,12 +80,12 @@ def _fill(folder: Path, example: Path | None) -> None:
     for command in (["git", "init", "--quiet", "--initial-branch=main"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
         subprocess.run(command, cwd=folder, check=True)
     for name, place in FILES.items():
-        source = TEMPLATE / name
         if example is not None and (example / name).is_file():
-            source = example / name
-        if source.is_dir():
-            shutil.copytree(source, folder / place)
+            shutil.copyfile(example / name, folder / place)
+        elif (TEMPLATE / name).is_dir():
+            shutil.copytree(TEMPLATE / name, folder / place)
         else:
-            (folder / place).write_text(source.read_text(encoding="utf-8").replace("{name}", folder.name), encoding="utf-8")
+            text = (TEMPLATE / name).read_text(encoding="utf-8")
+            (folder / place).write_text(text.replace("{name}", folder.name), encoding="utf-8")
     write_plan(folder)
     subprocess.run(["git", "add", "--all"], cwd=folder, check=True)

@@ -36,7 +36,7 @@ def test_a_new_project_is_a_repository_with_a_valid_pipeline(tmp_path: Path) -> 
 def test_it_starts_from_the_pipelines_of_another_folder(tmp_path: Path) -> None:
     example = tmp_path / "example"
     example.mkdir()
-    text = (TEMPLATE / "pipelines.yaml").read_text().replace("first", "second")
+    text = (TEMPLATE / "pipelines.yaml").read_text().replace("first", "second") + "# {name} of somebody's own\n"
     (example / "pipelines.yaml").write_text(text)
     said = run(tmp_path, "changepair", "new", "mine", "--from", "example", PYTHONPATH=str(ROOT))
     assert said.returncode == 0 and (tmp_path / "mine" / "pipelines.yaml").read_text() == text, said.stderr
