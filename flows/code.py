@@ -1,36 +1,51 @@
-"""Run the stage `code`: read the project's sources, and write the code of each stage. Every other stage depends on its own file.
+"""Run the stage `code`: write the code and the settings that each stage depends on. Every other stage depends on its own two files.
 
-It is no Prefect flow: it takes less time than a flow takes to start.
+A comment then reruns no stage, and a change reruns those that it can affect. It is not a Prefect flow: one
+takes longer to start.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from changepair.flows.plan import (
-    DVC_YAML,
-    OF_A_DETECTOR,
-    ROOTS,
-    code_file,
-    others_used,
-    planned,
-    roots,
-    settings_file,
-    settings_text,
-    write_plan,
-)
+from changepair.flows.plan import OF_A_DATASET, OF_A_DETECTOR, OF_A_PIPELINE, planned, roots, write_plan
 from changepair.flows.running.exit_handling import exit_on_bad_input
 from changepair.flows.running.places import CODE
 from changepair.flows.running.unchanged import unchanged
-from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.pipelines import Pipelines, read_pipelines
 from changepair.flows.settings.reader import FILE
+from changepair.flows.stage import DVC_YAML, PLAN, Input, Output, Stage, code_file, settings_file, settings_text
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import made_anew
-from changepair.tasks.common.fingerprint import LOCK, Code, code_of, mismatches
-from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS
+from changepair.tasks.common.fingerprint import LOCK, Code, code_of, is_checkout, mismatches
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, kind_of
+
+
+@dataclass(frozen=True)
+class CodeOfStages(Stage):
+    """Record which code and which settings each stage runs with; check pipelines.yaml."""
+
+    read: Input[Sequence[str]]
+    folder: Output[Path]
+    unseen: bool
+    """Whether DVC cannot see all code: it does not look at what is installed."""
+
+    @property
+    def code(self) -> None:
+        return None
+
+    @property
+    def always(self) -> bool:
+        return self.unseen
+
+
+def declare(read: Pipelines, root: Path) -> Iterator[CodeOfStages]:
+    checkout, locked = is_checkout(root), (root / LOCK).is_file()
+    files = [*(("flows", "tasks") if checkout else ()), *((LOCK,) if locked else ()), FILE.as_posix(), PLAN.as_posix()]
+    yield CodeOfStages(files, CODE, read.execution.packages == "installed" or not checkout or not locked or bool(others_used(read)))
 
 
 def code() -> None:
@@ -68,7 +83,14 @@ def refuse_mismatches(packages: Iterable[str]) -> None:
 def code_now() -> dict[str, Code]:
     """Return the current code of each kind of stage, by the name of its file."""
     detectors = [*BUILT_IN, *others_used(read_pipelines())]
-    return {code_file(kind, detector).name: code_of(*roots(kind, detector)) for kind in ROOTS for detector in _of_kind(kind, detectors)}
+    kinds = (*OF_A_DATASET, *OF_A_PIPELINE)
+    return {code_file(kind, detector).name: code_of(*roots(kind, detector)) for kind in kinds for detector in _of_kind(kind, detectors)}
+
+
+def others_used(read: Pipelines) -> list[str]:
+    """List the kinds of detectors of other packages that the enabled pipelines use."""
+    kinds = (kind_of(settings) for name in read.enabled for settings in read.pipelines[name].detectors.values())
+    return [kind for kind in dict.fromkeys(kinds) if kind not in BUILT_IN]
 
 
 def _of_kind(kind: str, detectors: Sequence[str]) -> list[str | None]:

@@ -10,13 +10,14 @@ from typing import Any
 from dvc.repo import Repo
 
 from changepair.flows.code import code_now
-from changepair.flows.plan import CODE_STAGE, DVC_YAML, SPLIT, Stage, dvc_yaml, planned, settings_file
+from changepair.flows.plan import dvc_yaml, planned
 from changepair.flows.running.dvc import stages_before
 from changepair.flows.running.places import CODE
 from changepair.flows.running.records import read_record
 from changepair.flows.running.unchanged import differing
 from changepair.flows.settings.pipelines import enabled_pipeline
 from changepair.flows.settings.reader import FILE
+from changepair.flows.stage import CODE_STAGE, DVC_YAML, SPLIT, Stage, settings_file
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.fingerprint import Code
 from changepair.tasks.common.texts import read_json

@@ -1,59 +1,147 @@
-"""Stage figures: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision."""
+"""Run the stage `figures`: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-from prefect import flow
-from rich.console import Console
-from rich.table import Table
-
-from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_rows
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
-from changepair.flows.running.progress import has_listener
-from changepair.flows.running.steps import HOUR, step
 from changepair.flows.runs.tracking import tracking_of
-from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
-from changepair.tasks.ingestion.manifest import intensities_of
-from changepair.tasks.reporting.curves import CURVES_NAME, curves_of
-from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
-from changepair.tasks.scoring.figures import heading
-from changepair.tasks.scoring.measure import measure
-from changepair.tasks.scoring.operating import OPERATING_NAME, kinds_of, operating_rows, write_operating
-from changepair.tasks.scoring.recommendation import DECISION_NAME, recommend, write_recommendation
-from changepair.tasks.scoring.results import Results, results_of, table, write_results
-from changepair.tasks.scoring.scores import read_scored, read_scores
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.stage import InGit, Input, Metrics, OfDetectors, OfPipeline, Output, Setting, Stage, stage_flow
+from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
+from changepair.tasks.scoring.decision import PromotionSettings
+from changepair.tasks.scoring.results import (
+    COMPARISONS_NAME,
+    CURVES_NAME,
+    DECISION_NAME,
+    DRAWS_NAME,
+    FIGURES_NAME,
+    METRICS_NAME,
+    OPERATING_NAME,
+)
+from changepair.tasks.scoring.settings import Convention, EvaluationSettings
+
+if TYPE_CHECKING:
+    from changepair.tasks.scoring.results import Results
+
+PLOTS = (
+    ("roc", "curves", "false_positive_rate", "true_positive_rate", "ROC of images"),
+    ("pr", "curves", "recall", "precision", "precision and recall of images"),
+    ("pro", "curves", "false_positive_rate", "overlap", "PRO"),
+    ("histogram", "scores", "score", "share", "scores of normal and anomalous pictures"),
+    ("shots", "shots", "shots", "mean", "figures by shots"),
+)
+"""Of each curve: its file, the template of its plot, the columns of both axes, and the title."""
 
 
-@step(name="measure", task_run_name="measure {pipeline}", timeout_seconds=6 * HOUR)
-def write_figures(pipeline: str, settings: Pipeline) -> Results:
-    folders = {name: SCORES / pipeline / name for name in settings.detectors}
-    files = EpisodeFiles.of(EPISODES, pipeline)
-    measured = measure(folders, files, settings.evaluation)
+@dataclass(frozen=True)
+class Evaluation:
+    """The files that the stage writes, in the folder of the pipeline's evaluation."""
+
+    comparisons: Path
+    operating: Path
+    curves: Path
+    draws: Path
+    decision: Path
+
+    @classmethod
+    def of(cls, pipeline: str) -> Evaluation:
+        names = (COMPARISONS_NAME, OPERATING_NAME, CURVES_NAME, DRAWS_NAME, DECISION_NAME)
+        return cls(*(EVALUATION / pipeline / name for name in names))
+
+
+@dataclass(frozen=True)
+class Figures(Stage):
+    """Compute metrics with their spread, and decide on detector, prompts and threshold."""
+
+    pipeline: str
+    files: Input[TargetFiles]
+    scores: Input[Mapping[str, Path]]
+    """The folder of each detector's scores."""
+    detectors: OfDetectors[Mapping[str, Any]]
+    promotion: OfPipeline[PromotionSettings]
+    resolution: Annotated[int, Setting("pipelines.{pipeline}.evaluation.resolution")]
+    convention: Annotated[Convention, Setting("pipelines.{pipeline}.evaluation.convention")]
+    metrics_file: Metrics[Path]
+    figures: InGit[Path]
+    evaluation: Output[Evaluation]
+    trained: Sequence[str]
+    """The detectors with weights, which follows from their settings."""
+
+    @property
+    def plots(self) -> list[Mapping[str, Any]]:
+        axes = {name: {"template": template, "x": x, "y": y, "title": title} for name, template, x, y, title in PLOTS}
+        return [{(self.evaluation.curves / f"{name}.csv").as_posix(): entry} for name, entry in axes.items()]
+
+
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figures]:
+    yield Figures(
+        name,
+        files=EpisodeFiles.of(EPISODES, name).tested,
+        scores={detector: SCORES / name / detector for detector in pipeline.detectors},
+        detectors=pipeline.detectors,
+        promotion=pipeline.promotion,
+        resolution=pipeline.evaluation.resolution,
+        convention=pipeline.evaluation.convention,
+        metrics_file=EVALUATION / name / METRICS_NAME,
+        figures=EVALUATION / name / FIGURES_NAME,
+        evaluation=Evaluation.of(name),
+        trained=pipeline.trained,
+    )
+
+
+@stage_flow()
+def figures(stage: Figures, execution: Execution) -> None:
+    from changepair.flows.running.artifacts import show_rows
+    from changepair.flows.running.progress import has_listener
+    from changepair.flows.running.steps import HOUR, step
+    from changepair.tasks.scoring.results import table
+
+    task = step(name="measure", task_run_name=f"measure {stage.pipeline}", timeout_seconds=6 * HOUR)(write_figures)
+    results: Results = task(stage)
+    write_figures_to_trackers(stage.pipeline, results, execution)
+    rows = table(results.figures)
+    show_rows(stage.pipeline, "results", rows, f"Figures of {stage.pipeline}: percent, mean ± std over seeds")
+    if not has_listener():  # the run ends with the best of them
+        _print(rows)
+
+
+def write_figures(stage: Figures) -> Results:
+    import pyarrow as pa
+
+    from changepair.tasks.ingestion.manifest import intensities_of
+    from changepair.tasks.reporting.curves import curves_of
+    from changepair.tasks.sampling.episodes import protocols_of, read_episodes, read_pictures
+    from changepair.tasks.scoring.measure import measure
+    from changepair.tasks.scoring.operating import kinds_of, operating_rows, write_operating
+    from changepair.tasks.scoring.recommendation import recommend, write_recommendation
+    from changepair.tasks.scoring.results import results_of, write_results
+    from changepair.tasks.scoring.scores import read_scored, read_scores
+
+    files, evaluation = stage.files, stage.evaluation
+    measured = measure(stage.scores, files, EvaluationSettings(resolution=stage.resolution, convention=stage.convention))
     results = results_of(measured, protocols_of(files.episodes))
-    write_results(EVALUATION / pipeline, results)
-    scored = {name: list(read_scored(folder)) for name, folder in folders.items()}
-    episodes = read_episodes(files.episodes)
-    pictures = read_pictures(files.targets)
-    operating = operating_rows(scored, episodes, kinds_of(pictures))
-    write_operating(EVALUATION / pipeline / OPERATING_NAME, operating)
+    write_results(stage.figures.parent, results)
+    scored = {name: list(read_scored(folder)) for name, folder in stage.scores.items()}
+    episodes, pictures = read_episodes(files.episodes), read_pictures(files.targets)
+    write_operating(evaluation.operating, operating_rows(scored, episodes, kinds_of(pictures)))
     ranges = intensities_of(pictures)
-    recommendation = recommend(results.draws, results.shared, episodes, scored, settings.promotion, settings.trained, ranges)
-    write_recommendation(EVALUATION / pipeline / DECISION_NAME, recommendation)
-    scores = pa.concat_tables([read_scores(folder) for folder in folders.values()])
-    curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(EVALUATION / pipeline / CURVES_NAME)
+    recommendation = recommend(results.draws, results.shared, episodes, scored, stage.promotion, stage.trained, ranges)
+    write_recommendation(evaluation.decision, recommendation)
+    scores = pa.concat_tables([read_scores(folder) for folder in stage.scores.values()])
+    curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(evaluation.curves)
     return results
 
 
-def write_figures_to_trackers(pipeline: str, results: Results) -> None:
-    """Logs what metrics.json has, if trackers are asked for, at the second that it was measured in."""
-    execution = read_pipelines().execution
+def write_figures_to_trackers(pipeline: str, results: Results, execution: Execution) -> None:
+    """Log the content of metrics.json to the trackers, with the second of its measurement as step."""
     if execution.trackers:
-        from changepair.tasks.training.tracking import tracked  # with torch
+        from changepair.tasks.training.tracking import tracked
 
         with tracked(tracking_of(execution, pipeline, "figures"), {"pipeline": pipeline}) as trackers:
             values = {
@@ -65,18 +153,12 @@ def write_figures_to_trackers(pipeline: str, results: Results) -> None:
             trackers.write(values, int(time.time()))
 
 
-@flow(name="figures", flow_run_name="figures {pipeline}")
-@stoppable
-def figures(pipeline: str) -> None:
-    results: Results = write_figures(pipeline, pipeline_named(pipeline))
-    write_figures_to_trackers(pipeline, results)
-    rows = table(results.figures)
-    show_rows(pipeline, "results", rows, f"Figures of {pipeline}: percent, mean ± std over seeds")
-    if not has_listener():  # the run ends with the best of them
-        _print(rows)
-
-
 def _print(rows: Sequence[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from changepair.tasks.scoring.figures import heading
+
     printed = Table(title="percent, mean ± std over seeds")
     for name in rows[0]:
         printed.add_column(heading(name), no_wrap=True)
@@ -86,4 +168,4 @@ def _print(rows: Sequence[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    start_stage(figures)
+    start_stage("figures")

@@ -1,30 +1,28 @@
-"""Stage ingest: a dataset's pictures in, its manifest and list of rejected files out."""
+"""Run the stage `ingest`: read the pictures of a dataset; write its manifest and the list of rejected files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow, get_run_logger
-
-from changepair.flows.plan import DVC_YAML, SPLIT, read_by_ingestion
-from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CHECKPOINTS, MANIFESTS, PICTURES
-from changepair.flows.running.steps import HOUR, step
 from changepair.flows.running.workers import Sealed, cluster_or_threads, on_cluster, wait_for
-from changepair.flows.settings.pipelines import Execution, read_pipelines
-from changepair.flows.settings.reader import FILE, load_yaml, nearest
+from changepair.flows.settings.pipelines import Datasets, Execution
+from changepair.flows.settings.reader import load_yaml
+from changepair.flows.stage import DVC_YAML, Input, Output, Setting, Stage, stage_flow
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.places import place_of
-from changepair.tasks.ingestion import check
-from changepair.tasks.ingestion.check import WARNED, Facts
-from changepair.tasks.ingestion.ingest import Ingested, Look, LookHere, Places, ingest_folder, ingest_packaged
-from changepair.tasks.ingestion.listing import DatasetFolder, Listed
-from changepair.tasks.ingestion.packaged import PACKAGED
-from changepair.tasks.ingestion.settings import FolderSettings
+from changepair.tasks.common.places import is_remote, place_of, unreadable
+from changepair.tasks.ingestion.settings import OF_A_FILE, FolderSettings
+
+if TYPE_CHECKING:
+    from changepair.tasks.ingestion.check import Facts
+    from changepair.tasks.ingestion.ingest import Ingested
+    from changepair.tasks.ingestion.listing import DatasetFolder, Listed
 
 LEAST_GREYS = 64
 """Number of grey levels of a dataset below which a warning is logged: the range of the camera may be wrong."""
@@ -32,8 +30,80 @@ AT_ONCE = 8
 """Pictures that a worker of a cluster has open: most of the time it waits for the disk or the store."""
 
 
-@step(name="look at pictures", timeout_seconds=HOUR)
+@dataclass(frozen=True)
+class Ingest(Stage):
+    """Declare the ingestion of a folder of the user's, or of a packaged dataset."""
+
+    dataset: str
+    read: Input[Sequence[str]]
+    """Empty if DVC cannot read one of them."""
+    folder: Annotated[FolderSettings | None, Setting("datasets.folders.{dataset}")]
+    """None for a packaged dataset."""
+    pictures: Output[Path]
+    manifest: Output[Path]
+    rejected: Output[Path]
+    unreadable: str
+    """The first file that DVC cannot read; "" if there is none."""
+    gone: bool
+    """Whether the folder of a snapshot is not there any more. The outputs hold all of it."""
+
+    @property
+    def about(self) -> str:
+        if self.folder is None:
+            how = "write them out of an installed package"
+        else:
+            how = "copy them" if self.folder.snapshot else "read them where they are"
+        odd = f"; each time anew, because DVC cannot read {self.unreadable}" if self.unreadable else ""
+        return f"Ingest the pictures of {self.dataset}: {how}{odd}"
+
+    @property
+    def frozen(self) -> bool:
+        return self.gone
+
+    @property
+    def always(self) -> bool:
+        return bool(self.unreadable)
+
+
+def declare(dataset: str, datasets: Datasets, root: Path) -> Iterator[Ingest]:
+    folder = datasets.folders.get(dataset)
+    read = [] if folder is None else read_by_ingestion(folder, root)
+    odd = _unreadable(read, root)
+    gone = folder is not None and folder.snapshot and not _from(root, place_of(folder.path)).exists()
+    outputs = (PICTURES / dataset, MANIFESTS / f"{dataset}.parquet", MANIFESTS / f"{dataset}.rejected.csv")
+    yield Ingest(dataset, [] if odd else read, folder, *outputs, odd, gone)
+
+
+def read_by_ingestion(folder: FolderSettings, root: Path = Path()) -> list[str]:
+    """List the files and folders that a dataset is read from: its folder, or its stated subfolders, or a table and the files it names."""
+    place = place_of(folder.path)
+    if folder.layout == OF_A_FILE:
+        from changepair.tasks.ingestion.readers.tables import named_by
+
+        return [str(place), *(str(place.parent / name) for name in named_by(_from(root, place)))]
+    stated = (*folder.normal, *folder.abnormal, *([folder.masks] if folder.masks else []))
+    return [str(place / name) for name in stated] or [str(place)]
+
+
+def _from(root: Path, place: Path) -> Path:
+    return place if is_remote(place) else root / place
+
+
+def _unreadable(read: Sequence[str], root: Path) -> str:
+    """Return the first file that DVC cannot hash without failing or hanging; "" if there is none.
+
+    Ingestion leaves such a file out with the reason, and does not read unchanged files again.
+    """
+    for place in map(place_of, read):
+        file = None if is_remote(place) else next(unreadable(root / place), None)
+        if file is not None:
+            return os.fsencode(os.path.relpath(file, root) if not place.is_absolute() else file).decode("utf-8", "backslashreplace")
+    return ""
+
+
 def look_at(portion: Sealed[Sequence[Listed]], source: DatasetFolder) -> list[Facts]:
+    from changepair.tasks.ingestion import check
+
     return check.look_at(portion.value, source, AT_ONCE)
 
 
@@ -44,7 +114,9 @@ class LookOnCluster:
     ahead: int = 32
 
     def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
-        part: Any = look_at.submit(Sealed(portion), source)
+        from changepair.flows.running.steps import HOUR, step
+
+        part: Any = step(name="look at pictures", timeout_seconds=HOUR)(look_at).submit(Sealed(portion), source)
 
         def found() -> Sequence[Facts]:
             wait_for([part], lambda: f"ingest {source.name}")
@@ -54,9 +126,10 @@ class LookOnCluster:
         return found
 
 
-@step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=24 * HOUR)
 def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execution) -> Ingested:
-    """Ingests a folder of the user's own or, where `folder` is None, a packaged dataset."""
+    """Ingest a folder of the user's or, if `folder` is None, a packaged dataset."""
+    from changepair.tasks.ingestion.ingest import Look, LookHere, Places, ingest_folder, ingest_packaged
+
     places = Places(PICTURES, MANIFESTS, CHECKPOINTS)
     look: Look = LookOnCluster() if on_cluster(execution) else LookHere(execution.workers)
     if folder is None:
@@ -76,39 +149,39 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execu
     )
 
 
-def _refuse_an_old_plan(dataset: str, folder: FolderSettings) -> None:
+def _refuse_an_old_plan(stage: Ingest) -> None:
     """Raise BadInput if dvc.yaml lacks a dependency of the dataset, as when its table names other folders than before."""
     stages = load_yaml(DVC_YAML).get("stages", {}) if DVC_YAML.is_file() else {}
-    stage = stages.get(f"ingest{SPLIT}{dataset}", {})
-    missing = [place for place in read_by_ingestion(folder) if place not in stage.get("deps", ())]
-    if missing and not (stage.get("always_changed") or stage.get("frozen") or not stage):
+    planned = stages.get(stage.name, {})
+    missing = [place for place in stage.read if place not in planned.get("deps", ())]
+    if missing and not (planned.get("always_changed") or planned.get("frozen") or not planned):
         raise BadInput(
-            f"{DVC_YAML}: {missing[0]} is read for {dataset}, but is not a dependency yet; run `changepair plan`, then this again"
+            f"{DVC_YAML}: {missing[0]} is read for {stage.dataset}, but is not a dependency yet; run `changepair plan`, then this again"
         )
 
 
-@flow(name="ingest", flow_run_name="ingest {dataset}")
-@stoppable
-def ingest(dataset: str) -> None:
-    read = read_pipelines()
-    folders = read.datasets.folders
-    if dataset not in folders and dataset not in PACKAGED:
-        raise BadInput(f"{FILE}: datasets: no dataset {dataset!r}{nearest(dataset, [*PACKAGED, *folders])}")
-    if dataset in folders:
-        _refuse_an_old_plan(dataset, folders[dataset])
-    ingested: Ingested = ingest_dataset(dataset, folders.get(dataset), read.execution)
+@stage_flow(runner=cluster_or_threads)
+def ingest(stage: Ingest, execution: Execution) -> None:
+    from prefect import get_run_logger
+
+    from changepair.flows.running.steps import HOUR, step
+    from changepair.tasks.ingestion.check import WARNED
+
+    _refuse_an_old_plan(stage)
+    logger, dataset = get_run_logger(), stage.dataset
+    task = step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=24 * HOUR)(ingest_dataset)
+    ingested: Ingested = task(dataset, stage.folder, execution)
     for note, count in ingested.notes.items():
-        get_run_logger().log(WARNING if note in WARNED else INFO, f"{dataset}: {count} pictures are {note}")
+        logger.log(WARNING if note in WARNED else INFO, f"{dataset}: {count} pictures are {note}")
     if ingested.greys < LEAST_GREYS:
         advice = (
             f"; if the camera has more, set datasets.folders.{dataset}.intensity to its samples of black and white" if ingested.deep else ""
         )
-        get_run_logger().log(
-            WARNING if ingested.deep else INFO, f"{dataset}: the normal pictures show {ingested.greys} of 256 grey levels{advice}"
-        )
-    left_out = f", {ingested.rejected} left out: see {MANIFESTS}/{dataset}.rejected.csv" if ingested.rejected else ""
-    get_run_logger().log(WARNING if left_out else INFO, f"{dataset}: {ingested.kept} pictures{left_out}")
+        shown = f"{dataset}: the normal pictures show {ingested.greys} of 256 grey levels{advice}"
+        logger.log(WARNING if ingested.deep else INFO, shown)
+    left_out = f", {ingested.rejected} left out: see {stage.rejected}" if ingested.rejected else ""
+    logger.log(WARNING if left_out else INFO, f"{dataset}: {ingested.kept} pictures{left_out}")
 
 
 if __name__ == "__main__":
-    start_stage(ingest, runner=cluster_or_threads)
+    start_stage("ingest")

@@ -1,44 +1,75 @@
-"""Stage inpainter: the sources in, the model that repaints their regions out; trained here, or named where it is another's."""
+"""Run the stage `inpainter`: read the sources; write the model that repaints their regions, or the name of a published one."""
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
-from changepair.flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS
-from changepair.flows.running.steps import progress, step
-from changepair.flows.settings.pipelines import pipeline_named
-from changepair.tasks.inpainting.inpainter import write_choice
-from changepair.tasks.inpainting.settings import OWN, PACKAGED, InpainterSettings
-from changepair.tasks.packaged.inpainting import write_packaged
+from changepair.flows.running.places import EPISODES, INPAINTERS
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.stage import Input, OfPipeline, Output, Stage, loss_plot, stage_flow
+from changepair.tasks.inpainting.settings import NONE, OWN, PACKAGED, InpainterSettings
 from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.training import inpainting as training
-from changepair.tasks.training.loop import Places, Trained
+from changepair.tasks.training.log import LOG_NAME
+
+if TYPE_CHECKING:
+    from changepair.tasks.training.loop import Trained
 
 
-@step(name="train inpainter", retry_delay_seconds=30)
-def train_inpainter(pipeline: str, settings: InpainterSettings) -> Trained:
-    """Trains the inpainting model; a retry goes on from the last checkpoint."""
-    return training.train_inpainter(
-        settings,
-        EpisodeFiles.of(EPISODES, pipeline).sources,
-        places=Places(INPAINTERS / pipeline, CHECKPOINTS / pipeline / "inpainter"),
-        report=progress("Inpainter: share of the training steps done"),
-    )
+@dataclass(frozen=True)
+class Inpaint(Stage):
+    """Train the model that repaints regions on the sources, or record which published model does."""
+
+    pipeline: str
+    sources: Input[Path | None]
+    """The table of pictures to train on; None if no model is trained."""
+    weights: Input[str | None]
+    """A model folder on this machine."""
+    inpainter: OfPipeline[InpainterSettings]
+    folder: Output[Path]
+
+    @property
+    def plots(self) -> Sequence[Mapping[str, Any]]:
+        return (loss_plot(self.folder / LOG_NAME, "the inpainting model"),) if self.sources is not None else ()
 
 
-@flow(name="inpainter", flow_run_name="inpainter {pipeline}")
-@stoppable
-def inpainter(pipeline: str) -> None:
-    settings = pipeline_named(pipeline).inpainter
-    if settings.model == OWN:
-        trained: Trained = train_inpainter(pipeline, settings)
-        get_run_logger().info(f"{pipeline}: inpainter, {trained.steps} steps, loss {trained.loss:.4f}")
-    elif settings.model == PACKAGED:
-        write_packaged(INPAINTERS / pipeline)
-    write_choice(INPAINTERS / pipeline, settings)
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Inpaint]:
+    model = pipeline.inpainter.model
+    sources = EpisodeFiles.of(EPISODES, name).sources if model == OWN else None
+    weights = model if model not in (OWN, NONE, PACKAGED) and Path(model).is_dir() else None
+    yield Inpaint(name, sources, weights, pipeline.inpainter, INPAINTERS / name)
+
+
+@stage_flow(on_gpu=True)
+def inpainter(stage: Inpaint, execution: Execution) -> None:
+    from prefect import get_run_logger
+
+    from changepair.flows.running.steps import step
+    from changepair.tasks.inpainting.inpainter import write_choice
+    from changepair.tasks.packaged.inpainting import write_packaged
+
+    if stage.sources is not None:
+        trained: Trained = step(name="train inpainter", retry_delay_seconds=30)(train_inpainter)(stage)
+        get_run_logger().info(f"{stage.pipeline}: inpainter, {trained.steps} steps, loss {trained.loss:.4f}")
+    elif stage.inpainter.model == PACKAGED:
+        write_packaged(stage.folder)
+    write_choice(stage.folder, stage.inpainter)
+
+
+def train_inpainter(stage: Inpaint) -> Trained:
+    """Train the inpainting model. A retry resumes from the last checkpoint."""
+    from changepair.flows.running.steps import progress
+    from changepair.tasks.training import inpainting
+    from changepair.tasks.training.loop import Places
+
+    assert stage.sources is not None
+    places = Places(stage.folder, stage.checkpoints / "inpainter")
+    report = progress("Inpainter: share of the training steps done")
+    return inpainting.train_inpainter(stage.inpainter, stage.sources, places=places, report=report)
 
 
 if __name__ == "__main__":
-    start_stage(inpainter, on_gpu=True)
+    start_stage("inpainter")

@@ -1,106 +1,164 @@
-"""Stage report: figures, curves and scores in; galleries and a page of everything out."""
+"""Run the stage `report`: read metrics, curves and scores; write galleries, and a page with everything."""
 
 from __future__ import annotations
 
-from prefect import flow
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from changepair.flows.plan import OF_A_DATASET, Stage, planned
-from changepair.flows.promotion.history import read_recommendation
-from changepair.flows.running import provenance
-from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_page, show_picture
+from changepair.flows.figures import Evaluation
 from changepair.flows.running.entry import start_stage
-from changepair.flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, REPORT_NAME, SCORES
-from changepair.flows.running.steps import HOUR, step
-from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
-from changepair.flows.settings.reader import read_yaml
+from changepair.flows.running.places import (
+    CANDIDATE,
+    EPISODES,
+    EVALUATION,
+    GALLERIES_NAME,
+    INPAINTERS,
+    MODELS,
+    PAIRS,
+    REPORT_NAME,
+    SCORES,
+)
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.stage import Input, OfDetectors, Output, Setting, Stage, stage_flow
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.reporting.curves import CURVES_NAME, Curves
-from changepair.tasks.reporting.galleries import GALLERIES_NAME, Gallery, galleries_of, overlays_name, write_galleries
-from changepair.tasks.reporting.report import Inputs, Origin, markdown, write_report
-from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures, undefined_metrics
-from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
-from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
-from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
+from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
+from changepair.tasks.scoring.results import FIGURES_NAME
 from changepair.tasks.synthesis.shards import OVERVIEW_NAME
 
+if TYPE_CHECKING:
+    from changepair.tasks.reporting.galleries import Gallery
+    from changepair.tasks.reporting.report import Origin
+    from changepair.tasks.scoring.recommendation import Recommendation
 
-@step(name="draw galleries", task_run_name="draw galleries of {pipeline}", timeout_seconds=HOUR)
-def draw_galleries(pipeline: str, settings: Pipeline) -> list[Gallery]:
-    scores = {name: SCORES / pipeline / name for name in settings.detectors}
-    galleries = galleries_of(scores, EpisodeFiles.of(EPISODES, pipeline), settings.evaluation.shown)
-    folder = EVALUATION / pipeline
-    recommended = _recommendation(pipeline)
-    write_galleries(folder / GALLERIES_NAME, galleries, {use.target: recommended.detector for use in recommended.uses})
+
+@dataclass(frozen=True)
+class Report(Stage):
+    """Draw galleries, and write a page with everything."""
+
+    pipeline: str
+    files: Input[TargetFiles]
+    rejected: Input[Path]
+    near_duplicates: Input[Path]
+    scores: Input[Mapping[str, Path]]
+    figures: Input[Path]
+    evaluation: Input[Evaluation]
+    models: Input[Sequence[Path]]
+    inpainter: Input[Path]
+    pairs: Input[Path]
+    detectors: OfDetectors[Mapping[str, Any]]
+    others: Annotated[Mapping[str, Any], Setting("pipelines.{pipeline}.*")]
+    """All other settings of the pipeline that a result depends on. The page shows them."""
+    layouts: Annotated[Mapping[str, str], Setting("datasets.folders.*")]
+    """The layout of each target's folder, by `<dataset>.layout`."""
+    galleries: Output[Path]
+    page: Output[Path]
+
+    @property
+    def plots(self) -> tuple[str]:
+        return (self.galleries.as_posix(),)
+
+
+OPERATIONS = {"schedule", "runs", "watch"}
+"""Sections of a pipeline that no result depends on."""
+
+
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Report]:
+    files, folder = EpisodeFiles.of(EPISODES, name), EVALUATION / name
+    training = {detector: pipeline.training_of(detector) for detector in pipeline.trained_on}
+    sections = {key: getattr(pipeline, key) for key in type(pipeline).model_fields if key not in OPERATIONS}
+    yield Report(
+        name,
+        files=files.tested,
+        rejected=files.rejected,
+        near_duplicates=files.near_duplicates,
+        scores={detector: SCORES / name / detector for detector in pipeline.detectors},
+        figures=folder / FIGURES_NAME,
+        evaluation=Evaluation.of(name),
+        models=[MODELS / name / CANDIDATE / detector for detector in pipeline.trained],
+        inpainter=INPAINTERS / name,
+        pairs=PAIRS / name,
+        detectors=sections.pop("detectors"),
+        others={**sections, "training": training},
+        layouts={f"{target}.layout": datasets.folders[target].layout for target in pipeline.targets if target in datasets.folders},
+        galleries=folder / GALLERIES_NAME,
+        page=folder / REPORT_NAME,
+    )
+
+
+@stage_flow()
+def report(stage: Report, execution: Execution) -> None:
+    from changepair.flows.running.artifacts import show_page, show_picture
+    from changepair.flows.running.steps import HOUR, step
+    from changepair.tasks.reporting.galleries import overlays_name
+    from changepair.tasks.reporting.report import markdown
+    from changepair.tasks.scoring.results import read_figures
+
+    pipeline = stage.pipeline
+    draw = step(name="draw galleries", task_run_name=f"draw galleries of {pipeline}", timeout_seconds=HOUR)(draw_galleries)
+    galleries: list[Gallery] = draw(stage)
+    step(name="write report", task_run_name=f"write report of {pipeline}", timeout_seconds=HOUR)(write_page)(stage, galleries)
+    for gallery in galleries:
+        picture = stage.galleries / overlays_name(gallery.target)
+        if picture.is_file():
+            show_picture(pipeline, picture.stem, picture, f"Maps of {pipeline} on {gallery.target}")
+    table = markdown(read_figures(stage.figures))
+    show_page(pipeline, "report", f"# {pipeline}\n\n{table}\nWhole report: `{stage.page}`")
+
+
+def draw_galleries(stage: Report) -> list[Gallery]:
+    from changepair.tasks.reporting.galleries import galleries_of, write_galleries
+
+    galleries = galleries_of(stage.scores, stage.files, stage.others["evaluation"].shown)
+    write_galleries(stage.galleries, galleries, {use.target: _recommendation(stage).detector for use in _recommendation(stage).uses})
     return galleries
 
 
-@step(name="write report", task_run_name="write report of {pipeline}", timeout_seconds=HOUR)
-def write_page(pipeline: str, settings: Pipeline, galleries: list[Gallery]) -> None:
-    folder, files = EVALUATION / pipeline, EpisodeFiles.of(EPISODES, pipeline)
+def write_page(stage: Report, galleries: list[Gallery]) -> None:
+    from changepair.tasks.reporting.curves import Curves
+    from changepair.tasks.reporting.report import Inputs, write_report
+    from changepair.tasks.sampling.episodes import read_episodes, read_pictures, undefined_metrics
+    from changepair.tasks.scoring.operating import read_operating
+    from changepair.tasks.scoring.results import read_comparisons, read_figures
+
     write_report(
-        folder / REPORT_NAME,
-        origin=_origin(pipeline, settings),
-        inputs=Inputs(
-            pairs=PAIRS / pipeline / OVERVIEW_NAME,
-            models=MODELS / pipeline / CANDIDATE,
-            inpainter=INPAINTERS / pipeline,
-            rejected=files.rejected,
-            near_duplicates=files.near_duplicates,
-        ),
-        figures=read_figures(folder / FIGURES_NAME),
-        comparisons=read_comparisons(folder / COMPARISONS_NAME),
-        operating=read_operating(folder / OPERATING_NAME),
-        recommendation=_recommendation(pipeline),
-        curves=Curves.read(folder / CURVES_NAME),
+        stage.page,
+        origin=_origin(stage),
+        inputs=Inputs(stage.pairs / OVERVIEW_NAME, stage.models, stage.inpainter, stage.rejected, stage.near_duplicates),
+        figures=read_figures(stage.figures),
+        comparisons=read_comparisons(stage.evaluation.comparisons),
+        operating=read_operating(stage.evaluation.operating),
+        recommendation=_recommendation(stage),
+        curves=Curves.read(stage.evaluation.curves),
         galleries=galleries,
-        evaluation=settings.evaluation,
-        trained=list(settings.trained_on),
-        undefined=undefined_metrics(read_episodes(files.episodes), read_pictures(files.targets)),
+        evaluation=stage.others["evaluation"],
+        trained=list(stage.others["training"]),
+        undefined=undefined_metrics(read_episodes(stage.files.episodes), read_pictures(stage.files.targets)),
     )
 
 
-def _recommendation(pipeline: str) -> Recommendation:
-    recommendation = read_recommendation(EVALUATION / pipeline)
+def _recommendation(stage: Report) -> Recommendation:
+    from changepair.flows.promotion.history import read_recommendation
+
+    file = stage.evaluation.decision
+    recommendation = read_recommendation(file.parent)
     if recommendation is None:
-        raise BadInput(f"{EVALUATION / pipeline / DECISION_NAME}: no such file; the figures stage writes it, so run `dvc repro`")
+        raise BadInput(f"{file}: no such file; the figures stage writes it, so run `dvc repro`")
     return recommendation
 
 
-@flow(name="report", flow_run_name="report {pipeline}")
-@stoppable
-def report(pipeline: str) -> None:
-    settings = pipeline_named(pipeline)
-    galleries: list[Gallery] = draw_galleries(pipeline, settings)
-    write_page(pipeline, settings, galleries)
-    folder = EVALUATION / pipeline
-    for gallery in galleries:
-        picture = folder / GALLERIES_NAME / overlays_name(gallery.target)
-        if picture.is_file():
-            show_picture(pipeline, picture.stem, picture, f"Maps of {pipeline} on {gallery.target}")
-    table = markdown(read_figures(folder / FIGURES_NAME))
-    show_page(pipeline, "report", f"# {pipeline}\n\n{table}\nWhole report: `{folder / REPORT_NAME}`")
+def _origin(stage: Report) -> Origin:
+    from changepair.flows.plan import OF_A_DATASET, planned
+    from changepair.flows.running import provenance
+    from changepair.tasks.reporting.report import Origin
 
-
-def _origin(pipeline: str, settings: Pipeline) -> Origin:
-    section = {name: value for name, value in read_yaml()["pipelines"][pipeline].items() if name != "schedule"}
-    read = read_pipelines()
-    folders = read.datasets.folders
-    return Origin(
-        pipeline=pipeline,
-        settings=section,
-        layouts={target: folders[target].layout if target in folders else "" for target in settings.targets},
-        artifacts=provenance.artifacts([stage.name for stage in planned() if _is_before(stage, pipeline, settings)]),
-        versions=provenance.versions(),
-    )
-
-
-def _is_before(stage: Stage, pipeline: str, settings: Pipeline) -> bool:
-    """Tells whether the report is made from what a stage left: it is of the pipeline, or of one of its datasets."""
-    if stage.kind in OF_A_DATASET:
-        return stage.of[0] in settings.names
-    return stage.of[:1] == (pipeline,) and stage.kind != "report"
+    datasets = {one for names in (stage.others[use] for use in ("sources", "textures", "auxiliary", "targets")) for one in names}
+    ours = [one.name for one in planned() if one.of[:1] == (stage.pipeline,) and one.kind != stage.kind]
+    read = [one.name for one in planned() if one.kind in OF_A_DATASET and one.of[0] in datasets]
+    layouts = {target: stage.layouts.get(f"{target}.layout", "") for target in stage.others["targets"]}
+    return Origin(stage.pipeline, stage.settings, layouts, provenance.artifacts([*read, *ours]), provenance.versions())
 
 
 if __name__ == "__main__":
-    start_stage(report)
+    start_stage("report")

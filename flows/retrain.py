@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from changepair.flows.plan import SPLIT, write_plan
+from changepair.flows.plan import write_plan
 from changepair.flows.promotion.gate import Outcome, gate
 from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
 from changepair.flows.running import provenance
@@ -34,6 +34,7 @@ from changepair.flows.runs.progress_display import ProgressDisplay
 from changepair.flows.runs.states import RunState, StageState
 from changepair.flows.runs.summary import RUNS, summary
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.flows.stage import SPLIT
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import Stopped, asked, check, on_sigterm
 from changepair.tasks.scoring.results import METRICS_NAME

@@ -1,49 +1,104 @@
-"""Stage score: one detector and the episodes in, its image scores and anomaly maps out."""
+"""Run the stage `score`: read episodes and one detector; write its image scores and anomaly maps."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow, get_run_logger
-
-from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
-from changepair.flows.running.steps import HOUR, progress, step
 from changepair.flows.running.workers import cluster_or_threads, count_done, for_gpu, on_cluster, wait_for
-from changepair.flows.runs.times import Time, write_time
-from changepair.flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
-from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.scoring import batch_scoring
-from changepair.tasks.scoring.batch_scoring import ScoredDetector, Scoring
-from changepair.tasks.scoring.score import count_parts
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.stage import Input, OfDetectors, Output, Setting, Stage, code_file, stage_flow
+from changepair.tasks.detectors.registry import base_of, files_of_prior, kind_of
+from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
+from changepair.tasks.scoring.settings import EvaluationSettings
 
-score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(batch_scoring.score_part)
-
-
-@step(name="score detector", task_run_name="score {detector}", retries=1, timeout_seconds=12 * HOUR)
-def score_detector(detector: str, scoring: Scoring) -> ScoredDetector:
-    """A retry goes on from what is scored."""
-    return batch_scoring.score_detector(detector, scoring, progress(f"{detector}: share of the queries scored"))
+if TYPE_CHECKING:
+    from changepair.tasks.scoring.batch_scoring import ScoredDetector, Scoring
 
 
-@flow(name="score", flow_run_name="score {pipeline} {detector}")
-@stoppable
-def score(pipeline: str, detector: str) -> None:
-    settings = pipeline_named(pipeline)
-    detector_of(settings, pipeline, detector)
-    files = EpisodeFiles.of(EPISODES, pipeline)
-    checkpoints = CHECKPOINTS / pipeline / "scores"
-    scoring = Scoring(settings.detectors, settings.evaluation, files, MODELS / pipeline / CANDIDATE, SCORES / pipeline, checkpoints)
-    execution = read_pipelines().execution
+@dataclass(frozen=True)
+class Score(Stage):
+    """Declare the scoring of the targets' pictures, none of which were trained on, by one detector."""
+
+    pipeline: str
+    detector: str
+    files: Input[TargetFiles]
+    model: Input[Path | None]
+    """The model folder of the detector, or of the one that it builds upon; None if it is not trained."""
+    weights: Input[Sequence[str]]
+    """Files and folders of this machine that its encoders name."""
+    chosen: OfDetectors[Mapping[str, Any]]
+    """The settings of the detector and of the one that it builds upon, by name."""
+    subset: Annotated[int | None, Setting("pipelines.{pipeline}.evaluation.subset.{detector}")]
+    scores: Output[Path]
+    others: Mapping[str, Any]
+    """The settings of all detectors. Those of the same encoder are scored in the same pass; their scores wait for their stage."""
+    evaluation: EvaluationSettings
+    """The sizes of batches, and the subsets of the other detectors."""
+
+    @property
+    def about(self) -> str:
+        return f"Score the targets' pictures with {self.detector}"
+
+    @property
+    def code(self) -> Path:
+        return code_file("score", kind_of(self.chosen[self.detector]))
+
+
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Score]:
+    """Declare a stage for each detector."""
+    for detector, settings in pipeline.detectors.items():
+        base = base_of(detector, pipeline.detectors)
+        yield Score(
+            name,
+            detector,
+            files=EpisodeFiles.of(EPISODES, name).tested,
+            model=MODELS / name / CANDIDATE / base if base in pipeline.trained else None,
+            weights=[*pipeline.detectors[base].encoder.files, *files_of_prior(settings)],
+            chosen={one: pipeline.detectors[one] for one in (detector, base)},
+            subset=pipeline.evaluation.subset.get(detector),
+            scores=SCORES / name / detector,
+            others=pipeline.detectors,
+            evaluation=pipeline.evaluation,
+        )
+
+
+@stage_flow(on_gpu=True, runner=cluster_or_threads)
+def score(stage: Score, execution: Execution) -> None:
+    from prefect import get_run_logger
+
+    from changepair.flows.running.steps import HOUR, step
+    from changepair.flows.runs.times import Time, write_time
+    from changepair.tasks.scoring import batch_scoring
+    from changepair.tasks.scoring.score import count_parts
+
+    pipeline, name = stage.pipeline, stage.detector
+    models, checkpoints = MODELS / pipeline / CANDIDATE, CHECKPOINTS / pipeline / "scores"
+    scoring = batch_scoring.Scoring(
+        {**stage.others, **stage.chosen}, stage.evaluation, stage.files, models, stage.scores.parent, checkpoints
+    )
     if on_cluster(execution):
+        score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(batch_scoring.score_part)
         with for_gpu(execution):
-            parts: list[Any] = [score_part.submit(detector, scoring, part) for part in range(count_parts(files))]
-        wait_for(parts, lambda: f"score {detector}, {count_done(parts)} of {len(parts)} parts")
-    scored: ScoredDetector = score_detector(detector, scoring)
-    write_time(pipeline, detector, Time(scored.seconds, scored.device))
-    get_run_logger().info(f"{pipeline}: {detector}, {scored.count} scores; {1000 * scored.seconds:.0f} ms a picture on {scored.device}")
+            parts: list[Any] = [score_part.submit(name, scoring, part) for part in range(count_parts(stage.files))]
+        wait_for(parts, lambda: f"score {name}, {count_done(parts)} of {len(parts)} parts")
+    task = step(name="score detector", task_run_name="score {name}", retries=1, timeout_seconds=12 * HOUR)(score_detector)
+    scored: ScoredDetector = task(name, scoring)
+    write_time(pipeline, name, Time(scored.seconds, scored.device))
+    get_run_logger().info(f"{pipeline}: {name}, {scored.count} scores; {1000 * scored.seconds:.0f} ms a picture on {scored.device}")
+
+
+def score_detector(name: str, scoring: Scoring) -> ScoredDetector:
+    """Score a detector. A retry resumes from the scores that are there."""
+    from changepair.flows.running.steps import progress
+    from changepair.tasks.scoring import batch_scoring
+
+    return batch_scoring.score_detector(name, scoring, progress(f"{name}: share of the queries scored"))
 
 
 if __name__ == "__main__":
-    start_stage(score, on_gpu=True, runner=cluster_or_threads)
+    start_stage("score")

@@ -1,39 +1,74 @@
-"""Stage synthesize: normal pictures in, change pairs out, as shards with an index and an overview."""
+"""Run the stage `synthesize`: read normal pictures; write change pairs as shards, with an index and an overview."""
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_picture, show_table
 from changepair.flows.running.entry import start_stage
-from changepair.flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
-from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.places import EPISODES, INPAINTERS, PAIRS
 from changepair.flows.running.workers import for_gpu, task_runner, wait_for
-from changepair.flows.settings.pipelines import pipeline_named, read_pipelines
-from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.synthesis import synthesize as synthesis
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.stage import Input, OfPipeline, Output, Stage, stage_flow
+from changepair.tasks.sampling.episodes import EpisodeFiles, SourceFiles
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import OVERVIEW_NAME
-from changepair.tasks.synthesis.synthesize import Inputs, Synthesized, Work, shard_count, start
 
-make_shard = step(name="make shard", task_run_name="make shard {number}", timeout_seconds=HOUR)(synthesis.make_shard)
-finish = step(name="write index and overview", timeout_seconds=HOUR)(synthesis.finish)
+if TYPE_CHECKING:
+    from changepair.tasks.synthesis.synthesize import Inputs, Work
 
 
-@flow(name="synthesize", flow_run_name="synthesize {pipeline}")
-@stoppable
-def synthesize(pipeline: str) -> None:
-    settings = pipeline_named(pipeline).synthesis
-    inputs = Inputs(EpisodeFiles.of(EPISODES, pipeline), INPAINTERS / pipeline)
-    work, missing = start(settings, inputs, CHECKPOINTS / pipeline / "pairs")
+@dataclass(frozen=True)
+class Synthesize(Stage):
+    """Make change pairs from the normal pictures of the sources."""
+
+    pipeline: str
+    files: Input[SourceFiles]
+    inpainter: Input[Path]
+    segmenter: Input[str | None]
+    """A model folder of SAM on this machine, which finds objects."""
+    synthesis: OfPipeline[SynthesisSettings]
+    pairs: Output[Path]
+
+    @property
+    def plots(self) -> list[Mapping[str, Any] | str]:
+        folder, bars = (self.pairs / OVERVIEW_NAME).as_posix(), {"template": "bar_horizontal"}
+        if not self.synthesis.pairs:
+            return []
+        return [
+            {f"{folder}/kinds.csv": {**bars, "x": "pairs", "y": "kind", "title": "pairs by kind"}},
+            {f"{folder}/changed_area.csv": {"x": "changed_area", "y": "pairs", "title": "share of the query that changed"}},
+            {f"{folder}/drops.csv": {**bars, "x": "draws", "y": "reason", "title": "draws dropped, by reason"}},
+            *(f"{folder}/{kind}.png" for kind, share in self.synthesis.kinds.items() if share > 0),
+        ]
+
+
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Synthesize]:
+    sam = pipeline.synthesis.objects.sam
+    files = EpisodeFiles.of(EPISODES, name).made_of
+    yield Synthesize(name, files, INPAINTERS / name, sam if Path(sam).is_dir() else None, pipeline.synthesis, PAIRS / name)
+
+
+@stage_flow(on_gpu=True, runner=task_runner)
+def synthesize(stage: Synthesize, execution: Execution) -> None:
+    from prefect import get_run_logger
+
+    from changepair.flows.running.artifacts import show_picture, show_table
+    from changepair.flows.running.steps import HOUR, step
+    from changepair.tasks.synthesis.synthesize import Inputs, Synthesized, finish, shard_count, start
+
+    pipeline, settings = stage.pipeline, stage.synthesis
+    inputs = Inputs(stage.files, stage.inpainter)
+    work, missing = start(settings, inputs, stage.checkpoints / "pairs")
     kept = shard_count(settings) - len(missing)
     if kept:
         get_run_logger().info(f"{pipeline}: {kept} of {shard_count(settings)} shards are there from a run that was stopped")
-    _make(settings, inputs, missing, work)
-    synthesized: Synthesized = finish(settings, work, PAIRS / pipeline)
+    _make(settings, inputs, missing, work, execution)
+    synthesized: Synthesized = step(name="write index and overview", timeout_seconds=HOUR)(finish)(settings, work, stage.pairs)
 
-    overview = PAIRS / pipeline / OVERVIEW_NAME
+    overview = stage.pairs / OVERVIEW_NAME
     for sheet in sorted(overview.glob("*.png")):
         show_picture(pipeline, f"pairs-{sheet.stem}", sheet, f"Pairs of {pipeline}: {sheet.stem}")
     for table in sorted(overview.glob("*.csv")):
@@ -42,17 +77,20 @@ def synthesize(pipeline: str) -> None:
     get_run_logger().info(f"{pipeline}: {synthesized.pairs} pairs, {synthesized.dropped} draws dropped; to see in {overview}")
 
 
-def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: Work) -> None:
-    """Makes every missing shard."""
+def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: Work, execution: Execution) -> None:
+    """Make every missing shard."""
+    from changepair.flows.running.steps import HOUR, step
+    from changepair.tasks.synthesis.synthesize import make_shard, shard_count
 
     def where() -> str:
         whole = shard_count(settings) - sum(not work.record(number).is_file() for number in missing)
         return f"synthesize, {whole} of {shard_count(settings)} shards made"
 
-    with for_gpu(read_pipelines().execution):
-        shards = [make_shard.submit(settings, inputs, number, work) for number in missing]
+    task = step(name="make shard", task_run_name="make shard {number}", timeout_seconds=HOUR)(make_shard)
+    with for_gpu(execution):
+        shards = [task.submit(settings, inputs, number, work) for number in missing]
     wait_for(shards, where)
 
 
 if __name__ == "__main__":
-    start_stage(synthesize, on_gpu=True, runner=task_runner)
+    start_stage("synthesize")

@@ -1,53 +1,91 @@
-"""Stage train: change pairs or labelled pictures in, one trained detector out."""
+"""Run the stage `train`: read change pairs, or labelled pictures; write the model folder of one detector."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow, get_run_logger
-
-from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
-from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
-from changepair.flows.running.steps import progress, step
+from changepair.flows.running.places import CANDIDATE, EPISODES, MODELS, PAIRS
 from changepair.flows.runs.tracking import tracking_of
-from changepair.flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
-from changepair.tasks.detectors import train as detector_training
-from changepair.tasks.detectors.pretrained import use_model
+from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.stage import Input, OfDetectors, Output, Setting, Stage, code_file, loss_plot, stage_flow
+from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.training import processes
-from changepair.tasks.training.loop import Examples, Places, Trained
-from changepair.tasks.training.processes import Job
+from changepair.tasks.synthesis.settings import AugmentationSettings
+from changepair.tasks.training.log import LOG_NAME
+from changepair.tasks.training.settings import TrainingSettings
 
-use_given_model = step(name="use model", task_run_name="use model {name}")(use_model)
-
-
-@step(name="train detector", task_run_name="train {name}", retry_delay_seconds=30)
-def train_detector(name: str, pipeline: str, settings: Pipeline, model_folder: Path, execution: Execution) -> Trained:
-    """Trains a detector; a retry goes on from the last checkpoint."""
-    job = Job(
-        detector_training.__name__,
-        settings.detectors[name],
-        settings.training_of(name),
-        Examples(PAIRS / pipeline, settings.synthesis, EpisodeFiles.of(EPISODES, pipeline)),
-        Places(model_folder, CHECKPOINTS / pipeline / name, tracking_of(execution, pipeline, name)),
-        execution.workers,
-    )
-    report = progress(f"{name}: share of the training steps done")
-    return processes.train(job, execution.processes, report)
+if TYPE_CHECKING:
+    from changepair.tasks.training.loop import Trained
 
 
-@flow(name="train", flow_run_name="train {pipeline} {detector}")
-@stoppable
-def train(pipeline: str, detector: str) -> None:
-    settings = pipeline_named(pipeline)
-    chosen = detector_of(settings, pipeline, detector)
-    folder = MODELS / pipeline / CANDIDATE / detector
-    if chosen.model is not None:
-        use_given_model(detector, chosen, folder)
-        get_run_logger().info(f"{pipeline}: {detector} as {chosen.model} has it")
+@dataclass(frozen=True)
+class Train(Stage):
+    """Declare the training of one detector, or the use of a model folder instead."""
+
+    pipeline: str
+    detector: str
+    examples: Input[Path | None]
+    """The folder of change pairs, or the table of labelled pictures; None if the detector is not trained."""
+    weights: Input[Sequence[str]]
+    """Files and folders of this machine: the encoder's, and those of the model to use or to start from."""
+    chosen: OfDetectors[Mapping[str, Any]]
+    """The settings of the detector, by its name."""
+    training: Annotated[TrainingSettings | None, Setting("pipelines.{pipeline}.training.{detector}")]
+    augmentation: Annotated[AugmentationSettings | None, Setting("pipelines.{pipeline}.synthesis.augmentation")]
+    """The change of appearance of pairs; None for labelled pictures."""
+    folder: Output[Path]
+
+    @property
+    def about(self) -> str:
+        return f"Train {self.detector}" if self.training else f"Use the given model of {self.detector}"
+
+    @property
+    def code(self) -> Path:
+        return code_file("train", kind_of(self.chosen[self.detector]))
+
+    @property
+    def plots(self) -> tuple[Mapping[str, Any], ...]:
+        return (loss_plot(self.folder / LOG_NAME, self.detector),) if self.training else ()
+
+
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Train]:
+    """Declare a stage for each detector that has weights of its own."""
+    for detector in pipeline.trained:
+        settings, learns_from = pipeline.detectors[detector], pipeline.trained_on.get(detector)
+        training = pipeline.training_of(detector) if learns_from else None
+        pairs = learns_from == "pairs"
+        models = [settings.model, training.init if training else None]
+        yield Train(
+            name,
+            detector,
+            examples=(PAIRS / name if pairs else EpisodeFiles.of(EPISODES, name).auxiliary) if learns_from else None,
+            weights=[*(model for model in models if model not in (None, PACKAGED)), *settings.encoder.files],
+            chosen={detector: settings},
+            training=training,
+            augmentation=pipeline.synthesis.augmentation if pairs else None,
+            folder=MODELS / name / CANDIDATE / detector,
+        )
+
+
+@stage_flow(on_gpu=True)
+def train(stage: Train, execution: Execution) -> None:
+    from prefect import get_run_logger
+
+    from changepair.flows.running.steps import step
+    from changepair.tasks.detectors.pretrained import use_model
+
+    pipeline, detector, settings = stage.pipeline, stage.detector, stage.chosen[stage.detector]
+    if stage.training is None:
+        step(name="use model", task_run_name="use model {name}")(use_model)(detector, settings, stage.folder)
+        get_run_logger().info(f"{pipeline}: {detector} as {settings.model} has it")
         return
-    trained: Trained = train_detector(detector, pipeline, settings, folder, read_pipelines().execution)
+    task = step(name="train detector", task_run_name=f"train {detector}", retry_delay_seconds=30)(train_detector)
+    trained: Trained = task(stage, execution)
     measured = "" if trained.held_out_loss is None else f", on held-out examples {trained.held_out_loss:.4f}"
     if trained.parts > 1:
         get_run_logger().warning(
@@ -57,5 +95,25 @@ def train(pipeline: str, detector: str) -> None:
     get_run_logger().info(f"{pipeline}: {detector}, {trained.steps} steps, loss {trained.loss:.4f}{measured}")
 
 
+def train_detector(stage: Train, execution: Execution) -> Trained:
+    """Train a detector. A retry resumes from the last checkpoint."""
+    from changepair.flows.running.steps import progress
+    from changepair.tasks.detectors import train as training
+    from changepair.tasks.training import processes
+    from changepair.tasks.training.loop import Examples, Places
+
+    assert stage.examples is not None
+    name = stage.detector
+    job = processes.Job(
+        training.__name__,
+        stage.chosen[name],
+        stage.training,
+        Examples(stage.examples, stage.augmentation or AugmentationSettings()),
+        Places(stage.folder, stage.checkpoints, tracking_of(execution, stage.pipeline, name)),
+        execution.workers,
+    )
+    return processes.train(job, execution.processes, progress(f"{name}: share of the training steps done"))
+
+
 if __name__ == "__main__":
-    start_stage(train, on_gpu=True)
+    start_stage("train")

@@ -73,7 +73,8 @@ def list_pipelines() -> None:
 
 
 def plan() -> None:
-    from changepair.flows.plan import DVC_YAML, planned, write_plan
+    from changepair.flows.plan import planned, write_plan
+    from changepair.flows.stage import DVC_YAML
 
     written = write_plan()
     for stage in planned():

@@ -39,8 +39,7 @@ from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.detectors.registry import kind_of
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of
 from changepair.tasks.scoring.decision import Decision, decide, same_episodes
-from changepair.tasks.scoring.recommendation import DECISION_NAME
-from changepair.tasks.scoring.results import DRAWS_NAME, DrawRow, read_draws, results_of
+from changepair.tasks.scoring.results import DECISION_NAME, DRAWS_NAME, DrawRow, read_draws, results_of
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from changepair.flows.settings.pipelines import pipeline_named
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.texts import read_text
-from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation
-from changepair.tasks.scoring.results import METRICS_NAME
+from changepair.tasks.scoring.recommendation import Recommendation
+from changepair.tasks.scoring.results import DECISION_NAME, METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
 """In in-use/: what its figures were measured as."""

@@ -22,8 +22,7 @@ from changepair.flows.running.places import CANDIDATE, EVALUATION, IN_USE, SETTI
 from changepair.flows.running.records import read_record
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text, written_beside
-from changepair.tasks.scoring.recommendation import DECISION_NAME
-from changepair.tasks.scoring.results import DRAWS_NAME
+from changepair.tasks.scoring.results import DECISION_NAME, DRAWS_NAME
 
 POINTER = "in-use.dvc"
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from prefect import Flow
-from prefect.settings import PREFECT_API_URL
-
-from changepair.flows.running.api import end_with_parent, logged_in, one_api, run
+from changepair.flows import plan
 from changepair.flows.running.console import set_volume, set_volume_of_workers, volume
 from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
 from changepair.flows.running.locks import one_at_a_time
-from changepair.flows.running.login import login_for
 from changepair.flows.running.unchanged import unchanged
-from changepair.flows.settings.pipelines import Execution, read_pipelines
+from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.stopping import on_sigterm
+
+if TYPE_CHECKING:
+    from changepair.flows.stage import StageFlow
 
 LIMIT = "changepair-gpu"  # `changepair deploy` sets it on the server, to runs.gpus
 
@@ -37,32 +37,37 @@ def gpu_slot() -> Iterator[None]:
         yield
 
 
-def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[Execution], Any] | None = None) -> None:
-    """Runs a stage's flow as `python -m flows.<stage> <dataset or pipeline> …`, which is what DVC does; exits as `exit_on_bad_input` says.
+def start_stage(kind: str) -> None:
+    """Run a stage's flow as `python -m changepair.flows.<stage> <dataset or pipeline> …`, which is DVC's command for it.
 
-    All of pipelines.yaml is checked before anything is done. on_gpu: whether the flow computes on a GPU where there is one. runner: gives
-    Prefect's task runner, if it is not the default one.
+    It checks all of pipelines.yaml first. It exits as `exit_on_bad_input` does.
     """
-    names, of = list(flow.parameters.properties), sys.argv[1:]
+    module, of = import_module(f"changepair.flows.{kind}"), tuple(sys.argv[1:])
+    names = ("dataset",) if kind in plan.OF_A_DATASET else ("pipeline", "detector") if kind in plan.OF_A_DETECTOR else ("pipeline",)
     if len(of) != len(names):
-        sys.exit(f"usage: python -m changepair.flows.{flow.name} {' '.join(f'<{name}>' for name in names)}")
-
+        sys.exit(f"usage: python -m changepair.flows.{kind} {' '.join(f'<{name}>' for name in names)}")
+    flow: StageFlow[Any] = getattr(module, kind)
     set_volume(volume())
     set_volume_of_workers()
 
     def work() -> object:
+        from prefect.settings import PREFECT_API_URL  # Prefect takes seconds, which `changepair plan` does not spend
+
+        from changepair.flows.running.api import end_with_parent, logged_in, one_api, run
+        from changepair.flows.running.login import login_for
+
         end_at_ctrl_c_when_saved()
         end_with_parent()
-        what = f"{flow.name} {' '.join(of)}"
+        what = f"{kind} {' '.join(of)}"
         # What a run that was killed has started may not have ended yet.
         with (
             on_sigterm(),
-            one_at_a_time("-".join((flow.name, *of)), what, wait=True, tell=tell),
-            gpu_slot() if on_gpu else nullcontext(),
-            unchanged(flow.name, *of),
+            one_at_a_time("-".join((kind, *of)), what, wait=True, tell=tell),
+            gpu_slot() if flow.on_gpu else nullcontext(),
+            unchanged(kind, *of),
             logged_in(url, login_for(url)) if (url := PREFECT_API_URL.value()) else one_api(),
         ):
-            execution = read_pipelines().execution
-            return run(flow if runner is None else flow.with_options(task_runner=runner(execution)), **dict(zip(names, of, strict=True)))
+            stage, execution = plan.stage_of(kind, *of), read_pipelines().execution
+            return run(flow.build(stage, execution), stage=stage, execution=execution)
 
     exit_on_bad_input(work)

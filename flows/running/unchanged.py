@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from changepair.flows.plan import CODE_STAGE, DVC_YAML, settings_file, settings_of, stage_name
 from changepair.flows.running.places import CODE
 from changepair.flows.running.records import read_record
 from changepair.flows.settings.reader import FILE, hold, load_yaml
+from changepair.flows.stage import CODE_STAGE, DVC_YAML, settings_file, stage_name
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.fingerprint import Code, versions_of
 from changepair.tasks.common.places import place_of, states
@@ -48,7 +48,9 @@ def _refuse_other_settings(kind: str, of: tuple[str, ...]) -> None:
     recorded = settings_file(stage_name(kind, of))
     if not recorded.is_file():
         return
-    now = settings_of(kind, of)
+    from changepair.flows.plan import stage_of
+
+    now = stage_of(kind, *of).settings
     key = next(differing(read_json(recorded), now), None)
     if key is not None:
         raise BadInput(f"{FILE}: {key} was changed after the run began; run the same again")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, TypeVar, cast
-
-from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from changepair.flows.settings.pipelines import Execution
 from changepair.tasks.common.stopping import check
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
 
 ASKED_EVERY = 0.5  # seconds
 Held = TypeVar("Held")
@@ -17,6 +18,8 @@ Held = TypeVar("Held")
 
 def task_runner(execution: Execution) -> TaskRunner[Any]:
     """Makes the runner that `execution` in pipelines.yaml asks for."""
+    from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
     if execution.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=execution.workers)
     if execution.runner == "processes":
@@ -48,6 +51,8 @@ def on_cluster(execution: Execution) -> bool:
 
 def cluster_or_threads(execution: Execution) -> TaskRunner[Any]:
     """Makes the runner of a stage that divides for a cluster only."""
+    from prefect.task_runners import ThreadPoolTaskRunner
+
     return task_runner(execution) if on_cluster(execution) else ThreadPoolTaskRunner()
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from changepair.flows.plan import SPLIT
 from changepair.flows.running.console import Volume, volume
 from changepair.flows.runs.states import StageState
+from changepair.flows.stage import SPLIT
 
 
 class ProgressDisplay:

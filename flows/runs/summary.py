@@ -9,14 +9,14 @@ from typing import Any
 
 from changepair.flows.promotion.history import read_recommendation
 from changepair.flows.running.artifacts import picture_url
-from changepair.flows.running.places import EVALUATION, REPORT_NAME
+from changepair.flows.running.places import EVALUATION, GALLERIES_NAME, REPORT_NAME
 from changepair.flows.runs.journal import Run
 from changepair.tasks.reporting.advice import advice_of, next_steps
-from changepair.tasks.reporting.galleries import GALLERIES_NAME, short_name
+from changepair.tasks.reporting.galleries import short_name
 from changepair.tasks.scoring.figures import heading
-from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
+from changepair.tasks.scoring.operating import read_operating
 from changepair.tasks.scoring.recommendation import Recommendation
-from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
+from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, OPERATING_NAME, read_comparisons, read_figures
 
 RUNS = 8
 """Of the trend."""

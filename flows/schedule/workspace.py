@@ -21,7 +21,7 @@ from typing import Any
 from dvc.config import Config, ConfigError
 from dvc.utils.serialize import dump_yaml
 
-from changepair.flows.plan import DVC_YAML, PLAN, is_of
+from changepair.flows.plan import is_of
 from changepair.flows.promotion.store import POINTER
 from changepair.flows.running.cache import verify
 from changepair.flows.running.places import EVALUATION, MODELS
@@ -32,6 +32,7 @@ from changepair.flows.schedule.origins import refuse_other_origin
 from changepair.flows.settings import overriding
 from changepair.flows.settings.reader import FILE
 from changepair.flows.settings.runs import Results, branch_of
+from changepair.flows.stage import DVC_YAML, PLAN
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.texts import decode, read_text

@@ -21,7 +21,6 @@ from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.scoring.figures import PRO_LIMIT, Tally, tally, tally_levels
 from changepair.tasks.scoring.results import ALL, FigureRow, Measured
 
-CURVES_NAME = "curves"
 POINTS = 101
 BARS = 40
 ROC, PR, PRO, HISTOGRAM, SHOTS = "roc", "pr", "pro", "histogram", "shots"

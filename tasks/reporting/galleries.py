@@ -19,11 +19,10 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.sheets import PAPER, TILE, Line, contact_sheet, heated, outlined
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import least_rate, top_of
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, shown_episodes
+from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.scoring.operating import RATE
 from changepair.tasks.scoring.scores import Scored, read_scored
 
-GALLERIES_NAME = "galleries"
 Kind = Literal["missed", "false alarms", "borderline", "found"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Of pictures of a gallery: the anomalous ones below the threshold and the normal ones above it, the most wrong first; those nearest to it;
@@ -71,7 +70,7 @@ class Gallery:
         return [pick for pick in self.picks if pick.detector == detector]
 
 
-def galleries_of(scores: Mapping[str, Path], files: EpisodeFiles, count: int) -> list[Gallery]:
+def galleries_of(scores: Mapping[str, Path], files: TargetFiles, count: int) -> list[Gallery]:
     """Chooses a gallery a target. scores: the folders that the score stage wrote, by detector. count: as `choose` has it."""
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}

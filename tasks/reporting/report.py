@@ -42,7 +42,7 @@ class Origin:
 
     pipeline: str
     settings: Mapping[str, Any]
-    """The pipeline's section of pipelines.yaml."""
+    """All settings that the evaluation depends on, by their keys in pipelines.yaml."""
     layouts: Mapping[str, str]
     """Of each target."""
     artifacts: Mapping[str, str]
@@ -56,7 +56,7 @@ class Inputs:
     """The files of earlier stages that the report shows something of."""
 
     pairs: Path  # the folder that tasks/synthesis/overview.py wrote
-    models: Path
+    models: Sequence[Path]  # the model folders
     inpainter: Path
     rejected: Path
     near_duplicates: Path
@@ -84,8 +84,8 @@ def write_report(
     advised = {advice.target: advice for advice in advice_of(recommendation, figures, operating)}
     pipeline = origin.pipeline
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
-    logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
-    logs += [("inpainting model", log) for log in [inputs.inpainter / LOG_NAME] if log.is_file()]
+    trainings = [*((folder.name, folder) for folder in sorted(inputs.models)), ("inpainting model", inputs.inpainter)]
+    logs = [(name, folder / LOG_NAME) for name, folder in trainings if (folder / LOG_NAME).is_file()]
     write_text(
         file,
         page.render(

@@ -41,17 +41,37 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class EpisodeFiles:
-    """The paths of a pipeline's sampling files."""
+class TargetFiles:
+    """The tables that detectors are measured on."""
 
     episodes: Path
+    targets: Path
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The tables of what change pairs are made of."""
+
     sources: Path
     textures: Path
-    auxiliary: Path
     objects: Path
-    targets: Path
+
+
+@dataclass(frozen=True)
+class EpisodeFiles(SourceFiles, TargetFiles):
+    """All files of a pipeline's sampling."""
+
+    auxiliary: Path
     rejected: Path
     near_duplicates: Path
+
+    @property
+    def tested(self) -> TargetFiles:
+        return TargetFiles(self.episodes, self.targets)
+
+    @property
+    def made_of(self) -> SourceFiles:
+        return SourceFiles(self.sources, self.textures, self.objects)
 
     @classmethod
     def of(cls, folder: Path, pipeline: str) -> EpisodeFiles:

@@ -18,7 +18,7 @@ from changepair.tasks.common.fingerprint import SHORT, code_of
 from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, files_of_prior, kind_of
 from changepair.tasks.detectors.store import MODEL_NAME, load_detector
 from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings
-from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.episodes import TargetFiles, read_episodes, read_pictures
 from changepair.tasks.scoring.score import Contender, score
 from changepair.tasks.scoring.scores import Work
 from changepair.tasks.scoring.settings import EvaluationSettings
@@ -46,7 +46,7 @@ class Scoring:
     detectors: Mapping[str, Any]
     """The settings of all of the pipeline's."""
     settings: EvaluationSettings
-    files: EpisodeFiles
+    files: TargetFiles
     models: Path
     """The folder of the detectors' model folders."""
     scores: Path

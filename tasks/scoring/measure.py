@@ -16,7 +16,7 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tensors import read_mask_as_published
 from changepair.tasks.detectors.detector import upsample
 from changepair.tasks.ingestion.manifest import ANOMALOUS
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
+from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.figures import image_figures, tally
 from changepair.tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
@@ -31,7 +31,7 @@ Resamples = Mapping[int, NDArray[np.float32]]
 """Of the first so many queries, for each number of them that some detector scores."""
 
 
-def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: EvaluationSettings) -> list[Measured]:
+def measure(scores: Mapping[str, Path], files: TargetFiles, settings: EvaluationSettings) -> list[Measured]:
     """Measures every detector on every episode, by target, detector and episode, each in the order given. scores: the folders that the
     score stage wrote, by detector."""
     episodes = read_episodes(files.episodes)

@@ -26,7 +26,6 @@ from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.results import ALL, read_csv_rows
 from changepair.tasks.scoring.scores import Scored
 
-OPERATING_NAME = "operating.csv"
 RATE = 0.01
 """Of false alarms, that is asked for where there are normal pictures enough."""
 INTERVAL = (0.025, 0.975)

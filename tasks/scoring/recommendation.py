@@ -29,7 +29,6 @@ from changepair.tasks.scoring.operating import RATE, binomial_interval
 from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.scores import Scored
 
-DECISION_NAME = "decision.json"
 NEAR = 0.01
 """Largest loss of the metric, a fraction, for which fewer prompts are preferred."""
 PREFERRED = "class-specific"

@@ -32,7 +32,7 @@ from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 
 MADE_BY = "figures"
 METRICS_NAME, FIGURES_NAME, COMPARISONS_NAME = "metrics.json", "figures.csv", "comparisons.csv"
-DRAWS_NAME = "draws.parquet"
+DRAWS_NAME, DECISION_NAME, OPERATING_NAME, CURVES_NAME = "draws.parquet", "decision.json", "operating.csv", "curves"
 HEADLINES = ("image_auroc", "pixel_aupro")
 """The figures in metrics.json."""
 ALL = ""

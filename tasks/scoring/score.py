@@ -22,7 +22,7 @@ from changepair.tasks.common.pictures import Resize
 from changepair.tasks.common.tensors import read_tiles, uncropped
 from changepair.tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, shown_episodes
+from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import compare
 from changepair.tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
@@ -47,7 +47,7 @@ class Contender:
 
 def score(
     contenders: Sequence[Contender],
-    files: EpisodeFiles,
+    files: TargetFiles,
     folders: Mapping[str, Path],
     *,
     batch_size: int,
@@ -101,7 +101,7 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
     return groups
 
 
-def count_parts(files: EpisodeFiles) -> int:
+def count_parts(files: TargetFiles) -> int:
     """Counts the parts that the work divides into: episodes of the same queries, which are a category's, are one."""
     return len(_same_queries(dict(enumerate(read_episodes(files.episodes)))))
 

@@ -25,7 +25,7 @@ from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.rows import write_rows
 from changepair.tasks.inpainting.inpainter import Inpainter, load_inpainter
-from changepair.tasks.sampling.episodes import EpisodeFiles, read_pictures
+from changepair.tasks.sampling.episodes import SourceFiles, read_pictures
 from changepair.tasks.synthesis.changes import Materials
 from changepair.tasks.synthesis.objects import Objects
 from changepair.tasks.synthesis.overview import write_overview
@@ -40,7 +40,7 @@ NAME_LENGTH = 16
 class Inputs:
     """The files that pairs are made of."""
 
-    files: EpisodeFiles
+    files: SourceFiles
     inpainter: Path  # the folder that the inpainter stage wrote
 
 
@@ -101,7 +101,7 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
     return len(rows)
 
 
-def maker(settings: SynthesisSettings, files: EpisodeFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
+def maker(settings: SynthesisSettings, files: SourceFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
     """Gives the maker of the pairs to learn from, or of those to measure on. Without an inpainter it makes those that need none."""
     sources, textures = (_photographs(table, settings)[held_out] for table in (files.sources, files.textures))
     return Maker(Materials(settings, sources, textures, Objects(settings.objects, sources, files.objects)), inpainter, held_out=held_out)

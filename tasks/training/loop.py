@@ -25,8 +25,7 @@ from changepair.tasks.common import stopping
 from changepair.tasks.common.devices import best_device, computes_bf16
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.encoder import multiply_exactly
-from changepair.tasks.sampling.episodes import EpisodeFiles
-from changepair.tasks.synthesis.settings import SynthesisSettings
+from changepair.tasks.synthesis.settings import AugmentationSettings
 from changepair.tasks.training import checkpoint
 from changepair.tasks.training.checkpoint import Progress
 from changepair.tasks.training.log import LogLine, write_log
@@ -98,19 +97,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples that a pipeline has to learn from."""
+    """What a detector learns from."""
 
-    pairs: Path
-    """The folder of its change pairs."""
-    synthesis: SynthesisSettings
-    """How they were made."""
-    made_of: EpisodeFiles
-    """What they were made of."""
-
-    @property
-    def auxiliary(self) -> Path:
-        """The table of its labelled pictures."""
-        return self.made_of.auxiliary
+    path: Path
+    """The folder of change pairs, or the table of labelled pictures: the training's settings say which."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    """The change of appearance that pairs were made with."""
 
 
 @dataclass(frozen=True)

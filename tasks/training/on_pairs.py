@@ -56,7 +56,7 @@ def train_on_pairs(
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
     """Trains on change pairs, as tasks/training/loop.py::fit says."""
-    pairs = examples.pairs
+    pairs = examples.path
     accelerator = accelerator_for(settings.precision)
     resolution = settings.resolution or blueprint.settings.resolution
     training, measured = (ChangePairs(pairs, resolution, held_out=held_out) for held_out in (False, True))

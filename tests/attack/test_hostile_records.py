@@ -39,7 +39,8 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.prediction.calibration import calibrated
 from changepair.tasks.scoring.decision import Choice
-from changepair.tasks.scoring.recommendation import DECISION_NAME, Prompt, Recommendation, Use, write_recommendation
+from changepair.tasks.scoring.recommendation import Prompt, Recommendation, Use, write_recommendation
+from changepair.tasks.scoring.results import DECISION_NAME
 
 pytestmark = pytest.mark.attack
 FIGURES = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}

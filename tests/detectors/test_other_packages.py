@@ -33,7 +33,6 @@ from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.prediction.models import named
 from changepair.tasks.prediction.pictures import as_picture
 from changepair.tasks.prediction.predictor import Predictor
-from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training.loop import Examples, Places
 from changepair.tasks.training.settings import PairTrainingSettings
@@ -307,7 +306,7 @@ def test_a_detector_of_another_package_is_trained_and_resumes_only_what_its_own_
     install(site, "other", "learner = other_package:KIND", LEARNS)
     (site / "other_package" / "model.py").write_text(MODEL)
     synthesis = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
-    examples = Examples(make_pairs(layout, synthesis, layout.parent / "pairs"), synthesis, EpisodeFiles.of(tmp_path / "episodes", "small"))
+    examples = Examples(make_pairs(layout, synthesis, layout.parent / "pairs"), synthesis.augmentation)
     places = Places(tmp_path / "learner", tmp_path / "checkpoints")
     detector, settings = DETECTORS["learner"].settings(), PairTrainingSettings(epochs=4, batch_size=12, learning_rate=0.01, log_every=1)
     shares: list[float] = []

@@ -66,7 +66,7 @@ def trained(files: EpisodeFiles, detector: Any, synthesis: SynthesisSettings, ep
     finish(synthesis, work, folder / "pairs")
     settings = PairTrainingSettings(epochs=epochs, batch_size=8, learning_rate=2e-3, schedule="cosine", precision="no")
     places = Places(folder / "model", folder / "checkpoints")
-    train(detector, settings, examples=Examples(folder / "pairs", synthesis, files), places=places, workers=0)
+    train(detector, settings, examples=Examples(folder / "pairs", synthesis.augmentation), places=places, workers=0)
     model = create_detector(detector)
     load_model(folder / "model", model)
     return model.eval()

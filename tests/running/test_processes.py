@@ -26,7 +26,6 @@ from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings
-from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training.loop import Examples, Places, Trained
 from changepair.tasks.training.processes import Job, count_of, train
@@ -44,7 +43,7 @@ def pairs(layout: Path) -> Path:
 
 
 def job(pairs: Path, name: str, detector: Any = METAUAS, settings: PairTrainingSettings = SETTINGS) -> Job:
-    examples = Examples(pairs, SYNTHESIS, EpisodeFiles.of(pairs.parent / "episodes", "small"))
+    examples = Examples(pairs, SYNTHESIS.augmentation)
     folder = pairs.parent / name
     return Job("changepair.tasks.detectors.train", detector, settings, examples, Places(folder, folder.with_suffix(".checkpoints")), 0)
 

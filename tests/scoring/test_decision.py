@@ -38,8 +38,18 @@ from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.measure import measure
 from changepair.tasks.scoring.operating import OperatingRow
-from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendation, recommend, write_recommendation
-from changepair.tasks.scoring.results import DRAWS_NAME, ComparisonRow, DrawRow, FigureRow, Measure, Measured, results_of, write_results
+from changepair.tasks.scoring.recommendation import Recommendation, recommend, write_recommendation
+from changepair.tasks.scoring.results import (
+    DECISION_NAME,
+    DRAWS_NAME,
+    ComparisonRow,
+    DrawRow,
+    FigureRow,
+    Measure,
+    Measured,
+    results_of,
+    write_results,
+)
 from changepair.tasks.scoring.score import Contender
 from changepair.tasks.scoring.scores import Scored, Work, read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings

@@ -202,24 +202,23 @@ def train(
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
     """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks/training/loop.py::fit says."""
-    pairs, auxiliary = examples.pairs, examples.auxiliary
     detector: InCTRLSettings = blueprint.settings
     if settings.examples == "pairs":
-        index = read_index(pairs)
+        index = read_index(examples.path)
         make: list[PairEvidence | AuxiliaryEvidence] = [
-            PairEvidence(pairs, rows, detector.resolution, settings.views, examples.synthesis.augmentation)
+            PairEvidence(examples.path, rows, detector.resolution, settings.views, examples.augmentation)
             for rows in ([row for row in index if row.held_out == held_out] for held_out in (False, True))
             if rows
         ]
-        inputs: dict[str, Any] = hashes(pairs)
+        inputs: dict[str, Any] = hashes(examples.path)
     else:
-        rows = read_pictures(auxiliary)
+        rows = read_pictures(examples.path)
         shuffled = [rows[index] for index in generator(settings.seed, "held out").permutation(len(rows))]
         count = int(len(rows) * settings.held_out)
         normal = [row for row in rows if row.is_normal_training]
         parts = (shuffled[count:], shuffled[:count])
         make = [AuxiliaryEvidence(part, normal, settings, detector) for part in parts if part]
-        inputs = {"auxiliary": sha256(auxiliary)}
+        inputs = {"auxiliary": sha256(examples.path)}
     if not make or len(set(make[0].labels)) < 2:
         wrong = f"its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart"
         raise BadInput(f"training.{places.model_folder.name}: {wrong}")
