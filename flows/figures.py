@@ -41,17 +41,16 @@ PLOTS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The files that the stage writes, in the folder of the pipeline's evaluation."""
+    """The files of an evaluation that the report reads, besides the metrics."""
 
     comparisons: Path
     operating: Path
     curves: Path
-    draws: Path
     decision: Path
 
     @classmethod
     def of(cls, pipeline: str) -> Evaluation:
-        names = (COMPARISONS_NAME, OPERATING_NAME, CURVES_NAME, DRAWS_NAME, DECISION_NAME)
+        names = (COMPARISONS_NAME, OPERATING_NAME, CURVES_NAME, DECISION_NAME)
         return cls(*(EVALUATION / pipeline / name for name in names))
 
 
@@ -70,6 +69,7 @@ class Figures(Stage):
     metrics_file: Metrics[Path]
     figures: InGit[Path]
     evaluation: Output[Evaluation]
+    draws: Output[Path]
     trained: Sequence[str]
     """The detectors with weights, which follows from their settings."""
 
@@ -91,6 +91,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figur
         metrics_file=EVALUATION / name / METRICS_NAME,
         figures=EVALUATION / name / FIGURES_NAME,
         evaluation=Evaluation.of(name),
+        draws=EVALUATION / name / DRAWS_NAME,
         trained=pipeline.trained,
     )
 

@@ -176,7 +176,7 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
     current = read_current(pipeline)
     if current is not None and ended.outcome.state != RunState.IN_USE:
         yield f"in use: model {current.candidate[:8]}, since {current.time[:16].replace('T', ' ')} UTC"
-    recommended = read_recommendation(folder_of(pipeline) / IN_USE)
+    recommended = read_recommendation(folder_of(pipeline) / IN_USE if current is not None else EVALUATION / pipeline)
     for line in recommended.lines if recommended is not None else ():
         yield f"use on {line}"
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"

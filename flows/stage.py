@@ -15,10 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter
-
 from changepair.flows.running.places import CHECKPOINTS, CODE
 from changepair.flows.settings.pipelines import Execution
+from changepair.flows.settings.reader import as_json
 from changepair.tasks.detectors.registry import KIND, kind_of
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ PLAN = Path("plan.yaml")
 CODE_STAGE = "code"
 SPLIT = "_"
 """Separates the parts of a stage's name. No name in pipelines.yaml contains it."""
-
-
-def _dumped(value: Any) -> Any:
-    """Return settings as JSON has them, with their defaults."""
-    return TypeAdapter(Any).dump_python(value, mode="json")
 
 
 class Role(Enum):
@@ -51,7 +45,7 @@ class Setting:
 
     key: str = "pipelines.{pipeline}.{field}"
     """Its key in pipelines.yaml, with names of fields in braces. The part `*` stands for each key of a mapping."""
-    dump: Callable[[Any], Any] = _dumped
+    dump: Callable[[Any], Any] = as_json
 
 
 Input = Annotated[T, Role.INPUT]
@@ -62,7 +56,7 @@ InGit = Annotated[T, Role.IN_GIT]
 Metrics = Annotated[T, Role.METRICS]
 """An output that `dvc metrics` shows."""
 OfPipeline = Annotated[T, Setting()]
-OfDetectors = Annotated[T, Setting("pipelines.{pipeline}.detectors.*", lambda one: {KIND: kind_of(one), **_dumped(one)})]
+OfDetectors = Annotated[T, Setting("pipelines.{pipeline}.detectors.*", lambda one: {KIND: kind_of(one), **as_json(one)})]
 
 
 @dataclass(frozen=True)

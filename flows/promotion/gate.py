@@ -32,14 +32,16 @@ from changepair.flows.runs.journal import now
 from changepair.flows.runs.states import RunState
 from changepair.flows.settings.detectors import Detectors
 from changepair.flows.settings.pipelines import Pipeline, enabled_pipeline, read_pipelines
-from changepair.flows.settings.reader import parse, read_yaml
+from changepair.flows.settings.reader import as_json, parse
 from changepair.flows.settings.runs import branch_of
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.fingerprint import code_of
-from changepair.tasks.detectors.registry import kind_of
+from changepair.tasks.detectors.registry import KIND, kind_of
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of
 from changepair.tasks.scoring.decision import Decision, decide, same_episodes
 from changepair.tasks.scoring.results import DECISION_NAME, DRAWS_NAME, DrawRow, read_draws, results_of
+
+BY_HAND = "promotion.automatic is false: `changepair promote {}` makes it the current model"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ def gate(pipeline: str) -> Outcome:
     current = read_current(pipeline)
     if current is None:
         reason = "the first model of this pipeline"
+        if not settings.promotion.automatic:
+            return Outcome(RunState.KEPT, f"{reason}; {BY_HAND.format(pipeline)}")
         return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, reason)))
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
-        return _again(pipeline, current)
+        return _again(pipeline, current, settings.promotion.automatic)
     candidate = candidate_hash(pipeline)
     back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # where nothing is trained, all have one name
     if back is not None:  # else the next run would undo what a person decided
@@ -73,18 +77,19 @@ def gate(pipeline: str) -> Outcome:
     if not (equal and same_episodes(new, in_use, settings.promotion.figure, detectors)):
         in_use = measure_in_use(pipeline, settings, measured_as.detectors)
     decision = decide(new, in_use, settings.promotion, detectors)
-    if decision.promoted:
+    if decision.promoted and settings.promotion.automatic:
         return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, decision.reason)), decision)
-    return _kept(pipeline, decision.reason, decision)
+    reason = f"{decision.reason}; {BY_HAND.format(pipeline)}" if decision.promoted else decision.reason
+    return _kept(pipeline, reason, decision)
 
 
-def _again(pipeline: str, current: Model) -> Outcome:
+def _again(pipeline: str, current: Model, automatic: bool) -> Outcome:
     """Keep the current model. If its decision has changed, promote it with the new one."""
     since = f"this model is in use, since {_when(current.time)}"
     new, old = (folder / DECISION_NAME for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     if old.is_file() and old.read_bytes() == new.read_bytes():
         return Outcome(RunState.IN_USE, since)
-    if current.action == "rolled back":  # a person chose the old decision
+    if current.action == "rolled back" or not automatic:  # a person chooses
         return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
     return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model with a new decision")))
 
@@ -183,8 +188,8 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[Dr
 
 def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
     """Gives what the candidate is measured as."""
-    section = read_yaml()["pipelines"][pipeline]
     kinds = {name: kind_of(settings.detectors[name]) for name in judged(settings)}
     code = {name: code_of(*roots("score", kind)).digest for name, kind in kinds.items()}
-    evaluation = {name: value for name, value in section["evaluation"].items() if name not in ("batch_size", "shown")}
-    return MeasuredAs(section["detectors"], evaluation, {**code, "figures": code_of(*roots("figures")).digest})
+    detectors = {name: {KIND: kind_of(one), **as_json(one)} for name, one in settings.detectors.items()}
+    evaluation = {name: value for name, value in as_json(settings.evaluation).items() if name not in ("batch_size", "shown")}
+    return MeasuredAs(detectors, evaluation, {**code, "figures": code_of(*roots("figures")).digest})

@@ -206,3 +206,8 @@ def _fields(kind: Any) -> dict[Any, Any]:
     if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "__total__"):
         return dict(typing.get_type_hints(kind))
     return {}
+
+
+def as_json(settings: Any) -> Any:
+    """Return settings as JSON has them, with their defaults."""
+    return TypeAdapter(Any).dump_python(settings, mode="json")

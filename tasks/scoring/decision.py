@@ -23,6 +23,8 @@ class PromotionSettings:
     tolerance: Annotated[float, Between(0, 1)] = 0.02
     """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its figure less that
     of the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
+    automatic: bool = True
+    """Whether a model that passes becomes the current one; false to leave that to a person, with `changepair promote`."""
     detectors: tuple[str, ...] | None = None
     """Which must pass, each by itself; those of the pipeline that are trained (all, if none is) unless some are named."""
     floor: bool = True

@@ -10,7 +10,8 @@ from conftest import SMALL, TINY, make_project, run, write_pipelines
 from dvc.config_schema import REMOTE_SCHEMAS
 from dvc.stage.utils import is_valid_name
 
-from changepair.flows.plan import KINDS, is_of, planned, settings_file, settings_text, write_plan
+from changepair.flows.plan import KINDS, is_of, planned, write_plan
+from changepair.flows.stage import settings_file, settings_text
 from changepair.tasks.common.errors import BadInput
 
 
@@ -142,18 +143,20 @@ def test_a_subset_outdates_its_detectors_scores_and_no_others(tmp_path: Path) ->
         settings_of_stages(tmp_path, {**chosen, "evaluation": {"resolution": 64, "subset": subset}})
         for subset in ({"patch-residual": 4, "subspace": 4}, {"subspace": 4}, {})
     )
-    assert differing(both, one) == {"score_small_patch-residual"} and differing(one, none) == {"score_small_subspace"}
+    assert differing(both, one) == {"score_small_patch-residual", "report_small"}
+    assert differing(one, none) == {"score_small_subspace", "report_small"}
 
 
 def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> None:
-    assert differing(settings_of_stages(tmp_path, {"promotion": {"floor": False}}), settings_of_stages(tmp_path, {})) == {"figures_small"}
+    changed = differing(settings_of_stages(tmp_path, {"promotion": {"floor": False}}), settings_of_stages(tmp_path, {}))
+    assert changed == {"figures_small", "report_small"}
 
 
 def test_an_edit_of_a_section_outdates_the_stages_that_read_it(tmp_path: Path) -> None:
     before = settings_of_stages(tmp_path, {})
     for section, expected in (
-        ({"synthesis": {"pairs": 9}}, {"synthesize_small"}),
-        ({"sampling": {"shots": [2]}}, {"sample_small"}),
+        ({"synthesis": {"pairs": 9}}, {"synthesize_small", "report_small"}),
+        ({"sampling": {"shots": [2]}}, {"sample_small", "report_small"}),
         ({"evaluation": {"resolution": 32}}, {"figures_small", "report_small"}),
     ):
         small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]

@@ -14,7 +14,7 @@ from typing import get_args
 import pytest
 from conftest import ROOT
 
-from changepair.flows.plan import ROOTS, dvc_yaml, planned, roots
+from changepair.flows.plan import OF_A_DATASET, OF_A_PIPELINE, dvc_yaml, planned, roots
 from changepair.flows.settings import reference
 from changepair.flows.settings.pipelines import PackagedName
 from changepair.tasks.common import fingerprint
@@ -235,7 +235,7 @@ def test_a_change_of_what_runs_a_package_or_a_file_that_is_named_is_one_of_code(
     assert code_of("changepair.tasks.top", root=tree).digest == digests[-1]
 
 
-@pytest.mark.parametrize("kind", ROOTS)
+@pytest.mark.parametrize("kind", [*OF_A_DATASET, *OF_A_PIPELINE])
 def test_every_stages_code_is_known(kind: str) -> None:
     """Each package that it computes with has a version in the lock; a stage of a detector has that one's module and no other's."""
     for detector in DETECTORS if kind in ("train", "score") else [None]:
@@ -247,6 +247,13 @@ def test_every_stages_code_is_known(kind: str) -> None:
             own = {module for name in (detector, DETECTORS[detector].base) if name is not None for module in DETECTORS[name].modules}
             every = {module for kind in DETECTORS.values() for module in kind.modules}
             assert every & set(code.modules) == own | MADE_OF.get(detector, set())
+
+
+@pytest.mark.parametrize("kind", [*OF_A_DATASET, *OF_A_PIPELINE])
+def test_a_stage_receives_its_settings_and_never_reads_them(kind: str) -> None:
+    """What a flow uses is what its stage declares, so DVC knows of it."""
+    source = (ROOT / "flows" / f"{kind}.py").read_text()
+    assert not re.search(r"read_pipelines|pipeline_named|read_yaml|settings_of", source)
 
 
 def test_the_page_of_settings_is_as_the_code_has_them_and_says_what_each_means() -> None:

@@ -80,7 +80,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
             {"data/x": "f00d"},
             {"dvc": "3"},
         ),
-        inputs=Inputs(pairs, models, folder / "inpainter", files.rejected, files.near_duplicates),
+        inputs=Inputs(pairs, [models / name for name in ("metauas",)], folder / "inpainter", files.rejected, files.near_duplicates),
         figures=results.figures,
         comparisons=results.comparisons,
         operating=operating_rows(

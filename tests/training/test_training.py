@@ -71,9 +71,8 @@ def pairs(layout: Path) -> Path:
 
 
 def of(pairs: Path, auxiliary: Path | None = None) -> Examples:
-    """What there is to learn from: pairs, and what they were made of."""
-    files = EpisodeFiles.of(pairs.parent / "episodes", "small")
-    return Examples(pairs, SYNTHESIS, files if auxiliary is None else replace(files, auxiliary=auxiliary))
+    """What there is to learn from: pairs or labelled pictures."""
+    return Examples(auxiliary or pairs, SYNTHESIS.augmentation)
 
 
 def train(pairs: Path, name: str, settings: PairTrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
