@@ -462,6 +462,22 @@ def test_the_same_model_takes_a_new_decision_unless_it_was_rolled_back(project: 
     assert [before[2], changed[2], after[2], back[2]] == [True, True, True, False]
 
 
+def test_a_person_promotes_where_promotion_is_not_automatic(project: Path) -> None:
+    """The first model waits, without a file that Git would see; and so does the same model with a new decision."""
+    write_pipelines(project, edited(project, promotion={"automatic": False}))
+    models = project / "data/models/small"
+    kept = {models / name: (models / name).read_bytes() for name in ("current", "history.jsonl", "in-use.dvc")}
+    state, reason, _ = json.loads(run(project, "python", "-c", AGAIN.replace('rollback("small")', "")).stdout.splitlines()[1])
+    assert state == "In use already" and "`changepair promote small` takes the new prompts" in reason
+    assert {file: file.read_bytes() for file in kept} == kept
+    for file in kept:
+        file.unlink()
+    program = "from changepair.flows.promotion.gate import gate; ended = gate('small'); print(ended.state, ended.reason, sep='|')"
+    state, reason = run(project, "python", "-c", program).stdout.strip().split("|")
+    assert state == "Kept" and reason.endswith("`changepair promote small` makes it the current model")
+    assert not any(file.exists() for file in kept)
+
+
 def test_the_report_shows_the_pairs(retrained: Path) -> None:
     report = (retrained / "data/evaluation/small/report.html").read_text()
     with (retrained / "data/pairs/small/overview/kinds.csv").open() as stream:
