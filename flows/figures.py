@@ -66,8 +66,8 @@ class Figures(Stage):
     promotion: OfPipeline[PromotionSettings]
     resolution: Annotated[int, Setting("pipelines.{pipeline}.evaluation.resolution")]
     convention: Annotated[Convention, Setting("pipelines.{pipeline}.evaluation.convention")]
-    metrics_file: Metrics[Path]
-    figures: InGit[Path]
+    summary: MetricsFile[Path]
+    table: InGit[Path]
     evaluation: Output[Evaluation]
     draws: Output[Path]
     trained: Sequence[str]
@@ -88,8 +88,8 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figur
         promotion=pipeline.promotion,
         resolution=pipeline.evaluation.resolution,
         convention=pipeline.evaluation.convention,
-        metrics_file=EVALUATION / name / METRICS_NAME,
-        figures=EVALUATION / name / FIGURES_NAME,
+        summary=EVALUATION / name / METRICS_NAME,
+        table=EVALUATION / name / FIGURES_NAME,
         evaluation=Evaluation.of(name),
         draws=EVALUATION / name / DRAWS_NAME,
         trained=pipeline.trained,
@@ -106,7 +106,7 @@ def figures(stage: Figures, execution: Execution) -> None:
     task = step(name="measure", task_run_name=f"measure {stage.pipeline}", timeout_seconds=6 * HOUR)(write_figures)
     results: Results = task(stage)
     write_figures_to_trackers(stage.pipeline, results, execution)
-    rows = table(results.figures)
+    rows = table(results.rows)
     show_rows(stage.pipeline, "results", rows, f"Figures of {stage.pipeline}: percent, mean ± std over seeds")
     if not has_listener():  # the run ends with the best of them
         _print(rows)
@@ -127,7 +127,7 @@ def write_figures(stage: Figures) -> Results:
     files, evaluation = stage.files, stage.evaluation
     measured = measure(stage.scores, files, EvaluationSettings(resolution=stage.resolution, convention=stage.convention))
     results = results_of(measured, protocols_of(files.episodes))
-    write_results(stage.figures.parent, results)
+    write_results(stage.table.parent, results)
     scored = {name: list(read_scored(folder)) for name, folder in stage.scores.items()}
     episodes, pictures = read_episodes(files.episodes), read_pictures(files.targets)
     write_operating(evaluation.operating, operating_rows(scored, episodes, kinds_of(pictures)))
@@ -135,7 +135,7 @@ def write_figures(stage: Figures) -> Results:
     recommendation = recommend(results.draws, results.shared, episodes, scored, stage.promotion, stage.trained, ranges)
     write_recommendation(evaluation.decision, recommendation)
     scores = pa.concat_tables([read_scores(folder) for folder in stage.scores.values()])
-    curves_of(measured, scores, results.figures, protocols_of(files.episodes)).write(evaluation.curves)
+    curves_of(measured, scores, results.rows, protocols_of(files.episodes)).write(evaluation.curves)
     return results
 
 

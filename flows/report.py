@@ -42,7 +42,7 @@ class Report(Stage):
     rejected: Input[Path]
     near_duplicates: Input[Path]
     scores: Input[Mapping[str, Path]]
-    figures: Input[Path]
+    table: Input[Path]
     evaluation: Input[Evaluation]
     models: Input[Sequence[Path]]
     inpainter: Input[Path]
@@ -74,7 +74,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Repor
         rejected=files.rejected,
         near_duplicates=files.near_duplicates,
         scores={detector: SCORES / name / detector for detector in pipeline.detectors},
-        figures=folder / FIGURES_NAME,
+        table=folder / FIGURES_NAME,
         evaluation=Evaluation.of(name),
         models=[MODELS / name / CANDIDATE / detector for detector in pipeline.trained],
         inpainter=INPAINTERS / name,
@@ -103,8 +103,8 @@ def report(stage: Report, execution: Execution) -> None:
         picture = stage.galleries / overlays_name(gallery.target)
         if picture.is_file():
             show_picture(pipeline, picture.stem, picture, f"Maps of {pipeline} on {gallery.target}")
-    table = markdown(read_figures(stage.figures))
-    show_page(pipeline, "report", f"# {pipeline}\n\n{table}\nWhole report: `{stage.page}`")
+    rows = markdown(read_figures(stage.table))
+    show_page(pipeline, "report", f"# {pipeline}\n\n{rows}\nWhole report: `{stage.page}`")
 
 
 def draw_galleries(stage: Report) -> list[Gallery]:
@@ -126,7 +126,7 @@ def write_page(stage: Report, galleries: list[Gallery]) -> None:
         stage.page,
         origin=_origin(stage),
         inputs=Inputs(stage.pairs / OVERVIEW_NAME, stage.models, stage.inpainter, stage.rejected, stage.near_duplicates),
-        figures=read_figures(stage.figures),
+        figures=read_figures(stage.table),
         comparisons=read_comparisons(stage.evaluation.comparisons),
         operating=read_operating(stage.evaluation.operating),
         recommendation=_recommendation(stage),

@@ -53,7 +53,7 @@ Input = Annotated[T, Role.INPUT]
 Output = Annotated[T, Role.OUTPUT]
 InGit = Annotated[T, Role.IN_GIT]
 """An output that Git keeps, not DVC's cache."""
-Metrics = Annotated[T, Role.METRICS]
+MetricsFile = Annotated[T, Role.METRICS]
 """An output that `dvc metrics` shows."""
 OfPipeline = Annotated[T, Setting()]
 OfDetectors = Annotated[T, Setting("pipelines.{pipeline}.detectors.*", lambda one: {KIND: kind_of(one), **as_json(one)})]

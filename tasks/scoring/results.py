@@ -213,7 +213,7 @@ def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
 class Results:
     """The tables of an evaluation."""
 
-    figures: list[FigureRow]
+    rows: list[FigureRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
     shared: list[DrawRow]
@@ -230,7 +230,7 @@ def write_results(folder: Path, results: Results) -> None:
     """Writes the files of this module's head."""
     write_text(folder / METRICS_NAME, json.dumps(results.metrics, indent=1) + "\n")
     for name, kind, rows in (
-        (FIGURES_NAME, FigureRow, results.figures),
+        (FIGURES_NAME, FigureRow, results.rows),
         (COMPARISONS_NAME, ComparisonRow, results.comparisons),
     ):
         write_csv(folder / name, [field.name for field in fields(kind)], [astuple(row) for row in rows])

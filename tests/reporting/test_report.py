@@ -63,7 +63,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     measured = measure(scores, files, EvaluationSettings(resolution=64))
     results = results_of(measured, protocols_of(files.episodes))
     table = pa.concat_tables([read_scores(place) for place in scores.values()])
-    curves_of(measured, table, results.figures, protocols_of(files.episodes)).write(folder / "curves")
+    curves_of(measured, table, results.rows, protocols_of(files.episodes)).write(folder / "curves")
     pairs, models = folder / "overview", folder / "models"
     save(np.zeros((8, 8), dtype=np.uint8), pairs / "appearance.png")
     (pairs / "kinds.csv").write_text("kind,pairs\nappearance,30\nnone,10\n")
@@ -81,7 +81,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
             {"dvc": "3"},
         ),
         inputs=Inputs(pairs, [models / name for name in ("metauas",)], folder / "inpainter", files.rejected, files.near_duplicates),
-        figures=results.figures,
+        figures=results.rows,
         comparisons=results.comparisons,
         operating=operating_rows(
             {name: read_scored(place) for name, place in scores.items()},
@@ -109,7 +109,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     file, results = report
     page = file.read_text()
     short = page.partition('id="short"')[2].partition('id="figures"')[0]
-    for row in results.figures:
+    for row in results.rows:
         assert f"{100 * row.mean:.1f} ± {100 * row.std:.1f}<small>{100 * row.low:.1f} to {100 * row.high:.1f}</small>" in page
     for name in ("ROC of images", "Precision and recall", "PRO: overlap", "Scores of normal and anomalous", "Figures by shots"):
         assert name in page
@@ -120,7 +120,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert all(f"<h3>{kind}</h3>" in page for kind in KINDS) and "the threshold of best F1" in page
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "-S f00d -- dvc.lock" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
-    best = max((row for row in results.figures if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
+    best = max((row for row in results.rows if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
     assert f"use <strong>{best.detector} with 1 normal picture</strong>" in short  # two are no better by a point
     assert "All 2 categories have a threshold, for 33 % false alarms" in short  # two normal test pictures each
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
@@ -133,7 +133,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> takes ours the same way" in page
     assert "computed at 256 pixels a side; a pixel is anomalous where any pixel of the mask" in page
     assert ">nan" not in page.lower()
-    assert markdown(results.figures).count("\n| parts |") == 8
+    assert markdown(results.rows).count("\n| parts |") == 8
 
 
 def test_published_figures_stand_beside_the_same_protocol_and_resolution_only() -> None:

@@ -239,7 +239,7 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         "pixel_aupro",
     }
     rows = read_figures(tmp_path / "figures.csv")
-    assert rows == results.figures
+    assert rows == results.rows
     assert len(rows) == 2 * 2 * 3 * 3 * 7  # detectors, protocols, shots; both categories and all; figures
     for row in rows:
         assert 0 <= row.low <= row.high <= 1 and 0 <= row.mean <= 1 and row.seeds == 2
