@@ -12,7 +12,7 @@ from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
 from changepair.flows.runs.tracking import tracking_of
 from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
-from changepair.flows.stage import InGit, Input, Metrics, OfDetectors, OfPipeline, Output, Setting, Stage, stage_flow
+from changepair.flows.stage import InGit, Input, MetricsFile, OfDetectors, OfPipeline, Output, Setting, Stage, stage_flow
 from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.results import (
