@@ -15,8 +15,7 @@ from typing import Any
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
 FINITE: dict[str, Any] = {"allow_inf_nan": False}
 """Pydantic settings for records whose numbers are compared. With NaN no picture would be anomalous."""
-MOST = 2**31 - 1
-"""The greatest whole number of a settings file: tables hold 32 bits of one."""
+MOST = 2**31 - 1  # the greatest whole number of a settings file: tables hold 32 bits of one
 
 
 class Bound(ABC):

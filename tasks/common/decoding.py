@@ -24,31 +24,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 """Formats that Pillow may decode, whatever a file's name says. Other formats of Pillow may run programs: PostScript runs Ghostscript."""
 DICOM = "DICOM"
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm")
-"""Suffixes of picture files, in small letters."""
-MAX_PIXELS = 100_000_000
-"""Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm")  # suffixes of picture files, in small letters
+MAX_PIXELS = 100_000_000  # largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb.
 if Image.MAX_IMAGE_PIXELS is not None:  # from there on Pillow warns, which ends in an error where warnings are errors
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
-STRIP = 2**20
-"""Pixels that are scaled at a time."""
-MAX_BYTES = 2**30
-"""Largest decoded size of a deep picture, in bytes."""
+STRIP = 2**20  # pixels that are scaled at a time
+MAX_BYTES = 2**30  # largest decoded size of a deep picture, in bytes
 WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
 """White of cameras, detectors and integer types, by their bit depth."""
 LEAST_USED = 0.25
 """Least share of the range from black to white that the samples of a set of pictures use. Else the highest sample is taken for white."""
-MARGIN = 0.01
-"""How far float samples may exceed the range from black to white, as a share of it, because resampling overshoots."""
-MOST_OUTSIDE = 0.5
-"""Largest share of a picture's samples that may lie outside its intensity range."""
+MARGIN = 0.01  # how far float samples may exceed the range from black to white, as a share of it, because resampling overshoots
+MOST_OUTSIDE = 0.5  # largest share of a picture's samples that may lie outside its intensity range
 BLURRED = "marked by blurred masks (of many grey levels), cut at half of their highest value"
-LABELS = 16
-"""Largest number of levels of a mask that are labels. A mask with more was blurred, by JPEG or by resizing."""
-MOST_OBJECTS = 64
-"""Highest number of an object that gaps may come before. What blurs a mask of 0 and 255 leaves values above it."""
-RINGING = 0.1
-"""How far high-quality JPEG moves the values of a mask from black and white, as a share of white."""
+LABELS = 16  # largest number of levels of a mask that are labels. A mask with more was blurred, by JPEG or by resizing.
+MOST_OBJECTS = 64  # highest number of an object that gaps may come before. What blurs a mask of 0 and 255 leaves values above it.
+RINGING = 0.1  # how far high-quality JPEG moves the values of a mask from black and white, as a share of white
 
 Samples = Literal["integer", "float"]
 Picture = NDArray[np.uint8]
@@ -93,20 +84,14 @@ UNKNOWN, FULL = Intensity(), Intensity(full=True)
 class Decoded:
     """The samples of a picture file, turned by its EXIF orientation."""
 
-    samples: NDArray[Any]
-    """HxWx3 uint8 RGB. For a deep picture HxW or HxWx3 of another type."""
-    notes: tuple[str, ...] = ()
-    """Conversions to report, such as `palette, converted to RGB`."""
+    samples: NDArray[Any]  # HxWx3 uint8 RGB. For a deep picture HxW or HxWx3 of another type.
+    notes: tuple[str, ...] = ()  # conversions to report, such as `palette, converted to RGB`
     alpha: NDArray[np.float64] | None = None
     """HxW in [0, 1] for a picture with transparency, else None. Pictures of 8 bits are already composited over white."""
-    inverted: bool = False
-    """Whether low samples of a deep picture are white."""
-    stated: Range | None = None
-    """The range that the file states: the window of a DICOM file."""
-    palette: bool = False
-    """Whether the colours are from a palette that is not grey."""
-    lossy: bool = False
-    """Whether JPEG compressed it, which changes values a little."""
+    inverted: bool = False  # whether low samples of a deep picture are white
+    stated: Range | None = None  # the range that the file states: the window of a DICOM file
+    palette: bool = False  # whether the colours are from a palette that is not grey
+    lossy: bool = False  # whether JPEG compressed it, which changes values a little
 
     @property
     def deep(self) -> bool:

@@ -24,8 +24,7 @@ from changepair.tasks.common.places import is_remote
 
 HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
 os.umask(_umask := os.umask(0))  # the only way to read it
-MODE = 0o666 & ~_umask
-"""Permissions of a new file."""
+MODE = 0o666 & ~_umask  # permissions of a new file
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 

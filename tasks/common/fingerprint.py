@@ -27,8 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "changepair"
-ROOT = Path(__file__).absolute().parents[3]
-"""The folder that the running package is in: a checkout, or site-packages."""
+ROOT = Path(__file__).absolute().parents[3]  # the folder that the running package is in: a checkout, or site-packages
 LOCK = "requirements.lock"
 REGISTRY = f"{PACKAGE}.tasks.detectors.registry"
 """Names every detector. Which of them a result is of, is said by the roots that are asked about."""
@@ -41,10 +40,8 @@ DISTRIBUTIONS = {
     "open_clip": "open-clip-torch",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
-}
-"""What a package is called where it is installed from, if not as it is imported."""
-BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}
-"""Packages that others compute with."""
+}  # what a package is called where it is installed from, if not as it is imported
+BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}  # packages that others compute with
 OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})
 """Packages of sample pictures. An environment may lack them: a stage that needs one refuses to run without it."""
 SHORT = 16  # hexadecimal digits of a hash that is kept
@@ -68,10 +65,8 @@ def code_root() -> Path:
 class Code:
     """The code that a result depends on, part by part, so that two can be held beside each other to see what differs."""
 
-    modules: Mapping[str, str]
-    """Hash of each module's syntax tree, by its name."""
-    files: Mapping[str, str]
-    """Hash of each data file, by its path from the project's root."""
+    modules: Mapping[str, str]  # hash of each module's syntax tree, by its name
+    files: Mapping[str, str]  # hash of each data file, by its path from the project's root
     packages: Mapping[str, str]
     """Installed version of each package, by its name in the lock. It is written as the lock has it where the lock allows it: then with the
     versions for other Pythons too, so that results do not depend on the Python."""
@@ -131,8 +126,7 @@ def code_of(*roots: str, root: Path | None = None) -> Code:
 class _Parsed:
     hash: str
     imports: tuple[str, ...]
-    words: tuple[str, ...]
-    """Strings in it that may be names of files."""
+    words: tuple[str, ...]  # strings in it that may be names of files
 
 
 @cache
@@ -237,8 +231,7 @@ class Mismatch:
 
     package: str
     locked: str
-    installed: str | None
-    """None: not installed."""
+    installed: str | None  # None: not installed
 
     def __str__(self) -> str:
         return f"{self.package} {self.locked} is locked, but {self.installed or 'none'} is installed"

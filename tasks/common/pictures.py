@@ -17,8 +17,7 @@ from changepair.tasks.common.decoding import open_image as open_image
 
 Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Resize = Literal["squash", "aligned", "crop"]  # how a picture becomes a square
-UNREADABLE = (OSError, Undecodable)
-"""Errors of reading a picture: those of the disk and of the decoder."""
+UNREADABLE = (OSError, Undecodable)  # errors of reading a picture: those of the disk and of the decoder
 
 
 def read_picture(path: Path, resolution: int | None = None, intensity: Intensity = FULL) -> Picture:

@@ -31,8 +31,7 @@ STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcs
 """Packages that talk to stores."""
 
 
-OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")
-"""What stores say of a file that changes with it."""
+OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")  # what stores say of a file that changes with it
 
 
 def is_of_store(error: BaseException | None) -> bool:
@@ -132,8 +131,7 @@ def _is_text(name: str) -> bool:
 
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
-)
-"""Names of files and folders that operating systems and storage devices create, in small letters."""
+)  # names of files and folders that operating systems and storage devices create, in small letters
 
 
 def is_hidden(name: str) -> bool:

@@ -16,14 +16,10 @@ TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
 ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side
 SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
-CALM = (60, 110, 220)
-"""Colour of map values that normal pictures reach."""
-WARM = (0.62, 0.97)
-"""Range of the colour map turbo for greater values: from yellow to dark red."""
-STEPS = 256
-"""Steps of the colour scale up to the value that normal pictures reach; there are as many above."""
-ROWS = 256
-"""Rows of a picture that are drawn at once."""
+CALM = (60, 110, 220)  # colour of map values that normal pictures reach
+WARM = (0.62, 0.97)  # range of the colour map turbo for greater values: from yellow to dark red
+STEPS = 256  # steps of the colour scale up to the value that normal pictures reach; there are as many above
+ROWS = 256  # rows of a picture that are drawn at once
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 _asked = threading.Event()
 _interrupted = threading.Event()
 _paused = threading.Event()
-_also: list[Callable[[], None]] = []
-"""What else to do on a request to stop."""
+_also: list[Callable[[], None]] = []  # what else to do on a request to stop
 
 
 class Stopped(Exception):

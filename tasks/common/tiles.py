@@ -12,14 +12,10 @@ from numpy.typing import NDArray
 
 from changepair.tasks.common.bounds import Bound
 
-LARGE = 2048
-"""Longer side in pixels up to which `auto` leaves a picture whole."""
-SIDE = 1024
-"""Largest side, in pixels, of a tile that `auto` chooses, without the overlap."""
-OVERLAP = 0.125
-"""How far a tile reaches into each neighbour, as a share of its side without the overlap. So no defect lies only on a seam."""
-MOST = 64
-"""Largest number of rows or columns that a setting may ask for."""
+LARGE = 2048  # longer side in pixels up to which `auto` leaves a picture whole
+SIDE = 1024  # largest side, in pixels, of a tile that `auto` chooses, without the overlap
+OVERLAP = 0.125  # how far a tile reaches into each neighbour, as a share of its side without the overlap. So no defect lies only on a seam.
+MOST = 64  # largest number of rows or columns that a setting may ask for
 AUTO: Literal["auto"] = "auto"
 
 
@@ -45,8 +41,7 @@ class OfTiles(Bound):
         return core_schema.no_info_plain_validator_function(self.check)  # pydantic would report a fault once for each type of the union
 
 
-Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]
-"""How a detector cuts pictures: `auto`, or [rows, columns]."""
+Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]  # how a detector cuts pictures: `auto`, or [rows, columns]
 
 
 class Grid(NamedTuple):

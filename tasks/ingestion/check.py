@@ -21,11 +21,9 @@ from changepair.tasks.common.places import is_of_store, is_remote
 from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
-MOST_MARKED = 0.5
-"""Share of a picture: a mask that marks more may be inverted."""
+MOST_MARKED = 0.5  # share of a picture: a mask that marks more may be inverted
 INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
-WARNED = (INVERTED, BLURRED)
-"""Notes that are warnings, because the label or mask may be wrong."""
+WARNED = (INVERTED, BLURRED)  # notes that are warnings, because the label or mask may be wrong
 GREYS = 256
 
 
@@ -37,18 +35,13 @@ class Facts:
     phash: str = ""
     height: int = 0  # pixels, as a viewer shows it
     width: int = 0
-    mask_sha256: str | None = None
-    """SHA-256 of the bytes of the mask. For several masks, of their joined hashes."""
-    note: str = ""
-    """Conversions of the picture or its mask to report, joined by semicolons."""
-    greys: str = ""
-    """Which of the 256 grey levels occur, as 64 hex digits. "" for a picture of more than 8 bits, until it is scaled."""
+    mask_sha256: str | None = None  # SHA-256 of the bytes of the mask. For several masks, of their joined hashes.
+    note: str = ""  # conversions of the picture or its mask to report, joined by semicolons
+    greys: str = ""  # which of the 256 grey levels occur, as 64 hex digits. "" for a picture of more than 8 bits, until it is scaled.
     extent: Extent | None = None
     """Lowest and highest sample of a picture of more than 8 bits. It is scaled when the range of its dataset is known."""
-    fault: str = ""
-    """Why it cannot be used; "" if it can."""
-    passing: bool = False
-    """Whether the fault is of the disk at that moment, not of the picture: it is not remembered."""
+    fault: str = ""  # why it cannot be used; "" if it can
+    passing: bool = False  # whether the fault is of the disk at that moment, not of the picture: it is not remembered
 
 
 def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> list[Facts]:

@@ -53,21 +53,17 @@ from changepair.tasks.ingestion.settings import AUTO, OF_A_FILE, IntensitySettin
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
 MANIFEST = schema_of(PictureRow)
-COPIES = "snapshot"
-"""The folder of copies within a dataset's own under places.pictures."""
-IN_8_BITS = "in-8-bits"
-"""Folder of 8-bit copies in the dataset's folder of written pictures."""
+COPIES = "snapshot"  # the folder of copies within a dataset's own under places.pictures
+IN_8_BITS = "in-8-bits"  # folder of 8-bit copies in the dataset's folder of written pictures
 
 
 @dataclass(frozen=True)
 class Places:
     """The folders that ingestion writes to."""
 
-    pictures: Path
-    """Folder of the pictures that the dataset does not have as files."""
+    pictures: Path  # folder of the pictures that the dataset does not have as files
     manifests: Path
-    checkpoints: Path
-    """What is known of files that have not changed."""
+    checkpoints: Path  # what is known of files that have not changed
 
 
 @dataclass(frozen=True)
@@ -77,12 +73,9 @@ class Ingested:
     kept: int
     rejected: int
     notes: dict[str, int] = field(default_factory=dict)
-    greys: int = GREYS
-    """Number of grey levels, of 256, that occur in the normal training pictures."""
-    deep: int = 0
-    """Number of pictures of more than 8 bits."""
-    intensity: Intensity = FULL
-    """The ranges that they are scaled by."""
+    greys: int = GREYS  # number of grey levels, of 256, that occur in the normal training pictures
+    deep: int = 0  # number of pictures of more than 8 bits
+    intensity: Intensity = FULL  # the ranges that they are scaled by
 
 
 class Look(Protocol):
@@ -326,10 +319,7 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
     """Writes the rows of the pictures that can be used, portion by portion."""
     reading = _Reading()
     bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
-    with (
-        known_files(work / f"{source.name}.sqlite") as known,
-        pq.ParquetWriter(rows, MANIFEST, compression="zstd") as writer,
-    ):
+    with known_files(work / f"{source.name}.sqlite") as known, pq.ParquetWriter(rows, MANIFEST, compression="zstd") as writer:
         for portion in _judged(items, source, known, look):
             kept = []
             for item, facts in portion:

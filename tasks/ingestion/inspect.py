@@ -40,20 +40,14 @@ class LeftOut(NamedTuple):
 class Inspection:
     """The contents of a dataset that was read."""
 
-    counts: dict[tuple[str, str, str], int]
-    """Pictures by category, split and defect, in the layout's order."""
-    sizes: dict[str, tuple[int, int, int]]
-    """Least, median and greatest width and height, pixels."""
+    counts: dict[tuple[str, str, str], int]  # pictures by category, split and defect, in the layout's order
+    sizes: dict[str, tuple[int, int, int]]  # Least, median and greatest width and height, pixels
     covered: dict[tuple[str, str], tuple[float, float, float]]
     """Least, median and greatest share of a picture that its mask covers, by category and defect; of those with masks."""
-    rejected: dict[str, list[LeftOut]]
-    """Files left out, by reason without names and numbers, the most frequent first."""
-    notes: dict[str, int]
-    """Number of pictures by conversion."""
-    taken: dict[str, str]
-    """Folders, relative to the dataset's, that were read as `normal` or `abnormal`."""
-    greys: int
-    """Number of grey levels, of 256, that occur in the normal training pictures."""
+    rejected: dict[str, list[LeftOut]]  # files left out, by reason without names and numbers, the most frequent first
+    notes: dict[str, int]  # number of pictures by conversion
+    taken: dict[str, str]  # Folders, relative to the dataset's, that were read as `normal` or `abnormal`
+    greys: int  # number of grey levels, of 256, that occur in the normal training pictures
 
 
 def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) -> Inspection:

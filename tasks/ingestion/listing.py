@@ -11,8 +11,7 @@ from changepair.tasks.common.decoding import ENDINGS
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import file_names, folder_names, is_remote, odd_names
 
-GOOD = "good"
-"""The defect of a normal picture."""
+GOOD = "good"  # the defect of a normal picture
 LEADS_OUT = "a link that leads out of the dataset's folder"
 
 
@@ -25,10 +24,8 @@ class Listed:
     split: str
     defect: str
     masks: tuple[Path, ...] = ()
-    write: Callable[[], None] | None = None
-    """Writes image and masks, where they are no files of the dataset but cut out of one, or copies."""
-    original: Path | None = None
-    """The dataset's own file, where the picture is a copy of it."""
+    write: Callable[[], None] | None = None  # writes image and masks, where they are no files of the dataset but cut out of one, or copies
+    original: Path | None = None  # the dataset's own file, where the picture is a copy of it
 
 
 class Unusable(Exception):
@@ -50,17 +47,12 @@ Item = Listed | Rejected
 class DatasetFolder:
     """A dataset on disk."""
 
-    name: str
-    """As pipelines.yaml calls it; the category of a dataset without categories."""
+    name: str  # as pipelines.yaml calls it; the category of a dataset without categories
     folder: Path
-    written: Path
-    """Where pictures go that the dataset does not have as files."""
-    normal: tuple[str, ...] = ()
-    """Stated folders of normal pictures, relative to `folder`."""
-    abnormal: tuple[str, ...] = ()
-    """Stated folders of pictures with defects, relative to `folder`."""
-    masks: str | None = None
-    """Stated folder of the masks of abnormal pictures, relative to `folder`."""
+    written: Path  # where pictures go that the dataset does not have as files
+    normal: tuple[str, ...] = ()  # stated folders of normal pictures, relative to `folder`
+    abnormal: tuple[str, ...] = ()  # stated folders of pictures with defects, relative to `folder`
+    masks: str | None = None  # stated folder of the masks of abnormal pictures, relative to `folder`
 
     def needs(self, *parts: str) -> Path:
         """Gives a file or folder of the layout. Raises BadInput if it is not there."""

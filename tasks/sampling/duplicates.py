@@ -20,10 +20,8 @@ TRAINED_ON, PROMPTS = "trained on", "prompts"
 class NearDuplicate(NamedTuple):
     seen: str
     tested_on: str
-    bits: int
-    """In which their hashes differ, of 64."""
-    how: str = TRAINED_ON
-    """How the first was seen: TRAINED_ON, or as one of those that PROMPTS."""
+    bits: int  # in which their hashes differ, of 64
+    how: str = TRAINED_ON  # how the first was seen: TRAINED_ON, or as one of those that PROMPTS
 
 
 def repeated(prompting: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:

@@ -14,8 +14,7 @@ from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.texts import read_text
 from changepair.tasks.ingestion.manifest import PictureRow
 
-Chosen = dict[str, list[str]]
-"""Prompts by category."""
+Chosen = dict[str, list[str]]  # prompts by category
 
 
 def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Chosen:
@@ -58,10 +57,8 @@ class Drawing:
 class Given:
     """Prompts out of a file, as paths of the manifest."""
 
-    by_category: dict[str, Chosen]
-    """By target and category."""
-    by_query: dict[str, list[str]]
-    """The most similar first, where the file says so for every query."""
+    by_category: dict[str, Chosen]  # by target and category
+    by_query: dict[str, list[str]]  # the most similar first, where the file says so for every query
 
 
 def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:

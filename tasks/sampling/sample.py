@@ -22,8 +22,7 @@ from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, undefined_
 from changepair.tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from changepair.tasks.sampling.settings import Protocol, SamplingSettings, Use
 
-Labelled = tuple[str, int]
-"""A query's picture and its label."""
+Labelled = tuple[str, int]  # a query's picture and its label
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,9 @@ class Sampled:
     """The counts of a sampling."""
 
     episodes: int
-    near_duplicates: int
-    """Pairs of a training and a target picture that look the same."""
-    repeated: int
-    """Test pictures that look the same as one that may prompt their category."""
-    unmeasured: list[str]
-    """Sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous."""
+    near_duplicates: int  # pairs of a training and a target picture that look the same
+    repeated: int  # test pictures that look the same as one that may prompt their category
+    unmeasured: list[str]  # sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:

@@ -263,8 +263,7 @@ WAYS: tuple[Way, ...] = (
     distractor,
     pasted_distractor,
     no_change,
-)
-"""Of each of METHODS."""
+)  # of each of METHODS
 
 
 @dataclass(frozen=True)

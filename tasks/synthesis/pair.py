@@ -34,8 +34,7 @@ class Maker:
     materials: Materials
     inpainter: Inpainter | None
     drops: Counter[Drop] = field(default_factory=Counter)
-    held_out: bool = False
-    """Whether the materials are those that no pair to learn from is made of."""
+    held_out: bool = False  # whether the materials are those that no pair to learn from is made of
 
     @property
     def settings(self) -> SynthesisSettings:

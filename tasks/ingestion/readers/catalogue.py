@@ -17,10 +17,8 @@ class Layout:
 
     title: str
     read: Reader
-    licence: str
-    """Of the dataset, as its home states it; "your own" for a general layout."""
-    home: str
-    """Where to get it; "" for a general layout."""
+    licence: str  # of the dataset, as its home states it; "your own" for a general layout
+    home: str  # where to get it; "" for a general layout
 
 
 OWN = "your own"

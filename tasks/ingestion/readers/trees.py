@@ -42,25 +42,19 @@ ABNORMAL_NAMES = (
     "faulty",
     "broken",
     "not_ok",
-)
-"""Usual names of folders of pictures with defects, in small letters."""
+)  # usual names of folders of pictures with defects, in small letters
 
 
 @dataclass(frozen=True)
 class Tree:
     """A layout of the family: what it calls its folders, and where it has its masks."""
 
-    normal: str = GOOD
-    """The folder of normal pictures."""
-    validation: str | None = None
-    """A folder beside train and test, also of normal pictures to train on."""
+    normal: str = GOOD  # the folder of normal pictures
+    validation: str | None = None  # a folder beside train and test, also of normal pictures to train on
     truth: str = "ground_truth"
-    masks_in_folders: bool = False
-    """Whether a picture's masks are all the files of a folder named after it."""
-    labelled: bool = False
-    """Whether folders of normal and of abnormal pictures are read, by stated or usual names."""
-    photographs: bool = False
-    """Whether a folder without train/<normal> is read as photographs, all normal."""
+    masks_in_folders: bool = False  # whether a picture's masks are all the files of a folder named after it
+    labelled: bool = False  # whether folders of normal and of abnormal pictures are read, by stated or usual names
+    photographs: bool = False  # whether a folder without train/<normal> is read as photographs, all normal
 
     def __call__(self, source: DatasetFolder) -> Iterator[Item]:
         """Read a dataset. Raises BadInput if the folder is missing or laid out otherwise."""
