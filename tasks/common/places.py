@@ -113,15 +113,16 @@ def unreadable(folder: Path) -> Iterator[Path]:
     pipes, sockets and devices, what has no permission, and what has a name that is no text."""
     for inside, folders, names in os.walk(folder):
         for name in folders:
-            if not _is_text(name) or not os.access(os.path.join(inside, name), os.R_OK | os.X_OK):
+            if not is_text(name) or not os.access(os.path.join(inside, name), os.R_OK | os.X_OK):
                 yield Path(inside, name)
         for name in names:
             file = os.path.join(inside, name)
-            if not _is_text(name) or not os.path.isfile(file) or not os.access(file, os.R_OK):
+            if not is_text(name) or not os.path.isfile(file) or not os.access(file, os.R_OK):
                 yield Path(file)
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Return whether a file name is UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -129,9 +130,8 @@ def _is_text(name: str) -> bool:
     return True
 
 
-SYSTEM_NAMES = frozenset(
-    {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
-)  # names of files and folders that operating systems and storage devices create, in small letters
+# Names of files and folders that operating systems and storage devices create, in small letters.
+SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 
 
 def is_hidden(name: str) -> bool:

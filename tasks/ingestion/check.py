@@ -15,10 +15,9 @@ from scipy.fft import dctn
 
 from changepair.tasks.common.decoding import BLURRED, Extent, Picture, Undecodable, decode, extent_of, marks_of
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.files import written_beside
-from changepair.tasks.common.pictures import png, read_marks
+from changepair.tasks.common.pictures import read_marks
 from changepair.tasks.common.places import is_of_store, is_remote
-from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
+from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within, write_png
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MOST_MARKED = 0.5  # share of a picture: a mask that marks more may be inverted
@@ -115,9 +114,7 @@ def union(listed: Listed, source: DatasetFolder) -> None:
     """Writes the union of a picture's several masks."""
     target = mask_of(listed, source)
     if target is not None and len(listed.masks) > 1:
-        marked = np.logical_or.reduce([read_marks(mask) for mask in listed.masks])
-        with written_beside(target) as partial:
-            partial.write_bytes(png(marked))
+        write_png(target, np.logical_or.reduce([read_marks(mask) for mask in listed.masks]))
 
 
 def _picture(file: Path) -> Facts:

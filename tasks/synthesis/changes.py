@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
+from changepair.tasks.ingestion.objects.table import box_of
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
 from changepair.tasks.synthesis.photometry import three_random
@@ -210,7 +211,7 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
     """Pastes an object of another photograph over an object, fitted to its box."""
     place = materials.objects.draw(rng)
     other = materials.objects.draw(rng, but=place.photo)
-    (top, bottom, left, right), (high, low, near, far) = _box(place.mask), _box(other.mask)
+    (top, bottom, left, right), (high, low, near, far) = box_of(place.mask), box_of(other.mask)
     factor = rng.uniform(0.9, 1.25, size=2)
     height, width = max(round((bottom - top) * factor[0]), 2), max(round((right - left) * factor[1]), 2)
     size, box = (width, height), (near, high, far, low)
@@ -224,12 +225,6 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
     query = np.asarray(Image.composite(layer, Image.fromarray(place.picture), shape))
     query, mask = only_the_change(place.picture, query, np.asarray(shape) > 0, materials.settings)
     return Change(place.photo, place.picture, query, mask)
-
-
-def _box(mask: Mask) -> tuple[int, int, int, int]:
-    """Gives first row, end of rows, first column, end of columns of what a mask marks."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
