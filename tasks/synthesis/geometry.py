@@ -13,7 +13,7 @@ Affine = tuple[float, float, float, float, float, float]  # of output to input, 
 
 
 def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Generator) -> Affine:
-    """Draws a rotation, shear, zoom and shift about the centre, within the settings."""
+    """Draw a rotation, shear, zoom and shift about the centre, within the settings."""
     angle = np.deg2rad(rng.uniform(-settings.rotation, settings.rotation))
     shear = np.tan(np.deg2rad(rng.uniform(-settings.shear, settings.shear)))
     zoom = 1 + rng.uniform(-settings.zoom, settings.zoom)
@@ -26,17 +26,17 @@ def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Gener
 
 
 def warp_picture(picture: Picture, affine: Affine) -> Picture:
-    """Warps bilinearly; what lies outside the picture is its mirror image."""
+    """Warp a picture bilinearly. Outside of it is its mirror image."""
     return _warp(picture, affine)
 
 
 def warp_mask(mask: Mask, affine: Affine) -> Mask:
-    """Warps a mask, mirrored like the picture it belongs to; a pixel is in the mask if most of it is."""
+    """Warp a mask as its picture. A pixel is in the mask if most of it is."""
     return _warp(mask.astype(np.uint8) * 255, affine) > 127
 
 
 def shown(affine: Affine, size: int) -> Mask:
-    """Marks on the input's grid, size x size, what the output of a map shows of it."""
+    """Mark on the input's grid, size x size, what the output of a map shows of it."""
     return cv2.warpAffine(np.full((size, size), 255, np.uint8), _centred(affine), (size, size)) > 127
 
 
@@ -47,6 +47,6 @@ def _warp(pixels: Pixels, affine: Affine) -> Pixels:
 
 
 def _centred(affine: Affine) -> NDArray[np.float64]:
-    """Gives the map as OpenCV counts: from the centre of the first pixel, not from its corner."""
+    """Return the map as OpenCV counts: from the centre of the first pixel, not from its corner."""
     a, b, c, d, e, f = affine
     return np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])

@@ -1,4 +1,4 @@
-"""Changes light and colour: strong ones that turn a photograph into a texture, mild ones that set prompt and query apart."""
+"""Change light and colour: strongly, to turn a photograph into a texture, or mildly, so that prompt and query differ."""
 
 from __future__ import annotations
 
@@ -87,43 +87,33 @@ def _rotated(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 # DRAEM's ten, with the ranges that its code gives them (github.com/VitjanZ/DRAEM, data_loader.py), or imgaug where it gives none.
-STRONG: tuple[Step, ...] = (
-    _gamma,
-    _brightness,
-    _sharpness,
-    _hue_and_saturation,
-    _solarize,
-    _posterize,
-    _invert,
-    _stretched,
-    _equalized,
-    _rotated,
-)
+STRONG = (_gamma, _brightness, _sharpness, _hue_and_saturation, _solarize, _posterize, _invert, _stretched, _equalized, _rotated)
 
 
 def three_random(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Gives the picture under three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
+    """Apply three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
     for index in rng.choice(len(STRONG), size=3, replace=False):
         picture = STRONG[index](picture, rng)
     return picture
 
 
 def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Puts another light on the scene: brightness, contrast, saturation and hue, each drawn evenly within the settings.
+    """Change brightness, contrast, saturation and hue, each drawn evenly within the settings.
 
     All four are affine in colour (the hue as a turn about the grey axis of YIQ), so they are one matrix, rounded once.
     """
     brightness, contrast, saturation = 1 + rng.uniform(-settings.light, settings.light, size=3)
     turn = 2 * np.pi * rng.uniform(-settings.hue, settings.hue)
+    cos, sin = np.cos(turn), np.sin(turn)
+    hue = FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
     grey = LUMA @ np.array(cv2.mean(picture)[:3]) * brightness  # which contrast leaves where it is
-    colour = _turned(turn) @ _saturated(saturation)
+    colour = hue @ (saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1)))
     offset = colour @ np.full(3, (1 - contrast) * grey)
     return cv2.transform(picture, np.column_stack([colour * (contrast * brightness), offset]))
 
 
 def make_of(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Makes the picture that another camera takes, or that another make of the thing gives: blurred, or with a grain of its own. Each with
-    p = 2/5. Nothing changes where the settings ask for none."""
+    """Change the appearance as another camera or product does: blur, or add grain, each with p = 2/5 unless the settings turn it off."""
     changed = picture.astype(np.float32)
     if settings.blur and rng.random() < OTHERS:
         changed = _blurred(changed, rng.uniform(0, settings.blur))
@@ -140,16 +130,4 @@ def without_colour(picture: Picture) -> Picture:
 
 
 def _blurred(pixels: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Blurs with a Gaussian; one too narrow to reach the next pixel changes nothing."""
-    return cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma > 0.1 else pixels
-
-
-def _saturated(factor: float) -> NDArray[np.float64]:
-    """Gives a matrix 3x3 that takes colours away from their grey by a factor."""
-    return factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1))
-
-
-def _turned(angle: float) -> NDArray[np.float64]:
-    """Gives a matrix 3x3 that turns hues by an angle in radians, brightness kept."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
+    return cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma > 0.1 else pixels  # a narrower one does not reach the next pixel

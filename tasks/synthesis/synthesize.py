@@ -1,7 +1,7 @@
-"""Synthesizes in steps that can run anywhere, in any order: find what an earlier run left, make the other shards, finish.
+"""Synthesize pairs in steps: find the shards of an earlier run, make the others, anywhere and in any order, and finish.
 
-A run works in a folder of its own, named after all that its bytes depend on, and hands the whole over at the end. One that was
-killed leaves its shards there, and the next of that name keeps those that are whole: a shard is, once its record is written.
+A run works in a folder named after all that its bytes depend on, and moves it to its place at the end. The next run of that name keeps the
+whole shards of a killed one: those with a record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
@@ -46,7 +46,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Work:
-    """The folder of a run: what will be handed over, and a record of each shard that is whole."""
+    """The folder of a run: its pairs, and a record of each whole shard."""
 
     folder: Path
 
@@ -74,7 +74,7 @@ def shard_count(settings: SynthesisSettings) -> int:
 
 
 def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tuple[Work, list[int]]:
-    """Gives the folder to work in, and the numbers of the shards that are not there yet. Throws away what other runs left."""
+    """Return the folder to work in, and the numbers of the missing shards. Delete what other runs left."""
     name = _name(settings, inputs)
     for other in checkpoints.glob("*"):
         if other.name != name:
@@ -87,7 +87,7 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 
 
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
-    """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
+    """Make shard `number`, the same bytes wherever it runs. Return the number of its pairs."""
     cv2.setNumThreads(1)  # the cores are used by making several shards at once
     inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
     makers = [maker(settings, inputs.files, inpainter, held_out=held_out) for held_out in (False, True)]
@@ -102,13 +102,16 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
 
 
 def maker(settings: SynthesisSettings, files: EpisodeFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
-    """Gives the maker of the pairs to learn from, or of those to measure on. Without an inpainter it makes those that need none."""
-    sources, textures = (_photographs(table, settings)[held_out] for table in (files.sources, files.textures))
+    """Return the maker of the pairs to train on, or of those to measure on. Without an inpainter it makes the kinds that need none."""
+    sources, textures = (
+        Photographs(_images(table), settings.crop, settings.resolution).parted(settings.held_out)[held_out]
+        for table in (files.sources, files.textures)
+    )
     return Maker(Materials(settings, sources, textures, Objects(settings.objects, sources, files.objects)), inpainter, held_out=held_out)
 
 
 def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized:
-    """Writes the index and the overview of all shards and hands the whole over as `folder`."""
+    """Write the index and the overview of all shards, and move the whole to `folder`."""
     _clear(work)
     records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
     rows = [PairRow(**row) for record in records for row in record["rows"]]
@@ -126,18 +129,13 @@ def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized
 
 
 def _clear(work: Work) -> None:
-    """Takes away the half-written files of runs, and of workers of this run, that were killed."""
+    """Delete the half-written files of killed runs and workers."""
     for partial in work.folder.glob("*/.*.partial"):
         partial.unlink()
 
 
-def _photographs(table: Path, settings: SynthesisSettings) -> tuple[Photographs, Photographs]:
-    """Gives the photographs to learn from, and those to measure on."""
-    return Photographs(_images(table), settings.crop, settings.resolution).parted(settings.held_out)
-
-
 def _images(table: Path) -> Sequence[str]:
-    """Gives the pictures' paths, in the order of the file that sampling wrote; read once a process."""
+    """Return the pictures' paths, in the order of the file that sampling wrote, read once a process."""
     return _read_images(table, table.stat().st_mtime_ns if table.is_file() else 0)
 
 
@@ -147,16 +145,12 @@ def _read_images(table: Path, changed: int) -> Sequence[str]:
 
 
 def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
-    """Names a run by its settings, its inputs, and the code and packages that make pairs."""
+    """Name a run by its settings, its inputs, and the code and packages that make pairs."""
     about = {"settings": asdict(settings), "code": code_of(__name__).digest, "sam": content_of(settings.objects.sam)}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     # The tables hold the sha256 of every picture.
     for table in (inputs.files.sources, inputs.files.textures, inputs.files.objects):
         digest.update(f"{table.name} {sha256(table)}\n".encode())
-    for file in sorted(_files(inputs.inpainter)):
+    for file in sorted(file for file in inputs.inpainter.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(inputs.inpainter)} {sha256(file)}\n".encode())
     return digest.hexdigest()[:NAME_LENGTH]
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return (file for file in folder.rglob("*") if file.is_file())
