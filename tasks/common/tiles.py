@@ -1,10 +1,11 @@
-"""Cut large pictures into overlapping tiles, and join the maps of the tiles. Scoring and prediction both follow this module."""
+"""Cut large pictures into overlapping tiles, and join the maps of the tiles."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,13 +28,12 @@ class OfTiles(Bound):
         return f"each from 1 to {MOST}"
 
     def check(self, value: Any) -> Any:
-        """Return `auto` or a tuple of two numbers. Raise ValueError for anything else."""
+        """Return `auto` or a tuple of two numbers. Raises ValueError for anything else."""
         if value == AUTO:
             return AUTO
-        listed = isinstance(value, (list, tuple)) and len(value) == 2
-        if not listed or not all(type(count) is int and 1 <= count <= MOST for count in value):
-            raise ValueError(f"auto, or [rows, columns] of 1 to {MOST} each, not {value!r}")
-        return tuple(value)
+        if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(count) is int and 1 <= count <= MOST for count in value):
+            return tuple(value)
+        raise ValueError(f"auto, or [rows, columns] of 1 to {MOST} each, not {value!r}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
@@ -75,8 +75,8 @@ WHOLE = Grid(1, 1)
 def grid_of(tiles: Tiles, prompts: Iterable[tuple[int, int]]) -> Grid:
     """Choose the grid that a detector's prompts and queries are cut by.
 
-    tiles: the detector's setting. prompts: height and width of each prompt, in pixels. `auto` takes the largest number of rows and of
-    columns that `grid_for` chooses for any prompt. Without prompts pictures stay whole.
+    tiles: the detector's setting. prompts: each prompt's height and width, pixels. `auto` takes the most rows and columns that `grid_for`
+    chooses for any prompt. Without prompts pictures stay whole.
 
     >>> grid_of("auto", [(3000, 4000), (4000, 3000)]), grid_of("auto", []), grid_of((1, 1), [(3000, 4000)])
     (Grid(rows=4, columns=4), Grid(rows=1, columns=1), Grid(rows=1, columns=1))
@@ -112,10 +112,8 @@ def boxes(size: Sequence[int], grid: Grid) -> list[Box]:
 
 def _spans(side: int, count: int) -> list[tuple[int, int]]:
     margin = OVERLAP * side / count if count > 1 else 0.0
-    return [
-        (max(0, math.floor(side * place / count - margin)), min(side, math.ceil(side * (place + 1) / count + margin)))
-        for place in range(count)
-    ]
+    edges = [side * place / count for place in range(count + 1)]
+    return [(max(0, math.floor(start - margin)), min(side, math.ceil(end + margin))) for start, end in pairwise(edges)]
 
 
 def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:

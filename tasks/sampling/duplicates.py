@@ -1,4 +1,4 @@
-"""Finds pictures that are nearly the same, by perceptual hash: no sha256 tells that a target was trained on in another compression."""
+"""Find nearly equal pictures by perceptual hash, such as one picture in two compressions, which differ in their sha256."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ BITS = 64
 MOST_BITS = 3  # in which near duplicates may differ
 BANDS = MOST_BITS + 1  # two hashes that differ in so few bits agree in one of so many parts
 BAND_BITS = BITS // BANDS
-
-
 TRAINED_ON, PROMPTS = "trained on", "prompts"
 
 
@@ -25,21 +23,19 @@ class NearDuplicate(NamedTuple):
 
 
 def repeated(prompting: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
-    """Finds the tested pictures that have the hash of one that may prompt their own category: one camera's pictures of one kind of part
-    differ in as few bits as near duplicates do, so that nothing less says anything."""
+    """Find the tested pictures with the hash of one that may prompt their category. One camera's pictures of one kind of part differ in few
+    bits, so only equal hashes count."""
     by_look = {(row.dataset, row.category, row.phash): row.image for row in reversed(prompting)}
     keys = [((row.dataset, row.category, row.phash), row.image) for row in tested]
     return [NearDuplicate(by_look[key], image, 0, PROMPTS) for key, image in keys if key in by_look]
 
 
 def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
-    """Finds for each tested picture the training picture most like it, where their hashes differ in at most 3 bits.
+    """Find for each tested picture the most similar training picture, if their hashes differ in at most 3 bits.
 
     Of training pictures with one hash the first stands for all, so that a thousand blank ones cost no more than one.
     """
-    first: dict[int, str] = {}
-    for row in training:
-        first.setdefault(int(row.phash, 16), row.image)
+    first = {int(row.phash, 16): row.image for row in reversed(training)}
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for value in first:
         for band in _bands(value):
