@@ -1,4 +1,4 @@
-"""Draws holes to learn inpainting from: roundish, of many sizes, sometimes several."""
+"""Draw holes to train inpainting on: roundish, of many sizes, sometimes two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECOND = 0.3  # how often there are two
 
 
 def hole(size: int, rng: np.random.Generator) -> Mask:
-    """Draws a hole, size x size."""
+    """Draw a hole, size x size."""
     while True:
         mask = blob(size, rng)
         if rng.random() < SECOND:
@@ -22,7 +22,7 @@ def hole(size: int, rng: np.random.Generator) -> Mask:
 
 
 def blob(size: int, rng: np.random.Generator) -> Mask:
-    """Draws a roundish region, size x size: an ellipse whose rim wavers."""
+    """Draw a roundish region, size x size: an ellipse with a wavy rim."""
     angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
     radius = 1.0 + sum(rng.uniform(0, 0.35) / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi)) for order in range(2, 7))
     axes = size * np.exp(rng.uniform(np.log(0.04), np.log(0.28), size=2))
