@@ -11,13 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
+
+from changepair.tasks.common.pictures import Mask
 
 LEAST_GRAIN = 0.02  # of [-1, 1]: below it a surface is even
 UNIT = 3.0  # root mean squares of grain that one unit of the residual stands for, so that its spread is about 1
 MOST = 2.7  # units: farther departs only what nothing around could foretell
 SMOOTHINGS = 8  # of the fill, to take the marks of its pyramid away
+SMALLEST, LARGEST = 0.01, 0.5  # of a hole to train on, shares of the picture
+SECOND = 0.3  # how often there are two holes
 PACKED = 2  # pixels a side that one place of the network holds: four times faster, nothing lost
 
 
@@ -107,3 +112,28 @@ def _grain(picture: Tensor, mask: Tensor) -> Tensor:
 
 def _blur(images: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(F.pad(images, (size // 2,) * 4, mode="replicate"), size, 1)
+
+
+def hole(size: int, rng: np.random.Generator) -> Mask:
+    """Draw a hole, size x size."""
+    while True:
+        mask = blob(size, rng)
+        if rng.random() < SECOND:
+            mask |= blob(size, rng)
+        if SMALLEST < mask.mean() < LARGEST:
+            return mask
+
+
+def blob(size: int, rng: np.random.Generator) -> Mask:
+    """Draw a roundish region, size x size: an ellipse with a wavy rim."""
+    angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
+    radius = 1.0 + sum(rng.uniform(0, 0.35) / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi)) for order in range(2, 7))
+    axes = size * np.exp(rng.uniform(np.log(0.04), np.log(0.28), size=2))
+    turn = rng.uniform(0, np.pi)
+    centre = rng.uniform(0.1, 0.9, size=2) * size
+    along, across = radius * np.cos(angles) * axes[0], radius * np.sin(angles) * axes[1]
+    x = centre[0] + along * np.cos(turn) - across * np.sin(turn)
+    y = centre[1] + along * np.sin(turn) + across * np.cos(turn)
+    region = Image.new("L", (size, size))
+    ImageDraw.Draw(region).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
+    return np.asarray(region) > 0

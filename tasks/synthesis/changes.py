@@ -19,9 +19,9 @@ from scipy import ndimage
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.ingestion.objects.table import box_of
+from changepair.tasks.synthesis.augmentation import three_random
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
-from changepair.tasks.synthesis.photometry import three_random
 from changepair.tasks.synthesis.settings import METHODS, PAINTED, Kind, SynthesisSettings
 
 

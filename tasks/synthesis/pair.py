@@ -16,10 +16,9 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.inpainting.inpainter import Inpainter
+from changepair.tasks.synthesis.augmentation import jitter, make_of, shown, small_affine, warp_mask, warp_picture, without_colour
 from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted
-from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.objects import Dropped
-from changepair.tasks.synthesis.photometry import jitter, make_of, without_colour
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import Drop, Pair
 

@@ -34,6 +34,7 @@ from changepair.tasks.common.sheets import tinted
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.augmentation import STRONG, TO_YIQ, Step, jitter, make_of, shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.changes import (
     RECIPES,
     Change,
@@ -45,11 +46,9 @@ from changepair.tasks.synthesis.changes import (
     painted,
     same_texture,
 )
-from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.pair import Maker, groups, recipe
 from changepair.tasks.synthesis.perlin import perlin_mask, perlin_noise
-from changepair.tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter, make_of
 from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from changepair.tasks.synthesis.shards import ShardReader, read_index
 from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
