@@ -234,10 +234,8 @@ def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
 
 
 def range_of(decoded: Decoded, intensity: Intensity) -> Range:
-    """Return the range that a deep picture is scaled by.
-
-    Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the samples lie outside it; with a full range, if any does.
-    """
+    """Return the range that a deep picture is scaled by. Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the
+    samples lie outside it; with a full range, if any does."""
     chosen = intensity.of(decoded.kind)
     low, high = chosen or (0.0, 1.0 if decoded.kind == "float" else float(np.iinfo(decoded.samples.dtype).max))
     if not -math.inf < low < high < math.inf:
@@ -284,10 +282,8 @@ def marked(values: NDArray[Any], *, lossy: bool = False) -> tuple[Mask, str]:
 
 
 def _are_labels(levels: NDArray[Any], *, lossy: bool) -> bool:
-    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1, or at most LABELS values.
-
-    Few levels that are all near 0 or near the highest are compression noise of JPEG, not labels.
-    """
+    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1, or at most LABELS values. Few levels that
+    are all near 0 or near the highest are compression noise of JPEG, not labels."""
     highest = levels[-1]
     integers = bool((levels == np.round(levels)).all())
     if integers and (highest <= MOST_OBJECTS or (levels[0] == 1 and highest == len(levels) and highest != 255)):

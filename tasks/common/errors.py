@@ -8,10 +8,8 @@ LONGEST = 200  # characters of what a library says
 
 
 class BadInput(ValueError):
-    """Raised for a wrong file, folder, setting or package. The message is one line: what is wrong, where, and what to do.
-
-    Flows print that line instead of a traceback, and never retry.
-    """
+    """Raised for a wrong file, folder, setting or package. The message is one line: what is wrong, where, and what to do. Flows print that
+    line instead of a traceback, and never retry."""
 
 
 def in_short(error: BaseException | str) -> str:

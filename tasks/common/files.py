@@ -32,9 +32,7 @@ NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
     """Yield a path next to `file` to write to. It replaces `file` at the end, so no reader sees half a file and a failure changes nothing.
-
-    Raises BadInput if a folder is in its place, or the disk is full.
-    """
+    Raises BadInput if a folder is in its place, or the disk is full."""
     if file.is_dir():
         raise BadInput(f"{file}: is a folder, and a file is to be written; name a file")
     with _beside(file) as partial:
@@ -45,10 +43,8 @@ def written_beside(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def made_anew(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to fill. It replaces `folder` at the end, as `written_beside` replaces a file.
-
-    For folders that a stage owns: the contents of `folder` are deleted. Of a link only the link is deleted.
-    """
+    """Yield a new folder to fill. It replaces `folder` at the end, as `written_beside` replaces a file. For folders that a stage owns: the
+    contents of `folder` are deleted. Of a link only the link is deleted."""
     with _beside(folder) as partial:
         partial.mkdir()
         yield partial

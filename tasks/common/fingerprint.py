@@ -51,9 +51,7 @@ def is_checkout(folder: Path) -> bool:
 
 def code_root() -> Path:
     """Return the folder whose package the stages of the current folder run: itself if a checkout, else where the package is installed.
-
-    `python -m` finds a package in the current folder first.
-    """
+    `python -m` finds a package in the current folder first."""
     here = Path.cwd()
     return here if is_checkout(here) else ROOT
 
@@ -74,10 +72,8 @@ class Code:
 
 
 def code_of(*roots: str, root: Path | None = None) -> Code:
-    """Find the code that modules of this or an installed package, by their dotted names, can run.
-
-    root: the folder that holds this package; None: `code_root()`. Versions are compared with requirements.lock in the current folder.
-    """
+    """Find the code that modules of this or an installed package, by their dotted names, can run. root: the folder that holds this package;
+    None: `code_root()`. Versions are compared with requirements.lock in the current folder."""
     homes = {PACKAGE: root or code_root()}
     waiting: list[str] = []
     packages: set[str] = set()
@@ -225,10 +221,8 @@ class Mismatch:
 
 
 def mismatches(packages: Iterable[str], root: Path | None = None) -> list[Mismatch]:
-    """List the packages whose installed version differs from requirements.lock. root: the folder of the lock; None: the current one.
-
-    A lock without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count.
-    """
+    """List the packages whose installed version differs from requirements.lock. root: the folder of the lock; None: the current one. A lock
+    without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count."""
     locked = _lock_of(root)
     found = []
     for name in sorted(set(packages)):

@@ -50,10 +50,8 @@ class Thing:
 
 
 class Photographs:
-    """Draws squares from photographs, whose paths it holds. A small cache of the process keeps decoded pictures.
-
-    crop: smallest and largest side of a square, as a share of the photograph's shorter side; resolution: pixels a side of a cut square.
-    """
+    """Draws squares from photographs, whose paths it holds. A small cache of the process keeps decoded pictures. crop: smallest and largest
+    side of a square, as a share of the photograph's shorter side; resolution: pixels a side of a cut square."""
 
     def __init__(self, images: Sequence[str], crop: tuple[float, float], resolution: int) -> None:
         self.images, self.crop, self.resolution = tuple(images), crop, resolution

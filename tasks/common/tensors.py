@@ -24,10 +24,8 @@ def read_tensors(images: Sequence[str], resolution: int, device: torch.device, r
 def read_tiles(
     images: Sequence[str], grids: Collection[Grid], resolution: int, device: torch.device, resize: Resize
 ) -> tuple[dict[Grid, Tensor], list[tuple[int, int]]]:
-    """Read each of B pictures once, and cut it by every grid.
-
-    Return TxBx3xHxW for each grid of T tiles, float32 in [0, 1], and each picture's height and width. Only one is held at full size.
-    """
+    """Read each of B pictures once, and cut it by every grid. Return TxBx3xHxW for each grid of T tiles, float32 in [0, 1], and each
+    picture's height and width. Only one is held at full size."""
     cut: dict[Grid, list[Tensor]] = {grid: [] for grid in grids}
     sizes = []
     for image in images:

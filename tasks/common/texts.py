@@ -47,10 +47,8 @@ def read_json(file: Path) -> Any:
 
 
 def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table") -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Yield the rows of a CSV by its head, each with the number of its last line. Short rows are filled with "", long ones cut.
-
-    columns: those needed. what: the table's name in the error. Raises BadInput as `read_text`, if a column is missing, or if it is not CSV.
-    """
+    """Yield the rows of a CSV by its head, each with the number of its last line. Short rows are filled with "", long ones cut. columns:
+    those needed. what: the table's name in the error. Raises BadInput as `read_text`, if a column is missing, or if it is not CSV."""
     head: Sequence[str] | None = None
     for line, cells in csv_lines(file):
         if head is None:

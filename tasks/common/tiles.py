@@ -117,10 +117,8 @@ def _spans(side: int, count: int) -> list[tuple[int, int]]:
 
 
 def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:
-    """Join the maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture.
-
-    Overlapping tiles are averaged with weights that fall linearly towards the edge of a tile.
-    """
+    """Join the maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture. Overlapping tiles are averaged with
+    weights that fall linearly towards the edge of a tile."""
     if len(maps) == 1:
         return maps[0]
     total, weight = np.zeros((*maps[0].shape[:-2], height, width), np.float32), np.zeros((height, width), np.float32)

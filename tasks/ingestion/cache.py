@@ -57,9 +57,7 @@ def known_files(file: Path) -> Iterator[Known]:
 
 def stamp(listed: Listed) -> str | None:
     """Return a text that changes when a picture or its masks change. None if changes cannot be detected, as for pictures cut out of others.
-
-    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime.
-    """
+    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime."""
 
     def state(file: Path) -> str:
         if is_remote(file):

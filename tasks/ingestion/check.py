@@ -43,10 +43,8 @@ class Facts:
 
 
 def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> list[Facts]:
-    """Read pictures and return the facts of each, in their order. Cut pictures out of others and join masks where that is needed.
-
-    workers: number of threads. Decoding and hashing release the GIL, and a store takes its time.
-    """
+    """Read pictures and return the facts of each, in their order. Cut pictures out of others and join masks where that is needed. workers:
+    number of threads. Decoding and hashing release the GIL, and a store takes its time."""
 
     def look(listed: Listed) -> Facts:
         facts = check(listed, source)

@@ -71,10 +71,8 @@ def _vision_toolbox(folder: Path) -> None:
 
 
 def _digits(folder: Path) -> None:
-    """Write handwritten digits, 8x8, grey, of scikit-learn: the UCI test set (Alpaydin and Kaynak, 1998).
-
-    Zeros are normal, every second one for training. Of each other digit the first OTHERS are anomalous, a third of the test pictures.
-    """
+    """Write handwritten digits, 8x8, grey, of scikit-learn: the UCI test set (Alpaydin and Kaynak, 1998). Zeros are normal, every second
+    one for training. Of each other digit the first OTHERS are anomalous, a third of the test pictures."""
     from sklearn.datasets import load_digits  # costs a second, which reading other datasets need not spend
 
     digits = load_digits()

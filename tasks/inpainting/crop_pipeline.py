@@ -95,10 +95,8 @@ class CropInpaintPipeline(_Pipeline):
         num_inference_steps: int = STEPS,
         temperature: float = TEMPERATURE,
     ) -> ImagePipelineOutput:
-        """Paint. image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, on the CPU.
-
-        Return .images, Bx3xHxW in [0, 1], equal to `image` outside the mask.
-        """
+        """Paint. image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, on the CPU. Return .images,
+        Bx3xHxW in [0, 1], equal to `image` outside the mask."""
         size = int(self.unet.config.sample_size) * PACKED
         holes = mask_image > 0.5
         crops = [Crop.around(hole[0], size) for hole in holes]

@@ -28,10 +28,8 @@ PACKED = 2  # pixels a side that one place of the network holds: four times fast
 
 @dataclass(frozen=True)
 class Hole:
-    """A picture with a hole, and what follows from its surroundings; in the hole the picture is never read.
-
-    picture, fill: Bx3xHxW in [-1, 1]; mask: Bx1xHxW, 1 in the hole; grain: Bx1xHxW > 0.
-    """
+    """A picture with a hole, and what follows from its surroundings; in the hole the picture is never read. picture, fill: Bx3xHxW in [-1,
+    1]; mask: Bx1xHxW, 1 in the hole; grain: Bx1xHxW > 0."""
 
     picture: Tensor
     mask: Tensor

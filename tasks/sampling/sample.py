@@ -49,10 +49,8 @@ class Sampled:
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
-    """Write the files of tasks/sampling/episodes.py.
-
-    Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
-    """
+    """Write the files of tasks/sampling/episodes.py. Raises BadInput if a picture is both trained on and tested on, or a category has too
+    few normal pictures."""
     sources, targets = use.sources, use.targets
     source_rows, texture_rows, auxiliary_rows, target_rows = (
         [row for name in names for row in read_rows(manifests / f"{name}.parquet", PictureRow, MADE_BY)]
@@ -265,10 +263,8 @@ def repeated(prompting: Sequence[PictureRow], tested: Sequence[PictureRow]) -> l
 
 
 def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
-    """Find for each tested picture the most similar training picture, if their hashes differ in at most 3 bits.
-
-    Of training pictures with one hash the first stands for all, so that a thousand blank ones cost no more than one.
-    """
+    """Find for each tested picture the most similar training picture, if their hashes differ in at most 3 bits. Of training pictures with
+    one hash the first stands for all, so that a thousand blank ones cost no more than one."""
     first = {int(row.phash, 16): row.image for row in reversed(training)}
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for value in first:

@@ -99,10 +99,8 @@ def three_random(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Change brightness, contrast, saturation and hue, each drawn evenly within the settings.
-
-    All four are affine in colour (the hue as a turn about the grey axis of YIQ), so they are one matrix, rounded once.
-    """
+    """Change brightness, contrast, saturation and hue, each drawn evenly within the settings. All four are affine in colour (the hue as a
+    turn about the grey axis of YIQ), so they are one matrix, rounded once."""
     brightness, contrast, saturation = 1 + rng.uniform(-settings.light, settings.light, size=3)
     turn = 2 * np.pi * rng.uniform(-settings.hue, settings.hue)
     cos, sin = np.cos(turn), np.sin(turn)

@@ -75,10 +75,8 @@ def no_change(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def _places(materials: Materials, rng: np.random.Generator) -> tuple[int, Picture, Picture, bool]:
-    """Draw one crop or, in a share of the draws, two crops of one texture, as a real prompt is never registered.
-
-    Return the photograph's index, prompt, query, and whether these are two crops.
-    """
+    """Draw one crop or, in a share of the draws, two crops of one texture, as a real prompt is never registered. Return the photograph's
+    index, prompt, query, and whether these are two crops."""
     if rng.random() < materials.settings.apart:
         for _draw in range(MOST_CROPS):
             photo = materials.sources.choose(rng)
@@ -143,10 +141,8 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
 
 @dataclass(frozen=True)
 class Artefact:
-    """DRAEM's artefact (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
-
-    M is thresholded Perlin noise, A a texture under three random photometric augmentations.
-    """
+    """DRAEM's artefact (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I. M is thresholded Perlin noise, A a
+    texture under three random photometric augmentations."""
 
     mask: Mask
     texture: Picture

@@ -102,10 +102,8 @@ def propose(picture: Picture, settings: ObjectSettings) -> list[Mask]:
 
 
 def segments(picture: Picture, smallest: float) -> list[Mask]:
-    """Return the segments of an efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), with smooth rims.
-
-    smallest: share of the picture under which a segment is merged into a neighbour.
-    """
+    """Return the segments of an efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), with smooth rims. smallest:
+    share of the picture under which a segment is merged into a neighbour."""
     size = len(picture)
     labels = felzenszwalb(picture, scale=SCALE * size, sigma=size / 160, min_size=max(int(smallest * size * size), 1), channel_axis=2)
     masks = []

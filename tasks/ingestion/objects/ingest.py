@@ -21,10 +21,8 @@ MOST_DIFFERENT_SHAPE = 0.02  # of width over height, relative: Open Images' mask
 
 
 def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) -> Ingested:
-    """Write manifests/<dataset>.objects.parquet and manifests/<dataset>.objects.rejected.csv. Return their counts.
-
-    Raises BadInput if the annotations are missing, not of their format, or name none of the dataset's photographs.
-    """
+    """Write manifests/<dataset>.objects.parquet and manifests/<dataset>.objects.rejected.csv. Return their counts. Raises BadInput if the
+    annotations are missing, not of their format, or name none of the dataset's photographs."""
     path = place_of(settings.path)
     if not (path.is_dir() if settings.format == "masks" else path.is_file()):
         kind = "folder" if settings.format == "masks" else "file"

@@ -118,10 +118,8 @@ PieceBox = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def kolektor(source: DatasetFolder) -> Iterator[Item]:
-    """Read KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp.
-
-    As in InCTRL, every picture is cut across into three. A piece whose part of the label marks nothing is normal.
-    """
+    """Read KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As in InCTRL, every picture is cut across into
+    three. A piece whose part of the label marks nothing is normal."""
     pairs = []
     for folder in folders(source.folder):
         for file in files(folder):

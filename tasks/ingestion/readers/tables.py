@@ -71,10 +71,8 @@ NORMAL = "\0"  # the defect of a normal row of a table
 
 
 def named_by(file: Path) -> list[str]:
-    """List the existing files and folders next to a table that hold the images and masks that it names.
-
-    For more than MOST_NAMED files return [""], the folder of the table. For a table that cannot be read return []; ingestion reports why.
-    """
+    """List the existing files and folders next to a table that hold the images and masks that it names. For more than MOST_NAMED files
+    return [""], the folder of the table. For a table that cannot be read return []; ingestion reports why."""
     try:
         rows = _parquet(file, ()) if file.suffix == ".parquet" else [row for _line, row in csv_rows(file, ())]
     except (BadInput, OSError):
