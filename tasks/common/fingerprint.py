@@ -264,8 +264,6 @@ _installed_names = cache(packages_distributions)
 
 @dataclass(frozen=True)
 class _Locked:
-    """A line of the lock."""
-
     version: str
     requirement: Requirement
 

@@ -32,21 +32,11 @@ class Square:
 
 
 @dataclass(frozen=True)
-class Box:
-    """A box on a photograph, in shares of its width and height."""
-
+class Box:  # on a photograph, in shares of its width and height
     left: float
     top: float
     right: float
     bottom: float
-
-
-@dataclass(frozen=True)
-class Thing:
-    """Something on a photograph: the box around it, and the share of the photograph that it covers."""
-
-    box: Box
-    covers: float
 
 
 class Photographs:
@@ -98,11 +88,11 @@ class Photographs:
         first, second = (Square(left / width, top / height, side / width, side / height, flipped) for left, top in corners)
         return first, second
 
-    def square_around(self, index: int, thing: Thing, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
-        """Draw a square that holds a thing whole, with some room around it; None if none can. area: smallest and largest share of the
-        square that the thing may cover."""
+    def square_around(self, index: int, box: Box, covers: float, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
+        """Draw a square that holds a thing's box, with some room around it; None if none can. covers: the thing's share of the photograph.
+        area: smallest and largest share of the square that it may cover."""
         height, width = _photo(self.images[index]).shape[:2]
-        box, pixels = thing.box, thing.covers * width * height
+        pixels = covers * width * height
         left, top, right, bottom = box.left * width, box.top * height, box.right * width, box.bottom * height
         room = ROOM * max(right - left, bottom - top)
         smallest = max(self.crop[0] * min(width, height), max(right - left, bottom - top) + 2 * room, (pixels / area[1]) ** 0.5)

@@ -47,8 +47,6 @@ IN_8_BITS = "in-8-bits"  # folder of 8-bit copies in the dataset's folder of wri
 
 @dataclass(frozen=True)
 class Places:
-    """The folders that ingestion writes to."""
-
     pictures: Path  # folder of the pictures that the dataset does not have as files
     manifests: Path
     checkpoints: Path  # what is known of files that have not changed
@@ -77,8 +75,6 @@ class Look(Protocol):
 
 @dataclass(frozen=True)
 class LookHere:
-    """Look at pictures in threads of this process."""
-
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     ahead: int = 0
 
@@ -216,7 +212,10 @@ def _ingest(
     work.mkdir(parents=True, exist_ok=True)
     with written_beside(work / f"{source.name}.rows.parquet") as rows:
         reading = _read_all(source, items, licence, rows, work, look)
-        chosen = _chosen(intensity, reading.extents.values())
+        if intensity == AUTO:
+            chosen = decoding.choose_range(reading.extents.values())
+        else:
+            chosen = FULL if intensity == "full" else Intensity(Range(*intensity), Range(*intensity))
         if reading.deep:
             with written_beside(work / f"{source.name}.scaled.parquet") as scaled:
                 _scale(rows, scaled, chosen, source, reading)
@@ -237,12 +236,6 @@ def _ingest(
     (work / f"{source.name}.rows.parquet").unlink()
     greys = int(reading.greys.sum()) if reading.greys.any() else GREYS
     return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())), greys, reading.deep, chosen)
-
-
-def _chosen(intensity: IntensitySetting, extents: Iterable[Extent]) -> Intensity:
-    if intensity == AUTO:
-        return decoding.choose_range(extents)
-    return FULL if intensity == "full" else Intensity(Range(*intensity), Range(*intensity))
 
 
 def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder, reading: _Reading) -> None:

@@ -38,8 +38,6 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file left out, and why."""
-
     file: Path
     reason: str
 
@@ -49,8 +47,6 @@ Item = Listed | Rejected
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """A dataset on disk."""
-
     name: str  # as pipelines.yaml calls it; the category of a dataset without categories
     folder: Path
     written: Path  # where pictures go that the dataset does not have as files

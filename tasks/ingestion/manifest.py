@@ -14,8 +14,6 @@ MADE_BY = "ingest"
 
 @dataclass(frozen=True)
 class PictureRow:
-    """A picture of a dataset."""
-
     image: str  # path of what is read: the dataset's own file, or a copy of it
     sha256: str  # of the bytes of the dataset's own file
     phash: str  # of what it shows, 64 bits as hex: near duplicates differ in few

@@ -83,8 +83,7 @@ class Own:
     """
 
     def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
-        self.pipeline = pipeline.in_double()
-        self.steps = settings.steps
+        self.pipeline, self.steps = pipeline.in_double(), settings.steps
 
     def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         steps = {} if self.steps is None else {"num_inference_steps": self.steps}
@@ -97,8 +96,7 @@ class AnyDiffusion:
     """Any inpainting pipeline of diffusers, at its own resolution."""
 
     def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
-        self.pipeline = pipeline
-        self.settings = settings
+        self.pipeline, self.settings = pipeline, settings
         self.lock = threading.Lock()  # a scheduler keeps the state of the pictures it is at
         pipeline.set_progress_bar_config(disable=True)
 
@@ -128,8 +126,7 @@ def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 _lock = threading.Lock()
-_inside = 0
-_threads_before = 1
+_inside, _threads_before = 0, 1
 
 
 @contextmanager

@@ -41,8 +41,6 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """The paths of a pipeline's sampling files."""
-
     episodes: Path
     sources: Path
     textures: Path

@@ -42,14 +42,11 @@ class Drawing:
 
     def draw(self, seed: int, shots: int) -> Chosen:
         """Draw k shots of a seed from each category."""
-        return {category: self._order(category, seed)[:shots] for category in self.normal}
-
-    def _order(self, category: str, seed: int) -> list[str]:
-        if (category, seed) not in self._ordered:
-            images = self.normal[category]
-            order = generator(seed, self.target, category, "prompts").permutation(len(images))
-            self._ordered[category, seed] = [images[index] for index in order]
-        return self._ordered[category, seed]
+        for category, images in self.normal.items():
+            if (category, seed) not in self._ordered:
+                order = generator(seed, self.target, category, "prompts").permutation(len(images))
+                self._ordered[category, seed] = [images[index] for index in order]
+        return {category: self._ordered[category, seed][:shots] for category in self.normal}
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,6 @@ class NearDuplicate(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampled:
-    """The counts of a sampling."""
-
     episodes: int
     near_duplicates: int  # pairs of a training and a target picture that look the same
     repeated: int  # test pictures that look the same as one that may prompt their category

@@ -27,8 +27,6 @@ from changepair.tasks.synthesis.settings import METHODS, PAINTED, Kind, Synthesi
 
 @dataclass(frozen=True)
 class Materials:
-    """The settings, photographs and objects that pairs are made of."""
-
     settings: SynthesisSettings
     sources: Photographs
     textures: Photographs

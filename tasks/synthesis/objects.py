@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.photographs import Box, Photographs, Thing
+from changepair.tasks.common.photographs import Box, Photographs
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.common.rows import rows_of
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask
@@ -43,9 +43,7 @@ class Objects:
     """Draws squares with an object in them. table: the file of tasks/ingestion/objects with the outlined ones."""
 
     def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
-        self.settings = settings
-        self.sources = sources
-        self.table = table
+        self.settings, self.sources, self.table = settings, sources, table
 
     def draw(self, rng: np.random.Generator, but: int | None = None) -> Listed:
         """Draw an object of a random photograph, if possible another than `but`. Raises Dropped if it has none."""
@@ -64,7 +62,7 @@ class Objects:
         if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
             raise Dropped("object cut by the border")
         mask = to_mask(row)
-        square = self.sources.square_around(photo, Thing(box, float(mask.mean())), self.settings.area, rng)
+        square = self.sources.square_around(photo, box, float(mask.mean()), self.settings.area, rng)
         if square is None:
             raise Dropped("object too small or too large for a square")
         return Listed(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row.label)
@@ -72,11 +70,8 @@ class Objects:
     def _proposed(self, photo: int, rng: np.random.Generator) -> Listed:
         picture = self.sources.cut(photo, self.sources.square(photo, rng))
         low, high = self.settings.area
-        masks = [
-            mask
-            for mask in propose(picture, self.settings)
-            if low <= mask.mean() <= high and (self.settings.cut_by_border or not touches_border(mask))
-        ]
+        masks = [mask for mask in propose(picture, self.settings) if low <= mask.mean() <= high]
+        masks = [mask for mask in masks if self.settings.cut_by_border or not touches_border(mask)]
         if not masks:
             raise Dropped("no object proposed")
         return Listed(photo, picture, masks[int(rng.integers(len(masks)))], "")

@@ -27,8 +27,6 @@ OVERVIEW_NAME = "overview"
 
 @dataclass(frozen=True)
 class PairRow:
-    """A pair in the index."""
-
     key: str  # of the sample in its shard
     shard: str  # file name beside the index
     kind: str

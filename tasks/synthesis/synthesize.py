@@ -47,8 +47,6 @@ KINDS_NAME, AREAS_NAME, DROPS_NAME = "kinds.csv", "changed_area.csv", "drops.csv
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that pairs are made of."""
-
     files: EpisodeFiles
     inpainter: Path  # the folder that the inpainter stage wrote
 
@@ -72,8 +70,6 @@ class Work:
 
 @dataclass(frozen=True)
 class Synthesized:
-    """The counts of a synthesis."""
-
     pairs: int
     dropped: int
 
@@ -113,8 +109,8 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
 def maker(settings: SynthesisSettings, files: EpisodeFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
     """Return the maker of the pairs to train on, or of those to measure on. Without an inpainter it makes the kinds that need none."""
     sources, textures = (
-        Photographs(_images(table), settings.crop, settings.resolution).parted(settings.held_out)[held_out]
-        for table in (files.sources, files.textures)
+        Photographs(_images(table, changed), settings.crop, settings.resolution).parted(settings.held_out)[held_out]
+        for table, changed in ((at, at.stat().st_mtime_ns if at.is_file() else 0) for at in (files.sources, files.textures))
     )
     return Maker(Materials(settings, sources, textures, Objects(settings.objects, sources, files.objects)), inpainter, held_out=held_out)
 
@@ -143,13 +139,9 @@ def _clear(work: Work) -> None:
         partial.unlink()
 
 
-def _images(table: Path) -> Sequence[str]:
-    """Return the pictures' paths, in the order of the file that sampling wrote, read once a process."""
-    return _read_images(table, table.stat().st_mtime_ns if table.is_file() else 0)
-
-
 @lru_cache(maxsize=4)
-def _read_images(table: Path, changed: int) -> Sequence[str]:
+def _images(table: Path, changed: int) -> Sequence[str]:
+    """Return the pictures' paths, in the order of the file that sampling wrote. changed: its time of change, for the cache."""
     return [row.image for row in read_pictures(table)]
 
 

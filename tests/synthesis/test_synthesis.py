@@ -27,7 +27,7 @@ from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
-from changepair.tasks.common.photographs import Box, Photographs, Thing
+from changepair.tasks.common.photographs import Box, Photographs
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.sheets import tinted
@@ -511,7 +511,7 @@ def test_a_square_around_an_object_holds_it_whole(seed: int) -> None:
     left, top = rng.uniform(0, 0.8, 2)
     box = Box(left, top, left + rng.uniform(0.02, 0.2), top + rng.uniform(0.02, 0.2))
     covers = (box.right - box.left) * (box.bottom - box.top)
-    square = sources.square_around(0, Thing(box, covers), (0.001, 0.6), rng)
+    square = sources.square_around(0, box, covers, (0.001, 0.6), rng)
     if square is None:  # only where the box is too small for the smallest square
         assert covers * 451 * 300 < 0.001 * (0.3 * 300) ** 2 * 1.1
         return

@@ -20,8 +20,6 @@ ROWS_A_GROUP = 4096
 
 @dataclass(frozen=True)
 class ObjectRow:
-    """An object of a photograph."""
-
     image: str  # path, as in the manifest
     label: str  # what the object is; "" where nobody said
     height: Int32  # of the mask, pixels; of the photograph's shape, not always of its size
@@ -44,8 +42,6 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Refused:
-    """An annotation left out, and why."""
-
     item: str
     reason: str
 

@@ -115,6 +115,7 @@ def sdd2(source: DatasetFolder) -> Iterator[Item]:
 
 
 PieceBox = tuple[int, int, int, int]  # left, top, right, bottom
+Boxes = Callable[[int, int], list[PieceBox]]  # of a picture's width and height
 
 
 def kolektor(source: DatasetFolder) -> Iterator[Item]:
@@ -156,15 +157,13 @@ def aitex(source: DatasetFolder) -> Iterator[Item]:
     """Read strips of 4096x256, cut to squares as in InCTRL. Those of NODefect_images/<fabric>/*.png are normal. Those of
     Defect_images/0001_002_00.png that Mask_images/0001_002_00_mask.png (or _mask1) marks are anomalous; the others are left out."""
     pieces: list[Listed] = []
-    for file, name in (
-        (file, f"{folder.name}_{file.stem}") for folder in folders(source.needs("NODefect_images")) for file in files(folder)
-    ):
+    for file in (file for folder in folders(source.needs("NODefect_images")) for file in files(folder)):
         size = _size(file)
         if size is None:
             yield Rejected(file, "cannot be decoded: truncated or not a picture")
             continue
         for number, box in enumerate(_squares(*size)):
-            image = source.written / GOOD / f"{name}_{number}.png"
+            image = source.written / GOOD / f"{file.parent.name}_{file.stem}_{number}.png"
             pieces.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
     yield from _split(pieces)
     pairs = []
@@ -184,14 +183,9 @@ def _once_more(folder: Path) -> Path:
 
 
 def _cut(
-    source: DatasetFolder,
-    pairs: Sequence[tuple[Path, Path, str]],
-    defect: Callable[[str], str],
-    boxes: Callable[[int, int], list[PieceBox]],
-    *,
-    keep_normal: bool,
+    source: DatasetFolder, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
 ) -> Iterator[Item]:
-    """Cut pictures into pieces. A piece is anomalous if the same piece of its mask marks anything. boxes: of a width and a height."""
+    """Cut pictures into pieces. A piece is anomalous if the same piece of its mask marks anything."""
     normal: list[Listed] = []
     anomalous: list[Listed] = []
     for file, mask, name in pairs:
@@ -205,9 +199,8 @@ def _cut(
         for number, box in enumerate(boxes(*size)):
             piece = marked[box[1] : box[3], box[0] : box[2]]
             kind = defect(name) if piece.any() else GOOD
-            image = source.written / kind / f"{name}_{number}.png"
+            image, truth = (source.written / folder / f"{name}_{number}.png" for folder in (kind, "masks"))
             if kind != GOOD:
-                truth = source.written / "masks" / f"{name}_{number}.png"
                 anomalous.append(Listed(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth)))
             elif keep_normal:
                 normal.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))

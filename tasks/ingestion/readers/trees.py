@@ -21,7 +21,7 @@ from changepair.tasks.common.places import file_names
 from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, FindMasks, Item, Listed, Rejected, files, folders, no_masks, pictures
 from changepair.tasks.ingestion.readers.labelled import split_normal
 
-MASK_ENDING = "_mask"
+MASK_ENDING, TRUTH = "_mask", "ground_truth"
 MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")  # usual names of folders of masks, in small letters; no kinds of defect
 # Usual names of folders of normal pictures, in small letters.
 NORMAL_NAMES = ("good", "ok", "normal", "pass", "passed", "non_defective", "nominal", "defect-free", "defect_free", "no_defect")
@@ -38,7 +38,6 @@ class Tree:
 
     normal: str = GOOD  # the folder of normal pictures
     validation: str | None = None  # a folder beside train and test, also of normal pictures to train on
-    truth: str = "ground_truth"
     masks_in_folders: bool = False  # whether a picture's masks are all the files of a folder named after it
     labelled: bool = False  # whether folders of normal and of abnormal pictures are read, by stated or usual names
     photographs: bool = False  # whether a folder without train/<normal> is read as photographs, all normal
@@ -67,11 +66,8 @@ class Tree:
             for child in listed:
                 yield from pictures(child, source.name, "train", GOOD)
                 yield from _within(child)
-            yield from (
-                Rejected(child, "a folder without pictures of its own: what it holds is not read")
-                for child in folders(listed[0].parent)
-                if listed != [folder] and child not in listed
-            )
+            others = [child for child in folders(listed[0].parent) if listed != [folder] and child not in listed]
+            yield from (Rejected(child, "a folder without pictures of its own: what it holds is not read") for child in others)
         elif self.labelled and (taken := usual_names(folder)).normal:
             yield from _labelled(source, taken.normal, taken.abnormal)
         else:
@@ -83,11 +79,10 @@ class Tree:
         trees = f"has neither train/{self.normal} nor <category>/train/{self.normal}"
         if not self.labelled:
             return f"{trees}; is it the right folder?"
+        trees += f", nor a folder called {' or '.join(NORMAL_NAMES[:3])}"
         names = ", ".join(child.name for child in folders(folder)[:8]) or "none"
-        return (
-            f"{trees}, nor a folder called {' or '.join(NORMAL_NAMES[:3])} (its folders: {names}); set normal: [...] and "
-            "abnormal: [...], or layout: photographs for pictures to make pairs from"
-        )
+        advice = "set normal: [...] and abnormal: [...], or layout: photographs for pictures to make pairs from"
+        return f"{trees} (its folders: {names}); {advice}"
 
     def _category(self, name: str, folder: Path) -> Iterator[Item]:
         for split in ("train", *([self.validation] if self.validation else [])):
@@ -97,15 +92,11 @@ class Tree:
                 if other.name != self.normal:
                     yield Rejected(other, f"a folder in {split} that is not {self.normal}: only normal pictures are trained on")
             yield from _loose(folder / split, f"a picture in {split}, outside of {self.normal}")
-        read = {"train", "test", self.truth, self.validation}
-        yield from (
-            Rejected(child, "a folder next to train and test, which this layout does not read")
-            for child in folders(folder)
-            if child.name not in read
-        )
+        others = [child for child in folders(folder) if child.name not in {"train", "test", TRUTH, self.validation}]
+        yield from (Rejected(child, "a folder next to train and test, which this layout does not read") for child in others)
         yield from _loose(folder, "a picture outside of train and test")
         yield from _loose(folder / "test", "a picture in test, outside of a defect's folder")
-        truth = folder / self.truth
+        truth = folder / TRUTH
         claimed: set[Path] = set()
         for defect in folders(folder / "test"):
             yield from _within(defect)
@@ -196,11 +187,8 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
         yield from (item for item in _within(source.folder / name) if item.file not in stated)
     yield from _without_shared_masks(_abnormal(source, abnormal, stated))
     if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
-        yield from (
-            Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
-            for child in folders(source.folder)
-            if child.name not in (*normal, *abnormal)
-        )
+        reason = "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset"
+        yield from (Rejected(child, reason) for child in folders(source.folder) if child.name not in (*normal, *abnormal))
         yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
 
 
@@ -210,9 +198,8 @@ def _abnormal(source: DatasetFolder, abnormal: Sequence[str], stated: Sequence[P
         folder = source.folder / name
         within = [child for child in folders(folder) if child not in stated]
         kinds = [child for child in within if child.name.lower() not in MASK_NAMES]
-        yield from (
-            Rejected(child, "a folder of masks by its name; state it as masks: of the dataset") for child in within if child not in kinds
-        )
+        reason = "a folder of masks by its name; state it as masks: of the dataset"
+        yield from (Rejected(child, reason) for child in within if child not in kinds)
         for defect in (folder, *kinds):
             called = defect.name or source.name  # the folder may be "."
             kind = called if called.lower() != GOOD else f"{name}-{GOOD}"
