@@ -141,8 +141,7 @@ def _read(image: str) -> Picture:
     try:
         photo = Image.fromarray(read_picture(place_of(image)))
     except OSError as error:
-        raise BadInput(
-            f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again"
-        ) from error
+        wrong = f"a source picture that was ingested cannot be read any more ({error})"
+        raise BadInput(f"{image}: {wrong}; run the ingest stage again") from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
     return np.asarray(photo)

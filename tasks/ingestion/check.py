@@ -71,10 +71,8 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
     except BadInput:
         raise  # a full disk
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        if is_of_store(error) or is_of_store(error.__cause__):
-            raise  # what is wrong is the store's, or of the way there
-        if isinstance(error, OSError) and is_remote(listed.image):
-            raise
+        if is_of_store(error) or is_of_store(error.__cause__) or (isinstance(error, OSError) and is_remote(listed.image)):
+            raise  # an error of the store, or of the connection to it
         if isinstance(error, OSError):
             return Facts(fault=f"cannot be read ({error.strerror or error})", passing=True)  # the disk's; a decoder's own have no number
         return Facts(fault=f"cannot be read ({in_short(error)})")

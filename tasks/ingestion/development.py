@@ -47,9 +47,8 @@ def _letter(letter: str, rng: np.random.Generator) -> Image.Image:
     turn, lean, stretch = np.deg2rad(rng.uniform(-14, 14)), rng.uniform(-0.25, 0.25), np.exp(rng.uniform(-0.12, 0.12, size=2))
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array([[1.0, 0.0], [lean, 1.0]]) * stretch
     middle = np.full(2, (DRAWN - 1) / 2)
-    placed = ndimage.affine_transform(
-        np.asarray(sheet, dtype=np.float64), turned, middle - turned @ middle + rng.uniform(-6, 6, 2), order=1
-    )
+    offset = middle - turned @ middle + rng.uniform(-6, 6, 2)
+    placed = ndimage.affine_transform(np.asarray(sheet, dtype=np.float64), turned, offset, order=1)
     small = placed.reshape(LETTER, DRAWN // LETTER, LETTER, DRAWN // LETTER).mean(axis=(1, 3))
     return Image.fromarray(np.rint(np.clip(small * rng.uniform(0.75, 1.0), 0, 255)).astype(np.uint8))
 

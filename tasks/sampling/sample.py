@@ -69,17 +69,15 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     episodes = [episode for name in targets for episode in draw(settings, name, of_target[name], given)]
     for episode in episodes:
         if both := set(episode.prompts) & set(episode.queries):
-            raise BadInput(
-                f"{episode.target}: {min(both)} is both a prompt and a query of category {episode.category!r}; correct sampling.prompts"
-            )
+            wrong = f"{min(both)} is both a prompt and a query of category {episode.category!r}"
+            raise BadInput(f"{episode.target}: {wrong}; correct sampling.prompts")
     training = _normal(source_rows)
     if sources and not training:
         raise BadInput(f"sources {', '.join(sources)}: no normal training picture among them, so there is nothing to make pairs from")
     textures = _normal(texture_rows) if use.textures else training
     if use.textures and not textures:
-        raise BadInput(
-            f"textures {', '.join(use.textures)}: no normal training picture among them, so there is no texture to cut from them"
-        )
+        names = ", ".join(use.textures)
+        raise BadInput(f"textures {names}: no normal training picture among them, so there is no texture to cut from them")
     named = {image for episode in episodes for image in (*episode.prompts, *episode.queries)}
     prompts_and_queries = [row for row in target_rows if row.image in named]
     write_rows(files.sources, PictureRow, training)
@@ -188,9 +186,8 @@ class _Prompts:
             return ()
         missing = [image for image, _label in queries if image not in self.by_query]
         if missing:
-            raise BadInput(
-                f"{self.settings.prompts}: sampling.prompts: has no prompts for {missing[0]} (and {len(missing) - 1} more queries)"
-            )
+            of = f"{missing[0]} (and {len(missing) - 1} more queries)"
+            raise BadInput(f"{self.settings.prompts}: sampling.prompts: has no prompts for {of}")
         return tuple(self.by_query[image][0] for image, _label in queries)
 
 

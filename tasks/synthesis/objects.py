@@ -127,6 +127,5 @@ def _generator(model: str) -> Any:
     try:
         return pipeline("mask-generation", model=model, device="cuda" if torch.cuda.is_available() else "cpu")
     except (OSError, ValueError) as error:
-        raise BadInput(
-            f"synthesis.objects.sam: {model!r} is no Segment Anything model that can be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise BadInput(f"synthesis.objects.sam: {model!r} is no Segment Anything model that can be loaded: {why}") from error

@@ -64,10 +64,6 @@ class Drop(NamedTuple):
     reason: str
 
 
-def shard_name(number: int) -> str:
-    return f"{number:05d}.tar"
-
-
 def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     """Write one shard. Return its rows of the index."""
     import webdataset as wds  # it brings torch, which who reads an index does not wait for

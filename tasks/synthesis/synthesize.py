@@ -35,7 +35,7 @@ from changepair.tasks.synthesis.changes import Materials
 from changepair.tasks.synthesis.objects import Objects
 from changepair.tasks.synthesis.pair import Maker
 from changepair.tasks.synthesis.settings import SynthesisSettings
-from changepair.tasks.synthesis.shards import INDEX_NAME, OVERVIEW_NAME, Drop, PairRow, ShardReader, shard_name, write_shard
+from changepair.tasks.synthesis.shards import INDEX_NAME, OVERVIEW_NAME, Drop, PairRow, ShardReader, write_shard
 
 NAME_LENGTH = 16
 PAIRS_A_KIND = 12
@@ -65,7 +65,7 @@ class Work:
         return self.folder / "records" / f"{number:05d}.json"
 
     def shard(self, number: int) -> Path:
-        return self.pairs / shard_name(number)
+        return self.pairs / f"{number:05d}.tar"
 
 
 @dataclass(frozen=True)
