@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from changepair.tasks.common.errors import BadInput
@@ -32,23 +32,19 @@ def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) 
         name = PurePosixPath(row.image)
         for known_as in {name.name, name.stem}:
             by_name[known_as].append(row)
-    rows: list[ObjectRow] = []
-    rejected: list[Refused] = []
-    for item in _annotations(settings, path, by_name):
-        checked = _checked(item, by_name) if isinstance(item, Annotated) else item
-        (rejected if isinstance(checked, Refused) else rows).append(checked)  # type: ignore[arg-type]
+    if settings.format == "masks":
+        items = read_masks(path, by_name)
+    else:
+        items = read_coco(path) if settings.format == "coco" else read_open_images(path)
+    checked = [_checked(item, by_name) if isinstance(item, Annotated) else item for item in items]
+    rows = [item for item in checked if isinstance(item, ObjectRow)]
+    rejected = [item for item in checked if isinstance(item, Refused)]
     refused = manifests / f"{dataset}.objects.rejected.csv"
     write_csv(refused, ["object", "reason"], ([item.item, item.reason] for item in rejected))
     if not rows:
         raise BadInput(f"{dataset}: no object in {path} belongs to one of the dataset's photographs; {refused} says why, one by one")
     write_objects(manifests / f"{dataset}.objects.parquet", table_of(ObjectRow, rows))
     return Ingested(len(rows), len(rejected))
-
-
-def _annotations(settings: ObjectsSettings, path: Path, by_name: Mapping[str, Sequence[PictureRow]]) -> Iterator[Annotated | Refused]:
-    if settings.format == "masks":
-        return read_masks(path, by_name)
-    return read_coco(path) if settings.format == "coco" else read_open_images(path)
 
 
 def _checked(item: Annotated, by_name: Mapping[str, Sequence[PictureRow]]) -> ObjectRow | Refused:
