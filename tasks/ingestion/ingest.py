@@ -61,7 +61,6 @@ class Ingested:
     notes: dict[str, int] = field(default_factory=dict)
     greys: int = GREYS  # number of grey levels, of 256, that occur in the normal training pictures
     deep: int = 0  # number of pictures of more than 8 bits
-    intensity: Intensity = FULL  # the ranges that they are scaled by
 
 
 class Look(Protocol):
@@ -212,11 +211,11 @@ def _ingest(
     work.mkdir(parents=True, exist_ok=True)
     with written_beside(work / f"{source.name}.rows.parquet") as rows:
         reading = _read_all(source, items, licence, rows, work, look)
-        if intensity == AUTO:
-            chosen = decoding.choose_range(reading.extents.values())
-        else:
-            chosen = FULL if intensity == "full" else Intensity(Range(*intensity), Range(*intensity))
         if reading.deep:
+            if intensity == AUTO:
+                chosen = decoding.choose_range(reading.extents.values())
+            else:
+                chosen = FULL if intensity == "full" else Intensity(Range(*intensity), Range(*intensity))
             with written_beside(work / f"{source.name}.scaled.parquet") as scaled:
                 _scale(rows, scaled, chosen, source, reading)
                 shutil.copyfile(scaled, rows)
@@ -235,7 +234,7 @@ def _ingest(
         _write_manifest(rows, manifest, {image for image, _category in conflicts})
     (work / f"{source.name}.rows.parquet").unlink()
     greys = int(reading.greys.sum()) if reading.greys.any() else GREYS
-    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())), greys, reading.deep, chosen)
+    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())), greys, reading.deep)
 
 
 def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder, reading: _Reading) -> None:
