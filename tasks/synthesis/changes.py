@@ -230,7 +230,7 @@ def only_the_change(before: Picture, after: Picture, region: Mask, settings: Syn
 
 APPEAR, DISAPPEAR = partial(painted_away, painted_is_query=False), partial(painted_away, painted_is_query=True)
 # Of each of METHODS.
-WAYS = (APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change)
+WAYS: tuple[Way, ...] = (APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change)
 
 
 @dataclass(frozen=True)
