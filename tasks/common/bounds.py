@@ -1,7 +1,7 @@
-"""Bounds the numbers in settings, which are frozen dataclasses in every stage.
+"""Bound the values of settings.
 
-Each stage's settings are plain dataclasses, so that the work runs where pydantic is not installed; the flows
-validate pipelines.yaml against them with pydantic, which reads `STRICT` and `Between`.
+Settings are plain dataclasses, so that tasks run where pydantic is not installed. The flows validate pipelines.yaml against them with
+pydantic, which reads `STRICT` and the bounds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
-FINITE: dict[str, Any] = {"allow_inf_nan": False}
-"""Pydantic settings for records whose numbers are compared. With NaN no picture would be anomalous."""
-MOST = 2**31 - 1
-"""The greatest whole number of a settings file: tables hold 32 bits of one."""
+FINITE: dict[str, Any] = {"allow_inf_nan": False}  # for records whose numbers are compared. With NaN no picture would be anomalous.
+MOST = 2**31 - 1  # the greatest whole number of a settings file: tables hold 32 bits of one
 
 
 class Bound(ABC):
@@ -24,7 +22,7 @@ class Bound(ABC):
 
     @abstractmethod
     def check(self, value: Any) -> Any:
-        """Gives the value. Raises ValueError if it is out of bounds."""
+        """Return the value. Raises ValueError if it is out of bounds."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
@@ -34,8 +32,7 @@ class Bound(ABC):
 
 @dataclass(frozen=True)
 class NonEmpty(Bound):
-    """A bound on a list, which is not empty and has each thing once; on a section, which is not empty; and on a text, which says something:
-    `Annotated[str, NonEmpty()]`."""
+    """A list or section that is not empty, with each thing once; or a text that is not blank: `Annotated[str, NonEmpty()]`."""
 
     def __str__(self) -> str:
         return "at least one, each once"
@@ -51,7 +48,7 @@ class NonEmpty(Bound):
 
 @dataclass(frozen=True)
 class Place(NonEmpty):
-    """A bound on a text that may name a file or a folder, of which `~` is the user's own: `Annotated[str, Place()]`."""
+    """A text that may name a file or a folder. `~` is the user's folder: `Annotated[str, Place()]`."""
 
     def check(self, value: Any) -> Any:
         return os.path.expanduser(super().check(value))
@@ -59,7 +56,7 @@ class Place(NonEmpty):
 
 @dataclass(frozen=True)
 class Unique(Bound):
-    """A bound on a list, which has each thing once."""
+    """A list with each thing once."""
 
     def __str__(self) -> str:
         return "each once"
@@ -72,7 +69,7 @@ class Unique(Bound):
 
 @dataclass(frozen=True)
 class Rising(Bound):
-    """A bound on a pair of numbers, the first of which is smaller: `Annotated[tuple[float, float], Rising()]`."""
+    """A pair of finite numbers, the first of which is smaller: `Annotated[tuple[float, float], Rising()]`."""
 
     def __str__(self) -> str:
         return "a number and a larger one"
@@ -86,7 +83,7 @@ class Rising(Bound):
 
 @dataclass(frozen=True)
 class Between(Bound):
-    """A bound on a number, or on every number of a list: `Annotated[int, Between(1, 8)]`, both ends included."""
+    """A number, or every number of a list, between two, both included: `Annotated[int, Between(1, 8)]`."""
 
     low: float | None = None
     high: float | None = None
@@ -99,12 +96,11 @@ class Between(Bound):
 
     def check(self, value: Any) -> Any:
         for number in value if isinstance(value, (tuple, list)) else (value,):
-            within = (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
-            if not within:  # nor is what is no number
+            if not ((self.low is None or number >= self.low) and (self.high is None or number <= self.high)):  # NaN is not, either
                 raise ValueError(f"{self}, not {_in_full(number)}")
         return value
 
 
 def _in_full(number: float) -> str:
-    """Gives a whole number with all its digits."""
+    """Format a number, a whole one with all its digits."""
     return f"{number:g}" if isinstance(number, float) else str(number)

@@ -21,34 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Formats that Pillow may decode, whatever a file's name says. Other formats of Pillow may run programs: PostScript runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-"""Formats that Pillow may decode, whatever a file's name says. Other formats of Pillow may run programs: PostScript runs Ghostscript."""
 DICOM = "DICOM"
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm")
-"""Suffixes of picture files, in small letters."""
-MAX_PIXELS = 100_000_000
-"""Largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm")  # suffixes of picture files, in small letters
+MAX_PIXELS = 100_000_000  # largest picture, in pixels (10,000 x 10,000, 300 MB as RGB). A larger one may be a decompression bomb.
 if Image.MAX_IMAGE_PIXELS is not None:  # from there on Pillow warns, which ends in an error where warnings are errors
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
-STRIP = 2**20
-"""Pixels that are scaled at a time."""
-MAX_BYTES = 2**30
-"""Largest decoded size of a deep picture, in bytes."""
-WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))
-"""White of cameras, detectors and integer types, by their bit depth."""
-LEAST_USED = 0.25
-"""Least share of the range from black to white that the samples of a set of pictures use. Else the highest sample is taken for white."""
-MARGIN = 0.01
-"""How far float samples may exceed the range from black to white, as a share of it, because resampling overshoots."""
-MOST_OUTSIDE = 0.5
-"""Largest share of a picture's samples that may lie outside its intensity range."""
+STRIP = 2**20  # pixels that are scaled at a time
+MAX_BYTES = 2**30  # largest decoded size of a deep picture, in bytes
+WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32))  # white of cameras, detectors and types, by bit depth
+LEAST_USED = 0.25  # least share of the range to white that a set of pictures uses; else the highest sample is taken for white
+MARGIN = 0.01  # how far float samples may exceed the range from black to white, as a share of it, because resampling overshoots
+MOST_OUTSIDE = 0.5  # largest share of a picture's samples that may lie outside its intensity range
 BLURRED = "marked by blurred masks (of many grey levels), cut at half of their highest value"
-LABELS = 16
-"""Largest number of levels of a mask that are labels. A mask with more was blurred, by JPEG or by resizing."""
-MOST_OBJECTS = 64
-"""Highest number of an object that gaps may come before. What blurs a mask of 0 and 255 leaves values above it."""
-RINGING = 0.1
-"""How far high-quality JPEG moves the values of a mask from black and white, as a share of white."""
+LABELS = 16  # largest number of levels of a mask that are labels. A mask with more was blurred, by JPEG or by resizing.
+MOST_OBJECTS = 64  # highest number of an object that gaps may come before. What blurs a mask of 0 and 255 leaves values above it.
+RINGING = 0.1  # how far high-quality JPEG moves the values of a mask from black and white, as a share of white
 
 Samples = Literal["integer", "float"]
 Picture = NDArray[np.uint8]
@@ -71,11 +60,10 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Intensity:
-    """The intensity ranges of the deep pictures of a dataset or a kit. Pictures of 8 bits do not use them.
+    """The intensity ranges of integer and of float samples, for the deep pictures of a dataset or a kit.
 
-    integer, floating: ranges of integer and of float samples. None is the full range of the type: 0 to 1 for floats.
-    full: whether that full range was asked for. Otherwise no normal picture has such samples, and a picture that uses little of the range
-    is refused.
+    None is the full range of the type: 0 to 1 for floats. full: whether that was asked for. Otherwise no normal picture has such samples,
+    and a picture that uses little of the range is refused.
     """
 
     integer: Range | None = None
@@ -93,20 +81,13 @@ UNKNOWN, FULL = Intensity(), Intensity(full=True)
 class Decoded:
     """The samples of a picture file, turned by its EXIF orientation."""
 
-    samples: NDArray[Any]
-    """HxWx3 uint8 RGB. For a deep picture HxW or HxWx3 of another type."""
-    notes: tuple[str, ...] = ()
-    """Conversions to report, such as `palette, converted to RGB`."""
-    alpha: NDArray[np.float64] | None = None
-    """HxW in [0, 1] for a picture with transparency, else None. Pictures of 8 bits are already composited over white."""
-    inverted: bool = False
-    """Whether low samples of a deep picture are white."""
-    stated: Range | None = None
-    """The range that the file states: the window of a DICOM file."""
-    palette: bool = False
-    """Whether the colours are from a palette that is not grey."""
-    lossy: bool = False
-    """Whether JPEG compressed it, which changes values a little."""
+    samples: NDArray[Any]  # HxWx3 uint8 RGB. For a deep picture HxW or HxWx3 of another type.
+    notes: tuple[str, ...] = ()  # conversions to report, such as `palette, converted to RGB`
+    alpha: NDArray[np.float64] | None = None  # HxW in [0, 1] if transparent. Pictures of 8 bits are already composited over white.
+    inverted: bool = False  # whether low samples of a deep picture are white
+    stated: Range | None = None  # the range that the file states: the window of a DICOM file
+    palette: bool = False  # whether the colours are from a palette that is not grey
+    lossy: bool = False  # whether JPEG compressed it, which changes values a little
 
     @property
     def deep(self) -> bool:
@@ -120,8 +101,7 @@ class Decoded:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, pixels."""
-        height, width = self.samples.shape[:2]
-        return height, width
+        return self.samples.shape[0], self.samples.shape[1]
 
 
 @dataclass(frozen=True)
@@ -142,10 +122,9 @@ def extent_of(decoded: Decoded) -> Extent:
 def choose_range(extents: Iterable[Extent]) -> Intensity:
     """Choose the intensity range of a dataset or a kit from its normal pictures.
 
-    If all of the pictures state windows, the range is from the lowest to the highest edge of these. Otherwise it is from 0 to the lowest
-    white that no sample exceeds: one of WHITES, or also 1 for floats. If samples are negative, or exceed every white, the range is from the
-    lowest to the highest sample.
-    If a white is more than four times the highest sample, that sample is white: floats up to 1.6 would keep one of 255 levels.
+    If all pictures state windows, the range is from the lowest to the highest edge of these. Otherwise it is from 0 to the lowest white
+    that no sample exceeds: one of WHITES, or also 1 for floats. If samples are negative, or exceed every white, it is from the lowest to
+    the highest sample. If a white is over four times the highest sample, that is white: floats to 1.6 would keep one of 255 levels.
     """
     listed = list(extents)
     integer, floating = (_chosen([one for one in listed if one.samples == kind]) for kind in ("integer", "float"))
@@ -187,7 +166,8 @@ def decode(content: bytes) -> Decoded:
         except UnidentifiedImageError as error:
             raise Undecodable(f"not a picture of a kind that is read here ({', '.join((*FORMATS, DICOM))})") from error
         except Exception as error:  # a decoder may raise anything on hostile bytes
-            raise Undecodable(f"truncated or not a picture ({_in_short(error)})") from error
+            short = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise Undecodable(f"truncated or not a picture ({short})") from error
 
 
 def read_file(file: str | Path, intensity: Intensity = FULL) -> Picture:
@@ -217,7 +197,8 @@ def of_image(given: Image.Image) -> Decoded:
     if image.mode.startswith("I;16") or image.mode == "F":
         return Decoded(_finite(np.asarray(image)), tuple(notes))
     alpha = None
-    palette = image.mode == "P" and _is_coloured(image)
+    colours = np.array((image.mode == "P" and image.getpalette("RGB")) or [0, 0, 0]).reshape(-1, 3)
+    palette = bool((colours != colours[:, :1]).any())
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
         alpha = np.asarray(layered)[..., 3] / 255
@@ -228,11 +209,6 @@ def of_image(given: Image.Image) -> Decoded:
         notes.append({"P": "palette", "CMYK": "CMYK"}.get(image.mode, image.mode) + ", converted to RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return Decoded(np.array(rgb), tuple(notes), alpha, palette=palette, lossy=given.format == "JPEG")
-
-
-def _is_coloured(image: Image.Image) -> bool:
-    colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
-    return bool((colours != colours[:, :1]).any())
 
 
 def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
@@ -258,12 +234,10 @@ def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
 
 
 def range_of(decoded: Decoded, intensity: Intensity) -> Range:
-    """Return the range that a deep picture is scaled by.
-
-    Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the samples lie outside it; with a full range, if any does.
-    """
+    """Return the range that a deep picture is scaled by. Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the
+    samples lie outside it; with a full range, if any does."""
     chosen = intensity.of(decoded.kind)
-    low, high = chosen or _full(decoded)
+    low, high = chosen or (0.0, 1.0 if decoded.kind == "float" else float(np.iinfo(decoded.samples.dtype).max))
     if not -math.inf < low < high < math.inf:
         raise Undecodable(f"its intensity range, {Range(low, high)}, is empty; set intensity to [low, high]")
     samples = decoded.samples
@@ -279,12 +253,6 @@ def range_of(decoded: Decoded, intensity: Intensity) -> Range:
             "intensity to the range of its camera, or to full"
         )
     return Range(low, high)
-
-
-def _full(decoded: Decoded) -> Range:
-    if decoded.kind == "float":
-        return Range(0.0, 1.0)
-    return Range(0.0, float(np.iinfo(decoded.samples.dtype).max))
 
 
 def marks_of(decoded: Decoded) -> tuple[Mask, str]:
@@ -314,10 +282,8 @@ def marked(values: NDArray[Any], *, lossy: bool = False) -> tuple[Mask, str]:
 
 
 def _are_labels(levels: NDArray[Any], *, lossy: bool) -> bool:
-    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1, or at most LABELS values.
-
-    Few levels that are all near 0 or near the highest are compression noise of JPEG, not labels.
-    """
+    """Tell whether levels, ascending and without 0, are labels: the numbers of objects from 1, or at most LABELS values. Few levels that
+    are all near 0 or near the highest are compression noise of JPEG, not labels."""
     highest = levels[-1]
     integers = bool((levels == np.round(levels)).all())
     if integers and (highest <= MOST_OBJECTS or (levels[0] == 1 and highest == len(levels) and highest != 255)):
@@ -461,8 +427,3 @@ def _finite(samples: NDArray[Any]) -> NDArray[Any]:
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise Undecodable(f"{int((~np.isfinite(samples)).sum())} of its samples are not numbers")
     return samples.astype(samples.dtype.newbyteorder("="), copy=False)
-
-
-def _in_short(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

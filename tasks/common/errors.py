@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and reasons in one line."""
+"""Define the error that a user can correct, and shorten reasons to one line."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ LONGEST = 200  # characters of what a library says
 
 
 class BadInput(ValueError):
-    """Something outside the code is wrong: a file, a folder, a setting, a missing package.
-
-    Its message is one line that says what is wrong, where, and what to do. Flows print that line
-    instead of a traceback, and never retry.
-    """
+    """Raised for a wrong file, folder, setting or package. The message is one line: what is wrong, where, and what to do. Flows print that
+    line instead of a traceback, and never retry."""
 
 
 def in_short(error: BaseException | str) -> str:
-    """Gives what a library says on one line, of no more than LONGEST characters; the kind of error where it says nothing.
+    """Return an error's message on one line of at most LONGEST characters, or its type where it is empty.
 
     >>> in_short(KeyError("detector"))
     "no 'detector'"
@@ -28,7 +25,7 @@ def in_short(error: BaseException | str) -> str:
 
 
 def in_general(reason: str) -> str:
-    """Gives a reason without what is of one file alone: names and numbers.
+    """Replace the names and numbers in a reason, which concern one file alone.
 
     >>> in_general("mask 30_mask.png is 90x96, the picture 96x96 (see a.png)")
     'mask … is …, the picture … (see …)'

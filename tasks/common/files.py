@@ -1,4 +1,4 @@
-"""Writes files that are whole or absent, and fingerprints them."""
+"""Write files that are whole or absent, and hash them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,15 @@ from changepair.tasks.common.places import is_remote
 
 HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
 os.umask(_umask := os.umask(0))  # the only way to read it
-MODE = 0o666 & ~_umask
-"""Permissions of a new file."""
+MODE = 0o666 & ~_umask  # permissions of a new file
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
-    """Yields a path beside `file` to write a file to; it takes `file`'s name only once all is well.
-
-    A reader never sees half a file, and a failure leaves whatever stood at `file` before. Raises BadInput if a folder stands there, or
-    the disk is full.
-    """
+    """Yield a path next to `file` to write to. It replaces `file` at the end, so no reader sees half a file and a failure changes nothing.
+    Raises BadInput if a folder is in its place, or the disk is full."""
     if file.is_dir():
         raise BadInput(f"{file}: is a folder, and a file is to be written; name a file")
     with _beside(file) as partial:
@@ -47,10 +43,8 @@ def written_beside(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def made_anew(folder: Path) -> Iterator[Path]:
-    """Yields a new folder beside `folder` to fill, which takes its place once all is well, as `written_beside` does for a file.
-
-    For folders that a stage owns: what stood in `folder` before is deleted. A link there is taken away, and what it leads to is left.
-    """
+    """Yield a new folder to fill. It replaces `folder` at the end, as `written_beside` replaces a file. For folders that a stage owns: the
+    contents of `folder` are deleted. Of a link only the link is deleted."""
     with _beside(folder) as partial:
         partial.mkdir()
         yield partial
@@ -89,10 +83,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 @cache
 def _sweep(folder: Path) -> None:
-    """Takes away what writers that were killed left half-written in a folder; looked for once a process.
-
-    Another machine's are left: whether their writer lives cannot be told from here.
-    """
+    """Delete what killed writers left half-written in a folder, once a process. Those of another machine may be alive, and are left."""
     for partial in folder.glob(f".*.{HOST}.*.partial"):
         writer = partial.name.split(".")[-2]
         if writer.isdecimal() and not _lives(int(writer)):
@@ -105,7 +96,7 @@ def _lives(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        return True  # another user's
+        pass  # another user's
     return True
 
 
@@ -115,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes parquet whose bytes depend on the rows alone."""
+    """Write parquet whose bytes depend on the rows alone."""
     with written_beside(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -128,7 +119,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
-    """Reads parquet and holds it to `schema`; `made_by` names the stage that writes such files, for the error."""
+    """Read parquet and cast it to `schema`. made_by: the stage that writes such files, for the error."""
     if not path.is_file():
         raise BadInput(f"{path}: not there; the {made_by} stage writes it, so run `dvc repro` first")
     table = pq.read_table(io.BytesIO(path.read_bytes()) if is_remote(path) else path)

@@ -1,11 +1,9 @@
 """Find the code that a result depends on: for DVC's stages, for checkpoints and for the promotion gate.
 
-Code is what a module can run: the modules of this project that it imports, and those that they import; the data files next to them that
-they name; and the installed versions of the packages that they compute with. Comments, docstrings and layout do not count: a module is
-compared by its syntax tree. Of flows/ only the given module counts, because the rest only runs the work.
-
-A module of another package, such as a detector that it registers, counts in the same way: with the modules of its package that it imports.
-Where its source code cannot be read, the version of its distribution counts.
+Code is what a module can run: the modules of this project that it imports, directly or indirectly; the data files next to them that they
+name; and the installed versions of the packages that they compute with. A module is compared by its syntax tree, so comments, docstrings
+and layout do not count. Of flows/ only the given module counts, because the rest only runs the work. A module of another package, such as
+a detector that it registers, counts in the same way, or by its distribution's version if its source code cannot be read.
 """
 
 from __future__ import annotations
@@ -27,13 +25,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "changepair"
-ROOT = Path(__file__).absolute().parents[3]
-"""The folder that the running package is in: a checkout, or site-packages."""
+ROOT = Path(__file__).absolute().parents[3]  # the folder that the running package is in: a checkout, or site-packages
 LOCK = "requirements.lock"
-REGISTRY = f"{PACKAGE}.tasks.detectors.registry"
-"""Names every detector. Which of them a result is of, is said by the roots that are asked about."""
+REGISTRY = f"{PACKAGE}.tasks.detectors.registry"  # imports every detector; the roots say which of them a result is of
+# Packages that run the work and do not compute its results.
 CARRIERS = frozenset({"packaging", "prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions", "upath"})
-"""Packages that carry the work and compute nothing of what comes of it."""
+# The names of distributions that differ from the package's.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
@@ -42,11 +39,8 @@ DISTRIBUTIONS = {
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }
-"""What a package is called where it is installed from, if not as it is imported."""
-BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}
-"""Packages that others compute with."""
-OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})
-"""Packages of sample pictures. An environment may lack them: a stage that needs one refuses to run without it."""
+BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}  # packages that others compute with
+OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})  # sample pictures; a stage that needs them refuses to run without them
 SHORT = 16  # hexadecimal digits of a hash that is kept
 
 
@@ -57,24 +51,20 @@ def is_checkout(folder: Path) -> bool:
 
 def code_root() -> Path:
     """Return the folder whose package the stages of the current folder run: itself if a checkout, else where the package is installed.
-
-    `python -m` finds a package in the current folder first.
-    """
+    `python -m` finds a package in the current folder first."""
     here = Path.cwd()
     return here if is_checkout(here) else ROOT
 
 
 @dataclass(frozen=True)
 class Code:
-    """The code that a result depends on, part by part, so that two can be held beside each other to see what differs."""
+    """The code that a result depends on, part by part, so that two can be compared."""
 
-    modules: Mapping[str, str]
-    """Hash of each module's syntax tree, by its name."""
-    files: Mapping[str, str]
-    """Hash of each data file, by its path from the project's root."""
+    modules: Mapping[str, str]  # hash of each module's syntax tree, by its name
+    files: Mapping[str, str]  # hash of each data file, by its path from the project's root
+    # Installed version of each package, by its name in the lock. If the lock allows it, it is written as in the lock, with the versions for
+    # other Pythons, so that results do not depend on the Python.
     packages: Mapping[str, str]
-    """Installed version of each package, by its name in the lock. It is written as the lock has it where the lock allows it: then with the
-    versions for other Pythons too, so that results do not depend on the Python."""
 
     @property
     def digest(self) -> str:
@@ -82,12 +72,8 @@ class Code:
 
 
 def code_of(*roots: str, root: Path | None = None) -> Code:
-    """Find the code that modules, by their dotted names, can run: this package's, or another's that is installed.
-
-    root: the folder that holds this package; None: `code_root()`.
-
-    Versions of packages are compared with requirements.lock in the current folder, where there is one.
-    """
+    """Find the code that modules of this or an installed package, by their dotted names, can run. root: the folder that holds this package;
+    None: `code_root()`. Versions are compared with requirements.lock in the current folder."""
     homes = {PACKAGE: root or code_root()}
     waiting: list[str] = []
     packages: set[str] = set()
@@ -131,36 +117,29 @@ def code_of(*roots: str, root: Path | None = None) -> Code:
 class _Parsed:
     hash: str
     imports: tuple[str, ...]
-    words: tuple[str, ...]
-    """Strings in it that may be names of files."""
+    words: tuple[str, ...]  # strings in it that may be names of files
 
 
 @cache
 def _parsed(file: Path, changed: int) -> _Parsed:
-    """Parses a module. changed: when the file last was, for the cache."""
+    """Parse a module. changed: its time of change, for the cache."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     imports = tuple(sorted(set(_imports(tree))))
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    for node in ast.walk(tree):
-        _drop_docstrings(node)
+    for node in ast.walk(tree):  # drop every string that stands alone: docstrings, also those of fields
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(body := getattr(node, name, None), list):
+                setattr(node, name, [item for item in body if not _is_text(item)])
     bare = hashlib.sha256(repr(_canonical(tree)).encode()).hexdigest()[:SHORT]
     return _Parsed(bare, imports, tuple(sorted(word for word in words if re.fullmatch(r"[\w-]+\.\w+", word))))
 
 
 def _canonical(node: object) -> object:
-    """Gives a syntax tree as tuples, without empty fields: Pythons differ in which of those they have."""
+    """Convert a syntax tree to tuples, without empty fields, which differ between Pythons."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, [], ()))
         return (type(node).__name__, *((name, _canonical(value)) for name, value in fields))
     return tuple(map(_canonical, node)) if isinstance(node, list) else node
-
-
-def _drop_docstrings(node: ast.AST) -> None:
-    """Takes away every string that stands alone: docstrings, those of fields too."""
-    for name in ("body", "orelse", "finalbody"):
-        body = getattr(node, name, None)
-        if isinstance(body, list):
-            setattr(node, name, [item for item in body if not _is_text(item)])
 
 
 def _is_text(item: ast.AST) -> bool:
@@ -168,7 +147,7 @@ def _is_text(item: ast.AST) -> bool:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Lists the dotted names that are imported, but for type checkers alone; and packages whose files are asked for."""
+    """List the dotted names that are imported, except only for type checkers, and packages whose files are read."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
@@ -184,26 +163,24 @@ def _imports(node: ast.AST) -> Iterator[str]:
 
 
 def _modules(name: str, root: Path) -> Iterator[str]:
-    """Lists the modules of a package that are run when a dotted name is imported; the name may be of something in one."""
+    """List the modules that are run when a dotted name is imported, which may name something in a module."""
     parts = name.split(".")
     first = 3 if parts[0] == PACKAGE else 1  # changepair, changepair.flows and changepair.tasks compute nothing
-    for end in range(first, len(parts) + 1):
+    for module in (".".join(parts[:end]) for end in range(first, len(parts) + 1)):
         try:
-            file = _file(".".join(parts[:end]), root)
+            file = _file(module, root)
         except FileNotFoundError:
             return
         if file is None or file.name != "__init__.py" or file.stat().st_size:
-            yield ".".join(parts[:end])
+            yield module
 
 
 def _absolute(imported: str, module: str, file: Path) -> str:
     """Return the full name of what a module imports, where it is relative to the module."""
     level = len(imported) - len(imported.lstrip("."))
-    if not level:
-        return imported
     parents = module.split(".")
     above = level - 1 if file.name == "__init__.py" else level
-    return ".".join([*parents[: len(parents) - above], *filter(None, [imported[level:]])])
+    return ".".join([*parents[: len(parents) - above], *filter(None, [imported[level:]])]) if level else imported
 
 
 @cache
@@ -238,19 +215,14 @@ class Mismatch:
     package: str
     locked: str
     installed: str | None
-    """None: not installed."""
 
     def __str__(self) -> str:
         return f"{self.package} {self.locked} is locked, but {self.installed or 'none'} is installed"
 
 
 def mismatches(packages: Iterable[str], root: Path | None = None) -> list[Mismatch]:
-    """List the packages, of those named, whose installed version differs from requirements.lock.
-
-    root: the folder of the lock; None: the current one.
-
-    A lock without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count.
-    """
+    """List the packages whose installed version differs from requirements.lock. root: the folder of the lock; None: the current one. A lock
+    without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count."""
     locked = _lock_of(root)
     found = []
     for name in sorted(set(packages)):
@@ -280,22 +252,18 @@ def _versions(imported: set[str]) -> dict[str, str]:
 
 
 def _distributions(package: str) -> list[str]:
-    """Return what an imported package is called where it is installed from: most often the same."""
+    """Return the names of the distributions of an imported package."""
     name = DISTRIBUTIONS.get(package, package).replace("_", "-").lower()
     if name in OPTIONAL or _installed(name) is not None:
         return [name]
     return [str(canonicalize_name(one)) for one in _installed_names().get(package, [name])]
 
 
-@cache
-def _installed_names() -> Mapping[str, list[str]]:
-    return packages_distributions()
+_installed_names = cache(packages_distributions)
 
 
 @dataclass(frozen=True)
 class _Locked:
-    """A line of the lock."""
-
     version: str
     requirement: Requirement
 
@@ -315,7 +283,7 @@ def _lock_of(root: Path | None) -> Mapping[str, tuple[_Locked, ...]]:
 
 @cache
 def _locked(file: Path, changed: int) -> dict[str, tuple[_Locked, ...]]:
-    """Read the lines of each package in the lock; it can have one for each of several Pythons. changed: for the cache."""
+    """Read the lines of each package in the lock, which may have one for each of several Pythons. changed: for the cache."""
     lines: dict[str, tuple[_Locked, ...]] = {}
     for line in re.findall(r"^[a-z0-9._-]+(?:\[[^]]*\])?==[^\\\n]+", file.read_text(encoding="utf-8"), re.MULTILINE):
         requirement = Requirement(line)

@@ -1,4 +1,4 @@
-"""Reads photographs as they are needed, and cuts the squares from them that everything else is made of."""
+"""Read photographs as they are needed, and cut squares from them."""
 
 from __future__ import annotations
 
@@ -32,37 +32,22 @@ class Square:
 
 
 @dataclass(frozen=True)
-class Box:
-    """A box on a photograph, in shares of its width and height."""
-
+class Box:  # on a photograph, in shares of its width and height
     left: float
     top: float
     right: float
     bottom: float
 
 
-@dataclass(frozen=True)
-class Thing:
-    """Something on a photograph: the box around it, and the share of the photograph that it covers."""
-
-    box: Box
-    covers: float
-
-
 class Photographs:
-    """Draws squares from photographs. Holds paths only; decoded pictures are kept by a small cache of the process.
-
-    crop: smallest and largest side of a square, as a share of the photograph's shorter side; resolution: pixels a side of what is cut.
-    """
+    """Draws squares from photographs, whose paths it holds. A small cache of the process keeps decoded pictures. crop: smallest and largest
+    side of a square, as a share of the photograph's shorter side; resolution: pixels a side of a cut square."""
 
     def __init__(self, images: Sequence[str], crop: tuple[float, float], resolution: int) -> None:
-        self.images = tuple(images)
-        self.crop = crop
-        self.resolution = resolution
+        self.images, self.crop, self.resolution = tuple(images), crop, resolution
 
     def parted(self, share: float) -> tuple[Photographs, Photographs]:
-        """Parts the photographs into those to learn from and a share to measure on, which depends on their number alone. Fewer than four
-        cannot be parted, and are both."""
+        """Split the photographs into those to train on and a share to measure on, by their number alone. Fewer than four are both."""
         count = min(max(2, round(share * len(self.images))), len(self.images) // 2)
         if share == 0 or count < 2:
             return self, self
@@ -71,25 +56,24 @@ class Photographs:
         return Photographs(rest, self.crop, self.resolution), Photographs(measured, self.crop, self.resolution)
 
     def choose(self, rng: np.random.Generator, but: int | None = None) -> int:
-        """Draws a photograph's index; another than `but`, unless there is only one."""
+        """Draw a photograph's index; another than `but`, unless there is only one."""
         if but is None or len(self.images) == 1:
             return int(rng.integers(len(self.images)))
         return (but + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Picture]:
-        """Draws a square of a random photograph, resolution x resolution x 3, and the photograph's index."""
+        """Draw a square of a random photograph, resolution x resolution x 3. Return the photograph's index first."""
         index = self.choose(rng)
         return index, self.cut(index, self.square(index, rng))
 
     def square(self, index: int, rng: np.random.Generator) -> Square:
-        """Draws a square of a photograph."""
         height, width = _photo(self.images[index]).shape[:2]
         side = int(rng.uniform(*self.crop) * min(width, height))
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
         return Square(left / width, top / height, side / width, side / height, bool(rng.random() < 0.5))
 
     def squares_apart(self, index: int, rng: np.random.Generator) -> tuple[Square, Square]:
-        """Draws two squares of one size of a photograph that have nothing in common, beside or above each other."""
+        """Draw two disjoint squares of a photograph, of one size, next to or above each other."""
         height, width = _photo(self.images[index]).shape[:2]
         low, high = self.crop
         side = max(1, int(rng.uniform(low / 2, high / 2) * min(width, height)))
@@ -104,13 +88,11 @@ class Photographs:
         first, second = (Square(left / width, top / height, side / width, side / height, flipped) for left, top in corners)
         return first, second
 
-    def square_around(self, index: int, thing: Thing, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
-        """Draws a square of a photograph that holds a thing whole, with some room around it; None if none can.
-
-        area: smallest and largest share of the square that the thing may cover.
-        """
+    def square_around(self, index: int, box: Box, covers: float, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
+        """Draw a square that holds a thing's box, with some room around it; None if none can. covers: the thing's share of the photograph.
+        area: smallest and largest share of the square that it may cover."""
         height, width = _photo(self.images[index]).shape[:2]
-        box, pixels = thing.box, thing.covers * width * height
+        pixels = covers * width * height
         left, top, right, bottom = box.left * width, box.top * height, box.right * width, box.bottom * height
         room = ROOM * max(right - left, bottom - top)
         smallest = max(self.crop[0] * min(width, height), max(right - left, bottom - top) + 2 * room, (pixels / area[1]) ** 0.5)
@@ -126,28 +108,27 @@ class Photographs:
         return Square(corner[0] / width, corner[1] / height, side / width, side / height, bool(rng.random() < 0.5))
 
     def cut(self, index: int, square: Square) -> Picture:
-        """Cuts the square as a picture, resolution x resolution x 3."""
+        """Cut the square as a picture, resolution x resolution x 3."""
         return self._cut(_photo(self.images[index]), square)
 
     def cut_mask(self, mask: Mask, square: Square) -> Mask:
-        """Cuts the square from a mask of the photograph's shape, at any size; resolution x resolution."""
+        """Cut the square from a mask of the photograph's shape, at any size; resolution x resolution."""
         return self._cut(mask.astype(np.uint8) * 255, square) > 127
 
     def _cut(self, pixels: Pixels, square: Square) -> Pixels:
         height, width = pixels.shape[:2]
         top, left = round(square.top * height), round(square.left * width)
         inside = pixels[top : round((square.top + square.height) * height), left : round((square.left + square.width) * width)]
-        # Averages over what a pixel covers when it is made smaller: nothing is left out, nothing shimmers.
-        smaller = min(inside.shape[:2]) >= self.resolution
-        cut = cv2.resize(inside, (self.resolution, self.resolution), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        # Reducing averages over what a pixel covers.
+        method = cv2.INTER_AREA if min(inside.shape[:2]) >= self.resolution else cv2.INTER_CUBIC
+        cut = cv2.resize(inside, (self.resolution, self.resolution), interpolation=method)
         return cv2.flip(cut, 1) if square.flipped else cut
 
 
-_photos: OrderedDict[str, Picture] = OrderedDict()  # the decoded pictures that are kept, last used last
+_photos: OrderedDict[str, Picture] = OrderedDict()  # decoded pictures, last used last
 
 
 def _photo(image: str) -> Picture:
-    """Reads a photograph, or gives it as it was read before."""
     if image not in _photos:
         _photos[image] = _read(image)
         while len(_photos) > 1 and sum(photo.nbytes for photo in _photos.values()) > KEPT:
@@ -160,8 +141,7 @@ def _read(image: str) -> Picture:
     try:
         photo = Image.fromarray(read_picture(place_of(image)))
     except OSError as error:
-        raise BadInput(
-            f"{image}: a source picture that was ingested cannot be read any more ({error}); run the ingest stage again"
-        ) from error
+        wrong = f"a source picture that was ingested cannot be read any more ({error})"
+        raise BadInput(f"{image}: {wrong}; run the ingest stage again") from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
     return np.asarray(photo)

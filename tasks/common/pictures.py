@@ -17,15 +17,12 @@ from changepair.tasks.common.decoding import open_image as open_image
 
 Pixels = NDArray[Any]  # HxW or HxWxC, as OpenCV takes them
 Resize = Literal["squash", "aligned", "crop"]  # how a picture becomes a square
-UNREADABLE = (OSError, Undecodable)
-"""Errors of reading a picture: those of the disk and of the decoder."""
+UNREADABLE = (OSError, Undecodable)  # errors of reading a picture: those of the disk and of the decoder
 
 
 def read_picture(path: Path, resolution: int | None = None, intensity: Intensity = FULL) -> Picture:
     """Read a picture file as HxWx3 uint8 RGB, as a viewer shows it. With `resolution`, squash it to that many pixels a side (bicubic).
-
-    intensity: the range of a picture of more than 8 bits. Raises Undecodable, OSError.
-    """
+    intensity: the range of a picture of more than 8 bits. Raises Undecodable, OSError."""
     picture = to_picture(decode(path.read_bytes()), intensity)
     return picture if resolution is None else squashed(picture, resolution)
 
@@ -57,10 +54,8 @@ def read_mask(path: Path, resolution: int) -> Mask:
 
 
 def read_objects(path: Path) -> tuple[NDArray[Any], bool]:
-    """Read the object numbers in a mask file, HxW. Also return whether they are palette indices; otherwise they are grey levels.
-
-    A blurred mask is one object. Raises Undecodable, OSError.
-    """
+    """Read the object numbers in a mask file, HxW. Also return whether they are palette indices; otherwise they are grey levels. A blurred
+    mask is one object. Raises Undecodable, OSError."""
     content = path.read_bytes()
     decoded = decode(content)
     values = decoded.samples if decoded.samples.ndim == 2 else decoded.samples.max(axis=2)
@@ -73,9 +68,7 @@ def read_objects(path: Path) -> tuple[NDArray[Any], bool]:
 
 def reduced(mask: Mask, resolution: int) -> Mask:
     """Resize a mask HxW to `resolution` pixels a side. A pixel is True if any mask pixel that it covers is, so no region vanishes.
-
-    Enlarging takes the nearest pixel.
-    """
+    Enlarging takes the nearest pixel."""
     for axis in (0, 1):
         side = mask.shape[axis]
         places = np.arange(resolution)

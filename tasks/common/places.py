@@ -1,8 +1,7 @@
-"""Places of pictures, pairs and models: files and folders of this machine, or of a store that fsspec knows, by URL.
+"""Find places of pictures, pairs and models: files and folders of this machine, or of a store that fsspec knows, by URL.
 
-What pipelines.yaml and the manifests call `s3://bucket/parts` is read where it is, a file at a time; nothing is copied here first. A place
-there is a `upath.UPath`, which answers as a `pathlib.Path` does in all that this project asks of one; so the rest of it knows Paths alone.
-Who may read, and where the store is, is said in the environment, as its own tools take it (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
+A place such as `s3://bucket/parts` is read in place, a file at a time. It is a `upath.UPath`, which behaves as a `pathlib.Path` in all that
+this project needs. Credentials and the store's address are in the environment, as its own tools read them (AWS_PROFILE, …).
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from typing import Literal, cast
 from changepair.tasks.common.errors import BadInput
 
 MARK = "://"
-
-
 WEB = ("http", "https")
 SIGNED = re.compile(r"(^|[&-])(sig|signature|token|access_token|password|secret|api_?key|key|credential)=", re.IGNORECASE)
 PORT = re.compile(r"\d{1,5}/")
@@ -25,18 +22,12 @@ PASSWORD_IN_URL = (
     "a password or token in a URL would be copied into dvc.yaml, logs and reports; put it in the environment (AWS_ACCESS_KEY_ID, …), in "
     "`dvc remote modify --local <remote> …`, or in Git's credential helper"
 )
-
-
-STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "paramiko", "s3fs"})
-"""Packages that talk to stores."""
-
-
-OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")
-"""What stores say of a file that changes with it."""
+STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "paramiko", "s3fs"})  # packages of stores
+OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")  # what stores say of a file that changes with it
 
 
 def is_of_store(error: BaseException | None) -> bool:
-    """Tells whether an error is a store's, or of the way there. It may pass, so it is worth trying again."""
+    """Return whether an error comes from a store or the connection to it. It may pass, so it is worth trying again."""
     return type(error).__module__.partition(".")[0] in STORES
 
 
@@ -58,8 +49,8 @@ def holds_password(address: str) -> bool:
 
 
 def place_of(text: str | Path) -> Path:
-    """Give the place that a path or a URL names; `~` is the user's folder. Raise BadInput for a URL of a kind that nothing here reads, and
-    for one with a password in it."""
+    """Return the place that a path or a URL names; `~` is the user's folder. Raises BadInput for a URL that cannot be read or has a
+    password in it."""
     if not is_url(str(text)):
         return Path(text).expanduser()
     if holds_password(str(text)):
@@ -78,12 +69,12 @@ def place_of(text: str | Path) -> Path:
 
 
 def is_remote(path: Path) -> bool:
-    """Tells whether a place is in a store, not on this machine."""
+    """Return whether a place is in a store, not on this machine."""
     return not isinstance(path, Path)
 
 
 def state_of(path: Path) -> str:
-    """Gives what changes when a file does, without reading it. Raises OSError if it is not there."""
+    """Return a text that changes when a file does, without reading it. Raises OSError if it is missing."""
     if is_remote(path):
         return str(path.fs.ukey(path.path))  # type: ignore[attr-defined]
     about = path.stat()
@@ -91,8 +82,7 @@ def state_of(path: Path) -> str:
 
 
 def states(place: Path) -> dict[str, str]:
-    """Gives the state of a file, or of every file in a folder, at any depth; {} if there is nothing. What cannot be looked at has the state
-    of an error."""
+    """Return the state of a file, or of every file in a folder, at any depth; {} if there is none. An error is a state, too."""
     if is_remote(place):
         listed = place.fs.find(place.path, detail=True)  # type: ignore[attr-defined]
         return {name: " ".join(str(about.get(key)) for key in OF_A_STATE) for name, about in listed.items()}
@@ -110,19 +100,20 @@ def _state(file: Path) -> str:
 
 
 def unreadable(folder: Path) -> Iterator[Path]:
-    """Yields what lies in a folder of this machine, at any depth, and can be read by nobody or not by this user: links that lead nowhere,
-    pipes, sockets and devices, what has no permission, and what has a name that is no text."""
+    """Yield what cannot be read in a local folder, at any depth: broken links, pipes, sockets, devices, what lacks permission, and names
+    that are not text."""
     for inside, folders, names in os.walk(folder):
         for name in folders:
-            if not _is_text(name) or not os.access(os.path.join(inside, name), os.R_OK | os.X_OK):
+            if not is_text(name) or not os.access(os.path.join(inside, name), os.R_OK | os.X_OK):
                 yield Path(inside, name)
         for name in names:
             file = os.path.join(inside, name)
-            if not _is_text(name) or not os.path.isfile(file) or not os.access(file, os.R_OK):
+            if not is_text(name) or not os.path.isfile(file) or not os.access(file, os.R_OK):
                 yield Path(file)
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Return whether a file name is UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -130,10 +121,8 @@ def _is_text(name: str) -> bool:
     return True
 
 
-SYSTEM_NAMES = frozenset(
-    {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
-)
-"""Names of files and folders that operating systems and storage devices create, in small letters."""
+# Names of files and folders that operating systems and storage devices create, in small letters.
+SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 
 
 def is_hidden(name: str) -> bool:
@@ -147,25 +136,22 @@ def visible(files: Iterable[Path], folder: Path) -> Iterator[Path]:
 
 
 def file_names(folder: Path) -> list[str]:
-    """List the names of the files in a folder, without hidden ones, in the order of their bytes; [] if there is no such folder. Names, not
-    paths: a folder may hold a million."""
+    """List the names of the files in a folder, without hidden ones, in the order of their bytes; [] if there is no such folder."""
     return _names(folder, "file")
 
 
 def folder_names(folder: Path) -> list[str]:
-    """Lists the names of the folders in a folder, as `file_names`."""
+    """List the names of the folders in a folder, as `file_names`."""
     return _names(folder, "directory")
 
 
 def odd_names(folder: Path) -> list[str]:
-    """Lists the names of what is neither a file nor a folder in a folder, as `file_names`: links that lead nowhere, pipes, sockets."""
-    if is_remote(folder):
-        return []  # a store has none
-    return _names(folder, "odd")
+    """List the names of what is neither a file nor a folder, as `file_names`: links that lead nowhere, pipes, sockets."""
+    return [] if is_remote(folder) else _names(folder, "odd")
 
 
 def _names(folder: Path, kind: Literal["file", "directory", "odd"]) -> list[str]:
-    """Lists names without a question to the disk or the store for each."""
+    """List names, not paths, without a request for each: a folder may hold a million."""
     if not folder.is_dir():
         return []
     if is_remote(folder):

@@ -1,4 +1,4 @@
-"""Rows of parquet tables as dataclasses: a table's columns are its row class's fields, defined once."""
+"""Read and write rows of parquet tables as dataclasses. The fields of a row class are the table's columns."""
 
 from __future__ import annotations
 
@@ -19,36 +19,34 @@ COLUMNS = {str: pa.string(), bytes: pa.binary(), bool: pa.bool_(), int: pa.int64
 
 
 def schema_of(kind: type[Any]) -> pa.Schema:
-    """Gives the columns of a row class: a field's type says the column's, `Annotated` another one, and `| None` that it may be null."""
+    """Return the columns of a row class, from its fields' types. `Annotated` sets another column type, `| None` allows null."""
     hints = get_type_hints(kind, include_extras=True)
     return pa.schema([pa.field(one.name, _column(hints[one.name]), nullable=NoneType in get_args(hints[one.name])) for one in fields(kind)])
 
 
 def table_of(kind: type[Row], rows: Iterable[Row]) -> pa.Table:
-    """Gives rows as a table."""
-    held = list(rows)
-    schema = schema_of(kind)
+    held, schema = list(rows), schema_of(kind)
     return pa.table([pa.array([getattr(row, column.name) for row in held], column.type) for column in schema], schema=schema)
 
 
 def rows_of(kind: type[Row], columns: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Gives a table's lines, as `Table.to_pylist` has them, as rows; lists become tuples, and columns beside the row's are left out."""
+    """Convert the result of `Table.to_pylist` to rows. Lists become tuples; other columns are left out."""
     names = schema_of(kind).names
     return [kind(**{name: tuple(line[name]) if isinstance(line[name], list) else line[name] for name in names}) for line in columns]
 
 
 def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
-    """Writes rows as parquet whose bytes depend on them alone."""
+    """Write rows as parquet whose bytes depend on them alone."""
     write_table(path, table_of(kind, rows))
 
 
 def read_rows(path: Path, kind: type[Row], made_by: str) -> list[Row]:
-    """Reads rows from parquet. Raises BadInput if the file or a column is missing. made_by: the stage that writes it, for the error."""
+    """Read rows from parquet. Raises BadInput if the file or a column is missing. made_by: the stage that writes it, for the error."""
     return rows_of(kind, read_table(path, schema_of(kind), made_by).to_pylist())
 
 
 def _column(hint: Any) -> pa.DataType:
-    """Gives a type's column: `str | None`, `tuple[str, ...]`, or a type with the column beside it."""
+    """Return the column of a type: `str | None`, `tuple[str, ...]`, or a type annotated with a column."""
     if get_origin(hint) is Annotated:
         return next(part for part in get_args(hint) if isinstance(part, pa.DataType))
     kinds = [part for part in get_args(hint) if part not in (NoneType, Ellipsis)]

@@ -1,4 +1,4 @@
-"""Draws contact sheets: lines of small pictures with words above or beside them, and what is drawn into a picture to look at."""
+"""Draw contact sheets, lines of small pictures with words above or next to them, and overlays of maps and masks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,10 @@ TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
 ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side
 SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
-CALM = (60, 110, 220)
-"""Colour of map values that normal pictures reach."""
-WARM = (0.62, 0.97)
-"""Range of the colour map turbo for greater values: from yellow to dark red."""
-STEPS = 256
-"""Steps of the colour scale up to the value that normal pictures reach; there are as many above."""
-ROWS = 256
-"""Rows of a picture that are drawn at once."""
+CALM = (60, 110, 220)  # colour of map values that normal pictures reach
+WARM = (0.62, 0.97)  # range of the colour map turbo for greater values: from yellow to dark red
+STEPS = 256  # steps of the colour scale up to the value that normal pictures reach; there are as many above
+ROWS = 256  # rows of a picture that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -36,19 +32,14 @@ class Line:
 
     @property
     def height(self) -> int:
-        """Pixels."""
         return (ABOVE if self.above else 0) + (TILE + GAP if len(self.tiles) else 0)
 
 
 def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
-    """Draws lines below one another, or so many of equal height abreast."""
+    """Draw lines below one another, or so many of equal height abreast."""
     start = BESIDE if any(line.beside for line in lines) else GAP
-    width = (
-        start
-        - GAP
-        + max((max(len(line.tiles), len(line.above)) for line in lines), default=0) * (TILE + GAP)
-        + (BETWEEN if abreast > 1 else GAP)
-    )
+    columns = max((max(len(line.tiles), len(line.above)) for line in lines), default=0)
+    width = start - GAP + columns * (TILE + GAP) + (BETWEEN if abreast > 1 else GAP)
     sheet = Image.new("RGB", (abreast * width, sum(line.height for line in lines[::abreast]) + GAP), PAPER)
     draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(SIZE), 0
     for place, line in enumerate(lines):
@@ -67,8 +58,8 @@ def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
 def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
     """Overlay an anomaly map HxW on a picture HxWx3. All overlays use this colour scale.
 
-    Values up to `top`, which normal pictures reach, are uncoloured to faint blue. Greater values are yellow to dark red; from twice `top`
-    they are dark red. top: as in `Predictor.top`; if 0, it is unknown, and half of the map's maximum replaces it.
+    Values up to `top`, which normal pictures reach, are uncoloured to faint blue, greater ones yellow to dark red, which starts at twice
+    `top`. top: as in `Predictor.top`; if 0, it is unknown, and half of the map's maximum replaces it.
     """
     scale = STEPS / max(top or float(map_.max()) / 2, 1e-6)
     added, kept = _heat()
@@ -94,7 +85,7 @@ def _heat() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:
-    """Gives the picture with the rim of the masked region drawn, one pixel wide."""
+    """Draw the rim of the masked region into a copy of a picture, one pixel wide."""
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     drawn = picture.copy()
@@ -103,7 +94,7 @@ def outlined(picture: Picture, mask: Mask) -> Picture:
 
 
 def tinted(picture: Picture, mask: Mask) -> Picture:
-    """Gives the picture with the masked region tinted."""
+    """Tint the masked region of a copy of a picture."""
     drawn = picture.copy()
     drawn[mask] = (0.5 * drawn[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
     return drawn

@@ -11,23 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from types import FrameType
 
-EXIT_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
-CTRL_C = 128 + signal.SIGINT
-
+EXIT_CODE, CTRL_C = 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes that a shell reports after a signal
 POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
-_asked = threading.Event()
-_interrupted = threading.Event()
-_paused = threading.Event()
-_also: list[Callable[[], None]] = []
-"""What else to do on a request to stop."""
+_asked, _interrupted, _paused = threading.Event(), threading.Event(), threading.Event()
+_also: list[Callable[[], None]] = []  # what else to do on a request to stop
 
 
 class Stopped(Exception):
-    """Asked to end, and ended between two steps. Its message says where, for the next run goes on from there."""
+    """Raised where work ends because it was asked to stop. The message says where; the next run resumes there."""
 
 
 def asked() -> bool:
@@ -63,7 +57,7 @@ def wait_while_paused() -> None:
 
 
 def exit_code() -> int:
-    """Gives what a process ends with that was asked to end: what a shell says of one that the signal ended."""
+    """Return the exit code of a process that was asked to stop, as if the signal had ended it."""
     return CTRL_C if _interrupted.is_set() else EXIT_CODE
 
 
@@ -79,29 +73,15 @@ def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Remember SIGTERM, instead of letting it end the process, and call `also` on it or on `ask`. Only the main thread of a process gets
     signals; in another thread SIGTERM is left alone."""
     _also.append(also)
-    try:
-        with _hearing_sigterm():
-            yield
-    finally:
-        _also.remove(also)
-
-
-@contextmanager
-def _hearing_sigterm() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def remember(_number: int, _frame: FrameType | None) -> None:
-        ask()
-
-    before = signal.signal(signal.SIGTERM, remember)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: ask()) if main else None
     try:
         yield
     finally:
         # It may come twice (Linux sends one for each thread of a parent that dies), and the second must not break off what the first began.
-        if not _asked.is_set():
+        if main and not _asked.is_set():
             signal.signal(signal.SIGTERM, before)
+        _also.remove(also)
 
 
 def defer_ctrl_c() -> None:
@@ -117,11 +97,10 @@ def admit_ctrl_c() -> None:
 
 
 def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
-    """Takes Ctrl-C for SIGTERM from now on, and a second one for an end at once. first, again: what is to be done then, before that.
+    """Treat Ctrl-C as SIGTERM from now on, and end at once on the second one. first, again: what to call before that.
 
-    A terminal sends Ctrl-C to all that it started. This process hears it in a thread of its own, or by its handler where a library's thread
-    gets it, and blocks it for the threads and processes that it starts from now on: none of them breaks off what is to be saved. To be
-    called once, in the main thread.
+    A terminal sends Ctrl-C to all processes that it started. This process receives it in a thread, or by its handler where a library's
+    thread gets it. It blocks it for threads and processes that it starts from now on, so that they can save. Call once, in the main thread.
     """
     times = count(1)
 

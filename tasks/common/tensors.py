@@ -1,4 +1,4 @@
-"""Reads pictures as tensors."""
+"""Read pictures as tensors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ from changepair.tasks.common.tiles import Box, Grid, boxes, joined
 
 
 def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
-    """Reads pictures as Bx3xHxW float32 in [0, 1], `resolution` pixels a side: the one way from pictures to what networks take."""
+    """Read pictures as Bx3xHxW float32 in [0, 1], `resolution` pixels a side."""
     return torch.cat([squared(read_picture(place_of(image)), resolution, device, resize) for image in images])
 
 
 def read_tiles(
     images: Sequence[str], grids: Collection[Grid], resolution: int, device: torch.device, resize: Resize
 ) -> tuple[dict[Grid, Tensor], list[tuple[int, int]]]:
-    """Read each of B pictures once, and cut it by every grid.
-
-    Return TxBx3xHxW for each grid of T tiles, float32 in [0, 1], and each picture's height and width. Only one picture is held at its
-    full size.
-    """
+    """Read each of B pictures once, and cut it by every grid. Return TxBx3xHxW for each grid of T tiles, float32 in [0, 1], and each
+    picture's height and width. Only one is held at full size."""
     cut: dict[Grid, list[Tensor]] = {grid: [] for grid in grids}
     sizes = []
     for image in images:
@@ -42,32 +39,29 @@ def read_tiles(
 
 def squared_tile(picture: Picture, box: Box, resolution: int, device: torch.device, resize: Resize) -> Tensor:
     """Cut a tile out of a picture and make it a square, as `squared` does: 1x3xHxW."""
-    part = np.ascontiguousarray(picture[box.top : box.bottom, box.left : box.right])
-    return squared(part, resolution, device, resize)
+    return squared(np.ascontiguousarray(picture[box.top : box.bottom, box.left : box.right]), resolution, device, resize)
 
 
 def squared(picture: Picture, resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
-    """Makes a picture a square of `resolution` pixels a side: 1x3xHxW float32 in [0, 1]."""
+    """Make a picture a square of `resolution` pixels a side: 1x3xHxW float32 in [0, 1]."""
     if resize == "aligned":
         return aligned(_tensor(picture, device), resolution)
     return _tensor(cropped(picture, resolution) if resize == "crop" else squashed(picture, resolution), device)
 
 
 def aligned(pictures: Tensor, side: int) -> Tensor:
-    """Brings BxCxHxW to that many pixels a side: bilinear, the corners' pixels stay in the corners, and nothing is averaged where it
-    shrinks. So the code of MetaUAS reads pictures."""
+    """Resize BxCxHxW bilinearly, with aligned corners and without antialiasing, as the code of MetaUAS does."""
     return F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=True)
 
 
 def read_mask_as_published(path: Path, resolution: int) -> Mask:
-    """Reads a mask as the code of MetaUAS does: resized as its pictures are, and True wherever anything of it is left."""
+    """Read a mask as the code of MetaUAS does: resized as its pictures, and True for every value above 0."""
     marks = torch.from_numpy(read_marks(path)).float()
     return aligned(marks[None, None], resolution)[0, 0].numpy() > 0
 
 
 def uncropped(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Lays maps Bxhxw of cropped pictures into the whole pictures they are of, Bxhxw; what was cropped away gets 0. sizes: of the pictures,
-    height and width."""
+    """Place maps Bxhxw of cropped pictures in their whole pictures, Bxhxw, with 0 elsewhere. sizes: the pictures' height and width."""
     if all(height == width for height, width in sizes):
         return maps
     stretch = torch.tensor([[width / min(height, width), height / min(height, width)] for height, width in sizes])
@@ -81,14 +75,10 @@ def uncropped(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 def joined_maps(
     tiles: Sequence[NDArray[np.float32]], grid: Grid, height: int, width: int, *, antialias: bool = False
 ) -> NDArray[np.float32]:
-    """Join the maps ...xhxw of a grid's tiles, row by row, to maps ...xHxW of the picture.
-
-    antialias: whether a cell of a smaller map is the mean of what it covers.
-    """
+    """Join the maps ...xhxw of a grid's tiles, row by row, to maps ...xHxW of the picture. antialias: average when reducing."""
     places = boxes((height, width), grid)
-    return joined(
-        [resized_maps(tile, box.size, antialias=antialias) for tile, box in zip(tiles, places, strict=True)], places, height, width
-    )
+    resized = [resized_maps(tile, box.size, antialias=antialias) for tile, box in zip(tiles, places, strict=True)]
+    return joined(resized, places, height, width)
 
 
 def resized_maps(maps: NDArray[np.float32], size: Sequence[int], *, antialias: bool = False) -> NDArray[np.float32]:
@@ -101,5 +91,4 @@ def resized_maps(maps: NDArray[np.float32], size: Sequence[int], *, antialias: b
 
 
 def _tensor(picture: Picture, device: torch.device) -> Tensor:
-    """Turns HxWx3 of uint8 into 1x3xHxW in [0, 1]."""
     return torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float().div_(255)

@@ -1,4 +1,4 @@
-"""Reads text, JSON and tables that people made, and says in one line, with the place, what about them cannot be read."""
+"""Read text, JSON and tables that people made, and report in one line, with the place, what cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from changepair.tasks.common.errors import BadInput, in_short
 
 
 def read_text(file: Path) -> str:
-    """Reads UTF-8, with or without a byte order mark. Raises BadInput if it is not there, no file, not to be read, or not UTF-8."""
+    """Read UTF-8, with or without a byte order mark. Raises BadInput if it is missing, not a file, not readable, or not UTF-8."""
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:
@@ -29,7 +29,7 @@ def read_text(file: Path) -> str:
 
 
 def decode(data: bytes, file: Path | str) -> str:
-    """Reads UTF-8, with or without a byte order mark. file: where it is, or words for where it came from. Raises BadInput if it is none."""
+    """Decode UTF-8, with or without a byte order mark. file: its place, or words for it. Raises BadInput if it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -38,21 +38,17 @@ def decode(data: bytes, file: Path | str) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """Reads JSON. Raises BadInput as `read_text`, and if it is no JSON."""
+    """Read JSON. Raises BadInput as `read_text`, and if it is not JSON."""
+    text = read_text(file)
     try:
-        return json.loads(read_text(file))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(f"{file}: not JSON ({in_short(error)})") from error
 
 
 def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table") -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Yields the rows of a CSV by the names in its head, each with the number of the line that it ends in. A short row has "" where it has
-    nothing; what a long one has beyond the head is left out. columns: those that it needs. what: such a table is called in the error.
-
-    Raises BadInput as `read_text`, if a column is missing, or if it is no CSV.
-    """
+    """Yield the rows of a CSV by its head, each with the number of its last line. Short rows are filled with "", long ones cut. columns:
+    those needed. what: the table's name in the error. Raises BadInput as `read_text`, if a column is missing, or if it is not CSV."""
     head: Sequence[str] | None = None
     for line, cells in csv_lines(file):
         if head is None:
@@ -65,7 +61,7 @@ def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table"
 
 
 def csv_lines(file: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yields the cells of each row of a CSV without a head, with the number of the line that it ends in. Raises BadInput as `csv_rows`."""
+    """Yield the cells of each row of a CSV without a head, with the number of its last line. Raises BadInput as `csv_rows`."""
     rows = csv.reader(io.StringIO(read_text(file), newline=""))
     try:
         for cells in rows:
@@ -75,7 +71,7 @@ def csv_lines(file: Path) -> Iterator[tuple[int, Sequence[str]]]:
 
 
 def need_columns(file: Path, columns: Sequence[str], names: Sequence[str], what: str = "such a table") -> None:
-    """Raises BadInput if a table has not all of the columns that it needs. names: those that it has."""
+    """Raise BadInput if a table lacks one of the columns that it needs. names: those that it has."""
     missing = [name for name in columns if name not in names]
     if missing:
         raise BadInput(f"{file}: no column {missing[0]!r}; not {what}, for it has {in_short(', '.join(map(str, names)) or 'none')}")

@@ -1,10 +1,11 @@
-"""Cut large pictures into overlapping tiles, and join the maps of the tiles. Scoring and prediction both follow this module."""
+"""Cut large pictures into overlapping tiles, and join the maps of the tiles."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,14 +13,10 @@ from numpy.typing import NDArray
 
 from changepair.tasks.common.bounds import Bound
 
-LARGE = 2048
-"""Longer side in pixels up to which `auto` leaves a picture whole."""
-SIDE = 1024
-"""Largest side, in pixels, of a tile that `auto` chooses, without the overlap."""
-OVERLAP = 0.125
-"""How far a tile reaches into each neighbour, as a share of its side without the overlap. So no defect lies only on a seam."""
-MOST = 64
-"""Largest number of rows or columns that a setting may ask for."""
+LARGE = 2048  # longer side in pixels up to which `auto` leaves a picture whole
+SIDE = 1024  # largest side, in pixels, of a tile that `auto` chooses, without the overlap
+OVERLAP = 0.125  # how far a tile reaches into each neighbour, as a share of its side without the overlap. So no defect lies only on a seam.
+MOST = 64  # largest number of rows or columns that a setting may ask for
 AUTO: Literal["auto"] = "auto"
 
 
@@ -31,13 +28,12 @@ class OfTiles(Bound):
         return f"each from 1 to {MOST}"
 
     def check(self, value: Any) -> Any:
-        """Return `auto` or a tuple of two numbers. Raise ValueError for anything else."""
+        """Return `auto` or a tuple of two numbers. Raises ValueError for anything else."""
         if value == AUTO:
             return AUTO
-        listed = isinstance(value, (list, tuple)) and len(value) == 2
-        if not listed or not all(type(count) is int and 1 <= count <= MOST for count in value):
-            raise ValueError(f"auto, or [rows, columns] of 1 to {MOST} each, not {value!r}")
-        return tuple(value)
+        if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(count) is int and 1 <= count <= MOST for count in value):
+            return tuple(value)
+        raise ValueError(f"auto, or [rows, columns] of 1 to {MOST} each, not {value!r}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
@@ -45,8 +41,7 @@ class OfTiles(Bound):
         return core_schema.no_info_plain_validator_function(self.check)  # pydantic would report a fault once for each type of the union
 
 
-Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]
-"""How a detector cuts pictures: `auto`, or [rows, columns]."""
+Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]  # how a detector cuts pictures: `auto`, or [rows, columns]
 
 
 class Grid(NamedTuple):
@@ -80,8 +75,8 @@ WHOLE = Grid(1, 1)
 def grid_of(tiles: Tiles, prompts: Iterable[tuple[int, int]]) -> Grid:
     """Choose the grid that a detector's prompts and queries are cut by.
 
-    tiles: the detector's setting. prompts: height and width of each prompt, in pixels. `auto` takes the largest number of rows and of
-    columns that `grid_for` chooses for any prompt. Without prompts pictures stay whole.
+    tiles: the detector's setting. prompts: each prompt's height and width, pixels. `auto` takes the most rows and columns that `grid_for`
+    chooses for any prompt. Without prompts pictures stay whole.
 
     >>> grid_of("auto", [(3000, 4000), (4000, 3000)]), grid_of("auto", []), grid_of((1, 1), [(3000, 4000)])
     (Grid(rows=4, columns=4), Grid(rows=1, columns=1), Grid(rows=1, columns=1))
@@ -117,17 +112,13 @@ def boxes(size: Sequence[int], grid: Grid) -> list[Box]:
 
 def _spans(side: int, count: int) -> list[tuple[int, int]]:
     margin = OVERLAP * side / count if count > 1 else 0.0
-    return [
-        (max(0, math.floor(side * place / count - margin)), min(side, math.ceil(side * (place + 1) / count + margin)))
-        for place in range(count)
-    ]
+    edges = [side * place / count for place in range(count + 1)]
+    return [(max(0, math.floor(start - margin)), min(side, math.ceil(end + margin))) for start, end in pairwise(edges)]
 
 
 def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:
-    """Join the maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture.
-
-    Overlapping tiles are averaged with weights that fall linearly towards the edge of a tile.
-    """
+    """Join the maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture. Overlapping tiles are averaged with
+    weights that fall linearly towards the edge of a tile."""
     if len(maps) == 1:
         return maps[0]
     total, weight = np.zeros((*maps[0].shape[:-2], height, width), np.float32), np.zeros((height, width), np.float32)

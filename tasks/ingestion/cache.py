@@ -1,4 +1,4 @@
-"""Remembers what earlier runs read of files that have not changed since, by their size and time of change; a killed run goes on from it."""
+"""Remember the facts of files that have not changed, by their size and times, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = f"3 {MAX_PIXELS}"  # of what is found out; files known to another are 
 
 
 class Known:
-    """A small database beside the checkpoints; losing it costs time and nothing else."""
+    """A small database next to the checkpoints. Losing it costs only time."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
@@ -27,19 +27,24 @@ class Known:
     def facts(self, listed: Listed, stamp: str) -> Facts | None:
         asked = (os.fsencode(str(listed.image)), stamp)
         row = self.database.execute("SELECT facts FROM files WHERE path = ? AND stamp = ?", asked).fetchone()
-        return _facts(row[0]) if row else None
+        if row is None:
+            return None
+        content = json.loads(row[0])
+        if content["extent"] is not None:
+            stated = content["extent"]["stated"]
+            content["extent"] = Extent(**content["extent"] | {"stated": None if stated is None else Range(*stated)})
+        return Facts(**content)
 
     def learn(self, items: Sequence[tuple[Listed, str, Facts]]) -> None:
-        lasting = [
-            (os.fsencode(str(listed.image)), stamp, json.dumps(asdict(facts))) for listed, stamp, facts in items if not facts.passing
-        ]
-        self.database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", lasting)
+        lasting = [(listed.image, stamp, json.dumps(asdict(facts))) for listed, stamp, facts in items if not facts.passing]
+        rows = [(os.fsencode(str(image)), stamp, facts) for image, stamp, facts in lasting]
+        self.database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
         self.database.commit()
 
 
 @contextmanager
 def known_files(file: Path) -> Iterator[Known]:
-    """Opens or makes the database; one that is damaged or of another version is made anew."""
+    """Open the database. Replace a damaged one, or one of another version."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         database = _open(file)
@@ -52,31 +57,18 @@ def known_files(file: Path) -> Iterator[Known]:
 
 def stamp(listed: Listed) -> str | None:
     """Return a text that changes when a picture or its masks change. None if changes cannot be detected, as for pictures cut out of others.
+    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime."""
 
-    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime.
-    """
-    if listed.write is not None or len(listed.masks) > 1:
-        return None
+    def state(file: Path) -> str:
+        if is_remote(file):
+            return state_of(file)
+        about = file.stat()
+        return f"{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
+
     try:
-        return " ".join(_state(file) for file in (listed.image, *listed.masks))
+        return " ".join(map(state, (listed.image, *listed.masks))) if listed.write is None and len(listed.masks) <= 1 else None
     except OSError:
         return None
-
-
-def _state(file: Path) -> str:
-    if is_remote(file):
-        return state_of(file)
-    about = file.stat()
-    return f"{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
-
-
-def _facts(text: str) -> Facts:
-    content = json.loads(text)
-    extent = content.pop("extent")
-    if extent is not None:
-        stated = extent.pop("stated")
-        extent = Extent(**extent, stated=None if stated is None else Range(*stated))
-    return Facts(**content, extent=extent)
 
 
 def _open(file: Path) -> sqlite3.Connection:
@@ -86,7 +78,6 @@ def _open(file: Path) -> sqlite3.Connection:
     if database.execute("SELECT version FROM about").fetchone() != (VERSION,):
         database.executescript("DROP TABLE IF EXISTS files; DELETE FROM about;")
         database.execute("INSERT INTO about VALUES (?)", (VERSION,))
-    columns = "path BLOB PRIMARY KEY, stamp TEXT, facts TEXT"
-    database.execute(f"CREATE TABLE IF NOT EXISTS files ({columns})")
+    database.execute("CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, stamp TEXT, facts TEXT)")
     database.commit()
     return database

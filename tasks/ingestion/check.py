@@ -1,4 +1,4 @@
-"""Checks whether a file can be used: reads it once, decodes it whole, measures it, and holds its masks against it."""
+"""Check pictures: read each once, decode it whole, measure it, and compare it with its masks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from scipy.fft import dctn
 
 from changepair.tasks.common.decoding import BLURRED, Extent, Picture, Undecodable, decode, extent_of, marks_of
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.files import written_beside
-from changepair.tasks.common.pictures import png, read_marks
+from changepair.tasks.common.pictures import read_marks
 from changepair.tasks.common.places import is_of_store, is_remote
-from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within
+from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within, write_png
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
-MOST_MARKED = 0.5
-"""Share of a picture: a mask that marks more may be inverted."""
+MOST_MARKED = 0.5  # share of a picture: a mask that marks more may be inverted
 INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
-WARNED = (INVERTED, BLURRED)
-"""Notes that are warnings, because the label or mask may be wrong."""
+WARNED = (INVERTED, BLURRED)  # notes that are warnings, because the label or mask may be wrong
 GREYS = 256
 
 
@@ -37,28 +34,23 @@ class Facts:
     phash: str = ""
     height: int = 0  # pixels, as a viewer shows it
     width: int = 0
-    mask_sha256: str | None = None
-    """SHA-256 of the bytes of the mask. For several masks, of their joined hashes."""
-    note: str = ""
-    """Conversions of the picture or its mask to report, joined by semicolons."""
-    greys: str = ""
-    """Which of the 256 grey levels occur, as 64 hex digits. "" for a picture of more than 8 bits, until it is scaled."""
-    extent: Extent | None = None
-    """Lowest and highest sample of a picture of more than 8 bits. It is scaled when the range of its dataset is known."""
-    fault: str = ""
-    """Why it cannot be used; "" if it can."""
-    passing: bool = False
-    """Whether the fault is of the disk at that moment, not of the picture: it is not remembered."""
+    mask_sha256: str | None = None  # SHA-256 of the bytes of the mask. For several masks, of their joined hashes.
+    note: str = ""  # conversions of the picture or its mask to report, joined by semicolons
+    greys: str = ""  # which of the 256 grey levels occur, as 64 hex digits. "" for a picture of more than 8 bits, until it is scaled.
+    extent: Extent | None = None  # of a picture of more than 8 bits, which is scaled when the range of its dataset is known
+    fault: str = ""  # why it cannot be used; "" if it can
+    passing: bool = False  # whether the fault is of the disk at that moment, not of the picture: it is not remembered
 
 
 def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> list[Facts]:
-    """Reads pictures and gives what is true of each, in their order; cuts them out of others and joins their masks where that is needed.
-    workers: threads, as decoding and hashing release the GIL, and a store takes its time."""
+    """Read pictures and return the facts of each, in their order. Cut pictures out of others and join masks where that is needed. workers:
+    number of threads. Decoding and hashing release the GIL, and a store takes its time."""
 
     def look(listed: Listed) -> Facts:
         facts = check(listed, source)
-        if not facts.fault:
-            union(listed, source)
+        target = mask_of(listed, source)
+        if not facts.fault and target is not None and len(listed.masks) > 1:
+            write_png(target, np.logical_or.reduce([read_marks(mask) for mask in listed.masks]))
         return facts
 
     with ThreadPoolExecutor(workers) as pool:
@@ -66,7 +58,7 @@ def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> l
 
 
 def check(listed: Listed, source: DatasetFolder) -> Facts:
-    """Reads the picture and its masks; writes them first where they are cut out of others."""
+    """Read a picture and its masks. Write them first where they are cut out of others."""
     try:
         if listed.write is not None:
             listed.write()
@@ -79,17 +71,15 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
     except BadInput:
         raise  # a full disk
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        if is_of_store(error) or is_of_store(error.__cause__):
-            raise  # what is wrong is the store's, or of the way there
+        if is_of_store(error) or is_of_store(error.__cause__) or (isinstance(error, OSError) and is_remote(listed.image)):
+            raise  # an error of the store, or of the connection to it
         if isinstance(error, OSError):
-            if is_remote(listed.image):
-                raise
             return Facts(fault=f"cannot be read ({error.strerror or error})", passing=True)  # the disk's; a decoder's own have no number
         return Facts(fault=f"cannot be read ({in_short(error)})")
 
 
 def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> PictureRow:
-    """Gives the manifest row of a picture without fault."""
+    """Return the manifest row of a picture without fault."""
     mask = mask_of(listed, source)
     return PictureRow(
         image=listed.image.as_posix(),
@@ -110,21 +100,12 @@ def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> Pi
 
 
 def mask_of(listed: Listed, source: DatasetFolder) -> Path | None:
-    """Gives the place of a picture's one mask: its own, or the union of its several. A normal picture has none, whatever a table says."""
+    """Return the path of a picture's mask: its own, or the union of its several. A normal picture has none, whatever a table says."""
     if listed.defect == GOOD:
         return None
     if len(listed.masks) <= 1:
         return listed.masks[0] if listed.masks else None
     return source.written / "masks" / listed.category / listed.defect / f"{listed.image.stem}.png"
-
-
-def union(listed: Listed, source: DatasetFolder) -> None:
-    """Writes the union of a picture's several masks."""
-    target = mask_of(listed, source)
-    if target is not None and len(listed.masks) > 1:
-        marked = np.logical_or.reduce([read_marks(mask) for mask in listed.masks])
-        with written_beside(target) as partial:
-            partial.write_bytes(png(marked))
 
 
 def _picture(file: Path) -> Facts:
@@ -174,8 +155,8 @@ def _masked(facts: Facts, listed: Listed, source: DatasetFolder) -> Facts:
             decoded = decode(content)
         except Undecodable as error:
             return Facts(fault=f"its mask {mask.name} cannot be decoded: {error}")
-        if decoded.size != (facts.height, facts.width):
-            height, width = decoded.size
+        height, width = decoded.size
+        if (height, width) != (facts.height, facts.width):
             return Facts(fault=f"its mask {mask.name} is {width}x{height} pixels, the picture {facts.width}x{facts.height}")
         marks, note = marks_of(decoded)
         notes += [note] if note and note not in notes else []

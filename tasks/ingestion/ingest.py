@@ -1,6 +1,6 @@
-"""Ingests one dataset: what its folder holds in, one manifest and one list of rejected files out.
+"""Ingest a dataset: a folder of pictures in, one manifest and one list of rejected files out.
 
-It streams: files are listed, read and written in portions, so that of a picture no more than its name and a few bytes of its hash are held.
+Files are listed, read and written in portions. Of a picture only its name and a few bytes of its hash stay in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,27 +24,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from changepair.tasks.common import stopping
-from changepair.tasks.common.decoding import (
-    FULL,
-    Extent,
-    Intensity,
-    Range,
-    Samples,
-    Undecodable,
-    choose_range,
-    decode,
-    range_of,
-    to_picture,
-)
+from changepair.tasks.common import decoding, stopping
+from changepair.tasks.common.decoding import FULL, Extent, Intensity, Range, Samples, Undecodable
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import made_anew, write_csv, written_beside
-from changepair.tasks.common.pictures import png
 from changepair.tasks.common.places import is_remote, is_url, place_of
 from changepair.tasks.common.rows import rows_of, schema_of, table_of
 from changepair.tasks.ingestion.cache import Known, known_files, stamp
 from changepair.tasks.ingestion.check import GREYS, Facts, greys_from, greys_of, look_at, perceptual_hash, row
-from changepair.tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within
+from changepair.tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within, write_png
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from changepair.tasks.ingestion.packaged import PACKAGED
 from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
@@ -53,55 +41,39 @@ from changepair.tasks.ingestion.settings import AUTO, OF_A_FILE, IntensitySettin
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
 MANIFEST = schema_of(PictureRow)
-COPIES = "snapshot"
-"""The folder of copies within a dataset's own under places.pictures."""
-IN_8_BITS = "in-8-bits"
-"""Folder of 8-bit copies in the dataset's folder of written pictures."""
+COPIES = "snapshot"  # the folder of copies within a dataset's own under places.pictures
+IN_8_BITS = "in-8-bits"  # folder of 8-bit copies in the dataset's folder of written pictures
 
 
 @dataclass(frozen=True)
 class Places:
-    """The folders that ingestion writes to."""
-
-    pictures: Path
-    """Folder of the pictures that the dataset does not have as files."""
+    pictures: Path  # folder of the pictures that the dataset does not have as files
     manifests: Path
-    checkpoints: Path
-    """What is known of files that have not changed."""
+    checkpoints: Path  # what is known of files that have not changed
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The counts of an ingestion: pictures (or objects of them) kept, files left out, pictures converted by how."""
+    """The counts of an ingestion: pictures or objects kept, files left out, and pictures by conversion."""
 
     kept: int
     rejected: int
     notes: dict[str, int] = field(default_factory=dict)
-    greys: int = GREYS
-    """Number of grey levels, of 256, that occur in the normal training pictures."""
-    deep: int = 0
-    """Number of pictures of more than 8 bits."""
-    intensity: Intensity = FULL
-    """The ranges that they are scaled by."""
+    greys: int = GREYS  # number of grey levels, of 256, that occur in the normal training pictures
+    deep: int = 0  # number of pictures of more than 8 bits
 
 
 class Look(Protocol):
-    """The way pictures are looked at: here, or by others."""
+    """The way pictures are looked at. `begin` returns a function that waits for the result of `look_at`."""
 
     @property
-    def ahead(self) -> int:
-        """How many portions are begun before the first has ended."""
-        ...
+    def ahead(self) -> int: ...  # number of portions that are begun before the first has ended
 
-    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
-        """Begins to look at them; what it gives waits for what `look_at` gives of them."""
-        ...
+    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]: ...
 
 
 @dataclass(frozen=True)
 class LookHere:
-    """Pictures are looked at by threads of this process."""
-
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     ahead: int = 0
 
@@ -120,11 +92,10 @@ class _Reading:
     rejected: list[Rejected] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     seen: dict[str, int] = field(default_factory=dict)  # categories in order, with how many of their pictures are kept
+    # Extents of the deep normal training pictures, joined by sample type and stated window.
     extents: dict[tuple[Samples, Range | None], Extent] = field(default_factory=dict)
-    """Extents of the deep normal training pictures, joined by sample type and stated window."""
     deep: int = 0
-    greys: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(GREYS, bool))
-    """Which grey levels occur in the normal training pictures."""
+    greys: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(GREYS, bool))  # which occur in the normal training pictures
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # the start of each kept picture's sha256
     labels: list[NDArray[np.int8]] = field(default_factory=list)
 
@@ -137,35 +108,27 @@ class _Reading:
 
     def look(self, row_: PictureRow, facts: Facts) -> None:
         """Add a picture's grey levels or extent."""
-        self.deep += facts.extent is not None
-        if row_.is_normal_training:
-            if facts.extent is not None:
-                key = (facts.extent.samples, facts.extent.stated)
-                old = self.extents.get(key, facts.extent)
-                self.extents[key] = replace(old, low=min(old.low, facts.extent.low), high=max(old.high, facts.extent.high))
-            else:
-                self.greys |= greys_from(facts.greys)
-
-    def leave_out(self, row_: PictureRow, reason: str) -> None:
-        """Reject a picture that was kept before."""
-        self.kept -= 1
-        self.seen[row_.category] -= 1
-        self.rejected.append(Rejected(Path(row_.image), reason))
+        found = facts.extent
+        self.deep += found is not None
+        if row_.is_normal_training and found is not None:
+            old = self.extents.get((found.samples, found.stated), found)
+            self.extents[found.samples, found.stated] = replace(old, low=min(old.low, found.low), high=max(old.high, found.high))
+        elif row_.is_normal_training:
+            self.greys |= greys_from(facts.greys)
 
     def suspects(self) -> set[int]:
-        """Finds the starts of hashes that were read with both labels."""
+        """Find the starts of hashes that were read with both labels."""
         hashes, labels = np.concatenate(self.hashes), np.concatenate(self.labels)
         return set(np.intersect1d(hashes[labels == NORMAL], hashes[labels == ANOMALOUS]).tolist())
 
 
 def ingest_packaged(dataset: str, *, places: Places, look: Look = HERE) -> Ingested:
-    """Writes a packaged dataset out as a folder of pictures, then ingests that folder. Raises BadInput as `ingest_folder`."""
-    packaged = PACKAGED[dataset]
+    """Write a packaged dataset as a folder of pictures, and ingest that folder. Raises BadInput as `ingest_folder`."""
     folder = places.pictures / dataset
     with made_anew(folder) as partial:
-        packaged.write(partial)
+        PACKAGED[dataset].write(partial)
     source = DatasetFolder(dataset, folder, folder)
-    return _ingest(source, LAYOUTS["folder"].read(source), packaged.licence, places, look)
+    return _ingest(source, LAYOUTS["folder"].read(source), PACKAGED[dataset].licence, places, look)
 
 
 def ingest_folder(
@@ -184,12 +147,9 @@ def ingest_folder(
 ) -> Ingested:
     """Write manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
-    layout: of tasks/ingestion/readers/catalogue.py. licence: the layout's, if None. snapshot: whether pictures are
-    copied to places.pictures, and read there. intensity: the samples that are black and white in pictures of more than 8 bits, which are
-    copied to places.pictures in 8 bits; `auto` chooses from the normal training pictures, `full` is the range of the sample type.
-    normal, abnormal, masks: folders within the dataset, as tasks/ingestion/readers/trees.py reads them. The rows are in the layout's
-    order, whoever looks at the pictures. Raises BadInput if the folder is missing or laid out otherwise, or a category has no usable
-    picture left; the list of rejected files is written even then.
+    The settings are those of `FolderSettings`. licence: None for the layout's. snapshot: whether pictures are copied to places.pictures
+    and read there. Pictures of more than 8 bits are copied there in 8 bits. The rows are in the layout's order. Raises BadInput if the
+    folder is missing or laid out otherwise, or a category has no usable picture; the list of rejected files is written even then.
     """
     chosen = LAYOUTS[layout]
     if not folder.exists():
@@ -208,7 +168,7 @@ def ingest_folder(
 
 
 def _copied(items: Iterable[Item], source: DatasetFolder) -> Iterator[Item]:
-    """Has pictures and their masks copied, under the names that they have in the dataset, before they are read."""
+    """Let pictures and masks be copied before they are read, under the names that they have in the dataset."""
     for item in items:
         if isinstance(item, Rejected) or item.write is not None:
             yield item
@@ -222,7 +182,7 @@ def _copied(items: Iterable[Item], source: DatasetFolder) -> Iterator[Item]:
 
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
-    """Copies files of a dataset. Raises Unusable if one leads out of it; one that is not there is left for who reads the copy to tell."""
+    """Copy files of a dataset. Raises Unusable if one leads out of it. Reading the copy reports a missing file."""
     for file, copy in copies.items():
         if not within(file, folder):
             raise Unusable(LEADS_OUT)
@@ -232,7 +192,7 @@ def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
 
 
 def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
-    """Raises BadInput if the dataset lies where ingestion writes, and would be deleted by it, directly or by a link."""
+    """Raise BadInput if ingestion would delete the dataset, because it lies where ingestion writes, directly or by a link."""
     if is_remote(source.folder):
         return
     folder, written = source.folder.resolve(), places.pictures.resolve()
@@ -251,34 +211,30 @@ def _ingest(
     work.mkdir(parents=True, exist_ok=True)
     with written_beside(work / f"{source.name}.rows.parquet") as rows:
         reading = _read_all(source, items, licence, rows, work, look)
-        chosen = _chosen(intensity, reading.extents.values())
         if reading.deep:
+            if intensity == AUTO:
+                chosen = decoding.choose_range(reading.extents.values())
+            else:
+                chosen = FULL if intensity == "full" else Intensity(Range(*intensity), Range(*intensity))
             with written_beside(work / f"{source.name}.scaled.parquet") as scaled:
                 _scale(rows, scaled, chosen, source, reading)
                 shutil.copyfile(scaled, rows)
         conflicts = _conflicts(rows, reading.suspects()) if reading.kept else {}
         reading.rejected += conflicts.values()
-        write_csv(listed, ["file", "reason"], ([_printable(_from(item.file, source)), item.reason] for item in reading.rejected))
-        for row_ in conflicts:
-            reading.seen[row_.category] -= 1
+        # A name that is not UTF-8 is written with escapes.
+        files = (os.fsencode(str(_from(item.file, source))).decode("utf-8", "backslashreplace") for item in reading.rejected)
+        write_csv(listed, ["file", "reason"], zip(files, (item.reason for item in reading.rejected), strict=True))
+        for _image, category in conflicts:
+            reading.seen[category] -= 1
         for category, count in reading.seen.items():
             if not count:
                 raise BadInput(f"{source.name}: no usable picture is left in category {category!r}; {listed} says why, file by file")
         if not reading.seen:
             raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} says why, file by file")
-        _write_manifest(rows, manifest, {row_.image for row_ in conflicts})
+        _write_manifest(rows, manifest, {image for image, _category in conflicts})
     (work / f"{source.name}.rows.parquet").unlink()
     greys = int(reading.greys.sum()) if reading.greys.any() else GREYS
-    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())), greys, reading.deep, chosen)
-
-
-def _chosen(intensity: IntensitySetting, extents: Iterable[Extent]) -> Intensity:
-    """Return the ranges that the deep pictures of a dataset are scaled by."""
-    if intensity == AUTO:
-        return choose_range(extents)
-    if intensity == "full":
-        return FULL
-    return Intensity(Range(*intensity), Range(*intensity))
+    return Ingested(reading.kept - len(conflicts), len(reading.rejected), dict(sorted(reading.notes.items())), greys, reading.deep)
 
 
 def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder, reading: _Reading) -> None:
@@ -288,14 +244,13 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
         if row_.samples is None:
             return row_, Facts()
         try:
-            decoded = decode(place_of(row_.image).read_bytes())
-            low, high = range_of(decoded, intensity)
-            picture = to_picture(decoded, intensity)
+            decoded = decoding.decode(place_of(row_.image).read_bytes())
+            low, high = decoding.range_of(decoded, intensity)
+            picture = decoding.to_picture(decoded, intensity)
         except Undecodable as error:
             return row_, Facts(fault=str(error))
         copy = source.written / IN_8_BITS / f"{_below(Path(row_.image) if not is_url(row_.image) else place_of(row_.image), source)}.png"
-        with written_beside(copy) as partial_copy:
-            partial_copy.write_bytes(png(picture))
+        write_png(copy, picture)
         known = perceptual_hash(Image.fromarray(picture))
         return replace(row_, image=copy.as_posix(), phash=known, low=low, high=high), Facts(greys=greys_of(picture))
 
@@ -304,7 +259,9 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
             kept = []
             for new, facts in pool.map(scale, rows_of(PictureRow, batch.to_pylist())):
                 if facts.fault:
-                    reading.leave_out(new, facts.fault)
+                    reading.kept -= 1
+                    reading.seen[new.category] -= 1
+                    reading.rejected.append(Rejected(Path(new.image), facts.fault))
                     continue
                 if new.samples is not None:
                     reading.notes[f"of more than 8 bits, scaled from {new.low:g} to {new.high:g}"] += 1
@@ -315,7 +272,7 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
 
 
 def _below(file: Path, source: DatasetFolder) -> Path:
-    """Return a picture's path relative to its folder: that of the dataset, or of files written from it."""
+    """Return a picture's path relative to the dataset's folder, or to that of files written from it."""
     for folder in (source.written / COPIES, source.written):
         if not is_remote(file) and file.is_relative_to(folder):
             return file.relative_to(folder)
@@ -323,13 +280,10 @@ def _below(file: Path, source: DatasetFolder) -> Path:
 
 
 def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: Path, work: Path, look: Look) -> _Reading:
-    """Writes the rows of the pictures that can be used, portion by portion."""
+    """Write the rows of usable pictures, portion by portion."""
     reading = _Reading()
     bar = tqdm(desc=f"ingest {source.name}", unit="file", mininterval=5, delay=5)
-    with (
-        known_files(work / f"{source.name}.sqlite") as known,
-        pq.ParquetWriter(rows, MANIFEST, compression="zstd") as writer,
-    ):
+    with known_files(work / f"{source.name}.sqlite") as known, pq.ParquetWriter(rows, MANIFEST, compression="zstd") as writer:
         for portion in _judged(items, source, known, look):
             kept = []
             for item, facts in portion:
@@ -351,55 +305,43 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
     return reading
 
 
-def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _judged(items: Iterable[Item], source: DatasetFolder, known: Known, look: Look) -> Iterator[list[tuple[Item, Facts]]]:
+    """Yield the items portion by portion, each with its facts. Files that have not changed are not read."""
+    begun: deque[Callable[[], list[tuple[Item, Facts]]]] = deque()
     remaining = iter(items)
     while portion := list(islice(remaining, PORTION)):
-        yield portion
-
-
-def _judged(items: Iterable[Item], source: DatasetFolder, known: Known, look: Look) -> Iterator[list[tuple[Item, Facts]]]:
-    """Yields the items portion by portion, each with what is known of it; files that have not changed are not read."""
-    begun: deque[_Begun] = deque()
-    for portion in _portions(items):
-        begun.append(_Begun(portion, source, known, look))
+        begun.append(_begin(portion, source, known, look))
         if len(begun) > look.ahead:
-            yield begun.popleft().judged()
+            yield begun.popleft()()
     while begun:
-        yield begun.popleft().judged()
+        yield begun.popleft()()
 
 
-class _Begun:
-    """A portion that is being looked at."""
-
-    def __init__(self, portion: Sequence[Item], source: DatasetFolder, known: Known, look: Look) -> None:
-        self.portion, self.known = portion, known
-        self.facts: dict[int, Facts] = {}
-        self.unknown: list[tuple[int, Listed, str | None]] = []
-        for number, item in enumerate(portion):
-            if isinstance(item, Rejected):
-                continue
+def _begin(portion: Sequence[Item], source: DatasetFolder, known: Known, look: Look) -> Callable[[], list[tuple[Item, Facts]]]:
+    """Begin to look at a portion. Return a function that waits for the facts, and has them remembered."""
+    facts: dict[int, Facts] = {}
+    unknown: list[tuple[int, Listed, str | None]] = []
+    for number, item in enumerate(portion):
+        if isinstance(item, Listed):
             mark = stamp(item)
             old = known.facts(item, mark) if mark is not None else None
             if old is None:
-                self.unknown.append((number, item, mark))
+                unknown.append((number, item, mark))
             else:
-                self.facts[number] = old
-        self.read = look.begin([item for _number, item, _mark in self.unknown], source) if self.unknown else list
+                facts[number] = old
+    read = look.begin([item for _number, item, _mark in unknown], source) if unknown else list
 
-    def judged(self) -> list[tuple[Item, Facts]]:
-        read = list(self.read())
-        facts = self.facts | {number: new for (number, _item, _mark), new in zip(self.unknown, read, strict=True)}
-        self.known.learn([(item, mark, new) for (_number, item, mark), new in zip(self.unknown, read, strict=True) if mark is not None])
-        return [(item, facts.get(number, Facts())) for number, item in enumerate(self.portion)]
+    def judged() -> list[tuple[Item, Facts]]:
+        found = list(zip(unknown, read(), strict=True))
+        facts.update((number, new) for (number, _item, _mark), new in found)
+        known.learn([(item, mark, new) for (_number, item, mark), new in found if mark is not None])
+        return [(item, facts.get(number, Facts())) for number, item in enumerate(portion)]
 
-
-class _Conflict(NamedTuple):
-    image: str
-    category: str
+    return judged
 
 
-def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
-    """Finds the pictures that are there twice, byte for byte, and are once normal and once anomalous."""
+def _conflicts(rows: Path, suspects: set[int]) -> dict[tuple[str, str], Rejected]:
+    """Find the pictures that occur twice, byte for byte, once normal and once anomalous; by path and category."""
     if not suspects:
         return {}
     suspicious = [
@@ -414,7 +356,7 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[_Conflict, Rejected]:
         other = next((one.image for one in suspicious if one.sha256 == row_.sha256 and one.label != row_.label), None)
         if other is not None:
             reason = f"labelled {names[row_.label]}, and {other}, the same picture byte for byte, {names[1 - row_.label]}: a conflict"
-            conflicts[_Conflict(row_.image, row_.category)] = Rejected(Path(row_.image), reason)
+            conflicts[row_.image, row_.category] = Rejected(Path(row_.image), reason)
     return conflicts
 
 
@@ -430,8 +372,3 @@ def _write_manifest(rows: Path, manifest: Path, without: set[str]) -> None:
 def _from(file: Path, source: DatasetFolder) -> Path:
     root = source.folder if source.folder.is_dir() else source.folder.parent
     return file.relative_to(root) if is_remote(file) == is_remote(root) and file.is_relative_to(root) else file
-
-
-def _printable(path: Path) -> str:
-    """Gives the path as text, even where its name is not UTF-8."""
-    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")

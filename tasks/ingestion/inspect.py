@@ -40,20 +40,13 @@ class LeftOut(NamedTuple):
 class Inspection:
     """The contents of a dataset that was read."""
 
-    counts: dict[tuple[str, str, str], int]
-    """Pictures by category, split and defect, in the layout's order."""
-    sizes: dict[str, tuple[int, int, int]]
-    """Least, median and greatest width and height, pixels."""
-    covered: dict[tuple[str, str], tuple[float, float, float]]
-    """Least, median and greatest share of a picture that its mask covers, by category and defect; of those with masks."""
-    rejected: dict[str, list[LeftOut]]
-    """Files left out, by reason without names and numbers, the most frequent first."""
-    notes: dict[str, int]
-    """Number of pictures by conversion."""
-    taken: dict[str, str]
-    """Folders, relative to the dataset's, that were read as `normal` or `abnormal`."""
-    greys: int
-    """Number of grey levels, of 256, that occur in the normal training pictures."""
+    counts: dict[tuple[str, str, str], int]  # pictures by category, split and defect, in the layout's order
+    sizes: dict[str, tuple[int, int, int]]  # least, median and greatest width and height, pixels
+    covered: dict[tuple[str, str], tuple[float, float, float]]  # the same of the share that a mask covers, by category and defect
+    rejected: dict[str, list[LeftOut]]  # files left out, by reason without names and numbers, the most frequent first
+    notes: dict[str, int]  # number of pictures by conversion
+    taken: dict[str, str]  # folders, relative to the dataset's, that were read as `normal` or `abnormal`
+    greys: int  # number of grey levels, of 256, that occur in the normal training pictures
 
 
 def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) -> Inspection:
@@ -79,10 +72,13 @@ def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) 
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in (row for row in rows if row.mask is not None):
+        shares[row.category, row.defect].append(float(read_marks(place_of(str(row.mask))).mean()))
     return Inspection(
         dict(Counter((row.category, row.split, row.defect) for row in rows)),
         {side: _spread([getattr(row, side) for row in rows], int) for side in ("width", "height")},
-        _covered(rows),
+        {key: _spread(values, float) for key, values in shares.items()},
         _left_out(listed),
         ingested.notes,
         _taken(settings),
@@ -108,27 +104,16 @@ def _taken(settings: FolderSettings) -> dict[str, str]:
 
 
 def sheet_of(rows: Sequence[PictureRow]) -> Image.Image:
-    """Draws a line for each category, split and defect, its first pictures with their masks outlined."""
+    """Draw a line for each category, split and defect: its first pictures with their masks outlined."""
     groups: dict[tuple[str, str, str], list[PictureRow]] = defaultdict(list)
     for row in rows:
-        group = groups[row.category, row.split, row.defect]
-        if len(group) < A_LINE:
-            group.append(row)
-    lines = [Line([_tile(row) for row in members], beside=names) for names, members in list(groups.items())[:MOST_LINES]]
-    return contact_sheet(lines)
+        groups[row.category, row.split, row.defect].append(row)
+    return contact_sheet([Line([_tile(row) for row in of[:A_LINE]], beside=names) for names, of in list(groups.items())[:MOST_LINES]])
 
 
 def _tile(row: PictureRow) -> Picture:
     picture = read_picture(place_of(row.image), TILE)
     return picture if row.mask is None else outlined(picture, read_mask(place_of(row.mask), TILE))
-
-
-def _covered(rows: Sequence[PictureRow]) -> dict[tuple[str, str], tuple[float, float, float]]:
-    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        if row.mask is not None:
-            shares[row.category, row.defect].append(float(read_marks(place_of(row.mask)).mean()))
-    return {key: _spread(values, float) for key, values in shares.items()}
 
 
 def _spread(values: Sequence[float], kind: type) -> Any:

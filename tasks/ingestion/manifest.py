@@ -1,4 +1,4 @@
-"""The manifest: one row a picture. Ingestion writes it and every later stage reads it."""
+"""Define the manifest, one row a picture. Ingestion writes it and every later stage reads it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from changepair.tasks.common.decoding import Intensity, Range
 from changepair.tasks.common.rows import Int8, Int32
 
-NORMAL = 0
-ANOMALOUS = 1
+NORMAL, ANOMALOUS = 0, 1
 MADE_BY = "ingest"
 
 
 @dataclass(frozen=True)
 class PictureRow:
-    """A picture of a dataset."""
-
     image: str  # path of what is read: the dataset's own file, or a copy of it
     sha256: str  # of the bytes of the dataset's own file
     phash: str  # of what it shows, 64 bits as hex: near duplicates differ in few
@@ -36,12 +33,12 @@ class PictureRow:
 
     @property
     def is_normal_training(self) -> bool:
-        """Tells whether it may be learnt from as normal, and prompt."""
+        """Whether it may be trained on as normal, and prompt."""
         return self.split == "train" and self.label == NORMAL
 
 
 def intensities_of(rows: Iterable[PictureRow]) -> dict[str, Intensity]:
-    """Give the range by which pictures of more than 8 bits were scaled, by dataset; datasets without such a picture are left out."""
+    """Return the ranges that pictures of more than 8 bits were scaled by, of each dataset that has any."""
     ranges: dict[str, dict[str, Range]] = {}
     for row in rows:
         if row.samples is not None and row.low is not None and row.high is not None:

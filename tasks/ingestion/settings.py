@@ -1,4 +1,4 @@
-"""Defines datasets of the user's own and the masks of their objects, as pipelines.yaml declares them under datasets."""
+"""Define the settings of the user's datasets and of the masks of their objects."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ LayoutName = Literal[
     "open-images",
     "dtd",
 ]
-
-
-OF_A_FILE: LayoutName = "table"
-"""The layout whose path is a file."""
+OF_A_FILE: LayoutName = "table"  # the layout whose path is a file
 AUTO: Literal["auto"] = "auto"
 IntensitySetting = Literal["auto", "full"] | Annotated[tuple[float, float], Rising()]
 

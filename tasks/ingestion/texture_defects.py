@@ -1,9 +1,7 @@
-"""Makes pictures with exact pixel masks: four textures, each with three kinds of defect, made so that the pixel figures mean something.
+"""Make pictures with exact pixel masks: four textures, each with three kinds of defect.
 
-The textures are kept apart from the training photographs (scikit-image's `brick` and `gravel`, and two made here: a weave and a
-brushed metal), and so are the defects: scratches, holes, stains, missing threads, dents and washers, none of which is the
-Perlin-masked texture or the pasted region that pairs are made with. Training pictures come from the left half of a photographed
-texture, test pictures from the right half.
+Neither the textures (scikit-image's `brick` and `gravel`, a weave and a brushed metal) nor the kinds of defect occur in training pairs.
+Training pictures are of the left half of a photographed texture, test pictures of the right half.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ TEST_GOOD = 8
 TEST_DEFECTIVE = 6  # a category and defect
 VISIBLE = 8.0  # grey levels a pixel must change by to count as defective
 SMALLEST = 60  # pixels a defect must cover
+THREAD_PITCH = 12  # pixels
 
 Grey = NDArray[np.float64]  # HxW, 0..255
 Texture = Callable[[np.random.Generator, str], Grey]
@@ -42,12 +41,12 @@ class Category:
 
 
 def write(folder: Path) -> None:
-    """Writes each category to folder/<category> in MVTec AD's layout, masks included."""
+    """Write each category to folder/<category> in MVTec AD's layout, masks included."""
     write_categories(folder, CATEGORIES)
 
 
 def write_categories(folder: Path, categories: Mapping[str, Category]) -> None:
-    """Writes categories, each from its name alone: the same bytes whatever else there is."""
+    """Write categories, each from its name alone: the same bytes whatever else there is."""
     for name, category in categories.items():
         for split, count in (("train", TRAIN_GOOD), ("test", TEST_GOOD)):
             for index in range(count):
@@ -61,7 +60,7 @@ def write_categories(folder: Path, categories: Mapping[str, Category]) -> None:
 
 
 def defective(category: Category, defect: str, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """Makes a test picture with one defect and the mask of the pixels it changed by at least VISIBLE grey levels."""
+    """Make a test picture with one defect, and the mask of the pixels that it changed by at least VISIBLE grey levels."""
     normal = category.texture(rng, "test")
     while True:  # a stain may land on grey of its own level, a washer outside; such a draw shows nothing
         changed = np.clip(category.defects[defect](normal, rng), 0, 255)
@@ -76,29 +75,23 @@ def _save(picture: Grey, file: Path) -> None:
     Image.fromarray(np.rint(picture).astype(np.uint8)).save(file)
 
 
-# Textures
-
-
 def _photographed(load: Callable[[], np.ndarray]) -> Texture:
     def texture(rng: np.random.Generator, split: str) -> Grey:
         photo = load().astype(np.float64)
         top = rng.integers(0, photo.shape[0] - SIZE + 1)
         left = 0 if split == "train" else photo.shape[1] - SIZE
         crop = photo[top : top + SIZE, left : left + SIZE]
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        return lit(crop, rng)
+        return lit(crop[:, ::-1] if rng.random() < 0.5 else crop, rng)
 
     return texture
 
 
 def _weave(rng: np.random.Generator, split: str) -> Grey:
-    """Makes a plain weave: at each crossing the warp or the weft lies on top, in a chequer."""
-    pitch = THREAD_PITCH
-    y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, pitch, size=2)[:, None, None]
+    """Make a plain weave: at each crossing the warp or the weft is on top, in a chequer."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, THREAD_PITCH, size=2)[:, None, None]
     y, x = y + noise(rng, 20) * 0.6, x + noise(rng, 20) * 0.6
-    warp, weft = np.abs(np.sin(np.pi * x / pitch)), np.abs(np.sin(np.pi * y / pitch))
-    warp_on_top = (np.floor(x / pitch) + np.floor(y / pitch)) % 2 == 0
+    warp, weft = np.abs(np.sin(np.pi * x / THREAD_PITCH)), np.abs(np.sin(np.pi * y / THREAD_PITCH))
+    warp_on_top = (np.floor(x / THREAD_PITCH) + np.floor(y / THREAD_PITCH)) % 2 == 0
     return lit(70 + 110 * np.where(warp_on_top, warp * (0.6 + 0.4 * weft), weft * (0.6 + 0.4 * warp)) + 6 * noise(rng, 1), rng)
 
 
@@ -107,25 +100,19 @@ def _brushed_metal(rng: np.random.Generator, split: str) -> Grey:
     return lit(150 + 14 * grain / grain.std() + 8 * noise(rng, 60), rng)
 
 
-THREAD_PITCH = 12  # pixels
-
-
 def noise(rng: np.random.Generator, scale: float) -> Grey:
-    """Makes smooth noise of unit deviation whose features are about `scale` pixels large."""
+    """Make smooth noise of unit deviation whose features are about `scale` pixels large."""
     smooth = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, mode="wrap")
     return smooth / smooth.std()
 
 
 def lit(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Shows the surface under slightly different light."""
+    """Show the surface in slightly different light."""
     return np.clip((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-10, 10), 0, 255)
 
 
-# Defects
-
-
 def _scratch(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Draws a thin bent line, brighter or darker than the surface."""
+    """Draw a thin bent line, brighter or darker than the surface."""
     start = rng.uniform(0.15, 0.85, 2) * SIZE
     angle = rng.uniform(0, 2 * np.pi)
     steps = np.linspace(0, rng.uniform(60, 140), 12)
@@ -138,18 +125,18 @@ def _scratch(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _hole(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Draws a dark hole with a ragged rim."""
+    """Draw a dark hole with a ragged rim."""
     return blend(picture, rng.uniform(5, 30) + 3 * noise(rng, 2), blob(rng, rng.uniform(9, 20), ragged=0.35, soft=0.7))
 
 
 def _stain(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Draws a soft-edged spot that darkens or bleaches what is under it."""
+    """Draw a soft-edged spot that darkens or bleaches the surface."""
     factor = rng.choice([rng.uniform(0.45, 0.65), rng.uniform(1.35, 1.55)])
     return blend(picture, picture * factor, blob(rng, rng.uniform(16, 34), ragged=0.25, soft=3.0))
 
 
 def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Takes one thread away over part of its length: the dark ground shows."""
+    """Remove a part of one thread, so that the dark ground shows."""
     centre, length = rng.uniform(0.2, 0.8) * SIZE, rng.uniform(70, 180)
     start = rng.uniform(0, SIZE - length)
     along, across = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
@@ -159,7 +146,7 @@ def _missing_thread(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Draws a hollow: lit on one side, in shade on the other."""
+    """Draw a hollow, lit on one side and in shade on the other."""
     y, x, radius = place(rng, rng.uniform(14, 28))
     hollow = np.exp(-(y**2 + x**2) / (2 * (radius / 2) ** 2))
     angle = rng.uniform(0, 2 * np.pi)
@@ -167,7 +154,7 @@ def _dent(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _washer(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Draws a metal ring left lying on the surface."""
+    """Draw a metal ring on the surface."""
     y, x, radius = place(rng, rng.uniform(14, 24))
     distance = np.hypot(y, x)
     ring = ndimage.gaussian_filter(((distance < radius) & (distance > radius * 0.5)).astype(np.float64), 0.7)
@@ -175,14 +162,14 @@ def _washer(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def place(rng: np.random.Generator, radius: float) -> tuple[Grey, Grey, float]:
-    """Gives row and column offsets, in pixels, from a centre whose surroundings of `radius` pixels lie in the picture."""
+    """Draw a centre at least `radius` pixels inside the picture. Return offsets from its row and column, and the radius."""
     centre = rng.uniform(radius + 4, SIZE - radius - 4, 2)
     y, x = np.mgrid[0:SIZE, 0:SIZE] - centre[:, None, None]
     return y, x, radius
 
 
 def blob(rng: np.random.Generator, radius: float, *, ragged: float, soft: float) -> Grey:
-    """Gives opacity 0..1 of a roundish shape; `ragged` is how far its rim strays (share of the radius), `soft` its edge in pixels."""
+    """Draw the opacity 0..1 of a roundish shape. ragged: roughness of its rim, a share of the radius; soft: its edge in pixels."""
     y, x, radius = place(rng, radius)
     rim = radius * (1 + ragged * noise(rng, 5) * 0.5)
     return ndimage.gaussian_filter((np.hypot(y, x) < rim).astype(np.float64), soft)

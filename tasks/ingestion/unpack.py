@@ -1,4 +1,4 @@
-"""Unpacks a dataset as it is distributed, a tar or zip: everything in it stays within the folder, or nothing is unpacked."""
+"""Unpack a tar or zip. If anything in it would leave the folder, nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from changepair.tasks.common.files import NO_ROOM, made_anew
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpacks .tar (also .gz, .bz2, .xz) or .zip into a new folder; gives the number of files. Raises BadInput, and then leaves nothing, if
-    the archive is damaged, the folder is there already, a member (or a link) would lie outside it, or the disk has no room."""
+    """Unpack .tar (also .gz, .bz2, .xz) or .zip into a new folder. Return the number of files. Raises BadInput, and leaves nothing, if the
+    archive is damaged, the folder exists, a member or a link would leave it, or the disk has no room."""
     if not archive.is_file():
         raise BadInput(f"{archive}: no such file")
     if folder.exists():
@@ -36,21 +36,16 @@ def unpack(archive: Path, folder: Path) -> int:
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
-            why = in_short(error)
-            raise BadInput(
-                f"{archive}: cannot be unpacked ({why}); it is damaged, or its names contradict one another or are too long"
-            ) from error
+            why = f"cannot be unpacked ({in_short(error)}); it is damaged, or its names contradict one another or are too long"
+            raise BadInput(f"{archive}: {why}") from error
         except Exception as error:  # a decoder may raise anything on hostile bytes
             raise BadInput(f"{archive}: damaged, cut off or encrypted ({in_short(error)}); get it again") from error
         return sum(1 for file in partial.rglob("*") if file.is_file())
 
 
 class _Member(tarfile.TarInfo):
-    """A member, or the error that keeps it from being read.
-
-    The library takes whatever is no header for the archive's end, and the end of the file too: one that is cut off between two members
-    would be unpacked as whole.
-    """
+    """A member that is read strictly. The library treats what is not a header, or the file's end, as the archive's end, so it would unpack
+    a truncated archive as a whole one."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -63,11 +58,8 @@ class _Member(tarfile.TarInfo):
 
 
 def _untar(archive: Path, folder: Path) -> None:
-    """Unpacks files first, while no link is there that one could be written through; then the links, and where each leads is looked up on
-    disk.
-
-    The library's own filter judges a link by a path that it gives up resolving where it gets too long (CVE-2025-4517).
-    """
+    """Unpack files before links, so that no file is written through a link; then check on disk where each link leads. The library's filter
+    does not resolve paths that are too long (CVE-2025-4517)."""
     with tarfile.open(archive, tarinfo=_Member) as tar:
         members = [tarfile.data_filter(member, str(folder)) for member in tar]  # PEP 706: no devices, no special permissions
         _refuse_too_big(sum(member.size for member in members), folder, archive)
@@ -98,7 +90,7 @@ def _make_link(archive: Path, folder: Path, link: tarfile.TarInfo) -> None:
 
 
 def _stays_inside(place: Path, folder: Path) -> bool:
-    """Tells whether what stands at a place is there, and within the folder, once every link on the way is followed."""
+    """Return whether a path exists and is within the folder, links followed."""
     try:
         return place.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
     except (OSError, RuntimeError):  # leads nowhere, in a circle, or is too long to follow

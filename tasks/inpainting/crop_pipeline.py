@@ -1,32 +1,76 @@
-"""Adds an inpainting pipeline of our own to diffusers: a small model that paints a crop around the hole.
-
-The only module of the work that needs diffusers to be imported: it is one of its classes.
-"""
+"""Define an inpainting pipeline of diffusers: a small model that paints a crop around the hole. Only this module imports diffusers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from torch import Tensor, nn
 
-from changepair.tasks.inpainting.crops import Crop, sized
 from changepair.tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, pyramid_fill, unpack
 
 STEPS = 4
 TEMPERATURE = 0.4  # of the noise that denoising starts from; 1 paints more grain than there is, 0 none
 TRAINED_STEPS = 1000
 LONGEST_PERIOD = 10000  # of the sines of time
+CONTEXT = 1.4  # side of the crop around a region, in its longer sides
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of an image: first row, first column and side, in pixels. It may reach over the image's edge."""
+
+    top: int
+    left: int
+    side: int
+
+    @classmethod
+    def around(cls, mask: Tensor, smallest: int) -> Crop:
+        """Place the crop around what a HxW mask marks, with context, at least `smallest` pixels a side, else not larger than the image."""
+        rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+        if not len(rows):
+            return cls(0, 0, smallest)
+        longest = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+        side = max(smallest, min(round(CONTEXT * longest), max(mask.shape)))
+        top = _placed(int(rows[0]), int(rows[-1]) + 1, side, mask.shape[0])
+        left = _placed(int(columns[0]), int(columns[-1]) + 1, side, mask.shape[1])
+        return cls(top, left, side)
+
+    def cut(self, image: Tensor, mode: str) -> Tensor:
+        """Cut the square of a CxHxW image. mode: how it is padded beyond the edge, as in torch.nn.functional.pad."""
+        height, width = image.shape[-2:]
+        over = (max(-self.left, 0), max(self.left + self.side - width, 0), max(-self.top, 0), max(self.top + self.side - height, 0))
+        padded = F.pad(image[None], over, mode=mode)[0]
+        top, left = self.top + over[2], self.left + over[0]
+        return padded[:, top : top + self.side, left : left + self.side]
+
+    def put_back(self, image: Tensor, crop: Tensor) -> None:
+        """Write a CxSxS crop back to its place in an image, without what is over the edge."""
+        height, width = image.shape[-2:]
+        top, left, bottom, right = max(self.top, 0), max(self.left, 0), min(self.top + self.side, height), min(self.left + self.side, width)
+        image[:, top:bottom, left:right] = crop[:, top - self.top : bottom - self.top, left - self.left : right - self.left]
+
+
+def sized(image: Tensor, side: int, mode: str) -> Tensor:
+    """Resize a CxHxW image to `side` pixels a side."""
+    return image if image.shape[-2:] == (side, side) else F.interpolate(image[None], (side, side), mode=mode, antialias=True)[0]
+
+
+def _placed(first: int, last: int, side: int, length: int) -> int:
+    """Return the begin of a square with first..last in its middle, moved into 0..length as far as it fits."""
+    return (length - side) // 2 if side >= length else min(max((first + last - side) // 2, 0), length - side)
 
 
 _Pipeline: Any = DiffusionPipeline  # diffusers tells type checkers nothing of its classes
 
 
 class CropInpaintPipeline(_Pipeline):
-    """Saved and loaded as any pipeline of diffusers: `CropInpaintPipeline.from_pretrained(folder)`."""
+    """A pipeline that is saved and loaded as any of diffusers: `CropInpaintPipeline.from_pretrained(folder)`."""
 
     unet: Any  # UNet2DModel
     scheduler: Any  # DDIMScheduler
@@ -36,7 +80,7 @@ class CropInpaintPipeline(_Pipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     def in_double(self) -> CropInpaintPipeline:
-        """Computes in double precision from now on, its sines of time too."""
+        """Compute in double precision from now on, including the sines of time."""
         self.unet.double()
         self.unet.time_proj = Times(self.unet.time_proj)
         return self
@@ -51,10 +95,8 @@ class CropInpaintPipeline(_Pipeline):
         num_inference_steps: int = STEPS,
         temperature: float = TEMPERATURE,
     ) -> ImagePipelineOutput:
-        """Paints. image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, of the CPU.
-
-        Gives .images, Bx3xHxW in [0, 1]. Outside the mask they are `image` itself.
-        """
+        """Paint. image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, on the CPU. Return .images,
+        Bx3xHxW in [0, 1], equal to `image` outside the mask."""
         size = int(self.unet.config.sample_size) * PACKED
         holes = mask_image > 0.5
         crops = [Crop.around(hole[0], size) for hole in holes]
@@ -71,13 +113,11 @@ class CropInpaintPipeline(_Pipeline):
         return ImagePipelineOutput(images=painted_images)
 
     def denoised(self, hole: Hole, noise: Tensor, steps: int) -> Tensor:
-        """Gives the residual that noise Bx3xSxS becomes (DDIM, Song et al., ICLR 2021, eq. 12 with no noise added)."""
+        """Denoise Bx3xSxS to a residual (DDIM, Song et al., ICLR 2021, eq. 12 without added noise)."""
         self.scheduler.set_timesteps(steps)
-        residual = noise
         for step in self.scheduler.timesteps:
-            predicted = unpack(self.unet(hole.seen(residual), step).sample)
-            residual = self.scheduler.step(predicted, step, residual).prev_sample
-        return residual
+            noise = self.scheduler.step(unpack(self.unet(hole.seen(noise), step).sample), step, noise).prev_sample
+        return noise
 
 
 class Times(nn.Module):
@@ -97,17 +137,15 @@ class Times(nn.Module):
 
 
 def carried_up(small: Tensor, picture: Tensor, mask: Tensor) -> Tensor:
-    """Brings a small painted picture 3xsxs to the size of its crop 3xSxS, with the hole's rim met; outside the mask 1xSxS the crop itself.
-
-    Made smaller and larger again the rim is not quite what it was. By how much is known all around the hole, and carried into it.
-    """
+    """Enlarge a small painted picture 3xsxs to its crop 3xSxS; outside the mask 1xSxS return the crop. The error of reducing and enlarging
+    is known around the hole, and carried into it, so that the rim fits."""
     large = sized(small, picture.shape[-1], "bicubic")
     missed = pyramid_fill((picture - large)[None], mask[None])[0]
     return torch.where(mask > 0.5, (large + missed).clamp(0, 1), picture)
 
 
 def new_pipeline(resolution: int, channels: Sequence[int]) -> Any:
-    """Makes an untrained CropInpaintPipeline for crops of `resolution` pixels; its network says 0, so that it paints the smooth fill."""
+    """Create an untrained CropInpaintPipeline for crops of `resolution` pixels. Its network returns 0, so it paints the smooth fill."""
     coarser = len(channels) - 1
     unet: Any = UNet2DModel(
         sample_size=resolution // PACKED,

@@ -1,4 +1,4 @@
-"""Gives one interface to inpainting, whatever paints: images, masks, texts and seeds in, images out."""
+"""Give all inpainting models one interface: images, masks, texts and seeds in, images out."""
 
 from __future__ import annotations
 
@@ -25,18 +25,16 @@ PIPELINE_NAME = "pipeline"
 
 class Inpainter(Protocol):
     def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Paints the masked regions anew.
+        """Paint the masked regions. Return Bx3xHxW in [0, 1], on the CPU; the caller ignores what is outside the masks.
 
-        images: Bx3xHxW in [0, 1]; masks: Bx1xHxW, 1 where to paint; texts: what to paint, for models that read; seeds: one an
-        image, so that what is painted does not depend on the others of its batch but in the low bits. Gives Bx3xHxW in [0, 1], on
-        the CPU; what it gives outside the masks is for the caller to leave alone.
+        images: Bx3xHxW in [0, 1]; masks: Bx1xHxW, 1 where to paint; texts: what to paint, for models that read; seeds: one an image, so
+        that only the low bits depend on the others of its batch.
         """
-        ...
 
 
 def write_choice(folder: Path, settings: InpainterSettings) -> None:
-    """Write folder/inpainter.json, which names the model. `own` and `packaged` have their pipeline next to it. For a local folder the file
-    has the hash of its content, so pairs depend on the weights and not on the folder's name."""
+    """Write folder/inpainter.json, which names the model. `own` and `packaged` have their pipeline next to it. A local folder is recorded
+    with the hash of its content, so that pairs depend on the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     choice: dict[str, Any] = {"model": settings.model, "revision": settings.revision}
     content = content_of(settings.model) if settings.model not in (OWN, PACKAGED, NONE) else None
@@ -48,10 +46,7 @@ def write_choice(folder: Path, settings: InpainterSettings) -> None:
 
 @lru_cache(maxsize=2)
 def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
-    """Loads the inpainting model that the inpainter stage left in `folder`, once a process.
-
-    Raises BadInput if there is none or it cannot be loaded.
-    """
+    """Load the model that the inpainter stage left in `folder`, once a process. Raises BadInput if it is missing or cannot be loaded."""
     file = folder / CHOICE_NAME
     if not file.is_file():
         raise BadInput(f"{file}: not there; the inpainter stage writes it, so run `dvc repro` first")
@@ -67,19 +62,28 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
 
         pipeline = CropInpaintPipeline.from_pretrained(folder / PIPELINE_NAME).to(device)
         return Own(pipeline, settings)
-    return AnyDiffusion(_any_pipeline(choice["model"], choice["revision"], settings).to(device), settings)
+    from diffusers import AutoPipelineForInpainting
+
+    model, dtype = choice["model"], getattr(torch, settings.dtype)
+    try:
+        pipeline = AutoPipelineForInpainting.from_pretrained(model, revision=choice["revision"], dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(
+            f"inpainter.model: {model!r} is no inpainting pipeline of diffusers that can be loaded from a folder or the hub: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    return AnyDiffusion(pipeline.to(device), settings)
 
 
 class Own:
-    """The small model of tasks/inpainting/crop_pipeline.py. Reads no texts.
+    """The small model of tasks/inpainting/crop_pipeline.py. It ignores texts.
 
-    It paints in double precision. In single, kernels for other instruction sets differ by some 1e-6 of the range, which rounds a value in a
-    million to the next level; in double by 1e-15, which rounds none, so that pairs are the same bytes on every machine.
+    It paints in double precision, so that pairs are the same bytes on every machine: kernels for other instruction sets differ by 1e-6 of
+    the range in single precision, which rounds a value in a million to the next level, and by 1e-15 in double, which rounds none.
     """
 
     def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
-        self.pipeline = pipeline.in_double()
-        self.steps = settings.steps
+        self.pipeline, self.steps = pipeline.in_double(), settings.steps
 
     def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         steps = {} if self.steps is None else {"num_inference_steps": self.steps}
@@ -89,11 +93,10 @@ class Own:
 
 
 class AnyDiffusion:
-    """Any inpainting pipeline of diffusers, at the resolution it was made for."""
+    """Any inpainting pipeline of diffusers, at its own resolution."""
 
     def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
-        self.pipeline = pipeline
-        self.settings = settings
+        self.pipeline, self.settings = pipeline, settings
         self.lock = threading.Lock()  # a scheduler keeps the state of the pictures it is at
         pipeline.set_progress_bar_config(disable=True)
 
@@ -117,34 +120,18 @@ class AnyDiffusion:
         return int(denoiser.config.sample_size) * int(self.pipeline.vae_scale_factor)
 
 
-def _any_pipeline(model: str, revision: str | None, settings: RepaintingSettings) -> Any:
-    from diffusers import AutoPipelineForInpainting
-
-    try:
-        return AutoPipelineForInpainting.from_pretrained(model, revision=revision, dtype=getattr(torch, settings.dtype))
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(
-            f"inpainter.model: {model!r} is no inpainting pipeline of diffusers that can be loaded from a folder or the hub: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
-
-
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Makes generators of the CPU, wherever the model is: a GPU's random numbers differ between its kinds."""
+    """Return generators on the CPU, because random numbers differ between kinds of GPUs."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 _lock = threading.Lock()
-_inside = 0
-_threads_before = 1
+_inside, _threads_before = 0, 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps to one thread an operation on the CPU: with more, sums are split otherwise and their low bits move with the number of cores.
-
-    The cores are used by making several shards at once.
-    """
+    """Run an operation on the CPU in one thread: with more, the low bits of sums depend on the number of cores. Shards use the cores."""
     global _inside, _threads_before
     with _lock:
         if _inside == 0:

@@ -1,4 +1,4 @@
-"""Defines the inpainting model and how it is asked, as pipelines.yaml says it."""
+"""Define the settings of the inpainting model and of repainting."""
 
 from __future__ import annotations
 

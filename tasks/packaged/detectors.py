@@ -1,8 +1,7 @@
-"""Detectors that come with this package, trained for long on the packaged photographs, to use as they are or to start from.
+"""Load the detectors that come with this package, trained on the packaged photographs. docs/pages/models.md describes them.
 
-Of each there is beside this module <name>.safetensors, all but the frozen encoder, which has a package of its own; and <name>.json, how it
-was made. docs/pages/models.md says what it is good for. `python -m
-changepair.tasks.packaged.detectors <name> <model folder>` writes the two from a folder that a train stage left.
+Next to this module are <name>.safetensors, without the frozen encoder, which has a package of its own, and <name>.json, its settings.
+`python -m changepair.tasks.packaged.detectors <name> <model folder>` writes both from a folder of the train stage.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def packaged_settings(name: str) -> Any:
 
 
 def write(name: str, folder: Path) -> None:
-    """Writes the packaged model of that name from a model folder."""
+    """Write the packaged model of that name from a model folder."""
     weights, about = (HERE / file for file in MODELS[name])
     tensors = {tensor: value for tensor, value in read_weights(folder / MODEL_NAME).items() if not tensor.startswith(ENCODER)}
     with written_beside(weights) as partial:

@@ -1,7 +1,7 @@
-"""The small inpainting model that comes with this package: inpainter.safetensors beside this module, and inpainter.json, its size.
+"""Load the small inpainting model that comes with this package: inpainter.safetensors, and inpainter.json, its size.
 
-docs/pages/models.md says how it was trained. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a
-folder that an inpainter stage left.
+docs/pages/models.md describes its training. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a folder of the
+inpainter stage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WEIGHTS, SIZE = "inpainter.safetensors", "inpainter.json"
 
 
 def write_packaged(folder: Path) -> None:
-    """Writes folder/pipeline, the packaged model as diffusers saves one."""
+    """Write folder/pipeline, the packaged model as diffusers saves one."""
     from changepair.tasks.inpainting.crop_pipeline import new_pipeline
 
     pipeline = new_pipeline(**json.loads((HERE / SIZE).read_text(encoding="utf-8")))
@@ -30,7 +30,7 @@ def write_packaged(folder: Path) -> None:
 
 
 def take(folder: Path) -> None:
-    """Makes of an inpainter stage's model the packaged one."""
+    """Write the packaged model from an inpainter stage's model."""
     from changepair.tasks.inpainting.residual import PACKED
 
     unet = folder / PIPELINE_NAME / "unet"

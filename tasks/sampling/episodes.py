@@ -1,4 +1,4 @@
-"""Defines the files that sampling writes and training and evaluation read.
+"""Define the files that sampling writes and training and evaluation read.
 
 data/episodes/<pipeline>.parquet           one row an episode
 data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
@@ -33,8 +33,7 @@ class Episode:
     shots: Int32  # normal prompts a category
     seed: Int32
     prompts: tuple[str, ...]  # class-agnostic: of all categories
-    # Shuffled so that the first n are a random subset with the labels in the same shares: a slow detector scores those. The same order in
-    # every episode of a category.
+    # Shuffled, in the same order in every episode of a category. The first n are a random subset with the same shares of labels.
     queries: tuple[str, ...]
     labels: tuple[Int8, ...]  # of the queries, as the protocol has them: 0 normal, 1 anomalous
     own: tuple[str, ...] = ()  # the one prompt of each query, where a file gives each its own
@@ -86,27 +85,27 @@ def read_episodes(path: Path) -> list[Episode]:
 
 
 def protocols_of(path: Path) -> list[str]:
-    """Gives the episodes' protocols in the order of sampling's settings, which the episodes are in."""
+    """Return the episodes' protocols in the order of sampling's settings."""
     return list(dict.fromkeys(episode.protocol for episode in read_episodes(path)))
 
 
 def read_pictures(path: Path) -> list[PictureRow]:
-    """Reads the manifest rows of sources, textures, auxiliary pictures or targets."""
+    """Read the manifest rows of sources, textures, auxiliary pictures or targets."""
     return read_rows(path, PictureRow, MADE_BY)
 
 
 def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
-    """Chooses one of each target's category, by number: class-specific, the most shots, the first seed."""
+    """Choose one episode of each target's category, by number: class-specific, the most shots, the first seed."""
+
+    def rank(number: int) -> tuple[bool, int, int]:
+        episode = episodes[number]
+        return episode.protocol != "class-specific", -episode.shots, episode.seed
+
     best: dict[tuple[str, str], int] = {}
     for number, episode in episodes.items():
         place = (episode.target, episode.category)
-        if place not in best or _rank(episode) < _rank(episodes[best[place]]):
-            best[place] = number
+        best[place] = min(best.get(place, number), number, key=rank)
     return {number: episodes[number] for number in best.values()}
-
-
-def _rank(episode: Episode) -> tuple[bool, int, int]:
-    return episode.protocol != "class-specific", -episode.shots, episode.seed
 
 
 def undefined_metrics(episodes: Sequence[Episode], pictures: Iterable[PictureRow]) -> list[str]:
@@ -116,12 +115,11 @@ def undefined_metrics(episodes: Sequence[Episode], pictures: Iterable[PictureRow
     for episode in episodes:
         if len(set(episode.labels)) == 1:
             alike.setdefault((episode.target, episode.category), []).append(episode)
-    return [_sentence(target, category, own, masked) for (target, category), own in alike.items()]
-
-
-def _sentence(target: str, category: str, episodes: Sequence[Episode], masked: set[str]) -> str:
-    count, label = len(episodes[0].queries), "anomalous" if episodes[0].labels[0] == ANOMALOUS else "normal"
-    pictures = f"all {count} test pictures are {label}" if count > 1 else f"its one test picture is {label}"
-    by_pixel = any(episode.protocol in BY_PIXEL and not masked.isdisjoint(episode.queries) for episode in episodes)
-    effect = "image AUROC, AP and F1max are undefined; pixel metrics are computed" if by_pixel else "every metric is undefined"
-    return f"category {category} of {target}: {pictures}, so {effect}"
+    sentences = []
+    for (target, category), own in alike.items():
+        count, label = len(own[0].queries), "anomalous" if own[0].labels[0] == ANOMALOUS else "normal"
+        tested = f"all {count} test pictures are {label}" if count > 1 else f"its one test picture is {label}"
+        by_pixel = any(episode.protocol in BY_PIXEL and not masked.isdisjoint(episode.queries) for episode in own)
+        effect = "image AUROC, AP and F1max are undefined; pixel metrics are computed" if by_pixel else "every metric is undefined"
+        sentences.append(f"category {category} of {target}: {tested}, so {effect}")
+    return sentences

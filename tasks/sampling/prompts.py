@@ -1,10 +1,10 @@
-"""Chooses the normal pictures of a target that prompt, by category: drawn from a seed, or given in a file."""
+"""Choose the normal pictures that prompt, by category: drawn from a seed, or read from a file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,12 +14,11 @@ from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.texts import read_text
 from changepair.tasks.ingestion.manifest import PictureRow
 
-Chosen = dict[str, list[str]]
-"""Prompts by category."""
+Chosen = dict[str, list[str]]  # prompts by category
 
 
 def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Chosen:
-    """Lists the normal training pictures of each category."""
+    """List the normal training pictures of each category."""
     by_category: Chosen = {category: [] for category in categories}
     for row in rows:
         if row.category in by_category and row.is_normal_training:
@@ -28,12 +27,11 @@ def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Ch
 
 
 class Drawing:
-    """Draws prompts of one target. A seed orders its pictures once and k shots are the first of them, so that more shots only ever add."""
+    """Draws prompts of one target. A seed orders its pictures, and k shots are the first k, so more shots only add."""
 
     def __init__(self, target: str, normal: Chosen, most: int) -> None:
         """most: the greatest number of shots. Raises BadInput if there are too few pictures."""
-        self.target = target
-        self.normal = normal
+        self.target, self.normal = target, normal
         self._ordered: dict[tuple[str, int], list[str]] = {}
         for category, images in normal.items():
             if len(images) < most:
@@ -44,28 +42,23 @@ class Drawing:
 
     def draw(self, seed: int, shots: int) -> Chosen:
         """Draw k shots of a seed from each category."""
-        return {category: self._order(category, seed)[:shots] for category in self.normal}
-
-    def _order(self, category: str, seed: int) -> list[str]:
-        if (category, seed) not in self._ordered:
-            images = self.normal[category]
-            order = generator(seed, self.target, category, "prompts").permutation(len(images))
-            self._ordered[category, seed] = [images[index] for index in order]
-        return self._ordered[category, seed]
+        for category, images in self.normal.items():
+            if (category, seed) not in self._ordered:
+                order = generator(seed, self.target, category, "prompts").permutation(len(images))
+                self._ordered[category, seed] = [images[index] for index in order]
+        return {category: self._ordered[category, seed][:shots] for category in self.normal}
 
 
 @dataclass(frozen=True)
 class Given:
     """Prompts out of a file, as paths of the manifest."""
 
-    by_category: dict[str, Chosen]
-    """By target and category."""
-    by_query: dict[str, list[str]]
-    """The most similar first, where the file says so for every query."""
+    by_category: dict[str, Chosen]  # by target and category
+    by_query: dict[str, list[str]]  # the most similar first, where the file says so for every query
 
 
 def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
-    """Reads a file of prompts, of one of these kinds. rows: the manifest rows of each target.
+    """Read a file of prompts, of one of these kinds. rows: the manifest rows of each target.
 
         {target: {category: [paths]}}                            ours
         {category: {"filename": path, …}}                        the MetaUAS authors' one prompt a category
@@ -74,24 +67,25 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
     Paths are from the target's folder. Raises BadInput for a path that is no normal training picture of it.
     """
     content = _read(file)
-    find = {target: _finder(file, target, of) for target, of in rows.items()}
+    inside = {target: _relative(of) for target, of in rows.items()}
+
+    def find(target: str, path: str) -> str:
+        row = inside[target].get(path)
+        if row is None:
+            raise BadInput(f"{file}: sampling.prompts: {path!r} is no picture of {target}; paths are from its folder")
+        if not row.is_normal_training:
+            raise BadInput(f"{file}: sampling.prompts: {path!r} of {target} is no normal training picture, so it cannot prompt")
+        return row.image
+
     if content and all(isinstance(value, list) for value in content.values()):
-        by_query: dict[str, list[str]] = {}
-        for target, of in rows.items():
-            inside = _relative(of)
-            for query, prompts in content.items():
-                if query in inside:
-                    by_query[inside[query].image] = [find[target](prompt) for prompt in prompts]
-        return Given({}, by_query)
+        queries = [(target, query) for target in rows for query in content if query in inside[target]]
+        return Given({}, {inside[target][query].image: [find(target, prompt) for prompt in content[query]] for target, query in queries})
     chosen: dict[str, Chosen] = {}
     for target, of in rows.items():
         categories = {row.category for row in of}
         named = content.get(target, content if set(content) & categories else {})
-        chosen[target] = {
-            category: [find[target](path) for path in _paths(file, category, named[category])]
-            for category in named
-            if category in categories
-        }
+        within = [category for category in named if category in categories]
+        chosen[target] = {category: [find(target, path) for path in _paths(file, category, named[category])] for category in within}
     if not any(chosen.values()):
         raise BadInput(f"{file}: sampling.prompts: names none of the targets {', '.join(chosen)}, and none of their categories")
     return Given(chosen, {})
@@ -121,23 +115,8 @@ def _paths(file: Path, category: str, value: Any) -> list[str]:
     return paths
 
 
-def _finder(file: Path, target: str, rows: Sequence[PictureRow]) -> Callable[[str], str]:
-    inside = _relative(rows)
-
-    def find(path: str) -> str:
-        row = inside.get(path)
-        if row is None:
-            raise BadInput(f"{file}: sampling.prompts: {path!r} is no picture of {target}; paths are from its folder")
-        if not row.is_normal_training:
-            raise BadInput(f"{file}: sampling.prompts: {path!r} of {target} is no normal training picture, so it cannot prompt")
-        return row.image
-
-    return find
-
-
 def _relative(rows: Sequence[PictureRow]) -> dict[str, PictureRow]:
-    """Gives rows by their paths from the folder that holds them all, and from the one above it: a dataset of one category has its name
-    there."""
+    """Map paths to rows, relative to the folder that holds them all and to its parent, which may be named after the dataset."""
     root = PurePosixPath(os.path.commonpath([PurePosixPath(row.image).parent for row in rows]))
     while root.name in ("good", "train", "test"):
         root = root.parent

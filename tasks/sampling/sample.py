@@ -1,10 +1,12 @@
-"""Draws a pipeline's episodes: for each target and category, which normal pictures prompt which queries."""
+"""Draw a pipeline's episodes: which normal pictures prompt which queries, for each target and category."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,38 +19,41 @@ from changepair.tasks.common.texts import csv_rows
 from changepair.tasks.ingestion.manifest import ANOMALOUS, MADE_BY, NORMAL, PictureRow
 from changepair.tasks.ingestion.objects import table as objects
 from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
-from changepair.tasks.sampling.duplicates import NearDuplicate, near_duplicates, repeated
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, undefined_metrics
 from changepair.tasks.sampling.prompts import Drawing, Given, normal_pictures, read_given
 from changepair.tasks.sampling.settings import Protocol, SamplingSettings, Use
 
-Labelled = tuple[str, int]
-"""A query's picture and its label."""
+Labelled = tuple[str, int]  # a query's picture and its label
+BITS = 64
+MOST_BITS = 3  # in which near duplicates may differ
+BANDS = MOST_BITS + 1  # two hashes that differ in so few bits agree in one of so many parts
+BAND_BITS = BITS // BANDS
+TRAINED_ON, PROMPTS = "trained on", "prompts"
+
+
+class NearDuplicate(NamedTuple):
+    seen: str
+    tested_on: str
+    bits: int  # in which their hashes differ, of 64
+    how: str = TRAINED_ON  # how the first was seen: TRAINED_ON, or as one of those that PROMPTS
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The counts of a sampling."""
-
     episodes: int
-    near_duplicates: int
-    """Pairs of a training and a target picture that look the same."""
-    repeated: int
-    """Test pictures that look the same as one that may prompt their category."""
-    unmeasured: list[str]
-    """Sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous."""
+    near_duplicates: int  # pairs of a training and a target picture that look the same
+    repeated: int  # test pictures that look the same as one that may prompt their category
+    unmeasured: list[str]  # sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
-    """Writes the files of tasks/sampling/episodes.py.
-
-    Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
-    """
+    """Write the files of tasks/sampling/episodes.py. Raises BadInput if a picture is both trained on and tested on, or a category has too
+    few normal pictures."""
     sources, targets = use.sources, use.targets
-    source_rows = [row for name in sources for row in _read(manifests, name)]
-    texture_rows = [row for name in use.textures for row in _read(manifests, name)]
-    auxiliary_rows = [row for name in use.auxiliary for row in _read(manifests, name)]
-    target_rows = [row for name in targets for row in _read(manifests, name)]
+    source_rows, texture_rows, auxiliary_rows, target_rows = (
+        [row for name in names for row in read_rows(manifests / f"{name}.parquet", PictureRow, MADE_BY)]
+        for names in (sources, use.textures, use.auxiliary, targets)
+    )
     own = [name for name in targets if name in (*sources, *use.textures)]
     if settings.to_train and own:
         to_train = parted(settings.to_train, [row for row in target_rows if row.dataset in own])
@@ -62,16 +67,17 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
     of_target = {name: [row for row in target_rows if row.dataset == name] for name in targets}
     given = read_given(Path(settings.prompts), of_target) if settings.prompts is not None else None
     episodes = [episode for name in targets for episode in draw(settings, name, of_target[name], given)]
-    _refuse_prompts_among_queries(episodes)
-
+    for episode in episodes:
+        if both := set(episode.prompts) & set(episode.queries):
+            wrong = f"{min(both)} is both a prompt and a query of category {episode.category!r}"
+            raise BadInput(f"{episode.target}: {wrong}; correct sampling.prompts")
     training = _normal(source_rows)
     if sources and not training:
         raise BadInput(f"sources {', '.join(sources)}: no normal training picture among them, so there is nothing to make pairs from")
     textures = _normal(texture_rows) if use.textures else training
     if use.textures and not textures:
-        raise BadInput(
-            f"textures {', '.join(use.textures)}: no normal training picture among them, so there is no texture to cut from them"
-        )
+        names = ", ".join(use.textures)
+        raise BadInput(f"textures {names}: no normal training picture among them, so there is no texture to cut from them")
     named = {image for episode in episodes for image in (*episode.prompts, *episode.queries)}
     prompts_and_queries = [row for row in target_rows if row.image in named]
     write_rows(files.sources, PictureRow, training)
@@ -88,8 +94,8 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
 
 
 def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
-    """Gives the normal training pictures, by their paths, that are trained on: of each category that share, rounded, in a seeded order of
-    their contents, so that it does not depend on where they lie. Raises BadInput where that leaves none to train on, or none to prompt."""
+    """Choose the normal training pictures, by path, that are trained on: that share of each category, rounded, in a seeded order of their
+    contents, independent of their paths. Raises BadInput if that leaves none to train on, or none to prompt."""
     chosen: set[str] = set()
     by_category: dict[tuple[str, str], list[PictureRow]] = {}
     for row in _normal(rows):
@@ -106,17 +112,8 @@ def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
     return chosen
 
 
-def _refuse_prompts_among_queries(episodes: Sequence[Episode]) -> None:
-    for episode in episodes:
-        both = set(episode.prompts) & set(episode.queries)
-        if both:
-            raise BadInput(
-                f"{episode.target}: {min(both)} is both a prompt and a query of category {episode.category!r}; correct sampling.prompts"
-            )
-
-
 def refuse_overlap(training: Sequence[PictureRow], targets: Sequence[PictureRow]) -> None:
-    """Raises BadInput if any picture, by the sha256 of its file, is in both: a detector must not be tested on what it saw."""
+    """Raise BadInput if any picture, by the sha256 of its file, is in both: a detector must not be tested on what it saw."""
     trained_on = {row.sha256: row.image for row in training}
     both = [(trained_on[row.sha256], row.image) for row in targets if row.sha256 in trained_on]
     if both:
@@ -128,8 +125,7 @@ def refuse_overlap(training: Sequence[PictureRow], targets: Sequence[PictureRow]
 
 
 def refuse_repeated(target: str, rows: Sequence[PictureRow]) -> None:
-    """Raises BadInput if one of a target's normal training pictures, by the sha256 of its file, is again among its test pictures: it would
-    prompt itself."""
+    """Raise BadInput if a normal training picture of a target is also a test picture, by the sha256 of its file: it would prompt itself."""
     prompts = {row.sha256: row.image for row in _normal(rows)}
     both = [(prompts[row.sha256], row.image) for row in rows if row.split == "test" and row.sha256 in prompts]
     if both:
@@ -140,8 +136,7 @@ def refuse_repeated(target: str, rows: Sequence[PictureRow]) -> None:
 
 
 def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], given: Given | None = None) -> list[Episode]:
-    """Draws the episodes of one target, in the order protocol, category, seed, shots. Those of a category that got no prompt are left
-    out."""
+    """Draw the episodes of one target, in the order protocol, category, seed, shots. Categories without a prompt are left out."""
     categories = list(dict.fromkeys(row.category for row in rows))
     drawing = _Prompts(settings, target, rows, categories, given)
     episodes: list[Episode] = []
@@ -162,7 +157,7 @@ def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], gi
 
 
 class _Prompts:
-    """The source of a target's prompts: the file, where there is one that names it, or draws."""
+    """The source of a target's prompts: the file, if one names it, or draws."""
 
     def __init__(
         self, settings: SamplingSettings, target: str, rows: Sequence[PictureRow], categories: Sequence[str], given: Given | None
@@ -181,35 +176,29 @@ class _Prompts:
             return ()
         if own:
             return tuple(dict.fromkeys(own))
-        chosen = (
-            {category: images[:shots] for category, images in self.given.items()}
-            if self.drawing is None
-            else self.drawing.draw(seed, shots)
-        )
+        given = {category: images[:shots] for category, images in self.given.items()}
+        chosen = given if self.drawing is None else self.drawing.draw(seed, shots)
         return tuple(image for category in members for image in chosen.get(category, []))
 
     def own(self, queries: Sequence[Labelled], shots: int) -> tuple[str, ...]:
-        """Gives each query's prompt out of the file: of a list by similarity, the first."""
+        """Return each query's prompt out of the file: the first of a list by similarity."""
         if not self.by_query or shots == 0:
             return ()
         missing = [image for image, _label in queries if image not in self.by_query]
         if missing:
-            raise BadInput(
-                f"{self.settings.prompts}: sampling.prompts: has no prompts for {missing[0]} (and {len(missing) - 1} more queries)"
-            )
+            of = f"{missing[0]} (and {len(missing) - 1} more queries)"
+            raise BadInput(f"{self.settings.prompts}: sampling.prompts: has no prompts for {of}")
         return tuple(self.by_query[image][0] for image, _label in queries)
 
 
 def _tasks(
     settings: SamplingSettings, protocol: Protocol, target: str, rows: Sequence[PictureRow], categories: Sequence[str]
 ) -> list[tuple[list[str], list[Labelled]]]:
-    """Lists, for each kind of episode, what is normal, and the queries with their labels."""
+    """List the normal categories and the labelled queries of each kind of episode."""
     tests = [row for row in rows if row.split == "test"]
     if protocol in ("class-specific", "class-agnostic"):
-        return [
-            ([category], _queries(target, category, [(row.image, row.label) for row in tests if row.category == category]))
-            for category in categories
-        ]
+        of = {category: [(row.image, row.label) for row in tests if row.category == category] for category in categories}
+        return [([category], _queries(target, category, labelled)) for category, labelled in of.items()]
     if protocol == "one-vs-all":
         if len(categories) < 2:
             raise BadInput(f"{target}: one-vs-all needs several categories, and it has one; take it out of sampling.protocols")
@@ -223,25 +212,21 @@ def _tasks(
 
 
 def _against(tests: Sequence[PictureRow], classes: Sequence[str]) -> list[Labelled]:
-    """Labels as normal what is normal of these classes, and everything else as anomalous."""
+    """Label normal pictures of these classes as normal, and all others as anomalous."""
     return [(row.image, NORMAL if row.category in classes and row.label == NORMAL else ANOMALOUS) for row in tests]
 
 
 def _queries(target: str, category: str, labelled: Sequence[Labelled]) -> list[Labelled]:
-    """Orders all test pictures, each label shuffled and the labels interleaved in proportion. All may be of one label: they are scored."""
+    """Order all test pictures: each label is shuffled, and the labels are interleaved in proportion. All may have one label."""
     by_label = {label: [image for image, of in labelled if of == label] for label in (NORMAL, ANOMALOUS)}
     if not labelled:
         raise BadInput(f"{target}: category {category!r} has no test picture, so nothing can be scored of it; add some to its test folder")
     placed = [
-        ((rank + 0.5) / len(images), label, image)
+        ((rank + 0.5) / len(images), label, images[index])
         for label, images in by_label.items()
-        for rank, image in enumerate(_shuffled(images, 0, target, category, "queries", label))
+        for rank, index in enumerate(generator(0, target, category, "queries", label).permutation(len(images)))
     ]
     return [(image, label) for _place, label, image in sorted(placed)]
-
-
-def _shuffled(images: Sequence[str], seed: int, *item: int | str) -> list[str]:
-    return [images[index] for index in generator(seed, *item).permutation(len(images))]
 
 
 def _normal(rows: Sequence[PictureRow]) -> list[PictureRow]:
@@ -249,19 +234,14 @@ def _normal(rows: Sequence[PictureRow]) -> list[PictureRow]:
 
 
 def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> pa.Table:
-    """Reads the objects of those images, as far as their datasets have any."""
-    schema = schema_of(ObjectRow)
-    tables = [
-        read_table(file, schema, objects.MADE_BY)
-        for file in (manifests / f"{name}.objects.parquet" for name in sorted(sources))
-        if file.is_file()
-    ]
-    table = pa.concat_tables([schema.empty_table(), *tables])
+    """Read the objects of those images, as far as their datasets have any."""
+    schema, files = schema_of(ObjectRow), [manifests / f"{name}.objects.parquet" for name in sorted(sources)]
+    table = pa.concat_tables([schema.empty_table(), *(read_table(file, schema, objects.MADE_BY) for file in files if file.is_file())])
     return table.filter(pc.is_in(table["image"], pa.array(images, pa.string())))
 
 
 def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Lists what ingestion left out of those datasets."""
+    """List what ingestion left out of those datasets."""
     for dataset in dict.fromkeys(datasets):
         listed = manifests / f"{dataset}.rejected.csv"
         if listed.is_file():
@@ -269,5 +249,31 @@ def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, s
                 yield dataset, row["file"], row["reason"]
 
 
-def _read(manifests: Path, dataset: str) -> list[PictureRow]:
-    return read_rows(manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
+def repeated(prompting: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
+    """Find the tested pictures with the hash of one that may prompt their category. One camera's pictures of one kind of part differ in few
+    bits, so only equal hashes count."""
+    by_look = {(row.dataset, row.category, row.phash): row.image for row in reversed(prompting)}
+    keys = [((row.dataset, row.category, row.phash), row.image) for row in tested]
+    return [NearDuplicate(by_look[key], image, 0, PROMPTS) for key, image in keys if key in by_look]
+
+
+def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
+    """Find for each tested picture the most similar training picture, if their hashes differ in at most 3 bits. Of training pictures with
+    one hash the first stands for all, so that a thousand blank ones cost no more than one."""
+    first = {int(row.phash, 16): row.image for row in reversed(training)}
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for value in first:
+        for band in _bands(value):
+            buckets[band].append(value)
+    pairs = []
+    for row in tested:
+        value = int(row.phash, 16)
+        near = [((value ^ other).bit_count(), first[other]) for band in _bands(value) for other in buckets.get(band, [])]
+        bits, image = min(near, default=(BITS, ""))
+        if bits <= MOST_BITS:
+            pairs.append(NearDuplicate(image, row.image, bits))
+    return sorted(pairs, key=lambda pair: (pair.bits, pair.seen, pair.tested_on))
+
+
+def _bands(value: int) -> Iterator[tuple[int, int]]:
+    yield from ((band, (value >> (band * BAND_BITS)) & ((1 << BAND_BITS) - 1)) for band in range(BANDS))

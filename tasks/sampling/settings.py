@@ -1,4 +1,4 @@
-"""Defines which normal pictures prompt which queries, as pipelines.yaml asks for it."""
+"""Define the settings of sampling, and the datasets that a pipeline uses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from changepair.tasks.common.bounds import MOST, STRICT, Between, NonEmpty, Place
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
+# Protocols with pixel labels from masks. In the others a whole picture of another class is anomalous.
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
-"""Protocols with pixel labels from masks. In the others a whole picture of another class is anomalous."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,9 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Use:
-    """The uses that a pipeline has for datasets, by their names."""
+    """The names of the datasets that a pipeline uses."""
 
-    sources: tuple[str, ...]
-    """Photographs to make pairs from; none where no pairs are made."""
-    targets: tuple[str, ...]
-    """To be measured on; never trained on."""
-    textures: tuple[str, ...] = ()
-    """Pictures to cut DRAEM's textures from; none for the sources themselves."""
-    auxiliary: tuple[str, ...] = ()
-    """Datasets with labelled anomalies to train on."""
+    sources: tuple[str, ...]  # photographs to make pairs from; none if no pairs are made
+    targets: tuple[str, ...]  # to measure on, never to train on
+    textures: tuple[str, ...] = ()  # to cut DRAEM's textures from; none for the sources themselves
+    auxiliary: tuple[str, ...] = ()  # with labelled anomalies to train on

@@ -1,12 +1,13 @@
-"""Makes the kinds of change: each makes a prompt, a query and the mask of where they differ, or asks the inpainting model for its part.
+"""Make the kinds of change: a prompt, a query and the mask of where they differ, or a request to the inpainting model.
 
-A way is a function `(materials, rng) -> Change | Repaint`. It draws what it needs, so that a draw that comes to nothing costs little.
+A way is a function `(materials, rng) -> Change | Repaint`. It draws what it needs, so that a dropped draw costs little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -17,16 +18,15 @@ from scipy import ndimage
 
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
+from changepair.tasks.ingestion.objects.table import box_of
+from changepair.tasks.synthesis.augmentation import three_random
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
-from changepair.tasks.synthesis.photometry import three_random
 from changepair.tasks.synthesis.settings import METHODS, PAINTED, Kind, SynthesisSettings
 
 
 @dataclass(frozen=True)
 class Materials:
-    """The settings, photographs and objects that pairs are made of."""
-
     settings: SynthesisSettings
     sources: Photographs
     textures: Photographs
@@ -35,19 +35,18 @@ class Materials:
 
 @dataclass(frozen=True)
 class Change:
-    """Prompt and query HxWx3, and the HxW mask of what differs, all on one grid; geometry and light come after."""
+    """Prompt and query HxWx3, and the HxW mask of what differs, on one grid, before geometry and light."""
 
     photo: int  # index of the source
     prompt: Picture
     query: Picture
     mask: Mask
-    apart: bool = False
-    """Whether prompt and query show two places of one texture: they keep their roles, and the mask is of the query alone."""
+    apart: bool = False  # whether these are two places of one texture: they keep their roles, and the mask is of the query alone
 
 
 @dataclass(frozen=True)
 class Repaint:
-    """A region of a picture that the inpainting model is to paint anew, and which of the pair the painted picture becomes."""
+    """A region that the inpainting model is to paint, and whether the painted picture becomes the query or the prompt."""
 
     photo: int
     picture: Picture
@@ -68,14 +67,14 @@ UNCHANGED: tuple[Kind, ...] = ("distractor", "none")
 
 
 def no_change(materials: Materials, rng: np.random.Generator) -> Change:
-    """Leaves all as it is: one crop twice or, in a share of the draws, two crops of a texture."""
+    """Change nothing: one crop twice or, in a share of the draws, two crops of a texture."""
     photo, prompt, query, apart = _places(materials, rng)
     return Change(photo, prompt, query, _nothing(prompt), apart)
 
 
 def _places(materials: Materials, rng: np.random.Generator) -> tuple[int, Picture, Picture, bool]:
-    """Draws what prompt and query show before anything is changed: one crop or, in a share of the draws, two crops of one texture, as a
-    real prompt is never registered; and tells which. Gives the index of the photograph first."""
+    """Draw one crop or, in a share of the draws, two crops of one texture, as a real prompt is never registered. Return the photograph's
+    index, prompt, query, and whether these are two crops."""
     if rng.random() < materials.settings.apart:
         for _draw in range(MOST_CROPS):
             photo = materials.sources.choose(rng)
@@ -87,10 +86,12 @@ def _places(materials: Materials, rng: np.random.Generator) -> tuple[int, Pictur
 
 
 def same_texture(one: Picture, other: Picture) -> bool:
-    """Tells whether two pictures show one texture: of like colour and contrast, with like energy at every scale, each over all the picture
-    (its quarters differ no more than the two)."""
-    # The two as they are first: most that differ do so there.
-    return _alike([one, other]) and _alike([part for picture in (one, other) for part in (picture, *_quarters(picture))])
+    """Return whether two pictures and all of their quarters have similar colour, and similar energy at every scale."""
+    if not _alike([one, other]):  # most pairs that differ do so here
+        return False
+    half = len(one) // 2
+    places = [(top, left) for top in (0, half) for left in (0, half)]
+    return _alike([one, other, *(picture[top : top + half, left : left + half] for picture in (one, other) for top, left in places)])
 
 
 def _alike(parts: list[Picture]) -> bool:
@@ -98,13 +99,8 @@ def _alike(parts: list[Picture]) -> bool:
     return bool(np.ptp(means, axis=0).max() < LIKE_MEAN and np.ptp(energies, axis=0).max() < LIKE_ENERGY)
 
 
-def _quarters(picture: Picture) -> list[Picture]:
-    half = len(picture) // 2
-    return [picture[top : top + half, left : left + half] for top in (0, half) for left in (0, half)]
-
-
 def _energies(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gives the mean of each channel, and the log of the root mean square of differences of blurs, by scale."""
+    """Return the mean of each channel, and the log of the root mean square of differences of blurs, by scale."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     blurs = [grey, *(cv2.GaussianBlur(grey, (0, 0), 2.0**scale) for scale in range(SCALES))]
     bands = [fine - coarse for fine, coarse in pairwise(blurs)]
@@ -116,8 +112,8 @@ def _nothing(picture: Picture) -> Mask:
 
 
 def distractor(materials: Materials, rng: np.random.Generator) -> Change:
-    """Puts the artefact of a local change into the prompt and the query: there is something to see, and nothing has changed. Where they are
-    two crops of a texture it is in two shapes, or in the prompt alone, which is no change of the query either."""
+    """Put the artefact of a local change into prompt and query, so that nothing has changed. Two crops of a texture show it in two shapes,
+    or only the prompt shows it, which is no change of the query either."""
     photo, prompt, query, apart = _places(materials, rng)
     artefact = _artefact(materials, photo, rng)
     prompt = artefact.on(prompt)
@@ -129,13 +125,13 @@ def distractor(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def pasted_distractor(materials: Materials, rng: np.random.Generator) -> Change:
-    """Puts a pasted object into the prompt and the query."""
+    """Paste an object into the prompt and the query."""
     change = exchange_pasted(materials, rng)
     return Change(change.photo, change.query, change.query, _nothing(change.query))
 
 
 def local_region(materials: Materials, rng: np.random.Generator) -> Change:
-    """Makes DRAEM's local change; of one crop or, in a share of the draws, of one of two crops of a texture."""
+    """Make DRAEM's local change, of one crop or, in a share of the draws, of one of two crops of a texture."""
     photo, prompt, query, apart = _places(materials, rng)
     artefact = _artefact(materials, photo, rng)
     return Change(photo, prompt, artefact.on(query), artefact.mask, apart)
@@ -143,10 +139,8 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
 
 @dataclass(frozen=True)
 class Artefact:
-    """DRAEM's (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
-
-    M is thresholded Perlin noise, A a texture under three random photometric augmentations.
-    """
+    """DRAEM's artefact (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I. M is thresholded Perlin noise, A a
+    texture under three random photometric augmentations."""
 
     mask: Mask
     texture: Picture
@@ -160,12 +154,15 @@ class Artefact:
 
 
 def _artefact(materials: Materials, photo: int, rng: np.random.Generator) -> Artefact:
-    mask = _noise(materials, rng)
-    return Artefact(mask, three_random(_texture(materials, photo, rng), rng), rng.uniform(0, MOST_TRANSPARENT))
+    """Draw an artefact. Where textures are the sources themselves, its texture is of another photograph."""
+    mask, textures = _noise(materials, rng), materials.textures
+    index = textures.choose(rng, but=photo if textures.images == materials.sources.images else None)
+    texture = textures.cut(index, textures.square(index, rng))
+    return Artefact(mask, three_random(texture, rng), rng.uniform(0, MOST_TRANSPARENT))
 
 
 def _noise(materials: Materials, rng: np.random.Generator) -> Mask:
-    """Draws a noise of a size that is asked for. Raises Dropped if none comes."""
+    """Draw a noise whose area is within the settings. Raises Dropped if none is."""
     low, high = materials.settings.changed_area
     masks = (perlin_mask(materials.sources.resolution, rng) for _draw in range(MOST_NOISES))
     mask = next((mask for mask in masks if low <= mask.mean() <= high), None)
@@ -174,24 +171,8 @@ def _noise(materials: Materials, rng: np.random.Generator) -> Mask:
     return mask
 
 
-def _texture(materials: Materials, photo: int, rng: np.random.Generator) -> Picture:
-    """Cuts a texture; where textures are the sources themselves, of another photograph."""
-    textures = materials.textures
-    index = textures.choose(rng, but=photo if textures.images == materials.sources.images else None)
-    return textures.cut(index, textures.square(index, rng))
-
-
-def appearance(materials: Materials, rng: np.random.Generator) -> Repaint:
-    """Makes an object appear: it is in the query and painted away in the prompt (MetaUAS, arXiv 2505.09265, section 3.2)."""
-    return _painted_away(materials, rng, painted_is_query=False)
-
-
-def disappearance(materials: Materials, rng: np.random.Generator) -> Repaint:
-    """Makes an object disappear: it is in the prompt and painted away in the query."""
-    return _painted_away(materials, rng, painted_is_query=True)
-
-
-def _painted_away(materials: Materials, rng: np.random.Generator, *, painted_is_query: bool) -> Repaint:
+def painted_away(materials: Materials, rng: np.random.Generator, *, painted_is_query: bool) -> Repaint:
+    """Paint an object away: in the query, so that it disappears, or in the prompt, so that it appears (MetaUAS, arXiv 2505.09265, 3.2)."""
     chosen = materials.objects.draw(rng)
     reach = round(materials.settings.objects.margin * len(chosen.mask))
     region = ndimage.binary_dilation(chosen.mask, iterations=reach) if reach else chosen.mask
@@ -199,7 +180,7 @@ def _painted_away(materials: Materials, rng: np.random.Generator, *, painted_is_
 
 
 def exchange_regenerated(materials: Materials, rng: np.random.Generator) -> Repaint:
-    """Puts another object in an object's place, painted by the inpainting model within its outline."""
+    """Let the inpainting model paint another object within an object's outline."""
     chosen = materials.objects.draw(rng)
     texts = materials.settings.inpainting.exchange_texts
     text = texts[int(rng.integers(len(texts)))] if texts else chosen.label
@@ -207,10 +188,10 @@ def exchange_regenerated(materials: Materials, rng: np.random.Generator) -> Repa
 
 
 def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
-    """Pastes an object of another photograph over an object, fitted to its box."""
+    """Paste an object of another photograph over an object, fitted to its box."""
     place = materials.objects.draw(rng)
     other = materials.objects.draw(rng, but=place.photo)
-    (top, bottom, left, right), (high, low, near, far) = _box(place.mask), _box(other.mask)
+    (top, bottom, left, right), (high, low, near, far) = box_of(place.mask), box_of(other.mask)
     factor = rng.uniform(0.9, 1.25, size=2)
     height, width = max(round((bottom - top) * factor[0]), 2), max(round((right - left) * factor[1]), 2)
     size, box = (width, height), (near, high, far, low)
@@ -226,25 +207,18 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
     return Change(place.photo, place.picture, query, mask)
 
 
-def _box(mask: Mask) -> tuple[int, int, int, int]:
-    """Gives first row, end of rows, first column, end of columns of what a mask marks."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-
 def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
-    """Gives the change that the inpainting model's answer makes. Raises Dropped if the region came out as it was."""
+    """Return the change that the inpainting model's answer makes. Raises Dropped if the region is unchanged."""
     after, mask = only_the_change(repaint.picture, answer, repaint.region, settings)
     prompt, query = (repaint.picture, after) if repaint.painted_is_query else (after, repaint.picture)
     return Change(repaint.photo, prompt, query, mask)
 
 
 def only_the_change(before: Picture, after: Picture, region: Mask, settings: SynthesisSettings) -> tuple[Picture, Mask]:
-    """Gives `after` where it differs from `before` to the eye, within the region; `before`, to the bit, everywhere else. And that mask.
+    """Return `after` where it visibly differs from `before` within the region, and `before`, to the bit, elsewhere; and the mask of it.
 
-    To the eye: by least_difference in some channel, after a blur that leaves fine grain out. What a model did to the rest of the
-    picture, as a VAE does to every pixel, is undone: a detector would learn that instead of the change. Raises Dropped if less
-    than least_changed of the region differs.
+    Visible is least_difference in some channel, after a blur that leaves fine grain out. Changes elsewhere, such as a VAE makes to every
+    pixel, are undone, or a detector would learn them. Raises Dropped if less than least_changed of the region differs.
     """
     moved = ndimage.gaussian_filter(after.astype(np.float32) - before, (len(region) / 100,) * 2 + (0,), truncate=3.0)
     changed = (np.abs(moved).max(axis=2) > 255 * settings.inpainting.least_difference) & region
@@ -254,23 +228,13 @@ def only_the_change(before: Picture, after: Picture, region: Mask, settings: Syn
     return np.where(mask[..., None], after, before), mask
 
 
-WAYS: tuple[Way, ...] = (
-    appearance,
-    disappearance,
-    exchange_regenerated,
-    exchange_pasted,
-    local_region,
-    distractor,
-    pasted_distractor,
-    no_change,
-)
-"""Of each of METHODS."""
+APPEAR, DISAPPEAR = partial(painted_away, painted_is_query=False), partial(painted_away, painted_is_query=True)
+# Of each of METHODS.
+WAYS: tuple[Way, ...] = (APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to make a kind of change."""
-
     kind: Kind
     method: str  # how, for the index
     way: Way

@@ -51,18 +51,12 @@ class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def tensors(self, query: Image.Image, prompt: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
         """Convert the pictures of a pair as those of the shards are converted."""
-        return self._picture(query), self._picture(prompt), self._mask(mask)
+        pictures = [self._sized(image, Image.Resampling.BICUBIC).permute(2, 0, 1).float().div_(255) for image in (query, prompt)]
+        return pictures[0], pictures[1], (self._sized(mask, Image.Resampling.NEAREST) > 0).float()
 
-    def _picture(self, image: Image.Image) -> Tensor:
-        sized = self._sized(image, Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(sized)).permute(2, 0, 1).float().div_(255)
-
-    def _mask(self, image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(self._sized(image, Image.Resampling.NEAREST)) > 0).float()
-
-    def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    def _sized(self, image: Image.Image, resampling: Image.Resampling) -> Tensor:
         side = image.size if self.resolution is None else (self.resolution, self.resolution)
-        return image if image.size == side else image.resize(side, resampling)
+        return torch.from_numpy(np.array(image if image.size == side else image.resize(side, resampling)))
 
 
 def hashes(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Draws objects to appear, disappear or be exchanged: those that somebody has outlined, or else what a segmentation proposes."""
+"""Draw objects to appear, disappear or be exchanged: outlined ones, or else those that a segmentation proposes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
+from scipy import ndimage
+from skimage.segmentation import felzenszwalb
 
-from changepair.tasks.common.photographs import Box, Photographs, Thing
+from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.photographs import Box, Photographs
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.common.rows import rows_of
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask
-from changepair.tasks.synthesis.proposals import propose
 from changepair.tasks.synthesis.settings import ObjectSettings
+
+POINTS_A_SIDE = 8  # of the grid of points that Segment Anything is asked about
+SCALE = 1.2  # of felzenszwalb's k, in pixels of the side: larger segments from larger pictures
 
 
 class Dropped(Exception):
-    """A draw that makes no pair; the message says why. The pair is drawn again."""
+    """Raised for a draw that makes no pair. The message says why; the pair is drawn again."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +40,19 @@ class Listed:
 
 
 class Objects:
-    """Draws squares with an object in them. `table`: the file of tasks/ingestion/objects with the outlined ones."""
+    """Draws squares with an object in them. table: the file of tasks/ingestion/objects with the outlined ones."""
 
     def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
-        self.settings = settings
-        self.sources = sources
-        self.table = table
+        self.settings, self.sources, self.table = settings, sources, table
 
     def draw(self, rng: np.random.Generator, but: int | None = None) -> Listed:
-        """Draws an object of a random photograph, of another than `but` if there is one. Raises Dropped if it has none."""
+        """Draw an object of a random photograph, if possible another than `but`. Raises Dropped if it has none."""
         photo = self.sources.choose(rng, but)
         outlined = _outlined(str(self.table), self.sources.images[photo])
         chosen = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)
         if not chosen.mask.any():
             raise Dropped("object too small")
-        if not self.settings.cut_by_border and _touches_border(chosen.mask):
+        if not self.settings.cut_by_border and touches_border(chosen.mask):
             raise Dropped("object cut by the border")
         return chosen
 
@@ -57,7 +62,7 @@ class Objects:
         if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
             raise Dropped("object cut by the border")
         mask = to_mask(row)
-        square = self.sources.square_around(photo, Thing(box, float(mask.mean())), self.settings.area, rng)
+        square = self.sources.square_around(photo, box, float(mask.mean()), self.settings.area, rng)
         if square is None:
             raise Dropped("object too small or too large for a square")
         return Listed(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row.label)
@@ -65,21 +70,62 @@ class Objects:
     def _proposed(self, photo: int, rng: np.random.Generator) -> Listed:
         picture = self.sources.cut(photo, self.sources.square(photo, rng))
         low, high = self.settings.area
-        masks = [
-            mask
-            for mask in propose(picture, self.settings)
-            if low <= mask.mean() <= high and (self.settings.cut_by_border or not _touches_border(mask))
-        ]
+        masks = [mask for mask in propose(picture, self.settings) if low <= mask.mean() <= high]
+        masks = [mask for mask in masks if self.settings.cut_by_border or not touches_border(mask)]
         if not masks:
             raise Dropped("no object proposed")
         return Listed(photo, picture, masks[int(rng.integers(len(masks)))], "")
 
 
-def _touches_border(mask: Mask) -> bool:
+def touches_border(mask: Mask) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
 @lru_cache(maxsize=256)
 def _outlined(table: str, image: str) -> list[ObjectRow]:
-    """Reads the rows of one photograph's objects, read from the group of rows that holds them."""
+    """Read the rows of one photograph's objects, from the group of rows that holds them."""
     return rows_of(ObjectRow, pq.read_table(table, filters=[("image", "=", image)]).to_pylist())
+
+
+def propose(picture: Picture, settings: ObjectSettings) -> list[Mask]:
+    """Propose masks HxW of regions of an HxWx3 picture that may be objects, in a fixed order."""
+    if settings.proposals == "segmentation":
+        return segments(picture, settings.area[0])
+    if settings.proposals == "sam":
+        return segment_anything(picture, settings.sam)
+    return []
+
+
+def segments(picture: Picture, smallest: float) -> list[Mask]:
+    """Return the segments of an efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), with smooth rims. smallest:
+    share of the picture under which a segment is merged into a neighbour."""
+    size = len(picture)
+    labels = felzenszwalb(picture, scale=SCALE * size, sigma=size / 160, min_size=max(int(smallest * size * size), 1), channel_axis=2)
+    masks = []
+    for place, box in enumerate(ndimage.find_objects(labels + 1)):
+        if box is None:
+            continue
+        mask = np.zeros(labels.shape, dtype=bool)
+        mask[box] = labels[box] == place
+        if not touches_border(mask):  # one at the border may be taken only where cut objects may
+            mask[box] = ndimage.binary_fill_holes(ndimage.binary_opening(mask[box]))
+        masks.append(mask)
+    return masks
+
+
+def segment_anything(picture: Picture, model: str) -> list[Mask]:
+    """Ask Segment Anything (Kirillov et al., ICCV 2023; transformers) at a grid of points. Masks are best first, none twice."""
+    answer = _generator(model)(Image.fromarray(picture), points_per_batch=POINTS_A_SIDE**2, points_per_crop=POINTS_A_SIDE)
+    return [np.asarray(mask, dtype=bool) for mask in answer["masks"]]
+
+
+@lru_cache(maxsize=1)
+def _generator(model: str) -> Any:
+    import torch
+    from transformers import pipeline
+
+    try:
+        return pipeline("mask-generation", model=model, device="cuda" if torch.cuda.is_available() else "cpu")
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise BadInput(f"synthesis.objects.sam: {model!r} is no Segment Anything model that can be loaded: {why}") from error

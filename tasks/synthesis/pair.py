@@ -1,10 +1,10 @@
-"""Makes change pairs, each from its number alone, but for the low bits of what was painted: those depend on the batch, which is fixed
-too."""
+"""Make change pairs. Each depends on its number alone, except for the low bits of painted regions: those depend on the batch, too."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import cv2
@@ -16,10 +16,9 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.inpainting.inpainter import Inpainter
+from changepair.tasks.synthesis.augmentation import jitter, make_of, shown, small_affine, warp_mask, warp_picture, without_colour
 from changepair.tasks.synthesis.changes import RECIPES, UNCHANGED, Change, Materials, Recipe, Repaint, painted
-from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.objects import Dropped
-from changepair.tasks.synthesis.photometry import jitter, make_of, without_colour
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import Drop, Pair
 
@@ -29,20 +28,19 @@ MOST_HELD = 64  # pairs held at once, so that memory does not grow where few of 
 
 @dataclass
 class Maker:
-    """Makes pairs out of materials. `inpainter` may be None where no kind needs it; `drops` counts the draws that came to nothing."""
+    """Make pairs out of materials. `inpainter` may be None if no kind needs it. `drops` counts the dropped draws."""
 
     materials: Materials
     inpainter: Inpainter | None
     drops: Counter[Drop] = field(default_factory=Counter)
-    held_out: bool = False
-    """Whether the materials are those that no pair to learn from is made of."""
+    held_out: bool = False  # whether the materials are those that no pair to learn from is made of
 
     @property
     def settings(self) -> SynthesisSettings:
         return self.materials.settings
 
     def make(self, numbers: Sequence[int]) -> Iterator[Pair]:
-        """Makes the pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
+        """Make the pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
         # The kernels that every machine has: newer ones fuse multiplication and addition, and round a value in 100,000 to the next level.
         cv2.setUseOptimized(False)
         recipes = {number: recipe(self.settings, number) for number in numbers}
@@ -50,37 +48,42 @@ class Maker:
             yield from self._group(group, recipes)
 
     def _group(self, group: Sequence[int], recipes: dict[int, Recipe]) -> list[Pair]:
-        """Makes a group's pairs: all are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
+        """Make a group's pairs. All are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
         pairs: dict[int, Pair] = {}
         for draw in range(MOST_DRAWS):
             waiting = [number for number in group if number not in pairs]
             if not waiting:
                 break
             rngs = {number: generator(self.settings.seed, "pair", number, draw) for number in waiting}
-            drawn = self._drawn({number: recipes[number] for number in waiting}, rngs)
+            drawn: dict[int, Change | Repaint] = {}
+            for number in waiting:
+                with self._counted(recipes[number]):
+                    drawn[number] = recipes[number].way(self.materials, rngs[number])
             answers = self._answers({number: answer for number, answer in drawn.items() if isinstance(answer, Repaint)}, draw)
             for number, answer in drawn.items():
-                try:
+                with self._counted(recipes[number]):
                     change = painted(answer, answers[number], self.settings) if isinstance(answer, Repaint) else answer
                     pairs[number] = self._pair(number, draw, recipes[number], change, rngs[number])
-                except Dropped as dropped:
-                    self._drop(recipes[number], dropped)
-        missing = next((number for number in group if number not in pairs), None)
+        missing = next((recipes[number] for number in group if number not in pairs), None)
         if missing is not None:
-            raise self._cannot(recipes[missing])
+            reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (missing.kind, missing.method)})
+            counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+            raise BadInput(
+                f"synthesis: {MOST_DRAWS} draws of a pair of kind {missing.kind!r} came to nothing: {counted}; "
+                "widen synthesis.changed_area or synthesis.objects, or give the kind no share, in pipelines.yaml"
+            )
         return [pairs[number] for number in group]
 
-    def _drawn(self, recipes: dict[int, Recipe], rngs: dict[int, np.random.Generator]) -> dict[int, Change | Repaint]:
-        drawn = {}
-        for number, recipe_ in recipes.items():
-            try:
-                drawn[number] = recipe_.way(self.materials, rngs[number])
-            except Dropped as dropped:
-                self._drop(recipe_, dropped)
-        return drawn
+    @contextmanager
+    def _counted(self, recipe_: Recipe) -> Iterator[None]:
+        """Count a draw that is dropped."""
+        try:
+            yield
+        except Dropped as dropped:
+            self.drops[Drop(recipe_.kind, recipe_.method, str(dropped))] += 1
 
     def _answers(self, asked: dict[int, Repaint], draw: int) -> dict[int, Picture]:
-        """Has the inpainting model paint; gives its pictures by the pairs' numbers."""
+        """Let the inpainting model paint. Return its pictures by the pairs' numbers."""
         if not asked:
             return {}
         assert self.inpainter is not None  # pipelines.yaml is checked for it
@@ -92,8 +95,8 @@ class Maker:
         return dict(zip(asked, pictures, strict=True))
 
     def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
-        """Makes a pair of a change, in either role but where the two are apart: the mask follows the query, where the prompt shows the
-        place too; the prompt gets a geometry and a light of its own. Raises Dropped if the area is wrong."""
+        """Make a pair of a change, in either role unless the two are apart, each with its own geometry and light. The mask follows the
+        query, where the prompt shows the place too. Raises Dropped if the area is out of bounds."""
         augmentation, size = self.settings.augmentation, self.settings.resolution
         to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
         swapped = bool(rng.random() < self.settings.swapped) and not change.apart
@@ -117,26 +120,15 @@ class Maker:
             held_out=self.held_out,
         )
 
-    def _drop(self, recipe_: Recipe, dropped: Dropped) -> None:
-        self.drops[Drop(recipe_.kind, recipe_.method, str(dropped))] += 1
-
-    def _cannot(self, recipe_: Recipe) -> BadInput:
-        reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (recipe_.kind, recipe_.method)})
-        counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-        return BadInput(
-            f"synthesis: {MOST_DRAWS} draws of a pair of kind {recipe_.kind!r} came to nothing: {counted}; "
-            "widen synthesis.changed_area or synthesis.objects, or give the kind no share, in pipelines.yaml"
-        )
-
 
 def recipe(settings: SynthesisSettings, number: int) -> Recipe:
-    """Draws how pair `number` is made, by the kinds' shares."""
+    """Draw how pair `number` is made, by the kinds' shares."""
     chances: NDArray[np.float64] = np.cumsum(settings.shares)
     return RECIPES[int(np.searchsorted(chances / chances[-1], generator(settings.seed, "kind", number).random(), side="right"))]
 
 
 def groups(recipes: dict[int, Recipe], batch_size: int) -> Iterator[list[int]]:
-    """Parts the numbers into runs that each hold one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
+    """Split the numbers into runs that each have one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
     group: list[int] = []
     painted_ones = 0
     for number, recipe_ in recipes.items():

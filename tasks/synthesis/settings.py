@@ -1,4 +1,4 @@
-"""Defines how change pairs are made, as pipelines.yaml asks for it."""
+"""Define the settings of change pairs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from changepair.tasks.inpainting.settings import RepaintingSettings
 
 Kind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
 Share = Annotated[float, Between(0, 1)]
-PAINTED = "inpainted"
-"""The method of the pairs that an inpainting model paints."""
+PAINTED = "inpainted"  # the method of the pairs that an inpainting model paints
 METHODS: tuple[tuple[Kind, str], ...] = (
     ("appearance", PAINTED),
     ("disappearance", PAINTED),

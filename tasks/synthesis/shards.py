@@ -1,11 +1,10 @@
-"""Defines the shards, their index and their overview: synthesis writes them, training reads them and people look at them.
+"""Define the shards, their index and their overview. Synthesis writes them, and training reads them.
 
 data/pairs/<pipeline>/00000.tar, …     the shards
 data/pairs/<pipeline>/pairs.parquet    one row a pair
 data/pairs/<pipeline>/overview/        a contact sheet a kind, and kinds.csv, changed_area.csv, drops.csv
 
-A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png` and `<key>.json`, so any WebDataset reader
-reads it. Its bytes depend on its pairs alone: no times, no owners.
+A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png`, `<key>.json`. Its bytes depend on its pairs alone.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ OVERVIEW_NAME = "overview"
 
 @dataclass(frozen=True)
 class PairRow:
-    """A pair in the index."""
-
     key: str  # of the sample in its shard
     shard: str  # file name beside the index
     kind: str
@@ -60,19 +57,15 @@ class Pair:
 
 
 class Drop(NamedTuple):
-    """Why a draw came to nothing, for counting."""
+    """The reason of a dropped draw."""
 
     kind: str
     method: str
     reason: str
 
 
-def shard_name(number: int) -> str:
-    return f"{number:05d}.tar"
-
-
 def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
-    """Writes one shard whole and gives its rows of the index."""
+    """Write one shard. Return its rows of the index."""
     import webdataset as wds  # it brings torch, which who reads an index does not wait for
 
     rows = []
@@ -93,7 +86,7 @@ def read_index(folder: Path) -> list[PairRow]:
 
 
 class ShardReader:
-    """Random access to the files of one shard, by their place in the tar."""
+    """Reads single files of a shard, by their place in the tar."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,7 +94,7 @@ class ShardReader:
             self._place = {member.name: (member.offset_data, member.size) for member in tar}
 
     def read(self, name: str) -> bytes:
-        """Reads the bytes of one file, for example `00000017.query.png`."""
+        """Read the bytes of a file, for example `00000017.query.png`."""
         offset, size = self._place[name]
         with self.path.open("rb") as stream:
             stream.seek(offset)

@@ -1,52 +1,59 @@
-"""Synthesizes in steps that can run anywhere, in any order: find what an earlier run left, make the other shards, finish.
+"""Synthesize pairs in steps: find the shards of an earlier run, make the others, anywhere and in any order, and finish.
 
-A run works in a folder of its own, named after all that its bytes depend on, and hands the whole over at the end. One that was
-killed leaves its shards there, and the next of that name keeps those that are whole: a shard is, once its record is written.
+A run works in a folder named after all that its bytes depend on, and moves it to its place at the end. The next run of that name keeps the
+whole shards of a killed one: those with a record.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
 import cv2
+import numpy as np
+from PIL import Image
 
-from changepair.tasks.common.files import content_of, sha256, write_text
+from changepair.tasks.common.files import content_of, sha256, write_csv, write_text
 from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.pictures import open_image
 from changepair.tasks.common.rows import write_rows
+from changepair.tasks.common.sheets import TILE, Line, contact_sheet, tinted
 from changepair.tasks.inpainting.inpainter import Inpainter, load_inpainter
 from changepair.tasks.sampling.episodes import SourceFiles, read_pictures
 from changepair.tasks.synthesis.changes import Materials
 from changepair.tasks.synthesis.objects import Objects
-from changepair.tasks.synthesis.overview import write_overview
 from changepair.tasks.synthesis.pair import Maker
 from changepair.tasks.synthesis.settings import SynthesisSettings
-from changepair.tasks.synthesis.shards import INDEX_NAME, Drop, PairRow, shard_name, write_shard
+from changepair.tasks.synthesis.shards import INDEX_NAME, OVERVIEW_NAME, Drop, PairRow, ShardReader, write_shard
 
 NAME_LENGTH = 16
+PAIRS_A_KIND = 12
+PAIRS_A_LINE = 2
+PARTS = ("prompt", "query", "mask", "overlay")
+AREA_STEP = 0.02  # share of the query, of a bar of the histogram
+KINDS_NAME, AREAS_NAME, DROPS_NAME = "kinds.csv", "changed_area.csv", "drops.csv"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that pairs are made of."""
-
     files: SourceFiles
     inpainter: Path  # the folder that the inpainter stage wrote
 
 
 @dataclass(frozen=True)
 class Work:
-    """The folder of a run: what will be handed over, and a record of each shard that is whole."""
+    """The folder of a run: its pairs, and a record of each whole shard."""
 
     folder: Path
 
@@ -58,13 +65,11 @@ class Work:
         return self.folder / "records" / f"{number:05d}.json"
 
     def shard(self, number: int) -> Path:
-        return self.pairs / shard_name(number)
+        return self.pairs / f"{number:05d}.tar"
 
 
 @dataclass(frozen=True)
 class Synthesized:
-    """The counts of a synthesis."""
-
     pairs: int
     dropped: int
 
@@ -74,7 +79,7 @@ def shard_count(settings: SynthesisSettings) -> int:
 
 
 def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tuple[Work, list[int]]:
-    """Gives the folder to work in, and the numbers of the shards that are not there yet. Throws away what other runs left."""
+    """Return the folder to work in, and the numbers of the missing shards. Delete what other runs left."""
     name = _name(settings, inputs)
     for other in checkpoints.glob("*"):
         if other.name != name:
@@ -87,7 +92,7 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 
 
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
-    """Makes shard `number` and gives the number of its pairs. The same bytes wherever it runs."""
+    """Make shard `number`, the same bytes wherever it runs. Return the number of its pairs."""
     cv2.setNumThreads(1)  # the cores are used by making several shards at once
     inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
     makers = [maker(settings, inputs.files, inpainter, held_out=held_out) for held_out in (False, True)]
@@ -102,13 +107,16 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: W
 
 
 def maker(settings: SynthesisSettings, files: SourceFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
-    """Gives the maker of the pairs to learn from, or of those to measure on. Without an inpainter it makes those that need none."""
-    sources, textures = (_photographs(table, settings)[held_out] for table in (files.sources, files.textures))
+    """Return the maker of the pairs to train on, or of those to measure on. Without an inpainter it makes the kinds that need none."""
+    sources, textures = (
+        Photographs(_images(table, changed), settings.crop, settings.resolution).parted(settings.held_out)[held_out]
+        for table, changed in ((at, at.stat().st_mtime_ns if at.is_file() else 0) for at in (files.sources, files.textures))
+    )
     return Maker(Materials(settings, sources, textures, Objects(settings.objects, sources, files.objects)), inpainter, held_out=held_out)
 
 
 def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized:
-    """Writes the index and the overview of all shards and hands the whole over as `folder`."""
+    """Write the index and the overview of all shards, and move the whole to `folder`."""
     _clear(work)
     records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
     rows = [PairRow(**row) for record in records for row in record["rows"]]
@@ -117,7 +125,7 @@ def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized
         for kind, method, reason, count in record["drops"]:
             drops[Drop(kind, method, reason)] += count
     write_rows(work.pairs / INDEX_NAME, PairRow, rows)
-    write_overview(work.pairs, rows, drops)
+    _write_overview(work.pairs, rows, drops)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work.pairs, folder)
@@ -126,37 +134,56 @@ def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized
 
 
 def _clear(work: Work) -> None:
-    """Takes away the half-written files of runs, and of workers of this run, that were killed."""
+    """Delete the half-written files of killed runs and workers."""
     for partial in work.folder.glob("*/.*.partial"):
         partial.unlink()
 
 
-def _photographs(table: Path, settings: SynthesisSettings) -> tuple[Photographs, Photographs]:
-    """Gives the photographs to learn from, and those to measure on."""
-    return Photographs(_images(table), settings.crop, settings.resolution).parted(settings.held_out)
-
-
-def _images(table: Path) -> Sequence[str]:
-    """Gives the pictures' paths, in the order of the file that sampling wrote; read once a process."""
-    return _read_images(table, table.stat().st_mtime_ns if table.is_file() else 0)
-
-
 @lru_cache(maxsize=4)
-def _read_images(table: Path, changed: int) -> Sequence[str]:
+def _images(table: Path, changed: int) -> Sequence[str]:
+    """Return the pictures' paths, in the order of the file that sampling wrote. changed: its time of change, for the cache."""
     return [row.image for row in read_pictures(table)]
 
 
 def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
-    """Names a run by its settings, its inputs, and the code and packages that make pairs."""
+    """Name a run by its settings, its inputs, and the code and packages that make pairs."""
     about = {"settings": asdict(settings), "code": code_of(__name__).digest, "sam": content_of(settings.objects.sam)}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     # The tables hold the sha256 of every picture.
     for table in (inputs.files.sources, inputs.files.textures, inputs.files.objects):
         digest.update(f"{table.name} {sha256(table)}\n".encode())
-    for file in sorted(_files(inputs.inpainter)):
+    for file in sorted(file for file in inputs.inpainter.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(inputs.inpainter)} {sha256(file)}\n".encode())
     return digest.hexdigest()[:NAME_LENGTH]
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    return (file for file in folder.rglob("*") if file.is_file())
+def _write_overview(folder: Path, rows: Sequence[PairRow], drops: Mapping[Drop, int]) -> None:
+    """Draw folder/overview/<kind>.png from the first pairs of each kind, and count pairs by kind (kinds.csv) and by the share of the query
+    that changed (changed_area.csv), and dropped draws by reason (drops.csv)."""
+    overview = folder / OVERVIEW_NAME
+    overview.mkdir(exist_ok=True)
+    for kind in sorted({row.kind for row in rows}):
+        of_kind = [row for row in rows if row.kind == kind]
+        # Of every way to make the kind, if there are several.
+        methods = sorted({row.method for row in of_kind})
+        chosen = [row for method in methods for row in [row for row in of_kind if row.method == method][: PAIRS_A_KIND // len(methods)]]
+        contact_sheet([_line(folder, row) for row in chosen], PAIRS_A_LINE).save(overview / f"{kind}.png", "PNG")
+    counts = Counter(f"{row.kind}, {row.method}" for row in rows)
+    reasons = {f"{drop.kind}, {drop.method}: {drop.reason}": count for drop, count in sorted(drops.items())}
+    write_csv(overview / KINDS_NAME, ["kind", "pairs"], sorted(counts.items()))
+    write_csv(overview / DROPS_NAME, ["reason", "draws"], reasons.items())
+    kinds = sorted({row.kind for row in rows if row.changed_area > 0})
+    areas = [Counter(int(row.changed_area / AREA_STEP) for row in rows if row.kind == kind) for kind in kinds]
+    last = max((max(bars) for bars in areas), default=0)
+    table = ((bar, [bars[bar] for bars in areas]) for bar in range(last + 1))
+    lines = ([f"{(bar + 0.5) * AREA_STEP:.2f}", sum(counts), *counts] for bar, counts in table)
+    write_csv(overview / AREAS_NAME, ["changed_area", "pairs", *kinds], lines)
+
+
+def _line(folder: Path, row: PairRow) -> Line:
+    shard = ShardReader(folder / row.shard)
+    files = (io.BytesIO(shard.read(f"{row.key}.{part}.png")) for part in ("prompt", "query", "mask"))
+    prompt, query, mask = (open_image(file).convert("RGB") for file in files)
+    overlay = Image.fromarray(tinted(np.asarray(query), np.asarray(mask.convert("L")) > 0))
+    tiles = [np.asarray(tile.resize((TILE, TILE), Image.Resampling.BILINEAR)) for tile in (prompt, query, mask, overlay)]
+    return Line(tiles, (f"{row.method}: {PARTS[0]}", *PARTS[1:]))

@@ -16,9 +16,8 @@ from torch.utils.data import Dataset
 from changepair.tasks.common.files import made_anew, sha256
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.inpainting.holes import hole
 from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
-from changepair.tasks.inpainting.residual import Hole, unpack
+from changepair.tasks.inpainting.residual import Hole, hole, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings
 from changepair.tasks.sampling.episodes import read_pictures
 from changepair.tasks.training.loop import Places, Schedule, Trained, accelerator_for, begin, cosine, fit

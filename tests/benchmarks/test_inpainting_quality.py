@@ -21,8 +21,8 @@ from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.ingestion.ingest import ingest_packaged
 from changepair.tasks.ingestion.manifest import PictureRow
-from changepair.tasks.inpainting.holes import hole
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
+from changepair.tasks.inpainting.residual import hole
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.episodes import read_pictures
 from changepair.tasks.training.inpainting import train_inpainter

@@ -14,7 +14,6 @@ import threading
 import zlib
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,10 +28,11 @@ from changepair.tasks.common.files import made_anew, sha256, write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.stopping import Stopped
-from changepair.tasks.ingestion import elpv, texture_defects, vision_toolbox
+from changepair.tasks.ingestion import texture_defects
 from changepair.tasks.ingestion.check import Facts, perceptual_hash
 from changepair.tasks.ingestion.ingest import LookHere, ingest_folder, ingest_packaged
 from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.ingestion.packaged import PACKAGED
 
 
 def ingest(folder: Path, workers: int = 2, layout: str = "folder") -> list[dict]:
@@ -248,7 +248,7 @@ def test_packaged_datasets_are_the_same_bytes_twice(tmp_path: Path, monkeypatch:
 
 def test_elpv_is_split_as_in_the_published_tables(tmp_path: Path) -> None:
     pytest.importorskip("elpv_dataset", reason="the extra `samples` is not installed")
-    elpv.write(tmp_path)
+    PACKAGED["elpv"].write(tmp_path)
     counts = {name: len(list((tmp_path / name).iterdir())) for name in ("train/good", "test/good", "test/defective")}
     assert counts == {"train/good": 1131, "test/good": 377, "test/defective": 715}
 
@@ -256,20 +256,20 @@ def test_elpv_is_split_as_in_the_published_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "module", "message"),
     [
-        (elpv, "elpv_dataset", r"elpv: the package elpv-dataset is not installed; pip install 'changepair\[samples\]'"),
-        (vision_toolbox, "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; pip install 'changepair\[samples\]'"),
+        ("elpv", "elpv_dataset", r"elpv: the package elpv-dataset is not installed; pip install 'changepair\[samples\]'"),
+        ("vision-toolbox", "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; pip install 'changepair\[samples\]'"),
     ],
 )
-def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Any, module: str, message: str) -> None:
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, module: str, message: str) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(BadInput, match=message):
-        dataset.write(tmp_path)
+        PACKAGED[dataset].write(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_photographs_of_the_vision_toolbox_are_large_enough_and_no_two_are_one_view(tmp_path: Path) -> None:
     pytest.importorskip("mvtbdata", reason="the extra `samples` is not installed")
-    vision_toolbox.write(tmp_path)
+    PACKAGED["vision-toolbox"].write(tmp_path)
     files = sorted((tmp_path / "train" / "good").iterdir())
     assert len(files) == 70 and not {"lena", "monalisa", "penguins", "adelson", "wheres-wally"} & {file.stem for file in files}
     small = []

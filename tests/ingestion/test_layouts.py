@@ -259,13 +259,13 @@ def test_elpvs_probabilities_decide(lay_out: Any) -> None:
 def test_elpv_on_disk_is_split_as_the_published_tables_are(tmp_path: Path) -> None:
     """The whole of it, from its own layout: 1,131 to train on, 377 and 715 to test on, the same pictures as the packaged ones."""
     package = pytest.importorskip("elpv_dataset", reason="the extra `samples` is not installed")
-    from changepair.tasks.ingestion import elpv
+    from changepair.tasks.ingestion.packaged import PACKAGED
 
     folder = Path(package.__file__).parent / "data"
     ingest_folder("elpv", folder, layout="elpv", places=make_places(tmp_path / "manifests"))
     rows = pq.read_table(tmp_path / "manifests" / "elpv.parquet").to_pylist()
     assert Counter((row["split"], row["label"]) for row in rows) == {("train", 0): 1131, ("test", 0): 377, ("test", 1): 715}
-    elpv.write(tmp_path / "packaged")
+    PACKAGED["elpv"].write(tmp_path / "packaged")
     for name, split, label in (("train/good", "train", 0), ("test/good", "test", 0), ("test/defective", "test", 1)):
         packaged = {file.name for file in (tmp_path / "packaged" / name).iterdir()}
         assert packaged == {Path(row["image"]).name for row in rows if (row["split"], row["label"]) == (split, label)}

@@ -22,8 +22,7 @@ from changepair.tasks.ingestion.ingest import Ingested, ingest_folder
 from changepair.tasks.ingestion.objects.ingest import ingest_objects
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask, to_row
 from changepair.tasks.ingestion.settings import ObjectsSettings
-from changepair.tasks.synthesis.objects import Dropped, Objects
-from changepair.tasks.synthesis.proposals import propose, segments
+from changepair.tasks.synthesis.objects import Dropped, Objects, propose, segments
 from changepair.tasks.synthesis.settings import ObjectSettings
 
 HEIGHT, WIDTH = 90, 120

@@ -14,11 +14,9 @@ from inpaintings import asked
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.inpainting.crop_pipeline import CropInpaintPipeline, Times
-from changepair.tasks.inpainting.crops import Crop
-from changepair.tasks.inpainting.holes import hole
+from changepair.tasks.inpainting.crop_pipeline import Crop, CropInpaintPipeline, Times
 from changepair.tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, load_inpainter, one_thread, write_choice
-from changepair.tasks.inpainting.residual import Hole, biharmonic_fill, pack, pyramid_fill, unpack
+from changepair.tasks.inpainting.residual import Hole, biharmonic_fill, hole, pack, pyramid_fill, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.training.inpainting import train_inpainter
 from changepair.tasks.training.loop import Places

@@ -22,9 +22,8 @@ from changepair.tasks.common.rows import table_of
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_row, write_objects
-from changepair.tasks.sampling.duplicates import near_duplicates
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, undefined_metrics
-from changepair.tasks.sampling.sample import sample
+from changepair.tasks.sampling.sample import near_duplicates, sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 
 

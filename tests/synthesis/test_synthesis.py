@@ -27,13 +27,14 @@ from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
-from changepair.tasks.common.photographs import Box, Photographs, Thing
+from changepair.tasks.common.photographs import Box, Photographs
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.sheets import tinted
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.augmentation import STRONG, TO_YIQ, Step, jitter, make_of, shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.changes import (
     RECIPES,
     Change,
@@ -45,11 +46,9 @@ from changepair.tasks.synthesis.changes import (
     painted,
     same_texture,
 )
-from changepair.tasks.synthesis.geometry import shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.pair import Maker, groups, recipe
 from changepair.tasks.synthesis.perlin import perlin_mask, perlin_noise
-from changepair.tasks.synthesis.photometry import STRONG, TO_YIQ, Step, jitter, make_of
 from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
 from changepair.tasks.synthesis.shards import ShardReader, read_index
 from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
@@ -512,7 +511,7 @@ def test_a_square_around_an_object_holds_it_whole(seed: int) -> None:
     left, top = rng.uniform(0, 0.8, 2)
     box = Box(left, top, left + rng.uniform(0.02, 0.2), top + rng.uniform(0.02, 0.2))
     covers = (box.right - box.left) * (box.bottom - box.top)
-    square = sources.square_around(0, Thing(box, covers), (0.001, 0.6), rng)
+    square = sources.square_around(0, box, covers, (0.001, 0.6), rng)
     if square is None:  # only where the box is too small for the smallest square
         assert covers * 451 * 300 < 0.001 * (0.3 * 300) ** 2 * 1.1
         return

@@ -26,9 +26,8 @@ from changepair.tasks.detectors.inctrl.model import InCTRL, binary_focal_loss
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings, InCTRLTrainingSettings
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis.augmentation import jitter, small_affine, warp_picture
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
-from changepair.tasks.synthesis.geometry import small_affine, warp_picture
-from changepair.tasks.synthesis.photometry import jitter
 from changepair.tasks.synthesis.settings import AugmentationSettings
 from changepair.tasks.synthesis.shards import PairRow, read_index
 from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, schedule_of

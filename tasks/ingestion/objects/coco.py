@@ -17,10 +17,7 @@ from changepair.tasks.ingestion.objects.table import Annotated, Refused
 
 
 def read_coco(file: Path) -> Iterator[Annotated | Refused]:
-    """Yields every object of an instances file, in its order. Crowds are refused: they are many objects in one mask.
-
-    Raises BadInput if the file is not of that format.
-    """
+    """Yield every object of an instances file, in its order. Crowds are refused. Raises BadInput if the file is not of that format."""
     content = read_json(file)
     try:
         images = {image["id"]: image for image in content["images"]}
@@ -42,16 +39,16 @@ def read_coco(file: Path) -> Iterator[Annotated | Refused]:
             yield Refused(item, "a crowd, not an object")
         else:
             try:
-                name, label = str(image["file_name"]), labels.get(annotation.get("category_id"), "")
+                label = labels.get(annotation.get("category_id"), "")
                 mask = _mask(annotation["segmentation"], int(image["height"]), int(image["width"]))
+                found: Annotated | Refused = Annotated(str(image["file_name"]), label, mask)
             except Exception as error:  # the decoder raises anything on what is no segmentation
-                yield Refused(item, f"its segmentation cannot be read ({in_short(error)})")
-            else:
-                yield Annotated(name, label, mask)
+                found = Refused(item, f"its segmentation cannot be read ({in_short(error)})")
+            yield found
 
 
 def _mask(segmentation: Any, height: int, width: int) -> Mask:
-    """Decodes a segmentation. What the library would take on trust, and read or write beyond its memory by, is checked before."""
+    """Decode a segmentation. Values that would make the library read or write beyond its memory are checked first."""
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise ValueError(f"its image is {width}x{height} pixels: at least 1, at most {MAX_PIXELS:,} in all")
     if isinstance(segmentation, list):
@@ -71,7 +68,7 @@ def _mask(segmentation: Any, height: int, width: int) -> Mask:
 
 
 def _polygon(polygon: Any, height: int, width: int) -> list[float]:
-    """Gives x, y, x, y, … of a polygon's corners. One may lie beyond the image's border, by no more than the image's size."""
+    """Return x, y, x, y, … of a polygon's corners. They may lie beyond the image's border by at most the image's size."""
     corners = [float(number) for number in polygon]
     if len(corners) < 6 or len(corners) % 2:
         raise ValueError(f"a polygon of {len(corners)} numbers: x and y of three corners at least")
@@ -83,8 +80,8 @@ def _polygon(polygon: Any, height: int, width: int) -> list[float]:
 
 
 def _runs(compressed: bytes) -> list[int]:
-    """Reads COCO's compressed run lengths (rleFrString in its maskApi.c): numbers of five bits a character, the lowest first, a sixth bit
-    where more follows; from the third run on each is less the one before the last."""
+    """Read COCO's compressed run lengths (rleFrString in its maskApi.c): five bits a character, the lowest first, and a sixth where more
+    follows. From the third run on, each is a difference to the one before the last."""
     runs: list[int] = []
     value = shift = 0
     for character in compressed:

@@ -1,9 +1,9 @@
-"""Reads a dataset's object masks, whatever their format, into one table, each held against its photograph."""
+"""Ingest a dataset's object masks into one table, each compared with its photograph."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from changepair.tasks.common.errors import BadInput
@@ -13,8 +13,7 @@ from changepair.tasks.common.rows import read_rows, table_of
 from changepair.tasks.ingestion.ingest import Ingested
 from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
 from changepair.tasks.ingestion.objects.coco import read_coco
-from changepair.tasks.ingestion.objects.mask_folder import read_masks
-from changepair.tasks.ingestion.objects.open_images import read_open_images
+from changepair.tasks.ingestion.objects.png_masks import read_masks, read_open_images
 from changepair.tasks.ingestion.objects.table import Annotated, ObjectRow, Refused, to_row, write_objects
 from changepair.tasks.ingestion.settings import ObjectsSettings
 
@@ -22,21 +21,24 @@ MOST_DIFFERENT_SHAPE = 0.02  # of width over height, relative: Open Images' mask
 
 
 def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) -> Ingested:
-    """Writes manifests/<dataset>.objects.parquet and manifests/<dataset>.objects.rejected.csv; gives how many of each.
-
-    Raises BadInput if the annotations are not there, not of their format, or name none of the dataset's photographs.
-    """
+    """Write manifests/<dataset>.objects.parquet and manifests/<dataset>.objects.rejected.csv. Return their counts. Raises BadInput if the
+    annotations are missing, not of their format, or name none of the dataset's photographs."""
     path = place_of(settings.path)
     if not (path.is_dir() if settings.format == "masks" else path.is_file()):
         kind = "folder" if settings.format == "masks" else "file"
         raise BadInput(f"{dataset}: no {kind} {path}; correct datasets.objects.{dataset}.path in pipelines.yaml")
-    photographs = read_rows(manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
-    rows, rejected = [], []
-    for item in _read(settings, path, photographs):
-        if isinstance(item, Refused):
-            rejected.append(item)
-        else:
-            rows.append(item)
+    by_name: dict[str, list[PictureRow]] = defaultdict(list)
+    for row in read_rows(manifests / f"{dataset}.parquet", PictureRow, MADE_BY):
+        name = PurePosixPath(row.image)
+        for known_as in {name.name, name.stem}:
+            by_name[known_as].append(row)
+    if settings.format == "masks":
+        items = read_masks(path, by_name)
+    else:
+        items = read_coco(path) if settings.format == "coco" else read_open_images(path)
+    checked = [_checked(item, by_name) if isinstance(item, Annotated) else item for item in items]
+    rows = [item for item in checked if isinstance(item, ObjectRow)]
+    rejected = [item for item in checked if isinstance(item, Refused)]
     refused = manifests / f"{dataset}.objects.rejected.csv"
     write_csv(refused, ["object", "reason"], ([item.item, item.reason] for item in rejected))
     if not rows:
@@ -45,26 +47,8 @@ def ingest_objects(dataset: str, settings: ObjectsSettings, *, manifests: Path) 
     return Ingested(len(rows), len(rejected))
 
 
-def _read(settings: ObjectsSettings, path: Path, photographs: Sequence[PictureRow]) -> Iterator[ObjectRow | Refused]:
-    by_name: dict[str, list[PictureRow]] = defaultdict(list)
-    for row in photographs:
-        name = PurePosixPath(row.image)
-        for known_as in {name.name, name.stem}:
-            by_name[known_as].append(row)
-    for item in _annotations(settings, path, by_name):
-        yield _held_against(item, by_name) if isinstance(item, Annotated) else item
-
-
-def _annotations(settings: ObjectsSettings, path: Path, by_name: Mapping[str, Sequence[PictureRow]]) -> Iterator[Annotated | Refused]:
-    if settings.format == "coco":
-        return read_coco(path)
-    if settings.format == "open-images":
-        return read_open_images(path)
-    return read_masks(path, by_name)
-
-
-def _held_against(item: Annotated, by_name: Mapping[str, Sequence[PictureRow]]) -> ObjectRow | Refused:
-    """Gives the object's row, or why it is left out."""
+def _checked(item: Annotated, by_name: Mapping[str, Sequence[PictureRow]]) -> ObjectRow | Refused:
+    """Return the object's row, or why it is left out."""
     candidates = by_name.get(PurePosixPath(item.name).name, ())
     if len(candidates) > 1:  # the same file name in several folders: more of the path decides
         candidates = [row for row in candidates if row.image.endswith(item.name)]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
@@ -21,8 +20,6 @@ ROWS_A_GROUP = 4096
 
 @dataclass(frozen=True)
 class ObjectRow:
-    """An object of a photograph."""
-
     image: str  # path, as in the manifest
     label: str  # what the object is; "" where nobody said
     height: Int32  # of the mask, pixels; of the photograph's shape, not always of its size
@@ -36,7 +33,7 @@ class ObjectRow:
 
 @dataclass(frozen=True)
 class Annotated:
-    """An object that an annotation names, not yet held against its photograph."""
+    """An object that an annotation names, before its photograph is found."""
 
     name: str  # of the photograph's file, with as much of its path as the annotation gives; may lack the suffix
     label: str
@@ -45,27 +42,29 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Refused:
-    """An annotation left out, and why."""
-
     item: str
     reason: str
 
 
 def write_objects(path: Path, table: pa.Table) -> None:
-    """Writes a table of ObjectRow, sorted by image so that the objects of one photograph are found by reading one group."""
-    ordered = table.take(pc.sort_indices(table, [("image", "ascending")]))  # stable
-    with written_beside(path) as partial:
-        pq.write_table(ordered, partial, compression="zstd", row_group_size=ROWS_A_GROUP)
+    """Write a table of ObjectRow, sorted by image, so that reading one group finds the objects of a photograph."""
+    with written_beside(path) as partial:  # the sort is stable
+        pq.write_table(table.sort_by("image"), partial, compression="zstd", row_group_size=ROWS_A_GROUP)
 
 
 def to_row(image: str, label: str, mask: Mask) -> ObjectRow:
-    """Gives the row of an object; its mask must not be empty."""
+    """Return the row of an object. Its mask must not be empty."""
     encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    top, bottom, left, right = box_of(mask)
     return ObjectRow(image, label, mask.shape[0], mask.shape[1], left, top, right, bottom, encoded["counts"])
 
 
+def box_of(mask: Mask) -> tuple[int, int, int, int]:
+    """Return the first row, end of rows, first column and end of columns of what a mask marks."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
 def to_mask(row: ObjectRow) -> Mask:
-    """Gives the HxW mask of a row, at the mask's own size."""
+    """Return the HxW mask of a row, at the mask's own size."""
     return coco_mask.decode({"size": [row.height, row.width], "counts": row.counts}) > 0

@@ -1,8 +1,4 @@
-"""Reads datasets of classes, MNIST and CIFAR-10: every picture is normal of its class; a sampling protocol says which classes are
-anomalous.
-
-Packed ones are written out as PNG, a picture a file.
-"""
+"""Read datasets of classes: MNIST and CIFAR-10. Every picture is normal of its class; a sampling protocol sets which are anomalous."""
 
 from __future__ import annotations
 
@@ -18,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.files import written_beside
-from changepair.tasks.common.pictures import png
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures, write_png
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_SIDE = 32
@@ -30,7 +24,7 @@ SPLIT_FOLDERS = {"train": ("training", "train"), "test": ("testing", "test")}
 
 
 def mnist(source: DatasetFolder) -> Iterator[Item]:
-    """Reads train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
+    """Read train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
     for split, start in (("train", "train"), ("test", "t10k")):
         images, labels = (
             _either(source.folder, f"{start}-{kind}", f"{start}-{kind}".replace("-idx", ".idx"))
@@ -46,8 +40,7 @@ def mnist(source: DatasetFolder) -> Iterator[Item]:
 
 
 def cifar10(source: DatasetFolder) -> Iterator[Item]:
-    """Reads the binary version (data_batch_1.bin, …), the Python one (data_batch_1, …, read without running anything in it), or folders
-    train/<class>/*.png, test/<class>/*.png."""
+    """Read the binary version (data_batch_1.bin, …), the Python one (data_batch_1, …), or folders train/<class>, test/<class> of PNG."""
     for split, batches in CIFAR_BATCHES.items():
         present = [file for name in batches if (file := _either(source.folder, f"{name}.bin", name)) is not None]
         if not present:
@@ -68,13 +61,13 @@ def _class_folders(source: DatasetFolder, split: str) -> Iterator[Item]:
 
 
 def _either(folder: Path, *names: str) -> Path | None:
-    """Finds the first of the names that exists, packed or not, in the folder or one down."""
+    """Find the first of the names that exists, packed or not, in the folder or one down."""
     inside = [folder, *folders(folder)]
     return next((file for at in inside for name in names for file in (at / name, at / f"{name}.gz") if file.is_file()), None)
 
 
 def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
-    """Reads an IDX file: pictures NxHxW, or labels N."""
+    """Read an IDX file: pictures NxHxW, or labels N."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         dimensions = 3 if magic == IDX_IMAGES else 1
@@ -87,7 +80,7 @@ def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
 
 
 def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """Reads rows of one label and 3x32x32 bytes, red, green, blue."""
+    """Read rows of one label and 3x32x32 bytes: red, green, blue."""
     content = np.frombuffer(file.read_bytes(), np.uint8)
     row = 1 + 3 * CIFAR_SIDE**2
     if not len(content) or len(content) % row:
@@ -97,17 +90,10 @@ def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
 
 
 class _Plain(pickle.Unpickler):
-    """Reads arrays and what Python is made of; whatever else a pickle asks for is refused before it is made."""
+    """Unpickle arrays and built-in types only. Everything else is refused before it is created."""
 
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
+    ARRAYS = (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"))
+    ALLOWED = frozenset({*ARRAYS, ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
@@ -134,9 +120,4 @@ def _pixels(file: Path, data: NDArray[np.uint8], labels: list[int]) -> tuple[NDA
 def _written(source: DatasetFolder, split: str, arrays: NDArray[np.uint8], classes: Sequence[str], batch: str = "") -> Iterator[Item]:
     for number, (array, name) in enumerate(zip(arrays, classes, strict=True)):
         image = source.written / split / name / f"{batch}{'-' if batch else ''}{number:05d}.png"
-        yield Listed(image, name, split, GOOD, (), partial(_write, image, array))
-
-
-def _write(image: Path, array: NDArray[np.uint8]) -> None:
-    with written_beside(image) as partial_file:
-        partial_file.write_bytes(png(np.ascontiguousarray(array)))
+        yield Listed(image, name, split, GOOD, (), partial(write_png, image, array))

@@ -1,35 +1,31 @@
-"""Reads datasets whose labels stand in names, in folders or in a list beside the pictures, all without a split of their own.
+"""Read datasets that are labelled by names, folders or a list, without a split of their own.
 
-Where a protocol has to split the normal pictures, it is InCTRL's (arXiv 2403.06495, and its conversion scripts): a quarter of them
-is for testing, drawn by scikit-learn's train_test_split with random_state 42 from their order, which here is that of their names.
+Normal pictures are split as in InCTRL (arXiv 2403.06495, and its conversion scripts): a quarter of them is for testing, drawn by
+scikit-learn's train_test_split with random_state 42 from the order of their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from changepair.tasks.common.decoding import decode
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.common.files import written_beside
-from changepair.tasks.common.pictures import UNREADABLE, Mask, picture_size, png, read_marks
+from changepair.tasks.common.pictures import UNREADABLE, Mask, picture_size, read_marks
 from changepair.tasks.common.texts import csv_lines, read_text
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, Unusable, files, folders, picture
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, Unusable, files, folders, picture, write_png
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
-SUPERVISED = 0.5  # ELPV's probability from which experts were sure enough of a defect
 
 
 def split_normal(images: Sequence[Path]) -> dict[Path, str]:
-    """Splits the normal pictures into those that train and those that test."""
+    """Split normal pictures into those that train and those that test."""
     from sklearn.model_selection import train_test_split  # costs a second, which reading other datasets need not spend
 
-    if len(images) < 2:
-        return dict.fromkeys(images, "train")
-    _train, test = train_test_split(list(images), test_size=TEST_SHARE, random_state=SPLIT_SEED)
-    tested = set(test)
+    tested = set(train_test_split(list(images), test_size=TEST_SHARE, random_state=SPLIT_SEED)[1]) if len(images) > 1 else set()
     return {image: "test" if image in tested else "train" for image in images}
 
 
@@ -40,12 +36,17 @@ def _labelled(normal: Sequence[Path], anomalous: Sequence[Path], category: str, 
 
 
 def elpv(source: DatasetFolder) -> Iterator[Item]:
-    """Reads labels.csv: `images/cell0001.png  1.0  mono`, a picture, its defect probability, its crystal. Split as InCTRL's tables have it:
-    normal are the cells of probability 0, 1,131 of them to train on and 377 to test; anomalous those of probability 1, 715; cells
-    the experts were unsure of are left out."""
-    labels = (
-        source.needs("labels.csv") if (source.folder / "labels.csv").exists() else source.needs("src", "elpv_dataset", "data", "labels.csv")
-    )
+    """Read labels.csv, or src/elpv_dataset/data/labels.csv as in the repository."""
+    inner = () if (source.folder / "labels.csv").exists() else ("src", "elpv_dataset", "data")
+    yield from _on_disk(elpv_cells(source.needs(*inner, "labels.csv"), source.name))
+
+
+def elpv_cells(labels: Path, category: str) -> Iterator[Item]:
+    """Read ELPV's labels: `images/cell0001.png  1.0  mono`, a picture, its defect probability and its crystal type.
+
+    Split as in InCTRL's tables. Normal are the cells of probability 0: 1,131 train, 377 test. Anomalous are the 715 of probability 1. Cells
+    that the experts were unsure of are left out.
+    """
     cells: dict[Path, float] = {}
     for number, line in enumerate(read_text(labels).splitlines(), 1):
         parts = line.split()
@@ -64,16 +65,16 @@ def elpv(source: DatasetFolder) -> Iterator[Item]:
     for image, probability in cells.items():
         if probability not in sure:
             yield Rejected(image, f"the experts were unsure of it (defect probability {probability:g})")
-    yield from _on_disk(_labelled(sure[0.0], sure[1.0], source.name, "defective"))
+    yield from _labelled(sure[0.0], sure[1.0], category, "defective")
 
 
 def yes_no(source: DatasetFolder) -> Iterator[Item]:
-    """Reads BrainMRI as on Kaggle: no/ without a tumour, yes/ with one."""
+    """Read BrainMRI as on Kaggle: no/ without a tumour, yes/ with one."""
     return _labelled(files(source.needs("no")), files(source.needs("yes")), source.name, "tumour")
 
 
 def head_ct(source: DatasetFolder) -> Iterator[Item]:
-    """Reads labels.csv: id, hemorrhage; head_ct/000.png, once more in a folder of its name as Kaggle packs it."""
+    """Read labels.csv: id, hemorrhage; and head_ct/000.png, which Kaggle packs in another folder head_ct."""
     folder = next((at for at in ("head_ct/head_ct", "head_ct") if (source.folder / at / "000.png").is_file()), "head_ct")
     labels = source.needs("labels.csv")
     rows: dict[Path, int] = {}
@@ -94,7 +95,7 @@ def head_ct(source: DatasetFolder) -> Iterator[Item]:
 
 
 def sdd2(source: DatasetFolder) -> Iterator[Item]:
-    """Reads KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise; a picture whose mask marks nothing is normal."""
+    """Read KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise. A picture whose mask marks nothing is normal."""
     for split in ("train", "test"):
         listed = files(source.needs(split))
         masks = {file.stem.removesuffix("_GT"): file for file in listed if file.stem.endswith("_GT")}
@@ -104,21 +105,22 @@ def sdd2(source: DatasetFolder) -> Iterator[Item]:
             mask = masks.pop(file.stem, None)
             if mask is None:
                 yield Rejected(file, f"has no mask {file.stem}_GT.png, so nobody can say what it is")
-            elif _marked(mask) is None:
+            elif (marked := _marked(mask)) is None:
                 yield Rejected(file, f"its mask {mask.name} cannot be decoded")
-            elif _anything(mask):
+            elif marked.any():
                 yield picture(file, source.name, split, "defect", lambda _file, mask=mask: (mask,))  # type: ignore[misc]
             else:
                 yield picture(file, source.name, split, GOOD)
         yield from (Rejected(mask, "a mask for no picture") for mask in masks.values())
 
 
-Boxes = Callable[[int, int], list[tuple[int, int, int, int]]]  # width and height to (left, top, right, bottom)
+PieceBox = tuple[int, int, int, int]  # left, top, right, bottom
+Boxes = Callable[[int, int], list[PieceBox]]  # of a picture's width and height
 
 
 def kolektor(source: DatasetFolder) -> Iterator[Item]:
-    """Reads KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As InCTRL has it, every picture is cut across
-    into three, and a piece whose part of the label marks nothing is normal."""
+    """Read KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As in InCTRL, every picture is cut across into
+    three. A piece whose part of the label marks nothing is normal."""
     pairs = []
     for folder in folders(source.folder):
         for file in files(folder):
@@ -152,10 +154,18 @@ AITEX_DEFECTS = {
 
 
 def aitex(source: DatasetFolder) -> Iterator[Item]:
-    """Reads strips of 4096x256, cut to squares: NODefect_images/<fabric>/*.png are normal; of Defect_images/0001_002_00.png those squares
-    are anomalous that Mask_images/0001_002_00_mask.png (or _mask1 and _mask2) marks, and the others left out, as InCTRL has it."""
-    strips = [(file, f"{folder.name}_{file.stem}") for folder in folders(source.needs("NODefect_images")) for file in files(folder)]
-    yield from _cut_normal(source, strips)
+    """Read strips of 4096x256, cut to squares as in InCTRL. Those of NODefect_images/<fabric>/*.png are normal. Those of
+    Defect_images/0001_002_00.png that Mask_images/0001_002_00_mask.png (or _mask1) marks are anomalous; the others are left out."""
+    pieces: list[Listed] = []
+    for file in (file for folder in folders(source.needs("NODefect_images")) for file in files(folder)):
+        size = _size(file)
+        if size is None:
+            yield Rejected(file, "cannot be decoded: truncated or not a picture")
+            continue
+        for number, box in enumerate(_squares(*size)):
+            image = source.written / GOOD / f"{file.parent.name}_{file.stem}_{number}.png"
+            pieces.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+    yield from _split(pieces)
     pairs = []
     for file in files(_once_more(source.needs("Defect_images"))):
         masks = _once_more(source.needs("Mask_images"))
@@ -168,27 +178,14 @@ def aitex(source: DatasetFolder) -> Iterator[Item]:
 
 
 def _once_more(folder: Path) -> Path:
-    """Finds the folder that Kaggle packs in a folder of its name."""
+    """Return the folder that Kaggle packs in a folder of the same name."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
-
-
-def _cut_normal(source: DatasetFolder, strips: Sequence[tuple[Path, str]]) -> Iterator[Item]:
-    pieces: list[Listed] = []
-    for file, name in strips:
-        size = _size(file)
-        if size is None:
-            yield Rejected(file, "cannot be decoded: truncated or not a picture")
-            continue
-        for number, box in enumerate(_squares(*size)):
-            image = source.written / GOOD / f"{name}_{number}.png"
-            pieces.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
-    yield from _split(pieces)
 
 
 def _cut(
     source: DatasetFolder, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
 ) -> Iterator[Item]:
-    """Pieces of pictures; a piece is anomalous where the same piece of its mask marks anything."""
+    """Cut pictures into pieces. A piece is anomalous if the same piece of its mask marks anything."""
     normal: list[Listed] = []
     anomalous: list[Listed] = []
     for file, mask, name in pairs:
@@ -202,9 +199,8 @@ def _cut(
         for number, box in enumerate(boxes(*size)):
             piece = marked[box[1] : box[3], box[0] : box[2]]
             kind = defect(name) if piece.any() else GOOD
-            image = source.written / kind / f"{name}_{number}.png"
+            image, truth = (source.written / folder / f"{name}_{number}.png" for folder in (kind, "masks"))
             if kind != GOOD:
-                truth = source.written / "masks" / f"{name}_{number}.png"
                 anomalous.append(Listed(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth)))
             elif keep_normal:
                 normal.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
@@ -214,37 +210,31 @@ def _cut(
 
 def _split(pieces: Sequence[Listed]) -> Iterator[Listed]:
     split = split_normal([piece.image for piece in pieces])
-    yield from (Listed(piece.image, piece.category, split[piece.image], piece.defect, piece.masks, piece.write) for piece in pieces)
+    yield from (replace(piece, split=split[piece.image]) for piece in pieces)
 
 
-def _write_piece(file: Path, box: tuple[int, int, int, int], image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
+def _write_piece(file: Path, box: PieceBox, image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
     whole = decode(file.read_bytes())
     if whole.deep:
         raise Unusable(f"{whole.samples.dtype} samples, where the pictures of this dataset have 8 bits")
     left, top, right, bottom = box
-    _write(image, png(whole.samples[top:bottom, left:right]))
+    write_png(image, whole.samples[top:bottom, left:right])
     if mask is not None and truth is not None:
-        _write(truth, png(mask))
+        write_png(truth, mask)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with written_beside(path) as partial_file:
-        partial_file.write_bytes(data)
+def _thirds(width: int, height: int) -> list[PieceBox]:
+    return [(0, top, width, bottom) for top, bottom in pairwise([0, height // 3, height * 2 // 3, height])]
 
 
-def _thirds(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    edges = [0, height // 3, height * 2 // 3, height]
-    return [(0, top, width, bottom) for top, bottom in pairwise(edges)]
-
-
-def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Places squares side by side; what is left at the end, if it is half a square at least, counts as one."""
+def _squares(width: int, height: int) -> list[PieceBox]:
+    """Place squares side by side. A remainder of at least half a square counts as one."""
     lefts = range(0, width, height)
     return [(left, 0, min(left + height, width), height) for left in lefts if min(left + height, width) - left >= height // 2]
 
 
 def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
-    """Passes items on; what a list names and is not on disk becomes a rejected one."""
+    """Reject what a list names and is not on disk."""
     for item in items:
         if isinstance(item, Listed) and not item.image.is_file():
             yield Rejected(item.image, "the labels name it, and it is not there")
@@ -265,8 +255,3 @@ def _marked(file: Path) -> Mask | None:
         return read_marks(file)
     except UNREADABLE:
         return None
-
-
-def _anything(file: Path) -> bool:
-    marked = _marked(file)
-    return marked is not None and bool(marked.any())

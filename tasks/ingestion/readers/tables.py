@@ -1,4 +1,4 @@
-"""Reads datasets that say what their files are in a table: VisA's CSV, Real-IAD's JSON, and a table of the user's own."""
+"""Read datasets that list their files in a table: VisA's CSV, Real-IAD's JSON, and a table of the user's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "test")
 
 
 def visa(source: DatasetFolder) -> Iterator[Item]:
-    """Reads split_csv/1cls.csv: object, split, label, image, mask (Zou et al., ECCV 2022). Its pictures end in .JPG, capital or not."""
+    """Read split_csv/1cls.csv: object, split, label, image, mask (Zou et al., ECCV 2022)."""
     table = source.needs("split_csv", "1cls.csv")
     named = _Named(source, table)
     for line, row in csv_rows(table, ("object", "split", "label", "image", "mask")):
@@ -25,8 +25,8 @@ def visa(source: DatasetFolder) -> Iterator[Item]:
 
 
 def real_iad(source: DatasetFolder) -> Iterator[Item]:
-    """Reads realiad_jsons/<category>.json beside the pictures' folder (Wang et al., CVPR 2024): train and test lists of image_path,
-    anomaly_class (OK for normal) and mask_path, under meta.prefix."""
+    """Read realiad_jsons/<category>.json (Wang et al., CVPR 2024): train and test lists of image_path, anomaly_class (OK for normal) and
+    mask_path, under meta.prefix."""
     folder = source.needs("realiad_jsons")
     listed = [file for file in (*files(folder), *files(folder / "realiad_jsons")) if file.suffix == ".json"]
     if not listed:
@@ -49,10 +49,8 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
 
 
 def table(source: DatasetFolder) -> Iterator[Item]:
-    """Reads a CSV or parquet file with the manifest's columns image, category, split, label, and optionally defect and mask.
-
-    Paths are from the table's folder. The dataset's path is the table itself.
-    """
+    """Read a CSV or parquet file, the dataset's path, with the manifest's columns image, category, split, label, and optionally defect and
+    mask. Paths are relative to the table's folder."""
     wanted = ("image", "category", "split", "label")
     if source.folder.suffix == ".parquet":
         rows: Iterator[tuple[int, Mapping[str, Any]]] = enumerate(_parquet(source.folder, wanted), 1)
@@ -68,15 +66,13 @@ def table(source: DatasetFolder) -> Iterator[Item]:
         yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, _text(row.get("mask")), normal=NORMAL)
 
 
-MOST_NAMED = 100
-"""Largest number of files next to a table that are separate dependencies. With more, the folder of the table is the dependency."""
+MOST_NAMED = 100  # files next to a table that are separate dependencies; for more, the folder of the table is the dependency
+NORMAL = "\0"  # the defect of a normal row of a table
 
 
 def named_by(file: Path) -> list[str]:
-    """List the existing files and folders next to a table that hold the images and masks that it names.
-
-    For more than MOST_NAMED files return [""], the folder of the table. For a table that cannot be read return []; ingestion reports why.
-    """
+    """List the existing files and folders next to a table that hold the images and masks that it names. For more than MOST_NAMED files
+    return [""], the folder of the table. For a table that cannot be read return []; ingestion reports why."""
     try:
         rows = _parquet(file, ()) if file.suffix == ".parquet" else [row for _line, row in csv_rows(file, ())]
     except (BadInput, OSError):
@@ -88,18 +84,15 @@ def named_by(file: Path) -> list[str]:
     return found if sum((file.parent / name).is_file() for name in found) <= MOST_NAMED else [""]
 
 
-NORMAL = "\0"  # what a table of one's own calls no defect
-
-
 def _text(value: Any) -> str:
-    """Gives what a table's cell says, whatever its type: nothing for null and for no number."""
+    """Return the text of a table's cell, whatever its type: "" for null and NaN."""
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class _Named:
-    """The pictures that a table names: each once, within the dataset, there, and either normal or of a defect by another name."""
+    """Checks the pictures that a table names: each once, existing, within the dataset, and normal or with a named defect."""
 
     def __init__(self, source: DatasetFolder, table: Path) -> None:
         self.table = table
@@ -107,7 +100,7 @@ class _Named:
         self.rows: dict[str, int] = {}
 
     def item(self, line: int, image: str, category: str, split: str, kind: str, mask: str, *, normal: str) -> Item:
-        """Gives a picture, or why it is none. kind: its defect as the table calls it, or `normal`. mask: "" for none."""
+        """Return a picture, or why it is rejected. kind: its defect in the table, or `normal`. mask: "" for none."""
         for name in (image, *([mask] if mask else [])):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not name or "\0" in name:
@@ -131,13 +124,10 @@ class _Named:
         return Rejected(self.table, f"row {line}: {reason}")
 
 
-def _prefixed(source: DatasetFolder, prefix: str, path: str | None) -> str:
-    """Gives Real-IAD's paths, from the dataset's folder: its pictures come in several sizes, each in a folder of that name."""
-    if not path:
-        return ""
-    parts = [PurePosixPath(*base, path) for base in ((prefix,), ("realiad_256", prefix), ("realiad_512", prefix), ("realiad_1024", prefix))]
-    candidates = [PurePosixPath(*(part for part in candidate.parts if part != ".")) for candidate in parts]
-    return str(next((candidate for candidate in candidates if (source.folder / candidate).is_file()), candidates[0]))
+def _prefixed(source: DatasetFolder, prefix: str, path: str) -> str:
+    """Return a path of Real-IAD from the dataset's folder. Its pictures come in several sizes, each in a folder of that name."""
+    candidates = [PurePosixPath(size, prefix, path) for size in ("", "realiad_256", "realiad_512", "realiad_1024")]
+    return str(next((candidate for candidate in candidates if (source.folder / candidate).is_file()), candidates[0])) if path else ""
 
 
 def _parquet(file: Path, columns: tuple[str, ...]) -> list[Mapping[str, Any]]:

@@ -1,5 +1,4 @@
-"""Read datasets that are folder trees: MVTec AD's layout (Bergmann et al., CVPR 2019) and its variants, folders of normal and of abnormal
-pictures, and plain photographs.
+"""Read folder trees: MVTec AD's layout (Bergmann et al., CVPR 2019), folders of normal and of abnormal pictures, and plain photographs.
 
 <folder>/[<category>/]train/good/*.png
 <folder>/[<category>/]test/good/*.png
@@ -11,56 +10,37 @@ pictures, and plain photographs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from changepair.tasks.common.decoding import ENDINGS
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, files, folders, holds_pictures, pictures
+from changepair.tasks.common.places import file_names
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, FindMasks, Item, Listed, Rejected, files, folders, no_masks, pictures
 from changepair.tasks.ingestion.readers.labelled import split_normal
 
-MASK_ENDING = "_mask"
-MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")
-"""Usual names of folders of masks, in small letters: none of these is a kind of defect."""
+MASK_ENDING, TRUTH = "_mask", "ground_truth"
+MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")  # usual names of folders of masks, in small letters; no kinds of defect
+# Usual names of folders of normal pictures, in small letters.
 NORMAL_NAMES = ("good", "ok", "normal", "pass", "passed", "non_defective", "nominal", "defect-free", "defect_free", "no_defect")
-"""Usual names of folders of normal pictures, in small letters."""
+# Usual names of folders of pictures with defects, in small letters.
 ABNORMAL_NAMES = (
-    "defect",
-    "nok",
-    "bad",
-    "ng",
-    "abnormal",
-    "anomaly",
-    "anomalous",
-    "anomalies",
-    "defective",
-    "defects",
-    "fail",
-    "failed",
-    "faulty",
-    "broken",
-    "not_ok",
+    *("defect", "nok", "bad", "ng", "abnormal", "anomaly", "anomalous", "anomalies", "defective", "defects"),
+    *("fail", "failed", "faulty", "broken", "not_ok"),
 )
-"""Usual names of folders of pictures with defects, in small letters."""
 
 
 @dataclass(frozen=True)
 class Tree:
     """A layout of the family: what it calls its folders, and where it has its masks."""
 
-    normal: str = GOOD
-    """The folder of normal pictures."""
-    validation: str | None = None
-    """A folder beside train and test, also of normal pictures to train on."""
-    truth: str = "ground_truth"
-    masks_in_folders: bool = False
-    """Whether a picture's masks are all the files of a folder named after it."""
-    labelled: bool = False
-    """Whether folders of normal and of abnormal pictures are read, by stated or usual names."""
-    photographs: bool = False
-    """Whether a folder without train/<normal> is read as photographs, all normal."""
+    normal: str = GOOD  # the folder of normal pictures
+    validation: str | None = None  # a folder beside train and test, also of normal pictures to train on
+    masks_in_folders: bool = False  # whether a picture's masks are all the files of a folder named after it
+    labelled: bool = False  # whether folders of normal and of abnormal pictures are read, by stated or usual names
+    photographs: bool = False  # whether a folder without train/<normal> is read as photographs, all normal
 
     def __call__(self, source: DatasetFolder) -> Iterator[Item]:
         """Read a dataset. Raises BadInput if the folder is missing or laid out otherwise."""
@@ -76,39 +56,33 @@ class Tree:
         elif categories:
             for category in categories:
                 yield from self._category(category.name, category)
-            yield from (Rejected(child, self._no_category(child)) for child in children if child not in categories)
+            for child in (child for child in children if child not in categories):
+                if (child / "test").is_dir():
+                    yield Rejected(child, f"a category without train/{self.normal}, so nothing prompts its test pictures")
+                else:
+                    yield Rejected(child, f"a folder without train/{self.normal}, next to categories: its pictures are not read")
             yield from _loose(folder, "a picture outside of all categories")
         elif self.photographs and (listed := _photographs(folder)):
             for child in listed:
                 yield from pictures(child, source.name, "train", GOOD)
                 yield from _within(child)
-            yield from (
-                Rejected(child, "a folder without pictures of its own: what it holds is not read")
-                for child in folders(listed[0].parent)
-                if listed != [folder] and child not in listed
-            )
+            others = [child for child in folders(listed[0].parent) if listed != [folder] and child not in listed]
+            yield from (Rejected(child, "a folder without pictures of its own: what it holds is not read") for child in others)
         elif self.labelled and (taken := usual_names(folder)).normal:
             yield from _labelled(source, taken.normal, taken.abnormal)
         else:
             raise BadInput(f"{source.name}: {folder} {self._missing(folder)}")
 
-    def _no_category(self, folder: Path) -> str:
-        if (folder / "test").is_dir():
-            return f"a category without train/{self.normal}, so nothing prompts its test pictures"
-        return f"a folder without train/{self.normal}, next to categories: its pictures are not read"
-
     def _missing(self, folder: Path) -> str:
-        """Describe what a folder lacks, and what to do."""
         if self.photographs:
             return "has no pictures, of its own or one folder down; is it the right folder?"
         trees = f"has neither train/{self.normal} nor <category>/train/{self.normal}"
         if not self.labelled:
             return f"{trees}; is it the right folder?"
+        trees += f", nor a folder called {' or '.join(NORMAL_NAMES[:3])}"
         names = ", ".join(child.name for child in folders(folder)[:8]) or "none"
-        return (
-            f"{trees}, nor a folder called {' or '.join(NORMAL_NAMES[:3])} (its folders: {names}); set normal: [...] and "
-            "abnormal: [...], or layout: photographs for pictures to make pairs from"
-        )
+        advice = "set normal: [...] and abnormal: [...], or layout: photographs for pictures to make pairs from"
+        return f"{trees} (its folders: {names}); {advice}"
 
     def _category(self, name: str, folder: Path) -> Iterator[Item]:
         for split in ("train", *([self.validation] if self.validation else [])):
@@ -118,15 +92,11 @@ class Tree:
                 if other.name != self.normal:
                     yield Rejected(other, f"a folder in {split} that is not {self.normal}: only normal pictures are trained on")
             yield from _loose(folder / split, f"a picture in {split}, outside of {self.normal}")
-        read = {"train", "test", self.truth, self.validation}
-        yield from (
-            Rejected(child, "a folder next to train and test, which this layout does not read")
-            for child in folders(folder)
-            if child.name not in read
-        )
+        others = [child for child in folders(folder) if child.name not in {"train", "test", TRUTH, self.validation}]
+        yield from (Rejected(child, "a folder next to train and test, which this layout does not read") for child in others)
         yield from _loose(folder, "a picture outside of train and test")
         yield from _loose(folder / "test", "a picture in test, outside of a defect's folder")
-        truth = folder / self.truth
+        truth = folder / TRUTH
         claimed: set[Path] = set()
         for defect in folders(folder / "test"):
             yield from _within(defect)
@@ -137,45 +107,39 @@ class Tree:
                 if isinstance(item, Listed):
                     claimed.update(item.masks)
                 yield item
-        for mask in (
-            mask for defect in folders(truth) for mask in (*files(defect), *(part for child in folders(defect) for part in files(child)))
-        ):
-            if mask not in claimed:
-                yield Rejected(mask, "a mask for no picture")
+        for defect in folders(truth):
+            masks = (*files(defect), *(part for child in folders(defect) for part in files(child)))
+            yield from (Rejected(mask, "a mask for no picture") for mask in masks if mask not in claimed)
 
     def _masks(self, truth: Path, folder: Path) -> FindMasks:
         """Return a function from a picture to its masks, or to where its mask should be. () if the category has no masks."""
         if not truth.is_dir():
-            return lambda _file: ()
+            return no_masks
         if self.masks_in_folders:
             return lambda file: tuple(files(folder / file.stem)) or (folder / file.stem / "000.png",)
         return masks_in(folder)
 
 
 def _without_shared_masks(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items, but reject pictures with the same file as mask: nothing says whose defect it marks."""
+    """Yield items, but reject pictures that share a mask file: nothing says whose defect it marks."""
     listed = list(items)
     images: dict[Path, list[Path]] = {}
     for one in listed:
         if isinstance(one, Listed):
-            for mask in one.masks:
-                images.setdefault(mask, []).append(one.image)
-    shared = {mask: owners for mask, owners in images.items() if len(owners) > 1 and mask.is_file()}
+            for own in one.masks:
+                images.setdefault(own, []).append(one.image)
+    shared = {own: owners for own, owners in images.items() if len(owners) > 1 and own.is_file()}
     for item in listed:
-        doubtful = [mask for mask in item.masks if mask in shared] if isinstance(item, Listed) else []
-        yield _sharing(item.image, doubtful[0], shared[doubtful[0]]) if isinstance(item, Listed) and doubtful else item
-
-
-def _sharing(image: Path, mask: Path, images: Sequence[Path]) -> Rejected:
-    other = next(one for one in images if one != image)
-    return Rejected(
-        image,
-        f"its mask would be {mask.name}, and so would that of {other.parent.name}/{other.name}; put masks into folders named as those "
-        "of the pictures, or give pictures and masks names of their own",
-    )
-
-
-FindMasks = Callable[[Path], tuple[Path, ...]]
+        mask = next((mask for mask in item.masks if mask in shared), None) if isinstance(item, Listed) else None
+        if isinstance(item, Rejected) or mask is None:
+            yield item
+            continue
+        other = next(one for one in shared[mask] if one != item.image)
+        yield Rejected(
+            item.image,
+            f"its mask would be {mask.name}, and so would that of {other.parent.name}/{other.name}; put masks into folders named as those "
+            "of the pictures, or give pictures and masks names of their own",
+        )
 
 
 def masks_in(folder: Path) -> FindMasks:
@@ -223,11 +187,8 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
         yield from (item for item in _within(source.folder / name) if item.file not in stated)
     yield from _without_shared_masks(_abnormal(source, abnormal, stated))
     if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
-        yield from (
-            Rejected(child, "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset")
-            for child in folders(source.folder)
-            if child.name not in (*normal, *abnormal)
-        )
+        reason = "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset"
+        yield from (Rejected(child, reason) for child in folders(source.folder) if child.name not in (*normal, *abnormal))
         yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
 
 
@@ -237,40 +198,35 @@ def _abnormal(source: DatasetFolder, abnormal: Sequence[str], stated: Sequence[P
         folder = source.folder / name
         within = [child for child in folders(folder) if child not in stated]
         kinds = [child for child in within if child.name.lower() not in MASK_NAMES]
-        yield from (
-            Rejected(child, "a folder of masks by its name; state it as masks: of the dataset") for child in within if child not in kinds
-        )
+        reason = "a folder of masks by its name; state it as masks: of the dataset"
+        yield from (Rejected(child, reason) for child in within if child not in kinds)
         for defect in (folder, *kinds):
-            truth = _truth_of(source.folder / source.masks, folder, defect) if source.masks else None
             called = defect.name or source.name  # the folder may be "."
             kind = called if called.lower() != GOOD else f"{name}-{GOOD}"
-            yield from pictures(defect, source.name, "test", kind, masks_in(truth) if truth is not None else lambda _file: ())
+            find: FindMasks = no_masks
+            if source.masks:  # in a folder named as the defect, or as the abnormal folder that is stated; else in the masks' own
+                masks = source.folder / source.masks
+                places = (masks / defect.relative_to(folder.parent), masks / defect.relative_to(folder))
+                find = masks_in(next((place for place in places if place.is_dir()), masks))
+            yield from pictures(defect, source.name, "test", kind, find)
         for defect in kinds:
             yield from (item for item in _within(defect) if item.file not in stated)
 
 
-def _truth_of(masks: Path, folder: Path, defect: Path) -> Path:
-    """Give the folder of a defect's masks: named as the defect, or as the abnormal folder that is stated; else the masks' own."""
-    places = (masks / defect.relative_to(folder.parent), masks / defect.relative_to(folder))
-    return next((place for place in places if place.is_dir()), masks)
-
-
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
-    """Yields the pictures of a folder that should have folders alone."""
+    """Reject the pictures of a folder that should only have folders."""
     yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in ENDINGS)
 
 
 def _within(folder: Path) -> Iterator[Rejected]:
-    """Yields the folders inside of one whose pictures are read."""
     yield from (Rejected(child, "a folder among pictures: what it holds is not read; move its pictures up") for child in folders(folder))
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """Finds the folder, if it holds pictures; else those of its folders that do, with or without a level called `images`, as the
-    Describable Textures Dataset has it: <folder>/images/<class>/*.jpg."""
+    """Find the folder, if it holds pictures, or else its folders that do; also <folder>/images/<class>/*.jpg, as in DTD."""
     nested = folders(folder / "images" if (folder / "images").is_dir() else folder)
     for group in ([folder], nested):
-        listed = [child for child in group if holds_pictures(child)]
+        listed = [child for child in group if any(Path(name).suffix.lower() in ENDINGS for name in file_names(child))]
         if listed:
             return listed
     return []

@@ -1,8 +1,7 @@
-"""Draws pictures to choose settings on: six textures, each with three kinds of defect, none of them those of texture-defects.
+"""Draw pictures to choose settings on. No table reports them, because settings chosen on a table's targets flatter that table.
 
-What is chosen on the targets that a table reports flatters that table. No table reports these: granite, planks, a knit, a dotted sheet,
-pebbles and terrazzo, with cracks, smears, chips and shifted bands. They are written in the folder layout, with exact masks, as
-texture-defects is. Of pebbles no two places are alike, and a defect is smaller than what is normal: those are the hard ones.
+Six textures have three kinds of defect each, none of them those of texture-defects, with exact masks. Pebbles are hard: no two places are
+alike, and a defect is smaller than what is normal. The semantic domain is one normal letter among others, as small as handwriting.
 """
 
 from __future__ import annotations
@@ -10,18 +9,48 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from changepair.tasks.ingestion.texture_defects import SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.ingestion.texture_defects import SEED, SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
 
-LICENCE = "CC0 (made here)"
+LETTER = 16  # pixels a side
+DRAWN = 128  # before it is made small
+NORMAL_LETTER, OTHER_LETTERS = "a", "ceghknsuxz"
+TRAIN_NORMAL, TEST_NORMAL, TEST_OTHER = 24, 40, 4  # the last for each letter
 
 
-def write(folder: Path) -> None:
-    """Writes each category to folder/<category> in MVTec AD's layout, masks included."""
+def write_textures(folder: Path) -> None:
+    """Write each texture to folder/<category> in MVTec AD's layout, masks included."""
     write_categories(folder, CATEGORIES)
+
+
+def write_letters(folder: Path) -> None:
+    """Write the letters as PNG to folder/train/good, test/good and test/<letter>."""
+    parts = (("train", NORMAL_LETTER, TRAIN_NORMAL), ("test", NORMAL_LETTER, TEST_NORMAL), ("test", OTHER_LETTERS, TEST_OTHER))
+    for split, letters, count in parts:
+        for letter in letters:
+            into = folder / split / ("good" if letter == NORMAL_LETTER else f"letter-{letter}")
+            into.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                _letter(letter, generator(SEED, split, letter, index)).save(into / f"{index:03d}.png")
+
+
+def _letter(letter: str, rng: np.random.Generator) -> Image.Image:
+    """Draw a letter in white on black."""
+    sheet = Image.new("L", (DRAWN, DRAWN))
+    font = ImageFont.load_default(size=int(rng.integers(92, 124)))
+    width = int(rng.integers(0, 5))
+    ImageDraw.Draw(sheet).text((DRAWN / 2, DRAWN / 2 - 10), letter, fill=255, font=font, anchor="mm", stroke_width=width)
+    turn, lean, stretch = np.deg2rad(rng.uniform(-14, 14)), rng.uniform(-0.25, 0.25), np.exp(rng.uniform(-0.12, 0.12, size=2))
+    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array([[1.0, 0.0], [lean, 1.0]]) * stretch
+    middle = np.full(2, (DRAWN - 1) / 2)
+    offset = middle - turned @ middle + rng.uniform(-6, 6, 2)
+    placed = ndimage.affine_transform(np.asarray(sheet, dtype=np.float64), turned, offset, order=1)
+    small = placed.reshape(LETTER, DRAWN // LETTER, LETTER, DRAWN // LETTER).mean(axis=(1, 3))
+    return Image.fromarray(np.rint(np.clip(small * rng.uniform(0.75, 1.0), 0, 255)).astype(np.uint8))
 
 
 def _granite(rng: np.random.Generator, split: str) -> Grey:
@@ -43,9 +72,8 @@ def _knit(rng: np.random.Generator, split: str) -> Grey:
     y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, 16, size=2)[:, None, None]
     y, x = y + 0.8 * noise(rng, 24), x + 0.8 * noise(rng, 24)
     lean = np.where((x // 10) % 2 == 0, 1, -1)
-    return lit(
-        120 + 55 * np.abs(np.sin(np.pi * (y + 0.7 * lean * (x % 10)) / 9)) - 40 * np.exp(-((x % 10) ** 2) / 3) + 5 * noise(rng, 1), rng
-    )
+    loops = 55 * np.abs(np.sin(np.pi * (y + 0.7 * lean * (x % 10)) / 9)) - 40 * np.exp(-((x % 10) ** 2) / 3)
+    return lit(120 + loops + 5 * noise(rng, 1), rng)
 
 
 def _dots(rng: np.random.Generator, split: str) -> Grey:

@@ -1,4 +1,4 @@
-"""Changes light and colour: strong ones that turn a photograph into a texture, mild ones that set prompt and query apart."""
+"""Change light, colour and geometry: strongly, to turn a photograph into a texture, or mildly, so that prompt and query differ."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from changepair.tasks.common.pictures import Picture
+from changepair.tasks.common.pictures import Mask, Picture, Pixels
 from changepair.tasks.synthesis.settings import AugmentationSettings
 
 OTHERS = 0.4  # how often a picture is blurred, and how often it gets a grain
 GRAIN = (0.5, 2.0)  # sigma in pixels, of a grain that is not fine
 
+Affine = tuple[float, float, float, float, float, float]  # of output to input, row by row, in pixels from the first pixel's corner
 Step = Callable[[Picture, np.random.Generator], Picture]
 
 LEVELS = np.arange(256, dtype=np.float64)
@@ -87,43 +88,31 @@ def _rotated(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 # DRAEM's ten, with the ranges that its code gives them (github.com/VitjanZ/DRAEM, data_loader.py), or imgaug where it gives none.
-STRONG: tuple[Step, ...] = (
-    _gamma,
-    _brightness,
-    _sharpness,
-    _hue_and_saturation,
-    _solarize,
-    _posterize,
-    _invert,
-    _stretched,
-    _equalized,
-    _rotated,
-)
+STRONG = (_gamma, _brightness, _sharpness, _hue_and_saturation, _solarize, _posterize, _invert, _stretched, _equalized, _rotated)
 
 
 def three_random(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Gives the picture under three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
+    """Apply three different augmentations of STRONG, in random order (DRAEM, section 3.3)."""
     for index in rng.choice(len(STRONG), size=3, replace=False):
         picture = STRONG[index](picture, rng)
     return picture
 
 
 def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Puts another light on the scene: brightness, contrast, saturation and hue, each drawn evenly within the settings.
-
-    All four are affine in colour (the hue as a turn about the grey axis of YIQ), so they are one matrix, rounded once.
-    """
+    """Change brightness, contrast, saturation and hue, each drawn evenly within the settings. All four are affine in colour (the hue as a
+    turn about the grey axis of YIQ), so they are one matrix, rounded once."""
     brightness, contrast, saturation = 1 + rng.uniform(-settings.light, settings.light, size=3)
     turn = 2 * np.pi * rng.uniform(-settings.hue, settings.hue)
+    cos, sin = np.cos(turn), np.sin(turn)
+    hue = FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
     grey = LUMA @ np.array(cv2.mean(picture)[:3]) * brightness  # which contrast leaves where it is
-    colour = _turned(turn) @ _saturated(saturation)
+    colour = hue @ (saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1)))
     offset = colour @ np.full(3, (1 - contrast) * grey)
     return cv2.transform(picture, np.column_stack([colour * (contrast * brightness), offset]))
 
 
 def make_of(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Makes the picture that another camera takes, or that another make of the thing gives: blurred, or with a grain of its own. Each with
-    p = 2/5. Nothing changes where the settings ask for none."""
+    """Change the appearance as another camera or product does: blur, or add grain, each with p = 2/5 unless the settings turn it off."""
     changed = picture.astype(np.float32)
     if settings.blur and rng.random() < OTHERS:
         changed = _blurred(changed, rng.uniform(0, settings.blur))
@@ -140,16 +129,44 @@ def without_colour(picture: Picture) -> Picture:
 
 
 def _blurred(pixels: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Blurs with a Gaussian; one too narrow to reach the next pixel changes nothing."""
-    return cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma > 0.1 else pixels
+    return cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma > 0.1 else pixels  # a narrower one does not reach the next pixel
 
 
-def _saturated(factor: float) -> NDArray[np.float64]:
-    """Gives a matrix 3x3 that takes colours away from their grey by a factor."""
-    return factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1))
+def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Generator) -> Affine:
+    """Draw a rotation, shear, zoom and shift about the centre, within the settings."""
+    angle = np.deg2rad(rng.uniform(-settings.rotation, settings.rotation))
+    shear = np.tan(np.deg2rad(rng.uniform(-settings.shear, settings.shear)))
+    zoom = 1 + rng.uniform(-settings.zoom, settings.zoom)
+    shift = rng.uniform(-settings.shift, settings.shift, size=2) * size
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.array([[1, shear], [0, 1]]) / zoom
+    centre = np.array([size / 2, size / 2])
+    offset = centre - matrix @ (centre + shift)
+    return (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
 
 
-def _turned(angle: float) -> NDArray[np.float64]:
-    """Gives a matrix 3x3 that turns hues by an angle in radians, brightness kept."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
+def warp_picture(picture: Picture, affine: Affine) -> Picture:
+    """Warp a picture bilinearly. Outside of it is its mirror image."""
+    return _warp(picture, affine)
+
+
+def warp_mask(mask: Mask, affine: Affine) -> Mask:
+    """Warp a mask as its picture. A pixel is in the mask if most of it is."""
+    return _warp(mask.astype(np.uint8) * 255, affine) > 127
+
+
+def shown(affine: Affine, size: int) -> Mask:
+    """Mark on the input's grid, size x size, what the output of a map shows of it."""
+    return cv2.warpAffine(np.full((size, size), 255, np.uint8), _centred(affine), (size, size)) > 127
+
+
+def _warp(pixels: Pixels, affine: Affine) -> Pixels:
+    return cv2.warpAffine(
+        pixels, _centred(affine), pixels.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
+
+
+def _centred(affine: Affine) -> NDArray[np.float64]:
+    """Return the map as OpenCV counts: from the centre of the first pixel, not from its corner."""
+    a, b, c, d, e, f = affine
+    return np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
