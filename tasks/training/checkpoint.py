@@ -1,4 +1,4 @@
-"""Saves checkpoints: all that a training needs to go on as if it had never stopped."""
+"""Save the progress of a training: checkpoints to resume from, and a log as CSV, which depends on no clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,33 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.files import write_csv, written_beside
 from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.encoders.encoder import FrozenEncoder
-from changepair.tasks.training.log import LogLine
 
 NAME = "checkpoint.pt"
+LOG_NAME = "training_log.csv"
+
+
+@dataclass(frozen=True)
+class LogLine:
+    step: int
+    epoch: int
+    loss: float  # mean over the steps since the previous line
+    learning_rate: float
+    held_out_loss: float | None = None  # at the end of an epoch
 
 
 @dataclass
 class Progress:
-    """The progress of a training."""
-
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last log line
     log: list[LogLine] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)  # what is kept of the epoch with the lowest held-out loss; {} for none yet
+    best: dict[str, Tensor] = field(default_factory=dict)  # model of the epoch with the lowest held-out loss; {} for none yet
 
 
 def name_of(inputs: Mapping[str, Any], module: str) -> str:
-    """Names a training by its settings and data, and by the code of its module: a checkpoint of another is not its own."""
+    """Return a hash of the inputs and the code of a training, by which it recognises its own checkpoint."""
     text = json.dumps({"inputs": inputs, "code": code_of(module).digest}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -55,7 +62,7 @@ def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedu
 
 
 def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
-    """Puts the last checkpoint of the training called `name` back in place; a new start if there is none."""
+    """Restore the last checkpoint of the training called `name`; start anew if there is none."""
     file = folder / NAME
     if not file.is_file():
         return Progress()
@@ -74,6 +81,11 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gives everything but what is frozen."""
+    """Return the state without frozen encoders."""
     frozen = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FrozenEncoder))
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
+
+
+def write_log(folder: Path, lines: list[LogLine]) -> None:
+    rows = [["" if value is None else f"{value:.8g}" if isinstance(value, float) else value for value in astuple(line)] for line in lines]
+    write_csv(folder / LOG_NAME, [field.name for field in fields(LogLine)], rows)
