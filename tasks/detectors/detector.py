@@ -12,8 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:  # who needs `upsample` alone does not wait for the encoders' libraries
     from changepair.tasks.encoders.encoder import Encoder, Features
 
-ANY_CATEGORY = "object"
-"""What a category is called where it is not known."""
+ANY_CATEGORY = "object"  # what a category is called where it is not known
 
 
 class Detector(nn.Module):
@@ -23,16 +22,11 @@ class Detector(nn.Module):
     """
 
     encoder: Encoder
-    needs_prompts = True
-    """Whether it cannot score without a prompt."""
-    reads = False
-    """Whether it makes anything of a category's name."""
-    not_exported: str | None = None
-    """Why it cannot be exported; None where it can."""
-    rotations = 1
-    """As how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)."""
-    mirrored = False
-    """Whether each of those is remembered mirrored too."""
+    needs_prompts = True  # whether it cannot score without a prompt
+    reads = False  # whether it makes anything of a category's name
+    not_exported: str | None = None  # why it cannot be exported; None where it can
+    rotations = 1  # as how many turned views each prompt is remembered, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)
+    mirrored = False  # whether each of those is remembered mirrored too
 
     def remember(self, prompts: Features) -> Features:
         """Keeps of prompts' features what comparing needs, Kx... each."""

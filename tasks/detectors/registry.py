@@ -65,11 +65,9 @@ class Published:
     """A detector's checkpoint as its authors published it."""
 
     settings: Any
-    names: tuple[tuple[str, str], ...]
-    """What a tensor's name starts with, theirs and ours."""
+    names: tuple[tuple[str, str], ...]  # what a tensor's name starts with, theirs and ours
     home: str
-    strict: bool = True
-    """Whether a surplus tensor is a fault; where the authors' own loader passes over it, it is none."""
+    strict: bool = True  # whether a surplus tensor is a fault; where the authors' own loader passes over it, it is none
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class Kind:
     model: str
     """What builds it, as `module:name`: called with an encoder, or the detector that is its `base`, and the settings of the network by
     name. It is a name, as it needs torch."""
-    training: Training | None = None
-    """None for one that needs none, and has no model folder."""
+    training: Training | None = None  # none for one that needs none, and has no model folder
     scoring: tuple[str, ...] = ()
     """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
     base: str | None = None
@@ -97,13 +94,10 @@ class Kind:
 HERE = __name__.rpartition(".")[0]
 SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
 RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
-KIND = "kind"
-"""The key of a detector's kind, in pipelines.yaml and in kits."""
+KIND = "kind"  # the key of a detector's kind, in pipelines.yaml and in kits
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
-GROUP = "changepair.detectors"
-"""The group of entry points by which other packages register kinds."""
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-"""Names of detectors, and of kinds that other packages register."""
+GROUP = "changepair.detectors"  # the group of entry points by which other packages register kinds
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # names of detectors, and of kinds that other packages register
 BUILT_IN: dict[str, Kind] = {
     "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
     "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING, residual.SCORING),

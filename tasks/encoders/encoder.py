@@ -27,14 +27,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation 
 class Encoder(Protocol):
     """Maps images Bx3xHxW in [0, 1] to feature maps."""
 
-    channels: tuple[int, ...]
-    """Of every entry of the features."""
-    strides: tuple[int, ...]
-    """Pixels a position, of every entry; of an embedding the picture's side."""
-    maps: int
-    """How many of the entries are maps: all, or all but the embedding."""
-    scales: tuple[float, ...]
-    """The sizes that a picture is seen at, in shares of its own; as many maps come of each."""
+    channels: tuple[int, ...]  # of every entry of the features
+    strides: tuple[int, ...]  # pixels a position, of every entry; of an embedding the picture's side
+    maps: int  # how many of the entries are maps: all, or all but the embedding
+    scales: tuple[float, ...]  # the sizes that a picture is seen at, in shares of its own; as many maps come of each
 
     def __call__(self, images: Tensor) -> Features: ...
 
@@ -52,8 +48,7 @@ class FrozenEncoder(nn.Module):
     strides: tuple[int, ...]
     maps: int
     scales: tuple[float, ...] = (1.0,)
-    resolution: int
-    """Pixels a side of the pictures that it was built for."""
+    resolution: int  # pixels a side of the pictures that it was built for
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
         """mean, std: of the pictures in [0, 1] that the network was trained on; one number, or one a channel."""

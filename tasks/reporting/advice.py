@@ -14,8 +14,7 @@ from changepair.tasks.scoring.recommendation import Recommendation, Use, found_o
 from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow
 
 FIGURE, BESIDE = "image_auroc", "pixel_aupro"
-MANY, WIDE = 0.2, 0.1
-"""Share of misses, and width of an interval, above which a next step is listed."""
+MANY, WIDE = 0.2, 0.1  # share of misses, and width of an interval, above which a next step is listed
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,10 @@ class Advice:
 
     target: str
     detector: str
-    uses: Sequence[Use]
-    """One for each category of the target."""
-    several: bool
-    """Whether the model has several uses, so --category has to select one."""
-    figure: FigureRow | None
-    """FIGURE of the detector at these shots; None if it is undefined."""
-    beside: FigureRow | None
-    """BESIDE of the detector at these shots; None without masks."""
+    uses: Sequence[Use]  # one for each category of the target
+    several: bool  # whether the model has several uses, so --category has to select one
+    figure: FigureRow | None  # FIGURE of the detector at these shots; None if it is undefined
+    beside: FigureRow | None  # BESIDE of the detector at these shots; None without masks
     kinds: Mapping[str, Mapping[str, OperatingRow]]
     """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
 

@@ -39,8 +39,7 @@ STYLE: Any = {
     "font.family": "sans-serif",
 }
 
-Drawn = tuple[str, bytes]
-"""What a chart shows, and its SVG."""
+Drawn = tuple[str, bytes]  # what a chart shows, and its SVG
 
 
 def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:

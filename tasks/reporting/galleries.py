@@ -52,8 +52,7 @@ class Pick:
     kind: Kind
     shown: Shown
     score: float
-    threshold: float
-    """The score at which the category's F1 is best, which is no threshold to work with: it was set by what it judges."""
+    threshold: float  # the score at which the category's F1 is best, which is no threshold to work with: it was set by what it judges
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,12 @@ METAUAS = "authors' repository of MetaUAS (arXiv 2505.09265), 5 draws of one pro
 class Published:
     """One row of a published table. Its AUPRO is as `evaluation.convention: published` has it."""
 
-    layout: str
-    """Of the dataset, as `changepair datasets` calls it."""
+    layout: str  # of the dataset, as `changepair datasets` calls it
     protocol: str
     shots: int
-    resolution: int
-    """Pixels a side that maps and masks were compared at."""
+    resolution: int  # pixels a side that maps and masks were compared at
     name: str
-    figures: dict[str, str]
-    """Percent, mean or mean ± std."""
+    figures: dict[str, str]  # percent, mean or mean ± std
     source: str
 
 

@@ -41,14 +41,10 @@ class Origin:
     """The origin of what was evaluated."""
 
     pipeline: str
-    settings: Mapping[str, Any]
-    """The pipeline's section of pipelines.yaml."""
-    layouts: Mapping[str, str]
-    """Of each target."""
-    artifacts: Mapping[str, str]
-    """Hashes by path, as DVC has them."""
-    versions: Mapping[str, str]
-    """Of packages beside those that the work itself uses."""
+    settings: Mapping[str, Any]  # the pipeline's section of pipelines.yaml
+    layouts: Mapping[str, str]  # of each target
+    artifacts: Mapping[str, str]  # hashes by path, as DVC has them
+    versions: Mapping[str, str]  # of packages beside those that the work itself uses
 
 
 @dataclass(frozen=True)
@@ -163,10 +159,8 @@ class TargetPart:
 
     name: str
     advice: Advice | None
-    charts: list[tuple[str, list[tuple[str, str]]]]
-    """By kind, each a title and a picture inline."""
-    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
-    """By detector and kind, each a picture inline and its caption."""
+    charts: list[tuple[str, list[tuple[str, str]]]]  # by kind, each a title and a picture inline
+    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by detector and kind, each a picture inline and its caption
 
     @property
     def first(self) -> list[tuple[str, str]]:
@@ -174,8 +168,7 @@ class TargetPart:
         own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
         return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
 
-    strip: str
-    """What the pictures of a gallery show, from left to right."""
+    strip: str  # what the pictures of a gallery show, from left to right
 
 
 def _versions() -> dict[str, str]:

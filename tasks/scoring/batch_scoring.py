@@ -32,16 +32,13 @@ ABOUT_NAME = "about.json"
 MISSING = "missing"
 TIMES = 5
 """Measured runs, after a warm-up run. The median is reported."""
-BATCH = 8
-"""Tiles that are encoded at once, as in tasks/prediction/predictor.py."""
+BATCH = 8  # tiles that are encoded at once, as in tasks/prediction/predictor.py
 
 
 @dataclass(frozen=True)
 class ScoredDetector:
-    count: int
-    """Number of scores."""
-    seconds: float
-    """Time of one picture, with encoded prompts."""
+    count: int  # number of scores
+    seconds: float  # time of one picture, with encoded prompts
     device: str
 
 
@@ -49,16 +46,12 @@ class ScoredDetector:
 class Scoring:
     """The inputs and outputs of scoring."""
 
-    detectors: Mapping[str, Any]
-    """The settings of all detectors of the pipeline, by name."""
+    detectors: Mapping[str, Any]  # the settings of all detectors of the pipeline, by name
     settings: EvaluationSettings
     files: EpisodeFiles
-    models: Path
-    """The folder of the detectors' model folders."""
-    scores: Path
-    """The folder of the artifacts of tasks/scoring/scores.py, one for each detector."""
-    checkpoints: Path
-    """The folder of scores in progress."""
+    models: Path  # the folder of the detectors' model folders
+    scores: Path  # the folder of the artifacts of tasks/scoring/scores.py, one for each detector
+    checkpoints: Path  # the folder of scores in progress
 
 
 def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] = lambda share: None) -> ScoredDetector:

@@ -35,11 +35,9 @@ class Choice:
     """The detector that a pipeline's model is used by, where none is named."""
 
     detector: str
-    value: float
-    """Its figure."""
+    value: float  # its figure
     figure: str
-    beneath: tuple[tuple[str, float], ...] = ()
-    """Those that were trained and are worse than one that needs no training, with their figures."""
+    beneath: tuple[tuple[str, float], ...] = ()  # those that were trained and are worse than one that needs no training, with their figures
 
     def __str__(self) -> str:
         beneath = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.beneath)

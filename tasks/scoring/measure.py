@@ -27,8 +27,7 @@ from changepair.tasks.scoring.spread import Draws, coarse_figures, image_draws, 
 
 AT_ONCE = 16  # pictures whose maps are resized together; the first of them set the levels that draws are counted on
 
-Resamples = Mapping[int, NDArray[np.float32]]
-"""Resamples of the first queries, by each number of queries that a detector scores."""
+Resamples = Mapping[int, NDArray[np.float32]]  # resamples of the first queries, by each number of queries that a detector scores
 
 
 def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: EvaluationSettings) -> list[Measured]:

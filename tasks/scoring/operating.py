@@ -26,8 +26,7 @@ from changepair.tasks.scoring.scores import Scored
 from changepair.tasks.scoring.spread import INTERVAL
 
 OPERATING_NAME = "operating.csv"
-RATE = 0.01
-"""Rate of false alarms, if there are enough normal pictures."""
+RATE = 0.01  # rate of false alarms, if there are enough normal pictures
 
 
 @dataclass(frozen=True)

@@ -30,20 +30,16 @@ from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.scores import Scored
 
 DECISION_NAME = "decision.json"
-NEAR = 0.01
-"""Largest loss of the metric, a fraction, for which fewer prompts are preferred."""
-PREFERRED = "class-specific"
-"""Preferred protocol, because users prompt with pictures of the part that they check."""
+NEAR = 0.01  # largest loss of the metric, a fraction, for which fewer prompts are preferred
+PREFERRED = "class-specific"  # preferred protocol, because users prompt with pictures of the part that they check
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A normal picture that is a prompt."""
 
-    image: str
-    """Its path, as in the manifest."""
-    sha256: str
-    """SHA-256 of the file at that path."""
+    image: str  # its path, as in the manifest
+    sha256: str  # SHA-256 of the file at that path
 
 
 @dataclass(frozen=True)
@@ -55,22 +51,16 @@ class Use:
     target: str
     category: str
     protocol: str
-    shots: int
-    """Number of prompts for each category."""
+    shots: int  # number of prompts for each category
     seed: int
-    value: float | None
-    """The metric of the target at these shots, a fraction; None where it is undefined."""
+    value: float | None  # the metric of the target at these shots, a fraction; None where it is undefined
     prompts: tuple[Prompt, ...]
     threshold: Threshold | None
     """Set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise. None if there is none."""
-    intensity: Intensity
-    """The ranges that the target's pictures of more than 8 bits were scaled by."""
-    anomalous: int
-    """Number of anomalous test pictures in the episode."""
-    found: int
-    """Number of them above the threshold."""
-    reason: str = ""
-    """Why there is no threshold; empty if there is one."""
+    intensity: Intensity  # the ranges that the target's pictures of more than 8 bits were scaled by
+    anomalous: int  # number of anomalous test pictures in the episode
+    found: int  # number of them above the threshold
+    reason: str = ""  # why there is no threshold; empty if there is one
 
     @property
     def name(self) -> str:
@@ -87,12 +77,10 @@ class Use:
 class Recommendation:
     """The content of decision.json."""
 
-    detector: str
-    """Empty if no metric says which of several detectors is the best."""
+    detector: str  # empty if no metric says which of several detectors is the best
     choice: Choice | None
     """Why this detector was chosen. None if its metric is undefined and it is the only one."""
-    uses: tuple[Use, ...]
-    """In the order of the targets and their categories."""
+    uses: tuple[Use, ...]  # in the order of the targets and their categories
 
     def __str__(self) -> str:
         return str(self.choice) if self.choice is not None else self.detector

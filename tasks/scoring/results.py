@@ -33,10 +33,8 @@ from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 MADE_BY = "figures"
 METRICS_NAME, FIGURES_NAME, COMPARISONS_NAME = "metrics.json", "figures.csv", "comparisons.csv"
 DRAWS_NAME = "draws.parquet"
-HEADLINES = ("image_auroc", "pixel_aupro")
-"""The figures in metrics.json."""
-ALL = ""
-"""The category of a row that is over all categories."""
+HEADLINES = ("image_auroc", "pixel_aupro")  # the figures in metrics.json
+ALL = ""  # the category of a row that is over all categories
 Row = TypeVar("Row")
 
 
@@ -56,11 +54,9 @@ class Measured:
     episode: Episode
     queries: int
     figures: dict[str, Measure]
-    shared: dict[str, Measure]
-    """The same on the queries that every detector scored, to compare detectors by."""
+    shared: dict[str, Measure]  # the same on the queries that every detector scored, to compare detectors by
     shared_queries: int
-    levels: NDArray[np.float64] | None = None
-    """3xL: anomalous pixels, normal pixels and shares of regions, by level of score; for curves."""
+    levels: NDArray[np.float64] | None = None  # 3xL: anomalous pixels, normal pixels and shares of regions, by level of score; for curves
 
 
 @dataclass(frozen=True)

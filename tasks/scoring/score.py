@@ -35,8 +35,7 @@ class Contender:
     name: str
     detector: Detector
     resolution: int
-    queries: int | None
-    """Number of queries of each category, the first ones; None for all."""
+    queries: int | None  # number of queries of each category, the first ones; None for all
     work: Work
     resize: Resize = "squash"
     tiles: Tiles = AUTO
@@ -140,10 +139,8 @@ class Cut:
     """Episodes whose pictures are cut by the same grid."""
 
     grid: Grid
-    episodes: Mapping[str, Mapping[int, Episode]]
-    """Episodes by detector, and by row in the episodes' table."""
-    pools: Sequence[Pool]
-    """Pools of their prompts, one for each tile."""
+    episodes: Mapping[str, Mapping[int, Episode]]  # episodes by detector, and by row in the episodes' table
+    pools: Sequence[Pool]  # pools of their prompts, one for each tile
 
 
 def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tuple[int, int]]) -> dict[Grid, dict[str, dict[int, Episode]]]:

@@ -47,10 +47,8 @@ SCORES = pa.schema(
         pa.field("map", pa.int32()),  # its row in that file
     ]
 )
-CELLS = 64
-"""Cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile."""
-MOST_CELLS = 1024
-"""Largest number of cells a side of a stored map."""
+CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile
+MOST_CELLS = 1024  # largest number of cells a side of a stored map
 STEP = round(1 / OVERLAP)
 """The cells a side of a tile are a multiple of this, so the tiles of a stored map overlap by whole cells, as in the picture."""
 
@@ -61,8 +59,7 @@ Maps = NDArray[np.float32]
 class Scored:
     """One detector on one episode: image scores Q of its first Q queries, and their maps Qxhxw if they were kept."""
 
-    number: int
-    """The episode's row in the episodes' table."""
+    number: int  # the episode's row in the episodes' table
     scores: NDArray[np.float32]
     maps: Maps | None
 
@@ -78,12 +75,9 @@ class Group:
     """Episodes that compare the same queries with different prompts, and are scored together."""
 
     number: int
-    episodes: dict[int, Episode]
-    """By row in the episodes' table."""
-    queries: int
-    """Number of the queries that the detector scores, the first ones."""
-    kept: tuple[int, ...]
-    """Rows of the episodes whose maps are kept."""
+    episodes: dict[int, Episode]  # by row in the episodes' table
+    queries: int  # number of the queries that the detector scores, the first ones
+    kept: tuple[int, ...]  # rows of the episodes whose maps are kept
 
 
 def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
@@ -98,8 +92,7 @@ class TileResults:
     """Collects the scores and maps of a batch of pictures, tile by tile, for each episode."""
 
     def __init__(self) -> None:
-        self.scores: dict[int, NDArray[np.float32]] = {}
-        """By episode, the highest score of the tiles so far: B."""
+        self.scores: dict[int, NDArray[np.float32]] = {}  # by episode, the highest score of the tiles so far: B
         self._tiles: dict[int, tuple[Grid, list[Maps]]] = {}
 
     def add(self, number: int, grid: Grid, scores: Tensor, maps: Tensor | None) -> None:

@@ -21,8 +21,7 @@ from changepair.tasks.scoring.figures import PIXEL_FIGURES, Tally, image_figures
 DRAWS = 1000
 INTERVAL = (0.025, 0.975)
 
-Draws = NDArray[np.float32]
-"""DRAWS values of a figure; NaN where a draw has no such figure."""
+Draws = NDArray[np.float32]  # DRAWS values of a figure; NaN where a draw has no such figure
 
 
 def resample(images: Sequence[str], labels: Sequence[int], *of: str) -> NDArray[np.float32]:
@@ -99,8 +98,7 @@ class Difference:
     value: float
     low: float
     high: float
-    p: float
-    """How often the draws would have the other sign if there were no difference: two-sided, at least 2 / (DRAWS + 1)."""
+    p: float  # how often the draws would have the other sign if there were no difference: two-sided, at least 2 / (DRAWS + 1)
 
 
 def difference(value: float, draws: Draws) -> Difference | None:

@@ -68,11 +68,9 @@ class Task(Protocol):
 class Examples:
     """The examples that a pipeline has to learn from."""
 
-    pairs: Path
-    """The folder of its change pairs."""
+    pairs: Path  # the folder of its change pairs
     synthesis: SynthesisSettings
-    made_of: EpisodeFiles
-    """The files that the change pairs were made from."""
+    made_of: EpisodeFiles  # the files that the change pairs were made from
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ Batch = tuple[Tensor, ...]
 Loss = Callable[[Callable[..., Any], Batch], Tensor]
 
 FAILED_NAME = "failed.pt"
-EXPLODED = 1e4
-"""A gradient whose norm is more than so many times the median of the last REMEMBERED ones has exploded."""
+EXPLODED = 1e4  # A gradient whose norm is more than so many times the median of the last REMEMBERED ones has exploded
 REMEMBERED = 100
-SHOWN = 8
-"""Examples that an error names."""
+SHOWN = 8  # examples that an error names
 
 
 class Step:
@@ -56,8 +54,7 @@ class Step:
         self.largest = float("inf") if largest_gradient is None else largest_gradient
         self.folder = folder
         self.weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
-        self.parts = 1
-        """That each batch is taken in; doubled whenever memory does not suffice."""
+        self.parts = 1  # that each batch is taken in; doubled whenever memory does not suffice
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
     def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> tuple[float, bool]:
@@ -131,8 +128,7 @@ def _parted(batch: Batch, parts: int) -> list[Batch]:
     return [batch] if parts == 1 else list(zip(*(part.tensor_split(parts) for part in batch), strict=True))
 
 
-PAYS_FROM = 2000
-"""Steps."""
+PAYS_FROM = 2000  # steps
 
 
 def pays(accelerator: Accelerator, steps: int) -> bool:

@@ -27,10 +27,8 @@ class Tracking:
     """Where something is logged to, and under which name."""
 
     trackers: tuple[TrackerName, ...] = ()
-    folder: Path = Path()
-    """Of TensorBoard's files; an MLflow server is found as its own client finds one, by MLFLOW_TRACKING_URI."""
-    name: str = ""
-    """Of the run: in MLflow within the experiment `changepair`, in TensorBoard a folder."""
+    folder: Path = Path()  # of TensorBoard's files; an MLflow server is found as its own client finds one, by MLFLOW_TRACKING_URI
+    name: str = ""  # of the run: in MLflow within the experiment `changepair`, in TensorBoard a folder
 
 
 class Log:

@@ -72,8 +72,7 @@ class InCTRLTrainingSettings(TrainingSettings):
         return self.examples
 
 
-SCORING = ("resolution",)
-"""Settings that no weight depends on, but with holistic `patches` the size of a head."""
+SCORING = ("resolution",)  # settings that no weight depends on, but with holistic `patches` the size of a head
 PUBLISHED = InCTRLSettings(encoder=EncoderSettings("open_clip", "ViT-B-16-plus-240", OF_THE_MODEL, (7, 9, 11)), tiles=(1, 1))
 """As github.com/mala-lab/InCTRL publishes it: there is one for 2, 4 and 8 shots."""
 HEAD_LAYERS = (

@@ -44,8 +44,7 @@ class MetaUASSettings:
             raise ValueError(f"resolution: a multiple of 32, not {self.resolution}")
 
 
-SCORING = ("resolution",)
-"""Settings that no weight depends on."""
+SCORING = ("resolution",)  # settings that no weight depends on
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
 """As github.com/gaobb/MetaUAS publishes it, for 256x256 and, with other weights, for 512x512; any multiple of 32 will do."""
 # What a tensor's name starts with, theirs and ours. Theirs aligns the last stage first.

@@ -41,5 +41,4 @@ class PromptQuerySettings:
     """Whether each of those is remembered mirrored too."""
 
 
-SCORING = ("resolution", "top_share", "background", "rotations", "mirrored")
-"""Settings that no weight depends on."""
+SCORING = ("resolution", "top_share", "background", "rotations", "mirrored")  # settings that no weight depends on
