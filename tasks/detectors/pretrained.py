@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import place_of
-from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.detectors.store import (
     MODEL_NAME,
     as_line,

@@ -11,53 +11,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.inctrl import settings as inctrl
 from changepair.tasks.detectors.metauas import settings as metauas
 from changepair.tasks.detectors.prompt_query import settings as prompt_query
 from changepair.tasks.detectors.residual import settings as residual
 from changepair.tasks.detectors.subspace import settings as subspace
 from changepair.tasks.detectors.winclip import settings as winclip
-from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
-
-
-class DetectorSettings(Protocol):
-    """Settings of every detector with an encoder of its own."""
-
-    @property
-    def encoder(self) -> EncoderSettings: ...
-
-    @property
-    def resolution(self) -> int:
-        """Pixels a side that pictures are scored at."""
-        ...
-
-    @property
-    def tiles(self) -> Tiles:
-        """How large pictures are cut before each tile is brought to the resolution."""
-        ...
-
-
-class TrainedSettings(DetectorSettings, Protocol):
-    """The settings that every detector that is trained has besides."""
-
-    @property
-    def model(self) -> str | None:
-        """A model folder to use as it is; None to train one."""
-        ...
 
 
 @dataclass(frozen=True)
 class Training:
-    """The training of a detector."""
-
     settings: type[TrainingSettings]
     module: str
-    """Its `train` trains. By name, as it needs torch, and as scores do not depend on how a model was trained."""
+    """The module whose `train` trains. A name, as the module needs torch, and as scores do not depend on how a model was trained."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +37,7 @@ class Published:
     settings: Any
     names: tuple[tuple[str, str], ...]  # what a tensor's name starts with, theirs and ours
     home: str
-    strict: bool = True  # whether a surplus tensor is a fault; where the authors' own loader passes over it, it is none
+    strict: bool = True  # whether a surplus tensor is an error; the authors' own loader may ignore it
 
 
 @dataclass(frozen=True)
@@ -76,9 +46,9 @@ class Kind:
 
     settings: type[Any]
     model: str
-    """What builds it, as `module:name`: called with an encoder, or the detector that is its `base`, and the settings of the network by
-    name. It is a name, as it needs torch."""
-    training: Training | None = None  # none for one that needs none, and has no model folder
+    """Its factory as `module:name`, as it needs torch. Called with an encoder, or the detector that is its `base`, and the settings of the
+    network by name."""
+    training: Training | None = None  # None for one that needs none, and has no model folder
     scoring: tuple[str, ...] = ()
     """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
     base: str | None = None
@@ -143,7 +113,7 @@ class Kinds(Mapping[str, Kind]):
         return iter(dict.fromkeys([*BUILT_IN, *registered()]))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len({*BUILT_IN, *registered()})
 
 
 DETECTORS = Kinds()

@@ -18,7 +18,8 @@ from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, DetectorSettings, base_of, kind_of, resolved
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, base_of, kind_of, resolved
+from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.encoder import FrozenEncoder
 from changepair.tasks.encoders.settings import EncoderSettings

@@ -13,7 +13,8 @@ from torch import nn
 from changepair.tasks.common.files import content_of
 from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.detectors.pretrained import start_from
-from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.detectors.store import create_detector, save_detector
 from changepair.tasks.training.loop import Examples, Places, Trained
 from changepair.tasks.training.settings import TrainingSettings

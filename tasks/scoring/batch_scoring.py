@@ -19,7 +19,8 @@ from changepair.tasks.common.files import content_of, sha256, write_text
 from changepair.tasks.common.fingerprint import SHORT, code_of
 from changepair.tasks.common.tensors import joined_maps, read_tiles
 from changepair.tasks.common.tiles import grid_of
-from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, files_of_prior, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, base_of, files_of_prior, kind_of
+from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.detectors.store import MODEL_NAME, load_detector
 from changepair.tasks.encoders.settings import OF_THE_MODEL
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
