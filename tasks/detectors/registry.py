@@ -74,23 +74,21 @@ BUILT_IN: dict[str, Kind] = {
     "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
     "metauas": Kind(
         metauas.MetaUASSettings,
-        f"{HERE}.metauas.model:build_metauas",
+        f"{HERE}.metauas.model:MetaUAS",
         SEGMENTATION,
         metauas.SCORING,
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
-    "prompt-query": Kind(
-        prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION, prompt_query.SCORING
-    ),
+    "prompt-query": Kind(prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:PromptQuery", SEGMENTATION, prompt_query.SCORING),
     "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", base="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,
-        f"{HERE}.inctrl.model:build",
+        f"{HERE}.inctrl.model:InCTRL",
         Training(inctrl.InCTRLTrainingSettings, f"{HERE}.inctrl.train"),
         inctrl.SCORING,
         published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL", strict=False),
     ),
-    "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:build"),
+    "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:WinCLIP"),
 }
 
 

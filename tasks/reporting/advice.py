@@ -40,7 +40,6 @@ class Advice:
 
     @property
     def what(self) -> str:
-        """The detector and its number of prompts."""
         return f"{self.detector} {with_prompts(self.shots)}"
 
     @property

@@ -1,4 +1,4 @@
-"""Holds figures that others published, to stand beside ours where the protocol is the same."""
+"""List metrics that others published, to compare with ours under the same protocol."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ METAUAS = "authors' repository of MetaUAS (arXiv 2505.09265), 5 draws of one pro
 
 @dataclass(frozen=True)
 class Published:
-    """One row of a published table. Its AUPRO is as `evaluation.convention: published` has it."""
+    """One row of a published table. Its AUPRO follows `evaluation.convention: published`."""
 
-    layout: str  # of the dataset, as `changepair datasets` calls it
+    layout: str  # of the dataset, a name of `changepair datasets`
     protocol: str
     shots: int
     resolution: int  # pixels a side that maps and masks were compared at
@@ -24,13 +24,13 @@ class Published:
 
 
 def _row(layout: str, resolution: int, name: str, figures: str, source: str = METAUAS) -> Published:
-    """Makes a row of the class-specific protocol at one shot. figures: the seven, in the order of FIGURES."""
+    """Return a row of the class-specific protocol at one shot. figures: the seven, in the order of FIGURES."""
     values = [value.replace("±", " ± ") for value in figures.split()]
     return Published(layout, "class-specific", 1, resolution, name, dict(zip(FIGURES, values, strict=True)), source)
 
 
-# Their class-agnostic figures (MetaUAS*, MetaUAS*+) are not here: they choose a prompt among all normal training pictures of a class, and
-# our class-agnostic protocol among one a class, so the two do not stand beside each other.
+# Their class-agnostic metrics (MetaUAS*, MetaUAS*+) are not comparable: they choose a prompt among all normal training pictures of a class,
+# our class-agnostic protocol among one for each class.
 PUBLISHED = (
     _row("mvtec-ad", 256, "MetaUAS, 256", "90.7±0.7 95.7±0.6 92.5±0.3 94.6±0.2 59.3±1.4 57.5±1.1 82.6±0.6"),
     _row("visa", 512, "MetaUAS, 512", "81.2±1.7 84.5±1.4 80.2±0.7 92.2±0.7 42.7±0.8 44.7±0.6 60.4±1.5"),
@@ -46,5 +46,5 @@ PUBLISHED = (
 
 
 def beside(layout: str, resolution: int, protocols: Sequence[tuple[str, int]]) -> list[Published]:
-    """Lists the rows of a dataset of this layout, compared at the resolution, in the protocols and at the shots given."""
+    """List the rows of a dataset layout at a resolution. protocols: the protocols and shots that were measured."""
     return [row for row in PUBLISHED if (row.layout, row.resolution) == (layout, resolution) and (row.protocol, row.shots) in protocols]

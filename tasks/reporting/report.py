@@ -1,4 +1,4 @@
-"""Writes report.html: one file that opens from disk with no network."""
+"""Write report.html: one file that opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.texts import csv_lines, percent
 from changepair.tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
-from changepair.tasks.reporting.charts import Drawn, charts_of, training_chart
+from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
 from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
 from changepair.tasks.reporting.published import Published, beside
@@ -33,12 +34,12 @@ from changepair.tasks.training.checkpoint import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
 VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")
-LISTED = 200  # rejected files and near duplicates that are named; the rest is counted
+LISTED = 200  # rejected files and near duplicates that are named; the others are counted
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of what was evaluated."""
+    """The origin of the results."""
 
     pipeline: str
     settings: Mapping[str, Any]  # the pipeline's section of pipelines.yaml
@@ -49,7 +50,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of earlier stages that the report shows something of."""
+    """The files of earlier stages that the report shows."""
 
     pairs: Path  # the folder that tasks/synthesis/overview.py wrote
     models: Path
@@ -78,7 +79,6 @@ def write_report(
     trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`.
     """
     advised = {advice.target: advice for advice in advice_of(recommendation, figures, operating)}
-    pipeline = origin.pipeline
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]
     logs += [("inpainting model", log) for log in [inputs.inpainter / LOG_NAME] if log.is_file()]
@@ -87,20 +87,20 @@ def write_report(
         page.render(
             origin=origin,
             columns=[(name, heading(name)) for name in FIGURES],
-            figures=[_line(row, figures) for row in _keys(figures, over_all=True)],
-            categories=[_line(row, figures) for row in _keys(figures, over_all=False)],
+            figures=_lines(figures, over_all=True),
+            categories=_lines(figures, over_all=False),
             published=_published(figures, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             resolution=evaluation.resolution,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
-            steps={target: next_steps(advice, pipeline, figures, comparisons, trained) for target, advice in advised.items()},
+            steps={target: next_steps(advice, origin.pipeline, figures, comparisons, trained) for target, advice in advised.items()},
             near=NEAR,
             metric=heading(recommendation.choice.figure) if recommendation.choice is not None else "",
             percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
-            training=[_chart(training_chart(title, log)) for title, log in logs],
+            training=[_chart(*training_chart(title, log)) for title, log in logs],
             sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png"))},
             counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
             rejected=_listed(inputs.rejected),
@@ -112,19 +112,10 @@ def write_report(
 
 
 def markdown(rows: Sequence[FigureRow]) -> str:
-    """Gives the table of figures as Markdown."""
+    """Format the table of metrics as Markdown."""
     columns = ["target", "detector", "protocol", "shots", *FIGURES]
     lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One line of a bar chart; `share` of the longest, in percent."""
-
-    name: str
-    count: int
-    share: float
 
 
 @dataclass(frozen=True)
@@ -138,29 +129,14 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class FigureLine:
-    """A line of a table of figures: the first of its rows, which says what it is about, and all of them by figure."""
-
-    about: FigureRow
-    cells: Mapping[str, FigureRow]
-
-
-@dataclass(frozen=True)
-class PublishedLine:
-    """A published row, beside the target that it stands with."""
-
-    target: str
-    row: Published
-
-
-@dataclass(frozen=True)
 class TargetPart:
     """The part of the page on one target."""
 
     name: str
     advice: Advice | None
-    charts: list[tuple[str, list[tuple[str, str]]]]  # by kind, each a title and a picture inline
-    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by detector and kind, each a picture inline and its caption
+    charts: list[tuple[str, list[tuple[str, str]]]]  # by kind, each a title and an inline picture
+    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by detector and kind, each an inline picture and its caption
+    strip: str  # what the pictures of a gallery show, from left to right
 
     @property
     def first(self) -> list[tuple[str, str]]:
@@ -168,34 +144,26 @@ class TargetPart:
         own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
         return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
 
-    strip: str  # what the pictures of a gallery show, from left to right
-
 
 def _versions() -> dict[str, str]:
     versions = {}
     for name in VERSIONS:
-        try:
+        with suppress(PackageNotFoundError):  # a bare machine lacks some of them
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue  # a bare machine has not all of them
     return versions
 
 
-def _keys(rows: Sequence[FigureRow], *, over_all: bool) -> list[FigureRow]:
-    """Gives the first row of each line of a table."""
-    lines = {(row.target, row.category, row.detector, row.protocol, row.shots): row for row in reversed(rows)}
-    return [row for row in reversed(lines.values()) if (row.category == ALL) == over_all]
-
-
-def _line(first: FigureRow, rows: Sequence[FigureRow]) -> FigureLine:
-    def about(row: FigureRow) -> tuple[object, ...]:
-        return row.target, row.category, row.detector, row.protocol, row.shots
-
-    return FigureLine(first, {row.figure: row for row in rows if about(row) == about(first)})
+def _lines(rows: Sequence[FigureRow], *, over_all: bool) -> list[tuple[FigureRow, dict[str, FigureRow]]]:
+    """Group the lines of a table: the first row of each, and all its rows by metric."""
+    lines: dict[tuple[object, ...], dict[str, FigureRow]] = {}
+    for row in rows:
+        if (row.category == ALL) == over_all:
+            lines.setdefault((row.target, row.category, row.detector, row.protocol, row.shots), {})[row.figure] = row
+    return [(next(iter(cells.values())), cells) for cells in lines.values()]
 
 
 def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """Lists the comparisons that matter: of each target its first protocol at the fewest shots, by the two figures that are read first."""
+    """List the main comparisons: of each target its first protocol at the fewest shots, by FIGURE and BESIDE."""
     first: dict[str, str] = {}
     for row in comparisons:
         first.setdefault(row.target, row.protocol)
@@ -205,11 +173,11 @@ def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     return [row for row in own if row.shots == fewest[row.target]]
 
 
-def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[PublishedLine]:
+def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[tuple[str, Published]]:
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
         measured = [(row.protocol, row.shots) for row in rows if row.target == target]
-        lines += [PublishedLine(target, row) for row in beside(layouts.get(target, target), resolution, measured)]
+        lines += [(target, row) for row in beside(layouts.get(target, target), resolution, measured)]
     return lines
 
 
@@ -218,24 +186,23 @@ def _target(gallery: Gallery, curves: Curves, advice: Advice | None) -> TargetPa
     for pick in gallery.picks:
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
-    charts = [(title, [_chart(chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
+    charts = [(title, [_chart(*chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
     return TargetPart(gallery.target, advice, charts, galleries, ", ".join(STRIP))
 
 
-def _chart(chart: Drawn) -> tuple[str, str]:
-    title, svg = chart
+def _chart(title: str, svg: bytes) -> tuple[str, str]:
     return title, _inline(svg, "svg+xml")
 
 
-def _bars(table: Path) -> list[Bar]:
-    """Reads the first two columns of a CSV, one of them a count, as bars."""
+def _bars(table: Path) -> list[tuple[str, int, float]]:
+    """Read names and counts, the first two columns of a CSV, each with its share of the highest count, in percent."""
     rows = [(name, int(count)) for _line, (name, count, *_rest) in list(csv_lines(table))[1:]]
     most = max((count for _name, count in rows), default=0)
-    return [Bar(name, count, 100 * count / most if most else 0.0) for name, count in rows]
+    return [(name, count, 100 * count / most if most else 0.0) for name, count in rows]
 
 
 def _listed(table: Path) -> Listed:
-    """Reads a CSV whose last column is the reason."""
+    """Read a CSV whose last column is the reason."""
     if not table.is_file():
         return Listed([], [], 0, [])
     header, *lines = [list(cells) for _line, cells in csv_lines(table)]
