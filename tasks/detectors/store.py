@@ -35,8 +35,8 @@ Settings = TypeVar("Settings")
 def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = None, *, filled: bool = True) -> Detector:
     """Create a detector from its settings; what is trained of it starts at random.
 
-    encoder: as `build_encoder` builds it from the settings; None to build it here. filled: whether the weights of that one are read.
-    Raises BadInput if the encoder does not fit the detector.
+    encoder: as `build_encoder` builds it from the settings; None to build it here. filled: whether the weights of that one are read. Raises
+    BadInput if the encoder does not fit the detector.
     """
     return _created(settings, encoder or build_encoder(settings.encoder, settings.resolution, filled=filled), settings.encoder)
 

@@ -92,10 +92,7 @@ class Advice:
 def next_steps(
     advice: Advice, pipeline: str, figures: Sequence[FigureRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
 ) -> list[str]:
-    """List what would improve the threshold or the detector, the most useful first.
-
-    trained: the detectors that were trained here.
-    """
+    """List what would improve the threshold or the detector, the most useful first. trained: the detectors that were trained here."""
     steps = []
     few = [use for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
     if few:
@@ -138,14 +135,10 @@ def advice_of(recommendation: Recommendation, figures: Sequence[FigureRow], oper
     for target in dict.fromkeys(use.target for use in recommendation.uses):
         uses = recommendation.of(target)
         key = (target, uses[0].protocol, uses[0].shots)
-        own = {
-            row.figure: row
-            for row in figures
-            if (row.target, row.protocol, row.shots) == key and (row.category, row.detector) == (ALL, recommendation.detector)
-        }
+        own = {row.figure: row for row in figures if _about(row) == key and (row.category, row.detector) == (ALL, recommendation.detector)}
         kinds: dict[str, dict[str, OperatingRow]] = {}
         for row in operating:
-            if (row.target, row.protocol, row.shots) == key and row.category == ALL:
+            if _about(row) == key and row.category == ALL:
                 kinds.setdefault(row.defect, {})[row.detector] = row
         ordered = dict(sorted(kinds.items(), key=lambda item: (item[0] != GOOD, item[0] == "", item[0])))
         several = len(recommendation.uses) > 1
@@ -164,5 +157,5 @@ def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonR
     return False
 
 
-def _about(row: FigureRow | ComparisonRow | Advice) -> tuple[str, str, int]:
+def _about(row: FigureRow | ComparisonRow | OperatingRow | Advice) -> tuple[str, str, int]:
     return row.target, row.protocol, row.shots

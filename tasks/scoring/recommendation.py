@@ -36,10 +36,8 @@ PREFERRED = "class-specific"  # preferred protocol, because users prompt with pi
 
 @dataclass(frozen=True)
 class Prompt:
-    """A normal picture that is a prompt."""
-
     image: str  # its path, as in the manifest
-    sha256: str  # SHA-256 of the file at that path
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Use:
     value: float | None  # the metric of the target at these shots, a fraction; None where it is undefined
     prompts: tuple[Prompt, ...]
     threshold: Threshold | None
-    """Set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise. None if there is none."""
+    """Set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise."""
     intensity: Intensity  # the ranges that the target's pictures of more than 8 bits were scaled by
     anomalous: int  # number of anomalous test pictures in the episode
     found: int  # number of them above the threshold
@@ -86,7 +84,6 @@ class Recommendation:
         return str(self.choice) if self.choice is not None else self.detector
 
     def of(self, target: str) -> list[Use]:
-        """List the uses on a target."""
         return [use for use in self.uses if use.target == target]
 
     def find(self, name: str | None) -> Use | None:
@@ -140,13 +137,10 @@ def recommend(
     trained: Collection[str],
     intensities: Mapping[str, Intensity] | None = None,
 ) -> Recommendation:
-    """Decide which detector, prompts and threshold to use on each category.
+    """Decide which detector, prompts and threshold to use on each category. Raises BadInput if the file of a prompt is missing.
 
     draws: the metrics of each detector. shared: the metrics on the pictures that all detectors scored, to compare them by. scored: the
-    scores of `episodes`, by detector. trained: the detectors that were trained. intensities: the ranges of each target with pictures of
-    more than 8 bits.
-
-    Raises BadInput if the file of a prompt is missing.
+    scores of `episodes`, by detector. trained: the detectors that were trained. intensities: of each target with more than 8 bits.
     """
     choice = choose(shared, settings, trained)
     if choice is None and len(scored) > 1:

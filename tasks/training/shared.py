@@ -1,4 +1,4 @@
-"""Makes one step of what several processes do: each has its share of a batch, and all come to the weights that one would with the whole."""
+"""Share each step among several processes: each has a part of the batch, and the weights are those of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from changepair.tasks.encoders.encoder import FrozenEncoder
 
 
 def processes() -> int:
-    """Counts the processes that share each step."""
+    """Return the number of processes that share each step."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Gives the place of this process among them."""
     return dist.get_rank() if processes() > 1 else 0
 
 
 def gathered(own: Tensor) -> Tensor:
-    """Joins what every process has, NB... of B... each, equal in size; gradients flow back to where each part is from. For losses that are
-    no mean over examples."""
+    """Join equal parts B... of all processes to NB..., with gradients to each, for losses that are no mean over examples."""
     return torch.cat(list(all_gather(own.contiguous()))) if processes() > 1 else own
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Normalises by the statistics of the whole batch, of which this process has an equal share. As PyTorch's SyncBatchNorm, which needs a
-    GPU; this one works wherever processes do."""
+    """Normalise by the statistics of the whole batch, like PyTorch's SyncBatchNorm, but also without a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or processes() == 1:
@@ -52,7 +49,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Makes every batch normalisation that learns one of the whole batch, in place; weights and names stay as they are."""
+    """Replace every batch normalisation that learns by one of the whole batch, in place, with the same weights and names."""
     for name, child in model.named_children():
         if isinstance(child, FrozenEncoder):
             continue

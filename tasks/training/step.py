@@ -1,4 +1,4 @@
-"""Takes one step of a training: whole, in parts where memory is short, or not at all, with all that is needed to see why."""
+"""Take one step of a training: in parts if memory is short; or refuse it and store what is needed to see why."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ Batch = tuple[Tensor, ...]
 Loss = Callable[[Callable[..., Any], Batch], Tensor]
 
 FAILED_NAME = "failed.pt"
-EXPLODED = 1e4  # A gradient whose norm is more than so many times the median of the last REMEMBERED ones has exploded
+EXPLODED = 1e4  # factor above the median norm of the last REMEMBERED gradients from which one has exploded
 REMEMBERED = 100
+PAYS_FROM = 2000  # steps
 SHOWN = 8  # examples that an error names
 
 
 class Step:
-    """One step after the other of a task."""
-
     def __init__(
         self,
         name: str,
@@ -44,30 +43,26 @@ class Step:
         largest_gradient: float | None,
         folder: Path,
     ) -> None:
-        """name: of the task. model: as accelerate has prepared it. largest_gradient: norm that gradients are clipped to. folder: for
-        what is kept of a step that fails."""
-        self.name = name
-        self.loss = loss
-        self.model = model
-        self.optimizer = optimizer
-        self.accelerator = accelerator
+        """name: of the task. model: as prepared by accelerate. largest_gradient: norm that gradients are clipped to. folder: for
+        FAILED_NAME."""
+        self.name, self.loss, self.model, self.folder = name, loss, model, folder
+        self.optimizer, self.accelerator = optimizer, accelerator
         self.largest = float("inf") if largest_gradient is None else largest_gradient
-        self.folder = folder
         self.weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
-        self.parts = 1  # that each batch is taken in; doubled whenever memory does not suffice
+        self.parts = 1  # of each batch; doubled whenever memory does not suffice
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
     def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> tuple[float, bool]:
-        """Learns from a batch; gives its loss, the mean over all processes, and whether one of them was asked to end. examples: names the
-        batch's, if it comes to that.
+        """Learn from a batch. Return its loss, the mean over all processes, and whether one of them was asked to stop. examples: returns
+        the names of the batch's examples, for errors.
 
-        Raises BadInput if the loss or the gradients are no numbers, if those have exploded (nothing was learnt from the batch then; it is
-        kept with the weights as FAILED_NAME), or if not even one example fits into memory.
+        Raises BadInput if the loss or the gradients are not numbers or have exploded (the batch and the unchanged weights are then stored
+        as FAILED_NAME), or if not even one example fits into memory.
         """
         own = torch.stack([self._backward(batch), torch.tensor(float(stopping.asked()), device=self.accelerator.device)])
-        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # what all see alike, all do alike
+        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # all processes see the same, so they do the same
         wrong = "" if math.isfinite(loss) else "the loss is not a number"
-        if self.accelerator.scaler is None:  # one that scales has infinite gradients now and then, and skips those steps
+        if self.accelerator.scaler is None:  # a scaler has infinite gradients now and then, and skips those steps
             wrong = wrong or self._exploded(float(self.accelerator.clip_grad_norm_(self.weights, self.largest)))
         elif self.largest < float("inf"):
             self.accelerator.clip_grad_norm_(self.weights, self.largest)
@@ -77,7 +72,7 @@ class Step:
         return loss, asked > 0
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Leaves the gradients of a batch, and gives its loss: of parts the mean, each by its share."""
+        """Compute the gradients of a batch. Return its loss: the mean of its parts, weighted by their size."""
         while True:
             self.optimizer.zero_grad()
             try:
@@ -91,7 +86,7 @@ class Step:
                 self._halve(len(batch[0]), error)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
-        """Takes batches in twice as many parts from now on. What a normalisation sees of a batch is then a part: the model is another."""
+        """Take batches in twice as many parts from now on. A normalisation then sees only a part, so the model differs."""
         if self.accelerator.num_processes > 1:  # the others are waiting for its gradients
             raise BadInput(f"training.{self.name}: a batch of {size} does not fit into memory; lower its batch_size") from error
         if 2 * self.parts > size:
@@ -128,18 +123,14 @@ def _parted(batch: Batch, parts: int) -> list[Batch]:
     return [batch] if parts == 1 else list(zip(*(part.tensor_split(parts) for part in batch), strict=True))
 
 
-PAYS_FROM = 2000  # steps
-
-
 def pays(accelerator: Accelerator, steps: int) -> bool:
-    """Tells whether compiling takes less than it saves. On an H200 it took 65 s and saved 76 ms of the 171 of a MetaUAS step with
-    EfficientNet-B4, 128 pairs of 256x256 (docs/pages/performance.md); on two cores of a CPU a step took
-    between .87 and 1.18 times as long, from run to run."""
+    """Tell whether compiling takes less time than it saves. On an H200 it took 65 s and saved 76 ms of the 171 ms of a MetaUAS step with
+    EfficientNet-B4, 128 pairs of 256x256 (docs/pages/performance.md); on two cores of a CPU a step took 0.87 to 1.18 times as long."""
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and steps >= PAYS_FROM
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Gives a network, as accelerate has prepared it, to be called: of the same weights, its frozen encoders compiled on their own."""
+    """Compile a network that accelerate has prepared, its frozen encoders separately. The weights are shared."""
     for part in network.modules():
         if isinstance(part, FrozenEncoder):
             part.compile_network()
