@@ -37,10 +37,8 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores B, and anomaly maps Bxhxw in [0, 1] on the detector's grid.
-
-        relation: to all prompts that count, or [] if there are none. category: what the pictures show, for detectors with `reads`.
-        """
+        """Return image scores B, and anomaly maps Bxhxw in [0, 1] on the detector's grid. relation: to all prompts that count, or [] if
+        there are none. category: what the pictures show, for detectors with `reads`."""
         raise NotImplementedError
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:

@@ -33,11 +33,8 @@ Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
 
 
 def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -> dict[str, str]:
-    """Fills a model with the weights that training.init names, if it names any; gives their hash, by which a checkpoint knows them.
-
-    given: a model folder, its URL, or `packaged`. detector: the model's settings. Raises BadInput if the weights are not there, or do not
-    fit.
-    """
+    """Fills a model with the weights that training.init names, if it names any; gives their hash, by which a checkpoint knows them. given:
+    a model folder, its URL, or `packaged`. detector: the model's settings. Raises BadInput if the weights are not there, or do not fit."""
     if given is None:
         return {}
     if given == PACKAGED:

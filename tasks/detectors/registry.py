@@ -180,10 +180,8 @@ def kind_of(settings: Any) -> str:
 
 
 def base_of(name: str, detectors: Mapping[str, Any]) -> str:
-    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or its base.
-
-    detectors: settings by name.
-    """
+    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or its base. detectors: settings
+    by name."""
     return str(getattr(detectors[name], "model_of", name))
 
 

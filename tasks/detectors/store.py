@@ -33,19 +33,14 @@ Settings = TypeVar("Settings")
 
 
 def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = None, *, filled: bool = True) -> Detector:
-    """Create a detector from its settings; what is trained of it starts at random.
-
-    encoder: as `build_encoder` builds it from the settings; None to build it here. filled: whether the weights of that one are read. Raises
-    BadInput if the encoder does not fit the detector.
-    """
+    """Create a detector from its settings; what is trained of it starts at random. encoder: as `build_encoder` builds it from the settings;
+    None to build it here. filled: whether the weights of that one are read. Raises BadInput if the encoder does not fit the detector."""
     return _created(settings, encoder or build_encoder(settings.encoder, settings.resolution, filled=filled), settings.encoder)
 
 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) -> Detector:
-    """Load a detector of a pipeline; if it is trained, with its weights from models/<name>.
-
-    detectors: settings by name, of this one and its base. models: None to read no weights, as all will be overwritten.
-    """
+    """Load a detector of a pipeline; if it is trained, with its weights from models/<name>. detectors: settings by name, of this one and
+    its base. models: None to read no weights, as all will be overwritten."""
     settings, base = detectors[name], base_of(name, detectors)
     if base != name:
         return _created(settings, load_detector(base, detectors, models), getattr(settings, "prior", None))
@@ -168,10 +163,8 @@ def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, w
 
 
 def settings_from_json(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
-    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default.
-
-    Raises ValueError for a key that there is not, or a value of another type.
-    """
+    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default. Raises
+    ValueError for a key that there is not, or a value of another type."""
     hints = get_type_hints(kind, include_extras=True)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     surplus = [name for name in content if name not in names]

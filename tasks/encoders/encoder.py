@@ -35,10 +35,8 @@ class Encoder(Protocol):
 
 
 class FrozenEncoder(nn.Module):
-    """A network that never trains and stays in evaluation mode. It normalises its input itself.
-
-    It always computes in float32: rounded features changed a score by up to 0.04 (an untrained MetaUAS with an FPN decoder).
-    """
+    """A network that never trains and stays in evaluation mode. It normalises its input itself. It always computes in float32: rounded
+    features changed a score by up to 0.04 (an untrained MetaUAS with an FPN decoder)."""
 
     mean: Tensor
     std: Tensor

@@ -75,9 +75,7 @@ def write_report(
     undefined: Sequence[str] = (),
 ) -> None:
     """Write the report: how to use the model and what to do next; metrics, curves, galleries, failures, training, and how to reproduce it.
-
-    trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`.
-    """
+    trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`."""
     advised = {advice.target: advice for advice in advice_of(recommendation, figures, operating)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     logs = [(log.parent.name, log) for log in sorted(inputs.models.glob(f"*/{LOG_NAME}"))]

@@ -56,10 +56,8 @@ class Scoring:
 
 
 def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] = lambda share: None) -> ScoredDetector:
-    """Write a detector's scores. Resume from what an earlier run, or `score_part`, has scored.
-
-    Other detectors of the same encoder and resolution that are out of date are scored in the same pass; their own call then has less to do.
-    """
+    """Write a detector's scores. Resume from what an earlier run, or `score_part`, has scored. Other detectors of the same encoder and
+    resolution that are out of date are scored in the same pass; their own call then has less to do."""
     device, files = best_device(), scoring.files
     contenders = _contenders(name, scoring, device)
     folder = scoring.scores / name

@@ -83,10 +83,8 @@ def encoded(encoder: Encoder, tiles: Tensor, batch_size: int) -> Iterator[Featur
 def compare(
     detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw.
-
-    memory: the detector's features of the pool. start: the index of the batch's first query in the episodes.
-    """
+    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw. memory: the detector's
+    features of the pool. start: the index of the batch's first query in the episodes."""
     for seed in sorted({episode.seed for episode in episodes.values()}):
         of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
         yield from _compare_seed(detector, memory, queries, of_seed, pool, start)
@@ -192,9 +190,7 @@ def _compare_pairs(
 
 
 def most_similar(queries: Features, pool: Features, count: int = 1) -> Tensor:
-    """Return for each query the pictures of the pool whose last-stage features, averaged over positions, have the highest cosine.
-
-    queries: BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first.
-    """
+    """Return for each query the pictures of the pool whose last-stage features, averaged over positions, have the highest cosine. queries:
+    BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first."""
     of_query, of_pool = (F.normalize(features[-1].mean(dim=(-2, -1)), dim=1) for features in (queries, pool))
     return (of_query @ of_pool.mT).topk(count, dim=1).indices

@@ -63,9 +63,7 @@ def tally(
     among: bool = False,
 ) -> Tally | None:
     """Count. positives: P scores in any order, negatives: N scores ascending, overlap: P. Return None without positives or negatives.
-
-    among: the positives are among the negatives too, so that they need not be separated before the sort, and are subtracted.
-    """
+    among: the positives are among the negatives too, so that they need not be separated before the sort, and are subtracted."""
     count = len(negatives) - among * len(positives)
     if not len(positives) or not count:
         return None

@@ -31,10 +31,8 @@ Resamples = Mapping[int, NDArray[np.float32]]  # resamples of the first queries,
 
 
 def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: EvaluationSettings) -> list[Measured]:
-    """Measure every detector on every episode. Return them by target, detector and episode, each in the order given.
-
-    scores: the folders that the score stage wrote, by detector.
-    """
+    """Measure every detector on every episode. Return them by target, detector and episode, each in the order given. scores: the folders
+    that the score stage wrote, by detector."""
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}

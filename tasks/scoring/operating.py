@@ -64,9 +64,7 @@ def kinds_of(pictures: Iterable[PictureRow]) -> dict[str, str]:
 
 def operating_rows(scored: Mapping[str, Iterable[Scored]], episodes: Sequence[Episode], kinds: Mapping[str, str]) -> list[OperatingRow]:
     """Return the rows of every detector, over all categories and of each if there are several. scored: by detector. kinds: of `kinds_of`.
-
-    An episode with fewer than two normal queries has none.
-    """
+    An episode with fewer than two normal queries has none."""
     counted: dict[tuple[str, str, str, int], dict[tuple[str, str], dict[int, list[_Counted]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )

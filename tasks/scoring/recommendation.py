@@ -87,10 +87,8 @@ class Recommendation:
         return [use for use in self.uses if use.target == target]
 
     def find(self, name: str | None) -> Use | None:
-        """Find the use with a name: <target>/<category>, or a category or target that has only one use.
-
-        None stands for the only use. Returns None if no use or several match.
-        """
+        """Find the use with a name: <target>/<category>, or a category or target that has only one use. None stands for the only use.
+        Returns None if no use or several match."""
         exact = [use for use in self.uses if name in (None, use.name)]
         found = exact or [use for use in self.uses if name in (use.category, use.target)]
         return found[0] if len(found) == 1 else None

@@ -162,10 +162,8 @@ def _score_batch(
     sizes: Sequence[tuple[int, int]],
     batch_size: int,
 ) -> None:
-    """Score a batch of B queries from `start` tile by tile, and add the results to each detector's work.
-
-    tiles: TxBx3xHxW in [0, 1]. sizes: height and width of each picture, in pixels.
-    """
+    """Score a batch of B queries from `start` tile by tile, and add the results to each detector's work. tiles: TxBx3xHxW in [0, 1]. sizes:
+    height and width of each picture, in pixels."""
     todo = []
     for contender, group in waiting:
         part = slice(contender.work.done(group) - start, min(len(images), group.queries - start))

@@ -59,10 +59,8 @@ def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: 
 
 
 def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], exact: dict[str, float]) -> dict[str, Draws]:
-    """Return the pixel metrics of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the metrics of all pictures.
-
-    The levels are coarse, so only the distance of a draw's metric from that of all pictures on those levels is used.
-    """
+    """Return the pixel metrics of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the metrics of all pictures. The levels
+    are coarse, so only the distance of a draw's metric from that of all pictures on those levels is used."""
     middle = coarse_figures(by_picture)
     if not middle:
         return {}

@@ -44,9 +44,7 @@ Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
 
 class PairEvidence:
     """Evidence of change pairs: a query is compared with its prompt, or several views of it, and is anomalous if anything was changed.
-
-    Prompts of InCTRL are normal: a pair whose roles were swapped, so that the artefact is in its prompt, is swapped back.
-    """
+    Prompts of InCTRL are normal: a pair whose roles were swapped, so that the artefact is in its prompt, is swapped back."""
 
     def __init__(
         self, folder: Path, rows: Sequence[PairRow], resolution: int, views: Sequence[int] = (1,), apart: AugmentationSettings | None = None

@@ -88,10 +88,8 @@ class PromptQuery(PatchDetector):
 
 
 def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
-    """Find in one stage each query patch's nearest patch of each prompt. Return its cosine and its value, BxKx(1+d)xhxw.
-
-    queries: BxCxhxw, banks: KxCxhxw for all queries or BxKxCxhxw, both of unit length; values: Kxdxhxw or BxKxdxhxw.
-    """
+    """Find in one stage each query patch's nearest patch of each prompt. Return its cosine and its value, BxKx(1+d)xhxw. queries: BxCxhxw,
+    banks: KxCxhxw for all queries or BxKxCxhxw, both of unit length; values: Kxdxhxw or BxKxdxhxw."""
     patches = queries.flatten(2).mT  # BxNxC
     if banks.ndim == 4:
         banks, values = (part[None].expand(queries.shape[0], *part.shape) for part in (banks, values))
