@@ -134,8 +134,7 @@ def _loaded(point: EntryPoint) -> Kind:
         kind = point.load()
     except Exception as error:  # code of others may raise anything
         raise BadInput(f"{where}, cannot be imported ({in_short(f'{type(error).__name__}: {error}')}); mend or uninstall it") from error
-    wrong = _wrong_with(point, kind)
-    if wrong:
+    if wrong := _wrong_with(point, kind):
         raise BadInput(f"{where}, cannot be used: {wrong}")
     return cast(Kind, kind)
 
@@ -161,7 +160,7 @@ def _package_of(point: EntryPoint) -> str:
 
 
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}),
+    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02})
 }
 """Kinds of earlier versions: the kind that each is now, and the defaults that it had."""
 

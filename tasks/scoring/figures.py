@@ -56,11 +56,7 @@ class Tally:
 
 
 def tally(
-    positives: NDArray[np.floating],
-    negatives: NDArray[np.floating],
-    overlap: NDArray[np.floating] | None = None,
-    *,
-    among: bool = False,
+    positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating] | None = None, *, among: bool = False
 ) -> Tally | None:
     """Count. positives: P scores in any order, negatives: N scores ascending, overlap: P. Return None without positives or negatives.
     among: the positives are among the negatives too, so that they need not be separated before the sort, and are subtracted."""

@@ -57,12 +57,7 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
 
 
 def _measure_alike(
-    detector: str,
-    items: Sequence[Scored],
-    episodes: Sequence[Episode],
-    truths: _Truths,
-    resamples: Resamples,
-    settings: EvaluationSettings,
+    detector: str, items: Sequence[Scored], episodes: Sequence[Episode], truths: _Truths, resamples: Resamples, settings: EvaluationSettings
 ) -> Iterator[tuple[Scored, Measured]]:
     """Measure one detector on episodes of the same queries. The first with pixels sets the levels for the others: one with several prompts
     if there is one, as its maps vary least."""

@@ -30,8 +30,7 @@ from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training import checkpoint
 from changepair.tasks.training.checkpoint import LogLine, write_log
 from changepair.tasks.training.settings import TrainingSettings
-from changepair.tasks.training.shared import share_statistics
-from changepair.tasks.training.step import Batch, Step, compiled, pays
+from changepair.tasks.training.step import Batch, Step, compiled, pays, share_statistics
 from changepair.tasks.training.tracking import Tracking, tracked
 
 PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: the share of steps at which the learning rate peaks, and its first share of the peak

@@ -138,7 +138,6 @@ class AuxiliaryEvidence:
         return evidence
 
     def _prompts(self, rng: np.random.Generator, pool: Sequence[str], query: str) -> np.ndarray:
-        """Draw indices in the pool."""
         others = [place for place, image in enumerate(pool) if image != query]
         return rng.choice(others, self.settings.shots, replace=False)
 

@@ -45,16 +45,5 @@ class MetricResidualSettings(PatchResidualSettings):
     """How much of the median patch's residual is taken off the image score."""
 
 
-SCORING = (
-    "resolution",
-    "top_share",
-    "background",
-    "rotations",
-    "mirrored",
-    "own",
-    "foreground",
-    "contrast",
-    "smoothing",
-    "encoder.scales",
-)
+SCORING = ("resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing", "encoder.scales")
 """Settings that the learnt metric does not depend on."""

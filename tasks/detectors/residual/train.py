@@ -13,8 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.training.shared import gathered
-from changepair.tasks.training.step import Batch
+from changepair.tasks.training.step import Batch, gathered
 from changepair.tasks.training.task import PairTask, train_on_pairs
 
 
