@@ -125,7 +125,6 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def as_line(wrong: Sequence[str], at_most: int | None = 3) -> str:
-    """Format a list of misfits as one line."""
     shown = wrong[:at_most]
     return f"{len(wrong)} tensors: " + ", ".join(shown) + (", …" if len(shown) < len(wrong) else "")
 

@@ -19,8 +19,6 @@ MANY, WIDE = 0.2, 0.1  # share of misses, and width of an interval, above which 
 
 @dataclass(frozen=True)
 class Advice:
-    """How to use the model on one target."""
-
     target: str
     detector: str
     uses: Sequence[Use]  # one for each category of the target

@@ -40,7 +40,6 @@ class Curves:
         return cls({name: pd.read_csv(folder / f"{name}.csv", dtype=texts, keep_default_na=False) for name in names})
 
     def write(self, folder: Path) -> None:
-        """Write each table to folder/<name>.csv."""
         with made_anew(folder) as partial:
             for name, table in self.tables.items():
                 rows = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in table.itertuples(index=False))

@@ -46,8 +46,6 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pick:
-    """A query that a gallery shows, and why."""
-
     detector: str
     kind: Kind
     shown: Shown
@@ -57,8 +55,6 @@ class Pick:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The pictures to look at of one target."""
-
     target: str
     overlays: list[Shown]
     picks: list[Pick]

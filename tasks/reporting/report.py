@@ -81,8 +81,6 @@ def beside(layout: str, resolution: int, protocols: Sequence[tuple[str, int]]) -
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of the results."""
-
     pipeline: str
     settings: Mapping[str, Any]  # the pipeline's section of pipelines.yaml
     layouts: Mapping[str, str]  # of each target
@@ -152,7 +150,6 @@ def write_report(
 
 
 def markdown(rows: Sequence[FigureRow]) -> str:
-    """Format the table of metrics as Markdown."""
     columns = ["target", "detector", "protocol", "shots", *FIGURES]
     lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
@@ -170,8 +167,6 @@ class Listed:
 
 @dataclass(frozen=True)
 class TargetPart:
-    """The part of the page on one target."""
-
     name: str
     advice: Advice | None
     charts: list[tuple[str, list[tuple[str, str]]]]  # by kind, each a title and an inline picture

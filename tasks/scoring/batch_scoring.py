@@ -45,8 +45,6 @@ class ScoredDetector:
 
 @dataclass(frozen=True)
 class Scoring:
-    """The inputs and outputs of scoring."""
-
     detectors: Mapping[str, Any]  # the settings of all detectors of the pipeline, by name
     settings: EvaluationSettings
     files: EpisodeFiles

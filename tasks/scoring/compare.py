@@ -37,7 +37,6 @@ def pools_of(
     detectors: Mapping[str, Detector],
     episodes: Sequence[Episode],
     grid: Grid,
-    *,
     resolution: int,
     resize: Resize,
     batch_size: int,
@@ -97,11 +96,8 @@ def _compare_seed(
         number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
     }
     several = {number: places for number, episode in episodes.items() if (places := _several_prompts(episode, queries, pool)) is not None}
-    together = {
-        number: pool.places(episode)
-        for number, episode in episodes.items()
-        if number not in single and number not in several and episode.prompts
-    }
+    rest = {number: episode for number, episode in episodes.items() if episode.prompts and number not in single and number not in several}
+    together = {number: pool.places(episode) for number, episode in rest.items()}
     column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
     relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
     alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
@@ -120,21 +116,15 @@ def _compare_seed(
     for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
         choices = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
         distinct = sorted({(query, place) for choice in choices.values() for query, place in enumerate(choice)})
-        related = [(query, place) for query, place in distinct if place in column]
-        once = _compare_pairs(
-            detector,
-            queries,
-            related,
-            lambda whose, places: [stage[whose, [column[place] for place in places]][:, None] for stage in relation],
-            category,
-        )
-        once |= _compare_pairs(
-            detector,
-            queries,
-            [pair for pair in distinct if pair[1] not in column],
-            lambda whose, places: detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory]),
-            category,
-        )
+        related, others = ([pair for pair in distinct if (pair[1] in column) == wanted] for wanted in (True, False))
+
+        def look_up(whose: list[int], places: list[int]) -> Features:
+            return [stage[whose, [column[place] for place in places]][:, None] for stage in relation]
+
+        def relate(whose: list[int], places: list[int]) -> Features:
+            return detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory])
+
+        once = _compare_pairs(detector, queries, related, look_up, category) | _compare_pairs(detector, queries, others, relate, category)
         for number, choice in choices.items():
             scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
             yield number, torch.stack(scores), torch.stack(maps)

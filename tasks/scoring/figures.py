@@ -144,7 +144,6 @@ def aupro_as_published(
 
 
 def image_figures(counts: Tally | None) -> dict[str, Counts]:
-    """Return the three image metrics, as fractions."""
     return {} if counts is None else dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
 
 

@@ -35,7 +35,6 @@ class Truth:
     overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
 
     def first(self, count: int) -> Truth:
-        """Return the truth of the first `count` pictures."""
         until = np.searchsorted(self.anomalous, count * self.pixels)
         return Truth(self.known[:count], self.pixels, self.anomalous[:until], self.overlap[:until])
 
@@ -87,7 +86,6 @@ class PixelScores:
             self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
 
     def figures(self, convention: Convention) -> dict[str, float]:
-        """Return the pixel metrics of everything added, those that are defined."""
         if not self.exact:
             return histogram_figures(*self._histograms)
         everything = self._scores[: self._filled]

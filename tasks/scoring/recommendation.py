@@ -62,7 +62,6 @@ class Use:
 
     @property
     def name(self) -> str:
-        """The name for --category if a model has several uses."""
         return f"{self.target}/{self.category}"
 
     @property

@@ -61,8 +61,6 @@ class Measured:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A row of figures.csv."""
-
     target: str
     category: str
     detector: str
@@ -195,8 +193,6 @@ def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of an evaluation."""
-
     figures: list[FigureRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
@@ -211,7 +207,6 @@ def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Result
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Write the files that the head of this module lists."""
     write_text(folder / METRICS_NAME, json.dumps(results.metrics, indent=1) + "\n")
     write_csv_rows(folder / FIGURES_NAME, FigureRow, results.figures)
     write_csv_rows(folder / COMPARISONS_NAME, ComparisonRow, results.comparisons)
@@ -249,7 +244,6 @@ def read_csv_rows(file: Path, kind: type[Row]) -> list[Row]:
 
 
 def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], list[Measured]]:
-    """Group by target, detector, protocol and shots."""
     groups: dict[tuple[str, str, str, int], list[Measured]] = {}
     for item in measured:
         episode = item.episode

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +29,6 @@ from changepair.tasks.scoring.scores import Group, TileResults, Work, same_queri
 
 @dataclass(frozen=True)
 class Contender:
-    """A detector to score."""
-
     name: str
     detector: Detector
     resolution: int
@@ -118,8 +115,8 @@ def _score_group(
     for grid, by_name in _by_grid(waiting, sizes).items():
         detectors = {contender.name: contender.detector for contender, _group in waiting if contender.name in by_name}
         prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
-        looks: Any = {"resolution": resolution, "resize": resize, "batch_size": batch_size, "device": device}
-        cuts.append(Cut(grid, by_name, pools_of(detectors, list(prompted.values()), grid, **looks)))
+        pools = pools_of(detectors, list(prompted.values()), grid, resolution, resize, batch_size, device)
+        cuts.append(Cut(grid, by_name, pools))
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):

@@ -127,7 +127,6 @@ class Work:
         self.folder = folder
 
     def done(self, group: Group) -> int:
-        """Return the number of a group's queries that are scored."""
         file = self._file(group, "json")
         return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
 
@@ -185,7 +184,6 @@ def _rows(group: Group, place: int, number: int, detector: str, scores: NDArray[
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """Read the rows of SCORES in a folder that the score stage wrote."""
     return read_table(folder / SCORES_NAME, SCORES, MADE_BY)
 
 

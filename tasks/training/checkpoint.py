@@ -81,7 +81,6 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state without frozen encoders."""
     frozen = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FrozenEncoder))
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
 

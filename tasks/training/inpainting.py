@@ -58,7 +58,6 @@ class InpainterTask:
         return tuple(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
-        """Return the Huber loss of the residual in the hole."""
         picture, mask, noise, moments = batch
         holes = Hole.of(picture, mask)
         wanted = holes.residual()

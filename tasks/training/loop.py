@@ -65,8 +65,6 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples that a pipeline has to learn from."""
-
     pairs: Path  # the folder of its change pairs
     synthesis: SynthesisSettings
     made_of: EpisodeFiles  # the files that the change pairs were made from
@@ -74,8 +72,6 @@ class Examples:
 
 @dataclass(frozen=True)
 class Places:
-    """The folders that a training writes to."""
-
     model_folder: Path
     checkpoints: Path
     tracking: Tracking = Tracking()
@@ -83,8 +79,6 @@ class Places:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training."""
-
     steps: int
     loss: float  # mean of the last log line
     held_out_loss: float | None  # of the model that is kept

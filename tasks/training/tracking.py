@@ -32,8 +32,6 @@ class Tracking:
 
 
 class Log:
-    """The trackers of one run."""
-
     def __init__(self, trackers: dict[str, GeneralTracker]) -> None:
         self._trackers = trackers
 

@@ -152,8 +152,6 @@ Source = PairEvidence | AuxiliaryEvidence
 
 @dataclass(frozen=True)
 class Sides:
-    """The examples that are trained on, and those that are held out."""
-
     training: Source
     held_out: Source | None = None
 
@@ -216,7 +214,6 @@ def train(
 
 
 def _sides(detector: InCTRLSettings, settings: InCTRLTrainingSettings, examples: Examples) -> Sequence[Source]:
-    """Return the evidence to train on, and the evidence that is held out, if any."""
     if settings.examples == "pairs":
         index, apart = read_index(examples.pairs), examples.synthesis.augmentation
         parts = ([row for row in index if row.held_out == held_out] for held_out in (False, True))

@@ -42,7 +42,6 @@ class MetaUASPlus(Detector):
         return [*self.metauas.relate(own, memory[:aligned]), *prior]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores B and anomaly maps BxHxW; the score is the map's maximum."""
         aligned, own = len(self.metauas.alignments), queries[self.before :]
         _score, changed = self.metauas.conclude(own, relation[:aligned])
         prior = self.residual.conclude(own, relation[aligned:])[1] if self.residual is not None else few_shot_map(relation[aligned:])
@@ -50,7 +49,6 @@ class MetaUASPlus(Detector):
         return maps.flatten(1).amax(dim=1), maps
 
     def _remember(self, features: Features) -> Features:
-        """Return what the prior compares."""
         if self.residual is not None:
             return self.residual.remember(features)
         return unit_patches(features, range(1, cast(SecondEncoder, self.encoder).second.maps + 1))

@@ -67,7 +67,6 @@ class PromptQuery(PatchDetector):
         return self.head(torch.cat([resized(part, finest) for part in seen], dim=1)).squeeze(1)
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores B, and anomaly maps Bxhxw."""
         maps = self.segment(queries, relation).sigmoid()
         return self.image_scores(maps), maps
 

@@ -27,7 +27,6 @@ class MetricResidual(PatchResidual):
     averaged by weights. The metric is the same at all scales of the encoder."""
 
     def __init__(self, encoder: Encoder, **options: Any) -> None:
-        """options: PatchResidual's."""
         super().__init__(encoder, **options)
         each = len(self.stages) // len(encoder.scales)
         channels = [encoder.channels[stage - 1] for stage in self.stages[:each]]  # of every scale: one metric for all of them

@@ -32,7 +32,6 @@ class WinCLIP(Detector):
         self.stages = tuple(range(1, self.encoder.maps + 1))
 
     def remember(self, prompts: Features) -> Features:
-        """Return patches, and windows of each size, at unit length."""
         return unit_patches(prompts, self.stages)
 
     def relate(self, queries: Features, memory: Features) -> Features:
