@@ -70,7 +70,7 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
 
 def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors if they are the network's, with or without a classifier; timm would ignore those that do not fit."""
-    network = timm.create_model(settings.name, pretrained=False)
+    network: Any = timm.create_model(settings.name, pretrained=False)
     classifiers = network.pretrained_cfg.get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
     head = {f"{name}.{part}" for name in names for part in ("weight", "bias")}

@@ -49,13 +49,10 @@ class TextPrior:
         """Return the mean directions of the normal and of the anomalous sentences, 2xD, unit length. Of a category a+b, each class has its
         own sentences and the same weight."""
         if category not in self._known:
-            classes = [self._class(name) for name in category.split(TOGETHER)]
-            self._known[category] = F.normalize(torch.stack(classes).mean(dim=0), dim=1)
+            classes = [sentences(name, natural=name in self.natural) for name in category.split(TOGETHER)]
+            means = [torch.stack([F.normalize(self.embed(texts), dim=1).mean(dim=0) for texts in pair]) for pair in classes]
+            self._known[category] = F.normalize(torch.stack(means).mean(dim=0), dim=1)
         return self._known[category]
-
-    def _class(self, name: str) -> Tensor:
-        parts = [F.normalize(self.embed(texts), dim=1) for texts in sentences(name, natural=name in self.natural)]
-        return torch.stack([part.mean(dim=0) for part in parts])
 
     def forget(self) -> None:
         """Clear the cache; call it when the text tower's weights have changed."""

@@ -10,7 +10,7 @@ from changepair.tasks.common.texts import percent
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.prediction.calibration import DECIMALS, needed
 from changepair.tasks.scoring.operating import RATE, OperatingRow
-from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, with_prompts
+from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, rates_of, with_prompts
 from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow
 
 FIGURE, BESIDE = "image_auroc", "pixel_aupro"
@@ -63,18 +63,13 @@ class Advice:
             )
         else:
             categories = f"All {len(known)}" if len(known) == len(self.uses) else f"{len(known)} of {len(self.uses)}"
-            words = f"{categories} categories have a threshold, for {self._rates} % false alarms."
+            words = f"{categories} categories have a threshold, for {rates_of(known)} % false alarms."
         found = found_of(self.uses)
         if found is None:
             return words
         flagged, anomalous, low, high = found
         share = f"{100 * flagged / anomalous:.1f} %, {100 * low:.1f} to {100 * high:.1f}"
         return f"{words} {'It flags' if len(known) == 1 else 'They flag'} {flagged} of {anomalous} anomalous test pictures ({share})."
-
-    @property
-    def _rates(self) -> str:
-        rates = sorted({use.threshold.false_alarms for use in self.uses if use.threshold is not None})
-        return percent(rates[0]) if len(rates) == 1 else f"{percent(rates[0])} to {percent(rates[-1])}"
 
     def command(self, pipeline: str, use: Use | None = None) -> str:
         """Return the command that scores a picture with this detector, prompts and threshold. use: None for the first category."""
@@ -108,9 +103,8 @@ def next_steps(
             "cost less than that (changepair predict --calibrate … --false-alarms 0.05)."
         )
     if advice.figure is not None and advice.figure.high - advice.figure.low > WIDE:
-        steps.append(
-            f"Measure on more pictures: the image AUROC may be from {100 * advice.figure.low:.0f} to {100 * advice.figure.high:.0f} %."
-        )
+        low, high = 100 * advice.figure.low, 100 * advice.figure.high
+        steps.append(f"Measure on more pictures: the image AUROC may be from {low:.0f} to {high:.0f} %.")
     alike = [row for row in figures if row.category == ALL and row.figure == FIGURE and _about(row) == _about(advice)]
     values = {row.detector: row.mean for row in alike}
     better = [name for name in values if _clearly_better(name, advice, comparisons)]

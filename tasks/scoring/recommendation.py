@@ -117,12 +117,16 @@ def _thresholds(uses: Sequence[Use]) -> str:
     known = [use.threshold for use in uses if use.threshold is not None]
     if not known:
         return "no threshold"
-    rates = sorted({percent(threshold.false_alarms) for threshold in known}, key=float)
-    rate = f"{rates[0]} %" if len(rates) == 1 else f"{rates[0]} to {rates[-1]} %"
     if len(uses) == 1:
-        return f"threshold {known[0].value:.{DECIMALS}f} for {rate} false alarms"
-    categories = f"{len(uses)} categories" if len(known) == len(uses) else f"{len(known)} of {len(uses)} categories"
-    return f"thresholds of {categories} for {rate} false alarms"
+        return f"threshold {known[0].value:.{DECIMALS}f} for {rates_of(known)} % false alarms"
+    count = str(len(uses)) if len(known) == len(uses) else f"{len(known)} of {len(uses)}"
+    return f"thresholds of {count} categories for {rates_of(known)} % false alarms"
+
+
+def rates_of(thresholds: Sequence[Threshold]) -> str:
+    """Format the lowest and the highest rate of false alarms, in percent."""
+    rates = sorted({percent(threshold.false_alarms) for threshold in thresholds}, key=float)
+    return rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
 
 
 def recommend(

@@ -128,8 +128,9 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
                 ends = interval(_mean(seeds).draws) if seeds else None
                 if ends is not None:
                     values = [seed.value for seed in seeds]
-                    numbers = (round(float(number), 6) for number in (np.mean(values), np.std(values), *ends))
-                    rows.append(FigureRow(target, category, detector, protocol, shots, figure, *numbers, len(seeds), pictures, *counts))
+                    mean, std, low, high = (round(float(number), 6) for number in (np.mean(values), np.std(values), *ends))
+                    about = (target, category, detector, protocol, shots, figure)
+                    rows.append(FigureRow(*about, mean, std, low, high, len(seeds), pictures, *counts))
     return rows
 
 
@@ -148,8 +149,8 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
                     one, other = _mean(seeds[0]), _mean(seeds[1])
                     estimate = difference(one.value - other.value, one.draws - other.draws)
                     if estimate is not None:
-                        numbers = (round(number, 6) for number in astuple(estimate))
-                        rows.append(ComparisonRow(target, protocol, shots, figure, *names, *numbers, pictures))
+                        value, low, high, p = (round(number, 6) for number in astuple(estimate))
+                        rows.append(ComparisonRow(target, protocol, shots, figure, *names, value, low, high, p, pictures))
     return rows
 
 
@@ -262,7 +263,7 @@ def _by_seed(items: Sequence[Measured], figure: str, *, shared: bool = False) ->
 
 
 def _mean(measures: Sequence[Measure]) -> Measure:
-    draws = np.mean([measure.draws for measure in measures], axis=0, dtype=np.float32)
+    draws: Draws = np.mean(np.stack([measure.draws for measure in measures]), axis=0, dtype=np.float32)
     return Measure(float(np.mean([measure.value for measure in measures])), draws)
 
 

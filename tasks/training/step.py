@@ -79,7 +79,8 @@ class Step:
             self.optimizer.zero_grad()
             try:
                 total = torch.zeros((), device=self.accelerator.device)
-                for part in _parted(batch, self.parts):
+                parts = [batch] if self.parts == 1 else zip(*(part.tensor_split(self.parts) for part in batch), strict=True)
+                for part in parts:
                     loss = self.loss(self.model, part) * (len(part[0]) / len(batch[0]))
                     self.accelerator.backward(loss)
                     total += loss.detach()
@@ -119,10 +120,6 @@ class Step:
             f"training.{self.name}: step {number}: {wrong}; lower its learning_rate, or give a largest_gradient. It was learning from "
             f"{named}; those and the weights are in {file}"
         )
-
-
-def _parted(batch: Batch, parts: int) -> list[Batch]:
-    return [batch] if parts == 1 else list(zip(*(part.tensor_split(parts) for part in batch), strict=True))
 
 
 def pays(accelerator: Accelerator, steps: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,7 @@ class MetaUAS(Detector):
         self.fusion = fusion
         self.alignments = nn.ModuleList(FeatureAlignment(channels, alignment, similarity) for channels in aligned)
         if decoder == "fpn":
-            network: nn.Module = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
+            network: Any = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
         else:
             network = UnetDecoder(encoder_channels=widths, decoder_channels=tuple(decoder_channels), n_blocks=STAGES, attention_type="scse")
             # The authors' decoder has no attention where there is no skip; today's smp has.
