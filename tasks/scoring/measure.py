@@ -22,7 +22,7 @@ from changepair.tasks.scoring.figures import image_figures, tally
 from changepair.tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
 from changepair.tasks.scoring.results import Measure, Measured
 from changepair.tasks.scoring.scores import Scored, read_scored, same_queries
-from changepair.tasks.scoring.settings import Convention, EvaluationSettings
+from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
 
 AT_ONCE = 16  # pictures whose maps are resized together; the first of them set the levels that draws are counted on
@@ -44,7 +44,7 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
         counts = {len(items[0].scores) for items in alike.values() if items}
         resamples = {count: resample(some.queries[:count], some.labels[:count], some.target, some.category) for count in counts}
         for detector, items in alike.items():
-            for item, result in _measure_alike(detector, items, episodes, truths, resamples, settings):
+            for item, result in _measure_alike(detector, items, episodes, truths, resamples):
                 measured[detector, item.number] = result
     targets = dict.fromkeys(episode.target for episode in episodes)
     return [
@@ -57,7 +57,7 @@ def measure(scores: Mapping[str, Path], files: EpisodeFiles, settings: Evaluatio
 
 
 def _measure_alike(
-    detector: str, items: Sequence[Scored], episodes: Sequence[Episode], truths: _Truths, resamples: Resamples, settings: EvaluationSettings
+    detector: str, items: Sequence[Scored], episodes: Sequence[Episode], truths: _Truths, resamples: Resamples
 ) -> Iterator[tuple[Scored, Measured]]:
     """Measure one detector on episodes of the same queries. The first with pixels sets the levels for the others: one with several prompts
     if there is one, as its maps vary least."""
@@ -72,7 +72,7 @@ def _measure_alike(
             own = _pixel_scores(item, truths, None) if by_pixel and first is None else None
             like = first if by_pixel else None
             first = first or own
-            waiting.append((item, pool.submit(_measured, detector, item, episode, own, like, truths, resamples, settings.convention)))
+            waiting.append((item, pool.submit(_measured, detector, item, episode, own, like, truths, resamples)))
         for item, future in waiting:
             yield item, future.result()
 
@@ -100,17 +100,15 @@ def _measured(
     like: PixelScores | None,
     truths: _Truths,
     resamples: Resamples,
-    convention: Convention,
 ) -> Measured:
     """Measure one detector on one episode. pixels: its pixel scores, if they are collected already. like: to collect them, the levels."""
     count = len(item.scores)
     if like is not None:
         pixels = _pixel_scores(item, truths, like)
     by_picture = pixels.by_picture() if pixels is not None else None
-    exact = pixels.figures(convention) if pixels is not None else {}
+    exact = pixels.figures(truths.convention) if pixels is not None else {}
     figures = _measures(episode, item.scores, by_picture, exact, resamples[count])
-    few = min(resamples)
-    some = figures
+    few, some = min(resamples), figures
     if few < count:
         first = None if by_picture is None else by_picture[:, :few]
         some = _measures(episode, item.scores[:few], first, {} if first is None else coarse_figures(first), resamples[few])
@@ -139,9 +137,8 @@ class _Truths:
     """The masks of the queries of some episodes, read once for all of them."""
 
     def __init__(self, episode: Episode, mask_of: Mapping[str, str | None], settings: EvaluationSettings) -> None:
-        self.files = [mask_of[image] for image in episode.queries]
-        self.labels = episode.labels
-        self.resolution = settings.resolution
+        self.files, self.labels = [mask_of[image] for image in episode.queries], episode.labels
+        self.resolution, self.convention = settings.resolution, settings.convention
         self.read = read_mask_as_published if settings.convention == "published" else read_mask
         self.any = any(self.files)
         self._read: dict[int, Truth] = {}
