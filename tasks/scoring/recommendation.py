@@ -53,8 +53,7 @@ class Use:
     seed: int
     value: float | None  # the metric of the target at these shots, a fraction; None where it is undefined
     prompts: tuple[Prompt, ...]
-    threshold: Threshold | None
-    """Set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise."""
+    threshold: Threshold | None  # set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise
     intensity: Intensity  # the ranges that the target's pictures of more than 8 bits were scaled by
     anomalous: int  # number of anomalous test pictures in the episode
     found: int  # number of them above the threshold
