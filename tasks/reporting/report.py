@@ -29,7 +29,7 @@ from changepair.tasks.scoring.operating import OperatingRow
 from changepair.tasks.scoring.recommendation import NEAR, Recommendation
 from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
 from changepair.tasks.scoring.settings import EvaluationSettings
-from changepair.tasks.training.checkpoint import LOG_NAME
+from changepair.tasks.training.log import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
 VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")

@@ -7,24 +7,32 @@ prompts. The score of the picture is the highest score of its tiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Resize
-from changepair.tasks.common.tensors import read_tiles, uncropped
-from changepair.tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
+from changepair.tasks.common.tensors import joined_maps, read_tiles, resized_maps, uncropped
+from changepair.tasks.common.tiles import AUTO, OVERLAP, WHOLE, Grid, Tiles, boxes, grid_of
 from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import Pool, compare, encoded, pictures_at_once, pools_of
-from changepair.tasks.scoring.scores import Group, TileResults, Work, same_queries
+from changepair.tasks.scoring.scores import Group, Maps, Work, same_queries
+
+CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile
+MOST_CELLS = 1024  # largest number of cells a side of a stored map
+STEP = round(1 / OVERLAP)
+"""The cells a side of a tile are a multiple of this, so the tiles of a stored map overlap by whole cells, as in the picture."""
 
 
 @dataclass(frozen=True)
@@ -185,3 +193,35 @@ def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) 
         raise BadInput(
             f"{name}: its score of {images[wrong[0]]} is not a number; train it again, with a lower learning_rate if its loss rose"
         )
+
+
+class TileResults:
+    """Collects the scores and maps of a batch of pictures, tile by tile, for each episode."""
+
+    def __init__(self) -> None:
+        self.scores: dict[int, NDArray[np.float32]] = {}  # by episode, the highest score of the tiles so far: B
+        self._tiles: dict[int, tuple[Grid, list[Maps]]] = {}
+
+    def add(self, number: int, grid: Grid, scores: Tensor, maps: Tensor | None) -> None:
+        """Add an episode's next tile: scores B, and maps Bxhxw if they are kept."""
+        found = scores.float().cpu().numpy()
+        self.scores[number] = np.maximum(self.scores[number], found) if number in self.scores else found
+        if maps is not None:
+            self._tiles.setdefault(number, (grid, []))[1].append(maps.float().cpu().numpy())
+
+    def maps(self) -> dict[int, Maps]:
+        """Return the joined maps by episode: BxHxW, of the same size for all episodes."""
+        whole = {number: stored_map(tiles, grid) for number, (grid, tiles) in self._tiles.items()}
+        size = [max((maps.shape[axis] for maps in whole.values()), default=0) for axis in (1, 2)]
+        return {number: resized_maps(maps, size) for number, maps in whole.items()}
+
+
+def stored_map(tiles: Sequence[Maps], grid: Grid) -> Maps:
+    """Join the maps Bxhxw of a grid's tiles to maps BxHxW. A whole picture's map is returned unchanged."""
+    if grid == WHOLE:
+        return tiles[0]
+    sides = []
+    for side, count in zip(tiles[0].shape[1:], grid, strict=True):
+        wanted = math.ceil(max(CELLS, side / count) / STEP)
+        sides.append(count * STEP * min(wanted, MOST_CELLS // count // STEP))
+    return joined_maps(tiles, grid, *sides, antialias=True)

@@ -10,7 +10,6 @@ Maps are kept of every query that has a mask, and of the queries of the one epis
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from torch import Tensor
 
 from changepair.tasks.common.files import made_anew, read_table, write_table, write_text
-from changepair.tasks.common.tensors import joined_maps, resized_maps
-from changepair.tasks.common.tiles import OVERLAP, WHOLE, Grid
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.sampling.episodes import Episode
 
@@ -47,11 +43,6 @@ SCORES = pa.schema(
         pa.field("map", pa.int32()),  # its row in that file
     ]
 )
-CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile
-MOST_CELLS = 1024  # largest number of cells a side of a stored map
-STEP = round(1 / OVERLAP)
-"""The cells a side of a tile are a multiple of this, so the tiles of a stored map overlap by whole cells, as in the picture."""
-
 Maps = NDArray[np.float32]
 
 
@@ -86,38 +77,6 @@ def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
     for number, episode in episodes.items():
         groups.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
     return list(groups.values())
-
-
-class TileResults:
-    """Collects the scores and maps of a batch of pictures, tile by tile, for each episode."""
-
-    def __init__(self) -> None:
-        self.scores: dict[int, NDArray[np.float32]] = {}  # by episode, the highest score of the tiles so far: B
-        self._tiles: dict[int, tuple[Grid, list[Maps]]] = {}
-
-    def add(self, number: int, grid: Grid, scores: Tensor, maps: Tensor | None) -> None:
-        """Add an episode's next tile: scores B, and maps Bxhxw if they are kept."""
-        found = scores.float().cpu().numpy()
-        self.scores[number] = np.maximum(self.scores[number], found) if number in self.scores else found
-        if maps is not None:
-            self._tiles.setdefault(number, (grid, []))[1].append(maps.float().cpu().numpy())
-
-    def maps(self) -> dict[int, Maps]:
-        """Return the joined maps by episode: BxHxW, of the same size for all episodes."""
-        whole = {number: stored_map(tiles, grid) for number, (grid, tiles) in self._tiles.items()}
-        size = [max((maps.shape[axis] for maps in whole.values()), default=0) for axis in (1, 2)]
-        return {number: resized_maps(maps, size) for number, maps in whole.items()}
-
-
-def stored_map(tiles: Sequence[Maps], grid: Grid) -> Maps:
-    """Join the maps Bxhxw of a grid's tiles to maps BxHxW. A whole picture's map is returned unchanged."""
-    if grid == WHOLE:
-        return tiles[0]
-    sides = []
-    for side, count in zip(tiles[0].shape[1:], grid, strict=True):
-        wanted = math.ceil(max(CELLS, side / count) / STEP)
-        sides.append(count * STEP * min(wanted, MOST_CELLS // count // STEP))
-    return joined_maps(tiles, grid, *sides, antialias=True)
 
 
 class Work:

@@ -1,4 +1,4 @@
-"""Save the progress of a training: checkpoints to resume from, and a log as CSV, which depends on no clock."""
+"""Save checkpoints that a training resumes from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from changepair.tasks.common.files import write_csv, written_beside
+from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.encoders.encoder import FrozenEncoder
+from changepair.tasks.training.log import LogLine
 
 NAME = "checkpoint.pt"
-LOG_NAME = "training_log.csv"
-
-
-@dataclass(frozen=True)
-class LogLine:
-    step: int
-    epoch: int
-    loss: float  # mean over the steps since the previous line
-    learning_rate: float
-    held_out_loss: float | None = None  # at the end of an epoch
 
 
 @dataclass
@@ -83,8 +74,3 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     frozen = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FrozenEncoder))
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}
-
-
-def write_log(folder: Path, lines: list[LogLine]) -> None:
-    rows = [["" if value is None else f"{value:.8g}" if isinstance(value, float) else value for value in astuple(line)] for line in lines]
-    write_csv(folder / LOG_NAME, [field.name for field in fields(LogLine)], rows)

@@ -28,7 +28,7 @@ from changepair.tasks.encoders.encoder import multiply_exactly
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training import checkpoint
-from changepair.tasks.training.checkpoint import LogLine, write_log
+from changepair.tasks.training.log import LogLine, write_log
 from changepair.tasks.training.settings import TrainingSettings
 from changepair.tasks.training.step import Batch, Step, compiled, pays, share_statistics
 from changepair.tasks.training.tracking import Tracking, tracked

@@ -36,7 +36,7 @@ from changepair.tasks.scoring.results import Results, results_of
 from changepair.tasks.scoring.score import Contender
 from changepair.tasks.scoring.scores import Work, read_scored, read_scores
 from changepair.tasks.scoring.settings import EvaluationSettings
-from changepair.tasks.training.checkpoint import LogLine, write_log
+from changepair.tasks.training.log import LogLine, write_log
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.batch_scoring import BATCH, TIMES, seconds_a_picture
 from changepair.tasks.scoring.measure import measure
-from changepair.tasks.scoring.score import Contender, score
-from changepair.tasks.scoring.scores import MOST_CELLS, Work, read_scored, stored_map
+from changepair.tasks.scoring.score import MOST_CELLS, Contender, score, stored_map
+from changepair.tasks.scoring.scores import Work, read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
 
 CPU = torch.device("cpu")
