@@ -1,4 +1,4 @@
-"""Compare patches of queries with patches of prompts, turn what is found into maps and image scores: shared by the detectors."""
+"""Compare patches of queries with patches of prompts, and turn the result into maps and image scores. Shared by the detectors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.detectors.detector import upsample
+from changepair.tasks.detectors.detector import Detector, upsample
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 MOST_SIMILARITIES = 2**19  # held at once (2 MiB of float32): it stays in the cache, and memory does not grow with the prompts
 LAST_MAPS = 3  # of the encoder, where no others are chosen
 
 
+class PatchDetector(Detector):
+    """A detector that compares the patches of some of the encoder's maps."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        stages: Sequence[int] = (),
+        top_share: float = 0.0,
+        background: float = 0.0,
+        rotations: int = 1,
+        mirrored: bool = False,
+    ) -> None:
+        """stages: of the encoder's maps, counted from 1 (the finest); none for the last three. top_share, background: of `image_scores`.
+        rotations, mirrored: Detector's."""
+        super().__init__()
+        self.encoder = encoder
+        self.stages = chosen_stages(encoder, stages)
+        self.top_share, self.background = top_share, background
+        self.rotations, self.mirrored = rotations, mirrored
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Return image scores B of maps Bxhxw."""
+        return image_scores(maps.flatten(1), self.top_share, self.background)
+
+
 def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
-    """Chooses the stages asked for, or the encoder's last three; at each of its scales the same. Raises ValueError if it has no such
-    stage."""
+    """Return the given stages or the encoder's last three, at each of its scales. Raises ValueError if there is no such stage."""
     each = encoder.maps // len(encoder.scales)
     if any(not 1 <= stage <= each for stage in stages):
         raise ValueError(f"stages: numbers from 1 to {each}, as many as the encoder gives maps, not {list(stages)}")
@@ -26,13 +51,13 @@ def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
 
 
 def unit_patches(features: Features, stages: Sequence[int]) -> Features:
-    """Gives the chosen stages, each patch at unit length."""
+    """Return the chosen stages, each patch at unit length."""
     return [F.normalize(features[stage - 1], dim=1) for stage in stages]
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
-    """Finds the nearest patches in one stage of vectors of unit length. query: BxCxhxw; prompts: KxCxhxw for all queries, or BxKxCxhxw.
-    Cosines BxKxhxw."""
+    """Return each query patch's highest cosine with each prompt, BxKxhxw. query: BxCxhxw; prompts: KxCxhxw for all, or BxKxCxhxw. Both of
+    unit length."""
     patches = query.flatten(2).mT  # BxNxC
     banks = prompts.flatten(-2)  # KxCxM, or BxKxCxM
     if exporting():
@@ -46,7 +71,7 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
 
 
 def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
-    """Finds the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length): N."""
+    """Return the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length): N."""
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
     cosines = patches.new_empty(min(rows, len(patches)), bank.shape[-1])
     highest = patches.new_empty(len(patches))
@@ -57,7 +82,7 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
 
 
 def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the highest cosine of each patch (...xNxC, unit length) with the bank (...xCxM, unit length), and where it is: ...xN each."""
+    """Return the highest cosine of each patch (...xNxC, unit length) with the bank (...xCxM, unit length), and its index: ...xN each."""
     if exporting():
         highest = (patches @ bank).max(dim=-1)
         return highest.values, highest.indices
@@ -68,8 +93,8 @@ def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def nearest_of_rest(units: Tensor) -> Tensor:
-    """Gives each patch's highest cosine with a patch of its own picture that is not beside it; on a grid of which all are beside each
-    other, with any but itself. units: KxCxhxw, of unit length; Kx1xhxw."""
+    """Return each patch's highest cosine with a patch of its own picture that is not adjacent; on a grid of at most 3x3, with any but
+    itself. units: KxCxhxw, of unit length; Kx1xhxw."""
     height, width = units.shape[-2:]
     reach = 1 if max(height, width) > 3 else 0
     grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
@@ -89,10 +114,8 @@ def nearest_of_rest(units: Tensor) -> Tensor:
 
 
 def residual_map(relation: Features, weights: Tensor | None = None) -> Tensor:
-    """Turns each stage's cosines BxKxhxw into the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1].
-
-    weights: of the stages, with a sum of 1; None for all the same.
-    """
+    """Return the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1]. relation: cosines BxKxhxw of each stage.
+    weights: of the stages, with a sum of 1; None for equal weights."""
     residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
     finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
     stages = torch.stack([upsample(map_, finest) for map_ in residuals])
@@ -100,21 +123,20 @@ def residual_map(relation: Features, weights: Tensor | None = None) -> Tensor:
 
 
 def image_scores(values: Tensor, top_share: float, background: float) -> Tensor:
-    """Scores pictures B by the mean of their highest patches, less a share of the median one. values: BxN, the maps' patches."""
+    """Score pictures B by the mean of their highest patches, less a share of the median one. values: BxN, the maps' patches."""
     highest = max(1, int(top_share * values.shape[1]))
     scores = values.topk(highest, dim=1).values.mean(dim=1)
     return scores - background * median(values) if background else scores
 
 
 def median(values: Tensor) -> Tensor:
-    """Gives the median of BxN over N, of two the lower: B."""
+    """Return the median of BxN over N, the lower of two: B."""
     if exporting():  # ONNX has a sort and no median
         return values.sort(dim=1).values[:, (values.shape[1] - 1) // 2]
     return values.median(dim=1).values
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes BxCxhxw to BxCxHxW, bilinear."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    """Resize BxCxhxw to BxCxHxW, bilinear."""
+    same = tuple(maps.shape[-2:]) == tuple(size)
+    return maps if same else F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import place_of
-from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.detectors.store import (
     MODEL_NAME,
     as_line,
@@ -32,11 +32,8 @@ Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
 
 
 def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -> dict[str, str]:
-    """Fills a model with the weights that training.init names, if it names any; gives their hash, by which a checkpoint knows them.
-
-    given: a model folder, its URL, or `packaged`. detector: the model's settings. Raises BadInput if the weights are not there, or do not
-    fit.
-    """
+    """Fill a model with the weights that training.init names, if any. Return their hash, for checkpoints. given: a model folder, its URL,
+    or `packaged`. detector: the model's settings. Raises BadInput if the weights are missing or do not fit."""
     if given is None:
         return {}
     if given == PACKAGED:
@@ -46,7 +43,7 @@ def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -
 
 
 def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
-    """Writes the model that detector.model names to `folder`. Raises BadInput if it is not there or is not what the settings say."""
+    """Write the model that detector.model names to `folder`. Raises BadInput if it is missing or does not match the settings."""
     assert detector.model is not None
     kind = kind_of(detector)
     if detector.model == PACKAGED:
@@ -70,47 +67,37 @@ def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Imported:
-    """The tensors of a checkpoint that were taken, counted, and those left out, by the authors' names."""
+    """The number of tensors taken from a checkpoint, and the authors' names of those left out."""
 
     tensors: int
     left_out: tuple[str, ...]
 
 
 def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported:
-    """Writes a detector as its authors published it to `folder`. Raises BadInput, listing every misfit; what is surplus is left out where
-    the authors' own loader leaves it out too."""
+    """Write a detector as its authors published it to `folder`. Raises BadInput with every misfit. Surplus tensors are left out if the
+    authors' loader ignores them too."""
     published = DETECTORS[detector].published
     assert published is not None
     theirs = read_weights(checkpoint)
-    tensors = _renamed(theirs, published.names)
+    tensors = {_ours(name, published.names): tensor for name, tensor in theirs.items()}
     model = create_detector(published.settings, filled=False)
     own = model.state_dict().keys()
     left_out = [] if published.strict else [name for name in theirs if _ours(name, published.names) not in own]
     tensors = {name: tensor for name, tensor in tensors.items() if published.strict or name in own}
     wrong = misfits(tensors, model)
     if wrong:
-        lines = [_in_their_names(line, published.names) for line in wrong]
+        back = tuple((ours, theirs) for theirs, ours in published.names)  # users know the checkpoint's names
+        lines = [re.sub(r"\S+\.\S+", lambda match: _replaced(match.group(), back), line, count=1) for line in wrong]
         raise BadInput(f"{checkpoint}: is not the published {detector}, {as_line(lines, at_most=None)}")
     model.load_state_dict(tensors)
     save_detector(folder, model, published.settings, imported_from=checkpoint.name)
     return Imported(len(tensors), tuple(left_out))
 
 
-def _renamed(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    return {_ours(name, rules): tensor for name, tensor in tensors.items()}
-
-
 def _ours(name: str, rules: Rules) -> str:
-    return _replaced(name.removeprefix("module."), rules)  # of a DistributedDataParallel
+    """Return our name of a tensor; theirs may be of a DistributedDataParallel."""
+    return _replaced(name.removeprefix("module."), rules)
 
 
 def _replaced(name: str, rules: Rules) -> str:
-    for theirs, ours in rules:
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
-
-
-def _in_their_names(line: str, rules: Rules) -> str:
-    """Tells a misfit by the name that the checkpoint's user knows."""
-    return re.sub(r"\S+\.\S+", lambda match: _replaced(match.group(), tuple((ours, theirs) for theirs, ours in rules)), line, count=1)
+    return next((ours + name.removeprefix(theirs) for theirs, ours in rules if name.startswith(theirs)), name)

@@ -11,53 +11,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors.inctrl import settings as inctrl
 from changepair.tasks.detectors.metauas import settings as metauas
 from changepair.tasks.detectors.prompt_query import settings as prompt_query
 from changepair.tasks.detectors.residual import settings as residual
 from changepair.tasks.detectors.subspace import settings as subspace
 from changepair.tasks.detectors.winclip import settings as winclip
-from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
-
-
-class DetectorSettings(Protocol):
-    """Settings of every detector with an encoder of its own."""
-
-    @property
-    def encoder(self) -> EncoderSettings: ...
-
-    @property
-    def resolution(self) -> int:
-        """Pixels a side that pictures are scored at."""
-        ...
-
-    @property
-    def tiles(self) -> Tiles:
-        """How large pictures are cut before each tile is brought to the resolution."""
-        ...
-
-
-class TrainedSettings(DetectorSettings, Protocol):
-    """The settings that every detector that is trained has besides."""
-
-    @property
-    def model(self) -> str | None:
-        """A model folder to use as it is; None to train one."""
-        ...
 
 
 @dataclass(frozen=True)
 class Training:
-    """The training of a detector."""
-
     settings: type[TrainingSettings]
     module: str
-    """Its `train` trains. By name, as it needs torch, and as scores do not depend on how a model was trained."""
+    """The module whose `train` trains. A name, as the module needs torch, and as scores do not depend on how a model was trained."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +35,9 @@ class Published:
     """A detector's checkpoint as its authors published it."""
 
     settings: Any
-    names: tuple[tuple[str, str], ...]
-    """What a tensor's name starts with, theirs and ours."""
+    names: tuple[tuple[str, str], ...]  # what a tensor's name starts with, theirs and ours
     home: str
-    strict: bool = True
-    """Whether a surplus tensor is a fault; where the authors' own loader passes over it, it is none."""
+    strict: bool = True  # whether a surplus tensor is an error; the authors' own loader may ignore it
 
 
 @dataclass(frozen=True)
@@ -78,10 +46,9 @@ class Kind:
 
     settings: type[Any]
     model: str
-    """What builds it, as `module:name`: called with an encoder, or the detector that is its `base`, and the settings of the network by
-    name. It is a name, as it needs torch."""
-    training: Training | None = None
-    """None for one that needs none, and has no model folder."""
+    """Its factory as `module:name`, as it needs torch. Called with an encoder, or the detector that is its `base`, and the settings of the
+    network by name."""
+    training: Training | None = None  # None for one that needs none, and has no model folder
     scoring: tuple[str, ...] = ()
     """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
     base: str | None = None
@@ -97,36 +64,31 @@ class Kind:
 HERE = __name__.rpartition(".")[0]
 SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
 RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
-KIND = "kind"
-"""The key of a detector's kind, in pipelines.yaml and in kits."""
+KIND = "kind"  # the key of a detector's kind, in pipelines.yaml and in kits
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
-GROUP = "changepair.detectors"
-"""The group of entry points by which other packages register kinds."""
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-"""Names of detectors, and of kinds that other packages register."""
+GROUP = "changepair.detectors"  # the group of entry points by which other packages register kinds
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # names of detectors, and of kinds that other packages register
 BUILT_IN: dict[str, Kind] = {
     "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
     "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING, residual.SCORING),
     "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
     "metauas": Kind(
         metauas.MetaUASSettings,
-        f"{HERE}.metauas.model:build_metauas",
+        f"{HERE}.metauas.model:MetaUAS",
         SEGMENTATION,
         metauas.SCORING,
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
-    "prompt-query": Kind(
-        prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:build_prompt_query", SEGMENTATION, prompt_query.SCORING
-    ),
+    "prompt-query": Kind(prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:PromptQuery", SEGMENTATION, prompt_query.SCORING),
     "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", base="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,
-        f"{HERE}.inctrl.model:build",
+        f"{HERE}.inctrl.model:InCTRL",
         Training(inctrl.InCTRLTrainingSettings, f"{HERE}.inctrl.train"),
         inctrl.SCORING,
         published=Published(inctrl.PUBLISHED, inctrl.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/mala-lab/InCTRL", strict=False),
     ),
-    "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:build"),
+    "winclip": Kind(winclip.WinCLIPSettings, f"{HERE}.winclip.model:WinCLIP"),
 }
 
 
@@ -149,7 +111,7 @@ class Kinds(Mapping[str, Kind]):
         return iter(dict.fromkeys([*BUILT_IN, *registered()]))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len({*BUILT_IN, *registered()})
 
 
 DETECTORS = Kinds()
@@ -172,8 +134,7 @@ def _loaded(point: EntryPoint) -> Kind:
         kind = point.load()
     except Exception as error:  # code of others may raise anything
         raise BadInput(f"{where}, cannot be imported ({in_short(f'{type(error).__name__}: {error}')}); mend or uninstall it") from error
-    wrong = _wrong_with(point, kind)
-    if wrong:
+    if wrong := _wrong_with(point, kind):
         raise BadInput(f"{where}, cannot be used: {wrong}")
     return cast(Kind, kind)
 
@@ -199,7 +160,7 @@ def _package_of(point: EntryPoint) -> str:
 
 
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}),
+    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02})
 }
 """Kinds of earlier versions: the kind that each is now, and the defaults that it had."""
 
@@ -218,10 +179,8 @@ def kind_of(settings: Any) -> str:
 
 
 def base_of(name: str, detectors: Mapping[str, Any]) -> str:
-    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or its base.
-
-    detectors: settings by name.
-    """
+    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or its base. detectors: settings
+    by name."""
     return str(getattr(detectors[name], "model_of", name))
 
 

@@ -1,15 +1,15 @@
-"""Create detectors from settings, load them from model folders, and save them: the one door for all of them."""
+"""Create detectors from settings, load them from model folders, and save them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import write_text, written_beside
 from changepair.tasks.common.texts import read_json
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, DetectorSettings, base_of, kind_of, resolved
+from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, base_of, kind_of, resolved
+from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.encoder import FrozenEncoder
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -32,19 +33,14 @@ Settings = TypeVar("Settings")
 
 
 def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = None, *, filled: bool = True) -> Detector:
-    """Create a detector from its settings; what is trained of it starts at random.
-
-    encoder: as `build_encoder` builds it from the settings; None to build it here. filled: whether the weights of that one are read.
-    Raises BadInput if the encoder does not fit the detector.
-    """
+    """Create a detector from its settings; what is trained of it starts at random. encoder: as `build_encoder` builds it from the settings;
+    None to build it here. filled: whether the weights of that one are read. Raises BadInput if the encoder does not fit the detector."""
     return _created(settings, encoder or build_encoder(settings.encoder, settings.resolution, filled=filled), settings.encoder)
 
 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) -> Detector:
-    """Load a detector of a pipeline; if it is trained, with its weights from models/<name>.
-
-    detectors: settings by name, of this one and its base. models: None to read no weights, as all will be overwritten.
-    """
+    """Load a detector of a pipeline; if it is trained, with its weights from models/<name>. detectors: settings by name, of this one and
+    its base. models: None to read no weights, as all will be overwritten."""
     settings, base = detectors[name], base_of(name, detectors)
     if base != name:
         return _created(settings, load_detector(base, detectors, models), getattr(settings, "prior", None))
@@ -62,17 +58,16 @@ def _created(settings: Any, base: Any, encoder: EncoderSettings | None) -> Detec
     if options.get("prior") is not None:
         options["prior"] = build_encoder(settings.prior, settings.prior_resolution)
     try:
-        detector: Detector = factory(base, **options)
+        return factory(base, **options)
     except ValueError as error:
         raise BadInput(f"encoder {encoder.name if encoder else 'of ' + kind}: {error}") from error
-    return detector
 
 
-def _factory(kind: str) -> Any:
+def _factory(kind: str) -> Callable[..., Detector]:
     """Import what builds the network of a kind. Raises BadInput if it is another package's and cannot be imported."""
     module, _, name = DETECTORS[kind].model.partition(":")
     try:
-        return getattr(import_module(module), name)
+        return cast(Callable[..., Detector], getattr(import_module(module), name))
     except Exception as error:  # code of others may raise anything
         if kind in BUILT_IN:
             raise
@@ -102,7 +97,7 @@ def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> Non
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
-    """Fills `model` from folder/model.safetensors. Raises BadInput if the file is missing or its tensors are not the model's."""
+    """Fill `model` from folder/model.safetensors. Raises BadInput if the file is missing or its tensors are not the model's."""
     file = folder / MODEL_NAME
     if not file.is_file():
         raise BadInput(f"{file}: not there; the train stage writes it, or `changepair import`")
@@ -114,44 +109,35 @@ def load_model(folder: Path, model: nn.Module) -> None:
 
 
 def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """Lists in words what keeps tensors from being a model's: each missing or surplus one, and those of another shape or type."""
+    """List what keeps tensors from being a model's: each missing or surplus one, and those of another shape or type."""
     own = model.state_dict()
-    missing = [f"missing {name}" for name in own if name not in tensors]
-    surplus = [f"surplus {name}" for name in tensors if name not in own]
-    shapes = [
-        f"{name} of shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
+    both = [(name, tensor, own[name]) for name, tensor in tensors.items() if name in own]
+    return [
+        *(f"missing {name}" for name in own if name not in tensors),
+        *(f"surplus {name}" for name in tensors if name not in own),
+        *(f"{name} of shape {tuple(one.shape)} instead of {tuple(mine.shape)}" for name, one, mine in both if one.shape != mine.shape),
+        *(f"{name} of {_dtype(one)} instead of {_dtype(mine)}" for name, one, mine in both if one.dtype != mine.dtype),
     ]
-    kinds = [
-        f"{name} of {_kind(tensor)} instead of {_kind(own[name])}"
-        for name, tensor in tensors.items()
-        if name in own and own[name].dtype != tensor.dtype
-    ]
-    return [*missing, *surplus, *shapes, *kinds]
 
 
-def _kind(tensor: Tensor) -> str:
+def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def as_line(wrong: Sequence[str], at_most: int | None = 3) -> str:
-    """Gives a list of misfits as one line."""
     shown = wrong[:at_most]
     return f"{len(wrong)} tensors: " + ", ".join(shown) + (", …" if len(shown) < len(wrong) else "")
 
 
 def settings_as_json(settings: Any) -> dict[str, Any]:
-    """Gives settings as JSON has them."""
-    content: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return content
+    return cast(dict[str, Any], json.loads(json.dumps(asdict(settings))))
 
 
 def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, with_encoder: bool = True) -> str:
-    """Says which settings a model was trained with that are not those given, as pipelines.yaml would have them; "" if none.
+    """List the settings that a model was trained with and that differ from the given ones, in the format of pipelines.yaml; "" if none.
 
-    trained: as `settings_as_json` gives them; what an older version did not know is not compared. with_encoder: whether where the encoder's
-    weights come from, and how pictures become square for it, are to be the same too.
+    trained: of `settings_as_json`; settings that an older version did not have are not compared. with_encoder: whether the source of the
+    encoder's weights and the resizing of pictures must be the same too.
     """
     own, said = settings_as_json(settings), []
     free = {"model", "tiles", *DETECTORS[name].scoring, *(() if with_encoder else ("encoder.weights", "encoder.resize"))}
@@ -167,15 +153,12 @@ def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, w
 
 
 def settings_from_json(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
-    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default.
-
-    Raises ValueError for a key that there is not, or a value of another type.
-    """
+    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default. Raises
+    ValueError for a key that there is not, or a value of another type."""
     hints = get_type_hints(kind, include_extras=True)
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    surplus = [name for name in content if name not in names]
-    if surplus:
-        raise ValueError(f"no setting {surplus[0]!r}")
+    for name in content:
+        if name not in {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+            raise ValueError(f"no setting {name!r}")
     return kind(**{name: _value(hints[name], value, name) for name, value in content.items()})
 
 
@@ -204,13 +187,13 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, not {value!r}")
         return value
     kinds = (int, float) if hint is float else (hint,)
-    if type(value) not in kinds:  # nor is true a number
+    if type(value) not in kinds:  # true is not a number
         raise ValueError(f"{name}: expected {hint.__name__}, not {value!r}")
     return float(value) if hint is float else value
 
 
 def read_config(folder: Path) -> tuple[str, Any]:
-    """Reads which detector a model folder holds, and its settings. Raises BadInput if it is no model folder, or of another version."""
+    """Read the detector's kind and settings from a model folder. Raises BadInput if it is no model folder, or of another version."""
     file = folder / CONFIG_NAME
     if not file.is_file():
         raise BadInput(f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such")

@@ -13,7 +13,8 @@ from torch import nn
 from changepair.tasks.common.files import content_of
 from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.detectors.pretrained import start_from
-from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings, kind_of
+from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.detectors.store import create_detector, save_detector
 from changepair.tasks.training.loop import Examples, Places, Trained
 from changepair.tasks.training.settings import TrainingSettings
@@ -26,7 +27,6 @@ class Blueprint:
     settings: TrainedSettings
 
     def build(self, init: str | None) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Build the detector, filled with the weights that `init` names, if any. Return it with all that it depends on."""
         detector = create_detector(self.settings)
         weights = start_from(init, self.settings, detector)
         encoder = [content_of(file) for file in self.settings.encoder.files]
@@ -34,7 +34,6 @@ class Blueprint:
         return detector, {"detector": asdict(cast(Any, self.settings)), "encoder": encoder, "model": code, **weights}
 
     def save(self, folder: Path, model: nn.Module, **about: Any) -> None:
-        """Write a model folder. about: how the model was trained."""
         save_detector(folder, model, self.settings, **about)
 
 
@@ -50,6 +49,5 @@ def train(
     """Train a detector, as changepair.tasks.training.loop.fit says. detector: its settings. settings: those of its training."""
     training = DETECTORS[kind_of(detector)].training
     assert training is not None
-    module: Any = import_module(training.module)
-    trained: Trained = module.train(Blueprint(detector), settings, examples=examples, places=places, workers=workers, report=report)
-    return trained
+    run: Callable[..., Trained] = import_module(training.module).train
+    return run(Blueprint(detector), settings, examples=examples, places=places, workers=workers, report=report)

@@ -1,9 +1,9 @@
-"""Builds encoders from their settings, with their weights: from a package, a hub, a file, or none yet."""
+"""Build encoders from their settings, with weights from a package, a hub or a file, or random ones."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from changepair.tasks.encoders.weights import packaged_lite0, read_weights
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
-    """Builds an encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they stay random, to be
-    overwritten. A GPU's convolutions are exact from then on, so that a picture has the score that a CPU gives it. Raises BadInput if there
-    is no such network, its weights are not there, or it cannot take such pictures.
+    """Build an encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they are random.
+
+    Sets a GPU's convolutions to exact, so that scores equal those of a CPU. Raises BadInput if there is no such network, its weights are
+    missing, or it does not accept such pictures.
     """
     multiply_exactly(True)
     filled = filled and settings.weights != OF_THE_MODEL
@@ -34,7 +35,7 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
             pixels = round(scale * resolution)
             sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
             if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
-                raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # or it would look past the rim
+                raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # otherwise it would look past the rim
         if settings.scales not in ((), (1.0,)):
             encoder.see_at(settings.scales)
     except BadInput:
@@ -68,22 +69,18 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
 
 
 def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the tensors back if they are those of the network, with or without a classifier; timm would leave out what does not fit."""
-    network = timm.create_model(settings.name, pretrained=False)
-    own = network.state_dict()
-    head = {f"{name}.{part}" for name in _classifiers(network) for part in ("weight", "bias")}
-    wrong = [name for name in own.keys() ^ tensors.keys() if name not in head and not name.endswith("num_batches_tracked")]
+    """Return the tensors if they are the network's, with or without a classifier; timm would ignore those that do not fit."""
+    network: Any = timm.create_model(settings.name, pretrained=False)
+    classifiers = network.pretrained_cfg.get("classifier") or ()
+    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    head = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    wrong = [name for name in network.state_dict().keys() ^ tensors.keys() if name not in head and not name.endswith("num_batches_tracked")]
     if wrong:
         raise BadInput(
             f"encoder {settings.name}: weights {settings.weights!r} are another network's: "
             f"{len(wrong)} tensors are missing or surplus, such as {min(wrong)}"
         )
     return tensors
-
-
-def _classifiers(network: Any) -> tuple[str, ...]:
-    names = network.pretrained_cfg.get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
@@ -102,7 +99,7 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
     else:
         asked["load_weights"] = False
     level = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # it warns that weights are random, which is as it should be here
+    logging.root.setLevel(logging.ERROR)  # it warns that weights are random, which is intended
     try:
         network = _fetched(settings, partial(open_clip.create_model, settings.name, **asked))
     finally:
@@ -117,13 +114,12 @@ def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnco
         raise BadInput(f"encoder {settings.name}: layers are its five stages; choose among them with the detector's stages")
     encoder = SmpEncoder(settings.name)
     if filled:
-        tensors: Mapping[str, Tensor] = read_weights(Path(settings.weights))
-        encoder.network.load_state_dict(dict(tensors))
+        encoder.network.load_state_dict(read_weights(Path(settings.weights)))
     return encoder
 
 
 def _fetched(settings: EncoderSettings, make: Any) -> Any:
-    """Makes an encoder's network, for which `make` may need a hub."""
+    """Build an encoder's network, for which `make` may need a hub."""
     try:
         return make()
     except (OSError, RuntimeError) as error:
@@ -136,8 +132,6 @@ def _fetched(settings: EncoderSettings, make: Any) -> Any:
 
 
 def _near(name: str, names: list[str]) -> str:
-    from difflib import get_close_matches
-
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 

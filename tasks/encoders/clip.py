@@ -17,16 +17,12 @@ WINDOWS = (2, 3)  # patches a side (WinCLIP, section 4.2)
 
 
 class ClipEncoder(FrozenEncoder):
-    """An open_clip model: the maps of chosen layers of its image tower, then the picture's embedding as a map of one position.
-
-    It works at the one resolution that its network was made for.
-    """
+    """An open_clip model: the maps of chosen layers of its image tower, then the picture's embedding as a map of one position. It works at
+    the resolution of its network only."""
 
     def __init__(self, network: nn.Module, tokenizer: Callable[[], Tokenizer], *, layers: Sequence[int] = ()) -> None:
-        """layers: which of the tower's layers, counted from 1; none for all those of a CNN, the last three of a transformer.
-
-        tokenizer: makes the model's tokenizer when a text is first embedded; some models' lies on a hub.
-        """
+        """layers: of the tower, counted from 1; none for all of a CNN, the last three of a transformer. tokenizer: returns the model's
+        tokenizer when a text is embedded; some are on a hub."""
         visual: Any = network.visual
         for name in ("logit_scale", "logit_bias"):  # of the contrastive training; nothing here multiplies by it
             if hasattr(network, name):
@@ -51,17 +47,15 @@ class ClipEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """Embeds texts: NxD, not normalised."""
+        """Embed texts: NxD, not normalised."""
         with torch.autocast(self.mean.device.type, enabled=False):
             return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
 
 
 class WindowEncoder(FrozenEncoder):
-    """The encoder of WinCLIP (Jeong et al., CVPR 2023, section 4.2): gives a CLIP transformer's patch tokens of its last block, the
-    embeddings of all windows of 2x2 and of 3x3 patches, and the picture's embedding.
-
-    A window's embedding is the class token's after the whole transformer has seen the window's patches and nothing else.
-    """
+    """The encoder of WinCLIP (Jeong et al., CVPR 2023, section 4.2): the patch tokens of a CLIP transformer's last block, the embeddings of
+    all windows of 2x2 and of 3x3 patches, and the picture's embedding. A window's embedding is that of the class token when the transformer
+    sees the window's patches only."""
 
     def __init__(self, clip: ClipEncoder) -> None:
         from open_clip.transformer import VisionTransformer  # costs a second, and only those who have it come here
@@ -80,14 +74,14 @@ class WindowEncoder(FrozenEncoder):
 
     def features(self, normalised: Tensor) -> Features:
         visual: Any = self.network.visual
-        tokens = visual._embeds(normalised)  # open_clip gives blocks one by one through nothing that is public
+        tokens = visual._embeds(normalised)  # open_clip has no public access to single blocks
         last = visual.transformer(tokens)
         patches = last[:, 1:].mT.unflatten(-1, self.grid)
         embedding = self._embedding(last)[:, :, None, None]
         return [patches, *(self._windows(tokens, size) for size in WINDOWS), embedding]
 
     def _windows(self, tokens: Tensor, size: int) -> Tensor:
-        """Embeds windows. tokens: BxLxC before the transformer, the class token first. Embeddings BxDx(h-size+1)x(w-size+1)."""
+        """Embed windows: BxDx(h-size+1)x(w-size+1). tokens: BxLxC before the transformer, the class token first."""
         visual: Any = self.network.visual
         members = windows(self.grid, size).to(tokens.device)
         count = members.shape[-1]
@@ -104,6 +98,6 @@ class WindowEncoder(FrozenEncoder):
 
 
 def windows(grid: tuple[int, int], size: int) -> Tensor:
-    """Gives the patches that each window of size x size holds, windows in the order of their upper left patch: (size²)xW indices."""
+    """Return the patches of each window of size x size, windows in the order of their upper left patch: (size²)xW indices."""
     patches = torch.arange(grid[0] * grid[1], dtype=torch.float64).view(1, 1, *grid)
     return F.unfold(patches, size)[0].long()

@@ -1,4 +1,4 @@
-"""The seam between pictures and detectors: `encoder(images) -> feature maps`, finest first, each with its stride."""
+"""Encode pictures: `encoder(images)` returns feature maps, finest first, each with its stride."""
 
 from __future__ import annotations
 
@@ -17,34 +17,26 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Features = list[Tensor]
-"""Maps BxCxhxw for queries; for prompts KxCxhxw shared by all queries, or BxKxCxhxw. Finest first. Some encoders end it with an
-embedding of the whole picture, as a map of one position; the mean over positions of the last entry always stands for the picture."""
+"""Maps BxCxhxw of queries; of prompts KxCxhxw for all queries, or BxKxCxhxw. Finest first. Some encoders append an embedding of the whole
+picture, as a map of one position. The mean over positions of the last entry always stands for the picture."""
 
-Pair = tuple[nn.Module, str, str]  # the module that holds both, the convolution's name in it, the normalisation's
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that most weights were trained with
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation that most weights were trained with
 
 
 class Encoder(Protocol):
     """Maps images Bx3xHxW in [0, 1] to feature maps."""
 
-    channels: tuple[int, ...]
-    """Of every entry of the features."""
-    strides: tuple[int, ...]
-    """Pixels a position, of every entry; of an embedding the picture's side."""
-    maps: int
-    """How many of the entries are maps: all, or all but the embedding."""
-    scales: tuple[float, ...]
-    """The sizes that a picture is seen at, in shares of its own; as many maps come of each."""
+    channels: tuple[int, ...]  # of every entry of the features
+    strides: tuple[int, ...]  # pixels a position, of every entry; of an embedding the picture's side
+    maps: int  # number of maps among the entries: all, or all but the embedding
+    scales: tuple[float, ...]  # the sizes of a picture that are encoded, in shares of its own, with the same number of maps each
 
     def __call__(self, images: Tensor) -> Features: ...
 
 
 class FrozenEncoder(nn.Module):
-    """A network that never trains and stays in evaluation mode. It normalises its input itself.
-
-    It computes in float32 whatever the rest computes in: rounded features moved a score by up to 0.04 (an untrained MetaUAS with an FPN
-    decoder), and are not what the same detector sees elsewhere.
-    """
+    """A network that never trains and stays in evaluation mode. It normalises its input itself. It always computes in float32: rounded
+    features changed a score by up to 0.04 (an untrained MetaUAS with an FPN decoder)."""
 
     mean: Tensor
     std: Tensor
@@ -52,17 +44,16 @@ class FrozenEncoder(nn.Module):
     strides: tuple[int, ...]
     maps: int
     scales: tuple[float, ...] = (1.0,)
-    resolution: int
-    """Pixels a side of the pictures that it was built for."""
+    resolution: int  # pixels a side of the pictures that it was built for
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
-        """mean, std: of the pictures in [0, 1] that the network was trained on; one number, or one a channel."""
+        """mean, std: of the network's training pictures in [0, 1]; one number, or one for each channel."""
         super().__init__()
-        # Channels last is what convolutions compute fastest in: 1.7 times as fast for the packaged encoder on a CPU.
+        # Convolutions are fastest with channels last: 1.7 times as fast for the packaged encoder on a CPU.
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self._fast: tuple[Callable[[Tensor], Any], ...] = ()  # the network as it is run, made when it is; no module, so not in the state
+        self._fast: tuple[Callable[[Tensor], Any], ...] = ()  # the network that runs, built on first use; in a tuple, so not in the state
         self._compiles = False
         self.register_load_state_dict_post_hook(lambda module, _keys: module._forget_fast())
         self.eval()
@@ -71,29 +62,23 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoder:
-        """Gives itself: what never changes is shared by the copies of a detector."""
+        """Return itself: the copies of a detector share what never changes."""
         return self
 
     def forward(self, images: Tensor) -> Features:
-        """Encodes images Bx3xHxW in [0, 1]."""
+        """Encode images Bx3xHxW in [0, 1]."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             normalised = (images.float() - self.mean) / self.std
             if self.scales == (1.0,):
                 return self.features(normalised.contiguous(memory_format=torch.channels_last))
-            maps: Features = []
-            rest: Features = []
-            for scale in self.scales:
-                found = self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last))
-                each = self.maps // len(self.scales)
-                maps += found[:each]
-                rest = rest or found[each:]
-            return [*maps, *rest]
+            found = [self.features(_scaled(normalised, scale).contiguous(memory_format=torch.channels_last)) for scale in self.scales]
+            each = self.maps // len(self.scales)
+            return [*(map_ for features in found for map_ in features[:each]), *found[0][each:]]
 
     def see_at(self, scales: Sequence[float]) -> None:
-        """Sees every picture at several sizes from now on: gives the maps of the first, then of the second, and so on."""
-        once = slice(0, self.maps)
-        self.channels = (*(self.channels[once] * len(scales)), *self.channels[self.maps :])
-        strides = [round(stride / scale) for scale in scales for stride in self.strides[once]]
+        """Encode every picture at several sizes from now on: return the maps of the first, then of the second, and so on."""
+        self.channels = (*(self.channels[: self.maps] * len(scales)), *self.channels[self.maps :])
+        strides = [round(stride / scale) for scale in scales for stride in self.strides[: self.maps]]
         self.strides = (*strides, *self.strides[self.maps :])
         self.maps *= len(scales)
         self.scales = tuple(scales)
@@ -102,7 +87,7 @@ class FrozenEncoder(nn.Module):
         raise NotImplementedError
 
     def run(self, normalised: Tensor) -> Any:
-        """Runs the network, by its folded copy if there is one: 3 times as fast for the packaged encoder on a CPU."""
+        """Run the network, or its folded copy if there is one: 3 times as fast for the packaged encoder on a CPU."""
         if exporting():
             return self.network(normalised)
         if not self._fast:
@@ -110,24 +95,24 @@ class FrozenEncoder(nn.Module):
         return self._fast[0](normalised)
 
     def compile_network(self) -> None:
-        """Runs the network compiled from now on, on its own: what is compiled around it stops here."""
+        """Compile the network separately from now on: graphs compiled around it break here."""
         self._compiles = True
         self._forget_fast()
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
 
     def become_fast(self) -> None:
-        """Replaces the network by the one that is run, for good: to be exported. It must have run once."""
+        """Replace the network permanently by the one that runs, for export. It must have run once."""
         if self._fast and isinstance(self._fast[0], nn.Module):
             self.network = self._fast[0]
 
     def _fastest(self, normalised: Tensor) -> Callable[[Tensor], Any]:
         fast = folded(self.network)
         if fast is not None:
-            with exactly():  # rounded, the two differ by more than that
+            with exactly():  # rounded, they would differ more
                 couples = list(zip(self.network(normalised), fast(normalised), strict=True))
         if fast is None or not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples):
             fast = self.network
-        # Each size on its own: for sizes as symbols, which padding depends on, a picture at several scales took over eight minutes.
+        # dynamic=False: with symbolic sizes, which padding depends on, a picture at several scales took over eight minutes.
         return torch.compile(fast, dynamic=False) if self._compiles else fast
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
@@ -139,7 +124,7 @@ class FrozenEncoder(nn.Module):
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:
-    """Resizes pictures BxCxHxW to that share of their sides, bilinear, each pixel the mean of what it covers."""
+    """Resize pictures BxCxHxW to a share of their sides, bilinear, antialiased."""
     if scale == 1.0:
         return images
     size = [round(side * scale) for side in images.shape[-2:]]
@@ -147,7 +132,7 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
 
 
 class TimmEncoder(FrozenEncoder):
-    """A timm network made with features_only: five stages of a CNN, strides 2 to 32, or chosen blocks of a vision transformer."""
+    """A timm network built with features_only: five stages of a CNN, strides 2 to 32, or chosen blocks of a vision transformer."""
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
         super().__init__(network, mean=mean, std=std)
@@ -161,11 +146,11 @@ class TimmEncoder(FrozenEncoder):
 
 
 class SmpEncoder(FrozenEncoder):
-    """An encoder of segmentation_models_pytorch, five stages. The published MetaUAS was trained on one: its EfficientNet pads and
-    counts its stages otherwise than timm's of the same name, and than that of today's segmentation_models_pytorch."""
+    """An encoder of segmentation_models_pytorch, five stages, as the published MetaUAS uses. Its EfficientNet pads and counts its stages in
+    another way than timm's of the same name, and than that of today's segmentation_models_pytorch."""
 
     def __init__(self, name: str) -> None:
-        """name: as segmentation_models_pytorch calls it, for example efficientnet-b4. Its weights start at random."""
+        """name: of segmentation_models_pytorch, for example efficientnet-b4. Its weights start at random."""
         network: Any = get_encoder(name, weights=None)
         _pad_as_published(network)
         super().__init__(network, mean=IMAGENET[0], std=IMAGENET[1])
@@ -178,8 +163,8 @@ class SmpEncoder(FrozenEncoder):
 
 
 def _pad_as_published(network: nn.Module) -> None:
-    """Pads an EfficientNet as efficientnet-pytorch 0.6.3 does, which the authors of MetaUAS pin: every convolution as for the picture's
-    whole side that the network is defined at (380 for B4), however much smaller its own input is."""
+    """Pad an EfficientNet like efficientnet-pytorch 0.6.3, which the authors of MetaUAS pin: every convolution as for the picture side that
+    the network is defined at (380 for B4), however much smaller its own input is."""
     settings: Any = getattr(network, "_global_params", None)
     for module in network.modules() if settings is not None else ():
         if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):
@@ -189,38 +174,34 @@ def _pad_as_published(network: nn.Module) -> None:
 
 
 def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:
-    """Builds timm's tf_efficientnet_lite0 (Tan and Le, ICML 2019, in its Lite variant): 16, 24, 40, 112, 320 channels.
+    """Build timm's tf_efficientnet_lite0 (Tan and Le, ICML 2019, in its Lite variant): 16, 24, 40, 112, 320 channels.
 
-    weights: a classifier's state dict with the same tensors in the same order under any names; the head is left over. None leaves
-    them at random. Raises ValueError if a tensor's shape does not fit.
+    weights: a classifier's state dict with the same tensors in the same order under any names; the head is ignored. None for random
+    weights. Raises ValueError if a tensor's shape does not fit.
     """
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True)
     if weights is not None:
-        network.load_state_dict(_in_order(network.state_dict(), weights))
+        own = network.state_dict()
+        given = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]
+        wanted = [name for name in own if not name.endswith("num_batches_tracked")]
+        for (name, tensor), target in zip(given, wanted, strict=False):
+            if tensor.shape != own[target].shape:
+                raise ValueError(f"encoder weights: {name} has shape {tuple(tensor.shape)}, {target} needs {tuple(own[target].shape)}")
+            own[target] = tensor
+        if len(given) < len(wanted):
+            raise ValueError(f"encoder weights: {len(given)} tensors, but the encoder has {len(wanted)}")
+        network.load_state_dict(own)
     return TimmEncoder(network, mean=0.5, std=0.5)
 
 
-def _in_order(own: dict[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    given = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    for (name, tensor), target in zip(given, wanted, strict=False):
-        if tensor.shape != own[target].shape:
-            raise ValueError(f"encoder weights: {name} has shape {tuple(tensor.shape)}, {target} needs {tuple(own[target].shape)}")
-        own[target] = tensor
-    if len(given) < len(wanted):
-        raise ValueError(f"encoder weights: {len(given)} tensors, but the encoder has {len(wanted)}")
-    return own
-
-
 def multiply_exactly(exact: bool) -> None:
-    """Says whether a GPU's convolutions multiply float32 as it is or, as PyTorch has it unless it is told, rounded to the 10 bits of TF32:
-    faster, and not what a CPU gives. A CPU's are exact always."""
+    """Set whether a GPU's convolutions multiply float32 exactly or, PyTorch's default, rounded to the 10 bits of TF32: faster, but not
+    equal to a CPU, which is always exact."""
     torch.backends.cudnn.allow_tf32 = not exact
 
 
 @contextmanager
 def exactly() -> Iterator[None]:
-    """Multiplies exactly for a while."""
     before = torch.backends.cudnn.allow_tf32
     multiply_exactly(True)
     try:
@@ -230,34 +211,30 @@ def exactly() -> Iterator[None]:
 
 
 def exporting() -> bool:
-    """Tells whether a model is being exported: it then computes all of a batch at once, where it else goes picture by picture to stay in
-    the processor's cache. The results are the same."""
+    """Tell whether a model is being exported. It then computes a whole batch at once, not picture by picture to stay in the processor's
+    cache. The results are the same."""
     return bool(torch.compiler.is_exporting())
 
 
 def folded(network: nn.Module) -> nn.Module | None:
-    """Copies a network in evaluation mode into one that gives the same, a convolution and its normalisation as one; None if it has no such.
+    """Copy a network in evaluation mode with each convolution and its normalisation folded into one; None if there is nothing to fold.
 
-    Which normalisation follows which convolution is read off the order they stand in, which nothing promises: whoever takes the copy
-    must see that it does give the same.
+    The order of the modules tells which normalisation follows which convolution. That is not guaranteed, so the caller must compare the
+    results of the copy.
     """
-    if not any(True for _pair in _pairs(network)):
+    if not any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
         return None
     network = copy.deepcopy(network)
-    for parent, conv_name, norm_name in list(_pairs(network)):
-        conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    pairs = [
+        (parent, conv, name, norm)
+        for parent in network.modules()
+        for (_name, conv), (name, norm) in pairwise(parent.named_children())
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels
+    ]
+    for parent, conv, name, norm in pairs:
         assert norm.running_mean is not None and norm.running_var is not None
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        setattr(parent, norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
-    return network.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def _pairs(network: nn.Module) -> Iterator[Pair]:
-    for parent in network.modules():
-        parts = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(parts):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels:
-                yield parent, conv_name, norm_name
+        setattr(parent, name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+    return network.requires_grad_(False).to(memory_format=torch.channels_last) if pairs else None

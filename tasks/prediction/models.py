@@ -12,7 +12,8 @@ from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.detectors import store
 from changepair.tasks.detectors.detector import Detector
-from changepair.tasks.detectors.registry import ALIASES, BUILT_IN, DETECTORS, DetectorSettings, base_of, registered, resolved
+from changepair.tasks.detectors.registry import ALIASES, BUILT_IN, DETECTORS, base_of, registered, resolved
+from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_model, read_config, settings_from_json
 from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings

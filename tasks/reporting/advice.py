@@ -10,28 +10,21 @@ from changepair.tasks.common.texts import percent
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.prediction.calibration import DECIMALS, needed
 from changepair.tasks.scoring.operating import RATE, OperatingRow
-from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, with_prompts
+from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, rates_of, with_prompts
 from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow
 
 FIGURE, BESIDE = "image_auroc", "pixel_aupro"
-MANY, WIDE = 0.2, 0.1
-"""Share of misses, and width of an interval, above which a next step is listed."""
+MANY, WIDE = 0.2, 0.1  # share of misses, and width of an interval, above which a next step is listed
 
 
 @dataclass(frozen=True)
 class Advice:
-    """How to use the model on one target."""
-
     target: str
     detector: str
-    uses: Sequence[Use]
-    """One for each category of the target."""
-    several: bool
-    """Whether the model has several uses, so --category has to select one."""
-    figure: FigureRow | None
-    """FIGURE of the detector at these shots; None if it is undefined."""
-    beside: FigureRow | None
-    """BESIDE of the detector at these shots; None without masks."""
+    uses: Sequence[Use]  # one for each category of the target
+    several: bool  # whether the model has several uses, so --category has to select one
+    figure: FigureRow | None  # FIGURE of the detector at these shots; None if it is undefined
+    beside: FigureRow | None  # BESIDE of the detector at these shots; None without masks
     kinds: Mapping[str, Mapping[str, OperatingRow]]
     """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
 
@@ -45,7 +38,6 @@ class Advice:
 
     @property
     def what(self) -> str:
-        """The detector and its number of prompts."""
         return f"{self.detector} {with_prompts(self.shots)}"
 
     @property
@@ -71,18 +63,13 @@ class Advice:
             )
         else:
             categories = f"All {len(known)}" if len(known) == len(self.uses) else f"{len(known)} of {len(self.uses)}"
-            words = f"{categories} categories have a threshold, for {self._rates} % false alarms."
+            words = f"{categories} categories have a threshold, for {rates_of(known)} % false alarms."
         found = found_of(self.uses)
         if found is None:
             return words
         flagged, anomalous, low, high = found
         share = f"{100 * flagged / anomalous:.1f} %, {100 * low:.1f} to {100 * high:.1f}"
         return f"{words} {'It flags' if len(known) == 1 else 'They flag'} {flagged} of {anomalous} anomalous test pictures ({share})."
-
-    @property
-    def _rates(self) -> str:
-        rates = sorted({use.threshold.false_alarms for use in self.uses if use.threshold is not None})
-        return percent(rates[0]) if len(rates) == 1 else f"{percent(rates[0])} to {percent(rates[-1])}"
 
     def command(self, pipeline: str, use: Use | None = None) -> str:
         """Return the command that scores a picture with this detector, prompts and threshold. use: None for the first category."""
@@ -98,10 +85,7 @@ class Advice:
 def next_steps(
     advice: Advice, pipeline: str, figures: Sequence[FigureRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
 ) -> list[str]:
-    """List what would improve the threshold or the detector, the most useful first.
-
-    trained: the detectors that were trained here.
-    """
+    """List what would improve the threshold or the detector, the most useful first. trained: the detectors that were trained here."""
     steps = []
     few = [use for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
     if few:
@@ -119,9 +103,8 @@ def next_steps(
             "cost less than that (changepair predict --calibrate … --false-alarms 0.05)."
         )
     if advice.figure is not None and advice.figure.high - advice.figure.low > WIDE:
-        steps.append(
-            f"Measure on more pictures: the image AUROC may be from {100 * advice.figure.low:.0f} to {100 * advice.figure.high:.0f} %."
-        )
+        low, high = 100 * advice.figure.low, 100 * advice.figure.high
+        steps.append(f"Measure on more pictures: the image AUROC may be from {low:.0f} to {high:.0f} %.")
     alike = [row for row in figures if row.category == ALL and row.figure == FIGURE and _about(row) == _about(advice)]
     values = {row.detector: row.mean for row in alike}
     better = [name for name in values if _clearly_better(name, advice, comparisons)]
@@ -144,14 +127,10 @@ def advice_of(recommendation: Recommendation, figures: Sequence[FigureRow], oper
     for target in dict.fromkeys(use.target for use in recommendation.uses):
         uses = recommendation.of(target)
         key = (target, uses[0].protocol, uses[0].shots)
-        own = {
-            row.figure: row
-            for row in figures
-            if (row.target, row.protocol, row.shots) == key and (row.category, row.detector) == (ALL, recommendation.detector)
-        }
+        own = {row.figure: row for row in figures if _about(row) == key and (row.category, row.detector) == (ALL, recommendation.detector)}
         kinds: dict[str, dict[str, OperatingRow]] = {}
         for row in operating:
-            if (row.target, row.protocol, row.shots) == key and row.category == ALL:
+            if _about(row) == key and row.category == ALL:
                 kinds.setdefault(row.defect, {})[row.detector] = row
         ordered = dict(sorted(kinds.items(), key=lambda item: (item[0] != GOOD, item[0] == "", item[0])))
         several = len(recommendation.uses) > 1
@@ -170,5 +149,5 @@ def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonR
     return False
 
 
-def _about(row: FigureRow | ComparisonRow | Advice) -> tuple[str, str, int]:
+def _about(row: FigureRow | ComparisonRow | OperatingRow | Advice) -> tuple[str, str, int]:
     return row.target, row.protocol, row.shots

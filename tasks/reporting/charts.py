@@ -1,9 +1,9 @@
-"""Draws the curves: SVG on no ground of its own, in colours that read on white and on black."""
+"""Draw the curves as SVG with a transparent background, in colours for light and dark pages."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,11 @@ from changepair.tasks.reporting.curves import HISTOGRAM, PR, PRO, ROC, SHOTS, Cu
 from changepair.tasks.scoring.figures import FIGURES, PRO_LIMIT, heading
 
 matplotlib.use("agg")
-INK = "#8a8a8a"
 SIZE = (3.4, 3.0)  # inches
 NORMAL, ANOMALOUS = "#3a7bd5", "#e2602d"
 SERIES = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
 STYLE: Any = {
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), "#8a8a8a"),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -39,12 +33,11 @@ STYLE: Any = {
     "font.family": "sans-serif",
 }
 
-Drawn = tuple[str, bytes]
-"""What a chart shows, and its SVG."""
+Drawn = tuple[str, bytes]  # what a chart shows, and its SVG
 
 
 def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
-    """Draws a target's charts by kind: ROC, PR, PRO, score histograms and shots against figures; kinds that it has none of left out."""
+    """Draw a target's charts by kind: ROC, PR, PRO, score histograms, and metrics by shots. Kinds without data are left out."""
     charts: list[tuple[str, list[Drawn]]] = []
     for title, name, draw in (
         ("ROC of images", ROC, _lines("false positive rate", "true positive rate", 1.0)),
@@ -60,17 +53,12 @@ def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
     table = curves.tables[SHOTS]
     chosen = table[table["target"] == target]
     present = [figure for figure in FIGURES if (chosen["figure"] == figure).any()]
-    charts.append(
-        (
-            "Figures by shots, with 95 % intervals over pictures",
-            [(heading(name), _svg(heading(name), _by_shots, chosen[chosen["figure"] == name])) for name in present],
-        )
-    )
-    return charts
+    by_shots = [(heading(name), _svg(heading(name), _by_shots, chosen[chosen["figure"] == name])) for name in present]
+    return [*charts, ("Figures by shots, with 95 % intervals over pictures", by_shots)]
 
 
 def training_chart(title: str, log: Path) -> Drawn:
-    """Draws the loss of a training log over its steps, and the held-out loss where there is one."""
+    """Draw the loss of a training log over its steps, and the held-out loss, if any."""
     return title, _svg(title, _training, pd.read_csv(log))
 
 
@@ -90,16 +78,12 @@ def _svg(title: str, draw: Callable[[Axes, pd.DataFrame], None], rows: pd.DataFr
 def _lines(x: str, y: str, limit: float) -> Callable[[Axes, pd.DataFrame], None]:
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         levels = sorted(rows["shots"].unique().tolist())
-        for shots, colour in zip(levels, _shades(len(levels)), strict=True):
+        for shots, colour in zip(levels, colormaps["plasma"](np.linspace(0.75, 0.25, len(levels))), strict=True):
             points = rows[rows["shots"] == shots].iloc[:, -2:].to_numpy()
-            axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.4, label=f"{shots} shot{'s' * (shots != 1)}")
+            axes.plot(points[:, 0], points[:, 1], color=tuple(colour), linewidth=1.4, label=f"{shots} shot{'s' * (shots != 1)}")
         axes.set(xlabel=x, ylabel=y, xlim=(0, limit), ylim=(0, 1.02))
 
     return draw
-
-
-def _shades(count: int) -> Sequence[tuple[float, float, float, float]]:
-    return [tuple(shade) for shade in colormaps["plasma"](np.linspace(0.75, 0.25, count))]
 
 
 def _bars(axes: Axes, rows: pd.DataFrame) -> None:

@@ -1,7 +1,7 @@
-"""Makes the curves behind the figures as tables, which `dvc plots` and the report draw.
+"""Compute the curves of the metrics as tables, which `dvc plots` and the report draw.
 
-Each is of one protocol, the mean over categories and seeds of the curves at equal steps of its x axis. Those of images are exact there, PRO
-is of the coarse levels of tasks/scoring/pixels.py.
+Each is of one protocol: the mean over categories and seeds, at equal steps of its x axis. Those of images are exact there; PRO uses the
+coarse levels of tasks/scoring/pixels.py.
 """
 
 from __future__ import annotations
@@ -28,19 +28,17 @@ ROC, PR, PRO, HISTOGRAM, SHOTS = "roc", "pr", "pro", "histogram", "shots"
 
 @dataclass(frozen=True)
 class Curves:
-    """Tables by name; the first columns say of what (target, detector, ...), the last two are x and y."""
+    """Tables by name. The first columns are the keys (target, detector, ...), the last two are x and y."""
 
     tables: dict[str, pd.DataFrame]
 
     @classmethod
     def read(cls, folder: Path) -> Curves:
-        """Reads what `write` wrote."""
-        names = (ROC, PR, PRO, HISTOGRAM, SHOTS)
         texts = {"target": str, "detector": str}
+        names = (ROC, PR, PRO, HISTOGRAM, SHOTS)
         return cls({name: pd.read_csv(folder / f"{name}.csv", dtype=texts, keep_default_na=False) for name in names})
 
     def write(self, folder: Path) -> None:
-        """Writes each table to folder/<name>.csv."""
         with made_anew(folder) as partial:
             for name, table in self.tables.items():
                 rows = ([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in table.itertuples(index=False))
@@ -48,45 +46,34 @@ class Curves:
 
 
 def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[FigureRow], protocols: Sequence[str]) -> Curves:
-    """Makes the curves. scores: of SCORES, of all detectors. protocols: in the order of the settings; of each target the first that it has
-    is drawn."""
+    """Compute the curves. scores: of SCORES, of all detectors. protocols: in the order of the settings; each target's first is drawn."""
     drawn = {
         target: min((item.episode.protocol for item in measured if item.episode.target == target), key=protocols.index)
         for target in dict.fromkeys(item.episode.target for item in measured)
     }
     frame = scores.to_pandas()
     frame = frame[frame["protocol"] == frame["target"].map(drawn)]
-    return Curves(
-        {
-            **_of_images(frame),
-            PRO: _pro([item for item in measured if item.episode.protocol == drawn[item.episode.target] and item.levels is not None]),
-            HISTOGRAM: _histograms(frame),
-            SHOTS: pd.DataFrame(
-                [
-                    (row.target, row.detector, row.figure, row.low, row.high, row.shots, row.mean)
-                    for row in figures
-                    if row.category == ALL and row.protocol == drawn[row.target]
-                ],
-                columns=["target", "detector", "figure", "low", "high", "shots", "mean"],
-            ),
-        }
-    )
+    with_levels = [item for item in measured if item.episode.protocol == drawn[item.episode.target] and item.levels is not None]
+    overall = [row for row in figures if row.category == ALL and row.protocol == drawn[row.target]]
+    columns = ["target", "detector", "figure", "low", "high", "shots", "mean"]
+    by_shots = pd.DataFrame([[getattr(row, name) for name in columns] for row in overall], columns=columns)
+    return Curves({**_of_images(frame), PRO: _pro(with_levels), HISTOGRAM: _histograms(frame), SHOTS: by_shots})
 
 
 def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Gives false and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
-    before = counts.above / counts.negatives
-    reached = counts.true_positive_rate
-    x = np.concatenate([[0.0], np.stack([before, counts.false_positive_rate], axis=1).ravel(), [1.0]])
-    y = np.concatenate([[0.0], np.stack([np.append(0.0, reached[:-1]), reached], axis=1).ravel(), [1.0]])
-    return x, y
+    """Return false and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
+    return _corners(counts, counts.true_positive_rate)
 
 
 def pro(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Gives false positive rate and mean overlap a region."""
+    """Return false positive rates and mean overlaps of regions."""
     assert counts.overlap is not None
-    reached = np.cumsum(counts.overlap) / counts.overlap.sum()
-    x, _true_positives = roc(counts)
+    return _corners(counts, np.cumsum(counts.overlap) / counts.overlap.sum())
+
+
+def _corners(counts: Tally, reached: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    before = counts.above / counts.negatives
+    x = np.concatenate([[0.0], np.stack([before, counts.false_positive_rate], axis=1).ravel(), [1.0]])
     return x, np.concatenate([[0.0], np.stack([np.append(0.0, reached[:-1]), reached], axis=1).ravel(), [1.0]])
 
 
@@ -122,7 +109,7 @@ def _pro(measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts, at the most shots, the share of the normal and of the anomalous pictures by score, over all categories and seeds."""
+    """Return the shares of the normal and of the anomalous pictures by score, at the most shots, over all categories and seeds."""
     rows = []
     for (target, detector), all_shots in frame.groupby(["target", "detector"], sort=False):
         chosen = all_shots[all_shots["shots"] == all_shots["shots"].max()]
@@ -136,7 +123,7 @@ def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interpolated(grid: NDArray[np.floating], x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Gives y at the grid; where the curve rises straight up, its upper end."""
+    """Return y at the grid; where the curve is vertical, its upper end."""
     place = np.minimum(np.searchsorted(x, grid, "right") - 1, len(x) - 2)
     width = x[place + 1] - x[place]
     along = np.where(width > 0, (grid - x[place]) / np.maximum(width, 1e-300), 1.0)
@@ -144,6 +131,4 @@ def _interpolated(grid: NDArray[np.floating], x: NDArray[np.floating], y: NDArra
 
 
 def _rows(about: tuple[object, ...], grid: NDArray[np.floating], curves: Sequence[NDArray[np.floating]]) -> Iterable[tuple[object, ...]]:
-    if not curves:
-        return []
-    return [(*about, float(x), float(y)) for x, y in zip(grid, np.mean(curves, axis=0), strict=True)]
+    return [(*about, float(x), float(y)) for x, y in zip(grid, np.mean(curves, axis=0), strict=True)] if curves else []

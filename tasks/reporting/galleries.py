@@ -1,5 +1,5 @@
-"""Draws pictures to look at: the first of every category with all detectors side by side, and what each detector
-missed, its false alarms, what it was least sure of, and what it found."""
+"""Draw galleries: the first pictures of every category with all detectors side by side, and each detector's missed pictures, false alarms,
+borderline cases and found pictures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from changepair.tasks.scoring.scores import Scored, read_scored
 
 Kind = Literal["missed", "false alarms", "borderline", "found"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""Of pictures of a gallery: the anomalous ones below the threshold and the normal ones above it, the most wrong first; those nearest to it;
-and the anomalous ones above it, the surest first."""
+"""Anomalous pictures below the threshold and normal ones above it, both the most wrong first; those nearest to it; and anomalous ones above
+it, the clearest first."""
 
 Maps = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A query: what prompted it, its mask if it has one, and each detector's anomaly map hxw."""
+    """A query, its prompt, its mask if it has one, and each detector's anomaly map hxw."""
 
     image: str
-    prompt: str | None  # the first; None where nothing prompted it
+    prompt: str | None  # the first; None if there is none
     category: str
     label: int
     mask: str | None
@@ -45,20 +45,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pick:
-    """A query that a gallery shows, and why."""
-
     detector: str
     kind: Kind
     shown: Shown
     score: float
-    threshold: float
-    """The score at which the category's F1 is best, which is no threshold to work with: it was set by what it judges."""
+    threshold: float  # of the category's best F1: no threshold to work with, as the pictures that it judges set it
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The pictures to look at of one target."""
-
     target: str
     overlays: list[Shown]
     picks: list[Pick]
@@ -66,12 +61,11 @@ class Gallery:
     """By category and detector, the map value that normal pictures reach. It scales the colours."""
 
     def of(self, detector: str) -> list[Pick]:
-        """Lists the pictures of one detector."""
         return [pick for pick in self.picks if pick.detector == detector]
 
 
 def galleries_of(scores: Mapping[str, Path], files: TargetFiles, count: int) -> list[Gallery]:
-    """Chooses a gallery a target. scores: the folders that the score stage wrote, by detector. count: as `choose` has it."""
+    """Return the gallery of each target. scores: the folders that the score stage wrote, by detector. count: of `choose`."""
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = [(detector, episodes[item.number], item) for detector, folder in scores.items() for item in read_scored(folder)]
@@ -80,9 +74,9 @@ def galleries_of(scores: Mapping[str, Path], files: TargetFiles, count: int) -> 
 
 
 def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
-    """Chooses what a target's gallery shows: of each category one episode, as `shown_episodes` chooses. Of its queries, the first `count`
-    are overlays; and over all categories, for each detector, the first `count` of each of KINDS, their distances from the threshold being
-    in standard deviations of the category's scores.
+    """Choose the pictures of a target's gallery, from one episode of each category (`shown_episodes`): the first `count` queries as
+    overlays, and over all categories, for each detector, the first `count` of each of KINDS. Distances from the threshold are in standard
+    deviations of the category's scores.
 
     scored: detector, episode, and the detector's scores on it.
     """
@@ -124,7 +118,7 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
 
 
 def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
-    """Gives the threshold half way between the scores that F1 is best between: anything scored above is called anomalous."""
+    """Return the threshold of the best F1, half way between two scores; scores above it are anomalous."""
     levels, place = np.unique(scores, return_inverse=True)
     falling, flagged = levels[::-1], np.cumsum(np.bincount(place)[::-1])
     hits = np.cumsum(np.bincount(place, anomalous)[::-1])
@@ -133,8 +127,8 @@ def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -
 
 
 def write_galleries(folder: Path, galleries: Sequence[Gallery], advised: Mapping[str, str] | None = None) -> list[Path]:
-    """Writes overlays-<target>.png; <detector>-<target>.png with its pictures of all KINDS; and, for the detector that is advised,
-    short-<target>.png with the first of each. Gives their paths. advised: detectors by target."""
+    """Write overlays-<target>.png; <detector>-<target>.png with its pictures of all KINDS; and for the advised detector short-<target>.png
+    with the first of each. Return their paths. advised: detectors by target."""
     written = []
     with made_anew(folder) as partial:
         for gallery in galleries:
@@ -160,29 +154,31 @@ def short_name(target: str) -> str:
 
 
 def overlays(gallery: Gallery) -> Image.Image | None:
-    """Draws one line a picture: prompt, query with its mask outlined, and each detector's map over the query. None if none is shown."""
+    """Draw a line for each picture: prompt, query with its mask outlined, and each detector's map over the query. None without pictures."""
     detectors = list(dict.fromkeys(name for shown in gallery.overlays for name in shown.maps))
-    lines = [Line([_prompt(shown), _query(shown), *(_heat(gallery, shown, name) for name in detectors)]) for shown in gallery.overlays]
+    lines = []
+    for shown in gallery.overlays:
+        query = read_picture(place_of(shown.image), TILE)
+        marked = query if shown.mask is None else outlined(query, read_mask(place_of(shown.mask), TILE))
+        lines.append(Line([_prompt(shown), marked, *(_heat(gallery, shown, name) for name in detectors)]))
     return contact_sheet([Line(above=("prompt", "query", *detectors)), *lines]) if lines else None
-
-
-def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
-    """Draws one line a picture: as `strip` has it, with what it is above it."""
-    return contact_sheet([Line(above=STRIP), *(Line(_tiles(gallery, pick), (_short_caption(pick),)) for pick in picks)])
-
-
-def _short_caption(pick: Pick) -> str:
-    """Says the same as `caption` in what fits above four tiles; the kind says on which side of the threshold it is."""
-    said = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, best F1 at {pick.threshold:.6f} ({_short(pick.shown.image)})"
-    return said if len(said) <= FITS else f"{said[: FITS - 1]}…"
 
 
 STRIP = ("prompt", "query", "mask", "anomaly map")
 FITS = 84  # characters above four tiles
 
 
+def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
+    """Draw a line for each picture: its `strip` under a caption that fits above four tiles."""
+    lines = [Line(above=STRIP)]
+    for pick in picks:
+        text = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, best F1 at {pick.threshold:.6f} ({_short(pick.shown.image)})"
+        lines.append(Line(_tiles(gallery, pick), (text if len(text) <= FITS else f"{text[: FITS - 1]}…",)))
+    return contact_sheet(lines)
+
+
 def strip(gallery: Gallery, pick: Pick) -> Image.Image:
-    """Draws prompt, query, mask and the detector's anomaly map over the query, side by side. The mask is grey where nobody knows it."""
+    """Draw prompt, query, mask and the detector's anomaly map over the query, side by side. An unknown mask is grey."""
     return contact_sheet([Line(_tiles(gallery, pick))])
 
 
@@ -194,13 +190,17 @@ def caption(pick: Pick) -> str:
 
 
 def _short(image: str) -> str:
-    """Gives the last three parts of a path, which tell category, defect and name."""
+    """Return the last three parts of a path: category, defect and name."""
     return "/".join(Path(image).parts[-3:])
 
 
 def _tiles(gallery: Gallery, pick: Pick) -> list[Picture]:
     shown = pick.shown
-    return [_prompt(shown), read_picture(place_of(shown.image), TILE), _mask(shown), _heat(gallery, shown, pick.detector)]
+    if shown.mask is None:
+        mask = _blank(128 if shown.label == ANOMALOUS else 0)
+    else:
+        mask = np.repeat(read_mask(place_of(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
+    return [_prompt(shown), read_picture(place_of(shown.image), TILE), mask, _heat(gallery, shown, pick.detector)]
 
 
 def _blank(level: int) -> Picture:
@@ -209,17 +209,6 @@ def _blank(level: int) -> Picture:
 
 def _prompt(shown: Shown) -> Picture:
     return _blank(PAPER[0]) if shown.prompt is None else read_picture(place_of(shown.prompt), TILE)
-
-
-def _mask(shown: Shown) -> Picture:
-    if shown.mask is None:
-        return _blank(128 if shown.label == ANOMALOUS else 0)
-    return np.repeat(read_mask(place_of(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
-
-
-def _query(shown: Shown) -> Picture:
-    query = read_picture(place_of(shown.image), TILE)
-    return query if shown.mask is None else outlined(query, read_mask(place_of(shown.mask), TILE))
 
 
 def _heat(gallery: Gallery, shown: Shown, detector: str) -> Picture:

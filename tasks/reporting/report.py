@@ -1,4 +1,4 @@
-"""Writes report.html: one file that opens from disk with no network."""
+"""Write report.html: one file that opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,10 +21,9 @@ from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.texts import csv_lines, percent
 from changepair.tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
-from changepair.tasks.reporting.charts import Drawn, charts_of, training_chart
+from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
 from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
-from changepair.tasks.reporting.published import Published, beside
 from changepair.tasks.scoring.figures import FIGURES, heading
 from changepair.tasks.scoring.operating import OperatingRow
 from changepair.tasks.scoring.recommendation import NEAR, Recommendation
@@ -33,27 +33,64 @@ from changepair.tasks.training.log import LOG_NAME
 
 COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
 VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")
-LISTED = 200  # rejected files and near duplicates that are named; the rest is counted
+LISTED = 200  # rejected files and near duplicates that are named; the others are counted
+
+
+METAUAS = "authors' repository of MetaUAS (arXiv 2505.09265), 5 draws of one prompt"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a published table. Its AUPRO follows `evaluation.convention: published`."""
+
+    layout: str  # of the dataset, a name of `changepair datasets`
+    protocol: str
+    shots: int
+    resolution: int  # pixels a side that maps and masks were compared at
+    name: str
+    figures: dict[str, str]  # percent, mean or mean ± std
+    source: str
+
+
+def _row(layout: str, resolution: int, name: str, figures: str, source: str = METAUAS) -> Published:
+    """Return a row of the class-specific protocol at one shot. figures: the seven, in the order of FIGURES."""
+    values = [value.replace("±", " ± ") for value in figures.split()]
+    return Published(layout, "class-specific", 1, resolution, name, dict(zip(FIGURES, values, strict=True)), source)
+
+
+# Their class-agnostic metrics (MetaUAS*, MetaUAS*+) are not comparable: they choose a prompt among all normal training pictures of a class,
+# our class-agnostic protocol among one for each class.
+PUBLISHED = (
+    _row("mvtec-ad", 256, "MetaUAS, 256", "90.7±0.7 95.7±0.6 92.5±0.3 94.6±0.2 59.3±1.4 57.5±1.1 82.6±0.6"),
+    _row("visa", 512, "MetaUAS, 512", "81.2±1.7 84.5±1.4 80.2±0.7 92.2±0.7 42.7±0.8 44.7±0.6 60.4±1.5"),
+    _row("real-iad", 256, "MetaUAS, 256", "80.0±0.4 77.9±0.4 72.4±0.4 95.6±0.2 36.6±1.1 39.7±1.0 83.5±0.7"),
+    _row(
+        "mvtec-ad",
+        256,
+        "MetaUAS, retrained by others",
+        "89.1±1.1 94.5±1.0 92.1±0.6 95.1±0.2 54.8±0.9 53.4±0.6 83.8±0.6",
+        "a retraining by others: COCO, LaMa inpainting, 4 GPUs of 24 GB",
+    ),
+)
+
+
+def beside(layout: str, resolution: int, protocols: Sequence[tuple[str, int]]) -> list[Published]:
+    """List the rows of a dataset layout at a resolution. protocols: the protocols and shots that were measured."""
+    return [row for row in PUBLISHED if (row.layout, row.resolution) == (layout, resolution) and (row.protocol, row.shots) in protocols]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of what was evaluated."""
-
     pipeline: str
-    settings: Mapping[str, Any]
-    """All settings that the evaluation depends on, by their keys in pipelines.yaml."""
-    layouts: Mapping[str, str]
-    """Of each target."""
-    artifacts: Mapping[str, str]
-    """Hashes by path, as DVC has them."""
-    versions: Mapping[str, str]
-    """Of packages beside those that the work itself uses."""
+    settings: Mapping[str, Any]  # all that the evaluation depends on, by their keys in pipelines.yaml
+    layouts: Mapping[str, str]  # of each target
+    artifacts: Mapping[str, str]  # hashes by path, as DVC has them
+    versions: Mapping[str, str]  # of packages beside those that the work itself uses
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of earlier stages that the report shows something of."""
+    """The files of earlier stages that the report shows."""
 
     pairs: Path  # the folder that tasks/synthesis/overview.py wrote
     models: Sequence[Path]  # the model folders
@@ -78,11 +115,8 @@ def write_report(
     undefined: Sequence[str] = (),
 ) -> None:
     """Write the report: how to use the model and what to do next; metrics, curves, galleries, failures, training, and how to reproduce it.
-
-    trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`.
-    """
+    trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`."""
     advised = {advice.target: advice for advice in advice_of(recommendation, figures, operating)}
-    pipeline = origin.pipeline
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     trainings = [*((folder.name, folder) for folder in sorted(inputs.models)), ("inpainting model", inputs.inpainter)]
     logs = [(name, folder / LOG_NAME) for name, folder in trainings if (folder / LOG_NAME).is_file()]
@@ -91,20 +125,20 @@ def write_report(
         page.render(
             origin=origin,
             columns=[(name, heading(name)) for name in FIGURES],
-            figures=[_line(row, figures) for row in _keys(figures, over_all=True)],
-            categories=[_line(row, figures) for row in _keys(figures, over_all=False)],
+            figures=_lines(figures, over_all=True),
+            categories=_lines(figures, over_all=False),
             published=_published(figures, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             resolution=evaluation.resolution,
             comparisons=[(row, heading(row.figure)) for row in comparisons],
             main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
-            steps={target: next_steps(advice, pipeline, figures, comparisons, trained) for target, advice in advised.items()},
+            steps={target: next_steps(advice, origin.pipeline, figures, comparisons, trained) for target, advice in advised.items()},
             near=NEAR,
             metric=heading(recommendation.choice.figure) if recommendation.choice is not None else "",
             percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
-            training=[_chart(training_chart(title, log)) for title, log in logs],
+            training=[_chart(*training_chart(title, log)) for title, log in logs],
             sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png"))},
             counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
             rejected=_listed(inputs.rejected),
@@ -116,19 +150,9 @@ def write_report(
 
 
 def markdown(rows: Sequence[FigureRow]) -> str:
-    """Gives the table of figures as Markdown."""
     columns = ["target", "detector", "protocol", "shots", *FIGURES]
     lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One line of a bar chart; `share` of the longest, in percent."""
-
-    name: str
-    count: int
-    share: float
 
 
 @dataclass(frozen=True)
@@ -142,31 +166,12 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class FigureLine:
-    """A line of a table of figures: the first of its rows, which says what it is about, and all of them by figure."""
-
-    about: FigureRow
-    cells: Mapping[str, FigureRow]
-
-
-@dataclass(frozen=True)
-class PublishedLine:
-    """A published row, beside the target that it stands with."""
-
-    target: str
-    row: Published
-
-
-@dataclass(frozen=True)
 class TargetPart:
-    """The part of the page on one target."""
-
     name: str
     advice: Advice | None
-    charts: list[tuple[str, list[tuple[str, str]]]]
-    """By kind, each a title and a picture inline."""
-    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
-    """By detector and kind, each a picture inline and its caption."""
+    charts: list[tuple[str, list[tuple[str, str]]]]  # by kind, each a title and an inline picture
+    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by detector and kind, each an inline picture and its caption
+    strip: str  # what the pictures of a gallery show, from left to right
 
     @property
     def first(self) -> list[tuple[str, str]]:
@@ -174,35 +179,26 @@ class TargetPart:
         own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
         return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
 
-    strip: str
-    """What the pictures of a gallery show, from left to right."""
-
 
 def _versions() -> dict[str, str]:
     versions = {}
     for name in VERSIONS:
-        try:
+        with suppress(PackageNotFoundError):  # a bare machine lacks some of them
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue  # a bare machine has not all of them
     return versions
 
 
-def _keys(rows: Sequence[FigureRow], *, over_all: bool) -> list[FigureRow]:
-    """Gives the first row of each line of a table."""
-    lines = {(row.target, row.category, row.detector, row.protocol, row.shots): row for row in reversed(rows)}
-    return [row for row in reversed(lines.values()) if (row.category == ALL) == over_all]
-
-
-def _line(first: FigureRow, rows: Sequence[FigureRow]) -> FigureLine:
-    def about(row: FigureRow) -> tuple[object, ...]:
-        return row.target, row.category, row.detector, row.protocol, row.shots
-
-    return FigureLine(first, {row.figure: row for row in rows if about(row) == about(first)})
+def _lines(rows: Sequence[FigureRow], *, over_all: bool) -> list[tuple[FigureRow, dict[str, FigureRow]]]:
+    """Group the lines of a table: the first row of each, and all its rows by metric."""
+    lines: dict[tuple[object, ...], dict[str, FigureRow]] = {}
+    for row in rows:
+        if (row.category == ALL) == over_all:
+            lines.setdefault((row.target, row.category, row.detector, row.protocol, row.shots), {})[row.figure] = row
+    return [(next(iter(cells.values())), cells) for cells in lines.values()]
 
 
 def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """Lists the comparisons that matter: of each target its first protocol at the fewest shots, by the two figures that are read first."""
+    """List the main comparisons: of each target its first protocol at the fewest shots, by FIGURE and BESIDE."""
     first: dict[str, str] = {}
     for row in comparisons:
         first.setdefault(row.target, row.protocol)
@@ -212,11 +208,11 @@ def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     return [row for row in own if row.shots == fewest[row.target]]
 
 
-def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[PublishedLine]:
+def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[tuple[str, Published]]:
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
         measured = [(row.protocol, row.shots) for row in rows if row.target == target]
-        lines += [PublishedLine(target, row) for row in beside(layouts.get(target, target), resolution, measured)]
+        lines += [(target, row) for row in beside(layouts.get(target, target), resolution, measured)]
     return lines
 
 
@@ -225,24 +221,23 @@ def _target(gallery: Gallery, curves: Curves, advice: Advice | None) -> TargetPa
     for pick in gallery.picks:
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
-    charts = [(title, [_chart(chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
+    charts = [(title, [_chart(*chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
     return TargetPart(gallery.target, advice, charts, galleries, ", ".join(STRIP))
 
 
-def _chart(chart: Drawn) -> tuple[str, str]:
-    title, svg = chart
+def _chart(title: str, svg: bytes) -> tuple[str, str]:
     return title, _inline(svg, "svg+xml")
 
 
-def _bars(table: Path) -> list[Bar]:
-    """Reads the first two columns of a CSV, one of them a count, as bars."""
+def _bars(table: Path) -> list[tuple[str, int, float]]:
+    """Read names and counts, the first two columns of a CSV, each with its share of the highest count, in percent."""
     rows = [(name, int(count)) for _line, (name, count, *_rest) in list(csv_lines(table))[1:]]
     most = max((count for _name, count in rows), default=0)
-    return [Bar(name, count, 100 * count / most if most else 0.0) for name, count in rows]
+    return [(name, count, 100 * count / most if most else 0.0) for name, count in rows]
 
 
 def _listed(table: Path) -> Listed:
-    """Reads a CSV whose last column is the reason."""
+    """Read a CSV whose last column is the reason."""
     if not table.is_file():
         return Listed([], [], 0, [])
     header, *lines = [list(cells) for _line, cells in csv_lines(table)]

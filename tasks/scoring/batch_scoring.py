@@ -1,65 +1,61 @@
-"""Scores a detector of a pipeline, and in the same pass over the pictures those of the same encoder that wait to be scored."""
+"""Score a detector of a pipeline, and in the same pass over the pictures the detectors of the same encoder that are out of date."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.files import content_of, sha256, write_text
 from changepair.tasks.common.fingerprint import SHORT, code_of
-from changepair.tasks.detectors.registry import DETECTORS, DetectorSettings, base_of, files_of_prior, kind_of
+from changepair.tasks.common.tensors import joined_maps, read_tiles
+from changepair.tasks.common.tiles import grid_of
+from changepair.tasks.detectors.registry import DETECTORS, base_of, files_of_prior, kind_of
+from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.detectors.store import MODEL_NAME, load_detector
-from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings
-from changepair.tasks.sampling.episodes import TargetFiles, read_episodes, read_pictures
+from changepair.tasks.encoders.settings import OF_THE_MODEL
+from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures
+from changepair.tasks.scoring.compare import encoded
 from changepair.tasks.scoring.score import Contender, score
 from changepair.tasks.scoring.scores import Work
 from changepair.tasks.scoring.settings import EvaluationSettings
-from changepair.tasks.scoring.timing import seconds_a_picture
 
 ABOUT_NAME = "about.json"
 MISSING = "missing"
+TIMES = 5
+"""Measured runs, after a warm-up run. The median is reported."""
+BATCH = 8  # tiles that are encoded at once, as in tasks/prediction/predictor.py
 
 
 @dataclass(frozen=True)
 class ScoredDetector:
-    """What came of it."""
-
-    count: int
-    """Of scores."""
-    seconds: float
-    """That a picture takes, alone, with the prompts remembered."""
+    count: int  # number of scores
+    seconds: float  # time of one picture, with encoded prompts
     device: str
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a detector is scored on, with what, and where its scores go."""
-
-    detectors: Mapping[str, Any]
-    """The settings of all of the pipeline's."""
+    detectors: Mapping[str, Any]  # the settings of all detectors of the pipeline, by name
     settings: EvaluationSettings
     files: TargetFiles
-    models: Path
-    """The folder of the detectors' model folders."""
-    scores: Path
-    """Scores of a detector are in scores/<name>, as tasks/scoring/scores.py has them."""
-    checkpoints: Path
-    """Where scores are while they are made."""
+    models: Path  # the folder of the detectors' model folders
+    scores: Path  # the folder of the artifacts of tasks/scoring/scores.py, one for each detector
+    checkpoints: Path  # the folder of scores in progress
 
 
 def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] = lambda share: None) -> ScoredDetector:
-    """Writes a detector's scores. Goes on from what a run before, or `score_part`, has scored.
-
-    Other detectors of the same encoder and resolution that are out of date are scored along, and found scored when their turn comes.
-    """
+    """Write a detector's scores. Resume from what an earlier run, or `score_part`, has scored. Other detectors of the same encoder and
+    resolution that are out of date are scored in the same pass; their own call then has less to do."""
     device, files = best_device(), scoring.files
     contenders = _contenders(name, scoring, device)
     folder = scoring.scores / name
@@ -72,25 +68,25 @@ def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] 
 
 
 def score_part(name: str, scoring: Scoring, part: int) -> None:
-    """Scores one of the parts that tasks/scoring/score.py counts, wherever this runs, and leaves it where `score_detector` finds it."""
+    """Score one of the parts that tasks/scoring/score.py counts, on any machine. `score_detector` finds the result."""
     device = best_device()
     score(_contenders(name, scoring, device), scoring.files, {}, batch_size=scoring.settings.batch_size, device=device, only=part)
 
 
 def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Contender]:
-    """Loads a detector, and behind it those that are scored along."""
+    """Load a detector, and after it those that are scored along."""
     contenders: list[Contender] = []
     for one in _alike(name, scoring.detectors):
         digest = _digest(one, scoring)
         if one != name and (digest is None or _digest_of(scoring.scores / one) == digest):
             continue
-        digest = digest or MISSING  # loading it says what is missing
+        digest = digest or MISSING  # loading it reports what is missing
         for other in (scoring.checkpoints / one).glob("*"):
             if other.name != digest:
-                shutil.rmtree(other, ignore_errors=True)  # another worker may be at it too
+                shutil.rmtree(other, ignore_errors=True)  # another worker may do the same
         detector = load_detector(one, scoring.detectors, scoring.models).to(device).eval()
         if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
-            continue  # one of them looks through windows
+            continue  # one of them is WinCLIP's
         own: DetectorSettings = scoring.detectors[base_of(one, scoring.detectors)]
         work = Work(scoring.checkpoints / one / digest)
         subset = scoring.settings.subset.get(one)
@@ -99,20 +95,16 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
 
 
 def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:
-    """Lists the detector itself first, then the others of its encoder and resolution; one that holds its encoder's weights has its own."""
-    own: DetectorSettings = detectors[base_of(name, detectors)]
-    if own.encoder.weights == OF_THE_MODEL:
+    """List the detector, then the others of its encoder and resolution. A model that has its encoder's weights shares it with no other."""
+    bases: dict[str, DetectorSettings] = {one: detectors[base_of(one, detectors)] for one in detectors}
+    own = bases[name].encoder, bases[name].resolution
+    if own[0].weights == OF_THE_MODEL:
         return [name]
-    others = [one for one in detectors if one != name]
-    return [name, *(one for one in others if _looks(detectors[base_of(one, detectors)]) == _looks(own))]
-
-
-def _looks(settings: DetectorSettings) -> tuple[EncoderSettings, int]:
-    return settings.encoder, settings.resolution
+    return [name, *(one for one, base in bases.items() if one != name and (base.encoder, base.resolution) == own)]
 
 
 def _digest(name: str, scoring: Scoring) -> str | None:
-    """Names all that a detector's scores depend on; None if its model is not there yet."""
+    """Hash all that a detector's scores depend on; None if its model does not exist yet."""
     own = base_of(name, scoring.detectors)
     model = scoring.models / own / MODEL_NAME
     if DETECTORS[kind_of(scoring.detectors[own])].training is not None and not model.is_file():
@@ -131,6 +123,31 @@ def _digest(name: str, scoring: Scoring) -> str | None:
 
 
 def _digest_of(folder: Path) -> str | None:
-    """Reads what the scores in a folder were made as; None where there are none."""
+    """Read the hash that the scores in a folder were written with; None if there are none."""
     file = folder / ABOUT_NAME
     return str(json.loads(file.read_text(encoding="utf-8"))["digest"]) if file.is_file() else None
+
+
+@torch.inference_mode()
+def seconds_a_picture(contender: Contender, episode: Episode, sizes: Mapping[str, tuple[int, int]], device: torch.device) -> float:
+    """Time one query of an episode with all its tiles. sizes: height and width of the prompts. The detector is already on the device."""
+    detector, prompts = contender.detector, episode.prompts[: max(episode.shots, 1)]
+    grid = grid_of(contender.tiles, [sizes[image] for image in prompts])
+
+    def read(images: Sequence[str]) -> tuple[torch.Tensor, tuple[int, int]]:
+        tiles, found = read_tiles(images, [grid], contender.resolution, device, contender.resize)
+        return tiles[grid], found[0]
+
+    memory = [detector.memorise(tile) for tile in read(prompts)[0]] if prompts else []
+    taken = []
+    for _ in range(TIMES + 1):
+        start = time.perf_counter()
+        tiles, size = read(episode.queries[:1])
+        maps = []
+        for place, features in enumerate(encoded(detector.encoder, tiles, BATCH)):
+            scores, found = detector.conclude(features, detector.relate(features, memory[place]) if memory else [], episode.category)
+            scores.cpu()  # a GPU is waited for
+            maps.append(found[0].float().cpu().numpy())
+        joined_maps(maps, grid, *size)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))

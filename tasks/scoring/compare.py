@@ -1,4 +1,4 @@
-"""Compare queries with the prompts of many episodes.
+"""Encode the prompts of many episodes once, and compare queries with them.
 
 Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. A detector concludes once on a query
 with the same prompts, however many episodes need it: with one category, class-agnostic and class-specific episodes have the same prompts.
@@ -7,24 +7,83 @@ with the same prompts, however many episodes need it: with one category, class-a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from changepair.tasks.common.pictures import Resize
+from changepair.tasks.common.tensors import read_tiles
+from changepair.tasks.common.tiles import Grid
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector
-from changepair.tasks.encoders.encoder import Features
+from changepair.tasks.encoders.encoder import Encoder, Features
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.pool import Pool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One tile of every prompt of some episodes: index by path, features of the last stage, and the memory of each detector."""
+
+    place: dict[str, int]
+    last_stage: Tensor | None  # None if there are no prompts
+    memory: dict[str, Features]
+
+    def places(self, episode: Episode) -> list[int]:
+        return [self.place[image] for image in episode.prompts]
+
+
+def pools_of(
+    detectors: Mapping[str, Detector],
+    episodes: Sequence[Episode],
+    grid: Grid,
+    resolution: int,
+    resize: Resize,
+    batch_size: int,
+    device: torch.device,
+) -> list[Pool]:
+    """Encode the prompts of episodes. Return a pool for each tile of the grid. detectors: by name, with the same encoder."""
+    images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
+    encoder = next(iter(detectors.values())).encoder
+    last: list[list[Tensor]] = [[] for _ in range(grid.tiles)]
+    memory: list[dict[str, list[Features]]] = [{name: [] for name in detectors} for _ in range(grid.tiles)]
+    step = pictures_at_once(grid, batch_size)
+    for start in range(0, len(images), step):
+        tiles = read_tiles(images[start : start + step], [grid], resolution, device, resize)[0][grid]
+        for place, features in enumerate(encoded(encoder, tiles, batch_size)):
+            last[place].append(features[-1])
+            for name, detector in detectors.items():
+                memory[place][name].append(detector.memorise(tiles[place], features))
+    index = {image: number for number, image in enumerate(images)}
+    return [
+        Pool(
+            index,
+            torch.cat(stages) if stages else None,
+            {name: [torch.cat(parts) for parts in zip(*batches, strict=True)] for name, batches in remembered.items()},
+        )
+        for stages, remembered in zip(last, memory, strict=True)
+    ]
+
+
+def pictures_at_once(grid: Grid, batch_size: int) -> int:
+    """Return how many pictures have at most `batch_size` tiles; at least 1."""
+    return max(1, batch_size // grid.tiles)
+
+
+def encoded(encoder: Encoder, tiles: Tensor, batch_size: int) -> Iterator[Features]:
+    """Encode tiles TxBx3xHxW, as many of the T at once as fit into a batch. Yield the features of the B pictures for each tile."""
+    count = tiles.shape[1]
+    for part in tiles.split(max(1, batch_size // count)):
+        features = encoder(part.flatten(0, 1))
+        for place in range(len(part)):
+            yield [stage[place * count : (place + 1) * count] for stage in features]
 
 
 def compare(
     detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw.
-
-    memory: the detector's features of the pool. start: the index of the batch's first query in the episodes.
-    """
+    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw. memory: the detector's
+    features of the pool. start: the index of the batch's first query in the episodes."""
     for seed in sorted({episode.seed for episode in episodes.values()}):
         of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
         yield from _compare_seed(detector, memory, queries, of_seed, pool, start)
@@ -37,11 +96,8 @@ def _compare_seed(
         number: choice for number, episode in episodes.items() if (choice := _single_prompt(episode, queries, pool, start)) is not None
     }
     several = {number: places for number, episode in episodes.items() if (places := _several_prompts(episode, queries, pool)) is not None}
-    together = {
-        number: pool.places(episode)
-        for number, episode in episodes.items()
-        if number not in single and number not in several and episode.prompts
-    }
+    rest = {number: episode for number, episode in episodes.items() if episode.prompts and number not in single and number not in several}
+    together = {number: pool.places(episode) for number, episode in rest.items()}
     column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
     relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
     alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
@@ -60,21 +116,15 @@ def _compare_seed(
     for category in dict.fromkeys(_category(detector, episodes[number]) for number in single):
         choices = {number: choice for number, choice in single.items() if _category(detector, episodes[number]) == category}
         distinct = sorted({(query, place) for choice in choices.values() for query, place in enumerate(choice)})
-        related = [(query, place) for query, place in distinct if place in column]
-        once = _compare_pairs(
-            detector,
-            queries,
-            related,
-            lambda whose, places: [stage[whose, [column[place] for place in places]][:, None] for stage in relation],
-            category,
-        )
-        once |= _compare_pairs(
-            detector,
-            queries,
-            [pair for pair in distinct if pair[1] not in column],
-            lambda whose, places: detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory]),
-            category,
-        )
+        related, others = ([pair for pair in distinct if (pair[1] in column) == wanted] for wanted in (True, False))
+
+        def look_up(whose: list[int], places: list[int]) -> Features:
+            return [stage[whose, [column[place] for place in places]][:, None] for stage in relation]
+
+        def relate(whose: list[int], places: list[int]) -> Features:
+            return detector.relate([stage[whose] for stage in queries], [stage[places][:, None] for stage in memory])
+
+        once = _compare_pairs(detector, queries, related, look_up, category) | _compare_pairs(detector, queries, others, relate, category)
         for number, choice in choices.items():
             scores, maps = zip(*(once[query, place] for query, place in enumerate(choice)), strict=True)
             yield number, torch.stack(scores), torch.stack(maps)
@@ -101,9 +151,8 @@ def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) 
 def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor | None:
     """Return the indices in the pool of the k prompts chosen for each query, Bxk; None if all queries have the same prompts."""
     places = pool.places(episode)
-    if episode.protocol != "class-agnostic" or episode.own or not 1 < episode.shots < len(places):
-        return None
-    return _chosen(places, queries, pool, episode.shots)
+    several = episode.protocol == "class-agnostic" and not episode.own and 1 < episode.shots < len(places)
+    return _chosen(places, queries, pool, episode.shots) if several else None
 
 
 def _chosen(places: Sequence[int], queries: Features, pool: Pool, count: int) -> Tensor:
@@ -131,12 +180,7 @@ def _compare_pairs(
 
 
 def most_similar(queries: Features, pool: Features, count: int = 1) -> Tensor:
-    """Finds for each query the so many of the pool's pictures whose last-stage features, averaged over positions, have the highest cosine.
-
-    queries: BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first.
-    """
-    return (_signature(queries) @ _signature(pool).mT).topk(count, dim=1).indices
-
-
-def _signature(features: Features) -> Tensor:
-    return F.normalize(features[-1].mean(dim=(-2, -1)), dim=1)
+    """Return for each query the pictures of the pool whose last-stage features, averaged over positions, have the highest cosine. queries:
+    BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first."""
+    of_query, of_pool = (F.normalize(features[-1].mean(dim=(-2, -1)), dim=1) for features in (queries, pool))
+    return (of_query @ of_pool.mT).topk(count, dim=1).indices

@@ -1,4 +1,4 @@
-"""Decides whether a retrained model may take the place of the one in use, from the draws of both on the same episodes."""
+"""Decide whether a retrained model may replace the current model, from the draws of both on the same episodes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PromotionSettings:
     figure: FigureName = "image_auroc"
     """What is compared: the mean over targets, protocols and shots of one of the seven figures."""
     tolerance: Annotated[float, Between(0, 1)] = 0.02
-    """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its figure less that
-    of the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
+    """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its figure less that of
+    the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
     automatic: bool = True
     """Whether a model that passes becomes the current one; false to leave that to a person, with `changepair promote`."""
     detectors: tuple[str, ...] | None = None
@@ -34,25 +34,22 @@ class PromotionSettings:
 
 @dataclass(frozen=True)
 class Choice:
-    """The detector that a pipeline's model is used by, where none is named."""
+    """The detector that a pipeline uses, if none is named."""
 
     detector: str
-    value: float
-    """Its figure."""
+    value: float  # its metric
     figure: str
-    beneath: tuple[tuple[str, float], ...] = ()
-    """Those that were trained and are worse than one that needs no training, with their figures."""
+    beneath: tuple[tuple[str, float], ...] = ()  # trained detectors that are worse than one without training, with their metrics
 
     def __str__(self) -> str:
         beneath = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.beneath)
-        return f"{self.detector}, {heading(self.figure)} {100 * self.value:.1f} %" + (
-            f"; trained and worse than what needs no training: {beneath}" if beneath else ""
-        )
+        also = f"; trained and worse than what needs no training: {beneath}" if beneath else ""
+        return f"{self.detector}, {heading(self.figure)} {100 * self.value:.1f} %{also}"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One detector, the new one less the one in use."""
+    """One detector: the new model less the current one."""
 
     detector: str
     new: float
@@ -71,7 +68,7 @@ class Decision:
 
 
 def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], figure: str, detectors: Sequence[str]) -> bool:
-    """Tells whether the draws of both are of the same episodes, for every detector that both have."""
+    """Tell whether the draws of both are of the same episodes, for every detector that both have."""
     ours, theirs = (_by_detector(draws, figure, detectors) for draws in (new, in_use))
     return all(
         {key: row.episodes for key, row in ours[name].items()} == {key: row.episodes for key, row in theirs[name].items()}
@@ -80,7 +77,7 @@ def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], figure: str
 
 
 def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
-    """Decides. new, in_use: draws of the same episodes. detectors: those that must pass; one that the model in use does not have, does."""
+    """Decide. new, in_use: draws of the same episodes. detectors: those that must pass; one that the current model lacks passes."""
     ours, theirs = (_by_detector(draws, settings.figure, detectors) for draws in (new, in_use))
     name = heading(settings.figure)
     missing = [detector for detector in detectors if detector not in ours]
@@ -92,10 +89,10 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
     for detector in detectors:
         if detector not in theirs:
             continue
-        values = [[row.value for row in rows[detector].values()] for rows in (ours, theirs)]
-        draws = [[row.draws for row in rows[detector].values()] for rows in (ours, theirs)]
-        new_value, old_value = (float(np.mean(of_model)) for of_model in values)
-        gap: Draws = (np.mean(draws[0], axis=0) - np.mean(draws[1], axis=0)).astype(np.float32)
+        pair = [list(rows[detector].values()) for rows in (ours, theirs)]
+        new_value, old_value = (float(np.mean([row.value for row in rows])) for rows in pair)
+        new_draws, old_draws = (np.mean([row.draws for row in rows], axis=0) for rows in pair)
+        gap: Draws = (new_draws - old_draws).astype(np.float32)
         estimate = difference(new_value - old_value, gap)
         if estimate is None:
             return Decision(False, f"{detector}: {name} has no interval on these pictures; choose another promotion.figure")
@@ -104,14 +101,13 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
     failed = [item for item in compared if not item.passes]
     reasons = "; ".join(_told(item, name) for item in failed or compared) or "the model in use has none of these detectors"
     limit = f"{100 * settings.tolerance:g} points"
-    if failed:
-        return Decision(False, f"{reasons}: it may be worse by more than {limit}", tuple(compared))
-    return Decision(True, f"{reasons}: not worse by more than {limit}", tuple(compared))
+    verdict = "it may be worse" if failed else "not worse"
+    return Decision(not failed, f"{reasons}: {verdict} by more than {limit}", tuple(compared))
 
 
 def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Collection[str]) -> Choice | None:
-    """Chooses the detector whose figure is the highest, as the mean over the targets, protocols and shots that all detectors were measured
-    at (its own, if there are none); None if none has that figure. trained: the detectors that were."""
+    """Choose the detector with the highest metric, the mean over the targets, protocols and shots that all detectors have (its own, if
+    there are none). Return None if no detector has the metric. trained: the detectors that were trained."""
     rows = _by_detector(draws, settings.figure, {row.detector for row in draws})
     if not rows:
         return None
@@ -134,7 +130,7 @@ def _told(item: Compared, name: str) -> str:
 
 
 def _by_detector(draws: Sequence[DrawRow], figure: str, detectors: Collection[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
-    """Gives detector -> (target, protocol, shots) -> row, of one figure."""
+    """Return detector -> (target, protocol, shots) -> row, of one metric."""
     estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
     for row in draws:
         if row.figure == figure and row.detector in detectors:

@@ -1,12 +1,12 @@
-"""Defines, once, the seven figures: AUROC, AP and F1max of images and of pixels, and AUPRO.
+"""Define the seven metrics: AUROC, AP and F1max of images and of pixels, and AUPRO.
 
-All of them follow from the same counts, taken at each distinct score of a positive: how many positives have it, and how many
-negatives have more, or just as much (`Tally`). So nothing but the negatives' bare scores is ever sorted, and the same lines serve
-exact scores, histograms of them and, along a leading axis, a thousand resamples at once (tasks/scoring/spread.py).
+All of them follow from the same counts at each distinct score of a positive: the positives with this score, and the negatives with a higher
+or the same score (`Tally`). So only the negatives' scores are sorted, and the same code serves exact scores, histograms and, along a
+leading axis, a thousand resamples at once (tasks/scoring/spread.py).
 
 AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP, F1max: as scikit-learn's average_precision_score and the best F1 of its
-precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. A figure that is not
-defined (no anomalous picture, no mask, no normal pixel) is left out; none is ever NaN.
+precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. An undefined metric (no
+anomalous picture, no mask, no normal pixel) is left out, never NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 FigureName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
 FIGURES: tuple[FigureName, ...] = get_args(FigureName)
 IMAGE_FIGURES, PIXEL_FIGURES = FIGURES[:3], FIGURES[3:]
-PRO_LIMIT = 0.3  # false positive rate AUPRO is integrated to, and divided by
+PRO_LIMIT = 0.3  # false positive rate that AUPRO is integrated to, and divided by
 PUBLISHED_STEPS = 200  # thresholds of the authors' AUPRO
 
 Counts = NDArray[np.floating]
@@ -28,16 +28,14 @@ Counts = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts at each of T distinct scores of positives, highest first. Each is ...xT; leading axes are resamples.
-
-    A threshold is «everything scored at least this is anomalous»; what is scored the same shares it.
-    """
+    """Counts at each of T distinct scores of positives, highest first, ...xT; leading axes are resamples. Each score is a threshold: scores
+    at or above it are anomalous."""
 
     hits: Counts  # positives with this score
     above: Counts  # negatives with a higher one
-    level: Counts  # negatives with just this one
+    level: Counts  # negatives with the same one
     negatives: Counts  # all of them, ...
-    overlap: Counts | None = None  # of pixels: what those hits add to the sum, over regions, of the share of a region found
+    overlap: Counts | None = None  # of pixels: what these hits add to the sum, over regions, of the share found
 
     @property
     def positives(self) -> Counts:
@@ -49,26 +47,19 @@ class Tally:
 
     @property
     def false_positive_rate(self) -> Counts:
-        """...xT, once what is scored the same is counted."""
         return (self.above + self.level) / self.negatives[..., None]
 
     @property
     def precision(self) -> Counts:
         hits_so_far = np.cumsum(self.hits, -1)
-        return hits_so_far / np.maximum(hits_so_far + self.above + self.level, 1e-12)  # a resample may lack the highest scores
+        return hits_so_far / np.maximum(hits_so_far + self.above + self.level, 1e-12)  # a resample may lack them
 
 
 def tally(
-    positives: NDArray[np.floating],
-    negatives: NDArray[np.floating],
-    overlap: NDArray[np.floating] | None = None,
-    *,
-    among: bool = False,
+    positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating] | None = None, *, among: bool = False
 ) -> Tally | None:
-    """Tallies. positives: P scores in any order, negatives: N scores ascending, overlap: P. None without any of either.
-
-    among: the positives are among the negatives too, and are not counted as such: nobody needs to part them before the sort.
-    """
+    """Count. positives: P scores in any order, negatives: N scores ascending, overlap: P. Return None without positives or negatives.
+    among: the positives are among the negatives too, so that they need not be separated before the sort, and are subtracted."""
     count = len(negatives) - among * len(positives)
     if not len(positives) or not count:
         return None
@@ -89,34 +80,34 @@ def tally(
 
 
 def tally_levels(positives: Counts, negatives: Counts, overlap: Counts | None = None) -> Tally:
-    """Tallies histograms ...xL of the scores, lowest first: what falls into one level counts as scored the same."""
+    """Count histograms ...xL of the scores, lowest first. Scores in one level count as equal."""
     falling = negatives[..., ::-1]
     upto = np.cumsum(falling, -1)
     return Tally(positives[..., ::-1], upto - falling, falling, upto[..., -1], None if overlap is None else overlap[..., ::-1])
 
 
 def auroc(counts: Tally) -> Counts:
-    """Gives how often a positive is scored higher than a negative; ties count half."""
+    """Return how often a positive is scored higher than a negative; ties count half."""
     lower = counts.negatives[..., None] - counts.above - counts.level
     return (counts.hits * (lower + counts.level / 2)).sum(-1) / (counts.positives * counts.negatives)
 
 
 def average_precision(counts: Tally) -> Counts:
-    """Gives the sum over thresholds of precision times the gain in recall."""
+    """Return the sum over thresholds of precision times the gain in recall."""
     return (counts.hits * counts.precision).sum(-1) / counts.positives
 
 
 def f1max(counts: Tally) -> Counts:
-    """Gives the best F1 over thresholds. Between two scores of positives only false positives are added, so one of those is the best."""
+    """Return the best F1 over thresholds. Between two scores of positives only false positives are added, so one of them is the best."""
     hits_so_far = np.cumsum(counts.hits, -1)
     return (2 * hits_so_far / (hits_so_far + counts.above + counts.level + counts.positives[..., None])).max(-1)
 
 
 def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
-    """Gives the area under the mean overlap a region over the false positive rate, up to `limit` and divided by it. Exact.
+    """Return the exact area under the mean overlap of regions over the false positive rate, up to `limit` and divided by it.
 
-    The curve has a point at every distinct score and is straight between them, so that each pixel found adds the area under a ramp:
-    from the rate of what is scored higher to the rate with what is scored the same.
+    The curve has a point at every distinct score and is straight between them. So each pixel found adds the area under a ramp, from the
+    rate above its score to the rate at its score.
     """
     assert counts.overlap is not None
     before, after = counts.above / counts.negatives[..., None], counts.false_positive_rate
@@ -128,11 +119,11 @@ def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
 def aupro_as_published(
     positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], *, among: bool = False
 ) -> float | None:
-    """Gives AUPRO as the code of MetaUAS and most others of the field computes it: at 200 equidistant thresholds of the scores' range,
-    strictly above each, those whose false positive rate is below 0.3; the rate rescaled between the least and greatest of them. It is not
-    the area to 0.3: what the curve does before the least rate is cut away, and a coarse curve is stretched.
+    """Return AUPRO as most code of the field, such as MetaUAS's, computes it: at 200 equidistant thresholds of the scores' range, those
+    with a false positive rate below 0.3, rescaled between their least and greatest rate. This is not the area to 0.3: the curve before the
+    least rate is cut away, and a coarse curve is stretched.
 
-    Takes what `tally` takes. None where fewer than two different rates are below the limit (the original divides by zero there).
+    The parameters are those of `tally`. None if fewer than two different rates are below the limit (the original divides by zero).
     """
     count = len(negatives) - among * len(positives)
     if not len(positives) or not count:
@@ -153,43 +144,25 @@ def aupro_as_published(
 
 
 def image_figures(counts: Tally | None) -> dict[str, Counts]:
-    """Gives the three image figures, as fractions."""
-    if counts is None:
-        return {}
-    return dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
+    return {} if counts is None else dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
 
 
 def pixel_figures(counts: Tally | None) -> dict[str, Counts]:
-    """Gives the four pixel figures, as fractions, over all pixels of all pictures together."""
+    """Return the four pixel metrics, as fractions, over all pixels of all pictures together."""
     if counts is None:
         return {}
     return dict(zip(PIXEL_FIGURES, (auroc(counts), average_precision(counts), f1max(counts), aupro(counts)), strict=True))
 
 
-def bounds(counts: Tally) -> dict[str, tuple[float, float]]:
-    """Gives what the pixel figures may be at the least and at the most if what counts as scored the same is not: of a histogram's figures,
-    how far they can be from those of the scores themselves."""
-    hits_so_far, more = np.cumsum(counts.hits), counts.above + counts.level
-    positives, negatives = counts.positives, counts.negatives
-    width = (counts.hits * counts.level).sum() / (2 * positives * negatives)
-    area = auroc(counts)
-    best = (counts.hits * hits_so_far / np.maximum(hits_so_far + counts.above, 1e-12)).sum() / positives
-    worst = (counts.hits * (hits_so_far - counts.hits + 1) / (hits_so_far - counts.hits + 1 + more)).sum() / positives
-    f1 = 2 * hits_so_far / (hits_so_far + counts.above + positives)
-    result = {
-        "pixel_auroc": (area - width, area + width),
-        "pixel_ap": (worst, best),
-        "pixel_f1max": (f1max(counts), f1.max()),
-    }
-    if counts.overlap is not None:
-        room = [np.clip(PRO_LIMIT - rate / negatives, 0, None) for rate in (more, counts.above)]
-        low, high = ((counts.overlap * each).sum() / (counts.overlap.sum() * PRO_LIMIT) for each in room)
-        result["pixel_aupro"] = (low, high)
-    return {name: (float(low), float(high)) for name, (low, high) in result.items()}
+def histogram_figures(positives: Counts, negatives: Counts, overlap: Counts) -> dict[str, float]:
+    """Return the pixel metrics of histograms L of the scores, as exact as their levels."""
+    if not positives.any() or not negatives.any():
+        return {}
+    return {name: float(value) for name, value in pixel_figures(tally_levels(positives, negatives, overlap)).items()}
 
 
 def heading(figure: str) -> str:
-    """Writes image_auroc as the papers do: I-AUROC."""
+    """Format image_auroc as in the papers: I-AUROC."""
     level, _, name = figure.partition("_")
     names = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max", "aupro": "AUPRO"}
     return f"{level[0].upper()}-{names[name]}" if name in names else figure

@@ -1,4 +1,4 @@
-"""Measures the scores of a pipeline's detectors: figures of every detector on every episode, and what they are in each bootstrap draw."""
+"""Compute the metrics of every detector on every episode, and their bootstrap draws."""
 
 from __future__ import annotations
 
@@ -21,31 +21,30 @@ from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.figures import image_figures, tally
 from changepair.tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
 from changepair.tasks.scoring.results import Measure, Measured
-from changepair.tasks.scoring.scores import Scored, read_scored
-from changepair.tasks.scoring.settings import Convention, EvaluationSettings
+from changepair.tasks.scoring.scores import Scored, read_scored, same_queries
+from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
 
-AT_ONCE = 16  # pictures whose maps are brought to size together; the first so many set the levels that draws are counted on
+AT_ONCE = 16  # pictures whose maps are resized together; the first of them set the levels that draws are counted on
 
-Resamples = Mapping[int, NDArray[np.float32]]
-"""Of the first so many queries, for each number of them that some detector scores."""
+Resamples = Mapping[int, NDArray[np.float32]]  # resamples of the first queries, by each number of queries that a detector scores
 
 
 def measure(scores: Mapping[str, Path], files: TargetFiles, settings: EvaluationSettings) -> list[Measured]:
-    """Measures every detector on every episode, by target, detector and episode, each in the order given. scores: the folders that the
-    score stage wrote, by detector."""
+    """Measure every detector on every episode. Return them by target, detector and episode, each in the order given. scores: the folders
+    that the score stage wrote, by detector."""
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}
     measured: dict[tuple[str, int], Measured] = {}
-    for numbers in _same_queries(episodes):
-        truths = _Truths([episodes[number] for number in numbers], mask_of, settings)
-        alike = {detector: [item for item in items if item.number in numbers] for detector, items in scored.items()}
-        some = episodes[numbers[0]]
+    for group in same_queries(dict(enumerate(episodes))):
+        some = next(iter(group.values()))
+        truths = _Truths(some, mask_of, settings)
+        alike = {detector: [item for item in items if item.number in group] for detector, items in scored.items()}
         counts = {len(items[0].scores) for items in alike.values() if items}
         resamples = {count: resample(some.queries[:count], some.labels[:count], some.target, some.category) for count in counts}
         for detector, items in alike.items():
-            for item, result in _measure_alike(detector, items, episodes, truths, resamples, settings):
+            for item, result in _measure_alike(detector, items, episodes, truths, resamples):
                 measured[detector, item.number] = result
     targets = dict.fromkeys(episode.target for episode in episodes)
     return [
@@ -57,57 +56,30 @@ def measure(scores: Mapping[str, Path], files: TargetFiles, settings: Evaluation
     ]
 
 
-def _same_queries(episodes: Sequence[Episode]) -> list[list[int]]:
-    """Groups the episodes that hold the same queries against different prompts, by their rows."""
-    kinds: dict[object, list[int]] = {}
-    for number, episode in enumerate(episodes):
-        kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), []).append(number)
-    return list(kinds.values())
-
-
 def _measure_alike(
-    detector: str,
-    items: Sequence[Scored],
-    episodes: Sequence[Episode],
-    truths: _Truths,
-    resamples: Resamples,
-    settings: EvaluationSettings,
+    detector: str, items: Sequence[Scored], episodes: Sequence[Episode], truths: _Truths, resamples: Resamples
 ) -> Iterator[tuple[Scored, Measured]]:
-    """Measures one detector on episodes of the same queries. The first that has pixels sets the levels for the others: one of several
-    prompts where there is one, as its maps are the calmest."""
+    """Measure one detector on episodes of the same queries. The first with pixels sets the levels for the others: one with several prompts
+    if there is one, as its maps vary least."""
     first: PixelScores | None = None
     items = sorted(items, key=lambda item: _one_prompt(episodes[item.number]))
     with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
         waiting = []
         for item in items:
-            stopping.check(f"figures, of {detector} on {episodes[item.number].target}")
-            by_pixel = item.maps is not None and truths.any and episodes[item.number].protocol in BY_PIXEL
-            if by_pixel and first is None:
-                first = _pixel_scores(item, truths, None)
-                waiting.append((item, pool.submit(_measured, detector, item, episodes, first, resamples, settings.convention)))
-            else:
-                like = first if by_pixel else None
-                waiting.append((item, pool.submit(_with_pixels, detector, item, episodes, truths, like, resamples, settings.convention)))
+            episode = episodes[item.number]
+            stopping.check(f"figures, of {detector} on {episode.target}")
+            by_pixel = item.maps is not None and truths.any and episode.protocol in BY_PIXEL
+            own = _pixel_scores(item, truths, None) if by_pixel and first is None else None
+            like = first if by_pixel else None
+            first = first or own
+            waiting.append((item, pool.submit(_measured, detector, item, episode, own, like, truths, resamples)))
         for item, future in waiting:
             yield item, future.result()
 
 
 def _one_prompt(episode: Episode) -> bool:
-    """Tells whether an episode holds each query against a single prompt."""
+    """Tell whether an episode compares each query with a single prompt."""
     return len(episode.prompts) < 2 or bool(episode.own) or (episode.protocol == "class-agnostic" and episode.shots == 1)
-
-
-def _with_pixels(
-    detector: str,
-    item: Scored,
-    episodes: Sequence[Episode],
-    truths: _Truths,
-    like: PixelScores | None,
-    resamples: Resamples,
-    convention: Convention,
-) -> Measured:
-    pixels = _pixel_scores(item, truths, like) if like is not None else None
-    return _measured(detector, item, episodes, pixels, resamples, convention)
 
 
 def _pixel_scores(item: Scored, truths: _Truths, like: PixelScores | None) -> PixelScores:
@@ -121,14 +93,22 @@ def _pixel_scores(item: Scored, truths: _Truths, like: PixelScores | None) -> Pi
 
 
 def _measured(
-    detector: str, item: Scored, episodes: Sequence[Episode], pixels: PixelScores | None, resamples: Resamples, convention: Convention
+    detector: str,
+    item: Scored,
+    episode: Episode,
+    pixels: PixelScores | None,
+    like: PixelScores | None,
+    truths: _Truths,
+    resamples: Resamples,
 ) -> Measured:
-    episode, count = episodes[item.number], len(item.scores)
+    """Measure one detector on one episode. pixels: its pixel scores, if they are collected already. like: to collect them, the levels."""
+    count = len(item.scores)
+    if like is not None:
+        pixels = _pixel_scores(item, truths, like)
     by_picture = pixels.by_picture() if pixels is not None else None
-    exact = pixels.figures(convention) if pixels is not None else {}
+    exact = pixels.figures(truths.convention) if pixels is not None else {}
     figures = _measures(episode, item.scores, by_picture, exact, resamples[count])
-    few = min(resamples)
-    some = figures
+    few, some = min(resamples), figures
     if few < count:
         first = None if by_picture is None else by_picture[:, :few]
         some = _measures(episode, item.scores[:few], first, {} if first is None else coarse_figures(first), resamples[few])
@@ -143,7 +123,7 @@ def _measures(
     pixel_values: dict[str, float],
     counts: NDArray[np.float32],
 ) -> dict[str, Measure]:
-    """Takes the figures of the first so many queries as there are scores, and their draws."""
+    """Return the metrics of as many queries as there are scores, and their draws."""
     labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
     values = {name: float(value) for name, value in image_figures(tally(scores[labels], np.sort(scores[~labels]))).items()}
     draws: dict[str, Draws] = image_draws(counts, labels, scores)
@@ -156,17 +136,15 @@ def _measures(
 class _Truths:
     """The masks of the queries of some episodes, read once for all of them."""
 
-    def __init__(self, episodes: Sequence[Episode], mask_of: Mapping[str, str | None], settings: EvaluationSettings) -> None:
-        some = episodes[0]
-        self.files = [mask_of[image] for image in some.queries]
-        self.labels = some.labels
-        self.resolution = settings.resolution
+    def __init__(self, episode: Episode, mask_of: Mapping[str, str | None], settings: EvaluationSettings) -> None:
+        self.files, self.labels = [mask_of[image] for image in episode.queries], episode.labels
+        self.resolution, self.convention = settings.resolution, settings.convention
         self.read = read_mask_as_published if settings.convention == "published" else read_mask
         self.any = any(self.files)
         self._read: dict[int, Truth] = {}
 
     def of(self, start: int, count: int) -> Truth:
-        """Reads the masks of so many queries, from one of the places on that maps are taken from."""
+        """Return the truth of `count` queries from `start`, a multiple of AT_ONCE."""
         if start not in self._read:
             stop = start + AT_ONCE
             masks = [self._mask(file, label) for file, label in zip(self.files[start:stop], self.labels[start:stop], strict=True)]

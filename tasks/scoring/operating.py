@@ -1,34 +1,31 @@
-"""Says what a threshold that normal pictures set would do: how many normal ones it flags, and which anomalous ones it lets pass.
+"""Estimate the false alarms and the misses of a threshold that normal pictures set.
 
-The normal queries of an episode are parted in two, every second one of their seeded order. Each half sets a threshold (split conformal
-prediction, tasks/prediction/calibration.py) that the other half and all anomalous queries are held against, so that no picture is judged
-by a threshold that it has set. Its rate of false alarms is RATE, or the least that so few pictures can promise. Rates are means over both
-halves and the seeds; their 95 % intervals are those of a binomial over the pictures (Clopper and Pearson, Biometrika 1934), which say
-nothing of the spread over seeds.
+The normal queries of an episode are split in two, every second one of their seeded order. Each half sets a threshold (split conformal
+prediction, tasks/prediction/calibration.py) for the other half and all anomalous queries, so no picture is judged by a threshold that it
+has set. The rate of false alarms is RATE, or the lowest that so few pictures can promise. Rates are means over both halves and the seeds.
+Their 95 % intervals are those of a binomial over the pictures (Clopper and Pearson, Biometrika 1934), without the spread over seeds.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from changepair.tasks.common.files import write_csv
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.ingestion.manifest import ANOMALOUS, PictureRow
 from changepair.tasks.prediction.calibration import calibrated, least_rate
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.results import ALL, read_csv_rows
+from changepair.tasks.scoring.results import ALL, read_csv_rows, write_csv_rows
 from changepair.tasks.scoring.scores import Scored
+from changepair.tasks.scoring.spread import INTERVAL
 
-RATE = 0.01
-"""Of false alarms, that is asked for where there are normal pictures enough."""
-INTERVAL = (0.025, 0.975)
+RATE = 0.01  # rate of false alarms, if there are enough normal pictures
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class OperatingRow:
     protocol: str
     shots: int
     defect: str  # `good` for normal pictures; empty for all that are anomalous
-    rate: float  # of false alarms, that was asked for
+    rate: float  # requested rate of false alarms
     threshold: float  # the mean over categories, seeds and halves
-    flagged: float  # of the pictures, a fraction: false alarms where they are normal, else what is found
+    flagged: float  # fraction of the pictures: false alarms if they are normal, else found
     low: float  # 95 % interval over pictures
     high: float
     pictures: int
@@ -51,7 +48,7 @@ class OperatingRow:
 
 @dataclass(frozen=True)
 class _Counted:
-    """One kind of pictures of an episode, against the thresholds of its halves."""
+    """One kind of pictures of an episode, and the thresholds of its halves."""
 
     flagged: float
     pictures: int
@@ -60,17 +57,13 @@ class _Counted:
 
 
 def kinds_of(pictures: Iterable[PictureRow]) -> dict[str, str]:
-    """Names what is anomalous about a picture where a protocol takes it to be: its defect, or its category where what is normal is another
-    one."""
+    """Return the kind of each picture, for protocols where it is anomalous: its defect, or its category if another category is normal."""
     return {row.image: row.category if row.defect == GOOD else row.defect for row in pictures}
 
 
 def operating_rows(scored: Mapping[str, Iterable[Scored]], episodes: Sequence[Episode], kinds: Mapping[str, str]) -> list[OperatingRow]:
-    """Gives the rows of every detector, over all categories and of each where there are several. An episode with fewer than two normal
-    queries has none.
-
-    scored: by detector. kinds: of `kinds_of`.
-    """
+    """Return the rows of every detector, over all categories and of each if there are several. scored: by detector. kinds: of `kinds_of`.
+    An episode with fewer than two normal queries has none."""
     counted: dict[tuple[str, str, str, int], dict[tuple[str, str], dict[int, list[_Counted]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
@@ -90,16 +83,15 @@ def operating_rows(scored: Mapping[str, Iterable[Scored]], episodes: Sequence[Ep
 
 
 def write_operating(file: Path, rows: Sequence[OperatingRow]) -> None:
-    write_csv(file, [field.name for field in fields(OperatingRow)], [astuple(row) for row in rows])
+    write_csv_rows(file, OperatingRow, rows)
 
 
 def read_operating(file: Path) -> list[OperatingRow]:
-    """Reads what `write_operating` wrote."""
-    return [OperatingRow(*values) for values in read_csv_rows(file, OperatingRow)]
+    return read_csv_rows(file, OperatingRow)
 
 
 def binomial_interval(count: float, of: int) -> tuple[float, float]:
-    """Gives the 95 % interval of a rate, Clopper and Pearson's. count: need not be whole, where it is a mean. of: more than 0."""
+    """Return the 95 % Clopper-Pearson interval of a rate. count: may be a mean, so need not be whole. of: more than 0."""
     low = float(betaincinv(count, of - count + 1, INTERVAL[0])) if count > 0 else 0.0
     high = float(betaincinv(count + 1, of - count, INTERVAL[1])) if count < of else 1.0
     return low, high

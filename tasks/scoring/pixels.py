@@ -1,8 +1,7 @@
-"""Collects the pixel scores of an episode and what is anomalous among them, taken in batch by batch as they are made.
+"""Collect the pixel scores of an episode and its anomalous pixels, batch by batch.
 
-Exact figures need every pixel's score: four bytes each, and nothing else is held but, while figures are taken, some tens of bytes for
-each anomalous pixel. An episode whose scores would pass HELD_SCORES is
-counted into a histogram of 65,536 levels instead, whose figures are off by at most what tasks/scoring/figures.py::bounds says.
+Exact metrics need every pixel's score: four bytes each, and temporarily some tens of bytes for each anomalous pixel. An episode whose
+scores would exceed HELD_SCORES is counted into a histogram of 65,536 levels instead.
 """
 
 from __future__ import annotations
@@ -15,39 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.pictures import Mask
-from changepair.tasks.scoring.figures import Tally, aupro_as_published, bounds, pixel_figures, tally, tally_levels
+from changepair.tasks.scoring.figures import aupro_as_published, histogram_figures, pixel_figures, tally
 from changepair.tasks.scoring.settings import Convention
 
 HELD_SCORES = 2**30  # bytes: 4,096 pictures at 256x256
 FINE = 2**16  # levels of the histogram, from 0 to 1
-COARSE = 256  # levels of each picture's own counts, that resamples of pictures are made of
-EVEN = 0.1  # share of the coarse levels spread evenly, for scores that the first batch does not have
+COARSE = 256  # levels of each picture's counts, which resamples of pictures are computed from
+EVEN = 0.1  # share of the coarse levels spread evenly, for scores that the first batch lacks
 
 Maps = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The anomalous pixels of B pictures of HxW.
-
-    A picture that is anomalous and has no mask is not known: its pixels count for nothing.
-    """
+    """The anomalous pixels of B pictures of HxW. An anomalous picture without a mask is unknown: its pixels do not count."""
 
     known: NDArray[np.bool_]  # B
-    pixels: int  # of a picture
-    anomalous: NDArray[np.intp]  # places of the P anomalous pixels among all BxHxW
+    pixels: int  # of each picture
+    anomalous: NDArray[np.intp]  # indices of the P anomalous pixels among all BxHxW
     overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
 
     def first(self, count: int) -> Truth:
-        """Gives the truth of the first so many pictures."""
-        if count == len(self.known):
-            return self
         until = np.searchsorted(self.anomalous, count * self.pixels)
         return Truth(self.known[:count], self.pixels, self.anomalous[:until], self.overlap[:until])
 
 
 def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
-    """Finds the anomalous pixels. masks: B of HxW, None for a picture that is anomalous nobody knows where."""
+    """Find the anomalous pixels. masks: B of HxW, None for an anomalous picture without a mask."""
     places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
     for index, mask in enumerate(masks):
         if mask is not None and mask.any():
@@ -59,17 +52,9 @@ def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
     return Truth(known, shape[0] * shape[1], np.concatenate(places), np.concatenate(overlaps))
 
 
-def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
-    """Tallies masks and maps, NxHxW, into the counts that `pixel_figures` and `aupro` take."""
-    truth = truth_of(list(masks), masks.shape[1:])
-    return tally(maps.ravel()[truth.anomalous], np.sort(maps, axis=None), truth.overlap, among=True)
-
-
 class PixelScores:
-    """Room for the pixel scores of `pixels` pixels; `add` them, then ask for the figures, once.
-
-    like: of another episode of the same detector, whose coarse levels serve here too; without, they follow from the first batch.
-    """
+    """The scores of `pixels` pixels. `add` them, then call `figures` once. like: another episode of the same detector, whose coarse levels
+    are used here too; without it, they follow from the first batch."""
 
     def __init__(self, pixels: int, *, exact: bool, like: PixelScores | None = None) -> None:
         self.exact = exact
@@ -82,7 +67,7 @@ class PixelScores:
         self._by_picture: list[NDArray[np.float32]] = []
 
     def add(self, maps: Maps, truth: Truth) -> None:
-        """Takes in maps BxHxW in [0, 1]."""
+        """Add maps BxHxW in [0, 1]."""
         fine = (maps * np.float32(FINE - 1)).astype(np.uint16)
         if self._level_of is None:
             self._level_of = _levels(fine, truth)
@@ -101,37 +86,25 @@ class PixelScores:
             self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
 
     def figures(self, convention: Convention) -> dict[str, float]:
-        """Gives the four pixel figures of everything added, those that are defined."""
         if not self.exact:
-            counts = self._fine_tally()
-            return {} if counts is None else {name: float(value) for name, value in pixel_figures(counts).items()}
+            return histogram_figures(*self._histograms)
         everything = self._scores[: self._filled]
         everything.sort()  # in place: a second copy would double what is held
         anomalous, overlap = np.concatenate(self._anomalous), np.concatenate(self._overlap)
         figures = {name: float(value) for name, value in pixel_figures(tally(anomalous, everything, overlap, among=True)).items()}
         if convention == "published" and figures:
-            published = aupro_as_published(anomalous, everything, overlap, among=True)
             del figures["pixel_aupro"]
-            if published is not None:
-                figures["pixel_aupro"] = published
+            published = aupro_as_published(anomalous, everything, overlap, among=True)
+            figures |= {} if published is None else {"pixel_aupro": published}
         return figures
 
-    def bounds(self) -> dict[str, tuple[float, float]]:
-        """Gives, of a histogram, what the figures of the scores themselves are at the least and at the most."""
-        counts = self._fine_tally()
-        return {} if counts is None else bounds(counts)
-
     def by_picture(self) -> NDArray[np.float32]:
-        """Gives 3xNxCOARSE: each picture's anomalous pixels, its normal ones, and the shares of its regions, by level of score."""
+        """Return 3xNxCOARSE: each picture's anomalous pixels, normal pixels and shares of regions, by level of score."""
         return np.concatenate(self._by_picture, axis=1)
-
-    def _fine_tally(self) -> Tally | None:
-        anomalous, normal, overlap = self._histograms
-        return tally_levels(anomalous, normal, overlap) if anomalous.any() and normal.any() else None
 
 
 def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
-    """Counts 3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
+    """Count 3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
     everything = np.stack([cv2.calcHist([picture], [0], None, [COARSE], [0, COARSE]).ravel() for picture in level])
     everything[~truth.known] = 0
     places = level.ravel()[truth.anomalous] + truth.anomalous // level[0].size * COARSE
@@ -142,7 +115,7 @@ def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
 
 
 def _levels(fine: NDArray[np.uint16], truth: Truth) -> NDArray[np.uint8]:
-    """Finds the coarse level that each fine one belongs to: as many of the normal pixels on each, and of the anomalous, as can be."""
+    """Return the coarse level of each fine one, so that the normal and the anomalous pixels spread evenly over the levels."""
     mass = np.full(FINE, EVEN / FINE)
     everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
     hits = np.bincount(fine.ravel()[truth.anomalous], minlength=FINE)

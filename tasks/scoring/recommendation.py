@@ -29,20 +29,14 @@ from changepair.tasks.scoring.operating import RATE, binomial_interval
 from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.scores import Scored
 
-NEAR = 0.01
-"""Largest loss of the metric, a fraction, for which fewer prompts are preferred."""
-PREFERRED = "class-specific"
-"""Preferred protocol, because users prompt with pictures of the part that they check."""
+NEAR = 0.01  # largest loss of the metric, a fraction, for which fewer prompts are preferred
+PREFERRED = "class-specific"  # preferred protocol, because users prompt with pictures of the part that they check
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A normal picture that is a prompt."""
-
-    image: str
-    """Its path, as in the manifest."""
+    image: str  # its path, as in the manifest
     sha256: str
-    """SHA-256 of the file at that path."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +48,18 @@ class Use:
     target: str
     category: str
     protocol: str
-    shots: int
-    """Number of prompts for each category."""
+    shots: int  # number of prompts for each category
     seed: int
-    value: float | None
-    """The metric of the target at these shots, a fraction; None where it is undefined."""
+    value: float | None  # the metric of the target at these shots, a fraction; None where it is undefined
     prompts: tuple[Prompt, ...]
-    threshold: Threshold | None
-    """Set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise. None if there is none."""
-    intensity: Intensity
-    """The ranges that the target's pictures of more than 8 bits were scaled by."""
-    anomalous: int
-    """Number of anomalous test pictures in the episode."""
-    found: int
-    """Number of them above the threshold."""
-    reason: str = ""
-    """Why there is no threshold; empty if there is one."""
+    threshold: Threshold | None  # set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise
+    intensity: Intensity  # the ranges that the target's pictures of more than 8 bits were scaled by
+    anomalous: int  # number of anomalous test pictures in the episode
+    found: int  # number of them above the threshold
+    reason: str = ""  # why there is no threshold; empty if there is one
 
     @property
     def name(self) -> str:
-        """The name for --category if a model has several uses."""
         return f"{self.target}/{self.category}"
 
     @property
@@ -86,25 +72,20 @@ class Use:
 class Recommendation:
     """The content of decision.json."""
 
-    detector: str
-    """Empty if no metric says which of several detectors is the best."""
+    detector: str  # empty if no metric says which of several detectors is the best
     choice: Choice | None
     """Why this detector was chosen. None if its metric is undefined and it is the only one."""
-    uses: tuple[Use, ...]
-    """In the order of the targets and their categories."""
+    uses: tuple[Use, ...]  # in the order of the targets and their categories
 
     def __str__(self) -> str:
         return str(self.choice) if self.choice is not None else self.detector
 
     def of(self, target: str) -> list[Use]:
-        """List the uses on a target."""
         return [use for use in self.uses if use.target == target]
 
     def find(self, name: str | None) -> Use | None:
-        """Find the use with a name: <target>/<category>, or a category or target that has only one use.
-
-        None stands for the only use. Returns None if no use or several match.
-        """
+        """Find the use with a name: <target>/<category>, or a category or target that has only one use. None stands for the only use.
+        Returns None if no use or several match."""
         exact = [use for use in self.uses if name in (None, use.name)]
         found = exact or [use for use in self.uses if name in (use.category, use.target)]
         return found[0] if len(found) == 1 else None
@@ -134,12 +115,16 @@ def _thresholds(uses: Sequence[Use]) -> str:
     known = [use.threshold for use in uses if use.threshold is not None]
     if not known:
         return "no threshold"
-    rates = sorted({percent(threshold.false_alarms) for threshold in known}, key=float)
-    rate = f"{rates[0]} %" if len(rates) == 1 else f"{rates[0]} to {rates[-1]} %"
     if len(uses) == 1:
-        return f"threshold {known[0].value:.{DECIMALS}f} for {rate} false alarms"
-    categories = f"{len(uses)} categories" if len(known) == len(uses) else f"{len(known)} of {len(uses)} categories"
-    return f"thresholds of {categories} for {rate} false alarms"
+        return f"threshold {known[0].value:.{DECIMALS}f} for {rates_of(known)} % false alarms"
+    count = str(len(uses)) if len(known) == len(uses) else f"{len(known)} of {len(uses)}"
+    return f"thresholds of {count} categories for {rates_of(known)} % false alarms"
+
+
+def rates_of(thresholds: Sequence[Threshold]) -> str:
+    """Format the lowest and the highest rate of false alarms, in percent."""
+    rates = sorted({percent(threshold.false_alarms) for threshold in thresholds}, key=float)
+    return rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
 
 
 def recommend(
@@ -151,13 +136,10 @@ def recommend(
     trained: Collection[str],
     intensities: Mapping[str, Intensity] | None = None,
 ) -> Recommendation:
-    """Decide which detector, prompts and threshold to use on each category.
+    """Decide which detector, prompts and threshold to use on each category. Raises BadInput if the file of a prompt is missing.
 
     draws: the metrics of each detector. shared: the metrics on the pictures that all detectors scored, to compare them by. scored: the
-    scores of `episodes`, by detector. trained: the detectors that were trained. intensities: the ranges of each target with pictures of
-    more than 8 bits.
-
-    Raises BadInput if the file of a prompt is missing.
+    scores of `episodes`, by detector. trained: the detectors that were trained. intensities: of each target with more than 8 bits.
     """
     choice = choose(shared, settings, trained)
     if choice is None and len(scored) > 1:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,15 +33,14 @@ from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 MADE_BY = "figures"
 METRICS_NAME, FIGURES_NAME, COMPARISONS_NAME = "metrics.json", "figures.csv", "comparisons.csv"
 DRAWS_NAME, DECISION_NAME, OPERATING_NAME, CURVES_NAME = "draws.parquet", "decision.json", "operating.csv", "curves"
-HEADLINES = ("image_auroc", "pixel_aupro")
-"""The figures in metrics.json."""
-ALL = ""
-"""The category of a row that is over all categories."""
+HEADLINES = ("image_auroc", "pixel_aupro")  # the figures in metrics.json
+ALL = ""  # the category of a row that is over all categories
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure, as a fraction, and what it is in each bootstrap draw."""
+    """A metric, as a fraction, and its value in each bootstrap draw."""
 
     value: float
     draws: Draws
@@ -49,23 +48,19 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measured:
-    """One detector on one episode. A figure that is not defined is absent."""
+    """One detector on one episode. An undefined metric is absent."""
 
     detector: str
     episode: Episode
     queries: int
     figures: dict[str, Measure]
-    shared: dict[str, Measure]
-    """The same of the queries that every detector scored: what detectors are compared by."""
+    shared: dict[str, Measure]  # the same on the queries that every detector scored, to compare detectors by
     shared_queries: int
-    levels: NDArray[np.float64] | None = None
-    """3xL: of all pixels, those anomalous, those normal and the shares of regions, by level of score; for curves."""
+    levels: NDArray[np.float64] | None = None  # 3xL: anomalous pixels, normal pixels and shares of regions, by level of score; for curves
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A row of figures.csv."""
-
     target: str
     category: str
     detector: str
@@ -106,7 +101,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class DrawRow:
-    """A row of draws.parquet: a figure over all categories and seeds, and what it is in each bootstrap draw."""
+    """A row of draws.parquet: a metric over all categories and seeds, and its value in each bootstrap draw."""
 
     target: str
     detector: str
@@ -119,7 +114,7 @@ class DrawRow:
 
 
 def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
-    """Gives the figures over all categories, and of each where there are several."""
+    """Return the metrics over all categories, and of each if there are several."""
     rows = []
     for (target, detector, protocol, shots), items in _grouped(measured).items():
         categories = list(dict.fromkeys(item.episode.category for item in items))
@@ -127,7 +122,7 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
             chosen = [item for item in items if category in (ALL, item.episode.category)]
             pictures = sum({item.episode.category: item.queries for item in chosen}.values())
             for figure in FIGURES:
-                seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in chosen])
+                seeds = _by_seed(chosen, figure)
                 having = {item.episode.category for item in chosen if figure in item.figures}
                 counts = len(having), len({item.episode.category for item in chosen})
                 ends = interval(_mean(seeds).draws) if seeds else None
@@ -140,7 +135,7 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
 
 
 def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
-    """Compares every two detectors, wherever both were measured."""
+    """Compare every two detectors, wherever both were measured."""
     rows = []
     groups = _grouped(measured)
     for target, protocol, shots in dict.fromkeys((target, protocol, shots) for target, _detector, protocol, shots in groups):
@@ -149,7 +144,7 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
             pair = [groups[target, name, protocol, shots] for name in names]
             pictures = sum({item.episode.category: item.shared_queries for item in pair[0]}.values())
             for figure in FIGURES:
-                seeds = [_by_seed([(item.episode, item.shared.get(figure)) for item in items]) for items in pair]
+                seeds = [_by_seed(items, figure, shared=True) for items in pair]
                 if all(seeds):
                     one, other = _mean(seeds[0]), _mean(seeds[1])
                     estimate = difference(one.value - other.value, one.draws - other.draws)
@@ -159,31 +154,21 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
     return rows
 
 
-def draw_rows(measured: Sequence[Measured]) -> list[DrawRow]:
+def draw_rows(measured: Sequence[Measured], *, shared: bool = False) -> list[DrawRow]:
+    """Return the metrics over all categories and seeds. shared: without draws, on the pictures that every detector scored."""
     rows = []
-    for (target, detector, protocol, shots), items in _grouped(measured).items():
-        episodes = _fingerprint(items)
+    for about, items in _grouped(measured).items():
+        episodes = "" if shared else _fingerprint(items)
         for figure in FIGURES:
-            seeds = _by_seed([(item.episode, item.figures.get(figure)) for item in items])
+            seeds = _by_seed(items, figure, shared=shared)
             if seeds:
                 mean = _mean(seeds)
-                rows.append(DrawRow(target, detector, protocol, shots, figure, episodes, mean.value, tuple(mean.draws)))
-    return rows
-
-
-def shared_rows(measured: Sequence[Measured]) -> list[DrawRow]:
-    """Return the metrics on the pictures that every detector scored, over all categories and seeds, to choose a detector."""
-    rows = []
-    for (target, detector, protocol, shots), items in _grouped(measured).items():
-        for figure in FIGURES:
-            seeds = _by_seed([(item.episode, item.shared.get(figure)) for item in items])
-            if seeds:
-                rows.append(DrawRow(target, detector, protocol, shots, figure, "", _mean(seeds).value, ()))
+                rows.append(DrawRow(*about, figure, episodes, mean.value, () if shared else tuple(mean.draws)))
     return rows
 
 
 def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Gives {target: {detector: {figure: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
+    """Return {target: {detector: {figure: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for target in dict.fromkeys(row.target for row in rows):
         overall = [row for row in rows if row.target == target and row.category == ALL]
@@ -197,22 +182,18 @@ def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, d
 
 
 def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
-    """Gives the figures over all categories for people: a row a target, detector, protocol and shots; percent, mean ± std over seeds."""
-    estimate: dict[tuple[str, str, str, int], dict[str, str]] = {}
+    """Format the metrics over all categories: a row for each target, detector, protocol and shots; percent, mean ± std over seeds."""
+    lines: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for row in rows:
         if row.category == ALL:
-            cells = estimate.setdefault((row.target, row.detector, row.protocol, row.shots), dict.fromkeys(FIGURES, ""))
-            cells[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{f' ({row.over})' if row.over else ''}"
-    return [
-        {"target": target, "detector": detector, "protocol": protocol, "shots": str(shots), **cells}
-        for (target, detector, protocol, shots), cells in estimate.items()
-    ]
+            about = {"target": row.target, "detector": row.detector, "protocol": row.protocol, "shots": str(row.shots)}
+            line = lines.setdefault((row.target, row.detector, row.protocol, row.shots), {**about, **dict.fromkeys(FIGURES, "")})
+            line[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{f' ({row.over})' if row.over else ''}"
+    return list(lines.values())
 
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of an evaluation."""
-
     rows: list[FigureRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
@@ -221,48 +202,49 @@ class Results:
 
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
-    """Makes the tables. protocols: in the order of the settings, the first being the one that metrics.json is of."""
+    """Return the tables. protocols: in the order of the settings; metrics.json is of the first."""
     rows = figure_rows(measured)
-    return Results(rows, comparison_rows(measured), draw_rows(measured), shared_rows(measured), headline(rows, protocols))
+    return Results(rows, comparison_rows(measured), draw_rows(measured), draw_rows(measured, shared=True), headline(rows, protocols))
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Writes the files of this module's head."""
     write_text(folder / METRICS_NAME, json.dumps(results.metrics, indent=1) + "\n")
-    for name, kind, rows in (
-        (FIGURES_NAME, FigureRow, results.rows),
-        (COMPARISONS_NAME, ComparisonRow, results.comparisons),
-    ):
-        write_csv(folder / name, [field.name for field in fields(kind)], [astuple(row) for row in rows])
+    write_csv_rows(folder / FIGURES_NAME, FigureRow, results.rows)
+    write_csv_rows(folder / COMPARISONS_NAME, ComparisonRow, results.comparisons)
     write_rows(folder / DRAWS_NAME, DrawRow, results.draws)
 
 
 def read_figures(file: Path) -> list[FigureRow]:
-    """Reads what `write_results` wrote as figures.csv."""
-    return [FigureRow(*values) for values in read_csv_rows(file, FigureRow)]
+    return read_csv_rows(file, FigureRow)
 
 
 def read_comparisons(file: Path) -> list[ComparisonRow]:
-    """Reads what `write_results` wrote as comparisons.csv."""
-    return [ComparisonRow(*values) for values in read_csv_rows(file, ComparisonRow)]
-
-
-def read_csv_rows(file: Path, kind: type[Any]) -> Iterator[list[Any]]:
-    """Reads the values of a CSV's rows, as the fields of a dataclass have them: text, whole numbers and numbers."""
-    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-    for line, row in csv_rows(file, [field.name for field in fields(kind)]):
-        try:
-            yield [kinds[str(field.type)](row[field.name]) for field in fields(kind)]
-        except ValueError as error:
-            raise BadInput(f"{file}: line {line}: {error}; it was edited or cut off, so run the {MADE_BY} stage again") from error
+    return read_csv_rows(file, ComparisonRow)
 
 
 def read_draws(file: Path) -> list[DrawRow]:
     return read_rows(file, DrawRow, MADE_BY)
 
 
+def write_csv_rows(file: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """Write dataclasses as a CSV; its columns are their fields."""
+    write_csv(file, [field.name for field in fields(cast(Any, kind))], [astuple(cast(Any, row)) for row in rows])
+
+
+def read_csv_rows(file: Path, kind: type[Row]) -> list[Row]:
+    """Read what `write_csv_rows` wrote. Fields are text, whole numbers and numbers."""
+    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+    types = {field.name: kinds[str(field.type)] for field in fields(cast(Any, kind))}
+    rows = []
+    for line, row in csv_rows(file, list(types)):
+        try:
+            rows.append(kind(*(read(row[name]) for name, read in types.items())))
+        except ValueError as error:
+            raise BadInput(f"{file}: line {line}: {error}; it was edited or cut off, so run the {MADE_BY} stage again") from error
+    return rows
+
+
 def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], list[Measured]]:
-    """Groups by target, detector, protocol and shots."""
     groups: dict[tuple[str, str, str, int], list[Measured]] = {}
     for item in measured:
         episode = item.episode
@@ -270,22 +252,22 @@ def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], li
     return groups
 
 
-def _by_seed(measures: Iterable[tuple[Episode, Measure | None]]) -> list[Measure]:
-    """Gives each seed's figure: the mean over the categories that have it."""
+def _by_seed(items: Sequence[Measured], figure: str, *, shared: bool = False) -> list[Measure]:
+    """Return the metric of each seed: the mean over the categories that have it."""
     seeds: dict[int, list[Measure]] = defaultdict(list)
-    for episode, measure in measures:
+    for item in items:
+        measure = (item.shared if shared else item.figures).get(figure)
         if measure is not None:
-            seeds[episode.seed].append(measure)
+            seeds[item.episode.seed].append(measure)
     return [_mean(categories) for categories in seeds.values()]
 
 
 def _mean(measures: Sequence[Measure]) -> Measure:
-    return Measure(
-        float(np.mean([measure.value for measure in measures])), np.mean([measure.draws for measure in measures], axis=0, dtype=np.float32)
-    )
+    draws: Draws = np.mean(np.stack([measure.draws for measure in measures]), axis=0, dtype=np.float32)
+    return Measure(float(np.mean([measure.value for measure in measures])), draws)
 
 
 def _fingerprint(items: Sequence[Measured]) -> str:
-    """Names the episodes that a figure was measured on: what is equal was measured on the same pictures, held against the same prompts."""
+    """Hash the episodes that a metric was measured on: equal hashes mean the same pictures and the same prompts."""
     named = sorted(repr((item.queries, *astuple(item.episode))) for item in items)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]

@@ -7,38 +7,40 @@ prompts. The score of the picture is the highest score of its tiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Resize
-from changepair.tasks.common.tensors import read_tiles, uncropped
-from changepair.tasks.common.tiles import AUTO, Grid, Tiles, boxes, grid_of
+from changepair.tasks.common.tensors import joined_maps, read_tiles, resized_maps, uncropped
+from changepair.tasks.common.tiles import AUTO, OVERLAP, WHOLE, Grid, Tiles, boxes, grid_of
 from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
-from changepair.tasks.scoring.compare import compare
-from changepair.tasks.scoring.pool import Pool, encoded, pictures_at_once, pools_of
-from changepair.tasks.scoring.scores import Group, Work
-from changepair.tasks.scoring.tiling import TileResults
+from changepair.tasks.scoring.compare import Pool, compare, encoded, pictures_at_once, pools_of
+from changepair.tasks.scoring.scores import Group, Maps, Work, same_queries
+
+CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile
+MOST_CELLS = 1024  # largest number of cells a side of a stored map
+STEP = round(1 / OVERLAP)
+"""The cells a side of a tile are a multiple of this, so the tiles of a stored map overlap by whole cells, as in the picture."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A detector to be scored: how it is named, at which resolution, on how many queries of a category, and where its scores go."""
-
     name: str
     detector: Detector
     resolution: int
-    queries: int | None
-    """The first so many; None for all."""
+    queries: int | None  # number of queries of each category, the first ones; None for all
     work: Work
     resize: Resize = "squash"
     tiles: Tiles = AUTO
@@ -78,21 +80,16 @@ def score(
             lambda share, before=number: report((before + share) / len(parts)),  # type: ignore[misc]
         )
     report(1.0)
-    finished = [contender for contender in contenders if contender.name in folders]
-    return {
-        contender.name: contender.work.finish(
-            [group for group in groups[contender.name] if group.episodes], contender.name, folders[contender.name]
-        )
-        for contender in finished
-    }
+    scored = {name: [group for group in own if group.episodes] for name, own in groups.items()}
+    return {one.name: one.work.finish(scored[one.name], one.name, folders[one.name]) for one in contenders if one.name in folders}
 
 
 def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set[str]) -> list[Group]:
-    """Groups episodes, the same by number for every detector, with those in them that it can score: some need prompts."""
+    """Group the episodes that a detector can score: some need prompts. Every detector has the same groups, some of them empty."""
     able = {number for number, episode in episodes.items() if episode.prompts or not contender.detector.needs_prompts}
     shown = shown_episodes({number: episode for number, episode in episodes.items() if number in able})
     groups = []
-    for place, alike in enumerate(_same_queries(episodes)):
+    for place, alike in enumerate(same_queries(episodes)):
         chosen = {number: episode for number, episode in alike.items() if number in able}
         queries = next(iter(alike.values())).queries
         by_pixel = not masked.isdisjoint(queries)
@@ -102,16 +99,8 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
 
 
 def count_parts(files: TargetFiles) -> int:
-    """Counts the parts that the work divides into: episodes of the same queries, which are a category's, are one."""
-    return len(_same_queries(dict(enumerate(read_episodes(files.episodes)))))
-
-
-def _same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
-    """Groups episodes, by number, that hold the same queries against different prompts."""
-    kinds: dict[Any, dict[int, Episode]] = {}
-    for number, episode in episodes.items():
-        kinds.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
-    return list(kinds.values())
+    """Return the number of parts of the work. The episodes of the same queries, those of a category, are one part."""
+    return len(same_queries(dict(enumerate(read_episodes(files.episodes)))))
 
 
 @torch.inference_mode()
@@ -134,8 +123,8 @@ def _score_group(
     for grid, by_name in _by_grid(waiting, sizes).items():
         detectors = {contender.name: contender.detector for contender, _group in waiting if contender.name in by_name}
         prompted = {number: episode for episodes in by_name.values() for number, episode in episodes.items()}
-        looks: Any = {"resolution": resolution, "resize": resize, "batch_size": batch_size, "device": device}
-        cuts.append(Cut(grid, by_name, pools_of(detectors, list(prompted.values()), grid, **looks)))
+        pools = pools_of(detectors, list(prompted.values()), grid, resolution, resize, batch_size, device)
+        cuts.append(Cut(grid, by_name, pools))
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
     title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
@@ -143,8 +132,9 @@ def _score_group(
         # A detector may have fewer queries, and a killed run with another batch size may have scored some of the batch.
         todo = [(one, group) for one, group in waiting if one.work.done(group) < min(stop, group.queries)]
         needed = [cut for cut in cuts if any(contender.name in cut.episodes for contender, _group in todo)]
-        tiles, seen = read_tiles(some.queries[start:stop], [cut.grid for cut in needed], resolution, device, resize)
-        _score_batch(todo, needed, Batch(some.queries, start, tiles, seen), batch_size)
+        images = some.queries[start:stop]
+        tiles, seen = read_tiles(images, [cut.grid for cut in needed], resolution, device, resize)
+        _score_batch(todo, needed, start, images, tiles, seen, batch_size)
         report(stop / last)
         stopping.check(f"score {some.target}/{some.category}, {stop} of {last} queries scored")
 
@@ -154,23 +144,8 @@ class Cut:
     """Episodes whose pictures are cut by the same grid."""
 
     grid: Grid
-    episodes: Mapping[str, Mapping[int, Episode]]
-    """Episodes by detector, and by row in the episodes' table."""
-    pools: Sequence[Pool]
-    """Pools of their prompts, one for each tile."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch of a group's queries, from `start`."""
-
-    queries: Sequence[str]
-    """All queries of the group."""
-    start: int
-    tiles: Mapping[Grid, Tensor]
-    """TxBx3xHxW in [0, 1]."""
-    sizes: Sequence[tuple[int, int]]
-    """Height and width of each of the B pictures, in pixels."""
+    episodes: Mapping[str, Mapping[int, Episode]]  # episodes by detector, and by row in the episodes' table
+    pools: Sequence[Pool]  # pools of their prompts, one for each tile
 
 
 def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tuple[int, int]]) -> dict[Grid, dict[str, dict[int, Episode]]]:
@@ -183,24 +158,33 @@ def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tup
     return grids
 
 
-def _score_batch(waiting: Sequence[tuple[Contender, Group]], cuts: Sequence[Cut], batch: Batch, batch_size: int) -> None:
-    """Score a batch tile by tile, and add the results to each detector's work."""
+def _score_batch(
+    waiting: Sequence[tuple[Contender, Group]],
+    cuts: Sequence[Cut],
+    start: int,
+    images: Sequence[str],
+    tiles: Mapping[Grid, Tensor],
+    sizes: Sequence[tuple[int, int]],
+    batch_size: int,
+) -> None:
+    """Score a batch of B queries from `start` tile by tile, and add the results to each detector's work. tiles: TxBx3xHxW in [0, 1]. sizes:
+    height and width of each picture, in pixels."""
     todo = []
     for contender, group in waiting:
-        part = slice(contender.work.done(group) - batch.start, min(len(batch.sizes), group.queries - batch.start))
+        part = slice(contender.work.done(group) - start, min(len(images), group.queries - start))
         todo.append((contender, group, part, TileResults()))
     for cut in cuts:
-        for place, features in enumerate(encoded(waiting[0][0].detector.encoder, batch.tiles[cut.grid], batch_size)):
+        for place, features in enumerate(encoded(waiting[0][0].detector.encoder, tiles[cut.grid], batch_size)):
             for contender, group, part, results in todo:
                 detector, pool, episodes = contender.detector, cut.pools[place], cut.episodes.get(contender.name, {})
                 chosen, memory = [stage[part] for stage in features], pool.memory.get(contender.name, [])
-                for number, scores, maps in compare(detector, memory, chosen, episodes, pool, batch.start + part.start):
-                    _refuse_nan(contender.name, batch.queries[batch.start :][part], scores, maps)
+                for number, scores, maps in compare(detector, memory, chosen, episodes, pool, start + part.start):
+                    _refuse_nan(contender.name, images[part], scores, maps)
                     if contender.resize == "crop" and number in group.kept:
-                        maps = uncropped(maps, [boxes(size, cut.grid)[place].size for size in batch.sizes[part]])
+                        maps = uncropped(maps, [boxes(size, cut.grid)[place].size for size in sizes[part]])
                     results.add(number, cut.grid, scores, maps if number in group.kept else None)
     for contender, group, part, results in todo:
-        contender.work.add(group, batch.start + part.start, results.scores, results.maps())
+        contender.work.add(group, start + part.start, results.scores, results.maps())
 
 
 def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) -> None:
@@ -209,3 +193,35 @@ def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) 
         raise BadInput(
             f"{name}: its score of {images[wrong[0]]} is not a number; train it again, with a lower learning_rate if its loss rose"
         )
+
+
+class TileResults:
+    """Collects the scores and maps of a batch of pictures, tile by tile, for each episode."""
+
+    def __init__(self) -> None:
+        self.scores: dict[int, NDArray[np.float32]] = {}  # by episode, the highest score of the tiles so far: B
+        self._tiles: dict[int, tuple[Grid, list[Maps]]] = {}
+
+    def add(self, number: int, grid: Grid, scores: Tensor, maps: Tensor | None) -> None:
+        """Add an episode's next tile: scores B, and maps Bxhxw if they are kept."""
+        found = scores.float().cpu().numpy()
+        self.scores[number] = np.maximum(self.scores[number], found) if number in self.scores else found
+        if maps is not None:
+            self._tiles.setdefault(number, (grid, []))[1].append(maps.float().cpu().numpy())
+
+    def maps(self) -> dict[int, Maps]:
+        """Return the joined maps by episode: BxHxW, of the same size for all episodes."""
+        whole = {number: stored_map(tiles, grid) for number, (grid, tiles) in self._tiles.items()}
+        size = [max((maps.shape[axis] for maps in whole.values()), default=0) for axis in (1, 2)]
+        return {number: resized_maps(maps, size) for number, maps in whole.items()}
+
+
+def stored_map(tiles: Sequence[Maps], grid: Grid) -> Maps:
+    """Join the maps Bxhxw of a grid's tiles to maps BxHxW. A whole picture's map is returned unchanged."""
+    if grid == WHOLE:
+        return tiles[0]
+    sides = []
+    for side, count in zip(tiles[0].shape[1:], grid, strict=True):
+        wanted = math.ceil(max(CELLS, side / count) / STEP)
+        sides.append(count * STEP * min(wanted, MOST_CELLS // count // STEP))
+    return joined_maps(tiles, grid, *sides, antialias=True)

@@ -4,14 +4,14 @@ data/scores/<pipeline>/<detector>/
   scores.parquet   one row an image score (SCORES)
   maps/<n>.npy     anomaly maps Mxhxw in [0, 1], float32, on the detector's own grid, which scores.parquet points into
 
-Maps are kept of every query that has a mask to be held against, and of those of the one episode of each category that galleries show.
+Maps are kept of every query that has a mask, and of the queries of the one episode of each category that galleries show.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ SCORES = pa.schema(
         pa.field("map", pa.int32()),  # its row in that file
     ]
 )
+Maps = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Scored:
     """One detector on one episode: image scores Q of its first Q queries, and their maps Qxhxw if they were kept."""
 
-    number: int
-    """The episode's row in the episodes' table."""
+    number: int  # the episode's row in the episodes' table
     scores: NDArray[np.float32]
-    maps: NDArray[np.float32] | None
+    maps: Maps | None
 
     def maxima(self, labels: Sequence[int]) -> list[float]:
         """Return the maximum of each normal picture's map; [] if maps were not kept. labels: of the queries."""
@@ -63,30 +63,34 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes that hold the same queries against different prompts, and are scored together."""
+    """Episodes that compare the same queries with different prompts, and are scored together."""
 
     number: int
-    episodes: dict[int, Episode]
-    """By their rows in the episodes' table."""
-    queries: int
-    """How many of the queries the detector scores: the first so many."""
-    kept: tuple[int, ...]
-    """The episodes whose maps are kept, by their rows."""
+    episodes: dict[int, Episode]  # by row in the episodes' table
+    queries: int  # number of the queries that the detector scores, the first ones
+    kept: tuple[int, ...]  # rows of the episodes whose maps are kept
+
+
+def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
+    """Group episodes, by number, that compare the same queries with different prompts."""
+    groups: dict[object, dict[int, Episode]] = {}
+    for number, episode in episodes.items():
+        groups.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
+    return list(groups.values())
 
 
 class Work:
-    """The scores of a detector while they are made, on disk. What was added is there after a kill, and is not scored again."""
+    """The scores of a detector in progress, on disk. After a kill, what was added is not scored again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def done(self, group: Group) -> int:
-        """Counts a group's queries that are scored."""
         file = self._file(group, "json")
         return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
 
-    def add(self, group: Group, start: int, scores: dict[int, NDArray[np.float32]], maps: dict[int, NDArray[np.float32]]) -> None:
-        """Adds, by episode, scores B and maps Bxhxw of the queries from `start` on; maps of others than those kept are left out."""
+    def add(self, group: Group, start: int, scores: Mapping[int, NDArray[np.float32]], maps: Mapping[int, Maps]) -> None:
+        """Add, by episode, scores B and maps Bxhxw of the queries from `start` on. Only the maps of `group.kept` are stored."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stop = start + len(next(iter(scores.values())))
         all_scores = self._array(group, "scores.npy", (len(group.episodes), group.queries))
@@ -101,7 +105,7 @@ class Work:
         write_text(self._file(group, "json"), json.dumps(stop))
 
     def finish(self, groups: Sequence[Group], detector: str, folder: Path) -> int:
-        """Hands everything over as the artifact of this module's head; gives the number of scores."""
+        """Write the artifact that the head of this module describes. Return the number of scores."""
         tables = [SCORES.empty_table()]
         with made_anew(folder) as partial:
             (partial / MAPS_NAME).mkdir()
@@ -117,9 +121,7 @@ class Work:
 
     def _array(self, group: Group, ending: str, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
         file = self._file(group, ending)
-        if file.is_file():
-            return open_memmap(file, mode="r+")
-        return open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+        return open_memmap(file, mode="r+") if file.is_file() else open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
 
     def _file(self, group: Group, ending: str) -> Path:
         return self.folder / f"{group.number}.{ending}"
@@ -141,12 +143,11 @@ def _rows(group: Group, place: int, number: int, detector: str, scores: NDArray[
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """Reads the rows of SCORES in a folder that the score stage wrote."""
     return read_table(folder / SCORES_NAME, SCORES, MADE_BY)
 
 
 def read_scored(folder: Path) -> Iterator[Scored]:
-    """Reads episode by episode, in their order; maps are read from disk as they are looked at."""
+    """Yield episode by episode, in their order. Maps are mapped from disk."""
     table = read_scores(folder)
     numbers = table["episode"].to_numpy()
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # an episode's rows stand together

@@ -22,10 +22,10 @@ class EvaluationSettings:
     subset: dict[str, Queries] = field(default_factory=dict)
     """For a slow detector, how many queries of each category it scores: the first of the episodes' seeded order."""
     shown: Annotated[int, Between(0, None)] = 6
-    """Pictures of each category in the overlays, and in each detector's galleries of what it missed, its false alarms, what was
-    borderline, and what it found."""
+    """Pictures of each category in the overlays, and in each detector's galleries of what it missed, its false alarms, what was borderline,
+    and what it found."""
     convention: Convention = "exact"
     """How AUPRO is taken: `exact`, the area to a false positive rate of 0.3 divided by 0.3; or as `published` figures are, at 200
-    thresholds with the rate rescaled between the least and the greatest below 0.3, to stand beside those. With `published`,
-    masks are resized as MetaUAS's authors do, too: bilinear, and anything above 0 counts. With `exact`, a pixel is anomalous if any mask
-    pixel that it covers is, so no region vanishes."""
+    thresholds with the rate rescaled between the least and the greatest below 0.3, to stand beside those. With `published`, masks are
+    resized as MetaUAS's authors do, too: bilinear, and anything above 0 counts. With `exact`, a pixel is anomalous if any mask pixel that
+    it covers is, so no region vanishes."""

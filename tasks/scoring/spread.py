@@ -1,10 +1,9 @@
-"""Estimates how far a figure may be trusted: bootstrap over the pictures it was measured on.
+"""Estimate the interval of a metric by bootstrap over the pictures that it was measured on.
 
-Pictures are drawn anew with replacement, the normal and the anomalous each in their number, DRAWS times; the 2.5 and 97.5 % quantiles of
-the figure over those draws are its 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). The
-draws follow from the names of the pictures alone, wherever the folder of them lies, so every detector, seed, number of shots and model
-that was measured on the same pictures has the same ones: their differences, draw by draw, are a paired test. What prompts are drawn is
-another spread, the standard deviation over seeds, and not in the interval.
+Normal and anomalous pictures are drawn with replacement, each in their number, DRAWS times. The 2.5 and 97.5 % quantiles of the metric over
+the draws are its 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). The draws depend on the names
+of the pictures alone, not on their folder. So all detectors, seeds, shots and models on the same pictures have the same draws, and their
+differences, draw by draw, are a paired test. The interval does not include the spread over prompts: the standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -16,17 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.scoring.figures import PIXEL_FIGURES, Tally, image_figures, pixel_figures, tally_levels
+from changepair.tasks.scoring.figures import PIXEL_FIGURES, Tally, histogram_figures, image_figures, pixel_figures, tally_levels
 
 DRAWS = 1000
 INTERVAL = (0.025, 0.975)
 
-Draws = NDArray[np.float32]
-"""DRAWS values of a figure; NaN where a draw has no such figure."""
+Draws = NDArray[np.float32]  # DRAWS values of a metric; NaN where it is undefined
 
 
 def resample(images: Sequence[str], labels: Sequence[int], *of: str) -> NDArray[np.float32]:
-    """Draws DRAWSxN: how often each picture is in each draw. of: the target and the category of the pictures, as no path tells them."""
+    """Draw DRAWSxN: how often each picture is in each draw. of: the target and the category of the pictures, for the seed."""
     counts = np.zeros((DRAWS, len(images)), dtype=np.float32)
     names = _names(images)
     for label in sorted(set(labels)):
@@ -37,7 +35,7 @@ def resample(images: Sequence[str], labels: Sequence[int], *of: str) -> NDArray[
 
 
 def _names(images: Sequence[str]) -> list[str]:
-    """Names pictures from the folder that holds them all."""
+    """Return the paths of pictures in the folder that holds them all."""
     parts = [image.split("/") for image in images]
     levels = min(map(len, parts)) - 1
     common = next((level for level in range(levels) if len({part[level] for part in parts}) > 1), levels)
@@ -45,7 +43,7 @@ def _names(images: Sequence[str]) -> list[str]:
 
 
 def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> dict[str, Draws]:
-    """Gives the image figures of every draw. counts: DRAWSxN of `resample`; labels, scores: N."""
+    """Return the image metrics of every draw. counts: DRAWSxN of `resample`; labels, scores: N."""
     if not labels.any() or labels.all():
         return {}
     positives, negatives = (np.flatnonzero(wanted)[np.argsort(-scores[wanted])] for wanted in (labels, ~labels))
@@ -61,14 +59,11 @@ def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: 
 
 
 def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], exact: dict[str, float]) -> dict[str, Draws]:
-    """Gives the pixel figures of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the figures of all pictures.
-
-    The levels are coarse, so of a draw's figure only its distance from the figure of all pictures on those levels is taken.
-    """
-    anomalous, normal, overlap = by_picture.astype(np.float64).sum(1)
-    if not anomalous.any() or not normal.any():
+    """Return the pixel metrics of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the metrics of all pictures. The levels
+    are coarse, so only the distance of a draw's metric from that of all pictures on those levels is used."""
+    middle = coarse_figures(by_picture)
+    if not middle:
         return {}
-    middle = pixel_figures(tally_levels(anomalous, normal, overlap))
     drawn = [counts @ part for part in by_picture]
     with np.errstate(invalid="ignore"):  # a draw without any anomalous pixel
         values = pixel_figures(tally_levels(*drawn))
@@ -76,15 +71,12 @@ def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], ex
 
 
 def coarse_figures(by_picture: NDArray[np.float32]) -> dict[str, float]:
-    """Gives the pixel figures as the levels have them: within about 1 / COARSE."""
-    anomalous, normal, overlap = by_picture.astype(np.float64).sum(1)
-    if not anomalous.any() or not normal.any():
-        return {}
-    return {name: float(value) for name, value in pixel_figures(tally_levels(anomalous, normal, overlap)).items()}
+    """Return the pixel metrics on the coarse levels, accurate to about 1 / COARSE."""
+    return histogram_figures(*by_picture.astype(np.float64).sum(1))
 
 
 def interval(draws: Draws) -> tuple[float, float] | None:
-    """Gives the 95 % interval; None if no draw has the figure."""
+    """Return the 95 % interval; None if no draw has the metric."""
     known = draws[np.isfinite(draws)]
     if not len(known):
         return None
@@ -94,18 +86,16 @@ def interval(draws: Draws) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """One less the other, measured on the same pictures."""
+    """A difference of a metric on the same pictures."""
 
     value: float
     low: float
     high: float
-    p: float
-    """How often the draws would have the other sign if there were no difference: two-sided, at least 2 / (DRAWS + 1)."""
+    p: float  # probability of such a difference by chance: two-sided, at least 2 / (DRAWS + 1)
 
 
 def difference(value: float, draws: Draws) -> Difference | None:
-    """Gives a difference with its interval. value: of the figures themselves; draws: of the difference, draw by draw. None if no draw has
-    it."""
+    """Return a difference with its interval. draws: of the difference, draw by draw. None if no draw has it."""
     known = draws[np.isfinite(draws)]
     ends = interval(known)
     if ends is None:

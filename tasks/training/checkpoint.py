@@ -1,4 +1,4 @@
-"""Saves checkpoints: all that a training needs to go on as if it had never stopped."""
+"""Save checkpoints that a training resumes from."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ NAME = "checkpoint.pt"
 
 @dataclass
 class Progress:
-    """The progress of a training."""
-
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last log line
     log: list[LogLine] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)  # what is kept of the epoch with the lowest held-out loss; {} for none yet
+    best: dict[str, Tensor] = field(default_factory=dict)  # model of the epoch with the lowest held-out loss; {} for none yet
 
 
 def name_of(inputs: Mapping[str, Any], module: str) -> str:
-    """Names a training by its settings and data, and by the code of its module: a checkpoint of another is not its own."""
+    """Return a hash of the inputs and the code of a training, by which it recognises its own checkpoint."""
     text = json.dumps({"inputs": inputs, "code": code_of(module).digest}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -55,7 +53,7 @@ def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedu
 
 
 def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
-    """Puts the last checkpoint of the training called `name` back in place; a new start if there is none."""
+    """Restore the last checkpoint of the training called `name`; start anew if there is none."""
     file = folder / NAME
     if not file.is_file():
         return Progress()
@@ -74,6 +72,5 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gives everything but what is frozen."""
     frozen = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FrozenEncoder))
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}

@@ -1,18 +1,20 @@
-"""Trains the small inpainting model on a pipeline's photographs: holes are cut into squares of them, and it learns what was there."""
+"""Train the small inpainting model on a pipeline's photographs: it learns to fill holes that are cut into squares of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from changepair.tasks.common.devices import best_device
 from changepair.tasks.common.files import made_anew, sha256
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.randomness import generator
@@ -20,32 +22,28 @@ from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
 from changepair.tasks.inpainting.residual import Hole, hole, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings
 from changepair.tasks.sampling.episodes import read_pictures
-from changepair.tasks.training.loop import Places, Schedule, Trained, accelerator_for, begin, cosine, fit
+from changepair.tasks.training.loop import Places, Trained, cosine, fit
+from changepair.tasks.training.settings import TrainingSettings
 from changepair.tasks.training.step import Batch
 
-AVERAGING = 0.995  # decay a step of the weights' running mean, which is what is kept
+SCHEDULE = TrainingSettings(epochs=1, weight_decay=1e-4, largest_gradient=1.0, average=0.995, log_every=50, checkpoint_every=500)
 WARM_UP = 50  # steps
-LARGEST_GRADIENT = 1.0
-WEIGHT_DECAY = 1e-4
 HUBER = 0.5  # units of the residual from which an error counts linearly: what nothing around foretells must not blur the rest
-LOG_EVERY = 50  # steps
-CHECKPOINT_EVERY = 500  # steps
 
 
-class InpainterCourse:
-    """Holes in, residuals out, held against what was there. The running mean of the weights is what is kept."""
+class InpainterTask:
+    """Predict the residuals of holes. The running mean of the weights is kept."""
 
     name = "inpainter"
 
     def __init__(self, pipeline: Any, settings: InpainterSettings, images: Sequence[str], moments: int) -> None:
         """pipeline: a CropInpaintPipeline. moments: of the diffusion."""
-        self.pipeline = pipeline
-        self.settings = settings
+        self.pipeline, self.settings = pipeline, settings
         self.model = pipeline.unet.to(memory_format=torch.channels_last)
         self.steps = _Steps(settings, images, moments)
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """Lists the steps: there is one epoch. A step's batch is drawn as a whole, from the step's number."""
+        """List the steps of the only epoch. The number of a step determines its batch."""
         return [[step] for step in range(self.settings.steps)]
 
     def examples(self, epoch: int) -> Dataset[Any]:
@@ -59,7 +57,6 @@ class InpainterCourse:
         return tuple(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
-        """Gives the Huber loss of the residual in the hole."""
         picture, mask, noise, moments = batch
         holes = Hole.of(picture, mask)
         wanted = holes.residual()
@@ -71,19 +68,18 @@ class InpainterCourse:
         return None
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """Writes folder/pipeline, as diffusers saves one."""
+        """Write folder/pipeline in the format of diffusers."""
         self.pipeline.unet.load_state_dict(model.state_dict())
         with made_anew(folder / PIPELINE_NAME) as partial:
             self.pipeline.save_pretrained(partial, safe_serialization=True)
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """The batches of every step: pictures Bx3xHxW in [-1, 1], masks Bx1xHxW, noise and moments of the diffusion."""
+    """The batch of each step: pictures Bx3xHxW in [-1, 1], masks Bx1xHxW, noise and moments of the diffusion."""
 
     def __init__(self, settings: InpainterSettings, images: Sequence[str], moments: int) -> None:
-        self.settings = settings
+        self.settings, self.moments = settings, moments
         self.photographs = Photographs(images, settings.crop, settings.resolution)
-        self.moments = moments
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         settings = self.settings
@@ -100,24 +96,17 @@ class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 def train_inpainter(
     settings: InpainterSettings, sources: Path, *, places: Places, report: Callable[[float], None] = lambda share: None
 ) -> Trained:
-    """Trains on the photographs that the table `sources` names, as tasks/training/loop.py::fit says."""
+    """Train on the photographs that the table `sources` names. See tasks/training/loop.py::fit."""
     from changepair.tasks.inpainting.crop_pipeline import TRAINED_STEPS, new_pipeline
 
-    accelerator = accelerator_for("auto")
-    begin(settings.seed)
-    pipeline = new_pipeline(settings.resolution, settings.channels).to(accelerator.device)
-    images = [row.image for row in read_pictures(sources)]
-    return fit(
-        InpainterCourse(pipeline, settings, images, TRAINED_STEPS),
-        Schedule(1, settings.learning_rate, WEIGHT_DECAY, _warmed, LOG_EVERY, CHECKPOINT_EVERY, LARGEST_GRADIENT, AVERAGING),
-        places,
-        accelerator=accelerator,
-        inputs={"settings": asdict(settings), "sources": sha256(sources)},
-        workers=0,
-        report=report,
-    )
+    set_seed(settings.seed)
+    pipeline = new_pipeline(settings.resolution, settings.channels).to(best_device())
+    task = InpainterTask(pipeline, settings, [row.image for row in read_pictures(sources)], TRAINED_STEPS)
+    inputs = {"settings": asdict(settings), "sources": sha256(sources)}
+    schedule = replace(SCHEDULE, learning_rate=settings.learning_rate)
+    return fit(task, schedule, places, inputs=inputs, workers=0, report=report, factor=_warmed)
 
 
 def _warmed(step: int, steps: int) -> float:
-    """Rises over WARM_UP steps, then falls to 0 as a cosine."""
+    """Rise over WARM_UP steps, then fall to 0 as a cosine."""
     return min(1.0, (step + 1) / WARM_UP) * cosine(step, steps)

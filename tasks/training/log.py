@@ -1,12 +1,11 @@
-"""Writes the training log: a CSV that DVC plots. It holds nothing of the clock, so that equal runs have equal logs."""
+"""Write the training log, a CSV that DVC plots. It holds no times, so equal trainings write equal logs. It imports no torch."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from changepair.tasks.common.files import written_beside
+from changepair.tasks.common.files import write_csv
 
 LOG_NAME = "training_log.csv"
 
@@ -15,20 +14,11 @@ LOG_NAME = "training_log.csv"
 class LogLine:
     step: int
     epoch: int
-    loss: float  # mean over the steps since the line before
+    loss: float  # mean over the steps since the previous line
     learning_rate: float
     held_out_loss: float | None = None  # at the end of an epoch
 
 
 def write_log(folder: Path, lines: list[LogLine]) -> None:
-    with written_beside(folder / LOG_NAME) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(LogLine)], lineterminator="\n")
-        writer.writeheader()
-        for line in lines:
-            writer.writerow({name: _text(value) for name, value in asdict(line).items()})
-
-
-def _text(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.8g}"
+    rows = [["" if value is None else f"{value:.8g}" if isinstance(value, float) else value for value in astuple(line)] for line in lines]
+    write_csv(folder / LOG_NAME, [field.name for field in fields(LogLine)], rows)

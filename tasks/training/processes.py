@@ -34,7 +34,7 @@ GRACE = 20.0  # seconds that the launcher has to end by itself when all is done
 
 @dataclass(frozen=True)
 class Job:
-    """A training, as its processes are told of it."""
+    """A training, as its processes receive it."""
 
     module: str
     detector: Any
@@ -45,13 +45,13 @@ class Job:
 
 
 def count_of(wanted: int | str) -> int:
-    """Gives the number of processes that `execution.processes` means on this machine: `auto` is one a GPU."""
+    """Return the number of processes that `execution.processes` means on this machine: `auto` is one a GPU."""
     return max(1, torch.cuda.device_count()) if wanted == "auto" else int(wanted)
 
 
 def train(job: Job, processes: int | str, report: Callable[[float], None] = lambda share: None) -> Trained:
-    """Train, in this process if it is the only one. processes: as `count_of` takes it. Raises what a training does: BadInput, Stopped;
-    RuntimeError if a process died too often."""
+    """Train, in this process if it is the only one. processes: of `count_of`. Raises BadInput and Stopped as `fit`; RuntimeError if a
+    process died too often."""
     count = count_of(processes)
     if count == 1:
         return _run(job, report)
@@ -67,11 +67,8 @@ def train(job: Job, processes: int | str, report: Callable[[float], None] = lamb
 
 
 def _run(job: Job, report: Callable[[float], None]) -> Trained:
-    module: Any = import_module(job.module)
-    trained: Trained = module.train(
-        job.detector, job.settings, examples=job.examples, places=job.places, workers=job.workers, report=report
-    )
-    return trained
+    train: Callable[..., Trained] = import_module(job.module).train
+    return train(job.detector, job.settings, examples=job.examples, places=job.places, workers=job.workers, report=report)
 
 
 def _launched(folder: Path, count: int, report: Callable[[float], None]) -> None:
@@ -128,7 +125,7 @@ def launch(processes: int, folder: Path) -> None:
 
 
 def work(folder: Path) -> None:
-    """One of the processes."""
+    """Run one of the processes."""
     stopping.die_with_parent()
     if (folder / REFUSED_NAME).is_file():  # begun anew because another has refused
         return

@@ -58,7 +58,5 @@ class TrainingSettings:
 class PairTrainingSettings(TrainingSettings):
     """Of those that learn from change pairs alone."""
 
-    __pydantic_config__ = STRICT
-
     resolution: Resolution | None = None
     """Pixels a side that pairs are learnt from at; null for the detector's own."""

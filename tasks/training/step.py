@@ -1,4 +1,4 @@
-"""Takes one step of a training: whole, in parts where memory is short, or not at all, with all that is needed to see why."""
+"""Take one step of a training: in parts if memory is short; or refuse it and store what is needed to see why."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -25,16 +27,13 @@ Batch = tuple[Tensor, ...]
 Loss = Callable[[Callable[..., Any], Batch], Tensor]
 
 FAILED_NAME = "failed.pt"
-EXPLODED = 1e4
-"""A gradient whose norm is more than so many times the median of the last REMEMBERED ones has exploded."""
+EXPLODED = 1e4  # factor above the median norm of the last REMEMBERED gradients from which one has exploded
 REMEMBERED = 100
-SHOWN = 8
-"""Examples that an error names."""
+PAYS_FROM = 2000  # steps
+SHOWN = 8  # examples that an error names
 
 
 class Step:
-    """One step after the other of a task."""
-
     def __init__(
         self,
         name: str,
@@ -46,31 +45,26 @@ class Step:
         largest_gradient: float | None,
         folder: Path,
     ) -> None:
-        """name: of the task. model: as accelerate has prepared it. largest_gradient: norm that gradients are clipped to. folder: for
-        what is kept of a step that fails."""
-        self.name = name
-        self.loss = loss
-        self.model = model
-        self.optimizer = optimizer
-        self.accelerator = accelerator
+        """name: of the task. model: as prepared by accelerate. largest_gradient: norm that gradients are clipped to. folder: for
+        FAILED_NAME."""
+        self.name, self.loss, self.model, self.folder = name, loss, model, folder
+        self.optimizer, self.accelerator = optimizer, accelerator
         self.largest = float("inf") if largest_gradient is None else largest_gradient
-        self.folder = folder
         self.weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
-        self.parts = 1
-        """That each batch is taken in; doubled whenever memory does not suffice."""
+        self.parts = 1  # of each batch; doubled whenever memory does not suffice
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
     def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> tuple[float, bool]:
-        """Learns from a batch; gives its loss, the mean over all processes, and whether one of them was asked to end. examples: names the
-        batch's, if it comes to that.
+        """Learn from a batch. Return its loss, the mean over all processes, and whether one of them was asked to stop. examples: returns
+        the names of the batch's examples, for errors.
 
-        Raises BadInput if the loss or the gradients are no numbers, if those have exploded (nothing was learnt from the batch then; it is
-        kept with the weights as FAILED_NAME), or if not even one example fits into memory.
+        Raises BadInput if the loss or the gradients are not numbers or have exploded (the batch and the unchanged weights are then stored
+        as FAILED_NAME), or if not even one example fits into memory.
         """
         own = torch.stack([self._backward(batch), torch.tensor(float(stopping.asked()), device=self.accelerator.device)])
-        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # what all see alike, all do alike
+        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # all processes see the same, so they do the same
         wrong = "" if math.isfinite(loss) else "the loss is not a number"
-        if self.accelerator.scaler is None:  # one that scales has infinite gradients now and then, and skips those steps
+        if self.accelerator.scaler is None:  # a scaler has infinite gradients now and then, and skips those steps
             wrong = wrong or self._exploded(float(self.accelerator.clip_grad_norm_(self.weights, self.largest)))
         elif self.largest < float("inf"):
             self.accelerator.clip_grad_norm_(self.weights, self.largest)
@@ -80,12 +74,13 @@ class Step:
         return loss, asked > 0
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Leaves the gradients of a batch, and gives its loss: of parts the mean, each by its share."""
+        """Compute the gradients of a batch. Return its loss: the mean of its parts, weighted by their size."""
         while True:
             self.optimizer.zero_grad()
             try:
                 total = torch.zeros((), device=self.accelerator.device)
-                for part in _parted(batch, self.parts):
+                parts = [batch] if self.parts == 1 else zip(*(part.tensor_split(self.parts) for part in batch), strict=True)
+                for part in parts:
                     loss = self.loss(self.model, part) * (len(part[0]) / len(batch[0]))
                     self.accelerator.backward(loss)
                     total += loss.detach()
@@ -94,7 +89,7 @@ class Step:
                 self._halve(len(batch[0]), error)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
-        """Takes batches in twice as many parts from now on. What a normalisation sees of a batch is then a part: the model is another."""
+        """Take batches in twice as many parts from now on. A normalisation then sees only a part, so the model differs."""
         if self.accelerator.num_processes > 1:  # the others are waiting for its gradients
             raise BadInput(f"training.{self.name}: a batch of {size} does not fit into memory; lower its batch_size") from error
         if 2 * self.parts > size:
@@ -127,24 +122,67 @@ class Step:
         )
 
 
-def _parted(batch: Batch, parts: int) -> list[Batch]:
-    return [batch] if parts == 1 else list(zip(*(part.tensor_split(parts) for part in batch), strict=True))
-
-
-PAYS_FROM = 2000
-"""Steps."""
-
-
 def pays(accelerator: Accelerator, steps: int) -> bool:
-    """Tells whether compiling takes less than it saves. On an H200 it took 65 s and saved 76 ms of the 171 of a MetaUAS step with
-    EfficientNet-B4, 128 pairs of 256x256 (docs/pages/performance.md); on two cores of a CPU a step took
-    between .87 and 1.18 times as long, from run to run."""
+    """Tell whether compiling takes less time than it saves. On an H200 it took 65 s and saved 76 ms of the 171 ms of a MetaUAS step with
+    EfficientNet-B4, 128 pairs of 256x256 (docs/pages/performance.md); on two cores of a CPU a step took 0.87 to 1.18 times as long."""
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and steps >= PAYS_FROM
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Gives a network, as accelerate has prepared it, to be called: of the same weights, its frozen encoders compiled on their own."""
+    """Compile a network that accelerate has prepared, its frozen encoders separately. The weights are shared."""
     for part in network.modules():
         if isinstance(part, FrozenEncoder):
             part.compile_network()
     return cast(nn.Module, torch.compile(network))
+
+
+def processes() -> int:
+    """Return the number of processes that share each step."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def gathered(own: Tensor) -> Tensor:
+    """Join equal parts B... of all processes to NB..., with gradients to each, for losses that are no mean over examples."""
+    return torch.cat(list(all_gather(own.contiguous()))) if processes() > 1 else own
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Normalise by the statistics of the whole batch, like PyTorch's SyncBatchNorm, but also without a GPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or processes() == 1:
+            return super().forward(input)
+        dims, of = (0, 2, 3), float(processes())
+        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        mean = all_reduce(wide.mean(dims)) / of
+        centred = wide - mean.view(1, -1, 1, 1)
+        variance = all_reduce(centred.square().mean(dims)) / of
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            assert self.momentum is not None
+            count = of * input.numel() / input.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
+        normal = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
+        if self.affine:
+            normal = normal * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return normal.to(input.dtype)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Replace every batch normalisation that learns by one of the whole batch, in place, with the same weights and names."""
+    for name, child in model.named_children():
+        if isinstance(child, FrozenEncoder):
+            continue
+        if type(child) is nn.BatchNorm2d:
+            own = SharedBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            own.load_state_dict(child.state_dict())
+            own.train(child.training)
+            setattr(model, name, own.to(next(iter(child.state_dict().values())).device))
+        else:
+            share_statistics(child)

@@ -1,4 +1,4 @@
-"""Holds what the courses of all detectors share: batches of examples in an order of the epoch's own, held-out examples, a model folder."""
+"""Train a detector on examples. What it learns from, and by which loss, is up to the subclasses of DetectorTask and PairTask."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from accelerate.utils import set_seed
+from torch import nn
 from torch.utils.data import Dataset, default_collate
 
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.training.settings import TrainingSettings
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.synthesis.dataset import ChangePairs, hashes
+from changepair.tasks.training.loop import Examples, Places, Task, Trained, fit
+from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.step import Batch
 
 
 class Blueprint(Protocol):
-    """What is to be trained, before it is built: every process builds its own, once it is seeded."""
+    """A detector before it is built. Every process builds its own, once it is seeded."""
 
     @property
     def settings(self) -> Any:
-        """Its settings, which have an encoder and a resolution."""
+        """The detector's settings, with `encoder` and `resolution`."""
         ...
 
     def build(self, init: str | None) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Build the network, filled with the weights that `init` names, if any. Return it with all that it depends on, for checkpoints."""
+        """Build the network, with the weights that `init` names, if any. Return it with all that it depends on, for checkpoints."""
         ...
 
     def save(self, folder: Path, model: nn.Module, **about: Any) -> None:
@@ -32,36 +36,17 @@ class Blueprint(Protocol):
         ...
 
 
-class DetectorTask:
-    """A detector that learns from examples. What it learns from, and what is wrong with it, is for those who inherit to say."""
+class DetectorTask(Task):
+    """Train a detector on examples, in an order that depends on the seed and the epoch alone."""
 
     def __init__(self, name: str, detector: nn.Module, blueprint: Blueprint, settings: TrainingSettings) -> None:
-        """name: the detector's, for messages. detector: as the blueprint has built it."""
-        self.name = name
-        self.model = detector
-        self.blueprint = blueprint
-        self.settings = settings
+        self.name, self.model, self.blueprint, self.settings = name, detector, blueprint, settings
 
     def order(self, epoch: int) -> list[int]:
-        """Gives the order in which an epoch takes its examples; drawn from the seed and the epoch alone."""
-        raise NotImplementedError
-
-    def examples(self, epoch: int) -> Dataset[Any]:
-        raise NotImplementedError
-
-    def example(self, place: int) -> str:
-        """Names an example."""
-        raise NotImplementedError
-
-    def held_out(self) -> Dataset[Any] | None:
-        """Gives the examples that are never trained on."""
-        raise NotImplementedError
-
-    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """Lists the full batches. Raises BadInput if there is none."""
+        """List the full batches. Raises BadInput if there is none."""
         order, size = self.order(epoch), self.settings.batch_size
         if len(order) < size:
             raise BadInput(
@@ -74,5 +59,53 @@ class DetectorTask:
         return tuple(default_collate(examples))
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """Writes model.safetensors, and config.json: the detector's settings and how it was trained."""
+        """Write model.safetensors, and config.json: the detector's settings and how it was trained."""
         self.blueprint.save(folder, model, training=asdict(self.settings), examples=len(self.order(0)))
+
+
+class PairTask(DetectorTask):
+    """Train on change pairs. An example is a query, its prompt and the mask of what changed; subclasses define the loss."""
+
+    def __init__(
+        self,
+        name: str,
+        detector: nn.Module,
+        blueprint: Blueprint,
+        settings: PairTrainingSettings,
+        training: ChangePairs,
+        measured: ChangePairs,
+    ) -> None:
+        super().__init__(name, detector, blueprint, settings)
+        self.training, self.measured = training, measured
+
+    def examples(self, epoch: int) -> Dataset[Any]:
+        return self.training
+
+    def order(self, epoch: int) -> list[int]:
+        return generator(self.settings.seed, "epoch", epoch).permutation(len(self.training)).tolist()
+
+    def example(self, place: int) -> str:
+        return f"pair {self.training.rows[place].key}"
+
+    def held_out(self) -> Dataset[Any] | None:
+        return self.measured if len(self.measured) else None
+
+
+def train_on_pairs(
+    task: type[PairTask],
+    blueprint: Blueprint,
+    settings: PairTrainingSettings,
+    *,
+    examples: Examples,
+    places: Places,
+    workers: int,
+    report: Callable[[float], None] = lambda share: None,
+) -> Trained:
+    """Train on change pairs. See tasks/training/loop.py::fit."""
+    resolution = settings.resolution or blueprint.settings.resolution
+    training, measured = (ChangePairs(examples.path, resolution, held_out=held_out) for held_out in (False, True))
+    set_seed(settings.seed)
+    model, identity = blueprint.build(settings.init)
+    own = task(places.model_folder.name, model, blueprint, settings, training, measured)
+    inputs = {"training": asdict(settings), **identity, **hashes(examples.path)}
+    return fit(own, settings, places, inputs=inputs, workers=workers, report=report)

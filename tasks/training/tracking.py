@@ -1,5 +1,5 @@
-"""Logs a training, as it goes, and figures to trackers of others beside our own files: TensorBoard's, or an MLflow server. What is learnt
-does not depend on it, and a tracker that fails loses its own lines alone."""
+"""Log trainings and metrics to TensorBoard or an MLflow server, in addition to our own files. Results do not depend on it, and a tracker
+that fails affects nothing else."""
 
 from __future__ import annotations
 
@@ -24,23 +24,19 @@ IS_HERE = {"tensorboard": is_tensorboard_available, "mlflow": is_mlflow_availabl
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where something is logged to, and under which name."""
+    """The trackers of a run, and its name there."""
 
     trackers: tuple[TrackerName, ...] = ()
-    folder: Path = Path()
-    """Of TensorBoard's files; an MLflow server is found as its own client finds one, by MLFLOW_TRACKING_URI."""
-    name: str = ""
-    """Of the run: in MLflow within the experiment `changepair`, in TensorBoard a folder."""
+    folder: Path = Path()  # of TensorBoard's files; MLflow's client reads MLFLOW_TRACKING_URI
+    name: str = ""  # of the run: in MLflow in the experiment `changepair`, in TensorBoard a folder
 
 
 class Log:
-    """The trackers of one run."""
-
     def __init__(self, trackers: dict[str, GeneralTracker]) -> None:
         self._trackers = trackers
 
     def write(self, values: Mapping[str, float | None], step: int) -> None:
-        """Logs numbers at a step; None is left out."""
+        """Log numbers at a step; None is left out."""
         known = {name: value for name, value in values.items() if value is not None}
         for name in list(self._trackers):
             self._try(name, partial(self._trackers[name].log, known, step=step))
@@ -59,8 +55,8 @@ class Log:
 
 @contextmanager
 def tracked(tracking: Tracking, about: Mapping[str, Any]) -> Iterator[Log]:
-    """Opens a run's trackers. about: its settings, plain values. Raises BadInput if one is not installed or cannot be reached."""
-    PartialState()  # which accelerate's trackers ask
+    """Open a run's trackers. about: its settings, plain values. Raises BadInput if one is not installed or cannot be reached."""
+    PartialState()  # accelerate's trackers need it
     log = Log({name: _open(name, tracking, about) for name in tracking.trackers})
     try:
         yield log
@@ -72,11 +68,10 @@ def _open(name: TrackerName, tracking: Tracking, about: Mapping[str, Any]) -> Ge
     if not IS_HERE[name]():
         package = "'changepair[trackers]'" if name == "tensorboard" else name
         raise BadInput(f"execution.trackers: {name} is not installed; pip install {package}")
-    tracker: Any = (
-        TensorBoardTracker(tracking.name, tracking.folder)
-        if name == "tensorboard"
-        else MLflowTracker(experiment_name="changepair", run_name=tracking.name)
-    )
+    if name == "tensorboard":
+        tracker: Any = TensorBoardTracker(tracking.name, tracking.folder)
+    else:
+        tracker = MLflowTracker(experiment_name="changepair", run_name=tracking.name)
     try:
         tracker.start()
         tracker.store_init_configuration(dict(about))

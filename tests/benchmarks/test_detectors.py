@@ -40,7 +40,7 @@ def two_threads() -> None:
 ALIGNMENT = """
 import re, statistics, sys, time, torch
 from pathlib import Path
-from changepair.tasks.detectors.metauas.alignment import FeatureAlignment
+from changepair.tasks.detectors.metauas.model import FeatureAlignment
 torch.set_num_threads(2)
 torch.manual_seed(0)
 stages = [(56, 64), (160, 32), (448, 16)]  # EfficientNet-B4's last three at 512x512

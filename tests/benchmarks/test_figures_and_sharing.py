@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, make_places, scored
 from scipy import ndimage
+from tallies import pixels_tally
 from timing import medians
 
 from changepair.flows.settings.pipelines import read_pipelines
@@ -22,7 +23,6 @@ from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.figures import aupro, pixel_figures
 from changepair.tasks.scoring.measure import measure
-from changepair.tasks.scoring.pixels import pixels_tally
 from changepair.tasks.scoring.score import Contender
 from changepair.tasks.scoring.scores import Work
 

@@ -20,7 +20,8 @@ from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.detectors.inctrl.settings import PUBLISHED as PUBLISHED_INCTRL
 from changepair.tasks.detectors.metauas.settings import PUBLISHED as PUBLISHED_METAUAS
 from changepair.tasks.detectors.pretrained import Imported, import_checkpoint, use_model
-from changepair.tasks.detectors.registry import DETECTORS, TrainedSettings
+from changepair.tasks.detectors.registry import DETECTORS
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.detectors.store import create_detector, load_model, settings_as_json, trained_otherwise
 from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.encoders.texts import sentences

@@ -20,8 +20,7 @@ from changepair.tasks.common.tensors import read_tensors
 from changepair.tasks.detectors.detector import Detector, turned
 from changepair.tasks.detectors.inctrl.model import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
-from changepair.tasks.detectors.metauas.alignment import FeatureAlignment, hard
-from changepair.tasks.detectors.metauas.model import MetaUAS
+from changepair.tasks.detectors.metauas.model import FeatureAlignment, MetaUAS, hard
 from changepair.tasks.detectors.metauas.prior import MetaUASPlus
 from changepair.tasks.detectors.metauas.prior import build as build_plus
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings

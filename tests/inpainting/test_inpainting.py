@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +184,8 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
 
     import changepair.tasks.training.inpainting as module
 
-    often, log_every = module.CHECKPOINT_EVERY, module.LOG_EVERY
-    module.CHECKPOINT_EVERY, module.LOG_EVERY = 2, 3
+    schedule = module.SCHEDULE
+    module.SCHEDULE = replace(schedule, checkpoint_every=2, log_every=3)
     try:
         with pytest.raises(Killed):
             train_inpainter(SMALL, inputs, places=Places(trained / "again", trained / "again.checkpoints"), report=kill)
@@ -192,7 +193,7 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
         steps = []
         train_inpainter(SMALL, inputs, places=Places(trained / "again", trained / "again.checkpoints"), report=steps.append)
     finally:
-        module.CHECKPOINT_EVERY, module.LOG_EVERY = often, log_every
+        module.SCHEDULE = schedule
     assert sha256(trained / "again" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors") == before
     assert steps == [3 / 8, 6 / 8, 1.0] and not (trained / "again.checkpoints").exists()
 

@@ -23,8 +23,7 @@ from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.reporting.curves import Curves, curves_of
 from changepair.tasks.reporting.galleries import KINDS, galleries_of
-from changepair.tasks.reporting.published import PUBLISHED, beside
-from changepair.tasks.reporting.report import Inputs, Origin, markdown, write_report
+from changepair.tasks.reporting.report import PUBLISHED, Inputs, Origin, beside, markdown, write_report
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use

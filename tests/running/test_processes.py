@@ -30,7 +30,7 @@ from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training.loop import Examples, Places, Trained
 from changepair.tasks.training.processes import Job, count_of, train
 from changepair.tasks.training.settings import PairTrainingSettings
-from changepair.tasks.training.shared import SharedBatchNorm, share_statistics
+from changepair.tasks.training.step import SharedBatchNorm, share_statistics
 
 METAUAS = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 SYNTHESIS = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
@@ -79,7 +79,7 @@ from torch import nn
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
-from changepair.tasks.training.shared import rank, share_statistics
+from changepair.tasks.training.step import rank, share_statistics
 
 settings = MetaUASSettings(resolution=64, decoder_channels=(16,) * 5)
 torch.manual_seed(0)

@@ -19,6 +19,7 @@ import torch
 from conftest import make_clip, make_places, scored
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from tallies import bounds_of
 
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
@@ -212,7 +213,7 @@ def test_an_episode_too_large_to_hold_is_counted_into_histograms(
     rooms = [PixelScores(maps.size, exact=exactly) for exactly in (True, False)]
     for room in rooms:
         room.add(maps, truth_of(masks, (64, 64)))
-    bounds, figures = rooms[1].bounds(), rooms[0].figures("exact")
+    bounds, figures = bounds_of(rooms[1]), rooms[0].figures("exact")
     assert all(low - 1e-6 <= figures[name] <= high + 1e-6 for name, (low, high) in bounds.items())
 
 

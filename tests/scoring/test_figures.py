@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+from tallies import bounds_of, pixels_tally
 
 from changepair.tasks.reporting.curves import pro, roc
 from changepair.tasks.scoring import pixels
@@ -29,7 +30,7 @@ from changepair.tasks.scoring.figures import (
     pixel_figures,
     tally,
 )
-from changepair.tasks.scoring.pixels import PixelScores, pixels_tally, truth_of
+from changepair.tasks.scoring.pixels import PixelScores, truth_of
 from changepair.tasks.scoring.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
 
 # Few distinct scores, so that ties are common.
@@ -195,7 +196,7 @@ def test_streamed_in_batches_the_figures_are_those_of_the_whole(batch: int) -> N
 def test_a_histograms_figures_are_within_their_bounds(masks: np.ndarray, maps: np.ndarray) -> None:
     exact = pixel_figures(pixels_tally(masks, maps))
     room = streamed(masks, maps, exact=False, batch=1)
-    for name, (low, high) in room.bounds().items():
+    for name, (low, high) in bounds_of(room).items():
         assert low - 1e-9 <= exact[name] <= high + 1e-9
         assert low - 1e-9 <= room.figures("exact")[name] <= high + 1e-9
 
@@ -205,7 +206,7 @@ def test_a_histograms_figures_are_those_of_the_scores_to_a_ten_thousandth() -> N
     exact = streamed(masks, maps, exact=True, batch=8).figures("exact")
     room = streamed(masks, maps, exact=False, batch=8)
     assert room.figures("exact") == pytest.approx(exact, abs=1e-4)
-    for name, (low, high) in room.bounds().items():
+    for name, (low, high) in bounds_of(room).items():
         assert low <= exact[name] <= high and high - low < 2e-3
 
 

@@ -36,12 +36,11 @@ from changepair.tasks.prediction.predictor import Predictor
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.batch_scoring import BATCH, TIMES, seconds_a_picture
 from changepair.tasks.scoring.measure import measure
-from changepair.tasks.scoring.score import Contender, score
+from changepair.tasks.scoring.score import MOST_CELLS, Contender, score, stored_map
 from changepair.tasks.scoring.scores import Work, read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
-from changepair.tasks.scoring.tiling import MOST_CELLS, stored_map
-from changepair.tasks.scoring.timing import BATCH, TIMES, seconds_a_picture
 
 CPU = torch.device("cpu")
 

@@ -50,11 +50,9 @@ from changepair.tasks.training.loop import (
     Places,
     Trained,
     _Kept,
-    accelerator_for,
     constant,
     cosine,
     fit,
-    schedule_of,
 )
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.task import DetectorTask
@@ -293,8 +291,8 @@ class Line(nn.Linear):
 def fitted(folder: Path, settings: TrainingSettings, task: Line | None = None) -> tuple[Trained, float]:
     """A task of one weight, taken; and the weight that is kept."""
     folder.mkdir(exist_ok=True)
-    places, accelerator = Places(folder, folder / "checkpoints"), accelerator_for("no")
-    trained = fit(task or Line(), schedule_of(settings), places, accelerator=accelerator, inputs={}, workers=0, report=lambda share: None)
+    places = Places(folder, folder / "checkpoints")
+    trained = fit(task or Line(), settings, places, inputs={}, workers=0, report=lambda share: None)
     return trained, float(torch.load(folder / "line.pt", weights_only=True)["weight"])
 
 
@@ -326,10 +324,10 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(tmp_path: Path) -> None
 
 def test_statistics_of_batches_are_averaged_with_the_weights() -> None:
     network = nn.BatchNorm1d(1, momentum=1.0)
-    kept = _Kept(network, replace(schedule_of(LINE), average=0.75))
+    kept = _Kept(network, 0.75)
     for value in (4.0, 8.0):
         network(torch.full((2, 1), value))
-        kept.stepped()
+        kept.update()
     assert kept.model is not network and float(kept.model.running_mean) == pytest.approx(0.75 * 4 + 0.25 * 8)
 
 

@@ -1,5 +1,5 @@
-"""InCTRL: scores a query by its residuals to a few normal prompts, learnt on some domains and used on others
-(Zhu and Pang, CVPR 2024, arXiv 2403.06495)."""
+"""InCTRL: score a query by its residuals to a few normal prompts, learnt on some domains and applied to others (Zhu and Pang, CVPR 2024,
+arXiv 2403.06495)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from torch import Tensor, nn
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector
 from changepair.tasks.detectors.patches import chosen_stages, nearest_cosine, residual_map, unit_patches
 from changepair.tasks.encoders.clip import ClipEncoder
-from changepair.tasks.encoders.encoder import Encoder, Features, FrozenEncoder
+from changepair.tasks.encoders.encoder import Features, FrozenEncoder
 from changepair.tasks.encoders.texts import TextPrior
 
-BOTTLENECK = 4  # how much narrower the adapter is in its middle
+BOTTLENECK = 4  # factor by which the adapter is narrower in its middle
 HIDDEN = (128, 64)  # of both heads
 QUANTILES = (1.0, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.75, 0.5, 0.25)  # of a picture's residuals
 
-Holistic = Literal["patches", "quantiles"]
-
 
 class Adapter(nn.Sequential):
-    """ψ, on a picture's embedding: two layers without biases, each with a ReLU after it. ...xD to ...xD."""
+    """ψ, of a picture's embedding: two layers without biases, each followed by a ReLU. ...xD to ...xD."""
 
     def __init__(self, width: int) -> None:
         narrow = width // BOTTLENECK
@@ -38,51 +36,54 @@ class Head(nn.Module):
         self.first, self.first_norm = nn.Linear(inputs, HIDDEN[0]), nn.BatchNorm1d(HIDDEN[0])
         self.second, self.second_norm = nn.Linear(*HIDDEN), nn.BatchNorm1d(HIDDEN[1])
         self.last = nn.Linear(HIDDEN[1], 1)
-        # Never called; the published checkpoint holds it all the same.
+        # Never called, but the published checkpoint has it.
         self.input_norm = nn.BatchNorm1d(inputs).requires_grad_(False)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Gives scores B in (0, 1) of values BxN."""
+        """Return scores B in (0, 1) of values BxN."""
         hidden = self.first_norm(self.first(values).relu())
         hidden = self.second_norm(self.second(hidden).relu())
         return self.last(hidden).sigmoid().squeeze(1)
 
 
 class InCTRL(Detector):
-    """A frozen encoder, the adapter, and a head each for the image residual and for all evidence; `build_inctrl` knows how they fit.
+    """A frozen encoder, the adapter, and a head each for the image residual and for all evidence.
 
-    With an image-text encoder the text prior counts too; with any other encoder there is none. The holistic head sees every patch in its
-    place, as in the paper; or the quantiles and the mean of all patches, which ask for no place and no resolution.
+    With an image-text encoder the text prior counts too. The holistic head sees every patch in its place, as in the paper; or the quantiles
+    and the mean of all patches, which depend on no place and no resolution.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        adapter: Adapter,
-        image_head: Head,
-        holistic_head: Head,
+        encoder: FrozenEncoder,
         *,
-        stages: Sequence[int],
-        prior: TextPrior | None,
-        holistic: Holistic = "patches",
+        texts: bool = True,
+        natural: Collection[str] = (),
+        stages: Sequence[int] = (),
+        holistic: Literal["patches", "quantiles"] = "patches",
     ) -> None:
+        """texts: whether the text prior counts, for which the encoder must read texts. natural: categories of natural objects. stages: of
+        the encoder's maps, counted from 1; none for the last three. holistic: with `patches`, InCTRL works at the encoder's resolution
+        only, as the holistic head has an input for each patch of the finest chosen stage."""
         super().__init__()
-        self.encoder = encoder
-        self.adapter = adapter
-        self.image_head = image_head
-        self.holistic_head = holistic_head
-        self.stages = tuple(stages)
-        self.prior = prior
+        self.encoder: FrozenEncoder = encoder
+        self.stages = chosen_stages(encoder, stages)
+        side = -(-encoder.resolution // min(encoder.strides[stage - 1] for stage in self.stages))
+        width = encoder.channels[-1]
+        self.adapter = Adapter(width)
+        self.image_head = Head(width)
+        self.holistic_head = Head(side * side if holistic == "patches" else len(QUANTILES) + 1)
         self.holistic = holistic
-        self.reads = prior is not None
+        self.reads = texts
+        self.prior = prior = TextPrior(cast(ClipEncoder, encoder).embed_texts, natural) if texts else None
         if prior is not None:
             self.register_load_state_dict_post_hook(lambda _module, _keys: prior.forget())
 
     def forward(self, residual: Tensor, query: Tensor, prompts: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """Judges residual BxN (the patches'), embeddings of the query BxD and of the prompts BxKxD, the text prior B (0 without texts).
+        """Return final scores and image scores, B each, in (0, 1), of the patches' residual BxN, embeddings of the query BxD and of the
+        prompts BxKxD, and the text prior B (0 without texts).
 
-        Final scores and image scores, B each, in (0, 1): s = (s_h + max residual) / 2, where s_h is the holistic head's word on
-        the residuals with the image score and the prior added to every patch (equations 3 to 8).
+        s = (s_h + max residual) / 2, where s_h is the holistic head's output for the residuals, image score and prior (equations 3 to 8).
         """
         image = self.image_head(self.adapter(prompts).mean(dim=1) - self.adapter(query))
         seen = residual if self.holistic == "patches" else quantiles(residual)
@@ -90,67 +91,39 @@ class InCTRL(Detector):
         return 0.5 * (holistic + residual.amax(dim=1)), image
 
     def remember(self, prompts: Features) -> Features:
-        """Keeps the chosen stages' patches at unit length, KxCxhxw each, and the embeddings KxDx1x1."""
+        """Return the chosen stages' patches at unit length, KxCxhxw each, and the embeddings KxDx1x1."""
         return [*unit_patches(prompts, self.stages), embedding(prompts)[:, :, None, None]]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Gives for each stage and prompt every query patch's highest cosine, BxKxhxw, and the prompts' embeddings BxKxDx1x1."""
+        """Return for each stage and prompt every query patch's highest cosine, BxKxhxw, and the prompts' embeddings BxKxDx1x1."""
         *banks, prompts = memory
         nearest = [nearest_cosine(query, bank) for query, bank in zip(unit_patches(queries, self.stages), banks, strict=True)]
         return [*nearest, prompts[None].expand(queries[0].shape[0], *prompts.shape) if prompts.ndim == 4 else prompts]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Gives image scores B, and anomaly maps Bxhxw: the patch residuals."""
-        maps = residual_map(relation[:-1])
+        """Return image scores B, and anomaly maps Bxhxw: the patch residuals."""
         scores, _image = self(*self.evidence(queries, relation, category))
-        return scores, maps
+        return scores, residual_map(relation[:-1])
 
     def evidence(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gives what `forward` judges. The encoder is frozen, so for given pictures it never changes."""
+        """Return the inputs of `forward`. The encoder is frozen, so they never change for the same pictures."""
         query = embedding(queries)
         prior = query.new_zeros(query.shape[0]) if self.prior is None else self.prior(query, category)
         return residual_map(relation[:-1]).flatten(1), query, relation[-1].flatten(2), prior
 
 
 def embedding(features: Features) -> Tensor:
-    """Gives the picture as one vector, BxD: the encoder's embedding, or the mean of its last map."""
+    """Return one vector for each picture, BxD: the encoder's embedding, or the mean of its last map."""
     return features[-1].mean(dim=(-2, -1))
 
 
 def quantiles(residual: Tensor) -> Tensor:
-    """Gives QUANTILES and the mean of residuals BxN, whatever their number: Bx11."""
+    """Return QUANTILES and the mean of residuals BxN: Bx11."""
     levels = torch.tensor(QUANTILES, device=residual.device, dtype=residual.dtype)
     return torch.cat([torch.quantile(residual, levels, dim=1).mT, residual.mean(dim=1, keepdim=True)], dim=1)
 
 
-def build(
-    encoder: FrozenEncoder, *, texts: bool = True, natural: Collection[str] = (), stages: Sequence[int] = (), holistic: Holistic = "patches"
-) -> InCTRL:
-    """Build InCTRL for pictures of the encoder's resolution.
-
-    texts: whether the text prior counts, for which the encoder must read texts. natural: categories of natural objects.
-    """
-    prior = TextPrior(cast(ClipEncoder, encoder).embed_texts, natural) if texts else None
-    return build_inctrl(encoder, resolution=encoder.resolution, stages=stages, prior=prior, holistic=holistic)
-
-
-def build_inctrl(
-    encoder: Encoder, *, resolution: int, stages: Sequence[int] = (), prior: TextPrior | None = None, holistic: Holistic = "patches"
-) -> InCTRL:
-    """Builds InCTRL. With holistic `patches` it is for pictures of one resolution (pixels a side), as that head has an input a patch of the
-    finest chosen stage.
-
-    stages: of the encoder's maps, counted from 1; none for the last three.
-    """
-    chosen = chosen_stages(encoder, stages)
-    side = -(-resolution // min(encoder.strides[stage - 1] for stage in chosen))
-    width = encoder.channels[-1]
-    inputs = side * side if holistic == "patches" else len(QUANTILES) + 1
-    return InCTRL(encoder, Adapter(width), Head(width), Head(inputs), stages=chosen, prior=prior, holistic=holistic)
-
-
 def binary_focal_loss(scores: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """Gives the mean of −(1 − p)^γ log p, p the probability given to the right label (Lin et al., ICCV 2017). scores in (0, 1), labels 0 or
-    1."""
+    """Return the mean of −(1 − p)^γ log p, p the probability of the correct label (Lin et al., ICCV 2017). scores: (0, 1), labels: 0, 1."""
     right = torch.where(labels > 0.5, scores, 1.0 - scores).clamp_min(1e-7)
     return (-((1.0 - right) ** gamma) * right.log()).mean()

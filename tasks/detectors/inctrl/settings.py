@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, NonEmpty, Place
-from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.common.bounds import Between, NonEmpty, Place
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.encoders.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
 from changepair.tasks.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
-class InCTRLSettings:
+class InCTRLSettings(TrainedSettings):
     """The defaults are the paper's."""
-
-    __pydantic_config__ = STRICT
 
     model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, such as `changepair import inctrl` writes, or `packaged`; null to train one."""
@@ -23,9 +21,6 @@ class InCTRLSettings:
     """What turns pictures, and for the prior texts, into features."""
     resolution: Resolution = 240
     """Pixels a side that pictures are trained on and scored at; with holistic `patches` its head has an input a patch of them."""
-    tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
-    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     holistic: Literal["patches", "quantiles"] = "patches"
@@ -44,8 +39,6 @@ class InCTRLSettings:
 @dataclass(frozen=True)
 class InCTRLTrainingSettings(TrainingSettings):
     """The defaults are the InCTRL paper's (arXiv 2403.06495, section 4.1)."""
-
-    __pydantic_config__ = STRICT
 
     epochs: Annotated[int, Between(1, None)] = 10
     """How often every example is learnt from."""
@@ -72,8 +65,7 @@ class InCTRLTrainingSettings(TrainingSettings):
         return self.examples
 
 
-SCORING = ("resolution",)
-"""Settings that no weight depends on, but with holistic `patches` the size of a head."""
+SCORING = ("resolution",)  # settings that no weight depends on, but with holistic `patches` the size of a head
 PUBLISHED = InCTRLSettings(encoder=EncoderSettings("open_clip", "ViT-B-16-plus-240", OF_THE_MODEL, (7, 9, 11)), tiles=(1, 1))
 """As github.com/mala-lab/InCTRL publishes it: there is one for 2, 4 and 8 shots."""
 HEAD_LAYERS = (

@@ -1,7 +1,7 @@
-"""Trains InCTRL: focal loss on the final and on the image score, AdamW (arXiv 2403.06495, section 4.1).
+"""Train InCTRL: focal loss on the final and on the image score, AdamW (arXiv 2403.06495, section 4.1).
 
-The encoder is frozen, so what a query and its prompts give the adapter and the heads, the evidence, is computed once a draw of
-prompts and learnt from as tensors: of pairs once for all epochs, of auxiliary pictures once an epoch.
+The encoder is frozen. So the evidence, what the adapter and the heads receive of a query and its prompts, is computed once for each draw of
+prompts: of pairs once for all epochs, of auxiliary pictures once an epoch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from changepair.tasks.synthesis.augmentation import jitter, small_affine, warp_p
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
 from changepair.tasks.synthesis.settings import AugmentationSettings
 from changepair.tasks.synthesis.shards import PairRow, read_index
-from changepair.tasks.training.loop import Examples, Places, Trained, accelerator_for, begin, fit, schedule_of
+from changepair.tasks.training.loop import Examples, Places, Trained, fit
 from changepair.tasks.training.step import Batch
 from changepair.tasks.training.task import Blueprint, DetectorTask
 
@@ -41,15 +42,13 @@ Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PairEvidence:
-    """A pair's query is held against the prompt it came with, or several views of it, and is anomalous where anything was changed.
-
-    Prompts of InCTRL are normal: where the roles of a pair changed, so that the artefact is in its prompt, they are changed back.
-    """
+    """Evidence of change pairs: a query is compared with its prompt, or several views of it, and is anomalous if anything was changed.
+    Prompts of InCTRL are normal: a pair whose roles were swapped, so that the artefact is in its prompt, is swapped back."""
 
     def __init__(
         self, folder: Path, rows: Sequence[PairRow], resolution: int, views: Sequence[int] = (1,), apart: AugmentationSettings | None = None
     ) -> None:
-        """views: among how many each pair's are drawn. apart: how far the views stand apart."""
+        """views: the numbers of views that each pair's is drawn from. apart: how far the views differ."""
         self.labels = [int(row.changed_area > 0) for row in rows]
         self.swapped = torch.tensor([row.swapped for row in rows])
         self.pairs = ChangePairs(folder, resolution, rows=rows)
@@ -62,7 +61,7 @@ class PairEvidence:
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
-        """Gives batches of evidence, in the pairs' order, the same at every epoch."""
+        """Return batches of evidence, in the pairs' order, the same at every epoch."""
         if self._evidence is None:
             device = best_device()
             self._evidence = []
@@ -77,8 +76,8 @@ class PairEvidence:
         return self._evidence
 
     def _views(self, prompts: Tensor, first: int) -> Tensor:
-        """Gives the views of prompts Bx3xHxW, of which `first` pairs came before: BxKx3xHxW. One that has fewer than K has some of them
-        again, which changes no residual, and the mean of embeddings by their share."""
+        """Return the views of prompts Bx3xHxW, of pairs from `first` on: BxKx3xHxW. A prompt with fewer than K views repeats some: that
+        changes no residual, and weighs the mean of embeddings."""
         most = max(self.views)
         if most == 1:
             return prompts[:, None]
@@ -96,15 +95,14 @@ class PairEvidence:
 
 
 class AuxiliaryEvidence:
-    """Pictures of labelled datasets, each held against normal ones of its own category, drawn anew every epoch; never against itself."""
+    """Evidence of labelled pictures: each is compared with normal ones of its category, drawn anew every epoch, never with itself."""
 
     def __init__(
         self, rows: Sequence[PictureRow], prompts: Sequence[PictureRow], settings: InCTRLTrainingSettings, detector: InCTRLSettings
     ) -> None:
         """rows: the queries; prompts: normal pictures of their categories. Raises BadInput if a category has too few."""
-        self.settings = settings
-        self.detector = detector
-        self.rows = sorted(rows, key=_place)
+        self.settings, self.detector = settings, detector
+        self.rows = sorted(rows, key=lambda row: (row.dataset, row.category, row.image))
         self.labels = [int(row.label == ANOMALOUS) for row in self.rows]
         self.prompts = {
             key: [row.image for row in prompts if (row.dataset, row.category) == key]
@@ -122,7 +120,7 @@ class AuxiliaryEvidence:
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
-        """Gives batches of evidence, in the order of `labels`."""
+        """Return batches of evidence, in the order of `labels`."""
         evidence = []
         for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
             rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
@@ -139,7 +137,6 @@ class AuxiliaryEvidence:
         return evidence
 
     def _prompts(self, rng: np.random.Generator, pool: Sequence[str], query: str) -> np.ndarray:
-        """Draws places in the pool."""
         others = [place for place, image in enumerate(pool) if image != query]
         return rng.choice(others, self.settings.shots, replace=False)
 
@@ -149,16 +146,17 @@ class AuxiliaryEvidence:
             yield read_tensors(some, self.detector.resolution, best_device(), self.detector.encoder.resize)
 
 
+Source = PairEvidence | AuxiliaryEvidence
+
+
 @dataclass(frozen=True)
 class Sides:
-    """The examples that are trained on, and those that are held out."""
-
-    training: PairEvidence | AuxiliaryEvidence
-    held_out: PairEvidence | AuxiliaryEvidence | None
+    training: Source
+    held_out: Source | None = None
 
 
 class InCTRLTask(DetectorTask):
-    """Evidence in, final and image scores out; every batch is half anomalous, whatever there is more of."""
+    """Train on evidence. Every batch is half anomalous, whichever label is more frequent."""
 
     model: InCTRL
 
@@ -200,49 +198,35 @@ def train(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Trains on change pairs or on labelled pictures, as `settings.examples` has it and tasks/training/loop.py::fit says."""
-    detector: InCTRLSettings = blueprint.settings
+    """Train on change pairs or on labelled pictures, whichever `settings.examples` names. See tasks/training/loop.py::fit."""
+    name = places.model_folder.name
+    sides = _sides(blueprint.settings, settings, examples)
+    if not sides or len(set(sides[0].labels)) < 2:
+        wrong = f"its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart"
+        raise BadInput(f"training.{name}: {wrong}")
+    set_seed(settings.seed)
+    built, identity = blueprint.build(settings.init)
+    task = InCTRLTask(name, cast(InCTRL, built).to(best_device()), blueprint, settings, Sides(*sides))
+    own = hashes(examples.path) if settings.examples == "pairs" else {"auxiliary": sha256(examples.path)}
+    inputs = {"training": asdict(settings), **identity, **own}
+    return fit(task, settings, places, inputs=inputs, workers=workers, report=report)
+
+
+def _sides(detector: InCTRLSettings, settings: InCTRLTrainingSettings, examples: Examples) -> Sequence[Source]:
     if settings.examples == "pairs":
         index = read_index(examples.path)
-        make: list[PairEvidence | AuxiliaryEvidence] = [
-            PairEvidence(examples.path, rows, detector.resolution, settings.views, examples.augmentation)
-            for rows in ([row for row in index if row.held_out == held_out] for held_out in (False, True))
-            if rows
-        ]
-        inputs: dict[str, Any] = hashes(examples.path)
-    else:
-        rows = read_pictures(examples.path)
-        shuffled = [rows[index] for index in generator(settings.seed, "held out").permutation(len(rows))]
-        count = int(len(rows) * settings.held_out)
-        normal = [row for row in rows if row.is_normal_training]
-        parts = (shuffled[count:], shuffled[:count])
-        make = [AuxiliaryEvidence(part, normal, settings, detector) for part in parts if part]
-        inputs = {"auxiliary": sha256(examples.path)}
-    if not make or len(set(make[0].labels)) < 2:
-        wrong = f"its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart"
-        raise BadInput(f"training.{places.model_folder.name}: {wrong}")
-    begin(settings.seed)
-    built, identity = blueprint.build(settings.init)
-    model = cast(InCTRL, built).to(best_device())
-    return fit(
-        InCTRLTask(places.model_folder.name, model, blueprint, settings, Sides(make[0], make[1] if len(make) > 1 else None)),
-        schedule_of(settings),
-        places,
-        accelerator=accelerator_for(settings.precision),
-        inputs={"training": asdict(settings), **identity, **inputs},
-        workers=workers,
-        report=report,
-    )
-
-
-def _place(row: PictureRow) -> tuple[str, str, str]:
-    return row.dataset, row.category, row.image
+        parts = ([row for row in index if row.held_out == held_out] for held_out in (False, True))
+        return [PairEvidence(examples.path, part, detector.resolution, settings.views, examples.augmentation) for part in parts if part]
+    rows = read_pictures(examples.path)
+    shuffled = [rows[index] for index in generator(settings.seed, "held out").permutation(len(rows))]
+    count, normal = int(len(rows) * settings.held_out), [row for row in rows if row.is_normal_training]
+    return [AuxiliaryEvidence(part, normal, settings, detector) for part in (shuffled[count:], shuffled[:count]) if part]
 
 
 def _held(evidence: Evidence) -> Evidence:
     return cast(Evidence, tuple(part.cpu() for part in evidence))
 
 
-def _dataset(source: PairEvidence | AuxiliaryEvidence, model: InCTRL, epoch: int) -> Dataset[Batch]:
+def _dataset(source: Source, model: InCTRL, epoch: int) -> Dataset[Batch]:
     parts = [torch.cat(columns) for columns in zip(*source.draw(model, epoch), strict=True)]
     return TensorDataset(*parts, torch.tensor(source.labels, dtype=torch.float32))

@@ -18,14 +18,14 @@ from changepair.tasks.encoders.encoder import Encoder, Features, FrozenEncoder
 
 
 class MetaUASPlus(Detector):
-    """MetaUAS with a visual prior: its map averaged with another, to which no text is needed.
+    """MetaUAS with a visual prior: its map averaged with another one, without text.
 
-    By the parameters and time of their table (EfficientNet-B4 and ViT-B-16-plus-240 together) the authors' prior is CLIP's few-shot map as
-    WinCLIP has it; without CLIP it is the patch residual of MetaUAS's own features.
+    By the parameters and time in their table (EfficientNet-B4 with ViT-B-16-plus-240), the authors' prior is the few-shot map of WinCLIP;
+    without CLIP it is the patch residual of MetaUAS's features.
     """
 
     def __init__(self, metauas: MetaUAS, prior: PatchResidual | SecondEncoder) -> None:
-        """prior: with a second encoder its windows and patches are held against the prompts'."""
+        """prior: a second encoder whose windows and patches are compared, or a patch residual."""
         super().__init__()
         self.metauas = metauas
         self.residual = prior if isinstance(prior, PatchResidual) else None
@@ -42,7 +42,6 @@ class MetaUASPlus(Detector):
         return [*self.metauas.relate(own, memory[:aligned]), *prior]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Gives image scores B and anomaly maps BxHxW; the score is the map's maximum."""
         aligned, own = len(self.metauas.alignments), queries[self.before :]
         _score, changed = self.metauas.conclude(own, relation[:aligned])
         prior = self.residual.conclude(own, relation[aligned:])[1] if self.residual is not None else few_shot_map(relation[aligned:])
@@ -50,22 +49,19 @@ class MetaUASPlus(Detector):
         return maps.flatten(1).amax(dim=1), maps
 
     def _remember(self, features: Features) -> Features:
-        """Keeps what the prior compares."""
         if self.residual is not None:
             return self.residual.remember(features)
         return unit_patches(features, range(1, cast(SecondEncoder, self.encoder).second.maps + 1))
 
 
 class SecondEncoder(nn.Module):
-    """Two encoders as one: the second's features, of pictures at its own resolution, and after them the first's, whose last entry stands
-    for the picture."""
+    """Two encoders as one: the second's features, of pictures at its own resolution, then the first's, whose last entry stands for the
+    picture."""
 
     def __init__(self, first: Encoder, second: FrozenEncoder, resolution: int) -> None:
         """resolution: pixels a side, of the second."""
         super().__init__()
-        self.first = first
-        self.second = second
-        self.resolution = resolution
+        self.first, self.second, self.resolution = first, second, resolution
         self.channels = (*second.channels, *first.channels)
         self.strides = (*second.strides, *first.strides)
         self.maps = len(second.channels) + first.maps
@@ -77,11 +73,8 @@ class SecondEncoder(nn.Module):
 
 
 def build(metauas: MetaUAS, *, prior: ClipEncoder | None, prior_resolution: int, stages: Sequence[int]) -> MetaUASPlus:
-    """Build MetaUAS*+ upon a MetaUAS.
-
-    prior: the encoder of the prior, which sees pictures of prior_resolution pixels a side; None for the patch residual of the features of
-    MetaUAS itself, from those stages.
-    """
+    """Build MetaUAS*+. prior: its encoder, for pictures of prior_resolution pixels a side; None for the patch residual of those stages of
+    MetaUAS."""
     if prior is None:
         return MetaUASPlus(metauas, PatchResidual(metauas.encoder, stages=stages))
     return MetaUASPlus(metauas, SecondEncoder(metauas.encoder, WindowEncoder(prior), prior_resolution))

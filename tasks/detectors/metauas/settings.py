@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from changepair.tasks.common.bounds import STRICT, Between, NonEmpty, Place
-from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings, Resolution, Stages
 
 
 @dataclass(frozen=True)
-class MetaUASSettings:
+class MetaUASSettings(TrainedSettings):
     """The defaults are the paper's, but for the encoder."""
-
-    __pydantic_config__ = STRICT
 
     model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, such as `changepair import metauas` writes, or `packaged`; null to train one."""
@@ -22,9 +20,6 @@ class MetaUASSettings:
     """What turns pictures into features; five maps of it are needed."""
     resolution: Resolution = 256
     """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
-    tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
-    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """How the prompt is rebuilt on the grid of the query: by all its positions, each in its share; by the most similar; or not."""
     similarity: Literal["cosine", "dot"] = "cosine"
@@ -44,8 +39,7 @@ class MetaUASSettings:
             raise ValueError(f"resolution: a multiple of 32, not {self.resolution}")
 
 
-SCORING = ("resolution",)
-"""Settings that no weight depends on."""
+SCORING = ("resolution",)  # settings that no weight depends on
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
 """As github.com/gaobb/MetaUAS publishes it, for 256x256 and, with other weights, for 512x512; any multiple of 32 will do."""
 # What a tensor's name starts with, theirs and ours. Theirs aligns the last stage first.

@@ -5,24 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from changepair.tasks.common.bounds import STRICT, Between, Place
-from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.encoders.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import Between
+from changepair.tasks.detectors.settings import TrainedSettings
+from changepair.tasks.encoders.settings import Stages
 
 
 @dataclass(frozen=True)
-class PromptQuerySettings:
-    __pydantic_config__ = STRICT
-
-    model: Annotated[str, Place()] | None = None
-    """A model to use as it is: a folder, or `packaged`; null to train one."""
-    encoder: EncoderSettings = EncoderSettings()
-    """What turns pictures into features."""
-    resolution: Resolution = 256
-    """Pixels a side that pictures are trained on and scored at."""
-    tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
-    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
+class PromptQuerySettings(TrainedSettings):
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     width: Annotated[int, Between(1, 1024)] = 32
@@ -41,5 +30,4 @@ class PromptQuerySettings:
     """Whether each of those is remembered mirrored too."""
 
 
-SCORING = ("resolution", "top_share", "background", "rotations", "mirrored")
-"""Settings that no weight depends on."""
+SCORING = ("resolution", "top_share", "background", "rotations", "mirrored")  # settings that no weight depends on

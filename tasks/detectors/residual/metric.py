@@ -1,8 +1,8 @@
-"""The patch residual in a metric that is learnt: which channels and which stages say that something changed, and which only the make.
+"""The patch residual in a learnt metric: which channels and stages show a change, and which only an appearance shift.
 
-Patches are compared as the patch residual compares them (Jeong et al., CVPR 2023, section 4.3; Damm et al., WACV 2025, section 3.2). Before
-that each is moved and scaled, channel by channel, as a metric between embeddings is learnt (Xing et al., "Distance metric learning", NIPS
-2002, with a diagonal matrix), so little is learnt that it holds in other domains; at the start it is the patch residual itself.
+Patches are compared as in the patch residual (Jeong et al., CVPR 2023, section 4.3; Damm et al., WACV 2025, section 3.2). Before that each
+is moved and scaled channel by channel (Xing et al., "Distance metric learning", NIPS 2002, with a diagonal matrix). That is so little to
+learn that it holds in other domains. At the start the metric is the patch residual itself.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ STEEP = 100.0  # at the start: a hundredth of a residual is a nat of the ranking
 
 
 class MetricResidual(PatchResidual):
-    """PatchResidual between patches (u·√C − offset)·scale, u the encoder's patch at unit length and C its channels; stages are averaged by
-    weights. At whatever scales the encoder sees pictures, the metric is the same. It gives scores and maps as PatchResidual does, with all
-    that that can be asked for."""
+    """PatchResidual between patches (u·√C − offset)·scale, where u is the encoder's patch at unit length and C its channels. Stages are
+    averaged by weights. The metric is the same at all scales of the encoder."""
 
     def __init__(self, encoder: Encoder, **options: Any) -> None:
-        """options: PatchResidual's."""
         super().__init__(encoder, **options)
         each = len(self.stages) // len(encoder.scales)
         channels = [encoder.channels[stage - 1] for stage in self.stages[:each]]  # of every scale: one metric for all of them
@@ -38,8 +36,8 @@ class MetricResidual(PatchResidual):
         self.log_steepness = nn.Parameter(torch.tensor(math.log(STEEP)))  # of the ranking loss; no score depends on it
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
-        """Scores queries against prompts, both Bx3xHxW in [0, 1], one prompt a query; by the prompt alone, whatever `own` is. Image scores
-        B, times the steepness: what differs by 1 is e times as likely to be ranked right (tasks/detectors/residual/train.py)."""
+        """Score queries against prompts, both Bx3xHxW in [0, 1], one prompt a query, without `own`. Return image scores B times the
+        steepness: for the ranking loss, a difference of 1 is e times as likely to be right (tasks/detectors/residual/train.py)."""
         asked, offered = (self.units(self.encoder(pictures)) for pictures in (queries, prompts))
         maps = self.maps([_cosines(query, prompt) for query, prompt in zip(asked, offered, strict=True)])
         return self.score_of(maps) * self.log_steepness.exp()
@@ -47,21 +45,16 @@ class MetricResidual(PatchResidual):
     def units(self, features: Features) -> Features:
         units = super().units(features)
         learnt = zip(units, cycle(self.offsets), cycle(self.log_scales), strict=False)
-        moved = [(unit * unit.shape[1] ** 0.5 - _channels(offset)) * _channels(scale.exp()) for unit, offset, scale in learnt]
+        moved = [(unit * unit.shape[1] ** 0.5 - offset[:, None, None]) * scale.exp()[:, None, None] for unit, offset, scale in learnt]
         return [F.normalize(patches, dim=1) for patches in moved]
 
     def mean(self, relation: Features) -> Tensor:
         return residual_map(relation, self.log_weights.softmax(dim=0))
 
 
-def _channels(values: Tensor) -> Tensor:
-    """Lays values C along the channels of maps BxCxhxw."""
-    return values[:, None, None]
-
-
 def _cosines(queries: Tensor, prompts: Tensor) -> Tensor:
-    """Gives each query patch's cosine with its nearest patch of its own prompt, Bx1xhxw; gradients flow through the cosine, not through
-    which is the nearest. Both BxCxhxw, of unit length."""
+    """Return each query patch's cosine with its nearest patch of its own prompt, Bx1xhxw. Gradients flow through the cosine, not the choice
+    of the nearest. queries, prompts: BxCxhxw, of unit length."""
     asked, offered = queries.flatten(2), prompts.flatten(2)
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):  # a hundredth of a cosine is much here
         nearest = torch.stack([most_alike(query.mT, prompt)[1] for query, prompt in zip(asked, offered, strict=True)])

@@ -5,22 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from changepair.tasks.common.bounds import STRICT, Between, Place
-from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.encoders.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import Between, Place
+from changepair.tasks.detectors.settings import DetectorSettings
+from changepair.tasks.encoders.settings import Stages
 
 
 @dataclass(frozen=True)
-class PatchResidualSettings:
-    __pydantic_config__ = STRICT
-
-    encoder: EncoderSettings = EncoderSettings()
-    """What turns pictures into features."""
-    resolution: Resolution = 256
-    """Pixels a side that pictures are scored at."""
-    tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
-    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
+class PatchResidualSettings(DetectorSettings):
     stages: Stages = ()
     """Which maps of the encoder are used, 1 for the finest; [] for the last three."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
@@ -46,8 +37,6 @@ class PatchResidualSettings:
 
 @dataclass(frozen=True)
 class MetricResidualSettings(PatchResidualSettings):
-    __pydantic_config__ = STRICT
-
     model: Annotated[str, Place()] | None = None
     """A model to use as it is: a folder, or `packaged`; null to train one."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
@@ -56,16 +45,5 @@ class MetricResidualSettings(PatchResidualSettings):
     """How much of the median patch's residual is taken off the image score."""
 
 
-SCORING = (
-    "resolution",
-    "top_share",
-    "background",
-    "rotations",
-    "mirrored",
-    "own",
-    "foreground",
-    "contrast",
-    "smoothing",
-    "encoder.scales",
-)
+SCORING = ("resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing", "encoder.scales")
 """Settings that the learnt metric does not depend on."""

@@ -5,22 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from changepair.tasks.common.bounds import STRICT, Between
-from changepair.tasks.common.tiles import Tiles
-from changepair.tasks.encoders.settings import EncoderSettings, Resolution, Stages
+from changepair.tasks.common.bounds import Between
+from changepair.tasks.detectors.settings import DetectorSettings
+from changepair.tasks.encoders.settings import EncoderSettings, Stages
 
 
 @dataclass(frozen=True)
-class SubspaceSettings:
-    __pydantic_config__ = STRICT
-
+class SubspaceSettings(DetectorSettings):
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features; the paper's is a DINOv2 transformer."""
-    resolution: Resolution = 256
-    """Pixels a side that pictures are scored at."""
-    tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
-    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     stages: Stages = ()
     """Of the encoder's maps, 1 the finest; [] for the last three."""
     variance: Annotated[float, Between(0, 1)] = 0.99

@@ -1,4 +1,4 @@
-"""WinCLIP, zero-shot by words, and WinCLIP+, with the residuals to a few prompts (Jeong et al., CVPR 2023)."""
+"""WinCLIP, zero-shot from texts, and WinCLIP+, with the residuals to a few prompts (Jeong et al., CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ LEAST = 1e-8  # a harmonic mean of this is as good as 0
 
 
 class WinCLIP(Detector):
-    """Every window and the whole picture against the texts; with prompts, every window and patch against theirs as well."""
+    """Compare every window and the whole picture with the texts; with prompts, also every window and patch with theirs."""
 
     needs_prompts = False
     reads = True
 
-    def __init__(self, encoder: WindowEncoder, prior: TextPrior) -> None:
+    def __init__(self, encoder: ClipEncoder, *, natural: Collection[str] = ()) -> None:
+        """natural: categories of natural objects. Raises ValueError if the encoder is not a transformer of open_clip."""
         super().__init__()
-        self.encoder = encoder
-        self.prior = prior
-        self.stages = tuple(range(1, encoder.maps + 1))
+        self.encoder: WindowEncoder = WindowEncoder(encoder)
+        self.prior = TextPrior(encoder.embed_texts, natural)
+        self.stages = tuple(range(1, self.encoder.maps + 1))
 
     def remember(self, prompts: Features) -> Features:
-        """Keeps patches, and windows of each size, at unit length."""
         return unit_patches(prompts, self.stages)
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Gives the highest cosine of every query patch and window with one of each prompt's of its size, BxKxhxw."""
+        """Return the highest cosine of every query patch and window with one of each prompt's of its size, BxKxhxw."""
         return windows_related(self.remember(queries), memory)
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Gives image scores B and anomaly maps Bxhxw on the patches' grid.
+        """Return image scores B and anomaly maps Bxhxw on the patches' grid.
 
-        By words: the harmonic mean over scales of each patch's windows and of the picture (section 4.2). With prompts: that and the
-        mean over scales of the residuals, half each; the image score is half the words' and half the highest residual (section 4.3).
+        From texts: the harmonic mean over scales of each patch's windows and of the picture (section 4.2). With prompts: half of that and
+        half the mean over scales of the residuals; the image score is half the texts' and half the highest residual (section 4.3).
         """
         picture = self.prior(queries[-1], category)  # Bx1x1
         windows = [harmonic(self.prior(embeddings, category), size) for embeddings, size in zip(queries[1:-1], WINDOWS, strict=True)]
@@ -55,25 +55,19 @@ class WinCLIP(Detector):
 
 
 def windows_related(queries: Features, memory: Features) -> Features:
-    """Gives for patches and windows of each size, all at unit length, the highest cosine with one of each prompt's: BxKxhxw."""
+    """Return for patches and windows of each size, of unit length, the highest cosine with one of each prompt's: BxKxhxw."""
     return [nearest_cosine(query, bank) for query, bank in zip(queries, memory, strict=True)]
 
 
 def few_shot_map(relation: Features) -> Tensor:
-    """Gives the mean over scales of the residuals to the nearest of all prompts' patches and windows, Bxhxw on the patches' grid (section
-    4.3)."""
+    """Return the mean over scales of the residuals to the nearest patches and windows of all prompts, Bxhxw (section 4.3)."""
     residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
     return torch.stack([harmonic(residual, size) for residual, size in zip(residuals, (PATCHES, *WINDOWS), strict=True)]).mean(dim=0)
 
 
 def harmonic(windows: Tensor, size: int) -> Tensor:
-    """Gives each patch's harmonic mean over the windows of size x size that hold it. Bx(h-size+1)x(w-size+1) to Bxhxw (equation 5)."""
+    """Return each patch's harmonic mean over the windows of size x size that hold it. Bx(h-size+1)x(w-size+1) to Bxhxw (equation 5)."""
     ones = windows.new_ones(1, 1, size, size)
     inverse = F.conv_transpose2d(windows[:, None].clamp_min(LEAST).reciprocal(), ones)
     count = F.conv_transpose2d(torch.ones_like(windows[:1, None]), ones)
     return (count / inverse)[:, 0]
-
-
-def build(encoder: ClipEncoder, *, natural: Collection[str] = ()) -> WinCLIP:
-    """Build WinCLIP. Raises ValueError if the encoder is not a transformer of open_clip. natural: categories of natural objects."""
-    return WinCLIP(WindowEncoder(encoder), TextPrior(encoder.embed_texts, natural))

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from changepair.tasks.common.bounds import STRICT
-from changepair.tasks.common.tiles import Tiles
+from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.settings import NATURAL, EncoderSettings, Resolution
 
 
 @dataclass(frozen=True)
-class WinCLIPSettings:
+class WinCLIPSettings(DetectorSettings):
     """The defaults are those of InCTRL's comparison with it; the method has no others."""
-
-    __pydantic_config__ = STRICT
 
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32")
     """What turns pictures and texts into features."""
     resolution: Resolution = 240
     """Pixels a side that pictures are scored at."""
-    tiles: Tiles = "auto"
-    """How pictures are cut, in evaluation and prediction. `auto`: into tiles of at most 1,024 pixels a side if a prompt's longer side has
-    more than 2,048. [rows, columns]: into that grid. [1, 1] scores whole pictures."""
     natural: tuple[str, ...] = NATURAL
     """Categories of natural objects: for them normal means that one is there, in one sentence."""
 
