@@ -279,12 +279,7 @@ def _verdict(session: Session, seconds: float) -> str:
 
 
 def _each(
-    memory: Memory,
-    costs: Costs,
-    own: Session,
-    files: Sequence[str | Path],
-    refuse: Callable[[int, BadInput], None],
-    keeps: int = 0,
+    memory: Memory, costs: Costs, own: Session, files: Sequence[str | Path], refuse: Callable[[int, BadInput], None], keeps: int = 0
 ) -> Iterator[Prediction]:
     """Score pictures as `Predictor.each`, one at a time if they do not fit in memory together.
 

@@ -28,11 +28,7 @@ HEAD_SECONDS = 10.0
 """Until the headers of a request are complete; also how long a connection may be idle."""
 STALLED_SECONDS = 30.0
 """How long a client may take no byte of an answer."""
-HEADERS = (
-    (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-)
+HEADERS = ((b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff"))
 
 
 @dataclass(frozen=True)

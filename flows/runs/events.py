@@ -12,11 +12,7 @@ from changepair.flows.runs.states import RunState
 ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT = "changepair.alert", "changepair.drifted", "changepair.labelled"
 RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)
 """Those that ask for a retraining."""
-OF_AN_END = {
-    RunState.PROMOTED: "changepair.promoted",
-    RunState.KEPT: "changepair.kept",
-    RunState.FAILED: "changepair.failed",
-}
+OF_AN_END = {RunState.PROMOTED: "changepair.promoted", RunState.KEPT: "changepair.kept", RunState.FAILED: "changepair.failed"}
 """Those that a retraining ends with, by its state."""
 
 

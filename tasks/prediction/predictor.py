@@ -106,12 +106,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: Named,
-        *,
-        prompted: Prompted | None = None,
-        threshold: Threshold | None = None,
-        device: torch.device | None = None,
+        self, model: Named, *, prompted: Prompted | None = None, threshold: Threshold | None = None, device: torch.device | None = None
     ) -> None:
         self.device = device or best_device()
         self.model = model
