@@ -32,8 +32,7 @@ from changepair.tasks.prediction.files import KIT_NAME, is_kit
 from changepair.tasks.prediction.predictor import Predictor
 
 MADE_OF_NAME, TOLD_NAME, LABELLED_NAME = "made-of.json", "drift-was-told-of", "verdicts-told-of"
-MOST_SHOWN = 20
-"""Flagged pictures that a run's page lists: the highest."""
+MOST_SHOWN = 20  # flagged pictures that a run's page lists: the highest
 QUIET, ALERT, DRIFTED = "Nothing unusual", "Alert", "Drifted"
 
 
@@ -43,8 +42,7 @@ class Watched:
 
     judged: tuple[Judged, ...]
     drift: Drift
-    alert: float
-    """The share above which it alerts."""
+    alert: float  # the share above which it alerts
 
     def count(self, verdict: str) -> int:
         return sum(row.verdict == verdict for row in self.judged)

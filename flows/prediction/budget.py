@@ -14,10 +14,8 @@ import psutil
 
 SHARE, MOST = 0.5, 4 * 2**30
 """The default budget: this share of the memory of the machine or the container, and at most so many bytes."""
-MMAP_FROM = 2**20
-"""Bytes from which an allocation is returned to the system as soon as it is freed."""
-M_MMAP_THRESHOLD = -3
-"""From malloc.h of glibc."""
+MMAP_FROM = 2**20  # bytes from which an allocation is returned to the system as soon as it is freed
+M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 GROUPS = Path("/sys/fs/cgroup")
 Result = TypeVar("Result")
 

@@ -26,8 +26,7 @@ from changepair.tasks.scoring.decision import PromotionSettings, choose
 from changepair.tasks.scoring.recommendation import Recommendation, Use
 from changepair.tasks.scoring.results import DRAWS_NAME, read_draws
 
-SEPARATOR = "/"
-"""Separates a pipeline from one of its detectors."""
+SEPARATOR = "/"  # separates a pipeline from one of its detectors
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class InUse:
 
     pipeline: str
     named: Named
-    which: str
-    """A line that says which detector it is, and why."""
+    which: str  # a line that says which detector it is, and why
     recommendation: Recommendation | None
     """The decision, with prompts and thresholds. None if the user named the detector, or an older version promoted the model."""
 

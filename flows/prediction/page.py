@@ -19,16 +19,11 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import EXIT_CODE
 
 MOST_BYTES = "32mb"
-UPLOAD = "/gradio_api/upload"
-"""Path whose request bodies are written to files, each of at most MOST_BYTES."""
-MOST_BODY = 2**20
-"""Largest body of any other request, in bytes. It names the files of a folder, 500 at most."""
-MOST_FIELD = 2**16
-"""Largest field of a form that is not a file, in bytes."""
-SHOWN = 1024
-"""Pixels of the longer side of what is shown."""
-KEPT = 3600
-"""Seconds that what was uploaded, or shown, is kept."""
+UPLOAD = "/gradio_api/upload"  # path whose request bodies are written to files, each of at most MOST_BYTES
+MOST_BODY = 2**20  # largest body of any other request, in bytes. It names the files of a folder, 500 at most.
+MOST_FIELD = 2**16  # largest field of a form that is not a file, in bytes
+SHOWN = 1024  # pixels of the longer side of what is shown
+KEPT = 3600  # seconds that what was uploaded, or shown, is kept
 CSS = """.verdict {font-size: 1.3em} footer {visibility: hidden}
 .filling img {width: 100%; height: 100%; object-fit: contain}"""
 

@@ -38,16 +38,11 @@ from changepair.tasks.prediction.predictor import BATCH, Predictor, Said, Tile, 
 
 DEFAULT_KIT = "default"
 LATENCIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
-REQUESTS = 128
-"""Largest number of requests at a time; those beyond get 429."""
-PATIENCE = 5.0
-"""Seconds that a request waits for memory; after that it gets 429."""
-LETTERS = 100
-"""Longest category."""
-BODIES = 0.25
-"""Share of the memory that bodies of requests may take."""
-ANSWER_BYTES = 10
-"""Bytes per pixel that a map takes at most in the answer, as base64 in JSON."""
+REQUESTS = 128  # largest number of requests at a time; those beyond get 429
+PATIENCE = 5.0  # seconds that a request waits for memory; after that it gets 429
+LETTERS = 100  # longest category
+BODIES = 0.25  # share of the memory that bodies of requests may take
+ANSWER_BYTES = 10  # bytes per pixel that a map takes at most in the answer, as base64 in JSON
 Result = TypeVar("Result")
 
 
@@ -55,12 +50,9 @@ Result = TypeVar("Result")
 class Limits:
     """What clients may ask for."""
 
-    pictures: int = 32
-    """Of a request."""
-    megabytes: int = 64
-    """Largest body of a request."""
-    waiting: int = 64
-    """Largest number of pictures in the queue; a request with more gets 429."""
+    pictures: int = 32  # of a request
+    megabytes: int = 64  # largest body of a request
+    waiting: int = 64  # largest number of pictures in the queue; a request with more gets 429
     memory: int = field(default_factory=default_budget)
     """Bytes for all pictures and prompts, the detectors, the kits and one batch. A request that they cannot hold gets 413."""
     seconds: float = 30.0
@@ -81,29 +73,22 @@ class PromptSet:
 class Scored(BaseModel):
     """What the detector says of one picture."""
 
-    picture: str
-    """Its file's name, as the client sent it."""
-    score: float
-    """0 normal … 1 anomalous."""
-    threshold: float | None
-    """null where no kit has one."""
-    verdict: Verdict | None
-    """normal or anomalous; null without a threshold."""
+    picture: str  # its file's name, as the client sent it
+    score: float  # 0 normal … 1 anomalous
+    threshold: float | None  # null where no kit has one
+    verdict: Verdict | None  # normal or anomalous; null without a threshold
     map: str | None = None
     """Base64 of a grey PNG of 16 bits, of the picture's own size, where 65535 is 1; null where none was asked for."""
 
 
 class Answer(BaseModel):
     detector: str
-    predictions: list[Scored]
-    """In the order of the pictures."""
-    seconds: float
-    """From the request's arrival to here."""
+    predictions: list[Scored]  # in the order of the pictures
+    seconds: float  # from the request's arrival to here
 
 
 class Prompted(BaseModel):
-    prompts: str
-    """By which `predict` finds them."""
+    prompts: str  # by which `predict` finds them
     pictures: int
 
 

@@ -28,7 +28,6 @@ from changepair.tasks.scoring.recommendation import DECISION_NAME, Recommendatio
 from changepair.tasks.scoring.results import METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
-"""In in-use/: what its figures were measured as."""
 Action = Literal["promoted", "kept", "rolled back"]
 
 
@@ -44,20 +43,16 @@ class Stored(NamedTuple):
 class Model:
     """A decision on a model: a line of history.jsonl, and of the one in use the content of `current`."""
 
-    hash: FolderHash
-    """Of in-use/; empty for one that was not put to use."""
-    size: int
-    """Bytes."""
+    hash: FolderHash  # of in-use/; empty for one that was not put to use
+    size: int  # bytes
     files: int
-    candidate: Hash
-    """Of what was trained, as `candidate_hash` has it."""
+    candidate: Hash  # of what was trained, as `candidate_hash` has it
     commit: str
     figures: Figures
     reason: str
     time: Moment
     action: Action = "promoted"
-    choice: str = ""
-    """The detector it is used by, where none is named, and why."""
+    choice: str = ""  # the detector it is used by, where none is named, and why
 
 
 def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:

@@ -8,23 +8,17 @@ import sys
 from enum import StrEnum
 
 VOLUME = "CHANGEPAIR_CONSOLE"  # environment: for the processes that this one starts
-SAID = "changepair_said"
-"""Marks a line of a run's log that the console has in words of its own."""
+SAID = "changepair_said"  # marks a line of a run's log that the console has in words of its own
 
 
 class Volume(StrEnum):
-    QUIET = "quiet"
-    """What goes wrong."""
-    NORMAL = "normal"
-    """A line a milestone, too."""
-    VERBOSE = "verbose"
-    """All that Prefect and DVC say, too."""
+    QUIET = "quiet"  # what goes wrong
+    NORMAL = "normal"  # a line a milestone, too
+    VERBOSE = "verbose"  # all that Prefect and DVC say, too
 
 
-LEVELS = {Volume.QUIET: logging.ERROR, Volume.NORMAL: logging.WARNING}
-"""Of what libraries say."""
-TRIED_AGAIN = " - Retry "
-"""In what Prefect says, at INFO, of a task that failed and is tried again."""
+LEVELS = {Volume.QUIET: logging.ERROR, Volume.NORMAL: logging.WARNING}  # of what libraries say
+TRIED_AGAIN = " - Retry "  # in what Prefect says, at INFO, of a task that failed and is tried again
 
 
 def volume() -> Volume:

@@ -9,8 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 EXTRAS = ("pipelines", "serve", "export", "samples", "s3", "plots", "trackers")
-SERVICES = "changepair.flows.prediction."
-"""Modules of the page and the service, which share packages with pipelines."""
+SERVICES = "changepair.flows.prediction."  # modules of the page and the service, which share packages with pipelines
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
 """Distributions that are named differently from their module."""
 

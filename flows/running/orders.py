@@ -20,10 +20,8 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from changepair.flows.running.exit_handling import tell
 from changepair.tasks.common import stopping
 
-EVERY = 2.0
-"""Seconds between two looks at the state of a run."""
-PATIENCE = 5.0
-"""Seconds that a look may take."""
+EVERY = 2.0  # seconds between two looks at the state of a run
+PATIENCE = 5.0  # seconds that a look may take
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from changepair.tasks.common.texts import read_text
 
 Kind = TypeVar("Kind")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record
-MD5 = "[0-9a-f]{32}"
-"""As DVC writes one."""
+MD5 = "[0-9a-f]{32}"  # as DVC writes one
 Figures = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
 """By target, detector and figure, each 0..1 or None: as metrics.json has them."""
 
@@ -27,11 +26,9 @@ def _is_a_time(text: str) -> str:
     return text
 
 
-Moment = Annotated[str, AfterValidator(_is_a_time)]
-"""Of ISO 8601, with its zone."""
+Moment = Annotated[str, AfterValidator(_is_a_time)]  # of ISO 8601, with its zone
 Hash = Annotated[str, StringConstraints(pattern=f"^{MD5}$")]
-FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]
-"""Of a folder, as DVC has it; empty for none."""
+FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]  # of a folder, as DVC has it; empty for none
 
 
 def as_record(kind: type[Kind], text: str) -> Kind:

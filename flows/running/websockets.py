@@ -10,10 +10,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_WAITING = 16
-"""Websockets at a time that have not sent their first message."""
-SECONDS = 10.0
-"""Until the first message is complete."""
+MOST_WAITING = 16  # websockets at a time that have not sent their first message
+SECONDS = 10.0  # until the first message is complete
 LIMITS: dict[str, Any] = {"ws_max_size": 2_000_000, "ws_max_queue": 2}
 """Options of uvicorn: bytes of a message, of which an event has 1.5 MB at the most, and messages that wait to be read."""
 

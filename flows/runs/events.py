@@ -10,8 +10,7 @@ from prefect.events import emit_event
 from changepair.flows.runs.states import RunState
 
 ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT = "changepair.alert", "changepair.drifted", "changepair.labelled"
-RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)
-"""Those that ask for a retraining."""
+RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)  # those that ask for a retraining
 OF_AN_END = {RunState.PROMOTED: "changepair.promoted", RunState.KEPT: "changepair.kept", RunState.FAILED: "changepair.failed"}
 """Those that a retraining ends with, by its state."""
 

@@ -35,15 +35,13 @@ class Run:
     pipeline: str
     started: Moment
     commit: str
-    id: str = ""
-    """Of the Prefect run."""
+    id: str = ""  # of the Prefect run
     state: RunState = RunState.RUNNING
     message: str = ""
     ended: Moment | Literal[""] = ""
     stages: tuple[StageRun, ...] = ()
     figures: Figures = field(default_factory=dict)
-    model: str = ""
-    """In use at its end: DVC's hash of the candidate that it was."""
+    model: str = ""  # in use at its end: DVC's hash of the candidate that it was
 
 
 class Journal:

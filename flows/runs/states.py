@@ -12,8 +12,7 @@ class StageState(StrEnum):
     RAN = "Ran"
     UP_TO_DATE = "Up to date"
     FAILED = "Failed"
-    DIED = "Died"
-    """Its process is gone and nobody has said so."""
+    DIED = "Died"  # its process is gone and nobody has said so
 
 
 class RunState(StrEnum):

@@ -18,8 +18,7 @@ from changepair.tasks.scoring.operating import OPERATING_NAME, read_operating
 from changepair.tasks.scoring.recommendation import Recommendation
 from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, read_comparisons, read_figures
 
-RUNS = 8
-"""Of the trend."""
+RUNS = 8  # of the trend
 
 
 def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], runs: Sequence[Run], figures: Mapping[str, Any]) -> str:

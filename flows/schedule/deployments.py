@@ -60,17 +60,14 @@ STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimit
 class Wanted:
     """A deployment as pipelines.yaml asks for it."""
 
-    name: str
-    """The pipeline's."""
+    name: str  # the pipeline's
     schedule: Schedule | None
     parameters: dict[str, Any]
     tags: tuple[str, ...]
     pool: str | None
     overlap: str
-    flow: str = NAME
-    """NAME retrains, WATCHED scores what is new."""
-    when_asked: bool = False
-    """Whether it is run when the pipeline's line asks for it."""
+    flow: str = NAME  # NAME retrains, WATCHED scores what is new
+    when_asked: bool = False  # whether it is run when the pipeline's line asks for it
 
     @property
     def what(self) -> str:

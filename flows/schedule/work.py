@@ -19,12 +19,9 @@ from changepair.flows.running.exit_handling import tell
 from changepair.flows.schedule.commands import own
 from changepair.tasks.common.stopping import die_with_parent
 
-POLL = 0.2
-"""Seconds between two looks at the worker."""
-REPORT = 1.0
-"""Seconds for the worker to report runs that ended before their flow began."""
-ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.worker"
-"""Modules of the process of a run and of the worker."""
+POLL = 0.2  # seconds between two looks at the worker
+REPORT = 1.0  # seconds for the worker to report runs that ended before their flow began
+ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.worker"  # modules of the process of a run and of the worker
 
 
 def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:

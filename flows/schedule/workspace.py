@@ -53,8 +53,7 @@ class Workspace:
     results: Results
     remote: str | None
     remote_timeout: float
-    purpose: str = ""
-    """What the clone's name ends with, where it is not the one that the pipeline is retrained in."""
+    purpose: str = ""  # what the clone's name ends with, where it is not the one that the pipeline is retrained in
 
     @property
     def folder(self) -> Path:

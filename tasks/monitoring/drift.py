@@ -28,10 +28,8 @@ class Drift:
 
     evidence: float
     """The largest capital so far, 1 at the start: of an unchanging line, above x with a chance of at most 1/x."""
-    chance: float
-    """α: of an unchanging line ever being reported."""
-    since: int | None
-    """How many scores there were when it was reported; None while it is not."""
+    chance: float  # α: of an unchanging line ever being reported
+    since: int | None  # how many scores there were when it was reported; None while it is not
 
     @property
     def found(self) -> bool:

@@ -24,8 +24,7 @@ from changepair.tasks.common.texts import percent
 
 LEAST_RATE, MOST_RATE = 1e-4, 0.5
 INTERVAL = (0.025, 0.975)
-DECIMALS = 6
-"""Decimals of a reported score or threshold."""
+DECIMALS = 6  # decimals of a reported score or threshold
 TOLERANCE = 5e-6
 """How far the scores of one picture may differ between batch sizes. It is added to the score that sets a threshold, so that this
 picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32, the scores of the packaged detectors differed by at most
@@ -57,15 +56,13 @@ class Threshold:
 
     __pydantic_config__ = FINITE
 
-    value: float
-    """The threshold, with DECIMALS."""
+    value: float  # the threshold, with DECIMALS
     false_alarms: Annotated[float, Between(0, 1)]
     """The requested rate, a fraction: an upper bound of the mean rate over all draws of normal pictures."""
     low: Annotated[float, Between(0, 1)]
     """The lower end of the 95 % interval of the rate of this threshold, a fraction; `high` is the upper end."""
     high: Annotated[float, Between(0, 1)]
-    normals: tuple[float, ...]
-    """The scores that set it, ascending, with DECIMALS."""
+    normals: tuple[float, ...]  # the scores that set it, ascending, with DECIMALS
     top: float
     """The map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept."""
 

@@ -14,8 +14,7 @@ from changepair.tasks.common.tiles import Tiles, grid_of
 from changepair.tasks.prediction.memory import RGB, Needs
 from changepair.tasks.prediction.predictor import BATCH, Predictor, in_flight
 
-MAP_BYTES = 20
-"""Bytes per pixel that a map takes while it is joined, drawn and written as PNG."""
+MAP_BYTES = 20  # bytes per pixel that a map takes while it is joined, drawn and written as PNG
 UNMEASURED = 40
 """Bytes of activations for each byte of the encoder's input, where they cannot be measured. The packaged detectors take 22 to 35 with up
 to 8 prompts."""
@@ -26,16 +25,12 @@ PROC = Path("/proc/self")
 class Costs:
     """What a detector takes, in bytes."""
 
-    tile: int
-    """Of a tile, as the encoder's input."""
-    remembered: int
-    """Of a tile of a prompt, as the detector remembers it."""
-    batch_size: int
-    """Tiles that are scored at once."""
+    tile: int  # of a tile, as the encoder's input
+    remembered: int  # of a tile of a prompt, as the detector remembers it
+    batch_size: int  # tiles that are scored at once
     activations: int
     """Peak of the activations while `batch_size` tiles are scored; 0 if they are not in the memory of the host."""
-    tiles: Tiles
-    """The detector's setting."""
+    tiles: Tiles  # the detector's setting
 
     @classmethod
     @torch.inference_mode()

@@ -36,10 +36,8 @@ from changepair.tasks.prediction.predictor import CPU, Predictor
 Form = Literal["onnx", "torch"]
 NAMES: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 ABOUT_NAME, READER_NAME = "export.json", "read_pictures.py"
-ABOUT_KEY = "changepair"
-"""Of an ONNX model's metadata, which hold ABOUT_NAME's content too."""
-CLOSE = 1e-4
-"""How far an export may be from the detector that it was made of."""
+ABOUT_KEY = "changepair"  # of an ONNX model's metadata, which hold ABOUT_NAME's content too
+CLOSE = 1e-4  # how far an export may be from the detector that it was made of
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,8 @@ class About:
 
     changepair: str
     detector: str
-    resolution: int
-    """Pixels a side that the detector sees pictures at."""
-    any_size: bool
-    """Whether pictures of any size are taken, and brought to the resolution inside; else they come at it."""
+    resolution: int  # pixels a side that the detector sees pictures at
+    any_size: bool  # whether pictures of any size are taken, and brought to the resolution inside; else they come at it
     resize: str
     """How a tile, or a whole picture, becomes a square of the resolution. `squash`: Pillow's BICUBIC. `crop`: Pillow's BICUBIC to the
     resolution on the shorter side and int(resolution * longer / shorter) on the other, then the middle square. `aligned`: bilinear between
@@ -60,16 +56,14 @@ class About:
     """Rows and columns of tiles that every picture is cut into. The picture's score is the highest score of its tiles. None if prompts
     are an input and determine the grid: a prompt with more than 2,048 pixels on its longer side needs ceil(height / 1024) rows and
     ceil(width / 1024) columns. Pictures are cut into the most of any prompt, and each tile is scored with the same tile of the prompts."""
-    overlap: float
-    """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
+    overlap: float  # how far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns
     reader: str
     """The file next to the model that reads pictures: `read_file(path, Intensity(...))` returns HxWx3 uint8 RGB. It applies the EXIF
     orientation, composites transparency over white, and scales pictures of more than 8 bits. It needs numpy and Pillow, and for some
     files tifffile, imagecodecs and pydicom."""
     intensity: dict[str, Range | bool | None]
     """The fields of that Intensity: [low, high] of integer and of float samples; null for the full range of the type."""
-    prompts: int
-    """How many are inside; 0 where they are an input."""
+    prompts: int  # how many are inside; 0 where they are an input
     threshold: float | None
     false_alarms: float | None
     farthest: float

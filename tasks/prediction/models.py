@@ -17,8 +17,7 @@ from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_
 from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
-ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
-"""Prefixes of open_clip's names for models in a hub or a folder."""
+ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # prefixes of open_clip's names for models in a hub or a folder
 DEFAULT = "metric-residual"
 """What `packaged` means: of the models that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
 DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}

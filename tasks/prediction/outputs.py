@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from changepair.tasks.prediction.predictor import Prediction
 
 MapForm = Literal["png", "npy"]
-FULL = 65535
-"""Of a map's PNG: what 1 is written as. 16 bits a pixel, grey."""
+FULL = 65535  # of a map's PNG: what 1 is written as. 16 bits a pixel, grey.
 Verdict = Literal["normal", "anomalous"]
 
 
@@ -35,8 +34,7 @@ class Line:
 
     picture: str
     score: float
-    threshold: float | None
-    """None where nothing was calibrated, so that there is no verdict either."""
+    threshold: float | None  # none where nothing was calibrated, so that there is no verdict either
     verdict: Verdict | None
 
 
