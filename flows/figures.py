@@ -11,12 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_rows
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
 from changepair.flows.running.progress import has_listener
-from changepair.flows.running.steps import HOUR, step
-from changepair.flows.runs.tracking import tracking_of
+from changepair.flows.running.steps import HOUR, show_rows, step, tracking_of
 from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from changepair.tasks.ingestion.manifest import intensities_of
 from changepair.tasks.reporting.curves import CURVES_NAME, curves_of

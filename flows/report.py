@@ -8,10 +8,9 @@ from changepair.flows.plan import OF_A_DATASET, Stage, planned
 from changepair.flows.promotion.history import read_recommendation
 from changepair.flows.running import provenance
 from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_page, show_picture
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CANDIDATE, EPISODES, EVALUATION, INPAINTERS, MODELS, PAIRS, REPORT_NAME, SCORES
-from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.steps import HOUR, show_page, show_picture, step
 from changepair.flows.settings.pipelines import Pipeline, pipeline_named, read_pipelines
 from changepair.flows.settings.reader import read_yaml
 from changepair.tasks.common.errors import BadInput

@@ -11,7 +11,7 @@ from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, SCORES
 from changepair.flows.running.steps import HOUR, progress, step
 from changepair.flows.running.workers import cluster_or_threads, count_done, for_gpu, on_cluster, wait_for
-from changepair.flows.runs.times import Time, write_time
+from changepair.flows.runs.journal import Time, write_time
 from changepair.flows.settings.pipelines import detector_of, pipeline_named, read_pipelines
 from changepair.tasks.sampling.episodes import EpisodeFiles
 from changepair.tasks.scoring import batch_scoring

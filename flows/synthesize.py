@@ -5,10 +5,9 @@ from __future__ import annotations
 from prefect import flow, get_run_logger
 
 from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_picture, show_table
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CHECKPOINTS, EPISODES, INPAINTERS, PAIRS
-from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.steps import HOUR, show_picture, show_table, step
 from changepair.flows.running.workers import for_gpu, task_runner, wait_for
 from changepair.flows.settings.pipelines import pipeline_named, read_pipelines
 from changepair.tasks.sampling.episodes import EpisodeFiles

@@ -9,8 +9,7 @@ from prefect import flow, get_run_logger
 from changepair.flows.running.api import stoppable
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CANDIDATE, CHECKPOINTS, EPISODES, MODELS, PAIRS
-from changepair.flows.running.steps import progress, step
-from changepair.flows.runs.tracking import tracking_of
+from changepair.flows.running.steps import progress, step, tracking_of
 from changepair.flows.settings.pipelines import Execution, Pipeline, detector_of, pipeline_named, read_pipelines
 from changepair.tasks.detectors import train as detector_training
 from changepair.tasks.detectors.pretrained import use_model

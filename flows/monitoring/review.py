@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from changepair.flows.arguments import listening, token_for
 from changepair.flows.prediction.budget import return_freed_memory
 from changepair.flows.prediction.options import tell
-from changepair.flows.prediction.page import KEPT, add_address, gradio_in, memory_of, serve_page, small, told
-from changepair.flows.prediction.sessions import Memory, needs_of_file
+from changepair.flows.prediction.page import KEPT, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
 from changepair.tasks.common.decoding import FULL, Intensity
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.ingestion.listing import GOOD

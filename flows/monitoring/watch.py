@@ -17,11 +17,10 @@ from changepair.flows.monitoring.line import Line, line_of
 from changepair.flows.prediction.model_in_use import SEPARATOR, model_in_use
 from changepair.flows.promotion.history import read_current
 from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_page, show_picture
 from changepair.flows.running.locks import one_at_a_time
-from changepair.flows.running.steps import HOUR, progress, step
+from changepair.flows.running.steps import HOUR, progress, show_page, show_picture, step
 from changepair.flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_for
-from changepair.flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
+from changepair.flows.runs.states import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput

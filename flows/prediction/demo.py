@@ -16,8 +16,7 @@ from changepair.flows.arguments import listening, token_for
 from changepair.flows.prediction import options
 from changepair.flows.prediction.budget import return_freed_memory
 from changepair.flows.prediction.options import load
-from changepair.flows.prediction.page import KEPT, SHOWN, add_address, gradio_in, memory_of, serve_page, small, told
-from changepair.flows.prediction.sessions import Memory, needs_of_file
+from changepair.flows.prediction.page import KEPT, SHOWN, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
 from changepair.tasks.common.decoding import ENDINGS, Decoded
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_hidden

@@ -9,9 +9,13 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import requires
 from pathlib import Path
+from traceback import walk_tb
 
-from changepair.flows.running import extras
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from changepair.flows.running.console import SAID
 from changepair.flows.running.progress import tell_failure, tell_stop
 from changepair.flows.running.secrets import hide, hide_in_log
@@ -95,7 +99,7 @@ def _line_of(error: BaseException | None) -> str | None:
     cause = error
     while cause is not None:
         if isinstance(cause, ModuleNotFoundError):
-            return extras.line_of(cause)
+            return _extra_for(cause)
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
@@ -125,3 +129,22 @@ def _one_line(record: logging.LogRecord) -> bool:
         record.msg, record.args, record.exc_info = line, (), None
         setattr(record, SAID, True)  # by the command's own end
     return True
+
+
+EXTRAS = ("pipelines", "serve", "export", "samples", "s3", "plots", "trackers")
+SERVICES = "changepair.flows.prediction."  # modules of the page and the service, which share packages with pipelines
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
+"""Distributions that are named differently from their module."""
+
+
+def _extra_for(error: ModuleNotFoundError) -> str | None:
+    """Say which extra installs a missing module; None if none does."""
+    module = (error.name or "").partition(".")[0]
+    distribution = canonicalize_name(DISTRIBUTIONS.get(module, module))
+    needed = [one for one in map(Requirement, requires("changepair") or ()) if canonicalize_name(one.name) == distribution]
+    having = [name for name in EXTRAS if any(one.marker is not None and one.marker.evaluate({"extra": name}) for one in needed)]
+    if not having:
+        return None
+    served = any(frame.f_globals.get("__name__", "").startswith(SERVICES) for frame, _line in walk_tb(error.__traceback__))
+    extra = "serve" if served and "serve" in having else having[0]
+    return f"this needs {module}, which is not installed; pip install 'changepair[{extra}]'"

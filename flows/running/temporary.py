@@ -22,7 +22,7 @@ from typing import IO
 import httpx
 
 from changepair.flows.running.secrets import hide
-from changepair.flows.running.websockets import LIMITS, Handshakes
+from changepair.flows.running.server import LIMITS, Handshakes
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 

@@ -96,3 +96,30 @@ def now() -> str:
 
 def _numbers(folder: Path) -> list[int]:
     return [int(file.stem) for file in folder.glob("*.json") if file.stem.isdecimal()]
+
+
+@dataclass(frozen=True)
+class Time:
+    """What a picture takes."""
+
+    seconds: float
+    device: str
+
+
+def write_time(pipeline: str, detector: str, taken: Time) -> None:
+    write_text(_times_folder(pipeline, DATA) / f"{detector}.json", json.dumps(asdict(taken)) + "\n")
+
+
+def read_times(pipeline: str, data: Path = DATA) -> dict[str, Time]:
+    """Gives, by detector, what was measured last. One whose file cannot be read is left out."""
+    times = {}
+    for file in sorted(_times_folder(pipeline, data).glob("*.json")):
+        try:
+            times[file.stem] = read_record(Time, file)
+        except BadInput:
+            continue
+    return times
+
+
+def _times_folder(pipeline: str, data: Path) -> Path:
+    return data / "runs" / pipeline / "times"

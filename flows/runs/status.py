@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from changepair.flows.plan import SPLIT
 from changepair.flows.promotion.history import folder_of, read_current, what_is_missing
+from changepair.flows.running.console import Volume, volume
 from changepair.flows.running.locks import FOLDER, holder
 from changepair.flows.running.places import DATA, IN_USE
-from changepair.flows.runs.journal import Run, StageRun, read_runs
+from changepair.flows.runs.journal import Run, StageRun, read_runs, read_times
 from changepair.flows.runs.states import RunState, StageState
-from changepair.flows.runs.times import read_times
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.flows.settings.reader import nearest
 from changepair.tasks.common.errors import BadInput
@@ -99,3 +100,20 @@ def _lasted(run: Run) -> str:
 
 def _time(time: str) -> str:
     return time[:16].replace("T", " ") + " UTC"
+
+
+class ProgressDisplay:
+    """The lines of one run."""
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        self._stages = list(stages)
+        self._console = Console(soft_wrap=True, highlight=False, markup=False, quiet=volume() == Volume.QUIET)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line)
+
+    def ended(self, name: str, state: StageState, seconds: float) -> None:
+        """Print how long a stage took, if it ran."""
+        if state == StageState.RAN:
+            self.say(f"stage {self._stages.index(name) + 1} of {len(self._stages)}: {name.replace(SPLIT, ' ')}, {seconds:.0f} s")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from changepair.flows.promotion.history import read_recommendation
-from changepair.flows.running.artifacts import picture_url
 from changepair.flows.running.places import EVALUATION, REPORT_NAME
+from changepair.flows.running.steps import picture_url
 from changepair.flows.runs.journal import Run
 from changepair.tasks.reporting.advice import advice_of, next_steps
 from changepair.tasks.reporting.galleries import GALLERIES_NAME, short_name

@@ -37,7 +37,7 @@ from prefect.utilities.callables import parameter_schema
 from changepair.flows.running.api import logged_in, named_server
 from changepair.flows.running.entry import LIMIT
 from changepair.flows.running.exit_handling import tell
-from changepair.flows.runs.events import RETRAINING, resource_of
+from changepair.flows.runs.states import RETRAINING, resource_of
 from changepair.flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server
 from changepair.flows.schedule.flow import NAME, WATCHED
 from changepair.flows.schedule.origins import REPOSITORIES, refuse_secret

@@ -21,9 +21,8 @@ from changepair.flows.running.api import child, close_dead, link_child, one_api,
 from changepair.flows.running.exit_handling import log_in_lines
 from changepair.flows.running.locks import Held, one_at_a_time
 from changepair.flows.running.secrets import hide
-from changepair.flows.runs.events import OF_AN_END, emit
 from changepair.flows.runs.journal import now
-from changepair.flows.runs.states import RunState
+from changepair.flows.runs.states import OF_AN_END, RunState, emit
 from changepair.flows.schedule import workspace
 from changepair.flows.schedule.origins import refuse_secret, refuse_unknown_code
 from changepair.flows.schedule.workspace import Workspace

@@ -26,8 +26,7 @@ from changepair.flows.promotion.store import POINTER
 from changepair.flows.running.cache import verify
 from changepair.flows.running.places import EVALUATION, MODELS
 from changepair.flows.running.provenance import LOCK, locked, parse_lock
-from changepair.flows.schedule.commands import CommandFailed, committed, git, of_this_environment, own, run
-from changepair.flows.schedule.git_locks import clear_locks
+from changepair.flows.schedule.commands import CommandFailed, clear_locks, committed, git, of_this_environment, own, run
 from changepair.flows.schedule.origins import refuse_other_origin
 from changepair.flows.settings import overriding
 from changepair.flows.settings.reader import FILE
