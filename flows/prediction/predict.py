@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,8 +105,10 @@ def _predict(arguments: argparse.Namespace) -> None:
         tell(f"{arguments.write_kit}: a kit; use it with `changepair predict --kit {arguments.write_kit} <pictures>`")
     flagged = 0
     if pictures:
+        from changepair.tasks.prediction.outputs import score_table
+
         show = _printer(arguments.format, calibrated=predictor.threshold is not None)
-        with _table(arguments.out) as keep:
+        with nullcontext(lambda line: None) if arguments.out is None else score_table(arguments.out / "scores.csv") as keep:
             for line in _lines(arguments, predictor, pictures, refuse):
                 show(line)
                 keep(line)
@@ -149,18 +153,11 @@ def _lines(
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
     """Gives what prints a line, as soon as it is known."""
-    from changepair.tasks.prediction.outputs import as_json, csv_lines, shown
+    from changepair.tasks.prediction.outputs import csv_lines, shown
 
     if form == "json":
-        return lambda line: print(as_json(line), flush=True)
+        return lambda line: print(json.dumps(asdict(line), ensure_ascii=False), flush=True)
     if form == "csv":
         return csv_lines(sys.stdout)
     print(" score    " + ("verdict    " if calibrated else "") + "picture")
     return lambda line: print(f"{shown(line.score)}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
-
-
-def _table(folder: Path | None) -> AbstractContextManager[Callable[[Line], None]]:
-    """Gives what adds a line to scores.csv; nothing where there is no folder."""
-    from changepair.tasks.prediction.outputs import score_table
-
-    return nullcontext(lambda line: None) if folder is None else score_table(folder / "scores.csv")

@@ -23,8 +23,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.texts import percent
 
 LEAST_RATE, MOST_RATE = 1e-4, 0.5
-INTERVAL = (0.025, 0.975)
-DECIMALS = 6  # decimals of a reported score or threshold
+DECIMALS = 6  # of a reported score or threshold
 TOLERANCE = 5e-6
 """How far the scores of one picture may differ between batch sizes. It is added to the score that sets a threshold, so that this
 picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32, the scores of the packaged detectors differed by at most
@@ -32,7 +31,7 @@ picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32
 
 
 def reported(score: float) -> float:
-    """Round a score to the digits that tables, the API and records show.
+    """Round a score to the decimals that tables, the API and records show.
 
     >>> reported(0.09508845955133438)
     0.095088
@@ -105,9 +104,8 @@ def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
     lowest = f"; with {count} the lowest rate is {percent(1 / (count + 1), digits=3)} %" if count else ""
     if prompts:
         given = f"{prompts} of the {count + prompts} normal pictures are prompts, which cannot set a threshold"
-        raise BadInput(
-            f"{given}: {count} {'is' if count == 1 else 'are'} left, and {rate} needs {least}{lowest}; add other normal pictures"
-        )
+        left = f"{count} {'is' if count == 1 else 'are'} left"
+        raise BadInput(f"{given}: {left}, and {rate} needs {least}{lowest}; add other normal pictures")
     raise BadInput(f"{count} normal picture{'' if count == 1 else 's'} cannot set a threshold for {rate}: it needs {least}{lowest}")
 
 
@@ -124,7 +122,7 @@ def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: flo
     count = len(ascending)
     check_count(count, false_alarms)
     place = _rank(count, false_alarms)
-    low, high = (float(betaincinv(count + 1 - place, place, share)) for share in INTERVAL)
+    low, high = (float(betaincinv(count + 1 - place, place, share)) for share in (0.025, 0.975))
     value = reported(ascending[place - 1] + TOLERANCE)  # both are whole millionths
     return Threshold(value, false_alarms, low, high, tuple(ascending), top_of(tops, false_alarms))
 

@@ -16,8 +16,8 @@ from changepair.tasks.prediction.predictor import BATCH, Predictor, in_flight
 
 MAP_BYTES = 20  # bytes per pixel that a map takes while it is joined, drawn and written as PNG
 UNMEASURED = 40
-"""Bytes of activations for each byte of the encoder's input, where they cannot be measured. The packaged detectors take 22 to 35 with up
-to 8 prompts."""
+"""Bytes of activations per byte of the encoder's input, where they cannot be measured. The packaged detectors take 22 to 35 with up to 8
+prompts."""
 PROC = Path("/proc/self")
 
 
@@ -92,9 +92,8 @@ class Costs:
 def bytes_of(predictors: Sequence[Predictor]) -> int:
     """Return the size of the tensors of detectors and of their prompts' features."""
     detectors = {id(one.detector): one.detector for one in predictors}.values()
-    return sum(tensor.nbytes for detector in detectors for tensor in detector.state_dict().values()) + sum(
-        part.nbytes for one in predictors for part in one.prompted.memory
-    )
+    tensors = [tensor for detector in detectors for tensor in detector.state_dict().values()]
+    return sum(tensor.nbytes for tensor in (*tensors, *(part for one in predictors for part in one.prompted.memory)))
 
 
 def growth_of(work: Callable[[], object]) -> int | None:
