@@ -1,4 +1,4 @@
-"""Starts a stage from the command line, as DVC does."""
+"""Start a stage from the command line, as DVC does."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LIMIT = "changepair-gpu"  # `changepair deploy` sets it on the server, to runs.g
 
 @contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Holds one of the slots that `runs.gpus` counts, and waits for it; none is asked for on a machine without a GPU, and without the
-    limit on the server there is no waiting. The server takes a slot back minutes after its holder has died."""
+    """Wait for and hold one of the `runs.gpus` slots. A machine without a GPU needs none, and without the limit on the server there is no
+    waiting. The server takes a slot back minutes after its holder has died."""
     import torch  # costs seconds, which the command line need not spend
 
     if not torch.cuda.is_available():
@@ -38,10 +38,10 @@ def gpu_slot() -> Iterator[None]:
 
 
 def start_stage(flow: Flow[..., Any], *, on_gpu: bool = False, runner: Callable[[Execution], Any] | None = None) -> None:
-    """Runs a stage's flow as `python -m flows.<stage> <dataset or pipeline> …`, which is what DVC does; exits as `exit_on_bad_input` says.
+    """Run a stage's flow as `python -m changepair.flows.<stage> <dataset or pipeline> …`; exit as `exit_on_bad_input` does.
 
-    All of pipelines.yaml is checked before anything is done. on_gpu: whether the flow computes on a GPU where there is one. runner: gives
-    Prefect's task runner, if it is not the default one.
+    All of pipelines.yaml is checked first. on_gpu: whether the flow computes on a GPU if there is one. runner: returns Prefect's task
+    runner, if it is not the default one.
     """
     names, of = list(flow.parameters.properties), sys.argv[1:]
     if len(of) != len(names):

@@ -1,4 +1,4 @@
-"""Starts the Prefect server: on loopback, with a login, closed to web pages of other origins, without telemetry."""
+"""Start the Prefect server: on loopback, with a login, closed to web pages of other origins, without telemetry."""
 
 from __future__ import annotations
 
@@ -40,24 +40,20 @@ def start(host: str, port: int) -> None:
     no permission of CORS, and DNS rebinding gets around CORS as a whole. A page of another origin does not know the login.
     """
     if not is_loopback(host) and not os.environ.get(AUTHENTICATION):
-        raise BadInput(
-            f"--host {host}: other machines could reach the server without a password; set {AUTHENTICATION}=<name>:<password> first"
-        )
+        reached = "other machines could reach the server without a password"
+        raise BadInput(f"--host {host}: {reached}; set {AUTHENTICATION}=<name>:<password> first")
     listening(host, port).close()
     _refuse_unusable_database()
     login, file = _login()
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}"
-    lines = [f"Prefect UI: {address}"]
-    if file is None:
-        lines.append(f"log in with the value of {AUTHENTICATION}")
-    else:
-        lines.append(f"log in with the line in {file} (only you can read it)")
-    lines.append(f"for the runs: export PREFECT_API_URL={address}/api")
-    if file is not None:
-        lines.append(f'for the prefect command: export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"')
-    for line in lines:
-        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    lines = [
+        f"Prefect UI: {address}",
+        f"log in with the {f'line in {file} (only you can read it)' if file else f'value of {AUTHENTICATION}'}",
+        f"for the runs: export PREFECT_API_URL={address}/api",
+        *([f'for the prefect command: export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"'] if file else []),
+    ]
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     environment = {**SETTINGS, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address, **os.environ, AUTHENTICATION: login}
     environment.pop("PREFECT_API_URL", None)  # it is this one
     command = [sys.executable, "-m", "changepair.flows.running.server", "server", "start", "--host", host, "--port", str(port)]
@@ -90,7 +86,7 @@ def main() -> None:
 
 
 def _refuse_unusable_database() -> None:
-    """Raises BadInput if the database of a server on this machine is damaged, locked, or no file: Prefect says so in a page of text."""
+    """Raise BadInput if the database of a server on this machine is damaged, locked, or no file. Prefect prints a page of text for it."""
     if any(name.startswith("PREFECT_SERVER_DATABASE_") or name == "PREFECT_API_DATABASE_CONNECTION_URL" for name in os.environ):
         return  # another one
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()

@@ -40,19 +40,18 @@ WIDEST = 900  # pixels: an artifact is stored in the server's database
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
-    """Tells Prefect, as its retry_condition_fn, what to try again: a disk or a network may recover; the user's mistake will not, and who
-    was asked to stop stops."""
+    """Return whether Prefect retries a task: a disk or a network may recover, but neither bad input nor a stop."""
     return not isinstance(state.data, (BadInput, Stopped))
 
 
 def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Makes a function a task: a step of a stage, tried again where that is worth it. DVC is the cache, so Prefect keeps no result."""
+    """Make a function a task: a step of a stage, with retries. DVC is the cache, so Prefect keeps no result."""
     defaults = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": worth_retrying, "persist_result": False}
     return cast(Any, task(**{**defaults, **options}))
 
 
 def progress(description: str) -> Callable[[float], None]:
-    """Gives a function for a task to call with the share that is done, 0..1, which the UI then shows."""
+    """Return a function that shows the completed share of a task, 0..1, in the UI."""
     wait_for_server()
     artifact: Any = create_progress_artifact(0.0, description=description)
     last = time.monotonic()
@@ -73,18 +72,18 @@ def show_rows(pipeline: str, name: str, rows: Sequence[dict[str, str]], about: s
 
 
 def show_table(pipeline: str, name: str, table: Path, about: str) -> None:
-    """Shows a CSV."""
+    """Show a CSV file."""
     show_rows(pipeline, name, [dict(row) for _line, row in csv_rows(table)], about)
 
 
 def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
-    """Shows a picture, reduced, as a JPEG within its URL, so that the UI shows it wherever the server runs."""
+    """Show a picture, reduced, as a JPEG within its URL, so that the UI needs no file."""
     wait_for_server()
     create_image_artifact(picture_url(picture), key=f"{pipeline}-{name}", description=about)
 
 
 def picture_url(picture: Path) -> str:
-    """Gives a picture, reduced, as a URL that holds all of it."""
+    """Return a `data:` URL of a reduced picture."""
     image = Image.fromarray(read_picture(picture))
     image.thumbnail((WIDEST, 10 * WIDEST))
     stream = io.BytesIO()
@@ -98,7 +97,7 @@ def show_page(pipeline: str, name: str, markdown: str, about: str | None = None)
 
 
 def tracking_of(execution: Execution, pipeline: str, name: str) -> Tracking:
-    """Gives the trackers of a detector's training, or of the figures."""
+    """Return the trackers of a detector's training, or of the metrics."""
     from changepair.tasks.training.tracking import Tracking  # with torch
 
     return Tracking(execution.trackers, DATA / "runs" / pipeline / "tensorboard", name)
