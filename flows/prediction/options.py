@@ -24,7 +24,7 @@ SEVERAL = "a file, a folder or a pattern"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
+    """Add the options."""
     parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"normal pictures: {SEVERAL}; may be repeated")
     parser.add_argument(
         "--model",
@@ -63,15 +63,9 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
     """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
-        for option, value in (
-            ("--prompt", prompts),
-            ("--model", arguments.model),
-            ("--tiles", tiles),
-            ("--category", arguments.category),
-            ("--intensity", arguments.intensity),
-        ):
-            if value:
-                raise BadInput(f"{option}: a kit has its own; leave out either {option} or --kit")
+        for option in ("prompt", "model", "tiles", "category", "intensity"):
+            if getattr(arguments, option):
+                raise BadInput(f"--{option}: a kit has its own; leave out either --{option} or --kit")
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
@@ -126,18 +120,14 @@ def tell(line: str) -> None:
 
 def _in_use(model: str | None) -> InUse | None:
     """Find the current model of a pipeline, or of another project, if --model names one."""
-    if model is None:
+    of_project = model is not None and (Path(model) / SETTINGS_NAME).is_file()
+    if model is None or not (of_project or Path("pipelines.yaml").is_file()):
         return None
-    if (Path(model) / SETTINGS_NAME).is_file():
-        from changepair.flows.prediction.model_in_use import model_of_project
+    from changepair.flows.prediction.model_in_use import is_pipeline, model_in_use, model_of_project
 
+    if of_project:
         return model_of_project(Path(model))
-    if Path("pipelines.yaml").is_file():
-        from changepair.flows.prediction.model_in_use import is_pipeline, model_in_use
-
-        if is_pipeline(model):
-            return model_in_use(model)
-    return None
+    return model_in_use(model) if is_pipeline(model) else None
 
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:

@@ -26,22 +26,18 @@ UPLOAD = "/gradio_api/upload"  # path whose request bodies are written to files,
 MOST_BODY = 2**20  # largest body of any other request, in bytes. It names the files of a folder, 500 at most.
 MOST_FIELD = 2**16  # largest field of a form that is not a file, in bytes
 SHOWN = 1024  # pixels of the longer side of what is shown
+HELD = "the detector, and the pictures and prompts of all visitors; a picture that needs more is refused"
 KEPT = 3600  # seconds that what was uploaded, or shown, is kept
 CSS = """.verdict {font-size: 1.3em} footer {visibility: hidden}
 .filling img {width: 100%; height: 100%; object-fit: contain}"""
 
 
-def add_address(parser: argparse.ArgumentParser, port: int) -> None:
-    """Add the options of a page: where it listens, and its memory."""
+def add_address(parser: argparse.ArgumentParser, port: int, held: str = HELD, *, about_port: str = "%(default)s") -> None:
+    """Add the options of a page or the service: where it listens, and its memory. held: what the memory is for."""
     parser.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=port, help="%(default)s")
-    parser.add_argument(
-        "--memory",
-        type=int,
-        metavar="MB",
-        help="for the detector, and the pictures and prompts of all visitors; a picture that needs more is refused (half of the memory of "
-        "the machine or the container, at most 4294)",
-    )
+    parser.add_argument("--port", type=int, default=port, help=about_port)
+    limit = "half of the memory of the machine or the container, at most 4294"
+    parser.add_argument("--memory", type=int, metavar="MB", help=f"for {held} ({limit})")
 
 
 def memory_of(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The command `changepair predict`: scores pictures, sets thresholds, writes kits."""
+"""The command `changepair predict`: score pictures, set thresholds, write kits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXIT_CODES = (
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = commands.add_parser(
         "predict",
         help="score pictures against normal ones, and say where they differ",
@@ -72,11 +72,11 @@ DARK = 64
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Runs the command; ends the process with 1 or 2 where EXIT_CODES says so."""
+    """Run the command; exit with 1 or 2 as in EXIT_CODES."""
     try:
         _predict(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read the answer has enough of it, `head` for example
+    except BrokenPipeError:  # the reader of the output has stopped, `head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -132,7 +132,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
 ) -> Iterator[Line]:
-    """Scores the pictures one after the other, and writes what is to be written of each."""
+    """Score the pictures one by one, and write their maps and overlays."""
     from changepair.tasks.common.decoding import FULL, UNKNOWN
     from changepair.tasks.prediction.outputs import line_of, save
 
@@ -152,7 +152,7 @@ def _lines(
 
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
-    """Gives what prints a line, as soon as it is known."""
+    """Return a function that prints a line at once."""
     from changepair.tasks.prediction.outputs import csv_lines, shown
 
     if form == "json":
