@@ -36,9 +36,7 @@ class Budget:
         frees something that is kept, and returns False if there is nothing more to free."""
         self.total = total
         self.used = self._fixed = fixed
-        self._most_waiting = most_waiting
-        self._patience = patience
-        self._drop = drop
+        self._most_waiting, self._patience, self._drop = most_waiting, patience, drop
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size: int) -> None:

@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = commands.add_parser(
         "export",
         help="write a model as one file for ONNX Runtime or torch.export",
@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     predictor = load(arguments)
     from changepair.tasks.prediction.export import NAMES
     from changepair.tasks.prediction.export import export as work

@@ -51,11 +51,8 @@ class Front:
 
     def __init__(self, app: ASGIApp, rules: Rules, report: Callable[[Scope, int, float], None] = lambda *_: None) -> None:
         """report: gets the scope, the status and the seconds of each request."""
-        self.app = app
-        self.rules = rules
-        self._report = report
-        self._requests = 0
-        self._bodies = 0
+        self.app, self.rules, self._report = app, rules, report
+        self._requests = self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

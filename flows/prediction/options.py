@@ -102,10 +102,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
 
 
 def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
-    """Raise BadInput if the normal pictures are too few for a threshold. This loads no model.
-
-    Pictures that are prompts do not count.
-    """
+    """Raise BadInput if the normal pictures that are no prompts are too few for a threshold. This loads no model."""
     from changepair.tasks.prediction.calibration import check_count
 
     taken = set(map(os.path.realpath, prompts))

@@ -150,10 +150,7 @@ def folder_of(pipeline: str) -> Path:
 
 
 def read_recommendation(folder: Path) -> Recommendation | None:
-    """Read decision.json. Return None if an older version wrote the folder, without the file.
-
-    Raises BadInput if the file is damaged.
-    """
+    """Read decision.json; None if an older version wrote the folder, without the file. Raises BadInput if the file is damaged."""
     file = folder / DECISION_NAME
     hint = "get it again with `dvc checkout --force`, or run `changepair retrain`"
     return read_record(Recommendation, file, hint) if file.is_file() else None

@@ -117,10 +117,7 @@ def wanted(read: Pipelines, repository: str) -> list[Wanted]:
 
 
 def deploy() -> list[str]:
-    """Make the server's deployments those of pipelines.yaml; return a line for each. Those of other repositories are left alone.
-
-    Raises BadInput.
-    """
+    """Update this repository's deployments on the server from pipelines.yaml; return a line for each. Raises BadInput."""
     read = read_pipelines()
     for name in read.enabled:
         enabled_pipeline(name)  # checks it

@@ -46,20 +46,16 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
         time.sleep(POLL)
     if worker.poll() is not None:
         return worker.returncode
-    drain(psutil.Process(worker.pid))
-    worker.terminate()
-    return worker.wait()
-
-
-def drain(worker: psutil.Process) -> None:
-    """Stop the runs of a worker, which is suspended meanwhile, so that it begins no other run."""
-    worker.suspend()
+    process = psutil.Process(worker.pid)
+    process.suspend()  # so that it begins no other run
     try:
-        stopped = stop_runs(worker)
+        stopped = stop_runs(process)
     finally:
-        worker.resume()
+        process.resume()
     if stopped:
         time.sleep(REPORT)
+    worker.terminate()
+    return worker.wait()
 
 
 def stop_runs(parent: psutil.Process) -> int:
@@ -76,15 +72,13 @@ def stop_runs(parent: psutil.Process) -> int:
 
 
 def _is_run(process: psutil.Process) -> bool:
-    try:
+    with suppress(psutil.Error):
         return ENGINE in process.cmdline()
-    except psutil.Error:
-        return False
+    return False
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Tell whether a process is at work: an ended child of a suspended worker stays as a zombie."""
-    try:
+    """Return whether a process is at work: an ended child of a suspended worker stays as a zombie."""
+    with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return False

@@ -93,10 +93,7 @@ def least_rate(count: int, wanted: float) -> float:
 
 
 def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
-    """Raise BadInput if `count` normal pictures are too few for a rate.
-
-    prompts: the number of other given pictures that are prompts.
-    """
+    """Raise BadInput if `count` normal pictures are too few for a rate. prompts: how many other pictures were given, but are prompts."""
     least = needed(false_alarms)
     if count >= least:
         return

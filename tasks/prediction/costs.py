@@ -35,10 +35,7 @@ class Costs:
     @classmethod
     @torch.inference_mode()
     def of(cls, predictor: Predictor, *, batch_size: int = BATCH, prompts: int) -> Costs:
-        """Measure a detector: score one batch of black tiles.
-
-        prompts: the largest number of prompts that a picture is compared with.
-        """
+        """Measure a detector on one batch of black tiles. prompts: the largest number of prompts that a picture is compared with."""
         detector, looks = predictor.detector, predictor.model.looks
         black = torch.zeros(1, RGB, looks.resolution, looks.resolution, device=predictor.device)
         blank = detector.memorise(black)  # also initialises what stays in memory

@@ -1,4 +1,4 @@
-"""Finds the detector that a user names, and fills it: one that comes with the package, or of a model folder."""
+"""Load the detector that a user names: a packaged one, or that of a model folder."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ class Named:
 
 
 def list_detectors() -> list[str]:
-    """List the detectors that need no training: those that come with the package, those that have nothing to
-    learn, and those that other packages register."""
+    """List the detectors that need no training: packaged ones, those with nothing to learn, and those that other packages register."""
     free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.base is None]
     return [*MODELS, *free, *registered()]
 
@@ -128,18 +127,17 @@ def empty(name: str, settings: Mapping[str, Any]) -> Named:
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings for a place that has only the tensors, so that no weights are read. Raises BadInput if an encoder is a folder or a
     model of a hub: loading it would read files of that machine, or connect."""
-    return {name: _portable(one) for name, one in settings.items()}
-
-
-def _portable(settings: Any) -> Any:
-    changed: dict[str, Any] = {"model": None} if hasattr(settings, "model") else {}
-    for key in ("encoder", "prior"):
-        encoder = getattr(settings, key, None)
-        if encoder is not None and encoder.name.startswith(ELSEWHERE):
-            raise BadInput(
-                f"{key} {in_short(encoder.name)}: kits and model folders may only name networks that an installed library has; "
-                "use the detector by its pipeline, `--model <pipeline>/<detector>`"
-            )
-        if encoder is not None and encoder.weights != PACKAGED:
-            changed[key] = replace(encoder, weights=OF_THE_MODEL)
-    return replace(settings, **changed)
+    result = {}
+    for name, one in settings.items():
+        changed: dict[str, Any] = {"model": None} if hasattr(one, "model") else {}
+        for key in ("encoder", "prior"):
+            encoder = getattr(one, key, None)
+            if encoder is not None and encoder.name.startswith(ELSEWHERE):
+                raise BadInput(
+                    f"{key} {in_short(encoder.name)}: kits and model folders may only name networks that an installed library has; "
+                    "use the detector by its pipeline, `--model <pipeline>/<detector>`"
+                )
+            if encoder is not None and encoder.weights != PACKAGED:
+                changed[key] = replace(encoder, weights=OF_THE_MODEL)
+        result[name] = replace(one, **changed)
+    return result

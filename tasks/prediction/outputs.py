@@ -1,4 +1,4 @@
-"""Writes what a detector says of pictures: tables, anomaly maps, overlays."""
+"""Write a detector's results: tables, anomaly maps, overlays."""
 
 from __future__ import annotations
 
