@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from changepair.flows.arguments import listening, token_for
 from changepair.flows.prediction.budget import return_freed_memory
-from changepair.flows.prediction.options import tell
+from changepair.flows.prediction.options import add_command, tell
 from changepair.flows.prediction.page import KEPT, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
 from changepair.tasks.common.decoding import FULL, Intensity
 from changepair.tasks.common.errors import BadInput
@@ -39,17 +39,12 @@ document.addEventListener("keydown", (event) => {
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser(
-        "review",
-        help="open a page to say of a watched line's flagged pictures whether they are normal",
-        description="Serves a page of the pictures that `changepair watch` flagged; what you say of them becomes a dataset.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "open a page to say of a watched line's flagged pictures whether they are normal"
+    description = "Serves a page of the pictures that `changepair watch` flagged; what you say of them becomes a dataset."
+    parser = add_command(commands, "review", review, about, description, EXAMPLES)
     parser.add_argument("pipeline")
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="of the line, if it is not where watch.record says")
     add_address(parser, 7861)
-    parser.set_defaults(run=review)
 
 
 def review(arguments: argparse.Namespace) -> None:

@@ -38,16 +38,11 @@ from the normal ones more than they differ among themselves. The score is from 0
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="open a page to drop pictures on",
-        description="Serves a page: normal pictures, pictures to check, and where they differ.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "open a page to drop pictures on"
+    description = "Serves a page: normal pictures, pictures to check, and where they differ."
+    parser = options.add_command(commands, "demo", demo, about, description, EXAMPLES)
     options.add(parser)
     add_address(parser, 7860)
-    parser.set_defaults(run=demo)
 
 
 def demo(arguments: argparse.Namespace) -> None:

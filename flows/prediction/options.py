@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 SEVERAL = "a file, a folder or a pattern"
 
 
+Commands = argparse._SubParsersAction
+Run = Callable[[argparse.Namespace], None]
+
+
+def add_command(commands: Commands, name: str, run: Run, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Add a command that calls `run`. summary: in the list of commands. epilog: printed as it stands, for examples."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=summary, description=description, epilog=epilog, formatter_class=shape)
+    parser.set_defaults(run=run)
+    return parser
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"normal pictures: {SEVERAL}; may be repeated")

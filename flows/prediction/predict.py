@@ -37,13 +37,9 @@ EXIT_CODES = (
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "predict",
-        help="score pictures against normal ones, and say where they differ",
-        description="Scores pictures against one or a few normal ones: 0 normal … 1 anomalous, and where.",
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "score pictures against normal ones, and say where they differ"
+    description = "Scores pictures against one or a few normal ones: 0 normal … 1 anomalous, and where."
+    parser = options.add_command(commands, "predict", predict, about, description, f"{EXAMPLES}\n{EXIT_CODES}")
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"what to score: {SEVERAL}")
     options.add(parser)
     parser.add_argument(
@@ -64,7 +60,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="pictures scored at once; scores at other sizes agree within 5e-6 (%(default)s)",
     )
-    parser.set_defaults(run=predict)
 
 
 DARK = 64

@@ -28,14 +28,9 @@ Clients must send the token in the environment variable CHANGEPAIR_API_TOKEN. Wi
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "api",
-        help="serve a model over HTTP",
-        description="Serves a model over HTTP: clients give prompts, or name a kit, and send pictures. OpenAPI is at /docs, what "
-        "Prometheus reads at /metrics.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "serve a model over HTTP"
+    description = "Serves a model over HTTP: clients give prompts, or name a kit, and send pictures. OpenAPI at /docs, metrics at /metrics."
+    parser = options.add_command(commands, "api", serve, about, description, EXAMPLES)
     options.add(parser)
     parser.add_argument("--kits", type=Path, metavar="FOLDER", help="a folder of kits, which clients name")
     held = "the pictures and prompts of all clients, and the kits; a request that needs more gets 413"
@@ -48,7 +43,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     ):
         parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (%(default)s)")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="until a request is given up with 504 (%(default)s)")
-    parser.set_defaults(run=serve)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -56,7 +50,9 @@ def serve(arguments: argparse.Namespace) -> None:
     counts = ("batch_size", "most_waiting", "most_pictures", "most_megabytes")
     check_options(arguments, {**dict.fromkeys(counts, COUNT), "timeout": SECONDS})
     memory = memory_of(arguments)
-    folders = _kits(arguments.kits)
+    folders = sorted(one for one in arguments.kits.glob("*") if is_kit(one)) if arguments.kits is not None else []
+    if arguments.kits is not None and not folders:
+        raise BadInput(f"{arguments.kits}: no folder with kits; `changepair predict --write-kit {arguments.kits}/<name>` writes one")
     with listening(arguments.host, arguments.port) as own:
         from changepair.flows.prediction.budget import return_freed_memory
         from changepair.flows.prediction.front import LOCAL, serve_app
@@ -79,12 +75,3 @@ def serve(arguments: argparse.Namespace) -> None:
         tell(f"serving {predictor.model.name} at http://{host}:{port}; its page is /docs")
         with suppress(KeyboardInterrupt):
             serve_app(app, own, ending_seconds=round(arguments.timeout) + 5)
-
-
-def _kits(folder: Path | None) -> list[Path]:
-    if folder is None:
-        return []
-    found = sorted(one for one in folder.glob("*") if is_kit(one))
-    if not found:
-        raise BadInput(f"{folder}: no folder with kits; `changepair predict --write-kit {folder}/<name>` writes one")
-    return found

@@ -329,7 +329,10 @@ def make_app(
         answer_seconds=limits.seconds,
     )
     app.add_middleware(Front, rules=rules, report=service.count)
-    app.add_exception_handler(BadInput, _tell)
+
+    @app.exception_handler(BadInput)
+    async def tell(_request: Request, error: BadInput) -> Response:
+        return Response(Problem(detail=str(error)).model_dump_json(), 400, media_type="application/json")
 
     def route(method: str, path: str, work: Callable[..., Any], *codes: int, **options: Any) -> None:
         if path not in rules.free:
@@ -344,10 +347,6 @@ def make_app(
     route("DELETE", "/v1/prompts/{prompts}", service.forget, 401, 404, status_code=204)
     route("POST", "/v1/predict", service.predict, 400, 401, 404, 408, 413, 429, 503, 504)
     return app
-
-
-async def _tell(_request: Request, error: Exception) -> Response:
-    return Response(Problem(detail=str(error)).model_dump_json(), 400, media_type="application/json")
 
 
 def _shown(own: Predictor, said: list[Said], size: tuple[int, int]) -> str:

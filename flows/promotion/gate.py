@@ -127,17 +127,12 @@ def rollback(pipeline: str) -> str:
     settle(pipeline, before)
     model = replace(before, action="rolled back", time=now(), reason=f"rolled back from {line[-1].candidate[:8]}")
     write_current(pipeline, model)
-    return f"{pipeline}: model {model.candidate[:8]} is in use again{_of_scheduled_runs(pipeline)}"
-
-
-def _of_scheduled_runs(pipeline: str) -> str:
-    """Explain how to roll back the results branch of scheduled runs; empty if there is none."""
-    read = read_pipelines()
-    branch = branch_of(pipeline)
+    done = f"{pipeline}: model {model.candidate[:8]} is in use again"
+    read, branch = read_pipelines(), branch_of(pipeline)
     if read.pipelines[pipeline].schedule is None or read.runs.results != "branch" or provenance.branch() == branch:
-        return ""
+        return done
     return (
-        f" in this checkout. Scheduled runs go on from their own results: `git fetch`, `git switch {branch}`, "
+        f"{done} in this checkout. Scheduled runs go on from their own results: `git fetch`, `git switch {branch}`, "
         f"`changepair rollback {pipeline}`, `git commit -am 'Rolled back'`, `git push`"
     )
 

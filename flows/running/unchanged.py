@@ -34,20 +34,15 @@ def unchanged(kind: str, *of: str) -> Iterator[None]:
     stage, ours = _entry(kind, of)
     _refuse_other_packages(stage)
     hold(FILE)
-    _refuse_other_settings(kind, of)
+    recorded = settings_file(stage_name(kind, of))
+    key = next(differing(read_json(recorded), settings_of(kind, of)), None) if recorded.is_file() else None
+    if key is not None:
+        raise BadInput(f"{FILE}: {key} was changed after the run began; run the same again")
     files = _files(stage, ours)
     yield
     changed = next(differing(files, _files(stage, ours)), None)
     if changed is not None:
         raise BadInput(f"{changed} was changed while {' '.join((kind, *of))} ran, so its results are not kept; run the same again")
-
-
-def _refuse_other_settings(kind: str, of: tuple[str, ...]) -> None:
-    """Raise BadInput if the settings of a stage are not those that the stage `code` wrote down, which DVC records."""
-    recorded = settings_file(stage_name(kind, of))
-    key = next(differing(read_json(recorded), settings_of(kind, of)), None) if recorded.is_file() else None
-    if key is not None:
-        raise BadInput(f"{FILE}: {key} was changed after the run began; run the same again")
 
 
 def _refuse_other_packages(stage: Mapping[str, Any]) -> None:

@@ -149,8 +149,14 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
         farthest=farthest,
     )
     text = json.dumps(asdict(about), indent=1)
+    if form == "onnx":
+        import onnx
+
+        model = onnx.load_model_from_string(content)
+        model.metadata_props.add(key=ABOUT_KEY, value=text)
+        content = bytes(model.SerializeToString())
     with written_beside(folder / NAMES[form]) as partial:
-        partial.write_bytes(_with_about(content, text) if form == "onnx" else content)
+        partial.write_bytes(content)
     write_text(folder / READER_NAME, Path(decoding.__file__).read_text(encoding="utf-8"))
     write_text(folder / ABOUT_NAME, text + "\n")
     return about
@@ -203,14 +209,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
-
-
-def _with_about(content: bytes, text: str) -> bytes:
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    model.metadata_props.add(key=ABOUT_KEY, value=text)
-    return bytes(model.SerializeToString())
 
 
 def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:

@@ -100,7 +100,10 @@ def _read(folder: Path) -> Kit:
         raise BadInput(f"{file}: of form {in_short(str(content.get('form')))}, this changepair reads {FORM}; make the kit again")
     try:
         name, settings = content["detector"], _settings(content["settings"], file)
-        prompts, grid, category = tuple(map(_text, content["prompts"])), _grid(*content["grid"]), _text(content["category"])
+        prompts, category, (rows, columns) = tuple(map(_text, content["prompts"])), _text(content["category"]), content["grid"]
+        if not all(type(count) is int and 1 <= count <= MOST_TILES for count in (rows, columns)):
+            raise ValueError(f"no grid: {rows!r} x {columns!r}")
+        grid = Grid(rows, columns)
         threshold, top = _threshold(content["threshold"]), _number(content["top"])
         intensity = _intensity(content.get("intensity", {}))
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
@@ -170,12 +173,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"no text: {value!r}")
     return value
-
-
-def _grid(rows: Any, columns: Any) -> Grid:
-    if not all(type(count) is int and 1 <= count <= MOST_TILES for count in (rows, columns)):
-        raise ValueError(f"no grid: {rows!r} x {columns!r}")
-    return Grid(rows, columns)
 
 
 def _card(model: Named, prompted: Prompted, threshold: Threshold | None) -> str:

@@ -48,14 +48,10 @@ Item = TypeVar("Item")
 class Prediction:
     """The result for one picture."""
 
-    number: int
-    """Position of the picture among those given, from 0."""
-    score: float
-    """0 normal … 1 anomalous. Of a picture in tiles the highest of theirs."""
-    map: NDArray[np.float32]
-    """HxW in [0, 1], on the picture's own pixels."""
-    picture: Picture
-    """HxWx3, as it was read."""
+    number: int  # position of the picture among those given, from 0
+    score: float  # 0 normal … 1 anomalous. Of a picture in tiles the highest of theirs.
+    map: NDArray[np.float32]  # hxW in [0, 1], on the picture's own pixels
+    picture: Picture  # hxWx3, as it was read
 
 
 class Predictions(NamedTuple):
