@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import psutil
 
-SHARE, MOST = 0.5, 4 * 2**30
-"""The default budget: this share of the memory of the machine or the container, and at most so many bytes."""
+SHARE, MOST = 0.5, 4 * 2**30  # the default budget: this share of the memory of the machine or the container, and at most so many bytes
 MMAP_FROM = 2**20  # bytes from which an allocation is returned to the system as soon as it is freed
 M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 GROUPS = Path("/sys/fs/cgroup")

@@ -42,8 +42,7 @@ class Rules:
     bodies: int | None = None  # largest sum of the bodies of all requests, bytes
     requests: int = 128  # requests at a time
     body_seconds: float = 30.0  # until the body of a request is complete
-    answer_seconds: float | None = None
-    """From there until the answer is complete; None for no limit, where a page keeps a stream open."""
+    answer_seconds: float | None = None  # from there until the answer is complete; None for no limit, where a page keeps a stream open
 
 
 class Front:

@@ -62,8 +62,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
 
 
-DARK = 64
-"""Value from 0 to 255 that the brightest pixel of a picture has to reach, where the prompts' range was chosen from their samples."""
+DARK = 64  # value from 0 to 255 that the brightest pixel of a picture has to reach, where the prompts' range was chosen from their samples
 
 
 def predict(arguments: argparse.Namespace) -> None:

@@ -55,10 +55,8 @@ class Limits:
     waiting: int = 64  # largest number of pictures in the queue; a request with more gets 429
     memory: int = field(default_factory=default_budget)
     """Bytes for all pictures and prompts, the detectors, the kits and one batch. A request that they cannot hold gets 413."""
-    seconds: float = 30.0
-    """Until the body of a request is complete (else 408), and from there until the answer is complete (else 504)."""
-    prompted: int = 64
-    """Largest number of prompt sets; the least recently used are dropped, also when their memory is needed."""
+    seconds: float = 30.0  # until the body of a request is complete (else 408), and from there until the answer is complete (else 504)
+    prompted: int = 64  # largest number of prompt sets; the least recently used are dropped, also when their memory is needed
 
 
 @dataclass
@@ -77,8 +75,7 @@ class Scored(BaseModel):
     score: float  # 0 normal … 1 anomalous
     threshold: float | None  # null where no kit has one
     verdict: Verdict | None  # normal or anomalous; null without a threshold
-    map: str | None = None
-    """Base64 of a grey PNG of 16 bits, of the picture's own size, where 65535 is 1; null where none was asked for."""
+    map: str | None = None  # base64 of a grey PNG of 16 bits, of the picture's own size, where 65535 is 1; null where none was asked for
 
 
 class Answer(BaseModel):

@@ -20,8 +20,7 @@ from changepair.flows.running.secrets import hide, holds_secret
 from changepair.flows.schedule.commands import CommandFailed, git
 from changepair.tasks.common.errors import BadInput
 
-REPOSITORIES = "CHANGEPAIR_REPOSITORIES"
-"""Environment variable of a worker: the repositories whose code it may run, separated by spaces."""
+REPOSITORIES = "CHANGEPAIR_REPOSITORIES"  # environment variable of a worker: the repositories whose code it may run, separated by spaces
 OWN = "override"  # the only parameter that a run may have of its own
 
 

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 MADE_BY = "`changepair watch`"
 KIT_FOLDER, SCORES_FOLDER, FLAGGED_FOLDER, OVERLAYS_FOLDER, VERDICTS_FOLDER = "kit", "scores", "flagged", "overlays", "verdicts"
-AT_ONCE = 32
-"""Pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same."""
+AT_ONCE = 32  # pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same
 
 
 @dataclass(frozen=True)

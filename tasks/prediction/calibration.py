@@ -62,8 +62,7 @@ class Threshold:
     """The lower end of the 95 % interval of the rate of this threshold, a fraction; `high` is the upper end."""
     high: Annotated[float, Between(0, 1)]
     normals: tuple[float, ...]  # the scores that set it, ascending, with DECIMALS
-    top: float
-    """The map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept."""
+    top: float  # the map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept.
 
     def exceeded(self, score: float) -> bool:
         """Tell whether a reported score is greater than the threshold."""

@@ -28,8 +28,7 @@ class Costs:
     tile: int  # of a tile, as the encoder's input
     remembered: int  # of a tile of a prompt, as the detector remembers it
     batch_size: int  # tiles that are scored at once
-    activations: int
-    """Peak of the activations while `batch_size` tiles are scored; 0 if they are not in the memory of the host."""
+    activations: int  # peak of the activations while `batch_size` tiles are scored; 0 if they are not in the memory of the host
     tiles: Tiles  # the detector's setting
 
     @classmethod

@@ -66,8 +66,7 @@ class About:
     prompts: int  # how many are inside; 0 where they are an input
     threshold: float | None
     false_alarms: float | None
-    farthest: float
-    """The largest difference seen between the file's scores and maps and the detector's, on three made-up pictures."""
+    farthest: float  # the largest difference seen between the file's scores and maps and the detector's, on three made-up pictures
 
 
 class Exported(nn.Module):
