@@ -1,6 +1,8 @@
 """Run a Prefect worker that gives its runs time to save: on SIGTERM or Ctrl-C they stop at their next checkpoint, then the worker ends.
 
-Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running.
+Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running. The worker, which is the main function
+of this module, takes neither command, environment nor folder from the server: from the template of the work pool, or the job variables of
+deployments and runs. Whoever has the login can edit those.
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import psutil
+from prefect.client.orchestration import PrefectClient
+from prefect.utilities.processutils import command_to_string
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from changepair.flows.running.api import logged_in, named_server
 from changepair.flows.running.exit_handling import tell
 from changepair.flows.schedule.commands import own
+from changepair.flows.schedule.entry import take_no_code_from_the_server
 from changepair.tasks.common.stopping import die_with_parent
 
 POLL = 0.2  # seconds between two looks at the worker
 REPORT = 1.0  # seconds for the worker to report runs that ended before their flow began
-ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.worker"  # modules of the process of a run and of the worker
+ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.work"  # modules of the process of a run and of the worker
 
 
 def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
@@ -82,3 +90,33 @@ def _lives(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+class Job(ProcessJobConfiguration):
+    """The process of a run: Prefect's engine, in an empty folder, with the environment of the worker."""
+
+    @classmethod
+    async def from_template_and_values(
+        cls, base_job_template: dict[str, Any], values: dict[str, Any], client: PrefectClient | None = None
+    ) -> Job:
+        """Ignore the template and the job variables."""
+        return cls(command=command_to_string(own(ENGINE)))
+
+
+def main() -> None:
+    """Run Prefect's own command, with the arguments that this one has, and this worker for work pools of the type `process`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it takes the place of Prefect's
+
+        class _Worker(ProcessWorker):
+            job_configuration = Job
+
+    take_no_code_from_the_server()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which Prefect's worker sends itself to end
+    from prefect.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()
