@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
-from changepair.flows.runs.tracking import tracking_of
 from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
 from changepair.flows.stage import InGit, Input, MetricsFile, OfDetectors, OfPipeline, Output, Setting, Stage, stage_flow
 from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
@@ -98,9 +97,8 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figur
 
 @stage_flow()
 def figures(stage: Figures, execution: Execution) -> None:
-    from changepair.flows.running.artifacts import show_rows
     from changepair.flows.running.progress import has_listener
-    from changepair.flows.running.steps import HOUR, step
+    from changepair.flows.running.steps import HOUR, show_rows, step
     from changepair.tasks.scoring.results import table
 
     task = step(name="measure", task_run_name=f"measure {stage.pipeline}", timeout_seconds=6 * HOUR)(write_figures)
@@ -142,6 +140,7 @@ def write_figures(stage: Figures) -> Results:
 def write_figures_to_trackers(pipeline: str, results: Results, execution: Execution) -> None:
     """Log the content of metrics.json to the trackers, with the second of its measurement as step."""
     if execution.trackers:
+        from changepair.flows.running.steps import tracking_of
         from changepair.tasks.training.tracking import tracked
 
         with tracked(tracking_of(execution, pipeline, "figures"), {"pipeline": pipeline}) as trackers:

@@ -89,8 +89,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Repor
 
 @stage_flow()
 def report(stage: Report, execution: Execution) -> None:
-    from changepair.flows.running.artifacts import show_page, show_picture
-    from changepair.flows.running.steps import HOUR, step
+    from changepair.flows.running.steps import HOUR, show_page, show_picture, step
     from changepair.tasks.reporting.galleries import overlays_name
     from changepair.tasks.reporting.report import markdown
     from changepair.tasks.scoring.results import read_figures

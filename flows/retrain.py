@@ -20,7 +20,6 @@ from changepair.flows.promotion.gate import Outcome, gate
 from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
 from changepair.flows.running import provenance
 from changepair.flows.running.api import close_dead, link_child, page_of_run, parent, stopped
-from changepair.flows.running.artifacts import show_page
 from changepair.flows.running.console import SAID, hide_bars
 from changepair.flows.running.dvc import forward_sigterm, reproduce, stages_before
 from changepair.flows.running.locks import Held, one_at_a_time
@@ -28,10 +27,10 @@ from changepair.flows.running.orders import follow_orders, following_orders
 from changepair.flows.running.places import EVALUATION, IN_USE, REPORT_NAME
 from changepair.flows.running.progress import listening, told
 from changepair.flows.running.secrets import hide
-from changepair.flows.runs.events import OF_AN_END, emit
+from changepair.flows.running.steps import show_page
 from changepair.flows.runs.journal import Journal, read_runs
-from changepair.flows.runs.progress_display import ProgressDisplay
-from changepair.flows.runs.states import RunState, StageState
+from changepair.flows.runs.states import OF_AN_END, RunState, StageState, emit
+from changepair.flows.runs.status import ProgressDisplay
 from changepair.flows.runs.summary import RUNS, summary
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.flows.stage import SPLIT

@@ -55,8 +55,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Synth
 def synthesize(stage: Synthesize, execution: Execution) -> None:
     from prefect import get_run_logger
 
-    from changepair.flows.running.artifacts import show_picture, show_table
-    from changepair.flows.running.steps import HOUR, step
+    from changepair.flows.running.steps import HOUR, show_picture, show_table, step
     from changepair.tasks.synthesis.synthesize import Inputs, Synthesized, finish, shard_count, start
 
     pipeline, settings = stage.pipeline, stage.synthesis

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import CANDIDATE, EPISODES, MODELS, PAIRS
-from changepair.flows.runs.tracking import tracking_of
 from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
 from changepair.flows.stage import Input, OfDetectors, Output, Setting, Stage, code_file, loss_plot, stage_flow
 from changepair.tasks.detectors.registry import kind_of
@@ -97,7 +96,7 @@ def train(stage: Train, execution: Execution) -> None:
 
 def train_detector(stage: Train, execution: Execution) -> Trained:
     """Train a detector. A retry resumes from the last checkpoint."""
-    from changepair.flows.running.steps import progress
+    from changepair.flows.running.steps import progress, tracking_of
     from changepair.tasks.detectors import train as training
     from changepair.tasks.training import processes
     from changepair.tasks.training.loop import Examples, Places

@@ -1,4 +1,4 @@
-"""Finds a pipeline's watched line: its settings, what was said of its pictures, and what people said of those."""
+"""Find a pipeline's watched line: its settings, the scores of its pictures, and people's labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from changepair.tasks.prediction.files import files_of, is_kit
 
 @dataclass(frozen=True)
 class Line:
-    """What is watched for a pipeline."""
+    """The watched line of a pipeline."""
 
     pipeline: str
     settings: WatchSettings
@@ -30,12 +30,12 @@ class Line:
 
     @property
     def prompts(self) -> list[Path]:
-        """Lists the pictures that others are held against. Raises BadInput if there is none."""
+        """List the prompts. Raises BadInput if there is none."""
         return files_of([self.settings.prompts])
 
     @property
     def intensity(self) -> Intensity:
-        """The intensity ranges of the line's kit; the full ranges if there is no kit yet."""
+        """The intensity ranges of the line's kit; the full ranges without a kit."""
         from changepair.tasks.prediction.kit import read_intensity  # torch
 
         kit = self.record.folder / KIT_FOLDER
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def normals(self) -> list[Path]:
-        """Lists the pictures that set the threshold. Raises BadInput if there is none."""
+        """List the pictures that set the threshold. Raises BadInput if there is none."""
         return files_of([self.settings.normals])
 
     def check_normals(self) -> None:
@@ -55,7 +55,7 @@ class Line:
 
 
 def line_of(pipeline: str) -> Line:
-    """Gives a pipeline's line. Raises BadInput if pipelines.yaml has no such pipeline, or it watches none."""
+    """Return a pipeline's line. Raises BadInput if pipelines.yaml has no such pipeline, or it watches none."""
     settings = pipeline_named(pipeline).watch
     if settings is None:
         raise BadInput(f"pipelines.yaml: pipelines.{pipeline}.watch: not there; say which folder to watch, and what is normal in it")

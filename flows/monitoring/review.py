@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from changepair.flows.arguments import listening, token_for
 from changepair.flows.prediction.budget import return_freed_memory
-from changepair.flows.prediction.options import tell
-from changepair.flows.prediction.page import KEPT, add_address, gradio_in, memory_of, serve_page, small, told
-from changepair.flows.prediction.sessions import Memory, needs_of_file
+from changepair.flows.prediction.options import add_command, tell
+from changepair.flows.prediction.page import KEPT, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
 from changepair.tasks.common.decoding import FULL, Intensity
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.ingestion.listing import GOOD
@@ -28,8 +27,7 @@ EXAMPLES = """examples:
   changepair review mine --record ~/.changepair/mine.watched/data/watch/mine    # what the deployment scored
 """
 FLAGGED, PASSED = "flagged", "passed"
-ANOMALOUS = "anomalous"
-"""The defect of what nobody named."""
+ANOMALOUS = "anomalous"  # the defect of what nobody named
 KEYS = """<script>
 document.addEventListener("keydown", (event) => {
   const button = {a: "anomalous", n: "normal", s: "skip", u: "undo"}[event.key];
@@ -41,17 +39,12 @@ document.addEventListener("keydown", (event) => {
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    parser = commands.add_parser(
-        "review",
-        help="open a page to say of a watched line's flagged pictures whether they are normal",
-        description="Serves a page of the pictures that `changepair watch` flagged; what you say of them becomes a dataset.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "open a page to say of a watched line's flagged pictures whether they are normal"
+    description = "Serves a page of the pictures that `changepair watch` flagged; what you say of them becomes a dataset."
+    parser = add_command(commands, "review", review, about, description, EXAMPLES)
     parser.add_argument("pipeline")
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="of the line, if it is not where watch.record says")
     add_address(parser, 7861)
-    parser.set_defaults(run=review)
 
 
 def review(arguments: argparse.Namespace) -> None:
@@ -97,86 +90,108 @@ def waiting(line: Line, kind: str) -> list[Judged]:
     return sorted(rows, key=lambda row: -(row.score or 0.0))
 
 
-def picture_of(line: Line, row: Judged, memory: Memory) -> Picture | None:
-    """Read a picture: the copy of a flagged one, or one that passed from the watched folder. Return None if it was removed or replaced.
+class Page:
+    """The steps of the page, and what all visitors share: the line, and the memory, in which one picture at a time is read."""
 
-    Raises BadInput if it does not fit in the page's memory.
-    """
-    from changepair.tasks.monitoring.record import key_of
+    def __init__(self, gradio: Any, line: Line, total: int) -> None:
+        """As for `make_page`."""
+        self.gradio, self.line, self.memory = gradio, line, Memory(total)
+        self._unread: set[str] = set()  # names of pictures that cannot be shown
 
-    folder = Path(line.settings.folder).expanduser()
-    copy, file = line.record.flagged(row), folder / row.picture
-    if row.verdict == "anomalous" and copy.is_file():
-        return _read(copy, FULL, memory)
-    return _read(file, line.intensity, memory) if file.is_file() and key_of(file, folder) == row.key else None
+    def begin(self, kind: str) -> tuple[Any, ...]:
+        """Show the first picture of a kind."""
+        with self.memory.turn, told(self.gradio):
+            self._unread.clear()
+            return self._next(Sitting(kind))
 
+    def say(self, sitting: Sitting, defect: str) -> tuple[Any, ...]:
+        """Record what the visitor says of the picture, and show the next."""
+        with self.memory.turn, told(self.gradio):
+            row = sitting.shown
+            if row is not None:
+                picture = self._picture(row)
+                if picture is None:
+                    self.gradio.Warning(f"{row.picture}: the picture was removed or replaced, so nothing was recorded")
+                else:
+                    self.line.verdicts.give(row, picture, defect.strip())
+                    sitting.given.append(row)
+                del picture
+            return self._next(sitting)
 
-def _read(file: Path, intensity: Intensity, memory: Memory) -> Picture | None:
-    """Read a picture. Return None if it cannot be read. Raises BadInput if it does not fit in the page's memory."""
-    from changepair.tasks.prediction.pictures import as_picture
+    def skip(self, sitting: Sitting) -> tuple[Any, ...]:
+        """Show the next picture, and this one not again."""
+        with self.memory.turn, told(self.gradio):
+            if sitting.shown is not None:
+                sitting.skipped.add(sitting.shown.name)
+            return self._next(sitting)
 
-    needs = needs_of_file(file, memory.room())
-    memory.claim(needs.decoding + RGB * needs.pixels, file.name)
-    try:
-        return as_picture(file, intensity=intensity)
-    except BadInput:
-        return None
+    def undo(self, sitting: Sitting) -> tuple[Any, ...]:
+        """Withdraw the visitor's last label, and show that picture again."""
+        with self.memory.turn, told(self.gradio):
+            if sitting.given:
+                self.line.verdicts.withdraw(sitting.given.pop())
+            return self._next(sitting)
 
-
-def make_page(gradio: Any, line: Line, total: int) -> Any:
-    """Build the page. total: bytes of memory for the pictures of all visitors, of which one is read at a time."""
-    memory = Memory(total)
-    unread: set[str] = set()  # names of pictures that cannot be shown, the same for all visitors
-
-    def turn(sitting: Sitting) -> tuple[Any, ...]:
+    def _next(self, sitting: Sitting) -> tuple[Any, ...]:
         """Show the next picture that can be shown."""
-        left = waiting(line, sitting.kind)
+        left = waiting(self.line, sitting.kind)
         sitting.shown = picture = None
         for row in left:
-            if row.name in sitting.skipped or row.name in unread:
+            if row.name in sitting.skipped or row.name in self._unread:
                 continue
             try:
-                picture = picture_of(line, row, memory)
+                picture = self._picture(row)
             except BadInput as error:
-                gradio.Warning(str(error))
+                self.gradio.Warning(str(error))
             if picture is not None:
                 sitting.shown = row
                 break
-            unread.add(row.name)
+            self._unread.add(row.name)
         thumbnail = None if picture is None else small(picture)
         del picture  # before the overlay is read
-        return sitting, *_drawn(gradio, line, sitting, thumbnail, memory, len(left))
+        return sitting, *self._drawn(sitting, thumbnail, len(left))
 
-    def begin(kind: str) -> tuple[Any, ...]:
-        with memory.turn, told(gradio):
-            unread.clear()
-            return turn(Sitting(kind))
+    def _drawn(self, sitting: Sitting, picture: Any, left: int) -> tuple[Any, ...]:
+        """Return how many pictures are left, the picture, its map, its score, and the names of the defects. picture: as small as shown."""
+        counts, row = self.line.verdicts.counts(), sitting.shown
+        done, good = counts.total(), counts[GOOD]
+        said = f"**{left}** {sitting.kind} to look at, {done} done: {good} normal, {done - good} anomalous"
+        choices = self.gradio.update(choices=sorted(counts.keys() - {GOOD} | {ANOMALOUS}))
+        if row is None:
+            whole = "Nothing is left." if not left else f"Nothing is left but {left} that you skipped, or whose picture is gone."
+            return said, None, None, whole, choices
+        about = f"{row.picture}: {row.score:.6f}, threshold {row.threshold:.6f}, scored {row.time[:16].replace('T', ' ')} UTC"
+        file = self.line.record.overlay(row)
+        overlay = self._read(file, FULL) if file.is_file() else None
+        return said, picture, None if overlay is None else small(overlay), about, choices
 
-    def say(sitting: Sitting, defect: str) -> tuple[Any, ...]:
-        with memory.turn, told(gradio):
-            row = sitting.shown
-            picture = None if row is None else picture_of(line, row, memory)
-            if row is not None and picture is None:
-                gradio.Warning(f"{row.picture}: the picture was removed or replaced, so nothing was recorded")
-            elif row is not None and picture is not None:
-                line.verdicts.give(row, picture, defect.strip())
-                sitting.given.append(row)
-            del picture
-            return turn(sitting)
+    def _picture(self, row: Judged) -> Picture | None:
+        """Read a picture: the copy of a flagged one, or one that passed from the watched folder. Return None if it was removed or replaced.
 
-    def skip(sitting: Sitting) -> tuple[Any, ...]:
-        with memory.turn, told(gradio):
-            if sitting.shown is not None:
-                sitting.skipped.add(sitting.shown.name)
-            return turn(sitting)
+        Raises BadInput if it does not fit in the page's memory.
+        """
+        from changepair.tasks.monitoring.record import key_of
 
-    def undo(sitting: Sitting) -> tuple[Any, ...]:
-        with memory.turn, told(gradio):
-            if sitting.given:
-                row = sitting.given.pop()
-                line.verdicts.withdraw(row)
-            return turn(sitting)
+        folder, copy = Path(self.line.settings.folder).expanduser(), self.line.record.flagged(row)
+        file = folder / row.picture
+        if row.verdict == "anomalous" and copy.is_file():
+            return self._read(copy, FULL)
+        return self._read(file, self.line.intensity) if file.is_file() and key_of(file, folder) == row.key else None
 
+    def _read(self, file: Path, intensity: Intensity) -> Picture | None:
+        from changepair.tasks.prediction.pictures import as_picture
+
+        needs = needs_of_file(file, self.memory.room())
+        self.memory.claim(needs.decoding + RGB * needs.pixels, file.name)
+        try:
+            return as_picture(file, intensity=intensity)
+        except BadInput:
+            return None
+
+
+def make_page(gradio: Any, line: Line, total: int) -> Any:
+    """Build the page. total: bytes of memory for the pictures of all visitors."""
+    own = Page(gradio, line, total)
     with gradio.Blocks(title=f"changepair: {line.pipeline}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         state = gradio.State()
         gradio.Markdown(f"# {line.pipeline}\nIs it **normal**, or **anomalous**? Keys: n, a, s to skip, u to undo.")
@@ -196,28 +211,10 @@ def make_page(gradio: Any, line: Line, total: int) -> Any:
             skipping = gradio.Button("Skip", elem_id="skip")
             undoing = gradio.Button("Undo", elem_id="undo")
         outputs = [state, progress, picture, overlay, about, defect]
-        page.load(begin, kind, outputs, api_name="begin")
-        kind.change(begin, kind, outputs, api_name=False)
-        normal.click(lambda sitting: say(sitting, GOOD), state, outputs, api_name="normal")
-        anomalous.click(say, [state, defect], outputs, api_name="anomalous")
-        skipping.click(skip, state, outputs, api_name="skip")
-        undoing.click(undo, state, outputs, api_name="undo")
+        page.load(own.begin, kind, outputs, api_name="begin")
+        kind.change(own.begin, kind, outputs, api_name=False)
+        normal.click(lambda sitting: own.say(sitting, GOOD), state, outputs, api_name="normal")
+        anomalous.click(own.say, [state, defect], outputs, api_name="anomalous")
+        skipping.click(own.skip, state, outputs, api_name="skip")
+        undoing.click(own.undo, state, outputs, api_name="undo")
     return page
-
-
-def _drawn(gradio: Any, line: Line, sitting: Sitting, picture: Any, memory: Memory, left: int) -> tuple[Any, ...]:
-    """Return what the page shows of a picture: how many are left, the picture, its map, its score, and the names of the defects.
-
-    picture: at the size that is shown.
-    """
-    counts, row = line.verdicts.counts(), sitting.shown
-    names = sorted(counts.keys() - {GOOD} | {ANOMALOUS})
-    said = f"**{left}** {sitting.kind} to look at, {counts.total()} done: {counts[GOOD]} normal, {counts.total() - counts[GOOD]} anomalous"
-    choices = gradio.update(choices=names)
-    if row is None:
-        whole = "Nothing is left." if not left else f"Nothing is left but {left} that you skipped, or whose picture is gone."
-        return said, None, None, whole, choices
-    about = f"{row.picture}: {row.score:.6f}, threshold {row.threshold:.6f}, scored {row.time[:16].replace('T', ' ')} UTC"
-    file = line.record.overlay(row)
-    overlay = _read(file, FULL, memory) if file.is_file() else None
-    return said, picture, None if overlay is None else small(overlay), about, choices

@@ -1,4 +1,4 @@
-"""The flow of `changepair watch <pipeline>`: scores the pictures that have appeared in the pipeline's watched folder since it last ran."""
+"""The flow of `changepair watch <pipeline>`: score the new pictures in the pipeline's watched folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from changepair.flows.monitoring.line import Line, line_of
 from changepair.flows.prediction.model_in_use import SEPARATOR, model_in_use
 from changepair.flows.promotion.history import read_current
 from changepair.flows.running.api import stoppable
-from changepair.flows.running.artifacts import show_page, show_picture
 from changepair.flows.running.locks import one_at_a_time
-from changepair.flows.running.steps import HOUR, progress, step
+from changepair.flows.running.steps import HOUR, progress, show_page, show_picture, step
 from changepair.flows.running.workers import Sealed, count_done, for_gpu, on_cluster, wait_for
-from changepair.flows.runs.events import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
+from changepair.flows.runs.states import ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT, emit
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
@@ -32,19 +31,17 @@ from changepair.tasks.prediction.files import KIT_NAME, is_kit
 from changepair.tasks.prediction.predictor import Predictor
 
 MADE_OF_NAME, TOLD_NAME, LABELLED_NAME = "made-of.json", "drift-was-told-of", "verdicts-told-of"
-MOST_SHOWN = 20
-"""Flagged pictures that a run's page lists: the highest."""
+MOST_SHOWN = 20  # flagged pictures that a run's page lists: the highest
 QUIET, ALERT, DRIFTED = "Nothing unusual", "Alert", "Drifted"
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What a run has seen."""
+    """The results of a run."""
 
     judged: tuple[Judged, ...]
     drift: Drift
-    alert: float
-    """The share above which it alerts."""
+    alert: float  # the share above which it alerts
 
     def count(self, verdict: str) -> int:
         return sum(row.verdict == verdict for row in self.judged)
@@ -75,7 +72,7 @@ class Watched:
 @flow(name="watch", flow_run_name="watch {pipeline}")
 @stoppable
 def watch(pipeline: str) -> State[None]:
-    """Scores what is new. Ends Completed, by the name of what it saw: QUIET, ALERT, DRIFTED."""
+    """Score the new pictures. Ends Completed, with the state name QUIET, ALERT or DRIFTED."""
     line, logger = line_of(pipeline), get_run_logger()
     folder = line.record.folder
     with one_at_a_time("scoring", f"score {pipeline}", folder=folder, where=folder, wait=True, tell=logger.warning):
@@ -93,7 +90,7 @@ def watch(pipeline: str) -> State[None]:
 
 @step(name="make kit", task_run_name="make kit of {pipeline}", timeout_seconds=HOUR)
 def make_kit(pipeline: str, line: Line) -> Path:
-    """Gives the kit of the model in use, made anew where that, the prompts, or the normal pictures have changed."""
+    """Return the kit of the current model, rewritten if the model, the prompts or the normal pictures have changed."""
     settings, folder = line.settings, line.record.folder / KIT_FOLDER
     made_of = _made_of(line)
     file = folder.parent / MADE_OF_NAME
@@ -117,25 +114,21 @@ def make_kit(pipeline: str, line: Line) -> Path:
 
 @step(name="score what is new", task_run_name="score what is new for {pipeline}", timeout_seconds=24 * HOUR)
 def score_new(pipeline: str, line: Line, kit: Path) -> list[Judged]:
-    """Scores and records. What a run before had recorded when it was killed is not scored again."""
+    """Score and record the new pictures. Those that a killed run has recorded are not scored again."""
     pictures = arrived(Path(line.settings.folder).expanduser(), line.record, settled=line.settings.settled)
     if not pictures:
         return []
-    report, rows = progress(f"{pipeline}: {len(pictures)} new pictures"), []
-    way = _on_cluster if on_cluster(read_pipelines().execution) else _here
-    for part in way(pictures, line.record, kit):
+    report, rows, name = progress(f"{pipeline}: {len(pictures)} new pictures"), [], _name_of(kit)
+    divided = on_cluster(read_pipelines().execution)
+    for part in _on_cluster(pictures, line.record, kit) if divided else judge(Predictor.load(kit), name, pictures, line.record):
         rows += part
         report(len(rows) / len(pictures))
         stopping.check(f"score {pipeline}, {len(rows)} of {len(pictures)} new pictures scored")
     return rows
 
 
-def _here(pictures: Sequence[Arrived], record: Record, kit: Path) -> Iterator[list[Judged]]:
-    return judge(Predictor.load(kit), _name_of(kit), pictures, record)
-
-
 def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Iterator[list[Judged]]:
-    """Has the workers score, and records what they say in the pictures' order."""
+    """Score on the workers, and record the results in the pictures' order."""
     name = _name_of(kit)
     with for_gpu(read_pipelines().execution):
         parts = [score_part.submit(kit, name, Sealed(part), record.folder) for part in parts_of(pictures)]
@@ -148,46 +141,40 @@ def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Itera
 
 @step(name="score part", timeout_seconds=HOUR)
 def score_part(kit: Path, name: str, part: Sealed[Sequence[Arrived]], record: Path) -> list[Judged]:
-    """Scores a part on a worker, which sees the folders of the one who asks."""
+    """Score a part on a worker, which shares the folders with the flow."""
     return judge_part(_loaded(kit, name), name, part.value, Record(record))
 
 
 @lru_cache(maxsize=1)
 def _loaded(kit: Path, name: str) -> Predictor:
-    """Loads a kit; once in a worker for as long as it is the same. name: its hash."""
+    """Load a kit, once in a worker. name: its hash, which tells versions of the folder apart."""
     return Predictor.load(kit)
 
 
 def _name_of(kit: Path) -> str:
-    """Gives the hash that the record knows a kit by."""
+    """Return the hash of a kit in the record."""
     return sha256(kit / KIT_NAME)[:16]
 
 
 def _made_of(line: Line) -> Mapping[str, Any]:
-    """Gives all that a kit depends on."""
+    """Return everything that a kit depends on, as JSON."""
     current, settings = read_current(line.pipeline), line.settings
-    pictures = {name: [_about(file) for file in files] for name, files in (("prompts", line.prompts), ("normals", line.normals))}
-    about = {"model": current.hash if current else None, "detector": settings.detector, "false_alarms": settings.false_alarms, **pictures}
-    content: dict[str, Any] = json.loads(json.dumps(about))
-    return content
-
-
-def _about(file: Path) -> tuple[str, int, int]:
-    about = file.stat()
-    return str(file), about.st_size, about.st_mtime_ns
+    about: dict[str, Any] = {"model": current.hash if current else None, "detector": settings.detector}
+    about["false_alarms"] = settings.false_alarms
+    for name, files in (("prompts", line.prompts), ("normals", line.normals)):
+        about[name] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return about
 
 
 def _drift(line: Line, kit: Path) -> Drift:
-    """Tests all that this kit has let pass."""
-    threshold = Predictor.load(kit).threshold
+    threshold, own = Predictor.load(kit).threshold, _name_of(kit)
     assert threshold is not None
-    own = _name_of(kit)
     scores = [row.score for row in line.record.rows() if row.kit == own and row.score is not None]
     return drift_of(threshold, scores, chance=line.settings.drift)
 
 
 def _show(line: Line, seen: Watched) -> None:
-    """Shows a run in the Prefect UI: a page, and the highest of the flagged with its map."""
+    """Show a run in the Prefect UI: a page, and the flagged picture with the highest score and its map."""
     flagged = sorted((row for row in seen.judged if row.verdict == "anomalous"), key=lambda row: -(row.score or 0.0))
     lines = [f"# {line.pipeline}: {seen.state}", "", f"{seen}.", ""]
     if flagged:
@@ -201,7 +188,7 @@ def _show(line: Line, seen: Watched) -> None:
 
 
 def _announce(line: Line, seen: Watched, kit: str) -> None:
-    """Emits an event, which automations may act on: ALERT_EVENT, or DRIFT_EVENT, that once for a kit: what drifted stays so."""
+    """Emit an event for automations: ALERT_EVENT, or DRIFT_EVENT once for each kit."""
     told = line.record.folder / TOLD_NAME
     if seen.drift.found and told.is_file() and told.read_text(encoding="utf-8") == kit:
         return
@@ -212,7 +199,7 @@ def _announce(line: Line, seen: Watched, kit: str) -> None:
 
 
 def _count_verdicts(line: Line, tell: Callable[[str], None]) -> None:
-    """Emits LABELLED_EVENT when people have said enough that is new."""
+    """Emit LABELLED_EVENT if there are enough new labels."""
     told, wanted = line.record.folder / LABELLED_NAME, line.settings.retrain_after
     if wanted is None:
         return

@@ -12,12 +12,9 @@ from typing import TypeVar
 
 import psutil
 
-SHARE, MOST = 0.5, 4 * 2**30
-"""The default budget: this share of the memory of the machine or the container, and at most so many bytes."""
-MMAP_FROM = 2**20
-"""Bytes from which an allocation is returned to the system as soon as it is freed."""
-M_MMAP_THRESHOLD = -3
-"""From malloc.h of glibc."""
+SHARE, MOST = 0.5, 4 * 2**30  # the default budget: this share of the memory of the machine or the container, and at most so many bytes
+MMAP_FROM = 2**20  # bytes from which an allocation is returned to the system as soon as it is freed
+M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 GROUPS = Path("/sys/fs/cgroup")
 Result = TypeVar("Result")
 
@@ -38,9 +35,7 @@ class Budget:
         frees something that is kept, and returns False if there is nothing more to free."""
         self.total = total
         self.used = self._fixed = fixed
-        self._most_waiting = most_waiting
-        self._patience = patience
-        self._drop = drop
+        self._most_waiting, self._patience, self._drop = most_waiting, patience, drop
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size: int) -> None:

@@ -16,23 +16,18 @@ EXAMPLES = """examples:
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "export",
-        help="write a model as one file for ONNX Runtime or torch.export",
-        description="Writes a detector as one file: with its prompts inside, or, where none are given, as an input.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Add the command."""
+    about = "write a model as one file for ONNX Runtime or torch.export"
+    description = "Writes a detector as one file: with its prompts inside, or, where none are given, as an input."
+    parser = options.add_command(commands, "export", export, about, description, EXAMPLES)
     options.add(parser)
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="%(default)s")
     parser.add_argument("--any-size", action="store_true", help="take pictures of any size, and bring them to the resolution inside")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the file and export.json are written")
-    parser.set_defaults(run=export)
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     predictor = load(arguments)
     from changepair.tasks.prediction.export import NAMES
     from changepair.tasks.prediction.export import export as work

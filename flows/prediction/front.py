@@ -24,15 +24,9 @@ from changepair.flows.arguments import TOKEN
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_CONNECTIONS = 512
-HEAD_SECONDS = 10.0
-"""Until the headers of a request are complete; also how long a connection may be idle."""
-STALLED_SECONDS = 30.0
-"""How long a client may take no byte of an answer."""
-HEADERS = (
-    (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-)
+HEAD_SECONDS = 10.0  # until the headers of a request are complete; also how long a connection may be idle
+STALLED_SECONDS = 30.0  # how long a client may take no byte of an answer
+HEADERS = ((b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff"))
 
 
 @dataclass(frozen=True)
@@ -41,22 +35,14 @@ class Rules:
 
     token: str | None = None
     """What clients must send as Bearer token or as Basic password. Without it, only names of this machine are accepted as Host."""
-    hosts: tuple[str, ...] | None = LOCAL
-    """Names that a request may have as Host if there is no token; None for any."""
-    free: tuple[str, ...] = ()
-    """Paths that need no token and that are answered however many requests there are."""
-    body: int | None = None
-    """Largest body, bytes."""
-    files: tuple[str, ...] = ()
-    """Paths whose bodies are written to files, and may be larger."""
-    bodies: int | None = None
-    """Largest sum of the bodies of all requests, bytes."""
-    requests: int = 128
-    """Requests at a time."""
-    body_seconds: float = 30.0
-    """Until the body of a request is complete."""
-    answer_seconds: float | None = None
-    """From there until the answer is complete; None for no limit, where a page keeps a stream open."""
+    hosts: tuple[str, ...] | None = LOCAL  # names that a request may have as Host if there is no token; None for any
+    free: tuple[str, ...] = ()  # paths that need no token and that are answered however many requests there are
+    body: int | None = None  # largest body, bytes
+    files: tuple[str, ...] = ()  # paths whose bodies are written to files, and may be larger
+    bodies: int | None = None  # largest sum of the bodies of all requests, bytes
+    requests: int = 128  # requests at a time
+    body_seconds: float = 30.0  # until the body of a request is complete
+    answer_seconds: float | None = None  # from there until the answer is complete; None for no limit, where a page keeps a stream open
 
 
 class Front:
@@ -64,11 +50,8 @@ class Front:
 
     def __init__(self, app: ASGIApp, rules: Rules, report: Callable[[Scope, int, float], None] = lambda *_: None) -> None:
         """report: gets the scope, the status and the seconds of each request."""
-        self.app = app
-        self.rules = rules
-        self._report = report
-        self._requests = 0
-        self._bodies = 0
+        self.app, self.rules, self._report = app, rules, report
+        self._requests = self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

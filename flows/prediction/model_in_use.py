@@ -6,14 +6,15 @@ For `--model <pipeline>[/<detector>]`, and for `--model <folder>` with a folder 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from changepair.flows.promotion.history import folder_of, read_current, read_recommendation
-from changepair.flows.promotion.store import MeasuredAs, measured_as_in, read_measured_as
+from changepair.flows.promotion.store import MeasuredAs, read_measured_as
 from changepair.flows.running.places import IN_USE, SETTINGS_NAME
+from changepair.flows.running.records import read_record
 from changepair.flows.settings.detectors import Detectors
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.flows.settings.reader import nearest, parse
@@ -26,8 +27,7 @@ from changepair.tasks.scoring.decision import PromotionSettings, choose
 from changepair.tasks.scoring.recommendation import Recommendation, Use
 from changepair.tasks.scoring.results import DRAWS_NAME, read_draws
 
-SEPARATOR = "/"
-"""Separates a pipeline from one of its detectors."""
+SEPARATOR = "/"  # separates a pipeline from one of its detectors
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class InUse:
 
     pipeline: str
     named: Named
-    which: str
-    """A line that says which detector it is, and why."""
+    which: str  # a line that says which detector it is, and why
     recommendation: Recommendation | None
     """The decision, with prompts and thresholds. None if the user named the detector, or an older version promoted the model."""
 
@@ -65,18 +64,13 @@ class InUse:
         return [self._read(prompt.image, prompt.sha256) for prompt in use.prompts]
 
     def _read(self, image: str, sha256: str) -> bytes:
+        about, own = f"{image}: this prompt of {self.pipeline}", "or give your own prompts with --prompt"
         try:
             data = place_of(image).read_bytes()
         except (OSError, ValueError) as error:
-            raise BadInput(
-                f"{image}: this prompt of {self.pipeline} cannot be read ({error}); get it with `dvc pull`, or give your own prompts with "
-                "--prompt"
-            ) from error
+            raise BadInput(f"{about} cannot be read ({error}); get it with `dvc pull`, {own}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise BadInput(
-                f"{image}: this prompt of {self.pipeline} has changed since the threshold was set; run `changepair retrain "
-                f"{self.pipeline}`, or give your own prompts with --prompt"
-            )
+            raise BadInput(f"{about} has changed since the threshold was set; run `changepair retrain {self.pipeline}`, {own}")
         return data
 
 
@@ -96,7 +90,11 @@ def model_in_use(model: str) -> InUse:
     if wanted and wanted not in detectors:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
     recommendation = None if wanted else read_recommendation(folder)
-    name, why = (wanted, "") if wanted else _chosen(detectors, folder, recommendation, lambda: _promotion_of(pipeline))
+    if wanted:
+        name, why = wanted, ""
+    else:
+        known = read_pipelines().pipelines.get(pipeline) if recommendation is None else None
+        name, why = _chosen(detectors, folder, recommendation, known.promotion if known is not None else PromotionSettings())
     if not name:
         raise BadInput(f"{folder}: no metric shows which detector is the best; name one: --model {pipeline}{SEPARATOR}<detector>")
     if name not in detectors:
@@ -110,9 +108,9 @@ def model_of_project(folder: Path) -> InUse:
 
     Raises BadInput if its detector reads anything outside this folder, or if files are missing or damaged.
     """
-    detectors = _detectors(measured_as_in(folder), folder.name, folder)
+    detectors = _detectors(read_record(MeasuredAs, folder / SETTINGS_NAME), folder.name, folder)
     recommendation = read_recommendation(folder)
-    name, why = _chosen(detectors, folder, recommendation, PromotionSettings)
+    name, why = _chosen(detectors, folder, recommendation, PromotionSettings())
     if name not in detectors:
         raise BadInput(f"{folder}: names no detector that it has; fetch the folder again, or use a model folder in it")
     return InUse(str(folder), of_fetched(name, detectors, folder), f"{folder}: {name}{why}", recommendation)
@@ -130,21 +128,16 @@ def _detectors(measured_as: MeasuredAs, pipeline: str, folder: Path) -> dict[str
 
 
 def _chosen(
-    detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None, promotion: Callable[[], PromotionSettings]
+    detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None, promotion: PromotionSettings
 ) -> tuple[str, str]:
     """Return the detector that the model uses, and why; an empty name if no metric shows one.
 
-    promotion: returns the settings that choose it, if an older version wrote the folder, without a decision.
+    promotion: the settings that choose it, if an older version wrote the folder, without a decision.
     """
     if recommendation is not None:
         detector, why = recommendation.detector, str(recommendation)
     else:
         trained = [name for name, one in detectors.items() if DETECTORS[kind_of(one)].training is not None]
-        choice = choose(read_draws(folder / DRAWS_NAME), promotion(), trained)
+        choice = choose(read_draws(folder / DRAWS_NAME), promotion, trained)
         detector, why = ("", "") if choice is None else (choice.detector, str(choice))
     return detector, f", chosen of its {len(detectors)} detectors ({why})"
-
-
-def _promotion_of(pipeline: str) -> PromotionSettings:
-    known = read_pipelines().pipelines.get(pipeline)
-    return known.promotion if known is not None else PromotionSettings()

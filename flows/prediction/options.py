@@ -23,8 +23,20 @@ if TYPE_CHECKING:
 SEVERAL = "a file, a folder or a pattern"
 
 
+Commands = argparse._SubParsersAction
+Run = Callable[[argparse.Namespace], None]
+
+
+def add_command(commands: Commands, name: str, run: Run, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Add a command that calls `run`. summary: in the list of commands. epilog: printed as it stands, for examples."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=summary, description=description, epilog=epilog, formatter_class=shape)
+    parser.set_defaults(run=run)
+    return parser
+
+
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
+    """Add the options."""
     parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"normal pictures: {SEVERAL}; may be repeated")
     parser.add_argument(
         "--model",
@@ -63,15 +75,9 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
     """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
-        for option, value in (
-            ("--prompt", prompts),
-            ("--model", arguments.model),
-            ("--tiles", tiles),
-            ("--category", arguments.category),
-            ("--intensity", arguments.intensity),
-        ):
-            if value:
-                raise BadInput(f"{option}: a kit has its own; leave out either {option} or --kit")
+        for option in ("prompt", "model", "tiles", "category", "intensity"):
+            if getattr(arguments, option):
+                raise BadInput(f"--{option}: a kit has its own; leave out either --{option} or --kit")
         if not is_kit(kit):
             raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
     files = files_of(prompts)
@@ -108,10 +114,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
 
 
 def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
-    """Raise BadInput if the normal pictures are too few for a threshold. This loads no model.
-
-    Pictures that are prompts do not count.
-    """
+    """Raise BadInput if the normal pictures that are no prompts are too few for a threshold. This loads no model."""
     from changepair.tasks.prediction.calibration import check_count
 
     taken = set(map(os.path.realpath, prompts))
@@ -126,18 +129,14 @@ def tell(line: str) -> None:
 
 def _in_use(model: str | None) -> InUse | None:
     """Find the current model of a pipeline, or of another project, if --model names one."""
-    if model is None:
+    of_project = model is not None and (Path(model) / SETTINGS_NAME).is_file()
+    if model is None or not (of_project or Path("pipelines.yaml").is_file()):
         return None
-    if (Path(model) / SETTINGS_NAME).is_file():
-        from changepair.flows.prediction.model_in_use import model_of_project
+    from changepair.flows.prediction.model_in_use import is_pipeline, model_in_use, model_of_project
 
+    if of_project:
         return model_of_project(Path(model))
-    if Path("pipelines.yaml").is_file():
-        from changepair.flows.prediction.model_in_use import is_pipeline, model_in_use
-
-        if is_pipeline(model):
-            return model_in_use(model)
-    return None
+    return model_in_use(model) if is_pipeline(model) else None
 
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:

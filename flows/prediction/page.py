@@ -7,43 +7,37 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from changepair.flows.arguments import COUNT, check_options, token_for
 from changepair.flows.prediction.budget import default_budget
 from changepair.flows.prediction.options import tell
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import EXIT_CODE
+from changepair.tasks.prediction.memory import Needs, needs_of
 
 MOST_BYTES = "32mb"
-UPLOAD = "/gradio_api/upload"
-"""Path whose request bodies are written to files, each of at most MOST_BYTES."""
-MOST_BODY = 2**20
-"""Largest body of any other request, in bytes. It names the files of a folder, 500 at most."""
-MOST_FIELD = 2**16
-"""Largest field of a form that is not a file, in bytes."""
-SHOWN = 1024
-"""Pixels of the longer side of what is shown."""
-KEPT = 3600
-"""Seconds that what was uploaded, or shown, is kept."""
+UPLOAD = "/gradio_api/upload"  # path whose request bodies are written to files, each of at most MOST_BYTES
+MOST_BODY = 2**20  # largest body of any other request, in bytes. It names the files of a folder, 500 at most.
+MOST_FIELD = 2**16  # largest field of a form that is not a file, in bytes
+SHOWN = 1024  # pixels of the longer side of what is shown
+HELD = "the detector, and the pictures and prompts of all visitors; a picture that needs more is refused"
+KEPT = 3600  # seconds that what was uploaded, or shown, is kept
 CSS = """.verdict {font-size: 1.3em} footer {visibility: hidden}
 .filling img {width: 100%; height: 100%; object-fit: contain}"""
 
 
-def add_address(parser: argparse.ArgumentParser, port: int) -> None:
-    """Add the options of a page: where it listens, and its memory."""
+def add_address(parser: argparse.ArgumentParser, port: int, held: str = HELD, *, about_port: str = "%(default)s") -> None:
+    """Add the options of a page or the service: where it listens, and its memory. held: what the memory is for."""
     parser.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=port, help="%(default)s")
-    parser.add_argument(
-        "--memory",
-        type=int,
-        metavar="MB",
-        help="for the detector, and the pictures and prompts of all visitors; a picture that needs more is refused (half of the memory of "
-        "the machine or the container, at most 4294)",
-    )
+    parser.add_argument("--port", type=int, default=port, help=about_port)
+    limit = "half of the memory of the machine or the container, at most 4294"
+    parser.add_argument("--memory", type=int, metavar="MB", help=f"for {held} ({limit})")
 
 
 def memory_of(arguments: argparse.Namespace) -> int:
@@ -135,3 +129,54 @@ def small(picture: Any) -> Any:
     image = Image.fromarray(picture)
     image.thumbnail((SHOWN, SHOWN))
     return image
+
+
+class Memory:
+    """The memory of a page, in bytes. A computation holds `turn`, and claims what it takes before it begins.
+
+    A session that keeps something has its `size` in bytes, and `drop()`.
+    """
+
+    def __init__(self, total: int, fixed: int = 0) -> None:
+        """total: for one computation, for what sessions keep, and for `fixed`, which the page always holds. Raises BadInput if nothing is
+        left of it."""
+        if fixed >= total:
+            raise BadInput(f"the detector and one batch take {fixed / 1e9:.2g} of {total / 1e9:.2g} GB; give more --memory")
+        self.turn = threading.Lock()
+        self._total = total - fixed
+        self._kept: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # the least recently used first
+
+    def room(self, own: Any = None) -> int:
+        """Return how much a computation may take. own: its session, which stays."""
+        return self._total - (0 if own is None else own.size)
+
+    def claim(self, size: int, what: str, own: Any = None) -> None:
+        """Make room for a computation by dropping the least recently used sessions. Raises BadInput if it does not fit.
+
+        what: what is computed, for the message. own: its session, which stays.
+        """
+        if size > self.room(own):
+            raise BadInput(
+                f"{what}: needs {size / 1e9:.2g} GB of memory, more than the {self.room(own) / 1e9:.2g} GB that the page has for it; "
+                "give fewer or smaller pictures, or start the page with more --memory"
+            )
+        for one in list(self._kept):
+            if sum(kept.size for kept in self._kept) + size <= self._total:
+                break
+            if one is not own:
+                del self._kept[one]
+                one.drop()
+
+    def keep(self, own: Any) -> None:
+        """Count what a session keeps, as the most recently used."""
+        self._kept.pop(own, None)
+        self._kept[own] = None
+
+
+def needs_of_file(file: Path, room: int) -> Needs:
+    """Estimate the memory that a picture takes, as `needs_of`. A file larger than `room` is not read."""
+    try:
+        size = file.stat().st_size
+        return needs_of(file.read_bytes()) if size <= room else Needs((0, 0), size, 0)
+    except OSError:  # whoever decodes it reports why
+        return Needs((0, 0), 0, 0)

@@ -1,12 +1,14 @@
-"""The command `changepair predict`: scores pictures, sets thresholds, writes kits."""
+"""The command `changepair predict`: score pictures, set thresholds, write kits."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,14 +36,10 @@ EXIT_CODES = (
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "predict",
-        help="score pictures against normal ones, and say where they differ",
-        description="Scores pictures against one or a few normal ones: 0 normal … 1 anomalous, and where.",
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Add the command."""
+    about = "score pictures against normal ones, and say where they differ"
+    description = "Scores pictures against one or a few normal ones: 0 normal … 1 anomalous, and where."
+    parser = options.add_command(commands, "predict", predict, about, description, f"{EXAMPLES}\n{EXIT_CODES}")
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"what to score: {SEVERAL}")
     options.add(parser)
     parser.add_argument(
@@ -62,19 +60,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="pictures scored at once; scores at other sizes agree within 5e-6 (%(default)s)",
     )
-    parser.set_defaults(run=predict)
 
 
-DARK = 64
-"""Value from 0 to 255 that the brightest pixel of a picture has to reach, where the prompts' range was chosen from their samples."""
+DARK = 64  # value from 0 to 255 that the brightest pixel of a picture has to reach, where the prompts' range was chosen from their samples
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Runs the command; ends the process with 1 or 2 where EXIT_CODES says so."""
+    """Run the command; exit with 1 or 2 as in EXIT_CODES."""
     try:
         _predict(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read the answer has enough of it, `head` for example
+    except BrokenPipeError:  # the reader of the output has stopped, `head` for example
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -103,8 +99,10 @@ def _predict(arguments: argparse.Namespace) -> None:
         tell(f"{arguments.write_kit}: a kit; use it with `changepair predict --kit {arguments.write_kit} <pictures>`")
     flagged = 0
     if pictures:
+        from changepair.tasks.prediction.outputs import score_table
+
         show = _printer(arguments.format, calibrated=predictor.threshold is not None)
-        with _table(arguments.out) as keep:
+        with nullcontext(lambda line: None) if arguments.out is None else score_table(arguments.out / "scores.csv") as keep:
             for line in _lines(arguments, predictor, pictures, refuse):
                 show(line)
                 keep(line)
@@ -128,7 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
 ) -> Iterator[Line]:
-    """Scores the pictures one after the other, and writes what is to be written of each."""
+    """Score the pictures one by one, and write their maps and overlays."""
     from changepair.tasks.common.decoding import FULL, UNKNOWN
     from changepair.tasks.prediction.outputs import line_of, save
 
@@ -148,19 +146,12 @@ def _lines(
 
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
-    """Gives what prints a line, as soon as it is known."""
-    from changepair.tasks.prediction.outputs import as_json, csv_lines, shown
+    """Return a function that prints a line at once."""
+    from changepair.tasks.prediction.outputs import csv_lines, shown
 
     if form == "json":
-        return lambda line: print(as_json(line), flush=True)
+        return lambda line: print(json.dumps(asdict(line), ensure_ascii=False), flush=True)
     if form == "csv":
         return csv_lines(sys.stdout)
     print(" score    " + ("verdict    " if calibrated else "") + "picture")
     return lambda line: print(f"{shown(line.score)}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
-
-
-def _table(folder: Path | None) -> AbstractContextManager[Callable[[Line], None]]:
-    """Gives what adds a line to scores.csv; nothing where there is no folder."""
-    from changepair.tasks.prediction.outputs import score_table
-
-    return nullcontext(lambda line: None) if folder is None else score_table(folder / "scores.csv")

@@ -1,4 +1,4 @@
-"""The command `changepair api`: starts the service of changepair.flows.prediction.service."""
+"""The command `changepair api`: start the service of changepair.flows.prediction.service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from changepair.flows.arguments import COUNT, check_options, listening, token_for
 from changepair.flows.prediction import options
 from changepair.flows.prediction.options import load, tell
+from changepair.flows.prediction.page import add_address, memory_of
 from changepair.tasks.common.bounds import MOST, Between
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.prediction.files import is_kit
@@ -26,19 +27,14 @@ Clients must send the token in the environment variable CHANGEPAIR_API_TOKEN. Wi
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "api",
-        help="serve a model over HTTP",
-        description="Serves a model over HTTP: clients give prompts, or name a kit, and send pictures. OpenAPI is at /docs, what "
-        "Prometheus reads at /metrics.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Add the command."""
+    about = "serve a model over HTTP"
+    description = "Serves a model over HTTP: clients give prompts, or name a kit, and send pictures. OpenAPI at /docs, metrics at /metrics."
+    parser = options.add_command(commands, "api", serve, about, description, EXAMPLES)
     options.add(parser)
     parser.add_argument("--kits", type=Path, metavar="FOLDER", help="a folder of kits, which clients name")
-    parser.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="%(default)s; 0 for any that is free")
+    held = "the pictures and prompts of all clients, and the kits; a request that needs more gets 413"
+    add_address(parser, 8000, held, about_port="%(default)s; 0 for any that is free")
     for option, default, what in (
         ("--batch-size", 8, "pictures that are scored at once"),
         ("--most-waiting", 64, "pictures that may wait; those beyond get 429"),
@@ -46,25 +42,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         ("--most-megabytes", 64, "a request's size"),
     ):
         parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (%(default)s)")
-    parser.add_argument(
-        "--memory",
-        type=int,
-        metavar="MB",
-        help="for the pictures and prompts of all clients, and the kits; a request that needs more gets 413 (half of the memory of the "
-        "machine or the container, at most 4294)",
-    )
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="until a request is given up with 504 (%(default)s)")
-    parser.set_defaults(run=serve)
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Runs the service until SIGTERM or Ctrl-C. Raises BadInput for what cannot be loaded, and a port that is taken."""
+    """Run the service until SIGTERM or Ctrl-C. Raises BadInput if something cannot be loaded, or the port is taken."""
     counts = ("batch_size", "most_waiting", "most_pictures", "most_megabytes")
-    optional = ("memory",) if arguments.memory is not None else ()
-    check_options(arguments, {**dict.fromkeys((*counts, *optional), COUNT), "timeout": SECONDS})
-    folders = _kits(arguments.kits)
+    check_options(arguments, {**dict.fromkeys(counts, COUNT), "timeout": SECONDS})
+    memory = memory_of(arguments)
+    folders = sorted(one for one in arguments.kits.glob("*") if is_kit(one)) if arguments.kits is not None else []
+    if arguments.kits is not None and not folders:
+        raise BadInput(f"{arguments.kits}: no folder with kits; `changepair predict --write-kit {arguments.kits}/<name>` writes one")
     with listening(arguments.host, arguments.port) as own:
-        from changepair.flows.prediction.budget import default_budget, return_freed_memory
+        from changepair.flows.prediction.budget import return_freed_memory
         from changepair.flows.prediction.front import LOCAL, serve_app
         from changepair.flows.prediction.service import Limits, make_app
         from changepair.tasks.prediction.predictor import Predictor
@@ -76,7 +66,7 @@ def serve(arguments: argparse.Namespace) -> None:
             pictures=arguments.most_pictures,
             megabytes=arguments.most_megabytes,
             waiting=arguments.most_waiting,
-            memory=default_budget() if arguments.memory is None else arguments.memory * 1_000_000,
+            memory=memory,
             seconds=arguments.timeout,
         )
         kits = {folder.name: Predictor.load(folder) for folder in folders}
@@ -85,12 +75,3 @@ def serve(arguments: argparse.Namespace) -> None:
         tell(f"serving {predictor.model.name} at http://{host}:{port}; its page is /docs")
         with suppress(KeyboardInterrupt):
             serve_app(app, own, ending_seconds=round(arguments.timeout) + 5)
-
-
-def _kits(folder: Path | None) -> list[Path]:
-    if folder is None:
-        return []
-    found = sorted(one for one in folder.glob("*") if is_kit(one))
-    if not found:
-        raise BadInput(f"{folder}: no folder with kits; `changepair predict --write-kit {folder}/<name>` writes one")
-    return found

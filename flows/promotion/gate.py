@@ -1,10 +1,10 @@
-"""The gate decides whether a retrained model takes the place of the one in use; and both decisions can be made by hand."""
+"""Decide whether a retrained model replaces the current one, and promote or roll back a model by hand."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,19 +50,20 @@ class Outcome:
 
     state: RunState
     reason: str
-    decision: Decision = field(default_factory=lambda: Decision(True, ""))
+    decision: Decision = Decision(True, "")
 
 
 def gate(pipeline: str) -> Outcome:
-    """Holds the candidate against the model in use, on the same episodes, and puts it to use unless it may be worse. Raises BadInput if
-    the model in use cannot be had; that leaves it as it is."""
+    """Compare the candidate with the current model on the same episodes, and promote it unless it may be worse.
+
+    Raises BadInput, and changes nothing, if the current model's files are missing.
+    """
     settings = enabled_pipeline(pipeline)
     current = read_current(pipeline)
     if current is None:
         reason = "the first model of this pipeline"
-        if not settings.promotion.automatic:
-            return Outcome(RunState.KEPT, f"{reason}; {BY_HAND.format(pipeline)}")
-        return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, reason)))
+        by_hand = Outcome(RunState.KEPT, f"{reason}; {BY_HAND.format(pipeline)}")
+        return _promoted(pipeline, reason) if settings.promotion.automatic else by_hand
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
     if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
@@ -77,10 +78,11 @@ def gate(pipeline: str) -> Outcome:
     if not (equal and same_episodes(new, in_use, settings.promotion.figure, detectors)):
         in_use = measure_in_use(pipeline, settings, measured_as.detectors)
     decision = decide(new, in_use, settings.promotion, detectors)
-    if decision.promoted and settings.promotion.automatic:
-        return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, decision.reason)), decision)
-    reason = f"{decision.reason}; {BY_HAND.format(pipeline)}" if decision.promoted else decision.reason
-    return _kept(pipeline, reason, decision)
+    if not decision.promoted:
+        return _kept(pipeline, decision.reason, decision)
+    if not settings.promotion.automatic:
+        return _kept(pipeline, f"{decision.reason}; {BY_HAND.format(pipeline)}", decision)
+    return _promoted(pipeline, decision.reason, decision)
 
 
 def _again(pipeline: str, current: Model, automatic: bool) -> Outcome:
@@ -91,7 +93,12 @@ def _again(pipeline: str, current: Model, automatic: bool) -> Outcome:
         return Outcome(RunState.IN_USE, since)
     if current.action == "rolled back" or not automatic:  # a person chooses
         return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
-    return Outcome(RunState.PROMOTED, _with_choice(take(pipeline, "the same model with a new decision")))
+    return _promoted(pipeline, "the same model with a new decision")
+
+
+def _promoted(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
+    model = take(pipeline, reason)
+    return Outcome(RunState.PROMOTED, f"{reason}; used by {model.choice}" if model.choice else reason, decision or Decision(True, ""))
 
 
 def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
@@ -100,16 +107,11 @@ def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outco
 
 
 def _when(time: str) -> str:
-    """Gives a time of ISO 8601 as people read it."""
     return f"{time[:16].replace('T', ' ')} UTC"
 
 
-def _with_choice(model: Model) -> str:
-    return f"{model.reason}; used by {model.choice}" if model.choice else model.reason
-
-
 def promote(pipeline: str) -> str:
-    """Puts the candidate to use whatever its figures; gives what to tell. Raises BadInput if it is not evaluated as it is now."""
+    """Promote the candidate whatever its metrics; return a message. Raises BadInput if its evaluation is out of date."""
     enabled_pipeline(pipeline)
     provenance.locked()  # tells better than DVC what is wrong with dvc.lock
     own_stages = [stage for stage in planned() if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
@@ -122,7 +124,7 @@ def promote(pipeline: str) -> str:
 
 
 def rollback(pipeline: str) -> str:
-    """Puts the model to use that was in use before; gives what to tell. Raises BadInput if there is none, or its files are gone."""
+    """Return to the model before the current one; return a message. Raises BadInput if there is none, or its files are missing."""
     enabled_pipeline(pipeline)
     line = in_use_in_turn(pipeline)
     others = [model for model in line[:-1] if model.hash != line[-1].hash]
@@ -130,27 +132,21 @@ def rollback(pipeline: str) -> str:
         raise BadInput(f"{folder_of(pipeline) / HISTORY}: {pipeline} has no model before the one in use, so there is none to go back to")
     before = others[-1]
     settle(pipeline, before)
-    reason = f"rolled back from {line[-1].candidate[:8]}"
-    model = replace(before, action="rolled back", time=now(), reason=reason)
+    model = replace(before, action="rolled back", time=now(), reason=f"rolled back from {line[-1].candidate[:8]}")
     write_current(pipeline, model)
-    return f"{pipeline}: model {model.candidate[:8]} is in use again{_of_scheduled_runs(pipeline)}"
-
-
-def _of_scheduled_runs(pipeline: str) -> str:
-    """Explain how to roll back the results branch of scheduled runs; empty if there is none."""
-    read = read_pipelines()
-    branch = branch_of(pipeline)
+    done = f"{pipeline}: model {model.candidate[:8]} is in use again"
+    read, branch = read_pipelines(), branch_of(pipeline)
     if read.pipelines[pipeline].schedule is None or read.runs.results != "branch" or provenance.branch() == branch:
-        return ""
+        return done
     return (
-        f" in this checkout. Scheduled runs go on from their own results: `git fetch`, `git switch {branch}`, "
+        f"{done} in this checkout. Scheduled runs go on from their own results: `git fetch`, `git switch {branch}`, "
         f"`changepair rollback {pipeline}`, `git commit -am 'Rolled back'`, `git push`"
     )
 
 
 def take(pipeline: str, reason: str) -> Model:
-    """Puts the candidate to use. Its files go into DVC's cache first and `current` is replaced last but for the copy: killed anywhere, one
-    of the two models is in use, whole."""
+    """Promote the candidate: store its files in DVC's cache, replace `current`, then check out. If this is killed anywhere, one of the two
+    models is current and complete."""
     settings = enabled_pipeline(pipeline)
     stored = store_candidate(pipeline, settings.trained, _measured_as(pipeline, settings))
     model = new_model(pipeline, stored, reason, "promoted", str(read_recommendation(EVALUATION / pipeline) or ""))
@@ -160,17 +156,14 @@ def take(pipeline: str, reason: str) -> Model:
 
 
 def judged(settings: Pipeline) -> list[str]:
-    """Lists the detectors that must pass: those that are named, else those that are trained, else all."""
+    """List the detectors that must pass: those of `promotion.detectors`, else the trained ones, else all."""
     return list(settings.promotion.detectors or ()) or settings.trained or list(settings.detectors)
 
 
 @step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
 def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[DrawRow]:
-    """Gives the draws of the model in use on the episodes of now. detectors: its own section of pipelines.yaml."""
-    from changepair.tasks.scoring.batch_scoring import (  # with torch and the encoders: three seconds, which few runs need
-        Scoring,
-        score_detector,
-    )
+    """Score the current model on the present episodes. detectors: its own section of pipelines.yaml."""
+    from changepair.tasks.scoring.batch_scoring import Scoring, score_detector  # with torch: three seconds, which few runs need
     from changepair.tasks.scoring.measure import measure
 
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)

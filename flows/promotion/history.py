@@ -1,4 +1,4 @@
-"""Remembers which model of a pipeline is in use, and what was decided before: in `current` and `history.jsonl`, both for Git.
+"""Record a pipeline's current model and the decisions before it: in `current` and `history.jsonl`, both for Git.
 
 data/models/<pipeline>/
   candidate/       a folder for each detector that was trained last: the outs of the train stages
@@ -28,7 +28,6 @@ from changepair.tasks.scoring.recommendation import Recommendation
 from changepair.tasks.scoring.results import DECISION_NAME, METRICS_NAME
 
 CURRENT, HISTORY = "current", "history.jsonl"
-"""In in-use/: what its figures were measured as."""
 Action = Literal["promoted", "kept", "rolled back"]
 
 
@@ -44,35 +43,26 @@ class Stored(NamedTuple):
 class Model:
     """A decision on a model: a line of history.jsonl, and of the one in use the content of `current`."""
 
-    hash: FolderHash
-    """Of in-use/; empty for one that was not put to use."""
-    size: int
-    """Bytes."""
+    hash: FolderHash  # of in-use/; empty for one that was not put to use
+    size: int  # bytes
     files: int
-    candidate: Hash
-    """Of what was trained, as `candidate_hash` has it."""
+    candidate: Hash  # of what was trained, as `candidate_hash` has it
     commit: str
     figures: Figures
     reason: str
     time: Moment
     action: Action = "promoted"
-    choice: str = ""
-    """The detector it is used by, where none is named, and why."""
+    choice: str = ""  # the detector it is used by, where none is named, and why
 
 
 def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
-    """Reads which model is in use; None before the first. Raises BadInput if the file is not what was written."""
+    """Read which model is current; None before the first. Raises BadInput if the file is damaged."""
     file = checkout / folder_of(pipeline) / CURRENT
-    if not file.exists():
-        return None
-    try:
-        return read_record(Model, file)
-    except BadInput as error:
-        raise BadInput(f"{error}; take it from Git again, or `changepair promote {pipeline}`") from error
+    return read_record(Model, file, f"take it from Git again, or `changepair promote {pipeline}`") if file.exists() else None
 
 
 def what_is_missing(folder: Path, model: Model) -> str:
-    """Says what a folder of a model in use lacks of its files, by their number and sizes; empty if nothing."""
+    """Describe what a folder of the current model lacks, by the number and size of its files; empty if nothing."""
     if not folder.is_dir():
         return "its files are not here"
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -83,7 +73,7 @@ def what_is_missing(folder: Path, model: Model) -> str:
 
 
 def read_history(pipeline: str) -> list[Model]:
-    """Reads every decision, the oldest first."""
+    """Read every decision, the oldest first. Raises BadInput."""
     file = folder_of(pipeline) / HISTORY
     decisions = []
     for number, line in enumerate(read_text(file).splitlines() if file.exists() else [], 1):
@@ -96,12 +86,12 @@ def read_history(pipeline: str) -> list[Model]:
 
 
 def in_use_in_turn(pipeline: str) -> list[Model]:
-    """Lists the models that lead to the one in use: a rollback takes back the promotions since the model it went back to."""
+    """List the promotions that lead to the current model. A rollback undoes those since the model that it returns to."""
     return _in_turn(pipeline)[0]
 
 
 def taken_back(pipeline: str, candidate: str) -> Model | None:
-    """Gives the rollback that took a model out of use, if it has not been put to use again since. candidate: the model's hash."""
+    """Return the rollback that replaced a model, unless that was promoted again since. candidate: the model's hash."""
     return _in_turn(pipeline)[1].get(candidate)
 
 
@@ -119,20 +109,20 @@ def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
 
 
 def write_current(pipeline: str, model: Model) -> None:
-    """Writes that a model is in use, here and in the history. Raises BadInput if the history cannot be read, and then writes nothing."""
+    """Record the current model, and add it to the history. Raises BadInput, before writing anything, if the history cannot be read."""
     read_history(pipeline)
     write_text(folder_of(pipeline) / CURRENT, json.dumps(asdict(model), indent=1) + "\n")
     _write_history(pipeline, decisions_on(pipeline))
 
 
 def decisions_on(pipeline: str) -> list[Model]:
-    """Reads the history, and adds to it the model in use, which a run that was killed may not have written there."""
+    """Read the history, with the current model, which a run that was killed may not have added."""
     past, current = read_history(pipeline), read_current(pipeline)
     return past if current is None or current in past else [*past, current]
 
 
 def remember_kept(pipeline: str, reason: str) -> None:
-    """Writes that the candidate was kept out; the same decision on the same candidate again adds no line."""
+    """Record that the candidate was not promoted. The same decision on the same candidate adds no line."""
     past, kept = decisions_on(pipeline), new_model(pipeline, Stored("", 0, 0), reason, "kept")
     if (past[-1].action, past[-1].candidate, past[-1].reason) != (kept.action, kept.candidate, kept.reason):
         _write_history(pipeline, [*past, kept])
@@ -144,12 +134,11 @@ def _write_history(pipeline: str, decisions: list[Model]) -> None:
 
 def new_model(pipeline: str, stored: Stored, reason: str, action: Action, choice: str = "") -> Model:
     figures: Figures = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
-    made_of = candidate_hash(pipeline), provenance.commit()
-    return Model(stored.hash, stored.size, stored.files, *made_of, figures, reason, now(), action, choice)
+    return Model(*stored, candidate_hash(pipeline), provenance.commit(), figures, reason, now(), action, choice)
 
 
 def candidate_hash(pipeline: str) -> str:
-    """Names what was trained last, by the hashes that dvc.lock has of each detector's model folder."""
+    """Hash the hashes in dvc.lock of the trained detectors' model folders."""
     trained = [f"{folder_of(pipeline).as_posix()}/{CANDIDATE}/{name}" for name in pipeline_named(pipeline).trained]
     locked = provenance.artifacts()
     text = json.dumps({path: locked.get(path) for path in trained})
@@ -161,14 +150,7 @@ def folder_of(pipeline: str) -> Path:
 
 
 def read_recommendation(folder: Path) -> Recommendation | None:
-    """Read decision.json. Return None if an older version wrote the folder, without the file.
-
-    Raises BadInput if the file is damaged.
-    """
+    """Read decision.json; None if an older version wrote the folder, without the file. Raises BadInput if the file is damaged."""
     file = folder / DECISION_NAME
-    if not file.is_file():
-        return None
-    try:
-        return read_record(Recommendation, file)
-    except BadInput as error:
-        raise BadInput(f"{error}; get it again with `dvc checkout --force`, or run `changepair retrain`") from error
+    hint = "get it again with `dvc checkout --force`, or run `changepair retrain`"
+    return read_record(Recommendation, file, hint) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""Keeps the files of the model in use: in DVC's cache, in its remote, and in in-use/."""
+"""Store the files of the current model: in DVC's cache, in its remote, and in in-use/."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MeasuredAs:
 
 
 def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: MeasuredAs) -> Stored:
-    """Puts the candidate's files, a folder for each of its trained detectors, and what it was measured as, into DVC's cache."""
+    """Store the candidate in DVC's cache: a folder for each trained detector, and what it was measured as."""
     folder = folder_of(pipeline)
     folder.mkdir(parents=True, exist_ok=True)  # it is not there where nothing is trained
     with tempfile.TemporaryDirectory(prefix=".taken-", dir=folder) as work:
@@ -55,7 +55,7 @@ def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Measur
 
 
 def settle(pipeline: str, model: Model) -> None:
-    """Makes in-use/ hold the model, from DVC's cache or its remote. Raises BadInput if neither has it, and leaves in-use/ as it was."""
+    """Check the model out into in-use/, from DVC's cache or its remote. Raises BadInput, and leaves in-use/, if neither has it."""
     folder = folder_of(pipeline)
     pointer = folder / POINTER
     # Frozen: DVC keeps and moves the files, and never takes a change to them, or their absence, for news.
@@ -81,7 +81,6 @@ def settle(pipeline: str, model: Model) -> None:
 
 
 def _cached(repo: Repo, model: Model) -> bool:
-    """Tells whether every file of the model is in DVC's cache."""
     cache = repo.cache.local
     try:
         return all(cache.exists(entry.value) for _key, _meta, entry in Tree.load(cache, HashInfo("md5", model.hash)))
@@ -92,12 +91,5 @@ def _cached(repo: Repo, model: Model) -> bool:
 def read_measured_as(pipeline: str) -> MeasuredAs:
     """Read the settings that the current model was measured with. Raises BadInput if they are missing or damaged."""
     folder = folder_of(pipeline)
-    try:
-        return measured_as_in(folder / IN_USE)
-    except BadInput as error:
-        raise BadInput(f"{error}; get it again with `dvc checkout --force {folder / POINTER}`, or `dvc pull`") from error
-
-
-def measured_as_in(folder: Path) -> MeasuredAs:
-    """Read the same from a folder `in-use`. Raises BadInput."""
-    return read_record(MeasuredAs, folder / SETTINGS_NAME)
+    hint = f"get it again with `dvc checkout --force {folder / POINTER}`, or `dvc pull`"
+    return read_record(MeasuredAs, folder / IN_USE / SETTINGS_NAME, hint)

@@ -1,4 +1,4 @@
-"""Gives a run and all the processes it starts one Prefect API, and makes each of those a child of the task that started it."""
+"""Give a run and the processes that it starts one Prefect API, and make each of them a child of the task that started it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -48,22 +48,18 @@ _temporary: ContextVar[bool] = ContextVar("temporary", default=False)  # whether
 
 @contextmanager
 def one_api() -> Iterator[None]:
-    """Gives this process and those it starts one API: the one that PREFECT_API_URL names, else a temporary server on loopback that lives as
-    long as this process. Raises BadInput if nothing answers there.
+    """Use one API in this process and those that it starts: that of PREFECT_API_URL, else a temporary server on loopback that lives as long
+    as this process. Raises BadInput if the API does not answer.
 
-    Left to itself every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
+    By default, every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
     """
-    url = PREFECT_API_URL.value()
-    login: str | None
-    temporary = not url
-    if not url:
-        login = new_login()
-        url = temporary_server(login)
+    temporary = not PREFECT_API_URL.value()
+    if temporary:
+        login: str | None = new_login()
+        url = temporary_server(str(login))
     else:
-        login = login_for(url)
-        refuse_silent(url, login)
-    os.environ["PREFECT_API_URL"] = url  # for the stages' processes
-    os.environ[SEEN] = url
+        url, login = named_server()
+    os.environ |= {"PREFECT_API_URL": url, SEEN: url}  # for the stages' processes
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     with logged_in(url, login), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
         refresh_global_settings_context()  # for Prefect's threads and its exit: one that knows no API would start a server that nobody ends
@@ -81,11 +77,9 @@ def logged_in(url: str, login: str | None) -> Iterator[None]:
 
 
 def page_of_run() -> str | None:
-    """Gives the address of the page of the flow's run that asks; None if it ends with this process."""
+    """Return the address of the page of the current flow run; None if the server ends with this process."""
     context = FlowRunContext.get()
-    if _temporary.get() or context is None or context.flow_run is None:
-        return None
-    return url_for(context.flow_run)
+    return None if _temporary.get() or context is None or context.flow_run is None else url_for(context.flow_run)
 
 
 def named_server() -> tuple[str, str | None]:
@@ -124,7 +118,7 @@ def login_is_refused(url: str, login: str | None) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Tells whether a Prefect server answers at an API's address, be it that it is busy, or wants to know who asks."""
+    """Return whether a Prefect server answers at an API's address, even if it is busy or refuses the request."""
     try:
         answer = httpx.get(f"{url}/health", timeout=30)
         return answer.status_code in BUSY_OR_SHUT or answer.json() is True
@@ -133,9 +127,9 @@ def answers(url: str) -> bool:
 
 
 def wait_for_server() -> None:
-    """Waits for a server that has answered this run before and does not now, as one does that is being started again.
+    """Wait for a server that has answered this run before, and is being restarted.
 
-    To be called before a new client's first call: Prefect's clients try again by themselves, but not before they have had an answer.
+    To be called before a new client's first call: Prefect's clients retry, but not before their first answer.
     """
     url = os.environ.get(SEEN)
     if url is None or answers(url):
@@ -148,7 +142,7 @@ def wait_for_server() -> None:
 
 @contextmanager
 def parent() -> Iterator[None]:
-    """Makes the flows of processes that are started within it children of the task's run, for the UI to link."""
+    """Make the flows of processes that the block starts children of the task's run, for the UI to link."""
     context = TaskRunContext.get()
     if context is None:
         yield
@@ -161,7 +155,7 @@ def parent() -> Iterator[None]:
 
 
 def child() -> FlowRun | None:
-    """Finds the newest run that is a child of the task that asks."""
+    """Find the newest child run of the current task."""
     context = TaskRunContext.get()
     if context is None:
         return None
@@ -172,7 +166,7 @@ def child() -> FlowRun | None:
 
 
 def link_child() -> StateDetails:
-    """Links, in a task whose process ran a flow, that flow's run in the UI, on the task's page and, by the state's details, in its API."""
+    """Link the flow run of a task's process, on the task's page and in the details of its state."""
     child_run = child()
     url = url_for(child_run) if child_run is not None else None
     if child_run is None or url is None:
@@ -183,7 +177,7 @@ def link_child() -> StateDetails:
 
 
 def close_dead(run: UUID, message: str) -> None:
-    """Says on the server that a run, whose process is known to be gone, crashed, and so did the runs below it that had not ended."""
+    """Set a run whose process is gone, and the runs below it that have not ended, to Crashed on the server."""
     with get_client(sync_client=True) as client:
         waiting = [run]
         while waiting:
@@ -199,13 +193,21 @@ def close_dead(run: UUID, message: str) -> None:
 
 
 def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
-    """Runs a flow, as a child of the task that started this process if one did; gives the state it ended in. Raises what it raised, or
+    """Run a flow, as a child of the task that started this process if one did. Return its final state. Raises what the flow raised, or
     Stopped if it was asked to end."""
     wait_for_server()
     stopping.check(f"{flow.name}, before it began")
-    state = cast(State[Any], run_flow(flow, flow_run=_of_parent(flow, parameters), parameters=parameters, return_type="state"))
+    task_run, flow_run = os.environ.pop(PARENT, None), None
+    if task_run is not None:
+        # A server that has forgotten the task, or never heard of it, costs only the link.
+        with get_client(sync_client=True) as client, suppress(PrefectHTTPStatusError):
+            flow_run = client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
+    state = cast(State[Any], run_flow(flow, flow_run=flow_run, parameters=parameters, return_type="state"))
     if state.is_cancelling():  # cancelled after its last checkpoint: the server then takes no other state
-        state = _cancelled(state)
+        run, state = state.state_details.flow_run_id, Cancelled(message="cancelled after its last checkpoint")
+        if run is not None:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run, state, force=True)
     if state.is_cancelled():
         raise Stopped(state.message)
     if not state.is_completed():
@@ -213,31 +215,9 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
     return state
 
 
-def _cancelled(state: State[Any]) -> State[Any]:
-    """End a run on the server that is still being cancelled."""
-    run = state.state_details.flow_run_id
-    ended: State[Any] = Cancelled(message="cancelled after its last checkpoint")
-    if run is not None:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run, ended, force=True)
-    return ended
-
-
-def _of_parent(flow: Flow[..., Any], parameters: dict[str, Any]) -> FlowRun | None:
-    """Makes a run of the flow that is a child; gives None for Prefect to make one that is not."""
-    task_run = os.environ.pop(PARENT, None)
-    if task_run is None:
-        return None
-    with get_client(sync_client=True) as client:
-        try:
-            return client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
-        except PrefectHTTPStatusError:  # the server has forgotten the task, or never heard of it: only the link is lost
-            return None
-
-
 def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:
     """Wrap a flow's function: on SIGTERM, or when its run is cancelled on the server, it ends at its next checkpoint, in the state STOPPED.
-    Prefect sets its own handler when a flow starts, so this is for the function inside it."""
+    Prefect sets its own handler when a flow starts, so this wraps the function inside it."""
 
     @wraps(work)
     def stopped_politely(*arguments: P.args, **named: P.kwargs) -> R | State[None]:

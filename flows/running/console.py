@@ -1,4 +1,4 @@
-"""How much a command says on the console, and what its libraries may say there. The Prefect UI has all of it, whatever is said here."""
+"""Set how much a command and its libraries print. The Prefect UI has all of it anyway."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ import sys
 from enum import StrEnum
 
 VOLUME = "CHANGEPAIR_CONSOLE"  # environment: for the processes that this one starts
-SAID = "changepair_said"
-"""Marks a line of a run's log that the console has in words of its own."""
+SAID = "changepair_said"  # marks a line of a run's log that the console has in words of its own
 
 
 class Volume(StrEnum):
-    QUIET = "quiet"
-    """What goes wrong."""
-    NORMAL = "normal"
-    """A line a milestone, too."""
-    VERBOSE = "verbose"
-    """All that Prefect and DVC say, too."""
+    QUIET = "quiet"  # what goes wrong
+    NORMAL = "normal"  # a line a milestone, too
+    VERBOSE = "verbose"  # all that Prefect and DVC say, too
 
 
-LEVELS = {Volume.QUIET: logging.ERROR, Volume.NORMAL: logging.WARNING}
-"""Of what libraries say."""
-TRIED_AGAIN = " - Retry "
-"""In what Prefect says, at INFO, of a task that failed and is tried again."""
+LEVELS = {Volume.QUIET: logging.ERROR, Volume.NORMAL: logging.WARNING}  # of what libraries say
+TRIED_AGAIN = " - Retry "  # in what Prefect says, at INFO, of a task that failed and is tried again
 
 
 def volume() -> Volume:
-    """Gives what this process, or the one that started it, was told."""
+    """Return the volume of this process, or of the one that started it."""
     try:
         return Volume(os.environ.get(VOLUME, Volume.NORMAL))
     except ValueError:
@@ -36,19 +30,25 @@ def volume() -> Volume:
 
 
 def set_volume(wanted: Volume) -> None:
-    """Has this process, and those that it starts, say as much. To be called when Prefect and DVC are imported, which set up their logs."""
+    """Set the volume of this process and those that it starts. To be called after Prefect and DVC, which set up logs, are imported."""
     os.environ[VOLUME] = wanted
     logging.getLogger("dvc").propagate = False  # it prints by itself
     if wanted == Volume.VERBOSE:
         return
     logging.getLogger("dvc").setLevel(logging.ERROR)  # what fails is raised; a folder that is empty is one that a stage left so
-    for handler in _of_prefect():
-        handler.addFilter(_is_news)
+    if "prefect" not in sys.modules:
+        return
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
+        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.addFilter(_is_news)  # twice is once
 
 
 def set_volume_of_workers() -> None:
-    """Has the processes that share a stage's work, which begin with Prefect's own log, print no more than its warnings. To be called by the
-    stage: it would hide from one what `_is_news` lets through."""
+    """Limit the console of a stage's worker processes, which start with Prefect's own log. To be called by the stage alone: it would hide
+    what `_is_news` lets through."""
     if volume() != Volume.VERBOSE:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = logging.getLevelName(LEVELS[volume()])
 
@@ -59,17 +59,8 @@ def hide_bars() -> None:
         os.environ["TQDM_DISABLE"] = "1"
 
 
-def _of_prefect() -> list[logging.Handler]:
-    if "prefect" not in sys.modules:
-        return []
-    from prefect.logging.handlers import PrefectConsoleHandler
-
-    loggers = [logging.getLogger(), *(one for one in logging.Logger.manager.loggerDict.values() if isinstance(one, logging.Logger))]
-    return list({handler for logger in loggers for handler in logger.handlers if isinstance(handler, PrefectConsoleHandler)})
-
-
 def _is_news(record: logging.LogRecord) -> bool:
-    """Tells what the console would not have else: what was raised is said once, by the command's own end."""
+    """Filter the log: an error is printed once, at the command's end."""
     if getattr(record, SAID, False):
         return False
     if record.name.startswith("prefect") and (record.exc_info or str(record.msg).startswith(("Finished in state", "Task run failed"))):

@@ -1,4 +1,4 @@
-"""Asks DVC which stages a pipeline has, in order, and has it run one of them."""
+"""List a pipeline's stages in DVC's order, and run one of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 200  # characters of what DVC says of who is at work
 
 
 def stages_before(last: str) -> list[str]:
-    """Lists the names of a stage and of all that it depends on, in dvc.yaml's order, which has each after those that it reads from."""
+    """List the names of a stage and of all that it depends on, in dvc.yaml's order, which has each after those that it reads from."""
     locked()  # tells better than DVC what is wrong with dvc.lock
     with Repo() as repo:
         graph = repo.index.graph
@@ -34,8 +34,10 @@ def stages_before(last: str) -> list[str]:
 
 
 def reproduce(stage: str) -> bool:
-    """Runs one stage if anything it depends on has changed; gives whether it ran. Waits for another DVC that is at work here. Raises
-    BadInput if it failed, Stopped if SIGTERM came."""
+    """Run a stage if anything that it depends on has changed; return whether it ran. Waits for another DVC in this checkout.
+
+    Raises BadInput if it failed, Stopped if SIGTERM came.
+    """
     told = False
     while True:
         try:
@@ -63,7 +65,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def forward_sigterm() -> None:
-    """Asks the stage that DVC is running in a process of its own to stop."""
+    """Ask the process of the stage that DVC is running to stop."""
     for process in psutil.Process().children(recursive=True):
         try:
             command = process.cmdline()

@@ -1,4 +1,4 @@
-"""Starts a stage from the command line, as DVC does."""
+"""Start a stage from the command line, as DVC does."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LIMIT = "changepair-gpu"  # `changepair deploy` sets it on the server, to runs.g
 
 @contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Holds one of the slots that `runs.gpus` counts, and waits for it; none is asked for on a machine without a GPU, and without the
-    limit on the server there is no waiting. The server takes a slot back minutes after its holder has died."""
+    """Wait for and hold one of the `runs.gpus` slots. A machine without a GPU needs none, and without the limit on the server there is no
+    waiting. The server takes a slot back minutes after its holder has died."""
     import torch  # costs seconds, which the command line need not spend
 
     if not torch.cuda.is_available():

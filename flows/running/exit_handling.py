@@ -1,4 +1,4 @@
-"""Ends a command with one line for what is the user's to mend, and no secret in it. It imports no Prefect, so errors come quickly."""
+"""End a command with one line, without secrets, for errors that the user can correct. It imports no Prefect, so errors come quickly."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import requires
 from pathlib import Path
+from traceback import walk_tb
 
-from changepair.flows.running import extras
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from changepair.flows.running.console import SAID
-from changepair.flows.running.progress import tell_failure, tell_stop
+from changepair.flows.running.progress import FAILURE, STOP, report
 from changepair.flows.running.secrets import hide, hide_in_log
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput, in_short
@@ -28,9 +32,10 @@ DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it t
 
 
 def exit_on_bad_input(work: Callable[[], object]) -> None:
-    """Runs `work`. What is the user's to mend ends it with one line and exit code 2; SIGTERM with one line and 143, Ctrl-C with one
-    line and 130, as a shell would say.
-    The line goes to the run that started this process, which says it, else to stderr."""
+    """Run `work`. An error that the user can correct ends the process with one line and exit code 2, SIGTERM with 143, Ctrl-C with 130.
+
+    The line goes to the run that started this process, which prints it, else to stderr.
+    """
     log_in_lines()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -50,44 +55,42 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
             raise
         ended = isinstance(error, Stopped) or stopping.asked()
         if ended:
-            tell_stop(_where(error))
-        if not tell_failure(hide(line)):
+            report(STOP, _where(error))
+        if not report(FAILURE, hide(line)):
             tell(line)
         sys.exit(stopping.exit_code() if ended else 2)
 
 
 def end_at_ctrl_c_when_saved() -> None:
-    """Has this process end at Ctrl-C where what it made is saved, if it is no part of a run, which tells its parts. To be called before
-    libraries are imported that begin threads: each would hear it too."""
-    if PARENT in os.environ:
-        return
-    stopping.hear_ctrl_c(lambda: tell("stopping; what is at work is saved first, and a second Ctrl-C ends it at once"), _end_all)
+    """End this process at Ctrl-C once its results are saved, unless a run started it, which stops its parts. To be called before importing
+    libraries that start threads: each would get the signal too."""
 
+    def end_all() -> None:
+        import psutil
 
-def _end_all() -> None:
-    """Kills what this process has started."""
-    import psutil
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+        tell("ended at once; the next run goes on from what was saved")
 
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            process.kill()
-    tell("ended at once; the next run goes on from what was saved")
+    if PARENT not in os.environ:
+        stopping.hear_ctrl_c(lambda: tell("stopping; what is at work is saved first, and a second Ctrl-C ends it at once"), end_all)
 
 
 def log_in_lines() -> None:
-    """Keeps the log to one line for a mistake of the user's, and every secret out of it."""
+    """Log one line for an error that the user can correct, and no secrets."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_one_line)
         logging.getLogger(name).addFilter(hide_in_log)
 
 
 def tell(line: str) -> None:
-    """Prints one line for the person who started this."""
+    """Print a line to stderr."""
     print(f"changepair: {hide(line)}", file=sys.stderr, flush=True)
 
 
 def _line_of(error: BaseException | None) -> str | None:
-    """Says in one line what is wrong, if it is the user's to mend or was asked for; None if it is a fault of the code."""
+    """Describe an error that the user can correct, or a stop, in one line; None for a fault of the code."""
     if isinstance(error, BadInput):
         return str(error)
     if isinstance(error, Stopped) or stopping.asked():  # what it started may have heard the signal too, and broken off
@@ -95,33 +98,50 @@ def _line_of(error: BaseException | None) -> str | None:
     cause = error
     while cause is not None:
         if isinstance(cause, ModuleNotFoundError):
-            return extras.line_of(cause)
+            return _extra_for(cause)
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
             return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}; give this user the right to, or name another place"
         if isinstance(cause, OSError) and cause.errno in NO_NAMES and cause.filename is not None:
             return f"{in_short(str(cause.filename))}: {cause.strerror}; name another place"
+        words = " ".join(str(cause).split())
         if type(cause).__module__.partition(".")[0] == "dvc":
-            return f"DVC: {' '.join(str(cause).split())}"
+            return f"DVC: {words}"
         if is_of_store(cause):
-            return (
-                f"a store does not answer, or refuses ({' '.join(str(cause).split())}); run again once it does, or mend how it is reached"
-            )
+            return f"a store does not answer, or refuses ({words}); run again once it does, or mend how it is reached"
         cause = cause.__cause__ or cause.__context__
     return None
 
 
 def _where(error: BaseException | None) -> str:
-    """Say where a process stopped that was asked to."""
     return str(error) if isinstance(error, Stopped) else "in the middle of a step"
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Filters the log: Prefect writes a traceback of everything raised, and what is not the code's fault needs one line."""
+    """Filter the log: replace Prefect's traceback of an error that the user can correct by one line."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     line = _line_of(error)
     if line is not None:
         record.msg, record.args, record.exc_info = line, (), None
         setattr(record, SAID, True)  # by the command's own end
     return True
+
+
+EXTRAS = ("pipelines", "serve", "export", "samples", "s3", "plots", "trackers")
+SERVICES = "changepair.flows.prediction."  # modules of the page and the service, which share packages with pipelines
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
+"""Distributions that are named differently from their module."""
+
+
+def _extra_for(error: ModuleNotFoundError) -> str | None:
+    """Name the extra that installs a missing module; None if none does."""
+    module = (error.name or "").partition(".")[0]
+    distribution = canonicalize_name(DISTRIBUTIONS.get(module, module))
+    needed = [one for one in map(Requirement, requires("changepair") or ()) if canonicalize_name(one.name) == distribution]
+    having = [name for name in EXTRAS if any(one.marker is not None and one.marker.evaluate({"extra": name}) for one in needed)]
+    if not having:
+        return None
+    served = any(frame.f_globals.get("__name__", "").startswith(SERVICES) for frame, _line in walk_tb(error.__traceback__))
+    extra = "serve" if served and "serve" in having else having[0]
+    return f"this needs {module}, which is not installed; pip install 'changepair[{extra}]'"

@@ -1,4 +1,4 @@
-"""Lets one process work at a time: it holds a file, which is free again however the process ended."""
+"""Let one process work at a time: it locks a file, which the kernel unlocks however the process ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,9 +40,10 @@ class Held(Exception):
 def one_at_a_time(
     name: str, what: str, *, folder: Path = FOLDER, where: Path | None = None, wait: bool, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Holds the lock called `name` for the work called `what`. If another process has it: waits and says so once through `tell`, or
-    raises Held. where: the folder worked in, for the message; the working directory if None. Raises Stopped if SIGTERM comes while it
-    waits."""
+    """Hold the lock `name` for the work `what`. If another process holds it, wait and report that once through `tell`, or raise Held.
+
+    where: the folder worked in, for the message; the working directory if None. Raises Stopped if SIGTERM comes while it waits.
+    """
     file = folder / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", encoding="utf-8") as stream:
@@ -66,21 +67,18 @@ def one_at_a_time(
 
 
 def holder(file: Path) -> str | None:
-    """Says in words who holds a lock; None if nobody does."""
+    """Describe who holds a lock; None if nobody does."""
     if not file.is_file():
         return None
-    with file.open(encoding="utf-8") as stream:  # to look needs no right to write
-        if _locked(stream):
-            return None
-        try:
+    with file.open(encoding="utf-8") as stream, suppress(ValueError):  # which it is while the lock is taken and not yet written
+        if not _locked(stream):
             work = as_record(Work, stream.read())
-        except ValueError:
-            return None  # it has just been taken, and not yet written
-    return f"{work.what} (process {work.process} on {work.host}, since {work.started})"
+            return f"{work.what} (process {work.process} on {work.host}, since {work.started})"
+    return None
 
 
 def _locked(stream: Any, patience: float = 0) -> bool:
-    """Takes the lock if it is free, or is free in so many seconds. The kernel gives it back when the process ends, killed or not."""
+    """Take the lock if it is free, or is free after `patience` seconds."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

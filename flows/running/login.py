@@ -1,4 +1,4 @@
-"""Keeps the login of this user's Prefect server in a file that nobody else can read, so that commands on one machine need no typing."""
+"""Keep the login of this user's Prefect server in a file that nobody else can read, so that commands on one machine find it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from urllib.parse import urlsplit
 
 from changepair.tasks.common.errors import BadInput
 
-FILE = "changepair-login"
-NAME = "changepair"
-
 
 def new_login() -> str:
     """Generate a login, `<name>:<password>`, with 256 bits of randomness."""
-    return f"{NAME}:{secrets.token_urlsafe(32)}"
+    return f"changepair:{secrets.token_urlsafe(32)}"
 
 
 def login_file() -> Path:
     """Return the path of the login file, which is in Prefect's home, next to the server's database."""
     from prefect.settings import PREFECT_HOME
 
-    return Path(PREFECT_HOME.value()) / FILE
+    return Path(PREFECT_HOME.value()) / "changepair-login"
 
 
 def keep_login() -> str:
@@ -42,9 +39,8 @@ def keep_login() -> str:
                 os.link(partial, file)
             os.unlink(partial)
     except OSError as error:
-        raise BadInput(
-            f"{file}: the login of the Prefect server cannot be written ({error}); set PREFECT_HOME to another folder"
-        ) from error
+        what = f"the login of the Prefect server cannot be written ({error})"
+        raise BadInput(f"{file}: {what}; set PREFECT_HOME to another folder") from error
     return _read(file)
 
 

@@ -20,26 +20,23 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from changepair.flows.running.exit_handling import tell
 from changepair.tasks.common import stopping
 
-EVERY = 2.0
-"""Seconds between two looks at the state of a run."""
-PATIENCE = 5.0
-"""Seconds that a look may take."""
+EVERY = 2.0  # seconds between two looks at the state of a run
+PATIENCE = 5.0  # seconds that a look may take
 
 
 @contextmanager
 def following_orders() -> Iterator[None]:
     """Stop or pause this process when the flow run that calls this is cancelled or paused on the server, until the block ends."""
-    run = _own_run()
-    if run is None:
+    if _own_run() is None:
         yield
         return
     ended = threading.Event()
 
-    def watch(run: UUID) -> None:
+    def watch() -> None:
         while not ended.wait(EVERY) and not stopping.asked():
-            _follow(run)
+            _follow()
 
-    thread = threading.Thread(target=copy_context().run, args=(watch, run), name="orders", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(watch,), name="orders", daemon=True)
     thread.start()
     try:
         yield
@@ -50,14 +47,15 @@ def following_orders() -> Iterator[None]:
 
 
 def follow_orders() -> None:
-    """Look once, and at once: to be called before what cannot be taken back. Raises Stopped if the run was cancelled."""
-    run = _own_run()
-    if run is not None:
-        _follow(run)
+    """Look once, now: to be called before a step that cannot be undone. Raises Stopped if the run was cancelled."""
+    _follow()
     stopping.check("before its result was kept")
 
 
-def _follow(run: UUID) -> None:
+def _follow() -> None:
+    run = _own_run()
+    if run is None:
+        return
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),

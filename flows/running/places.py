@@ -1,4 +1,4 @@
-"""Names the folders that the artifacts of every stage lie in."""
+"""Name the folders of the stages' artifacts."""
 
 from __future__ import annotations
 

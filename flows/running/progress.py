@@ -1,6 +1,6 @@
-"""What a stage's process tells the run that started it: why or where it ended, as files in a folder of the run's.
+"""Report from a stage's process to the run that started it why or where it ended, as files in a folder of the run.
 
-It needs no server and no pipe: DVC starts the process through a shell, and what it prints is the user's.
+Neither a server nor a pipe is needed: DVC starts the process through a shell, and its output is for the user.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -21,32 +21,16 @@ LISTENER = "CHANGEPAIR_LISTENER"  # environment: the process of the run
 FAILURE, STOP = "failure", "stop"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What was told so far."""
+class Progress(NamedTuple):
+    """The reports so far; each is empty if there is none."""
 
-    folder: Path
-
-    @property
-    def failure(self) -> str:
-        """Why it failed, in one line; empty if it did not say."""
-        return self._read(FAILURE)
-
-    @property
-    def stop(self) -> str:
-        """Where it stopped, when it was asked to; empty if it did not say."""
-        return self._read(STOP)
-
-    def _read(self, name: str) -> str:
-        try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except OSError:
-            return ""
+    failure: str  # why the process failed, in one line
+    stop: str  # where it stopped, when it was asked to
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Has the processes that are started within it tell."""
+    """Collect the reports of the processes that the block starts."""
     with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
         os.environ |= {FOLDER: folder, LISTENER: str(os.getpid())}
         try:
@@ -56,29 +40,20 @@ def listening() -> Iterator[None]:
 
 
 def told() -> Progress:
-    """Gives what was told since `listening` began."""
-    return Progress(Path(os.environ[FOLDER]))
+    """Return the reports since `listening` began."""
+    files = [Path(os.environ[FOLDER]) / name for name in (FAILURE, STOP)]
+    return Progress(*(file.read_text(encoding="utf-8") if file.is_file() else "" for file in files))
 
 
 def has_listener() -> bool:
-    """Tells whether a run started this process that lives, and says itself what matters."""
+    """Return whether a run started this process and is alive; it then prints the reports."""
     return FOLDER in os.environ and psutil.pid_exists(int(os.environ.get(LISTENER, "0")))
 
 
-def tell_failure(line: str) -> bool:
-    """Tells why this process fails; gives whether anybody listens."""
-    return _tell(FAILURE, line)
-
-
-def tell_stop(where: str) -> None:
-    """Tells where this process stopped, if anybody listens."""
-    _tell(STOP, where)
-
-
-def _tell(name: str, text: str) -> bool:
-    if not has_listener():
-        return False
-    with suppress(OSError):  # who listened is gone
-        write_text(Path(os.environ[FOLDER]) / name, text)
-        return True
+def report(kind: str, text: str) -> bool:
+    """Report to the run that started this process; return whether there is one. kind: FAILURE or STOP."""
+    with suppress(OSError):  # the run is gone
+        if has_listener():
+            write_text(Path(os.environ[FOLDER]) / kind, text)
+            return True
     return False

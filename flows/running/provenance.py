@@ -1,9 +1,9 @@
-"""Says what a run's results come from: the commit, the artifacts' hashes, the versions."""
+"""Record where a run's results come from: the commit, the artifacts' hashes, the versions."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ LOCK = Path("dvc.lock")
 
 
 def commit() -> str:
-    """Names the checkout's commit, with `, changed` if a tracked file differs from it; or says that there is none."""
+    """Name the checkout's commit, with `, changed` if a tracked file differs from it; `no commit of Git` if there is none."""
     try:
         head = _git("rev-parse", "HEAD")
         # What a run writes itself is no change of what it was made from.
@@ -27,7 +27,7 @@ def commit() -> str:
 
 
 def branch() -> str:
-    """Names the branch that is checked out; empty if none is."""
+    """Name the branch that is checked out; empty if there is none."""
     try:
         return _git("symbolic-ref", "--short", "--quiet", "HEAD")
     except (OSError, subprocess.CalledProcessError):
@@ -35,8 +35,7 @@ def branch() -> str:
 
 
 def locked(folder: Path = Path()) -> dict[str, Any]:
-    """Reads the stages of a checkout's dvc.lock, by name; none before the first run. Raises BadInput if it cannot be read, or DVC could not
-    use it."""
+    """Read the stages of a checkout's dvc.lock, by name; none before the first run. Raises BadInput if the file is invalid."""
     file = folder / LOCK
     if not file.exists():
         return {}
@@ -45,25 +44,21 @@ def locked(folder: Path = Path()) -> dict[str, Any]:
 
 
 def parse_lock(text: str, file: Path | str) -> dict[str, Any]:
-    """Reads a dvc.lock. file: where it is, or words for where it came from. Raises BadInput if DVC could not use it."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # with most of DVC
-
-    return _as_dvc_has_it(text, file, COMPILED_LOCKFILE_SCHEMA)
+    """Parse a dvc.lock. file: its path or a description, for messages. Raises BadInput if it is not valid for DVC."""
+    return _as_dvc_has_it(text, file, "COMPILED_LOCKFILE_SCHEMA")
 
 
 def pointed(pointer: Path) -> list[dict[str, Any]]:
-    """Reads the outs of a pointer, which ends in .dvc. Raises BadInput if it cannot be read, or DVC could not use it."""
-    from dvc.schema import COMPILED_SINGLE_STAGE_SCHEMA
-
-    outs: list[dict[str, Any]] = _as_dvc_has_it(read_text(pointer), pointer, COMPILED_SINGLE_STAGE_SCHEMA).get("outs") or []
-    return outs
+    """Read the outs of a pointer, which ends in .dvc. Raises BadInput if it cannot be read, or is not valid for DVC."""
+    return _as_dvc_has_it(read_text(pointer), pointer, "COMPILED_SINGLE_STAGE_SCHEMA").get("outs") or []
 
 
-def _as_dvc_has_it(text: str, file: Path | str, schema: Callable[[Any], Any]) -> dict[str, Any]:
+def _as_dvc_has_it(text: str, file: Path | str, name: str) -> dict[str, Any]:
+    from dvc import schema  # with most of DVC
     from voluptuous import Invalid
 
     try:
-        content: dict[str, Any] = schema(parse_yaml(text, file))
+        content: dict[str, Any] = getattr(schema, name)(parse_yaml(text, file))
         return content
     except Invalid as error:
         what = f"not as DVC writes it ({in_short(error)}); take it from Git again, or choose one side of a merge"
@@ -71,13 +66,13 @@ def _as_dvc_has_it(text: str, file: Path | str, schema: Callable[[Any], Any]) ->
 
 
 def artifacts(stages: Collection[str] | None = None) -> dict[str, str]:
-    """Reads path -> md5 of what stages, by their names, left, as dvc.lock has it; of all stages if None."""
+    """Return the md5 of the outs in dvc.lock, by path. stages: their names; None for all."""
     left = (out for name, stage in locked().items() if stages is None or name in stages for out in stage.get("outs", []))
     return {out["path"]: out["md5"] for out in left if "md5" in out}
 
 
 def versions() -> dict[str, str]:
-    """Gives the versions of what runs the work, rather than does it."""
+    """Return the versions of the packages that run the stages."""
     return {name: version(name) for name in ("changepair", "prefect", "dvc", "diffusers")}
 
 

@@ -1,8 +1,9 @@
-"""Reads what runs write down, as JSON of a dataclass. Much of it is in Git, where a merge or a hand may leave what nobody wrote."""
+"""Read the records of runs: JSON of a dataclass. Many are in Git, where a merge or an edit may damage them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -15,8 +16,7 @@ from changepair.tasks.common.texts import read_text
 
 Kind = TypeVar("Kind")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record
-MD5 = "[0-9a-f]{32}"
-"""As DVC writes one."""
+MD5 = "[0-9a-f]{32}"  # as DVC writes one
 Figures = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
 """By target, detector and figure, each 0..1 or None: as metrics.json has them."""
 
@@ -27,15 +27,13 @@ def _is_a_time(text: str) -> str:
     return text
 
 
-Moment = Annotated[str, AfterValidator(_is_a_time)]
-"""Of ISO 8601, with its zone."""
+Moment = Annotated[str, AfterValidator(_is_a_time)]  # of ISO 8601, with its zone
 Hash = Annotated[str, StringConstraints(pattern=f"^{MD5}$")]
-FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]
-"""Of a folder, as DVC has it; empty for none."""
+FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]  # of a folder, as DVC has it; empty for none
 
 
 def as_record(kind: type[Kind], text: str) -> Kind:
-    """Gives the record that a text is. What a later version added is left out. Raises ValueError, which says in one line what is wrong."""
+    """Parse a record, without the fields that a later version added. Raises ValueError with one line."""
     adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
         return cast(Kind, adapter.validate_json(text))
@@ -46,11 +44,19 @@ def as_record(kind: type[Kind], text: str) -> Kind:
         raise ValueError(in_short(what)) from error
 
 
-def read_record(kind: type[Kind], file: Path) -> Kind:
-    """Reads a file that holds one record. Raises BadInput if it is not there, or not as it was written."""
+def read_record(kind: type[Kind], file: Path, hint: str = "") -> Kind:
+    """Read a file with one record. Raises BadInput if it is missing or damaged. hint: what the user can do then."""
     try:
         return as_record(kind, read_text(file))
     except ValueError as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{file}: not as it was written ({error})") from error
+        what = str(error) if isinstance(error, BadInput) else f"{file}: not as it was written ({error})"
+        raise BadInput(f"{what}; {hint}" if hint else what) from error
+
+
+def read_records(kind: type[Kind], files: Iterable[Path]) -> list[tuple[Path, Kind]]:
+    """Read files with one record each; leave out those that are missing or damaged."""
+    read = []
+    for file in files:
+        with suppress(BadInput):
+            read.append((file, read_record(kind, file)))
+    return read

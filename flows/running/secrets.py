@@ -1,4 +1,4 @@
-"""Takes secrets out of what is printed and logged: passwords in addresses, and the values of the environment's secrets."""
+"""Hide secrets in what is printed and logged: passwords in addresses, and the values of secret environment variables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ QUERY = re.compile(rf"(://[^{END}?]*\?)[^{END}]+")
 
 
 def hide(text: str) -> str:
-    """Gives `text` without who an address is asked as, without what it asks, and without the values of environment variables named as
-    secrets are. A password may have any character in it, / and @ too: of an address all is hidden that stands before its last @."""
+    """Hide the user and the query of addresses, and the values of environment variables with the names of secrets. A password may contain
+    any character, even / and @, so everything before the last @ of an address is hidden."""
     text = QUERY.sub(rf"\g<1>{HIDDEN}", USER.sub(HIDDEN, text))
     secrets = (value for name, value in os.environ.items() if SECRET_NAMES.search(name))
     for value in sorted(secrets, key=len, reverse=True):
@@ -26,13 +26,13 @@ def hide(text: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Tells whether an address says more than where something is: a password, a token, a query. The name that SSH is asked as is none."""
+    """Return whether an address has a password, a token or a query. A user name for SSH is no secret."""
     place = re.sub(r"^ssh://[\w.-]+@", "ssh://", address)
     return hide(place) != place
 
 
 def hide_in_log(record: logging.LogRecord) -> bool:
-    """Filters the log: lets every record through, without the secrets in it."""
+    """Filter the log: hide the secrets in every record."""
     message = record.getMessage()
     hidden = hide(message)
     if hidden != message:

@@ -1,7 +1,8 @@
-"""Starts the Prefect server: on loopback, with a login, closed to web pages of other origins, without telemetry."""
+"""Start the Prefect server: on loopback, with a login, closed to web pages of other origins, without telemetry."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -9,12 +10,13 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from changepair.flows.arguments import listening
 from changepair.flows.running.login import is_loopback, keep_login, login_file
-from changepair.flows.running.websockets import LIMITS, Handshakes
 from changepair.tasks.common.errors import BadInput
 
 SETTINGS = {
@@ -24,6 +26,10 @@ SETTINGS = {
 }
 PATIENCE = 5.0  # seconds that another process may keep the database locked
 AUTHENTICATION = "PREFECT_SERVER_API_AUTH_STRING"
+MOST_WAITING = 16  # websockets at a time that have not sent their first message
+SECONDS = 10.0  # until the first message is complete
+LIMITS: dict[str, Any] = {"ws_max_size": 2_000_000, "ws_max_queue": 2}
+"""Options of uvicorn: bytes of a message, of which an event has 1.5 MB at the most, and messages that wait to be read."""
 
 
 def start(host: str, port: int) -> None:
@@ -34,24 +40,20 @@ def start(host: str, port: int) -> None:
     no permission of CORS, and DNS rebinding gets around CORS as a whole. A page of another origin does not know the login.
     """
     if not is_loopback(host) and not os.environ.get(AUTHENTICATION):
-        raise BadInput(
-            f"--host {host}: other machines could reach the server without a password; set {AUTHENTICATION}=<name>:<password> first"
-        )
+        reached = "other machines could reach the server without a password"
+        raise BadInput(f"--host {host}: {reached}; set {AUTHENTICATION}=<name>:<password> first")
     listening(host, port).close()
     _refuse_unusable_database()
     login, file = _login()
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}"
-    lines = [f"Prefect UI: {address}"]
-    if file is None:
-        lines.append(f"log in with the value of {AUTHENTICATION}")
-    else:
-        lines.append(f"log in with the line in {file} (only you can read it)")
-    lines.append(f"for the runs: export PREFECT_API_URL={address}/api")
-    if file is not None:
-        lines.append(f'for the prefect command: export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"')
-    for line in lines:
-        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    lines = [
+        f"Prefect UI: {address}",
+        f"log in with the {f'line in {file} (only you can read it)' if file else f'value of {AUTHENTICATION}'}",
+        f"for the runs: export PREFECT_API_URL={address}/api",
+        *([f'for the prefect command: export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"'] if file else []),
+    ]
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     environment = {**SETTINGS, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address, **os.environ, AUTHENTICATION: login}
     environment.pop("PREFECT_API_URL", None)  # it is this one
     command = [sys.executable, "-m", "changepair.flows.running.server", "server", "start", "--host", host, "--port", str(port)]
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def _refuse_unusable_database() -> None:
-    """Raises BadInput if the database of a server on this machine is damaged, locked, or no file: Prefect says so in a page of text."""
+    """Raise BadInput if the database of a server on this machine is damaged, locked, or no file. Prefect prints a page of text for it."""
     if any(name.startswith("PREFECT_SERVER_DATABASE_") or name == "PREFECT_API_DATABASE_CONNECTION_URL" for name in os.environ):
         return  # another one
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
@@ -97,6 +99,52 @@ def _refuse_unusable_database() -> None:
             database.rollback()
     except (OSError, sqlite3.Error) as error:
         raise BadInput(f"{file}: Prefect's database cannot be used ({error}); mend or move it, or set PREFECT_HOME") from error
+
+
+class Handshakes:
+    """An ASGI middleware that bounds the memory that clients can take over websockets before they have logged in.
+
+    It refuses websockets beyond MOST_WAITING, and closes those that say nothing. Prefect accepts a websocket, and reads the login from its
+    first message. uvicorn would keep 32 messages of 16 MB for each that is open.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._waiting = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+        elif self._waiting >= MOST_WAITING:
+            await send({"type": "websocket.close", "code": 1013})
+        else:
+            await self._until_first_message(scope, receive, send)
+
+    async def _until_first_message(self, scope: Scope, receive: Receive, send: Send) -> None:
+        waiting = True
+        self._waiting += 1
+
+        def done() -> None:
+            nonlocal waiting
+            self._waiting -= waiting
+            waiting = False
+
+        async def first() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.receive" and waiting:
+                done()
+                limit.reschedule(None)
+            return message
+
+        try:
+            async with asyncio.timeout(SECONDS) as limit:
+                await self.app(scope, first, send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await send({"type": "websocket.close", "code": 1008})
+        finally:
+            done()
 
 
 if __name__ == "__main__":

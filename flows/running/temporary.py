@@ -1,8 +1,7 @@
-"""Keeps a Prefect server of a run's own, for as long as the run lives: it ends after it, whatever ends that, and never before.
+"""Keep a Prefect server for one run: it ends after the run, however that ends, and never before.
 
-`python -m changepair.flows.running.temporary <port>` is that server. It hears neither Ctrl-C nor SIGTERM, which reach it too where
-they are sent to
-all that a terminal or a service started, as a run that stops has to tell it so; it ends when its standard input does, which the run holds.
+`python -m changepair.flows.running.temporary <port>` is that server. It ignores Ctrl-C and SIGTERM, which a terminal or a service may send
+to it too, because a run that stops reports to it. It ends when its standard input does, which the run holds.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import IO
 import httpx
 
 from changepair.flows.running.secrets import hide
-from changepair.flows.running.websockets import LIMITS, Handshakes
+from changepair.flows.running.server import LIMITS, Handshakes
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 
@@ -36,7 +35,7 @@ LOCKED = "5"  # seconds that its database may be locked by another process
 def temporary_server(login: str) -> str:
     """Start a server that ends with this process, and return its API's URL. Raise BadInput with the reason if it does not start, Stopped if
     SIGTERM comes meanwhile. login: what clients have to send; the server's database may be one whose deployments a worker runs."""
-    from prefect.settings import get_current_settings
+    from prefect.settings import PREFECT_HOME, get_current_settings
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,20 +50,16 @@ def temporary_server(login: str) -> str:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
     }
     said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
-    server = subprocess.Popen(
-        [sys.executable, "-m", "changepair.flows.running.temporary", str(port)],
-        stdin=subprocess.PIPE,
-        stdout=said,
-        stderr=said,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "changepair.flows.running.temporary", str(port)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment)
     atexit.register(_end, server)  # after Prefect has sent its last events and logs
     url = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + PATIENCE
     while not _answers(url):
         stopping.check("before the run began")
         if server.poll() is not None or time.monotonic() > deadline:
-            raise BadInput(f"no Prefect server could be started for this run: {_why(said)}; mend or move {_home()}, or set PREFECT_HOME")
+            home = Path(PREFECT_HOME.value())
+            raise BadInput(f"no Prefect server could be started for this run: {_why(said)}; mend or move {home}, or set PREFECT_HOME")
         time.sleep(POLL)
     return url
 
@@ -77,17 +72,11 @@ def _answers(url: str) -> bool:
 
 
 def _why(said: IO[bytes]) -> str:
-    """Gives the last thing that a server said, which of a traceback is the error."""
+    """Return the last line of a server's output, or of a traceback the error."""
     said.seek(0)
     lines = [line.strip() for line in said.read().decode(errors="replace").splitlines()]
     errors = [line for line in lines if line.partition(":")[0].replace(".", "").isidentifier() and "Error" in line.partition(":")[0]]
     return hide((errors or [line for line in lines if line] or [f"it did not answer in {PATIENCE:.0f} s"])[-1])
-
-
-def _home() -> Path:
-    from prefect.settings import PREFECT_HOME
-
-    return Path(PREFECT_HOME.value())
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
@@ -101,7 +90,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def main(port: int) -> None:
-    """Serves until standard input ends. Exits with 1 if the server does not start."""
+    """Serve until standard input ends. Exits with 1 if the server does not start."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     import uvicorn

@@ -1,8 +1,7 @@
-"""Keep DVC from recording what a stage did not compute from.
+"""Keep DVC from recording inputs that a stage did not compute from.
 
-DVC looks at a stage's files when its command has ended, and takes what it finds for what was read. So a file that is edited while a stage
-runs would be recorded with results that know nothing of it, and the stage would not run again. Settings are read once, and compared with
-those that the stage `code` wrote down.
+DVC hashes a stage's inputs when its command has ended. So a file that is edited while a stage runs would be recorded with results that do
+not depend on it, and the stage would not run again. Settings are read once, and compared with those that the stage `code` recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from changepair.flows import plan
 from changepair.flows.running.places import CODE
 from changepair.flows.running.records import read_record
 from changepair.flows.settings.reader import FILE, hold, load_yaml
@@ -26,34 +26,24 @@ CACHE = "__pycache__"  # within folders of code: Python writes there as it runs
 
 @contextmanager
 def unchanged(kind: str, *of: str) -> Iterator[None]:
-    """Have this process read pipelines.yaml once, whatever becomes of it. Raise BadInput if by the end a file that dvc.yaml names for the
-    stage is another than it was; DVC then records nothing, and runs the stage again. Raise it at the start if the stage's settings or the
-    installed packages are not those that the stage `code` recorded.
+    """Read pipelines.yaml once. Raise BadInput if a dependency of the stage in dvc.yaml changes within the block; DVC then records nothing,
+    and runs the stage again. Raise it at the start if the stage's settings or the installed packages are not those that the stage `code`
+    recorded.
 
-    kind, of: the stage's, as its command has them. What other stages wrote is not looked at: nobody else works in this checkout.
+    kind, of: of the stage, as in its command. The outs of other stages are not checked: nobody else works in this checkout.
     """
     stage, ours = _entry(kind, of)
     _refuse_other_packages(stage)
     hold(FILE)
-    _refuse_other_settings(kind, of)
+    recorded = settings_file(stage_name(kind, of))
+    key = next(differing(read_json(recorded), plan.stage_of(kind, *of).settings), None) if recorded.is_file() else None
+    if key is not None:
+        raise BadInput(f"{FILE}: {key} was changed after the run began; run the same again")
     files = _files(stage, ours)
     yield
     changed = next(differing(files, _files(stage, ours)), None)
     if changed is not None:
         raise BadInput(f"{changed} was changed while {' '.join((kind, *of))} ran, so its results are not kept; run the same again")
-
-
-def _refuse_other_settings(kind: str, of: tuple[str, ...]) -> None:
-    """Raise BadInput if the settings of a stage are not those that the stage `code` wrote down, which DVC records."""
-    recorded = settings_file(stage_name(kind, of))
-    if not recorded.is_file():
-        return
-    from changepair.flows.plan import stage_of
-
-    now = stage_of(kind, *of).settings
-    key = next(differing(read_json(recorded), now), None)
-    if key is not None:
-        raise BadInput(f"{FILE}: {key} was changed after the run began; run the same again")
 
 
 def _refuse_other_packages(stage: Mapping[str, Any]) -> None:
@@ -71,7 +61,7 @@ def _refuse_other_packages(stage: Mapping[str, Any]) -> None:
 
 
 def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]:
-    """Reads the stage's entry in dvc.yaml, nothing if there is none; and what all stages write."""
+    """Read the stage's entry in dvc.yaml, {} if there is none, and the outs of all stages."""
     try:
         stages: Mapping[str, Any] = load_yaml(DVC_YAML)["stages"]
     except (BadInput, KeyError, TypeError):
@@ -82,13 +72,13 @@ def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]
 
 
 def _files(stage: Mapping[str, Any], ours: set[str]) -> dict[str, str]:
-    """Gives size and time of change of the user's files that the stage reads."""
+    """Return the state of each file of the user that the stage reads."""
     named = [str(dep) for dep in stage.get("deps", ()) if not any(str(dep) == out or str(dep).startswith(f"{out}/") for out in ours)]
     return {file: state for dep in named for file, state in states(place_of(dep)).items() if CACHE not in file}
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Yields what differs, by its whole key."""
+    """Yield the dotted keys of the values that differ."""
     for key in dict.fromkeys((*before, *after)):
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -1,4 +1,4 @@
-"""Chooses where the tasks of a stage run: in threads or processes of this machine, or on a Dask cluster of many."""
+"""Choose where the tasks of a stage run: in threads or processes of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Held = TypeVar("Held")
 
 
 def task_runner(execution: Execution) -> TaskRunner[Any]:
-    """Makes the runner that `execution` in pipelines.yaml asks for."""
+    """Create the task runner of `execution` in pipelines.yaml."""
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
     if execution.runner == "threads":
@@ -38,27 +38,26 @@ def task_runner(execution: Execution) -> TaskRunner[Any]:
 
 
 class Sealed(Generic[Held]):
-    """Carries a value to a task as it is. Prefect would look for futures in each of its parts, of which there may be thousands."""
+    """Carry a value to a task unopened. Prefect would look for futures in each of its parts, of which there may be thousands."""
 
     def __init__(self, value: Held) -> None:
         self.value = value
 
 
 def on_cluster(execution: Execution) -> bool:
-    """Tells whether stages divide that one machine does as well whole: it uses every core for them as it is."""
+    """Return whether to divide the stages that use every core of one machine anyway."""
     return execution.runner == "dask"
 
 
 def cluster_or_threads(execution: Execution) -> TaskRunner[Any]:
-    """Makes the runner of a stage that divides for a cluster only."""
+    """Create the task runner of a stage that is divided on a cluster only."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
     return task_runner(execution) if on_cluster(execution) else ThreadPoolTaskRunner()
 
 
 def for_gpu(execution: Execution) -> AbstractContextManager[None]:
-    """What is submitted within goes to the workers of a cluster that have a GPU, as many at a time as they have, where it is said how they
-    are known."""
+    """Submit the block's tasks to workers of a cluster with a GPU, one a GPU, if `execution.gpu` names that resource."""
     if not on_cluster(execution) or execution.gpu is None:
         return nullcontext()
     import dask
@@ -67,13 +66,15 @@ def for_gpu(execution: Execution) -> AbstractContextManager[None]:
 
 
 def count_done(parts: Sequence[Any]) -> int:
-    """Counts the tasks, of those that were submitted, that have ended."""
+    """Count the submitted tasks that have ended."""
     return sum(part.wrapped_future.done() for part in parts)
 
 
 def wait_for(parts: Sequence[Any], where: Callable[[], str]) -> None:
-    """Waits for tasks that were submitted, and raises what one of them raised. Asked to stop, begins no other (Prefect's runner finishes
-    those that it has begun) and raises Stopped. where: says how far they are."""
+    """Wait for submitted tasks, and raise the first error. On a stop, raise Stopped; Prefect's runner finishes the tasks that it has begun.
+
+    where: describes the progress.
+    """
     for part in parts:
         while not part.wrapped_future.done():
             part.wait(timeout=ASKED_EVERY)

@@ -1,4 +1,7 @@
-"""Keeps what runs did on disk, for whoever asks with no server running: data/runs/<pipeline>/<number>.json, one a run."""
+"""Record runs on disk, readable without a server: data/runs/<pipeline>/<number>.json, one a run, and times/<detector>.json.
+
+The times are no artifact, because they differ from run to run.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from changepair.flows.running.places import DATA
-from changepair.flows.running.records import Figures, Moment, read_record
+from changepair.flows.running.records import Figures, Moment, read_records
 from changepair.flows.runs.states import RunState, StageState
-from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 
 KEPT = 100  # runs a pipeline; older ones are forgotten
@@ -20,7 +22,7 @@ KEPT = 100  # runs a pipeline; older ones are forgotten
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage in a run, and what became of it."""
+    """A stage in a run."""
 
     name: str
     state: StageState
@@ -29,25 +31,23 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Run:
-    """A retrain, under way or ended."""
+    """A retraining."""
 
     number: int
     pipeline: str
     started: Moment
     commit: str
-    id: str = ""
-    """Of the Prefect run."""
+    id: str = ""  # of the Prefect run
     state: RunState = RunState.RUNNING
     message: str = ""
     ended: Moment | Literal[""] = ""
     stages: tuple[StageRun, ...] = ()
     figures: Figures = field(default_factory=dict)
-    model: str = ""
-    """In use at its end: DVC's hash of the candidate that it was."""
+    model: str = ""  # in use at its end: DVC's hash of the candidate that it was
 
 
 class Journal:
-    """Writes down one run while it happens. Numbers count up, whatever the clock says."""
+    """The record of a run in progress. Numbers count up, whatever the clock says."""
 
     def __init__(self, pipeline: str, commit: str, run_id: str, data: Path = DATA) -> None:
         folder = data / "runs" / pipeline
@@ -81,20 +81,37 @@ class Journal:
 
 
 def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
-    """Reads the last runs of a pipeline, the newest first. One whose file cannot be read is left out."""
+    """Read the last runs of a pipeline, the newest first, without damaged ones."""
     folder = data / "runs" / pipeline
-    runs = []
-    for number in sorted(_numbers(folder), reverse=True)[:last]:
-        try:
-            runs.append(read_record(Run, folder / f"{number}.json"))
-        except BadInput:
-            continue
-    return runs
+    files = [folder / f"{number}.json" for number in sorted(_numbers(folder), reverse=True)[:last]]
+    return [run for _file, run in read_records(Run, files)]
 
 
 def now() -> str:
+    """Return the time in UTC, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _numbers(folder: Path) -> list[int]:
     return [int(file.stem) for file in folder.glob("*.json") if file.stem.isdecimal()]
+
+
+@dataclass(frozen=True)
+class Time:
+    """How long a detector takes for a picture on this machine."""
+
+    seconds: float
+    device: str
+
+
+def write_time(pipeline: str, detector: str, taken: Time) -> None:
+    write_text(_times_folder(pipeline, DATA) / f"{detector}.json", json.dumps(asdict(taken)) + "\n")
+
+
+def read_times(pipeline: str, data: Path = DATA) -> dict[str, Time]:
+    """Return the last measured times by detector, without damaged ones."""
+    return {file.stem: time for file, time in read_records(Time, sorted(_times_folder(pipeline, data).glob("*.json")))}
+
+
+def _times_folder(pipeline: str, data: Path) -> Path:
+    return data / "runs" / pipeline / "times"

@@ -4,12 +4,11 @@ recommended detector over the last runs."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from changepair.flows.promotion.history import read_recommendation
-from changepair.flows.running.artifacts import picture_url
 from changepair.flows.running.places import EVALUATION, GALLERIES_NAME, REPORT_NAME
+from changepair.flows.running.steps import picture_url
 from changepair.flows.runs.journal import Run
 from changepair.tasks.reporting.advice import advice_of, next_steps
 from changepair.tasks.reporting.galleries import short_name
@@ -18,8 +17,7 @@ from changepair.tasks.scoring.operating import read_operating
 from changepair.tasks.scoring.recommendation import Recommendation
 from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, OPERATING_NAME, read_comparisons, read_figures
 
-RUNS = 8
-"""Of the trend."""
+RUNS = 8  # of the trend
 
 
 def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], runs: Sequence[Run], figures: Mapping[str, Any]) -> str:
@@ -35,7 +33,11 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
         lines += [f"**{target}**: use **{advice.what}**. {advice.how_good} {advice.at_the_threshold}", ""]
         lines += [f"`{advice.command(pipeline)}`", ""]
         lines += [f"- {step}" for step in next_steps(advice, pipeline, rows, comparisons, trained)]
-        lines += ["", *_picture(folder, target)]
+        lines.append("")
+        gallery = folder / GALLERIES_NAME / short_name(target)
+        if gallery.is_file():
+            about = f"{target}: the first picture that was missed, false alarm, borderline one, and one found"
+            lines += [f"![{about}]({picture_url(gallery)})", ""]
     lines += [
         *_trend(recommended.detector, [*reversed(runs[: RUNS - 1])], figures),
         decision,
@@ -45,23 +47,13 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
     return "\n".join(lines)
 
 
-def _picture(folder: Path, target: str) -> Iterator[str]:
-    file = folder / GALLERIES_NAME / short_name(target)
-    if file.is_file():
-        yield f"![{target}: the first picture that was missed, false alarm, borderline one, and one found]({picture_url(file)})"
-        yield ""
-
-
 def _trend(detector: str, runs: Sequence[Run], figures: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a table: for each run, oldest first, the detector's metrics on each target."""
     each = [{target: _of(detector, detectors) for target, detectors in one.items()} for one in (*(run.figures for run in runs), figures)]
     targets = list(dict.fromkeys(target for one in each for target in one))
     if not targets or not detector:
         return
-    yield f"{detector}:"
-    yield ""
-    yield f"| run | {' | '.join(targets)} |"
-    yield f"|---|{'---|' * len(targets)}"
+    yield from (f"{detector}:", "", f"| run | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}")
     for name, values in zip((*(f"{run.number}, {run.started[:10]}: {run.state}" for run in runs), "this one"), each, strict=True):
         yield f"| {name} | {' | '.join(values.get(target, '') for target in targets)} |"
     yield ""

@@ -1,4 +1,4 @@
-"""Deploys each enabled pipeline, as pipelines.yaml says, to the server that PREFECT_API_URL names."""
+"""Deploy each enabled pipeline of pipelines.yaml to the server of PREFECT_API_URL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from prefect.utilities.callables import parameter_schema
 from changepair.flows.running.api import logged_in, named_server
 from changepair.flows.running.entry import LIMIT
 from changepair.flows.running.exit_handling import tell
-from changepair.flows.runs.events import RETRAINING, resource_of
+from changepair.flows.runs.states import RETRAINING, resource_of
 from changepair.flows.schedule.entry import ENTRYPOINTS, FLOWS, take_no_code_from_the_server
 from changepair.flows.schedule.flow import NAME, WATCHED
 from changepair.flows.schedule.origins import REPOSITORIES, refuse_secret
@@ -58,33 +58,26 @@ STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimit
 
 @dataclass(frozen=True)
 class Wanted:
-    """A deployment as pipelines.yaml asks for it."""
+    """A deployment that pipelines.yaml asks for."""
 
-    name: str
-    """The pipeline's."""
+    name: str  # the pipeline's
     schedule: Schedule | None
     parameters: dict[str, Any]
     tags: tuple[str, ...]
     pool: str | None
     overlap: str
-    flow: str = NAME
-    """NAME retrains, WATCHED scores what is new."""
-    when_asked: bool = False
-    """Whether it is run when the pipeline's line asks for it."""
-
-    @property
-    def what(self) -> str:
-        """Names it for the user."""
-        return self.name if self.flow == NAME else f"{self.name}, new pictures"
+    flow: str = NAME  # NAME retrains, WATCHED scores new pictures
+    when_asked: bool = False  # whether events of the pipeline's line trigger it
 
     def built(self, deployed: DeploymentResponse | None) -> RunnerDeployment:
         """Build the deployment for Prefect: one run at a time, a second one waits or is cancelled. An interval that the server has already
         is counted from the same moment as before."""
         when: list[Any] = []
-        if self.schedule is not None and self.schedule.cron is not None:
-            when = [CronSchedule(cron=self.schedule.cron, timezone=self.schedule.timezone)]
-        elif self.schedule is not None and self.schedule.interval is not None:
-            when = [IntervalSchedule(interval=self.schedule.interval, timezone=self.schedule.timezone)]
+        own = self.schedule
+        if own is not None and own.cron is not None:
+            when = [CronSchedule(cron=own.cron, timezone=own.timezone)]
+        elif own is not None and own.interval is not None:
+            when = [IntervalSchedule(interval=own.interval, timezone=own.timezone)]
             for one in deployed.schedules if deployed is not None else ():
                 if _times([one]) == _times([DeploymentScheduleCreate(schedule=when[0])]):
                     when = [one.schedule]
@@ -109,25 +102,25 @@ class Wanted:
 
 
 def wanted(read: Pipelines, repository: str) -> list[Wanted]:
-    """Lists the deployments of every enabled pipeline."""
+    """List the deployments of every enabled pipeline."""
     deployments = []
     for name in read.enabled:
-        runs = read.runs_of(name)
+        runs, pipeline = read.runs_of(name), read.pipelines[name]
         keys = ("revision", "results", "workspaces", "remote", "remote_timeout", "overlap")
         parameters = {"pipeline": name, "repository": repository, **{key: getattr(runs, key) for key in keys}}
         tags = tuple(dict.fromkeys((TAG, *runs.tags)))
-        watch = read.pipelines[name].watch
-        looked_after = watch is not None and watch.schedule is not None
-        deployments.append(Wanted(name, read.pipelines[name].schedule, parameters, tags, runs.pool, runs.overlap, when_asked=looked_after))
-        if watch is not None and looked_after:
-            deployments.append(Wanted(name, watch.schedule, parameters, tags, runs.pool, "skip", flow=WATCHED))
+        watching = None if pipeline.watch is None else pipeline.watch.schedule
+        deployments.append(Wanted(name, pipeline.schedule, parameters, tags, runs.pool, runs.overlap, when_asked=watching is not None))
+        if watching is not None:
+            deployments.append(Wanted(name, watching, parameters, tags, runs.pool, "skip", flow=WATCHED))
     return deployments
 
 
 def deploy() -> list[str]:
-    """Makes the server's deployments those of pipelines.yaml; gives a line for each that is there or was removed. Those of other
-    repositories are left alone. Raises BadInput."""
-    read = _checked()
+    """Update this repository's deployments on the server from pipelines.yaml; return a line for each. Raises BadInput."""
+    read = read_pipelines()
+    for name in read.enabled:
+        enabled_pipeline(name)  # checks it
     repository = repository_of(read)
     items = wanted(read, repository)
     with logged_in(*named_server()), get_client(sync_client=True) as client:
@@ -139,7 +132,7 @@ def deploy() -> list[str]:
 
 
 def serve(say: Callable[[str], None]) -> None:
-    """Deploys, and runs what is due in processes of this machine, until it is stopped. Raises BadInput."""
+    """Deploy, and execute the due runs in processes of this machine until stopped. Raises BadInput."""
     for line in deploy():
         say(line)
     read = read_pipelines()
@@ -170,27 +163,19 @@ class _Runner(Runner):
 
 
 def repository_of(read: Pipelines) -> str:
-    """Says what runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password in it."""
+    """Return what runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password."""
     repository = read.runs.repository
     if repository is None:
         repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
     if repository is None:
         raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
     refuse_secret(repository)
-    return (
-        str(Path(repository).expanduser().resolve()) if "://" not in repository and Path(repository).expanduser().is_dir() else repository
-    )
-
-
-def _checked() -> Pipelines:
-    read = read_pipelines()
-    for name in read.enabled:
-        enabled_pipeline(name)
-    return read
+    place = Path(repository).expanduser()
+    return str(place.resolve()) if "://" not in repository and place.is_dir() else repository
 
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
-    """Reads the deployment as it stands on the server; None if there is none. Raises BadInput if it is another repository's."""
+    """Read a deployment from the server; None if there is none. Raises BadInput if it is another repository's."""
     name = f"{item.flow}/{item.name}"
     try:
         deployed = client.read_deployment_by_name(name)
@@ -206,17 +191,14 @@ def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> Deplo
 
 
 def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse | None) -> str:
-    when = str(item.schedule) if item.schedule else "by hand"
-    built = item.built(deployed)
-    if (
-        deployed is not None
-        and _is_as(deployed, built, _schema(item))
-        and _triggers(client, deployed.id) == [_expected(one) for one in built.triggers]
-    ):
-        return f"unchanged: {item.what}, {when}"
-    flow = FLOWS[item.flow]
+    about = f"{item.name}{'' if item.flow == NAME else ', new pictures'}, {item.schedule or 'by hand'}"
+    built, schema = item.built(deployed), _schema(item)
+    if deployed is not None and _is_as(deployed, built, schema):
+        owned = client.read_resource_related_automations(f"prefect.deployment.{deployed.id}")
+        if [_expected(one.trigger) for one in owned] == [_expected(one) for one in built.triggers]:
+            return f"unchanged: {about}"
     made = client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
-        flow_id=client.create_flow(flow),
+        flow_id=client.create_flow(FLOWS[item.flow]),
         name=item.name,
         schedules=cast(list[DeploymentScheduleCreate], built.schedules or []),
         parameters=built.parameters,
@@ -225,7 +207,7 @@ def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse
         entrypoint=built.entrypoint,
         concurrency_limit=built.concurrency_limit,
         concurrency_options=built.concurrency_options,
-        parameter_openapi_schema=_schema(item),
+        parameter_openapi_schema=schema,
         enforce_parameter_schema=True,
         description=built.description,
     )
@@ -233,27 +215,20 @@ def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse
     for trigger in built.triggers:
         trigger.set_deployment_id(made)
         client.create_automation(trigger.as_automation())
-    return f"{'updated' if deployed else 'created'}: {item.what}, {when}"
-
-
-def _triggers(client: SyncPrefectClient, deployment: UUID) -> list[set[str]]:
-    """Lists the events that the automations act on that a deployment owns."""
-    owned = client.read_resource_related_automations(f"prefect.deployment.{deployment}")
-    return [_expected(one.trigger) for one in owned]
+    return f"{'updated' if deployed else 'created'}: {about}"
 
 
 def _expected(trigger: Any) -> set[str]:
+    """Return the events that a trigger expects."""
     return set(getattr(trigger, "expect", ()))
 
 
 def _is_as(deployed: DeploymentResponse, built: RunnerDeployment, schema: dict[str, Any]) -> bool:
+    same = ("parameters", "work_pool_name", "entrypoint", "concurrency_options")
     return (
-        _times(deployed.schedules) == _times(built.schedules or [])
-        and deployed.parameters == built.parameters
+        all(getattr(deployed, name) == getattr(built, name) for name in same)
+        and _times(deployed.schedules) == _times(built.schedules or [])
         and set(deployed.tags or ()) == set(built.tags)
-        and deployed.work_pool_name == built.work_pool_name
-        and deployed.entrypoint == built.entrypoint
-        and deployed.concurrency_options == built.concurrency_options
         and deployed.parameter_openapi_schema == schema
     )
 
@@ -267,12 +242,12 @@ def _schema(item: Wanted) -> dict[str, Any]:
 
 
 def _times(schedules: Sequence[Any]) -> list[Any]:
-    """Gives schedules as they are compared: without the moment from which their intervals are counted."""
+    """Return schedules for comparison, without the time from which their intervals are counted."""
     return [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in schedules]
 
 
 def _remove(client: SyncPrefectClient, repository: str, named: set[tuple[str, str]]) -> Iterator[str]:
-    """Removes the deployments of this repository that are not named, by entry point and pipeline."""
+    """Remove the deployments of this repository that are not named, by entry point and pipeline."""
     for deployed in of_this_project(client):
         ours = deployed.entrypoint in ENTRYPOINTS.values() and deployed.parameters.get("repository") == repository
         if ours and (deployed.entrypoint, deployed.name) not in named:
@@ -281,7 +256,7 @@ def _remove(client: SyncPrefectClient, repository: str, named: set[tuple[str, st
 
 
 def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """Lists every deployment on the server that this project made, of whichever repository."""
+    """List every deployment on the server with our tag, of any repository."""
     ours = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
     deployments: list[DeploymentResponse] = []
     while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(deployments)):

@@ -49,22 +49,16 @@ def __getattr__(name: str) -> Flow[..., Any]:
         deployed = client.read_deployment(run.deployment_id) if run.deployment_id is not None else None
         entrypoint = None if deployed is None else deployed.entrypoint
         flow = next((FLOWS[own] for own, of in ENTRYPOINTS.items() if of == entrypoint), None)
-        wrong = _wrong(run, entrypoint, flow)
-        if flow is not None and wrong is None:
+        unknown = [] if flow is None else sorted(run.parameters.keys() - flow.parameters.properties.keys())
+        if flow is not None and not unknown:
             return flow
+        wrong = f"parameters of the run: {hide(', '.join(unknown))}: unknown; only {OWN} can be set for one run"
+        if flow is None:
+            what = entrypoint or "a run without a deployment"
+            wrong = f"{what}: no flow of changepair; this worker runs what `changepair deploy` deploys"
         client.set_flow_run_state(run.id, Failed(message=wrong), force=True)
     tell(f"{run.name}: {wrong}")
     raise Abort
-
-
-def _wrong(run: FlowRun, entrypoint: str | None, flow: Flow[..., Any] | None) -> str | None:
-    """Say in one line why a run cannot be executed; None if it can."""
-    if flow is None:
-        return f"{entrypoint or 'a run without a deployment'}: no flow of changepair; this worker runs what `changepair deploy` deploys"
-    unknown = sorted(run.parameters.keys() - flow.parameters.properties.keys())
-    if unknown:
-        return f"parameters of the run: {hide(', '.join(unknown))}: unknown; only {OWN} can be set for one run"
-    return None
 
 
 async def _without_hooks(_run: FlowRun, **_options: Any) -> Flow[..., Any]:

@@ -1,4 +1,4 @@
-"""Runs what is deployed: retrains a pipeline in a clean clone, sends the artifacts to DVC's remote and commits the results."""
+"""Define the deployed flows: retrain a pipeline in a clean clone, push the artifacts to DVC's remote and commit the results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from changepair.flows.running.api import child, close_dead, link_child, one_api,
 from changepair.flows.running.exit_handling import log_in_lines
 from changepair.flows.running.locks import Held, one_at_a_time
 from changepair.flows.running.secrets import hide
-from changepair.flows.runs.events import OF_AN_END, emit
 from changepair.flows.runs.journal import now
-from changepair.flows.runs.states import RunState
+from changepair.flows.runs.states import OF_AN_END, RunState, emit
 from changepair.flows.schedule import workspace
 from changepair.flows.schedule.origins import refuse_secret, refuse_unknown_code
 from changepair.flows.schedule.workspace import Workspace
@@ -39,7 +38,7 @@ PARAMETERS = Path("parameters of the run")
 
 @task(task_run_name="clone at {revision}", persist_result=False)
 def prepare(place: Workspace, revision: str) -> str:
-    """Makes the clone what the revision is; gives the revision's commit."""
+    """Check the revision out in the clone; return its commit."""
     return workspace.prepare(place, revision, get_run_logger().info)
 
 
@@ -50,7 +49,7 @@ def pull(place: Workspace, *, model_alone: bool = False) -> None:
 
 @task(task_run_name="retrain {pipeline}", persist_result=False)
 def retrain(pipeline: str, place: Workspace) -> State[None]:
-    """Retrains in the clone. Ends Completed by the name that the run there ended in, which is its child."""
+    """Retrain in the clone. Ends Completed with the state name of the run there, its child."""
     with parent(), _stopped_with_child():
         workspace.retrain(place, print)
     return _as_child_ended()
@@ -68,7 +67,7 @@ def commit_results(place: Workspace, revision: str, message: str, *, promoted: b
 
 @task(name="send results", retries=2, retry_delay_seconds=10, persist_result=False)
 def send_results(place: Workspace) -> str | None:
-    """Pushes the results; gives the branch or tag that they are under."""
+    """Push the results; return their branch or tag."""
     return workspace.send_results(place)
 
 
@@ -106,7 +105,7 @@ def scheduled(
 
 @task(task_run_name="score what is new for {pipeline}", persist_result=False)
 def score(pipeline: str, place: Workspace) -> State[None]:
-    """Scores in the clone. Ends Completed by the name that the run there ended in, which is its child."""
+    """Score in the clone. Ends Completed with the state name of the run there, its child."""
     with parent(), _stopped_with_child():
         workspace.score(place, print)
     return _as_child_ended()
@@ -152,7 +151,7 @@ def watched(
 
 @stoppable
 def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap: Overlap, work: Callable[[], State[None]]) -> State[None]:
-    """Checks the parameters, and works in the clone while nobody else does; makes up for runs that were missed, ends those that died."""
+    """Check the parameters, and work in the clone alone. Make up for missed runs, and end those whose process died."""
     logger = get_run_logger()
     log_in_lines()
     parse(Name, place.pipeline, ("pipeline",), PARAMETERS)  # it names a folder
@@ -164,15 +163,17 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
     assert context is not None and context.flow is not None
     refuse_unknown_code(context.flow, context.parameters or {})
     Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
-    _make(place.root)
+    try:
+        place.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"runs.workspaces: {place.root}: no folder can be made there ({error.strerror}); name another one") from error
     with one_api():
         try:
             wait = overlap == "wait"
             with one_at_a_time(place.folder.name, what, folder=place.root, where=place.folder, wait=wait, tell=logger.warning):
                 for late in make_up_for_missed():
-                    logger.info(
-                        f"{place.pipeline}: the run that was due at {late.expected_start_time} was missed; this one makes up for it"
-                    )
+                    due = late.expected_start_time
+                    logger.info(f"{place.pipeline}: the run that was due at {due} was missed; this one makes up for it")
                 for died in _others("RUNNING"):  # there is one at a time, and we are it
                     close_dead(died.id, f"its process is gone; run {flow_run.get_id()} goes on from there")
                 return work()
@@ -193,15 +194,8 @@ def _stopped_with_child() -> Iterator[None]:
         raise
 
 
-def _make(workspaces: Path) -> None:
-    try:
-        workspaces.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"runs.workspaces: {workspaces}: no folder can be made there ({error.strerror}); name another one") from error
-
-
 def _as_child_ended() -> State[None]:
-    """Ends a task as the run ended that is its child."""
+    """Return the final state of the task's child run."""
     ended = child()
     if ended is None or ended.state is None:
         return Completed()
@@ -222,12 +216,9 @@ def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[
         if not state.is_completed():
             state.result()
         retraining = False
-        results = commit_results(
-            place,
-            commit,
-            f"{pipeline} at {commit[:8]}{_with(override)}: {state.name}\n\n{state.message or ''}\n",
-            promoted=state.name == RunState.PROMOTED,
-        )
+        settings = f" with {', '.join(f'{key}={value}' for key, value in override.items())}" if override else ""
+        message = f"{pipeline} at {commit[:8]}{settings}: {state.name}\n\n{state.message or ''}\n"
+        results = commit_results(place, commit, message, promoted=state.name == RunState.PROMOTED)
         push(place)
         name = send_results(place)
     except BadInput as error:
@@ -239,12 +230,8 @@ def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[
     return Completed(name=state.name, message=f"{state.message}{where}")
 
 
-def _with(override: Mapping[str, Any]) -> str:
-    return f" with {', '.join(f'{key}={value}' for key, value in override.items())}" if override else ""
-
-
 def make_up_for_missed() -> list[FlowRun]:
-    """Cancels the runs of this deployment that are due already and have not begun: after a time in which nothing ran, one run is enough."""
+    """Cancel the runs of this deployment that are due and have not begun: after a downtime, one run is enough."""
     late = [run for run in _others("SCHEDULED", {"expected_start_time": {"before_": now()}}) if run.auto_scheduled]
     with get_client(sync_client=True) as client:
         for run in late:
@@ -254,7 +241,7 @@ def make_up_for_missed() -> list[FlowRun]:
 
 
 def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
-    """Lists the other runs of this run's deployment that are in a state of that type."""
+    """List the other runs of this run's deployment in a state of that type."""
     deployment_id, own = deployment.get_id(), flow_run.get_id()
     if deployment_id is None:
         return []

@@ -1,4 +1,4 @@
-"""Decides whose code a scheduled run may execute, and whose results a workspace holds.
+"""Decide whose code a scheduled run may execute, and whose results a workspace holds.
 
 A run executes the code of the repository that it clones. The server's API can be reached by more people than may change that code, so no
 run chooses its repository: the deployment names it, and the machine that works has to allow it.
@@ -20,14 +20,18 @@ from changepair.flows.running.secrets import hide, holds_secret
 from changepair.flows.schedule.commands import CommandFailed, git
 from changepair.tasks.common.errors import BadInput
 
-REPOSITORIES = "CHANGEPAIR_REPOSITORIES"
-"""Environment variable of a worker: the repositories whose code it may run, separated by spaces."""
+REPOSITORIES = "CHANGEPAIR_REPOSITORIES"  # environment variable of a worker: the repositories whose code it may run, separated by spaces
 OWN = "override"  # the only parameter that a run may have of its own
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Return whether two addresses name one repository, be they with a slash at the end or, of a folder, through a link."""
-    return _normal(one) == _normal(other)
+    """Return whether two addresses name one repository, also with a slash at the end, or through a link to a folder."""
+
+    def normal(repository: str) -> str:
+        place = Path(repository).expanduser()
+        return str(place.resolve()) if "://" not in repository and place.is_dir() else repository.rstrip("/")
+
+    return normal(one) == normal(other)
 
 
 def refuse_secret(repository: str) -> None:
@@ -76,8 +80,3 @@ def refuse_other_origin(folder: Path, repository: str) -> None:
             f"{folder}: is the workspace of {hide(origin) or 'another repository'}, not of {hide(repository)}; name another folder in "
             f"runs.workspaces, move it away, or if the repository has moved: `git -C {folder} remote set-url origin {hide(repository)}`"
         )
-
-
-def _normal(repository: str) -> str:
-    place = Path(repository).expanduser()
-    return str(place.resolve()) if "://" not in repository and place.is_dir() else repository.rstrip("/")

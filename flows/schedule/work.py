@@ -1,6 +1,8 @@
 """Run a Prefect worker that gives its runs time to save: on SIGTERM or Ctrl-C they stop at their next checkpoint, then the worker ends.
 
-Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running.
+Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running. The worker, which is the main function
+of this module, takes neither command, environment nor folder from the server: from the template of the work pool, or the job variables of
+deployments and runs. Whoever has the login can edit those.
 """
 
 from __future__ import annotations
@@ -9,22 +11,25 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import psutil
+from prefect.client.orchestration import PrefectClient
+from prefect.utilities.processutils import command_to_string
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from changepair.flows.running.api import logged_in, named_server
 from changepair.flows.running.exit_handling import tell
 from changepair.flows.schedule.commands import own
+from changepair.flows.schedule.entry import take_no_code_from_the_server
 from changepair.tasks.common.stopping import die_with_parent
 
-POLL = 0.2
-"""Seconds between two looks at the worker."""
-REPORT = 1.0
-"""Seconds for the worker to report runs that ended before their flow began."""
-ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.worker"
-"""Modules of the process of a run and of the worker."""
+POLL = 0.2  # seconds between two looks at the worker
+REPORT = 1.0  # seconds for the worker to report runs that ended before their flow began
+ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.work"  # modules of the process of a run and of the worker
 
 
 def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
@@ -49,20 +54,16 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
         time.sleep(POLL)
     if worker.poll() is not None:
         return worker.returncode
-    drain(psutil.Process(worker.pid))
-    worker.terminate()
-    return worker.wait()
-
-
-def drain(worker: psutil.Process) -> None:
-    """Stop the runs of a worker, which is suspended meanwhile, so that it begins no other run."""
-    worker.suspend()
+    process = psutil.Process(worker.pid)
+    process.suspend()  # so that it begins no other run
     try:
-        stopped = stop_runs(worker)
+        stopped = stop_runs(process)
     finally:
-        worker.resume()
+        process.resume()
     if stopped:
         time.sleep(REPORT)
+    worker.terminate()
+    return worker.wait()
 
 
 def stop_runs(parent: psutil.Process) -> int:
@@ -79,15 +80,43 @@ def stop_runs(parent: psutil.Process) -> int:
 
 
 def _is_run(process: psutil.Process) -> bool:
-    try:
+    with suppress(psutil.Error):
         return ENGINE in process.cmdline()
-    except psutil.Error:
-        return False
+    return False
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Tell whether a process is at work: an ended child of a suspended worker stays as a zombie."""
-    try:
+    """Return whether a process is at work: an ended child of a suspended worker stays as a zombie."""
+    with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return False
+
+
+class Job(ProcessJobConfiguration):
+    """The process of a run: Prefect's engine, in an empty folder, with the environment of the worker."""
+
+    @classmethod
+    async def from_template_and_values(
+        cls, base_job_template: dict[str, Any], values: dict[str, Any], client: PrefectClient | None = None
+    ) -> Job:
+        """Ignore the template and the job variables."""
+        return cls(command=command_to_string(own(ENGINE)))
+
+
+def main() -> None:
+    """Run Prefect's own command, with the arguments that this one has, and this worker for work pools of the type `process`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it takes the place of Prefect's
+
+        class _Worker(ProcessWorker):
+            job_configuration = Job
+
+    take_no_code_from_the_server()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which Prefect's worker sends itself to end
+    from prefect.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,20 +18,16 @@ import numpy as np
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.prediction.calibration import Threshold
 
-POWERS = np.linspace(0.04, 1.0, 25)
-"""The stakes: ε·p^(ε−1) of each ε has a mean of 1. Their mean is Vovk's simple mixture, on a grid."""
+POWERS = np.linspace(0.04, 1.0, 25)  # the stakes: ε·p^(ε−1) of each ε has a mean of 1. Their mean is Vovk's simple mixture, on a grid.
 
 
 @dataclass(frozen=True)
 class Drift:
     """What the bettor has made of it."""
 
-    evidence: float
-    """The largest capital so far, 1 at the start: of an unchanging line, above x with a chance of at most 1/x."""
-    chance: float
-    """α: of an unchanging line ever being reported."""
-    since: int | None
-    """How many scores there were when it was reported; None while it is not."""
+    evidence: float  # the largest capital so far, 1 at the start: of an unchanging line, above x with a chance of at most 1/x
+    chance: float  # α: of an unchanging line ever being reported
+    since: int | None  # how many scores there were when it was reported; None while it is not
 
     @property
     def found(self) -> bool:

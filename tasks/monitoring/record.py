@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from changepair.tasks.common.decoding import ENDINGS
 from changepair.tasks.common.errors import BadInput
@@ -25,17 +25,16 @@ from changepair.tasks.common.rows import read_rows, write_rows
 from changepair.tasks.prediction.outputs import line_of, write_overlay, write_picture
 
 if TYPE_CHECKING:
-    from changepair.tasks.prediction.predictor import Prediction, Predictor
+    from changepair.tasks.prediction.predictor import Predictor
 
 MADE_BY = "`changepair watch`"
 KIT_FOLDER, SCORES_FOLDER, FLAGGED_FOLDER, OVERLAYS_FOLDER, VERDICTS_FOLDER = "kit", "scores", "flagged", "overlays", "verdicts"
-AT_ONCE = 32
-"""Pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same."""
+AT_ONCE = 32  # pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture of the line, and what was said of it."""
+    """A picture of the line, and its result."""
 
     picture: str  # from the watched folder
     bytes: int
@@ -49,50 +48,48 @@ class Judged:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What tells it from another picture, and from another of the same name."""
+        """Identifies it among pictures with the same name."""
         return self.picture, self.bytes, self.modified
 
     @property
     def name(self) -> str:
-        """What files that are made of it are called: as no other picture's, though a line may use a name again and again."""
-        own = hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]
-        return f"{Path(self.picture).stem[:100]}-{own}"
+        """The name of files made from it, unique though a line may use a name again."""
+        return f"{Path(self.picture).stem[:100]}-{hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]}"
 
 
-@dataclass(frozen=True)
-class Arrived:
-    """A picture that nothing was said of yet."""
+class Arrived(NamedTuple):
+    """A picture that is not scored yet."""
 
     file: Path
     key: tuple[str, int, int]
 
 
 class Record:
-    """What was said of a line's pictures, on disk."""
+    """The results of a line's pictures, on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: dict[tuple[Path, int, int], list[Judged]] = {}
 
     def rows(self) -> list[Judged]:
-        """Reads all rows, in the order they were written; a file that this object has read is not read again."""
+        """Read all rows, in the order they were written. An unchanged file is read once."""
         read = {}
         for file in self._files():
             about = file.stat()
-            as_it_is = (file, about.st_size, about.st_mtime_ns)
-            read[as_it_is] = self._read.get(as_it_is) or read_rows(file, Judged, MADE_BY)
+            version = (file, about.st_size, about.st_mtime_ns)
+            read[version] = self._read.get(version) or read_rows(file, Judged, MADE_BY)
         self._read = read
         return list(dict.fromkeys(row for rows in read.values() for row in rows))  # those of a merge that was killed are there twice
 
     def append(self, rows: Sequence[Judged]) -> None:
-        """Adds rows as a part of the day that they are of."""
+        """Add rows, as a new file of their day."""
         if rows:
             files = self._files()
             number = int(files[-1].stem) + 1 if files else 0  # not how many there are: old days may have been moved away
             write_rows(self._day(rows[0].time[:10]) / f"{number:08d}.parquet", Judged, rows)
 
     def merge(self, today: str) -> None:
-        """Makes one file of each day before `today` (YYYY-MM-DD) that has several: to open a file takes longer than to read its rows."""
+        """Merge the files of each day before `today` (YYYY-MM-DD): opening a file takes longer than reading its rows."""
         for folder in sorted((self.folder / SCORES_FOLDER).glob("day=*")):
             files = sorted(folder.glob("*.parquet"))
             if len(files) < 2 or folder.name >= self._day(today).name:
@@ -103,17 +100,12 @@ class Record:
                 file.unlink()
 
     def flagged(self, row: Judged) -> Path:
-        """Names the copy of a flagged picture."""
+        """Return the path of the copy of a flagged picture."""
         return self._made_of(row, FLAGGED_FOLDER)
 
     def overlay(self, row: Judged) -> Path:
-        """Names the picture of a flagged one with its map laid over."""
+        """Return the path of the overlay of a flagged picture."""
         return self._made_of(row, OVERLAYS_FOLDER)
-
-    def keep(self, row: Judged, prediction: Prediction, top: float) -> None:
-        """Keeps a flagged picture, and its map. top: as for `overlay` of tasks/prediction/outputs.py."""
-        write_overlay(self.overlay(row), prediction, top)
-        write_picture(self.flagged(row), prediction.picture)
 
     def _made_of(self, row: Judged, kind: str) -> Path:
         return self.folder / kind / row.time[:10] / Path(row.picture).parent / f"{row.name}.png"
@@ -126,35 +118,30 @@ class Record:
 
 
 def arrived(folder: Path, record: Record, *, settled: float) -> list[Arrived]:
-    """Lists the pictures in a folder and below that nothing was said of, the oldest first; those written to within `settled` seconds are
-    left for later. Raises BadInput if there is no such folder."""
+    """List the pictures below a folder that are not scored, the oldest first, without those written to within `settled` seconds. Raises
+    BadInput if there is no such folder."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder to watch; name it as watch.folder, or mount it")
     known = {row.key for row in record.rows()}
     latest = time.time_ns() - round(settled * 1e9)
-    new = []
-    for file in visible(folder.rglob("*"), folder):
-        if file.suffix.lower() not in ENDINGS or not file.is_file():
-            continue
-        key = key_of(file, folder)
-        if key[2] <= latest and key not in known:
-            new.append(Arrived(file, key))
-    return sorted(new, key=lambda one: (one.key[2], one.key[0]))
+    files = (file for file in visible(folder.rglob("*"), folder) if file.suffix.lower() in ENDINGS and file.is_file())
+    found = (Arrived(file, key_of(file, folder)) for file in files)
+    return sorted((one for one in found if one.key[2] <= latest and one.key not in known), key=lambda one: (one.key[2], one.key[0]))
 
 
 def key_of(file: Path, folder: Path) -> tuple[str, int, int]:
-    """Gives what Judged.key is of a file in the watched folder."""
+    """Return the `Judged.key` of a file in the watched folder."""
     about = file.stat()
     return file.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns
 
 
 def parts_of(pictures: Sequence[Arrived]) -> list[Sequence[Arrived]]:
-    """Parts pictures into those that are judged at once."""
+    """Divide pictures into parts that are scored and recorded together."""
     return [pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE)]
 
 
 def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: Record) -> Iterator[list[Judged]]:
-    """Scores pictures and records what is said of them, some at a time; gives those rows. kit: a hash of the predictor's."""
+    """Score and record pictures part by part; yield the rows of each. kit: the hash of the predictor's kit."""
     for part in parts_of(pictures):
         rows = judge_part(predictor, kit, part, record)
         record.append(rows)
@@ -162,27 +149,21 @@ def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: R
 
 
 def judge_part(predictor: Predictor, kit: str, part: Sequence[Arrived], record: Record) -> list[Judged]:
-    """Scores pictures and keeps the flagged; gives the rows, which are still to be appended to the record."""
+    """Score pictures, and store the flagged ones with their overlays. Return the rows, which are still to be appended to the record."""
     refused: dict[int, BadInput] = {}
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     predictions = {one.number: one for one in predictor.each((one.file for one in part), refuse=refused.__setitem__)}
+    assert predictor.threshold is not None
     rows = []
     for number, one in enumerate(part):
         if number in refused:
-            rows.append(_unreadable(one, refused[number], now, predictor, kit))
+            reason = str(refused[number]).replace(str(one.file), one.key[0])
+            rows.append(Judged(*one.key, now, None, predictor.threshold.value, "unreadable", reason, kit))
             continue
-        rows.append(row := _judged(one, predictions[number], now, predictor, kit))
+        line = line_of(one.key[0], predictions[number].score, predictor.threshold)
+        row = Judged(*one.key, now, line.score, predictor.threshold.value, line.verdict or "", None, kit)
+        rows.append(row)
         if row.verdict == "anomalous":
-            record.keep(row, predictions[number], predictor.top)
+            write_overlay(record.overlay(row), predictions[number], predictor.top)
+            write_picture(record.flagged(row), predictions[number].picture)
     return rows
-
-
-def _judged(one: Arrived, prediction: Prediction, now: str, predictor: Predictor, kit: str) -> Judged:
-    line = line_of(one.key[0], prediction.score, predictor.threshold)
-    assert line.threshold is not None and line.verdict is not None
-    return Judged(*one.key, now, line.score, line.threshold, line.verdict, None, kit)
-
-
-def _unreadable(one: Arrived, error: BadInput, now: str, predictor: Predictor, kit: str) -> Judged:
-    assert predictor.threshold is not None
-    return Judged(*one.key, now, None, predictor.threshold.value, "unreadable", str(error).replace(str(one.file), one.key[0]), kit)

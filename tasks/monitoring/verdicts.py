@@ -51,39 +51,32 @@ class Verdicts:
                 copy.unlink()
 
     def give(self, row: Judged, picture: Picture, defect: str) -> None:
-        """Files a picture, HxWx3 uint8, under `good` or a defect; instead of where it was before. Raises BadInput for a name that cannot be
-        a folder's."""
+        """Replace the label of a picture, HxWx3 uint8, by `good` or a defect. Raises BadInput if that cannot be a folder's name."""
         if not DEFECT.fullmatch(defect):
             raise BadInput(f"{defect!r}: no name for a defect; take letters, digits, spaces, - and _, 64 at the most")
-        file = self._file(row, defect)
+        file = self.folder / TEST / defect / f"{row.name}.png"
         write_picture(file, picture)
-        self._remove(row, but=file)
+        self.withdraw(row, but=file)
 
-    def withdraw(self, row: Judged) -> None:
-        """Takes a verdict back, if there is one."""
-        self._remove(row)
-
-    def of(self, row: Judged) -> str | None:
-        """Gives what was said of a picture: `good`, or the defect; None while nothing is."""
-        return next((file.parent.name for file in self._files(row)), None)
-
-    def counts(self) -> Counter[str]:
-        """Counts the pictures of which something was said, by what."""
-        return Counter(file.parent.name for file in (self.folder / TEST).glob("*/*.png") if not file.name.startswith("."))
-
-    def names(self) -> set[str]:
-        """Gives the names of the pictures of which something was said, as Judged.name is: for many at once."""
-        return {file.stem for file in (self.folder / TEST).glob("*/*.png")}
-
-    def _file(self, row: Judged, defect: str) -> Path:
-        return self.folder / TEST / defect / f"{row.name}.png"
-
-    def _files(self, row: Judged) -> list[Path]:
-        return [file for folder in sorted((self.folder / TEST).glob("*")) if (file := folder / f"{row.name}.png").is_file()]
-
-    def _remove(self, row: Judged, but: Path | None = None) -> None:
+    def withdraw(self, row: Judged, *, but: Path | None = None) -> None:
+        """Remove the label of a picture, if there is one. but: a file to keep."""
         for file in self._files(row):
             if file != but:
                 file.unlink()
                 if not any(file.parent.iterdir()):
                     file.parent.rmdir()
+
+    def of(self, row: Judged) -> str | None:
+        """Return the label of a picture: `good`, or the defect; None without a label."""
+        return next((file.parent.name for file in self._files(row)), None)
+
+    def counts(self) -> Counter[str]:
+        """Count the labelled pictures, by label."""
+        return Counter(file.parent.name for file in (self.folder / TEST).glob("*/*.png") if not file.name.startswith("."))
+
+    def names(self) -> set[str]:
+        """Return the `Judged.name` of every labelled picture."""
+        return {file.stem for file in (self.folder / TEST).glob("*/*.png")}
+
+    def _files(self, row: Judged) -> list[Path]:
+        return [file for folder in sorted((self.folder / TEST).glob("*")) if (file := folder / f"{row.name}.png").is_file()]

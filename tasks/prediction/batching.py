@@ -27,14 +27,11 @@ class _Job:
 
 
 class Batcher:
-    """Takes pictures from any thread. Those that wait together go through the encoder together, whichever prompts each is held against, as
-    long as they are of one model."""
+    """Score pictures from any thread. Waiting pictures of one model go through the encoder together, whatever their prompts."""
 
     def __init__(self, *, batch_size: int = BATCH, most: int = 64, report: Callable[[int], None] = lambda tiles: None) -> None:
-        """batch_size: tiles at once. most: pictures that may wait. report: is told the size of each batch."""
-        self.batch_size = batch_size
-        self.most = most
-        self._report = report
+        """batch_size: tiles at once. most: pictures that may wait. report: gets the size of each batch."""
+        self.batch_size, self.most, self._report = batch_size, most, report
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -61,7 +58,7 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Scores what waits, and ends."""
+        """Score what waits, then end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -73,7 +70,7 @@ class Batcher:
                 self._score(batch)
 
     def _next(self) -> list[tuple[_Job, Tile]] | None:
-        """Waits for work, and takes a batch of tiles of one model, first come first served; None at the end."""
+        """Wait for work, and take a batch of tiles of one model, first come first served; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             while self._waiting and self._waiting[0].future.cancelled():
@@ -98,17 +95,15 @@ class Batcher:
             features = batch[0][0].predictor.encode([tile for _job, tile in batch])
             start = 0
             for _prompted, group in groupby(batch, key=lambda item: id(item[0].predictor.prompted)):
-                members = list(group)
-                own = [stage[start : start + len(members)] for stage in features]
-                for (job, _tile), said in zip(
-                    members, members[0][0].predictor.conclude(own, [tile for _job, tile in members]), strict=True
-                ):
+                own, tiles = zip(*group, strict=True)
+                part = [stage[start : start + len(own)] for stage in features]
+                for job, said in zip(own, own[0].predictor.conclude(part, tiles), strict=True):
                     job.said.append(said)
-                start += len(members)
+                start += len(own)
             for job in jobs:
                 if len(job.said) == job.predictor.prompted.grid.tiles and job.future.set_running_or_notify_cancel():
                     job.future.set_result(job.said)
-        except Exception as error:  # one batch's fault is told to those who wait for it, and the thread lives on
+        except Exception as error:  # reported to those who wait for this batch; the thread lives on
             with self._changed:
                 self._waiting = deque(job for job in self._waiting if job not in jobs)
             for job in jobs:

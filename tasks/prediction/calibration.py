@@ -23,9 +23,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.texts import percent
 
 LEAST_RATE, MOST_RATE = 1e-4, 0.5
-INTERVAL = (0.025, 0.975)
-DECIMALS = 6
-"""Decimals of a reported score or threshold."""
+DECIMALS = 6  # of a reported score or threshold
 TOLERANCE = 5e-6
 """How far the scores of one picture may differ between batch sizes. It is added to the score that sets a threshold, so that this
 picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32, the scores of the packaged detectors differed by at most
@@ -33,7 +31,7 @@ picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32
 
 
 def reported(score: float) -> float:
-    """Round a score to the digits that tables, the API and records show.
+    """Round a score to the decimals that tables, the API and records show.
 
     >>> reported(0.09508845955133438)
     0.095088
@@ -57,17 +55,14 @@ class Threshold:
 
     __pydantic_config__ = FINITE
 
-    value: float
-    """The threshold, with DECIMALS."""
+    value: float  # the threshold, with DECIMALS
     false_alarms: Annotated[float, Between(0, 1)]
     """The requested rate, a fraction: an upper bound of the mean rate over all draws of normal pictures."""
     low: Annotated[float, Between(0, 1)]
     """The lower end of the 95 % interval of the rate of this threshold, a fraction; `high` is the upper end."""
     high: Annotated[float, Between(0, 1)]
-    normals: tuple[float, ...]
-    """The scores that set it, ascending, with DECIMALS."""
-    top: float
-    """The map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept."""
+    normals: tuple[float, ...]  # the scores that set it, ascending, with DECIMALS
+    top: float  # the map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept.
 
     def exceeded(self, score: float) -> bool:
         """Tell whether a reported score is greater than the threshold."""
@@ -97,10 +92,7 @@ def least_rate(count: int, wanted: float) -> float:
 
 
 def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
-    """Raise BadInput if `count` normal pictures are too few for a rate.
-
-    prompts: the number of other given pictures that are prompts.
-    """
+    """Raise BadInput if `count` normal pictures are too few for a rate. prompts: how many other pictures were given, but are prompts."""
     least = needed(false_alarms)
     if count >= least:
         return
@@ -108,9 +100,8 @@ def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
     lowest = f"; with {count} the lowest rate is {percent(1 / (count + 1), digits=3)} %" if count else ""
     if prompts:
         given = f"{prompts} of the {count + prompts} normal pictures are prompts, which cannot set a threshold"
-        raise BadInput(
-            f"{given}: {count} {'is' if count == 1 else 'are'} left, and {rate} needs {least}{lowest}; add other normal pictures"
-        )
+        left = f"{count} {'is' if count == 1 else 'are'} left"
+        raise BadInput(f"{given}: {left}, and {rate} needs {least}{lowest}; add other normal pictures")
     raise BadInput(f"{count} normal picture{'' if count == 1 else 's'} cannot set a threshold for {rate}: it needs {least}{lowest}")
 
 
@@ -127,7 +118,7 @@ def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: flo
     count = len(ascending)
     check_count(count, false_alarms)
     place = _rank(count, false_alarms)
-    low, high = (float(betaincinv(count + 1 - place, place, share)) for share in INTERVAL)
+    low, high = (float(betaincinv(count + 1 - place, place, share)) for share in (0.025, 0.975))
     value = reported(ascending[place - 1] + TOLERANCE)  # both are whole millionths
     return Threshold(value, false_alarms, low, high, tuple(ascending), top_of(tops, false_alarms))
 

@@ -14,11 +14,10 @@ from changepair.tasks.common.tiles import Tiles, grid_of
 from changepair.tasks.prediction.memory import RGB, Needs
 from changepair.tasks.prediction.predictor import BATCH, Predictor, in_flight
 
-MAP_BYTES = 20
-"""Bytes per pixel that a map takes while it is joined, drawn and written as PNG."""
+MAP_BYTES = 20  # bytes per pixel that a map takes while it is joined, drawn and written as PNG
 UNMEASURED = 40
-"""Bytes of activations for each byte of the encoder's input, where they cannot be measured. The packaged detectors take 22 to 35 with up
-to 8 prompts."""
+"""Bytes of activations per byte of the encoder's input, where they cannot be measured. The packaged detectors take 22 to 35 with up to 8
+prompts."""
 PROC = Path("/proc/self")
 
 
@@ -26,24 +25,16 @@ PROC = Path("/proc/self")
 class Costs:
     """What a detector takes, in bytes."""
 
-    tile: int
-    """Of a tile, as the encoder's input."""
-    remembered: int
-    """Of a tile of a prompt, as the detector remembers it."""
-    batch_size: int
-    """Tiles that are scored at once."""
-    activations: int
-    """Peak of the activations while `batch_size` tiles are scored; 0 if they are not in the memory of the host."""
-    tiles: Tiles
-    """The detector's setting."""
+    tile: int  # of a tile, as the encoder's input
+    remembered: int  # of a tile of a prompt, as the detector remembers it
+    batch_size: int  # tiles that are scored at once
+    activations: int  # peak of the activations while `batch_size` tiles are scored; 0 if they are not in the memory of the host
+    tiles: Tiles  # the detector's setting
 
     @classmethod
     @torch.inference_mode()
     def of(cls, predictor: Predictor, *, batch_size: int = BATCH, prompts: int) -> Costs:
-        """Measure a detector: score one batch of black tiles.
-
-        prompts: the largest number of prompts that a picture is compared with.
-        """
+        """Measure a detector on one batch of black tiles. prompts: the largest number of prompts that a picture is compared with."""
         detector, looks = predictor.detector, predictor.model.looks
         black = torch.zeros(1, RGB, looks.resolution, looks.resolution, device=predictor.device)
         blank = detector.memorise(black)  # also initialises what stays in memory
@@ -97,9 +88,8 @@ class Costs:
 def bytes_of(predictors: Sequence[Predictor]) -> int:
     """Return the size of the tensors of detectors and of their prompts' features."""
     detectors = {id(one.detector): one.detector for one in predictors}.values()
-    return sum(tensor.nbytes for detector in detectors for tensor in detector.state_dict().values()) + sum(
-        part.nbytes for one in predictors for part in one.prompted.memory
-    )
+    tensors = [tensor for detector in detectors for tensor in detector.state_dict().values()]
+    return sum(tensor.nbytes for tensor in (*tensors, *(part for one in predictors for part in one.prompted.memory)))
 
 
 def growth_of(work: Callable[[], object]) -> int | None:

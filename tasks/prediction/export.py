@@ -36,10 +36,8 @@ from changepair.tasks.prediction.predictor import CPU, Predictor
 Form = Literal["onnx", "torch"]
 NAMES: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 ABOUT_NAME, READER_NAME = "export.json", "read_pictures.py"
-ABOUT_KEY = "changepair"
-"""Of an ONNX model's metadata, which hold ABOUT_NAME's content too."""
-CLOSE = 1e-4
-"""How far an export may be from the detector that it was made of."""
+ABOUT_KEY = "changepair"  # of an ONNX model's metadata, which hold ABOUT_NAME's content too
+CLOSE = 1e-4  # how far an export may be from the detector that it was made of
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,8 @@ class About:
 
     changepair: str
     detector: str
-    resolution: int
-    """Pixels a side that the detector sees pictures at."""
-    any_size: bool
-    """Whether pictures of any size are taken, and brought to the resolution inside; else they come at it."""
+    resolution: int  # pixels a side that the detector sees pictures at
+    any_size: bool  # whether pictures of any size are taken, and brought to the resolution inside; else they come at it
     resize: str
     """How a tile, or a whole picture, becomes a square of the resolution. `squash`: Pillow's BICUBIC. `crop`: Pillow's BICUBIC to the
     resolution on the shorter side and int(resolution * longer / shorter) on the other, then the middle square. `aligned`: bilinear between
@@ -60,20 +56,17 @@ class About:
     """Rows and columns of tiles that every picture is cut into. The picture's score is the highest score of its tiles. None if prompts
     are an input and determine the grid: a prompt with more than 2,048 pixels on its longer side needs ceil(height / 1024) rows and
     ceil(width / 1024) columns. Pictures are cut into the most of any prompt, and each tile is scored with the same tile of the prompts."""
-    overlap: float
-    """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
+    overlap: float  # how far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns
     reader: str
     """The file next to the model that reads pictures: `read_file(path, Intensity(...))` returns HxWx3 uint8 RGB. It applies the EXIF
     orientation, composites transparency over white, and scales pictures of more than 8 bits. It needs numpy and Pillow, and for some
     files tifffile, imagecodecs and pydicom."""
     intensity: dict[str, Range | bool | None]
     """The fields of that Intensity: [low, high] of integer and of float samples; null for the full range of the type."""
-    prompts: int
-    """How many are inside; 0 where they are an input."""
+    prompts: int  # how many are inside; 0 where they are an input
     threshold: float | None
     false_alarms: float | None
-    farthest: float
-    """The largest difference seen between the file's scores and maps and the detector's, on three made-up pictures."""
+    farthest: float  # the largest difference seen between the file's scores and maps and the detector's, on three made-up pictures
 
 
 class Exported(nn.Module):
@@ -86,10 +79,7 @@ class Exported(nn.Module):
         size are resized to; None for no resizing.
         """
         super().__init__()
-        self.detector = detector
-        self.memory = memory
-        self.category = category
-        self.side = side
+        self.detector, self.memory, self.category, self.side = detector, memory, category, side
 
     def forward(self, queries: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Score queries. other: the prompts if none are inside, or the places if those inside are cut into tiles."""
@@ -110,10 +100,10 @@ class Exported(nn.Module):
 
 
 def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = False) -> About:
-    """Writes the file and ABOUT_NAME to `folder`, and holds what it gives against what the detector gives.
+    """Write the exported file and ABOUT_NAME to `folder`, and compare its output with the detector's.
 
-    predictor: afterwards not to be used again, as its network is prepared for it. Raises BadInput if a part of the detector cannot be
-    exported, what comes of it is not the same, or the packages for it are missing.
+    predictor: not to be used afterwards, because its network is changed. Raises BadInput if a part of the detector cannot be exported, the
+    outputs differ, or packages are missing.
     """
     looks, grid = predictor.model.looks, predictor.prompted.grid
     if any_size and looks.encoder.resize != "squash":
@@ -123,17 +113,13 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {detector.not_exported}")
     memory = [part.to(CPU) for part in predictor.prompted.memory]
     module = Exported(detector, memory, predictor.prompted.category, looks.resolution if any_size else None).eval()
-    size = (looks.resolution + 17, looks.resolution + 40) if any_size else (looks.resolution, looks.resolution)
-    tried: list[dict[str, Tensor]] = [{"queries": _pictures(2, size)}, {"queries": _pictures(1, size)}]
-    if memory and grid.tiles > 1:
-        for inputs, places in zip(tried, ([0, grid.tiles - 1], [grid.tiles // 2]), strict=True):
-            inputs["places"] = torch.tensor(places)
-    elif not memory and detector.needs_prompts:
-        for inputs, count in zip(tried, (2, 3), strict=True):
-            inputs["prompts"] = _pictures(count, size)
+    tried = _examples(predictor, any_size)
     with torch.no_grad():
         expected = [module(*inputs.values()) for inputs in tried]
-    _prepare(detector)
+    for network in detector.modules():
+        if isinstance(network, FrozenEncoder):
+            network.become_fast()  # folds layers, where that gives the same
+    detector.requires_grad_(False)
     try:
         content = _exported(module, tried[0], form, any_size=any_size)
     except ImportError as error:
@@ -162,19 +148,29 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
         farthest=farthest,
     )
     text = json.dumps(asdict(about), indent=1)
+    if form == "onnx":
+        import onnx
+
+        model = onnx.load_model_from_string(content)
+        model.metadata_props.add(key=ABOUT_KEY, value=text)
+        content = bytes(model.SerializeToString())
     with written_beside(folder / NAMES[form]) as partial:
-        partial.write_bytes(_with_about(content, text) if form == "onnx" else content)
+        partial.write_bytes(content)
     write_text(folder / READER_NAME, Path(decoding.__file__).read_text(encoding="utf-8"))
     write_text(folder / ABOUT_NAME, text + "\n")
     return about
 
 
-def _prepare(detector: Detector) -> None:
-    """Makes every frozen network the one that is run: folded, where that gives the same."""
-    for module in detector.modules():
-        if isinstance(module, FrozenEncoder):
-            module.become_fast()
-    detector.requires_grad_(False)
+def _examples(predictor: Predictor, any_size: bool) -> list[dict[str, Tensor]]:
+    """Return two sets of inputs to compare the outputs for."""
+    resolution, tiles = predictor.model.looks.resolution, predictor.prompted.grid.tiles
+    size = (resolution + 17, resolution + 40) if any_size else (resolution, resolution)
+    first, second = {"queries": _pictures(2, size)}, {"queries": _pictures(1, size)}
+    if predictor.prompted.memory and tiles > 1:
+        first["places"], second["places"] = torch.tensor([0, tiles - 1]), torch.tensor([tiles // 2])
+    elif not predictor.prompted.memory and predictor.detector.needs_prompts:
+        first["prompts"], second["prompts"] = _pictures(2, size), _pictures(3, size)
+    return [first, second]
 
 
 def _exported(module: Exported, inputs: Mapping[str, Tensor], form: Form, *, any_size: bool) -> bytes:
@@ -202,26 +198,16 @@ def _exported(module: Exported, inputs: Mapping[str, Tensor], form: Form, *, any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' chatter off the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
-    levels = [logger.level for logger in loggers]
+    """Keep the exporters' messages off the terminal."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("onnxscript", "onnx_ir", "torch.onnx", "torch.export"))}
     try:
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
-
-
-def _with_about(content: bytes, text: str) -> bytes:
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    model.metadata_props.add(key=ABOUT_KEY, value=text)
-    return bytes(model.SerializeToString())
 
 
 def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
@@ -243,7 +229,7 @@ def _difference(outputs: Sequence[np.ndarray], expected: Sequence[Tensor]) -> fl
 
 
 def _pictures(count: int, size: tuple[int, int]) -> Tensor:
-    """Makes up pictures that have something to compare and no two patches alike."""
+    """Generate pictures that have something to compare and no two patches alike."""
     random = torch.Generator().manual_seed(count)
     coarse, fine = (torch.rand(count, 3, side, side, generator=random) for side in (6, 48))
     return sum(F.interpolate(part, size, mode="bicubic", align_corners=False).clamp(0, 1) / 2 for part in (coarse, fine))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Finds what a user names on disk, pictures and kits, and names what is written of it. It imports no torch: a mistake is told at once."""
+"""Find the pictures and kits that a user names, and name the outputs. It imports no torch, so errors come at once."""
 
 from __future__ import annotations
 
@@ -20,34 +20,29 @@ def is_kit(folder: Path) -> bool:
 def files_of(names: Sequence[str]) -> list[Path]:
     """Find the files that names refer to: each a file, a folder, or a pattern with * or ?.
 
-    A folder stands for the picture files in it, at any depth, by suffix. Hidden files are left out.
-
-    In the order of names, a folder's sorted, each file once. Raises BadInput for a name that is nothing, and a folder without a picture.
+    A folder stands for the picture files in it, at any depth, by suffix, sorted. Hidden files are left out. Each file is returned once, in
+    the order of names. Raises BadInput for a name that matches nothing, and a folder without a picture.
     """
     files: dict[Path, None] = {}
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(file for file in visible(path.rglob("*"), path) if file.suffix.lower() in ENDINGS and file.is_file())
-            if not inside:
-                raise BadInput(f"{name}: a folder without a picture ({', '.join(ENDINGS)})")
-            files.update(dict.fromkeys(inside))
+            found = sorted(file for file in visible(path.rglob("*"), path) if file.suffix.lower() in ENDINGS and file.is_file())
+            missing = f"a folder without a picture ({', '.join(ENDINGS)})"
         elif path.exists() or not any(sign in name for sign in "*?["):
-            if not path.exists():
-                raise BadInput(f"{name}: no such file or folder")
-            files[path] = None
+            found, missing = [path] if path.exists() else [], "no such file or folder"
         else:
             parent = Path(path.anchor) if path.is_absolute() else Path()
-            matching = sorted(file for file in parent.glob(str(path.relative_to(parent))) if not is_hidden(file.name) and file.is_file())
-            if not matching:
-                raise BadInput(f"{name}: nothing matches")
-            files.update(dict.fromkeys(matching))
+            found = sorted(file for file in parent.glob(str(path.relative_to(parent))) if not is_hidden(file.name) and file.is_file())
+            missing = "nothing matches"
+        if not found:
+            raise BadInput(f"{name}: {missing}")
+        files.update(dict.fromkeys(found))
     return list(files)
 
 
 def names_of(files: Sequence[Path]) -> Iterator[Path]:
-    """Name the output of each file: its path below the common parent folder, with its suffix in the name, so that no two
-    are the same.
+    """Name the output of each file uniquely: its path below the common parent folder, with its suffix in the name.
 
     >>> [str(name) for name in names_of([Path("a/1.png"), Path("a/b/1.png"), Path("a/b/1.jpg")])]
     ['1_png', 'b/1_png', 'b/1_jpg']

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from changepair.tasks.common.decoding import UNKNOWN, Intensity, Range
@@ -36,25 +35,21 @@ from changepair.tasks.prediction.models import Named, empty, portable
 
 MEMORY_NAME, CARD_NAME = "memory.safetensors", "card.md"
 MOST_TILES = 1024  # a side
-FORM = 1
-"""Of kit.json: one more whenever an older changepair could not read it."""
+FORM = 1  # of kit.json: one more whenever an older changepair could not read it
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """What a detector knows of what is normal."""
+    """The prompts of a detector, as it remembers them."""
 
-    memory: Features
-    """Of the prompts, TxKx... each: T tiles of a grid, K prompts. [] where there is no prompt."""
+    memory: Features  # TxKx... each: T tiles of a grid, K prompts; [] without a prompt
     grid: Grid
     category: str
-    prompts: tuple[str, ...]
-    """A hash of each prompt's pixels."""
+    prompts: tuple[str, ...]  # a hash of each prompt's pixels
     top: float = 0.0
-    """What a map shows of what is no defect: the highest value of a prompt's mirror image held against the prompts, of several the median.
-    Maps are drawn by it until normal pictures say better."""
-    intensity: Intensity = UNKNOWN
-    """The range of pictures of more than 8 bits."""
+    """The maximum of the map of a mirrored prompt, compared with the prompts; of several the median. Maps are drawn relative to it until a
+    threshold is set."""
+    intensity: Intensity = UNKNOWN  # the range of pictures of more than 8 bits
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,7 @@ class Kit:
 
     model: Named
     prompted: Prompted
-    threshold: Threshold | None
-    """None for a kit that gives scores and no verdicts."""
+    threshold: Threshold | None  # None for a kit that gives scores and no verdicts
 
     @classmethod
     def load(cls, folder: str | Path) -> Kit:
@@ -73,32 +67,30 @@ class Kit:
 
     def save(self, folder: str | Path) -> None:
         """Write the kit; replace an existing kit once everything is written. Raise BadInput for a folder that holds anything else."""
-        _write(Path(folder), self.model, self.prompted, self.threshold)
-
-
-def _write(folder: Path, model: Named, prompted: Prompted, threshold: Threshold | None) -> None:
-    if folder.exists() and not (is_kit(folder) or (folder.is_dir() and not any(folder.iterdir()))):
-        raise BadInput(f"{folder}: is there and no kit, so it is left as it is; name a new folder")
-    with made_anew(folder) as partial:
-        # Of a tensor that is part of another, or the same, a copy: safetensors takes no shared memory.
-        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.detector.state_dict().items()}
-        save_file(tensors, partial / MODEL_NAME)
-        save_file({f"{place:03d}": part.cpu().clone().contiguous() for place, part in enumerate(prompted.memory)}, partial / MEMORY_NAME)
-        content = {
-            "form": FORM,
-            "changepair": version("changepair"),
-            "detector": model.name,
-            "settings": {name: {KIND: kind_of(one)} | settings_as_json(one) for name, one in portable(model.settings).items()},
-            "category": prompted.category,
-            "grid": list(prompted.grid),
-            "prompts": list(prompted.prompts),
-            "top": prompted.top,
-            "intensity": asdict(prompted.intensity),
-            "threshold": None if threshold is None else asdict(threshold),
-            "sha256": {name: sha256(partial / name) for name in (MODEL_NAME, MEMORY_NAME)},
-        }
-        write_text(partial / KIT_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
-        write_text(partial / CARD_NAME, _card(model, prompted, threshold))
+        folder, model, prompted = Path(folder), self.model, self.prompted
+        if folder.exists() and not (is_kit(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+            raise BadInput(f"{folder}: is there and no kit, so it is left as it is; name a new folder")
+        with made_anew(folder) as partial:
+            # Clones, because safetensors refuses tensors that share memory.
+            tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.detector.state_dict().items()}
+            save_file(tensors, partial / MODEL_NAME)
+            memory = {f"{place:03d}": part.cpu().clone().contiguous() for place, part in enumerate(prompted.memory)}
+            save_file(memory, partial / MEMORY_NAME)
+            content = {
+                "form": FORM,
+                "changepair": version("changepair"),
+                "detector": model.name,
+                "settings": {name: {KIND: kind_of(one)} | settings_as_json(one) for name, one in portable(model.settings).items()},
+                "category": prompted.category,
+                "grid": list(prompted.grid),
+                "prompts": list(prompted.prompts),
+                "top": prompted.top,
+                "intensity": asdict(prompted.intensity),
+                "threshold": None if self.threshold is None else asdict(self.threshold),
+                "sha256": {name: sha256(partial / name) for name in (MODEL_NAME, MEMORY_NAME)},
+            }
+            write_text(partial / KIT_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
+            write_text(partial / CARD_NAME, _card(model, prompted, self.threshold))
 
 
 def _read(folder: Path) -> Kit:
@@ -108,7 +100,10 @@ def _read(folder: Path) -> Kit:
         raise BadInput(f"{file}: of form {in_short(str(content.get('form')))}, this changepair reads {FORM}; make the kit again")
     try:
         name, settings = content["detector"], _settings(content["settings"], file)
-        prompts, grid, category = tuple(map(_text, content["prompts"])), _grid(*content["grid"]), _text(content["category"])
+        prompts, category, (rows, columns) = tuple(map(_text, content["prompts"])), _text(content["category"]), content["grid"]
+        if not all(type(count) is int and 1 <= count <= MOST_TILES for count in (rows, columns)):
+            raise ValueError(f"no grid: {rows!r} x {columns!r}")
+        grid = Grid(rows, columns)
         threshold, top = _threshold(content["threshold"]), _number(content["top"])
         intensity = _intensity(content.get("intensity", {}))
         hashes = {name: content["sha256"][name] for name in (MODEL_NAME, MEMORY_NAME)}
@@ -153,13 +148,13 @@ def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:
         return None
     numbers = {key: _number(content[key]) for key in ("value", "false_alarms", "low", "high", "top")}
     if not (LEAST_RATE <= numbers["false_alarms"] <= MOST_RATE and 0 <= numbers["low"] <= numbers["high"] <= 1):
-        raise ValueError("a threshold of rates that are none")
+        raise ValueError("a threshold with invalid rates")
     numbers["value"] = rounded_up(numbers["value"])  # older kits have more digits than are reported
     return Threshold(**numbers, normals=tuple(map(_number, content["normals"])))
 
 
 def _number(value: Any) -> float:
-    """Reads a number. Raises ValueError for NaN, with which no picture would be anomalous, and infinities."""
+    """Return a finite number as float. Raises ValueError; with NaN, no picture would be anomalous."""
     if isinstance(value, bool) or not isinstance(value, (float, int)) or not math.isfinite(value):
         raise ValueError(f"no number: {value!r}")
     return float(value)
@@ -180,32 +175,19 @@ def _text(value: Any) -> str:
     return value
 
 
-def _grid(rows: Any, columns: Any) -> Grid:
-    if not all(type(count) is int and 1 <= count <= MOST_TILES for count in (rows, columns)):
-        raise ValueError(f"no grid: {rows!r} x {columns!r}")
-    return Grid(rows, columns)
-
-
 def _card(model: Named, prompted: Prompted, threshold: Threshold | None) -> str:
     looks, grid = model.looks, prompted.grid
     cut = "whole" if grid.tiles == 1 else f"in {grid.rows} x {grid.columns} tiles"
-    tensors = model.detector.state_dict().values()
-    megabytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
-    lines = [
-        f"# A kit of changepair {version('changepair')}",
-        "",
-        f"- Detector: {model.name}, encoder {looks.encoder.name} of {looks.encoder.library}, {megabytes:.1f} MB",
-        f"- Pictures are seen {cut}, at {looks.resolution} pixels a side ({looks.encoder.resize})",
-        f"- Prompts: {len(prompted.prompts)}; their features are in {MEMORY_NAME}, the pictures are not",
-        f"- Category: {prompted.category}",
-        f"- Threshold: {threshold if threshold is not None else 'none, so it gives scores and no verdicts'}",
-        "",
-        "    changepair predict --kit <this folder> part.png",
-        "",
-        "The threshold holds for normal pictures of the same kind as those that set it: the same parts, camera and light.",
-    ]
-    return "\n".join(lines) + "\n"
+    megabytes = sum(tensor.nbytes for tensor in model.detector.state_dict().values()) / 1e6
+    return f"""# A kit of changepair {version("changepair")}
 
+- Detector: {model.name}, encoder {looks.encoder.name} of {looks.encoder.library}, {megabytes:.1f} MB
+- Pictures are seen {cut}, at {looks.resolution} pixels a side ({looks.encoder.resize})
+- Prompts: {len(prompted.prompts)}; their features are in {MEMORY_NAME}, the pictures are not
+- Category: {prompted.category}
+- Threshold: {"none, so it gives scores and no verdicts" if threshold is None else threshold}
 
-def on_device(memory: Features, device: torch.device) -> Features:
-    return [part.to(device) for part in memory]
+    changepair predict --kit <this folder> part.png
+
+The threshold holds for normal pictures of the same kind as those that set it: the same parts, camera and light.
+"""

@@ -18,12 +18,9 @@ RGB = 3
 class Needs(NamedTuple):
     """What a picture takes, in bytes."""
 
-    size: tuple[int, int]
-    """Height and width in the file, pixels."""
-    decoding: int
-    """While it is decoded, scaled and cut, the file's bytes included."""
-    held: int
-    """Afterwards, as samples and as RGB."""
+    size: tuple[int, int]  # height and width in the file, pixels
+    decoding: int  # while it is decoded, scaled and cut, the file's bytes included
+    held: int  # afterwards, as samples and as RGB
 
     @property
     def pixels(self) -> int:

@@ -1,4 +1,4 @@
-"""Finds the detector that a user names, and fills it: one that comes with the package, or of a model folder."""
+"""Load the detector that a user names: a packaged one, or that of a model folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_
 from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
-ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)
-"""Prefixes of open_clip's names for models in a hub or a folder."""
+ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # prefixes of open_clip's names for models in a hub or a folder
 DEFAULT = "metric-residual"
-"""What `packaged` means: of the models that come with the package the best at one shot on textures and shapes (docs/pages/models.md)."""
+"""The model `packaged`: of the packaged models the best at one shot on textures and shapes (docs/pages/models.md). No weight depends on
+its settings."""
 DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}
-"""Its settings, of which no weight depends on any."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Named:
 
 
 def list_detectors() -> list[str]:
-    """List the detectors that need no training: those that come with the package, those that have nothing to
-    learn, and those that other packages register."""
+    """List the detectors that need no training: packaged ones, those with nothing to learn, and those that other packages register."""
     free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.base is None]
     return [*MODELS, *free, *registered()]
 
@@ -64,9 +62,9 @@ def load_detector(model: str | Path = PACKAGED) -> Detector:
 
 
 def named(model: str | Path) -> Named:
-    """Finds `packaged`, a detector's name (one that comes with the package, or needs no training, as it is by default), or a model folder.
+    """Find `packaged`, a model folder, or a detector by name: a packaged one, or one that needs no training, with default settings.
 
-    Raises BadInput if there is no such, or it cannot be used.
+    Raises BadInput if there is none, or it cannot be used.
     """
     name = str(model)
     if name == PACKAGED:
@@ -96,7 +94,7 @@ def of_package(name: str, settings: Any) -> Named:
 
 
 def of_folder(folder: Path) -> Named:
-    """Gives the detector of a model folder, all of it: the encoder's weights too are the folder's."""
+    """Load the detector of a model folder, with the encoder's weights."""
     name, settings = read_config(folder)
     one = empty(name, {name: settings})
     load_model(folder, one.detector)
@@ -104,7 +102,7 @@ def of_folder(folder: Path) -> Named:
 
 
 def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
-    """Gives a pipeline's detector. detectors: the settings of all of the pipeline; models: the folder of their model folders."""
+    """Load a pipeline's detector. detectors: the settings of all detectors of the pipeline. models: the parent of their model folders."""
     own = {one: detectors[one] for one in (name, base_of(name, detectors))}
     return Named(name, own, store.load_detector(name, detectors, models))
 
@@ -115,11 +113,10 @@ def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
         return of_folder(models / name)
     own = {one: detectors[one] for one in (name, base_of(name, detectors))}
     portable(own)
-    for settings in own.values():
-        for encoder in (getattr(settings, "encoder", None), getattr(settings, "prior", None)):
-            if encoder is not None and encoder.files:
-                missing = in_short(encoder.files[0])
-                raise BadInput(f"{models}: {name} needs {missing}, which is not in this folder; write a kit in its project")
+    for encoder in (getattr(settings, key, None) for settings in own.values() for key in ("encoder", "prior")):
+        if encoder is not None and encoder.files:
+            missing = in_short(encoder.files[0])
+            raise BadInput(f"{models}: {name} needs {missing}, which is not in this folder; write a kit in its project")
     return of_pipeline(name, detectors, models)
 
 
@@ -131,18 +128,17 @@ def empty(name: str, settings: Mapping[str, Any]) -> Named:
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings for a place that has only the tensors, so that no weights are read. Raises BadInput if an encoder is a folder or a
     model of a hub: loading it would read files of that machine, or connect."""
-    return {name: _portable(one) for name, one in settings.items()}
-
-
-def _portable(settings: Any) -> Any:
-    changed: dict[str, Any] = {"model": None} if hasattr(settings, "model") else {}
-    for key in ("encoder", "prior"):
-        encoder = getattr(settings, key, None)
-        if encoder is not None and encoder.name.startswith(ELSEWHERE):
-            raise BadInput(
-                f"{key} {in_short(encoder.name)}: kits and model folders may only name networks that an installed library has; "
-                "use the detector by its pipeline, `--model <pipeline>/<detector>`"
-            )
-        if encoder is not None and encoder.weights != PACKAGED:
-            changed[key] = replace(encoder, weights=OF_THE_MODEL)
-    return replace(settings, **changed)
+    result = {}
+    for name, one in settings.items():
+        changed: dict[str, Any] = {"model": None} if hasattr(one, "model") else {}
+        for key in ("encoder", "prior"):
+            encoder = getattr(one, key, None)
+            if encoder is not None and encoder.name.startswith(ELSEWHERE):
+                raise BadInput(
+                    f"{key} {in_short(encoder.name)}: kits and model folders may only name networks that an installed library has; "
+                    "use the detector by its pipeline, `--model <pipeline>/<detector>`"
+                )
+            if encoder is not None and encoder.weights != PACKAGED:
+                changed[key] = replace(encoder, weights=OF_THE_MODEL)
+        result[name] = replace(one, **changed)
+    return result

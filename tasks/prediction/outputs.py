@@ -1,13 +1,12 @@
-"""Writes what a detector says of pictures: tables, anomaly maps, overlays."""
+"""Write a detector's results: tables, anomaly maps, overlays."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -23,9 +22,7 @@ from changepair.tasks.prediction.calibration import DECIMALS, Threshold, reporte
 if TYPE_CHECKING:
     from changepair.tasks.prediction.predictor import Prediction
 
-MapForm = Literal["png", "npy"]
-FULL = 65535
-"""Of a map's PNG: what 1 is written as. 16 bits a pixel, grey."""
+FULL = 65535  # of a map's PNG: what 1 is written as. 16 bits a pixel, grey.
 Verdict = Literal["normal", "anomalous"]
 
 
@@ -35,8 +32,7 @@ class Line:
 
     picture: str
     score: float
-    threshold: float | None
-    """None where nothing was calibrated, so that there is no verdict either."""
+    threshold: float | None  # none where nothing was calibrated, so that there is no verdict either
     verdict: Verdict | None
 
 
@@ -52,59 +48,46 @@ def shown(number: float) -> str:
     return f"{number:.{DECIMALS}f}"
 
 
-def as_csv(line: Line) -> list[str]:
-    """Return the cells of a line as text."""
-    return [line.picture, shown(line.score), "" if line.threshold is None else shown(line.threshold), line.verdict or ""]
-
-
-def as_json(line: Line) -> str:
-    """Return a line as a JSON object."""
-    return json.dumps(asdict(line), ensure_ascii=False)
-
-
 def blended(drawn: Picture, picture: Picture, strength: float) -> Picture:
     """Blend an overlay with its picture. strength: from 0 (only the picture) to 1 (only the overlay)."""
     return drawn if strength == 1.0 else (strength * drawn + (1 - strength) * picture).astype(np.uint8)
 
 
-def write_map(file: Path, map_: NDArray[np.float32]) -> None:
-    """Writes a map HxW in [0, 1]: as grey PNG of 16 bits, or as float32 where the file ends with .npy."""
-    with written_beside(file) as partial:
-        if file.suffix == ".npy":
-            with partial.open("wb") as stream:
-                np.save(stream, map_)
-        else:
-            partial.write_bytes(map_png(map_))
-
-
 def map_png(map_: NDArray[np.float32]) -> bytes:
-    """Gives a map HxW in [0, 1] as the bytes of a grey PNG of 16 bits, where FULL is 1."""
+    """Encode a map HxW in [0, 1] as a grey PNG of 16 bits, where FULL is 1."""
     stream = io.BytesIO()
     Image.fromarray(np.rint(map_ * FULL).astype(np.uint16)).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
-def save(prediction: Prediction, name: Path, folder: Path, top: float, *, maps: MapForm | None, overlays: bool) -> None:
-    """Writes what is wanted of a prediction: folder/maps/<name>.<form>, folder/overlays/<name>.png."""
+def save(prediction: Prediction, name: Path, folder: Path, top: float, *, maps: Literal["png", "npy"] | None, overlays: bool) -> None:
+    """Write folder/maps/<name>.<maps>, a grey PNG of 16 bits or float32, and folder/overlays/<name>.png, each if wanted."""
     if maps is not None:
-        write_map(folder / "maps" / f"{name}.{maps}", prediction.map)
+        with written_beside(folder / "maps" / f"{name}.{maps}") as partial, partial.open("wb") as stream:
+            if maps == "npy":
+                np.save(stream, prediction.map)
+            else:
+                stream.write(map_png(prediction.map))
     if overlays:
         write_overlay(folder / "overlays" / f"{name}.png", prediction, top)
 
 
 @contextmanager
 def score_table(file: Path) -> Iterator[Callable[[Line], None]]:
-    """Gives what adds a line to a CSV that is whole once all is well, and absent before."""
+    """Yield a function that adds a line to a CSV file. The file appears, complete, when the block ends without an error."""
     with written_beside(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        write = csv_lines(stream)
-        yield write
+        yield csv_lines(stream)
 
 
 def csv_lines(stream: TextIO) -> Callable[[Line], None]:
-    """Writes a CSV's head, and gives what writes a line."""
+    """Write the header of a CSV, and return a function that writes a line."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([field.name for field in fields(Line)])
-    return lambda line: writer.writerow(as_csv(line))
+
+    def write(line: Line) -> None:
+        writer.writerow([line.picture, shown(line.score), "" if line.threshold is None else shown(line.threshold), line.verdict or ""])
+
+    return write
 
 
 def write_overlay(file: Path, prediction: Prediction, top: float) -> None:
@@ -112,6 +95,6 @@ def write_overlay(file: Path, prediction: Prediction, top: float) -> None:
 
 
 def write_picture(file: Path, picture: Picture) -> None:
-    """Writes a PNG. picture: HxWx3 uint8."""
+    """Write a PNG. picture: HxWx3 uint8."""
     with written_beside(file) as partial:
         Image.fromarray(picture).save(partial, "PNG", compress_level=1)

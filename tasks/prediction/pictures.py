@@ -1,4 +1,4 @@
-"""Takes pictures as a user has them (paths, PIL images, arrays, tensors) and gives them as HxWx3 uint8, RGB; refuses what is none."""
+"""Convert a user's pictures (paths, bytes, PIL images, arrays, tensors) to HxWx3 uint8 RGB."""
 
 from __future__ import annotations
 
@@ -83,13 +83,8 @@ def _of_array(array: NDArray[Any], name: str) -> Decoded:
     return Decoded(np.ascontiguousarray(array))
 
 
-def is_one(given: Any) -> bool:
-    """Tells whether what is given is one picture, and not several. A tensor or array of four axes is several, one of three is one."""
-    if isinstance(given, (torch.Tensor, np.ndarray)):
-        return given.ndim < 4
-    return isinstance(given, (str, Path, bytes, bytearray, Image.Image, Decoded))
-
-
 def as_list(given: PictureLike | Iterable[PictureLike]) -> list[Any]:
-    """Gives one picture or several as a list."""
-    return [given] if is_one(given) else list(given)  # type: ignore[arg-type]
+    """Return one picture or several as a list. A tensor or array with four axes is several, with fewer it is one."""
+    if isinstance(given, (torch.Tensor, np.ndarray)):
+        return [given] if given.ndim < 4 else list(given)
+    return [given] if isinstance(given, (str, Path, bytes, bytearray, Image.Image, Decoded)) else list(given)

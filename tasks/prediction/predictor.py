@@ -31,12 +31,11 @@ from changepair.tasks.detectors.detector import ANY_CATEGORY
 from changepair.tasks.encoders.encoder import Features
 from changepair.tasks.prediction.calibration import Threshold, calibrated, check_count
 from changepair.tasks.prediction.files import is_kit
-from changepair.tasks.prediction.kit import Kit, Prompted, on_device
+from changepair.tasks.prediction.kit import Kit, Prompted
 from changepair.tasks.prediction.models import Named, named
 from changepair.tasks.prediction.pictures import PictureLike, as_decoded, as_list, as_picture, scaled
 
-BATCH = 8
-"""Pictures, or tiles, that go through the encoder at once."""
+BATCH = 8  # pictures, or tiles, that go through the encoder at once
 BEYOND_PROMPTS = 1.2
 """Maximum of normal pictures' maps, as a multiple of the maximum for the mirrored prompts. For 4 packaged detectors on 5 textures, with 1
 and 4 prompts, the median of 8 new normal pictures was within it in 32 of 40 cases."""
@@ -47,44 +46,34 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of one picture."""
+    """The result for one picture."""
 
-    number: int
-    """Which of the pictures that were given, from 0."""
-    score: float
-    """0 normal … 1 anomalous. Of a picture in tiles the highest of theirs."""
-    map: NDArray[np.float32]
-    """HxW in [0, 1], on the picture's own pixels."""
-    picture: Picture
-    """HxWx3, as it was read."""
+    number: int  # position of the picture among those given, from 0
+    score: float  # 0 normal … 1 anomalous. Of a picture in tiles the highest of theirs.
+    map: NDArray[np.float32]  # hxW in [0, 1], on the picture's own pixels
+    picture: Picture  # hxWx3, as it was read
 
 
 class Predictions(NamedTuple):
-    """What a detector says of N pictures."""
+    """The results for N pictures."""
 
-    scores: NDArray[np.float32]
-    """N."""
-    maps: list[NDArray[np.float32]]
-    """N of HxW in [0, 1], each on its picture's own pixels."""
+    scores: NDArray[np.float32]  # N
+    maps: list[NDArray[np.float32]]  # N of HxW in [0, 1], each on its picture's own pixels
 
 
 class Tile(NamedTuple):
-    """A part of a picture, or the whole, as a detector is shown it."""
+    """A part of a picture, or the whole, as input of a detector."""
 
-    place: int
-    """In the grid."""
-    size: tuple[int, int]
-    """Height and width in the picture."""
-    pixels: Tensor
-    """1x3xhxw in [0, 1]."""
+    place: int  # in the grid
+    size: tuple[int, int]  # height and width in the picture
+    pixels: Tensor  # 1x3xhxw in [0, 1]
 
 
 class Said(NamedTuple):
-    """What a detector says of a tile."""
+    """The result for a tile."""
 
     score: float
-    map: NDArray[np.float32]
-    """On the detector's own grid."""
+    map: NDArray[np.float32]  # on the detector's own grid
 
 
 class Predictor:
@@ -106,24 +95,19 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: Named,
-        *,
-        prompted: Prompted | None = None,
-        threshold: Threshold | None = None,
-        device: torch.device | None = None,
+        self, model: Named, *, prompted: Prompted | None = None, threshold: Threshold | None = None, device: torch.device | None = None
     ) -> None:
         self.device = device or best_device()
         self.model = model
         self.detector = model.detector.to(self.device).eval()
         self.prompted = prompted or Prompted([], grid_of(model.looks.tiles, []), ANY_CATEGORY, ())
-        self._memory = on_device(self.prompted.memory, self.device)
+        self._memory = [part.to(self.device) for part in self.prompted.memory]
         self.threshold = threshold
 
     @classmethod
     def load(cls, model: str | Path = "packaged", *, device: torch.device | None = None) -> Predictor:
-        """Loads a detector. model: `packaged`, the name of a detector that comes with the package or needs no training, a model folder, or
-        a kit, which has its prompts. Raises BadInput if there is no such, or it is damaged."""
+        """Load a detector. model: `packaged`, the name of a detector that comes with the package or needs no training, a model folder, or
+        a kit, which has its prompts. Raises BadInput if there is no such detector, or it is damaged."""
         folder = place_of(model)
         if is_kit(folder):
             kit = Kit.load(folder)
@@ -169,10 +153,9 @@ class Predictor:
             tiles = torch.cat([self._seen(picture, boxes(picture.shape[:2], chosen)[place]) for picture in given])
             places.append(self.detector.memorise(tiles.to(self.device)))
         memory = [torch.stack(parts) for parts in zip(*places, strict=True)]
-        prompted = Prompted(memory, chosen, category, tuple(_hash(picture) for picture in given), intensity=intensity)
-        trial = Predictor(self.model, prompted=prompted, device=self.device)
+        prompted = Prompted(memory, chosen, category, tuple(map(_hash, given)), intensity=intensity)
         tops = []
-        for one in trial.each(np.ascontiguousarray(picture[:, ::-1]) for picture in given):
+        for one in Predictor(self.model, prompted=prompted, device=self.device).each(np.ascontiguousarray(one[:, ::-1]) for one in given):
             check()
             tops.append(float(one.map.max()))
         self.prompted = replace(prompted, top=float(np.median(tops)) if tops else 0.0)
@@ -186,12 +169,9 @@ class Predictor:
         return (self.threshold.top if self.threshold is not None else 0.0) or BEYOND_PROMPTS * self.prompted.top
 
     def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
-        """Scores pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures, `each`."""
-        scores, maps = [], []
-        for prediction in self.each(as_list(pictures), batch_size=batch_size):
-            scores.append(prediction.score)
-            maps.append(prediction.map)
-        return Predictions(np.array(scores, dtype=np.float32), maps)
+        """Score pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures use `each`."""
+        found = [(one.score, one.map) for one in self.each(as_list(pictures), batch_size=batch_size)]
+        return Predictions(np.array([score for score, _map in found], dtype=np.float32), [map_ for _score, map_ in found])
 
     def each(self, pictures: Iterable[PictureLike], *, batch_size: int = BATCH, refuse: Refuse | None = None) -> Iterator[Prediction]:
         """Score pictures one by one, in order, and keep none. The next are read in the background.
@@ -207,7 +187,7 @@ class Predictor:
             said += self.conclude(self.encode(part), part)
             while len(said) >= tiles:
                 number, picture = waiting.pop(0)
-                yield self.join(number, picture, said[:tiles])
+                yield Prediction(number, score_of(said[:tiles]), self.map_of(said[:tiles], picture.shape[:2]), picture)
                 del said[:tiles]
 
     def calibrate(
@@ -229,25 +209,25 @@ class Predictor:
         return self.threshold
 
     def save(self, folder: str | Path) -> None:
-        """Writes detector, prompts' memory and threshold to a folder that needs nothing else: a kit, which `load` reads. Raises BadInput if
-        it has no prompt, or another folder is there."""
+        """Write a kit: a self-contained folder with detector, prompts' memory and threshold, which `load` reads. Raises BadInput if there
+        is no prompt, or the folder holds anything else."""
         if not self.ready:
             raise BadInput(f"{folder}: a kit needs prompts, and there is none")
         Kit(self.model, self.prompted, self.threshold).save(folder)
 
     def cut(self, picture: Picture) -> list[Tile]:
-        """Cuts a picture HxWx3 into what the detector is shown of it."""
+        """Cut a picture HxWx3 into the tiles that the detector sees."""
         places = boxes(picture.shape[:2], self.prompted.grid)
         return [Tile(place, box.size, self._seen(picture, box)) for place, box in enumerate(places)]
 
     @torch.inference_mode()
     def encode(self, tiles: Sequence[Tile]) -> Features:
-        """Encodes tiles; those of every predictor with this one's model may be among them."""
+        """Encode tiles, of this predictor or of others with the same model."""
         return self.detector.encoder(torch.cat([tile.pixels for tile in tiles]).to(self.device))
 
     @torch.inference_mode()
     def conclude(self, features: Features, tiles: Sequence[Tile]) -> list[Said]:
-        """Holds tiles of this predictor against its prompts. features: of these tiles, as `encode` gives them."""
+        """Compare tiles with the prompts. features: of these tiles, from `encode`."""
         memory = self._memory
         if memory:
             shared = self.prompted.grid.tiles == 1  # the same for all of them: compared at once
@@ -260,10 +240,6 @@ class Predictor:
             raise BadInput(f"{self.model.name}: a score is not a number; its weights are not those of a trained model")
         return [Said(score, map_) for score, map_ in zip(scores.float().cpu().tolist(), maps.float().cpu().numpy(), strict=True)]
 
-    def join(self, number: int, picture: Picture, said: Sequence[Said]) -> Prediction:
-        """Join the scores and maps of a picture's tiles."""
-        return Prediction(number, score_of(said), self.map_of(said, picture.shape[:2]), picture)
-
     def map_of(self, said: Sequence[Said], size: tuple[int, int]) -> NDArray[np.float32]:
         """Join the maps of a picture's tiles. size: height and width of the picture."""
         return joined_maps([one.map for one in said], self.prompted.grid, *size)
@@ -271,20 +247,12 @@ class Predictor:
     def _read(
         self, pictures: Iterable[PictureLike], batch_size: int, refuse: Refuse | None, waiting: list[tuple[int, Picture]]
     ) -> Iterator[Tile]:
-        """Reads pictures, some ahead of who takes their tiles. waiting: gets each picture, by its number, before its tiles are given."""
+        """Yield the tiles of pictures, which are read ahead. waiting: gets each picture, with its number, before its tiles are yielded."""
 
         def read(part: Sequence[tuple[int, PictureLike]]) -> list[tuple[int, Picture, list[Tile]]]:
-            pictures_read = []
-            for number, given in part:
-                try:
-                    picture = as_picture(given, _name(given, number), self.prompted.intensity)
-                except BadInput as error:
-                    if refuse is None:
-                        raise
-                    refuse(number, error)
-                else:
-                    pictures_read.append((number, picture, self.cut(picture)))
-            return pictures_read
+            given = dict(part)
+            found = _each(lambda number: as_picture(given[number], _name(given[number], number), self.prompted.intensity), given, refuse)
+            return [(number, picture, self.cut(picture)) for number, picture in found.items()]
 
         ahead = max(1, batch_size // self.prompted.grid.tiles)  # pictures: all tiles of each are held
         for number, picture, tiles in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), ahead))):
@@ -322,14 +290,14 @@ def _each(work: Callable[[int], Item], places: Iterable[int], refuse: Refuse | N
 
 
 def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Gives items in lists of that many; the last may be shorter."""
+    """Yield lists of `size` items; the last may be shorter."""
     left = iter(items)
     while part := list(islice(left, size)):
         yield part
 
 
 def _ahead(work: Callable[[Any], list[Item]], parts: Iterable[Any]) -> Iterator[list[Item]]:
-    """Does the work on each part in another thread, one part ahead of who takes them."""
+    """Do the work on each part in another thread, one part ahead."""
     with ThreadPoolExecutor(1) as pool:
         coming = None
         for part in parts:

@@ -12,7 +12,7 @@ from processes import kill_group, wait_until
 from repositories import repository
 from team import git
 
-from changepair.flows.schedule import git_locks
+from changepair.flows.schedule import commands
 from changepair.flows.schedule.workspace import Workspace, commit_results, prepare, send_results
 from changepair.tasks.common.errors import BadInput
 
@@ -67,7 +67,7 @@ def test_a_stale_lock_is_removed_and_the_run_ends_as_without_it(place: Workspace
 
 
 def test_a_young_lock_is_awaited(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(git_locks, "STALE_AFTER", 2.0)
+    monkeypatch.setattr(commands, "STALE_AFTER", 2.0)
     planted(place, "index.lock", age=0)
     start = time.monotonic()
     work(place, "second")

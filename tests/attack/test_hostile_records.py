@@ -29,10 +29,9 @@ from changepair.flows.running.cache import verify
 from changepair.flows.running.locks import FOLDER, holder
 from changepair.flows.running.places import CODE, DATA, IN_USE, SETTINGS_NAME
 from changepair.flows.running.provenance import LOCK, artifacts, locked
-from changepair.flows.runs.journal import Journal, read_runs
+from changepair.flows.runs.journal import Journal, Time, read_runs, write_time
 from changepair.flows.runs.states import RunState, StageState
 from changepair.flows.runs.status import print_status
-from changepair.flows.runs.times import Time, write_time
 from changepair.flows.schedule.workspace import Workspace, prepare
 from changepair.tasks.common.decoding import UNKNOWN
 from changepair.tasks.common.errors import BadInput

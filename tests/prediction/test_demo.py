@@ -29,8 +29,7 @@ from processes import within
 from servers import free_port
 
 from changepair.flows.prediction.demo import Session, make_page
-from changepair.flows.prediction.page import MOST_BODY, MOST_FIELD, gradio_in
-from changepair.flows.prediction.sessions import Memory
+from changepair.flows.prediction.page import MOST_BODY, MOST_FIELD, Memory, gradio_in
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.sheets import heated
 from changepair.tasks.prediction import costs

@@ -17,8 +17,7 @@ from processes import within
 from receiver import receiver
 from servers import request
 
-from changepair.flows.runs.events import OF_AN_END, emit
-from changepair.flows.runs.states import RunState
+from changepair.flows.runs.states import OF_AN_END, RunState, emit
 
 
 @installed

@@ -21,8 +21,8 @@ from changepair.flows.running.console import VOLUME, Volume, set_volume
 from changepair.flows.running.dvc import reproduce
 from changepair.flows.running.exit_handling import exit_on_bad_input
 from changepair.flows.running.provenance import locked
-from changepair.flows.runs.progress_display import ProgressDisplay
 from changepair.flows.runs.states import StageState
+from changepair.flows.runs.status import ProgressDisplay
 from changepair.tasks.common.errors import BadInput
 
 ROOT = Path(__file__).parents[2]

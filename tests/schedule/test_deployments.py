@@ -21,8 +21,7 @@ from processes import started, wait_until
 from servers import ask, events, prefect_server, request
 
 from changepair.flows.running.entry import LIMIT
-from changepair.flows.runs.events import DRIFT_EVENT, OF_AN_END, emit, resource_of
-from changepair.flows.runs.states import RunState
+from changepair.flows.runs.states import DRIFT_EVENT, OF_AN_END, RunState, emit, resource_of
 from changepair.flows.schedule import deployments
 from changepair.flows.settings.reader import parse
 from changepair.flows.settings.runs import Runs, Schedule, ScheduleSettings

@@ -28,8 +28,8 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from changepair.flows.running import websockets as limits
-from changepair.flows.running.websockets import MOST_WAITING
+from changepair.flows.running import server as limits
+from changepair.flows.running.server import MOST_WAITING
 
 pytestmark = pytest.mark.attack
 WRITES = ("deployments/", "flow_runs/", "flows/", "automations/", "work_pools/")
