@@ -214,7 +214,7 @@ def test_dvc_sees_a_change_of_the_package_in_a_pipeline_that_uses_it(installed: 
     def recorded() -> dict[str, Any]:
         result = run(folder, "dvc", "repro", "code", **paths)
         assert result.returncode == 0, result.stdout + result.stderr
-        return {file.name: json.loads(file.read_text()) for file in (folder / "data/code").iterdir()}
+        return {file.name: json.loads(file.read_text()) for file in (folder / "data/code").glob("*.json")}
 
     assert run(folder, "changepair", "plan", **paths).returncode == 0
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]

@@ -539,6 +539,7 @@ def test_a_strangers_mistake_ends_a_stage_and_a_run_with_one_line_and_exit_code_
     write_pipelines(project, sources)
     before = (project / "data/episodes/small.parquet").read_bytes()
     in_use = current(project)
+    assert run(project, "changepair", "plan").returncode == run(project, "python", "-m", "changepair.flows.code").returncode == 0
     result = run(project, "python", "-m", "changepair.flows.sample", "small", PREFECT_API_URL=api)
     assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr
     assert re.match(r"changepair: \d+ pictures are both a source and a target, the first parts/", result.stderr.splitlines()[-1])
