@@ -85,7 +85,7 @@ def _packages() -> Iterator[Finding]:
     others = [f"{name} {have[name]} instead of {wanted[name]}" for name in wanted if have[name] not in (None, wanted[name])]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        how = f"{', '.join(others[:3])}{more}; figures may differ. `make .venv/installed` has those of {LOCK}"
+        how = f"{', '.join(others[:3])}{more}; metrics may differ. `make .venv/installed` has those of {LOCK}"
         yield Finding("packages", how, fine=False, needed=False)
     else:
         yield Finding("packages", f"as {LOCK} has them")

@@ -22,7 +22,7 @@ from changepair.tasks.ingestion.settings import OF_A_FILE, FolderSettings
 if TYPE_CHECKING:
     from changepair.tasks.ingestion.check import Facts
     from changepair.tasks.ingestion.ingest import Ingested
-    from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+    from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture
 
 LEAST_GREYS = 64
 """Number of grey levels of a dataset below which a warning is logged: the range of the camera may be wrong."""
@@ -101,7 +101,7 @@ def _unreadable(read: Sequence[str], root: Path) -> str:
     return ""
 
 
-def look_at(portion: Sealed[Sequence[Listed]], source: DatasetFolder) -> list[Facts]:
+def look_at(portion: Sealed[Sequence[ListedPicture]], source: DatasetFolder) -> list[Facts]:
     from changepair.tasks.ingestion import check
 
     return check.look_at(portion.value, source, AT_ONCE)
@@ -113,7 +113,7 @@ class LookOnCluster:
 
     ahead: int = 32
 
-    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
+    def begin(self, portion: Sequence[ListedPicture], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
         from changepair.flows.running.steps import HOUR, step
 
         part: Any = step(name="look at pictures", timeout_seconds=HOUR)(look_at).submit(Sealed(portion), source)
@@ -128,9 +128,9 @@ class LookOnCluster:
 
 def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execution) -> Ingested:
     """Ingest a folder of the user's or, if `folder` is None, a packaged dataset."""
-    from changepair.tasks.ingestion.ingest import Look, LookHere, Places, ingest_folder, ingest_packaged
+    from changepair.tasks.ingestion.ingest import IngestionFolders, Look, LookHere, ingest_folder, ingest_packaged
 
-    places = Places(PICTURES, MANIFESTS, CHECKPOINTS)
+    places = IngestionFolders(PICTURES, MANIFESTS, CHECKPOINTS)
     look: Look = LookOnCluster() if on_cluster(execution) else LookHere(execution.workers)
     if folder is None:
         return ingest_packaged(dataset, places=places, look=look)

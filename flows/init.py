@@ -49,11 +49,11 @@ PIPELINE = """\
   sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
   detectors: # with the self-residual, for small defects; and without, for defects of the whole picture. The better one is recommended.
     patch-residual: {{resolution: {side}}}
-    patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, own: 0.6, contrast: 0.02}}
+    patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, self_residual: 0.6, contrast: 0.02}}
     metric-residual: {{model: packaged, resolution: {side}}}
-    metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, own: 0.6, contrast: 0.02}}
+    metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, self_residual: 0.6, contrast: 0.02}}
     metric-residual-scales: # defects of any size
-      {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, own: 0.6, contrast: 0.02}}
+      {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, self_residual: 0.6, contrast: 0.02}}
   evaluation: {{resolution: {side}}}
 
 """

@@ -63,10 +63,10 @@ def train_inpainter(stage: Inpaint) -> Trained:
     """Train the inpainting model. A retry resumes from the last checkpoint."""
     from changepair.flows.running.steps import progress
     from changepair.tasks.training import inpainting
-    from changepair.tasks.training.loop import Places
+    from changepair.tasks.training.loop import TrainingFolders
 
     assert stage.sources is not None
-    places = Places(stage.folder, stage.checkpoints / "inpainter")
+    places = TrainingFolders(stage.folder, stage.checkpoints / "inpainter")
     report = progress("Inpainter: share of the training steps done")
     return inpainting.train_inpainter(stage.inpainter, stage.sources, places=places, report=report)
 

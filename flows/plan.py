@@ -28,7 +28,7 @@ from changepair.tasks.common.places import MARK, is_url, place_of
 from changepair.tasks.detectors.registry import DETECTORS
 
 OF_A_DATASET = ("ingest", "objects")
-OF_A_PIPELINE = ("sample", "inpainter", "synthesize", "train", "score", "figures", "report")
+OF_A_PIPELINE = ("sample", "inpainter", "synthesize", "train", "score", "metrics", "report")
 """The modules of the stages, each after those that it reads from. Each declares its stages with `declare`."""
 OF_A_DETECTOR = ("train", "score")
 HEAD = """\

@@ -1,4 +1,4 @@
-"""`changepair plots`: DVC's plots of the figures, curves and galleries, of one revision or of several against each other, as one page that
+"""`changepair plots`: DVC's plots of the metrics, curves and galleries, of one revision or of several against each other, as one page that
 opens from disk with no network. `dvc plots` alone makes a page that fetches what draws it."""
 
 from __future__ import annotations

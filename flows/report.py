@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from changepair.flows.figures import Evaluation
+from changepair.flows.metrics import Evaluation
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import (
     CANDIDATE,
@@ -24,7 +24,7 @@ from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
 from changepair.flows.stage import Input, OfDetectors, Output, Setting, Stage, stage_flow
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
-from changepair.tasks.scoring.results import FIGURES_NAME
+from changepair.tasks.scoring.results import TABLE_NAME
 from changepair.tasks.synthesis.shards import OVERVIEW_NAME
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Repor
         rejected=files.rejected,
         near_duplicates=files.near_duplicates,
         scores={detector: SCORES / name / detector for detector in pipeline.detectors},
-        table=folder / FIGURES_NAME,
+        table=folder / TABLE_NAME,
         evaluation=Evaluation.of(name),
         models=[MODELS / name / CANDIDATE / detector for detector in pipeline.trained],
         inpainter=INPAINTERS / name,
@@ -92,7 +92,7 @@ def report(stage: Report, execution: Execution) -> None:
     from changepair.flows.running.steps import HOUR, show_page, show_picture, step
     from changepair.tasks.reporting.galleries import overlays_name
     from changepair.tasks.reporting.report import markdown
-    from changepair.tasks.scoring.results import read_figures
+    from changepair.tasks.scoring.results import read_metrics
 
     pipeline = stage.pipeline
     draw = step(name="draw galleries", task_run_name=f"draw galleries of {pipeline}", timeout_seconds=HOUR)(draw_galleries)
@@ -102,7 +102,7 @@ def report(stage: Report, execution: Execution) -> None:
         picture = stage.galleries / overlays_name(gallery.target)
         if picture.is_file():
             show_picture(pipeline, picture.stem, picture, f"Maps of {pipeline} on {gallery.target}")
-    rows = markdown(read_figures(stage.table))
+    rows = markdown(read_metrics(stage.table))
     show_page(pipeline, "report", f"# {pipeline}\n\n{rows}\nWhole report: `{stage.page}`")
 
 
@@ -119,13 +119,13 @@ def write_page(stage: Report, galleries: list[Gallery]) -> None:
     from changepair.tasks.reporting.report import Inputs, write_report
     from changepair.tasks.sampling.episodes import read_episodes, read_pictures, undefined_metrics
     from changepair.tasks.scoring.operating import read_operating
-    from changepair.tasks.scoring.results import read_comparisons, read_figures
+    from changepair.tasks.scoring.results import read_comparisons, read_metrics
 
     write_report(
         stage.page,
         origin=_origin(stage),
         inputs=Inputs(stage.pairs / OVERVIEW_NAME, stage.models, stage.inpainter, stage.rejected, stage.near_duplicates),
-        figures=read_figures(stage.table),
+        metrics=read_metrics(stage.table),
         comparisons=read_comparisons(stage.evaluation.comparisons),
         operating=read_operating(stage.evaluation.operating),
         recommendation=_recommendation(stage),
@@ -143,7 +143,7 @@ def _recommendation(stage: Report) -> Recommendation:
     file = stage.evaluation.decision
     recommendation = read_recommendation(file.parent)
     if recommendation is None:
-        raise BadInput(f"{file}: no such file; the figures stage writes it, so run `dvc repro`")
+        raise BadInput(f"{file}: no such file; the metrics stage writes it, so run `dvc repro`")
     return recommendation
 
 

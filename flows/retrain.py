@@ -87,7 +87,7 @@ def promotion_gate(pipeline: str) -> State[Outcome]:
         _compared(outcome),
         list(enabled_pipeline(pipeline).trained_on),
         read_runs(pipeline, last=RUNS)[1:],
-        _figures(pipeline),
+        _metrics(pipeline),
     )
     show_page(pipeline, "summary", page, about)
     return Completed(name=outcome.state, message=outcome.reason, data=outcome)
@@ -127,8 +127,8 @@ def _recorded(pipeline: str) -> Ended:
         message = str(error) or type(error).__name__
         raise
     finally:
-        journal.close(state, hide(message), _figures(pipeline), _model_in_use(pipeline).get("model", ""))
-        about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "figures": journal.run.figures}
+        journal.close(state, hide(message), _metrics(pipeline), _model_in_use(pipeline).get("model", ""))
+        about = {"run": own, "commit": journal.run.commit, "time": journal.run.ended, "metrics": journal.run.metrics}
         if state in OF_AN_END:
             emit(pipeline, OF_AN_END[state], {**about, "reason": hide(message), "in use": _model_in_use(pipeline)})
     return ended
@@ -192,13 +192,13 @@ def _model_in_use(pipeline: str) -> dict[str, str]:
     return {"path": (folder_of(pipeline) / IN_USE).as_posix(), "hash": current.hash, "model": current.candidate, "commit": current.commit}
 
 
-def _figures(pipeline: str) -> Mapping[str, Any]:
+def _metrics(pipeline: str) -> Mapping[str, Any]:
     file = EVALUATION / pipeline / METRICS_NAME
     try:
-        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return figures
+    return metrics
 
 
 def _compared(outcome: Outcome) -> str:

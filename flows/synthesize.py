@@ -17,7 +17,7 @@ from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import OVERVIEW_NAME
 
 if TYPE_CHECKING:
-    from changepair.tasks.synthesis.synthesize import Inputs, Work
+    from changepair.tasks.synthesis.synthesize import Inputs, ShardsFolder
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def synthesize(stage: Synthesize, execution: Execution) -> None:
     get_run_logger().info(f"{pipeline}: {synthesized.pairs} pairs, {synthesized.dropped} draws dropped; to see in {overview}")
 
 
-def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: Work, execution: Execution) -> None:
+def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: ShardsFolder, execution: Execution) -> None:
     """Make every missing shard."""
     from changepair.flows.running.steps import HOUR, step
     from changepair.tasks.synthesis.synthesize import make_shard, shard_count

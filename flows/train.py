@@ -99,7 +99,7 @@ def train_detector(stage: Train, execution: Execution) -> Trained:
     from changepair.flows.running.steps import progress, tracking_of
     from changepair.tasks.detectors import train as training
     from changepair.tasks.training import processes
-    from changepair.tasks.training.loop import Examples, Places
+    from changepair.tasks.training.loop import Examples, TrainingFolders
 
     assert stage.examples is not None
     name = stage.detector
@@ -108,7 +108,7 @@ def train_detector(stage: Train, execution: Execution) -> Trained:
         stage.chosen[name],
         stage.training,
         Examples(stage.examples, stage.augmentation or AugmentationSettings()),
-        Places(stage.folder, stage.checkpoints, tracking_of(execution, stage.pipeline, name)),
+        TrainingFolders(stage.folder, stage.checkpoints, tracking_of(execution, stage.pipeline, name)),
         execution.workers,
     )
     return processes.train(job, execution.processes, progress(f"{name}: share of the training steps done"))

@@ -36,8 +36,8 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.rows import table_of, write_rows
 from changepair.tasks.detectors.registry import DETECTORS
 from changepair.tasks.ingestion.check import check, row
-from changepair.tasks.ingestion.ingest import Places
-from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.ingestion.ingest import IngestionFolders
+from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture
 from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.ingestion.objects.table import ObjectRow, write_objects
 from changepair.tasks.inpainting.inpainter import write_choice
@@ -211,7 +211,7 @@ STAGES = [
     "score_small_patch-residual",
     "score_small_metauas",
     "score_small_inctrl",
-    "figures_small",
+    "metrics_small",
     "report_small",
 ]
 """Of SMALL, in order."""
@@ -320,16 +320,16 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1800)
 
 
-def make_places(manifests: Path) -> Places:
+def make_places(manifests: Path) -> IngestionFolders:
     """Gives the folders that ingestion writes to, beside a folder of manifests."""
-    return Places(manifests.parent / "pictures", manifests, manifests.parent / "checkpoints")
+    return IngestionFolders(manifests.parent / "pictures", manifests, manifests.parent / "checkpoints")
 
 
 def make_inputs(layout: Path, inpainter: Path | None = None, objects: list[ObjectRow] | None = None) -> Inputs:
     """The files that synthesis reads, for the normal training pictures of a layout."""
     images = sorted(layout.rglob("train/good/*.png"))
     source = DatasetFolder("parts", layout, layout.parent / "pictures")
-    items = [Listed(image, "c", "train", "good") for image in images]
+    items = [ListedPicture(image, "c", "train", "good") for image in images]
     rows = [row(item, check(item, source), source, "own") for item in items]
     files = EpisodeFiles.of(layout.parent / "episodes", "small")
     for file in (files.sources, files.textures):

@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
     watching.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
     watching.add_argument("--port", type=int, default=4200, help="%(default)s")
     watching.set_defaults(run=ui)
-    telling = commands.add_parser("status", help="print the last runs, their stages and figures, and the model in use; needs no server")
+    telling = commands.add_parser("status", help="print the last runs, their stages and metrics, and the model in use; needs no server")
     telling.add_argument("pipeline", nargs="?")
     telling.add_argument("--last", type=int, default=3, metavar="RUNS", help="how many runs of each pipeline (%(default)s)")
     telling.set_defaults(run=status)

@@ -17,7 +17,7 @@ from changepair.tasks.prediction.files import files_of, is_kit
 
 
 @dataclass(frozen=True)
-class Line:
+class ProductionLine:
     """The watched line of a pipeline."""
 
     pipeline: str
@@ -54,10 +54,10 @@ class Line:
             raise BadInput(f"pipelines.yaml: pipelines.{self.pipeline}.watch.normals: {self.settings.normals}: {error}") from error
 
 
-def line_of(pipeline: str) -> Line:
+def line_of(pipeline: str) -> ProductionLine:
     """Return a pipeline's line. Raises BadInput if pipelines.yaml has no such pipeline, or it watches none."""
     settings = pipeline_named(pipeline).watch
     if settings is None:
         raise BadInput(f"pipelines.yaml: pipelines.{pipeline}.watch: not there; say which folder to watch, and what is normal in it")
     folder = WATCH / pipeline if settings.record is None else Path(settings.record).expanduser()
-    return Line(pipeline, settings, Record(folder))
+    return ProductionLine(pipeline, settings, Record(folder))

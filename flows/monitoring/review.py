@@ -18,7 +18,7 @@ from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.prediction.memory import RGB
 
 if TYPE_CHECKING:
-    from changepair.flows.monitoring.line import Line
+    from changepair.flows.monitoring.line import ProductionLine
     from changepair.tasks.common.pictures import Picture
     from changepair.tasks.monitoring.record import Judged
 
@@ -52,13 +52,13 @@ def review(arguments: argparse.Namespace) -> None:
 
     Raises BadInput if no picture of the line was scored yet, if --memory is out of its bounds, or if the address cannot be used.
     """
-    from changepair.flows.monitoring.line import Line, line_of
+    from changepair.flows.monitoring.line import ProductionLine, line_of
     from changepair.tasks.monitoring.record import Record
 
     total = memory_of(arguments)
     line = line_of(arguments.pipeline)
     if arguments.record is not None:
-        line = Line(line.pipeline, line.settings, Record(arguments.record))
+        line = ProductionLine(line.pipeline, line.settings, Record(arguments.record))
     if not line.record.rows():
         raise BadInput(
             f"{line.record.folder}: nothing was scored there yet; `changepair watch {line.pipeline}` does, --record names another folder"
@@ -82,7 +82,7 @@ class Sitting:
     given: list[Judged] = field(default_factory=list)
 
 
-def waiting(line: Line, kind: str) -> list[Judged]:
+def waiting(line: ProductionLine, kind: str) -> list[Judged]:
     """Lists the pictures of which nobody said anything, the highest score first. kind: FLAGGED, or PASSED."""
     said = line.verdicts.names()
     wanted = "anomalous" if kind == FLAGGED else "normal"
@@ -93,7 +93,7 @@ def waiting(line: Line, kind: str) -> list[Judged]:
 class Page:
     """The steps of the page, and what all visitors share: the line, and the memory, in which one picture at a time is read."""
 
-    def __init__(self, gradio: Any, line: Line, total: int) -> None:
+    def __init__(self, gradio: Any, line: ProductionLine, total: int) -> None:
         """As for `make_page`."""
         self.gradio, self.line, self.memory = gradio, line, Memory(total)
         self._unread: set[str] = set()  # names of pictures that cannot be shown
@@ -189,7 +189,7 @@ class Page:
             return None
 
 
-def make_page(gradio: Any, line: Line, total: int) -> Any:
+def make_page(gradio: Any, line: ProductionLine, total: int) -> Any:
     """Build the page. total: bytes of memory for the pictures of all visitors."""
     own = Page(gradio, line, total)
     with gradio.Blocks(title=f"changepair: {line.pipeline}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:

@@ -13,7 +13,7 @@ from typing import Any
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 
-from changepair.flows.monitoring.line import Line, line_of
+from changepair.flows.monitoring.line import ProductionLine, line_of
 from changepair.flows.prediction.model_in_use import SEPARATOR, model_in_use
 from changepair.flows.promotion.history import read_current
 from changepair.flows.running.api import stoppable
@@ -89,7 +89,7 @@ def watch(pipeline: str) -> State[None]:
 
 
 @step(name="make kit", task_run_name="make kit of {pipeline}", timeout_seconds=HOUR)
-def make_kit(pipeline: str, line: Line) -> Path:
+def make_kit(pipeline: str, line: ProductionLine) -> Path:
     """Return the kit of the current model, rewritten if the model, the prompts or the normal pictures have changed."""
     settings, folder = line.settings, line.record.folder / KIT_FOLDER
     made_of = _made_of(line)
@@ -113,7 +113,7 @@ def make_kit(pipeline: str, line: Line) -> Path:
 
 
 @step(name="score what is new", task_run_name="score what is new for {pipeline}", timeout_seconds=24 * HOUR)
-def score_new(pipeline: str, line: Line, kit: Path) -> list[Judged]:
+def score_new(pipeline: str, line: ProductionLine, kit: Path) -> list[Judged]:
     """Score and record the new pictures. Those that a killed run has recorded are not scored again."""
     pictures = arrived(Path(line.settings.folder).expanduser(), line.record, settled=line.settings.settled)
     if not pictures:
@@ -156,7 +156,7 @@ def _name_of(kit: Path) -> str:
     return sha256(kit / KIT_NAME)[:16]
 
 
-def _made_of(line: Line) -> Mapping[str, Any]:
+def _made_of(line: ProductionLine) -> Mapping[str, Any]:
     """Return everything that a kit depends on, as JSON."""
     current, settings = read_current(line.pipeline), line.settings
     about: dict[str, Any] = {"model": current.hash if current else None, "detector": settings.detector}
@@ -166,14 +166,14 @@ def _made_of(line: Line) -> Mapping[str, Any]:
     return about
 
 
-def _drift(line: Line, kit: Path) -> Drift:
+def _drift(line: ProductionLine, kit: Path) -> Drift:
     threshold, own = Predictor.load(kit).threshold, _name_of(kit)
     assert threshold is not None
     scores = [row.score for row in line.record.rows() if row.kit == own and row.score is not None]
     return drift_of(threshold, scores, chance=line.settings.drift)
 
 
-def _show(line: Line, seen: Watched) -> None:
+def _show(line: ProductionLine, seen: Watched) -> None:
     """Show a run in the Prefect UI: a page, and the flagged picture with the highest score and its map."""
     flagged = sorted((row for row in seen.judged if row.verdict == "anomalous"), key=lambda row: -(row.score or 0.0))
     lines = [f"# {line.pipeline}: {seen.state}", "", f"{seen}.", ""]
@@ -187,7 +187,7 @@ def _show(line: Line, seen: Watched) -> None:
         show_picture(line.pipeline, "flagged", line.record.overlay(flagged[0]), f"{flagged[0].picture}: {flagged[0].score:.6f}")
 
 
-def _announce(line: Line, seen: Watched, kit: str) -> None:
+def _announce(line: ProductionLine, seen: Watched, kit: str) -> None:
     """Emit an event for automations: ALERT_EVENT, or DRIFT_EVENT once for each kit."""
     told = line.record.folder / TOLD_NAME
     if seen.drift.found and told.is_file() and told.read_text(encoding="utf-8") == kit:
@@ -198,7 +198,7 @@ def _announce(line: Line, seen: Watched, kit: str) -> None:
         write_text(told, kit)
 
 
-def _count_verdicts(line: Line, tell: Callable[[str], None]) -> None:
+def _count_verdicts(line: ProductionLine, tell: Callable[[str], None]) -> None:
     """Emit LABELLED_EVENT if there are enough new labels."""
     told, wanted = line.record.folder / LABELLED_NAME, line.settings.retrain_after
     if wanted is None:

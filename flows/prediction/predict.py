@@ -19,7 +19,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.prediction.files import files_of, names_of
 
 if TYPE_CHECKING:
-    from changepair.tasks.prediction.outputs import Line
+    from changepair.tasks.prediction.outputs import OutputRow
     from changepair.tasks.prediction.predictor import Predictor
 
 ANOMALOUS_EXIT, REFUSED_EXIT = 1, 2
@@ -125,7 +125,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
-) -> Iterator[Line]:
+) -> Iterator[OutputRow]:
     """Score the pictures one by one, and write their maps and overlays."""
     from changepair.tasks.common.decoding import FULL, UNKNOWN
     from changepair.tasks.prediction.outputs import line_of, save
@@ -145,7 +145,7 @@ def _lines(
         yield line_of(str(pictures[prediction.number]), prediction.score, predictor.threshold)
 
 
-def _printer(form: str, *, calibrated: bool) -> Callable[[Line], None]:
+def _printer(form: str, *, calibrated: bool) -> Callable[[OutputRow], None]:
     """Return a function that prints a line at once."""
     from changepair.tasks.prediction.outputs import csv_lines, shown
 

@@ -75,7 +75,7 @@ def gate(pipeline: str) -> Outcome:
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     equal = own.evaluation == measured_as.evaluation and own.code == measured_as.code
-    if not (equal and same_episodes(new, in_use, settings.promotion.figure, detectors)):
+    if not (equal and same_episodes(new, in_use, settings.promotion.metric, detectors)):
         in_use = measure_in_use(pipeline, settings, measured_as.detectors)
     decision = decide(new, in_use, settings.promotion, detectors)
     if not decision.promoted:
@@ -114,7 +114,7 @@ def promote(pipeline: str) -> str:
     """Promote the candidate whatever its metrics; return a message. Raises BadInput if its evaluation is out of date."""
     enabled_pipeline(pipeline)
     provenance.locked()  # tells better than DVC what is wrong with dvc.lock
-    own_stages = [stage for stage in planned() if stage.kind in ("train", "score", "figures") and stage.of[0] == pipeline]
+    own_stages = [stage for stage in planned() if stage.kind in ("train", "score", "metrics") and stage.of[0] == pipeline]
     with Repo() as repo:
         stale = repo.status(targets=[stage.name for stage in own_stages])
     if stale:
@@ -185,4 +185,4 @@ def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
     code = {name: code_of(*roots("score", kind)).digest for name, kind in kinds.items()}
     detectors = {name: {KIND: kind_of(one), **as_json(one)} for name, one in settings.detectors.items()}
     evaluation = {name: value for name, value in as_json(settings.evaluation).items() if name not in ("batch_size", "shown")}
-    return MeasuredAs(detectors, evaluation, {**code, "figures": code_of(*roots("figures")).digest})
+    return MeasuredAs(detectors, evaluation, {**code, "metrics": code_of(*roots("metrics")).digest})

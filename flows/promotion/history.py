@@ -2,7 +2,7 @@
 
 data/models/<pipeline>/
   candidate/       a folder for each detector that was trained last: the outs of the train stages
-  current          JSON, the one truth of which model is in use: DVC's hash of it, commit, figures, why
+  current          JSON, the one truth of which model is in use: DVC's hash of it, commit, metrics, why
   in-use/          that model's files, and in draws.parquet and settings.json what it was measured as
   in-use.dvc       so that DVC pushes, pulls and keeps them; made from `current`, like in-use/
   history.jsonl    one line a decision
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from changepair.flows.running import provenance
 from changepair.flows.running.places import CANDIDATE, EVALUATION, MODELS
-from changepair.flows.running.records import Figures, FolderHash, Hash, Moment, as_record, read_record
+from changepair.flows.running.records import FolderHash, Hash, Metrics, Moment, as_record, read_record
 from changepair.flows.runs.journal import now
 from changepair.flows.settings.pipelines import pipeline_named
 from changepair.tasks.common.errors import BadInput
@@ -48,7 +48,7 @@ class Model:
     files: int
     candidate: Hash  # of what was trained, as `candidate_hash` has it
     commit: str
-    figures: Figures
+    metrics: Metrics
     reason: str
     time: Moment
     action: Action = "promoted"
@@ -133,8 +133,8 @@ def _write_history(pipeline: str, decisions: list[Model]) -> None:
 
 
 def new_model(pipeline: str, stored: Stored, reason: str, action: Action, choice: str = "") -> Model:
-    figures: Figures = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
-    return Model(*stored, candidate_hash(pipeline), provenance.commit(), figures, reason, now(), action, choice)
+    metrics: Metrics = json.loads((EVALUATION / pipeline / METRICS_NAME).read_text(encoding="utf-8"))
+    return Model(*stored, candidate_hash(pipeline), provenance.commit(), metrics, reason, now(), action, choice)
 
 
 def candidate_hash(pipeline: str) -> str:

@@ -23,7 +23,7 @@ MOMENT = 0.1  # seconds; `holder` has the lock for less while it looks, and that
 
 
 @dataclass(frozen=True)
-class Work:
+class LockHolder:
     """The work that a lock is held for, as the lock's file has it."""
 
     what: str
@@ -57,7 +57,7 @@ def one_at_a_time(
                 stopping.check(f"{what}, which was waiting for another run")
                 time.sleep(POLL)
         stream.truncate(0)
-        work = Work(what, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
+        work = LockHolder(what, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
         stream.write(json.dumps(asdict(work)))
         stream.flush()
         try:
@@ -72,7 +72,7 @@ def holder(file: Path) -> str | None:
         return None
     with file.open(encoding="utf-8") as stream, suppress(ValueError):  # which it is while the lock is taken and not yet written
         if not _locked(stream):
-            work = as_record(Work, stream.read())
+            work = as_record(LockHolder, stream.read())
             return f"{work.what} (process {work.process} on {work.host}, since {work.started})"
     return None
 

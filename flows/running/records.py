@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -14,11 +15,11 @@ from changepair.flows.settings.reader import MERGE
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import read_text
 
-Kind = TypeVar("Kind")
+RecordT = TypeVar("RecordT")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record
 MD5 = "[0-9a-f]{32}"  # as DVC writes one
-Figures = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
-"""By target, detector and figure, each 0..1 or None: as metrics.json has them."""
+Metrics = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
+"""By target, detector and metric, each 0..1 or None: as metrics.json has them."""
 
 
 def _is_a_time(text: str) -> str:
@@ -32,11 +33,12 @@ Hash = Annotated[str, StringConstraints(pattern=f"^{MD5}$")]
 FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]  # of a folder, as DVC has it; empty for none
 
 
-def as_record(kind: type[Kind], text: str) -> Kind:
+def as_record(kind: type[RecordT], text: str) -> RecordT:
     """Parse a record, without the fields that a later version added. Raises ValueError with one line."""
+    text = re.sub(r'"figure(s?)":', r'"metric\1":', text)  # as earlier versions named them
     adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
-        return cast(Kind, adapter.validate_json(text))
+        return cast(RecordT, adapter.validate_json(text))
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(str(part) for part in detail["loc"])
@@ -44,7 +46,7 @@ def as_record(kind: type[Kind], text: str) -> Kind:
         raise ValueError(in_short(what)) from error
 
 
-def read_record(kind: type[Kind], file: Path, hint: str = "") -> Kind:
+def read_record(kind: type[RecordT], file: Path, hint: str = "") -> RecordT:
     """Read a file with one record. Raises BadInput if it is missing or damaged. hint: what the user can do then."""
     try:
         return as_record(kind, read_text(file))
@@ -53,7 +55,7 @@ def read_record(kind: type[Kind], file: Path, hint: str = "") -> Kind:
         raise BadInput(f"{what}; {hint}" if hint else what) from error
 
 
-def read_records(kind: type[Kind], files: Iterable[Path]) -> list[tuple[Path, Kind]]:
+def read_records(kind: type[RecordT], files: Iterable[Path]) -> list[tuple[Path, RecordT]]:
     """Read files with one record each; leave out those that are missing or damaged."""
     read = []
     for file in files:

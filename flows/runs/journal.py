@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from changepair.flows.running.places import DATA
-from changepair.flows.running.records import Figures, Moment, read_records
+from changepair.flows.running.records import Metrics, Moment, read_records
 from changepair.flows.runs.states import RunState, StageState
 from changepair.tasks.common.files import write_text
 
@@ -42,7 +42,7 @@ class Run:
     message: str = ""
     ended: Moment | Literal[""] = ""
     stages: tuple[StageRun, ...] = ()
-    figures: Figures = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     model: str = ""  # in use at its end: DVC's hash of the candidate that it was
 
 
@@ -67,8 +67,8 @@ class Journal:
     def end(self, stage: str, state: StageState) -> None:
         self._put(StageRun(stage, state, round(time.monotonic() - self._since, 1)))
 
-    def close(self, state: RunState, message: str, figures: Figures, model: str) -> None:
-        self.run = replace(self.run, state=state, message=message, ended=now(), figures=figures, model=model)
+    def close(self, state: RunState, message: str, metrics: Metrics, model: str) -> None:
+        self.run = replace(self.run, state=state, message=message, ended=now(), metrics=metrics, model=model)
         self._write()
 
     def _put(self, stage: StageRun) -> None:

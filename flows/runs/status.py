@@ -67,7 +67,7 @@ def _run(run: Run, running: bool) -> Iterator[str]:
     for stage in run.stages:
         stage_state = StageState.DIED if stage.state == StageState.RUNNING and not running else stage.state
         yield f"    {stage.name}: {stage_state}{f', {stage.seconds:.0f} s' if stage.seconds >= 1 else ''}"
-    for target, detectors in run.figures.items():
+    for target, detectors in run.metrics.items():
         for detector, values in detectors.items():
             metrics = (f"{name} {100 * value:.1f}" for name, value in values.items() if value is not None)
             yield f"    {target} {detector}: {', '.join(metrics)}"

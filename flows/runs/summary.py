@@ -12,19 +12,19 @@ from changepair.flows.running.steps import picture_url
 from changepair.flows.runs.journal import Run
 from changepair.tasks.reporting.advice import advice_of, next_steps
 from changepair.tasks.reporting.galleries import short_name
-from changepair.tasks.scoring.figures import heading
+from changepair.tasks.scoring.metrics import heading
 from changepair.tasks.scoring.operating import read_operating
 from changepair.tasks.scoring.recommendation import Recommendation
-from changepair.tasks.scoring.results import COMPARISONS_NAME, FIGURES_NAME, OPERATING_NAME, read_comparisons, read_figures
+from changepair.tasks.scoring.results import COMPARISONS_NAME, OPERATING_NAME, TABLE_NAME, read_comparisons, read_metrics
 
 RUNS = 8  # of the trend
 
 
-def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], runs: Sequence[Run], figures: Mapping[str, Any]) -> str:
+def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], runs: Sequence[Run], metrics: Mapping[str, Any]) -> str:
     """Return the summary as Markdown. outcome: the final state of the run, and why. decision: the gate's comparison, as Markdown, or "".
-    trained: the detectors that were, here. runs: earlier ones, the newest first. figures: this run's, as metrics.json has them."""
+    trained: the detectors that were, here. runs: earlier ones, the newest first. metrics: this run's, as metrics.json has them."""
     folder = EVALUATION / pipeline
-    rows, comparisons = read_figures(folder / FIGURES_NAME), read_comparisons(folder / COMPARISONS_NAME)
+    rows, comparisons = read_metrics(folder / TABLE_NAME), read_comparisons(folder / COMPARISONS_NAME)
     recommended = read_recommendation(folder) or Recommendation("", None, ())
     state, _, reason = outcome.partition(": ")
     lines = [f"# {pipeline}: {state}", "", f"{reason[:1].upper()}{reason[1:]}.", ""]
@@ -39,7 +39,7 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
             about = f"{target}: the first picture that was missed, false alarm, borderline one, and one found"
             lines += [f"![{about}]({picture_url(gallery)})", ""]
     lines += [
-        *_trend(recommended.detector, [*reversed(runs[: RUNS - 1])], figures),
+        *_trend(recommended.detector, [*reversed(runs[: RUNS - 1])], metrics),
         decision,
         f"Whole report: `{folder / REPORT_NAME}`",
         "",
@@ -47,9 +47,9 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
     return "\n".join(lines)
 
 
-def _trend(detector: str, runs: Sequence[Run], figures: Mapping[str, Any]) -> Iterator[str]:
+def _trend(detector: str, runs: Sequence[Run], metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a table: for each run, oldest first, the detector's metrics on each target."""
-    each = [{target: _of(detector, detectors) for target, detectors in one.items()} for one in (*(run.figures for run in runs), figures)]
+    each = [{target: _of(detector, detectors) for target, detectors in one.items()} for one in (*(run.metrics for run in runs), metrics)]
     targets = list(dict.fromkeys(target for one in each for target in one))
     if not targets or not detector:
         return

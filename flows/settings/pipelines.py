@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from changepair.flows.running.places import WRITTEN
 from changepair.flows.settings.detectors import Detectors, parse_detectors, parse_trainings
-from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml
+from changepair.flows.settings.reader import FILE, nearest, parse, read_yaml, renamed_setting
 from changepair.flows.settings.runs import Overlap, Revision, Runs, ScheduleSettings, Strict, Tag, Watch
 from changepair.tasks.common.bounds import NonEmpty, Unique
 from changepair.tasks.common.errors import BadInput
@@ -87,7 +87,7 @@ class Execution(Strict):
     by those that have it; null for by all."""
 
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
-    """What trainings and figures are logged to beside their own files: TensorBoard's files in data/runs/<pipeline>/tensorboard, or the
+    """What trainings and metrics are logged to beside their own files: TensorBoard's files in data/runs/<pipeline>/tensorboard, or the
     MLflow server of MLFLOW_TRACKING_URI. changepair[trackers] brings the first; mlflow is installed by itself."""
     packages: Literal["locked", "installed"] = "locked"
     """What happens if an installed package differs from requirements.lock: `locked` refuses to run; `installed` runs, records the installed
@@ -146,6 +146,20 @@ class Pipeline(Strict):
     """When a retrained model takes the place of the one in use."""
     watch: Watch | None = None
     """A folder whose new pictures `changepair watch` scores with the model in use; null for none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_current_names(cls, value: Any) -> Any:
+        """Read settings by the names that they had in earlier versions. Say so once."""
+        sections = value if isinstance(value, dict) else {}
+        detectors = sections.get("detectors")
+        if isinstance(sections.get("promotion"), dict) and "figure" in sections["promotion"]:
+            renamed_setting("promotion.figure", "promotion.metric")
+            promotion = {"metric" if key == "figure" else key: one for key, one in sections["promotion"].items()}
+            value = {**sections, "promotion": promotion}
+        if isinstance(detectors, dict) and any(isinstance(one, dict) and "own" in one for one in detectors.values()):
+            renamed_setting("detectors.<name>.own", "detectors.<name>.self_residual")
+        return value
 
     @model_validator(mode="before")
     @classmethod

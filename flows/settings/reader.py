@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import typing
 from collections.abc import Iterator
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +36,7 @@ DEEPEST = 100
 """Levels of lists and sections in one another. Python goes through ten times as many, and not where it is deep in other calls already."""
 BRACKET = re.compile(r"[\[\]{}]")
 BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
-Kind = TypeVar("Kind")
+SettingsT = TypeVar("SettingsT")
 Keys = tuple[str | int, ...]
 
 
@@ -130,7 +132,7 @@ def _unusable(value: Any) -> str:
     return "" if value is None or isinstance(value, (bool, float, int, str)) else f"expected no {type(value).__name__}"
 
 
-def parse(kind: type[Kind], value: Any, at: Keys = (), file: Path = FILE) -> Kind:
+def parse(kind: type[SettingsT], value: Any, at: Keys = (), file: Path = FILE) -> SettingsT:
     """Reads `value` as `kind`. Raises BadInput with the path of the first wrong key, what was expected, and the nearest valid name."""
     try:
         return TypeAdapter(kind).validate_python({} if value is None and _has_fields(kind) else value)
@@ -211,3 +213,9 @@ def _fields(kind: Any) -> dict[Any, Any]:
 def as_json(settings: Any) -> Any:
     """Return settings as JSON has them, with their defaults."""
     return TypeAdapter(Any).dump_python(settings, mode="json")
+
+
+@cache
+def renamed_setting(old: str, new: str) -> None:
+    """Say on stderr, once a process, that a setting has another name now."""
+    print(f"changepair: {FILE}: pipelines.<name>.{old} is now called {new}; the old name will not be read in 0.2", file=sys.stderr)

@@ -87,7 +87,7 @@ Overlap = Literal["wait", "skip"]
 Results = Literal["branch", "tag", "none"]
 Tag = Annotated[str, Field(pattern=r"^[^\s,]+$")]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]  # of Git, and no option of its commands
-Place = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
+Remote = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
 
 
 def branch_of(pipeline: str) -> str:
@@ -98,14 +98,14 @@ def branch_of(pipeline: str) -> str:
 class Runs(Strict):
     """The way the runs of deployments work: each in a clean clone, whose results are committed."""
 
-    workspaces: Place = "~/.changepair"
+    workspaces: Remote = "~/.changepair"
     """The folder of the clones, one a pipeline, and of the cache that they share."""
-    repository: Place | None = None
+    repository: Remote | None = None
     """What is cloned; null for the checkout's remote `origin`, or the checkout itself if it has none."""
     revision: Revision = "main"
     """The branch, tag or commit that a run works at. A pipeline's own `runs` may name another."""
     results: Results = "branch"
-    """Where a run commits dvc.lock, its figures and which model is in use: on the branch `changepair/<pipeline>`, under a new tag
+    """Where a run commits dvc.lock, its metrics and which model is in use: on the branch `changepair/<pipeline>`, under a new tag
     `changepair/<pipeline>/<number>`, or nowhere."""
     remote: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """DVC's remote that artifacts are pulled from and pushed to; null for its default one, if there is one."""
@@ -115,7 +115,7 @@ class Runs(Strict):
     """What a second run of the same pipeline does while one is at work."""
     tags: tuple[Tag, ...] = ()
     """In the Prefect UI."""
-    pool: Place | None = None
+    pool: Remote | None = None
     """The work pool whose workers run them; null for `changepair serve`."""
     gpus: Annotated[int, Field(ge=1, le=1024)] = 1
     """How many stages may compute on GPUs at the same time, over all runs that share a server."""

@@ -47,8 +47,8 @@ class NonEmpty(Bound):
 
 
 @dataclass(frozen=True)
-class Place(NonEmpty):
-    """A text that may name a file or a folder. `~` is the user's folder: `Annotated[str, Place()]`."""
+class FileName(NonEmpty):
+    """A text that may name a file or a folder. `~` is the user's folder: `Annotated[str, FileName()]`."""
 
     def check(self, value: Any) -> Any:
         return os.path.expanduser(super().check(value))

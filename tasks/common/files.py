@@ -123,6 +123,7 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     if not path.is_file():
         raise BadInput(f"{path}: not there; the {made_by} stage writes it, so run `dvc repro` first")
     table = pq.read_table(io.BytesIO(path.read_bytes()) if is_remote(path) else path)
+    table = table.rename_columns(["metric" if name == "figure" else name for name in table.column_names])  # of earlier versions
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise BadInput(f"{path}: no column {missing[0]!r}; it was written by another version, so run the {made_by} stage again")

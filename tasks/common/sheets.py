@@ -23,7 +23,7 @@ ROWS = 256  # rows of a picture that are drawn at once
 
 
 @dataclass(frozen=True)
-class Line:
+class SheetRow:
     """Pictures side by side, each TILExTILE, with words above them, from the first on, and in a column to their left."""
 
     tiles: Sequence[Picture] = ()
@@ -35,7 +35,7 @@ class Line:
         return (ABOVE if self.above else 0) + (TILE + GAP if len(self.tiles) else 0)
 
 
-def contact_sheet(lines: Sequence[Line], abreast: int = 1) -> Image.Image:
+def contact_sheet(lines: Sequence[SheetRow], abreast: int = 1) -> Image.Image:
     """Draw lines below one another, or so many of equal height abreast."""
     start = BESIDE if any(line.beside for line in lines) else GAP
     columns = max((max(len(line.tiles), len(line.above)) for line in lines), default=0)

@@ -160,15 +160,24 @@ def _package_of(point: EntryPoint) -> str:
 
 
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "multi-scale-residual": ("metric-residual", {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02})
+    "multi-scale-residual": (
+        "metric-residual",
+        {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "self_residual": 0.6, "contrast": 0.02},
+    )
 }
 """Kinds of earlier versions: the kind that each is now, and the defaults that it had."""
+RENAMED = {kind: {"own": "self_residual"} for kind in ("patch-residual", "metric-residual")}
+"""Settings of earlier versions: the name that each has now, by kind."""
 
 
 def resolved(kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Replace a kind of an earlier version by the one that it is now, and add the defaults that it had to its settings."""
+    """Replace a kind of an earlier version by the one that it is now, and add the defaults that it had to its settings.
+
+    Settings of earlier names get their current ones.
+    """
     now, defaults = ALIASES.get(kind, (kind, {}))
-    return now, {**defaults, **section}
+    names = RENAMED.get(now, {})
+    return now, {**defaults, **{names.get(key, key): value for key, value in section.items()}}
 
 
 def kind_of(settings: Any) -> str:

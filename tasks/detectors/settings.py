@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from changepair.tasks.common.bounds import STRICT, Place
+from changepair.tasks.common.bounds import STRICT, FileName
 from changepair.tasks.common.tiles import Tiles
 from changepair.tasks.encoders.settings import EncoderSettings, Resolution
 
@@ -25,7 +25,7 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class _Model:
-    model: Annotated[str, Place()] | None = None
+    model: Annotated[str, FileName()] | None = None
     """A model to use as it is: a folder, or `packaged`; null to train one."""
 
 

@@ -16,7 +16,7 @@ from changepair.tasks.detectors.pretrained import start_from
 from changepair.tasks.detectors.registry import DETECTORS, kind_of
 from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.detectors.store import create_detector, save_detector
-from changepair.tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.training.loop import Examples, Trained, TrainingFolders
 from changepair.tasks.training.settings import TrainingSettings
 
 
@@ -42,7 +42,7 @@ def train(
     settings: TrainingSettings,
     *,
     examples: Examples,
-    places: Places,
+    places: TrainingFolders,
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, NonEmpty, Place
+from changepair.tasks.common.bounds import STRICT, Between, FileName, NonEmpty
 from changepair.tasks.common.pictures import Resize
 
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
@@ -27,7 +27,7 @@ class EncoderSettings:
     """smp, segmentation_models_pytorch, is what the published MetaUAS was trained on."""
     name: Annotated[str, NonEmpty()] = LITE0
     """As its library calls it, such as vit_small_patch14_dinov2.lvd142m, ViT-B-16-plus-240 or efficientnet-b4."""
-    weights: Annotated[str, Place()] = PACKAGED
+    weights: Annotated[str, FileName()] = PACKAGED
     """`packaged` (tf_efficientnet_lite0's come in a Python package), `hub` (timm's own), a tag of open_clip such as laion400m_e32, a path
     to a safetensors or PyTorch file, or `model`: those in the detector's own model folder."""
     layers: Annotated[tuple[int, ...], Between(1, 64)] = ()

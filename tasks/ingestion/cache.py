@@ -13,7 +13,7 @@ from pathlib import Path
 from changepair.tasks.common.decoding import MAX_PIXELS, Extent, Range
 from changepair.tasks.common.places import is_remote, state_of
 from changepair.tasks.ingestion.check import Facts
-from changepair.tasks.ingestion.listing import Listed
+from changepair.tasks.ingestion.listing import ListedPicture
 
 VERSION = f"3 {MAX_PIXELS}"  # of what is found out; files known to another are read again
 
@@ -24,7 +24,7 @@ class Known:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
 
-    def facts(self, listed: Listed, stamp: str) -> Facts | None:
+    def facts(self, listed: ListedPicture, stamp: str) -> Facts | None:
         asked = (os.fsencode(str(listed.image)), stamp)
         row = self.database.execute("SELECT facts FROM files WHERE path = ? AND stamp = ?", asked).fetchone()
         if row is None:
@@ -35,7 +35,7 @@ class Known:
             content["extent"] = Extent(**content["extent"] | {"stated": None if stated is None else Range(*stated)})
         return Facts(**content)
 
-    def learn(self, items: Sequence[tuple[Listed, str, Facts]]) -> None:
+    def learn(self, items: Sequence[tuple[ListedPicture, str, Facts]]) -> None:
         lasting = [(listed.image, stamp, json.dumps(asdict(facts))) for listed, stamp, facts in items if not facts.passing]
         rows = [(os.fsencode(str(image)), stamp, facts) for image, stamp, facts in lasting]
         self.database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
@@ -55,7 +55,7 @@ def known_files(file: Path) -> Iterator[Known]:
         yield Known(database)
 
 
-def stamp(listed: Listed) -> str | None:
+def stamp(listed: ListedPicture) -> str | None:
     """Return a text that changes when a picture or its masks change. None if changes cannot be detected, as for pictures cut out of others.
     For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime."""
 

@@ -17,7 +17,7 @@ from changepair.tasks.common.decoding import BLURRED, Extent, Picture, Undecodab
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.pictures import read_marks
 from changepair.tasks.common.places import is_of_store, is_remote
-from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, Listed, Unusable, within, write_png
+from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, ListedPicture, Unusable, within, write_png
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
 MOST_MARKED = 0.5  # share of a picture: a mask that marks more may be inverted
@@ -42,11 +42,11 @@ class Facts:
     passing: bool = False  # whether the fault is of the disk at that moment, not of the picture: it is not remembered
 
 
-def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> list[Facts]:
+def look_at(portion: Sequence[ListedPicture], source: DatasetFolder, workers: int) -> list[Facts]:
     """Read pictures and return the facts of each, in their order. Cut pictures out of others and join masks where that is needed. workers:
     number of threads. Decoding and hashing release the GIL, and a store takes its time."""
 
-    def look(listed: Listed) -> Facts:
+    def look(listed: ListedPicture) -> Facts:
         facts = check(listed, source)
         target = mask_of(listed, source)
         if not facts.fault and target is not None and len(listed.masks) > 1:
@@ -57,7 +57,7 @@ def look_at(portion: Sequence[Listed], source: DatasetFolder, workers: int) -> l
         return list(pool.map(look, portion))
 
 
-def check(listed: Listed, source: DatasetFolder) -> Facts:
+def check(listed: ListedPicture, source: DatasetFolder) -> Facts:
     """Read a picture and its masks. Write them first where they are cut out of others."""
     try:
         if listed.write is not None:
@@ -78,7 +78,7 @@ def check(listed: Listed, source: DatasetFolder) -> Facts:
         return Facts(fault=f"cannot be read ({in_short(error)})")
 
 
-def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> PictureRow:
+def row(listed: ListedPicture, facts: Facts, source: DatasetFolder, licence: str) -> PictureRow:
     """Return the manifest row of a picture without fault."""
     mask = mask_of(listed, source)
     return PictureRow(
@@ -99,7 +99,7 @@ def row(listed: Listed, facts: Facts, source: DatasetFolder, licence: str) -> Pi
     )
 
 
-def mask_of(listed: Listed, source: DatasetFolder) -> Path | None:
+def mask_of(listed: ListedPicture, source: DatasetFolder) -> Path | None:
     """Return the path of a picture's mask: its own, or the union of its several. A normal picture has none, whatever a table says."""
     if listed.defect == GOOD:
         return None
@@ -142,7 +142,7 @@ def greys_from(text: str) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(bool)
 
 
-def _masked(facts: Facts, listed: Listed, source: DatasetFolder) -> Facts:
+def _masked(facts: Facts, listed: ListedPicture, source: DatasetFolder) -> Facts:
     """Check a picture's masks, and add their hash and notes to its facts."""
     hashes, notes, share = [], [facts.note] if facts.note else [], 0.0
     for mask in listed.masks:

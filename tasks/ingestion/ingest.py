@@ -32,7 +32,7 @@ from changepair.tasks.common.places import is_remote, is_url, place_of
 from changepair.tasks.common.rows import rows_of, schema_of, table_of
 from changepair.tasks.ingestion.cache import Known, known_files, stamp
 from changepair.tasks.ingestion.check import GREYS, Facts, greys_from, greys_of, look_at, perceptual_hash, row
-from changepair.tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, Listed, Rejected, Unusable, within, write_png
+from changepair.tasks.ingestion.listing import LEADS_OUT, DatasetFolder, Item, ListedPicture, Rejected, Unusable, within, write_png
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 from changepair.tasks.ingestion.packaged import PACKAGED
 from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
@@ -46,7 +46,7 @@ IN_8_BITS = "in-8-bits"  # folder of 8-bit copies in the dataset's folder of wri
 
 
 @dataclass(frozen=True)
-class Places:
+class IngestionFolders:
     pictures: Path  # folder of the pictures that the dataset does not have as files
     manifests: Path
     checkpoints: Path  # what is known of files that have not changed
@@ -69,7 +69,7 @@ class Look(Protocol):
     @property
     def ahead(self) -> int: ...  # number of portions that are begun before the first has ended
 
-    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]: ...
+    def begin(self, portion: Sequence[ListedPicture], source: DatasetFolder) -> Callable[[], Sequence[Facts]]: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LookHere:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     ahead: int = 0
 
-    def begin(self, portion: Sequence[Listed], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
+    def begin(self, portion: Sequence[ListedPicture], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
         return partial(look_at, portion, source, self.workers)
 
 
@@ -122,7 +122,7 @@ class _Reading:
         return set(np.intersect1d(hashes[labels == NORMAL], hashes[labels == ANOMALOUS]).tolist())
 
 
-def ingest_packaged(dataset: str, *, places: Places, look: Look = HERE) -> Ingested:
+def ingest_packaged(dataset: str, *, places: IngestionFolders, look: Look = HERE) -> Ingested:
     """Write a packaged dataset as a folder of pictures, and ingest that folder. Raises BadInput as `ingest_folder`."""
     folder = places.pictures / dataset
     with made_anew(folder) as partial:
@@ -142,7 +142,7 @@ def ingest_folder(
     normal: Sequence[str] = (),
     abnormal: Sequence[str] = (),
     masks: str | None = None,
-    places: Places,
+    places: IngestionFolders,
     look: Look = HERE,
 ) -> Ingested:
     """Write manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
@@ -191,7 +191,7 @@ def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
                 partial_copy.write_bytes(file.read_bytes())
 
 
-def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
+def _refuse_what_it_writes_to(source: DatasetFolder, places: IngestionFolders) -> None:
     """Raise BadInput if ingestion would delete the dataset, because it lies where ingestion writes, directly or by a link."""
     if is_remote(source.folder):
         return
@@ -204,7 +204,7 @@ def _refuse_what_it_writes_to(source: DatasetFolder, places: Places) -> None:
 
 
 def _ingest(
-    source: DatasetFolder, items: Iterable[Item], licence: str, places: Places, look: Look, intensity: IntensitySetting = AUTO
+    source: DatasetFolder, items: Iterable[Item], licence: str, places: IngestionFolders, look: Look, intensity: IntensitySetting = AUTO
 ) -> Ingested:
     listed, manifest = (places.manifests / f"{source.name}.{ending}" for ending in ("rejected.csv", "parquet"))
     work = places.checkpoints / "ingest"
@@ -320,9 +320,9 @@ def _judged(items: Iterable[Item], source: DatasetFolder, known: Known, look: Lo
 def _begin(portion: Sequence[Item], source: DatasetFolder, known: Known, look: Look) -> Callable[[], list[tuple[Item, Facts]]]:
     """Begin to look at a portion. Return a function that waits for the facts, and has them remembered."""
     facts: dict[int, Facts] = {}
-    unknown: list[tuple[int, Listed, str | None]] = []
+    unknown: list[tuple[int, ListedPicture, str | None]] = []
     for number, item in enumerate(portion):
-        if isinstance(item, Listed):
+        if isinstance(item, ListedPicture):
             mark = stamp(item)
             old = known.facts(item, mark) if mark is not None else None
             if old is None:

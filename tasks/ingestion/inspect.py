@@ -16,9 +16,9 @@ from changepair.tasks.common.files import written_beside
 from changepair.tasks.common.pictures import Picture, read_marks, read_mask, read_picture
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.rows import read_rows
-from changepair.tasks.common.sheets import TILE, Line, contact_sheet, outlined
+from changepair.tasks.common.sheets import TILE, SheetRow, contact_sheet, outlined
 from changepair.tasks.common.texts import csv_rows
-from changepair.tasks.ingestion.ingest import Places, ingest_folder
+from changepair.tasks.ingestion.ingest import IngestionFolders, ingest_folder
 from changepair.tasks.ingestion.listing import GOOD, folders
 from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
 from changepair.tasks.ingestion.readers.trees import Taken, usual_names
@@ -51,7 +51,7 @@ class Inspection:
 
 def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) -> Inspection:
     """Ingest a dataset into the temporary folder `work`, and draw a contact sheet to `sheet`. Raises BadInput as ingestion does."""
-    places = Places(work / "pictures", work / "manifests", work / "checkpoints")
+    places = IngestionFolders(work / "pictures", work / "manifests", work / "checkpoints")
     listed = places.manifests / f"{dataset}.rejected.csv"
     try:
         ingested = ingest_folder(
@@ -108,7 +108,7 @@ def sheet_of(rows: Sequence[PictureRow]) -> Image.Image:
     groups: dict[tuple[str, str, str], list[PictureRow]] = defaultdict(list)
     for row in rows:
         groups[row.category, row.split, row.defect].append(row)
-    return contact_sheet([Line([_tile(row) for row in of[:A_LINE]], beside=names) for names, of in list(groups.items())[:MOST_LINES]])
+    return contact_sheet([SheetRow([_tile(row) for row in of[:A_LINE]], beside=names) for names, of in list(groups.items())[:MOST_LINES]])
 
 
 def _tile(row: PictureRow) -> Picture:

@@ -20,7 +20,7 @@ LEADS_OUT = "a link that leads out of the dataset's folder"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedPicture:
     """A picture, and the masks whose union marks its defect (() where its dataset has none, or it is normal)."""
 
     image: Path
@@ -42,7 +42,7 @@ class Rejected:
     reason: str
 
 
-Item = Listed | Rejected
+Item = ListedPicture | Rejected
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def picture(file: Path, category: str, split: str, defect: str, masks: FindMasks
         return Rejected(file, "its name is not readable text; rename it")
     if file.suffix.lower() not in ENDINGS:
         return Rejected(file, f"not a picture: its name ends in {file.suffix or 'nothing'!r}")
-    return Listed(file, category, split, defect, masks(file))
+    return ListedPicture(file, category, split, defect, masks(file))
 
 
 def write_png(file: Path, array: NDArray[np.uint8] | Mask) -> None:

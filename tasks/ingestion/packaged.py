@@ -15,7 +15,7 @@ from PIL import Image
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture, read_picture
 from changepair.tasks.ingestion import development, texture_defects
-from changepair.tasks.ingestion.listing import Listed
+from changepair.tasks.ingestion.listing import ListedPicture
 from changepair.tasks.ingestion.readers.labelled import elpv_cells
 
 # Left out: motorcycle_right, which shows what motorcycle_left shows; brick and gravel, which texture-defects tests on.
@@ -94,7 +94,7 @@ def _elpv(folder: Path) -> None:
         raise BadInput("elpv: the package elpv-dataset is not installed; pip install 'changepair[samples]'") from error
     with resources.as_file(package / "data") as data:
         for item in elpv_cells(data / "labels.csv", "elpv"):
-            if isinstance(item, Listed):
+            if isinstance(item, ListedPicture):
                 copy = folder / item.split / item.defect / item.image.name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(item.image, copy)

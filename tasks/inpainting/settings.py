@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.bounds import STRICT, Between, FileName
 
 OWN, PACKAGED, NONE = "own", "packaged", "none"
 
@@ -16,7 +16,7 @@ class InpainterSettings:
 
     __pydantic_config__ = STRICT
 
-    model: Annotated[str, Place()] = OWN
+    model: Annotated[str, FileName()] = OWN
     """`own`, trained on the pipeline's sources; `packaged`, one like it that comes with this package; `none`, where no kind of change
     repaints; or a diffusers inpainting pipeline by hub id or folder."""
     revision: str | None = None

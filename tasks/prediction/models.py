@@ -22,7 +22,7 @@ ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # prefixes of open_clip's names fo
 DEFAULT = "metric-residual"
 """The model `packaged`: of the packaged models the best at one shot on textures and shapes (docs/pages/models.md). No weight depends on
 its settings."""
-DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "own": 0.6, "contrast": 0.02}
+DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "self_residual": 0.6, "contrast": 0.02}
 
 
 @dataclass(frozen=True)

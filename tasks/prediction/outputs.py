@@ -27,7 +27,7 @@ Verdict = Literal["normal", "anomalous"]
 
 
 @dataclass(frozen=True)
-class Line:
+class OutputRow:
     """A picture's row in a table, with the fields as columns. The verdict compares these rounded numbers."""
 
     picture: str
@@ -36,11 +36,11 @@ class Line:
     verdict: Verdict | None
 
 
-def line_of(name: str, score: float, threshold: Threshold | None) -> Line:
+def line_of(name: str, score: float, threshold: Threshold | None) -> OutputRow:
     """Make the line of a picture from its score."""
     if threshold is None:
-        return Line(name, reported(score), None, None)
-    return Line(name, reported(score), threshold.value, "anomalous" if threshold.exceeded(score) else "normal")
+        return OutputRow(name, reported(score), None, None)
+    return OutputRow(name, reported(score), threshold.value, "anomalous" if threshold.exceeded(score) else "normal")
 
 
 def shown(number: float) -> str:
@@ -73,18 +73,18 @@ def save(prediction: Prediction, name: Path, folder: Path, top: float, *, maps: 
 
 
 @contextmanager
-def score_table(file: Path) -> Iterator[Callable[[Line], None]]:
+def score_table(file: Path) -> Iterator[Callable[[OutputRow], None]]:
     """Yield a function that adds a line to a CSV file. The file appears, complete, when the block ends without an error."""
     with written_beside(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         yield csv_lines(stream)
 
 
-def csv_lines(stream: TextIO) -> Callable[[Line], None]:
+def csv_lines(stream: TextIO) -> Callable[[OutputRow], None]:
     """Write the header of a CSV, and return a function that writes a line."""
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Line)])
+    writer.writerow([field.name for field in fields(OutputRow)])
 
-    def write(line: Line) -> None:
+    def write(line: OutputRow) -> None:
         writer.writerow([line.picture, shown(line.score), "" if line.threshold is None else shown(line.threshold), line.verdict or ""])
 
     return write

@@ -11,9 +11,9 @@ from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.prediction.calibration import DECIMALS, needed
 from changepair.tasks.scoring.operating import RATE, OperatingRow
 from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, rates_of, with_prompts
-from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow
+from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 
-FIGURE, BESIDE = "image_auroc", "pixel_aupro"
+METRIC, BESIDE = "image_auroc", "pixel_aupro"
 MANY, WIDE = 0.2, 0.1  # share of misses, and width of an interval, above which a next step is listed
 
 
@@ -23,8 +23,8 @@ class Advice:
     detector: str
     uses: Sequence[Use]  # one for each category of the target
     several: bool  # whether the model has several uses, so --category has to select one
-    figure: FigureRow | None  # FIGURE of the detector at these shots; None if it is undefined
-    beside: FigureRow | None  # BESIDE of the detector at these shots; None without masks
+    metric: MetricRow | None  # METRIC of the detector at these shots; None if it is undefined
+    beside: MetricRow | None  # BESIDE of the detector at these shots; None without masks
     kinds: Mapping[str, Mapping[str, OperatingRow]]
     """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
 
@@ -42,12 +42,12 @@ class Advice:
 
     @property
     def how_good(self) -> str:
-        """The metrics in percent, with the 95 % interval of FIGURE."""
+        """The metrics in percent, with the 95 % interval of METRIC."""
         also = f"AUPRO {100 * self.beside.mean:.1f} %" if self.beside is not None else ""
-        if self.figure is None:
+        if self.metric is None:
             return f"Image AUROC is undefined here{f'; {also}' if also else ''}."
-        low, high = (f"{100 * value:.1f}" for value in (self.figure.low, self.figure.high))
-        return f"Image AUROC {100 * self.figure.mean:.1f} % ({low} to {high}){f', {also}' if also else ''}."
+        low, high = (f"{100 * value:.1f}" for value in (self.metric.low, self.metric.high))
+        return f"Image AUROC {100 * self.metric.mean:.1f} % ({low} to {high}){f', {also}' if also else ''}."
 
     @property
     def at_the_threshold(self) -> str:
@@ -83,7 +83,7 @@ class Advice:
 
 
 def next_steps(
-    advice: Advice, pipeline: str, figures: Sequence[FigureRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
+    advice: Advice, pipeline: str, metrics: Sequence[MetricRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
 ) -> list[str]:
     """List what would improve the threshold or the detector, the most useful first. trained: the detectors that were trained here."""
     steps = []
@@ -102,10 +102,10 @@ def next_steps(
             f"Look at the missed pictures below: {100 * (1 - found[0] / found[1]):.0f} % are below the threshold. More false alarms may "
             "cost less than that (changepair predict --calibrate … --false-alarms 0.05)."
         )
-    if advice.figure is not None and advice.figure.high - advice.figure.low > WIDE:
-        low, high = 100 * advice.figure.low, 100 * advice.figure.high
+    if advice.metric is not None and advice.metric.high - advice.metric.low > WIDE:
+        low, high = 100 * advice.metric.low, 100 * advice.metric.high
         steps.append(f"Measure on more pictures: the image AUROC may be from {low:.0f} to {high:.0f} %.")
-    alike = [row for row in figures if row.category == ALL and row.figure == FIGURE and _about(row) == _about(advice)]
+    alike = [row for row in metrics if row.category == ALL and row.metric == METRIC and _about(row) == _about(advice)]
     values = {row.detector: row.mean for row in alike}
     better = [name for name in values if _clearly_better(name, advice, comparisons)]
     if better:
@@ -121,27 +121,27 @@ def next_steps(
     return steps
 
 
-def advice_of(recommendation: Recommendation, figures: Sequence[FigureRow], operating: Sequence[OperatingRow]) -> list[Advice]:
+def advice_of(recommendation: Recommendation, metrics: Sequence[MetricRow], operating: Sequence[OperatingRow]) -> list[Advice]:
     """Return the advice for each target of the recommendation."""
     advised = []
     for target in dict.fromkeys(use.target for use in recommendation.uses):
         uses = recommendation.of(target)
         key = (target, uses[0].protocol, uses[0].shots)
-        own = {row.figure: row for row in figures if _about(row) == key and (row.category, row.detector) == (ALL, recommendation.detector)}
+        own = {row.metric: row for row in metrics if _about(row) == key and (row.category, row.detector) == (ALL, recommendation.detector)}
         kinds: dict[str, dict[str, OperatingRow]] = {}
         for row in operating:
             if _about(row) == key and row.category == ALL:
                 kinds.setdefault(row.defect, {})[row.detector] = row
         ordered = dict(sorted(kinds.items(), key=lambda item: (item[0] != GOOD, item[0] == "", item[0])))
         several = len(recommendation.uses) > 1
-        advised.append(Advice(target, recommendation.detector, uses, several, own.get(FIGURE), own.get(BESIDE), ordered))
+        advised.append(Advice(target, recommendation.detector, uses, several, own.get(METRIC), own.get(BESIDE), ordered))
     return advised
 
 
 def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonRow]) -> bool:
     """Tell whether the 95 % interval of the paired difference to the recommended detector is above 0."""
     for row in comparisons:
-        if row.figure == FIGURE and _about(row) == _about(advice):
+        if row.metric == METRIC and _about(row) == _about(advice):
             if (row.detector, row.other) == (name, advice.detector):
                 return row.low > 0
             if (row.other, row.detector) == (name, advice.detector):
@@ -149,5 +149,5 @@ def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonR
     return False
 
 
-def _about(row: FigureRow | ComparisonRow | OperatingRow | Advice) -> tuple[str, str, int]:
+def _about(row: MetricRow | ComparisonRow | OperatingRow | Advice) -> tuple[str, str, int]:
     return row.target, row.protocol, row.shots

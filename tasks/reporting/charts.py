@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from changepair.tasks.reporting.curves import HISTOGRAM, PR, PRO, ROC, SHOTS, Curves
-from changepair.tasks.scoring.figures import FIGURES, PRO_LIMIT, heading
+from changepair.tasks.scoring.metrics import METRICS, PRO_LIMIT, heading
 
 matplotlib.use("agg")
 SIZE = (3.4, 3.0)  # inches
@@ -52,9 +52,9 @@ def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
             charts.append((title, drawn))
     table = curves.tables[SHOTS]
     chosen = table[table["target"] == target]
-    present = [figure for figure in FIGURES if (chosen["figure"] == figure).any()]
-    by_shots = [(heading(name), _svg(heading(name), _by_shots, chosen[chosen["figure"] == name])) for name in present]
-    return [*charts, ("Figures by shots, with 95 % intervals over pictures", by_shots)]
+    present = [metric for metric in METRICS if (chosen["metric"] == metric).any()]
+    by_shots = [(heading(name), _svg(heading(name), _by_shots, chosen[chosen["metric"] == name])) for name in present]
+    return [*charts, ("Metrics by shots, with 95 % intervals over pictures", by_shots)]
 
 
 def training_chart(title: str, log: Path) -> Drawn:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from changepair.tasks.common.files import made_anew, write_csv
 from changepair.tasks.ingestion.manifest import ANOMALOUS
-from changepair.tasks.scoring.figures import PRO_LIMIT, Tally, tally, tally_levels
-from changepair.tasks.scoring.results import ALL, FigureRow, Measured
+from changepair.tasks.scoring.metrics import PRO_LIMIT, Tally, tally, tally_levels
+from changepair.tasks.scoring.results import ALL, Measured, MetricRow
 
 POINTS = 101
 BARS = 40
@@ -45,7 +45,7 @@ class Curves:
                 write_csv(partial / f"{name}.csv", list(table.columns), rows)
 
 
-def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[FigureRow], protocols: Sequence[str]) -> Curves:
+def curves_of(measured: Sequence[Measured], scores: pa.Table, metrics: Sequence[MetricRow], protocols: Sequence[str]) -> Curves:
     """Compute the curves. scores: of SCORES, of all detectors. protocols: in the order of the settings; each target's first is drawn."""
     drawn = {
         target: min((item.episode.protocol for item in measured if item.episode.target == target), key=protocols.index)
@@ -54,8 +54,8 @@ def curves_of(measured: Sequence[Measured], scores: pa.Table, figures: Sequence[
     frame = scores.to_pandas()
     frame = frame[frame["protocol"] == frame["target"].map(drawn)]
     with_levels = [item for item in measured if item.episode.protocol == drawn[item.episode.target] and item.levels is not None]
-    overall = [row for row in figures if row.category == ALL and row.protocol == drawn[row.target]]
-    columns = ["target", "detector", "figure", "low", "high", "shots", "mean"]
+    overall = [row for row in metrics if row.category == ALL and row.protocol == drawn[row.target]]
+    columns = ["target", "detector", "metric", "low", "high", "shots", "mean"]
     by_shots = pd.DataFrame([[getattr(row, name) for name in columns] for row in overall], columns=columns)
     return Curves({**_of_images(frame), PRO: _pro(with_levels), HISTOGRAM: _histograms(frame), SHOTS: by_shots})
 

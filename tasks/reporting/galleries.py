@@ -16,15 +16,15 @@ from PIL import Image
 from changepair.tasks.common.files import made_anew
 from changepair.tasks.common.pictures import Picture, read_mask, read_picture
 from changepair.tasks.common.places import place_of
-from changepair.tasks.common.sheets import PAPER, TILE, Line, contact_sheet, heated, outlined
+from changepair.tasks.common.sheets import PAPER, TILE, SheetRow, contact_sheet, heated, outlined
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import least_rate, top_of
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.scoring.operating import RATE
 from changepair.tasks.scoring.scores import Scored, read_scored
 
-Kind = Literal["missed", "false alarms", "borderline", "found"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PickKind = Literal["missed", "false alarms", "borderline", "found"]
+KINDS: tuple[PickKind, ...] = get_args(PickKind)
 """Anomalous pictures below the threshold and normal ones above it, both the most wrong first; those nearest to it; and anomalous ones above
 it, the clearest first."""
 
@@ -46,7 +46,7 @@ class Shown:
 @dataclass(frozen=True)
 class Pick:
     detector: str
-    kind: Kind
+    kind: PickKind
     shown: Shown
     score: float
     threshold: float  # of the category's best F1: no threshold to work with, as the pictures that it judges set it
@@ -105,7 +105,7 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
     picks = []
     for detector, rows in ranked.items():
         anomalous, normal = ([row for row in rows if (row[1].label == ANOMALOUS) == wanted] for wanted in (True, False))
-        order: dict[Kind, list[tuple[float, Shown, float, float]]] = {
+        order: dict[PickKind, list[tuple[float, Shown, float, float]]] = {
             "missed": sorted((row for row in anomalous if row[2] <= row[3]), key=lambda row: row[0]),
             "false alarms": sorted((row for row in normal if row[2] > row[3]), key=lambda row: row[0]),
             "borderline": sorted(rows, key=lambda row: abs(row[0])),
@@ -160,8 +160,8 @@ def overlays(gallery: Gallery) -> Image.Image | None:
     for shown in gallery.overlays:
         query = read_picture(place_of(shown.image), TILE)
         marked = query if shown.mask is None else outlined(query, read_mask(place_of(shown.mask), TILE))
-        lines.append(Line([_prompt(shown), marked, *(_heat(gallery, shown, name) for name in detectors)]))
-    return contact_sheet([Line(above=("prompt", "query", *detectors)), *lines]) if lines else None
+        lines.append(SheetRow([_prompt(shown), marked, *(_heat(gallery, shown, name) for name in detectors)]))
+    return contact_sheet([SheetRow(above=("prompt", "query", *detectors)), *lines]) if lines else None
 
 
 STRIP = ("prompt", "query", "mask", "anomaly map")
@@ -170,16 +170,16 @@ FITS = 84  # characters above four tiles
 
 def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
     """Draw a line for each picture: its `strip` under a caption that fits above four tiles."""
-    lines = [Line(above=STRIP)]
+    lines = [SheetRow(above=STRIP)]
     for pick in picks:
         text = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, best F1 at {pick.threshold:.6f} ({_short(pick.shown.image)})"
-        lines.append(Line(_tiles(gallery, pick), (text if len(text) <= FITS else f"{text[: FITS - 1]}…",)))
+        lines.append(SheetRow(_tiles(gallery, pick), (text if len(text) <= FITS else f"{text[: FITS - 1]}…",)))
     return contact_sheet(lines)
 
 
 def strip(gallery: Gallery, pick: Pick) -> Image.Image:
     """Draw prompt, query, mask and the detector's anomaly map over the query, side by side. An unknown mask is grey."""
-    return contact_sheet([Line(_tiles(gallery, pick))])
+    return contact_sheet([SheetRow(_tiles(gallery, pick))])
 
 
 def caption(pick: Pick) -> str:

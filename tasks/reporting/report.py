@@ -20,14 +20,14 @@ from changepair.tasks.common.errors import in_general
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.texts import csv_lines, percent
-from changepair.tasks.reporting.advice import BESIDE, FIGURE, Advice, advice_of, next_steps
+from changepair.tasks.reporting.advice import BESIDE, METRIC, Advice, advice_of, next_steps
 from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
 from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
-from changepair.tasks.scoring.figures import FIGURES, heading
+from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
 from changepair.tasks.scoring.recommendation import NEAR, Recommendation
-from changepair.tasks.scoring.results import ALL, ComparisonRow, FigureRow, table
+from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow, table
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.training.log import LOG_NAME
 
@@ -48,14 +48,14 @@ class Published:
     shots: int
     resolution: int  # pixels a side that maps and masks were compared at
     name: str
-    figures: dict[str, str]  # percent, mean or mean ± std
+    metrics: dict[str, str]  # percent, mean or mean ± std
     source: str
 
 
-def _row(layout: str, resolution: int, name: str, figures: str, source: str = METAUAS) -> Published:
-    """Return a row of the class-specific protocol at one shot. figures: the seven, in the order of FIGURES."""
-    values = [value.replace("±", " ± ") for value in figures.split()]
-    return Published(layout, "class-specific", 1, resolution, name, dict(zip(FIGURES, values, strict=True)), source)
+def _row(layout: str, resolution: int, name: str, metrics: str, source: str = METAUAS) -> Published:
+    """Return a row of the class-specific protocol at one shot. metrics: the seven, in the order of METRICS."""
+    values = [value.replace("±", " ± ") for value in metrics.split()]
+    return Published(layout, "class-specific", 1, resolution, name, dict(zip(METRICS, values, strict=True)), source)
 
 
 # Their class-agnostic metrics (MetaUAS*, MetaUAS*+) are not comparable: they choose a prompt among all normal training pictures of a class,
@@ -104,7 +104,7 @@ def write_report(
     *,
     origin: Origin,
     inputs: Inputs,
-    figures: Sequence[FigureRow],
+    metrics: Sequence[MetricRow],
     comparisons: Sequence[ComparisonRow],
     curves: Curves,
     operating: Sequence[OperatingRow],
@@ -116,7 +116,7 @@ def write_report(
 ) -> None:
     """Write the report: how to use the model and what to do next; metrics, curves, galleries, failures, training, and how to reproduce it.
     trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`."""
-    advised = {advice.target: advice for advice in advice_of(recommendation, figures, operating)}
+    advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     trainings = [*((folder.name, folder) for folder in sorted(inputs.models)), ("inpainting model", inputs.inpainter)]
     logs = [(name, folder / LOG_NAME) for name, folder in trainings if (folder / LOG_NAME).is_file()]
@@ -124,17 +124,17 @@ def write_report(
         file,
         page.render(
             origin=origin,
-            columns=[(name, heading(name)) for name in FIGURES],
-            figures=_lines(figures, over_all=True),
-            categories=_lines(figures, over_all=False),
-            published=_published(figures, origin.layouts, evaluation.resolution),
+            columns=[(name, heading(name)) for name in METRICS],
+            metrics=_lines(metrics, over_all=True),
+            categories=_lines(metrics, over_all=False),
+            published=_published(metrics, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             resolution=evaluation.resolution,
-            comparisons=[(row, heading(row.figure)) for row in comparisons],
-            main_comparisons=[(row, heading(row.figure)) for row in _main(comparisons)],
-            steps={target: next_steps(advice, origin.pipeline, figures, comparisons, trained) for target, advice in advised.items()},
+            comparisons=[(row, heading(row.metric)) for row in comparisons],
+            main_comparisons=[(row, heading(row.metric)) for row in _main(comparisons)],
+            steps={target: next_steps(advice, origin.pipeline, metrics, comparisons, trained) for target, advice in advised.items()},
             near=NEAR,
-            metric=heading(recommendation.choice.figure) if recommendation.choice is not None else "",
+            metric=heading(recommendation.choice.metric) if recommendation.choice is not None else "",
             percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
@@ -149,14 +149,14 @@ def write_report(
     )
 
 
-def markdown(rows: Sequence[FigureRow]) -> str:
-    columns = ["target", "detector", "protocol", "shots", *FIGURES]
+def markdown(rows: Sequence[MetricRow]) -> str:
+    columns = ["target", "detector", "protocol", "shots", *METRICS]
     lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFiles:
     """The first lines of a CSV, how many there are, and how many of each reason."""
 
     header: list[str]
@@ -188,27 +188,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _lines(rows: Sequence[FigureRow], *, over_all: bool) -> list[tuple[FigureRow, dict[str, FigureRow]]]:
+def _lines(rows: Sequence[MetricRow], *, over_all: bool) -> list[tuple[MetricRow, dict[str, MetricRow]]]:
     """Group the lines of a table: the first row of each, and all its rows by metric."""
-    lines: dict[tuple[object, ...], dict[str, FigureRow]] = {}
+    lines: dict[tuple[object, ...], dict[str, MetricRow]] = {}
     for row in rows:
         if (row.category == ALL) == over_all:
-            lines.setdefault((row.target, row.category, row.detector, row.protocol, row.shots), {})[row.figure] = row
+            lines.setdefault((row.target, row.category, row.detector, row.protocol, row.shots), {})[row.metric] = row
     return [(next(iter(cells.values())), cells) for cells in lines.values()]
 
 
 def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """List the main comparisons: of each target its first protocol at the fewest shots, by FIGURE and BESIDE."""
+    """List the main comparisons: of each target its first protocol at the fewest shots, by METRIC and BESIDE."""
     first: dict[str, str] = {}
     for row in comparisons:
         first.setdefault(row.target, row.protocol)
-    own = [row for row in comparisons if row.protocol == first[row.target] and row.figure in (FIGURE, BESIDE)]
+    own = [row for row in comparisons if row.protocol == first[row.target] and row.metric in (METRIC, BESIDE)]
     shots = {target: [row.shots for row in own if row.target == target] for target in first}
     fewest = {target: min(of_target, key=lambda count: (count == 0, count), default=0) for target, of_target in shots.items()}
     return [row for row in own if row.shots == fewest[row.target]]
 
 
-def _published(rows: Sequence[FigureRow], layouts: Mapping[str, str], resolution: int) -> list[tuple[str, Published]]:
+def _published(rows: Sequence[MetricRow], layouts: Mapping[str, str], resolution: int) -> list[tuple[str, Published]]:
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
         measured = [(row.protocol, row.shots) for row in rows if row.target == target]
@@ -236,12 +236,12 @@ def _bars(table: Path) -> list[tuple[str, int, float]]:
     return [(name, count, 100 * count / most if most else 0.0) for name, count in rows]
 
 
-def _listed(table: Path) -> Listed:
+def _listed(table: Path) -> ListedFiles:
     """Read a CSV whose last column is the reason."""
     if not table.is_file():
-        return Listed([], [], 0, [])
+        return ListedFiles([], [], 0, [])
     header, *lines = [list(cells) for _line, cells in csv_lines(table)]
-    return Listed(header, lines[:LISTED], len(lines), Counter(in_general(line[-1]) for line in lines).most_common())
+    return ListedFiles(header, lines[:LISTED], len(lines), Counter(in_general(line[-1]) for line in lines).most_common())
 
 
 def _jpeg(picture: Image.Image) -> str:

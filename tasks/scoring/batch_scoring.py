@@ -26,7 +26,7 @@ from changepair.tasks.encoders.settings import OF_THE_MODEL
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures
 from changepair.tasks.scoring.compare import encoded
 from changepair.tasks.scoring.score import Contender, score
-from changepair.tasks.scoring.scores import Work
+from changepair.tasks.scoring.scores import ScoresFolder
 from changepair.tasks.scoring.settings import EvaluationSettings
 
 ABOUT_NAME = "about.json"
@@ -88,7 +88,7 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
         if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
             continue  # one of them is WinCLIP's
         own: DetectorSettings = scoring.detectors[base_of(one, scoring.detectors)]
-        work = Work(scoring.checkpoints / one / digest)
+        work = ScoresFolder(scoring.checkpoints / one / digest)
         subset = scoring.settings.subset.get(one)
         contenders.append(Contender(one, detector, own.resolution, subset, work, own.encoder.resize, own.tiles))
     return contenders

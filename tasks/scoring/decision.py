@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from changepair.tasks.common.bounds import STRICT, Between
-from changepair.tasks.scoring.figures import FigureName, heading
+from changepair.tasks.scoring.metrics import MetricName, heading
 from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.spread import Draws, difference
 
@@ -18,10 +18,10 @@ from changepair.tasks.scoring.spread import Draws, difference
 class PromotionSettings:
     __pydantic_config__ = STRICT
 
-    figure: FigureName = "image_auroc"
-    """What is compared: the mean over targets, protocols and shots of one of the seven figures."""
+    metric: MetricName = "image_auroc"
+    """What is compared: the mean over targets, protocols and shots of one of the seven metrics."""
     tolerance: Annotated[float, Between(0, 1)] = 0.02
-    """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its figure less that of
+    """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its metric less that of
     the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
     automatic: bool = True
     """Whether a model that passes becomes the current one; false to leave that to a person, with `changepair promote`."""
@@ -38,13 +38,13 @@ class Choice:
 
     detector: str
     value: float  # its metric
-    figure: str
+    metric: str
     beneath: tuple[tuple[str, float], ...] = ()  # trained detectors that are worse than one without training, with their metrics
 
     def __str__(self) -> str:
         beneath = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.beneath)
         also = f"; trained and worse than what needs no training: {beneath}" if beneath else ""
-        return f"{self.detector}, {heading(self.figure)} {100 * self.value:.1f} %{also}"
+        return f"{self.detector}, {heading(self.metric)} {100 * self.value:.1f} %{also}"
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Decision:
     compared: tuple[Compared, ...] = ()
 
 
-def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], figure: str, detectors: Sequence[str]) -> bool:
+def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], metric: str, detectors: Sequence[str]) -> bool:
     """Tell whether the draws of both are of the same episodes, for every detector that both have."""
-    ours, theirs = (_by_detector(draws, figure, detectors) for draws in (new, in_use))
+    ours, theirs = (_by_detector(draws, metric, detectors) for draws in (new, in_use))
     return all(
         {key: row.episodes for key, row in ours[name].items()} == {key: row.episodes for key, row in theirs[name].items()}
         for name in ours.keys() & theirs.keys()
@@ -78,12 +78,12 @@ def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], figure: str
 
 def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
     """Decide. new, in_use: draws of the same episodes. detectors: those that must pass; one that the current model lacks passes."""
-    ours, theirs = (_by_detector(draws, settings.figure, detectors) for draws in (new, in_use))
-    name = heading(settings.figure)
+    ours, theirs = (_by_detector(draws, settings.metric, detectors) for draws in (new, in_use))
+    name = heading(settings.metric)
     missing = [detector for detector in detectors if detector not in ours]
     if missing:
         return Decision(
-            False, f"{missing[0]} has no {name} on these targets, so there is nothing to go by; choose another promotion.figure"
+            False, f"{missing[0]} has no {name} on these targets, so there is nothing to go by; choose another promotion.metric"
         )
     compared = []
     for detector in detectors:
@@ -95,7 +95,7 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
         gap: Draws = (new_draws - old_draws).astype(np.float32)
         estimate = difference(new_value - old_value, gap)
         if estimate is None:
-            return Decision(False, f"{detector}: {name} has no interval on these pictures; choose another promotion.figure")
+            return Decision(False, f"{detector}: {name} has no interval on these pictures; choose another promotion.metric")
         passes = estimate.low >= -settings.tolerance
         compared.append(Compared(detector, new_value, old_value, estimate.value, estimate.low, estimate.high, passes))
     failed = [item for item in compared if not item.passes]
@@ -108,7 +108,7 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
 def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Collection[str]) -> Choice | None:
     """Choose the detector with the highest metric, the mean over the targets, protocols and shots that all detectors have (its own, if
     there are none). Return None if no detector has the metric. trained: the detectors that were trained."""
-    rows = _by_detector(draws, settings.figure, {row.detector for row in draws})
+    rows = _by_detector(draws, settings.metric, {row.detector for row in draws})
     if not rows:
         return None
     common = set.intersection(*(set(of_one) for of_one in rows.values()))
@@ -119,7 +119,7 @@ def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Colle
     able = values if settings.floor or not values.keys() - free.keys() else {name: values[name] for name in values if name in trained}
     best = max(able, key=lambda name: able[name])
     beneath = [(name, value) for name, value in values.items() if name in trained and value < max(free.values(), default=0.0)]
-    return Choice(best, values[best], settings.figure, tuple(beneath))
+    return Choice(best, values[best], settings.metric, tuple(beneath))
 
 
 def _told(item: Compared, name: str) -> str:
@@ -129,10 +129,10 @@ def _told(item: Compared, name: str) -> str:
     )
 
 
-def _by_detector(draws: Sequence[DrawRow], figure: str, detectors: Collection[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
+def _by_detector(draws: Sequence[DrawRow], metric: str, detectors: Collection[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
     """Return detector -> (target, protocol, shots) -> row, of one metric."""
     estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
     for row in draws:
-        if row.figure == figure and row.detector in detectors:
+        if row.metric == metric and row.detector in detectors:
             estimate.setdefault(row.detector, {})[row.target, row.protocol, row.shots] = row
     return {name: dict(sorted(rows.items())) for name, rows in estimate.items()}

@@ -18,12 +18,12 @@ from changepair.tasks.detectors.detector import upsample
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures
 from changepair.tasks.sampling.settings import BY_PIXEL
-from changepair.tasks.scoring.figures import image_figures, tally
+from changepair.tasks.scoring.metrics import image_metrics, tally
 from changepair.tasks.scoring.pixels import HELD_SCORES, PixelScores, Truth, truth_of
 from changepair.tasks.scoring.results import Measure, Measured
 from changepair.tasks.scoring.scores import Scored, read_scored, same_queries
 from changepair.tasks.scoring.settings import EvaluationSettings
-from changepair.tasks.scoring.spread import Draws, coarse_figures, image_draws, pixel_draws, resample
+from changepair.tasks.scoring.spread import Draws, coarse_metrics, image_draws, pixel_draws, resample
 
 AT_ONCE = 16  # pictures whose maps are resized together; the first of them set the levels that draws are counted on
 
@@ -67,7 +67,7 @@ def _measure_alike(
         waiting = []
         for item in items:
             episode = episodes[item.number]
-            stopping.check(f"figures, of {detector} on {episode.target}")
+            stopping.check(f"metrics, of {detector} on {episode.target}")
             by_pixel = item.maps is not None and truths.any and episode.protocol in BY_PIXEL
             own = _pixel_scores(item, truths, None) if by_pixel and first is None else None
             like = first if by_pixel else None
@@ -106,14 +106,14 @@ def _measured(
     if like is not None:
         pixels = _pixel_scores(item, truths, like)
     by_picture = pixels.by_picture() if pixels is not None else None
-    exact = pixels.figures(truths.convention) if pixels is not None else {}
-    figures = _measures(episode, item.scores, by_picture, exact, resamples[count])
-    few, some = min(resamples), figures
+    exact = pixels.metrics(truths.convention) if pixels is not None else {}
+    metrics = _measures(episode, item.scores, by_picture, exact, resamples[count])
+    few, some = min(resamples), metrics
     if few < count:
         first = None if by_picture is None else by_picture[:, :few]
-        some = _measures(episode, item.scores[:few], first, {} if first is None else coarse_figures(first), resamples[few])
+        some = _measures(episode, item.scores[:few], first, {} if first is None else coarse_metrics(first), resamples[few])
     levels = None if by_picture is None else by_picture.sum(1, dtype=np.float64)
-    return Measured(detector, episode, count, figures, some, few, levels)
+    return Measured(detector, episode, count, metrics, some, few, levels)
 
 
 def _measures(
@@ -125,7 +125,7 @@ def _measures(
 ) -> dict[str, Measure]:
     """Return the metrics of as many queries as there are scores, and their draws."""
     labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
-    values = {name: float(value) for name, value in image_figures(tally(scores[labels], np.sort(scores[~labels]))).items()}
+    values = {name: float(value) for name, value in image_metrics(tally(scores[labels], np.sort(scores[~labels]))).items()}
     draws: dict[str, Draws] = image_draws(counts, labels, scores)
     if by_picture is not None:
         values |= pixel_values

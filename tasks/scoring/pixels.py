@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.pictures import Mask
-from changepair.tasks.scoring.figures import aupro_as_published, histogram_figures, pixel_figures, tally
+from changepair.tasks.scoring.metrics import aupro_as_published, histogram_metrics, pixel_metrics, tally
 from changepair.tasks.scoring.settings import Convention
 
 HELD_SCORES = 2**30  # bytes: 4,096 pictures at 256x256
@@ -53,7 +53,7 @@ def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
 
 
 class PixelScores:
-    """The scores of `pixels` pixels. `add` them, then call `figures` once. like: another episode of the same detector, whose coarse levels
+    """The scores of `pixels` pixels. `add` them, then call `metrics` once. like: another episode of the same detector, whose coarse levels
     are used here too; without it, they follow from the first batch."""
 
     def __init__(self, pixels: int, *, exact: bool, like: PixelScores | None = None) -> None:
@@ -85,18 +85,18 @@ class PixelScores:
             everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
             self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
 
-    def figures(self, convention: Convention) -> dict[str, float]:
+    def metrics(self, convention: Convention) -> dict[str, float]:
         if not self.exact:
-            return histogram_figures(*self._histograms)
+            return histogram_metrics(*self._histograms)
         everything = self._scores[: self._filled]
         everything.sort()  # in place: a second copy would double what is held
         anomalous, overlap = np.concatenate(self._anomalous), np.concatenate(self._overlap)
-        figures = {name: float(value) for name, value in pixel_figures(tally(anomalous, everything, overlap, among=True)).items()}
-        if convention == "published" and figures:
-            del figures["pixel_aupro"]
+        metrics = {name: float(value) for name, value in pixel_metrics(tally(anomalous, everything, overlap, among=True)).items()}
+        if convention == "published" and metrics:
+            del metrics["pixel_aupro"]
             published = aupro_as_published(anomalous, everything, overlap, among=True)
-            figures |= {} if published is None else {"pixel_aupro": published}
-        return figures
+            metrics |= {} if published is None else {"pixel_aupro": published}
+        return metrics
 
     def by_picture(self) -> NDArray[np.float32]:
         """Return 3xNxCOARSE: each picture's anomalous pixels, normal pixels and shares of regions, by level of score."""

@@ -24,7 +24,7 @@ from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import DECIMALS, Threshold, calibrated, least_rate
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.decision import Choice, PromotionSettings, choose
-from changepair.tasks.scoring.figures import heading
+from changepair.tasks.scoring.metrics import heading
 from changepair.tasks.scoring.operating import RATE, binomial_interval
 from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.scores import Scored
@@ -93,7 +93,7 @@ class Recommendation:
     @property
     def lines(self) -> list[str]:
         """One line for each target: detector, prompts, metric and threshold."""
-        metric = heading(self.choice.figure) if self.choice is not None else ""
+        metric = heading(self.choice.metric) if self.choice is not None else ""
         lines = []
         for target in dict.fromkeys(use.target for use in self.uses):
             uses = self.of(target)
@@ -147,7 +147,7 @@ def recommend(
     detector = choice.detector if choice is not None else next(iter(scored))
     own = [(episodes[item.number], item) for item in scored[detector]]
     values = {
-        (row.target, row.protocol, row.shots): row.value for row in draws if row.detector == detector and row.figure == settings.figure
+        (row.target, row.protocol, row.shots): row.value for row in draws if row.detector == detector and row.metric == settings.metric
     }
     uses = [
         use

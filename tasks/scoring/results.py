@@ -1,10 +1,10 @@
 """Define the files of an evaluation: their columns, and how metrics of episodes are combined.
 
 data/evaluation/<pipeline>/
-  metrics.json      {target: {detector: {figure: mean}}}, of the first protocol at the fewest shots: what DVC compares
-  figures.csv       one row a target, category (empty: over all), detector, protocol, shots and figure
+  metrics.json      {target: {detector: {metric: mean}}}, of the first protocol at the fewest shots: what DVC compares
+  metrics.csv       one row a target, category (empty: over all), detector, protocol, shots and metric
   comparisons.csv   one row a pair of detectors, measured on the same pictures
-  draws.parquet     the bootstrap draws behind figures.csv, which a later model is held against
+  draws.parquet     the bootstrap draws behind metrics.csv, which a later model is held against
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from changepair.tasks.common.files import write_csv, write_text
 from changepair.tasks.common.rows import Int32, read_rows, write_rows
 from changepair.tasks.common.texts import csv_rows
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.figures import FIGURES
+from changepair.tasks.scoring.metrics import METRICS
 from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 
-MADE_BY = "figures"
-METRICS_NAME, FIGURES_NAME, COMPARISONS_NAME = "metrics.json", "figures.csv", "comparisons.csv"
+MADE_BY = "metrics"
+METRICS_NAME, TABLE_NAME, COMPARISONS_NAME = "metrics.json", "metrics.csv", "comparisons.csv"
 DRAWS_NAME, DECISION_NAME, OPERATING_NAME, CURVES_NAME = "draws.parquet", "decision.json", "operating.csv", "curves"
-HEADLINES = ("image_auroc", "pixel_aupro")  # the figures in metrics.json
+HEADLINES = ("image_auroc", "pixel_aupro")  # the metrics in metrics.json
 ALL = ""  # the category of a row that is over all categories
 Row = TypeVar("Row")
 
@@ -53,20 +53,20 @@ class Measured:
     detector: str
     episode: Episode
     queries: int
-    figures: dict[str, Measure]
+    metrics: dict[str, Measure]
     shared: dict[str, Measure]  # the same on the queries that every detector scored, to compare detectors by
     shared_queries: int
     levels: NDArray[np.float64] | None = None  # 3xL: anomalous pixels, normal pixels and shares of regions, by level of score; for curves
 
 
 @dataclass(frozen=True)
-class FigureRow:
+class MetricRow:
     target: str
     category: str
     detector: str
     protocol: str
     shots: int
-    figure: str
+    metric: str
     mean: float  # over seeds, of the mean over categories; a fraction
     std: float  # over seeds, of the population
     low: float  # 95 % interval over pictures
@@ -89,7 +89,7 @@ class ComparisonRow:
     target: str
     protocol: str
     shots: int
-    figure: str
+    metric: str
     detector: str
     other: str
     difference: float
@@ -107,13 +107,13 @@ class DrawRow:
     detector: str
     protocol: str
     shots: Int32
-    figure: str
+    metric: str
     episodes: str  # fingerprint: see _fingerprint
     value: float
     draws: Annotated[tuple[float, ...], pa.list_(pa.float32(), DRAWS)]
 
 
-def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
+def metric_rows(measured: Sequence[Measured]) -> list[MetricRow]:
     """Return the metrics over all categories, and of each if there are several."""
     rows = []
     for (target, detector, protocol, shots), items in _grouped(measured).items():
@@ -121,16 +121,16 @@ def figure_rows(measured: Sequence[Measured]) -> list[FigureRow]:
         for category in [ALL, *categories] if len(categories) > 1 else [ALL]:
             chosen = [item for item in items if category in (ALL, item.episode.category)]
             pictures = sum({item.episode.category: item.queries for item in chosen}.values())
-            for figure in FIGURES:
-                seeds = _by_seed(chosen, figure)
-                having = {item.episode.category for item in chosen if figure in item.figures}
+            for metric in METRICS:
+                seeds = _by_seed(chosen, metric)
+                having = {item.episode.category for item in chosen if metric in item.metrics}
                 counts = len(having), len({item.episode.category for item in chosen})
                 ends = interval(_mean(seeds).draws) if seeds else None
                 if ends is not None:
                     values = [seed.value for seed in seeds]
                     mean, std, low, high = (round(float(number), 6) for number in (np.mean(values), np.std(values), *ends))
-                    about = (target, category, detector, protocol, shots, figure)
-                    rows.append(FigureRow(*about, mean, std, low, high, len(seeds), pictures, *counts))
+                    about = (target, category, detector, protocol, shots, metric)
+                    rows.append(MetricRow(*about, mean, std, low, high, len(seeds), pictures, *counts))
     return rows
 
 
@@ -143,14 +143,14 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
         for names in combinations(detectors, 2):
             pair = [groups[target, name, protocol, shots] for name in names]
             pictures = sum({item.episode.category: item.shared_queries for item in pair[0]}.values())
-            for figure in FIGURES:
-                seeds = [_by_seed(items, figure, shared=True) for items in pair]
+            for metric in METRICS:
+                seeds = [_by_seed(items, metric, shared=True) for items in pair]
                 if all(seeds):
                     one, other = _mean(seeds[0]), _mean(seeds[1])
                     estimate = difference(one.value - other.value, one.draws - other.draws)
                     if estimate is not None:
                         value, low, high, p = (round(number, 6) for number in astuple(estimate))
-                        rows.append(ComparisonRow(target, protocol, shots, figure, *names, value, low, high, p, pictures))
+                        rows.append(ComparisonRow(target, protocol, shots, metric, *names, value, low, high, p, pictures))
     return rows
 
 
@@ -159,16 +159,16 @@ def draw_rows(measured: Sequence[Measured], *, shared: bool = False) -> list[Dra
     rows = []
     for about, items in _grouped(measured).items():
         episodes = "" if shared else _fingerprint(items)
-        for figure in FIGURES:
-            seeds = _by_seed(items, figure, shared=shared)
+        for metric in METRICS:
+            seeds = _by_seed(items, metric, shared=shared)
             if seeds:
                 mean = _mean(seeds)
-                rows.append(DrawRow(*about, figure, episodes, mean.value, () if shared else tuple(mean.draws)))
+                rows.append(DrawRow(*about, metric, episodes, mean.value, () if shared else tuple(mean.draws)))
     return rows
 
 
-def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return {target: {detector: {figure: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
+def headline(rows: Sequence[MetricRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {target: {detector: {metric: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for target in dict.fromkeys(row.target for row in rows):
         overall = [row for row in rows if row.target == target and row.category == ALL]
@@ -176,25 +176,25 @@ def headline(rows: Sequence[FigureRow], protocols: Sequence[str]) -> dict[str, d
         for row in overall:
             shots = [other.shots for other in overall if (other.detector, other.protocol) == (row.detector, protocol)]
             fewest = min(shots, key=lambda count: (count == 0, count)) if shots else None
-            if (row.protocol, row.shots) == (protocol, fewest) and row.figure in HEADLINES:
-                tree.setdefault(target, {}).setdefault(row.detector, {})[row.figure] = row.mean
+            if (row.protocol, row.shots) == (protocol, fewest) and row.metric in HEADLINES:
+                tree.setdefault(target, {}).setdefault(row.detector, {})[row.metric] = row.mean
     return tree
 
 
-def table(rows: Sequence[FigureRow]) -> list[dict[str, str]]:
+def table(rows: Sequence[MetricRow]) -> list[dict[str, str]]:
     """Format the metrics over all categories: a row for each target, detector, protocol and shots; percent, mean ± std over seeds."""
     lines: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for row in rows:
         if row.category == ALL:
             about = {"target": row.target, "detector": row.detector, "protocol": row.protocol, "shots": str(row.shots)}
-            line = lines.setdefault((row.target, row.detector, row.protocol, row.shots), {**about, **dict.fromkeys(FIGURES, "")})
-            line[row.figure] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{f' ({row.over})' if row.over else ''}"
+            line = lines.setdefault((row.target, row.detector, row.protocol, row.shots), {**about, **dict.fromkeys(METRICS, "")})
+            line[row.metric] = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}{f' ({row.over})' if row.over else ''}"
     return list(lines.values())
 
 
 @dataclass(frozen=True)
 class Results:
-    rows: list[FigureRow]
+    rows: list[MetricRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
     shared: list[DrawRow]
@@ -203,19 +203,19 @@ class Results:
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
     """Return the tables. protocols: in the order of the settings; metrics.json is of the first."""
-    rows = figure_rows(measured)
+    rows = metric_rows(measured)
     return Results(rows, comparison_rows(measured), draw_rows(measured), draw_rows(measured, shared=True), headline(rows, protocols))
 
 
 def write_results(folder: Path, results: Results) -> None:
     write_text(folder / METRICS_NAME, json.dumps(results.metrics, indent=1) + "\n")
-    write_csv_rows(folder / FIGURES_NAME, FigureRow, results.rows)
+    write_csv_rows(folder / TABLE_NAME, MetricRow, results.rows)
     write_csv_rows(folder / COMPARISONS_NAME, ComparisonRow, results.comparisons)
     write_rows(folder / DRAWS_NAME, DrawRow, results.draws)
 
 
-def read_figures(file: Path) -> list[FigureRow]:
-    return read_csv_rows(file, FigureRow)
+def read_metrics(file: Path) -> list[MetricRow]:
+    return read_csv_rows(file, MetricRow)
 
 
 def read_comparisons(file: Path) -> list[ComparisonRow]:
@@ -252,11 +252,11 @@ def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], li
     return groups
 
 
-def _by_seed(items: Sequence[Measured], figure: str, *, shared: bool = False) -> list[Measure]:
+def _by_seed(items: Sequence[Measured], metric: str, *, shared: bool = False) -> list[Measure]:
     """Return the metric of each seed: the mean over the categories that have it."""
     seeds: dict[int, list[Measure]] = defaultdict(list)
     for item in items:
-        measure = (item.shared if shared else item.figures).get(figure)
+        measure = (item.shared if shared else item.metrics).get(metric)
         if measure is not None:
             seeds[item.episode.seed].append(measure)
     return [_mean(categories) for categories in seeds.values()]

@@ -27,7 +27,7 @@ from changepair.tasks.detectors.detector import Detector
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import Pool, compare, encoded, pictures_at_once, pools_of
-from changepair.tasks.scoring.scores import Group, Maps, Work, same_queries
+from changepair.tasks.scoring.scores import Group, Maps, ScoresFolder, same_queries
 
 CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile
 MOST_CELLS = 1024  # largest number of cells a side of a stored map
@@ -41,7 +41,7 @@ class Contender:
     detector: Detector
     resolution: int
     queries: int | None  # number of queries of each category, the first ones; None for all
-    work: Work
+    work: ScoresFolder
     resize: Resize = "squash"
     tiles: Tiles = AUTO
     """How its pictures are cut. With the sizes of an episode's prompts it determines the grid."""

@@ -1,4 +1,4 @@
-"""Store the scores of one detector: the score stage writes them; figures, galleries and the gate read them.
+"""Store the scores of one detector: the score stage writes them; metrics, galleries and the gate read them.
 
 data/scores/<pipeline>/<detector>/
   scores.parquet   one row an image score (SCORES)
@@ -79,7 +79,7 @@ def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
     return list(groups.values())
 
 
-class Work:
+class ScoresFolder:
     """The scores of a detector in progress, on disk. After a kill, what was added is not scored again."""
 
     def __init__(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ class EvaluationSettings:
     """Pictures of each category in the overlays, and in each detector's galleries of what it missed, its false alarms, what was borderline,
     and what it found."""
     convention: Convention = "exact"
-    """How AUPRO is taken: `exact`, the area to a false positive rate of 0.3 divided by 0.3; or as `published` figures are, at 200
+    """How AUPRO is taken: `exact`, the area to a false positive rate of 0.3 divided by 0.3; or as `published` metrics are, at 200
     thresholds with the rate rescaled between the least and the greatest below 0.3, to stand beside those. With `published`, masks are
     resized as MetaUAS's authors do, too: bilinear, and anything above 0 counts. With `exact`, a pixel is anomalous if any mask pixel that
     it covers is, so no region vanishes."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.scoring.figures import PIXEL_FIGURES, Tally, histogram_figures, image_figures, pixel_figures, tally_levels
+from changepair.tasks.scoring.metrics import PIXEL_METRICS, Tally, histogram_metrics, image_metrics, pixel_metrics, tally_levels
 
 DRAWS = 1000
 INTERVAL = (0.025, 0.975)
@@ -55,24 +55,24 @@ def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: 
     upto = np.concatenate([np.zeros((len(counts), 1), np.float32), np.cumsum(counts[:, negatives], axis=1)], axis=1)
     above, at_least = (upto[:, np.searchsorted(-scores[negatives], -falling[starts], side)] for side in ("left", "right"))
     counted = Tally(hits, above, at_least - above, upto[:, -1])
-    return {name: values.astype(np.float32) for name, values in image_figures(counted).items()}
+    return {name: values.astype(np.float32) for name, values in image_metrics(counted).items()}
 
 
 def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], exact: dict[str, float]) -> dict[str, Draws]:
     """Return the pixel metrics of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the metrics of all pictures. The levels
     are coarse, so only the distance of a draw's metric from that of all pictures on those levels is used."""
-    middle = coarse_figures(by_picture)
+    middle = coarse_metrics(by_picture)
     if not middle:
         return {}
     drawn = [counts @ part for part in by_picture]
     with np.errstate(invalid="ignore"):  # a draw without any anomalous pixel
-        values = pixel_figures(tally_levels(*drawn))
-    return {name: np.clip(exact[name] + values[name] - middle[name], 0, 1).astype(np.float32) for name in PIXEL_FIGURES if name in exact}
+        values = pixel_metrics(tally_levels(*drawn))
+    return {name: np.clip(exact[name] + values[name] - middle[name], 0, 1).astype(np.float32) for name in PIXEL_METRICS if name in exact}
 
 
-def coarse_figures(by_picture: NDArray[np.float32]) -> dict[str, float]:
+def coarse_metrics(by_picture: NDArray[np.float32]) -> dict[str, float]:
     """Return the pixel metrics on the coarse levels, accurate to about 1 / COARSE."""
-    return histogram_figures(*by_picture.astype(np.float64).sum(1))
+    return histogram_metrics(*by_picture.astype(np.float64).sum(1))
 
 
 def interval(draws: Draws) -> tuple[float, float] | None:

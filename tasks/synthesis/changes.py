@@ -22,7 +22,7 @@ from changepair.tasks.ingestion.objects.table import box_of
 from changepair.tasks.synthesis.augmentation import three_random
 from changepair.tasks.synthesis.objects import Dropped, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
-from changepair.tasks.synthesis.settings import METHODS, PAINTED, Kind, SynthesisSettings
+from changepair.tasks.synthesis.settings import METHODS, PAINTED, ChangeKind, SynthesisSettings
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ SOFT_EDGE = 0.7  # pixels, of a pasted object
 MOST_CROPS = 30  # draws of two crops that show one texture
 SCALES = 4
 LIKE_MEAN, LIKE_ENERGY = 28.0, 0.5  # levels of 255, and a factor's natural logarithm
-UNCHANGED: tuple[Kind, ...] = ("distractor", "none")
+UNCHANGED: tuple[ChangeKind, ...] = ("distractor", "none")
 
 
 def no_change(materials: Materials, rng: np.random.Generator) -> Change:
@@ -235,7 +235,7 @@ WAYS: tuple[Way, ...] = (APPEAR, DISAPPEAR, exchange_regenerated, exchange_paste
 
 @dataclass(frozen=True)
 class Recipe:
-    kind: Kind
+    kind: ChangeKind
     method: str  # how, for the index
     way: Way
 

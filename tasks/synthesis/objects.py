@@ -30,7 +30,7 @@ class Dropped(Exception):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ObjectCutout:
     """A square of a photograph with one object in it."""
 
     photo: int
@@ -45,7 +45,7 @@ class Objects:
     def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
         self.settings, self.sources, self.table = settings, sources, table
 
-    def draw(self, rng: np.random.Generator, but: int | None = None) -> Listed:
+    def draw(self, rng: np.random.Generator, but: int | None = None) -> ObjectCutout:
         """Draw an object of a random photograph, if possible another than `but`. Raises Dropped if it has none."""
         photo = self.sources.choose(rng, but)
         outlined = _outlined(str(self.table), self.sources.images[photo])
@@ -56,7 +56,7 @@ class Objects:
             raise Dropped("object cut by the border")
         return chosen
 
-    def _outlined(self, photo: int, rows: Sequence[ObjectRow], rng: np.random.Generator) -> Listed:
+    def _outlined(self, photo: int, rows: Sequence[ObjectRow], rng: np.random.Generator) -> ObjectCutout:
         row = rows[int(rng.integers(len(rows)))]
         box = Box(row.left / row.width, row.top / row.height, row.right / row.width, row.bottom / row.height)
         if not self.settings.cut_by_border and (min(box.left, box.top) <= 0 or max(box.right, box.bottom) >= 1):
@@ -65,16 +65,16 @@ class Objects:
         square = self.sources.square_around(photo, box, float(mask.mean()), self.settings.area, rng)
         if square is None:
             raise Dropped("object too small or too large for a square")
-        return Listed(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row.label)
+        return ObjectCutout(photo, self.sources.cut(photo, square), self.sources.cut_mask(mask, square), row.label)
 
-    def _proposed(self, photo: int, rng: np.random.Generator) -> Listed:
+    def _proposed(self, photo: int, rng: np.random.Generator) -> ObjectCutout:
         picture = self.sources.cut(photo, self.sources.square(photo, rng))
         low, high = self.settings.area
         masks = [mask for mask in propose(picture, self.settings) if low <= mask.mean() <= high]
         masks = [mask for mask in masks if self.settings.cut_by_border or not touches_border(mask)]
         if not masks:
             raise Dropped("no object proposed")
-        return Listed(photo, picture, masks[int(rng.integers(len(masks)))], "")
+        return ObjectCutout(photo, picture, masks[int(rng.integers(len(masks)))], "")
 
 
 def touches_border(mask: Mask) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.bounds import STRICT, Between, FileName
 from changepair.tasks.inpainting.settings import RepaintingSettings
 
-Kind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
+ChangeKind = Literal["appearance", "disappearance", "exchange", "local-region", "distractor", "none"]
 Share = Annotated[float, Between(0, 1)]
 PAINTED = "inpainted"  # the method of the pairs that an inpainting model paints
-METHODS: tuple[tuple[Kind, str], ...] = (
+METHODS: tuple[tuple[ChangeKind, str], ...] = (
     ("appearance", PAINTED),
     ("disappearance", PAINTED),
     ("exchange", PAINTED),
@@ -59,7 +59,7 @@ class ObjectSettings:
     proposals: Literal["segmentation", "sam", "none"] = "segmentation"
     """What finds objects where datasets.objects has none for a photograph: an unsupervised segmentation (Felzenszwalb and
     Huttenlocher, IJCV 2004), Segment Anything, or nothing."""
-    sam: Annotated[str, Place()] = "facebook/sam-vit-base"
+    sam: Annotated[str, FileName()] = "facebook/sam-vit-base"
     """Hub id or folder of the Segment Anything model."""
     area: Annotated[tuple[float, float], Between(0, 1)] = (0.01, 0.3)
     """Smallest and largest share of the square that an object may cover."""
@@ -81,7 +81,7 @@ class SynthesisSettings:
     """A shard is what one worker makes, and what a run that was killed keeps."""
     resolution: Annotated[int, Between(64, 2048)] = 256
     """Pixels a side of query, prompt and mask."""
-    kinds: dict[Kind, Share] = field(
+    kinds: dict[ChangeKind, Share] = field(
         default_factory=lambda: {
             "appearance": 0.11,
             "disappearance": 0.11,
@@ -122,7 +122,7 @@ class SynthesisSettings:
                 raise ValueError(f"{name}: the smallest first, not ({low:g}, {high:g})")
 
     @property
-    def repaints(self) -> list[Kind]:
+    def repaints(self) -> list[ChangeKind]:
         """The kinds that need an inpainting model."""
         return [kind for (kind, method), share in zip(METHODS, self.shares, strict=True) if method == PAINTED and share > 0]
 

@@ -28,7 +28,7 @@ from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import open_image
 from changepair.tasks.common.rows import write_rows
-from changepair.tasks.common.sheets import TILE, Line, contact_sheet, tinted
+from changepair.tasks.common.sheets import TILE, SheetRow, contact_sheet, tinted
 from changepair.tasks.inpainting.inpainter import Inpainter, load_inpainter
 from changepair.tasks.sampling.episodes import SourceFiles, read_pictures
 from changepair.tasks.synthesis.changes import Materials
@@ -52,7 +52,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardsFolder:
     """The folder of a run: its pairs, and a record of each whole shard."""
 
     folder: Path
@@ -78,20 +78,20 @@ def shard_count(settings: SynthesisSettings) -> int:
     return -(-settings.pairs // settings.pairs_per_shard)
 
 
-def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tuple[Work, list[int]]:
+def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tuple[ShardsFolder, list[int]]:
     """Return the folder to work in, and the numbers of the missing shards. Delete what other runs left."""
     name = _name(settings, inputs)
     for other in checkpoints.glob("*"):
         if other.name != name:
             shutil.rmtree(other)
-    work = Work(checkpoints / name)
+    work = ShardsFolder(checkpoints / name)
     for folder in (work.pairs, work.record(0).parent):
         folder.mkdir(parents=True, exist_ok=True)
     _clear(work)
     return work, [number for number in range(shard_count(settings)) if not (work.record(number).is_file() and work.shard(number).is_file())]
 
 
-def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: Work) -> int:
+def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: ShardsFolder) -> int:
     """Make shard `number`, the same bytes wherever it runs. Return the number of its pairs."""
     cv2.setNumThreads(1)  # the cores are used by making several shards at once
     inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
@@ -115,7 +115,7 @@ def maker(settings: SynthesisSettings, files: SourceFiles, inpainter: Inpainter 
     return Maker(Materials(settings, sources, textures, Objects(settings.objects, sources, files.objects)), inpainter, held_out=held_out)
 
 
-def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized:
+def finish(settings: SynthesisSettings, work: ShardsFolder, folder: Path) -> Synthesized:
     """Write the index and the overview of all shards, and move the whole to `folder`."""
     _clear(work)
     records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
@@ -133,7 +133,7 @@ def finish(settings: SynthesisSettings, work: Work, folder: Path) -> Synthesized
     return Synthesized(len(rows), drops.total())
 
 
-def _clear(work: Work) -> None:
+def _clear(work: ShardsFolder) -> None:
     """Delete the half-written files of killed runs and workers."""
     for partial in work.folder.glob("*/.*.partial"):
         partial.unlink()
@@ -180,10 +180,10 @@ def _write_overview(folder: Path, rows: Sequence[PairRow], drops: Mapping[Drop, 
     write_csv(overview / AREAS_NAME, ["changed_area", "pairs", *kinds], lines)
 
 
-def _line(folder: Path, row: PairRow) -> Line:
+def _line(folder: Path, row: PairRow) -> SheetRow:
     shard = ShardReader(folder / row.shard)
     files = (io.BytesIO(shard.read(f"{row.key}.{part}.png")) for part in ("prompt", "query", "mask"))
     prompt, query, mask = (open_image(file).convert("RGB") for file in files)
     overlay = Image.fromarray(tinted(np.asarray(query), np.asarray(mask.convert("L")) > 0))
     tiles = [np.asarray(tile.resize((TILE, TILE), Image.Resampling.BILINEAR)) for tile in (prompt, query, mask, overlay)]
-    return Line(tiles, (f"{row.method}: {PARTS[0]}", *PARTS[1:]))
+    return SheetRow(tiles, (f"{row.method}: {PARTS[0]}", *PARTS[1:]))

@@ -22,7 +22,7 @@ from changepair.tasks.inpainting.inpainter import PIPELINE_NAME
 from changepair.tasks.inpainting.residual import Hole, hole, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings
 from changepair.tasks.sampling.episodes import read_pictures
-from changepair.tasks.training.loop import Places, Trained, cosine, fit
+from changepair.tasks.training.loop import Trained, TrainingFolders, cosine, fit
 from changepair.tasks.training.settings import TrainingSettings
 from changepair.tasks.training.step import Batch
 
@@ -94,7 +94,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
 
 def train_inpainter(
-    settings: InpainterSettings, sources: Path, *, places: Places, report: Callable[[float], None] = lambda share: None
+    settings: InpainterSettings, sources: Path, *, places: TrainingFolders, report: Callable[[float], None] = lambda share: None
 ) -> Trained:
     """Train on the photographs that the table `sources` names. See tasks/training/loop.py::fit."""
     from changepair.tasks.inpainting.crop_pipeline import TRAINED_STEPS, new_pipeline

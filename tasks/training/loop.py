@@ -71,7 +71,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Places:
+class TrainingFolders:
     model_folder: Path
     checkpoints: Path
     tracking: Tracking = Tracking()
@@ -120,7 +120,7 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 def fit(
     task: Task,
     settings: TrainingSettings,
-    places: Places,
+    places: TrainingFolders,
     *,
     inputs: Mapping[str, Any],
     workers: int,
@@ -182,7 +182,7 @@ class _Training:
         self,
         task: Task,
         settings: TrainingSettings,
-        places: Places,
+        places: TrainingFolders,
         accelerator: Accelerator,
         inputs: Mapping[str, Any],
         factor: Callable[[int, int], float],

@@ -24,7 +24,7 @@ import torch
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
-from changepair.tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.training.loop import Examples, Trained, TrainingFolders
 
 JOB_NAME, SHARE_NAME, REFUSED_NAME, TRAINED_NAME = "job.pickle", "share", "refused", "trained.json"
 RESTARTS = 3
@@ -40,7 +40,7 @@ class Job:
     detector: Any
     settings: Any
     examples: Examples
-    places: Places
+    places: TrainingFolders
     workers: int
 
 

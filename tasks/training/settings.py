@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, Place
+from changepair.tasks.common.bounds import STRICT, Between, FileName
 from changepair.tasks.encoders.settings import Resolution
 
 
@@ -37,7 +37,7 @@ class TrainingSettings:
     """The model after the last epoch, or after the one with the lowest loss on held-out examples."""
     patience: Annotated[int, Between(1, None)] | None = None
     """Epochs without a lower loss on held-out examples, after which training ends early; null to go to the end."""
-    init: Annotated[str, Place()] | None = None
+    init: Annotated[str, FileName()] | None = None
     """What to start from: a model folder, such as data/models/<pipeline>/in-use/<detector>, or `packaged`; null to start at random."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """What accelerate computes in: `no` is float32, `auto` bfloat16 where the device multiplies it in hardware, else float32."""

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
-from changepair.tasks.training.loop import Examples, Places, Task, Trained, fit
+from changepair.tasks.training.loop import Examples, Task, Trained, TrainingFolders, fit
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 from changepair.tasks.training.step import Batch
 
@@ -97,7 +97,7 @@ def train_on_pairs(
     settings: PairTrainingSettings,
     *,
     examples: Examples,
-    places: Places,
+    places: TrainingFolders,
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:

@@ -39,13 +39,13 @@ def place(tmp_path: Path) -> Workspace:
     return place
 
 
-def work(place: Workspace, figure: str) -> list[str]:
+def work(place: Workspace, metric: str) -> list[str]:
     told: list[str] = []
     revision = prepare(place, "main", told.append)
-    file = place.folder / "data/figure"
+    file = place.folder / "data/metric"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(figure)
-    commit_results(place, revision, figure, promoted=True)
+    file.write_text(metric)
+    commit_results(place, revision, metric, promoted=True)
     send_results(place)
     return told
 
@@ -76,10 +76,10 @@ def test_a_young_lock_is_awaited(place: Workspace, monkeypatch: pytest.MonkeyPat
 
 def test_a_lock_that_a_git_at_work_holds_is_named(place: Workspace) -> None:
     """A real `git commit` that waits for its editor holds the index."""
-    (place.folder / "data/figure").write_text("third")
+    (place.folder / "data/metric").write_text("third")
     command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--all"]
     editor = {**os.environ, "GIT_EDITOR": "sleep 600 #"}
-    git(place.folder, "add", "data/figure")
+    git(place.folder, "add", "data/metric")
     process = subprocess.Popen(command, cwd=place.folder, env=editor, start_new_session=True, stderr=subprocess.DEVNULL)
     lock = place.folder / ".git/index.lock"
     try:

@@ -19,7 +19,7 @@ from changepair.tasks.common.decoding import FORMATS, FULL, Undecodable, choose_
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import read_marks, read_mask, read_picture
 from changepair.tasks.ingestion.check import check, look_at
-from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture
 from changepair.tasks.prediction.pictures import as_picture
 
 pytestmark = pytest.mark.attack
@@ -57,7 +57,7 @@ def checked(data: bytes, folder: Path, suffix: str = ".png") -> None:
     """Reads it as ingestion does, and again as every stage after it, and as prediction does."""
     file = folder / f"x{suffix}"
     file.write_bytes(data)
-    facts = check(Listed(file, "c", "train", "good"), DatasetFolder("x", folder, folder / "written"))
+    facts = check(ListedPicture(file, "c", "train", "good"), DatasetFolder("x", folder, folder / "written"))
     assert not facts.passing and "\n" not in facts.fault
     try:
         given: Any = as_picture(data)
@@ -124,7 +124,7 @@ def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
             with Image.open(file) as image:
                 assert (np.asarray(ImageOps.exif_transpose(image)) == shown).all()
         source = DatasetFolder("x", tmp_path, tmp_path / "written")
-        [facts] = look_at([Listed(files[0], "c", "test", "hole", (files[1],))], source, 1)
+        [facts] = look_at([ListedPicture(files[0], "c", "test", "hole", (files[1],))], source, 1)
         assert not facts.fault and (facts.height, facts.width) == shown.shape
         assert (read_marks(files[1]) == (shown > 0)).all() and (read_picture(files[0])[..., 0] == shown).all()
 

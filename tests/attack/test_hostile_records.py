@@ -42,9 +42,9 @@ from changepair.tasks.scoring.recommendation import Prompt, Recommendation, Use,
 from changepair.tasks.scoring.results import DECISION_NAME
 
 pytestmark = pytest.mark.attack
-FIGURES = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}
+METRICS = {"parts": {"metauas": {"image_auroc": 0.8, "pixel_aupro": None}}}
 MD5 = "0123456789abcdef" * 2
-FIRST = Model(f"{MD5}.dir", 9, 2, MD5, "c" * 40, FIGURES, "the first", "2026-01-02T03:04:05+00:00", choice="metauas")
+FIRST = Model(f"{MD5}.dir", 9, 2, MD5, "c" * 40, METRICS, "the first", "2026-01-02T03:04:05+00:00", choice="metauas")
 UP = "../" * 6
 """From a folder of DVC's cache to above the project."""
 LOCKED = f"""schema: '2.0'
@@ -78,7 +78,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_current("small", replace(FIRST, candidate=MD5[::-1], hash=f"{MD5[::-1]}.dir", time="2026-01-03T03:04:05+00:00"))
     pointer = f"frozen: true\nouts:\n- md5: {MD5}.dir\n  size: 9\n  nfiles: 2\n  hash: md5\n  path: in-use\n"
     write_text(folder_of("small") / "in-use.dvc", pointer)
-    measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"figures": "0" * 16})
+    measured_as = MeasuredAs({"metauas": {"resolution": 64}}, {"resolution": 64}, {"metrics": "0" * 16})
     write_text(folder_of("small") / IN_USE / SETTINGS_NAME, json.dumps(asdict(measured_as)))
     threshold = calibrated([0.1, 0.2, 0.3], [0.5], 0.25)
     use = Use("parts", "bricks", "class-specific", 1, 0, 0.8, (Prompt("parts/0.png", "0" * 64),), threshold, UNKNOWN, 2, 1)
@@ -86,9 +86,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder_of("small") / IN_USE / DECISION_NAME, Recommendation("metauas", Choice("metauas", 0.8, "image_auroc"), (use,))
     )
     run = Journal("small", "c" * 40, "")
-    run.begin("figures_small")
-    run.end("figures_small", StageState.RAN)
-    run.close(RunState.PROMOTED, "the first", FIGURES, MD5)
+    run.begin("metrics_small")
+    run.end("metrics_small", StageState.RAN)
+    run.close(RunState.PROMOTED, "the first", METRICS, MD5)
     write_time("small", "metauas", Time(0.1, "cpu"))
     write_text(FOLDER / "retrain.lock", json.dumps({"what": "retrain small", "process": 1, "host": "here", "started": FIRST.time}))
     write_text(Path(LOCK), LOCKED)

@@ -30,9 +30,9 @@ MOST_MORE = 100
 
 PEAK = 'import json, re, sys, time\nfrom pathlib import Path\ndef peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024\n'  # noqa: E501
 INGEST = """
-from changepair.tasks.ingestion.ingest import Places, ingest_folder
+from changepair.tasks.ingestion.ingest import IngestionFolders, ingest_folder
 folder = Path(sys.argv[1])
-places = Places(folder / "pictures", folder / "manifests", folder / "checkpoints")
+places = IngestionFolders(folder / "pictures", folder / "manifests", folder / "checkpoints")
 start = time.perf_counter()
 ingest_folder("large", folder / "data", places=places)
 print(json.dumps([time.perf_counter() - start, peak()]))

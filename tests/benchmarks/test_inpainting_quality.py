@@ -26,7 +26,7 @@ from changepair.tasks.inpainting.residual import hole
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.episodes import read_pictures
 from changepair.tasks.training.inpainting import train_inpainter
-from changepair.tasks.training.loop import Places
+from changepair.tasks.training.loop import TrainingFolders
 
 pytestmark = pytest.mark.bench
 HELD_OUT = ("astronaut", "coffee", "china")
@@ -48,7 +48,7 @@ def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
     assert len(unseen) == len(HELD_OUT)
     write_rows(tmp_path / "learnt.parquet", PictureRow, learnt)
     settings = quickstarts()
-    train_inpainter(settings, tmp_path / "learnt.parquet", places=Places(tmp_path / "model", tmp_path / "checkpoints"))
+    train_inpainter(settings, tmp_path / "learnt.parquet", places=TrainingFolders(tmp_path / "model", tmp_path / "checkpoints"))
     write_choice(tmp_path / "model", settings)
 
     sources, rng = Photographs(unseen, (0.3, 1.0), SIZE), generator(0, "held out")
@@ -60,12 +60,12 @@ def test_our_own_model_beside_telea_and_a_mean_fill(tmp_path: Path) -> None:
         "Telea": telea(images, masks),
         "mean colour": torch.where(masks > 0, mean_outside(images, masks), images),
     }
-    figures = {name: measured(images, masks, fill) for name, fill in fills.items()}
+    metrics = {name: measured(images, masks, fill) for name, fill in fills.items()}
     print(f"\n{PICTURES} squares of photographs not trained on ({', '.join(HELD_OUT)}), at {SIZE}x{SIZE}:")
-    for name, (error, distance, seam) in figures.items():
+    for name, (error, distance, seam) in metrics.items():
         print(f"{name:12} error inside the mask {error:.4f}   distance in features {distance:.4f}   visibility of the seam {seam:.3f}")
     for other in ("Telea", "mean colour"):
-        assert figures["own"][1] < figures[other][1] and figures["own"][2] < figures[other][2]
+        assert metrics["own"][1] < metrics[other][1] and metrics["own"][2] < metrics[other][2]
 
 
 def measured(images: Tensor, masks: Tensor, fill: Tensor) -> tuple[float, float, float]:

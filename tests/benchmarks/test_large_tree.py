@@ -18,11 +18,11 @@ MOST_MEMORY = 1024  # MiB
 INGEST = """
 import json, re, sys, time
 from pathlib import Path
-from changepair.tasks.ingestion.ingest import Places, ingest_folder
+from changepair.tasks.ingestion.ingest import IngestionFolders, ingest_folder
 
 folder = Path(sys.argv[1])
 start = time.perf_counter()
-came = ingest_folder("large", folder / "data", places=Places(folder / "pictures", folder / "manifests", folder / "checkpoints"))
+came = ingest_folder("large", folder / "data", places=IngestionFolders(folder / "pictures", folder / "manifests", folder / "checkpoints"))
 taken = time.perf_counter() - start
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
 print(json.dumps([came.kept, taken, peak]))

@@ -24,7 +24,7 @@ from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.score import Contender
-from changepair.tasks.scoring.scores import Work, read_scored
+from changepair.tasks.scoring.scores import ScoresFolder, read_scored
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def test_a_detector_that_crops_scores_the_middle_and_its_map_is_0_beside_it(wide
         ingest_folder(name, folder, licence="own", places=make_places(tmp_path / "manifests"))
     asked = SamplingSettings(shots=(1,), seeds=(0,), protocols=("class-specific",))
     sample(asked, Use(("photos",), ("parts",)), manifests=tmp_path / "manifests", files=files)
-    contender = Contender("patch-residual", detector, 64, None, Work(tmp_path / "work"), settings.encoder.resize)
+    contender = Contender("patch-residual", detector, 64, None, ScoresFolder(tmp_path / "work"), settings.encoder.resize)
     [found] = read_scored(scored([contender], files, tmp_path / "scores")["patch-residual"])
     place = read_episodes(files.episodes)[0].queries.index(str(query))
     score, maps = detector.score(*(read_tensors([str(file)], 64, CPU, "crop") for file in (query, prompt)))

@@ -18,7 +18,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
 
 pytestmark = pytest.mark.slow
-FIGURES = "data/evaluation/small/figures.csv"
+METRICS = "data/evaluation/small/metrics.csv"
 MODELS = "data/models/small/candidate"
 
 
@@ -49,7 +49,7 @@ def test_a_pipeline_over_datasets_in_a_store_comes_to_what_it_comes_to_here(
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     same = ("synthesize_small", "train_small_metauas", "train_small_inctrl")
     assert made(folder, *same) == made(retrained, *same)
-    assert (folder / FIGURES).read_bytes() == (retrained / FIGURES).read_bytes()
+    assert (folder / METRICS).read_bytes() == (retrained / METRICS).read_bytes()
     assert not list((folder / "data/pictures/parts").rglob("*"))  # no copy of it here
     again = run(folder, "dvc", "repro", PREFECT_API_URL=api_of_retrained, **s3)
     assert again.returncode == 0 and "Data and pipelines are up to date." in again.stdout, again.stdout + again.stderr
@@ -76,7 +76,7 @@ def test_a_model_in_a_store_comes_to_what_it_comes_to_here(
     for name in ("metauas", "inctrl"):
         weights = f"{MODELS}/{name}/model.safetensors"
         assert (folder / weights).read_bytes() == (retrained / weights).read_bytes(), name
-    assert (folder / FIGURES).read_bytes() == (retrained / FIGURES).read_bytes()
+    assert (folder / METRICS).read_bytes() == (retrained / METRICS).read_bytes()
 
 
 def test_a_store_that_is_away_and_a_folder_that_is_not_there_are_told_in_a_line(tmp_path: Path, s3: dict[str, str]) -> None:

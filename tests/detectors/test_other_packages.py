@@ -34,7 +34,7 @@ from changepair.tasks.prediction.models import named
 from changepair.tasks.prediction.pictures import as_picture
 from changepair.tasks.prediction.predictor import Predictor
 from changepair.tasks.synthesis.settings import SynthesisSettings
-from changepair.tasks.training.loop import Examples, Places
+from changepair.tasks.training.loop import Examples, TrainingFolders
 from changepair.tasks.training.settings import PairTrainingSettings
 
 NAME, MODULE = "channel-statistics", "changepair_channel_statistics"
@@ -307,7 +307,7 @@ def test_a_detector_of_another_package_is_trained_and_resumes_only_what_its_own_
     (site / "other_package" / "model.py").write_text(MODEL)
     synthesis = SynthesisSettings(pairs=40, pairs_per_shard=20, resolution=64, kinds={"local-region": 0.9, "none": 0.1}, held_out=0.1)
     examples = Examples(make_pairs(layout, synthesis, layout.parent / "pairs"), synthesis.augmentation)
-    places = Places(tmp_path / "learner", tmp_path / "checkpoints")
+    places = TrainingFolders(tmp_path / "learner", tmp_path / "checkpoints")
     detector, settings = DETECTORS["learner"].settings(), PairTrainingSettings(epochs=4, batch_size=12, learning_rate=0.01, log_every=1)
     shares: list[float] = []
 

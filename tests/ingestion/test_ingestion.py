@@ -31,7 +31,7 @@ from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.ingestion import texture_defects
 from changepair.tasks.ingestion.check import Facts, perceptual_hash
 from changepair.tasks.ingestion.ingest import LookHere, ingest_folder, ingest_packaged
-from changepair.tasks.ingestion.listing import DatasetFolder, Listed
+from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture
 from changepair.tasks.ingestion.packaged import PACKAGED
 
 
@@ -353,7 +353,7 @@ def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatc
     read: list[str] = []
     original = check_module.check
 
-    def counting(listed: Listed, source: DatasetFolder) -> Facts:
+    def counting(listed: ListedPicture, source: DatasetFolder) -> Facts:
         read.append(listed.image.name)
         return original(listed, source)
 
@@ -379,7 +379,7 @@ def test_a_killed_ingest_goes_on_where_it_stopped(layout: Path, monkeypatch: pyt
     read: list[str] = []
     original = check_module.check
 
-    def dying(listed: Listed, source: DatasetFolder) -> Facts:
+    def dying(listed: ListedPicture, source: DatasetFolder) -> Facts:
         if len(read) == 10:
             raise KeyboardInterrupt
         read.append(listed.image.name)
@@ -404,7 +404,7 @@ def test_sigterm_ends_an_ingest_after_a_portion_that_is_not_read_again(layout: P
     read: list[str] = []
     original = check_module.check
 
-    def checking(listed: Listed, source: DatasetFolder) -> Facts:
+    def checking(listed: ListedPicture, source: DatasetFolder) -> Facts:
         read.append(listed.image.name)
         if len(read) == 6:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -20,7 +20,7 @@ from changepair.tasks.inpainting.inpainter import AnyDiffusion, Inpainter, Own, 
 from changepair.tasks.inpainting.residual import Hole, biharmonic_fill, hole, pack, pyramid_fill, unpack
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.training.inpainting import train_inpainter
-from changepair.tasks.training.loop import Places
+from changepair.tasks.training.loop import TrainingFolders
 
 SMALL = InpainterSettings(steps=8, batch_size=4, resolution=32, channels=(8, 32), learning_rate=3e-3)
 
@@ -148,7 +148,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("trained")
     inputs = make_inputs(make_layout(folder / "parts"))
-    train_inpainter(SMALL, inputs.files.sources, places=Places(folder / "model", folder / "checkpoints"))
+    train_inpainter(SMALL, inputs.files.sources, places=TrainingFolders(folder / "model", folder / "checkpoints"))
     write_choice(folder / "model", SMALL)
     return folder
 
@@ -188,10 +188,10 @@ def test_training_is_the_same_twice_and_killed_it_goes_on(trained: Path) -> None
     module.SCHEDULE = replace(schedule, checkpoint_every=2, log_every=3)
     try:
         with pytest.raises(Killed):
-            train_inpainter(SMALL, inputs, places=Places(trained / "again", trained / "again.checkpoints"), report=kill)
+            train_inpainter(SMALL, inputs, places=TrainingFolders(trained / "again", trained / "again.checkpoints"), report=kill)
         assert (trained / "again.checkpoints" / "checkpoint.pt").is_file() and not (trained / "again").exists()
         steps = []
-        train_inpainter(SMALL, inputs, places=Places(trained / "again", trained / "again.checkpoints"), report=steps.append)
+        train_inpainter(SMALL, inputs, places=TrainingFolders(trained / "again", trained / "again.checkpoints"), report=steps.append)
     finally:
         module.SCHEDULE = schedule
     assert sha256(trained / "again" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors") == before

@@ -17,7 +17,7 @@ from processes import within
 
 from changepair.tasks.common.decoding import FULL
 from changepair.tasks.common.errors import BadInput
-from changepair.tasks.ingestion.listing import DatasetFolder, Listed, Rejected
+from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture, Rejected
 from changepair.tasks.ingestion.readers.trees import Tree
 from changepair.tasks.monitoring.record import Judged, Record, arrived, judge
 from changepair.tasks.monitoring.verdicts import Verdicts
@@ -32,7 +32,7 @@ def listed(folder: Path) -> set[tuple[str, str, str]]:
     """What ingestion reads of a folder."""
     items = list(Tree()(DatasetFolder("line", folder, folder / "unused")))
     assert not [item for item in items if isinstance(item, Rejected)]
-    return {(item.split, item.defect, item.image.name) for item in items if isinstance(item, Listed)}
+    return {(item.split, item.defect, item.image.name) for item in items if isinstance(item, ListedPicture)}
 
 
 def test_verdicts_are_a_dataset_in_mvtec_ads_layout(tmp_path: Path) -> None:

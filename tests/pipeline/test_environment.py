@@ -90,5 +90,5 @@ def test_a_stage_refuses_an_environment_that_changed_since_its_code_was_recorded
     )
     with pytest.raises(BadInput, match=line), unchanged("score", "small", "patch-residual"):
         raise AssertionError("it ran")
-    with unchanged("figures", "small"):
+    with unchanged("metrics", "small"):
         pass

@@ -260,17 +260,17 @@ def test_corrected_masks_and_replaced_pictures_of_a_table_change_the_metrics(tmp
     folder = make_project(tmp_path / "project", TINY)
     content["datasets"]["folders"]["parts"] = {**in_a_table(folder / "listed")}
     write_pipelines(folder, content)
-    metrics = folder / "data/evaluation/small/figures.csv"
+    metrics = folder / "data/evaluation/small/metrics.csv"
 
     def measured() -> str:
-        result = run(folder, "dvc", "repro", "figures_small", PREFECT_API_URL=api)
+        result = run(folder, "dvc", "repro", "metrics_small", PREFECT_API_URL=api)
         assert result.returncode == 0, result.stdout + result.stderr
         return metrics.read_text()
 
     first = measured()
     for file in (folder / "listed").rglob("*"):
         os.utime(file)
-    status = run(folder, "dvc", "status", "figures_small", "--with-deps")
+    status = run(folder, "dvc", "status", "metrics_small", "--with-deps")
     assert "up to date" in status.stdout, status.stdout
     for number in (4, 5):
         save(np.roll(MASK, 25, axis=0), folder / f"listed/marks/{number}.png")

@@ -27,10 +27,10 @@ from changepair.tasks.ingestion.ingest import ingest_packaged
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
-from changepair.tasks.scoring.figures import auroc, tally
+from changepair.tasks.scoring.metrics import auroc, tally
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, start
-from changepair.tasks.training.loop import Examples, Places
+from changepair.tasks.training.loop import Examples, TrainingFolders
 from changepair.tasks.training.settings import PairTrainingSettings
 
 LEAST = 0.1  # of AUROC, that the true prompt is better by
@@ -65,7 +65,7 @@ def trained(files: EpisodeFiles, detector: Any, synthesis: SynthesisSettings, ep
         make_shard(synthesis, inputs, number, work)
     finish(synthesis, work, folder / "pairs")
     settings = PairTrainingSettings(epochs=epochs, batch_size=8, learning_rate=2e-3, schedule="cosine", precision="no")
-    places = Places(folder / "model", folder / "checkpoints")
+    places = TrainingFolders(folder / "model", folder / "checkpoints")
     train(detector, settings, examples=Examples(folder / "pairs", synthesis.augmentation), places=places, workers=0)
     model = create_detector(detector)
     load_model(folder / "model", model)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from changepair.flows.plan import planned
 from changepair.flows.settings.pipelines import Pipelines
 from changepair.flows.settings.reader import parse
-from changepair.tasks.common.bounds import Place
+from changepair.tasks.common.bounds import FileName
 
 CLIP = {"library": "open_clip", "name": "local-dir:elsewhere/one", "weights": "hub"}
 NAMED: dict[str, tuple[str, Any, set[str]]] = {
@@ -67,7 +67,7 @@ def places(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     elif dataclasses.is_dataclass(value) or isinstance(value, BaseModel):
         for name, hint in typing.get_type_hints(type(value), include_extras=True).items():
             choices = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-            if any(isinstance(bound, Place) for choice in choices for bound in getattr(choice, "__metadata__", ())):
+            if any(isinstance(bound, FileName) for choice in choices for bound in getattr(choice, "__metadata__", ())):
                 yield (*at, name)
             yield from places(getattr(value, name, None), (*at, name))
 

@@ -29,7 +29,7 @@ from changepair.tasks.common.files import sha256
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.store import create_detector, save_model, settings_as_json
 from changepair.tasks.encoders.build import build_encoder
-from changepair.tasks.scoring.results import read_figures
+from changepair.tasks.scoring.results import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         "data/scores/small/patch-residual/scores.parquet",
         "data/scores/small/metauas/maps/0.npy",
         "data/evaluation/small/report.html",
-        "data/evaluation/small/figures.csv",
+        "data/evaluation/small/metrics.csv",
         "data/evaluation/small/comparisons.csv",
         "data/evaluation/small/operating.csv",
         "data/evaluation/small/decision.json",
@@ -136,7 +136,7 @@ def test_a_run_leaves_every_artifact(project: Path) -> None:
         assert (project / file).stat().st_size > 0, file
     tree = json.loads((project / "data/evaluation/small/metrics.json").read_text())
     assert set(tree["parts"]) == {"patch-residual", "metauas", "inctrl"}
-    assert {row.shots for row in read_figures(project / "data/evaluation/small/figures.csv")} == {1, 2}
+    assert {row.shots for row in read_metrics(project / "data/evaluation/small/metrics.csv")} == {1, 2}
     assert not list(project.rglob("*.partial")) and not [file for file in project.glob("data/checkpoints/small/**/*") if file.is_file()]
 
 
@@ -157,8 +157,8 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path,
     assert said() == {}
     write_pipelines(project, edited(project, evaluation={"resolution": 32}))
     lines = said()
-    assert list(lines) == ["code", "figures_small", "report_small"]
-    assert lines["figures_small"] == "pipelines.yaml: pipelines.small.evaluation.resolution"
+    assert list(lines) == ["code", "metrics_small", "report_small"]
+    assert lines["metrics_small"] == "pipelines.yaml: pipelines.small.evaluation.resolution"
     write_pipelines(project, edited(project, evaluation={"resolution": 64}))
     for file, line in (("detectors/residual/train", "# a comment"), ("training/segmentation", "CHANGED = 1")):
         with (project / f"tasks/{file}.py").open("a") as stream:
@@ -195,7 +195,7 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
             "ingest sample-photos",
             "ingest parts",
             "objects sample-photos",
-            *(f"{stage} small" for stage in ("sample", "inpainter", "synthesize", "figures", "report")),
+            *(f"{stage} small" for stage in ("sample", "inpainter", "synthesize", "metrics", "report")),
             *(f"train small {detector}" for detector in ("metauas", "inctrl")),
             *(f"score small {detector}" for detector in ("patch-residual", "metauas", "inctrl")),
         ]
@@ -247,7 +247,7 @@ def test_a_run_says_a_line_a_milestone(project: Path, api: str) -> None:
     stages = len(lock(project))
     assert said[0].startswith("small: http://127.0.0.1:")  # the run's page, on a server that stays
     assert [line for line in said if line.startswith("stage ") and "code" not in line] == [
-        f"stage {stages - 1} of {stages}: figures small, _ s",
+        f"stage {stages - 1} of {stages}: metrics small, _ s",
         f"stage {stages} of {stages}: report small, _ s",
     ]
     assert said[-1] == "report: data/evaluation/small/report.html" and len(said) <= 12
@@ -271,11 +271,11 @@ def test_with_a_snapshot_results_can_be_made_again_when_the_pictures_are_gone(tm
     assert lock(folder) == before and any((folder / "data/pictures/parts/snapshot").rglob("*.png"))
     content["pipelines"]["small"]["detectors"]["patch-residual"]["resolution"] = 96  # type: ignore[index]
     write_pipelines(folder, content)
-    assert ran(folder, "") == ["score_small_patch-residual", "figures_small", "report_small"]
+    assert ran(folder, "") == ["score_small_patch-residual", "metrics_small", "report_small"]
 
 
 def test_an_edit_to_a_training_and_a_detector_reruns_those_alone(edited_once: tuple[Path, list[str]]) -> None:
-    reran = ["train_small_metauas", "score_small_patch-residual", "score_small_metauas", "figures_small", "report_small"]
+    reran = ["train_small_metauas", "score_small_patch-residual", "score_small_metauas", "metrics_small", "report_small"]
     assert edited_once[1] == reran
 
 
@@ -292,7 +292,7 @@ def test_plots_are_drawn_without_a_network(project: Path, tmp_path: Path) -> Non
     assert wrong.returncode == 2 and wrong.stderr == "changepair: dvc plots diff: unknown Git revision 'nowhere'\n"
 
 
-def test_dvc_compares_the_figures_and_draws_the_curves(edited_project: Path) -> None:
+def test_dvc_compares_the_metrics_and_draws_the_curves(edited_project: Path) -> None:
     """After the edit InCTRL is as it was."""
     result = run(edited_project, "dvc", "metrics", "diff", "--json")
     changed = json.loads(result.stdout)["data/evaluation/small/metrics.json"]
@@ -326,7 +326,7 @@ def test_an_experiment_is_queued_shown_and_applied(tmp_path: Path, api: str) -> 
     folder = make_project(tmp_path / "project", TINY)
     assert ran(folder, api)
     commit(folder)
-    settings, figures = (folder / "pipelines.yaml").read_bytes(), (folder / "data/evaluation/small/figures.csv").read_bytes()
+    settings, metrics = (folder / "pipelines.yaml").read_bytes(), (folder / "data/evaluation/small/metrics.csv").read_bytes()
     change = "pipelines.yaml:pipelines.small.detectors.patch-residual.resolution=96"
     queued = run(folder, "dvc", "exp", "run", "--queue", "--name", "finer", "--set-param", change)
     assert queued.returncode == 0, queued.stderr
@@ -345,7 +345,7 @@ def test_an_experiment_is_queued_shown_and_applied(tmp_path: Path, api: str) -> 
     assert run(folder, "dvc", "exp", "apply", "finer").returncode == 0
     content = yaml.safe_load((folder / "pipelines.yaml").read_text())
     assert content["pipelines"]["small"]["detectors"]["patch-residual"]["resolution"] == 96
-    assert (folder / "data/evaluation/small/figures.csv").read_bytes() != figures
+    assert (folder / "data/evaluation/small/metrics.csv").read_bytes() != metrics
     assert ran(folder, api) == []
 
 
@@ -355,10 +355,10 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     project = edited_project
     first, in_use = current(project), weights(project, "in-use")
     assert first["reason"] == "the first model of this pipeline" and in_use != weights(project, "candidate")
-    content = edited(project, promotion={"figure": "pixel_auroc", "tolerance": 0.0, "detectors": ["patch-residual"]})
+    content = edited(project, promotion={"metric": "pixel_auroc", "tolerance": 0.0, "detectors": ["patch-residual"]})
     write_pipelines(project, content)
     state = state_of_retrain(project, api)
-    assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code, figures_small, report_small")
+    assert state.startswith("Kept: patch-residual P-AUROC ") and state.endswith("; ran code, metrics_small, report_small")
     assert "may be worse by more than 0 points" in state
     event = max(events(api, "changepair.kept"), key=lambda one: one["occurred"])
     assert event["payload"]["in use"] == {
@@ -367,7 +367,7 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
         "model": first["candidate"],
         "commit": first["commit"],
     }
-    assert "may be worse" in event["payload"]["reason"] and event["payload"]["figures"]["parts"].keys() >= {"metauas"}
+    assert "may be worse" in event["payload"]["reason"] and event["payload"]["metrics"]["parts"].keys() >= {"metauas"}
     assert current(project) == first and weights(project, "in-use") == in_use
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
@@ -385,7 +385,7 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
         by_hand = run(project, "changepair", "promote", "small")
         assert by_hand.returncode == 0 and re.search(r"in use, by [a-z-]+, [IP]-AUROC", by_hand.stdout), by_hand.stdout + by_hand.stderr
     assert weights(project, "in-use") == weights(project, "candidate") != in_use
-    assert current(project)["figures"] == json.loads((project / "data/evaluation/small/metrics.json").read_text())
+    assert current(project)["metrics"] == json.loads((project / "data/evaluation/small/metrics.json").read_text())
     back = run(project, "changepair", "rollback", "small")
     assert back.returncode == 0 and weights(project, "in-use") == in_use
     assert (current(project)["hash"], current(project)["action"]) == (first["hash"], "rolled back")
@@ -499,7 +499,7 @@ def test_after_a_new_picture_the_model_in_use_is_measured_again(project: Path, a
     state = state_of_retrain(project, api)
     scores = [f"score_small_{detector}" for detector in ("patch-residual", "metauas", "inctrl")]
     assert state.startswith("Promoted: metauas I-AUROC ")
-    assert state.endswith("; ran " + ", ".join(["code", "ingest_parts", "sample_small", *scores, "figures_small", "report_small"]))
+    assert state.endswith("; ran " + ", ".join(["code", "ingest_parts", "sample_small", *scores, "metrics_small", "report_small"]))
     newest = max((item for item in ask(api, "flow_runs") if item["name"] == "retrain small"), key=lambda item: item["start_time"])
     assert "measure model in use of small" in {item["name"] for item in ask(api, "task_runs") if item["flow_run_id"] == newest["id"]}
     assert weights(project, "in-use") == weights(project, "candidate")
@@ -585,7 +585,7 @@ def test_settings_that_ask_for_other_stages_are_planned_anew(project: Path, api:
     assert result.returncode != 0
     assert "changepair: dvc.yaml: was not what pipelines.yaml asks for; it is regenerated, so run the same again" in result.stderr
     assert "inctrl" not in (project / "dvc.yaml").read_text()
-    assert ran(project, api) == ["figures_small", "report_small"]
+    assert ran(project, api) == ["metrics_small", "report_small"]
     assert set(json.loads((project / "data/evaluation/small/metrics.json").read_text())["parts"]) == {"patch-residual", "metauas"}
 
 
@@ -653,31 +653,31 @@ ROWS: dict[str, tuple[Edit, set[str]]] = {
         in_file("tasks/reporting/report.html", "<style>", "<style>\n/* wider */ body { margin: 3rem }"),
         {"report_small"},
     ),
-    "a figure's formula": (in_file("tasks/scoring/figures.py", "counts.level / 2", "counts.level / 3"), {"figures_small", "report_small"}),
+    "a metric's formula": (in_file("tasks/scoring/metrics.py", "counts.level / 2", "counts.level / 3"), {"metrics_small", "report_small"}),
     "a detector's module": (
         in_file("tasks/detectors/inctrl/model.py", "BOTTLENECK = 4", "BOTTLENECK = 8"),
         {"train_small_inctrl", "score_small_inctrl"},
     ),
     "a detector's settings": (
         in_settings("detectors", "inctrl", "resolution", value=96),
-        {"train_small_inctrl", "score_small_inctrl", "figures_small", "report_small"},
+        {"train_small_inctrl", "score_small_inctrl", "metrics_small", "report_small"},
     ),
     "the settings of one that is not trained": (
         in_settings("detectors", "patch-residual", "top_share", value=0.5),
-        {"score_small_patch-residual", "figures_small", "report_small"},
+        {"score_small_patch-residual", "metrics_small", "report_small"},
     ),
-    "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl"}),
+    "a training's settings": (in_settings("training", "inctrl", "epochs", value=3), {"train_small_inctrl", "report_small"}),
     "how InCTRL is trained": (in_file("tasks/detectors/inctrl/train.py", "POOL = 32", "POOL = 16"), {"train_small_inctrl"}),
     "synthesis": (
         in_file("tasks/synthesis/changes.py", "MOST_TRANSPARENT = 0.8", "MOST_TRANSPARENT = 0.7"),
         {"synthesize_small"},
     ),
-    "what the model is chosen by": (in_settings("promotion", value={"figure": "pixel_aupro"}), {"figures_small"}),
+    "what the model is chosen by": (in_settings("promotion", value={"metric": "pixel_aupro"}), {"metrics_small", "report_small"}),
     "how many pictures are shown": (in_settings("evaluation", "shown", value=2), {"report_small"}),
 }
 
 
-QUICK = ("a comment and a docstring everywhere", "a figure's formula", "a detector's module")
+QUICK = ("a comment and a docstring everywhere", "a metric's formula", "a detector's module")
 
 
 @pytest.mark.parametrize("row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
@@ -698,13 +698,13 @@ def test_another_wording_of_the_report_is_there_in_seconds(project: Path, api: s
 @pytest.mark.slow
 def test_another_formula_scores_no_picture_again(project: Path, api: str) -> None:
     before = json.loads((project / "data/evaluation/small/metrics.json").read_text())
-    in_file("tasks/scoring/figures.py", "PRO_LIMIT = 0.3", "PRO_LIMIT = 0.1")(project)
+    in_file("tasks/scoring/metrics.py", "PRO_LIMIT = 0.3", "PRO_LIMIT = 0.1")(project)
     result = run(project, "dvc", "repro", PREFECT_API_URL=api)
-    assert result.returncode == 0 and re.findall(r"Running stage '(.+?)'", result.stdout) == ["code", "figures_small", "report_small"]
+    assert result.returncode == 0 and re.findall(r"Running stage '(.+?)'", result.stdout) == ["code", "metrics_small", "report_small"]
     after = json.loads((project / "data/evaluation/small/metrics.json").read_text())
-    for name, figures in after["parts"].items():
-        assert figures["image_auroc"] == before["parts"][name]["image_auroc"]
-        assert figures["pixel_aupro"] != before["parts"][name]["pixel_aupro"]
+    for name, metrics in after["parts"].items():
+        assert metrics["image_auroc"] == before["parts"][name]["image_auroc"]
+        assert metrics["pixel_aupro"] != before["parts"][name]["pixel_aupro"]
 
 
 @pytest.mark.slow
@@ -729,7 +729,7 @@ def test_a_pipeline_that_trains_nothing_needs_no_sources_and_no_pairs(tmp_path: 
     content["datasets"] = {"packaged": [], "folders": {"parts": {"path": "parts"}}, "objects": {}}
     write_pipelines(folder, content)
     assert "ingest_parts" in ran(folder, api)
-    rows = read_figures(folder / "data/evaluation/small/figures.csv")
+    rows = read_metrics(folder / "data/evaluation/small/metrics.csv")
     assert {(row.detector, row.shots) for row in rows if row.protocol == "class-specific"} == {
         ("as-given", 1),
         ("with-prior", 1),

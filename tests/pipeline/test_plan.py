@@ -149,7 +149,7 @@ def test_a_subset_outdates_its_detectors_scores_and_no_others(tmp_path: Path) ->
 
 def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> None:
     changed = differing(settings_of_stages(tmp_path, {"promotion": {"floor": False}}), settings_of_stages(tmp_path, {}))
-    assert changed == {"figures_small", "report_small"}
+    assert changed == {"metrics_small", "report_small"}
 
 
 def test_an_edit_of_a_section_outdates_the_stages_that_read_it(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_an_edit_of_a_section_outdates_the_stages_that_read_it(tmp_path: Path) -
     for section, expected in (
         ({"synthesis": {"pairs": 9}}, {"synthesize_small", "report_small"}),
         ({"sampling": {"shots": [2]}}, {"sample_small", "report_small"}),
-        ({"evaluation": {"resolution": 32}}, {"figures_small", "report_small"}),
+        ({"evaluation": {"resolution": 32}}, {"metrics_small", "report_small"}),
     ):
         small: dict[str, object] = SMALL["pipelines"]["small"]  # type: ignore[index,assignment]
         [(name, change)] = section.items()
@@ -183,7 +183,7 @@ def test_dvc_notices_a_dvc_yaml_that_pipelines_yaml_does_not_ask_for(tmp_path: P
     file = project / "dvc.yaml"
     planned_text = file.read_text()
     edited = yaml.safe_load(planned_text)
-    edited["stages"]["figures_small"]["deps"].remove("data/scores/small/patch-residual")
+    edited["stages"]["metrics_small"]["deps"].remove("data/scores/small/patch-residual")
     file.write_text(yaml.safe_dump(edited, sort_keys=False))
     assert "plan.yaml" in run(project, "dvc", "status", "code").stdout
     result = run(project, "dvc", "repro", "code")

@@ -39,10 +39,10 @@ def test_a_stage_reads_its_settings_once(project: Path) -> None:
 def test_a_setting_that_is_edited_before_its_stage_starts_refuses_it(project: Path) -> None:
     """DVC records the settings that the stage `code` wrote; a later edit is for the next run."""
     assert run(project, "python", "-m", "changepair.flows.code").returncode == 0
-    with unchanged("figures", "small"):
+    with unchanged("metrics", "small"):
         resolution(project, 512)
     reader._held.clear()
-    with pytest.raises(BadInput, match=r"^pipelines.yaml: \S+resolution was changed after the run began"), unchanged("figures", "small"):
+    with pytest.raises(BadInput, match=r"^pipelines.yaml: \S+resolution was changed after the run began"), unchanged("metrics", "small"):
         pass
 
 
@@ -79,20 +79,20 @@ def measure(*arguments):
 
 
 @pytest.mark.slow
-def test_figures_are_never_recorded_under_settings_that_were_edited_while_they_were_made(project: Path, api: str) -> None:
-    stage = project / "flows/figures.py"
+def test_metrics_are_never_recorded_under_settings_that_were_edited_while_they_were_made(project: Path, api: str) -> None:
+    stage = project / "flows/metrics.py"
     stage.write_text(stage.read_text().replace("from changepair.tasks.scoring.measure import measure\n", EDITING))
     made = run(project, "dvc", "repro", PREFECT_API_URL=api)
     assert made.returncode == 0, made.stderr
-    figures = (project / "data/evaluation/small/figures.csv").read_bytes()
-    edited = run(project, "dvc", "repro", "--force", "--single-item", "figures_small", EDITED="yes", PREFECT_API_URL=api)
+    metrics = (project / "data/evaluation/small/metrics.csv").read_bytes()
+    edited = run(project, "dvc", "repro", "--force", "--single-item", "metrics_small", EDITED="yes", PREFECT_API_URL=api)
     assert edited.returncode == 0, edited.stderr  # by the settings that it began with, and that are recorded
-    assert (project / "data/evaluation/small/figures.csv").read_bytes() == figures
-    early = run(project, "dvc", "repro", "--force", "--single-item", "figures_small", PREFECT_API_URL=api)
+    assert (project / "data/evaluation/small/metrics.csv").read_bytes() == metrics
+    early = run(project, "dvc", "repro", "--force", "--single-item", "metrics_small", PREFECT_API_URL=api)
     assert early.returncode != 0
     assert "pipelines.yaml: pipelines.small.evaluation.resolution was changed after the run began" in early.stderr
     again = run(project, "dvc", "repro", PREFECT_API_URL=api)
-    assert again.returncode == 0 and "Running stage 'figures_small'" in again.stdout, again.stderr
-    recorded = json.loads((project / "data/code/settings/figures_small.json").read_text())
+    assert again.returncode == 0 and "Running stage 'metrics_small'" in again.stdout, again.stderr
+    recorded = json.loads((project / "data/code/settings/metrics_small.json").read_text())
     assert recorded["pipelines.small.evaluation.resolution"] == 32
-    assert (project / "data/evaluation/small/figures.csv").read_bytes() != figures
+    assert (project / "data/evaluation/small/metrics.csv").read_bytes() != metrics

@@ -44,7 +44,7 @@ from changepair.tasks.scoring.batch_scoring import Scoring, score_detector
 from changepair.tasks.scoring.scores import read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
 
-SETTINGS = PatchResidualSettings(resolution=64, stages=(3, 4), top_share=0.02, background=0.5, own=0.6)
+SETTINGS = PatchResidualSettings(resolution=64, stages=(3, 4), top_share=0.02, background=0.5, self_residual=0.6)
 EXAMPLE = ROOT / "docs" / "examples" / "score_with_onnx.py"
 ALONE = "import sys, runpy\nfor name in ('tasks', 'flows', 'torch', 'timm'): sys.modules[name] = None\nsys.argv = sys.argv[1:]\n"
 

@@ -30,7 +30,7 @@ from changepair.tasks.sampling.episodes import EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.score import Contender
-from changepair.tasks.scoring.scores import Work, read_scored
+from changepair.tasks.scoring.scores import ScoresFolder, read_scored
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_picture_gets_the_score_of_the_evaluation(layout: Path, tmp_path: Path
     ingest_folder("parts", layout, licence="own", places=make_places(manifests))
     sample(SamplingSettings(shots=(2,), seeds=(0,), protocols=("class-specific",)), Use((), ("parts",)), manifests=manifests, files=files)
     one = named("packaged")
-    contender = Contender("metric-residual", one.detector.eval(), one.looks.resolution, None, Work(tmp_path / "work"))
+    contender = Contender("metric-residual", one.detector.eval(), one.looks.resolution, None, ScoresFolder(tmp_path / "work"))
     items = list(read_scored(scored([contender], files, tmp_path / "scores")["metric-residual"]))
     for item, episode in zip(items, read_episodes(files.episodes), strict=True):
         scores, maps = Predictor.load().prompt(episode.prompts)(episode.queries, batch_size=3)

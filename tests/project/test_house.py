@@ -79,7 +79,7 @@ def test_a_detector_is_one_folder() -> None:
 
 
 def test_a_stage_uses_what_comes_before_it_only() -> None:
-    """Data flows one way. (Training builds on how pairs are stored, the figures on how scores are, and so on; never the reverse.)"""
+    """Data flows one way. (Training builds on how pairs are stored, the metrics on how scores are, and so on; never the reverse.)"""
     for place, stage in enumerate(STAGES):
         for file in (ROOT / "tasks" / stage).rglob("*.py"):
             used = {name.split(".")[2] for name in imported(file) if name.startswith("changepair.tasks.")}

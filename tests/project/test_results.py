@@ -1,4 +1,4 @@
-"""The committed figures of the quickstart: what docs/pages/results.md claims, and what the baseline has to reach on real solar cells."""
+"""The committed metrics of the quickstart: what docs/pages/results.md claims, and what the baseline has to reach on real solar cells."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import pytest
 from conftest import ROOT
 
-from changepair.tasks.scoring.figures import FIGURES
-from changepair.tasks.scoring.results import ALL, FigureRow, read_figures
+from changepair.tasks.scoring.metrics import METRICS
+from changepair.tasks.scoring.results import ALL, MetricRow, read_metrics
 
 EVALUATION = ROOT / "data/evaluation/quickstart"
-ROWS = read_figures(EVALUATION / "figures.csv")
-OVERALL = {(row.target, row.detector, row.protocol, row.shots, row.figure): row for row in ROWS if row.category == ALL}
+ROWS = read_metrics(EVALUATION / "metrics.csv")
+OVERALL = {(row.target, row.detector, row.protocol, row.shots, row.metric): row for row in ROWS if row.category == ALL}
 TARGETS, DETECTORS = (
     ("elpv", "texture-defects", "digits"),
     ("patch-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl"),
@@ -27,12 +27,12 @@ def test_patch_residual_finds_defective_solar_cells(shots: int, least: float) ->
 
 def test_every_target_detector_protocol_and_shots_is_there() -> None:
     assert set(OVERALL) == {
-        (target, detector, protocol, shots, figure)
+        (target, detector, protocol, shots, metric)
         for target in TARGETS
         for detector in DETECTORS
         for protocol in PROTOCOLS
         for shots in SHOTS
-        for figure in (FIGURES if target == "texture-defects" else FIGURES[:3])
+        for metric in (METRICS if target == "texture-defects" else METRICS[:3])
     }
     for row in ROWS:
         assert 0 <= row.low <= row.high <= 1 and 0 <= row.mean <= 1 and 0 <= row.std <= 0.5 and row.seeds == 3
@@ -43,9 +43,9 @@ def test_the_metrics_are_those_at_one_shot() -> None:
     assert metrics == {
         target: {
             detector: {
-                figure: OVERALL[target, detector, "class-specific", 1, figure].mean
-                for figure in ("image_auroc", "pixel_aupro")
-                if (target, detector, "class-specific", 1, figure) in OVERALL
+                metric: OVERALL[target, detector, "class-specific", 1, metric].mean
+                for metric in ("image_auroc", "pixel_aupro")
+                if (target, detector, "class-specific", 1, metric) in OVERALL
             }
             for detector in DETECTORS
         }
@@ -53,11 +53,11 @@ def test_the_metrics_are_those_at_one_shot() -> None:
     }
 
 
-def percent(row: FigureRow) -> str:
+def percent(row: MetricRow) -> str:
     return f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
 
 
-def test_the_page_of_results_gives_the_committed_figures() -> None:
+def test_the_page_of_results_gives_the_committed_metrics() -> None:
     """Its table has, for each target and detector, class-specific image AUROC at 1, 2, 4 and 8 shots."""
     page = (ROOT / "docs" / "pages" / "results.md").read_text()
     for target in TARGETS:

@@ -13,7 +13,7 @@ import pytest
 
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.decision import PromotionSettings, choose, decide, same_episodes
-from changepair.tasks.scoring.figures import image_figures, tally
+from changepair.tasks.scoring.metrics import image_metrics, tally
 from changepair.tasks.scoring.results import DrawRow, Measure, Measured, draw_rows
 from changepair.tasks.scoring.spread import image_draws, resample
 
@@ -27,10 +27,10 @@ def draws_of(
     images, labels = tuple(str(place) for place in range(120)), tuple(LABELS.astype(int).tolist())
     scores = np.random.default_rng(0).normal(size=120) + shift * LABELS + 0.2 * np.random.default_rng(noise).normal(size=120)
     draws = image_draws(resample(images, labels), LABELS, scores)
-    values = image_figures(tally(scores[LABELS], np.sort(scores[~LABELS])))
-    figures = {name: Measure(float(value), draws[name]) for name, value in values.items()}
+    values = image_metrics(tally(scores[LABELS], np.sort(scores[~LABELS])))
+    metrics = {name: Measure(float(value), draws[name]) for name, value in values.items()}
     episode = Episode(target, "a", "class-specific", 1, 0, prompts, images, labels)
-    return draw_rows([Measured(detector, episode, 120, figures, figures, 120)])  # type: ignore[arg-type]
+    return draw_rows([Measured(detector, episode, 120, metrics, metrics, 120)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_every_detector_must_pass_and_a_new_one_does() -> None:
     assert decide(new, in_use, PromotionSettings(), ["metauas", "winclip"]).promoted
 
 
-def test_a_figure_that_is_not_there_keeps_the_model_in_use() -> None:
-    decision = decide(draws_of(1), draws_of(1), PromotionSettings(figure="pixel_aupro"), ["metauas"])
+def test_a_metric_that_is_not_there_keeps_the_model_in_use() -> None:
+    decision = decide(draws_of(1), draws_of(1), PromotionSettings(metric="pixel_aupro"), ["metauas"])
     assert not decision.promoted and "metauas has no P-AUPRO on these targets" in decision.reason
 
 
@@ -91,7 +91,7 @@ def test_what_was_trained_and_is_worse_than_what_needs_no_training_is_not_what_t
     assert without is not None and without.detector == "inctrl"
     better = choose([*draws_of(1.5), *draws_of(0.3, detector="patch-residual")], PromotionSettings(), trained)
     assert better is not None and better.detector == "metauas" and not better.beneath
-    assert choose(draws, PromotionSettings(figure="pixel_aupro"), trained) is None
+    assert choose(draws, PromotionSettings(metric="pixel_aupro"), trained) is None
 
 
 def test_detectors_are_chosen_by_what_all_of_them_were_measured_on() -> None:

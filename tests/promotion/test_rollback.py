@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -16,10 +17,14 @@ from conftest import commit, run, write_pipelines
 from team import Team, git
 
 from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, in_use_in_turn, read_current, taken_back, write_current
+from changepair.flows.running.records import as_record
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
+from changepair.tasks.common.rows import write_rows
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.store import create_detector, save_model
+from changepair.tasks.scoring.results import DrawRow, read_draws
+from changepair.tasks.scoring.spread import DRAWS
 
 SETTINGS = MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16))
 AUTHOR = {f"GIT_{who}_{what}": "changepair@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -87,7 +92,7 @@ def test_a_model_is_in_turn_though_a_run_was_killed_before_it_wrote_the_history(
             size=1,
             files=1,
             commit="",
-            figures={},
+            metrics={},
             reason="",
         )
         for day in (1, 2)
@@ -108,3 +113,15 @@ def test_where_the_history_cannot_be_read_nothing_is_put_to_use(tmp_path: Path, 
     with pytest.raises(BadInput, match=r"history\.jsonl: line 1: not as it was written"):
         write_current("mine", replace(before, candidate="2" * 32))
     assert read_current("mine") == before
+
+
+def test_records_of_an_earlier_version_are_read_by_their_earlier_names(tmp_path: Path) -> None:
+    """It called a metric a figure, in the history and in the draws."""
+    one = Model("1" * 32 + ".dir", 1, 1, "1" * 32, "", {"a": {"b": {"image_auroc": 0.5}}}, "", "2026-01-01T00:00:00+00:00")
+    text = json.dumps(asdict(one))
+    assert as_record(Model, text.replace('"metrics"', '"figures"')) == one
+    row = DrawRow("parts", "metauas", "class-specific", 1, "image_auroc", "", 0.5, (0.5,) * DRAWS)
+    write_rows(tmp_path / "draws.parquet", DrawRow, [row])
+    table = pq.read_table(tmp_path / "draws.parquet")
+    pq.write_table(table.rename_columns(["figure" if name == "metric" else name for name in table.column_names]), tmp_path / "old.parquet")
+    assert read_draws(tmp_path / "old.parquet") == [row]

@@ -28,20 +28,20 @@ from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.decision import PromotionSettings
-from changepair.tasks.scoring.figures import FIGURES
 from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.metrics import METRICS
 from changepair.tasks.scoring.operating import kinds_of, operating_rows
 from changepair.tasks.scoring.recommendation import recommend
 from changepair.tasks.scoring.results import Results, results_of
 from changepair.tasks.scoring.score import Contender
-from changepair.tasks.scoring.scores import Work, read_scored, read_scores
+from changepair.tasks.scoring.scores import ScoresFolder, read_scored, read_scores
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.training.log import LogLine, write_log
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    """The report of two untrained detectors on real textures, which calls them MVTec AD so that published figures stand beside."""
+    """The report of two untrained detectors on real textures, which calls them MVTec AD so that published metrics stand beside."""
     folder = tmp_path_factory.mktemp("report")
     layout, manifests = make_layout(folder / "parts"), folder / "manifests"
     files = EpisodeFiles.of(folder / "episodes", "small")
@@ -57,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         "patch-residual": create_detector(PatchResidualSettings(resolution=64), encoder),
         "metauas": create_detector(MetaUASSettings(resolution=64, decoder_channels=(16,) * 5), encoder),
     }
-    contenders = [Contender(name, detector.eval(), 64, None, Work(folder / "work" / name)) for name, detector in detectors.items()]
+    contenders = [Contender(name, detector.eval(), 64, None, ScoresFolder(folder / "work" / name)) for name, detector in detectors.items()]
     scores = scored(contenders, files, folder / "scores")
     measured = measure(scores, files, EvaluationSettings(resolution=64))
     results = results_of(measured, protocols_of(files.episodes))
@@ -80,7 +80,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
             {"dvc": "3"},
         ),
         inputs=Inputs(pairs, [models / name for name in ("metauas",)], folder / "inpainter", files.rejected, files.near_duplicates),
-        figures=results.rows,
+        metrics=results.rows,
         comparisons=results.comparisons,
         operating=operating_rows(
             {name: read_scored(place) for name, place in scores.items()},
@@ -107,19 +107,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
 def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     file, results = report
     page = file.read_text()
-    short = page.partition('id="short"')[2].partition('id="figures"')[0]
+    short = page.partition('id="short"')[2].partition('id="metrics"')[0]
     for row in results.rows:
         assert f"{100 * row.mean:.1f} ± {100 * row.std:.1f}<small>{100 * row.low:.1f} to {100 * row.high:.1f}</small>" in page
-    for name in ("ROC of images", "Precision and recall", "PRO: overlap", "Scores of normal and anomalous", "Figures by shots"):
+    for name in ("ROC of images", "Precision and recall", "PRO: overlap", "Scores of normal and anomalous", "Metrics by shots"):
         assert name in page
-    assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a figure by shots each, a training
+    assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a metric by shots each, a training
     gallery = page.count("<figcaption>") - short.count("<figcaption>")
     assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption>") <= 2  # of each detector up to two of each kind
     assert page.count("data:image/jpeg") == page.count("<figcaption>") + 1  # and the contact sheet
     assert all(f"<h3>{kind}</h3>" in page for kind in KINDS) and "the threshold of best F1" in page
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "-S f00d -- dvc.lock" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
-    best = max((row for row in results.rows if row.figure == "image_auroc" and not row.category), key=lambda row: row.mean)
+    best = max((row for row in results.rows if row.metric == "image_auroc" and not row.category), key=lambda row: row.mean)
     assert f"use <strong>{best.detector} with 1 normal picture</strong>" in short  # two are no better by a point
     assert "All 2 categories have a threshold, for 33 % false alarms" in short  # two normal test pictures each
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
@@ -135,11 +135,11 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert markdown(results.rows).count("\n| parts |") == 8
 
 
-def test_published_figures_stand_beside_the_same_protocol_and_resolution_only() -> None:
+def test_published_metrics_stand_beside_the_same_protocol_and_resolution_only() -> None:
     assert [row.name for row in beside("mvtec-ad", 256, [("class-specific", 1)])] == ["MetaUAS, 256", "MetaUAS, retrained by others"]
     assert beside("mvtec-ad", 256, [("class-specific", 2)]) == beside("elpv", 256, [("class-specific", 1)]) == []
     assert beside("mvtec-ad", 512, [("class-specific", 1)]) == [] and len(beside("visa", 512, [("class-specific", 1)])) == 1
-    assert all(set(row.figures) == set(FIGURES) and row.source for row in PUBLISHED)
+    assert all(set(row.metrics) == set(METRICS) and row.source for row in PUBLISHED)
 
 
 def test_the_curves_are_tables_that_dvc_draws(report: tuple[Path, Results]) -> None:
@@ -150,7 +150,7 @@ def test_the_curves_are_tables_that_dvc_draws(report: tuple[Path, Results]) -> N
         "pr": "target,detector,shots,recall,precision",
         "pro": "target,detector,shots,false_positive_rate,overlap",
         "roc": "target,detector,shots,false_positive_rate,true_positive_rate",
-        "shots": "target,detector,figure,low,high,shots,mean",
+        "shots": "target,detector,metric,low,high,shots,mean",
     }
     assert "nan" not in "".join(table.read_text() for table in (file.parent / "curves").iterdir()).lower()
 
@@ -180,7 +180,7 @@ def test_it_opens_in_a_browser_without_an_error_and_without_asking_for_anything(
             "return [...document.querySelectorAll('*')]"
             ".filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible')"
         )
-        if width < 600:  # readable on a phone: nothing scrolls sideways, and the first screen has the figure and a picture
+        if width < 600:  # readable on a phone: nothing scrolls sideways, and the first screen has the metric and a picture
             assert driver.execute_script(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
             driver.execute_script("scrollTo(0, 0)")
             verdict, picture = (driver.find_element("css selector", f".verdict {part}").rect for part in ("strong", "img"))

@@ -173,8 +173,8 @@ def test_two_machines_and_a_store_make_what_one_machine_makes(retrained: Path, t
     lock, expected = (yaml.safe_load((one / "dvc.lock").read_text())["stages"] for one in (folder, retrained))
     for stage in ("ingest_sample-photos", "synthesize_small", "train_small_metauas", "train_small_inctrl"):
         assert lock[stage]["outs"] == expected[stage]["outs"], stage
-    figures = "data/evaluation/small/figures.csv"
-    assert (folder / figures).read_bytes() == (retrained / figures).read_bytes()
+    metrics = "data/evaluation/small/metrics.csv"
+    assert (folder / metrics).read_bytes() == (retrained / metrics).read_bytes()
     for task, count in (("look at pictures", 2), ("make shard", 3), ("score ", 6)):
         shares = [done_by(folder, worker, task) for worker in ("first", "second")]
         assert sum(shares) >= count, (task, shares)

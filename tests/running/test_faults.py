@@ -30,7 +30,7 @@ OF_TINY = (
     "inpainter_small",
     "synthesize_small",
     "score_small_patch-residual",
-    "figures_small",
+    "metrics_small",
     "report_small",
 )
 RETRAIN = ("changepair", "retrain", "small")

@@ -82,11 +82,11 @@ def test_a_retrain_is_kept_in_postgresql(postgresql: int, tmp_path: Path) -> Non
         assert result.returncode == 0, result.stderr
         runs = {item["name"]: item for item in ask(api, "flow_runs")}
     assert not (tmp_path / "prefect" / "prefect.db").exists()
-    parents = {runs[name]["parent_task_run_id"] for name in ("sample small", "figures small")}
+    parents = {runs[name]["parent_task_run_id"] for name in ("sample small", "metrics small")}
     asked = "select count(*) from flow_run where state_type = 'COMPLETED'"
     query = ["psql", "-h", "127.0.0.1", "-p", str(postgresql), "-U", "prefect", "-d", "prefect", "-tAc", asked]
     answer = subprocess.run(query, check=True, capture_output=True, text=True, env={**os.environ, "PGPASSWORD": PASSWORD})
-    # The run itself and a run each of ingest, sample, inpainter, synthesize, score, figures and report.
+    # The run itself and a run each of ingest, sample, inpainter, synthesize, score, metrics and report.
     assert int(answer.stdout) == len(runs) == 8 and None not in parents
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file

@@ -27,7 +27,7 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings
 from changepair.tasks.synthesis.settings import SynthesisSettings
-from changepair.tasks.training.loop import Examples, Places, Trained
+from changepair.tasks.training.loop import Examples, Trained, TrainingFolders
 from changepair.tasks.training.processes import Job, count_of, train
 from changepair.tasks.training.settings import PairTrainingSettings
 from changepair.tasks.training.step import SharedBatchNorm, share_statistics
@@ -45,7 +45,9 @@ def pairs(layout: Path) -> Path:
 def job(pairs: Path, name: str, detector: Any = METAUAS, settings: PairTrainingSettings = SETTINGS) -> Job:
     examples = Examples(pairs, SYNTHESIS.augmentation)
     folder = pairs.parent / name
-    return Job("changepair.tasks.detectors.train", detector, settings, examples, Places(folder, folder.with_suffix(".checkpoints")), 0)
+    return Job(
+        "changepair.tasks.detectors.train", detector, settings, examples, TrainingFolders(folder, folder.with_suffix(".checkpoints")), 0
+    )
 
 
 def losses(job: Job) -> list[float]:

@@ -28,16 +28,16 @@ from changepair.tasks.common.errors import BadInput
 
 pytestmark = pytest.mark.attack
 OFTEN = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}  # seconds between two looks for what is due, ten by default
-FIGURES = Path("data/evaluation/small/metrics.json")
+METRICS = Path("data/evaluation/small/metrics.json")
 
 
-def retrain(place: Workspace, figure: str) -> None:
-    """What a scheduled run does with Git, with a figure as the result that another model would have."""
+def retrain(place: Workspace, metric: str) -> None:
+    """What a scheduled run does with Git, with a metric as the result that another model would have."""
     revision = workspace.prepare(place, "main", print)
-    file = place.folder / FIGURES
+    file = place.folder / METRICS
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(figure)
-    workspace.commit_results(place, revision, figure, promoted=True)
+    file.write_text(metric)
+    workspace.commit_results(place, revision, metric, promoted=True)
     workspace.send_results(place)
 
 
@@ -51,12 +51,12 @@ def test_nothing_of_a_fork_reaches_the_origin(tmp_path: Path, results: Any) -> N
     """A run of a fork between two ordinary ones is refused, and the second ordinary one goes on from the first."""
     origin, fork = repository(tmp_path / "origin", "ours: 1"), repository(tmp_path / "fork", "forked: 1")
     ordinary, forked = (Workspace(tmp_path / "workspaces", "small", str(one), results, None, 60) for one in (origin, fork))
-    retrain(ordinary, "first figure")
+    retrain(ordinary, "first metric")
     with pytest.raises(BadInput, match=r"is the workspace of .*origin\.git, not of .*fork\.git"):
-        retrain(forked, "forked figure")
-    retrain(ordinary, "second figure")
-    assert "forked" not in everything(origin) and "second figure" in everything(origin)
-    assert everything(fork).count("figure") == 0
+        retrain(forked, "forked metric")
+    retrain(ordinary, "second metric")
+    assert "forked" not in everything(origin) and "second metric" in everything(origin)
+    assert everything(fork).count("metric") == 0
     newest = "changepair/small" if results == "branch" else "changepair/small/2"
     assert git(origin, "rev-parse", f"{newest}^1") != git(origin, "rev-parse", "main")  # its parent are the first results
 
@@ -64,22 +64,22 @@ def test_nothing_of_a_fork_reaches_the_origin(tmp_path: Path, results: Any) -> N
 def test_results_of_a_fork_that_came_first_are_not_adopted(tmp_path: Path) -> None:
     origin, fork = repository(tmp_path / "origin", "ours: 1"), repository(tmp_path / "fork", "forked: 1")
     ordinary, forked = (Workspace(tmp_path / "workspaces", "small", str(one), "branch", None, 60) for one in (origin, fork))
-    retrain(forked, "forked figure")
+    retrain(forked, "forked metric")
     before = everything(origin)
     with pytest.raises(BadInput, match="move it away"):
-        retrain(ordinary, "first figure")
+        retrain(ordinary, "first metric")
     assert everything(origin) == before
     shutil.move(forked.folder, tmp_path / "away")
-    retrain(ordinary, "first figure")
-    assert "forked" not in everything(origin) and "first figure" in everything(origin)
+    retrain(ordinary, "first metric")
+    assert "forked" not in everything(origin) and "first metric" in everything(origin)
 
 
 def test_a_workspace_of_the_same_origin_is_kept_however_its_address_is_written(tmp_path: Path) -> None:
     origin = repository(tmp_path / "origin", "ours: 1")
     (tmp_path / "link").symlink_to(origin)
     for number, address in enumerate((str(origin), f"{origin}/", str(tmp_path / "link"))):
-        retrain(Workspace(tmp_path / "workspaces", "small", address, "branch", None, 60), f"figure {number}")
-    assert git(origin, "log", "--first-parent", "--format=%s", "changepair/small").splitlines()[:3] == ["figure 2", "figure 1", "figure 0"]
+        retrain(Workspace(tmp_path / "workspaces", "small", address, "branch", None, 60), f"metric {number}")
+    assert git(origin, "log", "--first-parent", "--format=%s", "changepair/small").splitlines()[:3] == ["metric 2", "metric 1", "metric 0"]
 
 
 @pytest.fixture(scope="module")
@@ -161,20 +161,20 @@ def test_a_worker_runs_the_code_of_the_repositories_that_its_environment_names(p
 def test_what_a_user_wrote_in_the_local_configuration_of_a_workspace_is_kept(tmp_path: Path) -> None:
     """It is where the keys of a store belong, and no run may take them away."""
     place = Workspace(tmp_path / "workspaces", "small", str(repository(tmp_path / "origin", "ours: 1")), "branch", None, 60)
-    retrain(place, "first figure")
+    retrain(place, "first metric")
     for command in (
         "remote add --local store s3://there/store",
         "remote modify --local store read_timeout 7",
         "config --local cache.type symlink",
     ):
         assert run(place.folder, "dvc", *command.split()).returncode == 0
-    retrain(place, "second figure")
+    retrain(place, "second metric")
     told = run(place.folder, "dvc", "config", "--list", "--local").stdout.splitlines()
     assert {"remote.store.url=s3://there/store", "remote.store.read_timeout=7", "cache.type=symlink"} <= set(told)
     assert f"cache.dir={tmp_path}/workspaces/cache" in told
     (place.folder / ".dvc/config.local").write_text("[cache\n")
     with pytest.raises(BadInput, match=r"config\.local: DVC cannot read its configuration .*; repair it"):
-        retrain(place, "third figure")
+        retrain(place, "third metric")
 
 
 def test_a_run_of_a_work_pool_of_ours_chooses_neither_its_command_nor_its_environment(api: str) -> None:

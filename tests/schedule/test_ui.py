@@ -66,7 +66,7 @@ def test_a_run_shows_its_stages_in_order_each_linked_to_its_own_run(team: Team) 
         "ingest parts",
         *(f"{stage} small" for stage in ("sample", "inpainter", "synthesize")),
         "score small patch-residual",
-        "figures small",
+        "metrics small",
         "report small",
         "promotion gate small",
     ]
@@ -90,11 +90,11 @@ def test_the_run_page_in_a_browser(team: Team, tmp_path: Path) -> None:
         shown = page(driver, f"{url}/runs/flow-run/{first['id']}", "Finished in state Ran('report_small")
         assert "Promoted" in shown and "Subflow Runs" in shown
         screenshot(driver, tmp_path, "ui-run")
-        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "figures_small" and item["flow_run_id"] == first["id"])
-        page(driver, f"{url}/runs/task-run/{task['id']}", "figures_small")
+        task = next(item for item in ask(team.api, "task_runs") if item["name"] == "metrics_small" and item["flow_run_id"] == first["id"])
+        page(driver, f"{url}/runs/task-run/{task['id']}", "metrics_small")
         driver.find_elements(By.XPATH, "//*[text()='Artifacts']")[-1].click()
         own = next(item for item in ask(team.api, "flow_runs") if item["parent_task_run_id"] == task["id"])
-        links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of figures small")]  # noqa: E731
+        links = lambda: [link.get_attribute("href") for link in driver.find_elements(By.LINK_TEXT, "run of metrics small")]  # noqa: E731
         wait_until(lambda: links() == [f"{url}/runs/flow-run/{own['id']}"], what="the link to the stage's run")
         assert all(asked.startswith((url, "blob:")) for asked in requests(driver)), set(requests(driver))
 
@@ -106,8 +106,8 @@ def test_an_artifact_and_its_versions_in_a_browser(team: Team, tmp_path: Path) -
     assert len(versions) == 2
     with browser(tmp_path / "profile", **PAGE) as driver:
         log_in(driver, url, AUTHENTICATION)
-        shown = page(driver, f"{url}/artifacts/key/small-results", "figures small")
-        assert shown.count("figures small") == 2
+        shown = page(driver, f"{url}/artifacts/key/small-results", "metrics small")
+        assert shown.count("metrics small") == 2
         shown = page(driver, f"{url}/artifacts/artifact/{versions[0]['id']}", "patch-residual")
         assert "class-specific" in shown and "±" in shown
         screenshot(driver, tmp_path, "ui-artifact")

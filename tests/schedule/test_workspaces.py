@@ -27,17 +27,17 @@ def test_a_worker_of_a_pool_retrains_in_a_clean_clone_and_commits_the_results(te
     assert changed == {
         "dvc.lock",
         *(f"{models}/{name}" for name in ("current", "history.jsonl", "in-use.dvc")),
-        *(f"{evaluation}/{name}" for name in ("metrics.json", "figures.csv")),
+        *(f"{evaluation}/{name}" for name in ("metrics.json", "metrics.csv")),
     }
     assert not (team.project / "data").exists()  # nothing was done in the checkout that deployed
 
 
 def test_a_new_revision_builds_on_the_last_results(team: Team) -> None:
-    """In the second run all was up to date but the figures, whose resolution is another, and the report."""
+    """In the second run all was up to date but the metrics, whose resolution is another, and the report."""
     first, revision = git(team.origin, "rev-parse", "changepair/small^1", "changepair/small^2").split()
     assert revision == git(team.origin, "rev-parse", "main") == team.second and first != team.first
     second = max((item for item in team.runs if item["name"] == "retrain small"), key=lambda item: item["created"])
-    assert second["state"]["message"].endswith("; ran code, figures_small, report_small")
+    assert second["state"]["message"].endswith("; ran code, metrics_small, report_small")
 
 
 def test_a_run_is_reproduced_by_checking_out_its_results(team: Team) -> None:
@@ -52,7 +52,7 @@ def test_the_child_runs_are_linked_from_the_tasks_that_started_them(team: Team) 
             parents.setdefault(item["name"], set()).add(flow_run_of[item["parent_task_run_id"]])
     ids = {name: {item["id"] for item in team.runs if item["name"] == name} for name in ("small at main", "retrain small")}
     assert parents["retrain small"] == ids["small at main"] and len(ids["small at main"]) == 2
-    for name in ("ingest parts", "score small patch-residual", "figures small"):
+    for name in ("ingest parts", "score small patch-residual", "metrics small"):
         assert parents[name] <= ids["retrain small"]
 
 

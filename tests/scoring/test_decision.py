@@ -44,14 +44,14 @@ from changepair.tasks.scoring.results import (
     DRAWS_NAME,
     ComparisonRow,
     DrawRow,
-    FigureRow,
     Measure,
     Measured,
+    MetricRow,
     results_of,
     write_results,
 )
 from changepair.tasks.scoring.score import Contender
-from changepair.tasks.scoring.scores import Scored, Work, read_scored
+from changepair.tasks.scoring.scores import Scored, ScoresFolder, read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.scoring.spread import DRAWS, image_draws
 
@@ -89,7 +89,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample(SamplingSettings(shots=(1, 2), seeds=(3, 4)), Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
         own = PatchResidualSettings(resolution=64, top_share=0.05)
         detector = create_detector(own, build_encoder(own.encoder, 64)).eval()
-        scores = scored([Contender("patch-residual", detector, 64, None, Work(Path("work")))], files, Path("data/scores/line-3"))
+        scores = scored([Contender("patch-residual", detector, 64, None, ScoresFolder(Path("work")))], files, Path("data/scores/line-3"))
         results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
         write_results(Path("data/evaluation/line-3"), results)
         items = {name: list(read_scored(place)) for name, place in scores.items()}
@@ -244,8 +244,8 @@ def episode(target: str, protocol: str, shots: int, *, category: str = "cup", pr
     return Episode(target, category, protocol, shots, seed, prompting, queries, LABELS)
 
 
-def draw(target: str, protocol: str, shots: int, value: float, detector: str = "one", figure: str = "image_auroc") -> DrawRow:
-    return DrawRow(target, detector, protocol, shots, figure, "", value, ())
+def draw(target: str, protocol: str, shots: int, value: float, detector: str = "one", metric: str = "image_auroc") -> DrawRow:
+    return DrawRow(target, detector, protocol, shots, metric, "", value, ())
 
 
 def decided(
@@ -320,7 +320,7 @@ def test_anomalous_pictures_alone_set_no_threshold(empty: Path) -> None:
 
 def test_without_the_metric_none_of_several_detectors_is_recommended(empty: Path) -> None:
     one = [episode("a", "class-specific", 1)]
-    assert decided(one, [draw("a", "class-specific", 1, 0.9)], names=("one", "other"), figure="pixel_aupro") == Recommendation("", None, ())
+    assert decided(one, [draw("a", "class-specific", 1, 0.9)], names=("one", "other"), metric="pixel_aupro") == Recommendation("", None, ())
     chosen = decided(one, [draw("a", "class-specific", 1, 0.9, name) for name in ("one", "other")], names=("one", "other"))
     assert chosen.detector == "one" and str(chosen) == "one, I-AUROC 90.0 %"
 
@@ -369,20 +369,20 @@ def test_a_name_is_a_category_a_target_or_both(empty: Path) -> None:
     }  # fmt: skip
 
 
-def figure(detector: str, mean: float, name: str = "image_auroc") -> FigureRow:
-    return FigureRow("a", "", detector, "class-specific", 1, name, mean, 0.0, mean - 0.02, mean + 0.02, 1, 4)
+def metric(detector: str, mean: float, name: str = "image_auroc") -> MetricRow:
+    return MetricRow("a", "", detector, "class-specific", 1, name, mean, 0.0, mean - 0.02, mean + 0.02, 1, 4)
 
 
 def test_the_advice_follows_the_decision_and_names_a_detector_that_is_clearly_better_on_one_target(empty: Path) -> None:
     recommendation = decided([episode("a", "class-specific", 1)], [draw("a", "class-specific", 1, 0.9)])
-    figures = [figure("one", 0.9), figure("one", 0.7, "pixel_aupro"), figure("other", 0.97)]
+    metrics = [metric("one", 0.9), metric("one", 0.7, "pixel_aupro"), metric("other", 0.97)]
     operating = [
         OperatingRow("a", "", name, "class-specific", shots, kind, 0.01, 0.5, 0.1, 0.0, 0.2, 10)
         for name in ("one", "other")
         for shots in (1, 4)
         for kind in ("", "good", "zig", "hole")
     ]
-    [advice] = advice_of(recommendation, figures, operating)
+    [advice] = advice_of(recommendation, metrics, operating)
     assert advice.what == "one with 1 normal picture" and advice.how_good == "Image AUROC 90.0 % (88.0 to 92.0), AUPRO 70.0 %."
     assert list(advice.kinds) == ["good", "hole", "zig", ""] and advice.kinds["good"]["other"].shots == 1
     assert "threshold is 0.300005, for 25 % false alarms. 3 normal test pictures set it" in advice.at_the_threshold
@@ -390,7 +390,7 @@ def test_the_advice_follows_the_decision_and_names_a_detector_that_is_clearly_be
     assert advice.command("line-3") == "changepair predict --model line-3 part.png"
     for low, told in ((0.01, True), (-0.01, False)):
         compared = [ComparisonRow("a", "class-specific", 1, "image_auroc", "one", "other", -0.07, -0.1, -low, 0.01, 4)]
-        steps = next_steps(advice, "line-3", figures, compared, [])
+        steps = next_steps(advice, "line-3", metrics, compared, [])
         assert any("changepair predict --model line-3/other --prompt normal.png part.png" in step for step in steps) == told
     assert "Add normal test pictures: 3 cannot promise less than 25 % false alarms; 1 % needs 99." in steps
 
@@ -403,7 +403,7 @@ def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_score
     settings = SamplingSettings(shots=(0,), seeds=(0,), protocols=("class-specific",))
     sample(settings, Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
     detector = create_detector(own, build_encoder(own.encoder, 64)).eval()
-    scores = scored([Contender("winclip", detector, 64, None, Work(Path("work")))], files, Path("data/scores/words"))
+    scores = scored([Contender("winclip", detector, 64, None, ScoresFolder(Path("work")))], files, Path("data/scores/words"))
     results = results_of(measure(scores, files, EvaluationSettings(resolution=64)), protocols_of(files.episodes))
     items = {name: list(read_scored(place)) for name, place in scores.items()}
     recommendation = recommend(results.draws, results.shared, read_episodes(files.episodes), items, PromotionSettings(), [])

@@ -38,12 +38,12 @@ from changepair.tasks.reporting.galleries import KINDS, best_threshold, caption,
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, protocols_of, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
-from changepair.tasks.scoring.figures import FIGURES, PIXEL_FIGURES
 from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.metrics import METRICS, PIXEL_METRICS
 from changepair.tasks.scoring.pixels import PixelScores, truth_of
-from changepair.tasks.scoring.results import ALL, Measure, Measured, figure_rows, read_draws, read_figures, results_of, table, write_results
+from changepair.tasks.scoring.results import ALL, Measure, Measured, metric_rows, read_draws, read_metrics, results_of, table, write_results
 from changepair.tasks.scoring.score import Contender, score
-from changepair.tasks.scoring.scores import Work, read_scored, read_scores
+from changepair.tasks.scoring.scores import ScoresFolder, read_scored, read_scores
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.scoring.spread import DRAWS
 
@@ -67,14 +67,14 @@ def detectors() -> list[Contender]:
     encoder = build_encoder(EncoderSettings(), 64)
     patch = create_detector(PatchResidualSettings(resolution=64, top_share=0.01), encoder).eval()
     metauas = create_detector(MetaUASSettings(resolution=64, decoder_channels=(16, 16, 16, 16, 16)), encoder).eval()
-    nowhere = Work(Path("nowhere"))
+    nowhere = ScoresFolder(Path("nowhere"))
     return [Contender("patch-residual", patch, 64, None, nowhere), Contender("metauas", metauas, 64, 3, nowhere)]
 
 
 @pytest.fixture
 def contenders(detectors: list[Contender], tmp_path: Path) -> list[Contender]:
     """Two of one encoder; MetaUAS scores three of each four queries."""
-    return [replace(contender, work=Work(tmp_path / "work" / contender.name)) for contender in detectors]
+    return [replace(contender, work=ScoresFolder(tmp_path / "work" / contender.name)) for contender in detectors]
 
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_of_the_same_prompts_a_detector_concludes_once(layout: Path, tmp_path: P
             return super().conclude(*arguments, **more)  # type: ignore[arg-type]
 
     detector = Counted(build_encoder(EncoderSettings(), 64)).eval()
-    folder = scored([Contender("patch-residual", detector, 64, None, Work(tmp_path / "work"))], files, tmp_path / "scores")[
+    folder = scored([Contender("patch-residual", detector, 64, None, ScoresFolder(tmp_path / "work"))], files, tmp_path / "scores")[
         "patch-residual"
     ]
     assert len(calls) == 2 * 2  # seeds, shots
@@ -145,7 +145,7 @@ def test_of_the_same_prompts_a_detector_concludes_once(layout: Path, tmp_path: P
 def test_a_detector_scored_along_is_found_scored(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
     """One is scored in one pass with another, and its artifact made later, with an encoder that must not be asked."""
     apart = scored(contenders, files, tmp_path / "apart")
-    again = [replace(contender, work=Work(tmp_path / "along" / contender.name)) for contender in contenders]
+    again = [replace(contender, work=ScoresFolder(tmp_path / "along" / contender.name)) for contender in contenders]
     patch, metauas = again
     score(again, files, {patch.name: tmp_path / "scores" / patch.name}, batch_size=3, device=CPU)
     assert not (tmp_path / "scores" / metauas.name).exists()
@@ -170,7 +170,7 @@ def test_stopped_scoring_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
     batch_sizes: tuple[int, int],
 ) -> None:
-    whole = scored([replace(one, work=Work(tmp_path / "whole" / one.name)) for one in contenders], files, tmp_path / "whole-scores")
+    whole = scored([replace(one, work=ScoresFolder(tmp_path / "whole" / one.name)) for one in contenders], files, tmp_path / "whole-scores")
     folders = {contender.name: tmp_path / "scores" / contender.name for contender in contenders}
     shares: list[float] = []
 
@@ -204,17 +204,17 @@ def test_an_episode_too_large_to_hold_is_counted_into_histograms(
     exact = measured(folders, files)
     monkeypatch.setattr("changepair.tasks.scoring.measure.HELD_SCORES", 4 * 4 * 64 * 64 - 1)
     for one, other in zip(exact, measured(folders, files), strict=True):
-        assert one.episode == other.episode and one.figures["image_auroc"].value == other.figures["image_auroc"].value
-        for name in PIXEL_FIGURES:
-            assert other.figures[name].value == pytest.approx(one.figures[name].value, abs=2e-3)
+        assert one.episode == other.episode and one.metrics["image_auroc"].value == other.metrics["image_auroc"].value
+        for name in PIXEL_METRICS:
+            assert other.metrics[name].value == pytest.approx(one.metrics[name].value, abs=2e-3)
     [scored_first, *_rest] = read_scored(folders["patch-residual"])
     maps = upsample(torch.from_numpy(np.array(scored_first.maps)), (64, 64)).numpy()
     masks = [np.zeros((64, 64), dtype=bool), *[np.pad(np.ones((20, 20), dtype=bool), ((0, 44), (0, 44)))] * 3]
     rooms = [PixelScores(maps.size, exact=exactly) for exactly in (True, False)]
     for room in rooms:
         room.add(maps, truth_of(masks, (64, 64)))
-    bounds, figures = bounds_of(rooms[1]), rooms[0].figures("exact")
-    assert all(low - 1e-6 <= figures[name] <= high + 1e-6 for name, (low, high) in bounds.items())
+    bounds, metrics = bounds_of(rooms[1]), rooms[0].metrics("exact")
+    assert all(low - 1e-6 <= metrics[name] <= high + 1e-6 for name, (low, high) in bounds.items())
 
 
 def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles, contenders: list[Contender], tmp_path: Path) -> None:
@@ -239,12 +239,12 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         "image_auroc",
         "pixel_aupro",
     }
-    rows = read_figures(tmp_path / "figures.csv")
+    rows = read_metrics(tmp_path / "metrics.csv")
     assert rows == results.rows
-    assert len(rows) == 2 * 2 * 3 * 3 * 7  # detectors, protocols, shots; both categories and all; figures
+    assert len(rows) == 2 * 2 * 3 * 3 * 7  # detectors, protocols, shots; both categories and all; metrics
     for row in rows:
         assert 0 <= row.low <= row.high <= 1 and 0 <= row.mean <= 1 and row.seeds == 2
-    overall = {(row.detector, row.protocol, row.shots, row.figure): row for row in rows if row.category == ALL}
+    overall = {(row.detector, row.protocol, row.shots, row.metric): row for row in rows if row.category == ALL}
     assert overall["patch-residual", "class-specific", 4, "pixel_auroc"].mean > 0.8  # an inverted rectangle in real textures is found
     assert overall["metauas", "class-specific", 4, "pixel_auroc"].queries == 6 and [
         (line["detector"], line["shots"]) for line in table(rows) if line["protocol"] == "class-specific"
@@ -265,10 +265,10 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
         if item.detector == "patch-residual"
         and (item.episode.category, item.episode.protocol, item.episode.shots, item.episode.seed) == ("bricks", "class-specific", 1, 0)
     )
-    assert of_first.figures["image_auroc"].value == pytest.approx(again)
+    assert of_first.metrics["image_auroc"].value == pytest.approx(again)
 
     # MetaUAS scores three of each four queries: compared on those.
-    compared = next(row for row in results.comparisons if (row.protocol, row.shots, row.figure) == ("class-specific", 1, "image_auroc"))
+    compared = next(row for row in results.comparisons if (row.protocol, row.shots, row.metric) == ("class-specific", 1, "image_auroc"))
     assert (compared.detector, compared.other, compared.queries) == ("patch-residual", "metauas", 6)
     assert of_first.shared_queries == 3 and compared.low <= compared.difference <= compared.high
     values = [
@@ -283,7 +283,7 @@ def test_a_target_is_measured_and_its_tables_are_written(files: EpisodeFiles, co
     ]
     assert compared.difference == pytest.approx(values[0] - values[1], abs=1e-6)
     draws = read_draws(tmp_path / "draws.parquet")
-    row = next(row for row in draws if (row.detector, row.protocol, row.shots, row.figure) == ("metauas", "class-agnostic", 2, "pixel_ap"))
+    row = next(row for row in draws if (row.detector, row.protocol, row.shots, row.metric) == ("metauas", "class-agnostic", 2, "pixel_ap"))
     assert np.quantile(row.draws, [0.025, 0.975]) == pytest.approx(
         [overall["metauas", "class-agnostic", 2, "pixel_ap"].low, overall["metauas", "class-agnostic", 2, "pixel_ap"].high], abs=1e-5
     )
@@ -319,7 +319,7 @@ def test_the_threshold_is_where_f1_is_best(labels: list[int], scores: list[float
     assert best_threshold(np.array(labels) == 1, np.array(scores)) == pytest.approx(threshold)
 
 
-def test_pixel_figures_are_absent_where_there_are_no_masks(
+def test_pixel_metrics_are_absent_where_there_are_no_masks(
     files: EpisodeFiles, contenders: list[Contender], layout: Path, tmp_path: Path
 ) -> None:
     for truth in layout.rglob("ground_truth"):
@@ -329,31 +329,31 @@ def test_pixel_figures_are_absent_where_there_are_no_masks(
     sample(SamplingSettings(shots=(1,), seeds=(0,)), Use(("other",), ("parts",)), manifests=manifests, files=files)
     folders = scored(contenders, files, tmp_path / "scores")
     every = measured(folders, files)
-    assert all(set(item.figures) == set(FIGURES[:3]) for item in every)
-    assert all(row["pixel_auroc"] == "" for row in table(figure_rows(every)))
+    assert all(set(item.metrics) == set(METRICS[:3]) for item in every)
+    assert all(row["pixel_auroc"] == "" for row in table(metric_rows(every)))
     [gallery] = galleries_of(folders, files, 2)
     assert len(gallery.overlays) == 4 and all(set(shown.maps) == {"patch-residual", "metauas"} for shown in gallery.overlays)
 
 
-def measured_as(detector: str, category: str, seed: int, **figures: float) -> Measured:
+def measured_as(detector: str, category: str, seed: int, **metrics: float) -> Measured:
     episode = Episode("parts", category, "class-specific", 1, seed, (), ("q",), (1,))
-    measures = {name: Measure(value, np.full(DRAWS, value, dtype=np.float32)) for name, value in figures.items()}
+    measures = {name: Measure(value, np.full(DRAWS, value, dtype=np.float32)) for name, value in metrics.items()}
     return Measured(detector, episode, 4, measures, measures, 4)  # type: ignore[arg-type]
 
 
-def test_a_figure_is_the_mean_over_categories_and_its_spread_over_seeds() -> None:
+def test_a_metric_is_the_mean_over_categories_and_its_spread_over_seeds() -> None:
     every = [
         measured_as("metauas", category, seed, image_auroc=value)
         for category, seed, value in (("a", 0, 0.5), ("b", 0, 0.7), ("a", 1, 0.9), ("b", 1, 0.7))
     ]
-    overall, first, second = figure_rows(every)
+    overall, first, second = metric_rows(every)
     assert (overall.category, overall.mean, overall.std, overall.seeds, overall.queries) == (ALL, 0.7, 0.1, 2, 8)
     assert (first.category, first.mean, second.category, second.mean) == ("a", 0.7, "b", 0.7)
 
 
-def test_a_figure_some_categories_lack_is_the_mean_over_those_that_have_it() -> None:
+def test_a_metric_some_categories_lack_is_the_mean_over_those_that_have_it() -> None:
     every = [measured_as("metauas", "a", 0, image_auroc=0.5, pixel_auroc=0.9), measured_as("metauas", "b", 0, image_auroc=0.7)]
-    rows = {(row.category, row.figure): row.mean for row in figure_rows(every)}
+    rows = {(row.category, row.metric): row.mean for row in metric_rows(every)}
     assert rows == {
         (ALL, "image_auroc"): 0.6,
         (ALL, "pixel_auroc"): 0.9,
@@ -377,7 +377,9 @@ def test_without_prompts_only_a_detector_that_needs_none_is_measured(
     episodes = read_episodes(files.episodes)
     assert sum(episode.shots == 0 for episode in episodes) == 2  # one a category
     settings = WinCLIPSettings(encoder=EncoderSettings("open_clip", make_clip(tmp_path / "clip"), "hub"), resolution=64)
-    winclip = Contender("winclip", create_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None, Work(tmp_path / "work"))
+    winclip = Contender(
+        "winclip", create_detector(settings, build_encoder(settings.encoder, 64)).eval(), 64, None, ScoresFolder(tmp_path / "work")
+    )
     folders = scored([*contenders, winclip], files, tmp_path / "scores")
     counted = {(item.detector, item.episode.shots) for item in measured(folders, files)}
     rows = read_scores(folders["winclip"]).to_pylist()
@@ -421,17 +423,17 @@ def test_one_vs_all_is_measured_with_the_protocols_labels(files: EpisodeFiles, c
     assert {item.episode.category for item in every} == {"bricks", "stones"} and all(item.queries == 8 for item in every)
     rows = [row for row in read_scores(folders["patch-residual"]).to_pylist() if row["category"] == "bricks"]
     assert all(row["label"] == 1 for row in rows if "/stones/" in row["image"]) and sum(row["label"] == 0 for row in rows) == 2
-    assert min(item.figures["image_auroc"].value for item in every) > 0.8
+    assert min(item.metrics["image_auroc"].value for item in every) > 0.8
 
 
 def test_a_mean_says_over_how_many_categories_it_is_where_some_have_no_such_metric() -> None:
     draws = np.full(DRAWS, 0.5, dtype=np.float32)
     images, pixels = ({name: Measure(value, draws)} for name, value in (("image_auroc", 0.9), ("pixel_auroc", 0.8)))
     measured = []
-    for category, labels, figures in (("a", (0, 1), images | pixels), ("b", (1, 1), pixels)):
+    for category, labels, metrics in (("a", (0, 1), images | pixels), ("b", (1, 1), pixels)):
         episode = Episode("parts", category, "class-specific", 1, 0, ("p",), (f"{category}0", f"{category}1"), labels)
-        measured.append(Measured("one", episode, 2, figures, figures, 2))
-    rows = {(row.category, row.figure): row for row in figure_rows(measured)}
+        measured.append(Measured("one", episode, 2, metrics, metrics, 2))
+    rows = {(row.category, row.metric): row for row in metric_rows(measured)}
     assert (rows["", "image_auroc"].mean, rows["", "image_auroc"].over) == (0.9, "1 of 2 categories")
     assert rows["", "pixel_auroc"].over == rows["a", "image_auroc"].over == "" and ("b", "image_auroc") not in rows
     [line] = table(list(rows.values()))

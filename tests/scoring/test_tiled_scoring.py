@@ -39,7 +39,7 @@ from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.batch_scoring import BATCH, TIMES, seconds_a_picture
 from changepair.tasks.scoring.measure import measure
 from changepair.tasks.scoring.score import MOST_CELLS, Contender, score, stored_map
-from changepair.tasks.scoring.scores import Work, read_scored
+from changepair.tasks.scoring.scores import ScoresFolder, read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
 
 CPU = torch.device("cpu")
@@ -53,7 +53,9 @@ def model_of(settings: Any) -> Named:
 
 def contender(model: Named, work: Path, queries: int | None = None) -> Contender:
     looks = model.looks
-    return Contender(model.name, model.detector, looks.resolution, queries, Work(work / model.name), looks.encoder.resize, looks.tiles)
+    return Contender(
+        model.name, model.detector, looks.resolution, queries, ScoresFolder(work / model.name), looks.encoder.resize, looks.tiles
+    )
 
 
 def sampled(layout: Path, **settings: Any) -> EpisodeFiles:
@@ -217,7 +219,7 @@ def test_pixel_metrics_are_those_of_the_predictors_maps(tmp_path: Path) -> None:
     maps = Predictor(model).prompt(episode.prompts)(episode.queries).maps
     masks = [mask_of(query) for query in episode.queries]
     expected = roc_auc_score(np.stack(masks).ravel(), np.stack(maps).ravel())
-    assert measured.figures["pixel_auroc"].value == pytest.approx(expected, abs=0.005) and expected > 0.8
+    assert measured.metrics["pixel_auroc"].value == pytest.approx(expected, abs=0.005) and expected > 0.8
 
 
 def mask_of(query: str) -> np.ndarray:
@@ -263,7 +265,7 @@ def test_pictures_are_cut_and_encoded_for_no_detector_that_has_scored_its_querie
     other = replace(contender(patch, tmp_path, 2), name="other", tiles=(1, 1))
     encoded: list[int] = []
     hook = patch.detector.encoder.register_forward_pre_hook(lambda _module, inputs: encoded.append(len(inputs[0])))  # type: ignore[attr-defined]
-    scored([contender(patch, tmp_path), replace(other, work=Work(tmp_path / "other"))], files, tmp_path / "scores", 6)
+    scored([contender(patch, tmp_path), replace(other, work=ScoresFolder(tmp_path / "other"))], files, tmp_path / "scores", 6)
     hook.remove()
     prompts, queries = 1, 4
     assert sum(encoded) == 2 * (6 * (prompts + queries) + 1 * (prompts + 2))  # two categories; six tiles of one, the whole of the other

@@ -103,7 +103,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.detectors", {"winclip": {"encoder": {"nam": "x"}}}, "winclip.encoder.nam: unknown key; did you mean 'name'?"),
         ("pipelines.small.evaluation.subset", {"metauas": 1}, "pipelines.small.evaluation.subset.metauas: expected at least 2, not 1"),
         ("pipelines.small.evaluation.convention", "publishd", "evaluation.convention: expected .* did you mean 'published'?"),
-        ("pipelines.small.promotion", {"figure": "image_aurok"}, "promotion.figure: expected .* did you mean 'image_auroc'?"),
+        ("pipelines.small.promotion", {"metric": "image_aurok"}, "promotion.metric: expected .* did you mean 'image_auroc'?"),
         ("pipelines.small.promotion", {"tolerance": 2}, "promotion.tolerance: expected between 0 and 1, not 2"),
         ("pipelines.small.detectors", {"mine": {"kind": "metauaz"}}, "detectors.mine.kind: expected a kind of .* did you mean 'metauas'?"),
         ("pipelines.small.detectors", {"mine": {"kind": "metauas", "x": 1}}, "pipelines.small.detectors.mine.x: unknown key; there is"),
@@ -267,6 +267,21 @@ def test_every_command_says_in_its_help_how_it_is_used() -> None:
     listed = parser().format_help().splitlines()
     for name in commands:  # type: ignore[union-attr]
         assert sum(line.startswith(f"  {name} ") for line in listed) == 1, name
+
+
+def test_settings_are_read_by_their_earlier_names_and_a_line_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small = SMALL["pipelines"]["small"]  # type: ignore[index]
+    read = {}
+    for weight, metric in (("own", "figure"), ("self_residual", "metric")):
+        detectors = {"patch-residual": {weight: 0.5}, "multi-scale-residual": {"model": "packaged"}}
+        pipeline = {**small, "detectors": detectors, "promotion": {metric: "pixel_ap"}, "training": {}}
+        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": pipeline}})
+        read[weight] = read_pipelines(tmp_path / "pipelines.yaml").pipelines["small"]
+        said = capfd.readouterr().err
+        assert ("detectors.<name>.own is now called detectors.<name>.self_residual" in said) == (weight == "own")
+        assert ("promotion.figure is now called promotion.metric" in said) == (metric == "figure")
+    assert read["own"] == read["self_residual"] and read["own"].promotion.metric == "pixel_ap"
+    assert read["own"].detectors["patch-residual"].self_residual == 0.5
 
 
 def test_the_earlier_name_of_watch_still_runs_it(tmp_path: Path) -> None:

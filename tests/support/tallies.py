@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from changepair.tasks.scoring.figures import PRO_LIMIT, Tally, auroc, f1max, tally, tally_levels
+from changepair.tasks.scoring.metrics import PRO_LIMIT, Tally, auroc, f1max, tally, tally_levels
 from changepair.tasks.scoring.pixels import PixelScores, truth_of
 
 
 def pixels_tally(masks: NDArray[np.bool_], maps: NDArray[np.floating]) -> Tally | None:
-    """Count masks and maps, NxHxW, into the counts that `pixel_figures` and `aupro` take."""
+    """Count masks and maps, NxHxW, into the counts that `pixel_metrics` and `aupro` take."""
     truth = truth_of(list(masks), masks.shape[1:])
     return tally(maps.ravel()[truth.anomalous], np.sort(maps, axis=None), truth.overlap, among=True)
 

@@ -47,8 +47,8 @@ from changepair.tasks.synthesis.shards import read_index
 from changepair.tasks.training.loop import (
     SCHEDULES,
     Examples,
-    Places,
     Trained,
+    TrainingFolders,
     _Kept,
     constant,
     cosine,
@@ -76,7 +76,7 @@ def of(pairs: Path, auxiliary: Path | None = None) -> Examples:
 def train(pairs: Path, name: str, settings: PairTrainingSettings = SETTINGS, detector: MetaUASSettings = DETECTOR) -> Path:
     torch.set_num_threads(1)
     folder = pairs.parent / name
-    train_metauas(detector, settings, examples=of(pairs), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
+    train_metauas(detector, settings, examples=of(pairs), places=TrainingFolders(folder, folder.with_suffix(".checkpoints")), workers=0)
     return folder
 
 
@@ -96,7 +96,7 @@ def test_a_training_is_logged_to_trackers_and_is_the_same_without(
 
     torch.set_num_threads(1)
     folder, tracking = pairs.parent / "tracked", Tracking(("tensorboard",), tmp_path / "board", "metauas")
-    places = Places(folder, folder.with_suffix(".checkpoints"), tracking)
+    places = TrainingFolders(folder, folder.with_suffix(".checkpoints"), tracking)
     train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=places, workers=0)
     board = EventAccumulator(str(tmp_path / "board" / "metauas")).Reload()
     shown = {event.step: event.value for event in board.Scalars("loss")}
@@ -106,7 +106,7 @@ def test_a_training_is_logged_to_trackers_and_is_the_same_without(
     monkeypatch.setattr(TensorBoardTracker, "log", broken)  # as where its disk is full
     monkeypatch.setattr(TensorBoardTracker, "finish", broken)
     again = pairs.parent / "again"
-    places = Places(again, again.with_suffix(".checkpoints"), tracking)
+    places = TrainingFolders(again, again.with_suffix(".checkpoints"), tracking)
     train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=places, workers=0)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert capsys.readouterr().err.count("no room") == 1  # and is told no more
@@ -183,7 +183,7 @@ def test_a_metric_learns_to_rank(pairs: Path) -> None:
     detector = MetricResidualSettings(resolution=64)
     settings = PairTrainingSettings(epochs=6, batch_size=12, learning_rate=0.05, log_every=3, weight_decay=0.0)
     folder = pairs.parent / "metric"
-    train_metric(detector, settings, examples=of(pairs), places=Places(folder, folder.with_suffix(".checkpoints")), workers=0)
+    train_metric(detector, settings, examples=of(pairs), places=TrainingFolders(folder, folder.with_suffix(".checkpoints")), workers=0)
     learned = ChangePairs(pairs, 64, held_out=False)
     query, prompt, mask = (torch.stack(part) for part in zip(*(learned[place] for place in range(len(learned))), strict=True))
     share, losses = filled(mask, 8), []
@@ -214,12 +214,12 @@ import sys, torch
 from pathlib import Path
 sys.path[:0] = sys.argv[1].split(":")
 from test_training import DETECTOR, SETTINGS, of
-from changepair.tasks.training.loop import Places
+from changepair.tasks.training.loop import TrainingFolders
 from changepair.tasks.detectors.train import train as train_metauas
 torch.set_num_threads(1)
 folder = Path(sys.argv[3])
 def report(share): print(f"at {share:.2f}", flush=True)
-places = Places(folder, folder.with_suffix(".checkpoints"))
+places = TrainingFolders(folder, folder.with_suffix(".checkpoints"))
 train_metauas(DETECTOR, SETTINGS, examples=of(Path(sys.argv[2])), places=places, workers=0, report=report)
 """
 
@@ -291,7 +291,7 @@ class Line(nn.Linear):
 def fitted(folder: Path, settings: TrainingSettings, task: Line | None = None) -> tuple[Trained, float]:
     """A task of one weight, taken; and the weight that is kept."""
     folder.mkdir(exist_ok=True)
-    places = Places(folder, folder / "checkpoints")
+    places = TrainingFolders(folder, folder / "checkpoints")
     trained = fit(task or Line(), settings, places, inputs={}, workers=0, report=lambda share: None)
     return trained, float(torch.load(folder / "line.pt", weights_only=True)["weight"])
 
@@ -460,7 +460,7 @@ ON_PAIRS = InCTRLTrainingSettings(examples="pairs", epochs=12, batch_size=8, lea
 def train_on(pairs: Path, name: str, settings: InCTRLTrainingSettings, auxiliary: Path | None = None) -> Path:
     torch.set_num_threads(1)
     folder = pairs.parent / name
-    places = Places(folder, folder.with_suffix(".checkpoints"))
+    places = TrainingFolders(folder, folder.with_suffix(".checkpoints"))
     train_inctrl(INCTRL, settings, examples=of(pairs, auxiliary), places=places, workers=0)
     return folder
 
@@ -495,7 +495,7 @@ def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
             kind, _, scales = which.partition(", ")
             encoder = EncoderSettings(scales=(1.0, 0.4, 0.3) if scales else (1.0,))
             settings = replace(SETTINGS, batch_size=12, learning_rate=1e-4, precision="no", compile=compiles)
-            places = Places(folder, folder.with_suffix(".checkpoints"))
+            places = TrainingFolders(folder, folder.with_suffix(".checkpoints"))
             train_metric(DETECTORS[kind].settings(encoder=encoder, resolution=64), settings, examples=of(pairs), places=places, workers=0)
         losses.append([float(line["loss"]) for line in log(folder)])
     assert len(losses[0]) >= 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)

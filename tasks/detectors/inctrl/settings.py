@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import Between, NonEmpty, Place
+from changepair.tasks.common.bounds import Between, FileName, NonEmpty
 from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.encoders.settings import NATURAL, OF_THE_MODEL, EncoderSettings, Resolution, Stages
 from changepair.tasks.training.settings import TrainingSettings
@@ -15,7 +15,7 @@ from changepair.tasks.training.settings import TrainingSettings
 class InCTRLSettings(TrainedSettings):
     """The defaults are the paper's."""
 
-    model: Annotated[str, Place()] | None = None
+    model: Annotated[str, FileName()] | None = None
     """A model to use as it is: a folder, such as `changepair import inctrl` writes, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32", (7, 9, 11))
     """What turns pictures, and for the prior texts, into features."""

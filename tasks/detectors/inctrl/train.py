@@ -31,7 +31,7 @@ from changepair.tasks.synthesis.augmentation import jitter, small_affine, warp_p
 from changepair.tasks.synthesis.dataset import ChangePairs, hashes
 from changepair.tasks.synthesis.settings import AugmentationSettings
 from changepair.tasks.synthesis.shards import PairRow, read_index
-from changepair.tasks.training.loop import Examples, Places, Trained, fit
+from changepair.tasks.training.loop import Examples, Trained, TrainingFolders, fit
 from changepair.tasks.training.step import Batch
 from changepair.tasks.training.task import Blueprint, DetectorTask
 
@@ -194,7 +194,7 @@ def train(
     settings: InCTRLTrainingSettings,
     *,
     examples: Examples,
-    places: Places,
+    places: TrainingFolders,
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:

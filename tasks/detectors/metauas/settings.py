@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from changepair.tasks.common.bounds import STRICT, Between, NonEmpty, Place
+from changepair.tasks.common.bounds import STRICT, Between, FileName, NonEmpty
 from changepair.tasks.detectors.settings import TrainedSettings
 from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings, Resolution, Stages
 
@@ -14,7 +14,7 @@ from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings, Re
 class MetaUASSettings(TrainedSettings):
     """The defaults are the paper's, but for the encoder."""
 
-    model: Annotated[str, Place()] | None = None
+    model: Annotated[str, FileName()] | None = None
     """A model to use as it is: a folder, such as `changepair import metauas` writes, or `packaged`; null to train one."""
     encoder: EncoderSettings = EncoderSettings()
     """What turns pictures into features; five maps of it are needed."""

@@ -27,14 +27,14 @@ class PatchResidual(PatchDetector):
     `background` times the median patch. An appearance shift of the prompt raises a query's whole map; a defect stands out of it. With both
     at 0 the score is the maximum, as in WinCLIP+.
 
-    `own` adds the self-residual, that of each patch to the rest of its own picture, which depends on no prompt.
+    `self_residual` adds the self-residual, that of each patch to the rest of its own picture, which depends on no prompt.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         *,
-        own: float = 0.0,
+        self_residual: float = 0.0,
         foreground: float | None = None,
         contrast: float | None = None,
         smoothing: float = 0.0,
@@ -46,7 +46,7 @@ class PatchResidual(PatchDetector):
         with (AnomalyDINO, section 3.2: 4); 0 for none. options: PatchDetector's.
         """
         super().__init__(encoder, **options)
-        self.own, self.foreground, self.contrast, self.smoothing = own, foreground, contrast, smoothing
+        self.self_residual, self.foreground, self.contrast, self.smoothing = self_residual, foreground, contrast, smoothing
         if foreground is not None:
             self.not_exported = "ONNX has no eigenvalue decomposition, by which the foreground is found"
 
@@ -75,7 +75,7 @@ class PatchResidual(PatchDetector):
         every prompt and if the settings ask for them: for each stage the cosine with the rest of the query, then the foreground."""
         units = self.units(queries)
         cosines = [nearest_cosine(query, bank) for query, bank in zip(units, memory, strict=True)]
-        of_query = [nearest_of_rest(unit) for unit in units] if self.own else []
+        of_query = [nearest_of_rest(unit) for unit in units] if self.self_residual else []
         if self.foreground is not None:
             of_query.append(foreground_of(queries[self.stages[-1] - 1], self.foreground).to(units[0].dtype))
         return [*cosines, *(part.expand(-1, cosines[0].shape[1], -1, -1) for part in of_query)]
@@ -83,9 +83,9 @@ class PatchResidual(PatchDetector):
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
         maps = self.maps(relation)
-        if self.own:
+        if self.self_residual:
             of_query = self.maps(relation[len(self.stages) :])
-            maps = [(map_ + self.own * own) / (1.0 + self.own) for map_, own in zip(maps, of_query, strict=True)]
+            maps = [(map_ + self.self_residual * own) / (1.0 + self.self_residual) for map_, own in zip(maps, of_query, strict=True)]
         if self.foreground is not None:
             maps = [map_ * F.interpolate(relation[-1][:, :1], size=map_.shape[-2:], mode="nearest")[:, 0] for map_ in maps]
         finest = max(tuple(map_.shape[-2:]) for map_ in maps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from changepair.tasks.common.bounds import Between, Place
+from changepair.tasks.common.bounds import Between, FileName
 from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.settings import Stages
 
@@ -22,7 +22,7 @@ class PatchResidualSettings(DetectorSettings):
     """Number of rotated views of each prompt that are stored, for parts with any orientation."""
     mirrored: bool = False
     """Whether each view is also stored mirrored. Doubles the work for prompts; rarely worse."""
-    own: Annotated[float, Between(0, 10)] = 0.0
+    self_residual: Annotated[float, Between(0, 10)] = 0.0
     """Weight of the self-residual, that of a patch to the rest of its picture; the prompt residual has weight 1. Helps against appearance
     shift, as between devices or sensors."""
     foreground: Annotated[float, Between(0, None)] | None = None
@@ -37,7 +37,7 @@ class PatchResidualSettings(DetectorSettings):
 
 @dataclass(frozen=True)
 class MetricResidualSettings(PatchResidualSettings):
-    model: Annotated[str, Place()] | None = None
+    model: Annotated[str, FileName()] | None = None
     """A model to use as it is: a folder, or `packaged`; null to train one."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
     """The share of patches, those of the highest residual, whose mean is the image score, which is what is learnt; 0 for the maximum."""
@@ -45,5 +45,16 @@ class MetricResidualSettings(PatchResidualSettings):
     """How much of the median patch's residual is taken off the image score."""
 
 
-SCORING = ("resolution", "top_share", "background", "rotations", "mirrored", "own", "foreground", "contrast", "smoothing", "encoder.scales")
+SCORING = (
+    "resolution",
+    "top_share",
+    "background",
+    "rotations",
+    "mirrored",
+    "self_residual",
+    "foreground",
+    "contrast",
+    "smoothing",
+    "encoder.scales",
+)
 """Settings that the learnt metric does not depend on."""

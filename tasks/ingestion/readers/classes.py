@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, folders, pictures, write_png
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, ListedPicture, folders, pictures, write_png
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_SIDE = 32
@@ -120,4 +120,4 @@ def _pixels(file: Path, data: NDArray[np.uint8], labels: list[int]) -> tuple[NDA
 def _written(source: DatasetFolder, split: str, arrays: NDArray[np.uint8], classes: Sequence[str], batch: str = "") -> Iterator[Item]:
     for number, (array, name) in enumerate(zip(arrays, classes, strict=True)):
         image = source.written / split / name / f"{batch}{'-' if batch else ''}{number:05d}.png"
-        yield Listed(image, name, split, GOOD, (), partial(write_png, image, array))
+        yield ListedPicture(image, name, split, GOOD, (), partial(write_png, image, array))

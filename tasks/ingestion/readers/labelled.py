@@ -16,7 +16,18 @@ from changepair.tasks.common.decoding import decode
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import UNREADABLE, Mask, picture_size, read_marks
 from changepair.tasks.common.texts import csv_lines, read_text
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Listed, Rejected, Unusable, files, folders, picture, write_png
+from changepair.tasks.ingestion.listing import (
+    GOOD,
+    DatasetFolder,
+    Item,
+    ListedPicture,
+    Rejected,
+    Unusable,
+    files,
+    folders,
+    picture,
+    write_png,
+)
 
 TEST_SHARE, SPLIT_SEED = 0.25, 42
 
@@ -156,7 +167,7 @@ AITEX_DEFECTS = {
 def aitex(source: DatasetFolder) -> Iterator[Item]:
     """Read strips of 4096x256, cut to squares as in InCTRL. Those of NODefect_images/<fabric>/*.png are normal. Those of
     Defect_images/0001_002_00.png that Mask_images/0001_002_00_mask.png (or _mask1) marks are anomalous; the others are left out."""
-    pieces: list[Listed] = []
+    pieces: list[ListedPicture] = []
     for file in (file for folder in folders(source.needs("NODefect_images")) for file in files(folder)):
         size = _size(file)
         if size is None:
@@ -164,7 +175,7 @@ def aitex(source: DatasetFolder) -> Iterator[Item]:
             continue
         for number, box in enumerate(_squares(*size)):
             image = source.written / GOOD / f"{file.parent.name}_{file.stem}_{number}.png"
-            pieces.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+            pieces.append(ListedPicture(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
     yield from _split(pieces)
     pairs = []
     for file in files(_once_more(source.needs("Defect_images"))):
@@ -186,8 +197,8 @@ def _cut(
     source: DatasetFolder, pairs: Sequence[tuple[Path, Path, str]], defect: Callable[[str], str], boxes: Boxes, *, keep_normal: bool
 ) -> Iterator[Item]:
     """Cut pictures into pieces. A piece is anomalous if the same piece of its mask marks anything."""
-    normal: list[Listed] = []
-    anomalous: list[Listed] = []
+    normal: list[ListedPicture] = []
+    anomalous: list[ListedPicture] = []
     for file, mask, name in pairs:
         marked, size = _marked(mask), _size(file)
         if marked is None or size is None:
@@ -201,14 +212,16 @@ def _cut(
             kind = defect(name) if piece.any() else GOOD
             image, truth = (source.written / folder / f"{name}_{number}.png" for folder in (kind, "masks"))
             if kind != GOOD:
-                anomalous.append(Listed(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth)))
+                anomalous.append(
+                    ListedPicture(image, source.name, "test", kind, (truth,), partial(_write_piece, file, box, image, piece, truth))
+                )
             elif keep_normal:
-                normal.append(Listed(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
+                normal.append(ListedPicture(image, source.name, "train", GOOD, (), partial(_write_piece, file, box, image)))
     yield from _split(normal)
     yield from anomalous
 
 
-def _split(pieces: Sequence[Listed]) -> Iterator[Listed]:
+def _split(pieces: Sequence[ListedPicture]) -> Iterator[ListedPicture]:
     split = split_normal([piece.image for piece in pieces])
     yield from (replace(piece, split=split[piece.image]) for piece in pieces)
 
@@ -236,7 +249,7 @@ def _squares(width: int, height: int) -> list[PieceBox]:
 def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
     """Reject what a list names and is not on disk."""
     for item in items:
-        if isinstance(item, Listed) and not item.image.is_file():
+        if isinstance(item, ListedPicture) and not item.image.is_file():
             yield Rejected(item.image, "the labels name it, and it is not there")
         else:
             yield item

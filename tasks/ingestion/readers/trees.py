@@ -18,7 +18,18 @@ from typing import NamedTuple
 from changepair.tasks.common.decoding import ENDINGS
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import file_names
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, FindMasks, Item, Listed, Rejected, files, folders, no_masks, pictures
+from changepair.tasks.ingestion.listing import (
+    GOOD,
+    DatasetFolder,
+    FindMasks,
+    Item,
+    ListedPicture,
+    Rejected,
+    files,
+    folders,
+    no_masks,
+    pictures,
+)
 from changepair.tasks.ingestion.readers.labelled import split_normal
 
 MASK_ENDING, TRUTH = "_mask", "ground_truth"
@@ -104,7 +115,7 @@ class Tree:
                 yield from pictures(defect, name, "test", GOOD)
                 continue
             for item in _without_shared_masks(pictures(defect, name, "test", defect.name, self._masks(truth, truth / defect.name))):
-                if isinstance(item, Listed):
+                if isinstance(item, ListedPicture):
                     claimed.update(item.masks)
                 yield item
         for defect in folders(truth):
@@ -125,12 +136,12 @@ def _without_shared_masks(items: Iterable[Item]) -> Iterator[Item]:
     listed = list(items)
     images: dict[Path, list[Path]] = {}
     for one in listed:
-        if isinstance(one, Listed):
+        if isinstance(one, ListedPicture):
             for own in one.masks:
                 images.setdefault(own, []).append(one.image)
     shared = {own: owners for own, owners in images.items() if len(owners) > 1 and own.is_file()}
     for item in listed:
-        mask = next((mask for mask in item.masks if mask in shared), None) if isinstance(item, Listed) else None
+        mask = next((mask for mask in item.masks if mask in shared), None) if isinstance(item, ListedPicture) else None
         if isinstance(item, Rejected) or mask is None:
             yield item
             continue
@@ -181,8 +192,8 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
         if stated.count(place) > 1:
             raise BadInput(f"{source.name}: the folder {label} is named twice in normal, abnormal and masks; name it once")
     good = [item for name in normal for item in pictures(source.folder / name, source.name, "train", GOOD)]
-    split = split_normal([item.image for item in good if isinstance(item, Listed)])
-    yield from (replace(item, split=split[item.image]) if isinstance(item, Listed) else item for item in good)
+    split = split_normal([item.image for item in good if isinstance(item, ListedPicture)])
+    yield from (replace(item, split=split[item.image]) if isinstance(item, ListedPicture) else item for item in good)
     for name in normal:
         yield from (item for item in _within(source.folder / name) if item.file not in stated)
     yield from _without_shared_masks(_abnormal(source, abnormal, stated))

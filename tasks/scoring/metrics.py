@@ -17,9 +17,9 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-FigureName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
-FIGURES: tuple[FigureName, ...] = get_args(FigureName)
-IMAGE_FIGURES, PIXEL_FIGURES = FIGURES[:3], FIGURES[3:]
+MetricName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+IMAGE_METRICS, PIXEL_METRICS = METRICS[:3], METRICS[3:]
 PRO_LIMIT = 0.3  # false positive rate that AUPRO is integrated to, and divided by
 PUBLISHED_STEPS = 200  # thresholds of the authors' AUPRO
 
@@ -143,26 +143,26 @@ def aupro_as_published(
     return float(-np.trapezoid(overlaps[inside], rescaled))
 
 
-def image_figures(counts: Tally | None) -> dict[str, Counts]:
-    return {} if counts is None else dict(zip(IMAGE_FIGURES, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
+def image_metrics(counts: Tally | None) -> dict[str, Counts]:
+    return {} if counts is None else dict(zip(IMAGE_METRICS, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
 
 
-def pixel_figures(counts: Tally | None) -> dict[str, Counts]:
+def pixel_metrics(counts: Tally | None) -> dict[str, Counts]:
     """Return the four pixel metrics, as fractions, over all pixels of all pictures together."""
     if counts is None:
         return {}
-    return dict(zip(PIXEL_FIGURES, (auroc(counts), average_precision(counts), f1max(counts), aupro(counts)), strict=True))
+    return dict(zip(PIXEL_METRICS, (auroc(counts), average_precision(counts), f1max(counts), aupro(counts)), strict=True))
 
 
-def histogram_figures(positives: Counts, negatives: Counts, overlap: Counts) -> dict[str, float]:
+def histogram_metrics(positives: Counts, negatives: Counts, overlap: Counts) -> dict[str, float]:
     """Return the pixel metrics of histograms L of the scores, as exact as their levels."""
     if not positives.any() or not negatives.any():
         return {}
-    return {name: float(value) for name, value in pixel_figures(tally_levels(positives, negatives, overlap)).items()}
+    return {name: float(value) for name, value in pixel_metrics(tally_levels(positives, negatives, overlap)).items()}
 
 
-def heading(figure: str) -> str:
+def heading(metric: str) -> str:
     """Format image_auroc as in the papers: I-AUROC."""
-    level, _, name = figure.partition("_")
+    level, _, name = metric.partition("_")
     names = {"auroc": "AUROC", "ap": "AP", "f1max": "F1max", "aupro": "AUPRO"}
-    return f"{level[0].upper()}-{names[name]}" if name in names else figure
+    return f"{level[0].upper()}-{names[name]}" if name in names else metric

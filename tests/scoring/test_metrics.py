@@ -1,4 +1,4 @@
-"""The seven figures against slow references, at their edges, streamed, as histograms; and how far they may be trusted."""
+"""The seven metrics against slow references, at their edges, streamed, as histograms; and how far they may be trusted."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tallies import bounds_of, pixels_tally
 
 from changepair.tasks.reporting.curves import pro, roc
 from changepair.tasks.scoring import pixels
-from changepair.tasks.scoring.figures import (
-    FIGURES,
-    IMAGE_FIGURES,
-    PIXEL_FIGURES,
+from changepair.tasks.scoring.metrics import (
+    IMAGE_METRICS,
+    METRICS,
+    PIXEL_METRICS,
     Tally,
     aupro,
     aupro_as_published,
     auroc,
     average_precision,
     f1max,
-    image_figures,
-    pixel_figures,
+    image_metrics,
+    pixel_metrics,
     tally,
 )
 from changepair.tasks.scoring.pixels import PixelScores, truth_of
-from changepair.tasks.scoring.spread import DRAWS, coarse_figures, difference, image_draws, interval, pixel_draws, resample
+from changepair.tasks.scoring.spread import DRAWS, coarse_metrics, difference, image_draws, interval, pixel_draws, resample
 
 # Few distinct scores, so that ties are common.
 LABELLED = st.lists(st.tuples(st.booleans(), st.integers(0, 12)), min_size=2, max_size=60).filter(
@@ -123,39 +123,39 @@ def test_the_published_convention_is_the_published_scripts(seed: int) -> None:
 def test_a_perfect_map_scores_one_and_a_constant_one_chance() -> None:
     masks = np.zeros((2, 16, 16), dtype=bool)
     masks[0, 3:9, 3:9] = True  # one region
-    perfect = pixel_figures(pixels_tally(masks, masks.astype(np.float32)))
-    assert perfect == {name: pytest.approx(1.0) for name in PIXEL_FIGURES}
+    perfect = pixel_metrics(pixels_tally(masks, masks.astype(np.float32)))
+    assert perfect == {name: pytest.approx(1.0) for name in PIXEL_METRICS}
     share = masks.mean()
-    assert pixel_figures(pixels_tally(masks, np.full(masks.shape, 0.5, dtype=np.float32))) == {
+    assert pixel_metrics(pixels_tally(masks, np.full(masks.shape, 0.5, dtype=np.float32))) == {
         "pixel_auroc": pytest.approx(0.5),
         "pixel_ap": pytest.approx(share),
         "pixel_f1max": pytest.approx(2 * share / (1 + share)),
         "pixel_aupro": pytest.approx(0.15),  # a straight line to (1, 1): 0.3 x 0.3 / 2 / 0.3
     }
-    assert image_figures(counted(np.array([True, False]), np.array([1.0, 0.0]))) == {name: 1.0 for name in IMAGE_FIGURES}
-    assert image_figures(counted(np.array([True, False]), np.array([1.0, 1.0])))["image_auroc"] == 0.5
+    assert image_metrics(counted(np.array([True, False]), np.array([1.0, 0.0]))) == {name: 1.0 for name in IMAGE_METRICS}
+    assert image_metrics(counted(np.array([True, False]), np.array([1.0, 1.0])))["image_auroc"] == 0.5
 
 
 @pytest.mark.parametrize("anomalous", [False, True])
-def test_a_figure_that_is_not_defined_is_absent(anomalous: bool) -> None:
+def test_a_metric_that_is_not_defined_is_absent(anomalous: bool) -> None:
     """Only normal pictures, or only anomalous ones; masks that are empty, or all of the picture."""
     scores = np.array([0.1, 0.2, 0.3], dtype=np.float32)
     labels = np.full(3, anomalous)
-    assert tally(scores[labels], scores[~labels]) is None and image_figures(None) == {}
+    assert tally(scores[labels], scores[~labels]) is None and image_metrics(None) == {}
     assert image_draws(resample(("a", "b", "c"), (int(anomalous),) * 3), labels, scores) == {}
     room = PixelScores(3 * 64, exact=True)
     room.add(np.random.default_rng(0).random((3, 8, 8), dtype=np.float32), truth_of([np.full((8, 8), anomalous)] * 3, (8, 8)))
-    assert room.figures("exact") == {} == coarse_figures(room.by_picture())
+    assert room.metrics("exact") == {} == coarse_metrics(room.by_picture())
 
 
-def test_without_two_thresholds_below_the_limit_the_published_convention_has_no_figure() -> None:
+def test_without_two_thresholds_below_the_limit_the_published_convention_has_no_metric() -> None:
     constant = np.full(4, 0.5, dtype=np.float32)
     assert aupro_as_published(constant, constant, np.full(4, 0.25)) is None
     room = PixelScores(64, exact=True)
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:4, 2:4] = True
     room.add(np.full((1, 8, 8), 0.5, dtype=np.float32), truth_of([mask], (8, 8)))
-    assert set(room.figures("published")) == set(PIXEL_FIGURES) - {"pixel_aupro"}
+    assert set(room.metrics("published")) == set(PIXEL_METRICS) - {"pixel_aupro"}
 
 
 def test_pixels_of_an_anomalous_picture_without_a_mask_count_for_nothing() -> None:
@@ -163,7 +163,7 @@ def test_pixels_of_an_anomalous_picture_without_a_mask_count_for_nothing() -> No
     masks, maps = random.random((3, 12, 12)) > 0.8, random.random((3, 12, 12), dtype=np.float32)
     room = PixelScores(maps.size, exact=True)
     room.add(maps, truth_of([masks[0], None, masks[2]], (12, 12)))
-    assert room.figures("exact") == pytest.approx(pixel_figures(pixels_tally(masks[[0, 2]], maps[[0, 2]])))
+    assert room.metrics("exact") == pytest.approx(pixel_metrics(pixels_tally(masks[[0, 2]], maps[[0, 2]])))
     assert room.by_picture()[:, 1].sum() == 0
 
 
@@ -183,29 +183,29 @@ def streamed(masks: np.ndarray, maps: np.ndarray, *, exact: bool, batch: int) ->
 
 
 @pytest.mark.parametrize("batch", [1, 3, 12])
-def test_streamed_in_batches_the_figures_are_those_of_the_whole(batch: int) -> None:
+def test_streamed_in_batches_the_metrics_are_those_of_the_whole(batch: int) -> None:
     masks, maps = picture(np.random.default_rng(1), 12)
     maps = np.round(maps * 100) / 100  # few thresholds, for the slow one's sake
-    whole = {name: float(value) for name, value in pixel_figures(pixels_tally(masks, maps)).items()}
-    assert streamed(masks, maps, exact=True, batch=batch).figures("exact") == pytest.approx(whole, abs=1e-12)
+    whole = {name: float(value) for name, value in pixel_metrics(pixels_tally(masks, maps)).items()}
+    assert streamed(masks, maps, exact=True, batch=batch).metrics("exact") == pytest.approx(whole, abs=1e-12)
     assert whole["pixel_aupro"] == pytest.approx(slow_aupro(masks, maps), abs=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
 @given(MASKS, hnp.arrays(np.float32, (2, 7, 8), elements=st.floats(0, 1, width=32)))
-def test_a_histograms_figures_are_within_their_bounds(masks: np.ndarray, maps: np.ndarray) -> None:
-    exact = pixel_figures(pixels_tally(masks, maps))
+def test_a_histograms_metrics_are_within_their_bounds(masks: np.ndarray, maps: np.ndarray) -> None:
+    exact = pixel_metrics(pixels_tally(masks, maps))
     room = streamed(masks, maps, exact=False, batch=1)
     for name, (low, high) in bounds_of(room).items():
         assert low - 1e-9 <= exact[name] <= high + 1e-9
-        assert low - 1e-9 <= room.figures("exact")[name] <= high + 1e-9
+        assert low - 1e-9 <= room.metrics("exact")[name] <= high + 1e-9
 
 
-def test_a_histograms_figures_are_those_of_the_scores_to_a_ten_thousandth() -> None:
+def test_a_histograms_metrics_are_those_of_the_scores_to_a_ten_thousandth() -> None:
     masks, maps = picture(np.random.default_rng(2), 40, side=64)
-    exact = streamed(masks, maps, exact=True, batch=8).figures("exact")
+    exact = streamed(masks, maps, exact=True, batch=8).metrics("exact")
     room = streamed(masks, maps, exact=False, batch=8)
-    assert room.figures("exact") == pytest.approx(exact, abs=1e-4)
+    assert room.metrics("exact") == pytest.approx(exact, abs=1e-4)
     for name, (low, high) in bounds_of(room).items():
         assert low <= exact[name] <= high and high - low < 2e-3
 
@@ -221,14 +221,14 @@ def peak(work: object) -> int:
 def test_memory_is_that_of_the_scores_and_of_a_histogram_no_more_with_more_pictures() -> None:
     masks, maps = picture(np.random.default_rng(3), 40, side=256)
     scores = maps.nbytes
-    exact = peak(lambda: streamed(masks, maps, exact=True, batch=4).figures("exact"))
-    # The scores once, with each picture's coarse counts; the anomalous pixels' counts while the figures are taken; a batch at work.
+    exact = peak(lambda: streamed(masks, maps, exact=True, batch=4).metrics("exact"))
+    # The scores once, with each picture's coarse counts; the anomalous pixels' counts while the metrics are taken; a batch at work.
     assert exact < 1.1 * scores + 64 * masks.sum() + 2**22
-    few, many = (peak(lambda part=part: streamed(masks[:part], maps[:part], exact=False, batch=4).figures("exact")) for part in (10, 40))
+    few, many = (peak(lambda part=part: streamed(masks[:part], maps[:part], exact=False, batch=4).metrics("exact")) for part in (10, 40))
     assert many - few < 30 * 3 * pixels.COARSE * 4 * 2.5 < 0.2 * scores  # coarse counts alone
 
 
-def test_image_draws_are_the_figures_of_pictures_drawn_anew() -> None:
+def test_image_draws_are_the_metrics_of_pictures_drawn_anew() -> None:
     random = np.random.default_rng(0)
     labels = random.random(30) < 0.5
     scores = (random.integers(0, 8, 30) + 3 * labels).astype(np.float32)  # with ties
@@ -242,17 +242,17 @@ def test_image_draws_are_the_figures_of_pictures_drawn_anew() -> None:
         assert draws["image_f1max"][number] == pytest.approx(float(f1max(counted(labels[again], scores[again]))), abs=1e-6)
 
 
-def test_pixel_draws_are_near_the_figures_of_pictures_drawn_anew() -> None:
+def test_pixel_draws_are_near_the_metrics_of_pictures_drawn_anew() -> None:
     masks, maps = picture(np.random.default_rng(4), 24)
     room = streamed(masks, maps, exact=True, batch=8)
     labels = masks.any((1, 2)).astype(int).tolist()
     counts = resample([str(place) for place in range(24)], labels)
-    by_picture, exact = room.by_picture(), room.figures("exact")
-    assert coarse_figures(by_picture) == pytest.approx(exact, abs=0.02)
+    by_picture, exact = room.by_picture(), room.metrics("exact")
+    assert coarse_metrics(by_picture) == pytest.approx(exact, abs=0.02)
     draws = pixel_draws(counts, by_picture, exact)
     for number in range(0, DRAWS, 199):
         again = np.repeat(np.arange(24), counts[number].astype(int))
-        slow = pixel_figures(pixels_tally(masks[again], maps[again]))
+        slow = pixel_metrics(pixels_tally(masks[again], maps[again]))
         assert {name: values[number] for name, values in draws.items()} == pytest.approx(slow, abs=0.01)
 
 
@@ -293,5 +293,5 @@ def test_a_paired_difference_sees_what_two_intervals_do_not() -> None:
     assert nothing is not None and (nothing.low, nothing.high, nothing.p) == (0, 0, 1)
 
 
-def test_there_are_seven_figures() -> None:
-    assert (*IMAGE_FIGURES, *PIXEL_FIGURES) == FIGURES and len(set(FIGURES)) == 7
+def test_there_are_seven_metrics() -> None:
+    assert (*IMAGE_METRICS, *PIXEL_METRICS) == METRICS and len(set(METRICS)) == 7

@@ -1,4 +1,4 @@
-"""Measures what figures cost, and what evaluating all episodes together saves."""
+"""Measures what metrics cost, and what evaluating all episodes together saves."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from changepair.tasks.ingestion.ingest import ingest_packaged
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
-from changepair.tasks.scoring.figures import aupro, pixel_figures
 from changepair.tasks.scoring.measure import measure
+from changepair.tasks.scoring.metrics import aupro, pixel_metrics
 from changepair.tasks.scoring.score import Contender
-from changepair.tasks.scoring.scores import Work
+from changepair.tasks.scoring.scores import ScoresFolder
 
 pytestmark = pytest.mark.bench
 PIPELINES = ROOT / "pipelines.yaml"
@@ -74,10 +74,10 @@ def test_aupro_of_100_maps_against_a_loop_over_200_thresholds() -> None:
     ours, plain, loop = medians(
         lambda: aupro(pixels_tally(masks, maps)), lambda: sorted_plainly(masks, maps), lambda: looped(masks, maps), times=3
     )
-    exact, all_seven = float(aupro(pixels_tally(masks, maps))), medians(lambda: pixel_figures(pixels_tally(masks, maps)))[0]
+    exact, all_seven = float(aupro(pixels_tally(masks, maps))), medians(lambda: pixel_metrics(pixels_tally(masks, maps)))[0]
     print(
         f"\nAUPRO of 100 maps of 256x256: {1000 * ours:.0f} ms; one plain sort {1000 * plain:.0f} ms; loop {1000 * loop:.0f} ms: "
-        f"{loop / ours:.0f} x the loop, {plain / ours:.1f} x the sort; all four pixel figures {1000 * all_seven:.0f} ms; "
+        f"{loop / ours:.0f} x the loop, {plain / ours:.1f} x the sort; all four pixel metrics {1000 * all_seven:.0f} ms; "
         f"the loop is off by {abs(looped(masks, maps) - exact):.4f}"
     )
     assert exact == pytest.approx(sorted_plainly(masks, maps), abs=1e-9)
@@ -101,7 +101,7 @@ def test_the_quickstarts_evaluation_against_each_episode_on_its_own(tmp_path: Pa
                 create_detector(settings, encoders[settings.resolution]).eval(),
                 settings.resolution,
                 evaluation.subset.get(name),
-                Work(work / name),
+                ScoresFolder(work / name),
             )
             for name, settings in pipeline.detectors.items()
         ]

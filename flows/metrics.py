@@ -1,4 +1,4 @@
-"""Run the stage `figures`: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision."""
+"""Run the stage `metrics`: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from changepair.tasks.scoring.results import (
     CURVES_NAME,
     DECISION_NAME,
     DRAWS_NAME,
-    FIGURES_NAME,
     METRICS_NAME,
     OPERATING_NAME,
+    TABLE_NAME,
 )
 from changepair.tasks.scoring.settings import Convention, EvaluationSettings
 
@@ -33,7 +33,7 @@ PLOTS = (
     ("pr", "curves", "recall", "precision", "precision and recall of images"),
     ("pro", "curves", "false_positive_rate", "overlap", "PRO"),
     ("histogram", "scores", "score", "share", "scores of normal and anomalous pictures"),
-    ("shots", "shots", "shots", "mean", "figures by shots"),
+    ("shots", "shots", "shots", "mean", "metrics by shots"),
 )
 """Of each curve: its file, the template of its plot, the columns of both axes, and the title."""
 
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Figures(Stage):
+class Metrics(Stage):
     """Compute metrics with their spread, and decide on detector, prompts and threshold."""
 
     pipeline: str
@@ -78,8 +78,8 @@ class Figures(Stage):
         return [{(self.evaluation.curves / f"{name}.csv").as_posix(): entry} for name, entry in axes.items()]
 
 
-def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figures]:
-    yield Figures(
+def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Metrics]:
+    yield Metrics(
         name,
         files=EpisodeFiles.of(EPISODES, name).tested,
         scores={detector: SCORES / name / detector for detector in pipeline.detectors},
@@ -88,7 +88,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figur
         resolution=pipeline.evaluation.resolution,
         convention=pipeline.evaluation.convention,
         summary=EVALUATION / name / METRICS_NAME,
-        table=EVALUATION / name / FIGURES_NAME,
+        table=EVALUATION / name / TABLE_NAME,
         evaluation=Evaluation.of(name),
         draws=EVALUATION / name / DRAWS_NAME,
         trained=pipeline.trained,
@@ -96,21 +96,21 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Figur
 
 
 @stage_flow()
-def figures(stage: Figures, execution: Execution) -> None:
+def metrics(stage: Metrics, execution: Execution) -> None:
     from changepair.flows.running.progress import has_listener
     from changepair.flows.running.steps import HOUR, show_rows, step
     from changepair.tasks.scoring.results import table
 
-    task = step(name="measure", task_run_name=f"measure {stage.pipeline}", timeout_seconds=6 * HOUR)(write_figures)
+    task = step(name="measure", task_run_name=f"measure {stage.pipeline}", timeout_seconds=6 * HOUR)(write_metrics)
     results: Results = task(stage)
-    write_figures_to_trackers(stage.pipeline, results, execution)
+    write_metrics_to_trackers(stage.pipeline, results, execution)
     rows = table(results.rows)
-    show_rows(stage.pipeline, "results", rows, f"Figures of {stage.pipeline}: percent, mean ± std over seeds")
+    show_rows(stage.pipeline, "results", rows, f"Metrics of {stage.pipeline}: percent, mean ± std over seeds")
     if not has_listener():  # the run ends with the best of them
         _print(rows)
 
 
-def write_figures(stage: Figures) -> Results:
+def write_metrics(stage: Metrics) -> Results:
     import pyarrow as pa
 
     from changepair.tasks.ingestion.manifest import intensities_of
@@ -137,18 +137,18 @@ def write_figures(stage: Figures) -> Results:
     return results
 
 
-def write_figures_to_trackers(pipeline: str, results: Results, execution: Execution) -> None:
+def write_metrics_to_trackers(pipeline: str, results: Results, execution: Execution) -> None:
     """Log the content of metrics.json to the trackers, with the second of its measurement as step."""
     if execution.trackers:
         from changepair.flows.running.steps import tracking_of
         from changepair.tasks.training.tracking import tracked
 
-        with tracked(tracking_of(execution, pipeline, "figures"), {"pipeline": pipeline}) as trackers:
+        with tracked(tracking_of(execution, pipeline, "metrics"), {"pipeline": pipeline}) as trackers:
             values = {
-                f"{target}/{detector}/{figure}": value
+                f"{target}/{detector}/{metric}": value
                 for target, detectors in results.metrics.items()
-                for detector, figures in detectors.items()
-                for figure, value in figures.items()
+                for detector, metrics in detectors.items()
+                for metric, value in metrics.items()
             }
             trackers.write(values, int(time.time()))
 
@@ -157,7 +157,7 @@ def _print(rows: Sequence[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from changepair.tasks.scoring.figures import heading
+    from changepair.tasks.scoring.metrics import heading
 
     printed = Table(title="percent, mean ± std over seeds")
     for name in rows[0]:
@@ -168,4 +168,4 @@ def _print(rows: Sequence[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    start_stage("figures")
+    start_stage("metrics")
