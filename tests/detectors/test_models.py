@@ -58,11 +58,11 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
     settings = {
         "patch-residual": PatchResidualSettings(resolution=64, top_share=0.01, background=0.5),
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
-        "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, own=0.6, foreground=0.5, smoothing=4.0),
+        "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, self_residual=0.6, foreground=0.5, smoothing=4.0),
         "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
-        "metric-residual": MetricResidualSettings(resolution=64, own=0.6),
+        "metric-residual": MetricResidualSettings(resolution=64, self_residual=0.6),
         "metric-residual, scales": MetricResidualSettings(
-            encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True, own=0.6, contrast=0.02
+            encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True, self_residual=0.6, contrast=0.02
         ),
         "subspace": SubspaceSettings(resolution=64, variance=0.9),
         "subspace, rotated": SubspaceSettings(resolution=64, variance=0.9, rotations=8, stages=(4,), background=0.5),
@@ -669,8 +669,8 @@ def test_a_mirrored_part_is_found_where_prompts_are_mirrored(encoder: FrozenEnco
 def test_each_scale_has_a_map_and_a_score(encoder: FrozenEncoder, layout: Path) -> None:
     queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
     half = build_encoder(EncoderSettings(scales=(0.5,)), 64)
-    both = PatchResidual(build_encoder(EncoderSettings(scales=(1.0, 0.5)), 64), top_share=0.1, background=0.5, own=0.6)
-    alone = [PatchResidual(each, top_share=0.1, background=0.5, own=0.6).score(queries, prompts)[0] for each in (encoder, half)]
+    both = PatchResidual(build_encoder(EncoderSettings(scales=(1.0, 0.5)), 64), top_share=0.1, background=0.5, self_residual=0.6)
+    alone = [PatchResidual(each, top_share=0.1, background=0.5, self_residual=0.6).score(queries, prompts)[0] for each in (encoder, half)]
     assert torch.allclose(both.score(queries, prompts)[0], (alone[0] + alone[1]) / 2, atol=1e-6)
     assert both.score(queries, prompts)[1].shape == (len(queries), 64, 64)
 
@@ -705,7 +705,7 @@ def test_metauas_works_on_a_transformers_five_layers(layout: Path) -> None:
 @torch.inference_mode()
 def test_a_metric_residual_is_the_patch_residual_until_it_has_learnt(detectors: dict, layout: Path) -> None:
     queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
-    chosen = PatchResidualSettings(resolution=64, top_share=0.01, background=0.5, own=0.6)
+    chosen = PatchResidualSettings(resolution=64, top_share=0.01, background=0.5, self_residual=0.6)
     plain = create_detector(chosen, detectors["metric-residual"].encoder).eval()
     for ours, theirs in zip(detectors["metric-residual"].score(queries, prompts), plain.score(queries, prompts), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)

@@ -78,7 +78,7 @@ def mixed(folder: Path) -> Path:
     return layout
 
 
-PATCH = PatchResidualSettings(resolution=64, top_share=0.02, own=0.6, tiles=(2, 3))
+PATCH = PatchResidualSettings(resolution=64, top_share=0.02, self_residual=0.6, tiles=(2, 3))
 
 
 @pytest.mark.parametrize("resize", ["squash", "aligned", "crop"])

@@ -136,11 +136,11 @@ def test_a_kind_of_an_earlier_version_is_the_kind_it_is_now_with_its_own_default
     own["training"] = {"mine": {"batch_size": 4}, "metric-residual": {"batch_size": 4}}
     detectors = read_pipelines(write_pipelines(tmp_path, content)).pipelines["small"].detectors
     at_scales = MetricResidualSettings(
-        model="packaged", encoder=EncoderSettings(scales=(1.0, 0.4, 0.3)), resolution=320, own=0.6, contrast=0.02
+        model="packaged", encoder=EncoderSettings(scales=(1.0, 0.4, 0.3)), resolution=320, self_residual=0.6, contrast=0.02
     )
     assert detectors == {
         "multi-scale-residual": at_scales,
-        "mine": replace(at_scales, model=None, own=0.0, encoder=EncoderSettings(scales=(1.0, 0.5))),
+        "mine": replace(at_scales, model=None, self_residual=0.0, encoder=EncoderSettings(scales=(1.0, 0.5))),
         "metric-residual": MetricResidualSettings(),
     }
     own["training"]["mine"] = {"shots": 1}
