@@ -199,8 +199,9 @@ def test_a_patchs_own_residual_is_to_the_rest_of_its_picture(encoder: FrozenEnco
             rest = [stage[:, y, x] @ stage[:, v, u] for v in range(8) for u in range(8) if max(abs(v - y), abs(u - x)) > 1]
             plain[y, x] = 0.5 * (1 - max(rest))
     without, both = (
-        PatchResidual(encoder, stages=(3,), own=own).conclude(
-            encoder(query), PatchResidual(encoder, stages=(3,), own=own).relate(encoder(query), [F.normalize(encoder(prompt)[2], dim=1)])
+        PatchResidual(encoder, stages=(3,), self_residual=own).conclude(
+            encoder(query),
+            PatchResidual(encoder, stages=(3,), self_residual=own).relate(encoder(query), [F.normalize(encoder(prompt)[2], dim=1)]),
         )[1][0]
         for own in (0.0, 0.6)
     )

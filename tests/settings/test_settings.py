@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, run, write_pipelines
 
 from changepair.flows.plan import planned
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
+from changepair.flows.settings.reader import renamed_setting
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -272,6 +273,7 @@ def test_every_command_says_in_its_help_how_it_is_used() -> None:
 def test_settings_are_read_by_their_earlier_names_and_a_line_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = SMALL["pipelines"]["small"]  # type: ignore[index]
     read = {}
+    renamed_setting.cache_clear()  # it says each once a process
     for weight, metric in (("own", "figure"), ("self_residual", "metric")):
         detectors = {"patch-residual": {weight: 0.5}, "multi-scale-residual": {"model": "packaged"}}
         pipeline = {**small, "detectors": detectors, "promotion": {metric: "pixel_ap"}, "training": {}}
