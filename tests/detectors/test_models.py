@@ -199,11 +199,8 @@ def test_a_patchs_own_residual_is_to_the_rest_of_its_picture(encoder: FrozenEnco
             rest = [stage[:, y, x] @ stage[:, v, u] for v in range(8) for u in range(8) if max(abs(v - y), abs(u - x)) > 1]
             plain[y, x] = 0.5 * (1 - max(rest))
     without, both = (
-        PatchResidual(encoder, stages=(3,), self_residual=own).conclude(
-            encoder(query),
-            PatchResidual(encoder, stages=(3,), self_residual=own).relate(encoder(query), [F.normalize(encoder(prompt)[2], dim=1)]),
-        )[1][0]
-        for own in (0.0, 0.6)
+        detector.conclude(encoder(query), detector.relate(encoder(query), [F.normalize(encoder(prompt)[2], dim=1)]))[1][0]
+        for detector in (PatchResidual(encoder, stages=(3,), self_residual=own) for own in (0.0, 0.6))
     )
     assert torch.allclose(both, (without + 0.6 * plain) / 1.6, atol=1e-5)
 
