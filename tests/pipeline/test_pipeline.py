@@ -201,6 +201,8 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
         ]
     )
     assert {one["state_type"] for one in runs} == {"COMPLETED"}
+    [sampled] = [one["parameters"]["stage"] for one in runs if one["name"] == "sample small"]
+    assert sampled["sampling"]["shots"] == [1, 2] and sampled["files"]["episodes"] == "data/episodes/small.parquet"
     steps = {one["name"] for one in ask(api, "task_runs") if one["flow_run_id"] in {run_["id"] for run_ in runs}}
     assert {"ingest parts", "make shard 0", "make shard 1", "make shard 2", "score metauas", "measure small", "train inctrl"} <= steps
 
