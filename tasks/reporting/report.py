@@ -92,7 +92,7 @@ class Origin:
 class Inputs:
     """The files of earlier stages that the report shows."""
 
-    pairs: Path  # the folder that tasks/synthesis/overview.py wrote
+    pairs: Path  # the overview that the synthesize stage wrote
     models: Sequence[Path]  # the model folders
     inpainter: Path
     rejected: Path
