@@ -69,10 +69,10 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Score
 
 @stage_flow(on_gpu=True, runner=cluster_or_threads)
 def score(stage: Score, execution: Execution) -> None:
-    from changepair.flows.runs.journal import Time, write_time
     from prefect import get_run_logger
 
     from changepair.flows.running.steps import HOUR, step
+    from changepair.flows.runs.journal import Time, write_time
     from changepair.tasks.scoring import batch_scoring
     from changepair.tasks.scoring.score import count_parts
 
