@@ -31,7 +31,7 @@ test-slow: .venv/installed ## the tests that run a whole pipeline or need long
 	python -m pytest -m slow
 
 test-ci: .venv/installed ## of the slow tests those that guard runs, reruns, entrances, workspaces, and a server that is away
-	OMP_NUM_THREADS=1 python -m pytest $(TWO) -m slow -k "not is_quick" tests/pipeline/test_pipeline.py tests/pipeline/test_unchanged.py tests/schedule/test_workspaces.py tests/training/test_training.py \
+	OMP_NUM_THREADS=1 python -m pytest $(TWO) -m slow -k "not is_quick" tests/pipeline/test_pipeline.py tests/pipeline/test_unchanged.py tests/pipeline/test_new_stage.py tests/schedule/test_workspaces.py tests/training/test_training.py \
 		tests/detectors/test_packaged.py tests/prediction/test_entrances.py tests/pipeline/test_every_byte.py \
 		"tests/running/test_faults.py::test_a_server_that_is_stopped_and_started_mid_run_costs_nothing"
 
