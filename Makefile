@@ -38,7 +38,7 @@ test-ci: .venv/installed ## of the slow tests those that guard runs, reruns, ent
 attack: .venv/installed ## hundreds of hostile inputs of each kind, signals, cancellations, and the whole stack against a local attacker
 	CHANGEPAIR_TRIES=400 python -m pytest -m attack tests
 
-bench: .venv/installed ## the benchmarks, with their metrics printed
+bench: .venv/installed ## the benchmarks, with their numbers printed
 	python -m pytest tests/benchmarks -m bench -s
 
 lint: .venv/installed ## format, lint, types and secrets

@@ -58,15 +58,15 @@ def code() -> None:
 def _code() -> None:
     if write_plan():
         raise BadInput(f"{DVC_YAML}: was not what {FILE} asks for; it is regenerated, so run the same again")
-    code = code_now()
+    code, stages = code_now(), planned()
     if read_pipelines().execution.packages == "locked":
-        used = {Path(dep).name for stage in planned() for dep in stage.deps if Path(dep).parent == CODE}
+        used = {Path(dep).name for stage in stages for dep in stage.deps if Path(dep).parent == CODE}
         refuse_mismatches(package for name in used for package in code[name].packages)
     with made_anew(CODE) as folder:
         for name, about in code.items():
             (folder / name).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
         (folder / settings_file("").parent.name).mkdir()
-        for stage in planned():
+        for stage in stages:
             if stage.settings:
                 (folder / settings_file(stage.name).relative_to(CODE)).write_text(settings_text(stage), encoding="utf-8")
 

@@ -61,6 +61,7 @@ def forecast(pipeline: str) -> dict[str, Forecast]:
         deps = by_name[name].deps
         reasons = [f"its code: {changed[dep]}" for dep in deps if dep in changed]
         reasons += [f"{FILE}: {key}" for key in _changed_settings(by_name[name])]
+        reasons += _recorded_changes(status.get(name, ())) if not reasons else []
         reasons += _reasons(status.get(name, ()), made_by)
         before = {made_by[dep] for dep in deps if dep in made_by}
         after = [other for other in names if other in before and other != CODE_STAGE and other in found and found[other] != Forecast()]
@@ -95,10 +96,17 @@ def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
             yield f"what it made is not as it was: {path} {WORDS.get(state, state)}"
 
 
+def _recorded_changes(said: Any) -> Iterator[str]:
+    """Yield the changes of code and settings that the stage `code` has recorded since the stage last ran."""
+    for path, state in (item for one in said if isinstance(one, Mapping) for item in one.get("changed deps", {}).items()):
+        if Path(path).is_relative_to(CODE) and state == "modified":
+            yield f"its {'settings' if Path(path).parent == settings_file('').parent else 'code'} changed since it last ran ({path})"
+
+
 def _changed_settings(stage: Stage) -> Iterator[str]:
     """Yield the keys of the settings that differ from those of the last run of the stage `code`. There are none before the first run."""
     file = settings_file(stage.name)
-    return differing(read_json(file) if file.is_file() else {}, dict(stage.settings))
+    return differing(read_json(file), stage.settings) if file.is_file() else iter(())
 
 
 def _changed_code() -> dict[str, str]:

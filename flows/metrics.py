@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from changepair.flows.running.entry import start_stage
 from changepair.flows.running.places import EPISODES, EVALUATION, SCORES
 from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
-from changepair.flows.stage import InGit, Input, MetricsFile, OfDetectors, OfPipeline, Output, Setting, Stage, stage_flow
+from changepair.flows.settings.reader import as_json
+from changepair.flows.stage import InGit, Input, MetricsFile, OfDetectors, Output, Setting, Stage, stage_flow
 from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.results import (
@@ -38,6 +39,11 @@ PLOTS = (
 """Of each curve: its file, the template of its plot, the columns of both axes, and the title."""
 
 
+def _for_decision(promotion: PromotionSettings) -> Any:
+    """Return the settings that the decision depends on: not who promotes."""
+    return {key: value for key, value in as_json(promotion).items() if key != "automatic"}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The files of an evaluation that the report reads, besides the metrics."""
@@ -62,7 +68,7 @@ class Metrics(Stage):
     scores: Input[Mapping[str, Path]]
     """The folder of each detector's scores."""
     detectors: OfDetectors[Mapping[str, Any]]
-    promotion: OfPipeline[PromotionSettings]
+    promotion: Annotated[PromotionSettings, Setting(dump=_for_decision)]
     resolution: Annotated[int, Setting("pipelines.{pipeline}.evaluation.resolution")]
     convention: Annotated[Convention, Setting("pipelines.{pipeline}.evaluation.convention")]
     summary: MetricsFile[Path]

@@ -25,6 +25,7 @@ from changepair.flows.stage import CODE_STAGE, DVC_YAML, PLAN, SPLIT, Stage
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.places import MARK, is_url, place_of
+from changepair.tasks.common.texts import read_text
 from changepair.tasks.detectors.registry import DETECTORS
 
 OF_A_DATASET = ("ingest", "objects")
@@ -34,6 +35,8 @@ OF_A_DETECTOR = ("train", "score")
 HEAD = """\
 # The stages in order: what each reads and writes. Generated from pipelines.yaml by `changepair plan`; edits are lost.
 """
+EARLIER = ((".gitignore", "/figures.csv", "/metrics.csv"), (".dvc/plots/shots.json", '"figure"', '"metric"'))
+"""What the files of a project's template had before metrics were called so: the file, the text, and its replacement."""
 KINDS = ("s3", "gs", "azure", "oss", "gdrive", "hdfs", "webhdfs", "ssh", "http", "https", "webdav", "webdavs")
 """Of URLs, as DVC's settings know them. Whether what reads each is installed is asked where one is named."""
 
@@ -157,6 +160,9 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
 def write_plan(root: Path = Path()) -> bool:
     """Write dvc.yaml if it differs from what pipelines.yaml asks for, and the link to it; return whether it differed. Raises BadInput."""
     file, text, link = root / DVC_YAML, dvc_yaml(planned(root)), root / PLAN
+    for name, old, new in EARLIER:
+        if (root / name).is_file() and old in read_text(root / name):
+            raise BadInput(f"{root / name}: has {old!r}, which an earlier version wrote; replace it by {new!r}, then run this again")
     if not link.is_symlink() or os.readlink(link) != file.name:
         if os.path.lexists(link):
             raise BadInput(f"{link}: is not the link to {DVC_YAML} that changepair writes there; move it away, then run this again")

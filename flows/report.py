@@ -21,16 +21,28 @@ from changepair.flows.running.places import (
     SCORES,
 )
 from changepair.flows.settings.pipelines import Datasets, Execution, Pipeline
+from changepair.flows.settings.reader import as_json
 from changepair.flows.stage import Input, OfDetectors, Output, Setting, Stage, stage_flow
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.sampling.episodes import EpisodeFiles, TargetFiles
+from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.results import TABLE_NAME
+from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.synthesis.shards import OVERVIEW_NAME
 
 if TYPE_CHECKING:
     from changepair.tasks.reporting.galleries import Gallery
     from changepair.tasks.reporting.report import Origin
     from changepair.tasks.scoring.recommendation import Recommendation
+
+
+NO_RESULT = {EvaluationSettings: "batch_size", PromotionSettings: "automatic"}
+"""Settings of these sections that change no result."""
+
+
+def _that_matter(section: Any) -> Any:
+    dumped = as_json(section)
+    return {key: value for key, value in dumped.items() if key != NO_RESULT[type(section)]} if type(section) in NO_RESULT else dumped
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Report(Stage):
     inpainter: Input[Path]
     pairs: Input[Path]
     detectors: OfDetectors[Mapping[str, Any]]
-    others: Annotated[Mapping[str, Any], Setting("pipelines.{pipeline}.*")]
+    others: Annotated[Mapping[str, Any], Setting("pipelines.{pipeline}.*", _that_matter)]
     """All other settings of the pipeline that a result depends on. The page shows them."""
     layouts: Annotated[Mapping[str, str], Setting("datasets.folders.*")]
     """The layout of each target's folder, by `<dataset>.layout`."""
@@ -153,8 +165,9 @@ def _origin(stage: Report) -> Origin:
     from changepair.tasks.reporting.report import Origin
 
     datasets = {one for names in (stage.others[use] for use in ("sources", "textures", "auxiliary", "targets")) for one in names}
-    ours = [one.name for one in planned() if one.of[:1] == (stage.pipeline,) and one.kind != stage.kind]
-    read = [one.name for one in planned() if one.kind in OF_A_DATASET and one.of[0] in datasets]
+    stages = planned()
+    ours = [one.name for one in stages if one.of[:1] == (stage.pipeline,) and one.kind != stage.kind]
+    read = [one.name for one in stages if one.kind in OF_A_DATASET and one.of[0] in datasets]
     layouts = {target: stage.layouts.get(f"{target}.layout", "") for target in stage.others["targets"]}
     return Origin(stage.pipeline, stage.settings, layouts, provenance.artifacts([*read, *ours]), provenance.versions())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
 
 from changepair.flows.running.places import CHECKPOINTS, CODE
 from changepair.flows.settings.pipelines import Execution
@@ -166,7 +166,10 @@ S = TypeVar("S", bound=Stage)
 
 @dataclass(frozen=True)
 class StageFlow(Generic[S]):
-    """The Prefect flow of a stage. Prefect is imported when it is built."""
+    """The Prefect flow of a stage. Prefect is imported when it is built.
+
+    The parameters of its run, which Prefect stores and shows, are the fields of the stage without the secrets in them.
+    """
 
     function: Callable[[S, Execution], None]
     on_gpu: bool
@@ -177,8 +180,13 @@ class StageFlow(Generic[S]):
 
         from changepair.flows.running.api import stoppable
 
+        work = stoppable(self.function)
+
+        def shown(**parameters: Any) -> Any:
+            return work(stage, execution)
+
         return Flow(
-            stoppable(self.function),
+            shown,
             name=stage.kind,
             flow_run_name=" ".join((stage.kind, *stage.of)),
             task_runner=None if self.runner is None else self.runner(execution),
@@ -224,6 +232,10 @@ def loss_plot(file: Path, title: str) -> Mapping[str, Any]:
 def _marked(stage: type[Stage], of: type[T], only: T | None = None) -> tuple[tuple[str, T], ...]:
     """List the fields of a stage that are annotated with a role or a setting."""
     hints = get_type_hints(stage, include_extras=True)
+    for name, hint in hints.items():
+        inner = get_args(hint)[:1] if hasattr(hint, "__metadata__") else get_args(hint)
+        if any(hasattr(one, "__metadata__") for one in inner):
+            raise TypeError(f"{stage.__name__}.{name}: mark the whole type, as in Input[Path | None]; the mark of a part declares nothing")
     marks = ((item.name, mark) for item in fields(stage) for mark in getattr(hints[item.name], "__metadata__", ()))
     return tuple((name, mark) for name, mark in marks if isinstance(mark, of) and only in (None, mark))
 

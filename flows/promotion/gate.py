@@ -28,6 +28,7 @@ from changepair.flows.promotion.store import MeasuredAs, read_measured_as, settl
 from changepair.flows.running import provenance
 from changepair.flows.running.places import CHECKPOINTS, EPISODES, EVALUATION, IN_USE, SETTINGS_NAME
 from changepair.flows.running.steps import HOUR, step
+from changepair.flows.running.unchanged import refuse_other_settings
 from changepair.flows.runs.journal import now
 from changepair.flows.runs.states import RunState
 from changepair.flows.settings.detectors import Detectors
@@ -40,6 +41,7 @@ from changepair.tasks.detectors.registry import KIND, kind_of
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of
 from changepair.tasks.scoring.decision import Decision, decide, same_episodes
 from changepair.tasks.scoring.results import DECISION_NAME, DRAWS_NAME, DrawRow, read_draws, results_of
+from changepair.tasks.scoring.settings import EvaluationSettings
 
 BY_HAND = "promotion.automatic is false: `changepair promote {}` makes it the current model"
 
@@ -59,6 +61,7 @@ def gate(pipeline: str) -> Outcome:
     Raises BadInput, and changes nothing, if the current model's files are missing.
     """
     settings = enabled_pipeline(pipeline)
+    refuse_other_settings(stage for stage in planned() if stage.of[:1] == (pipeline,))
     current = read_current(pipeline)
     if current is None:
         reason = "the first model of this pipeline"
@@ -66,7 +69,7 @@ def gate(pipeline: str) -> Outcome:
         return _promoted(pipeline, reason) if settings.promotion.automatic else by_hand
     settle(pipeline, current)
     own, measured_as = _measured_as(pipeline, settings), read_measured_as(pipeline)
-    if current.candidate == candidate_hash(pipeline) and measured_as.detectors == own.detectors:
+    if current.candidate == candidate_hash(pipeline) and _same_detectors(pipeline, measured_as, settings):
         return _again(pipeline, current, settings.promotion.automatic)
     candidate = candidate_hash(pipeline)
     back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # where nothing is trained, all have one name
@@ -74,7 +77,8 @@ def gate(pipeline: str) -> Outcome:
         return _kept(pipeline, f"this model was rolled back, {_when(back.time)}; `changepair promote {pipeline}` puts it to use again")
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
-    equal = own.evaluation == measured_as.evaluation and own.code == measured_as.code
+    evaluation = {**as_json(EvaluationSettings()), **measured_as.evaluation}  # with the defaults of settings that are new since
+    equal = all(evaluation[key] == value for key, value in own.evaluation.items()) and own.code == measured_as.code
     if not (equal and same_episodes(new, in_use, settings.promotion.metric, detectors)):
         in_use = measure_in_use(pipeline, settings, measured_as.detectors)
     decision = decide(new, in_use, settings.promotion, detectors)
@@ -118,7 +122,8 @@ def promote(pipeline: str) -> str:
     with Repo() as repo:
         stale = repo.status(targets=[stage.name for stage in own_stages])
     if stale:
-        raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}`, which promotes by itself, first")
+        raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}` first")
+    refuse_other_settings(own_stages)
     model = take(pipeline, "by hand")
     return f"{pipeline}: model {model.candidate[:8]} is in use" + (f", by {model.choice}" if model.choice else "")
 
@@ -167,7 +172,7 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[Dr
     from changepair.tasks.scoring.measure import measure
 
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
-    own = parse(cast(Any, Detectors), detectors, ("pipelines", pipeline, "detectors"), folder / SETTINGS_NAME)
+    own = _detectors_in_use(pipeline, detectors)
     checkpoints = CHECKPOINTS / pipeline / "gate"
     with tempfile.TemporaryDirectory(prefix="changepair-") as work:
         scores = Path(work)
@@ -177,6 +182,21 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[Dr
         measured = measure({name: scores / name for name in chosen}, files, settings.evaluation)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return results_of(measured, protocols_of(files.episodes)).draws
+
+
+def _detectors_in_use(pipeline: str, section: Any) -> dict[str, Any]:
+    detectors: dict[str, Any] = parse(
+        cast(Any, Detectors), section, ("pipelines", pipeline, "detectors"), folder_of(pipeline) / IN_USE / SETTINGS_NAME
+    )
+    return detectors
+
+
+def _same_detectors(pipeline: str, measured_as: MeasuredAs, settings: Pipeline) -> bool:
+    """Return whether the current model has the settings of now, whichever names and defaults they were written with."""
+    try:
+        return _detectors_in_use(pipeline, measured_as.detectors) == settings.detectors
+    except BadInput:  # of a detector that is not installed any more
+        return False
 
 
 def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:

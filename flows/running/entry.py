@@ -12,8 +12,10 @@ from changepair.flows import plan
 from changepair.flows.running.console import set_volume, set_volume_of_workers, volume
 from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved, exit_on_bad_input, tell
 from changepair.flows.running.locks import one_at_a_time
+from changepair.flows.running.secrets import hidden
 from changepair.flows.running.unchanged import unchanged
 from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.settings.reader import as_json
 from changepair.tasks.common.stopping import on_sigterm
 
 if TYPE_CHECKING:
@@ -68,6 +70,6 @@ def start_stage(kind: str) -> None:
             logged_in(url, login_for(url)) if (url := PREFECT_API_URL.value()) else one_api(),
         ):
             stage, execution = plan.stage_of(kind, *of), read_pipelines().execution
-            return run(flow.build(stage, execution), stage=stage, execution=execution)
+            return run(flow.build(stage, execution), stage=hidden(as_json(stage)), execution=hidden(as_json(execution)))
 
     exit_on_bad_input(work)

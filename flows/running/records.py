@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -35,15 +35,29 @@ FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]  # o
 
 def as_record(kind: type[RecordT], text: str) -> RecordT:
     """Parse a record, without the fields that a later version added. Raises ValueError with one line."""
-    text = re.sub(r'"figure(s?)":', r'"metric\1":', text)  # as earlier versions named them
     adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
-        return cast(RecordT, adapter.validate_json(text))
+        return cast(RecordT, adapter.validate_json(_with_current_names(text)))
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(str(part) for part in detail["loc"])
         what = "Git's marks of a merge are in it" if MERGE in text else f"{key}: {detail['msg']}" if key else detail["msg"]
         raise ValueError(in_short(what)) from error
+
+
+def _with_current_names(text: str) -> str:
+    """Rename the fields of a record, and of the choice in it, that an earlier version named otherwise."""
+    if '"figure' not in text:
+        return text
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return text
+    for part in (content, content.get("choice")) if isinstance(content, dict) else ():
+        for old, new in (("figures", "metrics"), ("figure", "metric")):
+            if isinstance(part, dict) and old in part and new not in part:
+                part[new] = part.pop(old)
+    return json.dumps(content)
 
 
 def read_record(kind: type[RecordT], file: Path, hint: str = "") -> RecordT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from typing import Any
 
 HIDDEN = "***"
 SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING|CONNECTION_URL", re.IGNORECASE)
@@ -23,6 +24,15 @@ def hide(text: str) -> str:
         if len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def hidden(value: Any) -> Any:
+    """Hide the secrets in every text of a JSON value."""
+    if isinstance(value, dict):
+        return {key: hidden(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [hidden(one) for one in value]
+    return hide(value) if isinstance(value, str) else value
 
 
 def holds_secret(address: str) -> bool:

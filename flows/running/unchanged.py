@@ -6,7 +6,7 @@ not depend on it, and the stage would not run again. Settings are read once, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from changepair.flows import plan
 from changepair.flows.running.places import CODE
 from changepair.flows.running.records import read_record
 from changepair.flows.settings.reader import FILE, hold, load_yaml
-from changepair.flows.stage import CODE_STAGE, DVC_YAML, settings_file, stage_name
+from changepair.flows.stage import CODE_STAGE, DVC_YAML, Stage, settings_file, stage_name
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.fingerprint import Code, versions_of
 from changepair.tasks.common.places import place_of, states
@@ -44,6 +44,15 @@ def unchanged(kind: str, *of: str) -> Iterator[None]:
     changed = next(differing(files, _files(stage, ours)), None)
     if changed is not None:
         raise BadInput(f"{changed} was changed while {' '.join((kind, *of))} ran, so its results are not kept; run the same again")
+
+
+def refuse_other_settings(stages: Iterable[Stage]) -> None:
+    """Raise BadInput if the settings of a stage are not those that the stage `code` recorded, with which its outputs were made."""
+    for stage in stages:
+        file = settings_file(stage.name)
+        key = next(differing(read_json(file) if file.is_file() else {}, stage.settings), None)
+        if key is not None:
+            raise BadInput(f"{FILE}: {key} was changed after {stage.name} ran; run `changepair retrain` first")
 
 
 def _refuse_other_packages(stage: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from changepair.flows.running.provenance import LOCK, locked, parse_lock
 from changepair.flows.schedule.commands import CommandFailed, clear_locks, committed, git, of_this_environment, own, run
 from changepair.flows.schedule.origins import refuse_other_origin
 from changepair.flows.settings import overriding
-from changepair.flows.settings.reader import FILE
+from changepair.flows.settings.reader import FILE, load_yaml
 from changepair.flows.settings.runs import Results, branch_of
 from changepair.flows.stage import DVC_YAML, PLAN
 from changepair.tasks.common.errors import BadInput
@@ -284,7 +284,8 @@ def _lock_at(folder: Path, commit: str) -> Mapping[str, Any]:
 def _targets(folder: Path, pipeline: str, *, model_alone: bool = False) -> list[str]:
     """List what DVC pushes and pulls: the pipeline's stages, and the current model."""
     pointer = MODELS / pipeline / POINTER
-    stages = [] if model_alone else [name for name in locked(folder) if is_of(name, pipeline)]
+    known = load_yaml(folder / DVC_YAML)["stages"] if (folder / DVC_YAML).is_file() else {}  # a lock keeps stages that are gone
+    stages = [] if model_alone else [name for name in locked(folder) if name in known and is_of(name, pipeline)]
     return [*stages, pointer.as_posix()] if (folder / pointer).is_file() else stages
 
 

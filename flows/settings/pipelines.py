@@ -16,7 +16,7 @@ from changepair.flows.settings.runs import Overlap, Revision, Runs, ScheduleSett
 from changepair.tasks.common.bounds import NonEmpty, Unique
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote, place_of
-from changepair.tasks.detectors.registry import DETECTORS, kind_of, missing_base
+from changepair.tasks.detectors.registry import DETECTORS, KIND, RENAMED, kind_of, missing_base, resolved
 from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.ingestion.settings import FolderSettings, LayoutName, ObjectsSettings
 from changepair.tasks.inpainting.settings import NONE, InpainterSettings
@@ -34,7 +34,7 @@ PackagedName = Literal[
 
 
 READY = {"patch-residual": {}, "metric-residual": {"model": PACKAGED}}
-NO_PAIRS = {"inpainter": {"model": NONE}, "synthesis": {"pairs": 0}}
+NO_PAIRS: dict[str, dict[str, Any]] = {"inpainter": {"model": NONE}, "synthesis": {"pairs": 0}}
 
 
 class Elsewhere(Strict):
@@ -150,22 +150,27 @@ class Pipeline(Strict):
     @model_validator(mode="before")
     @classmethod
     def _with_current_names(cls, value: Any) -> Any:
-        """Read settings by the names that they had in earlier versions. Say so once."""
+        """Read settings by the names that they had in earlier versions; say so once. Raises ValueError if one has both names."""
         sections = value if isinstance(value, dict) else {}
-        detectors = sections.get("detectors")
-        if isinstance(sections.get("promotion"), dict) and "figure" in sections["promotion"]:
-            renamed_setting("promotion.figure", "promotion.metric")
-            promotion = {"metric" if key == "figure" else key: one for key, one in sections["promotion"].items()}
+        promotion, detectors = (found if isinstance(found := sections.get(key), dict) else {} for key in ("promotion", "detectors"))
+        if "figure" in promotion:
+            renamed_setting("promotion", promotion, "figure", "metric")
+            promotion = {"metric" if key == "figure" else key: one for key, one in promotion.items()}
             value = {**sections, "promotion": promotion}
-        if isinstance(detectors, dict) and any(isinstance(one, dict) and "own" in one for one in detectors.values()):
-            renamed_setting("detectors.<name>.own", "detectors.<name>.self_residual")
+        for name, section in detectors.items():
+            names = RENAMED.get(resolved(str(section.get(KIND, name)), {})[0], {}) if isinstance(section, dict) else {}
+            for old, new in names.items():
+                if old in section:
+                    renamed_setting("detectors.<name>", section, old, new)  # which `resolved` reads
         return value
 
     @model_validator(mode="before")
     @classmethod
     def _without_sources(cls, value: Any) -> Any:
         """Make no pairs where there are no photographs to make them of, unless the file says so."""
-        return value if not isinstance(value, dict) or value.get("sources") else {**NO_PAIRS, **value}
+        if not isinstance(value, dict) or value.get("sources"):
+            return value
+        return {**value, **{key: {**section, **(value.get(key) or {})} for key, section in NO_PAIRS.items() if _is_section(value.get(key))}}
 
     @field_validator("training", mode="plain")
     @classmethod
@@ -197,6 +202,10 @@ class Pipeline(Strict):
     def trained_on(self) -> dict[str, str]:
         """Gives for each detector that is trained here what it is trained on, `pairs` or `auxiliary`."""
         return {name: self.training_of(name).learns_from for name in self.trained if self.detectors[name].model is None}
+
+
+def _is_section(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
 
 
 class Pipelines(Strict):

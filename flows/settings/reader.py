@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
@@ -215,7 +215,13 @@ def as_json(settings: Any) -> Any:
     return TypeAdapter(Any).dump_python(settings, mode="json")
 
 
+def renamed_setting(place: str, section: Mapping[str, Any], old: str, new: str) -> None:
+    """Say on stderr, once a process, that a setting has another name now. Raises ValueError if the section has both."""
+    if new in section:
+        raise ValueError(f"{place}.{old}: is called {new} now, which is given too; leave one out")
+    _say_renamed(f"{place}.{old}", new)
+
+
 @cache
-def renamed_setting(old: str, new: str) -> None:
-    """Say on stderr, once a process, that a setting has another name now."""
+def _say_renamed(old: str, new: str) -> None:
     print(f"changepair: {FILE}: pipelines.<name>.{old} is now called {new}; the old name will not be read in 0.2", file=sys.stderr)

@@ -464,6 +464,22 @@ def test_the_same_model_takes_a_new_decision_unless_it_was_rolled_back(project: 
     assert [before[2], changed[2], after[2], back[2]] == [True, True, True, False]
 
 
+def test_a_model_is_not_promoted_with_settings_that_it_was_not_measured_with(project: Path) -> None:
+    """DVC alone does not see the edit before the stage `code` has run."""
+    write_pipelines(project, edited(project, detectors={"patch-residual": {"resolution": 96, "stages": [4]}}))
+    before = current(project)
+    result = run(project, "changepair", "promote", "small")
+    assert result.returncode == 2 and "was changed after score_small_patch-residual ran" in result.stderr, result.stderr
+    assert current(project) == before
+
+
+def test_a_run_that_was_stopped_after_an_edit_is_forecast(project: Path) -> None:
+    write_pipelines(project, edited(project, evaluation={"resolution": 48}))
+    assert run(project, "changepair", "plan").returncode == run(project, "dvc", "repro", "--single-item", "code").returncode == 0
+    lines = run(project, "changepair", "retrain", "small", "--dry-run").stdout.splitlines()
+    assert [line for line in lines if line.startswith("would run metrics_small: its settings changed since it last ran")], lines
+
+
 def test_a_person_promotes_where_promotion_is_not_automatic(project: Path) -> None:
     """The first model waits, without a file that Git would see; and so does the same model with a new decision."""
     write_pipelines(project, edited(project, promotion={"automatic": False}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from dvc.config_schema import REMOTE_SCHEMAS
 from dvc.stage.utils import is_valid_name
 
 from changepair.flows.plan import KINDS, is_of, planned, write_plan
-from changepair.flows.stage import settings_file, settings_text
+from changepair.flows.schedule import workspace
+from changepair.flows.stage import Input, Stage, settings_file, settings_text
 from changepair.tasks.common.errors import BadInput
 
 
@@ -150,6 +152,40 @@ def test_a_subset_outdates_its_detectors_scores_and_no_others(tmp_path: Path) ->
 def test_a_promotion_that_is_taken_out_outdates_the_decision(tmp_path: Path) -> None:
     changed = differing(settings_of_stages(tmp_path, {"promotion": {"floor": False}}), settings_of_stages(tmp_path, {}))
     assert changed == {"metrics_small", "report_small"}
+
+
+def test_who_promotes_and_the_size_of_batches_outdate_nothing(tmp_path: Path) -> None:
+    edited = {"promotion": {"automatic": False}, "evaluation": {**SMALL["pipelines"]["small"]["evaluation"], "batch_size": 7}}  # type: ignore[index]
+    assert differing(settings_of_stages(tmp_path, edited), settings_of_stages(tmp_path, {})) == set()
+
+
+def test_what_a_lock_keeps_of_a_stage_that_is_gone_is_neither_pushed_nor_pulled(tmp_path: Path) -> None:
+    """DVC would end with an error, and a scheduled run would lose its results."""
+    write_pipelines(tmp_path, SMALL)
+    write_plan(tmp_path)
+    stages = {name: {"cmd": "python", "outs": []} for name in ("sample_small", "figures_small")}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    assert workspace._targets(tmp_path, "small") == ["sample_small"]
+
+
+@dataclass(frozen=True)
+class Wrong(Stage):
+    """Mark a part of a type."""
+
+    pipeline: str
+    table: Input[Path] | None
+
+
+def test_a_mark_that_would_declare_nothing_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Wrong\.table: mark the whole type"):
+        _ = Wrong("small", Path("data/table.csv")).deps
+
+
+def test_a_template_of_an_earlier_version_is_told(tmp_path: Path) -> None:
+    write_pipelines(tmp_path, SMALL)
+    (tmp_path / ".gitignore").write_text("!/data/evaluation/*/figures.csv\n")
+    with pytest.raises(BadInput, match=r"\.gitignore: has '/figures\.csv', which an earlier version wrote; replace it by '/metrics\.csv'"):
+        write_plan(tmp_path)
 
 
 def test_an_edit_of_a_section_outdates_the_stages_that_read_it(tmp_path: Path) -> None:

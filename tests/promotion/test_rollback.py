@@ -17,6 +17,7 @@ from conftest import commit, run, write_pipelines
 from team import Team, git
 
 from changepair.flows.promotion.history import CURRENT, HISTORY, Model, folder_of, in_use_in_turn, read_current, taken_back, write_current
+from changepair.flows.promotion.store import MeasuredAs
 from changepair.flows.running.records import as_record
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import write_text
@@ -120,6 +121,8 @@ def test_records_of_an_earlier_version_are_read_by_their_earlier_names(tmp_path:
     one = Model("1" * 32 + ".dir", 1, 1, "1" * 32, "", {"a": {"b": {"image_auroc": 0.5}}}, "", "2026-01-01T00:00:00+00:00")
     text = json.dumps(asdict(one))
     assert as_record(Model, text.replace('"metrics"', '"figures"')) == one
+    measured_as = MeasuredAs({"figures": {"kind": "patch-residual"}}, {"subset": {"figures": 3}}, {})  # a detector of that name
+    assert as_record(MeasuredAs, json.dumps(asdict(measured_as))) == measured_as
     row = DrawRow("parts", "metauas", "class-specific", 1, "image_auroc", "", 0.5, (0.5,) * DRAWS)
     write_rows(tmp_path / "draws.parquet", DrawRow, [row])
     table = pq.read_table(tmp_path / "draws.parquet")

@@ -16,7 +16,7 @@ from receiver import receiver
 from servers import ask
 from team import SCHEDULED
 
-from changepair.flows.running.secrets import hide, hide_in_log, holds_secret
+from changepair.flows.running.secrets import hidden, hide, hide_in_log, holds_secret
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import holds_password, place_of
 
@@ -195,3 +195,9 @@ def test_the_secret_scan_finds_a_secret(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "settings.py").write_text('aws_secret_access_key = "' + "wJalrXUtnFEMI/K7MDENG/" + 'bPxRfiCYzEXAMPLEKEY"\n')
     assert not audit.secrets()
     assert "settings.py:1: looks like a secret" in capsys.readouterr().out
+
+
+def test_secrets_in_the_settings_that_the_ui_shows_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_TOKEN", "0123456789")
+    shown = hidden({"path": "azure://box/parts?sig=abc", "read": ["a/0123456789/b", 3, None]})
+    assert shown == {"path": "azure://box/parts?***", "read": ["a/***/b", 3, None]}

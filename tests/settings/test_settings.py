@@ -13,7 +13,7 @@ from conftest import ROOT, SMALL, run, write_pipelines
 
 from changepair.flows.plan import planned
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
-from changepair.flows.settings.reader import renamed_setting
+from changepair.flows.settings.reader import _say_renamed
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings
 from changepair.tasks.encoders.settings import EncoderSettings
@@ -273,17 +273,29 @@ def test_every_command_says_in_its_help_how_it_is_used() -> None:
 def test_settings_are_read_by_their_earlier_names_and_a_line_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = SMALL["pipelines"]["small"]  # type: ignore[index]
     read = {}
-    renamed_setting.cache_clear()  # it says each once a process
+    _say_renamed.cache_clear()  # it says each once a process
     for weight, metric in (("own", "figure"), ("self_residual", "metric")):
         detectors = {"patch-residual": {weight: 0.5}, "multi-scale-residual": {"model": "packaged"}}
         pipeline = {**small, "detectors": detectors, "promotion": {metric: "pixel_ap"}, "training": {}}
         write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": pipeline}})
         read[weight] = read_pipelines(tmp_path / "pipelines.yaml").pipelines["small"]
         said = capfd.readouterr().err
-        assert ("detectors.<name>.own is now called detectors.<name>.self_residual" in said) == (weight == "own")
-        assert ("promotion.figure is now called promotion.metric" in said) == (metric == "figure")
+        assert ("detectors.<name>.own is now called self_residual" in said) == (weight == "own")
+        assert ("promotion.figure is now called metric" in said) == (metric == "figure")
     assert read["own"] == read["self_residual"] and read["own"].promotion.metric == "pixel_ap"
     assert read["own"].detectors["patch-residual"].self_residual == 0.5
+    residual = {"patch-residual": {"own": 0.5, "self_residual": 0.1}}
+    for both in ({"detectors": residual}, {"promotion": {"metric": "pixel_ap", "figure": "image_ap"}}):
+        write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": {**small, "training": {}, **both}}})
+        with pytest.raises(BadInput, match=r"is called (self_residual|metric) now, which is given too; leave one out"):
+            read_pipelines(tmp_path / "pipelines.yaml")
+
+
+def test_a_section_that_is_there_keeps_the_defaults_of_a_pipeline_without_sources(tmp_path: Path) -> None:
+    sections = {"synthesis": {"resolution": 64}, "inpainter": {}}
+    write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": {"targets": ["parts"], **sections}}})
+    pipeline = read_pipelines(tmp_path / "pipelines.yaml").pipelines["small"]
+    assert (pipeline.synthesis.pairs, pipeline.synthesis.resolution, pipeline.inpainter.model) == (0, 64, "none")
 
 
 def test_the_earlier_name_of_watch_still_runs_it(tmp_path: Path) -> None:
