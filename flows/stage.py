@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
 
@@ -180,13 +180,13 @@ class StageFlow(Generic[S]):
 
         from changepair.flows.running.api import stoppable
 
-        work = stoppable(self.function)
+        work = partial(stoppable(self.function), stage, execution)
 
-        def shown(**parameters: Any) -> Any:
-            return work(stage, execution)
+        def flow(stage: Any, execution: Any) -> Any:
+            return work()
 
         return Flow(
-            shown,
+            flow,
             name=stage.kind,
             flow_run_name=" ".join((stage.kind, *stage.of)),
             task_runner=None if self.runner is None else self.runner(execution),
