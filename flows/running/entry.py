@@ -49,8 +49,6 @@ def start_stage(kind: str) -> None:
     if len(of) != len(names):
         sys.exit(f"usage: python -m changepair.flows.{kind} {' '.join(f'<{name}>' for name in names)}")
     flow: StageFlow[Any] = getattr(module, kind)
-    set_volume(volume())
-    set_volume_of_workers()
 
     def work() -> object:
         from prefect.settings import PREFECT_API_URL  # Prefect takes seconds, which `changepair plan` does not spend
@@ -58,6 +56,8 @@ def start_stage(kind: str) -> None:
         from changepair.flows.running.api import end_with_parent, logged_in, one_api, run
         from changepair.flows.running.login import login_for
 
+        set_volume(volume())
+        set_volume_of_workers()
         end_at_ctrl_c_when_saved()
         end_with_parent()
         what = f"{kind} {' '.join(of)}"
