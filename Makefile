@@ -21,7 +21,7 @@ help: ## what can be made
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-quickstart: .venv/installed ## make pairs, train on them, evaluate on solar cells; about eight minutes on two cores
+quickstart: .venv/installed ## make pairs, train on them, evaluate on solar cells; about ten minutes on two cores
 	changepair retrain quickstart
 
 test: .venv/installed ## the tests, two at a time and in an order that is new each time
