@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 import yaml
@@ -81,7 +82,9 @@ def measure(*arguments):
 @pytest.mark.slow
 def test_metrics_are_never_recorded_under_settings_that_were_edited_while_they_were_made(project: Path, api: str) -> None:
     stage = project / "flows/metrics.py"
-    stage.write_text(stage.read_text().replace("from changepair.tasks.scoring.measure import measure\n", EDITING))
+    before = stage.read_text()
+    stage.write_text(before.replace("    from changepair.tasks.scoring.measure import measure\n", indent(EDITING, "    ")))
+    assert stage.read_text() != before
     made = run(project, "dvc", "repro", PREFECT_API_URL=api)
     assert made.returncode == 0, made.stderr
     metrics = (project / "data/evaluation/small/metrics.csv").read_bytes()
