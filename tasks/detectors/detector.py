@@ -1,4 +1,4 @@
-"""Define a detector: it returns image scores and anomaly maps of queries, compared with normal prompts."""
+"""Define the interface of a detector: it compares queries with normal prompts and returns image scores and anomaly maps."""
 
 from __future__ import annotations
 
@@ -12,48 +12,57 @@ from torch import Tensor, nn
 if TYPE_CHECKING:  # `upsample` alone does not need the encoders' libraries
     from changepair.tasks.encoders.encoder import Encoder, Features
 
-ANY_CATEGORY = "object"  # name of an unknown category
+ANY_CATEGORY = "object"  # name that stands for an unknown category
 
 
 class Detector(nn.Module):
-    """A detector of anomalies. It compares in three steps, so that a caller with many episodes does each once: `remember` prompts, `relate`
-    every query to every prompt, `conclude` from some of the prompts. `score` does all three. A score depends neither on the other queries
-    of a batch nor on the order of the prompts.
+    """Base class of the detectors.
+
+    A detector compares in three steps, so that a caller with many episodes runs each step once. `remember` reduces prompts to what is
+    stored. `relate` compares every query with every prompt. `conclude` computes scores and maps from a selection of the prompts. `score`
+    runs all three. A score depends neither on the other queries of a batch nor on the order of the prompts.
+
+    Shapes: B queries, K prompts, C channels, H and W pixels, h and w positions of a feature map.
     """
 
     encoder: Encoder
     needs_prompts = True  # whether it cannot score without a prompt
-    reads = False  # whether it uses the category's name
-    not_exported: str | None = None  # why it cannot be exported; None if it can
-    rotations = 1  # rotated views of each prompt that are stored, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)
+    reads = False  # whether it uses the name of the category
+    not_exported: str | None = None  # reason why it cannot be exported; None if it can
+    rotations = 1  # number of rotated views stored for each prompt, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)
     mirrored = False  # whether each view is also stored mirrored
 
     def remember(self, prompts: Features) -> Features:
-        """Return what to store of prompts' features, Kx... each."""
+        """Reduce prompts' features to what is stored: a list of tensors (K, ...)."""
         raise NotImplementedError
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Compare each query with each prompt, BxKx... each. memory: Kx... for all queries, or BxKx... ."""
+        """Compare each query with each prompt: a list of tensors (B, K, ...). `memory` is (K, ...) for all queries, or (B, K, ...)."""
         raise NotImplementedError
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores B, and anomaly maps Bxhxw in [0, 1] on the detector's grid. relation: to all prompts that count, or [] if
-        there are none. category: what the pictures show, for detectors with `reads`."""
+        """Return image scores (B,), and anomaly maps (B, h, w) in [0, 1] on the detector's grid.
+
+        `relation` covers the selected prompts; without prompts it is []. `category` names what the pictures show, for detectors with
+        `reads`.
+        """
         raise NotImplementedError
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
-        """Return what scoring needs of prompts Kx3xHxW in [0, 1]. features: theirs, if they are known already."""
+        """Return what scoring needs of prompts (K, 3, H, W) in [0, 1]. `features` are those of the prompts, if already computed."""
         views = [self.remember(self.encoder(prompts) if features is None else features)]
         views += [self.remember(self.encoder(view)) for view in other_views(prompts, self.rotations, self.mirrored)]
         return [self.joined(parts) for parts in zip(*views, strict=True)]
 
     def joined(self, views: Sequence[Tensor]) -> Tensor:
-        """Join what is stored of the views of each prompt, Kx...xhxw each: more views are more patches."""
+        """Join what is stored of the views of each prompt, each (K, ..., h, w). By default, more views are more patches."""
         return torch.cat([*views], dim=-2)
 
     def score(self, queries: Tensor, prompts: Tensor | Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Score queries Bx3xHxW in [0, 1] against prompts Kx3xHxW, or what `memorise` returned. Return image scores B, anomaly maps BxHxW
-        in [0, 1]."""
+        """Score queries (B, 3, H, W) in [0, 1] against prompts (K, 3, H, W), or against the result of `memorise`.
+
+        Return image scores (B,) and anomaly maps (B, H, W) in [0, 1].
+        """
         features = self.encoder(queries)
         memory = self.memorise(prompts) if isinstance(prompts, Tensor) and prompts.shape[0] > 0 else prompts
         relation = self.relate(features, memory) if isinstance(memory, list) and memory else []
@@ -64,14 +73,14 @@ class Detector(nn.Module):
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize maps Bxhxw to BxHxW, bilinear."""
+    """Resize maps (B, h, w) to (B, H, W), bilinear."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def other_views(pictures: Tensor, rotations: int, mirrored: bool) -> Iterator[Tensor]:
-    """Yield square pictures Bx3xHxW rotated evenly around the circle, and each mirrored; all but the original."""
+    """Yield square pictures (B, 3, H, W) rotated evenly around the circle, and each rotation mirrored. The original is left out."""
     for view in range(rotations):
         seen = turned(pictures, 360.0 * view / rotations)
         if view:
@@ -81,7 +90,7 @@ def other_views(pictures: Tensor, rotations: int, mirrored: bool) -> Iterator[Te
 
 
 def turned(pictures: Tensor, degrees: float) -> Tensor:
-    """Rotate square pictures Bx3xHxW about their centre, mirrored at the rim. Quarter turns move pixels and change none."""
+    """Rotate square pictures (B, 3, H, W) about their centre, reflected at the border. Quarter turns copy pixels exactly."""
     quarters, rest = divmod(degrees, 90.0)
     if rest == 0.0:
         return pictures.rot90(int(quarters), dims=(-2, -1))

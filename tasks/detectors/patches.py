@@ -1,4 +1,4 @@
-"""Compare patches of queries with patches of prompts, and turn the result into maps and image scores. Shared by the detectors."""
+"""Compare patches of queries with patches of prompts, and turn the cosines into anomaly maps and image scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from changepair.tasks.detectors.detector import Detector, upsample
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
-MOST_SIMILARITIES = 2**19  # held at once (2 MiB of float32): it stays in the cache, and memory does not grow with the prompts
-LAST_MAPS = 3  # of the encoder, where no others are chosen
+MOST_SIMILARITIES = 2**19  # cosines held at once (2 MiB of float32). They stay in the cache, and memory does not grow with the prompts.
+LAST_MAPS = 3  # number of the encoder's last maps that are the default
 
 
 class PatchDetector(Detector):
-    """A detector that compares the patches of some of the encoder's maps."""
+    """A detector that compares patches of some of the encoder's maps."""
 
     def __init__(
         self,
@@ -28,8 +28,11 @@ class PatchDetector(Detector):
         rotations: int = 1,
         mirrored: bool = False,
     ) -> None:
-        """stages: of the encoder's maps, counted from 1 (the finest); none for the last three. top_share, background: of `image_scores`.
-        rotations, mirrored: Detector's."""
+        """Select the maps to compare and how they are scored.
+
+        `stages` counts the encoder's maps from 1, the finest; the last three are the default. `top_share` and `background` are those of
+        `image_scores`. `rotations` and `mirrored` are those of Detector.
+        """
         super().__init__()
         self.encoder = encoder
         self.stages = chosen_stages(encoder, stages)
@@ -37,29 +40,31 @@ class PatchDetector(Detector):
         self.rotations, self.mirrored = rotations, mirrored
 
     def image_scores(self, maps: Tensor) -> Tensor:
-        """Return image scores B of maps Bxhxw."""
+        """Return image scores (B,) of maps (B, h, w)."""
         return image_scores(maps.flatten(1), self.top_share, self.background)
 
 
 def chosen_stages(encoder: Encoder, stages: Sequence[int]) -> tuple[int, ...]:
-    """Return the given stages or the encoder's last three, at each of its scales. Raises ValueError if there is no such stage."""
+    """Return the given stages, or the encoder's last three, at each of its scales. Raises ValueError if a stage does not exist."""
     each = encoder.maps // len(encoder.scales)
     if any(not 1 <= stage <= each for stage in stages):
-        raise ValueError(f"stages: numbers from 1 to {each}, as many as the encoder gives maps, not {list(stages)}")
+        raise ValueError(f"stages: numbers from 1 to {each}, the number of the encoder's feature maps, not {list(stages)}")
     chosen = tuple(stages) or tuple(range(1, each + 1))[-LAST_MAPS:]
     return tuple(scale * each + stage for scale in range(len(encoder.scales)) for stage in chosen)
 
 
 def unit_patches(features: Features, stages: Sequence[int]) -> Features:
-    """Return the chosen stages, each patch at unit length."""
+    """Return the chosen stages with each patch at unit length."""
     return [F.normalize(features[stage - 1], dim=1) for stage in stages]
 
 
 def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
-    """Return each query patch's highest cosine with each prompt, BxKxhxw. query: BxCxhxw; prompts: KxCxhxw for all, or BxKxCxhxw. Both of
-    unit length."""
-    patches = query.flatten(2).mT  # BxNxC
-    banks = prompts.flatten(-2)  # KxCxM, or BxKxCxM
+    """Return each query patch's highest cosine with each prompt, (B, K, h, w).
+
+    `query` is (B, C, h, w). `prompts` is (K, C, h, w) for all queries, or (B, K, C, h, w). Both have unit length.
+    """
+    patches = query.flatten(2).mT  # (B, N, C)
+    banks = prompts.flatten(-2)  # (K, C, M), or (B, K, C, M)
     if exporting():
         nearest = (patches[:, None] @ banks).amax(dim=-1)
     elif banks.ndim == 3:
@@ -71,7 +76,7 @@ def nearest_cosine(query: Tensor, prompts: Tensor) -> Tensor:
 
 
 def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
-    """Return the highest cosine of each patch (NxC, unit length) with the bank (CxM, unit length): N."""
+    """Return the highest cosine of each patch, (N,). `patches` (N, C) and `bank` (C, M) have unit length."""
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
     cosines = patches.new_empty(min(rows, len(patches)), bank.shape[-1])
     highest = patches.new_empty(len(patches))
@@ -82,7 +87,8 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
 
 
 def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest cosine of each patch (...xNxC, unit length) with the bank (...xCxM, unit length), and its index: ...xN each."""
+    """Return each patch's highest cosine and its index in the bank, (..., N) each. `patches` (..., N, C) and `bank` (..., C, M) have unit
+    length."""
     if exporting():
         highest = (patches @ bank).max(dim=-1)
         return highest.values, highest.indices
@@ -93,18 +99,20 @@ def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def nearest_of_rest(units: Tensor) -> Tensor:
-    """Return each patch's highest cosine with a patch of its own picture that is not adjacent; on a grid of at most 3x3, with any but
-    itself. units: KxCxhxw, of unit length; Kx1xhxw."""
+    """Return each patch's highest cosine with a patch of the same picture that is not adjacent, (K, 1, h, w).
+
+    On a grid of at most 3x3, only the patch itself is excluded. `units` is (K, C, h, w), of unit length.
+    """
     height, width = units.shape[-2:]
     reach = 1 if max(height, width) > 3 else 0
     grid = torch.meshgrid(torch.arange(height, device=units.device), torch.arange(width, device=units.device), indexing="ij")
     y, x = (axis.flatten() for axis in grid)
-    patches = units.flatten(2)  # KxCxN
+    patches = units.flatten(2)  # (K, C, N)
     cosines, found = units.new_empty(units.shape[0], height * width), list[Tensor]()
     step = max(1, MOST_SIMILARITIES // len(y))
     for some in (slice(start, start + step) for start in range(0, len(y), step)):
         beside = ((y[some, None] - y).abs() <= reach) & ((x[some, None] - x).abs() <= reach)
-        with torch.autocast(units.device.type, enabled=False):  # a hundredth of a cosine is much here
+        with torch.autocast(units.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
             if exporting():
                 found.append((patches[:, :, some].mT @ patches).masked_fill(beside, -1.0).amax(dim=-1))
                 continue
@@ -114,8 +122,10 @@ def nearest_of_rest(units: Tensor) -> Tensor:
 
 
 def residual_map(relation: Features, weights: Tensor | None = None) -> Tensor:
-    """Return the residual to the nearest of all prompts, averaged over stages: Bxhxw in [0, 1]. relation: cosines BxKxhxw of each stage.
-    weights: of the stages, with a sum of 1; None for equal weights."""
+    """Return the residual ½(1 − cosine) to the nearest of all prompts, averaged over stages: (B, h, w) in [0, 1].
+
+    `relation` holds the cosines (B, K, h, w) of each stage. `weights` of the stages sum to 1; None weights them equally.
+    """
     residuals = [(0.5 * (1.0 - cosine.amax(dim=1))).clamp(0.0, 1.0) for cosine in relation]
     finest = max(tuple(map_.shape[-2:]) for map_ in residuals)
     stages = torch.stack([upsample(map_, finest) for map_ in residuals])
@@ -123,20 +133,23 @@ def residual_map(relation: Features, weights: Tensor | None = None) -> Tensor:
 
 
 def image_scores(values: Tensor, top_share: float, background: float) -> Tensor:
-    """Score pictures B by the mean of their highest patches, less a share of the median one. values: BxN, the maps' patches."""
+    """Score pictures, (B,), by the mean of their highest patches minus a share of the median patch.
+
+    `values` (B, N) are the maps' patches. `top_share` is the share of patches in the mean, and `background` the weight of the median.
+    """
     highest = max(1, int(top_share * values.shape[1]))
     scores = values.topk(highest, dim=1).values.mean(dim=1)
     return scores - background * median(values) if background else scores
 
 
 def median(values: Tensor) -> Tensor:
-    """Return the median of BxN over N, the lower of two: B."""
-    if exporting():  # ONNX has a sort and no median
+    """Return the lower median of (B, N) over N: (B,)."""
+    if exporting():  # ONNX has a sort, but no median
         return values.sort(dim=1).values[:, (values.shape[1] - 1) // 2]
     return values.median(dim=1).values
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize BxCxhxw to BxCxHxW, bilinear."""
+    """Resize (B, C, h, w) to (B, C, H, W), bilinear."""
     same = tuple(maps.shape[-2:]) == tuple(size)
     return maps if same else F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

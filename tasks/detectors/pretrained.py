@@ -1,4 +1,4 @@
-"""Use detectors that were trained elsewhere: the packaged ones, model folders, and the authors' checkpoints."""
+"""Use detectors that were trained elsewhere: packaged models, model folders, and the authors' checkpoints."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.encoders.weights import read_weights
 from changepair.tasks.packaged.detectors import fill
 
-Rules = tuple[tuple[str, str], ...]  # what a name starts with, theirs and ours
+Rules = tuple[tuple[str, str], ...]  # prefixes of tensor names, the authors' and ours
 
 
 def start_from(given: str | None, detector: TrainedSettings, model: nn.Module) -> dict[str, str]:
-    """Fill a model with the weights that training.init names, if any. Return their hash, for checkpoints. given: a model folder, its URL,
-    or `packaged`. detector: the model's settings. Raises BadInput if the weights are missing or do not fit."""
+    """Fill a model with the weights that training.init names, if any. Return their hash, for checkpoints.
+
+    `given` is a model folder, its URL, or `packaged`. `detector` holds the model's settings. Raises BadInput if the weights are missing or
+    do not fit.
+    """
     if given is None:
         return {}
     if given == PACKAGED:
@@ -53,12 +56,12 @@ def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
         given = place_of(detector.model)
         if not given.is_dir():
             raise BadInput(
-                f"{given}: no such model folder; make it with `changepair import {kind} <checkpoint> --out {given}`, or train one"
+                f"{given}: no such model folder; create it with `changepair import {kind} <checkpoint> --out {given}`, or train one"
             )
         holds, trained = read_config(given)
         said = "" if holds != kind else trained_otherwise(kind, detector, settings_as_json(trained), with_encoder=False)
         if holds != kind or said:
-            what = f"it is a {holds}" if holds != kind else f"it was trained with other settings; say {said} there"
+            what = f"it holds a detector of kind {holds}" if holds != kind else f"it was trained with other settings; set {said}"
             raise BadInput(f"detectors.{name}.model: {given}: {what}, or name another model")
         model = create_detector(detector, filled=False)
         load_model(given, model)
@@ -67,15 +70,17 @@ def use_model(name: str, detector: TrainedSettings, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Imported:
-    """The number of tensors taken from a checkpoint, and the authors' names of those left out."""
+    """Result of an import: the number of tensors taken, and the checkpoint's names of the tensors left out."""
 
     tensors: int
     left_out: tuple[str, ...]
 
 
 def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported:
-    """Write a detector as its authors published it to `folder`. Raises BadInput with every misfit. Surplus tensors are left out if the
-    authors' loader ignores them too."""
+    """Convert the authors' checkpoint of a detector to a model folder.
+
+    Surplus tensors are left out if the authors' loader ignores them too. Raises BadInput with every mismatch.
+    """
     published = DETECTORS[detector].published
     assert published is not None
     theirs = read_weights(checkpoint)
@@ -88,14 +93,14 @@ def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported
     if wrong:
         back = tuple((ours, theirs) for theirs, ours in published.names)  # users know the checkpoint's names
         lines = [re.sub(r"\S+\.\S+", lambda match: _replaced(match.group(), back), line, count=1) for line in wrong]
-        raise BadInput(f"{checkpoint}: is not the published {detector}, {as_line(lines, at_most=None)}")
+        raise BadInput(f"{checkpoint}: is not a checkpoint of the published {detector}:  {as_line(lines, at_most=None)}")
     model.load_state_dict(tensors)
     save_detector(folder, model, published.settings, imported_from=checkpoint.name)
     return Imported(len(tensors), tuple(left_out))
 
 
 def _ours(name: str, rules: Rules) -> str:
-    """Return our name of a tensor; theirs may be of a DistributedDataParallel."""
+    """Translate a tensor's name. DistributedDataParallel adds a prefix to the authors' names."""
     return _replaced(name.removeprefix("module."), rules)
 
 

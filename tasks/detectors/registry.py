@@ -1,7 +1,7 @@
-"""Register the kinds of detectors: this package's, a line each, and those of other installed packages. It imports no torch.
+"""Register the kinds of detectors: those of this package, and those of other installed packages. The module imports no torch.
 
-A detector of a pipeline has a name; `kind` in its settings says which of these it is, and defaults to the name. Another package registers a
-kind by an entry point of the group `changepair.detectors` that names a `Kind`. It is imported when the kind is first asked for.
+A detector in a pipeline has a name. Its setting `kind` selects one of the kinds below, and defaults to the name. Another package registers
+a kind by an entry point of the group `changepair.detectors` that names a `Kind`. It is imported when the kind is first looked up.
 """
 
 from __future__ import annotations
@@ -27,46 +27,48 @@ from changepair.tasks.training.settings import PairTrainingSettings, TrainingSet
 class Training:
     settings: type[TrainingSettings]
     module: str
-    """The module whose `train` trains. A name, as the module needs torch, and as scores do not depend on how a model was trained."""
+    """Module whose `train` trains the detector. It is given by name, because it needs torch, and because scores do not depend on how a
+    model was trained."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A detector's checkpoint as its authors published it."""
+    """The format of the checkpoint that a detector's authors published."""
 
     settings: Any
-    names: tuple[tuple[str, str], ...]  # what a tensor's name starts with, theirs and ours
+    names: tuple[tuple[str, str], ...]  # prefixes of tensor names, the authors' and ours
     home: str
-    strict: bool = True  # whether a surplus tensor is an error; the authors' own loader may ignore it
+    strict: bool = True  # whether a surplus tensor is an error; the authors' loader may ignore it
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A detector: its settings, how it is built, trained and imported."""
+    """A kind of detector: its settings, and how it is built, trained and imported."""
 
     settings: type[Any]
     model: str
-    """Its factory as `module:name`, as it needs torch. Called with an encoder, or the detector that is its `base`, and the settings of the
-    network by name."""
-    training: Training | None = None  # None for one that needs none, and has no model folder
+    """Factory of the model as `module:name`, given by name because it needs torch. It is called with an encoder, or with the detector that
+    is its `base`, and with the settings of the network by name."""
+    training: Training | None = None  # None for a detector that needs no training and has no model folder
     scoring: tuple[str, ...] = ()
-    """Settings that no weight depends on, `encoder.scales` for a part of one: a trained model can be used with others."""
+    """Settings that no weight depends on, so a trained model can be used with other values. `encoder.scales` names a part of a setting."""
     base: str | None = None
-    """The kind of the detector that it adds to, which its setting `model_of` names: encoder, weights and resolution are that one's."""
+    """Kind of the detector that this one extends. Its setting `model_of` names that detector, whose encoder, weights and resolution it
+    uses."""
     published: Published | None = None
 
     @property
     def modules(self) -> tuple[str, str]:
-        """The modules of its settings and of its model: what depends on this detector depends on these."""
+        """Modules of its settings and of its model. Whatever depends on this detector depends on these modules."""
         return self.settings.__module__, self.model.partition(":")[0]
 
 
 HERE = __name__.rpartition(".")[0]
 SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
 RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
-KIND = "kind"  # the key of a detector's kind, in pipelines.yaml and in kits
+KIND = "kind"  # key of a detector's kind, in pipelines.yaml and in kits
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
-GROUP = "changepair.detectors"  # the group of entry points by which other packages register kinds
+GROUP = "changepair.detectors"  # group of entry points by which other packages register kinds
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # names of detectors, and of kinds that other packages register
 BUILT_IN: dict[str, Kind] = {
     "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
@@ -93,15 +95,20 @@ BUILT_IN: dict[str, Kind] = {
 
 
 class Kinds(Mapping[str, Kind]):
-    """The kinds of detectors by name. Only looking one up imports the package that registers it."""
+    """Map names to kinds of detectors. A look-up imports the package that registers the kind."""
 
     def __getitem__(self, name: str) -> Kind:
-        """Return a kind. Raises KeyError if there is none; BadInput if a package registers it and it is taken or cannot be used."""
+        """Return a kind. Raises KeyError if there is none.
+
+        Raises BadInput if a package registers the kind, and its name is taken or it cannot be used.
+        """
         packages = sorted(_package_of(point) for point in registered().get(name, ()))
         if name in BUILT_IN and packages:
-            raise BadInput(f"package {packages[0]}: registers a detector {name!r}, which changepair has; rename it there, or uninstall it")
+            raise BadInput(
+                f"package {packages[0]}: registers a detector {name!r}, as changepair does; rename the detector or uninstall the package"
+            )
         if len(packages) > 1:
-            raise BadInput(f"packages {', '.join(packages)}: each registers a detector {name!r}; uninstall all but one, or rename it there")
+            raise BadInput(f"packages {', '.join(packages)}: each registers a detector {name!r}; uninstall all but one or rename it")
         return BUILT_IN[name] if not packages else _loaded(registered()[name][0])
 
     def __contains__(self, name: object) -> bool:
@@ -119,7 +126,7 @@ DETECTORS = Kinds()
 
 @cache
 def registered() -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Return the entry points of other installed packages, by the kind that each registers. It imports none of them."""
+    """Return the entry points of other installed packages by the kind that each registers. None of the packages is imported."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GROUP):
         found[point.name] = (*found.get(point.name, ()), point)
@@ -132,24 +139,24 @@ def _loaded(point: EntryPoint) -> Kind:
     where = f"package {_package_of(point)}: its detector {in_short(point.name)!r}, {in_short(point.value)}"
     try:
         kind = point.load()
-    except Exception as error:  # code of others may raise anything
-        raise BadInput(f"{where}, cannot be imported ({in_short(f'{type(error).__name__}: {error}')}); mend or uninstall it") from error
+    except Exception as error:  # another package's code may raise anything
+        raise BadInput(f"{where}, cannot be imported ({in_short(f'{type(error).__name__}: {error}')}); fix or uninstall it") from error
     if wrong := _wrong_with(point, kind):
         raise BadInput(f"{where}, cannot be used: {wrong}")
     return cast(Kind, kind)
 
 
 def _wrong_with(point: EntryPoint, kind: Any) -> str:
-    """Say what is wrong with what an entry point names; "" if nothing is."""
+    """Describe what is wrong with the object of an entry point; "" if nothing is."""
     if not NAME.fullmatch(point.name):
-        return "expected a name of at most 64 small letters, digits and dashes"
+        return "expected a name of at most 64 lower-case letters, digits and dashes"
     if not isinstance(kind, Kind):
         return f"expected a {Kind.__module__}.{Kind.__name__}, not a {type(kind).__name__}"
     if not is_dataclass(kind.settings):
-        return "expected settings that are a dataclass"
+        return "expected a dataclass as its settings"
     package = point.module.partition(".")[0]
     if any(module.partition(".")[0] != package for module in kind.modules):
-        return f"expected settings and a model in its own package {package}"  # whose code its results then depend on
+        return f"expected settings and a model in the same package, {package}"  # results then depend on the code of that package
     needed = ["model_of"] if kind.base else ["encoder", "resolution", "tiles", *(["model"] if kind.training else [])]
     missing = [name for name in needed if name not in {field.name for field in fields(kind.settings)}]
     return f"expected settings with {', '.join(missing)}" if missing else ""
@@ -165,15 +172,15 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "self_residual": 0.6, "contrast": 0.02},
     )
 }
-"""Kinds of earlier versions: the kind that each is now, and the defaults that it had."""
+"""Kinds of earlier versions, each with its current kind and the defaults that it had."""
 RENAMED = {kind: {"own": "self_residual"} for kind in ("patch-residual", "metric-residual")}
-"""Settings of earlier versions: the name that each has now, by kind."""
+"""Settings of earlier versions, with their current names, by kind."""
 
 
 def resolved(kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Replace a kind of an earlier version by the one that it is now, and add the defaults that it had to its settings.
+    """Replace a kind of an earlier version by its current kind, with the defaults that it had.
 
-    Settings of earlier names get their current ones.
+    Settings with earlier names get their current names.
     """
     now, defaults = ALIASES.get(kind, (kind, {}))
     names = RENAMED.get(now, {})
@@ -188,13 +195,15 @@ def kind_of(settings: Any) -> str:
 
 
 def base_of(name: str, detectors: Mapping[str, Any]) -> str:
-    """Return the name of the detector that has the encoder, weights and resolution of a detector: itself, or its base. detectors: settings
-    by name."""
+    """Return the name of the detector that provides encoder, weights and resolution: the detector itself, or its base.
+
+    `detectors` maps names to settings.
+    """
     return str(getattr(detectors[name], "model_of", name))
 
 
 def missing_base(name: str, detectors: Mapping[str, Any]) -> str:
-    """Say what is wrong with the detector that `model_of` names; "" if nothing is."""
+    """Describe what is wrong with the detector that `model_of` names; "" if nothing is."""
     wanted, base = DETECTORS[kind_of(detectors[name])].base, base_of(name, detectors)
     if wanted is None or (base in detectors and kind_of(detectors[base]) == wanted):
         return ""
@@ -202,6 +211,6 @@ def missing_base(name: str, detectors: Mapping[str, Any]) -> str:
 
 
 def files_of_prior(settings: Any) -> list[str]:
-    """List the files and folders of this machine that a detector's second encoder names, if it has one."""
+    """List the local files and folders that a detector's second encoder names, if it has one."""
     prior = getattr(settings, "prior", None)
     return [] if prior is None else list(prior.files)

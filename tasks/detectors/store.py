@@ -33,14 +33,20 @@ Settings = TypeVar("Settings")
 
 
 def create_detector(settings: DetectorSettings, encoder: FrozenEncoder | None = None, *, filled: bool = True) -> Detector:
-    """Create a detector from its settings; what is trained of it starts at random. encoder: as `build_encoder` builds it from the settings;
-    None to build it here. filled: whether the weights of that one are read. Raises BadInput if the encoder does not fit the detector."""
+    """Create a detector from its settings. Its trained parts start at random.
+
+    `encoder` is the encoder that `build_encoder` builds from the settings; None builds it here, and `filled` sets whether its weights are
+    read. Raises BadInput if the encoder does not fit the detector.
+    """
     return _created(settings, encoder or build_encoder(settings.encoder, settings.resolution, filled=filled), settings.encoder)
 
 
 def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) -> Detector:
-    """Load a detector of a pipeline; if it is trained, with its weights from models/<name>. detectors: settings by name, of this one and
-    its base. models: None to read no weights, as all will be overwritten."""
+    """Load a detector of a pipeline. If it is trained, its weights are read from models/<name>.
+
+    `detectors` maps names to settings, and holds this detector and its base. With `models` None no weights are read, because the caller
+    overwrites all of them.
+    """
     settings, base = detectors[name], base_of(name, detectors)
     if base != name:
         return _created(settings, load_detector(base, detectors, models), getattr(settings, "prior", None))
@@ -51,7 +57,7 @@ def load_detector(name: str, detectors: Mapping[str, Any], models: Path | None) 
 
 
 def _created(settings: Any, base: Any, encoder: EncoderSettings | None) -> Detector:
-    """Create a detector from an encoder, or from its base detector. encoder: the settings that an error names."""
+    """Create a detector from an encoder or from its base detector. `encoder` holds the settings that an error names."""
     kind = kind_of(settings)
     factory = _factory(kind)
     options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in NOT_OF_THE_NETWORK}
@@ -64,19 +70,19 @@ def _created(settings: Any, base: Any, encoder: EncoderSettings | None) -> Detec
 
 
 def _factory(kind: str) -> Callable[..., Detector]:
-    """Import what builds the network of a kind. Raises BadInput if it is another package's and cannot be imported."""
+    """Import the factory of a kind's network. Raises BadInput if it belongs to another package and cannot be imported."""
     module, _, name = DETECTORS[kind].model.partition(":")
     try:
         return cast(Callable[..., Detector], getattr(import_module(module), name))
-    except Exception as error:  # code of others may raise anything
+    except Exception as error:  # another package's code may raise anything
         if kind in BUILT_IN:
             raise
         why = in_short(f"{type(error).__name__}: {error}")
-        raise BadInput(f"detector {kind}: {module}:{name} cannot be imported ({why}); mend or uninstall its package") from error
+        raise BadInput(f"detector {kind}: {module}:{name} cannot be imported ({why}); fix or uninstall its package") from error
 
 
 def known_kind(file: Path, kind: str, section: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the kind and the settings that a file has, as this version has them. Raises BadInput for a kind that is not installed."""
+    """Convert the kind and settings in a file to those of this version. Raises BadInput if the kind is not installed."""
     kind, section = resolved(kind, section)
     if kind not in DETECTORS:
         raise BadInput(f"{file}: no detector {in_short(repr(kind))} is installed; install the package that registers it")
@@ -84,12 +90,12 @@ def known_kind(file: Path, kind: str, section: Mapping[str, Any]) -> tuple[str, 
 
 
 def save_detector(folder: Path, detector: nn.Module, settings: Any, **about: Any) -> None:
-    """Save a detector as a model folder. about: what config.json has besides its settings, such as how it was trained."""
+    """Save a detector as a model folder. `about` is added to config.json, for example how the model was trained."""
     save_model(folder, detector, {"detector": kind_of(settings), "settings": asdict(settings), **about})
 
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write folder/model.safetensors, every tensor, the encoder's too; and folder/config.json."""
+    """Write folder/model.safetensors, with every tensor including the encoder's, and folder/config.json."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_beside(folder / MODEL_NAME) as partial:
         save_file(tensors, partial)
@@ -97,19 +103,19 @@ def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> Non
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
-    """Fill `model` from folder/model.safetensors. Raises BadInput if the file is missing or its tensors are not the model's."""
+    """Fill `model` from folder/model.safetensors. Raises BadInput if the file is missing or its tensors do not fit the model."""
     file = folder / MODEL_NAME
     if not file.is_file():
-        raise BadInput(f"{file}: not there; the train stage writes it, or `changepair import`")
+        raise BadInput(f"{file}: no such file; the train stage or `changepair import` writes it")
     tensors = read_weights(file)
     wrong = misfits(tensors, model)
     if wrong:
-        raise BadInput(f"{file}: does not fit the detector's settings, {as_line(wrong)}; make it again with them, or give its own")
+        raise BadInput(f"{file}: does not fit the detector's settings, {as_line(wrong)}; train it with them, or set those of its training")
     model.load_state_dict(tensors)
 
 
 def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """List what keeps tensors from being a model's: each missing or surplus one, and those of another shape or type."""
+    """List why tensors do not fit a model: each missing or surplus one, and those of another shape or type."""
     own = model.state_dict()
     both = [(name, tensor, own[name]) for name, tensor in tensors.items() if name in own]
     return [
@@ -134,10 +140,10 @@ def settings_as_json(settings: Any) -> dict[str, Any]:
 
 
 def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, with_encoder: bool = True) -> str:
-    """List the settings that a model was trained with and that differ from the given ones, in the format of pipelines.yaml; "" if none.
+    """List the settings that a model was trained with and that differ from the given ones, in the format of pipelines.yaml.
 
-    trained: of `settings_as_json`; settings that an older version did not have are not compared. with_encoder: whether the source of the
-    encoder's weights and the resizing of pictures must be the same too.
+    The result is "" if none differs. `trained` is a result of `settings_as_json`; settings that an older version did not have are not
+    compared. With `with_encoder`, the source of the encoder's weights and the resizing of pictures must be the same too.
     """
     own, said = settings_as_json(settings), []
     free = {"model", "tiles", *DETECTORS[name].scoring, *(() if with_encoder else ("encoder.weights", "encoder.resize"))}
@@ -153,8 +159,10 @@ def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, w
 
 
 def settings_from_json(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
-    """Gives settings that `settings_as_json` wrote, or an older version of this package: what it did not know has its default. Raises
-    ValueError for a key that there is not, or a value of another type."""
+    """Create settings from a result of `settings_as_json`, which an older version may have written. Missing settings get their defaults.
+
+    Raises ValueError for an unknown key, or for a value of another type.
+    """
     hints = get_type_hints(kind, include_extras=True)
     for name in content:
         if name not in {field.name for field in fields(kind)}:  # type: ignore[arg-type]
@@ -187,16 +195,16 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name}: expected one of {', '.join(map(str, inner))}, not {value!r}")
         return value
     kinds = (int, float) if hint is float else (hint,)
-    if type(value) not in kinds:  # true is not a number
+    if type(value) not in kinds:  # `true` is not a number
         raise ValueError(f"{name}: expected {hint.__name__}, not {value!r}")
     return float(value) if hint is float else value
 
 
 def read_config(folder: Path) -> tuple[str, Any]:
-    """Read the detector's kind and settings from a model folder. Raises BadInput if it is no model folder, or of another version."""
+    """Read the detector's kind and settings from a model folder. Raises BadInput if it is not a model folder, or of another version."""
     file = folder / CONFIG_NAME
     if not file.is_file():
-        raise BadInput(f"{folder}: no model folder, as it has no {CONFIG_NAME}; `changepair import` and the train stage write such")
+        raise BadInput(f"{folder}: not a model folder: it has no {CONFIG_NAME}; the train stage or `changepair import` writes one")
     try:
         content = read_json(file)
         name, settings = known_kind(file, content["detector"], content["settings"])
@@ -204,4 +212,4 @@ def read_config(folder: Path) -> tuple[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{file}: not what this version writes ({in_short(error)}); make the model again") from error
+        raise BadInput(f"{file}: not a config of this version ({in_short(error)}); train the model again") from error

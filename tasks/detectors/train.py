@@ -1,4 +1,4 @@
-"""Train a detector as its kind says."""
+"""Train a detector by the module that its kind names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from changepair.tasks.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A detector for the engine to train (`Blueprint` of changepair.tasks.training.task)."""
+    """A detector that the training engine builds and saves (`Blueprint` of changepair.tasks.training.task)."""
 
     settings: TrainedSettings
 
@@ -46,7 +46,7 @@ def train(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Train a detector, as changepair.tasks.training.loop.fit says. detector: its settings. settings: those of its training."""
+    """Train a detector with its settings and those of its training. See changepair.tasks.training.loop.fit."""
     training = DETECTORS[kind_of(detector)].training
     assert training is not None
     run: Callable[..., Trained] = import_module(training.module).train

@@ -1,4 +1,4 @@
-"""Defines what the settings of several detectors are made of. It imports no torch, so reading settings stays quick."""
+"""Define the settings that several detectors share. The module imports no torch, so pipelines.yaml is read quickly."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ NATURAL = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """The frozen network that turns pictures into feature maps."""
+    """Settings of the frozen network that turns pictures into feature maps."""
 
     __pydantic_config__ = STRICT
 
     library: Literal["timm", "open_clip", "smp"] = "timm"
-    """smp, segmentation_models_pytorch, is what the published MetaUAS was trained on."""
+    """Library that provides the network. `smp` is segmentation_models_pytorch, whose encoder the published MetaUAS uses."""
     name: Annotated[str, NonEmpty()] = LITE0
-    """As its library calls it, such as vit_small_patch14_dinov2.lvd142m, ViT-B-16-plus-240 or efficientnet-b4."""
+    """Name of the network in its library, such as vit_small_patch14_dinov2.lvd142m (timm), ViT-B-16-plus-240 (open_clip) or efficientnet-b4
+    (smp)."""
     weights: Annotated[str, FileName()] = PACKAGED
-    """`packaged` (tf_efficientnet_lite0's come in a Python package), `hub` (timm's own), a tag of open_clip such as laion400m_e32, a path
-    to a safetensors or PyTorch file, or `model`: those in the detector's own model folder."""
+    """Source of the weights. `packaged` reads those of tf_efficientnet_lite0 from an installed Python package. `hub` downloads timm's
+    pretrained weights. A tag of open_clip, such as laion400m_e32, downloads the weights of that tag. A path reads a safetensors or PyTorch
+    file. `model` takes them from the detector's model folder."""
     layers: Annotated[tuple[int, ...], Between(1, 64)] = ()
-    """Which of the network's layers give maps, counted from 1; [] for all stages of a CNN, the last three blocks of a transformer."""
+    """Layers of the network whose outputs become feature maps, counted from 1. `[]` selects all stages of a CNN, or the last three blocks
+    of a transformer."""
     scales: Annotated[tuple[float, ...], Between(0.1, 1), NonEmpty()] = (1.0,)
-    """The sizes that a CNN sees every picture at, in shares of the resolution, such as [1, 0.5]: maps of all of them are compared."""
+    """Sizes at which a CNN encodes each picture, as shares of `resolution`. `[1, 0.5]` encodes it at full and at half size, and detectors
+    compare the maps of both."""
     resize: Resize = "squash"
-    """How a picture is brought to the resolution: `squash`, to a square, bicubic; `aligned`, to a square, bilinear between the corners'
-    pixels, as MetaUAS's authors have it; `crop`, its shorter side, bicubic, and the middle of the other, as CLIP and InCTRL's authors."""
+    """Method that makes a picture a square of `resolution` pixels. `squash` resizes it to the square, bicubic. `aligned` does so bilinearly
+    with aligned corners, as the code of MetaUAS. `crop` resizes the shorter side, bicubic, and crops the middle square, as CLIP and
+    InCTRL."""
 
     @property
     def files(self) -> list[str]:
-        """Files and folders of this machine that it names."""
+        """Local files and folders that the settings name."""
         named = [self.weights] if self.weights.endswith(FILES_OF_WEIGHTS) else []
         if self.name.startswith(FOLDER_OF_OPEN_CLIP):
             named.append(self.name.removeprefix(FOLDER_OF_OPEN_CLIP))

@@ -1,4 +1,4 @@
-"""Define the settings of the user's datasets and of the masks of their objects."""
+"""Define the settings of the user's datasets and of their object masks."""
 
 from __future__ import annotations
 
@@ -38,39 +38,43 @@ IntensitySetting = Literal["auto", "full"] | Annotated[tuple[float, float], Risi
 
 @dataclass(frozen=True)
 class FolderSettings:
+    """Settings of one of the user's datasets."""
+
     __pydantic_config__ = STRICT
 
     path: Annotated[str, NonEmpty()]
-    """The dataset's folder (for the layout table, the file), absolute or relative to the project's root; or a URL such as
-    s3://bucket/parts."""
+    """Folder of the dataset, absolute or relative to the project's root, or a URL such as s3://bucket/parts. For the layout `table`, the
+    file."""
     layout: LayoutName = "folder"
-    """Layout of the files: MVTec AD's, or folders of normal and of abnormal pictures (folder); pictures to make pairs from (photographs); a
-    table; or that of a public dataset. `changepair datasets` lists them."""
+    """Layout of the files. `folder` reads MVTec AD's layout, or folders of normal and of abnormal pictures. `photographs` reads pictures to
+    make pairs from. `table` reads a list. The others read public datasets as distributed. `changepair datasets` describes each."""
     snapshot: bool = False
-    """Whether the pictures are copied into data/pictures, which DVC tracks. Then results can be reproduced when the originals are gone.
-    Otherwise pictures are read in place, and have to stay there."""
+    """Whether ingestion copies the pictures into data/pictures, which DVC tracks. Results can then be reproduced without the originals.
+    Otherwise pictures are read in place and must stay there."""
     intensity: IntensitySetting = AUTO
-    """The samples that are black and white in pictures of more than 8 bits. `auto`: chosen once from the normal training pictures, and
-    written to the manifest. `full`: the range of the sample type. Or [low, high]. Pictures of 8 bits are read unchanged."""
+    """Samples that are shown black and white in pictures of more than 8 bits. `auto` chooses them once from the normal training pictures
+    and records them in the manifest. `full` uses the range of the sample type. `[low, high]` sets them. Pictures of 8 bits are read
+    unchanged."""
     normal: tuple[Annotated[str, NonEmpty()], ...] = ()
-    """Folders within `path` that hold normal pictures, for the layout folder. A quarter of the pictures is set aside for testing. Without
-    `normal` and `abnormal` the usual names are recognised (good, ok, normal; defect, nok, bad)."""
+    """Folders within `path` that hold normal pictures, for the layout `folder`. A quarter of the pictures is set aside for testing. Without
+    `normal` and `abnormal`, folders are recognised by usual names, such as good, ok, normal; defect, nok, bad."""
     abnormal: tuple[Annotated[str, NonEmpty()], ...] = ()
-    """Folders within `path` that hold pictures with defects. Their subfolders name the kinds of defects."""
+    """Folders within `path` that hold pictures with defects. Their subfolders name the kinds of defect."""
     masks: Annotated[str, NonEmpty()] | None = None
-    """Folder within `path` that holds the masks of the abnormal pictures, in the same subfolders: `<name>_mask` or `<name>`, in any
-    supported picture format."""
+    """Folder within `path` that holds the masks of the abnormal pictures, in the same subfolders. A mask is named `<name>_mask` or
+    `<name>`, in any supported picture format."""
     licence: str | None = None
-    """Under what terms its pictures may be used, copied into every row of the manifest; null for what the dataset's home states."""
+    """Licence of the pictures. It is copied into every row of the manifest. `null` records the licence of the layout."""
 
 
 @dataclass(frozen=True)
 class ObjectsSettings:
-    """The masks of a dataset's objects."""
+    """Settings of the object masks of a dataset. Objects that they outline can appear, disappear or be exchanged in change pairs."""
 
     __pydantic_config__ = STRICT
 
     format: Literal["coco", "open-images", "masks"]
-    """COCO's instances (a JSON), Open Images' masks (a CSV with its PNGs beside), or a folder of mask PNGs."""
+    """Format of the masks. `coco` reads COCO's instances (a JSON file). `open-images` reads Open Images' masks (a CSV file and its PNGs).
+    `masks` reads a folder of mask PNGs."""
     path: Annotated[str, NonEmpty()]
-    """The file, or for `masks` the folder; absolute, from the project's root, or a URL."""
+    """File, or for `masks` the folder, of the annotations: absolute, relative to the project's root, or a URL."""

@@ -12,29 +12,30 @@ OWN, PACKAGED, NONE = "own", "packaged", "none"
 
 @dataclass(frozen=True)
 class InpainterSettings:
-    """The model that repaints regions, and how `own`, the small diffusion model, is trained on the pipeline's sources."""
+    """Settings of the model that repaints regions. They include how `own`, a small diffusion model, is trained on the pipeline's
+    sources."""
 
     __pydantic_config__ = STRICT
 
     model: Annotated[str, FileName()] = OWN
-    """`own`, trained on the pipeline's sources; `packaged`, one like it that comes with this package; `none`, where no kind of change
-    repaints; or a diffusers inpainting pipeline by hub id or folder."""
+    """Model that repaints regions. `own` is trained on the pipeline's sources. `packaged` is a trained one in this package. `none` is for
+    pipelines whose kinds of change repaint nothing. Otherwise, the hub id or folder of an inpainting pipeline of diffusers."""
     revision: str | None = None
-    """Of a hub id: the commit, so that the same pairs can be made again."""
+    """Commit of a hub id. Set it so that pairs can be reproduced."""
     seed: Annotated[int, Between(0, None)] = 0
-    """Of the weights, the photographs and the holes."""
+    """Seed of the initial weights, and of the photographs and holes that training draws."""
     resolution: Annotated[int, Between(32, 256)] = 64
-    """Pixels a side of the crop around a region that the model sees; a multiple of 16."""
+    """Side in pixels of the square crop around a region that the model paints. With three levels it must be a multiple of 16."""
     channels: Annotated[tuple[int, ...], Between(8, 1024)] = (32, 64, 96)
-    """Of its levels, from fine to coarse; multiples of 8, the last of 32."""
+    """Channels of the network's levels, finest first. Each must be a multiple of 8, the last one of 32."""
     steps: Annotated[int, Between(1, None)] = 2000
-    """Of training."""
+    """Number of training steps."""
     batch_size: Annotated[int, Between(1, None)] = 16
-    """Squares a step."""
+    """Squares of photographs a training step."""
     learning_rate: Annotated[float, Between(0, 1)] = 1.5e-3
-    """AdamW's, after a warm-up; it falls to 0 as a cosine."""
+    """Peak learning rate of AdamW. It warms up first and then falls to 0 along a cosine."""
     crop: Annotated[tuple[float, float], Between(0.02, 1)] = (0.15, 0.8)
-    """Smallest and largest side of the squares it learns from, as a share of a photograph's shorter side."""
+    """Smallest and largest side of the squares that training cuts from a photograph, as shares of its shorter side."""
 
     def __post_init__(self) -> None:
         if not self.channels:
@@ -47,25 +48,26 @@ class InpainterSettings:
 
 @dataclass(frozen=True)
 class RepaintingSettings:
-    """The way the inpainting model is asked."""
+    """Settings of the calls to the inpainting model."""
 
     __pydantic_config__ = STRICT
 
     batch_size: Annotated[int, Between(1, None)] = 16
-    """Regions repainted at once. Part of what a shard is: another number gives other low bits."""
+    """Regions that are repainted in one call. Another number changes the low bits of the result, so it is part of a shard's identity."""
     steps: Annotated[int, Between(1, 1000)] | None = None
-    """Of denoising; null for the model's own number."""
+    """Number of denoising steps. `null` uses the model's own."""
     guidance: Annotated[float, Between(0, 50)] = 7.5
-    """Classifier-free guidance of a model that takes texts."""
+    """Scale of classifier-free guidance, for text-prompted models."""
     resolution: Annotated[int, Between(16, 4096)] | None = None
-    """Pixels a side at which a diffusers pipeline works; null for its own. `own` works at the size it was trained at."""
+    """Side in pixels at which a diffusers pipeline paints. `null` uses its own. `own` paints at the resolution that it was trained at."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of a diffusers pipeline's weights."""
+    """Data type of a diffusers pipeline's weights."""
     removal_text: str = ""
-    """What a model that takes texts is told when an object is painted away."""
+    """Prompt for text-prompted models when an object is painted away."""
     exchange_texts: tuple[str, ...] = ()
-    """What it is told when an object is painted anew, one drawn for each; none for the object's own label."""
+    """Prompts for text-prompted models when an object is exchanged; each exchange draws one. `[]` uses the object's label."""
     least_difference: Annotated[float, Between(0, 1)] = 0.06
-    """How far, of the range of a channel, a place must have moved to count as changed, after blurring by a hundredth of the side."""
+    """Smallest difference that counts as a change, as a share of a channel's range. The difference is first blurred with a sigma of a
+    hundredth of the side, so that fine grain does not count."""
     least_changed: Annotated[float, Between(0, 1)] = 0.3
-    """Share of a repainted region that must have changed; of less the pair is dropped as unchanged."""
+    """Smallest share of a repainted region that must change. Below it, the draw is dropped as unchanged."""

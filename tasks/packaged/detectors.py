@@ -1,7 +1,8 @@
-"""Load the detectors that come with this package, trained on the packaged photographs. docs/pages/models.md describes them.
+"""Load the detectors that come with this package. They were trained on the packaged photographs. The page explanation/quality of the
+documentation describes how.
 
-Next to this module are <name>.safetensors, without the frozen encoder, which has a package of its own, and <name>.json, its settings.
-`python -m changepair.tasks.packaged.detectors <name> <model folder>` writes both from a folder of the train stage.
+`<name>.safetensors` holds the weights without the frozen encoder, which comes in another package. `<name>.json` holds the settings. `python
+-m changepair.tasks.packaged.detectors <name> <model folder>` writes both from a model folder of the train stage.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from changepair.tasks.detectors.registry import DETECTORS, kind_of
 from changepair.tasks.detectors.store import CONFIG_NAME, MODEL_NAME, as_line, misfits, settings_from_json, trained_otherwise
 from changepair.tasks.encoders.weights import read_weights
 
-MODELS = {  # names written out: by them tasks/common/fingerprint.py knows that a result depends on the files
+MODELS = {  # the files are written out, so that tasks/common/fingerprint.py finds that a result depends on them
     "metauas": ("metauas.safetensors", "metauas.json"),
     "metric-residual": ("metric-residual.safetensors", "metric-residual.json"),
     "prompt-query": ("prompt-query.safetensors", "prompt-query.json"),
 }
-ENCODER = "encoder."  # what the names of the frozen encoder's tensors start with
+ENCODER = "encoder."  # prefix of the frozen encoder's tensors
 HERE = Path(__file__).parent
 
 
 def fill(settings: Any, model: nn.Module, called: str | None = None) -> str:
-    """Fill a detector with the packaged model of its kind, around the encoder that it has. Return the sha256 of the model's file.
+    """Fill a detector with the packaged model of its kind, and keep its encoder. Return the sha256 of the model's file.
 
-    called: its name in a pipeline, for errors; its kind by default. Raises BadInput if that kind has no packaged model, or if it was
+    `called` is the detector's name in a pipeline, for errors. Raises BadInput if the kind has no packaged model, or if that model was
     trained with other settings.
     """
     name = kind_of(settings)
     if name not in MODELS:
-        raise BadInput(f"{name}: no model of it comes with the package, but of {', '.join(MODELS)}; name a model folder, or train one")
+        raise BadInput(f"{name}: there is no packaged model of this kind, only of {', '.join(MODELS)}; name a model folder, or train one")
     weights, about = (HERE / file for file in MODELS[name])
     said = trained_otherwise(name, settings, json.loads(about.read_text(encoding="utf-8"))["settings"])
     if said:
-        raise BadInput(f"detectors.{called or name}: the packaged model was trained with other settings; say {said}, or train one")
+        raise BadInput(f"detectors.{called or name}: the packaged model was trained with other settings; set {said}, or train one")
     tensors = read_weights(weights)
     tensors |= {tensor: value for tensor, value in model.state_dict().items() if tensor.startswith(ENCODER)}
     wrong = misfits(tensors, model)
@@ -52,13 +53,13 @@ def fill(settings: Any, model: nn.Module, called: str | None = None) -> str:
 
 
 def packaged_settings(name: str) -> Any:
-    """Return the settings that the packaged model of that kind was trained with."""
+    """Return the settings that the packaged model of a kind was trained with."""
     trained = json.loads((HERE / MODELS[name][1]).read_text(encoding="utf-8"))
     return settings_from_json(DETECTORS[name].settings, trained["settings"])
 
 
 def write(name: str, folder: Path) -> None:
-    """Write the packaged model of that name from a model folder."""
+    """Write the packaged model `name` from a model folder."""
     weights, about = (HERE / file for file in MODELS[name])
     tensors = {tensor: value for tensor, value in read_weights(folder / MODEL_NAME).items() if not tensor.startswith(ENCODER)}
     with written_beside(weights) as partial:

@@ -1,7 +1,9 @@
-"""Load the small inpainting model that comes with this package: inpainter.safetensors, and inpainter.json, its size.
+"""Load the small inpainting model that comes with this package.
 
-docs/pages/models.md describes its training. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a folder of the
-inpainter stage.
+The page explanation/quality of the documentation describes its training.
+
+`inpainter.safetensors` holds the weights and `inpainter.json` the size. `python -m changepair.tasks.packaged.inpainting <folder>` writes
+both from a folder of the inpainter stage.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ WEIGHTS, SIZE = "inpainter.safetensors", "inpainter.json"
 
 
 def write_packaged(folder: Path) -> None:
-    """Write folder/pipeline, the packaged model as diffusers saves one."""
+    """Write the packaged model to folder/pipeline, in the format of diffusers."""
     from changepair.tasks.inpainting.crop_pipeline import new_pipeline
 
     pipeline = new_pipeline(**json.loads((HERE / SIZE).read_text(encoding="utf-8")))
@@ -30,7 +32,7 @@ def write_packaged(folder: Path) -> None:
 
 
 def take(folder: Path) -> None:
-    """Write the packaged model from an inpainter stage's model."""
+    """Replace the packaged model by the model of an inpainter stage."""
     from changepair.tasks.inpainting.residual import PACKED
 
     unet = folder / PIPELINE_NAME / "unet"

@@ -8,34 +8,36 @@ from typing import Annotated, Literal
 from changepair.tasks.common.bounds import MOST, STRICT, Between, FileName, NonEmpty
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
-# Protocols with pixel labels from masks. In the others a whole picture of another class is anomalous.
+# Protocols whose pixel labels come from masks. In the others a whole picture of another class is anomalous.
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
+    """Settings of the episodes: which normal pictures prompt which queries."""
+
     __pydantic_config__ = STRICT
 
     shots: Annotated[tuple[int, ...], Between(0, 1024), NonEmpty()] = (1, 2, 4, 8)
-    """How many normal pictures of a category prompt an episode; at 0 only detectors that need none are measured, once."""
+    """Numbers of normal prompts for each category; each is evaluated. `0` evaluates only detectors that need no prompt, once."""
     seeds: Annotated[tuple[int, ...], Between(0, MOST), NonEmpty()] = (0, 1, 2, 3, 4)
-    """One draw of prompts a seed; metrics are mean and deviation over them."""
+    """Seeds of the draws of prompts. Metrics are the mean and standard deviation over them."""
     protocols: Annotated[tuple[Protocol, ...], NonEmpty()] = ("class-specific", "class-agnostic")
-    """class-specific: k prompts of the query's own category, drawn at random. class-agnostic: a pool of all categories' prompts, k of
-    each, from which the detector takes the k most similar to the query. one-vs-all: one class normal, every other anomalous, for each
-    class. multi-class: the classes of `normal_classes` normal, every other anomalous."""
+    """Evaluation protocols. `class-specific` draws k prompts from the query's own category. `class-agnostic` pools k prompts of every
+    category, and the detector selects the k most similar to the query. `one-vs-all` takes each class as normal in turn and all others as
+    anomalous. `multi-class` takes the classes of `normal_classes` as normal and all others as anomalous."""
     target_protocols: dict[str, Annotated[tuple[Protocol, ...], NonEmpty()]] = field(default_factory=dict)
-    """For targets that need others, by their names."""
+    """Protocols of single targets, by the target's name. They replace `protocols` for that target."""
     normal_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """For multi-class: a target's categories that are normal."""
+    """Normal categories of a target, by the target's name, for the protocol `multi-class`."""
     prompts: Annotated[str, FileName()] | None = None
-    """A JSON file of prompts to use instead of drawing them: {target: {category: [paths]}}, or the MetaUAS authors' one-prompt
-    or top-k lists."""
+    """JSON file of prompts to use instead of random draws: {target: {category: [paths]}}, or the MetaUAS authors' one-prompt or top-k
+    lists. `null` draws them."""
 
     to_train: Annotated[float, Between(0, 0.9)] = 0.0
-    """Of a dataset that is both a source (or a texture) and a target: the share of each category's normal training pictures that is trained
-    on, the others being those that prompt; test pictures are never trained on. 0 refuses such a dataset. Its metrics are then of a detector
-    that has seen what is normal there."""
+    """Share of each category's normal training pictures to train on, for a dataset that is both a source or texture and a target. The
+    others serve as prompts, and test pictures are never trained on. With 0 such a dataset is refused. Its metrics then describe a detector
+    that has seen the normal pictures of this domain."""
 
     def protocols_of(self, target: str) -> tuple[Protocol, ...]:
         return self.target_protocols.get(target, self.protocols)
@@ -43,9 +45,9 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Use:
-    """The names of the datasets that a pipeline uses."""
+    """Name the datasets that a pipeline uses."""
 
-    sources: tuple[str, ...]  # photographs to make pairs from; none if no pairs are made
-    targets: tuple[str, ...]  # to measure on, never to train on
-    textures: tuple[str, ...] = ()  # to cut DRAEM's textures from; none for the sources themselves
-    auxiliary: tuple[str, ...] = ()  # with labelled anomalies to train on
+    sources: tuple[str, ...]  # photographs to make pairs from; empty if no pairs are made
+    targets: tuple[str, ...]  # datasets to evaluate on, never to train on
+    textures: tuple[str, ...] = ()  # datasets to cut DRAEM's textures from; empty to use the sources
+    auxiliary: tuple[str, ...] = ()  # datasets with labelled anomalies to train on

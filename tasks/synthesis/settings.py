@@ -21,66 +21,71 @@ METHODS: tuple[tuple[ChangeKind, str], ...] = (
     ("distractor", "pasted"),
     ("none", "unchanged"),
 )
-"""Every way to make a kind of change. A pair's number draws one by its place here."""
+"""List the methods for each kind of change. A pair's number draws one of them by its position here."""
 
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """The distance of prompt and query in geometry and light; each is drawn evenly from minus to plus the value."""
+    """Settings of the difference between prompt and query in geometry and light. Unless stated otherwise, each value is drawn evenly from
+    minus to plus the setting."""
 
     __pydantic_config__ = STRICT
 
     rotation: Annotated[float, Between(0, 180)] = 30.0
-    """Degrees."""
+    """Largest rotation, in degrees."""
     shift: Annotated[float, Between(0, 0.5)] = 0.04
-    """Share of the picture's side."""
+    """Largest shift, as a share of the picture's side."""
     zoom: Annotated[float, Between(0, 0.5)] = 0.06
-    """Relative."""
+    """Largest change of scale: 0.06 is 6 %."""
     shear: Annotated[float, Between(0, 45)] = 2.0
-    """Degrees."""
+    """Largest shear, in degrees."""
     light: Annotated[float, Between(0, 1)] = 0.2
-    """Relative change of brightness, contrast and saturation."""
+    """Largest relative change of brightness, contrast and saturation: 0.2 is 20 %."""
     hue: Annotated[float, Between(0, 0.5)] = 0.02
-    """Share of the colour circle."""
+    """Largest turn of hue, as a share of the colour circle."""
     blur: Annotated[float, Between(0, 16)] = 0.0
-    """Sigma in pixels, drawn from 0 to this, of the Gaussian that some of the pictures are blurred with: another lens."""
+    """Largest sigma in pixels of a Gaussian blur, as from another lens. Two fifths of the pictures are blurred, with sigma drawn from 0 to
+    this."""
     noise: Annotated[float, Between(0, 64)] = 0.0
-    """Levels of 255, drawn from 0 to this, of the noise that some of the pictures get, fine or grained: another sensor, or another make."""
+    """Largest standard deviation of added noise, in levels of 255, as from another sensor or device. Two fifths of the pictures get fine or
+    coarse noise, with a deviation drawn from 0 to this."""
     grey: Annotated[float, Between(0, 1)] = 0.0
     """Share of the pairs without colour."""
 
 
 @dataclass(frozen=True)
 class ObjectSettings:
-    """The objects of a photograph that may appear, disappear or be exchanged."""
+    """Settings of the objects that may appear, disappear or be exchanged."""
 
     __pydantic_config__ = STRICT
 
     proposals: Literal["segmentation", "sam", "none"] = "segmentation"
-    """What finds objects where datasets.objects has none for a photograph: an unsupervised segmentation (Felzenszwalb and
-    Huttenlocher, IJCV 2004), Segment Anything, or nothing."""
+    """Method that finds objects in photographs for which datasets.objects has none. `segmentation` is unsupervised and graph-based
+    (Felzenszwalb and Huttenlocher, IJCV 2004). `sam` is Segment Anything (Kirillov et al., ICCV 2023). `none` finds none."""
     sam: Annotated[str, FileName()] = "facebook/sam-vit-base"
     """Hub id or folder of the Segment Anything model."""
     area: Annotated[tuple[float, float], Between(0, 1)] = (0.01, 0.3)
     """Smallest and largest share of the square that an object may cover."""
     cut_by_border: bool = False
-    """Whether an object that the border cuts may be taken."""
+    """Whether objects that the border cuts may be used."""
     margin: Annotated[float, Between(0, 0.2)] = 0.02
-    """How far around an object is painted away with it, as a share of the square's side: its blurred edge, its shadow."""
+    """Margin around an object that is painted away with it, as a share of the square's side. It covers the blurred edge and the shadow."""
 
 
 @dataclass(frozen=True)
 class SynthesisSettings:
+    """Settings of the change pairs: how many, of which kinds, and how prompt and query differ."""
+
     __pydantic_config__ = STRICT
 
     seed: Annotated[int, Between(0, None)] = 0
-    """Of all that is drawn; a pair follows from it and its number."""
+    """Seed of everything that is drawn. The seed and a pair's number determine the pair."""
     pairs: Annotated[int, Between(0, None)] = 3000
-    """0 for a pipeline that trains on none."""
+    """Number of pairs. Use 0 for a pipeline that trains on none."""
     pairs_per_shard: Annotated[int, Between(1, None)] = 250
-    """A shard is what one worker makes, and what a run that was killed keeps."""
+    """Pairs in a shard. One worker makes a shard, and a killed run keeps its complete shards."""
     resolution: Annotated[int, Between(64, 2048)] = 256
-    """Pixels a side of query, prompt and mask."""
+    """Side in pixels of query, prompt and mask."""
     kinds: dict[ChangeKind, Share] = field(
         default_factory=lambda: {
             "appearance": 0.11,
@@ -91,44 +96,45 @@ class SynthesisSettings:
             "none": 0.25,
         }
     )
-    """The share of each kind of change; together 1. The MetaUAS paper mixes object-level and local-region about half and half. A distractor
-    is in the prompt and in the query, so that nothing has changed."""
+    """Shares of the kinds of change; they sum to 1. The MetaUAS paper mixes object-level and local-region changes about half and half. A
+    `distractor` puts the same artefact into prompt and query, so that nothing has changed."""
     swapped: Share = 0.5
-    """How often prompt and query change roles, where they show one place. Were it never, the artefact would be in the query, and no prompt
-    needed to find it."""
+    """Share of the pairs in which prompt and query change roles, among those that show one place. With 0, the artefact would always be in
+    the query, and a detector could find it without the prompt."""
     apart: Share = 0.5
-    """Share of the pairs of kinds none, local-region and distractor (its noises) whose prompt and query are two crops of one texture, where
-    a photograph shows any: as a real prompt is never registered, anomalous or not."""
+    """Share of unregistered pairs, whose prompt and query are two crops of one texture: real prompts are not registered either. It applies
+    to the kinds `none`, `local-region` and `distractor` with noise, and to photographs that show a texture."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
-    """Share of the pairs, the last ones, and of the photographs, which those and no others are made from: to measure a training on."""
+    """Share of the pairs and of the photographs to measure training on. These are the last pairs, and only they are made from these
+    photographs."""
     regenerated: Share = 0.5
-    """Share of the exchanges that the inpainting model paints anew; the others get an object of another photograph pasted in."""
+    """Share of the exchanges that the inpainting model paints. In the others an object of another photograph is pasted."""
     crop: Annotated[tuple[float, float], Between(0.05, 1)] = (0.4, 1.0)
-    """Smallest and largest side of the square cut from a source picture, as a share of its shorter side."""
+    """Smallest and largest side of the square cut from a source picture, as shares of its shorter side."""
     changed_area: Annotated[tuple[float, float], Between(0, 1)] = (0.002, 0.5)
-    """Smallest and largest share of the query that a change may cover; a draw outside is dropped and drawn again."""
+    """Smallest and largest share of the query that a change may cover. Draws outside it are dropped and drawn again."""
     objects: ObjectSettings = ObjectSettings()
-    """Which objects change."""
+    """Settings of the objects that change."""
     inpainting: RepaintingSettings = RepaintingSettings()
-    """How the inpainting model is asked."""
+    """Settings of the calls to the inpainting model."""
     augmentation: AugmentationSettings = AugmentationSettings()
-    """How far prompt and query stand apart."""
+    """Settings of the difference between prompt and query in geometry and light."""
 
     def __post_init__(self) -> None:
         if abs(sum(self.kinds.values()) - 1.0) > 1e-6:
             raise ValueError(f"kinds: shares that sum to 1, not {sum(self.kinds.values()):g}")
         for name, (low, high) in (("crop", self.crop), ("changed_area", self.changed_area), ("objects.area", self.objects.area)):
             if low > high:
-                raise ValueError(f"{name}: the smallest first, not ({low:g}, {high:g})")
+                raise ValueError(f"{name}: the smaller one first, not ({low:g}, {high:g})")
 
     @property
     def repaints(self) -> list[ChangeKind]:
-        """The kinds that need an inpainting model."""
+        """Kinds of change that need an inpainting model."""
         return [kind for (kind, method), share in zip(METHODS, self.shares, strict=True) if method == PAINTED and share > 0]
 
     @property
     def shares(self) -> list[float]:
-        """The share of each of METHODS; together 1."""
+        """Share of each of METHODS. They sum to 1."""
         within = {("exchange", PAINTED): self.regenerated, ("exchange", "pasted"): 1 - self.regenerated}
         within |= {("distractor", method): 0.5 for method in ("perlin", "pasted")}
         asked = [self.kinds.get(kind, 0.0) * within.get((kind, method), 1.0) for kind, method in METHODS]

@@ -1,4 +1,4 @@
-"""Settings of InCTRL and of its training, and how the authors' checkpoints name its tensors."""
+"""Define the settings of InCTRL and of its training, and map the tensor names of the authors' checkpoints."""
 
 from __future__ import annotations
 
@@ -13,61 +13,66 @@ from changepair.tasks.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class InCTRLSettings(TrainedSettings):
-    """The defaults are the paper's."""
+    """Settings of InCTRL. The defaults follow the paper (Zhu and Pang, CVPR 2024, arXiv 2403.06495)."""
 
     model: Annotated[str, FileName()] | None = None
-    """A model to use as it is: a folder, such as `changepair import inctrl` writes, or `packaged`; null to train one."""
+    """Trained model to use: a model folder, such as `changepair import inctrl` writes, or its URL. `null` trains one."""
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32", (7, 9, 11))
-    """What turns pictures, and for the prior texts, into features."""
+    """Network that turns pictures, and for the text prior also texts, into features. The default is the paper's CLIP with its layers 7, 9
+    and 11."""
     resolution: Resolution = 240
-    """Pixels a side that pictures are trained on and scored at; with holistic `patches` its head has an input a patch of them."""
+    """Side in pixels of the square that a picture is resized to, in training and scoring. With `holistic: patches` it fixes the size of the
+    holistic head, which has an input for each patch."""
     stages: Stages = ()
-    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    """Feature maps of the encoder to compare, 1 for the finest. `[]` selects the last three."""
     holistic: Literal["patches", "quantiles"] = "patches"
-    """What the holistic head sees of a picture's residuals: each patch's in its place, as in the paper; or their quantiles and mean, which
-    depend on no place and no resolution."""
+    """Input of the holistic head. `patches` gives it the residual of each patch at its position, as in the paper. `quantiles` gives it the
+    quantiles and the mean of the residuals, which depend on neither position nor resolution."""
     texts: bool = True
-    """Whether the text prior counts; only encoders of open_clip read texts."""
+    """Whether the text prior contributes to the score. Only encoders of open_clip read texts."""
     natural: tuple[str, ...] = NATURAL
-    """Categories of natural objects: for them normal means that one is there, in one sentence."""
+    """Categories of natural objects. For these the text prior compares one sentence for presence with one for absence, because natural
+    objects have no flaws (InCTRL, section 3.2)."""
 
     def __post_init__(self) -> None:
         if self.texts and self.encoder.library != "open_clip":
-            raise ValueError(f"texts: false, as {self.encoder.name} of {self.encoder.library} reads no texts, not true")
+            raise ValueError(f"texts: false, because {self.encoder.name} of {self.encoder.library} reads no texts, not true")
 
 
 @dataclass(frozen=True)
 class InCTRLTrainingSettings(TrainingSettings):
-    """The defaults are the InCTRL paper's (arXiv 2403.06495, section 4.1)."""
+    """Settings of InCTRL's training. The defaults follow the paper (arXiv 2403.06495, section 4.1)."""
 
     epochs: Annotated[int, Between(1, None)] = 10
-    """How often every example is learnt from."""
+    """Number of passes over the examples."""
     batch_size: Annotated[int, Between(2, None)] = 48
-    """Pictures a step, over all processes; half of them anomalous."""
+    """Pictures a step, over all processes. Half of them are anomalous."""
     learning_rate: Annotated[float, Between(0, 1)] = 1e-3
-    """AdamW's."""
+    """Learning rate of AdamW."""
     weight_decay: Annotated[float, Between(0, 1)] = 1e-2
-    """AdamW's."""
+    """Weight decay of AdamW."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Of the adapter and the heads, which are small."""
+    """Precision of the adapter and the heads. They are small, so float32 (`no`) costs little."""
     examples: Literal["auxiliary", "pairs"] = "auxiliary"
-    """What it learns from: the pipeline's auxiliary datasets, with their labels, or its change pairs, where no anomaly was ever seen."""
+    """Examples to learn from. `auxiliary` uses the pipeline's auxiliary datasets with their labels. `pairs` uses its change pairs, which
+    need no real anomaly."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
-    """Share of the labelled pictures that is never trained on and measured after every epoch; pairs have their own, synthesis.held_out."""
+    """Share of the labelled pictures that training never sees, and that the loss is measured on after every epoch. For pairs,
+    `synthesis.held_out` sets it."""
     shots: Annotated[int, Between(1, 64)] = 2
-    """Normal prompts of each auxiliary picture, drawn anew every epoch."""
+    """Normal prompts for each auxiliary picture. They are drawn again every epoch."""
     views: Annotated[tuple[int, ...], Between(1, 64), NonEmpty()] = (1,)
-    """How many views of its prompt a pair's query is held against, drawn for each pair among these: the prompt as it came, and others in
-    another geometry and light. A detector that is used with several prompts learns what their residuals are like."""
+    """Numbers of prompt views that a pair's query is compared with; each pair draws one of them. The first view is the prompt, the others
+    change its geometry and light. Training with several views teaches the residuals that several prompts have."""
 
     @property
     def learns_from(self) -> Literal["auxiliary", "pairs"]:
         return self.examples
 
 
-SCORING = ("resolution",)  # settings that no weight depends on, but with holistic `patches` the size of a head
+SCORING = ("resolution",)  # settings that no weight depends on, except that `resolution` sizes a head with holistic `patches`
 PUBLISHED = InCTRLSettings(encoder=EncoderSettings("open_clip", "ViT-B-16-plus-240", OF_THE_MODEL, (7, 9, 11)), tiles=(1, 1))
-"""As github.com/mala-lab/InCTRL publishes it: there is one for 2, 4 and 8 shots."""
+"""Settings of the models at github.com/mala-lab/InCTRL. The authors publish one for each of 2, 4 and 8 shots."""
 HEAD_LAYERS = (
     ("projection1", "first"),
     ("projection2", "second"),
@@ -76,7 +81,7 @@ HEAD_LAYERS = (
     ("bn2", "first_norm"),
     ("bn3", "second_norm"),
 )
-# What a tensor's name starts with, theirs and ours.
+# Prefixes of tensor names, the authors' and ours.
 PUBLISHED_NAMES = (
     ("adapter.fc.", "adapter."),
     *(

@@ -1,7 +1,7 @@
-"""Train InCTRL: focal loss on the final and on the image score, AdamW (arXiv 2403.06495, section 4.1).
+"""Train InCTRL with focal loss on the final score and on the image score, by AdamW (arXiv 2403.06495, section 4.1).
 
-The encoder is frozen. So the evidence, what the adapter and the heads receive of a query and its prompts, is computed once for each draw of
-prompts: of pairs once for all epochs, of auxiliary pictures once an epoch.
+The encoder is frozen. So the evidence, which is the input of the adapter and the heads, is computed once for each draw of prompts. Pairs
+draw once for all epochs, auxiliary pictures once an epoch.
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ from changepair.tasks.training.step import Batch
 from changepair.tasks.training.task import Blueprint, DetectorTask
 
 ENCODED_AT_ONCE = 32  # pictures
-POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from: their features are held
+POOL = 32  # normal pictures of a category that an epoch's prompts are drawn from; their features are kept in memory
 
 Evidence = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PairEvidence:
-    """Evidence of change pairs: a query is compared with its prompt, or several views of it, and is anomalous if anything was changed.
-    Prompts of InCTRL are normal: a pair whose roles were swapped, so that the artefact is in its prompt, is swapped back."""
+    """Evidence of change pairs. A query is compared with its prompt, or with several views of it. It is anomalous if anything was changed.
+
+    InCTRL's prompts are normal. If a pair's roles were swapped, so that its prompt has the artefact, they are swapped back.
+    """
 
     def __init__(
         self, folder: Path, rows: Sequence[PairRow], resolution: int, views: Sequence[int] = (1,), apart: AugmentationSettings | None = None
     ) -> None:
-        """views: the numbers of views that each pair's is drawn from. apart: how far the views differ."""
+        """Open the pairs. Each pair draws its number of views from `views`. `apart` sets how far the views differ."""
         self.labels = [int(row.changed_area > 0) for row in rows]
         self.swapped = torch.tensor([row.swapped for row in rows])
         self.pairs = ChangePairs(folder, resolution, rows=rows)
@@ -61,7 +63,7 @@ class PairEvidence:
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
-        """Return batches of evidence, in the pairs' order, the same at every epoch."""
+        """Return batches of evidence in the order of the pairs, the same at every epoch."""
         if self._evidence is None:
             device = best_device()
             self._evidence = []
@@ -76,8 +78,10 @@ class PairEvidence:
         return self._evidence
 
     def _views(self, prompts: Tensor, first: int) -> Tensor:
-        """Return the views of prompts Bx3xHxW, of pairs from `first` on: BxKx3xHxW. A prompt with fewer than K views repeats some: that
-        changes no residual, and weighs the mean of embeddings."""
+        """Return the views of prompts (B, 3, H, W): (B, K, 3, H, W). `first` is the number of the first pair.
+
+        A prompt with fewer than K views repeats some. That changes no residual, but it weights the mean of the embeddings.
+        """
         most = max(self.views)
         if most == 1:
             return prompts[:, None]
@@ -95,12 +99,13 @@ class PairEvidence:
 
 
 class AuxiliaryEvidence:
-    """Evidence of labelled pictures: each is compared with normal ones of its category, drawn anew every epoch, never with itself."""
+    """Evidence of labelled pictures. Each is compared with normal pictures of its category, drawn again every epoch, and never with
+    itself."""
 
     def __init__(
         self, rows: Sequence[PictureRow], prompts: Sequence[PictureRow], settings: InCTRLTrainingSettings, detector: InCTRLSettings
     ) -> None:
-        """rows: the queries; prompts: normal pictures of their categories. Raises BadInput if a category has too few."""
+        """Set the queries `rows` and the normal pictures `prompts` of their categories. Raises BadInput if a category has too few."""
         self.settings, self.detector = settings, detector
         self.rows = sorted(rows, key=lambda row: (row.dataset, row.category, row.image))
         self.labels = [int(row.label == ANOMALOUS) for row in self.rows]
@@ -111,8 +116,8 @@ class AuxiliaryEvidence:
         for (dataset, category), images in self.prompts.items():
             if len(images) <= settings.shots:
                 raise BadInput(
-                    f"{dataset}: category {category!r} has {len(images)} normal training pictures, too few to prompt each other with "
-                    f"{settings.shots}; lower shots of its training in pipelines.yaml"
+                    f"{dataset}: category {category!r} has {len(images)} normal training pictures, too few for "
+                    f"{settings.shots} prompts each; lower training.<detector>.shots in pipelines.yaml"
                 )
 
     def example(self, place: int) -> str:
@@ -120,7 +125,7 @@ class AuxiliaryEvidence:
 
     @torch.no_grad()
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
-        """Return batches of evidence, in the order of `labels`."""
+        """Return batches of evidence in the order of `labels`."""
         evidence = []
         for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
             rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
@@ -156,7 +161,7 @@ class Sides:
 
 
 class InCTRLTask(DetectorTask):
-    """Train on evidence. Every batch is half anomalous, whichever label is more frequent."""
+    """Train on evidence. Half of every batch is anomalous, whichever label is more frequent."""
 
     model: InCTRL
 
@@ -198,11 +203,11 @@ def train(
     workers: int,
     report: Callable[[float], None] = lambda share: None,
 ) -> Trained:
-    """Train on change pairs or on labelled pictures, whichever `settings.examples` names. See tasks/training/loop.py::fit."""
+    """Train on change pairs or on labelled pictures, as `settings.examples` selects. See tasks/training/loop.py::fit."""
     name = places.model_folder.name
     sides = _sides(blueprint.settings, settings, examples)
     if not sides or len(set(sides[0].labels)) < 2:
-        wrong = f"its {settings.examples} are not both normal and anomalous, so there is nothing to tell apart"
+        wrong = f"its {settings.examples} need both normal and anomalous pictures, but have one label only"
         raise BadInput(f"training.{name}: {wrong}")
     set_seed(settings.seed)
     built, identity = blueprint.build(settings.init)

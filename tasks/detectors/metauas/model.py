@@ -1,4 +1,4 @@
-"""MetaUAS: anomaly segmentation as change segmentation against one normal prompt (Gao, NeurIPS 2024, arXiv 2505.09265)."""
+"""MetaUAS segments anomalies as changes against one normal prompt (Gao, NeurIPS 2024, arXiv 2505.09265)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
 from changepair.tasks.detectors.patches import resized
 from changepair.tasks.encoders.encoder import Encoder, Features
 
-STAGES = 5  # of the decoder's pyramid, strides 2 to 32
+STAGES = 5  # levels of the decoder's pyramid, strides 2 to 32
 FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019
 
-START = 20.0  # initial inverse temperature of cosines, which is learnt
-SMALL_MATRIX = 2**17  # entries for one query and prompt (512 KiB of float32)
-MOST_PRODUCTS = 2**22  # held at once by hard alignment (16 MiB of float32)
+START = 20.0  # initial inverse temperature of the cosines; it is learnt
+SMALL_MATRIX = 2**17  # entries of the matrix for one query and prompt (512 KiB of float32)
+MOST_PRODUCTS = 2**22  # products that hard alignment holds at once (16 MiB of float32)
 
 Alignment = Literal["soft", "hard", "none"]
 Similarity = Literal["cosine", "dot"]
@@ -31,10 +31,11 @@ Fusion = Literal["concatenate", "add", "difference"]
 class FeatureAlignment(nn.Module):
     """Feature alignment of one stage: rebuild the prompt's features on the query's grid (section 3.3).
 
-    soft: aligned = softmax(s(q, k)) F; hard: the best-matching position only; none: the unchanged prompt. q and k come from one 1x1
-    convolution to half the channels, shared by query and prompt. s is `dot`, q kᵀ without 1/sqrt(d), as in the authors' code; or `cosine`,
-    as in their paper, times a learnt scale. With products of features as large as an EfficientNet's, the softmax has one position and no
-    gradient.
+    `soft` computes softmax(s(q, k)) F, `hard` takes the best-matching position, and `none` returns the prompt unchanged. Here F are the
+    prompt's features. A 1x1 convolution to half the channels, which query and prompt share, computes q and k.
+
+    The similarity s is `dot`, q kᵀ without 1/sqrt(d), as in the authors' code. Or it is `cosine`, as in their paper, times a learnt scale.
+    With features as large as an EfficientNet's, the softmax of `dot` selects one position and passes no gradient.
     """
 
     def __init__(self, channels: int, mode: Alignment = "soft", similarity: Similarity = "cosine") -> None:
@@ -47,17 +48,17 @@ class FeatureAlignment(nn.Module):
             self.reduction = nn.Conv2d(channels, channels // 2, kernel_size=1)
 
     def forward(self, query: Tensor, prompts: Tensor) -> Tensor:
-        """Align prompts, KxCxhxw for all or BxKxCxhxw, to queries BxCxhxw. Return each prompt's aligned features, BxKxCxhxw."""
+        """Align prompts, (K, C, h, w) for all queries or (B, K, C, h, w), to queries (B, C, h, w). Return (B, K, C, h, w)."""
         shared = prompts.ndim == 4
         if self.mode == "none":
             return prompts[None].expand(query.shape[0], -1, -1, -1, -1) if shared else prompts
-        asked = self.reduction(query).flatten(2).mT[:, None]  # Bx1xNxd: the prompts are the attention's heads
-        offered = self.reduction(prompts.flatten(0, -4)).flatten(2).mT  # (K or B*K)xMxd
+        asked = self.reduction(query).flatten(2).mT[:, None]  # (B, 1, N, d): the prompts are the attention's heads
+        offered = self.reduction(prompts.flatten(0, -4)).flatten(2).mT  # (K or B*K, M, d)
         if self.similarity == "cosine":
             asked, offered = F.normalize(asked, dim=-1), F.normalize(offered, dim=-1)
             if self.mode == "soft":
                 asked = asked * self.log_scale.exp()
-        values = prompts.flatten(0, -4).flatten(2).mT.contiguous()  # (K or B*K)xMxC; the kernel `soft` wants takes no strides
+        values = prompts.flatten(0, -4).flatten(2).mT.contiguous()  # (K or B*K, M, C); the kernel of `soft` takes no strides
         heads = prompts.shape[0] if shared else prompts.shape[1]
         asked, offered, values = (_per_query(part, query.shape[0], heads, shared) for part in (asked, offered, values))
         aligned = soft(asked, offered, values) if self.mode == "soft" else hard(asked, offered, values)
@@ -65,10 +66,10 @@ class FeatureAlignment(nn.Module):
 
 
 def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
-    """Attend from BxKxNxd to BxKxMxd. Return the values BxKxMxC as BxKxNxC, without the NxM matrix in memory.
+    """Attend from (B, K, N, d) to (B, K, M, d). Return the values (B, K, M, C) as (B, K, N, C), without holding the matrix (N, M).
 
-    PyTorch uses the kernels without the matrix only if queries and values have one width; zeros after q and k change no product. A small
-    matrix is held: that is faster than twice the products.
+    PyTorch's kernels without the matrix need queries and values of one width. Zeros appended to q and k change no product. A small matrix
+    is held, because that is faster than computing the products twice.
     """
     if asked.shape[-2] * offered.shape[-2] > SMALL_MATRIX:
         room = values.shape[-1] - asked.shape[-1]
@@ -77,21 +78,21 @@ def soft(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
 
 
 def hard(asked: Tensor, offered: Tensor, values: Tensor) -> Tensor:
-    """Take for each query position the one prompt position that it matches best; shapes as in `soft`."""
+    """Return for each query position the value of the prompt position that it matches best. Shapes are as in `soft`."""
     rows = max(1, MOST_PRODUCTS // offered[..., 0].numel())
     best = torch.cat([(part @ offered.mT).argmax(dim=-1, keepdim=True) for part in asked.split(rows, dim=2)], dim=2)
     return values.gather(2, best.expand(-1, -1, -1, values.shape[-1]))
 
 
 def _per_query(part: Tensor, queries: int, heads: int, shared: bool) -> Tensor:
-    """Expand prompts to one view for each query, without copying shared ones: BxKxMxc."""
+    """Expand prompts to one view for each query, without copying shared ones: (B, K, M, c)."""
     if part.ndim == 4:
         return part.expand(-1, heads, -1, -1)
     return part[None].expand(queries, -1, -1, -1) if shared else part.unflatten(0, (queries, heads))
 
 
 class MetaUAS(Detector):
-    """A frozen encoder, one alignment for each of the last stages, a decoder and a 1x1 head."""
+    """MetaUAS: a frozen encoder, one alignment for each of the last stages, a decoder and a 1x1 head."""
 
     def __init__(
         self,
@@ -104,11 +105,13 @@ class MetaUAS(Detector):
         decoder: Literal["unet", "fpn"] = "unet",
         decoder_channels: Sequence[int] = (256, 128, 64, 64, 48),
     ) -> None:
-        """The defaults are the paper's. decoder_channels: of the U-Net, coarsest first. Raises ValueError if the encoder does not return
-        five maps."""
+        """Build the network around an encoder. The defaults are the paper's.
+
+        `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does not return five maps.
+        """
         super().__init__()
         if encoder.maps != STAGES:
-            raise ValueError(f"layers: MetaUAS needs {STAGES} of the encoder's, not {encoder.maps}")
+            raise ValueError(f"layers: MetaUAS needs {STAGES} feature maps of the encoder, not {encoder.maps}")
         plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
         widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
         self.encoder = encoder
@@ -118,28 +121,31 @@ class MetaUAS(Detector):
             network: Any = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
         else:
             network = UnetDecoder(encoder_channels=widths, decoder_channels=tuple(decoder_channels), n_blocks=STAGES, attention_type="scse")
-            # The authors' decoder has no attention where there is no skip; today's smp has.
+            # The authors' decoder has no attention where there is no skip connection; the current smp has.
             network.blocks[-1].attention1 = network.blocks[-1].attention2 = nn.Identity()
-        self.decoder = network.to(memory_format=torch.channels_last)  # as the encoder's maps are
+        self.decoder = network.to(memory_format=torch.channels_last)  # the memory format of the encoder's maps
         self.head = nn.Conv2d(FPN_SEGMENTATION_CHANNELS if decoder == "fpn" else decoder_channels[-1], 1, kernel_size=1)
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
-        """Segment queries against prompts, both Bx3xHxW in [0, 1], one prompt a query: logits BxHxW, above 0 where the query differs."""
+        """Segment changes in queries against prompts, one prompt a query, both (B, 3, H, W) in [0, 1].
+
+        Return logits (B, H, W), above 0 where the query differs.
+        """
         features = self.encoder(queries)
         memory = [stage[:, None] for stage in self.remember(self.encoder(prompts))]
         return self.segment(features, self.relate(features, memory))
 
     def remember(self, prompts: Features) -> Features:
-        """Return the stages that are aligned, KxCxhxw each."""
+        """Return the stages that are aligned, (K, C, h, w) each."""
         return prompts[STAGES - len(self.alignments) : STAGES]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Align each prompt to each query, BxKxCxhxw a stage."""
+        """Align each prompt to each query: (B, K, C, h, w) for each stage."""
         aligned = zip(self.remember(queries), memory, self.alignments, strict=True)
         return [alignment(query, prompts) for query, prompts, alignment in aligned]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Return logits BxHxW; of several prompts, the mean of their aligned features is used."""
+        """Return logits (B, H, W). The aligned features of several prompts are averaged."""
         plain = queries[: STAGES - len(self.alignments)]
         fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation, strict=True)]
         finest, stride = queries[0], self.encoder.strides[0]
@@ -154,13 +160,15 @@ class MetaUAS(Detector):
         return query + aligned if self.fusion == "add" else (query - aligned).abs()
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores B and anomaly maps BxHxW; the score is the map's maximum."""
+        """Return image scores (B,) and anomaly maps (B, H, W). The score is the map's maximum."""
         maps = self.segment(queries, relation).sigmoid()
         return maps.flatten(1).amax(dim=1), maps
 
 
 def _pyramid(stages: Features, size: Sequence[int]) -> Features:
-    """Resample the stages of a transformer, all of one grid, to strides 2, 4, 8, 16 and 32 (Li et al., "Exploring Plain Vision Transformer
-    Backbones for Object Detection", ECCV 2022). The stages of a CNN have them already."""
+    """Resample stages to strides 2, 4, 8, 16 and 32. Those of a transformer have one grid; those of a CNN have these strides already.
+
+    Follows Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022.
+    """
     sizes = [tuple(-(-side // 2**level) for side in size) for level in range(1, STAGES + 1)]
     return [resized(stage, wanted) for stage, wanted in zip(stages, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""MetaUAS*+: MetaUAS with a visual prior (Gao, NeurIPS 2024, arXiv 2505.09265)."""
+"""MetaUAS*+ averages MetaUAS with a visual prior (Gao, NeurIPS 2024, arXiv 2505.09265)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from changepair.tasks.encoders.encoder import Encoder, Features, FrozenEncoder
 
 
 class MetaUASPlus(Detector):
-    """MetaUAS with a visual prior: its map averaged with another one, without text.
+    """MetaUAS*+: the map of MetaUAS averaged with the map of a visual prior, without text.
 
-    By the parameters and time in their table (EfficientNet-B4 with ViT-B-16-plus-240), the authors' prior is the few-shot map of WinCLIP;
-    without CLIP it is the patch residual of MetaUAS's features.
+    The authors' prior is the few-shot map of WinCLIP: their table's parameters and time fit EfficientNet-B4 with ViT-B-16-plus-240. Without
+    CLIP, the prior is the patch residual of MetaUAS's features.
     """
 
     def __init__(self, metauas: MetaUAS, prior: PatchResidual | SecondEncoder) -> None:
-        """prior: a second encoder whose windows and patches are compared, or a patch residual."""
+        """Combine a MetaUAS with a prior: a second encoder whose windows and patches are compared, or a patch residual."""
         super().__init__()
         self.metauas = metauas
         self.residual = prior if isinstance(prior, PatchResidual) else None
@@ -55,11 +55,13 @@ class MetaUASPlus(Detector):
 
 
 class SecondEncoder(nn.Module):
-    """Two encoders as one: the second's features, of pictures at its own resolution, then the first's, whose last entry stands for the
-    picture."""
+    """Two encoders as one. It returns the second's features, of pictures at its resolution, and then the first's.
+
+    The first's last entry represents the picture.
+    """
 
     def __init__(self, first: Encoder, second: FrozenEncoder, resolution: int) -> None:
-        """resolution: pixels a side, of the second."""
+        """Join two encoders. `resolution` is the side in pixels of the second's pictures."""
         super().__init__()
         self.first, self.second, self.resolution = first, second, resolution
         self.channels = (*second.channels, *first.channels)
@@ -73,8 +75,10 @@ class SecondEncoder(nn.Module):
 
 
 def build(metauas: MetaUAS, *, prior: ClipEncoder | None, prior_resolution: int, stages: Sequence[int]) -> MetaUASPlus:
-    """Build MetaUAS*+. prior: its encoder, for pictures of prior_resolution pixels a side; None for the patch residual of those stages of
-    MetaUAS."""
+    """Build MetaUAS*+. `prior` encodes pictures of `prior_resolution` pixels a side.
+
+    Without a `prior`, it is the patch residual of the given stages of MetaUAS.
+    """
     if prior is None:
         return MetaUASPlus(metauas, PatchResidual(metauas.encoder, stages=stages))
     return MetaUASPlus(metauas, SecondEncoder(metauas.encoder, WindowEncoder(prior), prior_resolution))

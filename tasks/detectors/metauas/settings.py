@@ -1,4 +1,4 @@
-"""Settings of MetaUAS and of MetaUAS*+, and how the authors' checkpoint names the tensors of MetaUAS."""
+"""Define the settings of MetaUAS and MetaUAS*+, and map the tensor names of the authors' checkpoint."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from changepair.tasks.encoders.settings import OF_THE_MODEL, EncoderSettings, Re
 
 @dataclass(frozen=True)
 class MetaUASSettings(TrainedSettings):
-    """The defaults are the paper's, but for the encoder."""
+    """Settings of MetaUAS. The defaults follow the paper (arXiv 2505.09265), except for the encoder."""
 
     model: Annotated[str, FileName()] | None = None
-    """A model to use as it is: a folder, such as `changepair import metauas` writes, or `packaged`; null to train one."""
+    """Trained model to use: a model folder, such as `changepair import metauas` writes, its URL, or `packaged`. `null` trains one."""
     encoder: EncoderSettings = EncoderSettings()
-    """What turns pictures into features; five maps of it are needed."""
+    """Network that turns pictures into feature maps. MetaUAS needs five of them."""
     resolution: Resolution = 256
-    """Pixels a side that pictures are trained on and scored at; a multiple of 32."""
+    """Side in pixels of the square that a picture is resized to, in training and scoring. It must be a multiple of 32."""
     alignment: Literal["soft", "hard", "none"] = "soft"
-    """How the prompt is rebuilt on the grid of the query: by all its positions, each in its share; by the most similar; or not."""
+    """Method that aligns the prompt's features to the query's grid. `soft` averages all positions by their similarity. `hard` takes the
+    most similar position. `none` leaves them unaligned."""
     similarity: Literal["cosine", "dot"] = "cosine"
-    """Of a query's position to a prompt's: the cosine times a scale that is learnt, or the plain product, as the authors' weights have
-    it."""
+    """Similarity of a query position and a prompt position. `cosine` multiplies the cosine by a learnt scale. `dot` is the plain product
+    that the authors' code and weights use. With large features its softmax selects one position and passes no gradient."""
     aligned_stages: Annotated[int, Between(1, 3)] = 3
-    """How many of the encoder's last stages are aligned."""
+    """Number of the encoder's last stages that are aligned."""
     fusion: Literal["concatenate", "add", "difference"] = "concatenate"
-    """Of a query's features and the aligned prompt's; difference is the absolute one."""
+    """Fusion of the query's features and the aligned features of the prompt. `difference` is the absolute difference."""
     decoder: Literal["unet", "fpn"] = "unet"
-    """What turns fused features into a map."""
+    """Decoder that turns fused features into a change map."""
     decoder_channels: Annotated[tuple[int, int, int, int, int], Between(16, 1024)] = (256, 128, 64, 64, 48)
-    """Width of the U-Net decoder, coarsest first; at least 16, which scSE attention squeezes to one."""
+    """Widths of the U-Net decoder, coarsest first. At least 16, because scSE attention divides channels by 16."""
 
     def __post_init__(self) -> None:
         if self.resolution % 32:
@@ -41,8 +42,8 @@ class MetaUASSettings(TrainedSettings):
 
 SCORING = ("resolution",)  # settings that no weight depends on
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
-"""As github.com/gaobb/MetaUAS publishes it, for 256x256 and, with other weights, for 512x512; any multiple of 32 will do."""
-# What a tensor's name starts with, theirs and ours. Theirs aligns the last stage first.
+"""Settings of the model at github.com/gaobb/MetaUAS. The authors publish weights for 256x256 and for 512x512. Any multiple of 32 works."""
+# Prefixes of tensor names, the authors' and ours. The authors' model aligns the last stage first.
 PUBLISHED_NAMES = (
     ("encoder.", "encoder.network."),
     *((f"alignment.{place}.alignment_layer.dimensionality_reduction.", f"alignments.{2 - place}.reduction.") for place in range(3)),
@@ -53,19 +54,19 @@ PUBLISHED_NAMES = (
 
 @dataclass(frozen=True)
 class MetaUASPlusSettings:
-    """MetaUAS with a visual prior. Takes encoder, model and resolution from a MetaUAS of the same pipeline."""
+    """Settings of MetaUAS*+, MetaUAS with a visual prior. Encoder, model and resolution are those of a MetaUAS in the same pipeline."""
 
     __pydantic_config__ = STRICT
 
     model_of: Annotated[str, NonEmpty()] = "metauas"
-    """Name of the pipeline's detector of kind metauas."""
+    """Name of the detector of kind `metauas` in the same pipeline."""
     prior: EncoderSettings | None = None
-    """The CLIP transformer whose few-shot map, as WinCLIP has it, is averaged with the map of MetaUAS: the authors' is ViT-B-16-plus-240;
-    null for the patch residual of the features of MetaUAS itself."""
+    """CLIP transformer whose few-shot map (WinCLIP, section 4.3) is averaged with the map of MetaUAS. The authors use ViT-B-16-plus-240.
+    null uses the patch residual of MetaUAS's own features."""
     prior_resolution: Resolution = 240
-    """Pixels a side that pictures are shown to the prior's encoder at."""
+    """Side in pixels of the square that a picture is resized to for the prior's encoder."""
     stages: Stages = ()
-    """Of the encoder's maps, for the patch residual; [] for the last three."""
+    """Feature maps of MetaUAS's encoder for the patch residual, 1 for the finest. `[]` selects the last three."""
 
     def __post_init__(self) -> None:
         if self.prior is not None and self.prior.library != "open_clip":

@@ -1,8 +1,8 @@
-"""The prompt-query adapter: a small convolutional head computes a map from each query patch and its difference to the nearest prompt patch.
+"""The prompt-query adapter is a small convolutional head on each query patch and its difference to the nearest prompt patch.
 
-Follows AdaptCLIP (Gao et al., AAAI 2026, arXiv 2505.09926), by the author of MetaUAS: each query patch's nearest neighbour aligns the
-prompt, and the head sees the query's features and their absolute difference to it. This one takes several maps of any encoder, and also
-sees what the patch residual sees.
+It follows AdaptCLIP (Gao et al., AAAI 2026, arXiv 2505.09926), by the author of MetaUAS. There, the nearest neighbour of each query patch
+aligns the prompt. The head sees the query's features and their absolute difference to the neighbour. This adapter takes several maps of any
+encoder, and its head also sees the patch residuals.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ from changepair.tasks.detectors.detector import ANY_CATEGORY, upsample
 from changepair.tasks.detectors.patches import PatchDetector, median, most_alike, nearest_of_rest, resized, unit_patches
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
-RESIDUALS = 5  # of a stage, that the head sees
-SCALE = 10.0  # residuals are about 0.1: this brings them to the size of the head's other inputs
+RESIDUALS = 5  # residual maps of each stage that the head sees
+SCALE = 10.0  # factor that brings residuals, about 0.1, to the size of the head's other inputs
 
 
 class PromptQuery(PatchDetector):
-    """A frozen encoder, a 1x1 convolution a stage that reduces patches, and a head to one logit a patch of the finest stage.
+    """The prompt-query adapter: a frozen encoder, a 1x1 convolution for each stage that reduces patches, and a head.
 
-    For every stage the head sees: the residual ½(1 − cosine) to the nearest prompt patch; that less the picture's median, as an appearance
-    shift raises all of a map; the residual of that prompt patch to the rest of its own prompt; the query patch's self-residual, and that
-    less its median; the absolute difference of the two reduced patches; and with `context` the query's reduced patch.
+    The head returns one logit for each patch of the finest stage. For each stage it sees:
+
+        1. the residual ½(1 − cosine) to the nearest prompt patch;
+        2. this residual minus the picture's median, because an appearance shift raises the whole map;
+        3. the residual of that prompt patch to the rest of the prompt;
+        4. the query patch's self-residual;
+        5. the self-residual minus its median;
+        6. the absolute difference of the two reduced patches;
+        7. with `context`, the query's reduced patch.
     """
 
     def __init__(self, encoder: Encoder, *, width: int = 32, head_width: int = 64, context: bool = True, **options: Any) -> None:
-        """width: channels that a patch is reduced to. head_width: channels of the head. options: PatchDetector's, on the map's
-        probabilities."""
+        """Build the adapter. `width` is the number of channels that a patch is reduced to, `head_width` that of the head.
+
+        `options` are those of PatchDetector, applied to the map's probabilities.
+        """
         super().__init__(encoder, **options)
         self.reductions = nn.ModuleList(nn.Conv2d(encoder.channels[stage - 1], width, kernel_size=1) for stage in self.stages)
         seen = len(self.stages) * (RESIDUALS + width * (2 if context else 1))
@@ -39,20 +47,28 @@ class PromptQuery(PatchDetector):
         self.context = context
 
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
-        """Segment queries against prompts, both Bx3xHxW in [0, 1], one prompt a query: logits BxHxW, above 0 where the query differs."""
+        """Segment changes in queries against prompts, one prompt a query, both (B, 3, H, W) in [0, 1].
+
+        Return logits (B, H, W), above 0 where the query differs.
+        """
         features = self.encoder(queries)
         memory = [part[:, None] for part in self.remember(self.encoder(prompts))]
         return upsample(self.segment(features, self.relate(features, memory)), tuple(queries.shape[-2:]))
 
     def remember(self, prompts: Features) -> Features:
-        """Return for each chosen stage the patches at unit length, KxCxhxw; then their cosines with the rest of their own prompt and the
-        reduced patches, Kx(1+d)xhxw."""
+        """Return for each chosen stage the patches at unit length, (K, C, h, w).
+
+        After those, return for each stage their cosines with the rest of the prompt, and the reduced patches: (K, 1+d, h, w).
+        """
         units, reduced = self._patches(prompts)
         return [*units, *(torch.cat([nearest_of_rest(unit), part], dim=1) for unit, part in zip(units, reduced, strict=True))]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Find for each stage and prompt each query patch's nearest: their cosine, and what is stored of it; then the patch's cosine with
-        the rest of the query, the same for every prompt. BxKx(3+d)xhxw."""
+        """Find each query patch's nearest patch for each stage and prompt. Return (B, K, 3+d, h, w) for each stage.
+
+        The channels are the cosine of the two, what is stored of the prompt patch, and the query patch's cosine with the rest of the query.
+        The last is the same for every prompt.
+        """
         units, _reduced = self._patches(queries)
         banks, offered = memory[: len(units)], memory[len(units) :]
         found = [nearest(query, bank, values) for query, bank, values in zip(units, banks, offered, strict=True)]
@@ -60,7 +76,7 @@ class PromptQuery(PatchDetector):
         return [torch.cat(parts, dim=2) for parts in zip(found, own, strict=True)]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Return logits Bxhxw on the finest chosen stage's grid. Each patch uses the prompt with the nearest patch."""
+        """Return logits (B, h, w) on the finest chosen stage's grid. Each patch uses the prompt that holds the nearest patch."""
         _units, reduced = self._patches(queries)
         seen = [self._seen(query, found) for query, found in zip(reduced, relation, strict=True)]
         finest = max(tuple(part.shape[-2:]) for part in seen)
@@ -73,11 +89,11 @@ class PromptQuery(PatchDetector):
     def _patches(self, features: Features) -> tuple[Features, Features]:
         """Return the chosen stages' patches at unit length, and reduced."""
         units = unit_patches(features, self.stages)
-        # Entries of a unit vector of C are about 1/sqrt(C); a randomly initialised convolution expects about 1.
+        # Entries of a unit vector of C channels are about 1/sqrt(C). A randomly initialised convolution expects about 1.
         return units, [reduce(unit * unit.shape[1] ** 0.5) for reduce, unit in zip(self.reductions, units, strict=True)]
 
     def _seen(self, query: Tensor, found: Tensor) -> Tensor:
-        """Return the head's input of one stage. query: Bxdxhxw, reduced; found: BxKx(3+d)xhxw, of each prompt."""
+        """Return the head's input for one stage. `query` is reduced, (B, d, h, w). `found` is (B, K, 3+d, h, w), one entry a prompt."""
         best = found[:, :, :1].argmax(dim=1, keepdim=True).expand(-1, -1, found.shape[2], -1, -1)
         nearest_one = found.gather(1, best).squeeze(1)
         residual, of_prompt, own = (0.5 * (1.0 - nearest_one[:, place : place + 1 or None]) for place in (0, 1, -1))
@@ -87,15 +103,18 @@ class PromptQuery(PatchDetector):
 
 
 def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
-    """Find in one stage each query patch's nearest patch of each prompt. Return its cosine and its value, BxKx(1+d)xhxw. queries: BxCxhxw,
-    banks: KxCxhxw for all queries or BxKxCxhxw, both of unit length; values: Kxdxhxw or BxKxdxhxw."""
-    patches = queries.flatten(2).mT  # BxNxC
+    """Find in one stage each query patch's nearest patch of each prompt. Return its cosine and its value, (B, K, 1+d, h, w).
+
+    `queries` is (B, C, h, w). `banks` is (K, C, h, w) for all queries, or (B, K, C, h, w). Both have unit length. `values` is (K, d, h, w)
+    or (B, K, d, h, w).
+    """
+    patches = queries.flatten(2).mT  # (B, N, C)
     if banks.ndim == 4:
         banks, values = (part[None].expand(queries.shape[0], *part.shape) for part in (banks, values))
     if exporting():
         cosine, place = most_alike(patches[:, None], banks.flatten(-2))
     else:
-        # Features of a frozen encoder need no gradient. A hundredth of a cosine is much here, so in full precision.
+        # The encoder is frozen, so no gradient is needed. Full precision, because a hundredth of a cosine matters here.
         with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
             pairs = [[most_alike(own, bank) for bank in each] for own, each in zip(patches, banks.flatten(-2), strict=True)]
             cosine, place = (torch.stack([torch.stack([pair[part] for pair in row]) for row in pairs]) for part in (0, 1))
@@ -104,7 +123,7 @@ def nearest(queries: Tensor, banks: Tensor, values: Tensor) -> Tensor:
 
 
 def _above_median(maps: Tensor) -> Tensor:
-    """Subtract the median of each map Bx1xhxw."""
+    """Subtract the median of each map (B, 1, h, w)."""
     return maps - median(maps.flatten(1))[:, None, None, None]
 
 

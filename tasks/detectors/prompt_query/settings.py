@@ -1,4 +1,4 @@
-"""Settings of the prompt-query adapter."""
+"""Define the settings of the prompt-query adapter."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from changepair.tasks.encoders.settings import Stages
 
 @dataclass(frozen=True)
 class PromptQuerySettings(TrainedSettings):
+    """Settings of the prompt-query adapter, which follows AdaptCLIP (AAAI 2026, arXiv 2505.09926)."""
+
     stages: Stages = ()
-    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    """Feature maps of the encoder to compare, 1 for the finest. `[]` selects the last three."""
     width: Annotated[int, Between(1, 1024)] = 32
-    """Channels that a patch is reduced to, a stage."""
+    """Channels that a patch of each feature map is reduced to."""
     head_width: Annotated[int, Between(1, 1024)] = 64
-    """Channels of the head."""
+    """Channels of the head's convolutions."""
     context: bool = True
-    """Whether the head sees the query's own features, and not only what differs."""
+    """Whether the head sees the query's own features in addition to the differences. With them the adapter scored higher on textures and
+    relied less on its prompt."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
-    """The share of patches, those of the highest probability, whose mean is the image score; 0 for the maximum."""
+    """Share of patches, those with the highest probability, whose mean is the image score. `0` takes the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.0
-    """How much of the median patch's probability is taken off the image score."""
+    """Weight of the median patch's probability, which is subtracted from the image score."""
     rotations: Annotated[int, Between(1, 36)] = 1
-    """As how many turned views each prompt is remembered."""
+    """Number of rotated views of each prompt that are stored, evenly around the circle. Use several for parts with any orientation."""
     mirrored: bool = False
-    """Whether each of those is remembered mirrored too."""
+    """Whether each view is also stored mirrored."""
 
 
 SCORING = ("resolution", "top_share", "background", "rotations", "mirrored")  # settings that no weight depends on

@@ -1,5 +1,7 @@
-"""The training-free baseline: the distance of each query patch to the nearest prompt patch. The visual half of WinCLIP+ (Jeong et al., CVPR
-2023, section 4.3) and of AnomalyDINO (Damm et al., 2024)."""
+"""The patch residual is the distance of each query patch to the nearest prompt patch. It needs no training.
+
+It is the visual half of WinCLIP+ (Jeong et al., CVPR 2023, section 4.3) and of AnomalyDINO (Damm et al., WACV 2025).
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,20 @@ from changepair.tasks.detectors.detector import ANY_CATEGORY, upsample
 from changepair.tasks.detectors.patches import PatchDetector, median, nearest_cosine, nearest_of_rest, residual_map, unit_patches
 from changepair.tasks.encoders.encoder import Encoder, Features
 
-RIM = 0.2  # share of a picture's side that is not its middle
+RIM = 0.2  # share of a picture's side at each border that is not its middle
 
 
 class PatchResidual(PatchDetector):
     """½·min over all prompt patches of (1 − cosine), averaged over the chosen stages and upsampled to the picture.
 
-    If the encoder sees pictures at several scales, each has its own map and image score, and those are averaged: a defect of one size
-    stands out of one of the maps, less of their mean.
+    If the encoder works at several scales, each scale has its own map and image score, and both are averaged. A defect of one size stands
+    out in one of the maps, but less in their mean.
 
-    The image score of a map is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), less
-    `background` times the median patch. An appearance shift of the prompt raises a query's whole map; a defect stands out of it. With both
-    at 0 the score is the maximum, as in WinCLIP+.
+    The image score of a map is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), minus
+    `background` times the median patch. An appearance shift of the prompt raises a query's whole map, while a defect stands out of it. With
+    both at 0 the score is the maximum, as in WinCLIP+.
 
-    `self_residual` adds the self-residual, that of each patch to the rest of its own picture, which depends on no prompt.
+    `self_residual` adds the self-residual, which compares each patch with the rest of its picture and depends on no prompt.
     """
 
     def __init__(
@@ -40,18 +42,21 @@ class PatchResidual(PatchDetector):
         smoothing: float = 0.0,
         **options: Any,
     ) -> None:
-        """own: weight of the self-residual; the prompt residual has weight 1. foreground: threshold of `foreground_of`, outside of which
-        nothing counts (AnomalyDINO, section 3.3: 10, for DINOv2's last block); None for the whole picture. contrast: floor of `contrasted`,
-        applied to maps, not scores; None for unchanged maps. smoothing: sigma in pixels of the Gaussian that maps, not scores, are smoothed
-        with (AnomalyDINO, section 3.2: 4); 0 for none. options: PatchDetector's.
+        """Set the options of the residual.
+
+        `self_residual` is the weight of the self-residual; the prompt residual has weight 1. `foreground` is the threshold of
+        `foreground_of`. Patches outside the foreground score 0, and None scores the whole picture. AnomalyDINO (section 3.3) uses 10 with
+        DINOv2's last block. `contrast` is the floor of `contrasted`, which changes maps but not scores; None leaves maps unchanged.
+        `smoothing` is the sigma in pixels of the Gaussian that smooths maps but not scores, or 0 (AnomalyDINO, section 3.2: 4). `options`
+        are those of PatchDetector.
         """
         super().__init__(encoder, **options)
         self.self_residual, self.foreground, self.contrast, self.smoothing = self_residual, foreground, contrast, smoothing
         if foreground is not None:
-            self.not_exported = "ONNX has no eigenvalue decomposition, by which the foreground is found"
+            self.not_exported = "ONNX has no eigenvalue decomposition, which the foreground needs"
 
     def units(self, features: Features) -> Features:
-        """Return the patches that are compared: of the chosen stages, at unit length."""
+        """Return the patches to compare: those of the chosen stages, at unit length."""
         return unit_patches(features, self.stages)
 
     def mean(self, relation: Features) -> Tensor:
@@ -59,20 +64,23 @@ class PatchResidual(PatchDetector):
         return residual_map(relation)
 
     def maps(self, relation: Features) -> list[Tensor]:
-        """Return a map Bxhxw of each scale, from the cosines of all stages."""
+        """Return a map (B, h, w) for each scale, from the cosines of all stages."""
         each = len(self.stages) // len(self.encoder.scales)
         return [self.mean(relation[start : start + each]) for start in range(0, len(self.stages), each)]
 
     def score_of(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return image scores B of a map Bxhxw of each scale."""
+        """Return image scores (B,) from one map (B, h, w) a scale."""
         return torch.stack([self.image_scores(map_) for map_ in maps]).mean(dim=0)
 
     def remember(self, prompts: Features) -> Features:
         return self.units(prompts)
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Return for each stage and prompt every query patch's highest cosine with a patch of that prompt, BxKxhxw. After those, equal for
-        every prompt and if the settings ask for them: for each stage the cosine with the rest of the query, then the foreground."""
+        """Return for each stage and prompt every query patch's highest cosine with a patch of that prompt, (B, K, h, w).
+
+        If the settings ask for them, the cosines with the rest of the query follow for each stage, and then the foreground. Those are the
+        same for every prompt.
+        """
         units = self.units(queries)
         cosines = [nearest_cosine(query, bank) for query, bank in zip(units, memory, strict=True)]
         of_query = [nearest_of_rest(unit) for unit in units] if self.self_residual else []
@@ -81,7 +89,7 @@ class PatchResidual(PatchDetector):
         return [*cosines, *(part.expand(-1, cosines[0].shape[1], -1, -1) for part in of_query)]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores B, and anomaly maps Bxhxw on the finest chosen stage's grid. The nearest of all prompts counts."""
+        """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""
         maps = self.maps(relation)
         if self.self_residual:
             of_query = self.maps(relation[len(self.stages) :])
@@ -93,30 +101,32 @@ class PatchResidual(PatchDetector):
         if self.contrast is not None:
             together = contrasted(together, self.contrast)
         if self.smoothing:
-            size = [side * self.encoder.strides[0] for side in queries[0].shape[-2:]]  # of the pictures
+            size = [side * self.encoder.strides[0] for side in queries[0].shape[-2:]]  # height and width of the pictures
             together = smoothed(upsample(together, size), self.smoothing)
         return self.score_of(maps), together
 
 
 def foreground_of(features: Tensor, threshold: float) -> Tensor:
-    """Find the patches of the object in the middle of each picture: those whose first principal component is beyond the threshold, on the
-    side that holds more of the middle; dilated by a patch, with small gaps closed. features: BxCxhxw of the encoder; Bx1xhxw.
+    """Find the patches of the object in the middle of each picture, (B, 1, h, w). `features` is the encoder's map (B, C, h, w).
 
-    Follows AnomalyDINO (Damm et al., WACV 2025, section 3.3) and its code, except for the side: there the other side is taken if the first,
-    which the decomposition leaves to chance, has at most 35 % of the middle.
+    These are the patches whose first principal component exceeds the threshold, on the side that holds more of the middle. The region is
+    dilated by a patch, and small gaps are closed.
+
+    It follows AnomalyDINO (Damm et al., WACV 2025, section 3.3) and its code, except for the choice of the side. AnomalyDINO takes the
+    other side if the first, which the decomposition leaves to chance, covers at most 35 % of the middle.
     """
     height, width = features.shape[-2:]
-    patches = features.flatten(2).double()  # BxCxN
+    patches = features.flatten(2).double()  # (B, C, N)
     patches = patches - patches.mean(dim=2, keepdim=True)
-    vectors = torch.linalg.eigh(patches @ patches.mT).eigenvectors[:, :, -1:]  # of the largest value
+    vectors = torch.linalg.eigh(patches @ patches.mT).eigenvectors[:, :, -1:]  # vector of the largest eigenvalue
     component = (vectors.mT @ patches).view(-1, 1, height, width)
     sides = torch.stack([component > threshold, component < -threshold])
     rows, columns = (slice(int(side * RIM), int(side * (1 - RIM))) for side in (height, width))
-    held = sides[..., rows, columns].flatten(2).sum(dim=2)  # 2xB
+    held = sides[..., rows, columns].flatten(2).sum(dim=2)  # (2, B)
     chosen = torch.where((held[0] >= held[1])[:, None, None, None], sides[0], sides[1]).float()
     for _dilation in range(2):
         chosen = F.max_pool2d(chosen, 3, stride=1, padding=1)
-    return -F.max_pool2d(-chosen, 3, stride=1, padding=1) > 0  # eroded: dilated once, and closed
+    return -F.max_pool2d(-chosen, 3, stride=1, padding=1) > 0  # erosion after two dilations: dilated once, and closed
 
 
 def contrasted(maps: Tensor, floor: float) -> Tensor:
@@ -129,7 +139,7 @@ def contrasted(maps: Tensor, floor: float) -> Tensor:
 
 
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
-    """Smooth maps BxHxW with a Gaussian of `sigma` pixels, cut off at 4 sigma; mirrored at the rim, including the rim's own pixel."""
+    """Smooth maps (B, H, W) with a Gaussian of `sigma` pixels, cut off at 4 sigma. Borders are mirrored, including the border pixel."""
     reach = int(4.0 * sigma + 0.5)
     offsets = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
     kernel = (-0.5 * (offsets / sigma).square()).exp()

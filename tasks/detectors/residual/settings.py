@@ -1,4 +1,4 @@
-"""Settings of the patch residual, and of the metric residual, whose metric is learnt."""
+"""Define the settings of the patch residual, and of the metric residual, which learns its metric."""
 
 from __future__ import annotations
 
@@ -12,37 +12,48 @@ from changepair.tasks.encoders.settings import Stages
 
 @dataclass(frozen=True)
 class PatchResidualSettings(DetectorSettings):
+    """Settings of the patch residual, the visual half of WinCLIP+ (section 4.3) and of AnomalyDINO. It needs no training."""
+
     stages: Stages = ()
-    """Which maps of the encoder are used, 1 for the finest; [] for the last three."""
+    """Feature maps of the encoder to compare, 1 for the finest. `[]` selects the last three."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
-    """Share of patches, those with the highest residual, whose mean is the image score; 0 for the maximum."""
+    """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum, as in WinCLIP+; AnomalyDINO
+    uses 0.01."""
     background: Annotated[float, Between(0, 1)] = 0.0
-    """How much of the median patch's residual is taken off the image score: helps where defects are local, hurts where they are not."""
+    """Weight of the median patch's residual, which is subtracted from the image score. It helps where defects are local, and hurts where
+    they cover much of the picture."""
     rotations: Annotated[int, Between(1, 36)] = 1
-    """Number of rotated views of each prompt that are stored, for parts with any orientation."""
+    """Number of rotated views of each prompt that are stored, evenly around the circle. Use several for parts with any orientation;
+    AnomalyDINO uses 8."""
     mirrored: bool = False
-    """Whether each view is also stored mirrored. Doubles the work for prompts; rarely worse."""
+    """Whether each view is also stored mirrored. It doubles the work for prompts, and hurts where a mirror image is a defect, as in
+    letters."""
     self_residual: Annotated[float, Between(0, 10)] = 0.0
-    """Weight of the self-residual, that of a patch to the rest of its picture; the prompt residual has weight 1. Helps against appearance
-    shift, as between devices or sensors."""
+    """Weight of the self-residual, which compares a patch with the rest of its picture. The prompt residual has weight 1. It helps against
+    appearance shift, as between devices or sensors."""
     foreground: Annotated[float, Between(0, None)] | None = None
-    """Value of the last stage's first principal component from which a patch is of the object, outside of which nothing counts; null for
-    the whole picture. AnomalyDINO has 10 for objects on an empty ground, with DINOv2."""
+    """Threshold of the first principal component of the last stage's features. Patches beyond it belong to the object, and all others score
+    0. `null` scores the whole picture. AnomalyDINO uses 10 with DINOv2, for objects on an empty ground."""
     contrast: Annotated[float, Between(0.001, 1)] | None = None
-    """Where given, maps, not scores, say how far a patch stands out of its own picture: above the median, in standard deviations of the
-    picture's residuals and this floor besides. null for residuals as they are, by which a picture in another light is higher everywhere."""
+    """Floor, in units of the residual, that makes anomaly maps relative to their picture. Each patch's excess over the picture's median is
+    divided by the standard deviation of the picture's residuals plus this floor. A change of light that raises the whole map then has no
+    effect. Image scores do not change. `null` leaves maps unchanged."""
     smoothing: Annotated[float, Between(0, 64)] = 0.0
-    """Pixels, sigma of the Gaussian that maps are smoothed with (AnomalyDINO: 4); scores are read off before. 0 for none."""
+    """Sigma in pixels of the Gaussian that smooths anomaly maps. Image scores do not change. AnomalyDINO uses 4; `0` turns it off."""
 
 
 @dataclass(frozen=True)
 class MetricResidualSettings(PatchResidualSettings):
+    """Settings of the patch residual in a metric that is learnt from change pairs."""
+
     model: Annotated[str, FileName()] | None = None
-    """A model to use as it is: a folder, or `packaged`; null to train one."""
+    """Trained model to use: a model folder, its URL, or `packaged` for the one in this package. `null` trains one."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
-    """The share of patches, those of the highest residual, whose mean is the image score, which is what is learnt; 0 for the maximum."""
+    """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum. Training ranks pairs by this
+    score; AnomalyDINO uses the same 0.01."""
     background: Annotated[float, Between(0, 1)] = 0.5
-    """How much of the median patch's residual is taken off the image score."""
+    """Weight of the median patch's residual, which is subtracted from the image score. It reduces the effect of an appearance shift that
+    raises the whole map."""
 
 
 SCORING = (
@@ -57,4 +68,4 @@ SCORING = (
     "smoothing",
     "encoder.scales",
 )
-"""Settings that the learnt metric does not depend on."""
+"""Settings that a trained metric can be used with at other values."""

@@ -1,7 +1,8 @@
-"""Train a detector that scores a query against its prompt, on change pairs: what changed is to score above what did not.
+"""Train a detector to score changed queries above unchanged ones, on change pairs.
 
-RankNet's loss (Burges et al., "Learning to Rank using Gradient Descent", ICML 2005) over all such couples of a batch, log(1 + exp(-(s⁺ −
-s⁻))): a smooth bound of 1 − AUROC. Place and outline of a change do not count. A change that fills no patch by half teaches nothing.
+The loss is RankNet's (Burges et al., "Learning to Rank using Gradient Descent", ICML 2005): log(1 + exp(−(s⁺ − s⁻))). It runs over all
+couples of a changed and an unchanged pair in a batch. It is a smooth bound of 1 − AUROC. Neither the position nor the outline of a change
+matters. A change that fills no patch by half is not learnt from.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ class RankingTask(PairTask):
 
 
 def filled(masks: Tensor, patch: int) -> Tensor:
-    """Return the largest share of a patch that each mask fills, B. masks: BxHxW of 0 and 1. patch: pixels a side."""
+    """Return the largest share of a patch that each mask fills, (B,). `masks` is (B, H, W) of 0 and 1. `patch` is a patch's side in
+    pixels."""
     return F.avg_pool2d(masks[:, None], patch).flatten(1).amax(dim=1)
 
 
 def ranking_loss(scores: Tensor, changed: Tensor) -> Tensor:
-    """Return the mean loss over every couple of a score whose share of change is above 0.5, and one whose share is 0; 0 without such a
-    couple. scores, changed: B."""
+    """Return the mean loss over every couple of a changed and an unchanged pair, or 0 without such a couple.
+
+    A pair is changed if its share in `changed` is above 0.5, and unchanged if it is 0. `scores` and `changed` are (B,).
+    """
     differences = scores[changed > 0.5][:, None] - scores[changed == 0][None]
     return F.softplus(-differences).sum() / max(1, differences.numel())
 

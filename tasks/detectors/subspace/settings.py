@@ -1,4 +1,4 @@
-"""Settings of SubspaceAD."""
+"""Define the settings of SubspaceAD."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from changepair.tasks.encoders.settings import EncoderSettings, Stages
 
 @dataclass(frozen=True)
 class SubspaceSettings(DetectorSettings):
+    """Settings of SubspaceAD (CVPR 2026, arXiv 2602.23013). It needs no training."""
+
     encoder: EncoderSettings = EncoderSettings()
-    """What turns pictures into features; the paper's is a DINOv2 transformer."""
+    """Network that turns pictures into feature maps. The paper uses a DINOv2 transformer."""
     stages: Stages = ()
-    """Of the encoder's maps, 1 the finest; [] for the last three."""
+    """Feature maps of the encoder to compare, 1 for the finest. `[]` selects the last three."""
     variance: Annotated[float, Between(0, 1)] = 0.99
-    """Share of the variance of the prompts' patches that the subspace holds."""
+    """Share of the variance of the prompts' patches that the subspace explains, the paper's tau."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
-    """The share of patches, those farthest from the subspace, whose mean is the image score; 0 for the maximum."""
+    """Share of patches, those farthest from the subspace, whose mean is the image score. `0` takes the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.0
-    """How much of the median patch's value is taken off the image score."""
+    """Weight of the median patch's value, which is subtracted from the image score."""
     rotations: Annotated[int, Between(1, 36)] = 1
-    """As how many turned views each prompt is seen."""
+    """Number of rotated views of each prompt that the subspace is fitted to, evenly around the circle. The paper uses 30."""
     mirrored: bool = False
-    """Whether each of those is seen mirrored too."""
+    """Whether the subspace is also fitted to each view mirrored."""

@@ -1,4 +1,4 @@
-"""Settings of WinCLIP and WinCLIP+."""
+"""Define the settings of WinCLIP and WinCLIP+."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from changepair.tasks.encoders.settings import NATURAL, EncoderSettings, Resolut
 
 @dataclass(frozen=True)
 class WinCLIPSettings(DetectorSettings):
-    """The defaults are those of InCTRL's comparison with it; the method has no others."""
+    """Settings of WinCLIP. The defaults are those of InCTRL's comparison with it. The method has no others."""
 
     encoder: EncoderSettings = EncoderSettings("open_clip", "ViT-B-16-plus-240", "laion400m_e32")
-    """What turns pictures and texts into features."""
+    """Network of open_clip that turns pictures and texts into features."""
     resolution: Resolution = 240
-    """Pixels a side that pictures are scored at."""
+    """Side in pixels of the square that a picture is resized to before scoring."""
     natural: tuple[str, ...] = NATURAL
-    """Categories of natural objects: for them normal means that one is there, in one sentence."""
+    """Categories of natural objects. For these the text score compares one sentence for presence with one for absence, because natural
+    objects have no flaws (InCTRL, section 3.2)."""
 
     def __post_init__(self) -> None:
         if self.encoder.library != "open_clip":
-            raise ValueError(f"encoder: one of open_clip, which reads texts, not {self.encoder.library}")
+            raise ValueError(f"encoder: one of library open_clip, which reads texts, not of {self.encoder.library}")
