@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": False}
-FINITE: dict[str, Any] = {"allow_inf_nan": False}  # for records whose numbers are compared. With NaN no picture would be anomalous.
-MOST = 2**31 - 1  # the greatest whole number of a settings file: tables hold 32 bits of one
+FINITE: dict[str, Any] = {"allow_inf_nan": False}  # for records whose numbers are compared: with NaN no picture would be anomalous
+MOST = 2**31 - 1  # largest whole number in a settings file, because tables store 32 bits
 
 
 class Bound(ABC):
-    """A bound as pydantic reads it."""
+    """A bound that pydantic reads from an annotation."""
 
     @abstractmethod
     def check(self, value: Any) -> Any:
@@ -32,10 +32,10 @@ class Bound(ABC):
 
 @dataclass(frozen=True)
 class NonEmpty(Bound):
-    """A list or section that is not empty, with each thing once; or a text that is not blank: `Annotated[str, NonEmpty()]`."""
+    """A list or section that is not empty and has no duplicates, or a text that is not blank: `Annotated[str, NonEmpty()]`."""
 
     def __str__(self) -> str:
-        return "at least one, each once"
+        return "at least one entry, no duplicates"
 
     def check(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -48,7 +48,7 @@ class NonEmpty(Bound):
 
 @dataclass(frozen=True)
 class FileName(NonEmpty):
-    """A text that may name a file or a folder. `~` is the user's folder: `Annotated[str, FileName()]`."""
+    """A text that may name a file or a folder. `~` expands to the user's folder: `Annotated[str, FileName()]`."""
 
     def check(self, value: Any) -> Any:
         return os.path.expanduser(super().check(value))
@@ -56,23 +56,23 @@ class FileName(NonEmpty):
 
 @dataclass(frozen=True)
 class Unique(Bound):
-    """A list with each thing once."""
+    """A list without duplicates."""
 
     def __str__(self) -> str:
-        return "each once"
+        return "no duplicates"
 
     def check(self, value: Any) -> Any:
         if len(set(value)) < len(value):
-            raise ValueError(f"each once, not {list(value)}")
+            raise ValueError(f"no duplicates, not {list(value)}")
         return value
 
 
 @dataclass(frozen=True)
 class Rising(Bound):
-    """A pair of finite numbers, the first of which is smaller: `Annotated[tuple[float, float], Rising()]`."""
+    """A pair of finite numbers, the smaller one first: `Annotated[tuple[float, float], Rising()]`."""
 
     def __str__(self) -> str:
-        return "a number and a larger one"
+        return "ascending numbers"
 
     def check(self, value: Any) -> Any:
         low, high = value
@@ -83,7 +83,7 @@ class Rising(Bound):
 
 @dataclass(frozen=True)
 class Between(Bound):
-    """A number, or every number of a list, between two, both included: `Annotated[int, Between(1, 8)]`."""
+    """A number, or every number of a list, between two bounds, both included: `Annotated[int, Between(1, 8)]`."""
 
     low: float | None = None
     high: float | None = None
@@ -96,11 +96,11 @@ class Between(Bound):
 
     def check(self, value: Any) -> Any:
         for number in value if isinstance(value, (tuple, list)) else (value,):
-            if not ((self.low is None or number >= self.low) and (self.high is None or number <= self.high)):  # NaN is not, either
+            if not ((self.low is None or number >= self.low) and (self.high is None or number <= self.high)):  # NaN is out of bounds, too
                 raise ValueError(f"{self}, not {_in_full(number)}")
         return value
 
 
 def _in_full(number: float) -> str:
-    """Format a number, a whole one with all its digits."""
+    """Format a number; whole numbers keep all their digits."""
     return f"{number:g}" if isinstance(number, float) else str(number)

@@ -1,4 +1,4 @@
-"""Chooses what to compute on, and knows in which precision it does so in hardware."""
+"""Choose the device to compute on, and find whether it computes bfloat16 in hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def best_device() -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Tells whether the device multiplies bfloat16 in hardware; where it does not, float32 is faster."""
+    """Return whether the device multiplies bfloat16 in hardware. Where it does not, float32 is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import re
 
-LONGEST = 200  # characters of what a library says
+LONGEST = 200  # characters of a library's message that are kept
 
 
 class BadInput(ValueError):
-    """Raised for a wrong file, folder, setting or package. The message is one line: what is wrong, where, and what to do. Flows print that
-    line instead of a traceback, and never retry."""
+    """Raised for a wrong file, folder, setting or package.
+
+    The message is one line: what is wrong, where, and what to do. Flows print that line instead of a traceback, and never retry.
+    """
 
 
 def in_short(error: BaseException | str) -> str:
-    """Return an error's message on one line of at most LONGEST characters, or its type where it is empty.
+    """Return an error's message on one line of at most LONGEST characters, or its type if the message is empty.
 
     >>> in_short(KeyError("detector"))
     "no 'detector'"
     """
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):  # which says the key alone
+    if isinstance(error, KeyError):  # whose message is only the key
         said = f"no {said}"
     return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
 
 
 def in_general(reason: str) -> str:
-    """Replace the names and numbers in a reason, which concern one file alone.
+    """Replace names and numbers, which concern one file only, in a reason.
 
     >>> in_general("mask 30_mask.png is 90x96, the picture 96x96 (see a.png)")
     'mask … is …, the picture … (see …)'

@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, and hash them."""
+"""Write files that are complete or absent, and hash them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import is_remote
 
-HOST = platform.node().partition(".")[0]  # no dot in it, as dots part the name of what is half-written
-os.umask(_umask := os.umask(0))  # the only way to read it
+HOST = platform.node().partition(".")[0]  # without a dot, because dots separate the parts of a partial file's name
+os.umask(_umask := os.umask(0))  # reading the umask requires setting it
 MODE = 0o666 & ~_umask  # permissions of a new file
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -31,10 +31,12 @@ NO_PLACE = (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
-    """Yield a path next to `file` to write to. It replaces `file` at the end, so no reader sees half a file and a failure changes nothing.
-    Raises BadInput if a folder is in its place, or the disk is full."""
+    """Yield a path next to `file` to write to. It replaces `file` at the end.
+
+    So no reader sees half a file, and a failure changes nothing. Raises BadInput if `file` is a folder, or the disk is full.
+    """
     if file.is_dir():
-        raise BadInput(f"{file}: is a folder, and a file is to be written; name a file")
+        raise BadInput(f"{file}: is a folder; name a file")
     with _beside(file) as partial:
         yield partial
         _follow_umask(partial)
@@ -43,8 +45,10 @@ def written_beside(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def made_anew(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to fill. It replaces `folder` at the end, as `written_beside` replaces a file. For folders that a stage owns: the
-    contents of `folder` are deleted. Of a link only the link is deleted."""
+    """Yield a new folder to fill. It replaces `folder` at the end, as `written_beside` replaces a file.
+
+    It is for folders that a stage owns: the contents of `folder` are deleted. If `folder` is a link, only the link is deleted.
+    """
     with _beside(folder) as partial:
         partial.mkdir()
         yield partial
@@ -54,7 +58,7 @@ def made_anew(folder: Path) -> Iterator[Path]:
 
 
 def _follow_umask(path: Path) -> None:
-    """Give files the permissions of the umask: some libraries (safetensors) write files that only their owner can read."""
+    """Give files the permissions of the umask. Some libraries (safetensors) write files that only their owner can read."""
     for file in (path, *path.rglob("*")):
         if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != MODE:
             file.chmod(MODE)
@@ -75,7 +79,7 @@ def _beside(path: Path) -> Iterator[Path]:
         yield partial
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise BadInput(f"{path}: cannot be written, the disk is full ({os.strerror(error.errno)}); make room and run again") from error
+            raise BadInput(f"{path}: cannot be written, the disk is full ({os.strerror(error.errno)}); free space and run again") from error
         raise
     finally:
         _remove(partial)
@@ -83,7 +87,8 @@ def _beside(path: Path) -> Iterator[Path]:
 
 @cache
 def _sweep(folder: Path) -> None:
-    """Delete what killed writers left half-written in a folder, once a process. Those of another machine may be alive, and are left."""
+    """Delete the partial files of killed writers in a folder, once a process. Writers on other machines may be alive, so their files
+    stay."""
     for partial in folder.glob(f".*.{HOST}.*.partial"):
         writer = partial.name.split(".")[-2]
         if writer.isdecimal() and not _lives(int(writer)):
@@ -92,11 +97,11 @@ def _sweep(folder: Path) -> None:
 
 def _lives(process: int) -> bool:
     try:
-        os.kill(process, 0)  # sends nothing
+        os.kill(process, 0)  # signal 0 is not delivered
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        pass  # another user's
+        pass  # the process belongs to another user
     return True
 
 
@@ -106,7 +111,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write parquet whose bytes depend on the rows alone."""
+    """Write parquet whose bytes depend only on the rows."""
     with written_beside(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -119,11 +124,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
-    """Read parquet and cast it to `schema`. made_by: the stage that writes such files, for the error."""
+    """Read parquet and cast it to `schema`. `made_by` names the stage that writes such files, for the error."""
     if not path.is_file():
-        raise BadInput(f"{path}: not there; the {made_by} stage writes it, so run `dvc repro` first")
+        raise BadInput(f"{path}: no such file; the {made_by} stage writes it, so run `dvc repro` first")
     table = pq.read_table(io.BytesIO(path.read_bytes()) if is_remote(path) else path)
-    table = table.rename_columns(["metric" if name == "figure" else name for name in table.column_names])  # of earlier versions
+    table = table.rename_columns(["metric" if name == "figure" else name for name in table.column_names])  # the earlier name
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise BadInput(f"{path}: no column {missing[0]!r}; it was written by another version, so run the {made_by} stage again")

@@ -1,9 +1,10 @@
-"""Find the code that a result depends on: for DVC's stages, for checkpoints and for the promotion gate.
+"""Find the code that a result depends on, for DVC's stages, for checkpoints and for the promotion gate.
 
-Code is what a module can run: the modules of this project that it imports, directly or indirectly; the data files next to them that they
-name; and the installed versions of the packages that they compute with. A module is compared by its syntax tree, so comments, docstrings
-and layout do not count. Of flows/ only the given module counts, because the rest only runs the work. A module of another package, such as
-a detector that it registers, counts in the same way, or by its distribution's version if its source code cannot be read.
+This code is what a module can run. It includes the modules of this project that it imports, directly or indirectly; the data files next to
+them that they name; and the installed versions of the packages that they compute with. A module is compared by its syntax tree, so
+comments, docstrings and layout do not count. From flows/ only the given module counts, because the rest only runs the work. A module of
+another package, such as a detector that it registers, counts in the same way. If its source code cannot be read, its distribution's version
+counts.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "changepair"
-ROOT = Path(__file__).absolute().parents[3]  # the folder that the running package is in: a checkout, or site-packages
+ROOT = Path(__file__).absolute().parents[3]  # folder that contains the running package: a checkout, or site-packages
 LOCK = "requirements.lock"
-REGISTRY = f"{PACKAGE}.tasks.detectors.registry"  # imports every detector; the roots say which of them a result is of
-# Packages that run the work and do not compute its results.
+REGISTRY = f"{PACKAGE}.tasks.detectors.registry"  # imports every detector; the roots select those that a result depends on
+# Packages that run the work but do not compute its results.
 CARRIERS = frozenset({"packaging", "prefect", "prefect_dask", "pydantic", "pydantic_core", "rich", "tqdm", "typing_extensions", "upath"})
-# The names of distributions that differ from the package's.
+# Names of distributions that differ from the package's name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
@@ -40,30 +41,33 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
 }
 BENEATH = {"scikit-image": ("scipy",), "open-clip-torch": ("timm",)}  # packages that others compute with
-OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})  # sample pictures; a stage that needs them refuses to run without them
-SHORT = 16  # hexadecimal digits of a hash that is kept
+OPTIONAL = frozenset({"elpv-dataset", "mvtb-data"})  # sample pictures; a stage that needs them does not run without them
+SHORT = 16  # hexadecimal digits of a hash that are kept
 
 
 def is_checkout(folder: Path) -> bool:
-    """Tell whether a folder holds the source code of this package, which the stages of the folder then run."""
+    """Return whether a folder holds the source code of this package, which the stages of the folder then run."""
     return (folder / PACKAGE / "__init__.py").is_file()
 
 
 def code_root() -> Path:
-    """Return the folder whose package the stages of the current folder run: itself if a checkout, else where the package is installed.
-    `python -m` finds a package in the current folder first."""
+    """Return the folder whose package the stages of the current folder run: itself if it is a checkout, else where the package is
+    installed.
+
+    `python -m` finds a package in the current folder first.
+    """
     here = Path.cwd()
     return here if is_checkout(here) else ROOT
 
 
 @dataclass(frozen=True)
 class Code:
-    """The code that a result depends on, part by part, so that two can be compared."""
+    """The code that a result depends on, in parts, so that two results can be compared."""
 
-    modules: Mapping[str, str]  # hash of each module's syntax tree, by its name
+    modules: Mapping[str, str]  # hash of each module's syntax tree, by module name
     files: Mapping[str, str]  # hash of each data file, by its path from the project's root
-    # Installed version of each package, by its name in the lock. If the lock allows it, it is written as in the lock, with the versions for
-    # other Pythons, so that results do not depend on the Python.
+    # Installed version of each package, by its name in the lock. If the lock allows it, the text is that of the lock, with the versions for
+    # other Pythons, so that results do not depend on the Python version.
     packages: Mapping[str, str]
 
     @property
@@ -72,8 +76,11 @@ class Code:
 
 
 def code_of(*roots: str, root: Path | None = None) -> Code:
-    """Find the code that modules of this or an installed package, by their dotted names, can run. root: the folder that holds this package;
-    None: `code_root()`. Versions are compared with requirements.lock in the current folder."""
+    """Find the code that modules can run, given their dotted names in this or in an installed package.
+
+    `root` is the folder that holds this package; None selects `code_root()`. Versions are compared with requirements.lock in the current
+    folder.
+    """
     homes = {PACKAGE: root or code_root()}
     waiting: list[str] = []
     packages: set[str] = set()
@@ -117,12 +124,12 @@ def code_of(*roots: str, root: Path | None = None) -> Code:
 class _Parsed:
     hash: str
     imports: tuple[str, ...]
-    words: tuple[str, ...]  # strings in it that may be names of files
+    words: tuple[str, ...]  # strings in it that may be file names
 
 
 @cache
 def _parsed(file: Path, changed: int) -> _Parsed:
-    """Parse a module. changed: its time of change, for the cache."""
+    """Parse a module. `changed` is its modification time, for the cache."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     imports = tuple(sorted(set(_imports(tree))))
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
@@ -135,7 +142,7 @@ def _parsed(file: Path, changed: int) -> _Parsed:
 
 
 def _canonical(node: object) -> object:
-    """Convert a syntax tree to tuples, without empty fields, which differ between Pythons."""
+    """Convert a syntax tree to tuples, without empty fields, because these differ between Python versions."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, [], ()))
         return (type(node).__name__, *((name, _canonical(value)) for name, value in fields))
@@ -147,7 +154,7 @@ def _is_text(item: ast.AST) -> bool:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """List the dotted names that are imported, except only for type checkers, and packages whose files are read."""
+    """List the dotted names that are imported, except for type checkers only, and packages whose files are read."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
@@ -163,7 +170,7 @@ def _imports(node: ast.AST) -> Iterator[str]:
 
 
 def _modules(name: str, root: Path) -> Iterator[str]:
-    """List the modules that are run when a dotted name is imported, which may name something in a module."""
+    """List the modules that run when a dotted name is imported. The name may refer to something in a module."""
     parts = name.split(".")
     first = 3 if parts[0] == PACKAGE else 1  # changepair, changepair.flows and changepair.tasks compute nothing
     for module in (".".join(parts[:end]) for end in range(first, len(parts) + 1)):
@@ -176,7 +183,7 @@ def _modules(name: str, root: Path) -> Iterator[str]:
 
 
 def _absolute(imported: str, module: str, file: Path) -> str:
-    """Return the full name of what a module imports, where it is relative to the module."""
+    """Return the full name of an import that is relative to a module."""
     level = len(imported) - len(imported.lstrip("."))
     parents = module.split(".")
     above = level - 1 if file.name == "__init__.py" else level
@@ -185,7 +192,7 @@ def _absolute(imported: str, module: str, file: Path) -> str:
 
 @cache
 def _home(package: str) -> Path | None:
-    """Find the folder that holds the source code of an installed package; None if it has none, or it lies in several."""
+    """Find the folder that holds the source code of an installed package. Return None if it has none, or lies in several folders."""
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):
@@ -197,7 +204,7 @@ def _home(package: str) -> Path | None:
 
 
 def _file(module: str, root: Path) -> Path | None:
-    """Find the source code of a module; None if it is compiled. Raises FileNotFoundError if there is no such module."""
+    """Find the source code of a module. Return None if it is compiled. Raises FileNotFoundError if the module does not exist."""
     path = root.joinpath(*module.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
@@ -210,7 +217,7 @@ def _file(module: str, root: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A package whose installed version is not the one in the lock."""
+    """A package whose installed version differs from the lock."""
 
     package: str
     locked: str
@@ -221,8 +228,10 @@ class Mismatch:
 
 
 def mismatches(packages: Iterable[str], root: Path | None = None) -> list[Mismatch]:
-    """List the packages whose installed version differs from requirements.lock. root: the folder of the lock; None: the current one. A lock
-    without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count."""
+    """List the packages whose installed version differs from requirements.lock in the folder `root`; None selects the current folder.
+
+    A lock without a local version allows any: 2.15.0 allows 2.15.0+cu132. Lines whose marker excludes this environment do not count.
+    """
     locked = _lock_of(root)
     found = []
     for name in sorted(set(packages)):
@@ -235,7 +244,8 @@ def mismatches(packages: Iterable[str], root: Path | None = None) -> list[Mismat
 
 
 def versions_of(packages: Iterable[str], root: Path | None = None) -> dict[str, str]:
-    """Return the version of each package as `Code.packages` has it. root: the folder of requirements.lock; None: the current one."""
+    """Return the version of each package as in `Code.packages`. `root` is the folder of requirements.lock; None selects the current
+    folder."""
     names = sorted(set(packages))
     locked, other = _lock_of(root), {item.package for item in mismatches(names, root)}
     return {
@@ -252,7 +262,7 @@ def _versions(imported: set[str]) -> dict[str, str]:
 
 
 def _distributions(package: str) -> list[str]:
-    """Return the names of the distributions of an imported package."""
+    """Return the names of the distributions that provide an imported package."""
     name = DISTRIBUTIONS.get(package, package).replace("_", "-").lower()
     if name in OPTIONAL or _installed(name) is not None:
         return [name]
@@ -283,7 +293,7 @@ def _lock_of(root: Path | None) -> Mapping[str, tuple[_Locked, ...]]:
 
 @cache
 def _locked(file: Path, changed: int) -> dict[str, tuple[_Locked, ...]]:
-    """Read the lines of each package in the lock, which may have one for each of several Pythons. changed: for the cache."""
+    """Read the lines of each package in the lock, which may have one for each of several Pythons. `changed` is for the cache."""
     lines: dict[str, tuple[_Locked, ...]] = {}
     for line in re.findall(r"^[a-z0-9._-]+(?:\[[^]]*\])?==[^\\\n]+", file.read_text(encoding="utf-8"), re.MULTILINE):
         requirement = Requirement(line)

@@ -1,4 +1,4 @@
-"""Read photographs as they are needed, and cut squares from them."""
+"""Read photographs when they are needed, and cut squares from them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from changepair.tasks.common.pictures import Mask, Picture, Pixels, read_picture
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.randomness import generator
 
-KEPT = 2**28  # bytes of decoded pictures kept by a process, so that memory does not grow with their number
-LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which bounds memory and loses nothing a square needs
-ROOM = 0.08  # of an object's longer side, left free around it
+KEPT = 2**28  # bytes of decoded pictures that a process caches, so that memory does not grow with their number
+LONGEST_SIDE = 2048  # pixels; a larger photograph is reduced to this once, which limits memory and keeps the detail that a square needs
+ROOM = 0.08  # space left free around an object, as a share of its longer side
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class Box:  # on a photograph, in shares of its width and height
 
 
 class Photographs:
-    """Draws squares from photographs, whose paths it holds. A small cache of the process keeps decoded pictures. crop: smallest and largest
-    side of a square, as a share of the photograph's shorter side; resolution: pixels a side of a cut square."""
+    """Draws squares from photographs, given by their paths. A small cache in the process keeps decoded pictures.
+
+    `crop` is the smallest and largest side of a square, as shares of the photograph's shorter side. `resolution` is the side in pixels of a
+    cut square.
+    """
 
     def __init__(self, images: Sequence[str], crop: tuple[float, float], resolution: int) -> None:
         self.images, self.crop, self.resolution = tuple(images), crop, resolution
 
     def parted(self, share: float) -> tuple[Photographs, Photographs]:
-        """Split the photographs into those to train on and a share to measure on, by their number alone. Fewer than four are both."""
+        """Split the photographs into those to train on and a share to measure on, by their number alone. Fewer than four serve as both."""
         count = min(max(2, round(share * len(self.images))), len(self.images) // 2)
         if share == 0 or count < 2:
             return self, self
@@ -56,13 +59,13 @@ class Photographs:
         return Photographs(rest, self.crop, self.resolution), Photographs(measured, self.crop, self.resolution)
 
     def choose(self, rng: np.random.Generator, but: int | None = None) -> int:
-        """Draw a photograph's index; another than `but`, unless there is only one."""
+        """Draw a photograph's index. It differs from `but`, unless there is only one photograph."""
         if but is None or len(self.images) == 1:
             return int(rng.integers(len(self.images)))
         return (but + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Picture]:
-        """Draw a square of a random photograph, resolution x resolution x 3. Return the photograph's index first."""
+        """Draw a square (resolution, resolution, 3) of a random photograph. Return the photograph's index first."""
         index = self.choose(rng)
         return index, self.cut(index, self.square(index, rng))
 
@@ -73,7 +76,7 @@ class Photographs:
         return Square(left / width, top / height, side / width, side / height, bool(rng.random() < 0.5))
 
     def squares_apart(self, index: int, rng: np.random.Generator) -> tuple[Square, Square]:
-        """Draw two disjoint squares of a photograph, of one size, next to or above each other."""
+        """Draw two disjoint squares of the same size from a photograph, next to or above each other."""
         height, width = _photo(self.images[index]).shape[:2]
         low, high = self.crop
         side = max(1, int(rng.uniform(low / 2, high / 2) * min(width, height)))
@@ -89,8 +92,10 @@ class Photographs:
         return first, second
 
     def square_around(self, index: int, box: Box, covers: float, area: tuple[float, float], rng: np.random.Generator) -> Square | None:
-        """Draw a square that holds a thing's box, with some room around it; None if none can. covers: the thing's share of the photograph.
-        area: smallest and largest share of the square that it may cover."""
+        """Draw a square that holds an object's box with some space around it. Return None if there is no such square.
+
+        `covers` is the object's share of the photograph. `area` is the smallest and largest share of the square that it may cover.
+        """
         height, width = _photo(self.images[index]).shape[:2]
         pixels = covers * width * height
         left, top, right, bottom = box.left * width, box.top * height, box.right * width, box.bottom * height
@@ -103,29 +108,29 @@ class Photographs:
         corner = []
         for low, high, length in ((left, right, width), (top, bottom, height)):
             first, last = max(0.0, high + room - side), min(length - side, low - room)
-            # An object near the photograph's edge has less room than it should.
+            # An object near the photograph's edge has less space.
             corner.append(rng.uniform(first, last) if first < last else min(max(0.0, (low + high - side) / 2), length - side))
         return Square(corner[0] / width, corner[1] / height, side / width, side / height, bool(rng.random() < 0.5))
 
     def cut(self, index: int, square: Square) -> Picture:
-        """Cut the square as a picture, resolution x resolution x 3."""
+        """Cut the square as a picture (resolution, resolution, 3)."""
         return self._cut(_photo(self.images[index]), square)
 
     def cut_mask(self, mask: Mask, square: Square) -> Mask:
-        """Cut the square from a mask of the photograph's shape, at any size; resolution x resolution."""
+        """Cut the square (resolution, resolution) from a mask with the photograph's aspect ratio, at any size."""
         return self._cut(mask.astype(np.uint8) * 255, square) > 127
 
     def _cut(self, pixels: Pixels, square: Square) -> Pixels:
         height, width = pixels.shape[:2]
         top, left = round(square.top * height), round(square.left * width)
         inside = pixels[top : round((square.top + square.height) * height), left : round((square.left + square.width) * width)]
-        # Reducing averages over what a pixel covers.
+        # INTER_AREA averages over the area that a pixel covers.
         method = cv2.INTER_AREA if min(inside.shape[:2]) >= self.resolution else cv2.INTER_CUBIC
         cut = cv2.resize(inside, (self.resolution, self.resolution), interpolation=method)
         return cv2.flip(cut, 1) if square.flipped else cut
 
 
-_photos: OrderedDict[str, Picture] = OrderedDict()  # decoded pictures, last used last
+_photos: OrderedDict[str, Picture] = OrderedDict()  # decoded pictures, most recently used last
 
 
 def _photo(image: str) -> Picture:
@@ -141,7 +146,7 @@ def _read(image: str) -> Picture:
     try:
         photo = Image.fromarray(read_picture(place_of(image)))
     except OSError as error:
-        wrong = f"a source picture that was ingested cannot be read any more ({error})"
+        wrong = f"this ingested source picture can no longer be read ({error})"
         raise BadInput(f"{image}: {wrong}; run the ingest stage again") from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
     return np.asarray(photo)

@@ -1,7 +1,7 @@
-"""Find places of pictures, pairs and models: files and folders of this machine, or of a store that fsspec knows, by URL.
+"""Find pictures, pairs and models: files and folders of this machine, or in a store that fsspec supports, by URL.
 
-A place such as `s3://bucket/parts` is read in place, a file at a time. It is a `upath.UPath`, which behaves as a `pathlib.Path` in all that
-this project needs. Credentials and the store's address are in the environment, as its own tools read them (AWS_PROFILE, …).
+A place such as `s3://bucket/parts` is read in place, one file at a time. It is a `upath.UPath`, which behaves like a `pathlib.Path` in all
+that this project needs. Credentials and the store's address come from the environment, as for its own tools (AWS_PROFILE, …).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PASSWORD_IN_URL = (
     "`dvc remote modify --local <remote> …`, or in Git's credential helper"
 )
 STORES = frozenset({"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "paramiko", "s3fs"})  # packages of stores
-OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")  # what stores say of a file that changes with it
+OF_A_STATE = ("size", "ETag", "etag", "mtime", "LastModified")  # a store's attributes of a file that change with it
 
 
 def is_of_store(error: BaseException | None) -> bool:
-    """Return whether an error comes from a store or the connection to it. It may pass, so it is worth trying again."""
+    """Return whether an error comes from a store or the connection to it. Such an error may pass, so a retry is useful."""
     return type(error).__module__.partition(".")[0] in STORES
 
 
@@ -36,10 +36,13 @@ def is_url(text: str) -> bool:
 
 
 def holds_password(address: str) -> bool:
-    """Return whether a URL holds a password, a token or a signature. The user of an SSH address and an @ in an object's key are neither."""
+    """Return whether a URL holds a password, a token or a signature.
+
+    The user of an SSH address and an @ in an object's key are neither.
+    """
     scheme, mark, rest = address.partition(MARK)
     web = scheme.rpartition("+")[2] in WEB
-    user, at, _place = rest.rpartition("@")  # a password may have a / and an @ in it
+    user, at, _place = rest.rpartition("@")  # a password may contain / and @
     name, colon, password = user.partition(":")
     return bool(mark) and (
         bool(at and colon and "/" not in name and not PORT.match(password))
@@ -49,22 +52,24 @@ def holds_password(address: str) -> bool:
 
 
 def place_of(text: str | Path) -> Path:
-    """Return the place that a path or a URL names; `~` is the user's folder. Raises BadInput for a URL that cannot be read or has a
-    password in it."""
+    """Return the place that a path or a URL names. `~` expands to the user's folder.
+
+    Raises BadInput for a URL that cannot be read or contains a password.
+    """
     if not is_url(str(text)):
         return Path(text).expanduser()
     if holds_password(str(text)):
         raise BadInput(f"a URL of {str(text).partition(MARK)[0]}{MARK}: {PASSWORD_IN_URL}")
-    from upath import UPath  # here, as it costs a tenth of a second, and most projects name no URL
+    from upath import UPath  # here, because it costs a tenth of a second and most projects name no URL
 
     kind, _mark, rest = str(text).partition(MARK)
     if not rest.strip("/"):
-        raise BadInput(f"{text}: names nothing in its store; give a bucket and a folder, for example s3://bucket/parts")
+        raise BadInput(f"{text}: names no folder in the store; give a bucket and a folder, for example s3://bucket/parts")
     try:
         found = UPath(str(text).rstrip("/"))
-        _ = found.fs  # loads what reads such a store
+        _ = found.fs  # loads the store's driver
     except (ImportError, ValueError) as error:
-        raise BadInput(f"{text}: nothing here reads {kind}:// ({error}); for s3:// pip install 'changepair[s3]'") from error
+        raise BadInput(f"{text}: no installed package reads {kind}:// ({error}); for s3:// run pip install 'changepair[s3]'") from error
     return cast(Path, found)
 
 
@@ -74,7 +79,7 @@ def is_remote(path: Path) -> bool:
 
 
 def state_of(path: Path) -> str:
-    """Return a text that changes when a file does, without reading it. Raises OSError if it is missing."""
+    """Return a text that changes when a file does, without reading the file. Raises OSError if the file is missing."""
     if is_remote(path):
         return str(path.fs.ukey(path.path))  # type: ignore[attr-defined]
     about = path.stat()
@@ -82,7 +87,8 @@ def state_of(path: Path) -> str:
 
 
 def states(place: Path) -> dict[str, str]:
-    """Return the state of a file, or of every file in a folder, at any depth; {} if there is none. An error is a state, too."""
+    """Return the state of a file, or of every file in a folder, at any depth. Return {} if the place does not exist. An error is also a
+    state."""
     if is_remote(place):
         listed = place.fs.find(place.path, detail=True)  # type: ignore[attr-defined]
         return {name: " ".join(str(about.get(key)) for key in OF_A_STATE) for name, about in listed.items()}
@@ -100,8 +106,10 @@ def _state(file: Path) -> str:
 
 
 def unreadable(folder: Path) -> Iterator[Path]:
-    """Yield what cannot be read in a local folder, at any depth: broken links, pipes, sockets, devices, what lacks permission, and names
-    that are not text."""
+    """Yield the unreadable entries of a local folder, at any depth.
+
+    These are broken links, pipes, sockets, devices, entries without permission, and names that are not text.
+    """
     for inside, folders, names in os.walk(folder):
         for name in folders:
             if not is_text(name) or not os.access(os.path.join(inside, name), os.R_OK | os.X_OK):
@@ -121,22 +129,22 @@ def is_text(name: str) -> bool:
     return True
 
 
-# Names of files and folders that operating systems and storage devices create, in small letters.
+# Names of files and folders that operating systems and storage devices create, in lower case.
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder name is hidden or a system file: `._0.png` of macOS, Thumbs.db, @eaDir. These are not data."""
+    """Return whether a file or folder name is hidden or a system file, and so not data: `._0.png` of macOS, Thumbs.db, @eaDir."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def visible(files: Iterable[Path], folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are not hidden, nor in a hidden folder."""
+    """Yield the files below a folder that are neither hidden nor in a hidden folder."""
     return (file for file in files if not any(map(is_hidden, file.relative_to(folder).parts)))
 
 
 def file_names(folder: Path) -> list[str]:
-    """List the names of the files in a folder, without hidden ones, in the order of their bytes; [] if there is no such folder."""
+    """List the names of the files in a folder, without hidden ones, in byte order. Return [] if the folder does not exist."""
     return _names(folder, "file")
 
 
@@ -146,12 +154,12 @@ def folder_names(folder: Path) -> list[str]:
 
 
 def odd_names(folder: Path) -> list[str]:
-    """List the names of what is neither a file nor a folder, as `file_names`: links that lead nowhere, pipes, sockets."""
+    """List the names of entries that are neither files nor folders, as `file_names`: broken links, pipes, sockets."""
     return [] if is_remote(folder) else _names(folder, "odd")
 
 
 def _names(folder: Path, kind: Literal["file", "directory", "odd"]) -> list[str]:
-    """List names, not paths, without a request for each: a folder may hold a million."""
+    """List names, not paths, without a request for each, because a folder may hold a million."""
     if not folder.is_dir():
         return []
     if is_remote(folder):
@@ -167,5 +175,5 @@ def _names(folder: Path, kind: Literal["file", "directory", "odd"]) -> list[str]
 def _kind(entry: os.DirEntry[str]) -> str:
     try:
         return "file" if entry.is_file() else "directory" if entry.is_dir() else "odd"
-    except OSError:  # a circle of links
+    except OSError:  # a circular link
         return "odd"

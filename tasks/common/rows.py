@@ -19,7 +19,7 @@ COLUMNS = {str: pa.string(), bytes: pa.binary(), bool: pa.bool_(), int: pa.int64
 
 
 def schema_of(kind: type[Any]) -> pa.Schema:
-    """Return the columns of a row class, from its fields' types. `Annotated` sets another column type, `| None` allows null."""
+    """Return the columns of a row class, from its fields' types. `Annotated` sets another column type, and `| None` allows null."""
     hints = get_type_hints(kind, include_extras=True)
     return pa.schema([pa.field(one.name, _column(hints[one.name]), nullable=NoneType in get_args(hints[one.name])) for one in fields(kind)])
 
@@ -30,18 +30,19 @@ def table_of(kind: type[Row], rows: Iterable[Row]) -> pa.Table:
 
 
 def rows_of(kind: type[Row], columns: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Convert the result of `Table.to_pylist` to rows. Lists become tuples; other columns are left out."""
+    """Convert the result of `Table.to_pylist` to rows. Lists become tuples, and other columns are ignored."""
     names = schema_of(kind).names
     return [kind(**{name: tuple(line[name]) if isinstance(line[name], list) else line[name] for name in names}) for line in columns]
 
 
 def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
-    """Write rows as parquet whose bytes depend on them alone."""
+    """Write rows as parquet whose bytes depend only on them."""
     write_table(path, table_of(kind, rows))
 
 
 def read_rows(path: Path, kind: type[Row], made_by: str) -> list[Row]:
-    """Read rows from parquet. Raises BadInput if the file or a column is missing. made_by: the stage that writes it, for the error."""
+    """Read rows from parquet. Raises BadInput if the file or a column is missing. `made_by` names the stage that writes it, for the
+    error."""
     return rows_of(kind, read_table(path, schema_of(kind), made_by).to_pylist())
 
 

@@ -1,4 +1,4 @@
-"""Draw contact sheets, lines of small pictures with words above or next to them, and overlays of maps and masks."""
+"""Draw contact sheets, which are rows of small pictures with text, and overlays of maps and masks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from changepair.tasks.common.pictures import Mask, Picture
 
-TILE, GAP = 128, 4  # pixels: a picture's side, and the room around it
-ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for words above a picture, for words beside a line, and between two lines side by side
-SIZE, LEADING = 12, 18  # pixels: of letters, and from one line of words to the next
+TILE, GAP = 128, 4  # pixels: the side of a picture, and the gap around it
+ABOVE, BESIDE, BETWEEN = 24, 150, 10  # pixels: for text above a picture, for text left of a row, and between two rows side by side
+SIZE, LEADING = 12, 18  # pixels: font size, and distance between lines of text
 PAPER, INK, MARK = (250, 250, 248), (30, 30, 30), (230, 40, 60)
 CALM = (60, 110, 220)  # colour of map values that normal pictures reach
-WARM = (0.62, 0.97)  # range of the colour map turbo for greater values: from yellow to dark red
+WARM = (0.62, 0.97)  # range of the colour map turbo for greater values, from yellow to dark red
 STEPS = 256  # steps of the colour scale up to the value that normal pictures reach; there are as many above
 ROWS = 256  # rows of a picture that are drawn at once
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """Pictures side by side, each TILExTILE, with words above them, from the first on, and in a column to their left."""
+    """Pictures side by side, each TILE x TILE, with text above each of them, and in a column to their left."""
 
     tiles: Sequence[Picture] = ()
     above: Sequence[str] = ()
@@ -36,7 +36,7 @@ class SheetRow:
 
 
 def contact_sheet(lines: Sequence[SheetRow], abreast: int = 1) -> Image.Image:
-    """Draw lines below one another, or so many of equal height abreast."""
+    """Draw rows below one another. With `abreast`, draw that many rows of equal height side by side."""
     start = BESIDE if any(line.beside for line in lines) else GAP
     columns = max((max(len(line.tiles), len(line.above)) for line in lines), default=0)
     width = start - GAP + columns * (TILE + GAP) + (BETWEEN if abreast > 1 else GAP)
@@ -56,10 +56,10 @@ def contact_sheet(lines: Sequence[SheetRow], abreast: int = 1) -> Image.Image:
 
 
 def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
-    """Overlay an anomaly map HxW on a picture HxWx3. All overlays use this colour scale.
+    """Overlay an anomaly map (H, W) on a picture (H, W, 3). All overlays use this colour scale.
 
-    Values up to `top`, which normal pictures reach, are uncoloured to faint blue, greater ones yellow to dark red, which starts at twice
-    `top`. top: as in `Predictor.top`; if 0, it is unknown, and half of the map's maximum replaces it.
+    Values up to `top`, which normal pictures reach, are uncoloured to faint blue. Greater values are yellow to dark red, which starts at
+    twice `top`. For `top` see `Predictor.top`; 0 means unknown, and half of the map's maximum replaces it.
     """
     scale = STEPS / max(top or float(map_.max()) / 2, 1e-6)
     added, kept = _heat()
@@ -73,8 +73,8 @@ def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
 
 @cache
 def _heat() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return, for each of N steps of the colour scale, the colour to add, Nx3, and the share of the picture to keep, N."""
-    from matplotlib import colormaps  # half a second
+    """Return, for each of N steps of the colour scale, the colour to add (N, 3) and the share of the picture to keep (N,)."""
+    from matplotlib import colormaps  # takes half a second to import
 
     ratio = np.arange(2 * STEPS + 1) / STEPS
     over = ratio > 1
@@ -85,7 +85,7 @@ def _heat() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def outlined(picture: Picture, mask: Mask) -> Picture:
-    """Draw the rim of the masked region into a copy of a picture, one pixel wide."""
+    """Draw the outline of the masked region into a copy of a picture, one pixel wide."""
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     drawn = picture.copy()
@@ -94,7 +94,7 @@ def outlined(picture: Picture, mask: Mask) -> Picture:
 
 
 def tinted(picture: Picture, mask: Mask) -> Picture:
-    """Tint the masked region of a copy of a picture."""
+    """Tint the masked region in a copy of a picture."""
     drawn = picture.copy()
     drawn[mask] = (0.5 * drawn[mask] + 0.5 * np.array(MARK)).astype(np.uint8)
     return drawn

@@ -1,4 +1,5 @@
-"""Stop at checkpoints: a request to stop (SIGTERM, Ctrl-C, `ask`) is remembered; long work asks between two steps, saves, and ends."""
+"""Stop at checkpoints. A request to stop (SIGTERM, Ctrl-C, `ask`) is remembered; long work checks for it between two steps, saves, and
+ends."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ POLL = 0.2  # seconds
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _asked, _interrupted, _paused = threading.Event(), threading.Event(), threading.Event()
-_also: list[Callable[[], None]] = []  # what else to do on a request to stop
+_also: list[Callable[[], None]] = []  # callbacks for a request to stop
 
 
 class Stopped(Exception):
-    """Raised where work ends because it was asked to stop. The message says where; the next run resumes there."""
+    """Raised where work ends because it was asked to stop. The message says where, and the next run resumes there."""
 
 
 def asked() -> bool:
@@ -37,14 +38,14 @@ def ask() -> None:
 
 
 def pause() -> bool:
-    """Have `check` wait until `resume` or a request to stop. Return whether it did not wait already."""
+    """Make `check` wait until `resume` or a request to stop. Return whether the state changed."""
     changed = not _paused.is_set()
     _paused.set()
     return changed
 
 
 def resume() -> bool:
-    """Have `check` wait no longer. Return whether it did."""
+    """End the waiting of `check`. Return whether the state changed."""
     changed = _paused.is_set()
     _paused.clear()
     return changed
@@ -62,7 +63,7 @@ def exit_code() -> int:
 
 
 def check(where: str) -> None:
-    """Wait while paused; raise Stopped if this process was asked to stop. Call it where results are saved."""
+    """Wait while paused. Raise Stopped if this process was asked to stop. Call it where results are saved."""
     wait_while_paused()
     if _asked.is_set():
         raise Stopped(where)
@@ -70,37 +71,41 @@ def check(where: str) -> None:
 
 @contextmanager
 def on_sigterm(also: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Remember SIGTERM, instead of letting it end the process, and call `also` on it or on `ask`. Only the main thread of a process gets
-    signals; in another thread SIGTERM is left alone."""
+    """Remember SIGTERM instead of ending the process, and call `also` on it or on `ask`.
+
+    Only the main thread of a process receives signals. In another thread SIGTERM keeps its effect.
+    """
     _also.append(also)
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, lambda _number, _frame: ask()) if main else None
     try:
         yield
     finally:
-        # It may come twice (Linux sends one for each thread of a parent that dies), and the second must not break off what the first began.
+        # SIGTERM may come twice (Linux sends one for each thread of a parent that dies). The second must not interrupt the handling of the
+        # first.
         if main and not _asked.is_set():
             signal.signal(signal.SIGTERM, before)
         _also.remove(also)
 
 
 def defer_ctrl_c() -> None:
-    """Let Ctrl-C wait until `admit_ctrl_c`, in this thread and in the threads and processes that it starts. Windows cannot."""
+    """Block Ctrl-C until `admit_ctrl_c`, in this thread and in the threads and processes that it starts. Windows does not support this."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def admit_ctrl_c() -> None:
-    """Receive Ctrl-C again, also one that waited."""
+    """Receive Ctrl-C again, including one that waited."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
-    """Treat Ctrl-C as SIGTERM from now on, and end at once on the second one. first, again: what to call before that.
+    """Treat Ctrl-C as SIGTERM from now on, and end at once on the second one. `first` and `again` are called before.
 
-    A terminal sends Ctrl-C to all processes that it started. This process receives it in a thread, or by its handler where a library's
-    thread gets it. It blocks it for threads and processes that it starts from now on, so that they can save. Call once, in the main thread.
+    A terminal sends Ctrl-C to all processes that it started. This process receives it in a thread, or by its handler if a thread of a
+    library gets it. It blocks Ctrl-C for threads and processes that it starts from now on, so that they can save. Call it once, in the main
+    thread.
     """
     times = count(1)
 
@@ -124,6 +129,6 @@ def hear_ctrl_c(first: Callable[[], None], again: Callable[[], None]) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the process that started this one is gone. On other systems do nothing."""
+    """Ask Linux for a SIGTERM when the parent process ends. On other systems do nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Read text, JSON and tables that people made, and report in one line, with the place, what cannot be read."""
+"""Read text, JSON and tables that people wrote. Errors are one line with the place and the reason."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from changepair.tasks.common.errors import BadInput, in_short
 
 
 def read_text(file: Path) -> str:
-    """Read UTF-8, with or without a byte order mark. Raises BadInput if it is missing, not a file, not readable, or not UTF-8."""
+    """Read UTF-8, with or without a byte order mark. Raises BadInput if the file is missing, unreadable, a folder, or not UTF-8."""
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise BadInput(f"{file}: no such file") from error
     except IsADirectoryError as error:
-        raise BadInput(f"{file}: a folder, and a file is to be read") from error
+        raise BadInput(f"{file}: is a folder; name a file") from error
     except OSError as error:
         if error.strerror is None:
-            raise  # a store's own
+            raise  # an error of a store
         raise BadInput(f"{file}: cannot be read ({error.strerror})") from error
     return decode(data, file)
 
 
 def decode(data: bytes, file: Path | str) -> str:
-    """Decode UTF-8, with or without a byte order mark. file: its place, or words for it. Raises BadInput if it is not UTF-8."""
+    """Decode UTF-8, with or without a byte order mark. `file` is its path or a name, for the error. Raises BadInput if it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -38,7 +38,7 @@ def decode(data: bytes, file: Path | str) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """Read JSON. Raises BadInput as `read_text`, and if it is not JSON."""
+    """Read JSON. Raises BadInput as `read_text` does, and if it is not JSON."""
     text = read_text(file)
     try:
         return json.loads(text)
@@ -47,8 +47,11 @@ def read_json(file: Path) -> Any:
 
 
 def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table") -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Yield the rows of a CSV by its head, each with the number of its last line. Short rows are filled with "", long ones cut. columns:
-    those needed. what: the table's name in the error. Raises BadInput as `read_text`, if a column is missing, or if it is not CSV."""
+    """Yield the rows of a CSV by its header, each with the number of its last line. Short rows are filled with "", and long ones are cut.
+
+    `columns` are those that it needs, and `what` is the table's name in the error. Raises BadInput as `read_text` does, if a column is
+    missing, or if it is not CSV.
+    """
     head: Sequence[str] | None = None
     for line, cells in csv_lines(file):
         if head is None:
@@ -61,7 +64,7 @@ def csv_rows(file: Path, columns: Sequence[str] = (), what: str = "such a table"
 
 
 def csv_lines(file: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yield the cells of each row of a CSV without a head, with the number of its last line. Raises BadInput as `csv_rows`."""
+    """Yield the cells of each row of a CSV without a header, with the number of its last line. Raises BadInput as `csv_rows` does."""
     rows = csv.reader(io.StringIO(read_text(file), newline=""))
     try:
         for cells in rows:
@@ -71,10 +74,10 @@ def csv_lines(file: Path) -> Iterator[tuple[int, Sequence[str]]]:
 
 
 def need_columns(file: Path, columns: Sequence[str], names: Sequence[str], what: str = "such a table") -> None:
-    """Raise BadInput if a table lacks one of the columns that it needs. names: those that it has."""
+    """Raise BadInput if a table lacks one of the columns that it needs. `names` are those that it has."""
     missing = [name for name in columns if name not in names]
     if missing:
-        raise BadInput(f"{file}: no column {missing[0]!r}; not {what}, for it has {in_short(', '.join(map(str, names)) or 'none')}")
+        raise BadInput(f"{file}: no column {missing[0]!r}, so not {what}; it has {in_short(', '.join(map(str, names)) or 'none')}")
 
 
 def percent(fraction: float, digits: int = 2) -> str:

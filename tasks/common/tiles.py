@@ -15,14 +15,14 @@ from changepair.tasks.common.bounds import Bound
 
 LARGE = 2048  # longer side in pixels up to which `auto` leaves a picture whole
 SIDE = 1024  # largest side, in pixels, of a tile that `auto` chooses, without the overlap
-OVERLAP = 0.125  # how far a tile reaches into each neighbour, as a share of its side without the overlap. So no defect lies only on a seam.
+OVERLAP = 0.125  # share of a tile's side by which it extends into each neighbour, so that no defect lies only on a seam
 MOST = 64  # largest number of rows or columns that a setting may ask for
 AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
 class OfTiles(Bound):
-    """Bound a setting to `auto` or [rows, columns]."""
+    """A setting that is `auto` or [rows, columns]."""
 
     def __str__(self) -> str:
         return f"each from 1 to {MOST}"
@@ -38,14 +38,14 @@ class OfTiles(Bound):
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(self.check)  # pydantic would report a fault once for each type of the union
+        return core_schema.no_info_plain_validator_function(self.check)  # pydantic would report an error for each type of the union
 
 
-Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]  # how a detector cuts pictures: `auto`, or [rows, columns]
+Tiles = Annotated[Literal["auto"] | tuple[int, int], OfTiles()]  # grid that a detector cuts pictures by: `auto`, or [rows, columns]
 
 
 class Grid(NamedTuple):
-    """Rows and columns of the tiles of a picture; (1, 1) leaves it whole."""
+    """Rows and columns of the tiles of a picture. (1, 1) leaves it whole."""
 
     rows: int
     columns: int
@@ -56,7 +56,7 @@ class Grid(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels; bottom and right excluded."""
+    """A part of a picture in pixels. Bottom and right are excluded."""
 
     top: int
     left: int
@@ -75,8 +75,8 @@ WHOLE = Grid(1, 1)
 def grid_of(tiles: Tiles, prompts: Iterable[tuple[int, int]]) -> Grid:
     """Choose the grid that a detector's prompts and queries are cut by.
 
-    tiles: the detector's setting. prompts: each prompt's height and width, pixels. `auto` takes the most rows and columns that `grid_for`
-    chooses for any prompt. Without prompts pictures stay whole.
+    `tiles` is the detector's setting. `prompts` are each prompt's height and width in pixels. `auto` takes the most rows and columns that
+    `grid_for` chooses for any prompt. Without prompts pictures stay whole.
 
     >>> grid_of("auto", [(3000, 4000), (4000, 3000)]), grid_of("auto", []), grid_of((1, 1), [(3000, 4000)])
     (Grid(rows=4, columns=4), Grid(rows=1, columns=1), Grid(rows=1, columns=1))
@@ -99,7 +99,7 @@ def grid_for(height: int, width: int) -> Grid:
 
 
 def boxes(size: Sequence[int], grid: Grid) -> list[Box]:
-    """List the tiles of a picture, row by row. size: height and width in pixels.
+    """List the tiles of a picture, row by row. `size` is its height and width in pixels.
 
     Tiles cover the picture and overlap. In pictures of different sizes, a tile is at the same relative position.
 
@@ -117,8 +117,10 @@ def _spans(side: int, count: int) -> list[tuple[int, int]]:
 
 
 def joined(maps: Sequence[NDArray[np.float32]], places: Sequence[Box], height: int, width: int) -> NDArray[np.float32]:
-    """Join the maps of tiles, each ...xhxw of the size of its box, to maps ...xHxW of the picture. Overlapping tiles are averaged with
-    weights that fall linearly towards the edge of a tile."""
+    """Join the maps of tiles to maps (..., H, W) of the picture. Each map (..., h, w) has the size of its box.
+
+    Overlapping tiles are averaged with weights that fall linearly towards the edge of a tile.
+    """
     if len(maps) == 1:
         return maps[0]
     total, weight = np.zeros((*maps[0].shape[:-2], height, width), np.float32), np.zeros((height, width), np.float32)

@@ -104,9 +104,7 @@ class Kinds(Mapping[str, Kind]):
         """
         packages = sorted(_package_of(point) for point in registered().get(name, ()))
         if name in BUILT_IN and packages:
-            raise BadInput(
-                f"package {packages[0]}: registers a detector {name!r}, as changepair does; rename the detector or uninstall the package"
-            )
+            raise BadInput(f"package {packages[0]}: registers a detector {name!r}, as changepair does; rename it or uninstall the package")
         if len(packages) > 1:
             raise BadInput(f"packages {', '.join(packages)}: each registers a detector {name!r}; uninstall all but one or rename it")
         return BUILT_IN[name] if not packages else _loaded(registered()[name][0])

@@ -1,4 +1,4 @@
-"""Build encoders from their settings, with weights from a package, a hub or a file, or random ones."""
+"""Build encoders from their settings, with weights from a package, a hub or a file, or with random weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from changepair.tasks.encoders.weights import packaged_lite0, read_weights
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
-    """Build an encoder for pictures of `resolution` pixels a side. filled: whether its weights are read; if not, they are random.
+    """Build an encoder for pictures of `resolution` pixels a side. `filled` sets whether its weights are read; otherwise they are random.
 
-    Sets a GPU's convolutions to exact, so that scores equal those of a CPU. Raises BadInput if there is no such network, its weights are
-    missing, or it does not accept such pictures.
+    The function makes a GPU's convolutions exact, so that scores equal those of a CPU. Raises BadInput if the network does not exist, its
+    weights are missing, or it does not accept such pictures.
     """
     multiply_exactly(True)
     filled = filled and settings.weights != OF_THE_MODEL
@@ -35,7 +35,7 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
             pixels = round(scale * resolution)
             sides = [map_.shape[-1] for map_ in encoder(torch.zeros(1, 3, pixels, pixels))]
             if any(side != -(-pixels // stride) for side, stride in zip(sides, encoder.strides, strict=True)):
-                raise ValueError(f"a multiple of its stride {encoder.strides[0]} is what it takes")  # otherwise it would look past the rim
+                raise ValueError(f"it needs a multiple of its stride {encoder.strides[0]}")  # otherwise it would look beyond the border
         if settings.scales not in ((), (1.0,)):
             encoder.see_at(settings.scales)
     except BadInput:
@@ -49,9 +49,9 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
 def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
     if settings.weights == PACKAGED:
         if settings.name != LITE0:
-            raise BadInput(f"encoder {settings.name}: no package has its weights; say weights: hub, or the path of a file")
+            raise BadInput(f"encoder {settings.name}: no package has its weights; set weights: hub, or to the path of a file")
         if settings.layers:
-            raise BadInput(f"encoder {settings.name}: layers are its five stages; choose among them with the detector's stages")
+            raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
         return efficientnet_lite0(packaged_lite0() if filled else None)
     if not timm.is_model(settings.name):
         raise BadInput(f"encoder {settings.name}: timm has no such model{_near(settings.name, timm.list_models(settings.name[:4] + '*'))}")
@@ -69,7 +69,7 @@ def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnc
 
 
 def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors if they are the network's, with or without a classifier; timm would ignore those that do not fit."""
+    """Return the tensors if they are the network's, with or without a classifier. timm would ignore those that do not fit."""
     network: Any = timm.create_model(settings.name, pretrained=False)
     classifiers = network.pretrained_cfg.get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else classifiers
@@ -77,7 +77,7 @@ def _checked(settings: EncoderSettings, tensors: dict[str, Tensor]) -> dict[str,
     wrong = [name for name in network.state_dict().keys() ^ tensors.keys() if name not in head and not name.endswith("num_batches_tracked")]
     if wrong:
         raise BadInput(
-            f"encoder {settings.name}: weights {settings.weights!r} are another network's: "
+            f"encoder {settings.name}: weights {settings.weights!r} belong to another network: "
             f"{len(wrong)} tensors are missing or surplus, such as {min(wrong)}"
         )
     return tensors
@@ -90,7 +90,7 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
         raise BadInput(f"encoder {settings.name}: open_clip has no such model{_near(settings.name, open_clip.list_models())}")
     asked: dict[str, Any] = {"force_image_size": resolution, "pretrained_text": False}
     if filled and settings.name.startswith(("hf-hub:", "local-dir:")):
-        asked["pretrained"] = None  # the name says where the weights are
+        asked["pretrained"] = None  # the name states the source of the weights
     elif filled:
         tags = open_clip.list_pretrained_tags_by_model(settings.name)
         if settings.weights not in tags and not Path(settings.weights).is_file():
@@ -99,7 +99,7 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
     else:
         asked["load_weights"] = False
     level = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # it warns that weights are random, which is intended
+    logging.root.setLevel(logging.ERROR)  # it warns about random weights, which are intended here
     try:
         network = _fetched(settings, partial(open_clip.create_model, settings.name, **asked))
     finally:
@@ -109,9 +109,9 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
 
 def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
     if settings.name not in get_encoder_names():
-        raise BadInput(f"encoder {settings.name}: segmentation_models_pytorch has none{_near(settings.name, get_encoder_names())}")
+        raise BadInput(f"encoder {settings.name}: smp has no such encoder{_near(settings.name, get_encoder_names())}")
     if settings.layers:
-        raise BadInput(f"encoder {settings.name}: layers are its five stages; choose among them with the detector's stages")
+        raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
     encoder = SmpEncoder(settings.name)
     if filled:
         encoder.network.load_state_dict(read_weights(Path(settings.weights)))
@@ -119,12 +119,12 @@ def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEnco
 
 
 def _fetched(settings: EncoderSettings, make: Any) -> Any:
-    """Build an encoder's network, for which `make` may need a hub."""
+    """Build an encoder's network. `make` may need a hub."""
     try:
         return make()
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "state_dict" in str(error):
-            raise BadInput(f"encoder {settings.name}: weights {settings.weights!r} are another network's: {_line(error)}") from error
+            raise BadInput(f"encoder {settings.name}: weights {settings.weights!r} belong to another network: {_line(error)}") from error
         raise BadInput(
             f"encoder {settings.name}: weights {settings.weights!r} are not on this machine and could not be fetched ({_line(error)}); "
             "connect to the hub once without HF_HUB_OFFLINE, or give the path of a file"

@@ -1,4 +1,4 @@
-"""Encoders of open_clip: any of its image towers, its texts, and WinCLIP's windows."""
+"""Encoders of open_clip: any of its image towers, its text tower, and WinCLIP's windows."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from torch import Tensor, nn
 from changepair.tasks.encoders.encoder import Features, FrozenEncoder, exporting
 
 Tokenizer = Callable[[list[str]], Tensor]
-WINDOWS_AT_ONCE = 512  # through the transformer; its activations are what takes memory
-WINDOWS = (2, 3)  # patches a side (WinCLIP, section 4.2)
+WINDOWS_AT_ONCE = 512  # windows in one pass through the transformer, whose activations take the most memory
+WINDOWS = (2, 3)  # window sides in patches (WinCLIP, section 4.2)
 
 
 class ClipEncoder(FrozenEncoder):
-    """An open_clip model: the maps of chosen layers of its image tower, then the picture's embedding as a map of one position. It works at
-    the resolution of its network only."""
+    """An open_clip model. It returns the maps of chosen layers of the image tower, then the picture's embedding as a map of one position.
+
+    It works only at the resolution of its network.
+    """
 
     def __init__(self, network: nn.Module, tokenizer: Callable[[], Tokenizer], *, layers: Sequence[int] = ()) -> None:
-        """layers: of the tower, counted from 1; none for all of a CNN, the last three of a transformer. tokenizer: returns the model's
-        tokenizer when a text is embedded; some are on a hub."""
+        """Wrap an open_clip network. `layers` counts the tower's layers from 1; the default is all of a CNN, or the last three of a
+        transformer.
+
+        `tokenizer` returns the model's tokenizer when a text is first embedded, because some tokenizers are on a hub.
+        """
         visual: Any = network.visual
-        for name in ("logit_scale", "logit_bias"):  # of the contrastive training; nothing here multiplies by it
+        for name in ("logit_scale", "logit_bias"):  # for contrastive training only; nothing here multiplies by them
             if hasattr(network, name):
                 delattr(network, name)
         super().__init__(network, mean=visual.image_mean, std=visual.image_std)
@@ -47,18 +52,20 @@ class ClipEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """Embed texts: NxD, not normalised."""
+        """Embed texts: (N, D), not normalised."""
         with torch.autocast(self.mean.device.type, enabled=False):
             return self.network.encode_text(self.tokenizer()(texts).to(self.mean.device))  # type: ignore[operator]
 
 
 class WindowEncoder(FrozenEncoder):
-    """The encoder of WinCLIP (Jeong et al., CVPR 2023, section 4.2): the patch tokens of a CLIP transformer's last block, the embeddings of
-    all windows of 2x2 and of 3x3 patches, and the picture's embedding. A window's embedding is that of the class token when the transformer
-    sees the window's patches only."""
+    """The encoder of WinCLIP (Jeong et al., CVPR 2023, section 4.2).
+
+    It returns the patch tokens of a CLIP transformer's last block, the embeddings of all windows of 2x2 and of 3x3 patches, and the
+    picture's embedding. A window's embedding is that of the class token when the transformer sees only the patches of the window.
+    """
 
     def __init__(self, clip: ClipEncoder) -> None:
-        from open_clip.transformer import VisionTransformer  # costs a second, and only those who have it come here
+        from open_clip.transformer import VisionTransformer  # here, because it costs a second and few callers need it
 
         visual: Any = clip.network.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
@@ -81,12 +88,12 @@ class WindowEncoder(FrozenEncoder):
         return [patches, *(self._windows(tokens, size) for size in WINDOWS), embedding]
 
     def _windows(self, tokens: Tensor, size: int) -> Tensor:
-        """Embed windows: BxDx(h-size+1)x(w-size+1). tokens: BxLxC before the transformer, the class token first."""
+        """Embed windows: (B, D, h-size+1, w-size+1). `tokens` (B, L, C) are those before the transformer, the class token first."""
         visual: Any = self.network.visual
         members = windows(self.grid, size).to(tokens.device)
         count = members.shape[-1]
-        chosen = torch.cat([torch.zeros_like(members[0, :1])[None].expand(1, count), members.flatten(0, -2) + 1])  # (1 + size²)xW
-        rows = tokens[:, chosen.T].flatten(0, 1)  # (B*W)x(1 + size²)xC
+        chosen = torch.cat([torch.zeros_like(members[0, :1])[None].expand(1, count), members.flatten(0, -2) + 1])  # (1 + size², W)
+        rows = tokens[:, chosen.T].flatten(0, 1)  # (B*W, 1 + size², C)
         parts = [rows] if exporting() else rows.split(WINDOWS_AT_ONCE)
         embeddings = torch.cat([self._embedding(visual.transformer(part)) for part in parts])
         return embeddings.unflatten(0, (-1, count)).mT.unflatten(-1, (self.grid[0] - size + 1, self.grid[1] - size + 1))
@@ -98,6 +105,6 @@ class WindowEncoder(FrozenEncoder):
 
 
 def windows(grid: tuple[int, int], size: int) -> Tensor:
-    """Return the patches of each window of size x size, windows in the order of their upper left patch: (size²)xW indices."""
+    """Return the indices of the patches in each window of size x size, (size², W). Windows are ordered by their upper left patch."""
     patches = torch.arange(grid[0] * grid[1], dtype=torch.float64).view(1, 1, *grid)
     return F.unfold(patches, size)[0].long()

@@ -17,26 +17,31 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Features = list[Tensor]
-"""Maps BxCxhxw of queries; of prompts KxCxhxw for all queries, or BxKxCxhxw. Finest first. Some encoders append an embedding of the whole
-picture, as a map of one position. The mean over positions of the last entry always stands for the picture."""
+"""Feature maps, finest first: (B, C, h, w) of queries; (K, C, h, w) of prompts for all queries, or (B, K, C, h, w).
+
+Some encoders append an embedding of the whole picture, as a map of one position. The mean over positions of the last entry always
+represents the picture.
+"""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation that most weights were trained with
 
 
 class Encoder(Protocol):
-    """Maps images Bx3xHxW in [0, 1] to feature maps."""
+    """Maps images (B, 3, H, W) in [0, 1] to feature maps."""
 
-    channels: tuple[int, ...]  # of every entry of the features
-    strides: tuple[int, ...]  # pixels a position, of every entry; of an embedding the picture's side
-    maps: int  # number of maps among the entries: all, or all but the embedding
-    scales: tuple[float, ...]  # the sizes of a picture that are encoded, in shares of its own, with the same number of maps each
+    channels: tuple[int, ...]  # channels of every entry of the features
+    strides: tuple[int, ...]  # pixels a position, of every entry; the picture's side for an embedding
+    maps: int  # number of maps among the entries: all, or all except the embedding
+    scales: tuple[float, ...]  # sizes at which a picture is encoded, as shares of its size; each gives the same number of maps
 
     def __call__(self, images: Tensor) -> Features: ...
 
 
 class FrozenEncoder(nn.Module):
-    """A network that never trains and stays in evaluation mode. It normalises its input itself. It always computes in float32: rounded
-    features changed a score by up to 0.04 (an untrained MetaUAS with an FPN decoder)."""
+    """A network that never trains and stays in evaluation mode. It normalises its input.
+
+    It always computes in float32, because rounded features changed a score by up to 0.04 (an untrained MetaUAS with an FPN decoder).
+    """
 
     mean: Tensor
     std: Tensor
@@ -47,13 +52,13 @@ class FrozenEncoder(nn.Module):
     resolution: int  # pixels a side of the pictures that it was built for
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
-        """mean, std: of the network's training pictures in [0, 1]; one number, or one for each channel."""
+        """Wrap a network. `mean` and `std` describe its training pictures in [0, 1]: one number, or one for each channel."""
         super().__init__()
         # Convolutions are fastest with channels last: 1.7 times as fast for the packaged encoder on a CPU.
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self._fast: tuple[Callable[[Tensor], Any], ...] = ()  # the network that runs, built on first use; in a tuple, so not in the state
+        self._fast: tuple[Callable[[Tensor], Any], ...] = ()  # the network that runs, built on first use; a tuple keeps it out of the state
         self._compiles = False
         self.register_load_state_dict_post_hook(lambda module, _keys: module._forget_fast())
         self.eval()
@@ -62,11 +67,11 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoder:
-        """Return itself: the copies of a detector share what never changes."""
+        """Return itself, so that copies of a detector share the frozen weights."""
         return self
 
     def forward(self, images: Tensor) -> Features:
-        """Encode images Bx3xHxW in [0, 1]."""
+        """Encode images (B, 3, H, W) in [0, 1]."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             normalised = (images.float() - self.mean) / self.std
             if self.scales == (1.0,):
@@ -76,7 +81,7 @@ class FrozenEncoder(nn.Module):
             return [*(map_ for features in found for map_ in features[:each]), *found[0][each:]]
 
     def see_at(self, scales: Sequence[float]) -> None:
-        """Encode every picture at several sizes from now on: return the maps of the first, then of the second, and so on."""
+        """Encode every picture at several sizes from now on. The maps of the first size come first, then those of the second, and so on."""
         self.channels = (*(self.channels[: self.maps] * len(scales)), *self.channels[self.maps :])
         strides = [round(stride / scale) for scale in scales for stride in self.strides[: self.maps]]
         self.strides = (*strides, *self.strides[self.maps :])
@@ -87,7 +92,7 @@ class FrozenEncoder(nn.Module):
         raise NotImplementedError
 
     def run(self, normalised: Tensor) -> Any:
-        """Run the network, or its folded copy if there is one: 3 times as fast for the packaged encoder on a CPU."""
+        """Run the network, or its folded copy if there is one, which is 3 times as fast for the packaged encoder on a CPU."""
         if exporting():
             return self.network(normalised)
         if not self._fast:
@@ -95,7 +100,7 @@ class FrozenEncoder(nn.Module):
         return self._fast[0](normalised)
 
     def compile_network(self) -> None:
-        """Compile the network separately from now on: graphs compiled around it break here."""
+        """Compile the network separately from now on. Graphs compiled around it break here."""
         self._compiles = True
         self._forget_fast()
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]
@@ -108,11 +113,11 @@ class FrozenEncoder(nn.Module):
     def _fastest(self, normalised: Tensor) -> Callable[[Tensor], Any]:
         fast = folded(self.network)
         if fast is not None:
-            with exactly():  # rounded, they would differ more
+            with exactly():  # rounding would increase the difference
                 couples = list(zip(self.network(normalised), fast(normalised), strict=True))
         if fast is None or not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in couples):
             fast = self.network
-        # dynamic=False: with symbolic sizes, which padding depends on, a picture at several scales took over eight minutes.
+        # dynamic=False: padding depends on the sizes, and with symbolic ones compiling took over eight minutes at several scales.
         return torch.compile(fast, dynamic=False) if self._compiles else fast
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
@@ -124,7 +129,7 @@ class FrozenEncoder(nn.Module):
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:
-    """Resize pictures BxCxHxW to a share of their sides, bilinear, antialiased."""
+    """Resize pictures (B, C, H, W) to a share of their sides, bilinear and antialiased."""
     if scale == 1.0:
         return images
     size = [round(side * scale) for side in images.shape[-2:]]
@@ -132,7 +137,7 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
 
 
 class TimmEncoder(FrozenEncoder):
-    """A timm network built with features_only: five stages of a CNN, strides 2 to 32, or chosen blocks of a vision transformer."""
+    """A timm network built with features_only: five stages of a CNN with strides 2 to 32, or chosen blocks of a vision transformer."""
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
         super().__init__(network, mean=mean, std=std)
@@ -146,11 +151,14 @@ class TimmEncoder(FrozenEncoder):
 
 
 class SmpEncoder(FrozenEncoder):
-    """An encoder of segmentation_models_pytorch, five stages, as the published MetaUAS uses. Its EfficientNet pads and counts its stages in
-    another way than timm's of the same name, and than that of today's segmentation_models_pytorch."""
+    """An encoder of segmentation_models_pytorch with five stages, as the published MetaUAS uses.
+
+    Its EfficientNet pads differently and counts its stages differently from timm's of the same name, and from that of the current
+    segmentation_models_pytorch.
+    """
 
     def __init__(self, name: str) -> None:
-        """name: of segmentation_models_pytorch, for example efficientnet-b4. Its weights start at random."""
+        """Build the encoder `name` of segmentation_models_pytorch, for example efficientnet-b4. Its weights start at random."""
         network: Any = get_encoder(name, weights=None)
         _pad_as_published(network)
         super().__init__(network, mean=IMAGENET[0], std=IMAGENET[1])
@@ -159,12 +167,14 @@ class SmpEncoder(FrozenEncoder):
         self.maps = len(self.channels)
 
     def features(self, normalised: Tensor) -> Features:
-        return list(self.run(normalised)[1:])  # the first is the picture
+        return list(self.run(normalised)[1:])  # the first entry is the picture
 
 
 def _pad_as_published(network: nn.Module) -> None:
-    """Pad an EfficientNet like efficientnet-pytorch 0.6.3, which the authors of MetaUAS pin: every convolution as for the picture side that
-    the network is defined at (380 for B4), however much smaller its own input is."""
+    """Pad an EfficientNet like efficientnet-pytorch 0.6.3, which the authors of MetaUAS pin.
+
+    Every convolution is padded as for the picture side that the network is defined at (380 for B4), even if its input is much smaller.
+    """
     settings: Any = getattr(network, "_global_params", None)
     for module in network.modules() if settings is not None else ():
         if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):
@@ -174,10 +184,10 @@ def _pad_as_published(network: nn.Module) -> None:
 
 
 def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:
-    """Build timm's tf_efficientnet_lite0 (Tan and Le, ICML 2019, in its Lite variant): 16, 24, 40, 112, 320 channels.
+    """Build timm's tf_efficientnet_lite0, with 16, 24, 40, 112 and 320 channels (Tan and Le, ICML 2019, in its Lite variant).
 
-    weights: a classifier's state dict with the same tensors in the same order under any names; the head is ignored. None for random
-    weights. Raises ValueError if a tensor's shape does not fit.
+    `weights` is a classifier's state dict with the same tensors in the same order, under any names. Its head is ignored, and None leaves
+    the weights random. Raises ValueError if a tensor's shape does not fit.
     """
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True)
     if weights is not None:
@@ -195,8 +205,10 @@ def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:
 
 
 def multiply_exactly(exact: bool) -> None:
-    """Set whether a GPU's convolutions multiply float32 exactly or, PyTorch's default, rounded to the 10 bits of TF32: faster, but not
-    equal to a CPU, which is always exact."""
+    """Set whether a GPU's convolutions multiply float32 exactly.
+
+    PyTorch's default rounds to the 10 bits of TF32, which is faster but does not equal a CPU. A CPU is always exact.
+    """
     torch.backends.cudnn.allow_tf32 = not exact
 
 
@@ -211,15 +223,18 @@ def exactly() -> Iterator[None]:
 
 
 def exporting() -> bool:
-    """Tell whether a model is being exported. It then computes a whole batch at once, not picture by picture to stay in the processor's
-    cache. The results are the same."""
+    """Return whether a model is being exported.
+
+    It then computes a whole batch at once, instead of picture by picture to stay in the processor's cache. The results are the same.
+    """
     return bool(torch.compiler.is_exporting())
 
 
 def folded(network: nn.Module) -> nn.Module | None:
-    """Copy a network in evaluation mode with each convolution and its normalisation folded into one; None if there is nothing to fold.
+    """Copy a network in evaluation mode, with each convolution and its normalisation folded into one. Return None if there is nothing to
+    fold.
 
-    The order of the modules tells which normalisation follows which convolution. That is not guaranteed, so the caller must compare the
+    The order of the modules shows which normalisation follows which convolution. That is not guaranteed, so the caller must compare the
     results of the copy.
     """
     if not any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):

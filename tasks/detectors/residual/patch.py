@@ -130,8 +130,11 @@ def foreground_of(features: Tensor, threshold: float) -> Tensor:
 
 
 def contrasted(maps: Tensor, floor: float) -> Tensor:
-    """Return how far each patch stands out of its own picture, BxN..., in [0, 1): r/(1 + r), where r is its distance above the median over
-    the standard deviation of the picture's values plus `floor`. An appearance shift raises all patches of a picture, without effect."""
+    """Return how far each patch stands out of its picture, in [0, 1), for maps (B, ...).
+
+    The value is r / (1 + r), where r is the distance above the median divided by the standard deviation of the picture's values plus
+    `floor`. An appearance shift that raises all patches of a picture has no effect.
+    """
     values = maps.flatten(1)
     above = (values - median(values)[:, None]).clamp_min(0.0)
     ratio = above / (values.std(dim=1, keepdim=True) + floor)
