@@ -1,4 +1,4 @@
-"""Remember the facts of files that have not changed, by their size and times, so that a killed run resumes."""
+"""Cache the facts of files, so that a killed run resumes without reading unchanged files again. Sizes and times detect changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from changepair.tasks.common.places import is_remote, state_of
 from changepair.tasks.ingestion.check import Facts
 from changepair.tasks.ingestion.listing import ListedPicture
 
-VERSION = f"3 {MAX_PIXELS}"  # of what is found out; files known to another are read again
+VERSION = f"4 {MAX_PIXELS}"  # version of the facts; a cache of another version is discarded
 
 
 class Known:
@@ -44,7 +44,7 @@ class Known:
 
 @contextmanager
 def known_files(file: Path) -> Iterator[Known]:
-    """Open the database. Replace a damaged one, or one of another version."""
+    """Open the database. A damaged one, or one of another version, is replaced."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         database = _open(file)
@@ -56,8 +56,11 @@ def known_files(file: Path) -> Iterator[Known]:
 
 
 def stamp(listed: ListedPicture) -> str | None:
-    """Return a text that changes when a picture or its masks change. None if changes cannot be detected, as for pictures cut out of others.
-    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime."""
+    """Return a text that changes when a picture or its masks change. Return None if changes cannot be detected, as for pictures cut out of
+    others.
+
+    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime.
+    """
 
     def state(file: Path) -> str:
         if is_remote(file):

@@ -1,4 +1,4 @@
-"""Check pictures: read each once, decode it whole, measure it, and compare it with its masks."""
+"""Check pictures: read each once, decode it completely, measure it, and compare it with its masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from changepair.tasks.common.places import is_of_store, is_remote
 from changepair.tasks.ingestion.listing import GOOD, LEADS_OUT, DatasetFolder, ListedPicture, Unusable, within, write_png
 from changepair.tasks.ingestion.manifest import ANOMALOUS, NORMAL, PictureRow
 
-MOST_MARKED = 0.5  # share of a picture: a mask that marks more may be inverted
-INVERTED = "marked over more than half by their masks, so these may be inverted (what is not black is anomalous)"
+MOST_MARKED = 0.5  # share of a picture; a mask that marks more may be inverted
+INVERTED = "marked over more than half by masks that may be inverted (all but black is anomalous)"
 WARNED = (INVERTED, BLURRED)  # notes that are warnings, because the label or mask may be wrong
 GREYS = 256
 
@@ -34,17 +34,19 @@ class Facts:
     phash: str = ""
     height: int = 0  # pixels, as a viewer shows it
     width: int = 0
-    mask_sha256: str | None = None  # SHA-256 of the bytes of the mask. For several masks, of their joined hashes.
+    mask_sha256: str | None = None  # SHA-256 of the mask's bytes; of several masks, SHA-256 of their joined hashes
     note: str = ""  # conversions of the picture or its mask to report, joined by semicolons
-    greys: str = ""  # which of the 256 grey levels occur, as 64 hex digits. "" for a picture of more than 8 bits, until it is scaled.
+    greys: str = ""  # grey levels that occur, of 256, as 64 hex digits; "" for a picture of more than 8 bits until it is scaled
     extent: Extent | None = None  # of a picture of more than 8 bits, which is scaled when the range of its dataset is known
-    fault: str = ""  # why it cannot be used; "" if it can
-    passing: bool = False  # whether the fault is of the disk at that moment, not of the picture: it is not remembered
+    fault: str = ""  # reason why the picture cannot be used; "" if it can
+    passing: bool = False  # whether the fault is a passing one of the disk; such a fault is not cached
 
 
 def look_at(portion: Sequence[ListedPicture], source: DatasetFolder, workers: int) -> list[Facts]:
-    """Read pictures and return the facts of each, in their order. Cut pictures out of others and join masks where that is needed. workers:
-    number of threads. Decoding and hashing release the GIL, and a store takes its time."""
+    """Read pictures and return the facts of each, in their order. If needed, cut pictures out of others and join masks.
+
+    `workers` is the number of threads. They help because decoding and hashing release the GIL, and a store responds slowly.
+    """
 
     def look(listed: ListedPicture) -> Facts:
         facts = check(listed, source)
@@ -58,7 +60,7 @@ def look_at(portion: Sequence[ListedPicture], source: DatasetFolder, workers: in
 
 
 def check(listed: ListedPicture, source: DatasetFolder) -> Facts:
-    """Read a picture and its masks. Write them first where they are cut out of others."""
+    """Read a picture and its masks. Those that are cut out of other pictures are written first."""
     try:
         if listed.write is not None:
             listed.write()
@@ -69,12 +71,12 @@ def check(listed: ListedPicture, source: DatasetFolder) -> Facts:
     except Unusable as error:
         return Facts(fault=str(error))
     except BadInput:
-        raise  # a full disk
+        raise  # for example a full disk
     except Exception as error:  # a decoder may raise anything on hostile bytes
         if is_of_store(error) or is_of_store(error.__cause__) or (isinstance(error, OSError) and is_remote(listed.image)):
             raise  # an error of the store, or of the connection to it
         if isinstance(error, OSError):
-            return Facts(fault=f"cannot be read ({error.strerror or error})", passing=True)  # the disk's; a decoder's own have no number
+            return Facts(fault=f"cannot be read ({error.strerror or error})", passing=True)  # the disk's error; a decoder's has no number
         return Facts(fault=f"cannot be read ({in_short(error)})")
 
 
@@ -100,7 +102,7 @@ def row(listed: ListedPicture, facts: Facts, source: DatasetFolder, licence: str
 
 
 def mask_of(listed: ListedPicture, source: DatasetFolder) -> Path | None:
-    """Return the path of a picture's mask: its own, or the union of its several. A normal picture has none, whatever a table says."""
+    """Return the path of a picture's mask, or of the union of its masks. A normal picture has none, even if a table names one."""
     if listed.defect == GOOD:
         return None
     if len(listed.masks) <= 1:
@@ -123,8 +125,10 @@ def _picture(file: Path) -> Facts:
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """Compute the pHash: which of the 64 lowest frequencies of the picture at 32x32 are above their median (Zauner, "Implementation and
-    Benchmarking of Perceptual Image Hash Functions", 2010). 16 hex digits."""
+    """Compute the pHash: which of the 64 lowest frequencies of the picture at 32x32 exceed their median. The result has 16 hex digits.
+
+    See Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010.
+    """
     small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0), dtype=np.float64)
     low = dctn(small)[:8, :8].ravel()
     bits = low > np.median(low[1:])
@@ -132,13 +136,13 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def greys_of(picture: Picture) -> str:
-    """Return which grey levels occur in a picture, as `Facts.greys`."""
+    """Return which grey levels occur in a picture, in the format of `Facts.greys`."""
     shown = np.bincount(np.asarray(Image.fromarray(picture).convert("L")).ravel(), minlength=GREYS) > 0
     return np.packbits(shown).tobytes().hex()
 
 
 def greys_from(text: str) -> NDArray[np.bool_]:
-    """Read the text of `greys_of` as 256 flags."""
+    """Read a text of `greys_of` as 256 flags."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(bool)
 
 
@@ -147,9 +151,9 @@ def _masked(facts: Facts, listed: ListedPicture, source: DatasetFolder) -> Facts
     hashes, notes, share = [], [facts.note] if facts.note else [], 0.0
     for mask in listed.masks:
         if not mask.is_file():
-            return Facts(fault=f"has no mask {mask.parent.name}/{mask.name}, though its dataset has masks")
+            return Facts(fault=f"mask {mask.parent.name}/{mask.name} is missing, although its dataset has masks")
         if not within(mask, source.folder) and not mask.is_relative_to(source.written):
-            return Facts(fault=f"its mask {mask.name} is a link that leads out of the dataset's folder")
+            return Facts(fault=f"its mask {mask.name} is a link to outside the dataset's folder")
         content = mask.read_bytes()
         try:
             decoded = decode(content)

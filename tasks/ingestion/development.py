@@ -1,7 +1,8 @@
-"""Draw pictures to choose settings on. No table reports them, because settings chosen on a table's targets flatter that table.
+"""Draw pictures for choosing settings. No table reports them, because settings chosen on a table's targets would flatter that table.
 
-Six textures have three kinds of defect each, none of them those of texture-defects, with exact masks. Pebbles are hard: no two places are
-alike, and a defect is smaller than what is normal. The semantic domain is one normal letter among others, as small as handwriting.
+Six textures have three kinds of defect each, with exact masks. None of them is a texture of texture-defects. Pebbles are hard: no two
+places look alike, and a defect is smaller than normal structures. The semantic domain is one normal letter among others, as small as
+handwriting.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from changepair.tasks.common.randomness import generator
 from changepair.tasks.ingestion.texture_defects import SEED, SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
 
 LETTER = 16  # pixels a side
-DRAWN = 128  # before it is made small
+DRAWN = 128  # side in pixels before it is reduced
 NORMAL_LETTER, OTHER_LETTERS = "a", "ceghknsuxz"
-TRAIN_NORMAL, TEST_NORMAL, TEST_OTHER = 24, 40, 4  # the last for each letter
+TRAIN_NORMAL, TEST_NORMAL, TEST_OTHER = 24, 40, 4  # the last is for each letter
 
 
 def write_textures(folder: Path) -> None:
@@ -83,7 +84,7 @@ def _dots(rng: np.random.Generator, split: str) -> Grey:
 
 
 def _pebbles(rng: np.random.Generator, split: str) -> Grey:
-    """Lays stones of any grey side by side, round and dark at the rim."""
+    """Draw adjacent stones of any grey, round and dark at the rim."""
     stones = rng.uniform(-20, SIZE + 20, size=(int(rng.integers(330, 400)), 2))
     distance, nearest = cKDTree(stones).query(np.moveaxis(np.mgrid[0:SIZE, 0:SIZE], 0, -1), k=2)
     rim = 1 - np.exp(-(distance[..., 1] - distance[..., 0]) / 2.5)
@@ -92,7 +93,7 @@ def _pebbles(rng: np.random.Generator, split: str) -> Grey:
 
 
 def _terrazzo(rng: np.random.Generator, split: str) -> Grey:
-    """Strews chippings of several sizes and greys over a pale ground."""
+    """Scatter chippings of several sizes and greys over a pale ground."""
     picture = 185 + 4 * noise(rng, 1)
     for size, threshold, grey in ((9, 1.5, 90), (5, 1.6, 140), (3, 1.7, 60)):
         picture = np.where(noise(rng, size) > threshold, grey + 6 * noise(rng, 1.5), picture)
@@ -100,7 +101,7 @@ def _terrazzo(rng: np.random.Generator, split: str) -> Grey:
 
 
 def _crack(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Draws a dark line that wanders."""
+    """Draw a dark line with random turns."""
     turns = np.cumsum(rng.normal(0, 0.45, size=28)) + rng.uniform(0, 2 * np.pi)
     points = rng.uniform(0.3, 0.7, 2) * SIZE + np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1) * 6, axis=0)
     line = Image.new("L", (SIZE, SIZE))
@@ -109,13 +110,13 @@ def _crack(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _smear(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Wipes a patch along one direction."""
+    """Smear a patch along one direction."""
     wiped = ndimage.rotate(ndimage.gaussian_filter1d(ndimage.rotate(picture, 37, reshape=False, mode="reflect"), 9), -37, reshape=False)
     return blend(picture, wiped + rng.choice([-22.0, 22.0]), blob(rng, rng.uniform(18, 32), ragged=0.3, soft=2.0))
 
 
 def _chip(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Breaks a pale, sharp-edged piece out."""
+    """Draw a pale piece with sharp edges, as where the surface broke."""
     y, x, radius = place(rng, rng.uniform(7, 15))
     corners = radius * rng.uniform(0.6, 1.2, size=7)
     rim = np.interp(np.arctan2(y, x), np.linspace(-np.pi, np.pi, 8), np.append(corners, corners[0]))
@@ -123,7 +124,7 @@ def _chip(picture: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _shifted(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Moves a band sideways."""
+    """Shift a band sideways."""
     top, height = int(rng.integers(30, SIZE - 70)), int(rng.integers(14, 34))
     left = int(rng.integers(0, SIZE // 3))
     moved = np.roll(picture, (5, int(rng.integers(5, 12))), axis=(0, 1))

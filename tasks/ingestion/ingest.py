@@ -1,6 +1,6 @@
-"""Ingest a dataset: a folder of pictures in, one manifest and one list of rejected files out.
+"""Ingest a dataset: read a folder of pictures, and write one manifest and one list of rejected files.
 
-Files are listed, read and written in portions. Of a picture only its name and a few bytes of its hash stay in memory.
+Files are listed, read and written in portions. Only a picture's name and a few bytes of its hash stay in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from changepair.tasks.ingestion.settings import AUTO, OF_A_FILE, IntensitySettin
 PORTION = 2048  # files read between two commits
 ROWS_A_GROUP = 65536  # of a manifest
 MANIFEST = schema_of(PictureRow)
-COPIES = "snapshot"  # the folder of copies within a dataset's own under places.pictures
+COPIES = "snapshot"  # folder of copies, within the dataset's folder under places.pictures
 IN_8_BITS = "in-8-bits"  # folder of 8-bit copies in the dataset's folder of written pictures
 
 
@@ -49,12 +49,12 @@ IN_8_BITS = "in-8-bits"  # folder of 8-bit copies in the dataset's folder of wri
 class IngestionFolders:
     pictures: Path  # folder of the pictures that the dataset does not have as files
     manifests: Path
-    checkpoints: Path  # what is known of files that have not changed
+    checkpoints: Path  # cache of the facts of unchanged files
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The counts of an ingestion: pictures or objects kept, files left out, and pictures by conversion."""
+    """Counts of an ingestion: pictures or objects kept, files rejected, and pictures by conversion."""
 
     kept: int
     rejected: int
@@ -64,7 +64,7 @@ class Ingested:
 
 
 class Look(Protocol):
-    """The way pictures are looked at. `begin` returns a function that waits for the result of `look_at`."""
+    """The way pictures are read. `begin` returns a function that waits for the result of `look_at`."""
 
     @property
     def ahead(self) -> int: ...  # number of portions that are begun before the first has ended
@@ -86,17 +86,17 @@ HERE = LookHere()
 
 @dataclass
 class _Reading:
-    """A reading under way: all but the rows, which are on disk."""
+    """State of a reading in progress, except for the rows, which are on disk."""
 
     kept: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
-    seen: dict[str, int] = field(default_factory=dict)  # categories in order, with how many of their pictures are kept
+    seen: dict[str, int] = field(default_factory=dict)  # categories in order, with the number of their pictures kept
     # Extents of the deep normal training pictures, joined by sample type and stated window.
     extents: dict[tuple[Samples, Range | None], Extent] = field(default_factory=dict)
     deep: int = 0
-    greys: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(GREYS, bool))  # which occur in the normal training pictures
-    hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # the start of each kept picture's sha256
+    greys: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(GREYS, bool))  # those that occur in the normal training pictures
+    hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # first 64 bits of each kept picture's sha256
     labels: list[NDArray[np.int8]] = field(default_factory=list)
 
     def keep(self, rows: list[PictureRow]) -> None:
@@ -117,7 +117,7 @@ class _Reading:
             self.greys |= greys_from(facts.greys)
 
     def suspects(self) -> set[int]:
-        """Find the starts of hashes that were read with both labels."""
+        """Find the hash prefixes that were read with both labels."""
         hashes, labels = np.concatenate(self.hashes), np.concatenate(self.labels)
         return set(np.intersect1d(hashes[labels == NORMAL], hashes[labels == ANOMALOUS]).tolist())
 
@@ -147,17 +147,19 @@ def ingest_folder(
 ) -> Ingested:
     """Write manifests/<dataset>.parquet and manifests/<dataset>.rejected.csv.
 
-    The settings are those of `FolderSettings`. licence: None for the layout's. snapshot: whether pictures are copied to places.pictures
-    and read there. Pictures of more than 8 bits are copied there in 8 bits. The rows are in the layout's order. Raises BadInput if the
-    folder is missing or laid out otherwise, or a category has no usable picture; the list of rejected files is written even then.
+    The settings are those of `FolderSettings`. `licence` None selects the layout's. With `snapshot`, pictures are copied to places.pictures
+    and read there. Pictures of more than 8 bits are always copied there in 8 bits. The rows are in the layout's order.
+
+    Raises BadInput if the folder is missing or has another layout, or if a category has no usable picture. The list of rejected files is
+    written even then.
     """
     chosen = LAYOUTS[layout]
     if not folder.exists():
         raise BadInput(f"{dataset}: no folder {folder}; correct datasets.folders.{dataset}.path in pipelines.yaml")
     if layout != OF_A_FILE and not folder.is_dir():
         raise BadInput(
-            f"{dataset}: {folder} is a file; give the folder of the pictures as datasets.folders.{dataset}.path (`changepair unpack` makes "
-            f"one of an archive), or say layout: {OF_A_FILE} for a list of them"
+            f"{dataset}: {folder} is a file; set datasets.folders.{dataset}.path to the folder of the pictures (`changepair unpack` "
+            f"extracts an archive), or set layout: {OF_A_FILE} if it lists them"
         )
     source = DatasetFolder(dataset, folder, places.pictures / dataset, tuple(normal), tuple(abnormal), masks)
     _refuse_what_it_writes_to(source, places)
@@ -168,13 +170,13 @@ def ingest_folder(
 
 
 def _copied(items: Iterable[Item], source: DatasetFolder) -> Iterator[Item]:
-    """Let pictures and masks be copied before they are read, under the names that they have in the dataset."""
+    """Arrange that pictures and masks are copied before they are read, under the names that they have in the dataset."""
     for item in items:
         if isinstance(item, Rejected) or item.write is not None:
             yield item
             continue
         copies = {file: source.written / COPIES / _from(file, source) for file in (item.image, *item.masks)}
-        if any(copy == file for file, copy in copies.items()):  # it lies elsewhere, which is refused
+        if any(copy == file for file, copy in copies.items()):  # it lies outside the dataset, so it is refused later
             yield item
             continue
         masks = tuple(copies[mask] for mask in item.masks)
@@ -182,7 +184,7 @@ def _copied(items: Iterable[Item], source: DatasetFolder) -> Iterator[Item]:
 
 
 def _copy(copies: Mapping[Path, Path], folder: Path) -> None:
-    """Copy files of a dataset. Raises Unusable if one leads out of it. Reading the copy reports a missing file."""
+    """Copy files of a dataset. Raises Unusable if one is a link to outside it. Reading the copy reports a missing file."""
     for file, copy in copies.items():
         if not within(file, folder):
             raise Unusable(LEADS_OUT)
@@ -198,8 +200,8 @@ def _refuse_what_it_writes_to(source: DatasetFolder, places: IngestionFolders) -
     folder, written = source.folder.resolve(), places.pictures.resolve()
     if folder.is_relative_to(written) or source.written.resolve().is_relative_to(folder):
         raise BadInput(
-            f"{source.name}: {source.folder} lies where ingestion itself writes and deletes ({places.pictures}); move the dataset to "
-            f"another place and say so in datasets.folders.{source.name}.path"
+            f"{source.name}: {source.folder} lies where ingestion writes and deletes files ({places.pictures}); move the dataset to "
+            f"another place and set datasets.folders.{source.name}.path to it"
         )
 
 
@@ -221,16 +223,16 @@ def _ingest(
                 shutil.copyfile(scaled, rows)
         conflicts = _conflicts(rows, reading.suspects()) if reading.kept else {}
         reading.rejected += conflicts.values()
-        # A name that is not UTF-8 is written with escapes.
+        # Names that are not UTF-8 are written with escapes.
         files = (os.fsencode(str(_from(item.file, source))).decode("utf-8", "backslashreplace") for item in reading.rejected)
         write_csv(listed, ["file", "reason"], zip(files, (item.reason for item in reading.rejected), strict=True))
         for _image, category in conflicts:
             reading.seen[category] -= 1
         for category, count in reading.seen.items():
             if not count:
-                raise BadInput(f"{source.name}: no usable picture is left in category {category!r}; {listed} says why, file by file")
+                raise BadInput(f"{source.name}: no usable picture in category {category!r}; {listed} lists the reason for each file")
         if not reading.seen:
-            raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} says why, file by file")
+            raise BadInput(f"{source.name}: no usable picture in {source.folder}; {listed} lists the reason for each file")
         _write_manifest(rows, manifest, {image for image, _category in conflicts})
     (work / f"{source.name}.rows.parquet").unlink()
     greys = int(reading.greys.sum()) if reading.greys.any() else GREYS
@@ -238,7 +240,7 @@ def _ingest(
 
 
 def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder, reading: _Reading) -> None:
-    """Rewrite the rows; those of deep pictures refer to 8-bit copies. A picture outside the range is left out."""
+    """Rewrite the rows so that deep pictures refer to 8-bit copies. Pictures outside the range are rejected."""
 
     def scale(row_: PictureRow) -> tuple[PictureRow, Facts]:
         if row_.samples is None:
@@ -264,7 +266,7 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
                     reading.rejected.append(Rejected(Path(new.image), facts.fault))
                     continue
                 if new.samples is not None:
-                    reading.notes[f"of more than 8 bits, scaled from {new.low:g} to {new.high:g}"] += 1
+                    reading.notes[f"of more than 8 bits, scaled from the range {new.low:g} to {new.high:g}"] += 1
                     reading.greys |= greys_from(facts.greys) & new.is_normal_training
                 kept.append(new)
             writer.write_table(table_of(PictureRow, kept))
@@ -272,7 +274,7 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
 
 
 def _below(file: Path, source: DatasetFolder) -> Path:
-    """Return a picture's path relative to the dataset's folder, or to that of files written from it."""
+    """Return a picture's path relative to the dataset's folder, or to the folder of files written from it."""
     for folder in (source.written / COPIES, source.written):
         if not is_remote(file) and file.is_relative_to(folder):
             return file.relative_to(folder)
@@ -300,13 +302,13 @@ def _read_all(source: DatasetFolder, items: Iterable[Item], licence: str, rows: 
             reading.keep(kept)
             writer.write_table(table_of(PictureRow, kept))
             bar.update(len(portion))
-            stopping.check(f"ingest {source.name}, {reading.kept} pictures read")  # and they are known to the next run
+            stopping.check(f"ingest {source.name}, {reading.kept} pictures read")  # after the facts are cached for the next run
     bar.close()
     return reading
 
 
 def _judged(items: Iterable[Item], source: DatasetFolder, known: Known, look: Look) -> Iterator[list[tuple[Item, Facts]]]:
-    """Yield the items portion by portion, each with its facts. Files that have not changed are not read."""
+    """Yield the items portion by portion, each with its facts. Unchanged files are not read."""
     begun: deque[Callable[[], list[tuple[Item, Facts]]]] = deque()
     remaining = iter(items)
     while portion := list(islice(remaining, PORTION)):
@@ -318,7 +320,7 @@ def _judged(items: Iterable[Item], source: DatasetFolder, known: Known, look: Lo
 
 
 def _begin(portion: Sequence[Item], source: DatasetFolder, known: Known, look: Look) -> Callable[[], list[tuple[Item, Facts]]]:
-    """Begin to look at a portion. Return a function that waits for the facts, and has them remembered."""
+    """Begin to read a portion. Return a function that waits for the facts, and caches them."""
     facts: dict[int, Facts] = {}
     unknown: list[tuple[int, ListedPicture, str | None]] = []
     for number, item in enumerate(portion):
@@ -341,7 +343,7 @@ def _begin(portion: Sequence[Item], source: DatasetFolder, known: Known, look: L
 
 
 def _conflicts(rows: Path, suspects: set[int]) -> dict[tuple[str, str], Rejected]:
-    """Find the pictures that occur twice, byte for byte, once normal and once anomalous; by path and category."""
+    """Find pictures that occur twice, byte for byte, once normal and once anomalous. Return them by path and category."""
     if not suspects:
         return {}
     suspicious = [
@@ -355,7 +357,7 @@ def _conflicts(rows: Path, suspects: set[int]) -> dict[tuple[str, str], Rejected
     for row_ in suspicious:
         other = next((one.image for one in suspicious if one.sha256 == row_.sha256 and one.label != row_.label), None)
         if other is not None:
-            reason = f"labelled {names[row_.label]}, and {other}, the same picture byte for byte, {names[1 - row_.label]}: a conflict"
+            reason = f"conflict: labelled {names[row_.label]}, but {other} has the same bytes and is labelled {names[1 - row_.label]}"
             conflicts[row_.image, row_.category] = Rejected(Path(row_.image), reason)
     return conflicts
 

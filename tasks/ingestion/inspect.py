@@ -1,4 +1,4 @@
-"""Inspect a dataset: counts, sizes, mask coverage, files left out, and a contact sheet."""
+"""Inspect a dataset: counts, sizes, mask coverage, rejected files, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from changepair.tasks.ingestion.manifest import MADE_BY, PictureRow
 from changepair.tasks.ingestion.readers.trees import Taken, usual_names
 from changepair.tasks.ingestion.settings import FolderSettings
 
-A_LINE = 8  # pictures
+A_LINE = 8  # pictures a row of the sheet
 MOST_LINES = 40
 QUANTILES = (0.0, 0.5, 1.0)
 
 
 class LeftOut(NamedTuple):
-    """A file that was left out, relative to the dataset's folder, and the reason."""
+    """A rejected file, relative to the dataset's folder, and the reason."""
 
     file: str
     reason: str
@@ -38,14 +38,14 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """The contents of a dataset that was read."""
+    """Contents of a dataset that was read."""
 
     counts: dict[tuple[str, str, str], int]  # pictures by category, split and defect, in the layout's order
-    sizes: dict[str, tuple[int, int, int]]  # least, median and greatest width and height, pixels
-    covered: dict[tuple[str, str], tuple[float, float, float]]  # the same of the share that a mask covers, by category and defect
-    rejected: dict[str, list[LeftOut]]  # files left out, by reason without names and numbers, the most frequent first
+    sizes: dict[str, tuple[int, int, int]]  # smallest, median and largest width and height, in pixels
+    covered: dict[tuple[str, str], tuple[float, float, float]]  # the same for the share that a mask covers, by category and defect
+    rejected: dict[str, list[LeftOut]]  # rejected files by reason without names and numbers, the most frequent reason first
     notes: dict[str, int]  # number of pictures by conversion
-    taken: dict[str, str]  # folders, relative to the dataset's, that were read as `normal` or `abnormal`
+    taken: dict[str, str]  # folders, relative to the dataset's folder, that were read as `normal` or `abnormal`
     greys: int  # number of grey levels, of 256, that occur in the normal training pictures
 
 
@@ -68,7 +68,7 @@ def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) 
         if str(listed) not in str(error):
             raise
         reasons = "; ".join(f"{len(files)} x {files[0].reason} ({files[0].file})" for files in _left_out(listed).values())
-        raise BadInput(f"{str(error).partition(f'; {listed}')[0]}; left out: {reasons}") from error
+        raise BadInput(f"{str(error).partition(f'; {listed}')[0]}; rejected: {reasons}") from error
     rows = read_rows(places.manifests / f"{dataset}.parquet", PictureRow, MADE_BY)
     with written_beside(sheet) as partial:
         sheet_of(rows).save(partial, "PNG")
@@ -87,7 +87,7 @@ def inspect(dataset: str, settings: FolderSettings, *, work: Path, sheet: Path) 
 
 
 def _left_out(listed: Path) -> dict[str, list[LeftOut]]:
-    """Read the list of rejected files. Group them by reason, the most frequent first."""
+    """Read the list of rejected files, grouped by reason, the most frequent first."""
     reasons: dict[str, list[LeftOut]] = defaultdict(list)
     for _line, rejected in csv_rows(listed):
         reasons[in_general(rejected["reason"])].append(LeftOut(rejected["file"], rejected["reason"]))
@@ -95,7 +95,7 @@ def _left_out(listed: Path) -> dict[str, list[LeftOut]]:
 
 
 def _taken(settings: FolderSettings) -> dict[str, str]:
-    """Map folders to `normal` or `abnormal`, as they were read. {} for other layouts."""
+    """Map folders to `normal` or `abnormal`, as they were read. Return {} for other layouts."""
     folder = place_of(settings.path)
     taken = Taken(settings.normal, settings.abnormal)
     if settings.layout == "folder" and not any(taken) and not any((at / "train" / GOOD).is_dir() for at in (folder, *folders(folder))):
@@ -104,7 +104,7 @@ def _taken(settings: FolderSettings) -> dict[str, str]:
 
 
 def sheet_of(rows: Sequence[PictureRow]) -> Image.Image:
-    """Draw a line for each category, split and defect: its first pictures with their masks outlined."""
+    """Draw a row for each category, split and defect: its first pictures with their masks outlined."""
     groups: dict[tuple[str, str, str], list[PictureRow]] = defaultdict(list)
     for row in rows:
         groups[row.category, row.split, row.defect].append(row)

@@ -1,4 +1,4 @@
-"""Define the manifest, one row a picture. Ingestion writes it and every later stage reads it."""
+"""Define the manifest, with one row a picture. Ingestion writes it, and every later stage reads it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MADE_BY = "ingest"
 
 @dataclass(frozen=True)
 class PictureRow:
-    image: str  # path of what is read: the dataset's own file, or a copy of it
-    sha256: str  # of the bytes of the dataset's own file
-    phash: str  # of what it shows, 64 bits as hex: near duplicates differ in few
+    image: str  # path of the file to read: the dataset's file, or a copy of it
+    sha256: str  # of the bytes of the dataset's file
+    phash: str  # of the picture's content, 64 bits as hex; near duplicates differ in few bits
     height: Int32  # pixels
     width: Int32  # pixels
     dataset: str
@@ -24,21 +24,21 @@ class PictureRow:
     split: str  # train or test
     label: Int8  # 0 normal, 1 anomalous
     defect: str  # "good" for a normal picture
-    mask: str | None  # path, of the picture's size; None where there is none
-    mask_sha256: str | None  # of the bytes of its mask, or of all of its masks where it has several
+    mask: str | None  # path of a mask of the picture's size; None if there is none
+    mask_sha256: str | None  # of the bytes of the mask; of several masks, of their joined hashes
     licence: str
-    samples: str | None = None  # of a picture of more than 8 bits, of which `image` is a copy in 8: integer or float
-    low: float | None = None  # the sample that is black in the copy ...
-    high: float | None = None  # ... and the one that is white
+    samples: str | None = None  # integer or float, for a picture of more than 8 bits; `image` is then its 8-bit copy
+    low: float | None = None  # the sample that is black in the copy
+    high: float | None = None  # the sample that is white in the copy
 
     @property
     def is_normal_training(self) -> bool:
-        """Whether it may be trained on as normal, and prompt."""
+        """Whether it may serve as a prompt and be trained on as normal."""
         return self.split == "train" and self.label == NORMAL
 
 
 def intensities_of(rows: Iterable[PictureRow]) -> dict[str, Intensity]:
-    """Return the ranges that pictures of more than 8 bits were scaled by, of each dataset that has any."""
+    """Return the ranges that pictures of more than 8 bits were scaled by, for each dataset that has such pictures."""
     ranges: dict[str, dict[str, Range]] = {}
     for row in rows:
         if row.samples is not None and row.low is not None and row.high is not None:

@@ -1,4 +1,4 @@
-"""Register the datasets that come inside installed packages. Each is written in the layout `folder`, the same bytes every time."""
+"""Register the datasets inside installed packages. Each is written in the layout `folder`, with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from changepair.tasks.ingestion import development, texture_defects
 from changepair.tasks.ingestion.listing import ListedPicture
 from changepair.tasks.ingestion.readers.labelled import elpv_cells
 
-# Left out: motorcycle_right, which shows what motorcycle_left shows; brick and gravel, which texture-defects tests on.
+# Left out: motorcycle_right, which shows the same as motorcycle_left; brick and gravel, which texture-defects tests on.
 SCIKIT_IMAGE = ("astronaut", "cat", "coffee", "grass", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 SCIKIT_LEARN = ("china.jpg", "flower.jpg")
-# Of mvtb-data. Left out: drawings, paintings, portraits and test pictures that others hold rights in, boards of markers, and the second
-# picture of a pair that differs in light or by a step aside. Those from the air overlap.
+# Pictures of mvtb-data. Left out: drawings, paintings, portraits and test pictures whose rights others hold, boards of markers, and the
+# second of two pictures that differ in light or by a step aside. The aerial pictures overlap.
 SINGLE = (
     *("butterfly.jpg", "building2-3.png", "castle.png", "church.png", "eiffel-1.png", "eiffel-2.png", "greenscreen.png", "lab-scene.png"),
     *("parks.png", "road.png", "rocks2-l.png", "roof.png", "street.png", "tomato_124.png", "tomato_14.png", "tomato_35.png"),
     *("tomato_54.png", "walls-l.png", "yellowtargets.png", *(f"flowers{number}.png" for number in range(1, 10))),
 )
 WHOLE = ("campus", "campus/holdout", "mosaic")
-TURNS = ("001", "005", "009")  # of seq: a model house on a turntable
+TURNS = ("001", "005", "009")  # of seq, a model house on a turntable
 LONGEST_SIDE = 1024  # pixels
-NORMAL_DIGIT, OTHERS = 0, 5  # the normal class of digits, and the pictures of each other class
+NORMAL_DIGIT, OTHERS = 0, 5  # the normal class of digits, and the number of pictures of each other class
 LARGEST_GREY = 16  # the digits count ink in 4x4 blocks of a 32x32 bitmap
 
 
@@ -42,8 +42,8 @@ class Packaged:
 
 
 def _sample_photos(folder: Path) -> None:
-    """Write the colour photographs inside scikit-image and scikit-learn, and scikit-image's texture `grass`, to make pairs from."""
-    from sklearn.datasets import load_sample_image  # costs a second, which reading other datasets need not spend
+    """Write the colour photographs inside scikit-image and scikit-learn, and scikit-image's texture `grass`, as sources of pairs."""
+    from sklearn.datasets import load_sample_image  # here, because it costs a second that other datasets do not need
 
     for name in SCIKIT_IMAGE:
         _save(getattr(skimage.data, name)(), folder / "train" / "good" / f"{name}.png")
@@ -54,12 +54,16 @@ def _sample_photos(folder: Path) -> None:
 
 
 def _vision_toolbox(folder: Path) -> None:
-    """Write photographs of the Machine Vision Toolbox for Python, without transparency, to make pairs from (Corke, "Robotics, Vision and
-    Control", Springer 2023): buildings, flowers, towns from the air, stone and tile. Raises BadInput if mvtb-data is not installed."""
+    """Write photographs of the Machine Vision Toolbox for Python as sources of pairs: buildings, flowers, towns from the air, stone and
+    tile.
+
+    Transparent pictures are composited over white (Corke, "Robotics, Vision and Control", Springer 2023). Raises BadInput if mvtb-data is
+    not installed.
+    """
     try:
         package = resources.files("mvtbdata")
     except ModuleNotFoundError as error:
-        raise BadInput("vision-toolbox: the package mvtb-data is not installed; pip install 'changepair[samples]'") from error
+        raise BadInput("vision-toolbox: the package mvtb-data is not installed; run pip install 'changepair[samples]'") from error
     with resources.as_file(package / "images") as images:
         files = {Path(name).stem: images / name for name in SINGLE}
         files |= {file.stem: file for part in WHOLE for file in (images / part).glob("*.png")}
@@ -71,9 +75,12 @@ def _vision_toolbox(folder: Path) -> None:
 
 
 def _digits(folder: Path) -> None:
-    """Write handwritten digits, 8x8, grey, of scikit-learn: the UCI test set (Alpaydin and Kaynak, 1998). Zeros are normal, every second
-    one for training. Of each other digit the first OTHERS are anomalous, a third of the test pictures."""
-    from sklearn.datasets import load_digits  # costs a second, which reading other datasets need not spend
+    """Write scikit-learn's handwritten digits, 8x8 grey, the UCI test set (Alpaydin and Kaynak, 1998).
+
+    Zeros are normal, and every second one is for training. Of each other digit, the first OTHERS are anomalous, a third of the test
+    pictures.
+    """
+    from sklearn.datasets import load_digits  # here, because it costs a second that other datasets do not need
 
     digits = load_digits()
     pictures = np.rint(digits.images * (255.0 / LARGEST_GREY)).astype(np.uint8)
@@ -86,12 +93,15 @@ def _digits(folder: Path) -> None:
 
 
 def _elpv(folder: Path) -> None:
-    """Copy 2,624 electroluminescence pictures of solar cells, 300x300, grey, split as by the layout elpv (Buerhop-Lux et al., "A Benchmark
-    for Visual Identification of Defective Solar Cells", EU PVSEC 2018). Raises BadInput if elpv-dataset is not installed."""
+    """Copy 2,624 electroluminescence pictures of solar cells, 300x300 grey, split as by the layout `elpv`.
+
+    See Buerhop-Lux et al., "A Benchmark for Visual Identification of Defective Solar Cells", EU PVSEC 2018. Raises BadInput if elpv-dataset
+    is not installed.
+    """
     try:
         package = resources.files("elpv_dataset")
     except ModuleNotFoundError as error:
-        raise BadInput("elpv: the package elpv-dataset is not installed; pip install 'changepair[samples]'") from error
+        raise BadInput("elpv: the package elpv-dataset is not installed; run pip install 'changepair[samples]'") from error
     with resources.as_file(package / "data") as data:
         for item in elpv_cells(data / "labels.csv", "elpv"):
             if isinstance(item, ListedPicture):
@@ -109,11 +119,11 @@ PACKAGED: dict[str, Packaged] = {
     "sample-photos": Packaged(
         _sample_photos, "CC0, public domain or CC BY 2.0 (china, flower); see the data pages of scikit-image and scikit-learn"
     ),
-    # An extra because of its size, 130 MB. The classifier says nothing of single pictures.
+    # In an extra because of its size, 130 MB. The classifier states no licence of single pictures.
     "vision-toolbox": Packaged(_vision_toolbox, "MIT (classifier of the package mvtb-data)"),
     "texture-defects": Packaged(texture_defects.write, texture_defects.LICENCE),
     "development-textures": Packaged(development.write_textures, "CC0 (made here)"),
     "development-letters": Packaged(development.write_letters, "CC0 (made here, with Pillow's own font)"),
     "digits": Packaged(_digits, "CC BY 4.0"),
-    "elpv": Packaged(_elpv, "CC BY-NC-SA 4.0"),  # an extra because of its licence
+    "elpv": Packaged(_elpv, "CC BY-NC-SA 4.0"),  # in an extra because of its licence
 }

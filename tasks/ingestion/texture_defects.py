@@ -1,7 +1,7 @@
-"""Make pictures with exact pixel masks: four textures, each with three kinds of defect.
+"""Draw pictures with exact pixel masks: four textures, each with three kinds of defect.
 
 Neither the textures (scikit-image's `brick` and `gravel`, a weave and a brushed metal) nor the kinds of defect occur in training pairs.
-Training pictures are of the left half of a photographed texture, test pictures of the right half.
+Training pictures show the left half of a photographed texture, test pictures the right half.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SEED = 0
 TRAIN_GOOD = 12  # pictures a category
 TEST_GOOD = 8
 TEST_DEFECTIVE = 6  # a category and defect
-VISIBLE = 8.0  # grey levels a pixel must change by to count as defective
-SMALLEST = 60  # pixels a defect must cover
+VISIBLE = 8.0  # grey levels that a pixel must change by to count as defective
+SMALLEST = 60  # pixels that a defect must cover
 THREAD_PITCH = 12  # pixels
 
 Grey = NDArray[np.float64]  # HxW, 0..255
@@ -46,7 +46,7 @@ def write(folder: Path) -> None:
 
 
 def write_categories(folder: Path, categories: Mapping[str, Category]) -> None:
-    """Write categories, each from its name alone: the same bytes whatever else there is."""
+    """Write categories, each from its name alone. Its bytes do not depend on the other categories."""
     for name, category in categories.items():
         for split, count in (("train", TRAIN_GOOD), ("test", TEST_GOOD)):
             for index in range(count):
@@ -60,12 +60,12 @@ def write_categories(folder: Path, categories: Mapping[str, Category]) -> None:
 
 
 def defective(category: Category, defect: str, rng: np.random.Generator) -> tuple[Grey, Mask]:
-    """Make a test picture with one defect, and the mask of the pixels that it changed by at least VISIBLE grey levels."""
+    """Draw a test picture with one defect. Return it with the mask of the pixels that changed by at least VISIBLE grey levels."""
     normal = category.texture(rng, "test")
-    while True:  # a stain may land on grey of its own level, a washer outside; such a draw shows nothing
+    while True:  # a stain may land on grey of the same level, or a washer outside; such a draw shows nothing
         changed = np.clip(category.defects[defect](normal, rng), 0, 255)
         visible = np.abs(np.rint(changed) - np.rint(normal)) >= VISIBLE
-        mask = visible | ndimage.binary_closing(visible, iterations=2)  # closing alone would eat what touches the border
+        mask = visible | ndimage.binary_closing(visible, iterations=2)  # closing alone would remove pixels at the border
         if mask.sum() >= SMALLEST:
             return changed, mask
 
@@ -87,7 +87,7 @@ def _photographed(load: Callable[[], np.ndarray]) -> Texture:
 
 
 def _weave(rng: np.random.Generator, split: str) -> Grey:
-    """Make a plain weave: at each crossing the warp or the weft is on top, in a chequer."""
+    """Draw a plain weave: at each crossing the warp or the weft is on top, in a chequer pattern."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] + rng.uniform(0, THREAD_PITCH, size=2)[:, None, None]
     y, x = y + noise(rng, 20) * 0.6, x + noise(rng, 20) * 0.6
     warp, weft = np.abs(np.sin(np.pi * x / THREAD_PITCH)), np.abs(np.sin(np.pi * y / THREAD_PITCH))
@@ -101,13 +101,13 @@ def _brushed_metal(rng: np.random.Generator, split: str) -> Grey:
 
 
 def noise(rng: np.random.Generator, scale: float) -> Grey:
-    """Make smooth noise of unit deviation whose features are about `scale` pixels large."""
+    """Draw smooth noise of unit deviation whose features are about `scale` pixels large."""
     smooth = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, mode="wrap")
     return smooth / smooth.std()
 
 
 def lit(picture: Grey, rng: np.random.Generator) -> Grey:
-    """Show the surface in slightly different light."""
+    """Vary contrast and brightness slightly, as in different light."""
     return np.clip((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-10, 10), 0, 255)
 
 
@@ -169,7 +169,8 @@ def place(rng: np.random.Generator, radius: float) -> tuple[Grey, Grey, float]:
 
 
 def blob(rng: np.random.Generator, radius: float, *, ragged: float, soft: float) -> Grey:
-    """Draw the opacity 0..1 of a roundish shape. ragged: roughness of its rim, a share of the radius; soft: its edge in pixels."""
+    """Draw the opacity, 0 to 1, of a roundish shape. `ragged` is the roughness of its rim, as a share of the radius. `soft` is its edge in
+    pixels."""
     y, x, radius = place(rng, radius)
     rim = radius * (1 + ragged * noise(rng, 5) * 0.5)
     return ndimage.gaussian_filter((np.hypot(y, x) < rim).astype(np.float64), soft)

@@ -1,4 +1,4 @@
-"""Unpack a tar or zip. If anything in it would leave the folder, nothing is unpacked."""
+"""Unpack a tar or zip. If any member would leave the folder, nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from changepair.tasks.common.files import NO_ROOM, made_anew
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpack .tar (also .gz, .bz2, .xz) or .zip into a new folder. Return the number of files. Raises BadInput, and leaves nothing, if the
-    archive is damaged, the folder exists, a member or a link would leave it, or the disk has no room."""
+    """Unpack .tar (also .gz, .bz2, .xz) or .zip into a new folder. Return the number of files.
+
+    Raises BadInput, and leaves nothing, if the archive is damaged, the folder exists, a member or a link would leave it, or the disk is
+    full.
+    """
     if not archive.is_file():
         raise BadInput(f"{archive}: no such file")
     if folder.exists():
-        raise BadInput(f"{folder}: is there already; name a new folder")
+        raise BadInput(f"{folder}: already exists; name a new folder")
     with made_anew(folder) as partial:
         try:
             if zipfile.is_zipfile(archive):
@@ -28,7 +31,7 @@ def unpack(archive: Path, folder: Path) -> int:
             elif tarfile.is_tarfile(archive):
                 _untar(archive, partial)
             else:
-                raise BadInput(f"{archive}: neither a tar nor a zip")
+                raise BadInput(f"{archive}: neither a tar nor a zip file")
         except BadInput:
             raise
         except tarfile.FilterError as error:
@@ -36,16 +39,19 @@ def unpack(archive: Path, folder: Path) -> int:
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
-            why = f"cannot be unpacked ({in_short(error)}); it is damaged, or its names contradict one another or are too long"
+            why = f"cannot be unpacked ({in_short(error)}); it is damaged, or its names conflict or are too long"
             raise BadInput(f"{archive}: {why}") from error
         except Exception as error:  # a decoder may raise anything on hostile bytes
-            raise BadInput(f"{archive}: damaged, cut off or encrypted ({in_short(error)}); get it again") from error
+            raise BadInput(f"{archive}: damaged, truncated or encrypted ({in_short(error)}); download it again") from error
         return sum(1 for file in partial.rglob("*") if file.is_file())
 
 
 class _Member(tarfile.TarInfo):
-    """A member that is read strictly. The library treats what is not a header, or the file's end, as the archive's end, so it would unpack
-    a truncated archive as a whole one."""
+    """A member that is read strictly.
+
+    The library treats the end of the file, or anything other than a header, as the archive's end. So it would unpack a truncated archive as
+    a complete one.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -53,13 +59,15 @@ class _Member(tarfile.TarInfo):
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # a block of zeros ends an archive that is whole
+                raise  # a block of zeros ends a complete archive
             raise tarfile.ReadError(f"no end of the archive: {error}") from error
 
 
 def _untar(archive: Path, folder: Path) -> None:
-    """Unpack files before links, so that no file is written through a link; then check on disk where each link leads. The library's filter
-    does not resolve paths that are too long (CVE-2025-4517)."""
+    """Unpack files before links, so that no file is written through a link. Then check on disk where each link leads.
+
+    The library's filter does not resolve paths that are too long (CVE-2025-4517).
+    """
     with tarfile.open(archive, tarinfo=_Member) as tar:
         members = [tarfile.data_filter(member, str(folder)) for member in tar]  # PEP 706: no devices, no special permissions
         _refuse_too_big(sum(member.size for member in members), folder, archive)
@@ -90,10 +98,10 @@ def _make_link(archive: Path, folder: Path, link: tarfile.TarInfo) -> None:
 
 
 def _stays_inside(place: Path, folder: Path) -> bool:
-    """Return whether a path exists and is within the folder, links followed."""
+    """Return whether a path exists and is within the folder, after following links."""
     try:
         return place.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
-    except (OSError, RuntimeError):  # leads nowhere, in a circle, or is too long to follow
+    except (OSError, RuntimeError):  # a broken or circular link, or a path that is too long to follow
         return False
 
 
@@ -104,7 +112,7 @@ def _refuse_outside(archive: Path, name: str) -> None:
 
 
 def _leaves(archive: Path, name: str) -> BadInput:
-    return BadInput(f"{archive}: {in_short(repr(name))} would leave the folder or is no file; nothing was unpacked")
+    return BadInput(f"{archive}: {in_short(repr(name))} would leave the folder or is not a regular file; nothing was unpacked")
 
 
 def _unzip(archive: Path, folder: Path) -> None:
@@ -120,4 +128,4 @@ def _unzip(archive: Path, folder: Path) -> None:
 def _refuse_too_big(size: int, folder: Path, archive: Path) -> None:
     room = shutil.disk_usage(folder).free
     if size > room:
-        raise BadInput(f"{archive}: unpacks to {size / 2**30:.1f} GiB, and {os.fspath(folder.parent)} has room for {room / 2**30:.1f}")
+        raise BadInput(f"{archive}: unpacks to {size / 2**30:.1f} GiB, but {os.fspath(folder.parent)} has {room / 2**30:.1f} GiB free")

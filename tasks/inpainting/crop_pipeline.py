@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from changepair.tasks.inpainting.residual import CHANNELS_IN, CHANNELS_OUT, PACKED, Hole, pyramid_fill, unpack
 
 STEPS = 4
-TEMPERATURE = 0.4  # of the noise that denoising starts from; 1 paints more grain than there is, 0 none
+TEMPERATURE = 0.4  # scale of the noise that denoising starts from; 1 paints too much grain, 0 none
 TRAINED_STEPS = 1000
 LONGEST_PERIOD = 10000  # of the sines of time
-CONTEXT = 1.4  # side of the crop around a region, in its longer sides
+CONTEXT = 1.4  # side of the crop around a region, relative to the region's longer side
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of an image: first row, first column and side, in pixels. It may reach over the image's edge."""
+    """A square of an image: first row, first column and side in pixels. It may extend beyond the image."""
 
     top: int
     left: int
@@ -31,7 +31,8 @@ class Crop:
 
     @classmethod
     def around(cls, mask: Tensor, smallest: int) -> Crop:
-        """Place the crop around what a HxW mask marks, with context, at least `smallest` pixels a side, else not larger than the image."""
+        """Place the crop around the marked pixels of a mask (H, W), with context. It has at least `smallest` pixels a side, else fits the
+        image."""
         rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
         if not len(rows):
             return cls(0, 0, smallest)
@@ -42,7 +43,7 @@ class Crop:
         return cls(top, left, side)
 
     def cut(self, image: Tensor, mode: str) -> Tensor:
-        """Cut the square of a CxHxW image. mode: how it is padded beyond the edge, as in torch.nn.functional.pad."""
+        """Cut the square out of an image (C, H, W). `mode` sets the padding beyond the edge, as in torch.nn.functional.pad."""
         height, width = image.shape[-2:]
         over = (max(-self.left, 0), max(self.left + self.side - width, 0), max(-self.top, 0), max(self.top + self.side - height, 0))
         padded = F.pad(image[None], over, mode=mode)[0]
@@ -50,27 +51,27 @@ class Crop:
         return padded[:, top : top + self.side, left : left + self.side]
 
     def put_back(self, image: Tensor, crop: Tensor) -> None:
-        """Write a CxSxS crop back to its place in an image, without what is over the edge."""
+        """Write a crop (C, S, S) back to its place in an image, without the part beyond the edge."""
         height, width = image.shape[-2:]
         top, left, bottom, right = max(self.top, 0), max(self.left, 0), min(self.top + self.side, height), min(self.left + self.side, width)
         image[:, top:bottom, left:right] = crop[:, top - self.top : bottom - self.top, left - self.left : right - self.left]
 
 
 def sized(image: Tensor, side: int, mode: str) -> Tensor:
-    """Resize a CxHxW image to `side` pixels a side."""
+    """Resize an image (C, H, W) to `side` pixels a side."""
     return image if image.shape[-2:] == (side, side) else F.interpolate(image[None], (side, side), mode=mode, antialias=True)[0]
 
 
 def _placed(first: int, last: int, side: int, length: int) -> int:
-    """Return the begin of a square with first..last in its middle, moved into 0..length as far as it fits."""
+    """Return the start of a square that is centred on first..last, and shifted into 0..length if it fits."""
     return (length - side) // 2 if side >= length else min(max((first + last - side) // 2, 0), length - side)
 
 
-_Pipeline: Any = DiffusionPipeline  # diffusers tells type checkers nothing of its classes
+_Pipeline: Any = DiffusionPipeline  # diffusers has no types for its classes
 
 
 class CropInpaintPipeline(_Pipeline):
-    """A pipeline that is saved and loaded as any of diffusers: `CropInpaintPipeline.from_pretrained(folder)`."""
+    """A pipeline that is saved and loaded like any of diffusers: `CropInpaintPipeline.from_pretrained(folder)`."""
 
     unet: Any  # UNet2DModel
     scheduler: Any  # DDIMScheduler
@@ -95,14 +96,18 @@ class CropInpaintPipeline(_Pipeline):
         num_inference_steps: int = STEPS,
         temperature: float = TEMPERATURE,
     ) -> ImagePipelineOutput:
-        """Paint. image: Bx3xHxW in [0, 1]; mask_image: Bx1xHxW, 1 where to paint; generator: one an image, on the CPU. Return .images,
-        Bx3xHxW in [0, 1], equal to `image` outside the mask."""
+        """Paint the masked regions. Return `.images`, (B, 3, H, W) in [0, 1], equal to `image` outside the mask.
+
+        `image` is (B, 3, H, W) in [0, 1]. `mask_image` is (B, 1, H, W), 1 where to paint. `generator` holds one generator an image, on the
+        CPU.
+        """
         size = int(self.unet.config.sample_size) * PACKED
         holes = mask_image > 0.5
         crops = [Crop.around(hole[0], size) for hole in holes]
         pictures = [crop.cut(one, "replicate") for crop, one in zip(crops, image, strict=True)]
         masks = [crop.cut(hole.float(), "constant") for crop, hole in zip(crops, holes, strict=True)]
-        # A small pixel that a pixel of the hole fell into shows some of what is to go, so it is part of the hole; the kernels are one.
+        # A reduced pixel that overlaps the hole shows part of what must go, so it belongs to the hole. Both are reduced with the same
+        # kernel.
         small = torch.stack([sized(picture, size, "bilinear") for picture in pictures]) * 2 - 1
         hole = Hole.of(small.to(self.device), torch.stack([(sized(mask, size, "bilinear") > 0).float() for mask in masks]).to(self.device))
         noise = torch.stack([torch.randn((3, size, size), generator=one, dtype=torch.float64) for one in generator]).to(self.device)
@@ -113,7 +118,7 @@ class CropInpaintPipeline(_Pipeline):
         return ImagePipelineOutput(images=painted_images)
 
     def denoised(self, hole: Hole, noise: Tensor, steps: int) -> Tensor:
-        """Denoise Bx3xSxS to a residual (DDIM, Song et al., ICLR 2021, eq. 12 without added noise)."""
+        """Denoise (B, 3, S, S) to a residual (DDIM, Song et al., ICLR 2021, eq. 12 without added noise)."""
         self.scheduler.set_timesteps(steps)
         for step in self.scheduler.timesteps:
             noise = self.scheduler.step(unpack(self.unet(hole.seen(noise), step).sample), step, noise).prev_sample
@@ -121,7 +126,7 @@ class CropInpaintPipeline(_Pipeline):
 
 
 class Times(nn.Module):
-    """The sines and cosines of time that diffusers' Timesteps gives, in double precision: in single, kernels differ in the last bit."""
+    """Sines and cosines of time as in diffusers' Timesteps, but in double precision. In single, the kernels differ in the last bit."""
 
     def __init__(self, single: Any) -> None:
         super().__init__()
@@ -137,8 +142,10 @@ class Times(nn.Module):
 
 
 def carried_up(small: Tensor, picture: Tensor, mask: Tensor) -> Tensor:
-    """Enlarge a small painted picture 3xsxs to its crop 3xSxS; outside the mask 1xSxS return the crop. The error of reducing and enlarging
-    is known around the hole, and carried into it, so that the rim fits."""
+    """Enlarge a small painted picture (3, s, s) to its crop (3, S, S). Outside the mask (1, S, S), return the crop.
+
+    The error of reducing and enlarging is known around the hole. It is extended into the hole, so that the rim fits.
+    """
     large = sized(small, picture.shape[-1], "bicubic")
     missed = pyramid_fill((picture - large)[None], mask[None])[0]
     return torch.where(mask > 0.5, (large + missed).clamp(0, 1), picture)

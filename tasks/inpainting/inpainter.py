@@ -1,4 +1,4 @@
-"""Give all inpainting models one interface: images, masks, texts and seeds in, images out."""
+"""Give all inpainting models one interface, from images, masks, texts and seeds to images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ PIPELINE_NAME = "pipeline"
 
 class Inpainter(Protocol):
     def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Paint the masked regions. Return Bx3xHxW in [0, 1], on the CPU; the caller ignores what is outside the masks.
+        """Paint the masked regions. Return (B, 3, H, W) in [0, 1], on the CPU. The caller ignores pixels outside the masks.
 
-        images: Bx3xHxW in [0, 1]; masks: Bx1xHxW, 1 where to paint; texts: what to paint, for models that read; seeds: one an image, so
-        that only the low bits depend on the others of its batch.
+        `images` is (B, 3, H, W) in [0, 1], and `masks` is (B, 1, H, W), 1 where to paint. `texts` are prompts for text-prompted models.
+        `seeds` holds one seed an image, so that only the low bits depend on the others of its batch.
         """
 
 
 def write_choice(folder: Path, settings: InpainterSettings) -> None:
-    """Write folder/inpainter.json, which names the model. `own` and `packaged` have their pipeline next to it. A local folder is recorded
-    with the hash of its content, so that pairs depend on the weights."""
+    """Write folder/inpainter.json, which names the model. `own` and `packaged` have their pipeline next to it.
+
+    A local folder is recorded with the hash of its content, so that pairs depend on the weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     choice: dict[str, Any] = {"model": settings.model, "revision": settings.revision}
     content = content_of(settings.model) if settings.model not in (OWN, PACKAGED, NONE) else None
@@ -46,17 +48,17 @@ def write_choice(folder: Path, settings: InpainterSettings) -> None:
 
 @lru_cache(maxsize=2)
 def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
-    """Load the model that the inpainter stage left in `folder`, once a process. Raises BadInput if it is missing or cannot be loaded."""
+    """Load the model that the inpainter stage wrote to `folder`, once a process. Raises BadInput if it is missing or cannot be loaded."""
     file = folder / CHOICE_NAME
     if not file.is_file():
-        raise BadInput(f"{file}: not there; the inpainter stage writes it, so run `dvc repro` first")
+        raise BadInput(f"{file}: no such file; the inpainter stage writes it, so run `dvc repro` first")
     from diffusers.utils.logging import disable_progress_bar
 
     choice = json.loads(file.read_text(encoding="utf-8"))
     if choice["model"] == NONE:
-        raise BadInput(f"{file}: names no inpainting model, and synthesis.kinds needs one; set inpainter.model in pipelines.yaml")
+        raise BadInput(f"{file}: names no inpainting model, but synthesis.kinds needs one; set inpainter.model in pipelines.yaml")
     device = best_device()
-    disable_progress_bar()  # of loading, once a process
+    disable_progress_bar()  # loading would show one in every process
     if choice["model"] in (OWN, PACKAGED):
         from changepair.tasks.inpainting.crop_pipeline import CropInpaintPipeline
 
@@ -69,7 +71,7 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
         pipeline = AutoPipelineForInpainting.from_pretrained(model, revision=choice["revision"], dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(
-            f"inpainter.model: {model!r} is no inpainting pipeline of diffusers that can be loaded from a folder or the hub: "
+            f"inpainter.model: {model!r} cannot be loaded as an inpainting pipeline of diffusers from a folder or the hub: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     return AnyDiffusion(pipeline.to(device), settings)
@@ -78,8 +80,9 @@ def load_inpainter(folder: Path, settings: RepaintingSettings) -> Inpainter:
 class Own:
     """The small model of tasks/inpainting/crop_pipeline.py. It ignores texts.
 
-    It paints in double precision, so that pairs are the same bytes on every machine: kernels for other instruction sets differ by 1e-6 of
-    the range in single precision, which rounds a value in a million to the next level, and by 1e-15 in double, which rounds none.
+    It paints in double precision, so that pairs have the same bytes on every machine. In single precision, kernels for other instruction
+    sets differ by 1e-6 of the range, which rounds one value in a million to another level. In double they differ by 1e-15, which rounds
+    none.
     """
 
     def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
@@ -93,11 +96,11 @@ class Own:
 
 
 class AnyDiffusion:
-    """Any inpainting pipeline of diffusers, at its own resolution."""
+    """Any inpainting pipeline of diffusers, at its own or the set resolution."""
 
     def __init__(self, pipeline: Any, settings: RepaintingSettings) -> None:
         self.pipeline, self.settings = pipeline, settings
-        self.lock = threading.Lock()  # a scheduler keeps the state of the pictures it is at
+        self.lock = threading.Lock()  # a scheduler holds the state of the pictures in progress
         pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -106,12 +109,12 @@ class AnyDiffusion:
         if self.settings.steps is not None:
             asked["num_inference_steps"] = self.settings.steps
         large = F.interpolate(images, size, mode="bilinear", antialias=True)
-        holes = (F.interpolate(masks, size, mode="bilinear", antialias=True) > 0).float()  # so that nothing of an object shows around them
+        holes = (F.interpolate(masks, size, mode="bilinear", antialias=True) > 0).float()  # so that no object shows around the holes
         with self.lock, one_thread():
             painted = self.pipeline(prompt=list(texts), image=large, mask_image=holes, generator=_generators(seeds), **asked)
         answer = F.interpolate(painted.images.float().cpu(), images.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
         refused = getattr(painted, "nsfw_content_detected", None)
-        if refused:  # blackened by a safety checker: given back as it was, so that it counts as no change
+        if refused:  # a safety checker blackens pictures; the original is returned, which counts as no change
             answer = torch.where(torch.tensor(refused)[:, None, None, None], images, answer)
         return answer
 
@@ -121,7 +124,7 @@ class AnyDiffusion:
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return generators on the CPU, because random numbers differ between kinds of GPUs."""
+    """Return generators on the CPU, because random numbers differ between types of GPU."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
@@ -131,7 +134,8 @@ _inside, _threads_before = 0, 1
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run an operation on the CPU in one thread: with more, the low bits of sums depend on the number of cores. Shards use the cores."""
+    """Run an operation on the CPU in one thread. With more, the low bits of sums depend on the number of cores. Shards use the other
+    cores."""
     global _inside, _threads_before
     with _lock:
         if _inside == 0:

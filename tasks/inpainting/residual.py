@@ -1,7 +1,7 @@
-"""Define what the small diffusion model predicts: the difference of the picture to a smooth fill of the hole.
+"""Define the target of the small diffusion model: the difference of the picture to a smooth fill of the hole.
 
-The fill carries the colours of the hole's rim inwards, so structure and grain are left to paint, without a seam. The difference is in units
-of the surroundings' grain: next to a clear sky the noise that denoising starts from is faint, and so is the result.
+The fill extends the colours of the hole's rim inwards without a seam, so the model only paints structure and grain. The difference is in
+units of the surroundings' grain. Next to a clear sky the initial noise of denoising is faint, and so is the result.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from torch import Tensor
 
 from changepair.tasks.common.pictures import Mask
 
-LEAST_GRAIN = 0.02  # of [-1, 1]: below it a surface is even
-UNIT = 3.0  # root mean squares of grain that one unit of the residual stands for, so that its spread is about 1
-MOST = 2.7  # units: farther departs only what nothing around could foretell
-SMOOTHINGS = 8  # of the fill, to take the marks of its pyramid away
-SMALLEST, LARGEST = 0.01, 0.5  # of a hole to train on, shares of the picture
-SECOND = 0.3  # how often there are two holes
-PACKED = 2  # pixels a side that one place of the network holds: four times faster, nothing lost
+LEAST_GRAIN = 0.02  # on the range [-1, 1]; a surface with less grain is smooth
+UNIT = 3.0  # root mean squares of grain in one unit of the residual, so that its spread is about 1
+MOST = 2.7  # units; larger residuals cannot be predicted from the surroundings
+SMOOTHINGS = 8  # of the fill, to remove artefacts of its pyramid
+SMALLEST, LARGEST = 0.01, 0.5  # smallest and largest hole to train on, as shares of the picture
+SECOND = 0.3  # share of the draws with two holes
+PACKED = 2  # side in pixels that one position of the network holds: four times faster, without loss
 
 
 @dataclass(frozen=True)
 class Hole:
-    """A picture with a hole, and what follows from its surroundings; in the hole the picture is never read. picture, fill: Bx3xHxW in [-1,
-    1]; mask: Bx1xHxW, 1 in the hole; grain: Bx1xHxW > 0."""
+    """A picture with a hole, and what is computed from its surroundings. The picture is never read inside the hole.
+
+    `picture` and `fill` are (B, 3, H, W) in [-1, 1]. `mask` is (B, 1, H, W), 1 in the hole. `grain` is (B, 1, H, W), above 0.
+    """
 
     picture: Tensor
     mask: Tensor
@@ -45,16 +47,16 @@ class Hole:
         return UNIT * self.grain
 
     def residual(self) -> Tensor:
-        """Return the target of the network, Bx3xHxW, at most MOST away from 0."""
+        """Return the network's target (B, 3, H, W), between -MOST and MOST."""
         return ((self.picture - self.fill) / self.unit).clamp(-MOST, MOST)
 
     def filled(self, residual: Tensor) -> Tensor:
-        """Fill the hole by a residual; Bx3xHxW in [-1, 1]."""
+        """Fill the hole from a residual. Return (B, 3, H, W) in [-1, 1]."""
         inside = (self.fill + residual * self.unit).clamp(-1, 1)
         return torch.where(self.mask > 0, inside, self.picture)
 
     def seen(self, noisy: Tensor) -> Tensor:
-        """Return the network's input for a noisy residual: Bx32xH/2xW/2."""
+        """Return the network's input for a noisy residual, (B, 32, H/2, W/2)."""
         return pack(torch.cat([noisy * self.mask, self.fill, self.mask, self.grain.log()], dim=1))
 
 
@@ -70,9 +72,11 @@ def unpack(places: Tensor) -> Tensor:
 
 
 def biharmonic_fill(pictures: Tensor, mask: Tensor) -> Tensor:
-    """Fill the hole of Bx3xHxW by the surface that bends least, by scikit-image's solution of the biharmonic equation (Damelin and Hoang,
-    "On surface completion and image inpainting by biharmonic functions", 2018). Compared with a pyramid of averages, Telea's and
-    Navier-Stokes' fills, it left the encoder's features nearest."""
+    """Fill the hole of (B, 3, H, W) with the surface that bends least, by scikit-image's solution of the biharmonic equation.
+
+    See Damelin and Hoang, "On surface completion and image inpainting by biharmonic functions", 2018. It changed the encoder's features
+    less than a pyramid of averages and the fills of Telea and Navier-Stokes.
+    """
     filled = []
     for picture, hole in zip(pictures.cpu().permute(0, 2, 3, 1), mask.cpu()[:, 0] > 0, strict=True):
         filled.append(inpaint_biharmonic(picture.numpy(), hole.numpy(), channel_axis=2) if hole.any() else picture.numpy())
@@ -81,8 +85,10 @@ def biharmonic_fill(pictures: Tensor, mask: Tensor) -> Tensor:
 
 
 def pyramid_fill(images: Tensor, mask: Tensor) -> Tensor:
-    """Fill the hole of Bx?xHxW from its rim by a pyramid of averages (Gortler et al., "The Lumigraph", SIGGRAPH 1996, 3.4). H and W must be
-    powers of two times an odd number."""
+    """Fill the hole of images (B, C, H, W) from its rim by a pyramid of averages. H and W must be powers of two times an odd number.
+
+    See Gortler et al., "The Lumigraph", SIGGRAPH 1996, section 3.4.
+    """
     known = 1 - mask
     levels = []
     values, weights = images * known, known
@@ -101,7 +107,7 @@ def pyramid_fill(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def _grain(picture: Tensor, mask: Tensor) -> Tensor:
-    """Measure how far the surroundings differ from their blur: root mean square over the channels, carried into the hole."""
+    """Measure how far the surroundings differ from their blur, as root mean square over the channels, extended into the hole."""
     known = 1 - mask
     strays = (picture - _blur(picture * known, 5) / _blur(known, 5).clamp(min=1e-3)) * known
     energy = pyramid_fill((strays**2).mean(dim=1, keepdim=True), mask)
@@ -113,7 +119,7 @@ def _blur(images: Tensor, size: int) -> Tensor:
 
 
 def hole(size: int, rng: np.random.Generator) -> Mask:
-    """Draw a hole, size x size."""
+    """Draw a hole (size, size)."""
     while True:
         mask = blob(size, rng)
         if rng.random() < SECOND:
@@ -123,7 +129,7 @@ def hole(size: int, rng: np.random.Generator) -> Mask:
 
 
 def blob(size: int, rng: np.random.Generator) -> Mask:
-    """Draw a roundish region, size x size: an ellipse with a wavy rim."""
+    """Draw a roundish region (size, size): an ellipse with a wavy rim."""
     angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
     radius = 1.0 + sum(rng.uniform(0, 0.35) / order * np.cos(order * angles + rng.uniform(0, 2 * np.pi)) for order in range(2, 7))
     axes = size * np.exp(rng.uniform(np.log(0.04), np.log(0.28), size=2))

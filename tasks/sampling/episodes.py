@@ -1,13 +1,13 @@
-"""Define the files that sampling writes and training and evaluation read.
+"""Define the files that sampling writes and that training and evaluation read.
 
 data/episodes/<pipeline>.parquet           one row an episode
 data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
 data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures are cut from (rows of the manifests)
 data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
-data/episodes/<pipeline>.objects.parquet   where the sources' objects are, as far as anyone said (rows of tasks/ingestion/objects)
-data/episodes/<pipeline>.targets.parquet   the target pictures the episodes name (rows of the manifests)
-data/episodes/<pipeline>.rejected.csv      the files that ingestion left out of the pipeline's datasets: dataset, file, reason
-data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same and are not, byte for byte
+data/episodes/<pipeline>.objects.parquet   the annotated objects in the sources (rows of tasks/ingestion/objects)
+data/episodes/<pipeline>.targets.parquet   the target pictures that the episodes name (rows of the manifests)
+data/episodes/<pipeline>.rejected.csv      the rejected files of the pipeline's datasets: dataset, file, reason
+data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same but differ in their bytes
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ MADE_BY = "sample"
 
 @dataclass(frozen=True)
 class Episode:
-    """One draw of prompts and the queries they are held against; paths of pictures."""
+    """One draw of prompts and the queries to compare with them, as paths of pictures."""
 
-    target: str  # a dataset
+    target: str  # name of a dataset
     category: str  # of the queries
-    protocol: str  # of tasks/sampling/settings.py
-    shots: Int32  # normal prompts a category
+    protocol: str  # one of tasks/sampling/settings.py
+    shots: Int32  # normal prompts for each category
     seed: Int32
-    prompts: tuple[str, ...]  # class-agnostic: of all categories
+    prompts: tuple[str, ...]  # of all categories if class-agnostic
     # Shuffled, in the same order in every episode of a category. The first n are a random subset with the same shares of labels.
     queries: tuple[str, ...]
-    labels: tuple[Int8, ...]  # of the queries, as the protocol has them: 0 normal, 1 anomalous
-    own: tuple[str, ...] = ()  # the one prompt of each query, where a file gives each its own
+    labels: tuple[Int8, ...]  # labels of the queries by the protocol: 0 normal, 1 anomalous
+    own: tuple[str, ...] = ()  # the prompt of each query, if a file sets one for each
 
 
 @dataclass(frozen=True)
 class TargetFiles:
-    """The tables that detectors are measured on."""
+    """The tables that detectors are evaluated on."""
 
     episodes: Path
     targets: Path
@@ -49,7 +49,7 @@ class TargetFiles:
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """The tables of what change pairs are made of."""
+    """The tables of the material for change pairs."""
 
     sources: Path
     textures: Path
@@ -95,7 +95,7 @@ def read_pictures(path: Path) -> list[PictureRow]:
 
 
 def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
-    """Choose one episode of each target's category, by number: class-specific, the most shots, the first seed."""
+    """Choose one episode for each category of each target, by number: class-specific, the most shots, the first seed."""
 
     def rank(number: int) -> tuple[bool, int, int]:
         episode = episodes[number]
@@ -109,7 +109,8 @@ def shown_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
 
 
 def undefined_metrics(episodes: Sequence[Episode], pictures: Iterable[PictureRow]) -> list[str]:
-    """Return a sentence for each category whose test pictures have only one label. pictures: rows with the masks of the test pictures."""
+    """Return a sentence for each category whose test pictures have only one label. `pictures` are rows with the masks of the test
+    pictures."""
     masked = {row.image for row in pictures if row.mask is not None}
     alike: dict[tuple[str, str], list[Episode]] = {}
     for episode in episodes:

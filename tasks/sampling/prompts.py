@@ -1,4 +1,4 @@
-"""Choose the normal pictures that prompt, by category: drawn from a seed, or read from a file."""
+"""Choose the normal pictures that serve as prompts, by category. They are drawn from a seed, or read from a file."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def normal_pictures(rows: Sequence[PictureRow], categories: Sequence[str]) -> Ch
 
 
 class Drawing:
-    """Draws prompts of one target. A seed orders its pictures, and k shots are the first k, so more shots only add."""
+    """Draws the prompts of one target. A seed orders its pictures, and k shots are the first k, so more shots only add prompts."""
 
     def __init__(self, target: str, normal: Chosen, most: int) -> None:
-        """most: the greatest number of shots. Raises BadInput if there are too few pictures."""
+        """Set the target's normal pictures and the largest number of shots, `most`. Raises BadInput if there are too few pictures."""
         self.target, self.normal = target, normal
         self._ordered: dict[tuple[str, int], list[str]] = {}
         for category, images in normal.items():
             if len(images) < most:
                 raise BadInput(
-                    f"{target}: category {category!r} has {len(images)} normal training pictures, fewer than the {most} shots asked "
-                    "for; add pictures to its train/good or lower sampling.shots"
+                    f"{target}: category {category!r} has {len(images)} normal training pictures, fewer than the {most} of sampling.shots; "
+                    "add pictures to its train/good or lower sampling.shots"
                 )
 
     def draw(self, seed: int, shots: int) -> Chosen:
-        """Draw k shots of a seed from each category."""
+        """Draw k shots from each category with a seed."""
         for category, images in self.normal.items():
             if (category, seed) not in self._ordered:
                 order = generator(seed, self.target, category, "prompts").permutation(len(images))
@@ -51,20 +51,20 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Given:
-    """Prompts out of a file, as paths of the manifest."""
+    """Prompts from a file, as paths in the manifest."""
 
     by_category: dict[str, Chosen]  # by target and category
-    by_query: dict[str, list[str]]  # the most similar first, where the file says so for every query
+    by_query: dict[str, list[str]]  # the most similar first, if the file sets them for every query
 
 
 def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
-    """Read a file of prompts, of one of these kinds. rows: the manifest rows of each target.
+    """Read a file of prompts. `rows` are the manifest rows of each target. The file has one of these formats:
 
-        {target: {category: [paths]}}                            ours
+        {target: {category: [paths]}}                            the format of this project
         {category: {"filename": path, …}}                        the MetaUAS authors' one prompt a category
         {query path: [paths, the most similar first]}            the same authors' top-k lists, one such object a line
 
-    Paths are from the target's folder. Raises BadInput for a path that is no normal training picture of it.
+    Paths are relative to the target's folder. Raises BadInput for a path that is not a normal training picture of the target.
     """
     content = _read(file)
     inside = {target: _relative(of) for target, of in rows.items()}
@@ -72,9 +72,9 @@ def read_given(file: Path, rows: Mapping[str, Sequence[PictureRow]]) -> Given:
     def find(target: str, path: str) -> str:
         row = inside[target].get(path)
         if row is None:
-            raise BadInput(f"{file}: sampling.prompts: {path!r} is no picture of {target}; paths are from its folder")
+            raise BadInput(f"{file}: sampling.prompts: {path!r} is not a picture of {target}; give paths relative to its folder")
         if not row.is_normal_training:
-            raise BadInput(f"{file}: sampling.prompts: {path!r} of {target} is no normal training picture, so it cannot prompt")
+            raise BadInput(f"{file}: sampling.prompts: {path!r} of {target} is not a normal training picture, so it cannot be a prompt")
         return row.image
 
     if content and all(isinstance(value, list) for value in content.values()):
@@ -102,7 +102,7 @@ def _read(file: Path) -> dict[str, Any]:
         try:
             objects = [json.loads(line) for line in text.splitlines() if line.strip()]
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{file}: sampling.prompts: neither JSON nor a JSON object a line ({error})") from error
+            raise BadInput(f"{file}: sampling.prompts: neither JSON nor one JSON object a line ({error})") from error
     if not all(isinstance(item, dict) for item in objects):
         raise BadInput(f"{file}: sampling.prompts: not a JSON object of prompts")
     return {key: value for item in objects for key, value in item.items()}
@@ -116,7 +116,7 @@ def _paths(file: Path, category: str, value: Any) -> list[str]:
 
 
 def _relative(rows: Sequence[PictureRow]) -> dict[str, PictureRow]:
-    """Map paths to rows, relative to the folder that holds them all and to its parent, which may be named after the dataset."""
+    """Map paths to rows. Paths are relative to the folder that holds them all, and to its parent, which may be named like the dataset."""
     root = PurePosixPath(os.path.commonpath([PurePosixPath(row.image).parent for row in rows]))
     while root.name in ("good", "train", "test"):
         root = root.parent

@@ -1,4 +1,4 @@
-"""Draw a pipeline's episodes: which normal pictures prompt which queries, for each target and category."""
+"""Draw a pipeline's episodes: which normal pictures are the prompts of which queries, for each target and category."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from changepair.tasks.sampling.settings import Protocol, SamplingSettings, Use
 
 Labelled = tuple[str, int]  # a query's picture and its label
 BITS = 64
-MOST_BITS = 3  # in which near duplicates may differ
-BANDS = MOST_BITS + 1  # two hashes that differ in so few bits agree in one of so many parts
+MOST_BITS = 3  # bits in which the hashes of near duplicates may differ
+BANDS = MOST_BITS + 1  # if two hashes differ in at most MOST_BITS bits, at least one of these bands is equal
 BAND_BITS = BITS // BANDS
 TRAINED_ON, PROMPTS = "trained on", "prompts"
 
@@ -34,21 +34,23 @@ TRAINED_ON, PROMPTS = "trained on", "prompts"
 class NearDuplicate(NamedTuple):
     seen: str
     tested_on: str
-    bits: int  # in which their hashes differ, of 64
-    how: str = TRAINED_ON  # how the first was seen: TRAINED_ON, or as one of those that PROMPTS
+    bits: int  # bits of 64 in which their hashes differ
+    how: str = TRAINED_ON  # use of the first picture: TRAINED_ON, or PROMPTS if it may be a prompt
 
 
 @dataclass(frozen=True)
 class Sampled:
     episodes: int
     near_duplicates: int  # pairs of a training and a target picture that look the same
-    repeated: int  # test pictures that look the same as one that may prompt their category
-    unmeasured: list[str]  # sentences of `undefined_metrics` about categories whose test pictures are all normal or all anomalous
+    repeated: int  # test pictures that look the same as a possible prompt of their category
+    unmeasured: list[str]  # sentences of `undefined_metrics` on categories whose test pictures have only one label
 
 
 def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: EpisodeFiles) -> Sampled:
-    """Write the files of tasks/sampling/episodes.py. Raises BadInput if a picture is both trained on and tested on, or a category has too
-    few normal pictures."""
+    """Write the files of tasks/sampling/episodes.py.
+
+    Raises BadInput if a picture is both trained on and tested on, or a category has too few normal pictures.
+    """
     sources, targets = use.sources, use.targets
     source_rows, texture_rows, auxiliary_rows, target_rows = (
         [row for name in names for row in read_rows(manifests / f"{name}.parquet", PictureRow, MADE_BY)]
@@ -73,11 +75,11 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
             raise BadInput(f"{episode.target}: {wrong}; correct sampling.prompts")
     training = _normal(source_rows)
     if sources and not training:
-        raise BadInput(f"sources {', '.join(sources)}: no normal training picture among them, so there is nothing to make pairs from")
+        raise BadInput(f"sources {', '.join(sources)}: they have no normal training picture to make pairs from; name other sources")
     textures = _normal(texture_rows) if use.textures else training
     if use.textures and not textures:
         names = ", ".join(use.textures)
-        raise BadInput(f"textures {names}: no normal training picture among them, so there is no texture to cut from them")
+        raise BadInput(f"textures {names}: they have no normal training picture to cut textures from; name other textures")
     named = {image for episode in episodes for image in (*episode.prompts, *episode.queries)}
     prompts_and_queries = [row for row in target_rows if row.image in named]
     write_rows(files.sources, PictureRow, training)
@@ -94,8 +96,11 @@ def sample(settings: SamplingSettings, use: Use, *, manifests: Path, files: Epis
 
 
 def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
-    """Choose the normal training pictures, by path, that are trained on: that share of each category, rounded, in a seeded order of their
-    contents, independent of their paths. Raises BadInput if that leaves none to train on, or none to prompt."""
+    """Choose the normal training pictures to train on, by path: a rounded share of each category.
+
+    They are drawn in a seeded order of their contents, independent of their paths. Raises BadInput if none is left to train on, or none to
+    prompt.
+    """
     chosen: set[str] = set()
     by_category: dict[tuple[str, str], list[PictureRow]] = {}
     for row in _normal(rows):
@@ -104,8 +109,8 @@ def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
         count = round(share * len(members))
         if not 0 < count < len(members):
             raise BadInput(
-                f"{dataset}: category {category!r} has {len(members)} normal training pictures, too few to be parted by sampling.to_train, "
-                f"{share:g}; add pictures to its train/good"
+                f"{dataset}: category {category!r} has {len(members)} normal training pictures, too few to split by "
+                f"sampling.to_train, {share:g}; add pictures to its train/good"
             )
         in_order = sorted(members, key=lambda row: (row.sha256, row.image))
         chosen |= {in_order[place].image for place in generator(0, dataset, category, "to train").permutation(len(members))[:count]}
@@ -113,25 +118,26 @@ def parted(share: float, rows: Sequence[PictureRow]) -> set[str]:
 
 
 def refuse_overlap(training: Sequence[PictureRow], targets: Sequence[PictureRow]) -> None:
-    """Raise BadInput if any picture, by the sha256 of its file, is in both: a detector must not be tested on what it saw."""
+    """Raise BadInput if any file, by its sha256, is in both. A detector must not be tested on pictures that it was trained on."""
     trained_on = {row.sha256: row.image for row in training}
     both = [(trained_on[row.sha256], row.image) for row in targets if row.sha256 in trained_on]
     if both:
         raise BadInput(
             f"{len(both)} pictures are both a source and a target, the first {both[0][0]} and {both[0][1]}; "
-            "take one of the datasets out of the pipeline's sources, textures, auxiliary or targets, or say with sampling.to_train which "
-            "share of a dataset's own normal pictures is trained on, its others being prompts"
+            "remove one of the datasets from the pipeline's sources, textures, auxiliary or targets, or set sampling.to_train to the "
+            "share of a dataset's normal pictures to train on, so that the others are prompts"
         )
 
 
 def refuse_repeated(target: str, rows: Sequence[PictureRow]) -> None:
-    """Raise BadInput if a normal training picture of a target is also a test picture, by the sha256 of its file: it would prompt itself."""
+    """Raise BadInput if a normal training picture of a target is also a test picture, by the sha256 of its file. It would be its own
+    prompt."""
     prompts = {row.sha256: row.image for row in _normal(rows)}
     both = [(prompts[row.sha256], row.image) for row in rows if row.split == "test" and row.sha256 in prompts]
     if both:
         raise BadInput(
-            f"{target}: {len(both)} pictures are both in its training and its test set, the first {both[0][0]} and {both[0][1]}; take "
-            "them out of one of the two"
+            f"{target}: {len(both)} pictures are both in its training and its test set, the first {both[0][0]} and {both[0][1]}; remove "
+            "them from one of the two"
         )
 
 
@@ -146,7 +152,7 @@ def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], gi
             for seed in drawing.seeds:
                 for shots in drawing.shots:
                     if shots == 0 and any(episode.shots == 0 and episode.category == category for episode in episodes):
-                        continue  # without prompts every seed and protocol is the same episode
+                        continue  # without prompts, the episodes of all seeds and protocols are equal
                     own = drawing.own(queries, shots) if protocol == "class-agnostic" else ()
                     pool = categories if protocol == "class-agnostic" else members
                     chosen = drawing.of(pool, seed, shots, own)
@@ -157,7 +163,7 @@ def draw(settings: SamplingSettings, target: str, rows: Sequence[PictureRow], gi
 
 
 class _Prompts:
-    """The source of a target's prompts: the file, if one names it, or draws."""
+    """Provides a target's prompts, from a file if one is set, or by drawing."""
 
     def __init__(
         self, settings: SamplingSettings, target: str, rows: Sequence[PictureRow], categories: Sequence[str], given: Given | None
@@ -181,7 +187,7 @@ class _Prompts:
         return tuple(image for category in members for image in chosen.get(category, []))
 
     def own(self, queries: Sequence[Labelled], shots: int) -> tuple[str, ...]:
-        """Return each query's prompt out of the file: the first of a list by similarity."""
+        """Return each query's prompt from the file, the first of a list by similarity."""
         if not self.by_query or shots == 0:
             return ()
         missing = [image for image, _label in queries if image not in self.by_query]
@@ -201,12 +207,12 @@ def _tasks(
         return [([category], _queries(target, category, labelled)) for category, labelled in of.items()]
     if protocol == "one-vs-all":
         if len(categories) < 2:
-            raise BadInput(f"{target}: one-vs-all needs several categories, and it has one; take it out of sampling.protocols")
+            raise BadInput(f"{target}: one-vs-all needs several categories, but it has one; remove one-vs-all from sampling.protocols")
         return [([category], _queries(target, category, _against(tests, [category]))) for category in categories]
     classes = list(settings.normal_classes.get(target, ()))
     unknown = [name for name in classes if name not in categories]
     if not classes or unknown or len(classes) == len(categories):
-        wrong = f"has no category {unknown[0]!r}" if unknown else "must name some of its categories, and not all"
+        wrong = f"has no category {unknown[0]!r}" if unknown else "must name some of its categories, but not all"
         raise BadInput(f"{target}: sampling.normal_classes.{target} {wrong}; it has {', '.join(categories)}")
     return [(classes, _queries(target, "+".join(classes), _against(tests, classes)))]
 
@@ -220,7 +226,7 @@ def _queries(target: str, category: str, labelled: Sequence[Labelled]) -> list[L
     """Order all test pictures: each label is shuffled, and the labels are interleaved in proportion. All may have one label."""
     by_label = {label: [image for image, of in labelled if of == label] for label in (NORMAL, ANOMALOUS)}
     if not labelled:
-        raise BadInput(f"{target}: category {category!r} has no test picture, so nothing can be scored of it; add some to its test folder")
+        raise BadInput(f"{target}: category {category!r} has no test picture to score; add some to its test folder")
     placed = [
         ((rank + 0.5) / len(images), label, images[index])
         for label, images in by_label.items()
@@ -234,14 +240,14 @@ def _normal(rows: Sequence[PictureRow]) -> list[PictureRow]:
 
 
 def _objects(manifests: Path, sources: Sequence[str], images: Sequence[str]) -> pa.Table:
-    """Read the objects of those images, as far as their datasets have any."""
+    """Read the objects in these images, if their datasets have any."""
     schema, files = schema_of(ObjectRow), [manifests / f"{name}.objects.parquet" for name in sorted(sources)]
     table = pa.concat_tables([schema.empty_table(), *(read_table(file, schema, objects.MADE_BY) for file in files if file.is_file())])
     return table.filter(pc.is_in(table["image"], pa.array(images, pa.string())))
 
 
 def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """List what ingestion left out of those datasets."""
+    """List the files that ingestion rejected from these datasets."""
     for dataset in dict.fromkeys(datasets):
         listed = manifests / f"{dataset}.rejected.csv"
         if listed.is_file():
@@ -250,16 +256,20 @@ def _rejected(manifests: Path, datasets: Sequence[str]) -> Iterator[tuple[str, s
 
 
 def repeated(prompting: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
-    """Find the tested pictures with the hash of one that may prompt their category. One camera's pictures of one kind of part differ in few
-    bits, so only equal hashes count."""
+    """Find the tested pictures with the same hash as a possible prompt of their category.
+
+    Pictures of one kind of part by one camera differ in few bits, so only equal hashes count.
+    """
     by_look = {(row.dataset, row.category, row.phash): row.image for row in reversed(prompting)}
     keys = [((row.dataset, row.category, row.phash), row.image) for row in tested]
     return [NearDuplicate(by_look[key], image, 0, PROMPTS) for key, image in keys if key in by_look]
 
 
 def near_duplicates(training: Sequence[PictureRow], tested: Sequence[PictureRow]) -> list[NearDuplicate]:
-    """Find for each tested picture the most similar training picture, if their hashes differ in at most 3 bits. Of training pictures with
-    one hash the first stands for all, so that a thousand blank ones cost no more than one."""
+    """Find for each tested picture the most similar training picture, if their hashes differ in at most 3 bits.
+
+    The first training picture with a hash represents all others with it, so that a thousand blank pictures cost no more than one.
+    """
     first = {int(row.phash, 16): row.image for row in reversed(training)}
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for value in first:

@@ -1,4 +1,4 @@
-"""Change light, colour and geometry: strongly, to turn a photograph into a texture, or mildly, so that prompt and query differ."""
+"""Change light, colour and geometry: strongly, to turn a photograph into a texture, or slightly, so that prompt and query differ."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from changepair.tasks.common.pictures import Mask, Picture, Pixels
 from changepair.tasks.synthesis.settings import AugmentationSettings
 
-OTHERS = 0.4  # how often a picture is blurred, and how often it gets a grain
-GRAIN = (0.5, 2.0)  # sigma in pixels, of a grain that is not fine
+OTHERS = 0.4  # probability that a picture is blurred, and that it gets noise
+GRAIN = (0.5, 2.0)  # range of sigma in pixels, for coarse noise
 
-Affine = tuple[float, float, float, float, float, float]  # of output to input, row by row, in pixels from the first pixel's corner
+Affine = tuple[float, float, float, float, float, float]  # maps output to input, row by row, in pixels from the first pixel's corner
 Step = Callable[[Picture, np.random.Generator], Picture]
 
 LEVELS = np.arange(256, dtype=np.float64)
@@ -26,7 +26,7 @@ IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=np.float64)
 
 
 def _mapped(picture: Picture, levels: NDArray[np.float64]) -> Picture:
-    """Replaces every level by another; levels: 256, from 0 to 255."""
+    """Map every level to another one. `levels` has 256 entries, for 0 to 255."""
     return cv2.LUT(picture, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
@@ -40,7 +40,7 @@ def _brightness(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _sharpness(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Sharpens, or blurs by a factor below 1."""
+    """Sharpen the picture, or blur it for factors below 1."""
     factor = rng.uniform(0.0, 3.0)
     return cv2.filter2D(picture, -1, factor * IDENTITY + (1 - factor) * SMOOTH)
 
@@ -48,13 +48,13 @@ def _sharpness(picture: Picture, rng: np.random.Generator) -> Picture:
 def _hue_and_saturation(picture: Picture, rng: np.random.Generator) -> Picture:
     turned = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
     hue, saturation = rng.uniform(-50, 50, size=2)
-    turned[..., 0] += np.uint8(round(hue) % 256)  # the circle is 256 steps, and so are 8 bits
+    turned[..., 0] += np.uint8(round(hue) % 256)  # the circle has 256 steps, the same as 8 bits
     turned[..., 1] = _mapped(turned[..., 1], LEVELS + saturation)
     return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _solarize(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Inverts what is bright, in one half of the draws."""
+    """Invert bright pixels, in half of the draws."""
     threshold = int(rng.integers(32, 129))
     return picture if rng.random() < 0.5 else _mapped(picture, np.where(threshold <= LEVELS, 255 - LEVELS, LEVELS))
 
@@ -69,7 +69,7 @@ def _invert(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _stretched(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Stretches each channel to all levels, up to a fifth of the pixels at either end cut off."""
+    """Stretch each channel to all levels. Up to a fifth of the pixels at either end is cut off."""
     cut = rng.uniform(0, 0.2)
     low, high = np.quantile(picture.reshape(-1, 3), (cut, 1 - cut), axis=0)
     factor = 255 / np.maximum(high - low, 1)
@@ -81,13 +81,13 @@ def _equalized(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _rotated(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Turns about the middle, mirrored at the rim (DRAEM's code leaves black corners there, which no texture has)."""
+    """Rotate about the centre, mirrored at the border. DRAEM's code leaves black corners there, which no texture has."""
     size = picture.shape[1::-1]
     matrix = cv2.getRotationMatrix2D(((size[0] - 1) / 2, (size[1] - 1) / 2), rng.uniform(-45, 45), 1.0)
     return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-# DRAEM's ten, with the ranges that its code gives them (github.com/VitjanZ/DRAEM, data_loader.py), or imgaug where it gives none.
+# DRAEM's ten augmentations, with the ranges of its code (github.com/VitjanZ/DRAEM, data_loader.py), or of imgaug where it sets none.
 STRONG = (_gamma, _brightness, _sharpness, _hue_and_saturation, _solarize, _posterize, _invert, _stretched, _equalized, _rotated)
 
 
@@ -99,20 +99,22 @@ def three_random(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def jitter(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Change brightness, contrast, saturation and hue, each drawn evenly within the settings. All four are affine in colour (the hue as a
-    turn about the grey axis of YIQ), so they are one matrix, rounded once."""
+    """Change brightness, contrast, saturation and hue, each drawn evenly within the settings.
+
+    All four are affine in colour (the hue as a rotation about the grey axis of YIQ). So they are one matrix, and values are rounded once.
+    """
     brightness, contrast, saturation = 1 + rng.uniform(-settings.light, settings.light, size=3)
     turn = 2 * np.pi * rng.uniform(-settings.hue, settings.hue)
     cos, sin = np.cos(turn), np.sin(turn)
     hue = FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
-    grey = LUMA @ np.array(cv2.mean(picture)[:3]) * brightness  # which contrast leaves where it is
+    grey = LUMA @ np.array(cv2.mean(picture)[:3]) * brightness  # contrast leaves this grey unchanged
     colour = hue @ (saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1)))
     offset = colour @ np.full(3, (1 - contrast) * grey)
     return cv2.transform(picture, np.column_stack([colour * (contrast * brightness), offset]))
 
 
 def make_of(picture: Picture, settings: AugmentationSettings, rng: np.random.Generator) -> Picture:
-    """Change the appearance as another camera or product does: blur, or add grain, each with p = 2/5 unless the settings turn it off."""
+    """Change the appearance as another camera or product does: blur, or add noise, each with p = 2/5 unless the settings turn it off."""
     changed = picture.astype(np.float32)
     if settings.blur and rng.random() < OTHERS:
         changed = _blurred(changed, rng.uniform(0, settings.blur))
@@ -146,17 +148,17 @@ def small_affine(size: int, settings: AugmentationSettings, rng: np.random.Gener
 
 
 def warp_picture(picture: Picture, affine: Affine) -> Picture:
-    """Warp a picture bilinearly. Outside of it is its mirror image."""
+    """Warp a picture bilinearly. Beyond its border it is mirrored."""
     return _warp(picture, affine)
 
 
 def warp_mask(mask: Mask, affine: Affine) -> Mask:
-    """Warp a mask as its picture. A pixel is in the mask if most of it is."""
+    """Warp a mask like its picture. A pixel is in the mask if most of it is."""
     return _warp(mask.astype(np.uint8) * 255, affine) > 127
 
 
 def shown(affine: Affine, size: int) -> Mask:
-    """Mark on the input's grid, size x size, what the output of a map shows of it."""
+    """Mark the pixels of the input (size, size) that the output of a map shows."""
     return cv2.warpAffine(np.full((size, size), 255, np.uint8), _centred(affine), (size, size)) > 127
 
 
@@ -167,6 +169,6 @@ def _warp(pixels: Pixels, affine: Affine) -> Pixels:
 
 
 def _centred(affine: Affine) -> NDArray[np.float64]:
-    """Return the map as OpenCV counts: from the centre of the first pixel, not from its corner."""
+    """Return the map in OpenCV's coordinates, from the centre of the first pixel instead of its corner."""
     a, b, c, d, e, f = affine
     return np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])

@@ -1,6 +1,6 @@
 """Make the kinds of change: a prompt, a query and the mask of where they differ, or a request to the inpainting model.
 
-A way is a function `(materials, rng) -> Change | Repaint`. It draws what it needs, so that a dropped draw costs little.
+A way is a function `(materials, rng) -> Change | Repaint`. It draws only what it needs, so that a dropped draw costs little.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Materials:
 
 @dataclass(frozen=True)
 class Change:
-    """Prompt and query HxWx3, and the HxW mask of what differs, on one grid, before geometry and light."""
+    """Prompt and query (H, W, 3), and the mask (H, W) of their difference, on one grid, before changes of geometry and light."""
 
     photo: int  # index of the source
     prompt: Picture
     query: Picture
     mask: Mask
-    apart: bool = False  # whether these are two places of one texture: they keep their roles, and the mask is of the query alone
+    apart: bool = False  # whether they are two crops of one texture; then they keep their roles, and the mask is for the query alone
 
 
 @dataclass(frozen=True)
 class Repaint:
-    """A region that the inpainting model is to paint, and whether the painted picture becomes the query or the prompt."""
+    """A region for the inpainting model to paint, and whether the painted picture becomes the query or the prompt."""
 
     photo: int
     picture: Picture
@@ -57,12 +57,12 @@ class Repaint:
 
 Way = Callable[[Materials, np.random.Generator], Change | Repaint]
 
-MOST_TRANSPARENT = 0.8  # beta of DRAEM, uniform in [0, 0.8]
-MOST_NOISES = 50  # draws of a noise whose region is of a size that is asked for
-SOFT_EDGE = 0.7  # pixels, of a pasted object
-MOST_CROPS = 30  # draws of two crops that show one texture
+MOST_TRANSPARENT = 0.8  # beta in DRAEM, uniform in [0, 0.8]
+MOST_NOISES = 50  # draws of a noise until the size of its region is within the settings
+SOFT_EDGE = 0.7  # blur in pixels of a pasted object's edge
+MOST_CROPS = 30  # draws of two crops until they show one texture
 SCALES = 4
-LIKE_MEAN, LIKE_ENERGY = 28.0, 0.5  # levels of 255, and a factor's natural logarithm
+LIKE_MEAN, LIKE_ENERGY = 28.0, 0.5  # levels of 255, and natural logarithm of a factor
 UNCHANGED: tuple[ChangeKind, ...] = ("distractor", "none")
 
 
@@ -73,8 +73,10 @@ def no_change(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def _places(materials: Materials, rng: np.random.Generator) -> tuple[int, Picture, Picture, bool]:
-    """Draw one crop or, in a share of the draws, two crops of one texture, as a real prompt is never registered. Return the photograph's
-    index, prompt, query, and whether these are two crops."""
+    """Draw one crop or, in a share of the draws, two crops of one texture, because real prompts are not registered.
+
+    Return the photograph's index, prompt, query, and whether they are two crops.
+    """
     if rng.random() < materials.settings.apart:
         for _draw in range(MOST_CROPS):
             photo = materials.sources.choose(rng)
@@ -86,8 +88,8 @@ def _places(materials: Materials, rng: np.random.Generator) -> tuple[int, Pictur
 
 
 def same_texture(one: Picture, other: Picture) -> bool:
-    """Return whether two pictures and all of their quarters have similar colour, and similar energy at every scale."""
-    if not _alike([one, other]):  # most pairs that differ do so here
+    """Return whether two pictures and all their quarters have similar colour, and similar energy at every scale."""
+    if not _alike([one, other]):  # most different pairs fail here
         return False
     half = len(one) // 2
     places = [(top, left) for top in (0, half) for left in (0, half)]
@@ -112,8 +114,10 @@ def _nothing(picture: Picture) -> Mask:
 
 
 def distractor(materials: Materials, rng: np.random.Generator) -> Change:
-    """Put the artefact of a local change into prompt and query, so that nothing has changed. Two crops of a texture show it in two shapes,
-    or only the prompt shows it, which is no change of the query either."""
+    """Put the artefact of a local change into prompt and query, so that nothing has changed.
+
+    Two crops of a texture show it in two shapes. Alternatively only the prompt shows it, which is no change of the query either.
+    """
     photo, prompt, query, apart = _places(materials, rng)
     artefact = _artefact(materials, photo, rng)
     prompt = artefact.on(prompt)
@@ -131,7 +135,7 @@ def pasted_distractor(materials: Materials, rng: np.random.Generator) -> Change:
 
 
 def local_region(materials: Materials, rng: np.random.Generator) -> Change:
-    """Make DRAEM's local change, of one crop or, in a share of the draws, of one of two crops of a texture."""
+    """Make DRAEM's local change in one crop or, in a share of the draws, in one of two crops of a texture."""
     photo, prompt, query, apart = _places(materials, rng)
     artefact = _artefact(materials, photo, rng)
     return Change(photo, prompt, artefact.on(query), artefact.mask, apart)
@@ -139,8 +143,10 @@ def local_region(materials: Materials, rng: np.random.Generator) -> Change:
 
 @dataclass(frozen=True)
 class Artefact:
-    """DRAEM's artefact (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I. M is thresholded Perlin noise, A a
-    texture under three random photometric augmentations."""
+    """DRAEM's artefact (Zavrtanik et al., ICCV 2021, eq. 2): I_a = (1-M) I + (1-beta) M A + beta M I.
+
+    M is thresholded Perlin noise. A is a texture under three random photometric augmentations.
+    """
 
     mask: Mask
     texture: Picture
@@ -154,7 +160,7 @@ class Artefact:
 
 
 def _artefact(materials: Materials, photo: int, rng: np.random.Generator) -> Artefact:
-    """Draw an artefact. Where textures are the sources themselves, its texture is of another photograph."""
+    """Draw an artefact. If the sources are also the textures, its texture comes from another photograph."""
     mask, textures = _noise(materials, rng), materials.textures
     index = textures.choose(rng, but=photo if textures.images == materials.sources.images else None)
     texture = textures.cut(index, textures.square(index, rng))
@@ -162,12 +168,12 @@ def _artefact(materials: Materials, photo: int, rng: np.random.Generator) -> Art
 
 
 def _noise(materials: Materials, rng: np.random.Generator) -> Mask:
-    """Draw a noise whose area is within the settings. Raises Dropped if none is."""
+    """Draw a noise whose area is within the settings. Raises Dropped if all draws fail."""
     low, high = materials.settings.changed_area
     masks = (perlin_mask(materials.sources.resolution, rng) for _draw in range(MOST_NOISES))
     mask = next((mask for mask in masks if low <= mask.mean() <= high), None)
     if mask is None:
-        raise Dropped("no noise of that area")
+        raise Dropped("no noise within changed_area")
     return mask
 
 
@@ -215,28 +221,29 @@ def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> C
 
 
 def only_the_change(before: Picture, after: Picture, region: Mask, settings: SynthesisSettings) -> tuple[Picture, Mask]:
-    """Return `after` where it visibly differs from `before` within the region, and `before`, to the bit, elsewhere; and the mask of it.
+    """Return `after` where it visibly differs from `before` within the region, exactly `before` elsewhere, and the mask of the difference.
 
-    Visible is least_difference in some channel, after a blur that leaves fine grain out. Changes elsewhere, such as a VAE makes to every
-    pixel, are undone, or a detector would learn them. Raises Dropped if less than least_changed of the region differs.
+    A visible difference is at least least_difference in some channel, after a blur that removes fine grain. Differences elsewhere, such as
+    a VAE makes in every pixel, are undone, because a detector would learn them. Raises Dropped if less than least_changed of the region
+    differs.
     """
     moved = ndimage.gaussian_filter(after.astype(np.float32) - before, (len(region) / 100,) * 2 + (0,), truncate=3.0)
     changed = (np.abs(moved).max(axis=2) > 255 * settings.inpainting.least_difference) & region
     if not region.any() or changed.sum() < settings.inpainting.least_changed * region.sum():
-        raise Dropped("came out unchanged")
+        raise Dropped("region unchanged")
     mask = ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=2) | changed) & region
     return np.where(mask[..., None], after, before), mask
 
 
 APPEAR, DISAPPEAR = partial(painted_away, painted_is_query=False), partial(painted_away, painted_is_query=True)
-# Of each of METHODS.
+# For each of METHODS.
 WAYS: tuple[Way, ...] = (APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change)
 
 
 @dataclass(frozen=True)
 class Recipe:
     kind: ChangeKind
-    method: str  # how, for the index
+    method: str  # method in the index
     way: Way
 
     @property

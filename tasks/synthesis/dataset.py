@@ -20,11 +20,12 @@ from changepair.tasks.synthesis.shards import INDEX_NAME, PairRow, ShardReader, 
 
 
 class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Change pairs as a torch dataset: query and prompt 3xHxW in [0, 1], mask HxW of 0 and 1, all float32.
+    """Change pairs as a torch dataset: query and prompt (3, H, W) in [0, 1], and mask (H, W) of 0 and 1, all float32.
 
-    folder: a folder with pairs.parquet and its shards, local or a URL such as s3://bucket/pairs. resolution: pixels a side; None keeps the
-    size of the pairs. Pictures are resized bicubically, masks by nearest neighbour. held_out: True selects the pairs to measure on, False
-    those to train on, None all. rows: rows of pairs.parquet to select instead. Raise BadInput if the index is missing.
+    `folder` holds pairs.parquet and its shards; it is local or a URL such as s3://bucket/pairs. `resolution` is the side in pixels, and
+    None keeps the size of the pairs. Pictures are resized bicubically, masks by nearest neighbour. `held_out` True selects the pairs to
+    measure on, False those to train on, and None all. `rows` selects rows of pairs.parquet instead. Raises BadInput if the index is
+    missing.
 
         loader = DataLoader(ChangePairs("data/pairs/quickstart", 256), batch_size=8, shuffle=True)
     """
@@ -36,7 +37,7 @@ class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         selected = read_index(self.folder) if rows is None else rows
         self.rows = [row for row in selected if held_out is None or row.held_out == held_out]
         self.resolution = resolution
-        self._shards: dict[str, ShardReader] = {}  # opened on first use, so that a worker process opens its own
+        self._shards: dict[str, ShardReader] = {}  # opened on first use, so that each worker process opens its own
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,7 +51,7 @@ class ChangePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return self.tensors(query, prompt, mask)
 
     def tensors(self, query: Image.Image, prompt: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
-        """Convert the pictures of a pair as those of the shards are converted."""
+        """Convert the pictures of a pair in the same way as those of the shards."""
         pictures = [self._sized(image, Image.Resampling.BICUBIC).permute(2, 0, 1).float().div_(255) for image in (query, prompt)]
         return pictures[0], pictures[1], (self._sized(mask, Image.Resampling.NEAREST) > 0).float()
 

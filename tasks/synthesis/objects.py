@@ -1,4 +1,4 @@
-"""Draw objects to appear, disappear or be exchanged: outlined ones, or else those that a segmentation proposes."""
+"""Draw objects to appear, disappear or be exchanged. They are annotated, or else proposed by a segmentation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from changepair.tasks.common.rows import rows_of
 from changepair.tasks.ingestion.objects.table import ObjectRow, to_mask
 from changepair.tasks.synthesis.settings import ObjectSettings
 
-POINTS_A_SIDE = 8  # of the grid of points that Segment Anything is asked about
-SCALE = 1.2  # of felzenszwalb's k, in pixels of the side: larger segments from larger pictures
+POINTS_A_SIDE = 8  # of the grid of points that Segment Anything is queried at
+SCALE = 1.2  # k of felzenszwalb, relative to the side in pixels: larger pictures get larger segments
 
 
 class Dropped(Exception):
-    """Raised for a draw that makes no pair. The message says why; the pair is drawn again."""
+    """Raised for a draw that makes no pair. The message states the reason, and the pair is drawn again."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ class ObjectCutout:
     """A square of a photograph with one object in it."""
 
     photo: int
-    picture: Picture  # HxWx3
-    mask: Mask  # HxW, of the object
-    label: str  # what it is; "" where nobody said
+    picture: Picture  # (H, W, 3)
+    mask: Mask  # (H, W), of the object
+    label: str  # class of the object; "" if unknown
 
 
 class Objects:
-    """Draws squares with an object in them. table: the file of tasks/ingestion/objects with the outlined ones."""
+    """Draws squares with an object in them. `table` is the file of annotated objects from tasks/ingestion/objects."""
 
     def __init__(self, settings: ObjectSettings, sources: Photographs, table: Path) -> None:
         self.settings, self.sources, self.table = settings, sources, table
 
     def draw(self, rng: np.random.Generator, but: int | None = None) -> ObjectCutout:
-        """Draw an object of a random photograph, if possible another than `but`. Raises Dropped if it has none."""
+        """Draw an object from a random photograph, if possible from another than `but`. Raises Dropped if it has none."""
         photo = self.sources.choose(rng, but)
         outlined = _outlined(str(self.table), self.sources.images[photo])
         chosen = self._outlined(photo, outlined, rng) if outlined else self._proposed(photo, rng)
@@ -88,7 +88,7 @@ def _outlined(table: str, image: str) -> list[ObjectRow]:
 
 
 def propose(picture: Picture, settings: ObjectSettings) -> list[Mask]:
-    """Propose masks HxW of regions of an HxWx3 picture that may be objects, in a fixed order."""
+    """Propose masks (H, W) of regions of a picture (H, W, 3) that may be objects, in a fixed order."""
     if settings.proposals == "segmentation":
         return segments(picture, settings.area[0])
     if settings.proposals == "sam":
@@ -97,8 +97,10 @@ def propose(picture: Picture, settings: ObjectSettings) -> list[Mask]:
 
 
 def segments(picture: Picture, smallest: float) -> list[Mask]:
-    """Return the segments of an efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004), with smooth rims. smallest:
-    share of the picture under which a segment is merged into a neighbour."""
+    """Return the segments of an efficient graph-based segmentation with smooth rims (Felzenszwalb and Huttenlocher, IJCV 2004).
+
+    `smallest` is the share of the picture below which a segment is merged into a neighbour.
+    """
     size = len(picture)
     labels = felzenszwalb(picture, scale=SCALE * size, sigma=size / 160, min_size=max(int(smallest * size * size), 1), channel_axis=2)
     masks = []
@@ -107,14 +109,14 @@ def segments(picture: Picture, smallest: float) -> list[Mask]:
             continue
         mask = np.zeros(labels.shape, dtype=bool)
         mask[box] = labels[box] == place
-        if not touches_border(mask):  # one at the border may be taken only where cut objects may
+        if not touches_border(mask):  # segments at the border are used only if cut_by_border allows them
             mask[box] = ndimage.binary_fill_holes(ndimage.binary_opening(mask[box]))
         masks.append(mask)
     return masks
 
 
 def segment_anything(picture: Picture, model: str) -> list[Mask]:
-    """Ask Segment Anything (Kirillov et al., ICCV 2023; transformers) at a grid of points. Masks are best first, none twice."""
+    """Query Segment Anything (Kirillov et al., ICCV 2023; transformers) at a grid of points. Masks are best first, without duplicates."""
     answer = _generator(model)(Image.fromarray(picture), points_per_batch=POINTS_A_SIDE**2, points_per_crop=POINTS_A_SIDE)
     return [np.asarray(mask, dtype=bool) for mask in answer["masks"]]
 
@@ -128,4 +130,4 @@ def _generator(model: str) -> Any:
         return pipeline("mask-generation", model=model, device="cuda" if torch.cuda.is_available() else "cpu")
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise BadInput(f"synthesis.objects.sam: {model!r} is no Segment Anything model that can be loaded: {why}") from error
+        raise BadInput(f"synthesis.objects.sam: {model!r} cannot be loaded as a Segment Anything model: {why}") from error

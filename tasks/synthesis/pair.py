@@ -1,4 +1,4 @@
-"""Make change pairs. Each depends on its number alone, except for the low bits of painted regions: those depend on the batch, too."""
+"""Make change pairs. Each depends on its number alone, except for the low bits of painted regions, which also depend on the batch."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from changepair.tasks.synthesis.objects import Dropped
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.synthesis.shards import Drop, Pair
 
-MOST_DRAWS = 50  # of one pair
-MOST_HELD = 64  # pairs held at once, so that memory does not grow where few of them are painted
+MOST_DRAWS = 50  # draws of one pair
+MOST_HELD = 64  # pairs held at once, so that memory does not grow if few of them are painted
 
 
 @dataclass
 class Maker:
-    """Make pairs out of materials. `inpainter` may be None if no kind needs it. `drops` counts the dropped draws."""
+    """Makes pairs from materials. `inpainter` may be None if no kind needs it. `drops` counts the dropped draws."""
 
     materials: Materials
     inpainter: Inpainter | None
     drops: Counter[Drop] = field(default_factory=Counter)
-    held_out: bool = False  # whether the materials are those that no pair to learn from is made of
+    held_out: bool = False  # whether the materials are those of the held-out pairs
 
     @property
     def settings(self) -> SynthesisSettings:
         return self.materials.settings
 
     def make(self, numbers: Sequence[int]) -> Iterator[Pair]:
-        """Make the pairs of those numbers, in their order. Raises BadInput if one of them cannot be made."""
-        # The kernels that every machine has: newer ones fuse multiplication and addition, and round a value in 100,000 to the next level.
+        """Make the pairs of these numbers, in their order. Raises BadInput if one of them cannot be made."""
+        # Use kernels that every machine has: newer ones fuse multiplication and addition, and round one value in 100,000 to another level.
         cv2.setUseOptimized(False)
         recipes = {number: recipe(self.settings, number) for number in numbers}
         for group in groups(recipes, self.settings.inpainting.batch_size):
             yield from self._group(group, recipes)
 
     def _group(self, group: Sequence[int], recipes: dict[int, Recipe]) -> list[Pair]:
-        """Make a group's pairs. All are drawn, those to be painted are painted in one batch, and those dropped are drawn again."""
+        """Make the pairs of a group. All are drawn, those to be painted are painted in one batch, and dropped ones are drawn again."""
         pairs: dict[int, Pair] = {}
         for draw in range(MOST_DRAWS):
             waiting = [number for number in group if number not in pairs]
@@ -69,14 +69,14 @@ class Maker:
             reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (missing.kind, missing.method)})
             counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
             raise BadInput(
-                f"synthesis: {MOST_DRAWS} draws of a pair of kind {missing.kind!r} came to nothing: {counted}; "
-                "widen synthesis.changed_area or synthesis.objects, or give the kind no share, in pipelines.yaml"
+                f"synthesis: {MOST_DRAWS} draws of a pair of kind {missing.kind!r} failed: {counted};  "
+                "widen synthesis.changed_area or synthesis.objects, or set the kind's share in synthesis.kinds to 0"
             )
         return [pairs[number] for number in group]
 
     @contextmanager
     def _counted(self, recipe_: Recipe) -> Iterator[None]:
-        """Count a draw that is dropped."""
+        """Count a dropped draw."""
         try:
             yield
         except Dropped as dropped:
@@ -86,7 +86,7 @@ class Maker:
         """Let the inpainting model paint. Return its pictures by the pairs' numbers."""
         if not asked:
             return {}
-        assert self.inpainter is not None  # pipelines.yaml is checked for it
+        assert self.inpainter is not None  # reading pipelines.yaml has checked this
         images = torch.from_numpy(np.stack([repaint.picture for repaint in asked.values()])).permute(0, 3, 1, 2).float() / 255
         masks = torch.from_numpy(np.stack([repaint.region for repaint in asked.values()]))[:, None].float()
         seeds = [int(generator(self.settings.seed, "paint", number, draw).integers(2**31)) for number in asked]
@@ -95,8 +95,10 @@ class Maker:
         return dict(zip(asked, pictures, strict=True))
 
     def _pair(self, number: int, draw: int, recipe_: Recipe, change: Change, rng: np.random.Generator) -> Pair:
-        """Make a pair of a change, in either role unless the two are apart, each with its own geometry and light. The mask follows the
-        query, where the prompt shows the place too. Raises Dropped if the area is out of bounds."""
+        """Make a pair from a change. Its roles may be swapped, unless the two are crops, and each gets its own geometry and light.
+
+        The mask follows the query, and holds only places that the prompt also shows. Raises Dropped if the area is out of bounds.
+        """
         augmentation, size = self.settings.augmentation, self.settings.resolution
         to_query, to_prompt = (small_affine(size, augmentation, rng) for _ in range(2))
         swapped = bool(rng.random() < self.settings.swapped) and not change.apart
@@ -122,13 +124,13 @@ class Maker:
 
 
 def recipe(settings: SynthesisSettings, number: int) -> Recipe:
-    """Draw how pair `number` is made, by the kinds' shares."""
+    """Draw how pair `number` is made, by the shares of the kinds."""
     chances: NDArray[np.float64] = np.cumsum(settings.shares)
     return RECIPES[int(np.searchsorted(chances / chances[-1], generator(settings.seed, "kind", number).random(), side="right"))]
 
 
 def groups(recipes: dict[int, Recipe], batch_size: int) -> Iterator[list[int]]:
-    """Split the numbers into runs that each have one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
+    """Split the numbers into groups that each have one batch of pairs to be painted, or MOST_HELD pairs if that is fewer."""
     group: list[int] = []
     painted_ones = 0
     for number, recipe_ in recipes.items():

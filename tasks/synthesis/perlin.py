@@ -1,4 +1,4 @@
-"""Draws Perlin noise (Perlin, "An image synthesizer", SIGGRAPH 1985), the shape of DRAEM's local changes."""
+"""Draw Perlin noise, the shape of DRAEM's local changes (Perlin, "An image synthesizer", SIGGRAPH 1985)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from changepair.tasks.common.pictures import Mask
 
-HIGHEST_OCTAVE = 5  # frequencies 2^0..2^5 a side (DRAEM, Zavrtanik et al., ICCV 2021, section 3.3)
+HIGHEST_OCTAVE = 5  # frequencies 2^0 to 2^5 a side (DRAEM, Zavrtanik et al., ICCV 2021, section 3.3)
 THRESHOLD = 0.5
 MOST_ROTATION = 90.0  # degrees
 SAMPLES_A_CELL = 6
 
 
 def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
-    """Draws DRAEM's mask: noise of a random frequency per axis, turned by up to 90 degrees either way, above 0.5. size x size."""
+    """Draw DRAEM's mask (size, size): noise of a random frequency on each axis, rotated by up to 90 degrees either way, above 0.5."""
     frequency = 2.0 ** rng.integers(0, HIGHEST_OCTAVE + 1, size=2)
     angle = np.deg2rad(rng.uniform(-MOST_ROTATION, MOST_ROTATION))
-    # Noise is smooth within its lattice: some samples a cell hold it, and a cubic through them is cheaper than more of them.
+    # Noise is smooth within its lattice. A few samples a cell describe it, and cubic interpolation is cheaper than more of them.
     samples = min(size, SAMPLES_A_CELL * int(frequency.max()))
-    # The noise is a function of the plane, so it is evaluated at turned coordinates: no resampling, no empty corners.
+    # The noise is a function of the plane, so it is evaluated at rotated coordinates, without resampling and without empty corners.
     centred = (np.arange(samples, dtype=np.float32) + 0.5) / samples - 0.5
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     rows: Any = (cos * centred[:, None] - sin * centred[None, :] + 0.5) * np.float32(frequency[0])
@@ -32,7 +32,7 @@ def perlin_mask(size: int, rng: np.random.Generator) -> Mask:
 
 
 def perlin_noise(rows: NDArray[np.float32], columns: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Gives noise in about [-1, 1] at lattice coordinates `rows`, `columns` (HxW each); one random unit gradient a lattice point."""
+    """Return noise in about [-1, 1] at lattice coordinates `rows` and `columns` (H, W). Each lattice point has a random unit gradient."""
     top, left = np.floor(rows).astype(np.int32), np.floor(columns).astype(np.int32)
     origin = top.min(), left.min()
     shape = (top.max() - origin[0] + 2, left.max() - origin[1] + 2)
@@ -52,5 +52,5 @@ def perlin_noise(rows: NDArray[np.float32], columns: NDArray[np.float32], rng: n
 
 
 def _fade(t: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gives 6t^5 - 15t^4 + 10t^3 (Perlin, "Improving noise", SIGGRAPH 2002)."""
+    """Return 6t^5 - 15t^4 + 10t^3 (Perlin, "Improving noise", SIGGRAPH 2002)."""
     return t * t * t * (t * (t * 6 - 15) + 10)

@@ -1,10 +1,10 @@
 """Define the shards, their index and their overview. Synthesis writes them, and training reads them.
 
-data/pairs/<pipeline>/00000.tar, …     the shards
-data/pairs/<pipeline>/pairs.parquet    one row a pair
-data/pairs/<pipeline>/overview/        a contact sheet a kind, and kinds.csv, changed_area.csv, drops.csv
+    data/pairs/<pipeline>/00000.tar, …     the shards
+    data/pairs/<pipeline>/pairs.parquet    one row a pair
+    data/pairs/<pipeline>/overview/        a contact sheet a kind, and kinds.csv, changed_area.csv, drops.csv
 
-A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png`, `<key>.json`. Its bytes depend on its pairs alone.
+A shard is a WebDataset tar of `<key>.query.png`, `<key>.prompt.png`, `<key>.mask.png` and `<key>.json`. Its bytes depend only on its pairs.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ OVERVIEW_NAME = "overview"
 
 @dataclass(frozen=True)
 class PairRow:
-    key: str  # of the sample in its shard
-    shard: str  # file name beside the index
+    key: str  # name of the sample in its shard
+    shard: str  # file name, next to the index
     kind: str
-    method: str  # how: inpainted, pasted, perlin, unchanged
-    source: str  # the photograph's path
+    method: str  # inpainted, pasted, perlin or unchanged
+    source: str  # path of the photograph
     seed: int
-    index: int  # with the seed and the draw, all that the pair was drawn from
-    draw: Int32  # 0 but where earlier draws were dropped
-    changed_area: float  # share of the query, 0..1
+    index: int  # seed, index and draw determine the pair
+    draw: Int32  # number of earlier draws that were dropped
+    changed_area: float  # share of the query, 0 to 1
     swapped: bool  # whether prompt and query changed roles
-    held_out: bool  # to measure on; made of photographs that no other pair is made of
+    held_out: bool  # for measuring; its photographs are in no other pairs
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Query and prompt HxWx3 uint8 RGB; mask HxW bool, on the query's grid, of what differs."""
+    """Query and prompt (H, W, 3) uint8 RGB, and the bool mask (H, W) of their difference, on the query's grid."""
 
     index: int
     kind: str
-    method: str  # how it was made
-    source: str  # the photograph's path
-    draw: int  # how many draws before it were dropped
+    method: str  # inpainted, pasted, perlin or unchanged
+    source: str  # path of the photograph
+    draw: int  # number of earlier draws that were dropped
     query: Picture
     prompt: Picture
     mask: Mask
@@ -57,7 +57,7 @@ class Pair:
 
 
 class Drop(NamedTuple):
-    """The reason of a dropped draw."""
+    """The reason for a dropped draw."""
 
     kind: str
     method: str
@@ -66,7 +66,7 @@ class Drop(NamedTuple):
 
 def write_shard(path: Path, pairs: Iterable[Pair], seed: int) -> list[PairRow]:
     """Write one shard. Return its rows of the index."""
-    import webdataset as wds  # it brings torch, which who reads an index does not wait for
+    import webdataset as wds  # here, because it imports torch, which readers of the index do not need
 
     rows = []
     with written_beside(path) as partial, wds.TarWriter(str(partial), user="", group="", mode=0o644, mtime=0) as shard:
@@ -86,7 +86,7 @@ def read_index(folder: Path) -> list[PairRow]:
 
 
 class ShardReader:
-    """Reads single files of a shard, by their place in the tar."""
+    """Reads single files of a shard, by their position in the tar."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
-"""Synthesize pairs in steps: find the shards of an earlier run, make the others, anywhere and in any order, and finish.
+"""Synthesize pairs in steps: find the shards of an earlier run, make the missing ones anywhere and in any order, and finish.
 
-A run works in a folder named after all that its bytes depend on, and moves it to its place at the end. The next run of that name keeps the
-whole shards of a killed one: those with a record.
+A run works in a folder whose name identifies everything that its bytes depend on. At the end the folder is moved to its place. After a
+killed run, the next run with the same name keeps its complete shards, which are those with a record.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ NAME_LENGTH = 16
 PAIRS_A_KIND = 12
 PAIRS_A_LINE = 2
 PARTS = ("prompt", "query", "mask", "overlay")
-AREA_STEP = 0.02  # share of the query, of a bar of the histogram
+AREA_STEP = 0.02  # width of a bar in the histogram, as a share of the query
 KINDS_NAME, AREAS_NAME, DROPS_NAME = "kinds.csv", "changed_area.csv", "drops.csv"
 
 
 @dataclass(frozen=True)
 class Inputs:
     files: SourceFiles
-    inpainter: Path  # the folder that the inpainter stage wrote
+    inpainter: Path  # folder that the inpainter stage wrote
 
 
 @dataclass(frozen=True)
 class ShardsFolder:
-    """The folder of a run: its pairs, and a record of each whole shard."""
+    """The folder of a run, with its pairs and a record of each complete shard."""
 
     folder: Path
 
@@ -92,8 +92,8 @@ def start(settings: SynthesisSettings, inputs: Inputs, checkpoints: Path) -> tup
 
 
 def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: ShardsFolder) -> int:
-    """Make shard `number`, the same bytes wherever it runs. Return the number of its pairs."""
-    cv2.setNumThreads(1)  # the cores are used by making several shards at once
+    """Make shard `number`, with the same bytes on any machine. Return the number of its pairs."""
+    cv2.setNumThreads(1)  # several shards are made at once, which uses the cores
     inpainter = load_inpainter(inputs.inpainter, settings.inpainting) if settings.repaints else None
     makers = [maker(settings, inputs.files, inpainter, held_out=held_out) for held_out in (False, True)]
     first = number * settings.pairs_per_shard
@@ -107,7 +107,7 @@ def make_shard(settings: SynthesisSettings, inputs: Inputs, number: int, work: S
 
 
 def maker(settings: SynthesisSettings, files: SourceFiles, inpainter: Inpainter | None = None, *, held_out: bool = False) -> Maker:
-    """Return the maker of the pairs to train on, or of those to measure on. Without an inpainter it makes the kinds that need none."""
+    """Return the maker of the pairs to train on, or of those to measure on. Without an inpainter it makes only kinds that need none."""
     sources, textures = (
         Photographs(_images(table, changed), settings.crop, settings.resolution).parted(settings.held_out)[held_out]
         for table, changed in ((at, at.stat().st_mtime_ns if at.is_file() else 0) for at in (files.sources, files.textures))
@@ -116,7 +116,7 @@ def maker(settings: SynthesisSettings, files: SourceFiles, inpainter: Inpainter 
 
 
 def finish(settings: SynthesisSettings, work: ShardsFolder, folder: Path) -> Synthesized:
-    """Write the index and the overview of all shards, and move the whole to `folder`."""
+    """Write the index and the overview of all shards, and move everything to `folder`."""
     _clear(work)
     records = [json.loads(work.record(number).read_text()) for number in range(shard_count(settings))]
     rows = [PairRow(**row) for record in records for row in record["rows"]]
@@ -134,14 +134,14 @@ def finish(settings: SynthesisSettings, work: ShardsFolder, folder: Path) -> Syn
 
 
 def _clear(work: ShardsFolder) -> None:
-    """Delete the half-written files of killed runs and workers."""
+    """Delete the partial files of killed runs and workers."""
     for partial in work.folder.glob("*/.*.partial"):
         partial.unlink()
 
 
 @lru_cache(maxsize=4)
 def _images(table: Path, changed: int) -> Sequence[str]:
-    """Return the pictures' paths, in the order of the file that sampling wrote. changed: its time of change, for the cache."""
+    """Return the pictures' paths, in the order of sampling's file. `changed` is its modification time, for the cache."""
     return [row.image for row in read_pictures(table)]
 
 
@@ -158,13 +158,16 @@ def _name(settings: SynthesisSettings, inputs: Inputs) -> str:
 
 
 def _write_overview(folder: Path, rows: Sequence[PairRow], drops: Mapping[Drop, int]) -> None:
-    """Draw folder/overview/<kind>.png from the first pairs of each kind, and count pairs by kind (kinds.csv) and by the share of the query
-    that changed (changed_area.csv), and dropped draws by reason (drops.csv)."""
+    """Draw folder/overview/<kind>.png from the first pairs of each kind.
+
+    Also count pairs by kind (kinds.csv) and by the share of the query that changed (changed_area.csv), and dropped draws by reason
+    (drops.csv).
+    """
     overview = folder / OVERVIEW_NAME
     overview.mkdir(exist_ok=True)
     for kind in sorted({row.kind for row in rows}):
         of_kind = [row for row in rows if row.kind == kind]
-        # Of every way to make the kind, if there are several.
+        # from every method of the kind
         methods = sorted({row.method for row in of_kind})
         chosen = [row for method in methods for row in [row for row in of_kind if row.method == method][: PAIRS_A_KIND // len(methods)]]
         contact_sheet([_line(folder, row) for row in chosen], PAIRS_A_LINE).save(overview / f"{kind}.png", "PNG")

@@ -1,4 +1,4 @@
-"""Read objects from masks that are PNGs: a folder of them, or Open Images' CSV and PNGs."""
+"""Read objects from PNG masks: a folder of them, or Open Images' CSV and PNGs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from changepair.tasks.common.texts import csv_lines, csv_rows
 from changepair.tasks.ingestion.listing import LEADS_OUT, within
 from changepair.tasks.ingestion.objects.table import Annotated, Refused
 
-BORDER = 255  # of palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc2012/ section 2.3
+BORDER = 255  # value of the border in palette pictures, https://host.robots.ox.ac.uk/pascal/VOC/voc2012/ section 2.3
 Content = TypeVar("Content")
 NEEDED = ("MaskPath", "ImageID", "LabelName")
 
 
 def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refused]:
-    """Read mask PNGs in the order of their paths: `<photograph>.png`, `<photograph>_<anything>.png` or `<photograph>/<anything>.png`, at
-    any depth. stems: the photographs' file names without suffix.
+    """Read mask PNGs in the order of their paths, at any depth. `stems` are the photographs' file names without suffix.
 
-    Each of several values in a mask is an object, as in DAVIS and VOC, without VOC's border of palette pictures. Of a single value, each
-    connected piece is an object.
+    A mask is named `<photograph>.png`, `<photograph>_<anything>.png` or `<photograph>/<anything>.png`. If it has several values, each value
+    is an object, as in DAVIS and VOC; VOC's border of palette pictures is ignored. If it has a single value, each connected piece is an
+    object.
     """
     for file in sorted(visible(folder.rglob("*.png"), folder), key=lambda file: os.fsencode(str(file))):
         item = str(file.relative_to(folder))
@@ -48,7 +48,7 @@ def read_masks(folder: Path, stems: Container[str]) -> Iterator[Annotated | Refu
 
 
 def _photograph(file: Path, folder: Path, stems: Container[str]) -> str:
-    """Find the photograph of a mask: by its whole name, by its folder's name, or by the longest beginning that names one."""
+    """Find the photograph of a mask by its whole name, by its folder's name, or by the longest beginning that names a photograph."""
     parts = file.stem.split("_")
     beginnings = ["_".join(parts[:length]) for length in range(len(parts), 0, -1)]
     candidates = [file.stem, *([file.parent.name] if file.parent != folder else []), *beginnings]
@@ -58,7 +58,7 @@ def _photograph(file: Path, folder: Path, stems: Container[str]) -> str:
 def read_open_images(file: Path) -> Iterator[Annotated | Refused]:
     """Read a mask CSV of Open Images (https://storage.googleapis.com/openimages/web/download_v7.html), in its order.
 
-    Masks are found by name anywhere under the CSV's folder. Labels become words where `*class-descriptions*.csv` is next to the CSV. Raises
+    Masks are found by name anywhere under the CSV's folder. If `*class-descriptions*.csv` is next to the CSV, labels become words. Raises
     BadInput if a column is missing.
     """
     listings = sorted(visible(file.parent.glob("*class-descriptions*.csv"), file.parent))

@@ -1,4 +1,4 @@
-"""Defines the table of objects in a dataset's photographs, one row an object. The objects stage writes it and synthesis reads it."""
+"""Define the table of objects in a dataset's photographs, with one row an object. The objects stage writes it and synthesis reads it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ROWS_A_GROUP = 4096
 @dataclass(frozen=True)
 class ObjectRow:
     image: str  # path, as in the manifest
-    label: str  # what the object is; "" where nobody said
-    height: Int32  # of the mask, pixels; of the photograph's shape, not always of its size
+    label: str  # class of the object; "" if unknown
+    height: Int32  # of the mask, in pixels; it has the photograph's aspect ratio, but not always its size
     width: Int32
     left: Int32  # the box around the object, in the mask's pixels
     top: Int32
     right: Int32
     bottom: Int32
-    counts: bytes  # the mask, run-length encoded as COCO does it (pycocotools)
+    counts: bytes  # the mask, run-length encoded as by COCO (pycocotools)
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """An object that an annotation names, before its photograph is found."""
+    """An object in an annotation, before its photograph is found."""
 
-    name: str  # of the photograph's file, with as much of its path as the annotation gives; may lack the suffix
+    name: str  # file name of the photograph, with as much of its path as the annotation has; the suffix may be missing
     label: str
     mask: Mask  # HxW
 
@@ -47,7 +47,7 @@ class Refused:
 
 
 def write_objects(path: Path, table: pa.Table) -> None:
-    """Write a table of ObjectRow, sorted by image, so that reading one group finds the objects of a photograph."""
+    """Write a table of ObjectRow, sorted by image, so that the objects of a photograph are in one group of rows."""
     with written_beside(path) as partial:  # the sort is stable
         pq.write_table(table.sort_by("image"), partial, compression="zstd", row_group_size=ROWS_A_GROUP)
 
@@ -60,11 +60,11 @@ def to_row(image: str, label: str, mask: Mask) -> ObjectRow:
 
 
 def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """Return the first row, end of rows, first column and end of columns of what a mask marks."""
+    """Return the first row, end of rows, first column and end of columns of the marked pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def to_mask(row: ObjectRow) -> Mask:
-    """Return the HxW mask of a row, at the mask's own size."""
+    """Return the mask (H, W) of a row, at the mask's size."""
     return coco_mask.decode({"size": [row.height, row.width], "counts": row.counts}) > 0

@@ -1,4 +1,4 @@
-"""Register the datasets that are read as they are distributed, with their readers, terms and homes."""
+"""Register the datasets that are read as they are distributed, with their readers, licences and home pages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from changepair.tasks.ingestion.readers.trees import Tree
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset as it is distributed, or a general way to lay one out."""
+    """A dataset in its distributed form, or a general layout."""
 
     title: str
     read: Reader
-    licence: str  # of the dataset, as its home states it; "your own" for a general layout
-    home: str  # where to get it; "" for a general layout
+    licence: str  # of the dataset, as its home page states it; "your own" for a general layout
+    home: str  # page to get it from; "" for a general layout
 
 
 OWN, NC_SA, RESEARCH = "your own", "CC BY-NC-SA 4.0", "for research, see its home"

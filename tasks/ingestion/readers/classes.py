@@ -1,4 +1,4 @@
-"""Read datasets of classes: MNIST and CIFAR-10. Every picture is normal of its class; a sampling protocol sets which are anomalous."""
+"""Read datasets of classes: MNIST and CIFAR-10. Every picture is normal for its class; a sampling protocol sets which are anomalous."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLIT_FOLDERS = {"train": ("training", "train"), "test": ("testing", "test")}
 
 
 def mnist(source: DatasetFolder) -> Iterator[Item]:
-    """Read train-images-idx3-ubyte and its siblings, packed with gzip or not; or folders training/<digit>/*.png, testing/<digit>/*.png."""
+    """Read train-images-idx3-ubyte and its siblings, gzipped or not; or folders training/<digit>/*.png and testing/<digit>/*.png."""
     for split, start in (("train", "train"), ("test", "t10k")):
         images, labels = (
             _either(source.folder, f"{start}-{kind}", f"{start}-{kind}".replace("-idx", ".idx"))
@@ -40,7 +40,8 @@ def mnist(source: DatasetFolder) -> Iterator[Item]:
 
 
 def cifar10(source: DatasetFolder) -> Iterator[Item]:
-    """Read the binary version (data_batch_1.bin, …), the Python one (data_batch_1, …), or folders train/<class>, test/<class> of PNG."""
+    """Read the binary version (data_batch_1.bin, …), the Python version (data_batch_1, …), or folders train/<class> and test/<class> of
+    PNG."""
     for split, batches in CIFAR_BATCHES.items():
         present = [file for name in batches if (file := _either(source.folder, f"{name}.bin", name)) is not None]
         if not present:
@@ -61,13 +62,13 @@ def _class_folders(source: DatasetFolder, split: str) -> Iterator[Item]:
 
 
 def _either(folder: Path, *names: str) -> Path | None:
-    """Find the first of the names that exists, packed or not, in the folder or one down."""
+    """Find the first of the names that exists, gzipped or not, in the folder or one level down."""
     inside = [folder, *folders(folder)]
     return next((file for at in inside for name in names for file in (at / name, at / f"{name}.gz") if file.is_file()), None)
 
 
 def _idx(file: Path, magic: int) -> NDArray[np.uint8]:
-    """Read an IDX file: pictures NxHxW, or labels N."""
+    """Read an IDX file: pictures (N, H, W), or labels (N,)."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         dimensions = 3 if magic == IDX_IMAGES else 1
@@ -84,20 +85,20 @@ def _cifar_binary(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
     content = np.frombuffer(file.read_bytes(), np.uint8)
     row = 1 + 3 * CIFAR_SIDE**2
     if not len(content) or len(content) % row:
-        raise BadInput(f"{file}: {len(content)} bytes, not a multiple of {row}; truncated?")
+        raise BadInput(f"{file}: {len(content)} bytes, not a multiple of {row}; the file may be truncated, so download it again")
     rows = content.reshape(-1, row)
     return _pixels(file, rows[:, 1:], rows[:, 0].tolist())
 
 
 class _Plain(pickle.Unpickler):
-    """Unpickle arrays and built-in types only. Everything else is refused before it is created."""
+    """Unpickle only arrays and built-in types. Everything else is refused before it is created."""
 
     ARRAYS = (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"))
     ALLOWED = frozenset({*ARRAYS, ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it needs {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -107,7 +108,7 @@ def _cifar_python(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
             content = _Plain(stream, encoding="bytes").load()
         data, labels = np.asarray(content[b"data"], dtype=np.uint8), [int(label) for label in content[b"labels"]]
     except Exception as error:  # a pickle may raise anything
-        raise BadInput(f"{file}: not read, as it is not one of CIFAR-10's batches of nothing but arrays ({in_short(error)})") from error
+        raise BadInput(f"{file}: refused, because it is not a CIFAR-10 batch that holds only arrays ({in_short(error)})") from error
     return _pixels(file, data, labels)
 
 

@@ -1,7 +1,7 @@
-"""Read datasets that are labelled by names, folders or a list, without a split of their own.
+"""Read datasets without a split, which are labelled by names, folders or a list.
 
-Normal pictures are split as in InCTRL (arXiv 2403.06495, and its conversion scripts): a quarter of them is for testing, drawn by
-scikit-learn's train_test_split with random_state 42 from the order of their names.
+Normal pictures are split as in InCTRL (arXiv 2403.06495, and its conversion scripts). A quarter of them is for testing, drawn from the
+order of their names by scikit-learn's train_test_split with random_state 42.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TEST_SHARE, SPLIT_SEED = 0.25, 42
 
 
 def split_normal(images: Sequence[Path]) -> dict[Path, str]:
-    """Split normal pictures into those that train and those that test."""
-    from sklearn.model_selection import train_test_split  # costs a second, which reading other datasets need not spend
+    """Split normal pictures into those for training and those for testing."""
+    from sklearn.model_selection import train_test_split  # here, because it costs a second that other datasets do not need
 
     tested = set(train_test_split(list(images), test_size=TEST_SHARE, random_state=SPLIT_SEED)[1]) if len(images) > 1 else set()
     return {image: "test" if image in tested else "train" for image in images}
@@ -53,10 +53,10 @@ def elpv(source: DatasetFolder) -> Iterator[Item]:
 
 
 def elpv_cells(labels: Path, category: str) -> Iterator[Item]:
-    """Read ELPV's labels: `images/cell0001.png  1.0  mono`, a picture, its defect probability and its crystal type.
+    """Read ELPV's labels. A line such as `images/cell0001.png  1.0  mono` holds a picture, its defect probability and its crystal type.
 
-    Split as in InCTRL's tables. Normal are the cells of probability 0: 1,131 train, 377 test. Anomalous are the 715 of probability 1. Cells
-    that the experts were unsure of are left out.
+    The split is that of InCTRL's tables. Cells of probability 0 are normal: 1,131 for training, 377 for testing. The 715 cells of
+    probability 1 are anomalous. Cells that the experts were unsure about are left out.
     """
     cells: dict[Path, float] = {}
     for number, line in enumerate(read_text(labels).splitlines(), 1):
@@ -66,16 +66,16 @@ def elpv_cells(labels: Path, category: str) -> Iterator[Item]:
         try:
             image, probability = labels.parent / parts[0], float(parts[1])
         except (IndexError, ValueError) as error:
-            raise BadInput(f"{labels}: line {number} is not a picture and its probability: {line.strip()[:80]!r}") from error
+            raise BadInput(f"{labels}: line {number} must name a picture and its probability, not {line.strip()[:80]!r}") from error
         if not 0 <= probability <= 1:
-            raise BadInput(f"{labels}: line {number}: {parts[1]} is no probability, from 0 to 1")
+            raise BadInput(f"{labels}: line {number}: {parts[1]} is not a probability from 0 to 1")
         if image in cells:
-            raise BadInput(f"{labels}: line {number}: {parts[0]} is named twice")
+            raise BadInput(f"{labels}: line {number}: {parts[0]} is listed twice; list it once")
         cells[image] = probability
     sure = {probability: [image for image, given in cells.items() if given == probability] for probability in (0.0, 1.0)}
     for image, probability in cells.items():
         if probability not in sure:
-            yield Rejected(image, f"the experts were unsure of it (defect probability {probability:g})")
+            yield Rejected(image, f"the experts were unsure about it (defect probability {probability:g})")
     yield from _labelled(sure[0.0], sure[1.0], category, "defective")
 
 
@@ -85,7 +85,7 @@ def yes_no(source: DatasetFolder) -> Iterator[Item]:
 
 
 def head_ct(source: DatasetFolder) -> Iterator[Item]:
-    """Read labels.csv: id, hemorrhage; and head_ct/000.png, which Kaggle packs in another folder head_ct."""
+    """Read labels.csv (id, hemorrhage) and head_ct/000.png, which Kaggle packs in another folder head_ct."""
     folder = next((at for at in ("head_ct/head_ct", "head_ct") if (source.folder / at / "000.png").is_file()), "head_ct")
     labels = source.needs("labels.csv")
     rows: dict[Path, int] = {}
@@ -95,18 +95,18 @@ def head_ct(source: DatasetFolder) -> Iterator[Item]:
         try:
             file, label = source.folder / folder / f"{int(row[0]):03d}.png", int(row[1])
         except (IndexError, ValueError) as error:
-            raise BadInput(f"{labels}: line {line} is not the number of a picture and its label: {','.join(row)[:80]!r}") from error
+            raise BadInput(f"{labels}: line {line} must hold a picture's number and its label, not {','.join(row)[:80]!r}") from error
         if label not in (0, 1):
             raise BadInput(f"{labels}: line {line}: label {row[1][:80]} is not 0 or 1")
         if file in rows:
-            raise BadInput(f"{labels}: line {line}: picture {row[0][:80]} is named twice")
+            raise BadInput(f"{labels}: line {line}: picture {row[0][:80]} is listed twice; list it once")
         rows[file] = label
     normal, anomalous = ([file for file, label in rows.items() if label == wanted] for wanted in (0, 1))
     yield from _on_disk(_labelled(normal, anomalous, source.name, "haemorrhage"))
 
 
 def sdd2(source: DatasetFolder) -> Iterator[Item]:
-    """Read KolektorSDD2: train/10000.png with train/10000_GT.png, test/ likewise. A picture whose mask marks nothing is normal."""
+    """Read KolektorSDD2: train/10000.png with train/10000_GT.png, and test/ likewise. A picture whose mask marks nothing is normal."""
     for split in ("train", "test"):
         listed = files(source.needs(split))
         masks = {file.stem.removesuffix("_GT"): file for file in listed if file.stem.endswith("_GT")}
@@ -115,23 +115,25 @@ def sdd2(source: DatasetFolder) -> Iterator[Item]:
                 continue
             mask = masks.pop(file.stem, None)
             if mask is None:
-                yield Rejected(file, f"has no mask {file.stem}_GT.png, so nobody can say what it is")
+                yield Rejected(file, f"mask {file.stem}_GT.png is missing, so its label is unknown")
             elif (marked := _marked(mask)) is None:
                 yield Rejected(file, f"its mask {mask.name} cannot be decoded")
             elif marked.any():
                 yield picture(file, source.name, split, "defect", lambda _file, mask=mask: (mask,))  # type: ignore[misc]
             else:
                 yield picture(file, source.name, split, GOOD)
-        yield from (Rejected(mask, "a mask for no picture") for mask in masks.values())
+        yield from (Rejected(mask, "a mask without a picture") for mask in masks.values())
 
 
 PieceBox = tuple[int, int, int, int]  # left, top, right, bottom
-Boxes = Callable[[int, int], list[PieceBox]]  # of a picture's width and height
+Boxes = Callable[[int, int], list[PieceBox]]  # for a picture's width and height
 
 
 def kolektor(source: DatasetFolder) -> Iterator[Item]:
-    """Read KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp. As in InCTRL, every picture is cut across into
-    three. A piece whose part of the label marks nothing is normal."""
+    """Read KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp.
+
+    As in InCTRL, every picture is cut across into three pieces. A piece is normal if its part of the label marks nothing.
+    """
     pairs = []
     for folder in folders(source.folder):
         for file in files(folder):
@@ -141,13 +143,13 @@ def kolektor(source: DatasetFolder) -> Iterator[Item]:
             if label.is_file():
                 pairs.append((file, label, f"{folder.name}_{file.stem}"))
             else:
-                yield Rejected(file, f"has no label {label.name}, so nobody can say what it is")
+                yield Rejected(file, f"label {label.name} is missing, so it cannot be classified")
     if not pairs:
-        raise BadInput(f"{source.name}: {source.folder} has no <part>/<picture>.jpg with <picture>_label.bmp beside it")
+        raise BadInput(f"{source.name}: {source.folder} has no <part>/<picture>.jpg with <picture>_label.bmp next to it")
     yield from _cut(source, pairs, lambda _name: "defect", _thirds, keep_normal=True)
 
 
-# The defects' codes, the second number in a picture's name (Silvestre-Blanes et al., AUTEX Research Journal 2019).
+# The defects' codes are the second number in a picture's name (Silvestre-Blanes et al., AUTEX Research Journal 2019).
 AITEX_DEFECTS = {
     "002": "broken-end",
     "006": "broken-yarn",
@@ -165,13 +167,16 @@ AITEX_DEFECTS = {
 
 
 def aitex(source: DatasetFolder) -> Iterator[Item]:
-    """Read strips of 4096x256, cut to squares as in InCTRL. Those of NODefect_images/<fabric>/*.png are normal. Those of
-    Defect_images/0001_002_00.png that Mask_images/0001_002_00_mask.png (or _mask1) marks are anomalous; the others are left out."""
+    """Read strips of 4096x256, cut to squares as in InCTRL.
+
+    Squares of NODefect_images/<fabric>/*.png are normal. Squares of Defect_images/0001_002_00.png that Mask_images/0001_002_00_mask.png (or
+    _mask1) marks are anomalous. Its other squares are left out.
+    """
     pieces: list[ListedPicture] = []
     for file in (file for folder in folders(source.needs("NODefect_images")) for file in files(folder)):
         size = _size(file)
         if size is None:
-            yield Rejected(file, "cannot be decoded: truncated or not a picture")
+            yield Rejected(file, "cannot be decoded: truncated or not an image")
             continue
         for number, box in enumerate(_squares(*size)):
             image = source.written / GOOD / f"{file.parent.name}_{file.stem}_{number}.png"
@@ -182,14 +187,14 @@ def aitex(source: DatasetFolder) -> Iterator[Item]:
         masks = _once_more(source.needs("Mask_images"))
         mask = next((at for ending in ("_mask", "_mask1") if (at := masks / f"{file.stem}{ending}.png").is_file()), None)
         if mask is None:
-            yield Rejected(file, f"has no mask {file.stem}_mask.png, so nobody can say which of its squares are anomalous")
+            yield Rejected(file, f"mask {file.stem}_mask.png is missing, so it is unknown which squares are anomalous")
         else:
             pairs.append((file, mask, file.stem))
     yield from _cut(source, pairs, lambda name: AITEX_DEFECTS.get(name.split("_")[1], "defect"), _squares, keep_normal=False)
 
 
 def _once_more(folder: Path) -> Path:
-    """Return the folder that Kaggle packs in a folder of the same name."""
+    """Return the inner folder, if Kaggle packs the folder in another one of the same name."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
@@ -202,10 +207,10 @@ def _cut(
     for file, mask, name in pairs:
         marked, size = _marked(mask), _size(file)
         if marked is None or size is None:
-            yield Rejected(file, f"it or its mask {mask.name} cannot be decoded")
+            yield Rejected(file, f"the picture or its mask {mask.name} cannot be decoded")
             continue
         if (marked.shape[1], marked.shape[0]) != size:
-            yield Rejected(file, f"its mask {mask.name} is {marked.shape[1]}x{marked.shape[0]} pixels, the picture {size[0]}x{size[1]}")
+            yield Rejected(file, f"its mask {mask.name} is {marked.shape[1]}x{marked.shape[0]} pixels, but the picture {size[0]}x{size[1]}")
             continue
         for number, box in enumerate(boxes(*size)):
             piece = marked[box[1] : box[3], box[0] : box[2]]
@@ -229,7 +234,7 @@ def _split(pieces: Sequence[ListedPicture]) -> Iterator[ListedPicture]:
 def _write_piece(file: Path, box: PieceBox, image: Path, mask: Mask | None = None, truth: Path | None = None) -> None:
     whole = decode(file.read_bytes())
     if whole.deep:
-        raise Unusable(f"{whole.samples.dtype} samples, where the pictures of this dataset have 8 bits")
+        raise Unusable(f"{whole.samples.dtype} samples, but pictures of this dataset must have 8 bits")
     left, top, right, bottom = box
     write_png(image, whole.samples[top:bottom, left:right])
     if mask is not None and truth is not None:
@@ -247,10 +252,10 @@ def _squares(width: int, height: int) -> list[PieceBox]:
 
 
 def _on_disk(items: Iterator[Item]) -> Iterator[Item]:
-    """Reject what a list names and is not on disk."""
+    """Reject pictures that a list names but that are not on disk."""
     for item in items:
         if isinstance(item, ListedPicture) and not item.image.is_file():
-            yield Rejected(item.image, "the labels name it, and it is not there")
+            yield Rejected(item.image, "the labels name it, but the file is missing")
         else:
             yield item
 

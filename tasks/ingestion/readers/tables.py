@@ -1,4 +1,4 @@
-"""Read datasets that list their files in a table: VisA's CSV, Real-IAD's JSON, and a table of the user's own."""
+"""Read datasets that list their files in a table: VisA's CSV, Real-IAD's JSON, and a table that the user provides."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def visa(source: DatasetFolder) -> Iterator[Item]:
 
 
 def real_iad(source: DatasetFolder) -> Iterator[Item]:
-    """Read realiad_jsons/<category>.json (Wang et al., CVPR 2024): train and test lists of image_path, anomaly_class (OK for normal) and
-    mask_path, under meta.prefix."""
+    """Read realiad_jsons/<category>.json (Wang et al., CVPR 2024).
+
+    Its train and test lists hold image_path, anomaly_class (OK for normal) and mask_path. Paths are relative to meta.prefix.
+    """
     folder = source.needs("realiad_jsons")
     listed = [file for file in (*files(folder), *files(folder / "realiad_jsons")) if file.suffix == ".json"]
     if not listed:
@@ -41,7 +43,7 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
                 for row in content[split]
             ]
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{file}: not one of Real-IAD's lists ({type(error).__name__}: {in_short(error)})") from error
+            raise BadInput(f"{file}: not a list of Real-IAD ({type(error).__name__}: {in_short(error)})") from error
         named = _Named(source, file)
         for number, (split, path, category, kind, mask) in enumerate(rows):
             image, truth = (_prefixed(source, prefix, one) for one in (path, mask if kind != normal else ""))
@@ -49,8 +51,10 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
 
 
 def table(source: DatasetFolder) -> Iterator[Item]:
-    """Read a CSV or parquet file, the dataset's path, with the manifest's columns image, category, split, label, and optionally defect and
-    mask. Paths are relative to the table's folder."""
+    """Read the CSV or parquet file at the dataset's path. It has the manifest's columns image, category, split and label.
+
+    The columns defect and mask are optional. Paths are relative to the table's folder.
+    """
     wanted = ("image", "category", "split", "label")
     if source.folder.suffix == ".parquet":
         rows: Iterator[tuple[int, Mapping[str, Any]]] = enumerate(_parquet(source.folder, wanted), 1)
@@ -60,19 +64,21 @@ def table(source: DatasetFolder) -> Iterator[Item]:
     for line, row in rows:
         split, label = _text(row["split"]), _text(row["label"])
         if label not in ("0", "1"):
-            yield Rejected(source.folder, f"row {line}: its label is {label!r}: 0 or 1")
+            yield Rejected(source.folder, f"row {line}: its label must be 0 or 1, not {label!r}")
             continue
         defect = _text(row.get("defect")) or "anomalous" if label == "1" else NORMAL
         yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, _text(row.get("mask")), normal=NORMAL)
 
 
-MOST_NAMED = 100  # files next to a table that are separate dependencies; for more, the folder of the table is the dependency
-NORMAL = "\0"  # the defect of a normal row of a table
+MOST_NAMED = 100  # largest number of files next to a table that are separate dependencies; beyond it, the table's folder is the dependency
+NORMAL = "\0"  # stands for the defect of a normal row
 
 
 def named_by(file: Path) -> list[str]:
-    """List the existing files and folders next to a table that hold the images and masks that it names. For more than MOST_NAMED files
-    return [""], the folder of the table. For a table that cannot be read return []; ingestion reports why."""
+    """List the existing files and folders next to a table that hold the images and masks in it.
+
+    Return [""], the folder of the table, for more than MOST_NAMED files. Return [] for an unreadable table; ingestion reports the reason.
+    """
     try:
         rows = _parquet(file, ()) if file.suffix == ".parquet" else [row for _line, row in csv_rows(file, ())]
     except (BadInput, OSError):
@@ -85,14 +91,14 @@ def named_by(file: Path) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """Return the text of a table's cell, whatever its type: "" for null and NaN."""
+    """Return the text of a table's cell of any type. Null and NaN become ""."""
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class _Named:
-    """Checks the pictures that a table names: each once, existing, within the dataset, and normal or with a named defect."""
+    """Checks the pictures in a table: each is listed once, exists within the dataset, and is normal or has a named defect."""
 
     def __init__(self, source: DatasetFolder, table: Path) -> None:
         self.table = table
@@ -100,24 +106,25 @@ class _Named:
         self.rows: dict[str, int] = {}
 
     def item(self, line: int, image: str, category: str, split: str, kind: str, mask: str, *, normal: str) -> Item:
-        """Return a picture, or why it is rejected. kind: its defect in the table, or `normal`. mask: "" for none."""
+        """Return a picture, or the reason why it is rejected. `kind` is its defect in the table, or `normal`. An empty `mask` means
+        none."""
         for name in (image, *([mask] if mask else [])):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not name or "\0" in name:
                 return self._refused(line, f"{name!r} is not a path within the dataset")
         for what, name in (("category", category), ("defect", kind if kind != normal else GOOD)):
             if not name.strip() or "/" in name or not name.isprintable():
-                return self._refused(line, f"its {what} is {name!r}; give it a name that can be a folder's")
+                return self._refused(line, f"its {what} is {name!r}; use a valid folder name")
         if split not in SPLITS:
-            return self._refused(line, f"its split is {split!r}: train or test")
+            return self._refused(line, f"its split must be train or test, not {split!r}")
         if kind == GOOD and normal != GOOD:
-            return self._refused(line, f"it is anomalous, and its defect is called {GOOD!r}, as normal pictures are; call it otherwise")
+            return self._refused(line, f"it is anomalous, but its defect is called {GOOD!r}, as for normal pictures; rename the defect")
         first = self.rows.setdefault(str(PurePosixPath(image)), line)
         if first != line:
-            return self._refused(line, f"{image} is named in row {first} already, and counts once")
+            return self._refused(line, f"{image} is already in row {first}; list it once")
         file = self.root / image
         if not file.is_file():
-            return Rejected(file, f"{self.table.name} names it in row {line}, and it is not there")
+            return Rejected(file, f"{self.table.name} names it in row {line}, but the file is missing")
         return picture(file, category, split, GOOD if kind == normal else kind, lambda _file: (self.root / mask,) if mask else ())
 
     def _refused(self, line: int, reason: str) -> Rejected:
@@ -125,7 +132,7 @@ class _Named:
 
 
 def _prefixed(source: DatasetFolder, prefix: str, path: str) -> str:
-    """Return a path of Real-IAD from the dataset's folder. Its pictures come in several sizes, each in a folder of that name."""
+    """Return a path of Real-IAD relative to the dataset's folder. Pictures may be in a folder for each size."""
     candidates = [PurePosixPath(size, prefix, path) for size in ("", "realiad_256", "realiad_512", "realiad_1024")]
     return str(next((candidate for candidate in candidates if (source.folder / candidate).is_file()), candidates[0])) if path else ""
 

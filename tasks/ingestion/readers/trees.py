@@ -3,9 +3,9 @@
 <folder>/[<category>/]train/good/*.png
 <folder>/[<category>/]test/good/*.png
 <folder>/[<category>/]test/<defect>/*.png
-<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; any picture format, any case)
+<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; any picture format, upper or lower case)
 
-<folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (these or other usual names, or stated folders)
+<folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (or other usual names, or folders in the settings)
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from changepair.tasks.ingestion.listing import (
 from changepair.tasks.ingestion.readers.labelled import split_normal
 
 MASK_ENDING, TRUTH = "_mask", "ground_truth"
-MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")  # usual names of folders of masks, in small letters; no kinds of defect
-# Usual names of folders of normal pictures, in small letters.
+MASK_NAMES = ("mask", "masks", "ground_truth", "groundtruth", "gt")  # usual names of folders of masks, lower case; not kinds of defect
+# Usual names of folders of normal pictures, lower case.
 NORMAL_NAMES = ("good", "ok", "normal", "pass", "passed", "non_defective", "nominal", "defect-free", "defect_free", "no_defect")
-# Usual names of folders of pictures with defects, in small letters.
+# Usual names of folders of pictures with defects, lower case.
 ABNORMAL_NAMES = (
     *("defect", "nok", "bad", "ng", "abnormal", "anomaly", "anomalous", "anomalies", "defective", "defects"),
     *("fail", "failed", "faulty", "broken", "not_ok"),
@@ -45,22 +45,22 @@ ABNORMAL_NAMES = (
 
 @dataclass(frozen=True)
 class Tree:
-    """A layout of the family: what it calls its folders, and where it has its masks."""
+    """A layout of the family: the names of its folders, and the place of its masks."""
 
-    normal: str = GOOD  # the folder of normal pictures
-    validation: str | None = None  # a folder beside train and test, also of normal pictures to train on
-    masks_in_folders: bool = False  # whether a picture's masks are all the files of a folder named after it
-    labelled: bool = False  # whether folders of normal and of abnormal pictures are read, by stated or usual names
+    normal: str = GOOD  # folder of normal pictures
+    validation: str | None = None  # folder next to train and test that also holds normal pictures to train on
+    masks_in_folders: bool = False  # whether a picture's masks are all files of a folder named after it
+    labelled: bool = False  # whether folders of normal and of abnormal pictures are read, by settings or by usual names
     photographs: bool = False  # whether a folder without train/<normal> is read as photographs, all normal
 
     def __call__(self, source: DatasetFolder) -> Iterator[Item]:
-        """Read a dataset. Raises BadInput if the folder is missing or laid out otherwise."""
+        """Read a dataset. Raises BadInput if the folder is missing or has another layout."""
         folder = source.folder
         children = folders(folder)
         categories = [child for child in children if (child / "train" / self.normal).is_dir()]
         if source.normal or source.abnormal or source.masks:
             if not self.labelled:
-                raise BadInput(f"{source.name}: normal, abnormal and masks are for the layout folder; leave them out, or the layout")
+                raise BadInput(f"{source.name}: normal, abnormal and masks are for layout: folder; remove them, or the layout")
             yield from _labelled(source, source.normal, source.abnormal)
         elif (folder / "train" / self.normal).is_dir():
             yield from self._category(source.name, folder)
@@ -69,16 +69,16 @@ class Tree:
                 yield from self._category(category.name, category)
             for child in (child for child in children if child not in categories):
                 if (child / "test").is_dir():
-                    yield Rejected(child, f"a category without train/{self.normal}, so nothing prompts its test pictures")
+                    yield Rejected(child, f"a category without train/{self.normal}, so its test pictures have no prompt")
                 else:
                     yield Rejected(child, f"a folder without train/{self.normal}, next to categories: its pictures are not read")
-            yield from _loose(folder, "a picture outside of all categories")
+            yield from _loose(folder, "a picture outside all categories")
         elif self.photographs and (listed := _photographs(folder)):
             for child in listed:
                 yield from pictures(child, source.name, "train", GOOD)
                 yield from _within(child)
             others = [child for child in folders(listed[0].parent) if listed != [folder] and child not in listed]
-            yield from (Rejected(child, "a folder without pictures of its own: what it holds is not read") for child in others)
+            yield from (Rejected(child, "a folder without pictures; its contents are not read") for child in others)
         elif self.labelled and (taken := usual_names(folder)).normal:
             yield from _labelled(source, taken.normal, taken.abnormal)
         else:
@@ -86,10 +86,10 @@ class Tree:
 
     def _missing(self, folder: Path) -> str:
         if self.photographs:
-            return "has no pictures, of its own or one folder down; is it the right folder?"
+            return "has no pictures, nor do its folders; correct its path"
         trees = f"has neither train/{self.normal} nor <category>/train/{self.normal}"
         if not self.labelled:
-            return f"{trees}; is it the right folder?"
+            return f"{trees}; correct its path or layout"
         trees += f", nor a folder called {' or '.join(NORMAL_NAMES[:3])}"
         names = ", ".join(child.name for child in folders(folder)[:8]) or "none"
         advice = "set normal: [...] and abnormal: [...], or layout: photographs for pictures to make pairs from"
@@ -101,12 +101,12 @@ class Tree:
             yield from _within(folder / split / self.normal)
             for other in folders(folder / split):
                 if other.name != self.normal:
-                    yield Rejected(other, f"a folder in {split} that is not {self.normal}: only normal pictures are trained on")
-            yield from _loose(folder / split, f"a picture in {split}, outside of {self.normal}")
+                    yield Rejected(other, f"a folder in {split} other than {self.normal}; only normal pictures are trained on")
+            yield from _loose(folder / split, f"a picture in {split}, outside {self.normal}")
         others = [child for child in folders(folder) if child.name not in {"train", "test", TRUTH, self.validation}]
         yield from (Rejected(child, "a folder next to train and test, which this layout does not read") for child in others)
-        yield from _loose(folder, "a picture outside of train and test")
-        yield from _loose(folder / "test", "a picture in test, outside of a defect's folder")
+        yield from _loose(folder, "a picture outside train and test")
+        yield from _loose(folder / "test", "a picture in test, outside a defect's folder")
         truth = folder / TRUTH
         claimed: set[Path] = set()
         for defect in folders(folder / "test"):
@@ -120,10 +120,10 @@ class Tree:
                 yield item
         for defect in folders(truth):
             masks = (*files(defect), *(part for child in folders(defect) for part in files(child)))
-            yield from (Rejected(mask, "a mask for no picture") for mask in masks if mask not in claimed)
+            yield from (Rejected(mask, "a mask without a picture") for mask in masks if mask not in claimed)
 
     def _masks(self, truth: Path, folder: Path) -> FindMasks:
-        """Return a function from a picture to its masks, or to where its mask should be. () if the category has no masks."""
+        """Return a function from a picture to its masks, or to the expected place of its mask. () means that the category has no masks."""
         if not truth.is_dir():
             return no_masks
         if self.masks_in_folders:
@@ -132,7 +132,7 @@ class Tree:
 
 
 def _without_shared_masks(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items, but reject pictures that share a mask file: nothing says whose defect it marks."""
+    """Yield items, but reject pictures that share a mask file, because it may mark the defect of either."""
     listed = list(items)
     images: dict[Path, list[Path]] = {}
     for one in listed:
@@ -148,13 +148,13 @@ def _without_shared_masks(items: Iterable[Item]) -> Iterator[Item]:
         other = next(one for one in shared[mask] if one != item.image)
         yield Rejected(
             item.image,
-            f"its mask would be {mask.name}, and so would that of {other.parent.name}/{other.name}; put masks into folders named as those "
-            "of the pictures, or give pictures and masks names of their own",
+            f"its mask would be {mask.name}, and so would that of {other.parent.name}/{other.name}; put masks into folders named like "
+            "those of the pictures, or give all pictures and masks different names",
         )
 
 
 def masks_in(folder: Path) -> FindMasks:
-    """Return a function from a picture to its mask in a folder: `<name>_mask` or `<name>`, in any picture format and any case."""
+    """Return a function from a picture to its mask in a folder: `<name>_mask` or `<name>`, in any picture format, upper or lower case."""
     named: dict[str, Path] = {}
     for file in files(folder):
         if file.suffix.lower() in ENDINGS:
@@ -175,7 +175,7 @@ class Taken(NamedTuple):
 
 
 def usual_names(folder: Path) -> Taken:
-    """Find the folders whose names say that their pictures are normal or abnormal."""
+    """Find the folders whose names mean that their pictures are normal or abnormal."""
     names = [child.name for child in folders(folder)]
     return Taken(*(tuple(name for name in names if name.lower() in usual) for usual in (NORMAL_NAMES, ABNORMAL_NAMES)))
 
@@ -186,36 +186,36 @@ def _labelled(source: DatasetFolder, normal: Sequence[str], abnormal: Sequence[s
     stated = [source.folder / name for name in names]
     for label, place in zip(names, stated, strict=True):
         if PurePosixPath(label).is_absolute() or ".." in PurePosixPath(label).parts:
-            raise BadInput(f"{source.name}: the folder {label} is not in {source.folder}; name folders in it as normal, abnormal and masks")
+            raise BadInput(f"{source.name}: the folder {label} is not in {source.folder}; normal, abnormal and masks must be inside it")
         if not place.is_dir():
             raise BadInput(f"{source.name}: no folder {label} in {source.folder}; correct normal, abnormal and masks of the dataset")
         if stated.count(place) > 1:
-            raise BadInput(f"{source.name}: the folder {label} is named twice in normal, abnormal and masks; name it once")
+            raise BadInput(f"{source.name}: the folder {label} occurs twice in normal, abnormal and masks; name it once")
     good = [item for name in normal for item in pictures(source.folder / name, source.name, "train", GOOD)]
     split = split_normal([item.image for item in good if isinstance(item, ListedPicture)])
     yield from (replace(item, split=split[item.image]) if isinstance(item, ListedPicture) else item for item in good)
     for name in normal:
         yield from (item for item in _within(source.folder / name) if item.file not in stated)
     yield from _without_shared_masks(_abnormal(source, abnormal, stated))
-    if not (source.normal or source.abnormal):  # next to stated folders, other folders may be anything
-        reason = "a folder whose name says neither normal nor abnormal; state it in normal: or abnormal: of the dataset"
+    if not (source.normal or source.abnormal):  # next to folders in the settings, other folders may be anything
+        reason = "a folder whose name means neither normal nor abnormal; add it to normal: or abnormal: of the dataset"
         yield from (Rejected(child, reason) for child in folders(source.folder) if child.name not in (*normal, *abnormal))
         yield from _loose(source.folder, "a picture outside the folders of normal and abnormal pictures")
 
 
 def _abnormal(source: DatasetFolder, abnormal: Sequence[str], stated: Sequence[Path]) -> Iterator[Item]:
-    """Read folders of abnormal pictures, with their masks. stated: all folders that the dataset states."""
+    """Read folders of abnormal pictures, with their masks. `stated` are all folders in the dataset's settings."""
     for name in abnormal:
         folder = source.folder / name
         within = [child for child in folders(folder) if child not in stated]
         kinds = [child for child in within if child.name.lower() not in MASK_NAMES]
-        reason = "a folder of masks by its name; state it as masks: of the dataset"
+        reason = "a folder of masks by its name; set masks: of the dataset to it"
         yield from (Rejected(child, reason) for child in within if child not in kinds)
         for defect in (folder, *kinds):
             called = defect.name or source.name  # the folder may be "."
             kind = called if called.lower() != GOOD else f"{name}-{GOOD}"
             find: FindMasks = no_masks
-            if source.masks:  # in a folder named as the defect, or as the abnormal folder that is stated; else in the masks' own
+            if source.masks:  # in a folder named like the defect or like the abnormal folder; else in the folder of masks
                 masks = source.folder / source.masks
                 places = (masks / defect.relative_to(folder.parent), masks / defect.relative_to(folder))
                 find = masks_in(next((place for place in places if place.is_dir()), masks))
@@ -225,16 +225,16 @@ def _abnormal(source: DatasetFolder, abnormal: Sequence[str], stated: Sequence[P
 
 
 def _loose(folder: Path, reason: str) -> Iterator[Item]:
-    """Reject the pictures of a folder that should only have folders."""
+    """Reject the pictures of a folder that should hold only folders."""
     yield from (Rejected(file, reason) for file in files(folder) if file.suffix.lower() in ENDINGS)
 
 
 def _within(folder: Path) -> Iterator[Rejected]:
-    yield from (Rejected(child, "a folder among pictures: what it holds is not read; move its pictures up") for child in folders(folder))
+    yield from (Rejected(child, "a folder among pictures; its contents are not read, so move its pictures up") for child in folders(folder))
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """Find the folder, if it holds pictures, or else its folders that do; also <folder>/images/<class>/*.jpg, as in DTD."""
+    """Find the folder if it holds pictures, or else its folders that do. <folder>/images/<class>/*.jpg is also read, as in DTD."""
     nested = folders(folder / "images" if (folder / "images").is_dir() else folder)
     for group in ([folder], nested):
         listed = [child for child in group if any(Path(name).suffix.lower() in ENDINGS for name in file_names(child))]
