@@ -238,7 +238,8 @@ def to_picture(decoded: Decoded, intensity: Intensity = FULL) -> Picture:
 def range_of(decoded: Decoded, intensity: Intensity) -> Range:
     """Return the range that a deep picture is scaled by.
 
-    Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the samples lie outside it; with a full range, if any does.
+    Raises Undecodable if the range is empty, or if more than MOST_OUTSIDE of the samples lie outside it. Outside a full range, no sample
+    may lie.
     """
     chosen = intensity.of(decoded.kind)
     low, high = chosen or (0.0, 1.0 if decoded.kind == "float" else float(np.iinfo(decoded.samples.dtype).max))

@@ -10,7 +10,7 @@ def best_device() -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 in hardware. Where it does not, float32 is faster."""
+    """Return whether the device multiplies bfloat16 in hardware. On other devices float32 is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13

@@ -1,10 +1,10 @@
 """Find the code that a result depends on, for DVC's stages, for checkpoints and for the promotion gate.
 
-This code is what a module can run. It includes the modules of this project that it imports, directly or indirectly; the data files next to
-them that they name; and the installed versions of the packages that they compute with. A module is compared by its syntax tree, so
-comments, docstrings and layout do not count. From flows/ only the given module counts, because the rest only runs the work. A module of
-another package, such as a detector that it registers, counts in the same way. If its source code cannot be read, its distribution's version
-counts.
+This code is what a module can run. It includes the modules of this project that it imports, directly or indirectly. It includes the data
+files that they name and that lie next to them, and the installed versions of the packages that they compute with. A module is compared by
+its syntax tree, so comments, docstrings and layout do not count. From flows/ only the given module counts, because the rest only runs the
+work. A module of another package, such as a detector that it registers, counts in the same way. If its source code cannot be read, its
+distribution's version counts.
 """
 
 from __future__ import annotations

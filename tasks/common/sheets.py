@@ -59,7 +59,7 @@ def heated(picture: Picture, map_: NDArray[np.floating], top: float) -> Picture:
     """Overlay an anomaly map (H, W) on a picture (H, W, 3). All overlays use this colour scale.
 
     Values up to `top`, which normal pictures reach, are uncoloured to faint blue. Greater values are yellow to dark red, which starts at
-    twice `top`. For `top` see `Predictor.top`; 0 means unknown, and half of the map's maximum replaces it.
+    twice `top`. `top` is described at `Predictor.top`; 0 means unknown, and half of the map's maximum replaces it.
     """
     scale = STEPS / max(top or float(map_.max()) / 2, 1e-6)
     added, kept = _heat()

@@ -93,7 +93,7 @@ def import_checkpoint(detector: str, checkpoint: Path, folder: Path) -> Imported
     if wrong:
         back = tuple((ours, theirs) for theirs, ours in published.names)  # users know the checkpoint's names
         lines = [re.sub(r"\S+\.\S+", lambda match: _replaced(match.group(), back), line, count=1) for line in wrong]
-        raise BadInput(f"{checkpoint}: is not a checkpoint of the published {detector}:  {as_line(lines, at_most=None)}")
+        raise BadInput(f"{checkpoint}: is not a checkpoint of the published {detector}: {as_line(lines, at_most=None)}")
     model.load_state_dict(tensors)
     save_detector(folder, model, published.settings, imported_from=checkpoint.name)
     return Imported(len(tensors), tuple(left_out))

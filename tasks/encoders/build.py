@@ -109,7 +109,7 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
 
 def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
     if settings.name not in get_encoder_names():
-        raise BadInput(f"encoder {settings.name}: smp has no such encoder{_near(settings.name, get_encoder_names())}")
+        raise BadInput(f"encoder {settings.name}: library smp has no such encoder{_near(settings.name, get_encoder_names())}")
     if settings.layers:
         raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
     encoder = SmpEncoder(settings.name)

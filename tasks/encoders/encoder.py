@@ -234,8 +234,8 @@ def folded(network: nn.Module) -> nn.Module | None:
     """Copy a network in evaluation mode, with each convolution and its normalisation folded into one. Return None if there is nothing to
     fold.
 
-    The order of the modules shows which normalisation follows which convolution. That is not guaranteed, so the caller must compare the
-    results of the copy.
+    The order of the modules shows which normalisation follows which convolution. This order is not guaranteed, so the caller must compare
+    the results of the copy.
     """
     if not any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
         return None

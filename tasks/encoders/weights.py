@@ -44,7 +44,7 @@ def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or a PyTorch file. For a training checkpoint, read its state dict. No code in the file is run.
+    """Read the tensors of a safetensors file, a PyTorch file, or a training checkpoint's state dict. No code in the file is run.
 
     Raises BadInput if the file is missing or holds anything else.
     """

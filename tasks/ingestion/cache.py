@@ -59,7 +59,7 @@ def stamp(listed: ListedPicture) -> str | None:
     """Return a text that changes when a picture or its masks change. Return None if changes cannot be detected, as for pictures cut out of
     others.
 
-    For local files it includes the inode and ctime, because a file may be replaced by another of the same size and mtime.
+    The text includes the inode and ctime of local files, because a file may be replaced by another of the same size and mtime.
     """
 
     def state(file: Path) -> str:

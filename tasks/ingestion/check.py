@@ -161,7 +161,7 @@ def _masked(facts: Facts, listed: ListedPicture, source: DatasetFolder) -> Facts
             return Facts(fault=f"its mask {mask.name} cannot be decoded: {error}")
         height, width = decoded.size
         if (height, width) != (facts.height, facts.width):
-            return Facts(fault=f"its mask {mask.name} is {width}x{height} pixels, the picture {facts.width}x{facts.height}")
+            return Facts(fault=f"its mask {mask.name} is {width}x{height} pixels, but the picture {facts.width}x{facts.height}")
         marks, note = marks_of(decoded)
         notes += [note] if note and note not in notes else []
         share = max(share, float(marks.mean()))

@@ -266,7 +266,7 @@ def _scale(rows: Path, scaled: Path, intensity: Intensity, source: DatasetFolder
                     reading.rejected.append(Rejected(Path(new.image), facts.fault))
                     continue
                 if new.samples is not None:
-                    reading.notes[f"of more than 8 bits, scaled from the range {new.low:g} to {new.high:g}"] += 1
+                    reading.notes[f"of more than 8 bits, scaled from {new.low:g} to {new.high:g}"] += 1
                     reading.greys |= greys_from(facts.greys) & new.is_normal_training
                 kept.append(new)
             writer.write_table(table_of(PictureRow, kept))

@@ -83,7 +83,7 @@ def picture(file: Path, category: str, split: str, defect: str, masks: FindMasks
     if not (is_text(file.name) and file.name.isprintable()):  # such a name can be neither stored in a table nor shown
         return Rejected(file, "its name is not readable text; rename it")
     if file.suffix.lower() not in ENDINGS:
-        return Rejected(file, f"not a picture: its suffix is {file.suffix or 'missing'!r}")
+        return Rejected(file, f"not a picture by its suffix, {file.suffix or 'none'!r}")
     return ListedPicture(file, category, split, defect, masks(file))
 
 

@@ -77,7 +77,7 @@ def _vision_toolbox(folder: Path) -> None:
 def _digits(folder: Path) -> None:
     """Write scikit-learn's handwritten digits, 8x8 grey, the UCI test set (Alpaydin and Kaynak, 1998).
 
-    Zeros are normal, and every second one is for training. Of each other digit, the first OTHERS are anomalous, a third of the test
+    Zeros are normal, and every second one is for training. The first OTHERS of each other digit are anomalous, a third of the test
     pictures.
     """
     from sklearn.datasets import load_digits  # here, because it costs a second that other datasets do not need

@@ -43,8 +43,8 @@ class FolderSettings:
     __pydantic_config__ = STRICT
 
     path: Annotated[str, NonEmpty()]
-    """Folder of the dataset, absolute or relative to the project's root, or a URL such as s3://bucket/parts. For the layout `table`, the
-    file."""
+    """Folder of the dataset, absolute or relative to the project's root, or a URL such as s3://bucket/parts. The layout `table` takes a
+    file instead."""
     layout: LayoutName = "folder"
     """Layout of the files. `folder` reads MVTec AD's layout, or folders of normal and of abnormal pictures. `photographs` reads pictures to
     make pairs from. `table` reads a list. The others read public datasets as distributed. `changepair datasets` describes each."""

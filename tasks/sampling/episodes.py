@@ -1,13 +1,15 @@
 """Define the files that sampling writes and that training and evaluation read.
 
-data/episodes/<pipeline>.parquet           one row an episode
-data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
-data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures are cut from (rows of the manifests)
-data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
-data/episodes/<pipeline>.objects.parquet   the annotated objects in the sources (rows of tasks/ingestion/objects)
-data/episodes/<pipeline>.targets.parquet   the target pictures that the episodes name (rows of the manifests)
-data/episodes/<pipeline>.rejected.csv      the rejected files of the pipeline's datasets: dataset, file, reason
-data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same but differ in their bytes
+Each pipeline has these files:
+
+    data/episodes/<pipeline>.parquet           one row an episode
+    data/episodes/<pipeline>.sources.parquet   the normal pictures to make pairs from (rows of the manifests)
+    data/episodes/<pipeline>.textures.parquet  the pictures that DRAEM's textures are cut from (rows of the manifests)
+    data/episodes/<pipeline>.auxiliary.parquet the labelled pictures to train on, if any (rows of the manifests)
+    data/episodes/<pipeline>.objects.parquet   the annotated objects in the sources (rows of tasks/ingestion/objects)
+    data/episodes/<pipeline>.targets.parquet   the target pictures that the episodes name (rows of the manifests)
+    data/episodes/<pipeline>.rejected.csv      the rejected files of the pipeline's datasets: dataset, file, reason
+    data/episodes/<pipeline>.near_duplicates.csv  training and target pictures that look the same but differ in their bytes
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Maker:
             reasons = Counter({drop.reason: count for drop, count in self.drops.items() if drop[:2] == (missing.kind, missing.method)})
             counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
             raise BadInput(
-                f"synthesis: {MOST_DRAWS} draws of a pair of kind {missing.kind!r} failed: {counted};  "
+                f"synthesis: {MOST_DRAWS} draws of a pair of kind {missing.kind!r} failed: {counted}; "
                 "widen synthesis.changed_area or synthesis.objects, or set the kind's share in synthesis.kinds to 0"
             )
         return [pairs[number] for number in group]

@@ -93,7 +93,7 @@ def test_a_tar_that_is_cut_off_between_two_members_is_refused(tmp_path: Path) ->
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         starts = [member.offset for member in archive.getmembers()][1:]
     for start in starts:
-        with pytest.raises(BadInput, match="damaged, cut off or encrypted"):
+        with pytest.raises(BadInput, match="damaged, truncated or encrypted"):
             unpacked(whole[:start], tmp_path)
 
 

@@ -186,12 +186,12 @@ def test_dicom_that_cannot_be_shown_faithfully_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (tiff(np.zeros((3, 8, 8), np.uint16), photometric="minisblack", planarconfig="separate"), "channels, of which 1 can be shown"),
+        (tiff(np.zeros((3, 8, 8), np.uint16), photometric="minisblack", planarconfig="separate"), "channels, but only 1 can be shown"),
         (tiff(np.where(GREY > 0.5, np.nan, GREY)), "samples are not numbers"),
         (tiff(TWELVE)[:-2000], "truncated"),
         (png16(SIXTEEN)[:-2000], "truncated"),
         (tiff(np.zeros((8, 8), np.complex64)), "samples of type complex64"),
-        (b"", "not a picture of a kind"),
+        (b"", "not a supported picture format"),
     ],
 )
 def test_what_cannot_be_decoded_faithfully_is_refused_with_the_reason(content: bytes, reason: str) -> None:

@@ -91,5 +91,5 @@ def test_a_store_that_is_away_and_a_folder_that_is_not_there_are_told_in_a_line(
 
 @pytest.mark.parametrize("named", ["s3://", "s3:///", "nowhere://parts"])
 def test_a_url_that_names_nothing_is_told(named: str) -> None:
-    with pytest.raises(BadInput, match=r"names nothing in its store|nothing here reads nowhere://"):
+    with pytest.raises(BadInput, match=r"names no folder in the store|no installed package reads nowhere://"):
         place_of(named)

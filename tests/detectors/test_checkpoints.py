@@ -103,7 +103,7 @@ def test_what_the_authors_loader_passes_over_is_named_and_left_out(published_inc
     assert import_checkpoint("inctrl", tmp_path / "2.pyth", tmp_path / "model") == Imported(345, ("module.queue.pictures",))
     del tensors["adapter.fc.0.weight"]
     torch.save({"model_state": tensors}, tmp_path / "2.pyth")
-    with pytest.raises(BadInput, match="is not the published inctrl, 1 tensors: missing adapter"):
+    with pytest.raises(BadInput, match="is not a checkpoint of the published inctrl: 1 tensors: missing adapter"):
         import_checkpoint("inctrl", tmp_path / "2.pyth", tmp_path / "other")
 
 
@@ -117,7 +117,7 @@ def test_a_missing_and_a_surplus_tensor_and_another_shape_are_listed(published_m
         import_checkpoint("metauas", tmp_path / "other.ckpt", tmp_path / "model")
     message = str(caught.value)
     for part in (
-        "other.ckpt: is not the published metauas, 4 tensors: ",
+        "other.ckpt: is not a checkpoint of the published metauas: 4 tensors: ",
         "missing alignment.0.alignment_layer.dimensionality_reduction.bias",
         "missing encoder._bn0.weight",
         "surplus decoder.blocks.7.conv1.0.weight",
@@ -154,7 +154,7 @@ def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.ckpt")
     wrong = run(ROOT, "changepair", "import", "metauas", str(tmp_path / "other.ckpt"), "--out", str(tmp_path / "other"))
     assert wrong.returncode == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1
-    assert "is not the published metauas, 821 tensors: missing encoder._conv_stem.weight" in wrong.stderr
+    assert "is not a checkpoint of the published metauas: 821 tensors: missing encoder._conv_stem.weight" in wrong.stderr
 
 
 def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_an_imported_model_is_used_as_it_is(published_metauas: Path, tmp_path: P
     settings = replace(PUBLISHED_METAUAS, model=str(tmp_path / "model"))
     use_model("metauas", settings, tmp_path / "used")
     assert (tmp_path / "used" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
-    with pytest.raises(BadInput, match="no such model folder; make it with `changepair import metauas"):
+    with pytest.raises(BadInput, match="no such model folder; create it with `changepair import metauas"):
         use_model("metauas", replace(settings, model=str(tmp_path / "none")), tmp_path / "used")
     with pytest.raises(
-        BadInput, match=r"detectors\.metauas\.model: .*/model: it was trained with other settings; say fusion: \"concatenate\" there"
+        BadInput, match=r"detectors\.metauas\.model: .*/model: it was trained with other settings; set fusion: \"concatenate\""
     ):
         use_model("metauas", replace(settings, fusion="add"), tmp_path / "used")
     (tmp_path / "model" / "config.json").write_text("{}")  # nobody can tell what it is
-    with pytest.raises(BadInput, match=r"/model/config\.json: not what this version writes \(no 'detector'\); make the model again"):
+    with pytest.raises(BadInput, match=r"/model/config\.json: not a config of this version \(no 'detector'\); train the model again"):
         use_model("metauas", settings, tmp_path / "used")
 
 

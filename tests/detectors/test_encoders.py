@@ -61,7 +61,7 @@ def test_at_two_scales_the_maps_of_the_smaller_picture_come_after(layout: Path) 
     assert both.channels == plain.channels * 2 and both.strides == (2, 4, 8, 16, 32, 4, 8, 16, 32, 64)
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
     assert create_detector(PatchResidualSettings(stages=(2,)), both).stages == (2, 7)
-    with pytest.raises(BadInput, match=r"tf_efficientnet_lite0: layers: MetaUAS needs 5 of the encoder's, not 10"):
+    with pytest.raises(BadInput, match=r"tf_efficientnet_lite0: layers: MetaUAS needs 5 feature maps of the encoder, not 10"):
         create_detector(MetaUASSettings(), both)
 
 
@@ -147,7 +147,7 @@ def tokens_of(images: torch.Tensor, clip: ClipEncoder) -> torch.Tensor:
     ("settings", "resolution", "message"),
     [
         (EncoderSettings("timm", "resnet19", "hub"), 64, "encoder resnet19: timm has no such model; did you mean 'resnet18"),
-        (EncoderSettings("timm", "resnet18", "packaged"), 64, "encoder resnet18: no package has its weights; say weights: hub"),
+        (EncoderSettings("timm", "resnet18", "packaged"), 64, "encoder resnet18: no package has its weights; set weights: hub"),
         (EncoderSettings("timm", "resnet18", "/no/such.pth"), 64, "/no/such.pth: no such file of weights"),
         (EncoderSettings("timm", "vit_tiny_patch16_224", "model"), 70, "encoder vit_tiny_patch16_224: .*; resolution 70"),
         (EncoderSettings("timm", "vit_tiny_patch16_224", "model", (3, 40)), 64, "encoder vit_tiny_patch16_224: .*layers"),
@@ -157,7 +157,7 @@ def tokens_of(images: torch.Tensor, clip: ClipEncoder) -> torch.Tensor:
             64,
             "encoder ViT-B-32: weights 'laion1' are neither a tag of it .* nor a file",
         ),
-        (EncoderSettings("smp", "efficientnet-b9", "model"), 64, "encoder efficientnet-b9: segmentation_models_pytorch has none; did you"),
+        (EncoderSettings("smp", "efficientnet-b9", "model"), 64, "encoder efficientnet-b9: library smp has no such encoder; did you"),
     ],
 )
 def test_what_is_wrong_with_an_encoder_is_told(settings: EncoderSettings, resolution: int, message: str) -> None:
@@ -185,7 +185,7 @@ def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
         (PatchResidualSettings(encoder=EncoderSettings("timm", "resnet18", "model"), stages=(6,)), "stages: numbers from 1 to 5"),
         (
             MetaUASSettings(encoder=EncoderSettings("timm", "vit_tiny_patch16_224", "model", (6, 12))),
-            "layers: MetaUAS needs 5 of the encoder's, not 2",
+            "layers: MetaUAS needs 5 feature maps of the encoder, not 2",
         ),
         (WinCLIPSettings(encoder=EncoderSettings("open_clip", "RN50", "model")), "windows need one of open_clip's own transformers"),
     ],
@@ -199,7 +199,7 @@ def test_an_encoder_of_no_use_to_a_detector_is_told(
 
 
 def test_an_encoder_without_texts_is_not_asked_for_any() -> None:
-    with pytest.raises(ValueError, match="texts: false, as tf_efficientnet_lite0 of timm reads no texts"):
+    with pytest.raises(ValueError, match="texts: false, because tf_efficientnet_lite0 of timm reads no texts"):
         InCTRLSettings(encoder=EncoderSettings())
 
 

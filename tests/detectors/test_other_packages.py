@@ -234,13 +234,17 @@ POINT = "mine = other_package:KIND"
 @pytest.mark.parametrize(
     ("points", "text", "message"),
     [
-        ("metauas = other_package:KIND", GOOD, "package other: registers a detector 'metauas', which changepair has; rename it there"),
+        ("metauas = other_package:KIND", GOOD, "package other: registers a detector 'metauas', as changepair does; rename it"),
         (POINT, "import none_such", "package other: its detector 'mine', other_package:KIND, cannot be imported .*none_such.*; mend"),
-        ("mine = other_package:KINT", GOOD, "cannot be imported .AttributeError: .*KINT.*; mend or uninstall it"),
+        ("mine = other_package:KINT", GOOD, "cannot be imported .AttributeError: .*KINT.*; fix or uninstall it"),
         (POINT, "KIND = 1", r"cannot be used: expected a changepair\.tasks\.detectors\.registry\.Kind, not a int"),
-        (POINT, GOOD.replace('"other_package.model', '"elsewhere.model'), "expected settings and a model in its own package other_package"),
+        (
+            POINT,
+            GOOD.replace('"other_package.model', '"elsewhere.model'),
+            "expected settings and a model in the same package, other_package",
+        ),
         (POINT, GOOD.replace("    tiles: Tiles", "    cut: Tiles"), "expected settings with tiles"),
-        ("my_own = other_package:KIND", GOOD, "expected a name of at most 64 small letters, digits and dashes"),
+        ("my_own = other_package:KIND", GOOD, "expected a name of at most 64 lower-case letters, digits and dashes"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_one_line_and_only_where_it_is_named(

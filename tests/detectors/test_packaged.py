@@ -125,9 +125,9 @@ def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> 
 
 def test_what_no_packaged_model_is_for_is_told() -> None:
     other = replace(settings("prompt-query"), width=7)
-    with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; say width: \d+, or"):
+    with pytest.raises(BadInput, match=r"detectors\.prompt-query: the packaged model was trained with other settings; set width: \d+, or"):
         fill(other, create_detector(other, build_encoder(EncoderSettings(), 64)))
-    with pytest.raises(BadInput, match="inctrl: no model of it comes with the package, but of metauas, metric-residual, prompt-"):
+    with pytest.raises(BadInput, match="inctrl: there is no packaged model of this kind, only of metauas, metric-residual, prompt-"):
         fill(InCTRLSettings(), torch.nn.Linear(1, 1))
 
 

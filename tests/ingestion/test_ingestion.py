@@ -133,14 +133,14 @@ def test_bad_files_are_left_out_each_with_its_reason(layout: Path) -> None:
     expected = {
         "bricks/train/good/truncated.png": "truncated",
         "bricks/train/good/empty.png": "the file is empty",
-        "bricks/train/good/text.png": "not a picture",
-        "bricks/train/good/notes.txt": "not a picture: its name ends in '.txt'",
+        "bricks/train/good/text.png": "not a supported picture format",
+        "bricks/train/good/notes.txt": "not a picture by its suffix, '.txt'",
         "bricks/train/good/bomb.png": "decompression bomb",
         "bricks/train/good/\\xff\\xfe.png": "name is not readable",
-        "bricks/test/hole/unmasked.png": "has no mask hole/unmasked_mask.png",
-        "bricks/test/hole/small.png": "mask small_mask.png is 40x40 pixels, the picture 96x96",
+        "bricks/test/hole/unmasked.png": "mask hole/unmasked_mask.png is missing",
+        "bricks/test/hole/small.png": "mask small_mask.png is 40x40 pixels, but the picture 96x96",
         "bricks/test/hole/blank.png": "mask blank_mask.png marks nothing",
-        "bricks/ground_truth/hole/gone_mask.png": "a mask for no picture",
+        "bricks/ground_truth/hole/gone_mask.png": "a mask without a picture",
     }
     assert reasons.keys() == expected.keys()
     for file, reason in expected.items():
@@ -155,13 +155,13 @@ def test_what_lies_where_no_picture_is_read_is_listed(layout: Path) -> None:
     """Folders and pictures that a layout does not read are the ones that their owner misses."""
     places = {  # of a picture, what is listed of it, and why
         "pipes/test/good/0.png": ("pipes", "a category without train/good"),
-        "loose.png": ("loose.png", "outside of all categories"),
-        "bricks/0.png": ("bricks/0.png", "outside of train and test"),
-        "bricks/train/0.png": ("bricks/train/0.png", "outside of good"),
+        "loose.png": ("loose.png", "outside all categories"),
+        "bricks/0.png": ("bricks/0.png", "outside train and test"),
+        "bricks/train/0.png": ("bricks/train/0.png", "outside its folder good"),
         "bricks/train/bad/0.png": ("bricks/train/bad", "only normal pictures are trained on"),
-        "bricks/train/good/more/0.png": ("bricks/train/good/more", "what it holds is not read"),
-        "bricks/test/0.png": ("bricks/test/0.png", "outside of a defect's folder"),
-        "bricks/test/hole/more/0.png": ("bricks/test/hole/more", "what it holds is not read"),
+        "bricks/train/good/more/0.png": ("bricks/train/good/more", "its contents are not read"),
+        "bricks/test/0.png": ("bricks/test/0.png", "outside a defect's folder"),
+        "bricks/test/hole/more/0.png": ("bricks/test/hole/more", "its contents are not read"),
     }
     crop = np.asarray(Image.open(layout / "bricks/train/good/0.png"))
     for place in places:
@@ -203,14 +203,14 @@ def test_masks_that_may_be_inverted_are_suspected(layout: Path) -> None:
 
 
 def test_a_file_is_no_folder(layout: Path) -> None:
-    with pytest.raises(BadInput, match=r"0\.png is a file; give the folder of the pictures as datasets\.folders\.parts\.path"):
+    with pytest.raises(BadInput, match=r"0\.png is a file; set datasets\.folders\.parts\.path to the folder of the pictures"):
         ingest(layout / "bricks/train/good/0.png")
 
 
 def test_a_category_with_nothing_left_is_an_error_that_points_at_the_reasons(layout: Path) -> None:
     for file in (layout / "stones").rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(BadInput, match=r"parts: no usable picture is left in category 'stones'; .*parts\.rejected\.csv"):
+    with pytest.raises(BadInput, match=r"parts: no usable picture in category 'stones'; .*parts\.rejected\.csv"):
         ingest(layout)
     assert "empty" in rejected(layout)["stones/train/good/0.png"]
     assert not (layout.parent / "manifests" / "parts.parquet").exists()
@@ -256,8 +256,8 @@ def test_elpv_is_split_as_in_the_published_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "module", "message"),
     [
-        ("elpv", "elpv_dataset", r"elpv: the package elpv-dataset is not installed; pip install 'changepair\[samples\]'"),
-        ("vision-toolbox", "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; pip install 'changepair\[samples\]'"),
+        ("elpv", "elpv_dataset", r"elpv: the package elpv-dataset is not installed; run pip install 'changepair\[samples\]'"),
+        ("vision-toolbox", "mvtbdata", r"vision-toolbox: the package mvtb-data is not installed; run pip install 'changepair\[samples\]'"),
     ],
 )
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, module: str, message: str) -> None:
@@ -308,10 +308,10 @@ def test_pictures_are_converted_as_a_viewer_shows_them_and_said_once(layout: Pat
     assert ingested.notes == {
         "of more than 8 bits, scaled from 0 to 65535": 1,
         "CMYK, converted to RGB": 1,
-        "animated, its first frame taken": 1,
+        "animated (the first frame is used)": 1,
         "palette, converted to RGB": 1,
-        "transparent, laid over white": 1,
-        "turned as its EXIF says": 1,
+        "transparent, composited over white": 1,
+        "rotated by EXIF orientation": 1,
     }
     rows = {Path(row["image"]).name: row for row in pq.read_table(layout.parent / "manifests" / "parts.parquet").to_pylist()}
     assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (40, 96)
@@ -331,7 +331,7 @@ def test_links_that_lead_out_are_refused_and_those_within_are_not(layout: Path, 
     (layout / "linked").symlink_to(secret.parent)
     rows = ingest(layout)
     assert rejected(layout) == {
-        "bricks/train/good/out.png": "a link that leads out of the dataset's folder",
+        "bricks/train/good/out.png": "a link to outside the dataset's folder",
         "linked": "a folder without train/good, next to categories: its pictures are not read",
     }
     assert sum(row["image"].endswith("in.png") for row in rows) == 1
@@ -344,7 +344,10 @@ def test_the_same_picture_with_other_labels_is_a_conflict(layout: Path) -> None:
     rows = ingest(layout)
     reasons = rejected(layout)
     assert set(reasons) == {"bricks/test/hole/0.png", "bricks/train/good/0.png"} and len(rows) == 15
-    assert "labelled anomalous, and" in reasons["bricks/test/hole/0.png"] and "normal: a conflict" in reasons["bricks/test/hole/0.png"]
+    assert (
+        "labelled anomalous, but" in reasons["bricks/test/hole/0.png"]
+        and "has the same bytes and is labelled normal" in reasons["bricks/test/hole/0.png"]
+    )
 
 
 def test_files_that_have_not_changed_are_not_read_again(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +444,7 @@ def test_a_dataset_where_ingestion_writes_is_refused_and_kept(tmp_path: Path) ->
     link = tmp_path / "elsewhere"
     link.symlink_to(folder)
     for path in (folder, link, places.pictures, tmp_path / "data"):
-        with pytest.raises(BadInput, match="lies where ingestion itself writes"):
+        with pytest.raises(BadInput, match="lies where ingestion writes"):
             ingest_folder("parts", path, places=places)
     assert {file: file.read_bytes() for file in folder.rglob("*.png")} == files
 
@@ -449,7 +452,7 @@ def test_a_dataset_where_ingestion_writes_is_refused_and_kept(tmp_path: Path) ->
 def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("mine")
-    with pytest.raises(BadInput, match="is a folder, and a file is to be written"):
+    with pytest.raises(BadInput, match="is a folder; name a file"):
         write_text(tmp_path / "folder", "text")
     assert (tmp_path / "folder" / "mine.txt").read_text() == "mine"
 

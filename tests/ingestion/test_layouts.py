@@ -143,7 +143,7 @@ def test_loco_has_several_masks_a_picture_and_pictures_for_validation(lay_out: A
     both = next(row for row in rows if row["defect"] == "logical_anomalies")
     with Image.open(both["mask"]) as mask:
         assert (np.asarray(mask) > 0).sum() == 25 + 100
-    assert masks_fit(rows) and "has no mask 001/000.png" in data.rejected()["juice/test/logical_anomalies/001.png"]
+    assert masks_fit(rows) and "mask 001/000.png is missing" in data.rejected()["juice/test/logical_anomalies/001.png"]
 
 
 def test_visa_is_read_from_its_table_with_capital_endings(lay_out: Any) -> None:
@@ -161,7 +161,7 @@ def test_visa_is_read_from_its_table_with_capital_endings(lay_out: Any) -> None:
     assert counts(rows) == {("pcb1", "train", "good"): 2, ("pcb1", "test", "good"): 1, ("pcb1", "test", "anomaly"): 1}
     assert masks_fit(rows)
     reasons = data.rejected()
-    assert "1cls.csv names it in row 6, and it is not there" in reasons["pcb1/Data/Images/Normal/999.JPG"]
+    assert "1cls.csv names it in row 6, but the file is missing" in reasons["pcb1/Data/Images/Normal/999.JPG"]
     assert len(reasons) == 2 and "is not a path within the dataset" in reasons["split_csv/1cls.csv"]
 
 
@@ -182,7 +182,7 @@ def test_real_iad_is_read_from_its_json(lay_out: Any) -> None:
     rows = data.read()
     assert counts(rows) == {("mint", "train", "good"): 2, ("mint", "test", "good"): 1, ("mint", "test", "AK"): 1} and masks_fit(rows)
     data.text("realiad_jsons/mint.json", "{}")
-    with pytest.raises(BadInput, match=r"mint\.json: not one of Real-IAD's lists"):
+    with pytest.raises(BadInput, match=r"mint\.json: not a list of Real-IAD"):
         data.read()
 
 
@@ -198,7 +198,7 @@ def test_kolektor_sdds_pictures_are_cut_in_three(lay_out: Any) -> None:
     assert Counter(row["split"] for row in rows if row["label"] == 0) == {"train": 7, "test": 3}  # a quarter, rounded up
     assert masks_fit(rows) and all(row["mask"] for row in rows if row["label"])
     assert {(row["width"], row["height"]) for row in rows} == {(20, 20), (20, 21)}
-    assert "has no label Part7_label.bmp" in data.rejected()["kos00/Part7.jpg"]
+    assert "label Part7_label.bmp is missing" in data.rejected()["kos00/Part7.jpg"]
     piece = next(row for row in rows if row["image"].endswith("kos00_Part1_2.png"))
     with Image.open(piece["image"]) as image, Image.open(data.folder / "kos00/Part1.jpg") as whole:
         assert np.array_equal(np.asarray(image), np.asarray(whole.convert("RGB"))[41:])
@@ -207,7 +207,7 @@ def test_kolektor_sdds_pictures_are_cut_in_three(lay_out: Any) -> None:
     cut.write_bytes(cut.read_bytes()[:-200])  # its pieces are cut out of it, which fails in the decoder
     left = data.read()
     assert len(left) == len(rows) - 3 and not [row for row in left if "kos01_Part0" in row["image"]]
-    assert all("truncated or not a picture" in reason for file, reason in data.rejected().items() if "Part0" in file)
+    assert all("truncated or not an image" in reason for file, reason in data.rejected().items() if "Part0" in file)
     assert data.ingested.rejected == 4
 
 
@@ -239,7 +239,7 @@ def test_aitexs_strips_are_cut_to_squares(lay_out: Any) -> None:
     assert Counter(row["defect"] for row in rows) == {"good": 8, "broken-end": 2, "fuzzy-ball": 1}
     assert Counter(row["split"] for row in rows if row["label"] == 0) == {"train": 6, "test": 2}
     assert {(row["width"], row["height"]) for row in rows} == {(16, 16)} and masks_fit(rows)
-    assert "has no mask 0100_025_08_mask.png" in data.rejected()["Defect_images/0100_025_08.png"]
+    assert "mask 0100_025_08_mask.png is missing" in data.rejected()["Defect_images/0100_025_08.png"]
 
 
 def test_elpvs_probabilities_decide(lay_out: Any) -> None:
@@ -253,7 +253,9 @@ def test_elpvs_probabilities_decide(lay_out: Any) -> None:
     rows = data.read()
     assert counts(rows) == {("small", "train", "good"): 3, ("small", "test", "good"): 1, ("small", "test", "defective"): 2}
     reasons = data.rejected()
-    assert "unsure of it (defect probability 0.333333)" in reasons["images/cell0005.png"] and "not there" in reasons["images/cell9999.png"]
+    assert (
+        "unsure about it (defect probability 0.333333)" in reasons["images/cell0005.png"] and "is missing" in reasons["images/cell9999.png"]
+    )
 
 
 def test_elpv_on_disk_is_split_as_the_published_tables_are(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_brain_mri_and_head_ct_are_split_by_their_protocol(lay_out: Any, tmp_pat
         other.picture(f"head_ct/head_ct/{number:03}.png")
     rows = other.read()
     assert counts(rows) == {("small", "train", "good"): 3, ("small", "test", "good"): 1, ("small", "test", "haemorrhage"): 1}
-    assert "not there" in other.rejected()["head_ct/head_ct/005.png"]
+    assert "is missing" in other.rejected()["head_ct/head_ct/005.png"]
 
 
 def idx(path: Path, array: np.ndarray, packed: bool) -> None:
@@ -354,7 +356,7 @@ def test_cifar10s_pickles_are_read_safely_or_refused(lay_out: Any, capsys: pytes
         (data.folder / name).write_bytes(pickle.dumps(content, protocol=2))
     assert len(data.read()) == 6
     (data.folder / "test_batch").write_bytes(pickle.dumps({b"data": Payload(), b"labels": [0]}))
-    with pytest.raises(BadInput, match=r"test_batch: not read, as it is not one of CIFAR-10's batches .*it asks for builtins\.print"):
+    with pytest.raises(BadInput, match=r"test_batch: refused, because it is not a CIFAR-10 batch .*it needs builtins\.print"):
         data.read()
     assert capsys.readouterr().out == ""
 
@@ -381,9 +383,9 @@ def test_a_table_of_ones_own(lay_out: Any, suffix: str) -> None:
         pq.write_table(pa.Table.from_pylist(lines), data.folder / "parts.parquet")
     rows = data.read(f"parts{suffix}")
     assert counts(rows) == {("bolt", "train", "good"): 1, ("bolt", "test", "good"): 1, ("bolt", "test", "rust"): 1} and masks_fit(rows)
-    assert any("its split is 'val'" in reason for reason in data.rejected().values())
+    assert any("its split must be train or test, not 'val'" in reason for reason in data.rejected().values())
     (data.folder / "bad.csv").write_text("image,label\n")
-    with pytest.raises(BadInput, match=r"bad\.csv: no column 'category'; not such a table, for it has image, label"):
+    with pytest.raises(BadInput, match=r"bad\.csv: no column 'category', so not such a table; it has image, label"):
         data.read("bad.csv")
 
 
@@ -439,7 +441,7 @@ def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     refused = run(ROOT, "changepair", "inspect", "mvtec-ad", str(data.folder), "--out", str(tmp_path / "mine"))
-    assert refused.returncode == 2 and "is a folder, and a file is to be written" in refused.stderr
+    assert refused.returncode == 2 and "is a folder; name a file" in refused.stderr
     assert (tmp_path / "mine" / "thesis.txt").is_file()
     wrong = run(ROOT, "changepair", "inspect", "visa", str(data.folder))
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "has no split_csv/1cls.csv" in wrong.stderr

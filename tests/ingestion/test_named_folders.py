@@ -84,17 +84,17 @@ def test_masks_among_abnormal_pictures_are_no_defect(parts: Path) -> None:
         save(np.eye(32, dtype=np.uint8) * 255, parts / f"nok/masks/{number}.png")
     assert {row.defect for row in read(parts)} == {"good", "scratch", "dent"}
     [left_out] = csv_rows(make_places(parts.parent / "manifests").manifests / "parts.rejected.csv")
-    assert left_out[1]["file"] == "nok/masks" and "state it as masks" in left_out[1]["reason"]
+    assert left_out[1]["file"] == "nok/masks" and "set masks: of the dataset to it" in left_out[1]["reason"]
 
 
 @pytest.mark.parametrize(("normal", "abnormal"), [(("ok", "ok/"), ("nok",)), (("ok",), ("ok",)), (("ok",), ("nok", "nok"))])
 def test_a_folder_that_is_named_twice_is_refused(parts: Path, normal: tuple[str, ...], abnormal: tuple[str, ...]) -> None:
-    with pytest.raises(BadInput, match="is named twice in normal, abnormal and masks; name it once"):
+    with pytest.raises(BadInput, match="occurs twice in normal, abnormal and masks; name it once"):
         read(parts, normal, abnormal)
 
 
 @pytest.mark.parametrize("name", ["/etc", "../elsewhere", "ok/../../elsewhere"])
 def test_a_folder_outside_of_the_dataset_is_refused(parts: Path, name: str) -> None:
     (parts.parent / "elsewhere").mkdir()
-    with pytest.raises(BadInput, match=r"is not in .*parts; name folders in it"):
+    with pytest.raises(BadInput, match=r"is not in .*parts; normal, abnormal and masks must be inside it"):
         read(parts, ("ok",), (name,))

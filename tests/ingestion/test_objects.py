@@ -103,10 +103,10 @@ def test_coco_polygons_and_run_lengths(photos: Path) -> None:
     assert reasons == {
         "annotation 3": "a crowd, not an object",
         "annotation 5": "its image_id 99 is not among the images",
-        "annotation 6": "its segmentation cannot be read (no polygon in it)",
+        "annotation 6": "its segmentation cannot be read (it has no polygon)",
         "elsewhere.jpg": "no photograph of the dataset has this name",
-        "bird.jpg": "its mask is 90x90 pixels, the photograph 120x90",
-        "annotation 9": "its segmentation cannot be read (its size is [5, 5], the image's [90, 120])",
+        "bird.jpg": "its mask is 90x90 pixels, but the photograph 120x90",
+        "annotation 9": "its segmentation cannot be read (its size is [5, 5], but the image's is [90, 120])",
     }
 
 
@@ -127,7 +127,7 @@ def test_open_images_masks_of_a_smaller_size_and_labels_in_words(photos: Path) -
     assert [line["object"] for line in rejected] == ["dog", "gone.png", "broken.png"]
     assert rejected[0]["reason"] == "its mask marks nothing" and "cannot be decoded" in rejected[2]["reason"]
     file.write_text("Mask,Image\n")
-    with pytest.raises(BadInput, match=r"no column 'MaskPath'; not Open Images' mask CSV"):
+    with pytest.raises(BadInput, match=r"no column 'MaskPath', so not Open Images' mask CSV"):
         ingest(photos, "open-images", file)
 
 
@@ -170,7 +170,7 @@ def test_what_is_no_annotation_is_told(photos: Path) -> None:
     file.write_text('{"images": []}')
     with pytest.raises(BadInput, match=r"other\.json: not COCO's instances.*'annotations'"):
         ingest(photos, "coco", file)
-    with pytest.raises(BadInput, match=r"no object in .* belongs to one of the dataset's photographs; .*rejected\.csv says why"):
+    with pytest.raises(BadInput, match=r"no object in .* belongs to one of the dataset's photographs; .*rejected\.csv lists the reason"):
         ingest(photos, "coco", coco(photos, images=[]))
 
 
@@ -267,7 +267,7 @@ def test_segment_anything_from_a_users_folder(tmp_path: Path) -> None:
     assert all(mask.shape == (96, 96) and mask.dtype == bool for mask in masks)
     again = propose(picture, ObjectSettings(proposals="sam", sam=str(tmp_path / "sam")))
     assert len(masks) == len(again) and all((one == other).all() for one, other in zip(masks, again, strict=True))
-    with pytest.raises(BadInput, match=r"synthesis\.objects\.sam: '.*nowhere' is no Segment Anything model that can be loaded"):
+    with pytest.raises(BadInput, match=r"synthesis\.objects\.sam: '.*nowhere' cannot be loaded as a Segment Anything model"):
         propose(picture, ObjectSettings(proposals="sam", sam=str(tmp_path / "nowhere")))
 
 

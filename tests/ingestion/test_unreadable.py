@@ -28,8 +28,8 @@ def fill(folder: Path) -> dict[str, str]:
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes((folder / "0.png").read_bytes())
     return {
         "pipe.png": "a pipe",
-        "gone.png": "leads nowhere",
-        "circle.png": "in a circle",
+        "gone.png": "a broken or circular link",
+        "circle.png": "a broken or circular link",
         "socket.png": "a socket",
         "caf\\xe9.png": "not readable text",
         "up": "a folder among pictures",

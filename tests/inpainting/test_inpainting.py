@@ -105,13 +105,13 @@ def test_a_picture_that_a_safety_checker_blackened_counts_as_unchanged(any_diffu
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"inpainter\.json: not there; the inpainter stage writes it"):
+    with pytest.raises(BadInput, match=r"inpainter\.json: no such file; the inpainter stage writes it"):
         load_inpainter(tmp_path / "none", RepaintingSettings())
     write_choice(tmp_path / "wrong", InpainterSettings(model=str(tmp_path / "no-such-folder")))
-    with pytest.raises(BadInput, match="no-such-folder' is no inpainting pipeline of diffusers that can be loaded"):
+    with pytest.raises(BadInput, match="no-such-folder' cannot be loaded as an inpainting pipeline of diffusers"):
         load_inpainter(tmp_path / "wrong", RepaintingSettings())
     write_choice(tmp_path / "nothing", InpainterSettings(model="none"))
-    with pytest.raises(BadInput, match=r"names no inpainting model, and synthesis\.kinds needs one"):
+    with pytest.raises(BadInput, match=r"names no inpainting model, but synthesis\.kinds needs one"):
         load_inpainter(tmp_path / "nothing", RepaintingSettings())
 
 

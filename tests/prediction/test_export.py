@@ -174,7 +174,7 @@ def test_a_file_for_torch_needs_nothing_of_this_project(tmp_path: Path) -> None:
     ("make", "options", "message"),
     [
         (lambda: small(SubspaceSettings(resolution=64)), {}, "no eigenvalue decomposition"),
-        (lambda: small(PatchResidualSettings(resolution=64, foreground=1.0)), {}, "by which the foreground is found"),
+        (lambda: small(PatchResidualSettings(resolution=64, foreground=1.0)), {}, "which the foreground needs"),
         (
             lambda: small(PatchResidualSettings(EncoderSettings(resize="crop"), resolution=64)),
             {"any_size": True},

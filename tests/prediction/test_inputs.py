@@ -38,11 +38,11 @@ def encoded(form: str) -> bytes:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (b"", "not a picture of a kind"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture of a kind"),
-        (encoded("PNG")[:900], "truncated or not a picture"),
-        (encoded("JPEG")[:700], "truncated or not a picture"),
-        (encoded("GIF"), "not a picture of a kind"),
+        (b"", "not a supported picture format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a supported picture format"),
+        (encoded("PNG")[:900], "truncated or not an image"),
+        (encoded("JPEG")[:700], "truncated or not an image"),
+        (encoded("GIF"), "not a supported picture format"),
         (bomb(), f"more than {MAX_PIXELS:,}"),
         ("missing.png", "missing.png: no such file"),
         (np.zeros((4, 4, 4), np.uint8), "of shape"),

@@ -95,7 +95,7 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
     prompt, queries = prompt_and_queries(layout)
     queries[1].write_bytes(queries[1].read_bytes()[:2000])
     result = predict("--prompt", prompt, layout / "bricks/test", "--format", "csv", "--out", "out", "--maps", "png")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "truncated or not a picture" in result.stderr
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "truncated or not an image" in result.stderr
     rows = result.stdout.splitlines()
     assert rows[0] == "picture,score,threshold,verdict" and [row.split(",")[0] for row in rows[1:]] == [str(queries[i]) for i in (0, 2, 3)]
     map_ = np.asarray(Image.open(here / "out/maps/hole/0_png.png"))
@@ -161,7 +161,7 @@ def test_a_broken_prompt_is_reported_and_the_others_are_used(layout: Path, here:
     (here / "prompts" / "1.png").write_bytes(prompt.read_bytes()[:2000])
     result = predict("--prompt", "prompts", "--format", "csv", queries[0])
     alone = predict("--prompt", prompt, "--format", "csv", queries[0])
-    assert result.returncode == 2 and "prompts/1.png: truncated or not a picture" in result.stderr and result.stdout == alone.stdout
+    assert result.returncode == 2 and "prompts/1.png: truncated or not an image" in result.stderr and result.stdout == alone.stdout
     (here / "prompts" / "0.png").unlink()
     none = predict("--prompt", "prompts", queries[0])
     assert none.returncode == 2 and "no prompt: metric-residual needs at least one" in none.stderr

@@ -159,7 +159,7 @@ def test_a_source_that_cannot_be_read_stops_the_run_with_one_line_that_names_it(
     finally:
         photo.write_bytes(whole)
     assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr
-    assert re.match(r"changepair: data/pictures/sample-photos/train/good/cat\.png: a source picture that was ingested cannot be read any more", result.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
+    assert re.match(r"changepair: data/pictures/sample-photos/train/good/cat\.png: this ingested source picture can no longer be read", result.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
     assert pairs_made(project) == undisturbed
 
 
@@ -179,7 +179,7 @@ def test_a_full_disk_stops_the_run_with_one_line_that_names_the_file(project: Pa
         if mounted:
             subprocess.run(["umount", "-l", str(checkpoints)], check=True)
     assert result.returncode == 2 and "Traceback" not in result.stdout + result.stderr, result.stdout + result.stderr
-    assert re.search(r"changepair: .*checkpoints/small/pairs/\w+/\S+: cannot be written, the disk is full \(.*\); make room and run again", result.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
+    assert re.search(r"changepair: .*checkpoints/small/pairs/\w+/\S+: cannot be written, the disk is full \(.*\); free space and run again", result.stderr.splitlines()[-1])  # noqa: E501  # fmt: skip
     assert not left and pairs_made(project) == undisturbed
 
 

@@ -106,12 +106,12 @@ def test_a_picture_in_a_source_and_a_target_is_refused(manifests: Path) -> None:
 
 
 def test_too_few_normal_pictures_are_told(manifests: Path) -> None:
-    with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, fewer than the 8 shots"):
+    with pytest.raises(BadInput, match=r"parts: category 'bricks' has 4 normal training pictures, fewer than the 8 of sampling\.shots"):
         sample(SamplingSettings(shots=(8,)), Use(("other",), ("parts",)), manifests=manifests, files=files(manifests))
 
 
 def test_a_target_without_test_pictures_is_told(manifests: Path) -> None:
-    with pytest.raises(BadInput, match="other: category 'other' has no test picture, so nothing can be scored of it"):
+    with pytest.raises(BadInput, match="other: category 'other' has no test picture to score"):
         sample(SETTINGS, Use(("photos",), ("other",)), manifests=manifests, files=files(manifests))
 
 
@@ -131,7 +131,7 @@ def test_textures_are_a_datasets_own_or_the_sources(manifests: Path) -> None:
 
 
 def test_a_texture_that_is_also_a_target_is_refused(manifests: Path) -> None:
-    with pytest.raises(BadInput, match=r"pictures are both a source and a target, the first .*; take one of the datasets out"):
+    with pytest.raises(BadInput, match=r"pictures are both a source and a target, the first .*; remove one of the datasets"):
         sample(SETTINGS, Use(("other",), ("parts",), ("parts",)), manifests=manifests, files=files(manifests))
 
 
@@ -181,7 +181,7 @@ def test_multi_class_takes_the_named_classes_as_normal(classes: Path) -> None:
     for wrong, message in (
         ({}, "must name some"),
         ({"classes": ("0", "7")}, "has no category '7'"),
-        ({"classes": ("0", "1", "2")}, "and not all"),
+        ({"classes": ("0", "1", "2")}, "but not all"),
     ):
         with pytest.raises(BadInput, match=rf"classes: sampling\.normal_classes\.classes .*{message}"):
             episodes_of(classes, SamplingSettings(shots=(2,), protocols=("multi-class",), normal_classes=wrong), ("classes",))
@@ -246,11 +246,11 @@ def test_prompts_are_taken_from_the_authors_top_k_lists(manifests: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "neither JSON nor a JSON object a line"),
+        ("{", "neither JSON nor one JSON object a line"),
         ("[1]", "not a JSON object of prompts"),
         ('{"elsewhere": {}}', "names none of the targets parts, and none of their categories"),
-        ('{"parts": {"bricks": ["bricks/train/good/9.png"]}}', "'bricks/train/good/9.png' is no picture of parts"),
-        ('{"parts": {"bricks": ["bricks/test/hole/0.png"]}}', "is no normal training picture, so it cannot prompt"),
+        ('{"parts": {"bricks": ["bricks/train/good/9.png"]}}', "'bricks/train/good/9.png' is not a picture of parts"),
+        ('{"parts": {"bricks": ["bricks/test/hole/0.png"]}}', "is not a normal training picture, so it cannot be a prompt"),
         ('{"parts": {"bricks": 3}}', "'bricks' has neither a list of paths nor a filename"),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_test_picture_that_may_prompt_itself_is_refused_by_its_bytes_and_repor
 
 
 def test_ones_own_normal_pictures_are_trained_on_and_others_of_them_prompt(manifests: Path) -> None:
-    with pytest.raises(BadInput, match=r"or say with sampling\.to_train which share"):
+    with pytest.raises(BadInput, match=r"or set sampling\.to_train to the share"):
         sample(SETTINGS, Use(("parts",), ("parts",)), manifests=manifests, files=files(manifests))
     halves = SamplingSettings(shots=(1, 2), seeds=(0, 1), to_train=0.5)
     sample(halves, Use(("parts", "other"), ("parts",)), manifests=manifests, files=files(manifests))
@@ -305,7 +305,7 @@ def test_ones_own_normal_pictures_are_trained_on_and_others_of_them_prompt(manif
     assert files(manifests).sources.read_bytes() == before
     few = SamplingSettings(shots=(1,), to_train=0.1)
     with pytest.raises(
-        BadInput, match=r"parts: category 'bricks' has 4 normal training pictures, too few to be parted by sampling\.to_train, 0\.1"
+        BadInput, match=r"parts: category 'bricks' has 4 normal training pictures, too few to split by sampling\.to_train, 0\.1"
     ):
         sample(few, Use(("parts",), ("parts",)), manifests=manifests, files=files(manifests))
 

@@ -183,13 +183,13 @@ def test_a_region_that_came_out_unchanged_is_dropped_and_counted(inputs: Inputs)
 
     own_maker = Maker(materials(inputs, chosen), lazy)
     pairs = list(own_maker.make(range(6)))
-    unchanged = sum(count for drop, count in own_maker.drops.items() if drop.reason == "came out unchanged")
+    unchanged = sum(count for drop, count in own_maker.drops.items() if drop.reason == "region unchanged")
     assert unchanged == 3 and sum(pair.draw > 0 for pair in pairs) >= 3
 
     def never(images: Tensor, masks: Tensor, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         return images
 
-    with pytest.raises(BadInput, match=r"50 draws of a pair of kind 'disappearance' came to nothing: came out unchanged \(\d+\)"):
+    with pytest.raises(BadInput, match=r"50 draws of a pair of kind 'disappearance' failed: region unchanged \(\d+\)"):
         list(Maker(materials(inputs, chosen), never).make(range(6)))
 
 
@@ -204,7 +204,7 @@ def test_a_mask_is_shrunk_to_where_the_region_changed() -> None:
     assert (mask != exact).sum() <= 40 * 2 and not (mask & ~region).any()
     assert (kept[mask] == after[mask]).all() and (kept[~mask] == before[~mask]).all()
     after[10:50, 14:50] = 120
-    with pytest.raises(Dropped, match="came out unchanged"):
+    with pytest.raises(Dropped, match="region unchanged"):
         only_the_change(before, after, region, small())
     grain = before + np.random.default_rng(0).integers(0, 2, before.shape, dtype=np.uint8) * 8
     with pytest.raises(Dropped):
@@ -483,16 +483,16 @@ def test_groups_hold_every_pair_once_in_order_and_no_more_than_a_batch_to_paint(
 
 def test_changes_that_cannot_fit_are_told(inputs: Inputs) -> None:
     chosen = small(kinds={"exchange": 1.0}, changed_area=(0.999, 1.0))
-    with pytest.raises(BadInput, match=r"50 draws of a pair of kind 'exchange' came to nothing: .*change too small \(\d+\).*; widen"):
+    with pytest.raises(BadInput, match=r"50 draws of a pair of kind 'exchange' failed: .*change too small \(\d+\).*; widen"):
         list(maker(inputs, chosen).make([0]))
-    with pytest.raises(BadInput, match=r"kind 'local-region' came to nothing: no noise of that area \(50\)"):
+    with pytest.raises(BadInput, match=r"kind 'local-region' failed: no noise within changed_area \(50\)"):
         list(maker(inputs, small(kinds={"local-region": 1.0}, changed_area=(0.999, 1.0))).make([0]))
 
 
 def test_a_source_that_has_gone_is_told(images: list[str]) -> None:
     Path(images[0]).unlink()
     gone = Photographs([images[0]], (0.4, 1.0), 64)
-    with pytest.raises(BadInput, match=r"0\.png: a source picture that was ingested cannot be read any more"):
+    with pytest.raises(BadInput, match=r"0\.png: this ingested source picture can no longer be read"):
         gone.draw(generator(0))
 
 

@@ -568,7 +568,7 @@ def test_prompts_are_normal_of_the_same_category_never_the_query_and_new_every_e
     model = create_detector(INCTRL, build_encoder(INCTRL.encoder, 64)).eval()
     first, again, other = (torch.cat([part[0] for part in evidence.draw(model, epoch)]) for epoch in (0, 0, 1))  # type: ignore[arg-type]
     assert torch.equal(first, again) and not torch.equal(first, other)
-    with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, too few to prompt each other with 4"):
+    with pytest.raises(BadInput, match="parts: category 'bricks' has 4 normal training pictures, too few for 4"):
         AuxiliaryEvidence(rows, normal, InCTRLTrainingSettings(shots=4), InCTRLSettings(resolution=64))
 
 
@@ -618,5 +618,5 @@ def test_examples_of_one_kind_alone_are_told(pairs: Path, auxiliary: Path) -> No
 
     table = pq.read_table(auxiliary)
     pq.write_table(table.filter([label == 0 for label in table["label"].to_pylist()]), auxiliary)
-    with pytest.raises(BadInput, match=r"training\.model: its auxiliary are not both normal and anomalous"):
+    with pytest.raises(BadInput, match=r"training\.model: its auxiliary need both normal and anomalous pictures"):
         train_on(pairs, "model", InCTRLTrainingSettings(batch_size=4, held_out=0.0), auxiliary)

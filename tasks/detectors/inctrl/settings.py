@@ -31,8 +31,8 @@ class InCTRLSettings(TrainedSettings):
     texts: bool = True
     """Whether the text prior contributes to the score. Only encoders of open_clip read texts."""
     natural: tuple[str, ...] = NATURAL
-    """Categories of natural objects. For these the text prior compares one sentence for presence with one for absence, because natural
-    objects have no flaws (InCTRL, section 3.2)."""
+    """Categories of natural objects. They have no flaws, so the text prior compares a sentence for their presence with one for their
+    absence (InCTRL, section 3.2)."""
 
     def __post_init__(self) -> None:
         if self.texts and self.encoder.library != "open_clip":
@@ -57,8 +57,8 @@ class InCTRLTrainingSettings(TrainingSettings):
     """Examples to learn from. `auxiliary` uses the pipeline's auxiliary datasets with their labels. `pairs` uses its change pairs, which
     need no real anomaly."""
     held_out: Annotated[float, Between(0, 0.5)] = 0.05
-    """Share of the labelled pictures that training never sees, and that the loss is measured on after every epoch. For pairs,
-    `synthesis.held_out` sets it."""
+    """Share of the labelled pictures that training never sees, and that the loss is measured on after every epoch. `synthesis.held_out`
+    sets the share of pairs."""
     shots: Annotated[int, Between(1, 64)] = 2
     """Normal prompts for each auxiliary picture. They are drawn again every epoch."""
     views: Annotated[tuple[int, ...], Between(1, 64), NonEmpty()] = (1,)

@@ -80,7 +80,7 @@ class PairEvidence:
     def _views(self, prompts: Tensor, first: int) -> Tensor:
         """Return the views of prompts (B, 3, H, W): (B, K, 3, H, W). `first` is the number of the first pair.
 
-        A prompt with fewer than K views repeats some. That changes no residual, but it weights the mean of the embeddings.
+        A prompt with fewer than K views repeats some. Repetition changes no residual, but it weights the mean of the embeddings.
         """
         most = max(self.views)
         if most == 1:

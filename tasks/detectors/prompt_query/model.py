@@ -23,7 +23,7 @@ SCALE = 10.0  # factor that brings residuals, about 0.1, to the size of the head
 class PromptQuery(PatchDetector):
     """The prompt-query adapter: a frozen encoder, a 1x1 convolution for each stage that reduces patches, and a head.
 
-    The head returns one logit for each patch of the finest stage. For each stage it sees:
+    The head returns one logit for each patch of the finest stage. It sees for each stage:
 
         1. the residual ½(1 − cosine) to the nearest prompt patch;
         2. this residual minus the picture's median, because an appearance shift raises the whole map;
@@ -66,8 +66,8 @@ class PromptQuery(PatchDetector):
     def relate(self, queries: Features, memory: Features) -> Features:
         """Find each query patch's nearest patch for each stage and prompt. Return (B, K, 3+d, h, w) for each stage.
 
-        The channels are the cosine of the two, what is stored of the prompt patch, and the query patch's cosine with the rest of the query.
-        The last is the same for every prompt.
+        The channels are the cosine of the two, the stored channels of the prompt patch, and the query patch's cosine with the rest of the
+        query. The last is the same for every prompt.
         """
         units, _reduced = self._patches(queries)
         banks, offered = memory[: len(units)], memory[len(units) :]

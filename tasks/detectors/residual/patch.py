@@ -25,8 +25,8 @@ class PatchResidual(PatchDetector):
     If the encoder works at several scales, each scale has its own map and image score, and both are averaged. A defect of one size stands
     out in one of the maps, but less in their mean.
 
-    The image score of a map is the mean over the highest `top_share` of patches (AnomalyDINO, section 3.2: the highest 1 %), minus
-    `background` times the median patch. An appearance shift of the prompt raises a query's whole map, while a defect stands out of it. With
+    The image score of a map is the mean of the highest `top_share` of patches, minus `background` times the median patch. AnomalyDINO
+    (section 3.2) takes the highest 1 %. An appearance shift of the prompt raises a query's whole map, while a defect stands out of it. With
     both at 0 the score is the maximum, as in WinCLIP+.
 
     `self_residual` adds the self-residual, which compares each patch with the rest of its picture and depends on no prompt.

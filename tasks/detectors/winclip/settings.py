@@ -17,8 +17,8 @@ class WinCLIPSettings(DetectorSettings):
     resolution: Resolution = 240
     """Side in pixels of the square that a picture is resized to before scoring."""
     natural: tuple[str, ...] = NATURAL
-    """Categories of natural objects. For these the text score compares one sentence for presence with one for absence, because natural
-    objects have no flaws (InCTRL, section 3.2)."""
+    """Categories of natural objects. They have no flaws, so the text score compares a sentence for their presence with one for their
+    absence (InCTRL, section 3.2)."""
 
     def __post_init__(self) -> None:
         if self.encoder.library != "open_clip":

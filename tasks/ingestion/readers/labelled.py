@@ -132,7 +132,7 @@ Boxes = Callable[[int, int], list[PieceBox]]  # for a picture's width and height
 def kolektor(source: DatasetFolder) -> Iterator[Item]:
     """Read KolektorSDD (Tabernik et al., 2019): kos01/Part0.jpg with kos01/Part0_label.bmp.
 
-    As in InCTRL, every picture is cut across into three pieces. A piece is normal if its part of the label marks nothing.
+    Every picture is cut across into three pieces, as in InCTRL. A piece is normal if its part of the label marks nothing.
     """
     pairs = []
     for folder in folders(source.folder):

@@ -1,11 +1,13 @@
 """Read folder trees: MVTec AD's layout (Bergmann et al., CVPR 2019), folders of normal and of abnormal pictures, and plain photographs.
 
-<folder>/[<category>/]train/good/*.png
-<folder>/[<category>/]test/good/*.png
-<folder>/[<category>/]test/<defect>/*.png
-<folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; any picture format, upper or lower case)
+The first two have these layouts:
 
-<folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (or other usual names, or folders in the settings)
+    <folder>/[<category>/]train/good/*.png
+    <folder>/[<category>/]test/good/*.png
+    <folder>/[<category>/]test/<defect>/*.png
+    <folder>/[<category>/]ground_truth/<defect>/<name>_mask.png      (optional; any picture format, upper or lower case)
+
+    <folder>/ok/*.png and <folder>/nok/[<defect>/]*.png              (or other usual names, or folders in the settings)
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ class Tree:
             for other in folders(folder / split):
                 if other.name != self.normal:
                     yield Rejected(other, f"a folder in {split} other than {self.normal}; only normal pictures are trained on")
-            yield from _loose(folder / split, f"a picture in {split}, outside {self.normal}")
+            yield from _loose(folder / split, f"a picture in {split}, outside its folder {self.normal}")
         others = [child for child in folders(folder) if child.name not in {"train", "test", TRUTH, self.validation}]
         yield from (Rejected(child, "a folder next to train and test, which this layout does not read") for child in others)
         yield from _loose(folder, "a picture outside train and test")
