@@ -21,7 +21,7 @@ def in_short(error: BaseException | str) -> str:
     "no 'detector'"
     """
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):  # whose message is only the key
+    if isinstance(error, KeyError):  # the key is the whole message
         said = f"no {said}"
     return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
 

@@ -37,7 +37,7 @@ class Facts:
     mask_sha256: str | None = None  # SHA-256 of the mask's bytes; of several masks, SHA-256 of their joined hashes
     note: str = ""  # conversions of the picture or its mask to report, joined by semicolons
     greys: str = ""  # grey levels that occur, of 256, as 64 hex digits; "" for a picture of more than 8 bits until it is scaled
-    extent: Extent | None = None  # of a picture of more than 8 bits, which is scaled when the range of its dataset is known
+    extent: Extent | None = None  # extent of a picture of more than 8 bits, which is scaled when the range of its dataset is known
     fault: str = ""  # reason why the picture cannot be used; "" if it can
     passing: bool = False  # whether the fault is a passing one of the disk; such a fault is not cached
 

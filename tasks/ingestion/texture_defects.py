@@ -29,7 +29,7 @@ VISIBLE = 8.0  # grey levels that a pixel must change by to count as defective
 SMALLEST = 60  # pixels that a defect must cover
 THREAD_PITCH = 12  # pixels
 
-Grey = NDArray[np.float64]  # HxW, 0..255
+Grey = NDArray[np.float64]  # (H, W), 0 to 255
 Texture = Callable[[np.random.Generator, str], Grey]
 Defect = Callable[[Grey, np.random.Generator], Grey]
 

@@ -67,12 +67,12 @@ class PairEvidence:
         if self._evidence is None:
             device = best_device()
             self._evidence = []
-            batches = tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="relate pairs", unit="batch", mininterval=5)
+            batches = tqdm(DataLoader(self.pairs, ENCODED_AT_ONCE), desc="encode pairs", unit="batch", mininterval=5)
             for (one, other, _mask), swapped in zip(batches, self.swapped.split(ENCODED_AT_ONCE), strict=True):
                 turned = swapped.view(-1, 1, 1, 1)
                 query, prompt = torch.where(turned, other, one), torch.where(turned, one, other)
                 features = model.encoder(query.to(device))
-                seen = self._views(prompt, len(self._evidence) * ENCODED_AT_ONCE).to(device)  # BxKx3xHxW
+                seen = self._views(prompt, len(self._evidence) * ENCODED_AT_ONCE).to(device)  # (B, K, 3, H, W)
                 prompts = [stage.unflatten(0, seen.shape[:2]) for stage in model.remember(model.encoder(seen.flatten(0, 1)))]
                 self._evidence.append(_held(model.evidence(features, model.relate(features, prompts))))
         return self._evidence
@@ -127,7 +127,7 @@ class AuxiliaryEvidence:
     def draw(self, model: InCTRL, epoch: int) -> list[Evidence]:
         """Return batches of evidence in the order of `labels`."""
         evidence = []
-        for (dataset, category), images in tqdm(self.prompts.items(), desc="relate pictures", unit="category", mininterval=5):
+        for (dataset, category), images in tqdm(self.prompts.items(), desc="encode pictures", unit="category", mininterval=5):
             rng = generator(self.settings.seed, "prompts", epoch, dataset, category)
             pool = [images[index] for index in rng.permutation(len(images))[:POOL]]
             memory = [model.memorise(pictures) for pictures in self._pictures(pool)]

@@ -37,7 +37,7 @@ class Annotated:
 
     name: str  # file name of the photograph, with as much of its path as the annotation has; the suffix may be missing
     label: str
-    mask: Mask  # HxW
+    mask: Mask  # (H, W)
 
 
 @dataclass(frozen=True)
