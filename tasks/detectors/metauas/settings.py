@@ -62,7 +62,7 @@ class MetaUASPlusSettings:
     """Name of the detector of kind `metauas` in the same pipeline."""
     prior: EncoderSettings | None = None
     """CLIP transformer whose few-shot map (WinCLIP, section 4.3) is averaged with the map of MetaUAS. The authors use ViT-B-16-plus-240.
-    null uses the patch residual of MetaUAS's own features."""
+    `null` uses the patch residual of MetaUAS's own features."""
     prior_resolution: Resolution = 240
     """Side in pixels of the square that a picture is resized to for the prior's encoder."""
     stages: Stages = ()
