@@ -30,7 +30,8 @@ class PatchResidualSettings(DetectorSettings):
     letters."""
     self_residual: Annotated[float, Between(0, 10)] = 0.0
     """Weight of the self-residual, which compares a patch with the rest of its picture. The prompt residual has weight 1. It helps against
-    appearance shift, as between devices or sensors. Of the values tried, 0.6 was best on development-textures at 256 pixels."""
+    appearance shift, as between devices or sensors. Among the values tried, none did better than 0.6 on development-textures at 256
+    pixels."""
     foreground: Annotated[float, Between(0, None)] | None = None
     """Threshold of the first principal component of the last stage's features. Patches beyond it belong to the object, and all others score
     0. `null` scores the whole picture. AnomalyDINO uses 10 with DINOv2, for objects on an empty ground."""
