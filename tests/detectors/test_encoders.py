@@ -175,7 +175,7 @@ def test_weights_that_are_not_on_this_machine_are_told(monkeypatch: pytest.Monke
 
 def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet34", pretrained=False).state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(BadInput, match=r"encoder resnet18: weights .* are another network's"):
+    with pytest.raises(BadInput, match=r"encoder resnet18: weights .* belong to another network"):
         build_encoder(EncoderSettings("timm", "resnet18", str(tmp_path / "weights.safetensors")), 64)
 
 

@@ -263,7 +263,7 @@ def test_what_cannot_be_used_is_told_in_one_line_and_only_where_it_is_named(
 
 def test_two_packages_with_one_name_and_a_model_that_is_not_there_are_told(site: Path, installed: Path, tmp_path: Path) -> None:
     install(site, "other", "mine = other_package:KIND", GOOD)
-    with pytest.raises(BadInput, match=r"detector mine: other_package\.model:ChannelStatistics cannot be imported .*mend or uninstall"):
+    with pytest.raises(BadInput, match=r"detector mine: other_package\.model:ChannelStatistics cannot be imported .*fix or uninstall"):
         create_detector(DETECTORS["mine"].settings())
     install(site, "another", f"{NAME} = other_package:KIND")
     with pytest.raises(BadInput, match="packages another, changepair-channel-statistics: each registers a detector 'channel-statistics'"):

@@ -108,5 +108,5 @@ def test_change_pairs_are_a_torch_dataset_of_a_folder_or_a_url(layout: Path) -> 
         (store / file.name).write_bytes(file.read_bytes())
     by_url = changepair.ChangePairs("memory://change-pairs")
     assert all(torch.equal(one, other) for one, other in zip(by_url[7], pairs[7], strict=True))
-    with pytest.raises(changepair.BadInput, match="not there"):
+    with pytest.raises(changepair.BadInput, match="no such file"):
         changepair.ChangePairs(layout)

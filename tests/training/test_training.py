@@ -435,7 +435,7 @@ def test_training_starts_from_a_model_that_is_given(pairs: Path) -> None:
     assert float(log(again)[0]["loss"]) < 0.7 * float(log(first)[0]["loss"])
     with pytest.raises(BadInput, match="does not fit the detector's settings"):
         train(pairs, "other", replace(SETTINGS, init=str(first)), replace(DETECTOR, fusion="difference"))
-    with pytest.raises(BadInput, match=r"nowhere/model\.safetensors: not there"):
+    with pytest.raises(BadInput, match=r"nowhere/model\.safetensors: no such file"):
         train(pairs, "other", replace(SETTINGS, init="nowhere"))
 
 
