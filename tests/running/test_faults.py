@@ -153,8 +153,8 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: s
         assert process.wait(timeout=60) == 143
     output = (folder / "output.log").read_text()
     last = [line for line in output.splitlines() if line.startswith("changepair: ")][-1]
-    assert last.startswith("changepair: stopped (retrain, in stage ") and last.endswith("the next run goes on from there")
-    assert re.search(rf"changepair: stopped \(retrain, in stage {stage}: {message}\); what was made is kept", output), output[-3000:]
+    assert last.startswith("changepair: stopped (retrain, in stage ") and last.endswith("the next run resumes from there")
+    assert re.search(rf"changepair: stopped \(retrain, in stage {stage}: {message}\); finished work is kept", output), output[-3000:]
     assert "Traceback" not in output and not stage_processes(folder)
     assert list(folder.glob(reached))
     retrained(folder, api)

@@ -63,7 +63,7 @@ def test_the_login_is_generated_in_a_file_of_the_user_alone_and_never_printed(se
     file = server.home / "changepair-login"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and len(server.login.partition(":")[2]) >= 32
     printed = (server.home / "server.log").read_text()
-    assert f"log in with the line in {file}" in printed and server.login not in printed
+    assert f"login: the line in {file}" in printed and server.login not in printed
 
 
 @pytest.mark.parametrize("host", [None, "evil.example"])
