@@ -192,7 +192,7 @@ def test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout(t
     with started(folder, *RETRAIN, log="first.log", PREFECT_API_URL=api) as first:
         wait_until(lambda: at_work(folder, "ingest_parts", 0), process=first, what="ingest")
         output = run(folder, "changepair", "status").stdout
-        assert f"at work: retrain small (process {first.pid} on {socket.gethostname()}" in output
+        assert f"running: retrain small (process {first.pid} on {socket.gethostname()}" in output
         with started(folder, *RETRAIN, log="second.log", PREFECT_API_URL=api) as second:
             wait_until(lambda: "waiting for it to end" in (folder / "second.log").read_text(), process=second, what="the wait")
             content = yaml.safe_load((folder / "pipelines.yaml").read_text())

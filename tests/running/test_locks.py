@@ -58,6 +58,6 @@ def test_a_folder_that_stands_where_the_clone_would_is_refused_and_kept(tmp_path
     place = Workspace(tmp_path, "small", str(tmp_path / "origin.git"), "branch", None, 60)
     place.folder.mkdir()
     (place.folder / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(BadInput, match="is there and is no clone of ours"):
+    with pytest.raises(BadInput, match="exists and is not a clone of changepair"):
         prepare(place, "main", print)
     assert (place.folder / "thesis.txt").read_text(encoding="utf-8") == "mine"

@@ -90,7 +90,7 @@ def test_a_page_of_another_origin_may_read_nothing(server: Server) -> None:
 def test_commands_of_the_same_user_need_no_typing(server: Server, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", TINY)
     commit(project)
-    assert run(project, "changepair", "deploy", **server.environment).stdout.splitlines()[-1] == "created: small, by hand"
+    assert run(project, "changepair", "deploy", **server.environment).stdout.splitlines()[-1] == "created: small, no schedule"
     stage = run(project, "python", "-m", "changepair.flows.ingest", "parts", **server.environment)
     assert stage.returncode == 0, stage.stderr
     assert f"{server.api} answers" in run(project, "changepair", "doctor", **server.environment).stdout

@@ -69,7 +69,7 @@ def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ({"workspaces": "/proc/x"}, "runs.workspaces: /proc/x: no folder can be made there"),
+        ({"workspaces": "/proc/x"}, "runs.workspaces: cannot create /proc/x"),
         ({"repository": f"https://me:{PASSWORD}@example.org/parts.git"}, "runs.repository: https://***@example.org/parts.git: must not"),
     ],
 )
