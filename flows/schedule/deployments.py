@@ -166,7 +166,7 @@ class _Runner(Runner):
 def repository_of(read: Pipelines) -> str:
     """Return the repository that runs clone: the setting, else this checkout's `origin`, else this checkout.
 
-    Raises BadInput if there is none, or its address contains a password.
+    Raises BadInput if this folder is not a checkout, or the address contains a password.
     """
     repository = read.runs.repository
     if repository is None:

@@ -373,9 +373,9 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     assert current(project) == first and weights(project, "in-use") == in_use
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
-    assert "**parts**: use **" in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
+    assert "**parts**. Recommended: " in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
     assert "`changepair predict --model small --category parts/bricks part.png`" in shown
-    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| I-AUROC \d", shown) and "| this one |" in shown
+    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| I-AUROC \d", shown) and "| this run |" in shown
 
 
 def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> None:

@@ -179,8 +179,8 @@ def test_the_audit_finds_a_known_vulnerability(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("PIP_AUDIT_OSV_URL", service.url)
         assert not audit.vulnerabilities()
         assert capsys.readouterr().out.splitlines() == [
-            "pillow 12.0.0: GHSA-0000-0000-0001, mended in 12.0.1",
-            "pip-audit: 2 of 2 packages looked up, 1 known vulnerabilities",
+            "pillow 12.0.0: GHSA-0000-0000-0001, fixed in 12.0.1",
+            "pip-audit: checked 2 of 2 packages, found 1 known vulnerabilities",
         ]
         monkeypatch.setattr(audit, "ACCEPTED", {"GHSA-0000-0000-0001": "not reached by us"})
         assert audit.vulnerabilities()
