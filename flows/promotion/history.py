@@ -1,11 +1,13 @@
 """Record a pipeline's current model and earlier decisions in `current` and `history.jsonl`, which Git tracks.
 
-data/models/<pipeline>/
-  candidate/       one folder per detector of the last training: the outs of the train stages
-  current          JSON that defines the current model: its DVC hash, commit, metrics and reason
-  in-use/          files of the current model; draws.parquet and settings.json record its evaluation
-  in-use.dvc       DVC's pointer to in-use/; both are made from `current`
-  history.jsonl    one line per decision
+    data/models/<pipeline>/
+      candidate/       one folder per detector of the last training: the outs of the train stages
+      current          JSON that defines the current model: its DVC hash, commit, metrics and reason
+      in-use/          files of the current model; draws.parquet and settings.json record its evaluation
+      in-use.dvc       DVC's pointer to in-use/; both are made from `current`
+      history.jsonl    one line per decision
+
+`current` is the only source of truth: `settle` in store.py restores in-use/ and in-use.dvc from it.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_the_secret_scan_finds_a_secret(tmp_path: Path, monkeypatch: pytest.Monk
     assert audit.secrets()
     (tmp_path / "settings.py").write_text('aws_secret_access_key = "' + "wJalrXUtnFEMI/K7MDENG/" + 'bPxRfiCYzEXAMPLEKEY"\n')
     assert not audit.secrets()
-    assert "settings.py:1: looks like a secret" in capsys.readouterr().out
+    assert "settings.py:1: possible secret" in capsys.readouterr().out
 
 
 def test_secrets_in_the_settings_that_the_ui_shows_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
