@@ -385,7 +385,8 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
     assert refused.returncode == 2 and "no model before the current one" in refused.stderr
     for _time in range(2):  # the second changes nothing, and is not what a rollback goes back to
         by_hand = run(project, "changepair", "promote", "small")
-        assert by_hand.returncode == 0 and re.search(r"is now current; active detector: [a-z-]+, [IP]-AUROC", by_hand.stdout), by_hand.stdout + by_hand.stderr
+        said = by_hand.stdout + by_hand.stderr
+        assert by_hand.returncode == 0 and re.search(r"is now current; active detector: [a-z-]+, [IP]-AUROC", said), said
     assert weights(project, "in-use") == weights(project, "candidate") != in_use
     assert current(project)["metrics"] == json.loads((project / "data/evaluation/small/metrics.json").read_text())
     back = run(project, "changepair", "rollback", "small")
