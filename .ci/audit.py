@@ -1,6 +1,6 @@
-"""Look for secrets in the files that Git keeps, and for known vulnerabilities in the packages of requirements.lock. Exit with 1 on a find.
+"""Search tracked files for secrets, and the packages of requirements.lock for known vulnerabilities. Exit with 1 if anything is found.
 
-`make check` runs both. `make lint` looks for secrets alone, by the argument `secrets`.
+`make check` runs both. `make lint` passes the argument `secrets` to search only for secrets.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOCK = "requirements.lock"
-# Known, and why it does not stop a check: id -> reason. Empty is best.
+# Accepted vulnerabilities: id -> reason.
 ACCEPTED: dict[str, str] = {}
-HASHES = r"^(requirements\.lock|dvc\.lock|.*\.dvc|data/models/.*)$"  # nothing but hashes in them
+HASHES = r"^(requirements\.lock|dvc\.lock|.*\.dvc|data/models/.*)$"  # files that contain only hashes
 
 
 def vulnerabilities() -> bool:
@@ -23,27 +23,27 @@ def vulnerabilities() -> bool:
     try:
         packages = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"pip-audit: {result.stderr.strip().splitlines()[-1] if result.stderr.strip() else 'gave nothing'}")
+        print(f"pip-audit: {result.stderr.strip().splitlines()[-1] if result.stderr.strip() else 'no output'}")
         return False
     looked_up = [package for package in packages if "skip_reason" not in package]
     known = [(package, item) for package in looked_up for item in package["vulns"] if item["id"] not in ACCEPTED]
     for package, item in known:
         fixed = ", ".join(item["fix_versions"]) or "no version yet"
-        print(f"{package['name']} {package['version']}: {item['id']}, mended in {fixed}")
-    print(f"pip-audit: {len(looked_up)} of {len(packages)} packages looked up, {len(known)} known vulnerabilities")
+        print(f"{package['name']} {package['version']}: {item['id']}, fixed in {fixed}")
+    print(f"pip-audit: checked {len(looked_up)} of {len(packages)} packages, found {len(known)} known vulnerabilities")
     if not looked_up:
-        print("pip-audit: the service that lists vulnerabilities could not be asked from here, so this says nothing")
+        print("pip-audit: cannot reach the vulnerability service, so no package was checked")
     return not known
 
 
 def secrets() -> bool:
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     kept = [file for file in files if file and (ROOT / file).is_file()]
-    command = ["detect-secrets-hook", "--no-verify", "--exclude-files", HASHES, *kept]  # verifying would send them to a service
+    command = ["detect-secrets-hook", "--no-verify", "--exclude-files", HASHES, *kept]  # verification would send secrets to a service
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     places = [line.partition("Location:")[2].strip() for line in result.stdout.splitlines() if line.startswith("Location:")]
     for place in places:
-        print(f"{place}: looks like a secret; if it is none, end the line with # pragma: allowlist secret")
+        print(f"{place}: possible secret; if it is not a secret, end the line with # pragma: allowlist secret")
     print(f"detect-secrets: {len(kept)} files, {len(places)} found")
     return result.returncode == 0
 

@@ -5,7 +5,7 @@
     predictor = Predictor.load().prompt(["normal.png"])
     scores, maps = predictor(["part.png"])  # a score from 0 (normal) to 1 (anomalous), and a map of where
 
-Names are imported on first use, so `import changepair` is quick and imports no torch.
+Names are imported on first use, so `import changepair` is fast and does not import torch.
 
 >>> import changepair
 >>> "metauas" in changepair.list_detectors()

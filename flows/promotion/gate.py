@@ -48,7 +48,7 @@ BY_HAND = "promotion.automatic is false: `changepair promote {}` makes it the cu
 
 @dataclass(frozen=True)
 class Outcome:
-    """A decision of the gate."""
+    """Decision of the promotion gate."""
 
     state: RunState
     reason: str
@@ -58,13 +58,13 @@ class Outcome:
 def gate(pipeline: str) -> Outcome:
     """Compare the candidate with the current model on the same episodes, and promote it unless it may be worse.
 
-    Raises BadInput, and changes nothing, if the current model's files are missing.
+    Raises BadInput and changes nothing if files of the current model are missing.
     """
     settings = enabled_pipeline(pipeline)
     refuse_other_settings(stage for stage in planned() if stage.of[:1] == (pipeline,))
     current = read_current(pipeline)
     if current is None:
-        reason = "the first model of this pipeline"
+        reason = "first model of this pipeline"
         by_hand = Outcome(RunState.KEPT, f"{reason}; {BY_HAND.format(pipeline)}")
         return _promoted(pipeline, reason) if settings.promotion.automatic else by_hand
     settle(pipeline, current)
@@ -72,12 +72,12 @@ def gate(pipeline: str) -> Outcome:
     if current.candidate == candidate_hash(pipeline) and _same_detectors(pipeline, measured_as, settings):
         return _again(pipeline, current, settings.promotion.automatic)
     candidate = candidate_hash(pipeline)
-    back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # where nothing is trained, all have one name
-    if back is not None:  # else the next run would undo what a person decided
-        return _kept(pipeline, f"this model was rolled back, {_when(back.time)}; `changepair promote {pipeline}` puts it to use again")
+    back = taken_back(pipeline, candidate) if candidate != current.candidate else None  # without training, all candidates have one hash
+    if back is not None:  # otherwise the next run would undo a person's decision
+        return _kept(pipeline, f"this model was rolled back at {_when(back.time)}; `changepair promote {pipeline}` promotes it again")
     detectors = judged(settings)
     new, in_use = (read_draws(folder / DRAWS_NAME) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
-    evaluation = {**as_json(EvaluationSettings()), **measured_as.evaluation}  # with the defaults of settings that are new since
+    evaluation = {**as_json(EvaluationSettings()), **measured_as.evaluation}  # defaults for settings that were added later
     equal = all(evaluation[key] == value for key, value in own.evaluation.items()) and own.code == measured_as.code
     if not (equal and same_episodes(new, in_use, settings.promotion.metric, detectors)):
         in_use = measure_in_use(pipeline, settings, measured_as.detectors)
@@ -90,19 +90,21 @@ def gate(pipeline: str) -> Outcome:
 
 
 def _again(pipeline: str, current: Model, automatic: bool) -> Outcome:
-    """Keep the current model. If its decision has changed, promote it with the new one."""
-    since = f"this model is in use, since {_when(current.time)}"
+    """Keep the current model. If only its recommendation has changed, promote it with the new one."""
+    since = f"already the current model, since {_when(current.time)}"
     new, old = (folder / DECISION_NAME for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
     if old.is_file() and old.read_bytes() == new.read_bytes():
         return Outcome(RunState.IN_USE, since)
     if current.action == "rolled back" or not automatic:  # a person chooses
-        return Outcome(RunState.IN_USE, f"{since}, used as then; `changepair promote {pipeline}` takes the new prompts and thresholds")
-    return _promoted(pipeline, "the same model with a new decision")
+        return Outcome(RunState.IN_USE, f"{since}; `changepair promote {pipeline}` adopts the new recommendation and thresholds")
+    return _promoted(pipeline, "same model with a new recommendation")
 
 
 def _promoted(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
     model = take(pipeline, reason)
-    return Outcome(RunState.PROMOTED, f"{reason}; used by {model.choice}" if model.choice else reason, decision or Decision(True, ""))
+    return Outcome(
+        RunState.PROMOTED, f"{reason}; active detector: {model.choice}" if model.choice else reason, decision or Decision(True, "")
+    )
 
 
 def _kept(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
@@ -115,9 +117,9 @@ def _when(time: str) -> str:
 
 
 def promote(pipeline: str) -> str:
-    """Promote the candidate whatever its metrics; return a message. Raises BadInput if its evaluation is out of date."""
+    """Promote the candidate regardless of its metrics; return a message. Raises BadInput if its evaluation is out of date."""
     enabled_pipeline(pipeline)
-    provenance.locked()  # tells better than DVC what is wrong with dvc.lock
+    provenance.locked()  # reports an invalid dvc.lock more clearly than DVC
     own_stages = [stage for stage in planned() if stage.kind in ("train", "score", "metrics") and stage.of[0] == pipeline]
     with Repo() as repo:
         stale = repo.status(targets=[stage.name for stage in own_stages])
@@ -125,33 +127,35 @@ def promote(pipeline: str) -> str:
         raise BadInput(f"{next(iter(stale))} is out of date; run `changepair retrain {pipeline}` first")
     refuse_other_settings(own_stages)
     model = take(pipeline, "by hand")
-    return f"{pipeline}: model {model.candidate[:8]} is in use" + (f", by {model.choice}" if model.choice else "")
+    return f"{pipeline}: model {model.candidate[:8]} is now current" + (f"; active detector: {model.choice}" if model.choice else "")
 
 
 def rollback(pipeline: str) -> str:
-    """Return to the model before the current one; return a message. Raises BadInput if there is none, or its files are missing."""
+    """Restore the model before the current one; return a message. Raises BadInput if it does not exist, or its files are missing."""
     enabled_pipeline(pipeline)
     line = in_use_in_turn(pipeline)
     others = [model for model in line[:-1] if model.hash != line[-1].hash]
     if not others:
-        raise BadInput(f"{folder_of(pipeline) / HISTORY}: {pipeline} has no model before the one in use, so there is none to go back to")
+        raise BadInput(f"{folder_of(pipeline) / HISTORY}: {pipeline} has no model before the current one, so it cannot be rolled back")
     before = others[-1]
     settle(pipeline, before)
     model = replace(before, action="rolled back", time=now(), reason=f"rolled back from {line[-1].candidate[:8]}")
     write_current(pipeline, model)
-    done = f"{pipeline}: model {model.candidate[:8]} is in use again"
+    done = f"{pipeline}: model {model.candidate[:8]} is current again"
     read, branch = read_pipelines(), branch_of(pipeline)
     if read.pipelines[pipeline].schedule is None or read.runs.results != "branch" or provenance.branch() == branch:
         return done
     return (
-        f"{done} in this checkout. Scheduled runs go on from their own results: `git fetch`, `git switch {branch}`, "
-        f"`changepair rollback {pipeline}`, `git commit -am 'Rolled back'`, `git push`"
+        f"{done} in this checkout. Scheduled runs continue from their result branch; to roll back there, run `git fetch`, "
+        f"`git switch {branch}`, `changepair rollback {pipeline}`, `git commit -am 'Rolled back'` and `git push`"
     )
 
 
 def take(pipeline: str, reason: str) -> Model:
-    """Promote the candidate: store its files in DVC's cache, replace `current`, then check out. If this is killed anywhere, one of the two
-    models is current and complete."""
+    """Promote the candidate: store its files in DVC's cache, replace `current`, then check out.
+
+    If this is killed at any point, one of the two models is current and complete.
+    """
     settings = enabled_pipeline(pipeline)
     stored = store_candidate(pipeline, settings.trained, _measured_as(pipeline, settings))
     model = new_model(pipeline, stored, reason, "promoted", str(read_recommendation(EVALUATION / pipeline) or ""))
@@ -161,14 +165,14 @@ def take(pipeline: str, reason: str) -> Model:
 
 
 def judged(settings: Pipeline) -> list[str]:
-    """List the detectors that must pass: those of `promotion.detectors`, else the trained ones, else all."""
+    """List the detectors that the gate compares: those of `promotion.detectors`, else the trained ones, else all."""
     return list(settings.promotion.detectors or ()) or settings.trained or list(settings.detectors)
 
 
-@step(name="measure model in use", task_run_name="measure model in use of {pipeline}", timeout_seconds=12 * HOUR)
+@step(name="evaluate current model", task_run_name="evaluate current model of {pipeline}", timeout_seconds=12 * HOUR)
 def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[DrawRow]:
-    """Score the current model on the present episodes. detectors: its own section of pipelines.yaml."""
-    from changepair.tasks.scoring.batch_scoring import Scoring, score_detector  # with torch: three seconds, which few runs need
+    """Evaluate the current model on the present episodes. `detectors` is its recorded section of pipelines.yaml."""
+    from changepair.tasks.scoring.batch_scoring import Scoring, score_detector  # imports torch in three seconds, which few runs need
     from changepair.tasks.scoring.measure import measure
 
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
@@ -192,15 +196,15 @@ def _detectors_in_use(pipeline: str, section: Any) -> dict[str, Any]:
 
 
 def _same_detectors(pipeline: str, measured_as: MeasuredAs, settings: Pipeline) -> bool:
-    """Return whether the current model has the settings of now, whichever names and defaults they were written with."""
+    """Return whether the current model's settings equal today's, after renamed keys and defaults are resolved."""
     try:
         return _detectors_in_use(pipeline, measured_as.detectors) == settings.detectors
-    except BadInput:  # of a detector that is not installed any more
+    except BadInput:  # a detector is no longer installed
         return False
 
 
 def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
-    """Gives what the candidate is measured as."""
+    """Return the settings and the code of the candidate's evaluation."""
     kinds = {name: kind_of(settings.detectors[name]) for name in judged(settings)}
     code = {name: code_of(*roots("score", kind)).digest for name, kind in kinds.items()}
     detectors = {name: {KIND: kind_of(one), **as_json(one)} for name, one in settings.detectors.items()}

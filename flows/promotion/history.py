@@ -1,11 +1,13 @@
-"""Record a pipeline's current model and the decisions before it: in `current` and `history.jsonl`, both for Git.
+"""Record a pipeline's current model and earlier decisions in `current` and `history.jsonl`, which Git tracks.
 
-data/models/<pipeline>/
-  candidate/       a folder for each detector that was trained last: the outs of the train stages
-  current          JSON, the one truth of which model is in use: DVC's hash of it, commit, metrics, why
-  in-use/          that model's files, and in draws.parquet and settings.json what it was measured as
-  in-use.dvc       so that DVC pushes, pulls and keeps them; made from `current`, like in-use/
-  history.jsonl    one line a decision
+    data/models/<pipeline>/
+      candidate/       one folder per detector of the last training: the outs of the train stages
+      current          JSON that defines the current model: its DVC hash, commit, metrics and reason
+      in-use/          files of the current model; draws.parquet and settings.json record its evaluation
+      in-use.dvc       DVC's pointer to in-use/; both are made from `current`
+      history.jsonl    one line per decision
+
+`current` is the only source of truth: `settle` in store.py restores in-use/ and in-use.dvc from it.
 """
 
 from __future__ import annotations
@@ -41,57 +43,57 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A decision on a model: a line of history.jsonl, and of the one in use the content of `current`."""
+    """Decision on a model: a line of history.jsonl. `current` contains the decision on the current model."""
 
-    hash: FolderHash  # of in-use/; empty for one that was not put to use
+    hash: FolderHash  # of in-use/; empty if the model was not promoted
     size: int  # bytes
     files: int
-    candidate: Hash  # of what was trained, as `candidate_hash` has it
+    candidate: Hash  # of the trained detectors, from `candidate_hash`
     commit: str
     metrics: Metrics
     reason: str
     time: Moment
     action: Action = "promoted"
-    choice: str = ""  # the detector it is used by, where none is named, and why
+    choice: str = ""  # the recommended detector, and why
 
 
 def read_current(pipeline: str, checkout: Path = Path()) -> Model | None:
-    """Read which model is current; None before the first. Raises BadInput if the file is damaged."""
+    """Read the record of the current model; None before the first promotion. Raises BadInput if the file is damaged."""
     file = checkout / folder_of(pipeline) / CURRENT
-    return read_record(Model, file, f"take it from Git again, or `changepair promote {pipeline}`") if file.exists() else None
+    return read_record(Model, file, f"restore the file from Git, or run `changepair promote {pipeline}`") if file.exists() else None
 
 
 def what_is_missing(folder: Path, model: Model) -> str:
-    """Describe what a folder of the current model lacks, by the number and size of its files; empty if nothing."""
+    """Describe missing files of the current model, by their number and size; "" if the folder is complete."""
     if not folder.is_dir():
-        return "its files are not here"
+        return "its files are missing"
     files = [file for file in folder.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     if (len(files), size) == (model.files, model.size):
         return ""
-    return f"its files are not whole: {len(files)} of {model.files} files, {size:,} of {model.size:,} bytes"
+    return f"its files are incomplete: {len(files)} of {model.files} files, {size:,} of {model.size:,} bytes"
 
 
 def read_history(pipeline: str) -> list[Model]:
-    """Read every decision, the oldest first. Raises BadInput."""
+    """Read every decision, oldest first. Raises BadInput if the file is damaged."""
     file = folder_of(pipeline) / HISTORY
     decisions = []
     for number, line in enumerate(read_text(file).splitlines() if file.exists() else [], 1):
         try:
             decisions.append(as_record(Model, line))
         except ValueError as error:
-            what = f"not as it was written ({error}); take the file from Git again, or choose one side of a merge"
+            what = f"damaged ({error}); restore the file from Git, or resolve its merge conflict"
             raise BadInput(f"{file}: line {number}: {what}") from error
     return decisions
 
 
 def in_use_in_turn(pipeline: str) -> list[Model]:
-    """List the promotions that lead to the current model. A rollback undoes those since the model that it returns to."""
+    """List the promotions that lead to the current model. A rollback removes the promotions after the model that it restores."""
     return _in_turn(pipeline)[0]
 
 
 def taken_back(pipeline: str, candidate: str) -> Model | None:
-    """Return the rollback that replaced a model, unless that was promoted again since. candidate: the model's hash."""
+    """Return the rollback that replaced a model, unless the model was promoted again since. `candidate` is the model's hash."""
     return _in_turn(pipeline)[1].get(candidate)
 
 
@@ -109,20 +111,20 @@ def _in_turn(pipeline: str) -> tuple[list[Model], dict[str, Model]]:
 
 
 def write_current(pipeline: str, model: Model) -> None:
-    """Record the current model, and add it to the history. Raises BadInput, before writing anything, if the history cannot be read."""
+    """Record the current model and add it to the history. Raises BadInput, before writing anything, if the history is damaged."""
     read_history(pipeline)
     write_text(folder_of(pipeline) / CURRENT, json.dumps(asdict(model), indent=1) + "\n")
     _write_history(pipeline, decisions_on(pipeline))
 
 
 def decisions_on(pipeline: str) -> list[Model]:
-    """Read the history, with the current model, which a run that was killed may not have added."""
+    """Read the history, including the current model, which a killed run may not have added."""
     past, current = read_history(pipeline), read_current(pipeline)
     return past if current is None or current in past else [*past, current]
 
 
 def remember_kept(pipeline: str, reason: str) -> None:
-    """Record that the candidate was not promoted. The same decision on the same candidate adds no line."""
+    """Record that the candidate was not promoted. A repeated decision on the same candidate adds no line."""
     past, kept = decisions_on(pipeline), new_model(pipeline, Stored("", 0, 0), reason, "kept")
     if (past[-1].action, past[-1].candidate, past[-1].reason) != (kept.action, kept.candidate, kept.reason):
         _write_history(pipeline, [*past, kept])
@@ -138,7 +140,7 @@ def new_model(pipeline: str, stored: Stored, reason: str, action: Action, choice
 
 
 def candidate_hash(pipeline: str) -> str:
-    """Hash the hashes in dvc.lock of the trained detectors' model folders."""
+    """Return one hash for all trained detectors: of the hashes of their model folders in dvc.lock."""
     trained = [f"{folder_of(pipeline).as_posix()}/{CANDIDATE}/{name}" for name in pipeline_named(pipeline).trained]
     locked = provenance.artifacts()
     text = json.dumps({path: locked.get(path) for path in trained})
@@ -150,7 +152,7 @@ def folder_of(pipeline: str) -> Path:
 
 
 def read_recommendation(folder: Path) -> Recommendation | None:
-    """Read decision.json; None if an older version wrote the folder, without the file. Raises BadInput if the file is damaged."""
+    """Read decision.json; None if an older version wrote the folder without it. Raises BadInput if the file is damaged."""
     file = folder / DECISION_NAME
-    hint = "get it again with `dvc checkout --force`, or run `changepair retrain`"
+    hint = "restore it with `dvc checkout --force`, or run `changepair retrain`"
     return read_record(Recommendation, file, hint) if file.is_file() else None

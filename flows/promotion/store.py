@@ -1,4 +1,4 @@
-"""Store the files of the current model: in DVC's cache, in its remote, and in in-use/."""
+"""Store the files of the current model in DVC's cache, and check them out into in-use/."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POINTER = "in-use.dvc"
 
 @dataclass(frozen=True)
 class MeasuredAs:
-    """The settings and the code that a model was measured with: sections of pipelines.yaml, and hashes by what they are of."""
+    """Settings and code of a model's evaluation: sections of pipelines.yaml, and hashes of code by detector or stage."""
 
     detectors: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -37,9 +37,9 @@ class MeasuredAs:
 
 
 def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: MeasuredAs) -> Stored:
-    """Store the candidate in DVC's cache: a folder for each trained detector, and what it was measured as."""
+    """Store the candidate in DVC's cache: a folder per trained detector, and the settings of its evaluation."""
     folder = folder_of(pipeline)
-    folder.mkdir(parents=True, exist_ok=True)  # it is not there where nothing is trained
+    folder.mkdir(parents=True, exist_ok=True)  # without training, no stage creates it
     with tempfile.TemporaryDirectory(prefix=".taken-", dir=folder) as work:
         taken = Path(work) / IN_USE
         taken.mkdir()
@@ -55,19 +55,19 @@ def store_candidate(pipeline: str, detectors: Sequence[str], measured_as: Measur
 
 
 def settle(pipeline: str, model: Model) -> None:
-    """Check the model out into in-use/, from DVC's cache or its remote. Raises BadInput, and leaves in-use/, if neither has it."""
+    """Check out a model into in-use/ from DVC's cache or its remote. Raises BadInput, and keeps in-use/, if neither has it."""
     folder = folder_of(pipeline)
     pointer = folder / POINTER
-    # Frozen: DVC keeps and moves the files, and never takes a change to them, or their absence, for news.
+    # A frozen out: DVC stores and moves the files, but never records changed or missing files as a new version.
     wanted = f"frozen: true\nouts:\n- md5: {model.hash}\n  size: {model.size}\n  nfiles: {model.files}\n  hash: md5\n  path: {IN_USE}\n"
-    before = pointer.read_bytes() if pointer.is_file() else None  # a merge or a hand may have left anything there
+    before = pointer.read_bytes() if pointer.is_file() else None  # a merge or an edit may have damaged it
     if before != wanted.encode():
         write_text(pointer, wanted)
     try:
         with Repo() as repo:
             if not _cached(repo, model):
                 repo.fetch(targets=[str(pointer)])
-                if not _cached(repo, model):  # and a checkout would empty in-use/
+                if not _cached(repo, model):  # a checkout would then empty in-use/
                     raise DvcException("not in the remote")
             repo.checkout(targets=[str(pointer)], force=True)
     except DvcException as error:
@@ -75,8 +75,8 @@ def settle(pipeline: str, model: Model) -> None:
             with written_beside(pointer) as file:
                 file.write_bytes(before)
         raise BadInput(
-            f"{folder / CURRENT}: model {model.candidate[:8]} is neither in DVC's cache nor in a remote; get it with `dvc pull {pointer}` "
-            f"where it is, or put the new one to use with `changepair promote {pipeline}`"
+            f"{folder / CURRENT}: model {model.candidate[:8]} is neither in DVC's cache nor in a remote; run `dvc push {pointer}` on the "
+            f"machine that has it, or promote the new model with `changepair promote {pipeline}`"
         ) from error
 
 
@@ -91,5 +91,5 @@ def _cached(repo: Repo, model: Model) -> bool:
 def read_measured_as(pipeline: str) -> MeasuredAs:
     """Read the settings that the current model was measured with. Raises BadInput if they are missing or damaged."""
     folder = folder_of(pipeline)
-    hint = f"get it again with `dvc checkout --force {folder / POINTER}`, or `dvc pull`"
+    hint = f"restore it with `dvc checkout --force {folder / POINTER}`, or `dvc pull`"
     return read_record(MeasuredAs, folder / IN_USE / SETTINGS_NAME, hint)

@@ -1,4 +1,4 @@
-"""Give a run and the processes that it starts one Prefect API, and make each of them a child of the task that started it."""
+"""Connect a run and its processes to one Prefect API, and link each process to the task that started it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import Stopped
 
-SEEN = "CHANGEPAIR_SERVER"  # environment: the API of a server that has answered the process that started this one
-AWAY = 600.0  # seconds that a server may be away
+SEEN = "CHANGEPAIR_SERVER"  # environment variable: the API of a server that has answered the parent process
+AWAY = 600.0  # seconds to wait for a server that does not answer
 PAUSE = 2.0  # seconds between two tries
-RETRIES = "8"  # of a call, each after a pause twice as long: together the same ten minutes
-BUSY_OR_SHUT = (401, 403, 429, 500, 502, 503, 504)  # answers of a server that is there
+RETRIES = "8"  # for one call, with doubling pauses; together they also last ten minutes
+BUSY_OR_SHUT = (401, 403, 429, 500, 502, 503, 504)  # status codes of a server that runs but refuses the request
 STOPPED = str(RunState.STOPPED)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,10 +48,10 @@ _temporary: ContextVar[bool] = ContextVar("temporary", default=False)  # whether
 
 @contextmanager
 def one_api() -> Iterator[None]:
-    """Use one API in this process and those that it starts: that of PREFECT_API_URL, else a temporary server on loopback that lives as long
-    as this process. Raises BadInput if the API does not answer.
+    """Use one API in this process and its children. Raises BadInput if the API does not answer.
 
-    By default, every process without PREFECT_API_URL starts a server of its own, which costs more than most stages.
+    The API is the one of PREFECT_API_URL. Without this variable, it is a temporary server on loopback that ends with this process.
+    Prefect by default starts one server per process, which takes longer than most stages.
     """
     temporary = not PREFECT_API_URL.value()
     if temporary:
@@ -62,14 +62,14 @@ def one_api() -> Iterator[None]:
     os.environ |= {"PREFECT_API_URL": url, SEEN: url}  # for the stages' processes
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     with logged_in(url, login), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: int(os.environ["PREFECT_CLIENT_MAX_RETRIES"])}):
-        refresh_global_settings_context()  # for Prefect's threads and its exit: one that knows no API would start a server that nobody ends
+        refresh_global_settings_context()  # without an API, Prefect's threads and its exit would start another server
         _temporary.set(temporary)
         yield
 
 
 @contextmanager
 def logged_in(url: str, login: str | None) -> Iterator[None]:
-    """Use a Prefect API with a login, in this process and in those that it starts."""
+    """Use a Prefect API with a login, in this process and its children."""
     if login is not None:
         os.environ["PREFECT_API_AUTH_STRING"] = login
     with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}):
@@ -77,36 +77,38 @@ def logged_in(url: str, login: str | None) -> Iterator[None]:
 
 
 def page_of_run() -> str | None:
-    """Return the address of the page of the current flow run; None if the server ends with this process."""
+    """Return the URL of the current flow run's page; None if the server ends with this process."""
     context = FlowRunContext.get()
     return None if _temporary.get() or context is None or context.flow_run is None else url_for(context.flow_run)
 
 
 def named_server() -> tuple[str, str | None]:
-    """Return the address of the API that PREFECT_API_URL names, and the login there. Raise BadInput if none answers."""
+    """Return the URL of the API in PREFECT_API_URL, and the login for it. Raise BadInput if the API does not answer."""
     url = PREFECT_API_URL.value()
     if not url:
-        raise BadInput("PREFECT_API_URL is not set: start a server with `changepair ui`, and set it to the address that this prints")
+        raise BadInput("PREFECT_API_URL: not set; start a server with `changepair ui` and set the variable to the address that it prints")
     login = login_for(url)
     refuse_silent(url, login)
     return url, login
 
 
 def refuse_silent(url: str, login: str | None) -> None:
-    """Raise BadInput if no Prefect server answers at an API's address, or it does not accept the login."""
+    """Raise BadInput if no Prefect server answers at a URL, or the server refuses the login."""
     if not answers(url):
-        hint = f"is it {url.rstrip('/')}/api?" if answers(f"{url.rstrip('/')}/api") else "start one with `changepair ui`, or unset it"
+        hint = "start one with `changepair ui`, or unset the variable"
+        if answers(f"{url.rstrip('/')}/api"):
+            hint = f"set the variable to {url.rstrip('/')}/api"
         raise BadInput(f"PREFECT_API_URL: no Prefect server answers at {hide(url)}; {hide(hint)}")
     if login_is_refused(url, login):
         raise BadInput(
             f"PREFECT_API_AUTH_STRING: the Prefect server at {hide(url)} refuses {'this login' if login else 'requests without a login'}; "
-            "set the variable to the server's <name>:<password>"
+            "set the variable to the <name>:<password> of the server"
         )
 
 
 def login_is_refused(url: str, login: str | None) -> bool:
-    """Return whether a server answers that it does not know who asks. A server that is busy or away has not refused, nor has Prefect Cloud,
-    which takes a key instead."""
+    """Return whether a server rejects the login. A server that is busy or does not answer has not rejected it. Prefect Cloud uses a key
+    instead of a login."""
     if PREFECT_API_KEY.value():
         return False
     name, _, password = (login or "").partition(":")
@@ -118,7 +120,7 @@ def login_is_refused(url: str, login: str | None) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Return whether a Prefect server answers at an API's address, even if it is busy or refuses the request."""
+    """Return whether a Prefect server answers at a URL, even if it is busy or refuses the request."""
     try:
         answer = httpx.get(f"{url}/health", timeout=30)
         return answer.status_code in BUSY_OR_SHUT or answer.json() is True
@@ -127,14 +129,14 @@ def answers(url: str) -> bool:
 
 
 def wait_for_server() -> None:
-    """Wait for a server that has answered this run before, and is being restarted.
+    """Wait for a server that has answered this run before and is restarting.
 
-    To be called before a new client's first call: Prefect's clients retry, but not before their first answer.
+    Call it before a new client's first request. Prefect's clients retry only after their first answer.
     """
     url = os.environ.get(SEEN)
     if url is None or answers(url):
         return
-    print(f"changepair: the Prefect server is away; waiting for it up to {AWAY / 60:.0f} minutes", file=sys.stderr, flush=True)
+    print(f"changepair: the Prefect server does not answer; waiting up to {AWAY / 60:.0f} minutes", file=sys.stderr, flush=True)
     deadline = time.monotonic() + AWAY
     while not answers(url) and time.monotonic() < deadline and not stopping.asked():
         time.sleep(PAUSE)
@@ -142,7 +144,7 @@ def wait_for_server() -> None:
 
 @contextmanager
 def parent() -> Iterator[None]:
-    """Make the flows of processes that the block starts children of the task's run, for the UI to link."""
+    """Link the flows of the block's processes to the current task run, for the UI."""
     context = TaskRunContext.get()
     if context is None:
         yield
@@ -155,7 +157,7 @@ def parent() -> Iterator[None]:
 
 
 def child() -> FlowRun | None:
-    """Find the newest child run of the current task."""
+    """Return the newest child run of the current task; None without one."""
     context = TaskRunContext.get()
     if context is None:
         return None
@@ -166,25 +168,25 @@ def child() -> FlowRun | None:
 
 
 def link_child() -> StateDetails:
-    """Link the flow run of a task's process, on the task's page and in the details of its state."""
+    """Link the flow run of a task's process on the task's page, and in the details of its state."""
     child_run = child()
     url = url_for(child_run) if child_run is not None else None
     if child_run is None or url is None:
         return StateDetails()
     text = f"run of {child_run.name}"
-    create_link_artifact(link=url, link_text=text, description=f"[{text}]({url})")  # the description is what the task's page shows
+    create_link_artifact(link=url, link_text=text, description=f"[{text}]({url})")  # the task's page shows only the description
     return StateDetails(child_flow_run_id=child_run.id)
 
 
 def close_dead(run: UUID, message: str) -> None:
-    """Set a run whose process is gone, and the runs below it that have not ended, to Crashed on the server."""
+    """Set a run whose process has died, and its unfinished child runs, to Crashed on the server."""
     with get_client(sync_client=True) as client:
         waiting = [run]
         while waiting:
             one = waiting.pop()
             try:
                 flow_run = client.read_flow_run(one)
-            except ObjectNotFound:  # of another server, or deleted since
+            except ObjectNotFound:  # on another server, or deleted
                 continue
             below = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [one]}}))
             waiting += [item.id for item in below]
@@ -193,17 +195,19 @@ def close_dead(run: UUID, message: str) -> None:
 
 
 def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
-    """Run a flow, as a child of the task that started this process if one did. Return its final state. Raises what the flow raised, or
-    Stopped if it was asked to end."""
+    """Run a flow, linked to the task that started this process, if any. Return its final state.
+
+    Raises the flow's own error, or Stopped if the flow was asked to stop.
+    """
     wait_for_server()
-    stopping.check(f"{flow.name}, before it began")
+    stopping.check(f"before {flow.name} began")
     task_run, flow_run = os.environ.pop(PARENT, None), None
     if task_run is not None:
-        # A server that has forgotten the task, or never heard of it, costs only the link.
+        # If the server does not know the task, only the link is lost.
         with get_client(sync_client=True) as client, suppress(PrefectHTTPStatusError):
             flow_run = client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(task_run), state=Pending())
     state = cast(State[Any], run_flow(flow, flow_run=flow_run, parameters=parameters, return_type="state"))
-    if state.is_cancelling():  # cancelled after its last checkpoint: the server then takes no other state
+    if state.is_cancelling():  # cancelled after its last checkpoint; the server then accepts no other state
         run, state = state.state_details.flow_run_id, Cancelled(message="cancelled after its last checkpoint")
         if run is not None:
             with get_client(sync_client=True) as client:
@@ -216,8 +220,10 @@ def run(flow: Flow[..., Any], **parameters: Any) -> State[Any]:
 
 
 def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:
-    """Wrap a flow's function: on SIGTERM, or when its run is cancelled on the server, it ends at its next checkpoint, in the state STOPPED.
-    Prefect sets its own handler when a flow starts, so this wraps the function inside it."""
+    """Wrap a flow's function so that it stops at its next checkpoint, in the state STOPPED, on SIGTERM or a cancellation on the server.
+
+    Prefect sets its own signal handler when a flow starts, so this wraps the function inside the flow.
+    """
 
     @wraps(work)
     def stopped_politely(*arguments: P.args, **named: P.kwargs) -> R | State[None]:
@@ -236,16 +242,16 @@ def stoppable(work: Callable[P, R]) -> Callable[P, R | State[None]]:
 
 
 def stopped(error: Exception) -> State[None] | None:
-    """Return the final state of a flow that was asked to stop, or whose stage was; None for another failure. error: what was raised."""
+    """Return the final state of a flow that was asked to stop, or whose stage was; None for any other error."""
     if isinstance(error, Stopped):
         return Cancelled(name=STOPPED, message=str(error))
     if not stopping.asked():
         return None
-    # What it started may have got the signal too, and failed.
+    # A child process may have received the signal too, and failed.
     return Cancelled(name=STOPPED, message="in the middle of a step")
 
 
 def end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the process that started this one is gone: killed, it can no longer send one."""
+    """Ask Linux for a SIGTERM when the parent process ends. A killed parent cannot send one itself."""
     if PARENT in os.environ:
         stopping.die_with_parent()

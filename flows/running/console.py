@@ -1,4 +1,4 @@
-"""Set how much a command and its libraries print. The Prefect UI has all of it anyway."""
+"""Set how much a command and its libraries print. The Prefect UI always shows the complete log."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 import sys
 from enum import StrEnum
 
-VOLUME = "CHANGEPAIR_CONSOLE"  # environment: for the processes that this one starts
-SAID = "changepair_said"  # marks a line of a run's log that the console has in words of its own
+VOLUME = "CHANGEPAIR_CONSOLE"  # environment variable, for child processes
+SAID = "changepair_said"  # marks a log record that the command prints itself
 
 
 class Volume(StrEnum):
-    QUIET = "quiet"  # what goes wrong
-    NORMAL = "normal"  # a line a milestone, too
-    VERBOSE = "verbose"  # all that Prefect and DVC say, too
+    QUIET = "quiet"  # errors
+    NORMAL = "normal"  # errors, and a line per milestone
+    VERBOSE = "verbose"  # also the logs of Prefect and DVC
 
 
-LEVELS = {Volume.QUIET: logging.ERROR, Volume.NORMAL: logging.WARNING}  # of what libraries say
-TRIED_AGAIN = " - Retry "  # in what Prefect says, at INFO, of a task that failed and is tried again
+LEVELS = {Volume.QUIET: logging.ERROR, Volume.NORMAL: logging.WARNING}  # for libraries
+TRIED_AGAIN = " - Retry "  # part of Prefect's INFO message about a failed task that it retries
 
 
 def volume() -> Volume:
-    """Return the volume of this process, or of the one that started it."""
+    """Return the volume of this process, which children inherit."""
     try:
         return Volume(os.environ.get(VOLUME, Volume.NORMAL))
     except ValueError:
@@ -30,12 +30,12 @@ def volume() -> Volume:
 
 
 def set_volume(wanted: Volume) -> None:
-    """Set the volume of this process and those that it starts. To be called after Prefect and DVC, which set up logs, are imported."""
+    """Set the volume of this process and its children. Call it after importing Prefect and DVC, which configure logging on import."""
     os.environ[VOLUME] = wanted
-    logging.getLogger("dvc").propagate = False  # it prints by itself
+    logging.getLogger("dvc").propagate = False  # DVC has its own handler
     if wanted == Volume.VERBOSE:
         return
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # what fails is raised; a folder that is empty is one that a stage left so
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # DVC raises failures, and warns about folders that a stage left empty
     if "prefect" not in sys.modules:
         return
     from prefect.logging.handlers import PrefectConsoleHandler
@@ -43,24 +43,24 @@ def set_volume(wanted: Volume) -> None:
     for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
         for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
             if isinstance(handler, PrefectConsoleHandler):
-                handler.addFilter(_is_news)  # twice is once
+                handler.addFilter(_is_news)  # adding it again has no effect
 
 
 def set_volume_of_workers() -> None:
-    """Limit the console of a stage's worker processes, which start with Prefect's own log. To be called by the stage alone: it would hide
-    what `_is_news` lets through."""
+    """Limit the console of a stage's worker processes, which start with Prefect's own logging. Only a stage may call this, because it
+    hides records that `_is_news` lets through."""
     if volume() != Volume.VERBOSE:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = logging.getLevelName(LEVELS[volume()])
 
 
 def hide_bars() -> None:
-    """Disable the progress bars of the processes that this one starts, where nobody watches them on a terminal."""
+    """Disable the progress bars of child processes if there is no terminal, or the volume is quiet."""
     if volume() == Volume.QUIET or (volume() == Volume.NORMAL and not sys.stderr.isatty()):
         os.environ["TQDM_DISABLE"] = "1"
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Filter the log: an error is printed once, at the command's end."""
+    """Filter the log so that an error is printed only once, at the command's end."""
     if getattr(record, SAID, False):
         return False
     if record.name.startswith("prefect") and (record.exc_info or str(record.msg).startswith(("Finished in state", "Task run failed"))):

@@ -20,12 +20,12 @@ from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 
 POLL = 1.0  # seconds
-LONGEST = 200  # characters of what DVC says of who is at work
+LONGEST = 200  # characters of DVC's message about the process that holds its lock
 
 
 def stages_before(last: str) -> list[str]:
-    """List the names of a stage and of all that it depends on, in dvc.yaml's order, which has each after those that it reads from."""
-    locked()  # tells better than DVC what is wrong with dvc.lock
+    """List the names of a stage and of all stages that it depends on, in dvc.yaml's order, which lists dependencies first."""
+    locked()  # reports an invalid dvc.lock more clearly than DVC
     with Repo() as repo:
         graph = repo.index.graph
         wanted = next(stage for stage in graph if stage.addressing == last)
@@ -34,11 +34,11 @@ def stages_before(last: str) -> list[str]:
 
 
 def reproduce(stage: str) -> bool:
-    """Run a stage if anything that it depends on has changed; return whether it ran. Waits for another DVC in this checkout.
+    """Run a stage if one of its dependencies has changed; return whether it ran. Wait for another DVC process in this checkout.
 
-    Raises BadInput if it failed, Stopped if SIGTERM came.
+    Raises BadInput if the stage failed, Stopped on SIGTERM.
     """
-    told = False
+    reported = False
     while True:
         try:
             with Repo() as repo:
@@ -49,11 +49,11 @@ def reproduce(stage: str) -> bool:
             busy = next((line for cause, line in zip(_causes(error), why, strict=True) if isinstance(cause, LockError)), None)
             if busy is None:
                 gone = [cause.filename for cause in _causes(error) if isinstance(cause, FileNotFoundError) and cause.filename]
-                hint = f"{gone[0]} is not there; put it back, or correct its path in {FILE}" if gone else why[-1]
+                hint = f"{gone[0]} not found; restore it, or correct its path in {FILE}" if gone else why[-1]
                 raise BadInput(f"stage {stage} failed: {hint}") from error
-        if not told:
-            tell(f"stage {stage}: another DVC is at work in this checkout ({busy[:LONGEST]}); waiting for it to end")
-            told = True
+        if not reported:
+            tell(f"stage {stage}: waiting for another DVC process in this checkout ({busy[:LONGEST]})")
+            reported = True
         time.sleep(POLL)
 
 
@@ -65,7 +65,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def forward_sigterm() -> None:
-    """Ask the process of the stage that DVC is running to stop."""
+    """Ask the process of the running stage to stop."""
     for process in psutil.Process().children(recursive=True):
         try:
             command = process.cmdline()

@@ -26,8 +26,11 @@ LIMIT = "changepair-gpu"  # `changepair deploy` sets it on the server, to runs.g
 
 @contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Wait for and hold one of the `runs.gpus` slots. A machine without a GPU needs none, and without the limit on the server there is no
-    waiting. The server takes a slot back minutes after its holder has died."""
+    """Wait for and hold one of the `runs.gpus` slots.
+
+    A machine without a GPU needs no slot. Without the limit on the server, nothing waits. The server frees the slot of a dead process
+    after some minutes.
+    """
     import torch  # costs seconds, which the command line need not spend
 
     if not torch.cuda.is_available():
@@ -40,9 +43,9 @@ def gpu_slot() -> Iterator[None]:
 
 
 def start_stage(kind: str) -> None:
-    """Run a stage's flow as `python -m changepair.flows.<stage> <dataset or pipeline> …`, which is DVC's command for it.
+    """Run a stage's flow. `python -m changepair.flows.<stage> <dataset or pipeline> …`, DVC's command for the stage, calls this.
 
-    It checks all of pipelines.yaml first. It exits as `exit_on_bad_input` does.
+    It checks the whole of pipelines.yaml first. It exits like `exit_on_bad_input`.
     """
     module, of = import_module(f"changepair.flows.{kind}"), tuple(sys.argv[1:])
     names = ("dataset",) if kind in plan.OF_A_DATASET else ("pipeline", "detector") if kind in plan.OF_A_DETECTOR else ("pipeline",)

@@ -1,4 +1,4 @@
-"""End a command with one line, without secrets, for errors that the user can correct. It imports no Prefect, so errors come quickly."""
+"""End a command with one line, without secrets, for errors that the user can correct. It starts fast because it imports no Prefect."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from changepair.tasks.common.files import NO_ROOM
 from changepair.tasks.common.places import is_of_store
 from changepair.tasks.common.stopping import CTRL_C, Stopped
 
-PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment: the id of the task run that started this process
+PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment variable: the id of the task run that started this process
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
-DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # as libraries say it that raise errors of their own, SQLite's for example
+DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # in messages of libraries that raise no OSError, such as SQLite
 
 
 def exit_on_bad_input(work: Callable[[], object]) -> None:
-    """Run `work`. An error that the user can correct ends the process with one line and exit code 2, SIGTERM with 143, Ctrl-C with 130.
+    """Run `work`, and end the process with one line and exit code 2 on an error that the user can correct.
 
-    The line goes to the run that started this process, which prints it, else to stderr.
+    SIGTERM ends it with exit code 143, Ctrl-C with 130. The run that started this process prints the line; without one, it goes to stderr.
     """
     log_in_lines()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal or a log of ASCII alone has no ±, and nobody wants to lose a run for that
+            stream.reconfigure(errors="replace")  # printing ± to an ASCII terminal must not end a run
     try:
         if PARENT not in os.environ:
-            stopping.admit_ctrl_c()  # which waited while this process was importing
+            stopping.admit_ctrl_c()  # it was blocked during imports
         work()
     except KeyboardInterrupt:
         tell("stopped by Ctrl-C")
         sys.exit(CTRL_C)
     except SystemExit:
         raise
-    except BaseException as error:  # Prefect's own, which it raises where SIGTERM comes between two of its steps, is no Exception
+    except BaseException as error:  # on SIGTERM between two of its steps, Prefect raises a BaseException
         line = _line_of(error)
         if line is None:
             raise
@@ -62,8 +62,10 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
 
 
 def end_at_ctrl_c_when_saved() -> None:
-    """End this process at Ctrl-C once its results are saved, unless a run started it, which stops its parts. To be called before importing
-    libraries that start threads: each would get the signal too."""
+    """Let Ctrl-C end this process after its results are saved. If a run started the process, that run stops it instead.
+
+    Call it before importing libraries that start threads, because each thread would receive the signal too.
+    """
 
     def end_all() -> None:
         import psutil
@@ -71,14 +73,14 @@ def end_at_ctrl_c_when_saved() -> None:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 process.kill()
-        tell("ended at once; the next run goes on from what was saved")
+        tell("killed; the next run resumes from the last saved state")
 
     if PARENT not in os.environ:
-        stopping.hear_ctrl_c(lambda: tell("stopping; what is at work is saved first, and a second Ctrl-C ends it at once"), end_all)
+        stopping.hear_ctrl_c(lambda: tell("stopping after the current work is saved; press Ctrl-C again to end at once"), end_all)
 
 
 def log_in_lines() -> None:
-    """Log one line for an error that the user can correct, and no secrets."""
+    """Configure logging: one line for an error that the user can correct, and no secrets."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_one_line)
         logging.getLogger(name).addFilter(hide_in_log)
@@ -93,23 +95,23 @@ def _line_of(error: BaseException | None) -> str | None:
     """Describe an error that the user can correct, or a stop, in one line; None for a fault of the code."""
     if isinstance(error, BadInput):
         return str(error)
-    if isinstance(error, Stopped) or stopping.asked():  # what it started may have heard the signal too, and broken off
-        return f"stopped ({_where(error)}); what was made is kept, and the next run goes on from there"
+    if isinstance(error, Stopped) or stopping.asked():  # a child process may have received the signal too, and failed
+        return f"stopped ({_where(error)}); finished work is kept, and the next run resumes from there"
     cause = error
     while cause is not None:
         if isinstance(cause, ModuleNotFoundError):
             return _extra_for(cause)
         if (isinstance(cause, OSError) and cause.errno in NO_ROOM) or any(words in str(cause) for words in DISK_FULL):
-            return f"the disk that holds {Path.cwd()} is full ({cause}); make room and run again"
+            return f"the disk of {Path.cwd()} is full ({cause}); free some space and run the command again"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
-            return f"{cause.filename}: {cause.strerror}; give this user the right to, or name another place"
+            return f"{cause.filename}: {cause.strerror}; change its permissions, or use another path"
         if isinstance(cause, OSError) and cause.errno in NO_NAMES and cause.filename is not None:
-            return f"{in_short(str(cause.filename))}: {cause.strerror}; name another place"
+            return f"{in_short(str(cause.filename))}: {cause.strerror}; use another path"
         words = " ".join(str(cause).split())
         if type(cause).__module__.partition(".")[0] == "dvc":
             return f"DVC: {words}"
         if is_of_store(cause):
-            return f"a store does not answer, or refuses ({words}); run again once it does, or mend how it is reached"
+            return f"a store does not answer, or refuses access ({words}); check its address and credentials, and run the command again"
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -119,23 +121,23 @@ def _where(error: BaseException | None) -> str:
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Filter the log: replace Prefect's traceback of an error that the user can correct by one line."""
+    """Filter the log: replace Prefect's traceback with one line if the user can correct the error."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     line = _line_of(error)
     if line is not None:
         record.msg, record.args, record.exc_info = line, (), None
-        setattr(record, SAID, True)  # by the command's own end
+        setattr(record, SAID, True)  # the command prints it at its end
     return True
 
 
 EXTRAS = ("pipelines", "serve", "export", "samples", "s3", "plots", "trackers")
-SERVICES = "changepair.flows.prediction."  # modules of the page and the service, which share packages with pipelines
+SERVICES = "changepair.flows.prediction."  # modules of the demo and the service, which share packages with pipelines
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
-"""Distributions that are named differently from their module."""
+"""Names of distributions that differ from their module's name."""
 
 
 def _extra_for(error: ModuleNotFoundError) -> str | None:
-    """Name the extra that installs a missing module; None if none does."""
+    """Return a message with the extra that installs a missing module; None if no extra does."""
     module = (error.name or "").partition(".")[0]
     distribution = canonicalize_name(DISTRIBUTIONS.get(module, module))
     needed = [one for one in map(Requirement, requires("changepair") or ()) if canonicalize_name(one.name) == distribution]
@@ -144,4 +146,4 @@ def _extra_for(error: ModuleNotFoundError) -> str | None:
         return None
     served = any(frame.f_globals.get("__name__", "").startswith(SERVICES) for frame, _line in walk_tb(error.__traceback__))
     extra = "serve" if served and "serve" in having else having[0]
-    return f"this needs {module}, which is not installed; pip install 'changepair[{extra}]'"
+    return f"{module} is not installed; install it with `pip install 'changepair[{extra}]'`"

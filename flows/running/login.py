@@ -1,4 +1,4 @@
-"""Keep the login of this user's Prefect server in a file that nobody else can read, so that commands on one machine find it."""
+"""Store the login of this user's Prefect server in a file that only this user can read, so that commands on one machine find it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def new_login() -> str:
 
 
 def login_file() -> Path:
-    """Return the path of the login file, which is in Prefect's home, next to the server's database."""
+    """Return the path of the login file in PREFECT_HOME, next to the server's database."""
     from prefect.settings import PREFECT_HOME
 
     return Path(PREFECT_HOME.value()) / "changepair-login"
 
 
 def keep_login() -> str:
-    """Read the login of this user's server, and generate it first if there is none. Raise BadInput if the file cannot be used."""
+    """Read the login of this user's server, or generate it on first use. Raise BadInput if the file cannot be used."""
     file = login_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -39,13 +39,13 @@ def keep_login() -> str:
                 os.link(partial, file)
             os.unlink(partial)
     except OSError as error:
-        what = f"the login of the Prefect server cannot be written ({error})"
+        what = f"cannot write the login of the Prefect server ({error})"
         raise BadInput(f"{file}: {what}; set PREFECT_HOME to another folder") from error
     return _read(file)
 
 
 def login_for(url: str) -> str | None:
-    """Return the login to use at a Prefect API: the one that Prefect is set to use, else the kept one if the server is on this machine."""
+    """Return the login for a Prefect API: Prefect's own setting, else the stored login if the server is on this machine."""
     from prefect.settings import PREFECT_API_AUTH_STRING
 
     configured: str | None = PREFECT_API_AUTH_STRING.value()
@@ -56,7 +56,7 @@ def login_for(url: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, reached without a network."""
+    """Return whether a host name is this machine's loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -69,7 +69,7 @@ def _read(file: Path) -> str:
             raise BadInput(f"{file}: other users can read the login of the Prefect server; delete the file and restart `changepair ui`")
         login = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file}: the login of the Prefect server cannot be read ({error}); delete the file") from error
+        raise BadInput(f"{file}: cannot read the login of the Prefect server ({error}); delete the file") from error
     if ":" not in login:
-        raise BadInput(f"{file}: must be <name>:<password>; delete the file and restart `changepair ui`")
+        raise BadInput(f"{file}: the login must be <name>:<password>; delete the file and restart `changepair ui`")
     return login

@@ -1,6 +1,6 @@
-"""Follow the Prefect server: a run that is cancelled there stops at its next checkpoint, and a run that is paused there waits at it.
+"""Follow the Prefect server: stop or pause a run at its next checkpoint when it is cancelled or paused there.
 
-A worker ends the run that it started, and no other. So every run looks at its own state on the server.
+A worker can only end the run that it started. So every run polls its own state on the server.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from changepair.flows.running.exit_handling import tell
 from changepair.tasks.common import stopping
 
-EVERY = 2.0  # seconds between two looks at the state of a run
-PATIENCE = 5.0  # seconds that a look may take
+EVERY = 2.0  # seconds between two requests of a run's state
+PATIENCE = 5.0  # seconds that a request may take
 
 
 @contextmanager
 def following_orders() -> Iterator[None]:
-    """Stop or pause this process when the flow run that calls this is cancelled or paused on the server, until the block ends."""
+    """During the block, stop or pause this process when its flow run is cancelled or paused on the server."""
     if _own_run() is None:
         yield
         return
@@ -47,9 +47,9 @@ def following_orders() -> Iterator[None]:
 
 
 def follow_orders() -> None:
-    """Look once, now: to be called before a step that cannot be undone. Raises Stopped if the run was cancelled."""
+    """Check the run's state now, before a step that cannot be undone. Raises Stopped if the run was cancelled."""
     _follow()
-    stopping.check("before its result was kept")
+    stopping.check("before its result was saved")
 
 
 def _follow() -> None:
@@ -62,7 +62,7 @@ def _follow() -> None:
             get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client,
         ):
             state = client.read_flow_run(run).state
-    except (httpx.HTTPError, ObjectNotFound, RuntimeError):  # a server that is away or is starting again; RuntimeError: of another version
+    except (httpx.HTTPError, ObjectNotFound, RuntimeError):  # the server is down or restarting; RuntimeError: another version of Prefect
         return
     if state is None:
         return

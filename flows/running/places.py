@@ -1,4 +1,4 @@
-"""Name the folders of the stages' artifacts."""
+"""Define the folders of the stages' artifacts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ INPAINTERS = DATA / "inpainters"
 PAIRS = DATA / "pairs"
 CHECKPOINTS = DATA / "checkpoints"
 MODELS = DATA / "models"
-CANDIDATE = "candidate"  # within a pipeline's models: what was trained last
-IN_USE = "in-use"  # and what is used
-SETTINGS_NAME = "settings.json"  # within in-use: the settings that its metrics are of
+CANDIDATE = "candidate"  # in a pipeline's models: the detectors of the last training
+IN_USE = "in-use"  # in a pipeline's models: the current model
+SETTINGS_NAME = "settings.json"  # in in-use: the settings of the model's evaluation
 SCORES = DATA / "scores"
 EVALUATION = DATA / "evaluation"
-REPORT_NAME, GALLERIES_NAME = "report.html", "galleries"  # within a pipeline's evaluation
-CODE = DATA / "code"  # which code each stage runs: what DVC compares
-WATCH = DATA / "watch"  # what was said of pictures of a line; no stage's, so DVC knows nothing of it
+REPORT_NAME, GALLERIES_NAME = "report.html", "galleries"  # in a pipeline's evaluation
+CODE = DATA / "code"  # records of the code that each stage runs, for DVC to compare
+WATCH = DATA / "watch"  # records of watched production lines; not written by a stage, so unknown to DVC
 WRITTEN = (CODE, PICTURES, MANIFESTS, EPISODES, INPAINTERS, PAIRS, CHECKPOINTS, MODELS, SCORES, EVALUATION)
-"""Those that stages write to, and delete from."""
+"""Folders that stages write to and delete from."""

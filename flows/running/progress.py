@@ -1,6 +1,6 @@
-"""Report from a stage's process to the run that started it why or where it ended, as files in a folder of the run.
+"""Report why or where a stage's process ended to the run that started it, as files in a folder of the run.
 
-Neither a server nor a pipe is needed: DVC starts the process through a shell, and its output is for the user.
+DVC starts the process through a shell and its output is for the user, so neither a pipe nor a return value is available.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import psutil
 
 from changepair.tasks.common.files import write_text
 
-FOLDER = "CHANGEPAIR_TOLD"  # environment: the folder
-LISTENER = "CHANGEPAIR_LISTENER"  # environment: the process of the run
+FOLDER = "CHANGEPAIR_TOLD"  # environment variable: the folder
+LISTENER = "CHANGEPAIR_LISTENER"  # environment variable: the process of the run
 FAILURE, STOP = "failure", "stop"
 
 
 class Progress(NamedTuple):
-    """The reports so far; each is empty if there is none."""
+    """Reports of a stage's process. A missing report is empty."""
 
-    failure: str  # why the process failed, in one line
-    stop: str  # where it stopped, when it was asked to
+    failure: str  # reason of the failure, in one line
+    stop: str  # the point at which the process stopped on request
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Collect the reports of the processes that the block starts."""
+    """Collect the reports of the block's child processes."""
     with tempfile.TemporaryDirectory(prefix="changepair-", ignore_cleanup_errors=True) as folder:
         os.environ |= {FOLDER: folder, LISTENER: str(os.getpid())}
         try:
@@ -40,19 +40,19 @@ def listening() -> Iterator[None]:
 
 
 def told() -> Progress:
-    """Return the reports since `listening` began."""
+    """Return the reports that arrived since `listening` began."""
     files = [Path(os.environ[FOLDER]) / name for name in (FAILURE, STOP)]
     return Progress(*(file.read_text(encoding="utf-8") if file.is_file() else "" for file in files))
 
 
 def has_listener() -> bool:
-    """Return whether a run started this process and is alive; it then prints the reports."""
+    """Return whether the run that started this process is alive. It then prints the reports."""
     return FOLDER in os.environ and psutil.pid_exists(int(os.environ.get(LISTENER, "0")))
 
 
 def report(kind: str, text: str) -> bool:
-    """Report to the run that started this process; return whether there is one. kind: FAILURE or STOP."""
-    with suppress(OSError):  # the run is gone
+    """Report to the run that started this process; return whether that run is alive. `kind` is FAILURE or STOP."""
+    with suppress(OSError):  # the run has ended
         if has_listener():
             write_text(Path(os.environ[FOLDER]) / kind, text)
             return True

@@ -1,4 +1,4 @@
-"""Read the records of runs: JSON of a dataclass. Many are in Git, where a merge or an edit may damage them."""
+"""Read records of runs, which are dataclasses as JSON. Many are in Git, where a merge or an edit can damage them."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import read_text
 
 RecordT = TypeVar("RecordT")
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # to make one takes longer than to read a record
-MD5 = "[0-9a-f]{32}"  # as DVC writes one
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # creating an adapter takes longer than reading a record
+MD5 = "[0-9a-f]{32}"  # DVC's notation
 Metrics = Mapping[str, Mapping[str, Mapping[str, FiniteFloat | None]]]
-"""By target, detector and metric, each 0..1 or None: as metrics.json has them."""
+"""Values of metrics.json, 0..1 or None, by target, detector and metric."""
 
 
 def _is_a_time(text: str) -> str:
     if datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError("a time without its zone")
+        raise ValueError("a time without a time zone")
     return text
 
 
-Moment = Annotated[str, AfterValidator(_is_a_time)]  # of ISO 8601, with its zone
+Moment = Annotated[str, AfterValidator(_is_a_time)]  # ISO 8601 with a time zone
 Hash = Annotated[str, StringConstraints(pattern=f"^{MD5}$")]
-FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]  # of a folder, as DVC has it; empty for none
+FolderHash = Annotated[str, StringConstraints(pattern=rf"^({MD5}\.dir)?$")]  # DVC's hash of a folder, or empty
 
 
 def as_record(kind: type[RecordT], text: str) -> RecordT:
-    """Parse a record, without the fields that a later version added. Raises ValueError with one line."""
+    """Parse a record and ignore fields that a later version added. Raises ValueError with one line."""
     adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
         return cast(RecordT, adapter.validate_json(_with_current_names(text)))
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(str(part) for part in detail["loc"])
-        what = "Git's marks of a merge are in it" if MERGE in text else f"{key}: {detail['msg']}" if key else detail["msg"]
+        what = "merge conflict markers" if MERGE in text else f"{key}: {detail['msg']}" if key else detail["msg"]
         raise ValueError(in_short(what)) from error
 
 
 def _with_current_names(text: str) -> str:
-    """Rename the fields of a record, and of the choice in it, that an earlier version named otherwise."""
+    """Rename the fields of a record, and of its choice, that an earlier version wrote under other names."""
     if '"figure' not in text:
         return text
     try:
@@ -61,16 +61,16 @@ def _with_current_names(text: str) -> str:
 
 
 def read_record(kind: type[RecordT], file: Path, hint: str = "") -> RecordT:
-    """Read a file with one record. Raises BadInput if it is missing or damaged. hint: what the user can do then."""
+    """Read a file with one record. Raises BadInput, with `hint` as the advice, if the file is missing or damaged."""
     try:
         return as_record(kind, read_text(file))
     except ValueError as error:
-        what = str(error) if isinstance(error, BadInput) else f"{file}: not as it was written ({error})"
+        what = str(error) if isinstance(error, BadInput) else f"{file}: damaged ({error})"
         raise BadInput(f"{what}; {hint}" if hint else what) from error
 
 
 def read_records(kind: type[RecordT], files: Iterable[Path]) -> list[tuple[Path, RecordT]]:
-    """Read files with one record each; leave out those that are missing or damaged."""
+    """Read files with one record each. Missing and damaged files are skipped."""
     read = []
     for file in files:
         with suppress(BadInput):

@@ -1,4 +1,4 @@
-"""Hide secrets in what is printed and logged: passwords in addresses, and the values of secret environment variables."""
+"""Hide secrets in output and logs: passwords in addresses, and the values of secret environment variables."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 HIDDEN = "***"
 SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING|CONNECTION_URL", re.IGNORECASE)
-SHORTEST = 6  # characters: taking out what is shorter would take words apart
-END = r"\s'\"<>"  # characters that an address ends before
+SHORTEST = 6  # characters; hiding shorter values would damage ordinary words
+END = r"\s'\"<>"  # characters that end an address
 USER = re.compile(rf"(?<=://)[^{END}]+(?=@)")
 QUERY = re.compile(rf"(://[^{END}?]*\?)[^{END}]+")
 
 
 def hide(text: str) -> str:
-    """Hide the user and the query of addresses, and the values of environment variables with the names of secrets. A password may contain
-    any character, even / and @, so everything before the last @ of an address is hidden."""
+    """Hide the user and the query of addresses, and the values of environment variables whose names suggest secrets.
+
+    A password may contain any character, even / and @, so everything before the last @ of an address is hidden.
+    """
     text = QUERY.sub(rf"\g<1>{HIDDEN}", USER.sub(HIDDEN, text))
     secrets = (value for name, value in os.environ.items() if SECRET_NAMES.search(name))
     for value in sorted(secrets, key=len, reverse=True):
@@ -36,7 +38,7 @@ def hidden(value: Any) -> Any:
 
 
 def holds_secret(address: str) -> bool:
-    """Return whether an address has a password, a token or a query. A user name for SSH is no secret."""
+    """Return whether an address has a password, a token or a query. An SSH user name is not a secret."""
     place = re.sub(r"^ssh://[\w.-]+@", "ssh://", address)
     return hide(place) != place
 

@@ -1,4 +1,4 @@
-"""Start the Prefect server: on loopback, with a login, closed to web pages of other origins, without telemetry."""
+"""Start the Prefect server on loopback, with a login, without telemetry, and closed to web pages of other origins."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from changepair.tasks.common.errors import BadInput
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_UI_API_URL": "/api",  # of this server, whatever its port and name; by default pages ask port 4200 of the viewer's machine
+    "PREFECT_UI_API_URL": "/api",  # a relative URL works on any host and port; the default is port 4200 of the viewer's machine
 }
 PATIENCE = 5.0  # seconds that another process may keep the database locked
 AUTHENTICATION = "PREFECT_SERVER_API_AUTH_STRING"
-MOST_WAITING = 16  # websockets at a time that have not sent their first message
-SECONDS = 10.0  # until the first message is complete
+MOST_WAITING = 16  # open websockets that have not sent their first message
+SECONDS = 10.0  # time limit for the first message
 LIMITS: dict[str, Any] = {"ws_max_size": 2_000_000, "ws_max_queue": 2}
-"""Options of uvicorn: bytes of a message, of which an event has 1.5 MB at the most, and messages that wait to be read."""
+"""Limits for uvicorn: bytes per message, and messages in the queue. An event has at most 1.5 MB."""
 
 
 def start(host: str, port: int) -> None:
-    """Become `prefect server start`. Raise BadInput if the port is taken, others could reach a server without a password, or its database
-    cannot be used.
+    """Replace this process with `prefect server start`.
 
-    Every request needs a login. Without one, any web page that the user opens could create a run: a POST without a content type needs
-    no permission of CORS, and DNS rebinding gets around CORS as a whole. A page of another origin does not know the login.
+    Raises BadInput if the port is taken, the database cannot be used, or other machines could reach a server without a password.
+
+    Every request needs a login. Without it, any web page that the user opens could create a run: CORS permits a POST without a content
+    type, and DNS rebinding bypasses CORS. A page of another origin does not know the login.
     """
     if not is_loopback(host) and not os.environ.get(AUTHENTICATION):
         reached = "other machines could reach the server without a password"
@@ -49,24 +50,24 @@ def start(host: str, port: int) -> None:
     address = f"http://{shown}:{port}"
     lines = [
         f"Prefect UI: {address}",
-        f"log in with the {f'line in {file} (only you can read it)' if file else f'value of {AUTHENTICATION}'}",
-        f"for the runs: export PREFECT_API_URL={address}/api",
+        f"login: the {f'line in {file} (only you can read it)' if file else f'value of {AUTHENTICATION}'}",
+        f"for runs: export PREFECT_API_URL={address}/api",
         *([f'for the prefect command: export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"'] if file else []),
     ]
     Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     environment = {**SETTINGS, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address, **os.environ, AUTHENTICATION: login}
-    environment.pop("PREFECT_API_URL", None)  # it is this one
+    environment.pop("PREFECT_API_URL", None)  # it would name this server itself
     command = [sys.executable, "-m", "changepair.flows.running.server", "server", "start", "--host", host, "--port", str(port)]
     sys.stdout.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # kept until `main`: in the start of Python it would end in a traceback
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until `main`; Ctrl-C while Python starts would print a traceback
     os.execve(sys.executable, command, environment)
 
 
 def _login() -> tuple[str, Path | None]:
-    """Return the login that clients need, and the file that keeps it if it was generated."""
+    """Return the login that clients need, and the file that stores it if it was generated."""
     if given := os.environ.get(AUTHENTICATION):
         return given, None
-    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING  # a second; a profile of Prefect may set it
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING  # takes a second; a Prefect profile may set it
 
     if configured := PREFECT_SERVER_API_AUTH_STRING.value():
         return configured, None
@@ -74,7 +75,7 @@ def _login() -> tuple[str, Path | None]:
 
 
 def main() -> None:
-    """Run Prefect's own command, with the arguments that this one has. Ctrl-C ends it as it ends any program, until Prefect hears it."""
+    """Run Prefect's own command with this command's arguments. Until Prefect handles Ctrl-C, it ends the process in the default way."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     import uvicorn
@@ -86,26 +87,26 @@ def main() -> None:
 
 
 def _refuse_unusable_database() -> None:
-    """Raise BadInput if the database of a server on this machine is damaged, locked, or no file. Prefect prints a page of text for it."""
+    """Raise BadInput if the local SQLite database is damaged, locked, or not a file. Prefect itself would print a page of text."""
     if any(name.startswith("PREFECT_SERVER_DATABASE_") or name == "PREFECT_API_DATABASE_CONNECTION_URL" for name in os.environ):
-        return  # another one
+        return  # the server uses another database
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     file = home / "prefect.db"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=PATIENCE)) as database:
-            database.execute("BEGIN IMMEDIATE")  # as one that may write
+            database.execute("BEGIN IMMEDIATE")  # needs the write lock
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             database.rollback()
     except (OSError, sqlite3.Error) as error:
-        raise BadInput(f"{file}: Prefect's database cannot be used ({error}); mend or move it, or set PREFECT_HOME") from error
+        raise BadInput(f"{file}: cannot use Prefect's database ({error}); repair or move it, or set PREFECT_HOME") from error
 
 
 class Handshakes:
-    """An ASGI middleware that bounds the memory that clients can take over websockets before they have logged in.
+    """ASGI middleware that limits the memory that clients can take over websockets before they have logged in.
 
-    It refuses websockets beyond MOST_WAITING, and closes those that say nothing. Prefect accepts a websocket, and reads the login from its
-    first message. uvicorn would keep 32 messages of 16 MB for each that is open.
+    It refuses websockets beyond MOST_WAITING, and closes silent ones after SECONDS. Prefect accepts any websocket, and reads the login
+    from its first message. By default, uvicorn buffers 32 messages of 16 MB for each open websocket.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -40,12 +40,12 @@ WIDEST = 900  # pixels: an artifact is stored in the server's database
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
-    """Return whether Prefect retries a task: a disk or a network may recover, but neither bad input nor a stop."""
+    """Return whether Prefect retries a task. A disk or a network may recover, but bad input or a stop will not."""
     return not isinstance(state.data, (BadInput, Stopped))
 
 
 def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a function a task: a step of a stage, with retries. DVC is the cache, so Prefect keeps no result."""
+    """Decorate a function as a task, a step of a stage with retries. DVC is the cache, so Prefect stores no result."""
     defaults = {"retries": 2, "retry_delay_seconds": 5, "retry_condition_fn": worth_retrying, "persist_result": False}
     return cast(Any, task(**{**defaults, **options}))
 
@@ -60,7 +60,7 @@ def progress(description: str) -> Callable[[float], None]:
         nonlocal last
         if share >= 1 - 1e-9 or time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            with suppress(httpx.TransportError):  # a server that is away: the work goes on, and the next share is shown
+            with suppress(httpx.TransportError):  # work continues without the server, and the next update may succeed
                 update_progress_artifact(artifact, round(100 * share, 1))
 
     return tell
@@ -72,12 +72,12 @@ def show_rows(pipeline: str, name: str, rows: Sequence[dict[str, str]], about: s
 
 
 def show_table(pipeline: str, name: str, table: Path, about: str) -> None:
-    """Show a CSV file."""
+    """Show a CSV file as a table in the UI."""
     show_rows(pipeline, name, [dict(row) for _line, row in csv_rows(table)], about)
 
 
 def show_picture(pipeline: str, name: str, picture: Path, about: str) -> None:
-    """Show a picture, reduced, as a JPEG within its URL, so that the UI needs no file."""
+    """Show a reduced picture in the UI, as a JPEG inside its URL, because the UI cannot read files."""
     wait_for_server()
     create_image_artifact(picture_url(picture), key=f"{pipeline}-{name}", description=about)
 
@@ -97,7 +97,7 @@ def show_page(pipeline: str, name: str, markdown: str, about: str | None = None)
 
 
 def tracking_of(execution: Execution, pipeline: str, name: str) -> Tracking:
-    """Return the trackers of a detector's training, or of the metrics."""
-    from changepair.tasks.training.tracking import Tracking  # with torch
+    """Return the experiment trackers for a detector's training, or for the metrics."""
+    from changepair.tasks.training.tracking import Tracking  # imports torch
 
     return Tracking(execution.trackers, DATA / "runs" / pipeline / "tensorboard", name)

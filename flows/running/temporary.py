@@ -1,7 +1,7 @@
-"""Keep a Prefect server for one run: it ends after the run, however that ends, and never before.
+"""Run a Prefect server for one run. The server ends after the run, even if the run is killed, and never before it.
 
-`python -m changepair.flows.running.temporary <port>` is that server. It ignores Ctrl-C and SIGTERM, which a terminal or a service may send
-to it too, because a run that stops reports to it. It ends when its standard input does, which the run holds.
+`python -m changepair.flows.running.temporary <port>` is that server. A terminal or a service may send it Ctrl-C or SIGTERM. It ignores
+both, because a stopping run still reports to it. The run holds its standard input, and the server ends when that closes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from changepair.flows.running.server import LIMITS, Handshakes
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 
-PATIENCE = 300.0  # seconds for a server to start: a new database, on a slow disk or a busy machine, takes a while to be laid out
-LAST = 5.0  # seconds for it to end, once it is asked to
+PATIENCE = 300.0  # seconds for the server to start; creating its database is slow on a slow disk or a busy machine
+LAST = 5.0  # seconds for the server to end
 POLL = 0.1  # seconds
-SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect's own temporary one has
-LOCKED = "5"  # seconds that its database may be locked by another process
+SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as in Prefect's temporary server
+LOCKED = "5"  # seconds that another process may lock the database
 
 
 def temporary_server(login: str) -> str:
-    """Start a server that ends with this process, and return its API's URL. Raise BadInput with the reason if it does not start, Stopped if
-    SIGTERM comes meanwhile. login: what clients have to send; the server's database may be one whose deployments a worker runs."""
+    """Start a server that ends with this process; return the URL of its API.
+
+    Raises BadInput with the reason if it does not start, Stopped on SIGTERM. Clients have to send `login`, because the server may use a
+    database whose deployments a worker runs.
+    """
     from prefect.settings import PREFECT_HOME, get_current_settings
 
     with socket.socket() as free:
@@ -49,9 +52,9 @@ def temporary_server(login: str) -> str:
         "PREFECT_SERVER_API_AUTH_STRING": login,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
     }
-    said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server runs
     command = [sys.executable, "-m", "changepair.flows.running.temporary", str(port)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment)
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
     atexit.register(_end, server)  # after Prefect has sent its last events and logs
     url = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + PATIENCE
@@ -59,7 +62,7 @@ def temporary_server(login: str) -> str:
         stopping.check("before the run began")
         if server.poll() is not None or time.monotonic() > deadline:
             home = Path(PREFECT_HOME.value())
-            raise BadInput(f"no Prefect server could be started for this run: {_why(said)}; mend or move {home}, or set PREFECT_HOME")
+            raise BadInput(f"cannot start a Prefect server for this run: {_why(output)}; repair or move {home}, or set PREFECT_HOME")
         time.sleep(POLL)
     return url
 
@@ -71,10 +74,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _why(said: IO[bytes]) -> str:
-    """Return the last line of a server's output, or of a traceback the error."""
-    said.seek(0)
-    lines = [line.strip() for line in said.read().decode(errors="replace").splitlines()]
+def _why(output: IO[bytes]) -> str:
+    """Return the error of the traceback in a server's output, else its last line."""
+    output.seek(0)
+    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines()]
     errors = [line for line in lines if line.partition(":")[0].replace(".", "").isidentifier() and "Error" in line.partition(":")[0]]
     return hide((errors or [line for line in lines if line] or [f"it did not answer in {PATIENCE:.0f} s"])[-1])
 
@@ -90,7 +93,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def main(port: int) -> None:
-    """Serve until standard input ends. Exits with 1 if the server does not start."""
+    """Serve until standard input closes. Exit with code 1 if the server does not start."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     import uvicorn
@@ -98,7 +101,7 @@ def main(port: int) -> None:
 
     app = Handshakes(create_app())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="on", **LIMITS))
-    serving = threading.Thread(target=server.run)  # in the main thread it would listen for signals
+    serving = threading.Thread(target=server.run)  # in the main thread it would handle signals
     serving.start()
 
     def end() -> None:

@@ -1,7 +1,7 @@
-"""Keep DVC from recording inputs that a stage did not compute from.
+"""Prevent DVC from recording inputs that a stage did not use.
 
-DVC hashes a stage's inputs when its command has ended. So a file that is edited while a stage runs would be recorded with results that do
-not depend on it, and the stage would not run again. Settings are read once, and compared with those that the stage `code` recorded.
+DVC hashes a stage's inputs after its command has ended. If you edit a file during the stage, DVC would record the new file with results
+of the old one, and would not rerun the stage. Settings are read once, and compared with those that the stage `code` recorded.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from changepair.tasks.common.fingerprint import Code, versions_of
 from changepair.tasks.common.places import place_of, states
 from changepair.tasks.common.texts import read_json
 
-CACHE = "__pycache__"  # within folders of code: Python writes there as it runs
+CACHE = "__pycache__"  # Python writes these folders while it runs
 
 
 @contextmanager
 def unchanged(kind: str, *of: str) -> Iterator[None]:
-    """Read pipelines.yaml once. Raise BadInput if a dependency of the stage in dvc.yaml changes within the block; DVC then records nothing,
-    and runs the stage again. Raise it at the start if the stage's settings or the installed packages are not those that the stage `code`
-    recorded.
+    """Read pipelines.yaml once, and raise BadInput if a dependency of the stage changes during the block.
 
-    kind, of: of the stage, as in its command. The outs of other stages are not checked: nobody else works in this checkout.
+    DVC then records nothing, and reruns the stage. The start of the block raises BadInput if the stage's settings or the installed
+    packages differ from those that the stage `code` recorded. Outs of other stages are not checked, because a lock protects this checkout.
+
+    Args:
+        kind: Kind of the stage, as in its command.
+        of: Dataset, or pipeline and detector, of the stage.
     """
     stage, ours = _entry(kind, of)
     _refuse_other_packages(stage)
@@ -38,16 +41,16 @@ def unchanged(kind: str, *of: str) -> Iterator[None]:
     recorded = settings_file(stage_name(kind, of))
     key = next(differing(read_json(recorded), plan.stage_of(kind, *of).settings), None) if recorded.is_file() else None
     if key is not None:
-        raise BadInput(f"{FILE}: {key} was changed after the run began; run the same again")
+        raise BadInput(f"{FILE}: {key} was changed after the run began; run the command again")
     files = _files(stage, ours)
     yield
     changed = next(differing(files, _files(stage, ours)), None)
     if changed is not None:
-        raise BadInput(f"{changed} was changed while {' '.join((kind, *of))} ran, so its results are not kept; run the same again")
+        raise BadInput(f"{changed}: changed while {' '.join((kind, *of))} ran, so its results were discarded; run the command again")
 
 
 def refuse_other_settings(stages: Iterable[Stage]) -> None:
-    """Raise BadInput if the settings of a stage are not those that the stage `code` recorded, with which its outputs were made."""
+    """Raise BadInput if the settings of a stage differ from those that its outputs were made with, as the stage `code` recorded them."""
     for stage in stages:
         file = settings_file(stage.name)
         key = next(differing(read_json(file) if file.is_file() else {}, stage.settings), None)
@@ -56,7 +59,7 @@ def refuse_other_settings(stages: Iterable[Stage]) -> None:
 
 
 def _refuse_other_packages(stage: Mapping[str, Any]) -> None:
-    """Raise BadInput if the installed packages are not those that the stage `code` recorded: DVC does not look at the environment."""
+    """Raise BadInput if installed packages differ from those that the stage `code` recorded. DVC does not check the environment."""
     for file in (Path(dep) for dep in stage.get("deps", ()) if Path(dep).parent == CODE):
         if not file.is_file():
             continue
@@ -64,13 +67,13 @@ def _refuse_other_packages(stage: Mapping[str, Any]) -> None:
         for package, now in versions_of(recorded).items():
             if now != recorded[package]:
                 raise BadInput(
-                    f"{file}: {package} {recorded[package]} was recorded, but {now} is installed; install it with `pip install "
-                    f"{package}=={recorded[package].split()[0]}`, or run `dvc repro --force --single-item {CODE_STAGE}`, then this again"
+                    f"{file}: {package} {recorded[package]} was recorded, but {now} is installed; run `pip install "
+                    f"{package}=={recorded[package].split()[0]}`, or `dvc repro --force --single-item {CODE_STAGE}`, then retry"
                 )
 
 
 def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]:
-    """Read the stage's entry in dvc.yaml, {} if there is none, and the outs of all stages."""
+    """Read the stage's entry in dvc.yaml, {} if it is missing, and the outs of all stages."""
     try:
         stages: Mapping[str, Any] = load_yaml(DVC_YAML)["stages"]
     except (BadInput, KeyError, TypeError):
@@ -81,7 +84,7 @@ def _entry(kind: str, of: tuple[str, ...]) -> tuple[Mapping[str, Any], set[str]]
 
 
 def _files(stage: Mapping[str, Any], ours: set[str]) -> dict[str, str]:
-    """Return the state of each file of the user that the stage reads."""
+    """Return the state of each file of the user that the stage reads, by path."""
     named = [str(dep) for dep in stage.get("deps", ()) if not any(str(dep) == out or str(dep).startswith(f"{out}/") for out in ours)]
     return {file: state for dep in named for file, state in states(place_of(dep)).items() if CACHE not in file}
 

@@ -1,6 +1,6 @@
-"""Record runs on disk, readable without a server: data/runs/<pipeline>/<number>.json, one a run, and times/<detector>.json.
+"""Record runs on disk, to be read without a server: data/runs/<pipeline>/<number>.json per run, and times/<detector>.json.
 
-The times are no artifact, because they differ from run to run.
+The times are not DVC artifacts, because they differ from run to run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from changepair.flows.running.records import Metrics, Moment, read_records
 from changepair.flows.runs.states import RunState, StageState
 from changepair.tasks.common.files import write_text
 
-KEPT = 100  # runs a pipeline; older ones are forgotten
+KEPT = 100  # runs per pipeline; older records are deleted
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage in a run."""
+    """State and duration of a stage in a run."""
 
     name: str
     state: StageState
@@ -31,23 +31,23 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Run:
-    """A retraining."""
+    """Record of a retrain run."""
 
     number: int
     pipeline: str
     started: Moment
     commit: str
-    id: str = ""  # of the Prefect run
+    id: str = ""  # of the Prefect flow run
     state: RunState = RunState.RUNNING
     message: str = ""
     ended: Moment | Literal[""] = ""
     stages: tuple[StageRun, ...] = ()
     metrics: Metrics = field(default_factory=dict)
-    model: str = ""  # in use at its end: DVC's hash of the candidate that it was
+    model: str = ""  # the current model at the end of the run, as its candidate hash
 
 
 class Journal:
-    """The record of a run in progress. Numbers count up, whatever the clock says."""
+    """Writer of the record of a run in progress. Run numbers always increase, even if the clock is set back."""
 
     def __init__(self, pipeline: str, commit: str, run_id: str, data: Path = DATA) -> None:
         folder = data / "runs" / pipeline
@@ -81,14 +81,14 @@ class Journal:
 
 
 def read_runs(pipeline: str, data: Path = DATA, last: int = KEPT) -> list[Run]:
-    """Read the last runs of a pipeline, the newest first, without damaged ones."""
+    """Read the last runs of a pipeline, newest first. Damaged records are skipped."""
     folder = data / "runs" / pipeline
     files = [folder / f"{number}.json" for number in sorted(_numbers(folder), reverse=True)[:last]]
     return [run for _file, run in read_records(Run, files)]
 
 
 def now() -> str:
-    """Return the time in UTC, in ISO 8601."""
+    """Return the current time in UTC, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -98,7 +98,7 @@ def _numbers(folder: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Time:
-    """How long a detector takes for a picture on this machine."""
+    """Measured time that a detector takes per picture on this machine."""
 
     seconds: float
     device: str
@@ -109,7 +109,7 @@ def write_time(pipeline: str, detector: str, taken: Time) -> None:
 
 
 def read_times(pipeline: str, data: Path = DATA) -> dict[str, Time]:
-    """Return the last measured times by detector, without damaged ones."""
+    """Read the last measured time of each detector. Damaged records are skipped."""
     return {file.stem: time for file, time in read_records(Time, sorted(_times_folder(pipeline, data).glob("*.json")))}
 
 

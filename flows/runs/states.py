@@ -1,4 +1,4 @@
-"""Name the states of a run and of its stages, for the Prefect UI, the journal and `changepair status`, and the events for automations."""
+"""Define the states of runs and stages, which Prefect, the journal and `changepair status` show, and the events for automations."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 class StageState(StrEnum):
-    """The states of a stage in a run."""
+    """State of a stage in a run."""
 
     RUNNING = "Running"
     RAN = "Ran"
     UP_TO_DATE = "Up to date"
     FAILED = "Failed"
-    DIED = "Died"  # its process is gone and nobody has said so
+    DIED = "Died"  # its process ended without a report
 
 
 class RunState(StrEnum):
-    """The states of a retrain."""
+    """State of a retrain run."""
 
     RUNNING = "Running"
     PROMOTED = "Promoted"
@@ -31,19 +31,19 @@ class RunState(StrEnum):
 
 
 ALERT_EVENT, DRIFT_EVENT, LABELLED_EVENT = "changepair.alert", "changepair.drifted", "changepair.labelled"
-RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)  # those that ask for a retraining
+RETRAINING = (DRIFT_EVENT, LABELLED_EVENT)  # events that request a retraining
 OF_AN_END = {RunState.PROMOTED: "changepair.promoted", RunState.KEPT: "changepair.kept", RunState.FAILED: "changepair.failed"}
-"""Those that a retraining ends with, by its state."""
+"""Event at the end of a retraining, by its final state."""
 
 
 def resource_of(pipeline: str) -> str:
-    """Names a pipeline as the resource of its events."""
+    """Return the id of a pipeline as the resource of its events."""
     return f"changepair.pipeline.{pipeline}"
 
 
 def emit(pipeline: str, event: str, about: Mapping[str, Any]) -> None:
-    """Sends an event of a pipeline. about: its payload."""
-    from prefect.events import emit_event  # costs a second
+    """Emit an event of a pipeline. `about` is its payload."""
+    from prefect.events import emit_event  # takes a second
 
     resource = {"prefect.resource.id": resource_of(pipeline), "prefect.resource.name": pipeline}
     emit_event(event, resource=resource, payload=dict(about))

@@ -1,4 +1,4 @@
-"""Print the progress of a run, and the last runs: those of this checkout, and those in the clones of scheduled runs."""
+"""Print the progress of a run, and the last runs of this checkout and of the clones of scheduled runs."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def print_status(pipeline: str | None, last: int) -> None:
 def _lines(pipeline: str, place: Path, last: int) -> Iterator[str]:
     at_work = holder(place / FOLDER / "retrain.lock")
     if at_work is not None:
-        yield f"  at work: {at_work}"
+        yield f"  running: {at_work}"
     current = read_current(pipeline, place)
     if current is not None:
-        yield f"  in use: model {current.candidate[:8]} since {_time(current.time)}, {current.action}: {current.reason}"
+        yield f"  current model: {current.candidate[:8]} since {_time(current.time)}, {current.action}: {current.reason}"
         if current.choice:
-            yield f"  used by: {current.choice}"
+            yield f"  active detector: {current.choice}"
         folder = folder_of(pipeline) / IN_USE
         wrong = what_is_missing(place / folder, current)
         if wrong:
-            yield f"  {wrong}; get its files with `dvc pull {folder}.dvc`, or `dvc checkout --force {folder}.dvc`"
+            yield f"  {wrong}; restore them with `dvc pull {folder}.dvc`, or `dvc checkout --force {folder}.dvc`"
     times = read_times(pipeline, place / DATA)
     if times:
         each = ", ".join(f"{name} {1000 * taken.seconds:.0f} ms" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds))
-        yield f"  a picture takes, as last measured on {next(iter(times.values())).device}: {each}"
+        yield f"  time per picture, last measured on {next(iter(times.values())).device}: {each}"
     for number, run in enumerate(read_runs(pipeline, place / DATA, last)):
         running = number == 0 and at_work is not None and f"retrain {pipeline}" in at_work
         yield from _run(run, running)
@@ -78,7 +78,7 @@ def _time(time: str) -> str:
 
 
 class ProgressDisplay:
-    """The lines of one run."""
+    """Console output of one run."""
 
     def __init__(self, stages: Sequence[str]) -> None:
         self._stages = list(stages)
@@ -89,6 +89,6 @@ class ProgressDisplay:
         self._console.print(line)
 
     def ended(self, name: str, state: StageState, seconds: float) -> None:
-        """Print how long a stage took, if it ran."""
+        """Print the duration of a stage, if it ran."""
         if state == StageState.RAN:
             self.say(f"stage {self._stages.index(name) + 1} of {len(self._stages)}: {name.replace(SPLIT, ' ')}, {seconds:.0f} s")

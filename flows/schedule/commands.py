@@ -1,4 +1,4 @@
-"""Run commands (Git, DVC, `changepair` in a clone) without a shell and pass on their output without secrets; clear stale locks of Git."""
+"""Run Git, DVC and `changepair` commands without a shell, forward their output without secrets, and clear stale Git locks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from changepair.flows.running.secrets import hide
 from changepair.tasks.common import stopping
 from changepair.tasks.common.errors import BadInput
 
-REMEMBERED = 20  # lines of what a command said
+REMEMBERED = 20  # last lines of a command's output
 POLL = 0.2  # seconds
-STALE_AFTER = 10.0  # seconds: Git holds a lock for as long as it writes one file; a process on another machine cannot be seen
+STALE_AFTER = 10.0  # seconds; Git holds a lock while it writes one file, and processes on other machines are invisible
 
 
 class CommandFailed(BadInput):
-    """A command ended with another code than 0. The message is one line: what, and the last line of its output."""
+    """Raised if a command fails. The message is one line: a description of the command, and the last line of its output."""
 
 
 def run(
@@ -37,9 +37,14 @@ def run(
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a command; return its stdout and stderr together. tell: gets each line as it comes. timeout: seconds.
+    """Run a command; return its stdout and stderr together.
 
-    SIGTERM is passed on to the command, which is then waited for. Raises CommandFailed, and Stopped if it was stopped.
+    SIGTERM is forwarded to the command, and this waits for its end. Raises CommandFailed, or Stopped after SIGTERM.
+
+    Args:
+        what: Description of the command, for messages.
+        tell: Receives each line of output as it arrives.
+        timeout: Time limit in seconds; None for no limit.
     """
     with subprocess.Popen(
         list(map(str, command)),
@@ -64,31 +69,31 @@ def run(
             reader.join(timeout=10)
     if process.returncode:
         stopping.check(what)
-        said = next((line for line in reversed(last) if line.strip()), "")
-        said = said.removeprefix("changepair: ").removeprefix("fatal: ").removeprefix("ERROR: ")
-        raise CommandFailed(f"{what}: {said or f'it ended with code {process.returncode}'}")
+        reason = next((line for line in reversed(last) if line.strip()), "")
+        reason = reason.removeprefix("changepair: ").removeprefix("fatal: ").removeprefix("ERROR: ")
+        raise CommandFailed(f"{what}: {reason or f'failed with exit code {process.returncode}'}")
     return "".join(lines)
 
 
 def git(folder: Path, *arguments: str, what: str = "", timeout: float | None = 600) -> str:
-    """Run Git; return its output without the last newline."""
+    """Run Git; return its output without the trailing newline."""
     return run(["git", *arguments], cwd=folder, what=what or f"git {arguments[0]} in {folder}", timeout=timeout).rstrip("\n")
 
 
 def committed(folder: Path, commit: str, file: Path) -> bytes | None:
-    """Return the bytes of a file in a commit; None if it has none."""
+    """Return the bytes of a file in a commit; None if the commit does not contain the file."""
     command = ["git", "cat-file", "blob", f"{commit}:{file.as_posix()}"]
     given = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return None if given.returncode else given.stdout
 
 
 def own(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module of this environment."""
+    """Return the command that runs a module with this environment's Python."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def of_this_environment(folder: Path) -> dict[str, str]:
-    """Return environment variables that make `python` this one, and the project's code that of the clone `folder`."""
+    """Return environment variables that select this environment's `python`, and the project's code in the clone `folder`."""
     return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(folder)}
 
 
@@ -98,7 +103,7 @@ def _read(process: subprocess.Popen[str], lines: list[str], last: deque[str], te
         lines.append(line)
         shown = hide(line.rstrip())
         last.append(shown)
-        with suppress(OSError, ValueError):  # nobody may be left to be told, as when a worker has died; the work goes on
+        with suppress(OSError, ValueError):  # after a worker has died, nobody reads the output; the work continues
             tell(shown)
 
 
@@ -113,25 +118,24 @@ def _wait(process: subprocess.Popen[str], timeout: float | None, what: str) -> N
             process.terminate()
             passed_on = True
         if timeout is not None and waited > timeout:
-            raise CommandFailed(f"{what}: no end after {timeout:.0f} s")
+            raise CommandFailed(f"{what}: timed out after {timeout:.0f} s")
 
 
 def clear_locks(folder: Path, tell: Callable[[str], None]) -> None:
-    """Remove the locks of dead processes from a clone: those that no Git at work there can hold, once they are STALE_AFTER old.
+    """Remove the lock files of killed Git processes from a clone. A lock is stale after STALE_AFTER seconds, if no Git process works there.
 
-    To be called while no other run works in the clone. Raise BadInput, which names the file, if a lock is in use or cannot be removed.
+    Call it only while no other run works in the clone. Raises BadInput, with the path, if a lock is in use or cannot be removed.
     """
     for lock in sorted(folder.joinpath(".git").rglob("*.lock")):
         if _left(lock):
             holder = _git_in(folder)
             if holder is not None:
-                raise BadInput(f"{lock}: is the lock of Git, which is at work there (process {holder}); run again when it has ended")
+                raise BadInput(f"{lock}: Git is running there (process {holder}) and holds this lock; run again after it has ended")
             try:
                 lock.unlink(missing_ok=True)
             except OSError as error:
-                why = f"cannot be removed ({error.strerror})"
-                raise BadInput(f"{lock}: a Git that was killed left this lock, and it {why}; delete it") from error
-            tell(f"{lock}: removed, a Git that was killed had left it")
+                raise BadInput(f"{lock}: cannot remove this lock of a killed Git process ({error.strerror}); delete it") from error
+            tell(f"{lock}: removed the lock of a killed Git process")
 
 
 def _left(lock: Path) -> bool:
@@ -140,18 +144,18 @@ def _left(lock: Path) -> bool:
         age = time.time() - lock.stat().st_mtime
     except FileNotFoundError:
         return False
-    deadline = time.monotonic() + min(max(STALE_AFTER - age, 0), STALE_AFTER)  # the time of a file may be in the future
+    deadline = time.monotonic() + min(max(STALE_AFTER - age, 0), STALE_AFTER)  # a file's time may be in the future
     while lock.exists() and time.monotonic() < deadline:
-        stopping.check("while a lock of Git was awaited")
+        stopping.check("while it waited for a Git lock")
         time.sleep(POLL)
     return lock.exists()
 
 
 def _git_in(folder: Path) -> int | None:
-    """Find a process of Git that works in a folder of this machine."""
+    """Find a Git process on this machine that works in a folder; return its id."""
     place = folder.resolve()
     for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+        with suppress(psutil.Error, OSError):  # the process has ended, or belongs to another user
             if process.name().startswith("git") and process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(place):
                 return process.pid
     return None

@@ -1,4 +1,4 @@
-"""Deploy each enabled pipeline of pipelines.yaml to the server of PREFECT_API_URL."""
+"""Deploy the enabled pipelines of pipelines.yaml to the Prefect server of PREFECT_API_URL."""
 
 from __future__ import annotations
 
@@ -47,31 +47,33 @@ from changepair.flows.settings.runs import Schedule
 from changepair.tasks.common.errors import BadInput
 
 TAG = "changepair"
-PAGE = 200  # deployments that the server gives at once, at the most
+PAGE = 200  # the server's limit of deployments per request
 JOB: dict[str, Any] = {
     "job_configuration": {"command": None, "labels": {}, "name": "{{ name }}", "stream_output": True, "working_dir": None},
     "variables": {"type": "object", "properties": {"name": {"type": "string", "description": "Name of the run's process."}}},
 }
-"""Template of the jobs of a work pool. Prefect's own lets every run choose its command and environment, and so run any code."""
+"""Job template of a work pool. Prefect's default template lets every run choose its command and environment, and so execute any code."""
 STRATEGIES = {"wait": ConcurrencyLimitStrategy.ENQUEUE, "skip": ConcurrencyLimitStrategy.CANCEL_NEW}
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A deployment that pipelines.yaml asks for."""
+    """A deployment that pipelines.yaml defines."""
 
-    name: str  # the pipeline's
+    name: str  # of the pipeline
     schedule: Schedule | None
     parameters: dict[str, Any]
     tags: tuple[str, ...]
     pool: str | None
     overlap: str
     flow: str = NAME  # NAME retrains, WATCHED scores new pictures
-    when_asked: bool = False  # whether events of the pipeline's line trigger it
+    when_asked: bool = False  # whether events of the watched production line trigger it
 
     def built(self, deployed: DeploymentResponse | None) -> RunnerDeployment:
-        """Build the deployment for Prefect: one run at a time, a second one waits or is cancelled. An interval that the server has already
-        is counted from the same moment as before."""
+        """Build the deployment for Prefect. It runs once at a time; a second run waits or is cancelled.
+
+        If the server already has the same interval, its start time stays unchanged.
+        """
         when: list[Any] = []
         own = self.schedule
         if own is not None and own.cron is not None:
@@ -82,11 +84,11 @@ class Wanted:
                 if _times([one]) == _times([DeploymentScheduleCreate(schedule=when[0])]):
                     when = [one.schedule]
         trigger = DeploymentEventTrigger(
-            name=f"{self.name}: retrain when its line asks for it",
+            name=f"{self.name}: retrain on drift or new labels",
             expect=set(RETRAINING),
             match={"prefect.resource.id": resource_of(self.name)},
         )
-        about = "Retrains" if self.flow == NAME else "Scores what is new for"
+        about = "Retrains" if self.flow == NAME else "Scores new pictures of"
         deployment: RunnerDeployment = FLOWS[self.flow].to_deployment(  # type: ignore[assignment]
             self.name,
             schedules=when or None,
@@ -96,13 +98,13 @@ class Wanted:
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=STRATEGIES[self.overlap]),
             description=f"{about} {self.name} in a clean clone of {self.parameters['repository']}",
             triggers=[trigger] if self.when_asked else [],
-            entrypoint_type=EntrypointType.MODULE_PATH,  # workers have the project installed, and every run clones what it works on
+            entrypoint_type=EntrypointType.MODULE_PATH,  # workers have the package installed, and every run clones its repository
         )
         return deployment
 
 
 def wanted(read: Pipelines, repository: str) -> list[Wanted]:
-    """List the deployments of every enabled pipeline."""
+    """List the deployments of all enabled pipelines."""
     deployments = []
     for name in read.enabled:
         runs, pipeline = read.runs_of(name), read.pipelines[name]
@@ -117,10 +119,10 @@ def wanted(read: Pipelines, repository: str) -> list[Wanted]:
 
 
 def deploy() -> list[str]:
-    """Update this repository's deployments on the server from pipelines.yaml; return a line for each. Raises BadInput."""
+    """Sync this repository's deployments on the server with pipelines.yaml; return one line per deployment. Raises BadInput."""
     read = read_pipelines()
     for name in read.enabled:
-        enabled_pipeline(name)  # checks it
+        enabled_pipeline(name)  # raises BadInput if it cannot run
     repository = repository_of(read)
     items = wanted(read, repository)
     with logged_in(*named_server()), get_client(sync_client=True) as client:
@@ -132,28 +134,27 @@ def deploy() -> list[str]:
 
 
 def serve(say: Callable[[str], None]) -> None:
-    """Deploy, and execute the due runs in processes of this machine until stopped. Raises BadInput."""
+    """Deploy, then execute due runs in processes on this machine until stopped. Raises BadInput."""
     for line in deploy():
         say(line)
     read = read_pipelines()
     repository = repository_of(read)
-    os.environ.setdefault(REPOSITORIES, repository)  # for the processes of the runs
+    os.environ.setdefault(REPOSITORIES, repository)  # the processes of runs read it
     take_no_code_from_the_server()
     with logged_in(*named_server()):
-        runner = _Runner(name=TAG, pause_on_shutdown=False)  # what is missed meanwhile is made up for by one run
+        runner = _Runner(name=TAG, pause_on_shutdown=False)  # after a downtime, one run makes up for all missed ones
         with get_client(sync_client=True) as client:
             for item in wanted(read, repository):
                 runner.look_after(client.read_deployment_by_name(f"{item.flow}/{item.name}").id, item.name)
-        signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio leaves one alone that is set
+        signal.signal(signal.SIGINT, runner.handle_sigterm)  # asyncio keeps an existing handler
         asyncio.run(runner.start())
 
 
 class _Runner(Runner):
-    """Stop the runs on SIGTERM or Ctrl-C, then end. Prefect's own runner leaves them at work, asks itself to stop from within its loop,
-    where nobody waits for that, and warns."""
+    """Prefect runner that stops its runs on SIGTERM or Ctrl-C, then ends. Prefect's own runner does not stop them, and prints a warning."""
 
     def look_after(self, deployment: UUID, name: str) -> None:
-        """Run what is due of a deployment that the server has. `add_deployment` would deploy it again, and begin its interval anew."""
+        """Execute the due runs of an existing deployment. `add_deployment` would deploy it again and restart its interval."""
         self._deployment_registry.register_deployment(deployment, name)
 
     def handle_sigterm(self, *_args: Any, **_kwargs: Any) -> None:
@@ -163,19 +164,22 @@ class _Runner(Runner):
 
 
 def repository_of(read: Pipelines) -> str:
-    """Return what runs clone: the setting, else this checkout's `origin`, else this checkout. Raises BadInput if it has a password."""
+    """Return the repository that runs clone: the setting, else this checkout's `origin`, else this checkout.
+
+    Raises BadInput if this folder is not a checkout, or the address contains a password.
+    """
     repository = read.runs.repository
     if repository is None:
         repository = _git("remote", "get-url", "origin") or _git("rev-parse", "--show-toplevel")
     if repository is None:
-        raise BadInput("runs.repository: this folder is no checkout of Git; say in pipelines.yaml what the runs clone")
+        raise BadInput("runs.repository: this folder is not a Git checkout; set in pipelines.yaml the repository that runs clone")
     refuse_secret(repository)
     place = Path(repository).expanduser()
     return str(place.resolve()) if "://" not in repository and place.is_dir() else repository
 
 
 def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> DeploymentResponse | None:
-    """Read a deployment from the server; None if there is none. Raises BadInput if it is another repository's."""
+    """Read a deployment from the server; None if it does not exist. Raises BadInput if it belongs to another repository."""
     name = f"{item.flow}/{item.name}"
     try:
         deployed = client.read_deployment_by_name(name)
@@ -184,20 +188,20 @@ def _deployed(client: SyncPrefectClient, item: Wanted, repository: str) -> Deplo
     owner = deployed.parameters.get("repository")
     if owner != repository:
         raise BadInput(
-            f"pipelines.{item.name}: the server has a deployment of that name, of {owner or 'another project'}, not of {repository}; "
-            f"give the pipeline another name, or remove it there: `prefect deployment delete {name}`"
+            f"pipelines.{item.name}: a deployment with this name exists for {owner or 'another project'}, not for {repository}; "
+            f"rename the pipeline, or delete the deployment: `prefect deployment delete {name}`"
         )
     return deployed
 
 
 def _apply(client: SyncPrefectClient, item: Wanted, deployed: DeploymentResponse | None) -> str:
-    about = f"{item.name}{'' if item.flow == NAME else ', new pictures'}, {item.schedule or 'by hand'}"
+    about = f"{item.name}{'' if item.flow == NAME else ', new pictures'}, {item.schedule or 'no schedule'}"
     built, schema = item.built(deployed), _schema(item)
     if deployed is not None and _is_as(deployed, built, schema):
         owned = client.read_resource_related_automations(f"prefect.deployment.{deployed.id}")
         if [_expected(one.trigger) for one in owned] == [_expected(one) for one in built.triggers]:
             return f"unchanged: {about}"
-    made = client.create_deployment(  # or updates, schedules too, which `built.apply()` leaves where there is none any more
+    made = client.create_deployment(  # also updates one; `built.apply()` would keep schedules that were removed
         flow_id=client.create_flow(FLOWS[item.flow]),
         name=item.name,
         schedules=cast(list[DeploymentScheduleCreate], built.schedules or []),
@@ -234,7 +238,7 @@ def _is_as(deployed: DeploymentResponse, built: RunnerDeployment, schema: dict[s
 
 
 def _schema(item: Wanted) -> dict[str, Any]:
-    """Describe the parameters that a run may be given. The server refuses an unknown one, and another value than the deployment's."""
+    """Return the JSON Schema of a run's parameters. The server refuses unknown parameters, and values other than the deployment's."""
     schema: dict[str, Any] = json.loads(json.dumps(parameter_schema(FLOWS[item.flow]).model_dump(exclude_unset=True)))
     for name, value in item.parameters.items():
         schema["properties"][name] |= {"enum": [value], "default": value}
@@ -242,12 +246,12 @@ def _schema(item: Wanted) -> dict[str, Any]:
 
 
 def _times(schedules: Sequence[Any]) -> list[Any]:
-    """Return schedules for comparison, without the time from which their intervals are counted."""
+    """Return schedules for comparison, without the start times of their intervals."""
     return [schedule.schedule.model_dump(exclude={"anchor_date"}) for schedule in schedules]
 
 
 def _remove(client: SyncPrefectClient, repository: str, named: set[tuple[str, str]]) -> Iterator[str]:
-    """Remove the deployments of this repository that are not named, by entry point and pipeline."""
+    """Remove the deployments of this repository that `named` does not list, by entry point and pipeline."""
     for deployed in of_this_project(client):
         ours = deployed.entrypoint in ENTRYPOINTS.values() and deployed.parameters.get("repository") == repository
         if ours and (deployed.entrypoint, deployed.name) not in named:
@@ -256,7 +260,7 @@ def _remove(client: SyncPrefectClient, repository: str, named: set[tuple[str, st
 
 
 def of_this_project(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """List every deployment on the server with our tag, of any repository."""
+    """List every deployment on the server with changepair's tag, of any repository."""
     ours = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
     deployments: list[DeploymentResponse] = []
     while page := client.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(deployments)):
@@ -273,12 +277,12 @@ def _pool(client: SyncPrefectClient, read: Pipelines, repository: str) -> Iterat
     try:
         if client.read_work_pool(name).base_job_template == ProcessWorker.get_default_base_job_template():
             client.update_work_pool(name, WorkPoolUpdate(base_job_template=JOB))
-            yield f"updated: work pool {name}; a run cannot set its command and environment any more"
+            yield f"updated: work pool {name}; runs can no longer set their command and environment"
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=JOB))
         yield (
-            f"created: work pool {name}; on each machine that is to work, set {REPOSITORIES} to the repositories that it may run the code "
-            f"of, here {repository}, and run `changepair work --pool {name}`"
+            f"created: work pool {name}; on each worker, set {REPOSITORIES} to the repositories whose code it may run, here {repository}, "
+            f"and run `changepair work --pool {name}`"
         )
 
 

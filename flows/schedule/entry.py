@@ -1,7 +1,7 @@
-"""Choose the flow that the process of a run executes: one of ours, whatever its deployment on the server says.
+"""Choose the flow that a run's process executes: one of this package, whatever the deployment on the server says.
 
-The server's API can be reached by more people than may run code on a worker. A deployment there names an entry point, steps that pull its
-code and a storage block, and Prefect executes or loads all of them.
+More people can reach the server's API than may run code on a worker. A deployment names an entry point, pull steps and a storage block,
+and Prefect executes or loads all of them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from changepair.flows.schedule.flow import NAME, WATCHED, scheduled, watched
 from changepair.flows.schedule.origins import OWN
 
 FLOWS: dict[str, Flow[..., Any]] = {NAME: scheduled, WATCHED: watched}
-ENTRYPOINTS = {name: f"changepair.flows.schedule.flow.{name}" for name in FLOWS}  # of every deployment of ours
-ENTRYPOINT = "PREFECT__FLOW_ENTRYPOINT"  # environment of Prefect's engine: what it imports; with it, it reads no code from a deployment
+ENTRYPOINTS = {name: f"changepair.flows.schedule.flow.{name}" for name in FLOWS}  # of all our deployments
+ENTRYPOINT = "PREFECT__FLOW_ENTRYPOINT"  # environment variable of Prefect's engine: the flow to import instead of the deployment's code
 RUN = "PREFECT__FLOW_RUN_ID"
 
 
 def take_no_code_from_the_server() -> None:
     """Make the runs that this process starts ignore the entry points, pull steps and storage of deployments.
 
-    After a crash or a cancellation Prefect's worker and runner load the flow in their own process, for its hooks. Ours have none.
+    After a crash or a cancellation, Prefect's worker and runner load the flow in their own process to call its hooks. Our flows have no
+    hooks.
     """
     os.environ[ENTRYPOINT] = f"{__name__}.chosen"
     for module in (process, runner):
@@ -40,10 +41,10 @@ def take_no_code_from_the_server() -> None:
 
 
 def __getattr__(name: str) -> Flow[..., Any]:
-    """Return `chosen`, the flow of this process's run. Where the run is invalid, end it as Failed with one line, and raise Abort."""
+    """Return the flow of this process's run as the attribute `chosen`. End an invalid run as Failed with one line, and raise Abort."""
     if name != "chosen":
         raise AttributeError(name)
-    os.environ.pop(ENTRYPOINT, None)  # what the run starts is not Prefect's to choose
+    os.environ.pop(ENTRYPOINT, None)  # child processes must not inherit it
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(os.environ[RUN]))
         deployed = client.read_deployment(run.deployment_id) if run.deployment_id is not None else None
@@ -55,7 +56,7 @@ def __getattr__(name: str) -> Flow[..., Any]:
         wrong = f"parameters of the run: {hide(', '.join(unknown))}: unknown; only {OWN} can be set for one run"
         if flow is None:
             what = entrypoint or "a run without a deployment"
-            wrong = f"{what}: no flow of changepair; this worker runs what `changepair deploy` deploys"
+            wrong = f"{what}: not a flow of changepair; this worker only runs deployments of `changepair deploy`"
         client.set_flow_run_state(run.id, Failed(message=wrong), force=True)
     tell(f"{run.name}: {wrong}")
     raise Abort

@@ -1,4 +1,4 @@
-"""Define the deployed flows: retrain a pipeline in a clean clone, push the artifacts to DVC's remote and commit the results."""
+"""Define the deployed flows: retrain a pipeline or score new pictures in a clean clone, push the artifacts and commit the results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PARAMETERS = Path("parameters of the run")
 
 @task(task_run_name="clone at {revision}", persist_result=False)
 def prepare(place: Workspace, revision: str) -> str:
-    """Check the revision out in the clone; return its commit."""
+    """Check out the revision in the clone; return its commit."""
     return workspace.prepare(place, revision, get_run_logger().info)
 
 
@@ -49,7 +49,7 @@ def pull(place: Workspace, *, model_alone: bool = False) -> None:
 
 @task(task_run_name="retrain {pipeline}", persist_result=False)
 def retrain(pipeline: str, place: Workspace) -> State[None]:
-    """Retrain in the clone. Ends Completed with the state name of the run there, its child."""
+    """Retrain in the clone. The final state is Completed, with the state name of the child run there."""
     with parent(), _stopped_with_child():
         workspace.retrain(place, print)
     return _as_child_ended()
@@ -67,7 +67,7 @@ def commit_results(place: Workspace, revision: str, message: str, *, promoted: b
 
 @task(name="send results", retries=2, retry_delay_seconds=10, persist_result=False)
 def send_results(place: Workspace) -> str | None:
-    """Push the results; return their branch or tag."""
+    """Push the results to Git; return their branch or tag."""
     return workspace.send_results(place)
 
 
@@ -95,17 +95,17 @@ def scheduled(
         workspaces: Folder of the clones and the cache on the worker (`runs.workspaces`). Fixed by the deployment.
         remote: DVC remote for artifacts; null for the default one (`runs.remote`). Fixed by the deployment.
         remote_timeout: Seconds that one pull or push may take (`runs.remote_timeout`). Fixed by the deployment.
-        overlap: What a second run does while one is at work: `wait` or `skip` (`runs.overlap`). Fixed by the deployment.
+        overlap: Reaction to another run that is still running: `wait` or `skip` (`runs.overlap`). Fixed by the deployment.
         override: Settings of the pipeline for this run alone, by their dotted keys, such as {"evaluation.resolution": 128}. The run's
-            results have them in their pipelines.yaml.
+            results contain them in their pipelines.yaml.
     """
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout)
     return _alone(place, workspaces, revision, f"{pipeline} at {revision}", overlap, partial(_run, place, revision, override or {}))
 
 
-@task(task_run_name="score what is new for {pipeline}", persist_result=False)
+@task(task_run_name="score new pictures of {pipeline}", persist_result=False)
 def score(pipeline: str, place: Workspace) -> State[None]:
-    """Score in the clone. Ends Completed with the state name of the run there, its child."""
+    """Score in the clone. The final state is Completed, with the state name of the child run there."""
     with parent(), _stopped_with_child():
         workspace.score(place, print)
     return _as_child_ended()
@@ -122,7 +122,7 @@ def watched(
     remote_timeout: int = 3600,
     overlap: Overlap = "wait",
 ) -> State[None]:
-    """Score what is new in a pipeline's watched folder with the current model, in a clone of its own, which keeps the record.
+    """Score new pictures in a pipeline's watched folder with the current model. A separate clone keeps the record.
 
     A run of a deployment has the parameters of the deployment.
 
@@ -134,7 +134,7 @@ def watched(
         workspaces: Folder of the clones and the cache on the worker (`runs.workspaces`). Fixed by the deployment.
         remote: DVC remote for artifacts; null for the default one (`runs.remote`). Fixed by the deployment.
         remote_timeout: Seconds that one pull or push may take (`runs.remote_timeout`). Fixed by the deployment.
-        overlap: What a second run does while one is at work: `wait` or `skip` (`runs.overlap`). Fixed by the deployment.
+        overlap: Reaction to another run that is still running: `wait` or `skip` (`runs.overlap`). Fixed by the deployment.
     """
     place = Workspace(Path(workspaces).expanduser(), pipeline, repository, results, remote, remote_timeout, purpose=f".{WATCHED}")
 
@@ -151,10 +151,10 @@ def watched(
 
 @stoppable
 def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap: Overlap, work: Callable[[], State[None]]) -> State[None]:
-    """Check the parameters, and work in the clone alone. Make up for missed runs, and end those whose process died."""
+    """Check the parameters, lock the clone, and call `work`. Cancel missed runs, and end runs whose process died."""
     logger = get_run_logger()
     log_in_lines()
-    parse(Name, place.pipeline, ("pipeline",), PARAMETERS)  # it names a folder
+    parse(Name, place.pipeline, ("pipeline",), PARAMETERS)  # it becomes the name of a folder
     about: dict[str, Any] = {"repository": place.repository, "revision": revision, "workspaces": workspaces}
     about |= {"remote": place.remote, "remote_timeout": place.remote_timeout}
     parse(Runs, about, (), PARAMETERS)
@@ -162,20 +162,20 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
     context = FlowRunContext.get()
     assert context is not None and context.flow is not None
     refuse_unknown_code(context.flow, context.parameters or {})
-    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # a worker reads, and may die; by default rich ends the process then
+    Console.on_broken_pipe = lambda _console: None  # type: ignore[assignment,method-assign]  # rich would end the process if the worker that reads the output dies
     try:
         place.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"runs.workspaces: {place.root}: no folder can be made there ({error.strerror}); name another one") from error
+        raise BadInput(f"runs.workspaces: cannot create {place.root} ({error.strerror}); set another folder") from error
     with one_api():
         try:
             wait = overlap == "wait"
             with one_at_a_time(place.folder.name, what, folder=place.root, where=place.folder, wait=wait, tell=logger.warning):
                 for late in make_up_for_missed():
                     due = late.expected_start_time
-                    logger.info(f"{place.pipeline}: the run that was due at {due} was missed; this one makes up for it")
-                for died in _others("RUNNING"):  # there is one at a time, and we are it
-                    close_dead(died.id, f"its process is gone; run {flow_run.get_id()} goes on from there")
+                    logger.info(f"{place.pipeline}: the run that was due at {due} was missed; this run replaces it")
+                for died in _others("RUNNING"):  # this run holds the lock, so any other one is dead
+                    close_dead(died.id, f"its process died; run {flow_run.get_id()} resumes its work")
                 return work()
         except Held as held:
             logger.warning(str(held))
@@ -184,7 +184,7 @@ def _alone(place: Workspace, workspaces: str, revision: str, what: str, overlap:
 
 @contextmanager
 def _stopped_with_child() -> Iterator[None]:
-    """Raise Stopped, not a failure, if the run in the clone was cancelled by itself."""
+    """Raise Stopped instead of a failure if only the run in the clone was cancelled."""
     try:
         yield
     except BadInput as error:
@@ -203,13 +203,13 @@ def _as_child_ended() -> State[None]:
 
 
 def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[None]:
-    """Retrain in the clone, and send the results."""
+    """Retrain in the clone, and push the results."""
     pipeline, logger = place.pipeline, get_run_logger()
     retraining = False
     try:
         commit = prepare(place, revision)
         for line in workspace.override(place, override):
-            logger.info(f"{pipeline}: for this run alone, {line}")
+            logger.info(f"{pipeline}: override for this run: {line}")
         pull(place)
         retraining = True
         state = retrain(pipeline, place, return_state=True)
@@ -222,26 +222,26 @@ def _run(place: Workspace, revision: str, override: Mapping[str, Any]) -> State[
         push(place)
         name = send_results(place)
     except BadInput as error:
-        if not retraining:  # `retrain` emits the event of its own failure
+        if not retraining:  # `retrain` itself emits the event for a failure
             emit(pipeline, OF_AN_END[RunState.FAILED], {"run": flow_run.get_id(), "time": now(), "reason": hide(str(error))})
         raise
     where = f"; results: {name}" if name else ""
-    logger.info(f"{pipeline}: {state.name}{where}{'' if results else ', nothing new'}")
+    logger.info(f"{pipeline}: {state.name}{where}{'' if results else ', no changes'}")
     return Completed(name=state.name, message=f"{state.message}{where}")
 
 
 def make_up_for_missed() -> list[FlowRun]:
-    """Cancel the runs of this deployment that are due and have not begun: after a downtime, one run is enough."""
+    """Cancel the runs of this deployment that are overdue. After a downtime, one run is enough."""
     late = [run for run in _others("SCHEDULED", {"expected_start_time": {"before_": now()}}) if run.auto_scheduled]
     with get_client(sync_client=True) as client:
         for run in late:
-            missed: State[None] = Cancelled(name="Missed", message=f"run {flow_run.get_id()} makes up for it")
+            missed: State[None] = Cancelled(name="Missed", message=f"run {flow_run.get_id()} replaces it")
             client.set_flow_run_state(run.id, missed, force=True)
     return late
 
 
 def _others(state: str, more: Mapping[str, Any] | None = None) -> list[FlowRun]:
-    """List the other runs of this run's deployment in a state of that type."""
+    """List the other runs of this run's deployment in a given state type. `more` adds filters."""
     deployment_id, own = deployment.get_id(), flow_run.get_id()
     if deployment_id is None:
         return []

@@ -1,7 +1,7 @@
-"""Decide whose code a scheduled run may execute, and whose results a workspace holds.
+"""Check which repository's code a scheduled run may execute, and which repository a workspace belongs to.
 
-A run executes the code of the repository that it clones. The server's API can be reached by more people than may change that code, so no
-run chooses its repository: the deployment names it, and the machine that works has to allow it.
+A run executes the code of the repository that it clones. More people can reach the server's API than may change that code. So the
+deployment names the repository, and the worker must allow it; a run cannot choose it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from changepair.flows.schedule.commands import CommandFailed, git
 from changepair.tasks.common.errors import BadInput
 
 REPOSITORIES = "CHANGEPAIR_REPOSITORIES"  # environment variable of a worker: the repositories whose code it may run, separated by spaces
-OWN = "override"  # the only parameter that a run may have of its own
+OWN = "override"  # the only parameter that a run may set
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Return whether two addresses name one repository, also with a slash at the end, or through a link to a folder."""
+    """Return whether two addresses name one repository. Trailing slashes and links to folders do not matter."""
 
     def normal(repository: str) -> str:
         place = Path(repository).expanduser()
@@ -35,18 +35,18 @@ def same_origin(one: str, other: str) -> bool:
 
 
 def refuse_secret(repository: str) -> None:
-    """Raise BadInput if the address of a repository has a password in it: the server would show it, and so would the states of runs."""
+    """Raise BadInput if the address of a repository contains a password. The server and the states of runs would show it."""
     if holds_secret(repository):
         raise BadInput(
-            f"runs.repository: {hide(repository)}: must not have a password or a token in it, which the server would show; use SSH or "
-            "Git's credential helper"
+            f"runs.repository: {hide(repository)}: must not contain a password or a token, because the server would show it; use SSH or "
+            "a Git credential helper"
         )
 
 
 def refuse_unknown_code(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> None:
-    """Raise BadInput if a run has other parameters than its deployment, or this machine does not allow the deployment's repository.
+    """Raise BadInput if a run's parameters differ from its deployment's, or this machine does not allow the deployment's repository.
 
-    A flow that was called from Python, without a deployment, is not checked: who does that can run any code here.
+    A flow that is called from Python, without a deployment, is not checked. Its caller can run any code anyway.
     """
     identifier = deployment.get_id()
     if identifier is None:
@@ -57,26 +57,26 @@ def refuse_unknown_code(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> 
     for name, value in parameters.items():
         if name != OWN and value != expected[name]:
             raise BadInput(
-                f"parameters of the run: {name}: {hide(str(value))}: only {OWN} can be set for one run; {name} is {expected[name]} in the "
-                "deployment: change pipelines.yaml and run `changepair deploy`"
+                f"parameters of the run: {name}: {hide(str(value))}: only {OWN} can be set for one run; the deployment fixes {name} at "
+                f"{expected[name]}; to change it, edit pipelines.yaml and run `changepair deploy`"
             )
     repository = str(parameters["repository"])
     allowed = os.environ.get(REPOSITORIES, "").split()
     if not any(same_origin(repository, one) for one in allowed):
         raise BadInput(
-            f"{hide(repository)}: this worker may not run the code of this repository; if you trust it, set "
+            f"{hide(repository)}: this worker may not run the code of this repository; if you trust the repository, set "
             f'{REPOSITORIES}="{" ".join(map(hide, (*allowed, repository)))}" in the environment of the worker and restart it'
         )
 
 
 def refuse_other_origin(folder: Path, repository: str) -> None:
-    """Raise BadInput if a clone is of another repository: its results are not those of this one."""
+    """Raise BadInput if a clone belongs to another repository, whose results must not be mixed with this one's."""
     try:
         origin = git(folder, "config", "--get", "remote.origin.url")
     except CommandFailed:
         origin = ""
     if not same_origin(origin, repository):
         raise BadInput(
-            f"{folder}: is the workspace of {hide(origin) or 'another repository'}, not of {hide(repository)}; name another folder in "
-            f"runs.workspaces, move it away, or if the repository has moved: `git -C {folder} remote set-url origin {hide(repository)}`"
+            f"{folder}: this clone belongs to {hide(origin) or 'another repository'}, not to {hide(repository)}; set runs.workspaces to "
+            f"another folder, or move the clone; if the repository moved, run `git -C {folder} remote set-url origin {hide(repository)}`"
         )

@@ -1,8 +1,9 @@
-"""Run a Prefect worker that gives its runs time to save: on SIGTERM or Ctrl-C they stop at their next checkpoint, then the worker ends.
+"""Run a Prefect worker that lets its runs save: on SIGTERM or Ctrl-C they stop at their next checkpoint, then the worker ends.
 
-Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running. The worker, which is the main function
-of this module, takes neither command, environment nor folder from the server: from the template of the work pool, or the job variables of
-deployments and runs. Whoever has the login can edit those.
+Prefect's own worker kills its runs within a second of SIGTERM, and leaves them in the state Running.
+
+The worker is the main function of this module. It takes no command, environment or folder from the server. Anyone with the login can edit
+those in the template of the work pool, or in the job variables of deployments and runs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from changepair.flows.schedule.commands import own
 from changepair.flows.schedule.entry import take_no_code_from_the_server
 from changepair.tasks.common.stopping import die_with_parent
 
-POLL = 0.2  # seconds between two looks at the worker
+POLL = 0.2  # seconds between two checks of the worker
 REPORT = 1.0  # seconds for the worker to report runs that ended before their flow began
-ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.work"  # modules of the process of a run and of the worker
+ENGINE, WORKER = "prefect.engine", "changepair.flows.schedule.work"  # main modules of a run's process and of the worker
 
 
 def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
@@ -47,7 +48,7 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, remember)
-    # In a session of its own, because a terminal and some service managers send signals to all processes of theirs.
+    # A new session, because a terminal and some service managers send signals to all their processes.
     with logged_in(url, login):  # the worker reads the login from its environment
         worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
     while worker.poll() is None and not stop:
@@ -55,7 +56,7 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
     if worker.poll() is not None:
         return worker.returncode
     process = psutil.Process(worker.pid)
-    process.suspend()  # so that it begins no other run
+    process.suspend()  # it must not start another run
     try:
         stopped = stop_runs(process)
     finally:
@@ -67,10 +68,10 @@ def work(pool: str, *, limit: int | None, healthcheck: bool) -> int:
 
 
 def stop_runs(parent: psutil.Process) -> int:
-    """Ask each run that a process started to stop, and wait until all have ended. Return their number."""
+    """Ask each run that a process started to stop, and wait for their end. Return the number of runs."""
     runs = [child for child in parent.children() if _is_run(child)]
     if runs:
-        tell(f"stopping; {len(runs)} run{'s' if len(runs) > 1 else ''} at work save{'' if len(runs) > 1 else 's'} first")
+        tell(f"stopping; waiting for {len(runs)} run{'s' if len(runs) > 1 else ''} to save")
     for run in runs:
         with suppress(psutil.NoSuchProcess):
             run.terminate()
@@ -86,14 +87,14 @@ def _is_run(process: psutil.Process) -> bool:
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Return whether a process is at work: an ended child of a suspended worker stays as a zombie."""
+    """Return whether a process is running. An ended child of a suspended worker stays as a zombie."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 class Job(ProcessJobConfiguration):
-    """The process of a run: Prefect's engine, in an empty folder, with the environment of the worker."""
+    """The process of a run: Prefect's engine in an empty folder, with the worker's environment."""
 
     @classmethod
     async def from_template_and_values(
@@ -104,15 +105,15 @@ class Job(ProcessJobConfiguration):
 
 
 def main() -> None:
-    """Run Prefect's own command, with the arguments that this one has, and this worker for work pools of the type `process`."""
+    """Run Prefect's own command with this command's arguments, and with this worker for work pools of the type `process`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it takes the place of Prefect's
+        warnings.simplefilter("ignore", UserWarning)  # about replacing Prefect's worker
 
         class _Worker(ProcessWorker):
             job_configuration = Job
 
     take_no_code_from_the_server()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which Prefect's worker sends itself to end
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Prefect's worker sends it to itself in order to end
     from prefect.cli import app
 
     app()

@@ -1,4 +1,4 @@
-"""Parse the detectors of a pipeline and their training. The kind of a detector says which settings it has."""
+"""Parse the detectors of a pipeline and their training settings. A detector's kind determines its settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
                 raise _error(f"unknown key{nearest(name, [*detectors, *TRAINED])}")
             training = _kind(kind).training
             if training is None:
-                raise _error(f"a {kind} needs no training")
+                raise _error(f"a {kind} detector is not trained; remove this section")
             read[name] = _parsed(training.settings, section)
     if wrong:
         raise ValidationError.from_exception_data("training", wrong)
@@ -55,18 +55,18 @@ Detectors = Annotated[dict[str, Any], PlainValidator(parse_detectors), NonEmpty(
 def _detector(name: str, section: Mapping[str, Any]) -> Any:
     kind, section = resolved(str(section.get(KIND, name)), section)
     if kind not in DETECTORS and KIND in section:
-        raise _error(f"expected a kind of detector, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
+        raise _error(f"expected a detector kind, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
     if kind not in DETECTORS:
-        raise _error(f"unknown key{nearest(kind, DETECTORS)} (or give the {KIND} of a detector with another name)")
+        raise _error(f"unknown detector{nearest(kind, DETECTORS)} (or set {KIND}, and choose any name)")
     if name != kind and name in DETECTORS:
-        raise _error(f"{name} is itself a kind of detector, so a {kind} needs another name")
+        raise _error(f"{name} is the name of another detector kind; choose another name for this {kind} detector")
     if name != kind and not NAME.fullmatch(name):
-        raise _error("a detector's name has at most 64 small letters, digits and dashes")
+        raise _error("a detector name must have at most 64 lowercase letters, digits and dashes")
     return _parsed(_kind(kind).settings, {key: one for key, one in section.items() if key != KIND})
 
 
 def _kind(name: str) -> Kind:
-    """Look up a kind. Raises ValidationError if another package registers it and it cannot be used."""
+    """Look up a detector kind. Raises ValidationError if another package registers it and its code cannot be loaded."""
     try:
         return DETECTORS[name]
     except BadInput as error:
@@ -79,7 +79,7 @@ def _adapter(settings: Any) -> TypeAdapter[Any]:
 
 
 def _parsed(settings: type[Any], section: Mapping[str, Any]) -> Any:
-    """Parse a section as a type. Errors of unknown keys name the nearest valid one, as nobody outside knows the type."""
+    """Parse a section as a type. An error for an unknown key names the nearest valid one, because only this function knows the type."""
     try:
         return _adapter(cast(Any, settings)).validate_python(section)
     except ValidationError as error:
@@ -90,23 +90,27 @@ def _parsed(settings: type[Any], section: Mapping[str, Any]) -> Any:
 def _with_nearest(detail: Any, settings: type[Any]) -> InitErrorDetails:
     if detail["type"] in UNKNOWN_KEYS:
         *place, key = detail["loc"]
-        told = f"unknown key{nearest(str(key), names_at(settings, tuple(place)))}"
-        return InitErrorDetails(type=PydanticCustomError(IN_FULL, "{told}", {"told": told}), loc=detail["loc"], input=detail["input"])
+        message = f"unknown key{nearest(str(key), names_at(settings, tuple(place)))}"
+        return InitErrorDetails(type=_complete(message), loc=detail["loc"], input=detail["input"])
     return InitErrorDetails(type=detail["type"], loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
 
 
-def _error(told: str, *place: str) -> ValidationError:
-    detail = InitErrorDetails(type=PydanticCustomError(IN_FULL, "{told}", {"told": told}), loc=place, input=None)
+def _error(message: str, *place: str) -> ValidationError:
+    detail = InitErrorDetails(type=_complete(message), loc=place, input=None)
     return ValidationError.from_exception_data("detector", [detail])
+
+
+def _complete(message: str) -> PydanticCustomError:
+    return PydanticCustomError(IN_FULL, "{message}", {"message": message})
 
 
 @contextmanager
 def _errors_at(name: str, wrong: list[InitErrorDetails]) -> Iterator[None]:
-    """Collect errors with a name in front of their places."""
+    """Collect the block's errors, with a name in front of their paths."""
     try:
         yield
     except ValidationError as error:
         for detail in error.errors():
-            kind: Any = PydanticCustomError(IN_FULL, "{told}", detail["ctx"]) if detail["type"] == IN_FULL else detail["type"]
+            kind: Any = _complete(detail["msg"]) if detail["type"] == IN_FULL else detail["type"]
             place = (name, *detail["loc"])
             wrong.append(InitErrorDetails(type=kind, loc=place, input=detail["input"], ctx=detail.get("ctx", {})))

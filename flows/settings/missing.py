@@ -1,4 +1,4 @@
-"""Lists what a pipeline needs that is not on this machine, and where to get it."""
+"""List the datasets and models that a pipeline needs and this machine lacks, with their sources."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from changepair.tasks.encoders.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MOD
 from changepair.tasks.inpainting.settings import NONE, OWN
 
 STEPS_A_SECOND = 3.8
-"""Of the inpainting model's training as it is by default, on two cores."""
-FETCHED = "fetches from the hub when they are first used, unless HF_HUB_OFFLINE is set"
+"""Training speed of the inpainting model with its default settings on two cores, in steps per second."""
+FETCHED = "downloads on first use, unless HF_HUB_OFFLINE is set"
 
 
 def missing_resources(pipeline: Pipeline, datasets: Datasets) -> list[str]:
-    """Gives one line for each thing that is missing."""
+    """Return one line for each missing dataset or model."""
     return [*_datasets(pipeline, datasets), *_models(pipeline), *_encoders(pipeline), *_inpainter(pipeline)]
 
 
 def costs(pipeline: Pipeline) -> list[str]:
-    """Gives one line for each thing that takes time and could be had without."""
+    """Return one line for each slow step that the user can skip."""
     own = pipeline.inpainter
     if own.model != OWN:
         return []
-    needed = "" if pipeline.synthesis.repaints else ", though no kind of change of its synthesis repaints (model: none)"
+    hint = "set model: packaged to skip training"
+    if not pipeline.synthesis.repaints:
+        hint = "set model: none, because no change kind in synthesis.kinds repaints"
     minutes = own.steps / STEPS_A_SECOND / 60
-    return [
-        f"inpainter: a model of its own is trained, {own.steps} steps, about {minutes:.0f} minutes on two cores without a GPU{needed}; "
-        "model: packaged needs no training"
-    ]
+    return [f"inpainter: trains a model for {own.steps} steps, about {minutes:.0f} minutes on two cores without a GPU; {hint}"]
 
 
 def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
@@ -44,12 +43,14 @@ def _datasets(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
                 from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
 
                 home = LAYOUTS[datasets.folders[name].layout].home
-                yield f"dataset {name}: {missing}" + (f"; {home} has it" if home.startswith("http") else "")
+                yield f"dataset {name}: {missing}" + (f"; download it from {home}" if home.startswith("http") else "")
         elif name not in datasets.here:
             from changepair.tasks.ingestion.readers.catalogue import LAYOUTS  # costs half a second
 
             layout = datasets.elsewhere[name].layout
-            yield f"dataset {name}: {LAYOUTS[layout].home}; then {name}: {{path: …, layout: {layout}}} under datasets.folders"
+            home = LAYOUTS[layout].home
+            source = f"download it from {home}, then " if home else ""
+            yield f"dataset {name}: {source}add {name}: {{path: …, layout: {layout}}} to datasets.folders"
 
 
 def _models(pipeline: Pipeline) -> Iterator[str]:
@@ -57,18 +58,20 @@ def _models(pipeline: Pipeline) -> Iterator[str]:
         kind = kind_of(pipeline.detectors[name])
         model, published = pipeline.detectors[name].model, DETECTORS[kind].published
         if model not in (None, PACKAGED) and (missing := _missing(model)):
-            how = f"{published.home}; then changepair import {kind} <checkpoint> --out {model}" if published else missing
-            yield f"model {model}: {how}"
+            source = (
+                f"download it from {published.home}, then run `changepair import {kind} <checkpoint> --out {model}`" if published else ""
+            )
+            yield f"model {model}: {source or missing}"
 
 
 def _missing(named: str) -> str:
-    """Says what keeps a folder, a file or a URL from being read; "" if nothing does."""
+    """Explain why a folder, a file or a URL cannot be read; "" if it can."""
     try:
         return "" if place_of(named).exists() else f"no folder {named}"
     except BadInput as error:
         return str(error)
-    except Exception as error:  # each store has errors of its own
-        return f"{named}: its store does not answer ({' '.join(str(error).split())})"
+    except Exception as error:  # each store raises its own types
+        return f"{named}: the store does not answer ({' '.join(str(error).split())})"
 
 
 def _encoders(pipeline: Pipeline) -> Iterator[str]:
@@ -80,17 +83,17 @@ def _encoders(pipeline: Pipeline) -> Iterator[str]:
         if encoder.library == "smp" or encoder.weights.endswith(FILES_OF_WEIGHTS):
             yield f"weights of {encoder.name}: no file {encoder.weights}"
         elif not _on_this_machine(encoder):
-            which = "its own weights" if encoder.weights == HUB else encoder.weights
-            yield f"weights of {encoder.name}: {which}, which {encoder.library} {FETCHED}"
+            which = "" if encoder.weights == HUB else f" {encoder.weights}"
+            yield f"weights{which} of {encoder.name}: {encoder.library} {FETCHED}"
 
 
 def _on_this_machine(encoder: EncoderSettings) -> bool:
-    """Tells whether the hub's cache has an encoder's weights."""
+    """Return whether the hub's cache has an encoder's weights."""
     cached = _cached()
     if encoder.library == "timm":
         return any(name == f"timm/{encoder.name}" or name.startswith(f"timm/{encoder.name}.") for name in cached)
     if not cached:
-        return False  # and open_clip, which takes seconds to load, need not be asked
+        return False  # without loading open_clip, which takes seconds
     import open_clip
 
     about = open_clip.get_pretrained_cfg(encoder.name, encoder.weights)
@@ -100,11 +103,11 @@ def _on_this_machine(encoder: EncoderSettings) -> bool:
 def _inpainter(pipeline: Pipeline) -> Iterator[str]:
     model = pipeline.inpainter.model
     if model not in (OWN, NONE, PACKAGED) and not Path(model).is_dir() and model not in _cached():
-        yield f"inpainting model {model}, which diffusers {FETCHED}"
+        yield f"inpainting model {model}: diffusers {FETCHED}"
 
 
 def _cached() -> set[str]:
-    """Lists the repositories in the hub's cache."""
+    """List the repositories in the hub's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

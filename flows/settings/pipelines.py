@@ -1,4 +1,4 @@
-"""Defines the whole of pipelines.yaml as pydantic models, and checks what must hold between its parts."""
+"""Define the content of pipelines.yaml as pydantic models, and check that its parts agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.synthesis.settings import SynthesisSettings
 from changepair.tasks.training.settings import TrainingSettings
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]  # a file's name has room for 255 characters
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]  # file names, which contain it, are limited to 255 characters
 Runner = Literal["threads", "processes", "dask"]
 PackagedName = Literal[
     "sample-photos", "vision-toolbox", "texture-defects", "development-textures", "development-letters", "digits", "elpv"
@@ -38,23 +38,23 @@ NO_PAIRS: dict[str, dict[str, Any]] = {"inpainter": {"model": NONE}, "synthesis"
 
 
 class Elsewhere(Strict):
-    """A dataset to be had elsewhere."""
+    """A dataset that is not on this machine yet."""
 
     layout: LayoutName
-    """What it is; `changepair datasets` says where to get it."""
+    """Layout of the dataset. `changepair datasets` lists the layouts and where to download each dataset."""
 
 
 class Datasets(Strict):
-    """The datasets that are here. Each is ingested once, whichever pipelines use it."""
+    """The datasets that pipelines can use. Each dataset is ingested once, however many pipelines use it."""
 
     packaged: Annotated[list[PackagedName], Unique()] = Field(default_factory=list)
-    """Those inside installed packages that are used."""
+    """Datasets inside installed packages. They need no download."""
     folders: dict[Name, FolderSettings] = Field(default_factory=dict)
-    """Your own, by the name that pipelines use."""
+    """Your own datasets, each under the name that pipelines use."""
     objects: dict[str, ObjectsSettings] = Field(default_factory=dict)
-    """Masks of the objects in a dataset's photographs, by the dataset's name."""
+    """Object masks for the photographs of a dataset, under the dataset's name."""
     elsewhere: dict[Name, Elsewhere] = Field(default_factory=dict)
-    """Datasets that pipelines name but that are not on this machine. Move one to folders once it is."""
+    """Datasets that pipelines name but that are not on this machine. Move an entry to `folders` after you download the dataset."""
 
     @property
     def here(self) -> list[str]:
@@ -66,91 +66,92 @@ class Datasets(Strict):
 
 
 def cores() -> int:
-    """Counts the machine's cores."""
+    """Count the machine's cores."""
     return os.cpu_count() or 1
 
 
 class Execution(Strict):
-    """How work is spread over cores and machines, which does not change results; and which packages it may use."""
+    """Distribution of work over cores and machines, and the packages that stages may use. Distribution never changes results."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
-    """Processes or threads that share a stage's work."""
+    """Number of parallel processes or threads in a stage. Results do not depend on it."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Processes that share each step of a training; auto for one a GPU."""
+    """Number of processes that train one detector together. `auto` starts one process per GPU."""
     runner: Runner = "processes"
-    """Where the shards of pairs are made: threads or processes of this machine, or the workers of a Dask cluster, which read datasets and
-    score pictures too."""
+    """Place where shards of pairs are made: `threads` or `processes` on this machine, or a `dask` cluster. A Dask cluster also reads
+    datasets and scores pictures."""
     address: str | None = None
-    """Of the Dask scheduler, such as tcp://10.0.0.5:8786; without one, a cluster of this machine's own."""
+    """Address of the Dask scheduler, such as tcp://10.0.0.5:8786. Null starts a local cluster for each run."""
     gpu: str | None = None
-    """What the cluster's workers call the resource that a GPU is, as in `dask worker --resources GPU=1`: pairs are made and pictures scored
-    by those that have it; null for by all."""
+    """Name of the GPU resource on the cluster's workers, as in `dask worker --resources GPU=1`. Only workers with this resource then make
+    pairs and score pictures. Null uses all workers."""
 
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
-    """What trainings and metrics are logged to beside their own files: TensorBoard's files in data/runs/<pipeline>/tensorboard, or the
-    MLflow server of MLFLOW_TRACKING_URI. changepair[trackers] brings the first; mlflow is installed by itself."""
+    """Experiment trackers that log trainings and metrics, in addition to the project's own files. `tensorboard` writes to
+    data/runs/<pipeline>/tensorboard and needs the extra `trackers`. `mlflow` logs to the server of MLFLOW_TRACKING_URI; install the
+    package mlflow yourself."""
     packages: Literal["locked", "installed"] = "locked"
-    """What happens if an installed package differs from requirements.lock: `locked` refuses to run; `installed` runs, records the installed
-    version, and runs the stages again that use the package."""
+    """Reaction to an installed package that differs from requirements.lock. `locked` refuses to run, so results stay reproducible.
+    `installed` runs, records the installed version, and reruns the stages that use the package."""
 
     @model_validator(mode="after")
     def _of_a_cluster(self) -> Execution:
         if self.gpu is not None and (self.runner != "dask" or self.address is None):
-            raise ValueError("gpu: runner: dask and the address of a cluster beside it, whose workers have one")
+            raise ValueError("gpu: must be null, unless runner is dask and address names a cluster")
         return self
 
 
 class OwnRuns(Strict):
-    """The part of `runs` that a pipeline may say for itself."""
+    """Settings of `runs` that one pipeline overrides."""
 
     revision: Revision | None = None
-    """The branch, tag or commit that its runs work at."""
+    """Branch, tag or commit that this pipeline's scheduled runs check out. Null uses `runs.revision`."""
     overlap: Overlap | None = None
-    """What a second run does while one is at work."""
+    """Reaction to a run that is due while another one is running: `wait` or `skip`. Null uses `runs.overlap`."""
     tags: tuple[Tag, ...] = ()
-    """Beside those of all."""
+    """Tags in the Prefect UI, in addition to `runs.tags`."""
 
 
 class Pipeline(Strict):
-    """One named pipeline: train on pairs made of `sources`, or on `auxiliary`, and be measured on `targets`.
+    """One named pipeline: it trains detectors on pairs made from `sources`, or on `auxiliary`, and evaluates them on `targets`.
 
-    Only `targets` is required: `mine: {targets: [my-parts]}` measures the packaged detectors, and trains nothing.
+    Only `targets` is required. `mine: {targets: [my-parts]}` evaluates two packaged detectors and trains nothing.
     """
 
     schedule: ScheduleSettings | None = None
-    """When to retrain: a cron line, or {cron or interval, timezone}; null for by hand."""
+    """Schedule of retraining: a cron line, or {cron or interval, timezone}. Null retrains only on request."""
     runs: OwnRuns = OwnRuns()
-    """Where this pipeline's scheduled runs differ from the others'."""
+    """Overrides of `runs` for this pipeline."""
     sources: Annotated[list[str], Unique()] = Field(default_factory=list)
-    """Photographs that pairs are made of. Without any, synthesis.pairs defaults to 0, and inpainter.model to none."""
+    """Datasets of photographs to make pairs from. If empty, synthesis.pairs defaults to 0 and inpainter.model to `none`."""
     textures: Annotated[list[str], Unique()] = Field(default_factory=list)
-    """Datasets that DRAEM's textures are cut from; [] for the sources."""
+    """Datasets to cut textures from, for DRAEM's texture anomalies. If empty, the sources are used."""
     auxiliary: Annotated[list[str], Unique()] = Field(default_factory=list)
-    """Datasets with labelled anomalies to train on."""
+    """Datasets with labelled anomalies to train on, as InCTRL does."""
     targets: Annotated[list[str], NonEmpty()]
-    """What detectors are measured on; a picture that is also trained on is refused."""
+    """Datasets to evaluate detectors on. A picture that is also used in training is refused."""
     inpainter: InpainterSettings = InpainterSettings()
-    """The model that repaints regions."""
+    """Inpainting model that repaints regions of photographs."""
     synthesis: SynthesisSettings = SynthesisSettings()
-    """How change pairs are made."""
+    """Synthesis of change pairs: how many, which kinds, and at which resolution."""
     sampling: SamplingSettings = SamplingSettings()
-    """Which pictures prompt which queries."""
+    """Sampling of episodes: the prompts for each query, the shots and the seeds."""
     detectors: Detectors = Field(default_factory=lambda: parse_detectors(READY))
-    """The detectors to measure, by name; by default two that need no training. `kind` says what a detector is, and defaults to its name:
-    with `patch-128: {kind: patch-residual, resolution: 128}` next to `patch-residual: {}`, two settings of one kind are compared."""
+    """Detectors to evaluate, by name. The default is two detectors that need no training. `kind` selects the detector and defaults to the
+    name. With `patch-128: {kind: patch-residual, resolution: 128}` next to `patch-residual: {}`, you compare two settings of one kind."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """How each detector is trained, by its name; by default as in its paper."""
+    """Training settings of each detector, by its name. The defaults follow the detector's paper."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """How they are measured."""
+    """Evaluation of the detectors: resolution, metrics and confidence intervals."""
     promotion: PromotionSettings = PromotionSettings()
-    """When a retrained model takes the place of the one in use."""
+    """Conditions under which a retrained model replaces the current model."""
     watch: Watch | None = None
-    """A folder whose new pictures `changepair watch` scores with the model in use; null for none."""
+    """Folder whose new pictures `changepair watch` scores with the current model. Null watches no folder."""
 
     @model_validator(mode="before")
     @classmethod
     def _with_current_names(cls, value: Any) -> Any:
-        """Read settings by the names that they had in earlier versions; say so once. Raises ValueError if one has both names."""
+        """Accept the setting names of earlier versions, with one warning each. Raises ValueError if a section has both names."""
         sections = value if isinstance(value, dict) else {}
         promotion, detectors = (found if isinstance(found := sections.get(key), dict) else {} for key in ("promotion", "detectors"))
         if "figure" in promotion:
@@ -167,7 +168,7 @@ class Pipeline(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_sources(cls, value: Any) -> Any:
-        """Make no pairs where there are no photographs to make them of, unless the file says so."""
+        """Default to no pairs if the pipeline has no sources."""
         if not isinstance(value, dict) or value.get("sources"):
             return value
         return {**value, **{key: {**section, **(value.get(key) or {})} for key, section in NO_PAIRS.items() if _is_section(value.get(key))}}
@@ -183,11 +184,11 @@ class Pipeline(Strict):
 
     @property
     def names(self) -> list[str]:
-        """Lists the names of every dataset that it uses."""
+        """List the names of all datasets that the pipeline uses."""
         return list(dict.fromkeys(name for names in self.datasets.values() for name in names))
 
     def training_of(self, detector: str) -> TrainingSettings:
-        """Gives the training settings of a detector: those that `training` has, else its paper's."""
+        """Return the training settings of a detector: the section in `training`, else the defaults of its kind."""
         training = DETECTORS[kind_of(self.detectors[detector])].training
         assert training is not None
         chosen: TrainingSettings = self.training.get(detector) or training.settings()
@@ -195,12 +196,12 @@ class Pipeline(Strict):
 
     @property
     def trained(self) -> list[str]:
-        """Lists the detectors that have a model folder, which the train stage writes."""
+        """List the detectors with a model folder, which the train stage writes."""
         return [name for name, one in self.detectors.items() if DETECTORS[kind_of(one)].training is not None]
 
     @property
     def trained_on(self) -> dict[str, str]:
-        """Gives for each detector that is trained here what it is trained on, `pairs` or `auxiliary`."""
+        """Map each detector that this pipeline trains to its training data, `pairs` or `auxiliary`."""
         return {name: self.training_of(name).learns_from for name in self.trained if self.detectors[name].model is None}
 
 
@@ -210,25 +211,25 @@ def _is_section(value: Any) -> bool:
 
 class Pipelines(Strict):
     enabled: Annotated[list[str], Unique()]
-    """Which pipelines `dvc repro` makes and which are deployed."""
+    """Pipelines that `changepair retrain` and `dvc repro` run and `changepair deploy` deploys."""
     datasets: Datasets
-    """The datasets that are here."""
+    """Datasets that pipelines can use."""
     execution: Execution = Execution()
-    """How work is spread."""
+    """Distribution of work over cores and machines."""
     runs: Runs = Runs()
-    """How scheduled runs work."""
+    """Settings of scheduled runs."""
     pipelines: dict[Name, Pipeline]
-    """What can be made, by name."""
+    """Pipelines, by name."""
 
     def runs_of(self, name: str) -> Runs:
-        """Gives the settings of the scheduled runs of one pipeline."""
+        """Return the settings of one pipeline's scheduled runs."""
         own = self.pipelines[name].runs
         chosen = {key: value for key, value in (("revision", own.revision), ("overlap", own.overlap)) if value is not None}
         return self.runs.model_copy(update={**chosen, "tags": (*self.runs.tags, *own.tags)})
 
 
 def read_pipelines(file: Path = FILE) -> Pipelines:
-    """Reads pipelines.yaml, checked as a whole. Raises BadInput with the path of the wrong key and the nearest valid name."""
+    """Read and check the whole of pipelines.yaml. Raises BadInput with the path of the wrong key and the nearest valid name."""
     read = parse(Pipelines, read_yaml(file), file=file)
     wrong = next(mistakes(read), None)
     if wrong is not None:
@@ -237,23 +238,24 @@ def read_pipelines(file: Path = FILE) -> Pipelines:
 
 
 def enabled_pipeline(name: str, file: Path = FILE) -> Pipeline:
-    """Reads one pipeline that may be run. Raises BadInput if it does not exist, is not enabled, or names what is not on this machine."""
+    """Read the settings of an enabled pipeline. Raises BadInput if it does not exist, is not enabled, or uses a dataset that is not on this
+    machine."""
     pipeline_named(name, file)
     read = read_pipelines(file)
     if name not in read.enabled:
-        raise BadInput(f"{file}: enabled: pipeline {name!r} is not among them; add it there to run it")
+        raise BadInput(f"{file}: enabled: pipeline {name!r} is not enabled; add it to this list to run it")
     for names in read.pipelines[name].datasets.values():
         for dataset in names:
             if dataset not in read.datasets.here:
                 raise BadInput(
-                    f"{file}: datasets.folders: {dataset} is not there, which pipeline {name} uses; get it (`changepair pipelines` "
-                    f"says where) and give it as {dataset}: {{path: …, layout: {read.datasets.elsewhere[dataset].layout}}}"
+                    f"{file}: datasets.folders: dataset {dataset} of pipeline {name} is missing; download it (`changepair pipelines` "
+                    f"lists the source) and add {dataset}: {{path: …, layout: {read.datasets.elsewhere[dataset].layout}}}"
                 )
     return read.pipelines[name]
 
 
 def pipeline_named(name: str, file: Path = FILE) -> Pipeline:
-    """Reads a pipeline's settings, with all of the file checked. Raises BadInput."""
+    """Read a pipeline's settings and check the whole file. Raises BadInput."""
     read = read_pipelines(file)
     if name not in read.pipelines:
         raise BadInput(f"{file}: pipelines: no pipeline {name!r}{nearest(name, read.pipelines)}")
@@ -261,21 +263,20 @@ def pipeline_named(name: str, file: Path = FILE) -> Pipeline:
 
 
 def detector_of(pipeline: Pipeline, name: str, detector: str) -> Any:
-    """Gives the settings of one of a pipeline's detectors. Raises BadInput if it has none of that name. name: the pipeline's, for the
-    error."""
+    """Return the settings of a pipeline's detector. Raises BadInput if there is no such detector. `name` is the pipeline's name."""
     if detector not in pipeline.detectors:
         raise BadInput(f"{FILE}: pipelines.{name}.detectors: no detector {detector!r}{nearest(detector, pipeline.detectors)}")
     return pipeline.detectors[detector]
 
 
 def mistakes(read: Pipelines) -> Iterator[str]:
-    """Yields what does not hold between the parts of pipelines.yaml, each as the key's path and what is wrong with it."""
+    """Yield contradictions between the parts of pipelines.yaml, each as the path of a key and the error."""
     for index, name in enumerate(read.enabled):
         if name not in read.pipelines:
             yield f"enabled[{index}]: no pipeline {name!r}{nearest(name, read.pipelines)}"
     for name, folder in read.datasets.folders.items():
         if name in get_args(PackagedName):
-            yield f"datasets.folders.{name}: a dataset that comes in a package is called so; give yours another name"
+            yield f"datasets.folders.{name}: a packaged dataset has this name; choose another name for yours"
         wrong = _no_place(folder.path)
         if wrong:
             yield f"datasets.folders.{name}.path: {wrong}"
@@ -290,23 +291,22 @@ def mistakes(read: Pipelines) -> Iterator[str]:
 
 
 def _no_place(named: str) -> str:
-    """Says why a file or folder of the user's cannot be where it is said to be; "" if it can. DVC would end at each of these in a
-    traceback, or in a circle."""
+    """Explain why a dataset cannot be at a path; "" if it can. DVC would end with a traceback or a cyclic graph at each of these paths."""
     try:
         place = place_of(named)
-    except (BadInput, RuntimeError) as error:  # ~ of a user that there is not
+    except (BadInput, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         return str(error)
     if is_remote(place):
         return ""
     path, project = Path(os.path.realpath(place)), Path.cwd()
     if any((project / folder).is_relative_to(path) for folder in WRITTEN):
-        return f"{named} is or holds this project; put the dataset in a folder of its own, and name that"
+        return f"{named} contains this project; move the dataset to a separate folder and set its path here"
     inside = next((folder for folder in WRITTEN if path.is_relative_to(project / folder)), None)
-    return "" if inside is None else f"{named} lies in {inside}, which stages write to and delete; put the dataset elsewhere"
+    return "" if inside is None else f"{named} is in {inside}, where stages write and delete files; move the dataset elsewhere"
 
 
 def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
-    """Yields what does not hold between a pipeline's parts."""
+    """Yield contradictions between the parts of a pipeline."""
     for key, names in pipeline.datasets.items():
         for index, name in enumerate(names):
             if name not in datasets.names:
@@ -326,24 +326,24 @@ def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
             yield f"promotion.detectors[{index}]: no detector {name!r} under detectors{nearest(name, pipeline.detectors)}"
     for detector, examples in pipeline.trained_on.items():
         if examples == "auxiliary" and not pipeline.auxiliary:
-            yield f"auxiliary: {detector} is trained on it; name a dataset with anomalies, or say training.{detector}.examples: pairs"
+            yield f"auxiliary: must not be empty: {detector} trains on it; add a dataset, or set training.{detector}.examples: pairs"
         if examples == "pairs" and not pipeline.synthesis.pairs:
-            yield f"synthesis.pairs: {detector} is trained on them, so more than 0; or give it a model that is trained already"
+            yield f"synthesis.pairs: must be at least 1: {detector} trains on pairs; or set detectors.{detector}.model to a trained model"
     if not pipeline.synthesis.pairs:
         return
-    learnt = int(pipeline.synthesis.pairs * (1 - pipeline.synthesis.held_out))
+    available = int(pipeline.synthesis.pairs * (1 - pipeline.synthesis.held_out))
     for detector, examples in pipeline.trained_on.items():
         size = pipeline.training_of(detector).batch_size
-        if examples == "pairs" and learnt < size:
+        if examples == "pairs" and available < size:
             yield (
-                f"training.{detector}.batch_size: {learnt} pairs to learn from ({pipeline.synthesis.pairs} less those held out) fill no "
-                f"batch of {size}; lower it, or raise synthesis.pairs"
+                f"training.{detector}.batch_size: must be at most {available}, the number of training pairs (synthesis.pairs minus the "
+                f"held-out pairs), not {size}; lower it, or raise synthesis.pairs"
             )
     if not pipeline.sources:
-        yield "sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"
+        yield "sources: must not be empty: pairs are made from photographs; add a dataset, or set synthesis.pairs: 0"
     if pipeline.synthesis.repaints and pipeline.inpainter.model == "none":
         yield (
-            f"inpainter.model: synthesis.kinds needs an inpainting model ({', '.join(pipeline.synthesis.repaints)}), not 'none'; "
-            "say 'own', a hub id or a folder"
+            f"inpainter.model: must not be 'none': {', '.join(pipeline.synthesis.repaints)} in synthesis.kinds need an inpainting model; "
+            "set 'packaged', 'own', a hub id or a folder"
         )
     return

@@ -1,4 +1,4 @@
-"""Reads a part of pipelines.yaml into the types that say what it may hold, or says in one line what is wrong, and at which key."""
+"""Parse pipelines.yaml into typed settings. An error is one line with the path of the key."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from changepair.tasks.common.texts import read_text
 
 FILE = Path("pipelines.yaml")
 MERGE = "<<<<<<< "
-"""Of the marks that Git leaves in a file where a merge is to be gone through."""
-MOST_VALUES = 100_000  # of a file; aliases of aliases come to billions
+"""Start of the conflict markers that Git writes into a file."""
+MOST_VALUES = 100_000  # in a file; nested aliases can expand to billions
 LONGEST = 120  # characters of a value in an error
 UNKNOWN_KEYS = ("extra_forbidden", "unexpected_keyword_argument")
 IN_FULL = "in_full"
-"""The type of an error whose message says all but the place."""
+"""Type of an error whose message is complete except for the path."""
 DEEPEST = 100
-"""Levels of lists and sections in one another. Python goes through ten times as many, and not where it is deep in other calls already."""
+"""Nesting levels of lists and sections. It stays far below Python's recursion limit of 1,000."""
 BRACKET = re.compile(r"[\[\]{}]")
 BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
 SettingsT = TypeVar("SettingsT")
@@ -44,52 +44,54 @@ _held: dict[Path, Any] = {}
 
 
 def hold(file: Path = FILE) -> Any:
-    """Reads the file, and has this process read no other content of it from then on, whoever edits it; gives it. Raises BadInput."""
+    """Read the file and return its content. This process keeps that content from then on, even if the file is edited. Raises BadInput."""
     _held[file] = read_again(file)
     return _held[file]
 
 
 def read_yaml(file: Path = FILE) -> Any:
-    """Reads the file by the library that DVC reads it with. Raises BadInput with the line if it is missing or not YAML, and with the key of
-    a number that is none, or too great, or of a text that cannot be shown."""
+    """Read the file with the library that DVC uses. Raises BadInput if the file is missing, is invalid YAML, or has an unusable value. The
+    message has the line or the key."""
     return deepcopy(_held[file]) if file in _held else read_again(file)
 
 
 def read_again(file: Path = FILE) -> Any:
-    """Reads the file as it is now, whatever is held. Raises BadInput as `read_yaml`."""
+    """Read the file from disk, even if `hold` keeps its content. Raises BadInput like `read_yaml`."""
     if not file.exists():
-        raise BadInput(f"{file}: not there; run this from the project's root")
+        raise BadInput(f"{file}: not found; run the command from the project's root")
     content = load_yaml(file)
     check_values(content, file)
     return content
 
 
 def load_yaml(file: Path) -> Any:
-    """Reads YAML by the library that DVC reads it with. Raises BadInput with the line if it is not there or not YAML."""
+    """Read a YAML file with the library that DVC uses. Raises BadInput, with the line, if it is missing or invalid."""
     return parse_yaml(read_text(file), file)
 
 
 def parse_yaml(text: str, file: Path | str) -> Any:
-    """Reads YAML. file: where it is, or words for where it came from. Raises BadInput with the line."""
-    if not _is_shallow(text):  # the library would take the process down with it
-        raise BadInput(f"{file}: more than {DEEPEST:,} levels of lists and sections")
+    """Parse YAML. `file` is its path or a description of its origin, for messages. Raises BadInput with the line."""
+    if not _is_shallow(text):  # the library would crash the process
+        raise BadInput(f"{file}: more than {DEEPEST:,} nested levels of lists and sections")
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" in line {min(mark.line, text.count(chr(10))) + 1}" if mark else ""  # the end is a line more for the library
+        place = f" in line {min(mark.line, text.count(chr(10))) + 1}" if mark else ""  # the library counts the end as a line
         what = getattr(error, "problem", None) or " ".join(str(error).split())
         if MERGE in text:
-            how = f"(`git checkout --ours {file}`, or --theirs)" if isinstance(file, Path) else "and commit that"
-            what = f"{what}; it has Git's marks of a merge, so choose one side {how}"
-        raise BadInput(f"{file}: not YAML{place}: {what}") from error
-    except Exception as error:  # the library's own, of a number of thousands of digits or a date that is none
-        raise BadInput(f"{file}: not YAML ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
+            how = f"(`git checkout --ours {file}`, or --theirs)" if isinstance(file, Path) else "and commit it"
+            what = f"{what}; the file has merge conflict markers, so choose one side {how}"
+        raise BadInput(f"{file}: invalid YAML{place}: {what}") from error
+    except Exception as error:  # the library raises others for a number of thousands of digits or an invalid date
+        raise BadInput(f"{file}: invalid YAML ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
 
 
 def _is_shallow(text: str) -> bool:
-    """Tells whether YAML has at most DEEPEST levels, without reading it: by the brackets that are open at once, be they in words, and by
-    how far a line is indented, dashes and question marks included, each of which may open one."""
+    """Return whether YAML has at most DEEPEST levels, without parsing it.
+
+    Each open bracket, even in text, may open a level; so may each character of indentation, dash and question mark.
+    """
     open_now = deepest = 0
     for bracket in BRACKET.findall(text):
         open_now = open_now + 1 if bracket in "[{" else max(0, open_now - 1)
@@ -98,7 +100,7 @@ def _is_shallow(text: str) -> bool:
 
 
 def check_values(content: Any, file: Path = FILE) -> None:
-    """Raises BadInput, with the key, for what no setting may be, whichever it is."""
+    """Check every value for what no setting allows. Raises BadInput with the key."""
     for count, (keys, value) in enumerate(_leaves(content, (), set())):
         wrong = _unusable(value) if count < MOST_VALUES else f"the file has more than {MOST_VALUES:,} values"
         if wrong:
@@ -106,7 +108,7 @@ def check_values(content: Any, file: Path = FILE) -> None:
 
 
 def _leaves(value: Any, at: Keys, above: set[int]) -> Iterator[tuple[Keys, Any]]:
-    """Yields keys and values of a tree; an alias that leads into itself is a leaf, and so is what is DEEPEST levels down."""
+    """Yield the keys and values of a tree. An alias that contains itself, or a value DEEPEST levels down, counts as a leaf."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inner is None or id(value) in above or len(at) >= DEEPEST:
         yield at, value
@@ -118,46 +120,46 @@ def _leaves(value: Any, at: Keys, above: set[int]) -> Iterator[tuple[Keys, Any]]
 
 
 def _unusable(value: Any) -> str:
-    """Says what no setting may be, whichever it is; "" if nothing."""
+    """Explain why a value is invalid for any setting; "" if it is usable."""
     if isinstance(value, (dict, list)):
-        return f"an alias that leads into itself, or more than {DEEPEST} levels of lists and sections"
+        return f"an alias contains itself, or there are more than {DEEPEST} nested levels of lists and sections"
     if isinstance(value, float) and not math.isfinite(value):
         return f"expected a number, not {value}"
     if isinstance(value, int) and abs(value) > MOST:
         return f"expected a number up to {MOST:,}" + (f", not {value}" if abs(value) < 10**20 else "")
     if isinstance(value, str) and not all(letter.isprintable() or letter in "\n\t" for letter in value):
-        return f"expected text that can be shown, not {value[:80]!r}"
+        return f"expected printable text, not {value[:80]!r}"
     if isinstance(value, str) and holds_password(value):
         return PASSWORD_IN_URL
-    return "" if value is None or isinstance(value, (bool, float, int, str)) else f"expected no {type(value).__name__}"
+    return "" if value is None or isinstance(value, (bool, float, int, str)) else f"a {type(value).__name__} is not supported"
 
 
 def parse(kind: type[SettingsT], value: Any, at: Keys = (), file: Path = FILE) -> SettingsT:
-    """Reads `value` as `kind`. Raises BadInput with the path of the first wrong key, what was expected, and the nearest valid name."""
+    """Parse `value` as `kind`. Raises BadInput with the path of the first wrong key, what was expected, and the nearest valid name."""
     try:
         return TypeAdapter(kind).validate_python({} if value is None and _has_fields(kind) else value)
     except ValidationError as error:
-        # A misspelt key often causes another error (a missing one); the misspelling is the one to tell.
+        # A misspelt key often causes a second error, for the missing key. The misspelling is the one to report.
         first = min(error.errors(), key=lambda detail: detail["type"] not in (*UNKNOWN_KEYS, IN_FULL))
-        raise BadInput(f"{file}: {_told(first, kind, at)}") from error
+        raise BadInput(f"{file}: {_message(first, kind, at)}") from error
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """Gives `; did you mean 'x'?`, or the valid names if none is near, or nothing if there is none at all."""
+    """Return `; did you mean 'x'?`, or the valid names if no name is near, or "" without valid names."""
     names = [str(item) for item in valid]
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(repr(item) for item in names)}" if names else ""
+    return f"; choose from {', '.join(repr(item) for item in names)}" if names else ""
 
 
 def dotted(keys: Keys) -> str:
-    """Gives the path of a key on one line."""
+    """Format the path of a key on one line."""
     names = (key if isinstance(key, int) or key.isprintable() else repr(key)[1:-1] for key in keys)
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).lstrip(".")
 
 
-def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:
+def _message(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     place = tuple(key for key in detail["loc"] if key != "[key]")
     path = dotted((*at, *place))
     if detail["type"] == IN_FULL:
@@ -165,7 +167,7 @@ def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     if detail["type"] in UNKNOWN_KEYS:
         return f"{path}: unknown key{nearest(str(place[-1]), names_at(kind, place[:-1]))}"
     if detail["type"] in ("missing", "missing_argument"):
-        return f"{path}: missing"
+        return f"{path}: missing; this setting is required"
     if detail["type"] == "literal_error":
         expected, given = str(detail["ctx"]["expected"]), detail["input"]
         choices = [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
@@ -174,7 +176,8 @@ def _told(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
         inner, _, rest = expected.partition(": ")
-        return f"{path}.{inner}: expected {rest}" if rest and inner.isidentifier() else f"{path}: expected {expected}"
+        path, wanted = (f"{path}.{inner}", rest) if rest and inner.isidentifier() else (path, expected)
+        return f"{path}: {wanted}" if wanted.startswith("must ") else f"{path}: expected {wanted}"
     return f"{path}: expected {expected}, not {_shown(detail['input'])}"
 
 
@@ -211,17 +214,17 @@ def _fields(kind: Any) -> dict[Any, Any]:
 
 
 def as_json(settings: Any) -> Any:
-    """Return settings as JSON has them, with their defaults."""
+    """Return settings as JSON values, with their defaults."""
     return TypeAdapter(Any).dump_python(settings, mode="json")
 
 
 def renamed_setting(place: str, section: Mapping[str, Any], old: str, new: str) -> None:
-    """Say on stderr, once a process, that a setting has another name now. Raises ValueError if the section has both."""
+    """Warn on stderr, once per process, that a setting was renamed. Raises ValueError if the section has both names."""
     if new in section:
-        raise ValueError(f"{place}.{old}: is called {new} now, which is given too; leave one out")
+        raise ValueError(f"{place}.{old}: must not be set together with {new}, its new name; remove {old}")
     _say_renamed(f"{place}.{old}", new)
 
 
 @cache
 def _say_renamed(old: str, new: str) -> None:
-    print(f"changepair: {FILE}: pipelines.<name>.{old} is now called {new}; the old name will not be read in 0.2", file=sys.stderr)
+    print(f"changepair: {FILE}: pipelines.<name>.{old} was renamed to {new}; version 0.2 will not read the old name", file=sys.stderr)

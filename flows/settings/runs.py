@@ -1,4 +1,4 @@
-"""Defines the settings of scheduled runs: when a pipeline is retrained, and how."""
+"""Define the settings of scheduled runs: when a pipeline is retrained, and how."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _cron(line: str) -> str:
 def _interval(setting: Any) -> timedelta:
     match = re.fullmatch(r"([1-9]\d*) (minute|hour|day|week)s?", str(setting))
     if match is None:
-        raise ValueError(f'a time such as "6 hours" ({", ".join(UNITS)}), not {setting!r}')
+        raise ValueError(f'a duration such as "6 hours" ({", ".join(UNITS)}), not {setting!r}')
     if len(match[1]) > 6 or timedelta(**{f"{match[2]}s": int(match[1])}) > LONGEST:
-        raise ValueError(f"a time of {LONGEST.days:,} days at most, not {setting!r}")
+        raise ValueError(f"a duration of at most {LONGEST.days:,} days, not {setting!r}")
     return timedelta(**{f"{match[2]}s": int(match[1])})
 
 
@@ -49,19 +49,19 @@ def _timezone(name: str) -> str:
 
 
 class Schedule(Strict):
-    """When a pipeline is retrained by itself: `cron` or `interval`."""
+    """Schedule of retraining. Set exactly one of `cron` and `interval`."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    """A cron line, such as "0 3 * * 1": Mondays at three."""
+    """Cron line, such as "0 3 * * 1" for Mondays at 03:00."""
     interval: Annotated[timedelta, BeforeValidator(_interval)] | None = None
-    """A time between two runs, such as "6 hours"."""
+    """Time between two runs, such as "6 hours"; at most 3,650 days."""
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
-    """In which the cron line is meant."""
+    """Time zone of the cron line, such as Europe/Berlin."""
 
     @model_validator(mode="after")
     def _one(self) -> Schedule:
         if (self.cron is None) == (self.interval is None):
-            raise ValueError("either cron or interval")
+            raise ValueError("exactly one of cron and interval")
         return self
 
     def __str__(self) -> str:
@@ -69,53 +69,53 @@ class Schedule(Strict):
 
 
 ScheduleSettings = Annotated[Schedule, BeforeValidator(lambda setting: {"cron": setting} if isinstance(setting, str) else setting)]
-"""A schedule, or a cron line alone."""
+"""A schedule, or only its cron line."""
 
 
 @dataclass(frozen=True)
 class Watch(WatchSettings):
-    """Pictures that appear in a folder are scored, each once, by the pipeline's model in use."""
+    """Watching of a folder: the pipeline's current model scores each new picture once."""
 
     __pydantic_config__ = STRICT
 
     schedule: ScheduleSettings | None = None
-    """When to look: a cron line, or {cron or interval, timezone}; null for by hand. `changepair deploy` makes a deployment of it, and has
-    the pipeline retrained when the line has drifted, or people have said enough."""
+    """Schedule of looking for new pictures: a cron line, or {cron or interval, timezone}. Null looks only on `changepair watch`. With a
+    schedule, `changepair deploy` creates a deployment, and drift or enough new labels start a retraining."""
 
 
 Overlap = Literal["wait", "skip"]
 Results = Literal["branch", "tag", "none"]
 Tag = Annotated[str, Field(pattern=r"^[^\s,]+$")]
-Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]  # of Git, and no option of its commands
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")]  # Git must not read it as an option
 Remote = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
 
 
 def branch_of(pipeline: str) -> str:
-    """Names the branch of a pipeline's results, or the start of their tags' names."""
+    """Return the name of a pipeline's result branch, which is also the prefix of its result tags."""
     return f"changepair/{pipeline}"
 
 
 class Runs(Strict):
-    """The way the runs of deployments work: each in a clean clone, whose results are committed."""
+    """Settings of deployed runs. Each run works in a clean clone and commits its results."""
 
     workspaces: Remote = "~/.changepair"
-    """The folder of the clones, one a pipeline, and of the cache that they share."""
+    """Folder on the worker for the clones, one per pipeline, and for the DVC cache that they share."""
     repository: Remote | None = None
-    """What is cloned; null for the checkout's remote `origin`, or the checkout itself if it has none."""
+    """Git repository to clone. Null uses the remote `origin` of this checkout, or this checkout if it has no remote."""
     revision: Revision = "main"
-    """The branch, tag or commit that a run works at. A pipeline's own `runs` may name another."""
+    """Branch, tag or commit to check out. A pipeline can override it in its own `runs`."""
     results: Results = "branch"
-    """Where a run commits dvc.lock, its metrics and which model is in use: on the branch `changepair/<pipeline>`, under a new tag
-    `changepair/<pipeline>/<number>`, or nowhere."""
+    """Destination of the commit with dvc.lock, the metrics and the current model. `branch` commits to the branch `changepair/<pipeline>`,
+    `tag` creates a tag `changepair/<pipeline>/<number>`, and `none` commits nothing."""
     remote: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    """DVC's remote that artifacts are pulled from and pushed to; null for its default one, if there is one."""
+    """Name of the DVC remote to pull artifacts from and push them to. Null uses DVC's default remote, if the project has one."""
     remote_timeout: Annotated[int, Field(ge=1, le=7 * 86400)] = 3600
-    """Seconds that one pull or push may take."""
+    """Time limit of one pull or push, in seconds; at most 7 days."""
     overlap: Overlap = "wait"
-    """What a second run of the same pipeline does while one is at work."""
+    """Reaction to a run that is due while another run of the same pipeline is running: `wait` for its end, or `skip` the new run."""
     tags: tuple[Tag, ...] = ()
-    """In the Prefect UI."""
+    """Tags of all runs in the Prefect UI."""
     pool: Remote | None = None
-    """The work pool whose workers run them; null for `changepair serve`."""
+    """Prefect work pool whose workers execute the runs. Null leaves them to `changepair serve`."""
     gpus: Annotated[int, Field(ge=1, le=1024)] = 1
-    """How many stages may compute on GPUs at the same time, over all runs that share a server."""
+    """Number of stages that may use a GPU at the same time, over all runs on one Prefect server."""

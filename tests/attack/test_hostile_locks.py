@@ -62,7 +62,7 @@ def planted(place: Workspace, lock: str, *, age: float = 3600) -> Path:
 def test_a_stale_lock_is_removed_and_the_run_ends_as_without_it(place: Workspace, lock: str) -> None:
     file = planted(place, lock)
     git(Path(place.repository), "branch", "new", "main")  # so that a fetch has something to write
-    assert f"{file}: removed, a Git that was killed had left it" in work(place, "second")
+    assert f"{file}: removed the lock of a killed Git process" in work(place, "second")
     assert not file.exists() and git(Path(place.repository), "log", "-1", "--format=%s", "changepair/small") == "second"
 
 
@@ -85,7 +85,7 @@ def test_a_lock_that_a_git_at_work_holds_is_named(place: Workspace) -> None:
     try:
         wait_until(lock.exists, process=process, what="the lock")
         os.utime(lock, (time.time() - 3600,) * 2)
-        with pytest.raises(BadInput, match=rf"^{lock}: is the lock of Git, which is at work there \(process {process.pid}\)"):
+        with pytest.raises(BadInput, match=rf"^{lock}: Git is running there \(process {process.pid}\) and holds this lock"):
             prepare(place, "main", print)
         assert lock.exists()
     finally:

@@ -248,7 +248,5 @@ def test_no_file_is_deleted_by_a_name_that_dvc_would_not_give_it(path: str, md5:
 def test_a_merge_that_nobody_went_through_is_called_one() -> None:
     file = folder_of("small") / HISTORY
     file.write_bytes(b"<<<<<<< HEAD\n" + file.read_bytes())
-    with pytest.raises(
-        BadInput, match=r"history.jsonl: line 1: not as it was written \(Git's marks of a merge are in it\); take the file from"
-    ):
+    with pytest.raises(BadInput, match=r"history.jsonl: line 1: damaged \(merge conflict markers\); restore the file from"):
         history("small")

@@ -50,7 +50,7 @@ def read(content: bytes) -> None:
         stages = planned()
     except BadInput as error:
         assert str(error).startswith("pipelines.yaml"), error
-        assert isinstance(theirs, Exception) or ": not YAML" not in str(error), f"DVC reads it: {error}"
+        assert isinstance(theirs, Exception) or ": invalid YAML" not in str(error), f"DVC reads it: {error}"
         raise
     assert not isinstance(theirs, Exception), f"DVC does not read it: {theirs}"
     text = dvc_yaml(stages)

@@ -356,7 +356,7 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     """The one in use is that of the first run; the candidate, of the edit, has not been at the gate."""
     project = edited_project
     first, in_use = current(project), weights(project, "in-use")
-    assert first["reason"] == "the first model of this pipeline" and in_use != weights(project, "candidate")
+    assert first["reason"] == "first model of this pipeline" and in_use != weights(project, "candidate")
     content = edited(project, promotion={"metric": "pixel_auroc", "tolerance": 0.0, "detectors": ["patch-residual"]})
     write_pipelines(project, content)
     state = state_of_retrain(project, api)
@@ -373,19 +373,20 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     assert current(project) == first and weights(project, "in-use") == in_use
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
-    assert "**parts**: use **" in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
+    assert "**parts**. Recommended: " in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
     assert "`changepair predict --model small --category parts/bricks part.png`" in shown
-    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| I-AUROC \d", shown) and "| this one |" in shown
+    assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| I-AUROC \d", shown) and "| this run |" in shown
 
 
 def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> None:
     project = edited_project
     first, in_use = current(project), weights(project, "in-use")
     refused = run(project, "changepair", "rollback", "small")
-    assert refused.returncode == 2 and "no model before the one in use" in refused.stderr
+    assert refused.returncode == 2 and "no model before the current one" in refused.stderr
     for _time in range(2):  # the second changes nothing, and is not what a rollback goes back to
         by_hand = run(project, "changepair", "promote", "small")
-        assert by_hand.returncode == 0 and re.search(r"in use, by [a-z-]+, [IP]-AUROC", by_hand.stdout), by_hand.stdout + by_hand.stderr
+        said = by_hand.stdout + by_hand.stderr
+        assert by_hand.returncode == 0 and re.search(r"is now current; active detector: [a-z-]+, [IP]-AUROC", said), said
     assert weights(project, "in-use") == weights(project, "candidate") != in_use
     assert current(project)["metrics"] == json.loads((project / "data/evaluation/small/metrics.json").read_text())
     back = run(project, "changepair", "rollback", "small")
@@ -395,7 +396,7 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
     assert [line["action"] for line in history] == ["promoted", "promoted", "promoted", "rolled back"]
     assert history[0]["candidate"] != history[1]["candidate"]
     again = run(project, "changepair", "rollback", "small")
-    assert again.returncode == 2 and "no model before the one in use" in again.stderr
+    assert again.returncode == 2 and "no model before the current one" in again.stderr
     message = run(project, "changepair", "history", "small").stdout
     assert f"model {first['candidate'][:8]} is in use" in message and "by hand" in message
     assert "up to date" in run(project, "dvc", "status", "data/models/small/in-use.dvc").stdout
@@ -427,7 +428,7 @@ def test_everyone_names_the_same_detector(retrained: Path) -> None:
     detector, shots = decision["detector"], decision["uses"][0]["shots"]
     assert f"use <strong>{detector} with {shots} normal picture" in (retrained / "data/evaluation/small/report.html").read_text()
     assert current(retrained)["choice"].startswith(f"{detector}, I-AUROC ")
-    assert f"used by: {detector}, I-AUROC" in run(retrained, "changepair", "status", "small").stdout
+    assert f"active detector: {detector}, I-AUROC" in run(retrained, "changepair", "status", "small").stdout
     command = re.search(
         r"<code>(changepair predict --model small [^<]+)</code>", (retrained / "data/evaluation/small/report.html").read_text()
     )
@@ -459,8 +460,8 @@ def test_the_same_model_takes_a_new_decision_unless_it_was_rolled_back(project: 
     assert result.returncode == 0, result.stderr
     before, changed, after, back = map(json.loads, result.stdout.splitlines())
     assert before[0] == after[0] == back[0] == "In use already" and changed[0] == "Promoted"
-    assert changed[1].startswith("the same model with a new decision; used by ")
-    assert "used as then; `changepair promote small` takes the new prompts and thresholds" in back[1]
+    assert changed[1].startswith("same model with a new recommendation; active detector: ")
+    assert "; `changepair promote small` adopts the new recommendation and thresholds" in back[1]
     assert [before[2], changed[2], after[2], back[2]] == [True, True, True, False]
 
 
@@ -486,7 +487,7 @@ def test_a_person_promotes_where_promotion_is_not_automatic(project: Path) -> No
     models = project / "data/models/small"
     kept = {models / name: (models / name).read_bytes() for name in ("current", "history.jsonl", "in-use.dvc")}
     state, reason, _ = json.loads(run(project, "python", "-c", AGAIN.replace('rollback("small")', "")).stdout.splitlines()[1])
-    assert state == "In use already" and "`changepair promote small` takes the new prompts" in reason
+    assert state == "In use already" and "`changepair promote small` adopts the new recommendation" in reason
     assert {file: file.read_bytes() for file in kept} == kept
     for file in kept:
         file.unlink()
@@ -519,7 +520,7 @@ def test_after_a_new_picture_the_model_in_use_is_measured_again(project: Path, a
     assert state.startswith("Promoted: metauas I-AUROC ")
     assert state.endswith("; ran " + ", ".join(["code", "ingest_parts", "sample_small", *scores, "metrics_small", "report_small"]))
     newest = max((item for item in ask(api, "flow_runs") if item["name"] == "retrain small"), key=lambda item: item["start_time"])
-    assert "measure model in use of small" in {item["name"] for item in ask(api, "task_runs") if item["flow_run_id"] == newest["id"]}
+    assert "evaluate current model of small" in {item["name"] for item in ask(api, "task_runs") if item["flow_run_id"] == newest["id"]}
     assert weights(project, "in-use") == weights(project, "candidate")
 
 

@@ -50,7 +50,7 @@ def test_a_setting_that_is_edited_before_its_stage_starts_refuses_it(project: Pa
 @pytest.mark.parametrize("edit", ["added", "written", "deleted"])
 def test_a_dataset_that_changes_while_it_is_read_ends_the_stage(project: Path, edit: str) -> None:
     picture, new = project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png"
-    with pytest.raises(BadInput, match=r"parts/bricks/.*\.png was changed while ingest parts ran"), unchanged("ingest", "parts"):
+    with pytest.raises(BadInput, match=r"parts/bricks/.*\.png: changed while ingest parts ran"), unchanged("ingest", "parts"):
         if edit == "added":
             shutil.copyfile(picture, new)
         elif edit == "written":

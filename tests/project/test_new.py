@@ -49,7 +49,7 @@ def test_it_starts_from_the_pipelines_of_another_folder(tmp_path: Path) -> None:
         ("full/file", ["full"], "full: is not empty; name a new folder"),
         ("file", ["file"], "file: is not empty; name a new folder"),
         ("full/file", ["new", "--from", "full"], "--from full: has no pipelines.yaml; name a folder that has one"),
-        ("wrong/pipelines.yaml", ["new", "--from", "wrong"], "pipelines.yaml: not YAML"),
+        ("wrong/pipelines.yaml", ["new", "--from", "wrong"], "pipelines.yaml: invalid YAML"),
         (".git/HEAD", ["new"], "is inside the Git repository"),
     ],
 )

@@ -111,7 +111,7 @@ def test_where_the_history_cannot_be_read_nothing_is_put_to_use(tmp_path: Path, 
     write_current("mine", before)
     history = folder_of("mine") / HISTORY
     history.write_text("<<<<<<< HEAD\n" + history.read_text())
-    with pytest.raises(BadInput, match=r"history\.jsonl: line 1: not as it was written"):
+    with pytest.raises(BadInput, match=r"history\.jsonl: line 1: damaged"):
         write_current("mine", replace(before, candidate="2" * 32))
     assert read_current("mine") == before
 

@@ -122,8 +122,8 @@ def test_whoever_is_at_fault_it_is_told_in_one_line(
         raise DvcException("its cache is gone")
 
     for work, line in (
-        (merged, "dvc.lock: not YAML in line 3: .*git checkout --ours dvc.lock"),
-        (forbidden, "/srv/x: Permission denied; give this user the right to"),
+        (merged, "dvc.lock: invalid YAML in line 3: .*git checkout --ours dvc.lock"),
+        (forbidden, "/srv/x: Permission denied; change its permissions"),
         (of_dvc, "DVC: its cache is gone"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -148,4 +148,4 @@ def test_a_stage_waits_while_another_dvc_holds_the_checkout_and_says_so_once(
     threading.Timer(2.0, lambda: held.write_text("{}", encoding="utf-8")).start()
     start = time.monotonic()
     assert reproduce("one") and time.monotonic() - start > 1.5
-    assert capsys.readouterr().err.count("another DVC is at work in this checkout") == 1
+    assert capsys.readouterr().err.count("waiting for another DVC process in this checkout") == 1

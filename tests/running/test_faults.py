@@ -153,8 +153,8 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(undisturbed: Made, api: s
         assert process.wait(timeout=60) == 143
     output = (folder / "output.log").read_text()
     last = [line for line in output.splitlines() if line.startswith("changepair: ")][-1]
-    assert last.startswith("changepair: stopped (retrain, in stage ") and last.endswith("the next run goes on from there")
-    assert re.search(rf"changepair: stopped \(retrain, in stage {stage}: {message}\); what was made is kept", output), output[-3000:]
+    assert last.startswith("changepair: stopped (retrain, in stage ") and last.endswith("the next run resumes from there")
+    assert re.search(rf"changepair: stopped \(retrain, in stage {stage}: {message}\); finished work is kept", output), output[-3000:]
     assert "Traceback" not in output and not stage_processes(folder)
     assert list(folder.glob(reached))
     retrained(folder, api)
@@ -192,7 +192,7 @@ def test_a_second_run_waits_or_is_skipped_and_never_works_in_the_same_checkout(t
     with started(folder, *RETRAIN, log="first.log", PREFECT_API_URL=api) as first:
         wait_until(lambda: at_work(folder, "ingest_parts", 0), process=first, what="ingest")
         output = run(folder, "changepair", "status").stdout
-        assert f"at work: retrain small (process {first.pid} on {socket.gethostname()}" in output
+        assert f"running: retrain small (process {first.pid} on {socket.gethostname()}" in output
         with started(folder, *RETRAIN, log="second.log", PREFECT_API_URL=api) as second:
             wait_until(lambda: "waiting for it to end" in (folder / "second.log").read_text(), process=second, what="the wait")
             content = yaml.safe_load((folder / "pipelines.yaml").read_text())

@@ -32,7 +32,7 @@ def test_who_comes_second_is_refused_or_told_and_waits_and_death_frees(tmp_path:
         wait_until(lambda: file.exists() and holder(file), process=process, what="the lock")
         assert str(holder(file)).startswith(f"work (process {process.pid} on ")
         hold = one_at_a_time("it", "mine", folder=tmp_path, where=tmp_path / "clone", wait=False, tell=print)
-        with pytest.raises(Held, match=rf"mine: another run is at work in {tmp_path}/clone: work \(process .*\)$"), hold:
+        with pytest.raises(Held, match=rf"mine: another run is active in {tmp_path}/clone: work \(process .*\)$"), hold:
             raise AssertionError("two at once")
         messages: list[str] = []
 
@@ -58,6 +58,6 @@ def test_a_folder_that_stands_where_the_clone_would_is_refused_and_kept(tmp_path
     place = Workspace(tmp_path, "small", str(tmp_path / "origin.git"), "branch", None, 60)
     place.folder.mkdir()
     (place.folder / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(BadInput, match="is there and is no clone of ours"):
+    with pytest.raises(BadInput, match="exists and is not a clone of changepair"):
         prepare(place, "main", print)
     assert (place.folder / "thesis.txt").read_text(encoding="utf-8") == "mine"

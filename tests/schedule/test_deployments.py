@@ -81,7 +81,7 @@ def test_deploy_follows_pipelines_yaml_and_removes_what_is_no_longer_named(proje
     settings(project, schedule={"cron": "0 3 * * 1"}, runs={"gpus": 2})
     deployed(project, api)
     settings(project, enabled=("small", "other"), schedule={"interval": "6 hours"}, runs={"overlap": "skip"})
-    assert deployed(project, api) == ["GPU stages: 1 at a time", "updated: small, every 6:00:00", "created: other, by hand"]
+    assert deployed(project, api) == ["GPU stages: 1 at a time", "updated: small, every 6:00:00", "created: other, no schedule"]
     assert of(api, "small")["schedules"][0]["schedule"]["interval"] == 6 * 3600 and of(api, "other")["schedules"] == []
     assert of(api, "small")["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     settings(project, enabled=("other",))
@@ -108,10 +108,10 @@ def test_an_interval_is_counted_from_the_same_moment_however_often_it_is_deploye
 def test_a_watched_line_has_a_deployment_beside_and_its_drift_retrains(project: Path, api: str) -> None:
     watch = {"folder": "/line", "prompts": "/normal.png", "normals": "/normals", "schedule": {"interval": "10 minutes"}}
     settings(project, watch=watch)
-    assert deployed(project, api)[-2:] == ["created: small, by hand", "created: small, new pictures, every 0:10:00"]
+    assert deployed(project, api)[-2:] == ["created: small, no schedule", "created: small, new pictures, every 0:10:00"]
     both = {item["entrypoint"].rpartition(".")[2]: item for item in ask(api, "deployments")}
     assert set(both) == {"scheduled", "watched"} and both["watched"]["schedules"][0]["schedule"]["interval"] == 600
-    assert deployed(project, api) == ["unchanged: small, by hand", "unchanged: small, new pictures, every 0:10:00"]
+    assert deployed(project, api) == ["unchanged: small, no schedule", "unchanged: small, new pictures, every 0:10:00"]
     [automation] = ask(api, "automations")
     assert set(automation["trigger"]["expect"]) == {"changepair.drifted", "changepair.labelled"}
     assert automation["actions"][0]["deployment_id"] == both["scheduled"]["id"]
@@ -121,7 +121,7 @@ def test_a_watched_line_has_a_deployment_beside_and_its_drift_retrains(project: 
             lambda: [run for run in of_deployments(api) if run["deployment_id"] == both["scheduled"]["id"]], what="a run for the drift"
         )
     settings(project)
-    assert deployed(project, api) == ["updated: small, by hand", "removed: small, new pictures"]
+    assert deployed(project, api) == ["updated: small, no schedule", "removed: small, new pictures"]
     assert not ask(api, "automations")
 
 
@@ -166,7 +166,7 @@ def test_deploy_leaves_the_deployments_of_others_alone(project: Path, api: str, 
     settings(stranger, enabled=("other", "small"), runs={"gpus": 4})
     refused = run(stranger, "changepair", "deploy", PREFECT_API_URL=api)
     assert refused.returncode == 2 and refused.stdout == ""
-    message = f"changepair: pipelines.small: the server has a deployment of that name, of {project}, not of {stranger}; "
+    message = f"changepair: pipelines.small: a deployment with this name exists for {project}, not for {stranger}; "
     assert refused.stderr.splitlines()[-1].startswith(message)
     assert of(api, "small")["parameters"]["repository"] == str(project)
     settings(stranger, enabled=())

@@ -149,7 +149,7 @@ def test_a_run_of_a_machine_that_serves_saves_too_when_it_is_stopped(tmp_path: P
             assert len(below) >= 2 and not [pid for pid in below if os.path.exists(f"/proc/{pid}")]
         states = {item["name"]: item["state"]["type"] for item in ask(api, "flow_runs")}
     assert states["small at main"] == states["retrain small"] == "CANCELLED", states
-    assert "1 run at work saves first" in (team.project / "served.log").read_text()
+    assert "waiting for 1 run to save" in (team.project / "served.log").read_text()
     assert json.loads(runs_of_the_clone(team)[-1].read_text())["state"] == "Stopped"
 
 
@@ -179,14 +179,14 @@ def test_a_remote_that_refuses_or_never_answers_keeps_the_results_for_the_next_r
     refused = team.scheduled(PREFECT_API_URL=api, **S3)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr[-2000:]
     message = refused.stderr.splitlines()[-1]
-    assert message.startswith("changepair: small: cannot push: ") and message.endswith("and the next run sends them")
+    assert message.startswith("changepair: small: cannot push: ") and message.endswith("and the next run pushes them")
     assert "changepair/small" not in git(team.origin, "branch", "--list", "changepair/*")
     artifacts = outs(team)
 
     parameters = json.dumps({"remote_timeout": 8})
     with silent(port):
         unanswered = team.scheduled(PREFECT_API_URL=api, parameters=parameters, **S3)
-    assert unanswered.returncode == 2 and "no end after 8 s" in unanswered.stderr.splitlines()[-1]
+    assert unanswered.returncode == 2 and "timed out after 8 s" in unanswered.stderr.splitlines()[-1]
     assert outs(team) == artifacts and {item["state"] for item in stages_of_the_clone(team)} == {"Up to date"}
 
     with store(tmp_path / "s3", port):

@@ -63,7 +63,7 @@ def test_the_login_is_generated_in_a_file_of_the_user_alone_and_never_printed(se
     file = server.home / "changepair-login"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and len(server.login.partition(":")[2]) >= 32
     printed = (server.home / "server.log").read_text()
-    assert f"log in with the line in {file}" in printed and server.login not in printed
+    assert f"login: the line in {file}" in printed and server.login not in printed
 
 
 @pytest.mark.parametrize("host", [None, "evil.example"])
@@ -90,7 +90,7 @@ def test_a_page_of_another_origin_may_read_nothing(server: Server) -> None:
 def test_commands_of_the_same_user_need_no_typing(server: Server, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", TINY)
     commit(project)
-    assert run(project, "changepair", "deploy", **server.environment).stdout.splitlines()[-1] == "created: small, by hand"
+    assert run(project, "changepair", "deploy", **server.environment).stdout.splitlines()[-1] == "created: small, no schedule"
     stage = run(project, "python", "-m", "changepair.flows.ingest", "parts", **server.environment)
     assert stage.returncode == 0, stage.stderr
     assert f"{server.api} answers" in run(project, "changepair", "doctor", **server.environment).stdout

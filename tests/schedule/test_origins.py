@@ -52,7 +52,7 @@ def test_nothing_of_a_fork_reaches_the_origin(tmp_path: Path, results: Any) -> N
     origin, fork = repository(tmp_path / "origin", "ours: 1"), repository(tmp_path / "fork", "forked: 1")
     ordinary, forked = (Workspace(tmp_path / "workspaces", "small", str(one), results, None, 60) for one in (origin, fork))
     retrain(ordinary, "first metric")
-    with pytest.raises(BadInput, match=r"is the workspace of .*origin\.git, not of .*fork\.git"):
+    with pytest.raises(BadInput, match=r"this clone belongs to .*origin\.git, not to .*fork\.git"):
         retrain(forked, "forked metric")
     retrain(ordinary, "second metric")
     assert "forked" not in everything(origin) and "second metric" in everything(origin)
@@ -173,7 +173,7 @@ def test_what_a_user_wrote_in_the_local_configuration_of_a_workspace_is_kept(tmp
     assert {"remote.store.url=s3://there/store", "remote.store.read_timeout=7", "cache.type=symlink"} <= set(told)
     assert f"cache.dir={tmp_path}/workspaces/cache" in told
     (place.folder / ".dvc/config.local").write_text("[cache\n")
-    with pytest.raises(BadInput, match=r"config\.local: DVC cannot read its configuration .*; repair it"):
+    with pytest.raises(BadInput, match=r"config\.local: DVC cannot read this configuration .*; repair the file"):
         retrain(place, "third metric")
 
 
@@ -232,7 +232,7 @@ def test_an_edited_pool_or_deployment_chooses_no_code(project: Path, api: str, h
 
         request("POST", f"{api}/deployments/", {**evil, "pull_steps": None, "entrypoint": "evil.py:evil"})
         refused = end_of(api, asked_for(api))
-        assert refused == ("FAILED", "evil.py:evil: no flow of changepair; this worker runs what `changepair deploy` deploys")
+        assert refused == ("FAILED", "evil.py:evil: not a flow of changepair; this worker only runs deployments of `changepair deploy`")
         request("POST", f"{api}/deployments/", {**evil, "pull_steps": None, "job_variables": {}})
     assert {file.name for file in tmp_path.iterdir()} == {"sitecustomize.py", "evil.py", "prefect"}
 

@@ -69,7 +69,7 @@ def test_parameters_given_in_the_ui_are_no_paths_and_no_options(parameters: dict
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ({"workspaces": "/proc/x"}, "runs.workspaces: /proc/x: no folder can be made there"),
+        ({"workspaces": "/proc/x"}, "runs.workspaces: cannot create /proc/x"),
         ({"repository": f"https://me:{PASSWORD}@example.org/parts.git"}, "runs.repository: https://***@example.org/parts.git: must not"),
     ],
 )
@@ -179,8 +179,8 @@ def test_the_audit_finds_a_known_vulnerability(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("PIP_AUDIT_OSV_URL", service.url)
         assert not audit.vulnerabilities()
         assert capsys.readouterr().out.splitlines() == [
-            "pillow 12.0.0: GHSA-0000-0000-0001, mended in 12.0.1",
-            "pip-audit: 2 of 2 packages looked up, 1 known vulnerabilities",
+            "pillow 12.0.0: GHSA-0000-0000-0001, fixed in 12.0.1",
+            "pip-audit: checked 2 of 2 packages, found 1 known vulnerabilities",
         ]
         monkeypatch.setattr(audit, "ACCEPTED", {"GHSA-0000-0000-0001": "not reached by us"})
         assert audit.vulnerabilities()
@@ -194,7 +194,7 @@ def test_the_secret_scan_finds_a_secret(tmp_path: Path, monkeypatch: pytest.Monk
     assert audit.secrets()
     (tmp_path / "settings.py").write_text('aws_secret_access_key = "' + "wJalrXUtnFEMI/K7MDENG/" + 'bPxRfiCYzEXAMPLEKEY"\n')
     assert not audit.secrets()
-    assert "settings.py:1: looks like a secret" in capsys.readouterr().out
+    assert "settings.py:1: possible secret" in capsys.readouterr().out
 
 
 def test_secrets_in_the_settings_that_the_ui_shows_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

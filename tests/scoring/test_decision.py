@@ -226,7 +226,7 @@ def test_a_damaged_decision_is_an_error_and_a_model_without_one_still_works(here
         assert damaged != text
         file.write_text(damaged)
         answer = predict("--model", "line-3", "--category", "fine", "fresh/fine/000.png")
-        assert answer.returncode == 2 and "decision.json: not as it was written" in answer.stderr
+        assert answer.returncode == 2 and "decision.json: damaged" in answer.stderr
     file.unlink()
     older = predict("--model", "line-3", "--prompt", "parts/fine/train/good/0.png", "fresh/fine/000.png")
     assert older.returncode == 0 and "patch-residual of model 11111111, chosen of its 2 detectors" in older.stderr

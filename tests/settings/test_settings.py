@@ -1,4 +1,4 @@
-"""pipelines.yaml: what is wrong is told in one line, with the path of the key and the nearest valid name."""
+"""pipelines.yaml: an error is one line with the path of the key and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_projects_own_file_is_valid() -> None:
             {"rotatoin": 1},
             "synthesis.augmentation.rotatoin: unknown key; did you mean 'rotation'?",
         ),
-        ("pipelines.small.detectors.metauaz", {}, "pipelines.small.detectors.metauaz: unknown key; did you mean 'metauas'?"),
+        ("pipelines.small.detectors.metauaz", {}, "pipelines.small.detectors.metauaz: unknown detector; did you mean 'metauas'?"),
         ("pipelines.small.detectors.metauas", {"aligned_stage": 3}, "metauas.aligned_stage: unknown key; did you mean 'aligned_stages'?"),
         ("pipelines.small.detectors.metauas", {"resolution": 100}, "metauas.resolution: expected a multiple of 32, not 100"),
         ("pipelines.small.detectors.metauas", {"alignment": "sof"}, "metauas.alignment: expected .*, not 'sof'; did you mean 'soft'?"),
@@ -74,7 +74,7 @@ def test_the_projects_own_file_is_valid() -> None:
         (
             "pipelines.small.inpainter",
             {"model": "none"},
-            r"inpainter.model: synthesis.kinds needs an inpainting model \(appearance, disappearance, exchange\), not 'none'; say 'own'",
+            "inpainter.model: must not be 'none': appearance, disappearance, exchange in synthesis.kinds need an inpainting model; set",
         ),
         ("pipelines.small.textures", ["partz"], "pipelines.small.textures[0]: no dataset 'partz' under datasets; did you mean 'parts'?"),
         ("pipelines.small.synthesis.kinds", {"apearance": 1}, "synthesis.kinds.apearance.* did you mean 'appearance'?"),
@@ -85,16 +85,16 @@ def test_the_projects_own_file_is_valid() -> None:
         (
             "pipelines.small.training.metauas",
             {"epochs": 1},
-            r"training.metauas.batch_size: 22 pairs to learn from \(24 less those held out\) fill no batch of 128; lower it, or raise",
+            r"training.metauas.batch_size: must be at most 22, the number of training pairs .*, not 128; lower it, or raise",
         ),
         ("execution.runner", "ray", "execution.runner: expected 'threads', 'processes' or 'dask', not 'ray'"),
-        ("execution", {"gpu": "GPU"}, "execution.gpu: expected runner: dask and the address of a cluster"),
+        ("execution", {"gpu": "GPU"}, "execution.gpu: must be null, unless runner is dask and address names a cluster"),
         ("pipelines.small.training", {"metauas": {"epoch": 1}}, "small.training.metauas.epoch: unknown key; did you mean 'epochs'?"),
         ("pipelines.small.training", {"inctl": {}}, "pipelines.small.training.inctl: unknown key; did you mean 'inctrl'?"),
-        ("pipelines.small.training", {}, "pipelines.small.auxiliary: inctrl is trained on it; name a dataset with anomalies, or say"),
+        ("pipelines.small.training", {}, "pipelines.small.auxiliary: must not be empty: inctrl trains on it; add a dataset, or set"),
         ("pipelines.small.auxiliary", ["partz"], "pipelines.small.auxiliary[0]: no dataset 'partz' under datasets; did you mean 'parts'?"),
-        ("pipelines.small.sources", [], "pipelines.small.sources: pairs are made of photographs, so name some; or say synthesis.pairs: 0"),
-        ("pipelines.small.synthesis.pairs", 0, "pipelines.small.synthesis.pairs: metauas is trained on them, so more than 0"),
+        ("pipelines.small.sources", [], "pipelines.small.sources: must not be empty: pairs are made from photographs; add"),
+        ("pipelines.small.synthesis.pairs", 0, "pipelines.small.synthesis.pairs: must be at least 1: metauas trains on pairs; or set"),
         ("pipelines.small.detectors", {"metauas+": {}}, r"detectors.metauas\+.model_of: expected the name of a detector of kind metauas"),
         (
             "pipelines.small.detectors",
@@ -106,12 +106,16 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.evaluation.convention", "publishd", "evaluation.convention: expected .* did you mean 'published'?"),
         ("pipelines.small.promotion", {"metric": "image_aurok"}, "promotion.metric: expected .* did you mean 'image_auroc'?"),
         ("pipelines.small.promotion", {"tolerance": 2}, "promotion.tolerance: expected between 0 and 1, not 2"),
-        ("pipelines.small.detectors", {"mine": {"kind": "metauaz"}}, "detectors.mine.kind: expected a kind of .* did you mean 'metauas'?"),
-        ("pipelines.small.detectors", {"mine": {"kind": "metauas", "x": 1}}, "pipelines.small.detectors.mine.x: unknown key; there is"),
-        ("pipelines.small.detectors", {"mine": {}}, "detectors.mine: unknown key; there is .*, 'winclip' .or give the kind of a detector"),
-        ("pipelines.small.detectors", {"My": {"kind": "metauas"}}, "detectors.My: a detector's name has at most 64 small letters"),
-        ("pipelines.small.detectors", {"metauas": {"kind": "winclip"}}, "detectors.metauas: metauas is itself a kind of .* another name"),
-        ("pipelines.small.training", {"patch-residual": {}}, "training.patch-residual: a patch-residual needs no training"),
+        (
+            "pipelines.small.detectors",
+            {"mine": {"kind": "metauaz"}},
+            "detectors.mine.kind: expected a detector kind.* did you mean 'metauas'?",
+        ),
+        ("pipelines.small.detectors", {"mine": {"kind": "metauas", "x": 1}}, "pipelines.small.detectors.mine.x: unknown key; choose from"),
+        ("pipelines.small.detectors", {"mine": {}}, "detectors.mine: unknown detector; choose from .*, 'winclip' .or set kind"),
+        ("pipelines.small.detectors", {"My": {"kind": "metauas"}}, "detectors.My: a detector name must have at most 64 lowercase letters"),
+        ("pipelines.small.detectors", {"metauas": {"kind": "winclip"}}, "detectors.metauas: metauas is the name of another detector kind"),
+        ("pipelines.small.training", {"patch-residual": {}}, "training.patch-residual: a patch-residual detector is not trained"),
         ("pipelines.small.training", {"metauaz": {}}, "training.metauaz: unknown key; did you mean 'metauas'?"),
         ("pipelines.small.promotion", {"detectors": ["winclip"]}, "promotion.detectors[0]: no detector 'winclip' under detectors"),
         ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),
@@ -188,7 +192,7 @@ def test_with_sources_pairs_are_made_by_default(tmp_path: Path) -> None:
 def test_what_is_not_yaml_is_told_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "pipelines.yaml"
     file.write_text("enabled: [a]\npipelines: {a: [}\n")
-    with pytest.raises(BadInput, match="not YAML in line 2"):
+    with pytest.raises(BadInput, match="invalid YAML in line 2"):
         read_pipelines(file)
 
 
@@ -198,7 +202,7 @@ def test_a_pipeline_that_does_not_exist_or_is_not_enabled_is_not_run(tmp_path: P
     file = write_pipelines(tmp_path, content)
     with pytest.raises(BadInput, match="no pipeline 'smalll'; did you mean 'small'"):
         enabled_pipeline("smalll", file)
-    with pytest.raises(BadInput, match="enabled: pipeline 'other' is not among them"):
+    with pytest.raises(BadInput, match="enabled: pipeline 'other' is not enabled"):
         enabled_pipeline("other", file)
 
 
@@ -223,9 +227,9 @@ def test_the_pipelines_are_listed() -> None:
 def test_what_an_example_is_missing_is_listed_with_where_to_get_it() -> None:
     result = run(ROOT / "examples/metauas", "changepair", "pipelines", COLUMNS="260", PYTHONPATH=str(ROOT))
     missing = result.stdout.partition("metauas is missing:")[2]
-    assert "dataset mvtec-ad: no folder /data/mvtec-ad; https://www.mvtec.com/" in missing
-    assert "weights of ViT-B-16-plus-240: laion400m_e32, which open_clip fetches" in missing
-    assert "then changepair import metauas <checkpoint> --out data/imported/metauas-256" in missing
+    assert "dataset mvtec-ad: no folder /data/mvtec-ad; download it from https://www.mvtec.com/" in missing
+    assert "weights laion400m_e32 of ViT-B-16-plus-240: open_clip downloads on first use" in missing
+    assert "then run `changepair import metauas <checkpoint> --out data/imported/metauas-256`" in missing
 
 
 @pytest.mark.parametrize("example", sorted(file.parent.name for file in ROOT.glob("examples/*/pipelines.yaml")))
@@ -242,7 +246,7 @@ def test_a_pipeline_whose_dataset_is_elsewhere_is_not_run(tmp_path: Path) -> Non
     content["datasets"]["elsewhere"] = {"far-parts": {"layout": "visa"}}
     file = write_pipelines(tmp_path, content)
     assert read_pipelines(file).datasets.names == ["sample-photos", "parts", "far-parts"]
-    with pytest.raises(BadInput, match=r"far-parts is not there, which pipeline small uses; get it .*layout: visa"):
+    with pytest.raises(BadInput, match=r"dataset far-parts of pipeline small is missing; download it .*layout: visa"):
         enabled_pipeline("small", file)
 
 
@@ -254,7 +258,7 @@ def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
         (snapshot / "config.json").write_text("{}")
     result = run(ROOT / "examples/metauas", "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
     retrained = result.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
-    assert "dataset coco: no folder /data/coco/train2017; https://cocodataset.org" in retrained
+    assert "dataset coco: no folder /data/coco/train2017; download it from https://cocodataset.org" in retrained
     assert "tf_efficientnet_b4" not in retrained and "stable-diffusion" not in retrained
 
 
@@ -280,14 +284,14 @@ def test_settings_are_read_by_their_earlier_names_and_a_line_says_so(tmp_path: P
         write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": pipeline}})
         read[weight] = read_pipelines(tmp_path / "pipelines.yaml").pipelines["small"]
         said = capfd.readouterr().err
-        assert ("detectors.<name>.own is now called self_residual" in said) == (weight == "own")
-        assert ("promotion.figure is now called metric" in said) == (metric == "figure")
+        assert ("detectors.<name>.own was renamed to self_residual" in said) == (weight == "own")
+        assert ("promotion.figure was renamed to metric" in said) == (metric == "figure")
     assert read["own"] == read["self_residual"] and read["own"].promotion.metric == "pixel_ap"
     assert read["own"].detectors["patch-residual"].self_residual == 0.5
     residual = {"patch-residual": {"own": 0.5, "self_residual": 0.1}}
     for both in ({"detectors": residual}, {"promotion": {"metric": "pixel_ap", "figure": "image_ap"}}):
         write_pipelines(tmp_path, {**SMALL, "pipelines": {"small": {**small, "training": {}, **both}}})
-        with pytest.raises(BadInput, match=r"is called (self_residual|metric) now, which is given too; leave one out"):
+        with pytest.raises(BadInput, match=r"must not be set together with (self_residual|metric), its new name"):
             read_pipelines(tmp_path / "pipelines.yaml")
 
 
