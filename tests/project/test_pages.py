@@ -1,12 +1,12 @@
 """The commands of the README, of tutorials and of how-to guides run as written, and links lead somewhere.
 
-A page's blocks run in order, in one temporary folder that has a link to this repository, `changepair`, and one to `docs`:
+The blocks of a page run in order, in one temporary folder that has a link `changepair` to this repository, and a link `docs` to its docs:
 
-    ```console                     each line that begins with `$ ` is run; a trailing backslash continues it; the other lines show the output
-    ```console title="terminal 2"  the same in the background, until the page ends; the page continues when as many lines are printed as shown
-    ```yaml title="a/file.yaml"    written to the file; any language but console
+    ```console                     runs each line that begins with `$ `, and its continuation after a backslash; other lines show the output
+    ```console title="terminal 2"  runs in the background until the page ends; the page continues once as many lines are printed as shown
+    ```yaml title="a/file.yaml"    is written to the file; so is a block with a title in any language but console
 
-Lines of output that begin with a score are compared. Exit code 1 of `changepair predict` says that a picture is anomalous, so it is no error.
+Lines of output that begin with a score are compared. `changepair predict` may exit with 1, which says that a picture is anomalous.
 """
 
 from __future__ import annotations
