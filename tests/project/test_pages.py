@@ -19,14 +19,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT
-from processes import within
+from processes import kill_group, within
 from servers import free_port, new_database
 
 from changepair.tasks.scoring.results import ALL, read_metrics
@@ -81,6 +81,10 @@ def blocks(page: Path) -> list[Block]:
     return [block for block in found if block.language == "console" or block.title is not None]
 
 
+def is_long(page: Path) -> bool:
+    return LONG.search(page.read_text()) is not None
+
+
 def short(page: Path) -> str:
     return str(page.relative_to(ROOT)).removeprefix("docs/pages/")
 
@@ -88,20 +92,22 @@ def short(page: Path) -> str:
 def runnable() -> Iterator[object]:
     for page in PAGES:
         if any(block.language == "console" for block in blocks(page)):
-            marks = [pytest.mark.slow] if LONG.search(page.read_text()) else []
+            marks = [pytest.mark.slow] if is_long(page) else []
             yield pytest.param(page, id=short(page), marks=marks)
 
 
 class Terminal:
     """A shell in a folder; working directory and environment persist from one command to the next."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, server: bool = False) -> None:
+        """server: prepare the database of a Prefect server, which takes it most of its first start."""
         self.work, self.state = folder / "work", folder / "state"
         self.ports = {port: str(free_port()) for port in PORTS}
         home = folder / "home"
         for one in (self.work, self.state, home / ".prefect"):
             one.mkdir(parents=True)
-        shutil.copyfile(new_database(), home / ".prefect/prefect.db")
+        if server:
+            shutil.copyfile(new_database(), home / ".prefect/prefect.db")
         (self.work / "changepair").symlink_to(ROOT)
         (self.work / "docs").symlink_to(ROOT / "docs")
         self.environment = {
@@ -145,8 +151,7 @@ class Terminal:
             assert process.poll() is None, f"{command}: {log.read_text()}"
             yield
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+            end(process)
 
     def folder(self) -> Path:
         """Return the working directory."""
@@ -154,9 +159,18 @@ class Terminal:
         return Path(pwd.read_text().strip()) if pwd.exists() else self.work
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process and all that it started to end, and wait for them."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    kill_group(process)
+
+
 @pytest.mark.parametrize("page", runnable())
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path)
+    terminal = Terminal(tmp_path, server=is_long(page))
     with ExitStack() as running:
         for block in blocks(page):
             if block.language != "console":
