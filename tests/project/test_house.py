@@ -271,7 +271,3 @@ def test_pictures_are_opened_and_text_is_read_in_one_place() -> None:
         name, text = file.relative_to(ROOT).as_posix(), file.read_text()
         found = {place for place, pattern in elsewhere.items() if re.search(pattern, text)}
         assert found <= {name}, name
-
-
-def test_the_readme_is_a_first_page() -> None:
-    assert len((ROOT / "README.md").read_text().split()) < 900

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 @cache
-def _new_database() -> Path:
+def new_database() -> Path:
     """A database with its tables laid out, which takes half of a first start; once a session."""
     home = Path(tempfile.mkdtemp(prefix="changepair-prefect-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
@@ -54,7 +54,7 @@ def prefect_server(home: Path, *, port: int = 0, **environment: str) -> Iterator
     command = [sys.executable, "-m", "changepair.flows.cli", "ui", "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "prefect.db").exists() and not any("DATABASE" in name for name in environment):
-        shutil.copyfile(_new_database(), home / "prefect.db")
+        shutil.copyfile(new_database(), home / "prefect.db")
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
