@@ -155,10 +155,13 @@ class Page:
         return sitting, *self._drawn(sitting, thumbnail, len(left))
 
     def _drawn(self, sitting: Sitting, picture: Any, left: int) -> tuple[Any, ...]:
-        """Return the progress, the picture, its map, its score, the names of defects, and the histogram. picture: in the size of the page."""
+        """Return the progress, the picture, its map, its score, the names of defects, and the histogram.
+
+        picture: in the size of the page. left: number of pictures without a label.
+        """
         counts, row = self.line.verdicts.counts(), sitting.shown
         done, good = counts.total(), counts[GOOD]
-        said = f"**{left}** {sitting.kind} to label, {done} labelled: {good} normal, {done - good} anomalous"
+        said = f"**{left}** {sitting.kind} picture{'' if left == 1 else 's'} left, {done} labelled: {good} normal, {done - good} anomalous"
         choices = self.gradio.update(choices=sorted(counts.keys() - {GOOD} | {ANOMALOUS}))
         if row is None:
             whole = (

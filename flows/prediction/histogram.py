@@ -37,11 +37,12 @@ def histogram(normals: Sequence[float], threshold: float, scores: Sequence[float
         for score in scores
     ]
     line = f'<line x1="{x(threshold):.1f}" x2="{x(threshold):.1f}" y1="2" y2="{BASE}" stroke="{ANOMALOUS_COLOUR}" stroke-width="2" '
+    checked = "this picture" if len(scores) == 1 else "checked pictures"
     words = f"Scores of {about}, with the threshold {threshold:.6f}"
     return (
         f'<figure class="histogram"><figcaption>Scores: <b>▮</b> {escape(about)}, <b style="color:{ANOMALOUS_COLOUR}">┆</b> '
         f"threshold {threshold:.6f}, "
-        f'▲ checked pictures (<b style="color:{NORMAL_COLOUR}">normal</b>, <b style="color:{ANOMALOUS_COLOUR}">anomalous</b>)</figcaption>'
+        f'▲ {checked} (<b style="color:{NORMAL_COLOUR}">normal</b>, <b style="color:{ANOMALOUS_COLOUR}">anomalous</b>)</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{"".join(bars)}'
         f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{BASE}" y2="{BASE}" stroke="currentColor"/>{line}stroke-dasharray="5 3"/>'
         f'{"".join(marks)}<g fill="currentColor" font-size="13"><text x="{MARGIN}" y="{HEIGHT - 10}">{low:.3f}</text>'

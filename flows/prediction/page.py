@@ -30,6 +30,7 @@ HELD = "the detector and the pictures and prompts of all visitors; larger pictur
 KEPT = 3600  # seconds that uploaded and shown files are kept
 CSS = """.verdict {font-size: 1.3em} footer {visibility: hidden}
 .filling img {width: 100%; height: 100%; object-fit: contain}
+@media (max-width: 640px) {.filling {height: 340px !important}}
 .gallery-container .grid-wrap {padding-top: 2.4em}
 .grid-container .thumbnail-lg {height: auto; aspect-ratio: auto; overflow: hidden}
 .grid-container .thumbnail-lg > img {height: auto; aspect-ratio: 1}

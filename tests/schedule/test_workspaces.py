@@ -76,7 +76,7 @@ def test_a_revision_that_is_not_there_is_told_in_one_line(team: Team) -> None:
 
 def test_status_tells_of_scheduled_runs_with_no_server_running(team: Team) -> None:
     output = run(team.project, "changepair", "status").stdout
-    assert f"small (scheduled, in {team.workspaces / 'small'})" in output and "in use: model " in output
+    assert f"small (scheduled, in {team.workspaces / 'small'})" in output and "current model: " in output
     assert re.search(r"report_small: (Ran|Up to date)", output) and "parts patch-residual: image_auroc " in output
 
 
