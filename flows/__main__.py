@@ -1,5 +1,8 @@
-"""The command `changepair`. Ctrl-C waits until there is somebody to hear it: in the middle of an import it would end in a traceback, and by
-threads that libraries have begun it would be heard in a process that saves before it ends."""
+"""Start the command `changepair`.
+
+Ctrl-C waits until a handler is set. During an import it would print a traceback. A thread of a library could also receive it, in a process
+that saves before it ends.
+"""
 
 from __future__ import annotations
 

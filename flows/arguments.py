@@ -1,4 +1,4 @@
-"""What the options of the command line may be."""
+"""Check options of the command line, and open the address of a server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from changepair.tasks.common.errors import BadInput, in_short
 
 COUNT = Between(1, MOST)
 TOKEN = "CHANGEPAIR_API_TOKEN"
-"""The environment variable with the token of the API and of the pages."""
+"""Environment variable that holds the token of the API and the pages."""
 
 
 def check_options(arguments: argparse.Namespace, bounds: Mapping[str, Between]) -> None:
-    """Raises BadInput for the first option, by its name in `arguments`, that is out of its bounds."""
+    """Check options against their bounds, by their names in `arguments`. Raises BadInput for the first one outside."""
     for name, bound in bounds.items():
         try:
             bound.check(getattr(arguments, name))
@@ -26,21 +26,21 @@ def check_options(arguments: argparse.Namespace, bounds: Mapping[str, Between]) 
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Opens the port before anything is loaded. Raises BadInput if it is taken, or the address is not this machine's."""
+    """Open the port before anything is loaded. Raises BadInput if it is taken, or if the address belongs to another machine."""
     try:
         own = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
-    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two of an address that cannot be one
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two for an invalid address
         raise BadInput(
-            f"{in_short(host)}:{port}: cannot listen there ({error}); is a server running already? Choose another port with --port"
+            f"{in_short(host)}:{port}: cannot listen at this address ({error}); if another server runs there, choose another --port"
         ) from error
     own.set_inheritable(True)
     return own
 
 
 def token_for(listening: socket.socket) -> str | None:
-    """Return the token, or None. Raises BadInput if there is none although other machines can reach the address."""
+    """Return the token, or None. Raises BadInput without a token if other machines can reach the address."""
     token = os.environ.get(TOKEN) or None
     address = listening.getsockname()[0]
     if token is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        raise BadInput(f"--host {address}: other machines can reach it, and there is no token; set {TOKEN}, or listen on 127.0.0.1")
+        raise BadInput(f"--host {address}: other machines can reach this address, but no token is set; set {TOKEN}, or listen on 127.0.0.1")
     return token

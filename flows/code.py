@@ -1,7 +1,7 @@
-"""Run the stage `code`: write the code and the settings that each stage depends on. Every other stage depends on its own two files.
+"""Run the stage `code`: write the code and the settings that each stage depends on.
 
-A comment then reruns no stage, and a change reruns those that it can affect. It is not a Prefect flow: one
-takes longer to start.
+Every other stage depends on its two files from here. A changed comment then reruns no stage, and a changed function reruns only the stages
+that use it. This stage is not a Prefect flow, because a flow takes longer to start.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, kind_of
 
 @dataclass(frozen=True)
 class CodeOfStages(Stage):
-    """Record which code and which settings each stage runs with; check pipelines.yaml."""
+    """Check pipelines.yaml, and record the code and the settings of each stage."""
 
     read: Input[Sequence[str]]
     folder: Output[Path]
     unseen: bool
-    """Whether DVC cannot see all code: it does not look at what is installed."""
+    """Whether some code is outside of DVC's view, because DVC ignores installed packages."""
 
     @property
     def code(self) -> None:
@@ -49,15 +49,17 @@ def declare(read: Pipelines, root: Path) -> Iterator[CodeOfStages]:
 
 
 def code() -> None:
-    """Write the code of each stage. Raises BadInput if pipelines.yaml is invalid, dvc.yaml is not the one it asks for, or an installed
-    package is not the one in requirements.lock."""
+    """Write the code of each stage.
+
+    Raises BadInput if pipelines.yaml is invalid, if dvc.yaml is out of date, or if an installed package differs from requirements.lock.
+    """
     with unchanged("code"):
         _code()
 
 
 def _code() -> None:
     if write_plan():
-        raise BadInput(f"{DVC_YAML}: was not what {FILE} asks for; it is regenerated, so run the same again")
+        raise BadInput(f"{DVC_YAML}: was out of date with {FILE} and is regenerated now; run the same command again")
     code, stages = code_now(), planned()
     if read_pipelines().execution.packages == "locked":
         used = {Path(dep).name for stage in stages for dep in stage.deps if Path(dep).parent == CODE}
@@ -72,7 +74,7 @@ def _code() -> None:
 
 
 def refuse_mismatches(packages: Iterable[str]) -> None:
-    """Raise BadInput if a package is installed in another version than requirements.lock has."""
+    """Raise BadInput if the installed version of a package differs from requirements.lock."""
     for found in mismatches(packages):
         raise BadInput(
             f"{LOCK}: {found}; install it with `pip install {found.package}=={found.locked}`, or record the installed versions with "
@@ -81,20 +83,20 @@ def refuse_mismatches(packages: Iterable[str]) -> None:
 
 
 def code_now() -> dict[str, Code]:
-    """Return the current code of each kind of stage, by the name of its file."""
+    """Return the current code of each kind of stage, by file name."""
     detectors = [*BUILT_IN, *others_used(read_pipelines())]
     kinds = (*OF_A_DATASET, *OF_A_PIPELINE)
     return {code_file(kind, detector).name: code_of(*roots(kind, detector)) for kind in kinds for detector in _of_kind(kind, detectors)}
 
 
 def others_used(read: Pipelines) -> list[str]:
-    """List the kinds of detectors of other packages that the enabled pipelines use."""
+    """List the kinds of detectors from other packages that enabled pipelines use."""
     kinds = (kind_of(settings) for name in read.enabled for settings in read.pipelines[name].detectors.values())
     return [kind for kind in dict.fromkeys(kinds) if kind not in BUILT_IN]
 
 
 def _of_kind(kind: str, detectors: Sequence[str]) -> list[str | None]:
-    """List the detectors that have a stage of a kind; None alone for a kind that is of no detector."""
+    """List the detectors with a stage of this kind. A kind without detectors gives [None]."""
     if kind not in OF_A_DETECTOR:
         return [None]
     return [name for name in detectors if kind == "score" or DETECTORS[name].training is not None]

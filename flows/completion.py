@@ -1,4 +1,4 @@
-"""`changepair completion`: prints what makes a shell complete changepair's commands, options and files."""
+"""Print a completion script for a shell: the command `changepair completion`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import shtab
 
 INSTALL = {
     "bash": "changepair completion bash > ~/.local/share/bash-completion/completions/changepair",
-    "zsh": "changepair completion zsh > ~/.zfunc/_changepair, a folder of fpath",
-    "tcsh": "changepair completion tcsh > ~/.changepair.tcsh, and source it",
+    "zsh": "changepair completion zsh > ~/.zfunc/_changepair     # a folder of your fpath",
+    "tcsh": "changepair completion tcsh > ~/.changepair.tcsh     # then source this file",
 }
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], parser: Callable[[], argparse.ArgumentParser]) -> None:
-    """Adds the command. parser: gives the whole command line."""
-    command = commands.add_parser("completion", help="print what makes a shell complete this command line")
-    command.add_argument("shell", choices=sorted(INSTALL))
-    command.epilog = "examples: " + "; ".join(f"{shell}: {line}" for shell, line in INSTALL.items())
+    """Add the command. parser: returns the whole command line."""
+    command = commands.add_parser("completion", help="Print a completion script")
+    command.add_argument("shell", choices=sorted(INSTALL), help="shell that runs the script")
+    command.epilog = "\n".join(["examples:", *(f"  {line}" for line in INSTALL.values())])
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.set_defaults(run=lambda arguments: print(shtab.complete(parser(), shell=arguments.shell)))

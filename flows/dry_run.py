@@ -1,4 +1,4 @@
-"""`changepair retrain --dry-run`: report which stages would run or may run, and why. It runs nothing."""
+"""Report which stages would run or may run, and why: `changepair retrain --dry-run`. It runs nothing."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from changepair.tasks.common.fingerprint import Code
 from changepair.tasks.common.texts import read_json
 
 SHOWN = 3
-"""Number of reasons, stages or changed modules that are listed for a stage."""
-WORDS = {"deleted": "is not here", "not in cache": "is not here", "modified": "has changed", "new": "is new"}
+"""Maximum number of reasons, stages or changed modules listed for a stage."""
+WORDS = {"deleted": "is missing", "not in cache": "is missing", "modified": "changed", "new": "is new"}
 """Our wording for the states of a file in DVC."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Whether a run would or may execute a stage. The default: the stage is up to date."""
+    """Whether a run would or may execute a stage. By default, the stage is up to date."""
 
     reasons: tuple[str, ...] = ()
-    """Why it would run; () if it would not, or only may."""
+    """Reasons why it would run; () if it would not run, or only may run."""
     after: tuple[str, ...] = ()
-    """Stages before it that would or may run. It runs if the output of one of them changes."""
+    """Earlier stages that would or may run. This stage runs if the output of one of them changes."""
 
     def __str__(self) -> str:
         if self.reasons:
             more = f", and {len(self.reasons) - SHOWN} more reasons" if len(self.reasons) > SHOWN else ""
             return f"{'; '.join(self.reasons[:SHOWN])}{more}"
-        return f"if the result of {' or '.join(self.after[:SHOWN])} changes"
+        return f"if the output of {' or '.join(self.after[:SHOWN])} changes"
 
 
 def forecast(pipeline: str) -> dict[str, Forecast]:
-    """Forecast for each stage, in order, whether a run executes it. Raises BadInput if dvc.yaml is not that of pipelines.yaml."""
+    """Forecast for each stage, in order, whether a run executes it. Raises BadInput if dvc.yaml is out of date."""
     enabled_pipeline(pipeline)
     stages = planned()
     if not DVC_YAML.is_file() or DVC_YAML.read_text(encoding="utf-8") != dvc_yaml(stages):
-        raise BadInput(f"{DVC_YAML}: is out of date with {FILE}; regenerate it with `changepair plan`, then run this again")
+        raise BadInput(f"{DVC_YAML}: is out of date with {FILE}; run `changepair plan`, then run this command again")
     names = stages_before(f"report{SPLIT}{pipeline}")
     with Repo() as repo:
         status: Mapping[str, Any] = repo.status(targets=names)
@@ -59,8 +59,8 @@ def forecast(pipeline: str) -> dict[str, Forecast]:
     found: dict[str, Forecast] = {}
     for name in names:
         deps = by_name[name].deps
-        reasons = [f"its code: {changed[dep]}" for dep in deps if dep in changed]
-        reasons += [f"{FILE}: {key}" for key in _changed_settings(by_name[name])]
+        reasons = [f"code changed: {changed[dep]}" for dep in deps if dep in changed]
+        reasons += [f"{FILE} changed: {key}" for key in _changed_settings(by_name[name])]
         reasons += _recorded_changes(status.get(name, ())) if not reasons else []
         reasons += _reasons(status.get(name, ()), made_by)
         before = {made_by[dep] for dep in deps if dep in made_by}
@@ -75,42 +75,42 @@ def tell(pipeline: str) -> list[str]:
     would = [name for name, one in found.items() if one.reasons]
     may = [name for name, one in found.items() if one.after and not one.reasons]
     lines = [f"{'would run' if one.reasons else 'may run'} {name}: {one}" for name, one in found.items() if one != Forecast()]
-    perhaps = f", {len(may)} may" if may else ""
+    perhaps = f", {len(may)} may run" if may else ""
     current = len(found) - len(would) - len(may)
-    return [*lines, f"{len(would)} of {len(found)} stages would run{perhaps}, {current} are up to date; the gate decides after them"]
+    return [*lines, f"{len(would)} of {len(found)} stages would run{perhaps}, {current} are up to date; then the promotion gate decides"]
 
 
 def _reasons(said: Any, made_by: Mapping[str, str]) -> Iterator[str]:
-    """Yield the reasons that DVC reports for a stage, without its code and outputs of other stages, which are checked separately."""
+    """Yield the reasons that DVC reports for a stage, except its code and outputs of other stages. Those are checked separately."""
     for one in said:
         if one == "always changed":
-            yield "DVC cannot tell whether what it reads has changed"
+            yield "DVC cannot detect changes of its inputs, so it always runs"
             continue
         if one == "changed command":
-            yield "its command"
+            yield "its command changed"
             continue
         for path, state in one.get("changed deps", {}).items():
             if path not in made_by and not Path(path).is_relative_to(CODE):
                 yield f"{path} {WORDS.get(state, state)}"
         for path, state in one.get("changed outs", {}).items():
-            yield f"what it made is not as it was: {path} {WORDS.get(state, state)}"
+            yield f"its output {path} {WORDS.get(state, state)}"
 
 
 def _recorded_changes(said: Any) -> Iterator[str]:
-    """Yield the changes of code and settings that the stage `code` has recorded since the stage last ran."""
+    """Yield changes of code and settings that the stage `code` recorded after the last run of this stage."""
     for path, state in (item for one in said if isinstance(one, Mapping) for item in one.get("changed deps", {}).items()):
         if Path(path).is_relative_to(CODE) and state == "modified":
-            yield f"its {'settings' if Path(path).parent == settings_file('').parent else 'code'} changed since it last ran ({path})"
+            yield f"its {'settings' if Path(path).parent == settings_file('').parent else 'code'} changed since its last run ({path})"
 
 
 def _changed_settings(stage: Stage) -> Iterator[str]:
-    """Yield the keys of the settings that differ from those of the last run of the stage `code`. There are none before the first run."""
+    """Yield the keys of settings that changed since the last run of the stage `code`. Before the first run there are none."""
     file = settings_file(stage.name)
     return differing(read_json(file), stage.settings) if file.is_file() else iter(())
 
 
 def _changed_code() -> dict[str, str]:
-    """Return the modules that changed since the last run, for each kind of stage whose code changed, by the file that records it."""
+    """Return the modules that changed since the last run, by the file that records the code of a kind of stage."""
     changed = {}
     for name, now in code_now().items():
         file = CODE / name
@@ -122,7 +122,7 @@ def _changed_code() -> dict[str, str]:
         if before == now:
             continue
         if before is None:
-            changed[file.as_posix()] = "never run here"
+            changed[file.as_posix()] = "no earlier run in this project"
             continue
         ours, theirs = ({**one.modules, **one.files, **one.packages} for one in (now, before))
         different = sorted(part for part in ours.keys() | theirs.keys() if ours.get(part) != theirs.get(part))

@@ -25,35 +25,35 @@ if TYPE_CHECKING:
     from changepair.tasks.ingestion.listing import DatasetFolder, ListedPicture
 
 LEAST_GREYS = 64
-"""Number of grey levels of a dataset below which a warning is logged: the range of the camera may be wrong."""
+"""Number of grey levels below which a warning is logged: the intensity range may be wrong for the camera."""
 AT_ONCE = 8
-"""Pictures that a worker of a cluster has open: most of the time it waits for the disk or the store."""
+"""Number of pictures that a worker of a cluster reads at the same time: it mostly waits for the disk or the store."""
 
 
 @dataclass(frozen=True)
 class Ingest(Stage):
-    """Declare the ingestion of a folder of the user's, or of a packaged dataset."""
+    """Declare the ingestion of a folder or of a packaged dataset."""
 
     dataset: str
     read: Input[Sequence[str]]
-    """Empty if DVC cannot read one of them."""
+    """Files and folders that it reads; empty if DVC cannot read one of them."""
     folder: Annotated[FolderSettings | None, Setting("datasets.folders.{dataset}")]
-    """None for a packaged dataset."""
+    """Settings of the folder; None for a packaged dataset."""
     pictures: Output[Path]
     manifest: Output[Path]
     rejected: Output[Path]
     unreadable: str
     """The first file that DVC cannot read; "" if there is none."""
     gone: bool
-    """Whether the folder of a snapshot is not there any more. The outputs hold all of it."""
+    """Whether the folder of a snapshot no longer exists. The outputs hold all of it."""
 
     @property
     def about(self) -> str:
         if self.folder is None:
-            how = "write them out of an installed package"
+            how = "extract them from an installed package"
         else:
-            how = "copy them" if self.folder.snapshot else "read them where they are"
-        odd = f"; each time anew, because DVC cannot read {self.unreadable}" if self.unreadable else ""
+            how = "copy them" if self.folder.snapshot else "read them in place"
+        odd = f"; in every run, because DVC cannot read {self.unreadable}" if self.unreadable else ""
         return f"Ingest the pictures of {self.dataset}: {how}{odd}"
 
     @property
@@ -75,7 +75,7 @@ def declare(dataset: str, datasets: Datasets, root: Path) -> Iterator[Ingest]:
 
 
 def read_by_ingestion(folder: FolderSettings, root: Path = Path()) -> list[str]:
-    """List the files and folders that a dataset is read from: its folder, or its stated subfolders, or a table and the files it names."""
+    """List the files and folders of a dataset: its folder, its stated subfolders, or a table with the files it names."""
     place = place_of(folder.path)
     if folder.layout == OF_A_FILE:
         from changepair.tasks.ingestion.readers.tables import named_by
@@ -109,14 +109,14 @@ def look_at(portion: Sealed[Sequence[ListedPicture]], source: DatasetFolder) -> 
 
 @dataclass(frozen=True)
 class LookOnCluster:
-    """Pictures are looked at by the workers of a cluster, a portion a task."""
+    """Check pictures on the workers of a cluster, one portion for each task."""
 
     ahead: int = 32
 
     def begin(self, portion: Sequence[ListedPicture], source: DatasetFolder) -> Callable[[], Sequence[Facts]]:
         from changepair.flows.running.steps import HOUR, step
 
-        part: Any = step(name="look at pictures", timeout_seconds=HOUR)(look_at).submit(Sealed(portion), source)
+        part: Any = step(name="check pictures", timeout_seconds=HOUR)(look_at).submit(Sealed(portion), source)
 
         def found() -> Sequence[Facts]:
             wait_for([part], lambda: f"ingest {source.name}")
@@ -127,7 +127,7 @@ class LookOnCluster:
 
 
 def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execution) -> Ingested:
-    """Ingest a folder of the user's or, if `folder` is None, a packaged dataset."""
+    """Ingest a folder or, if `folder` is None, a packaged dataset."""
     from changepair.tasks.ingestion.ingest import IngestionFolders, Look, LookHere, ingest_folder, ingest_packaged
 
     places = IngestionFolders(PICTURES, MANIFESTS, CHECKPOINTS)
@@ -150,13 +150,13 @@ def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execu
 
 
 def _refuse_an_old_plan(stage: Ingest) -> None:
-    """Raise BadInput if dvc.yaml lacks a dependency of the dataset, as when its table names other folders than before."""
+    """Raise BadInput if dvc.yaml lacks a dependency of the dataset, for example after its table names other folders."""
     stages = load_yaml(DVC_YAML).get("stages", {}) if DVC_YAML.is_file() else {}
     planned = stages.get(stage.name, {})
     missing = [place for place in stage.read if place not in planned.get("deps", ())]
     if missing and not (planned.get("always_changed") or planned.get("frozen") or not planned):
         raise BadInput(
-            f"{DVC_YAML}: {missing[0]} is read for {stage.dataset}, but is not a dependency yet; run `changepair plan`, then this again"
+            f"{DVC_YAML}: {missing[0]} belongs to {stage.dataset}, but is no dependency yet; run `changepair plan`, then this command again"
         )
 
 
@@ -172,14 +172,16 @@ def ingest(stage: Ingest, execution: Execution) -> None:
     task = step(name="ingest dataset", task_run_name="ingest {dataset}", timeout_seconds=24 * HOUR)(ingest_dataset)
     ingested: Ingested = task(dataset, stage.folder, execution)
     for note, count in ingested.notes.items():
-        logger.log(WARNING if note in WARNED else INFO, f"{dataset}: {count} pictures are {note}")
+        logger.log(WARNING if note in WARNED else INFO, f"{dataset}: {count} {'picture' if count == 1 else 'pictures'}: {note}")
     if ingested.greys < LEAST_GREYS:
         advice = (
-            f"; if the camera has more, set datasets.folders.{dataset}.intensity to its samples of black and white" if ingested.deep else ""
+            f"; if the camera resolves more, set datasets.folders.{dataset}.intensity to its black and white values"
+            if ingested.deep
+            else ""
         )
-        shown = f"{dataset}: the normal pictures show {ingested.greys} of 256 grey levels{advice}"
+        shown = f"{dataset}: normal pictures use {ingested.greys} of 256 grey levels{advice}"
         logger.log(WARNING if ingested.deep else INFO, shown)
-    left_out = f", {ingested.rejected} left out: see {stage.rejected}" if ingested.rejected else ""
+    left_out = f", {ingested.rejected} rejected; see {stage.rejected}" if ingested.rejected else ""
     logger.log(WARNING if left_out else INFO, f"{dataset}: {ingested.kept} pictures{left_out}")
 
 

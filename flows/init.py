@@ -1,4 +1,4 @@
-"""`changepair init <folder>`: inspect a folder of pictures, and add a dataset and a pipeline for it to pipelines.yaml."""
+"""Add a dataset and a pipeline for a folder of pictures to pipelines.yaml: the command `changepair init`."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ if TYPE_CHECKING:
     from changepair.tasks.ingestion.inspect import Inspection
 
 EPILOG = """examples:
-  changepair init /data/brackets                     # a dataset and a pipeline called brackets
+  changepair init /data/brackets                     # the dataset and the pipeline are named brackets
   changepair init --normal /data/line-3/ok --abnormal /data/line-3/nok
   changepair init s3://factory/brackets --name line-3
 
-The folder has MVTec AD's layout ([<category>/]train/good, test/good, test/<defect>, and with masks ground_truth/<defect>), or folders of
-normal and of abnormal pictures: with usual names (ok, good, normal; nok, bad, defect), or those of --normal and --abnormal.
+The folder has one of these layouts:
+  MVTec AD:      [<category>/]train/good, test/good, test/<defect>; optional masks in ground_truth/<defect>
+  usual names:   normal pictures in ok, good or normal; defects in nok, bad or defect
+  other folders: name them with --normal and --abnormal
 """
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 NAMED = 3
-"""Number of files that are listed with a reason."""
+"""Maximum number of files listed for a reason."""
 SHOTS = (1, 2, 4, 8)
 LARGEST_SIDE, SIDES = 256, 32
-"""Largest resolution in pixels a side, and the step of resolutions."""
+"""Largest resolution, and the step between resolutions, in pixels per side."""
 PIPELINE = """\
 {name}: # written by `changepair init` for {path}: {about}
   schedule: null # a cron line, such as "0 3 * * 1"
-  # Nothing is trained here: two of the detectors come trained, the other needs no training. To train on change pairs, name photographs
-  # (sources: [sample-photos, vision-toolbox]), how many pairs (synthesis: {{pairs: 3000, resolution: 256}}), and a detector more
-  # (metauas: {{resolution: 256}}).
+  # This pipeline trains nothing: patch-residual needs no training, and metric-residual comes trained with the package.
+  # To train on change pairs, add three settings: sources: [sample-photos, vision-toolbox], synthesis: {{pairs: 3000, resolution: 256}},
+  # and the detector metauas: {{resolution: 256}}.
   targets: [{name}]
-  sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # prompts, drawn from train/good three times
-  detectors: # with the self-residual, for small defects; and without, for defects of the whole picture. The better one is recommended.
+  sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # number of prompts; three random draws from train/good
+  detectors: # with self-residual for small defects, without it for defects of the whole picture; the report recommends the better one
     patch-residual: {{resolution: {side}}}
     patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, self_residual: 0.6, contrast: 0.02}}
     metric-residual: {{model: packaged, resolution: {side}}}
@@ -62,66 +64,66 @@ PIPELINE = """\
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
-        help="inspect a folder of pictures, and add a pipeline for it to pipelines.yaml",
+        help="Add a dataset and a pipeline for your pictures",
+        description="Inspect a folder of pictures, and add a dataset and a pipeline for it to pipelines.yaml.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", nargs="?", help="a folder or its URL; not needed if --normal and --abnormal share a parent folder")
-    parser.add_argument("--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures; may be repeated")
-    parser.add_argument("--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects; may be repeated")
-    parser.add_argument("--masks", metavar="DIR", help="a folder of masks for pictures with defects, with the same names")
-    parser.add_argument("--name", help="name of the dataset and the pipeline (default: the folder's name)")
+    parser.add_argument("folder", nargs="?", help="folder or URL of the pictures; optional with --normal and --abnormal")
+    parser.add_argument("--normal", action="append", default=[], metavar="DIR", help="folder of normal pictures; repeatable")
+    parser.add_argument("--abnormal", action="append", default=[], metavar="DIR", help="folder of pictures with defects; repeatable")
+    parser.add_argument("--masks", metavar="DIR", help="folder of masks, with the file names of the pictures with defects")
+    parser.add_argument("--name", help="name of the dataset and the pipeline (default: name of the folder)")
     parser.set_defaults(run=lambda one: init(one.folder, one.name, normal=one.normal, abnormal=one.abnormal, masks=one.masks))
 
 
 def init(
     folder: str | None, name: str | None = None, *, normal: Sequence[str] = (), abnormal: Sequence[str] = (), masks: str | None = None
 ) -> None:
-    """Add a dataset and an enabled pipeline to pipelines.yaml, and write dvc.yaml. normal, abnormal, masks: folders, relative to `folder`
-    or, without it, to the working directory.
+    """Add a dataset and an enabled pipeline to pipelines.yaml, and write dvc.yaml.
 
-    Raises BadInput if the folder has another layout or no picture with a defect, if the name is taken or invalid, or if pipelines.yaml has
-    a form that this cannot extend.
+    normal, abnormal, masks: folders, relative to `folder`. Without `folder` they are relative to the working directory.
+
+    Raises BadInput for an unknown layout, a folder without defects, or a name that is taken or invalid. Raises BadInput too if the form of
+    pipelines.yaml cannot be extended.
     """
-    from changepair.tasks.ingestion.inspect import inspect  # costs half a second, which no other command need spend
+    from changepair.tasks.ingestion.inspect import inspect  # the import takes half a second
 
     stated = stated_folders(folder, normal, abnormal, masks)
     place = place_of(stated.path)
     name = name or re.sub(r"[^a-z0-9]+", "-", (place.name or Path.cwd().name).lower())[:64].strip("-")
     read = read_pipelines()
     if not NAME.fullmatch(name):
-        raise BadInput(f"{name!r}: no name for a pipeline; choose one of small letters, digits and dashes with --name")
+        raise BadInput(f"{name!r}: invalid name for a pipeline; choose one of lower-case letters, digits and dashes with --name")
     if name in read.pipelines or name in read.datasets.names:
-        raise BadInput(f"{FILE} has a {name!r} already; give another name with --name")
+        raise BadInput(f"{FILE}: the name {name!r} is taken; choose another one with --name")
     with tempfile.TemporaryDirectory() as work:
         found = inspect(name, stated, work=Path(work), sheet=Path(work) / "sheet.png")
     add_pipeline(name, _dataset(stated), _pipeline(name, str(place), found))
     write_plan()
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{FILE}: dataset and pipeline {name}: {_about(found)}")
-    for line in told(found):
+    console.print(f"{FILE}: added dataset and pipeline {name}: {_about(found)}")
+    for line in findings(found):
         console.print(line)
     console.print(f"next: `changepair retrain {name}`, then open data/evaluation/{name}/report.html")
 
 
 def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None) -> FolderSettings:
-    """Return the dataset of folders on a command line. Raises BadInput if one is missing, or they have no parent in common."""
+    """Return the dataset that the arguments of a command describe. Raises BadInput if a folder is missing, or if they share no parent."""
     listed = [*normal, *abnormal, *([masks] if masks else [])]
     if not listed:
         if folder is None:
-            raise BadInput("name a folder of pictures, or folders with --normal and --abnormal")
+            raise BadInput("no folder given; name a folder of pictures, or use --normal and --abnormal")
         return FolderSettings(folder)
     if not normal:
-        raise BadInput("--normal: name at least one folder of normal pictures; prompts are drawn from it")
+        raise BadInput("--normal: missing; name at least one folder of normal pictures, because prompts are drawn from it")
     if folder is None:
         if any(map(is_url, listed)):
-            raise BadInput(
-                f"{listed[0]}: is in a store; also give the URL of the folder that holds it, and --normal and --abnormal relative to that"
-            )
+            raise BadInput(f"{listed[0]}: is a URL; also give the URL of the parent folder, and --normal and --abnormal relative to it")
         parents = [os.path.dirname(os.path.abspath(os.path.expanduser(one))) for one in listed]
         folder = os.path.commonpath(parents)
         if folder == os.path.sep:
-            raise BadInput(f"{', '.join(listed)}: have no parent folder in common; move them into one folder")
+            raise BadInput(f"{', '.join(listed)}: share no parent folder; move them into one folder")
         names = [os.path.relpath(os.path.abspath(os.path.expanduser(one)), folder) for one in listed]
     else:
         root = place_of(folder)
@@ -133,15 +135,15 @@ def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence
     return FolderSettings(folder, normal=tuple(names[: len(normal)]), abnormal=tuple(names[len(normal) :]), masks=of_masks)
 
 
-def told(found: Inspection) -> Iterator[str]:
-    """Yield lines about a dataset: folders read as normal and abnormal, files left out with the reason, conversions."""
+def findings(found: Inspection) -> Iterator[str]:
+    """Yield lines about a dataset: folders read as normal and abnormal, rejected files with the reason, conversions."""
     for folder, label in found.taken.items():
         yield f"read as {label}: {folder}"
     for reason, files in found.rejected.items():
         names = ", ".join(one.file for one in files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
-        yield f"left out: {len(files)} x {files[0].reason if len(files) == 1 else reason}: {names}"
+        yield f"rejected: {len(files)} {'file' if len(files) == 1 else 'files'}: {files[0].reason if len(files) == 1 else reason}: {names}"
     for note, count in found.notes.items():
-        yield f"note: {count} pictures are {note}"
+        yield f"note: {count} {'picture' if count == 1 else 'pictures'}: {note}"
 
 
 def _dataset(stated: FolderSettings) -> dict[str, Any]:
@@ -150,14 +152,14 @@ def _dataset(stated: FolderSettings) -> dict[str, Any]:
 
 
 def _about(found: Inspection) -> str:
-    """Says what there is, in a line."""
+    """Summarize the numbers of pictures in a line."""
     counts: Counter[str] = Counter()
     for (_category, split, defect), count in found.counts.items():
-        counts["to train" if split == "train" else "normal to test" if defect == GOOD else "with defects"] += count
+        counts["training" if split == "train" else "normal test" if defect == GOOD else "defective test"] += count
     categories = {category for category, _split, _defect in found.counts}
     kinds = f"{len(categories)} categories, " if len(categories) > 1 else ""
     masks = "masks" if found.covered else "no masks"
-    return kinds + ", ".join(f"{counts[what]} {what}" for what in ("to train", "normal to test", "with defects")) + f", {masks}"
+    return kinds + ", ".join(f"{counts[what]} {what} pictures" for what in ("training", "normal test", "defective test")) + f", {masks}"
 
 
 def _pipeline(name: str, path: str, found: Inspection) -> str:
@@ -168,11 +170,11 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
     for normal, where in ((True, f"test/{GOOD}"), (False, "test/<defect>")):
         if ("test", normal) not in tested:
             reasons = "; ".join(
-                f"{len(files)} left out, the first, {files[0].file}: {files[0].reason}" for files in found.rejected.values()
+                f"{len(files)} rejected, for example {files[0].file}: {files[0].reason}" for files in found.rejected.values()
             )
             raise BadInput(
-                f"{path}: no picture in {where}{f' ({reasons})' if reasons else ''}, and metrics need both normal and defective ones; to "
-                "score pictures without any, `changepair predict --prompt <normal pictures> <pictures>`"
+                f"{path}: no picture in {where}{f' ({reasons})' if reasons else ''}; metrics need normal and defective pictures. To score "
+                "pictures without metrics, use `changepair predict --prompt <normal pictures> <pictures>`"
             )
     least = min(training.values())
     side = min(LARGEST_SIDE, max(SIDES, min(median for _least, median, _most in found.sizes.values()) // SIDES * SIDES))

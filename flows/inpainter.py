@@ -1,4 +1,4 @@
-"""Run the stage `inpainter`: read the sources; write the model that repaints their regions, or the name of a published one."""
+"""Run the stage `inpainter`: train the model that repaints regions of the sources, or write the name of a published one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inpaint(Stage):
-    """Train the model that repaints regions on the sources, or record which published model does."""
+    """Train the inpainting model on the sources, or record which published model is used."""
 
     pipeline: str
     sources: Input[Path | None]
-    """The table of pictures to train on; None if no model is trained."""
+    """Table of pictures to train on; None if no model is trained."""
     weights: Input[str | None]
-    """A model folder on this machine."""
+    """A local model folder; None for other models."""
     inpainter: OfPipeline[InpainterSettings]
     folder: Output[Path]
 
@@ -53,7 +53,7 @@ def inpainter(stage: Inpaint, execution: Execution) -> None:
 
     if stage.sources is not None:
         trained: Trained = step(name="train inpainter", retry_delay_seconds=30)(train_inpainter)(stage)
-        get_run_logger().info(f"{stage.pipeline}: inpainter, {trained.steps} steps, loss {trained.loss:.4f}")
+        get_run_logger().info(f"{stage.pipeline}: inpainter: {trained.steps} steps, loss {trained.loss:.4f}")
     elif stage.inpainter.model == PACKAGED:
         write_packaged(stage.folder)
     write_choice(stage.folder, stage.inpainter)
@@ -67,7 +67,7 @@ def train_inpainter(stage: Inpaint) -> Trained:
 
     assert stage.sources is not None
     places = TrainingFolders(stage.folder, stage.checkpoints / "inpainter")
-    report = progress("Inpainter: share of the training steps done")
+    report = progress("inpainter: training progress")
     return inpainting.train_inpainter(stage.inpainter, stage.sources, places=places, report=report)
 
 

@@ -1,4 +1,4 @@
-"""Run the stage `metrics`: read scores; write metrics, comparisons, bootstrap draws, curves, and the decision."""
+"""Run the stage `metrics`: read scores; write metrics, comparisons, bootstrap draws, curves, and the recommendation."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from changepair.tasks.scoring.results import Results
 
 PLOTS = (
-    ("roc", "curves", "false_positive_rate", "true_positive_rate", "ROC of images"),
-    ("pr", "curves", "recall", "precision", "precision and recall of images"),
-    ("pro", "curves", "false_positive_rate", "overlap", "PRO"),
-    ("histogram", "scores", "score", "share", "scores of normal and anomalous pictures"),
-    ("shots", "shots", "shots", "mean", "metrics by shots"),
+    ("roc", "curves", "false_positive_rate", "true_positive_rate", "image ROC curve"),
+    ("pr", "curves", "recall", "precision", "image precision-recall curve"),
+    ("pro", "curves", "false_positive_rate", "overlap", "PRO curve"),
+    ("histogram", "scores", "score", "share", "image scores of normal and anomalous pictures"),
+    ("shots", "shots", "shots", "mean", "metrics by number of shots"),
 )
-"""Of each curve: its file, the template of its plot, the columns of both axes, and the title."""
+"""Each curve: file, plot template, columns of the x and y axes, and title."""
 
 
 def _for_decision(promotion: PromotionSettings) -> Any:
-    """Return the settings that the decision depends on: not who promotes."""
+    """Return the settings that the recommendation depends on. Automatic promotion is not one of them."""
     return {key: value for key, value in as_json(promotion).items() if key != "automatic"}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The files of an evaluation that the report reads, besides the metrics."""
+    """Files of an evaluation that the report reads in addition to the metrics."""
 
     comparisons: Path
     operating: Path
@@ -61,12 +61,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metrics(Stage):
-    """Compute metrics with their spread, and decide on detector, prompts and threshold."""
+    """Compute metrics with their spread, and recommend detector, prompts and threshold."""
 
     pipeline: str
     files: Input[TargetFiles]
     scores: Input[Mapping[str, Path]]
-    """The folder of each detector's scores."""
+    """Folder of scores for each detector."""
     detectors: OfDetectors[Mapping[str, Any]]
     promotion: Annotated[PromotionSettings, Setting(dump=_for_decision)]
     resolution: Annotated[int, Setting("pipelines.{pipeline}.evaluation.resolution")]
@@ -76,7 +76,7 @@ class Metrics(Stage):
     evaluation: Output[Evaluation]
     draws: Output[Path]
     trained: Sequence[str]
-    """The detectors with weights, which follows from their settings."""
+    """Names of the detectors with weights. They follow from the settings of the detectors."""
 
     @property
     def plots(self) -> list[Mapping[str, Any]]:
@@ -107,12 +107,12 @@ def metrics(stage: Metrics, execution: Execution) -> None:
     from changepair.flows.running.steps import HOUR, show_rows, step
     from changepair.tasks.scoring.results import table
 
-    task = step(name="measure", task_run_name=f"measure {stage.pipeline}", timeout_seconds=6 * HOUR)(write_metrics)
+    task = step(name="compute metrics", task_run_name=f"compute metrics of {stage.pipeline}", timeout_seconds=6 * HOUR)(write_metrics)
     results: Results = task(stage)
     write_metrics_to_trackers(stage.pipeline, results, execution)
     rows = table(results.rows)
-    show_rows(stage.pipeline, "results", rows, f"Metrics of {stage.pipeline}: percent, mean ± std over seeds")
-    if not has_listener():  # the run ends with the best of them
+    show_rows(stage.pipeline, "results", rows, f"Metrics of {stage.pipeline} in percent, mean ± standard deviation over seeds")
+    if not has_listener():  # a run prints the best ones at its end
         _print(rows)
 
 
@@ -144,7 +144,7 @@ def write_metrics(stage: Metrics) -> Results:
 
 
 def write_metrics_to_trackers(pipeline: str, results: Results, execution: Execution) -> None:
-    """Log the content of metrics.json to the trackers, with the second of its measurement as step."""
+    """Log the content of metrics.json to the trackers. The step is the time in seconds."""
     if execution.trackers:
         from changepair.flows.running.steps import tracking_of
         from changepair.tasks.training.tracking import tracked
@@ -165,7 +165,7 @@ def _print(rows: Sequence[dict[str, str]]) -> None:
 
     from changepair.tasks.scoring.metrics import heading
 
-    printed = Table(title="percent, mean ± std over seeds")
+    printed = Table(title="Metrics in percent, mean ± standard deviation over seeds")
     for name in rows[0]:
         printed.add_column(heading(name), no_wrap=True)
     for row in rows:

@@ -1,4 +1,4 @@
-"""`changepair new <folder>`: start a project, a folder with a pipelines.yaml under Git and DVC."""
+"""Create a project, a folder with a pipelines.yaml under Git and DVC: the command `changepair new`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = {
     "README.md": "README.md",
     FILE.name: FILE.name,
 }
-"""Files and folders of the template, and where a project has them."""
+"""Files and folders of the template, and their paths in a project."""
 EPILOG = """examples:
   changepair new my-line && cd my-line && changepair retrain
   changepair new metauas --from examples/metauas
@@ -35,34 +35,36 @@ EPILOG = """examples:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "new",
-        help="start a project in a new folder",
-        description="Write pipelines.yaml, .gitignore, .dvcignore and a README to a new folder; run `git init` and `dvc init` there.",
+        help="Create a project in a new folder",
+        description="Create a folder with pipelines.yaml, .gitignore, .dvcignore and README.md, under Git and DVC.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="a folder that does not exist or is empty")
-    parser.add_argument("--from", dest="example", type=Path, metavar="FOLDER", help="copy the pipelines.yaml and README.md of this folder")
+    parser.add_argument("--from", dest="example", type=Path, metavar="FOLDER", help="copy pipelines.yaml and README.md from this folder")
     parser.set_defaults(run=lambda one: new(one.folder, one.example))
 
 
 def new(folder: Path, example: Path | None = None) -> None:
-    """Start a project. example: a folder whose pipelines.yaml, and README.md if any, replace those of the template.
+    """Create a project.
 
-    Raises BadInput if the folder holds something or is inside a Git repository, if Git is not installed, or if the pipelines.yaml is
-    invalid. Then nothing is written.
+    example: a folder. Its pipelines.yaml and, if present, README.md replace those of the template.
+
+    Raises BadInput if the folder is not empty or is inside a Git repository, if Git is not installed, or if pipelines.yaml is invalid. Then
+    nothing is written.
     """
     target = folder.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadInput(f"{folder}: is not empty; name a new folder")
+        raise BadInput(f"{folder}: is not an empty folder; choose a new folder")
     if example is not None and not (example / FILE).is_file():
-        raise BadInput(f"--from {example}: has no {FILE}; name a folder that has one")
+        raise BadInput(f"--from {example}: contains no {FILE}; choose a folder with one")
     import dvc  # noqa: F401 - its absence is reported before anything is written
 
     if shutil.which("git") is None:
-        raise BadInput("git is not installed, and DVC needs it; install it, then run this again")
+        raise BadInput("git is not installed, but DVC needs it; install git, then run this command again")
     above = next((one for one in target.parents if (one / ".git").exists()), None)
     if above is not None:
-        raise BadInput(f"{folder}: is inside the Git repository {above}; name a folder outside, as a project is a repository of its own")
+        raise BadInput(f"{folder}: is inside the Git repository {above}, but a project is a separate repository; choose a folder outside")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
         made = Path(work) / target.name
@@ -71,7 +73,7 @@ def new(folder: Path, example: Path | None = None) -> None:
         for one in made.iterdir():
             one.rename(target / one.name)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{folder}: a project, with {', '.join(sorted(name for name in FILES.values() if '/' not in name))}")
+    console.print(f"created project {folder} with {', '.join(sorted(name for name in FILES.values() if '/' not in name))}")
     console.print(f"next: cd {folder} && changepair retrain")
 
 

@@ -1,4 +1,4 @@
-"""Run the stage `objects`: read the masks of a dataset's objects, in any supported format; write one table."""
+"""Run the stage `objects`: read the masks of a dataset's objects; write them as one table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Objects(Stage):
 
     @property
     def about(self) -> str:
-        return f"Read the masks of the objects of {self.dataset}"
+        return f"Read the object masks of {self.dataset}"
 
 
 def declare(dataset: str, datasets: Datasets, root: Path) -> Iterator[Objects]:
@@ -51,7 +51,7 @@ def objects(stage: Objects, execution: Execution) -> None:
 
     task = step(name="ingest objects", task_run_name="ingest objects of {dataset}", timeout_seconds=6 * HOUR)(ingest_objects)
     ingested: Ingested = task(stage.dataset, stage.objects, manifests=MANIFESTS)
-    left_out = f", {ingested.rejected} left out: see {stage.rejected}" if ingested.rejected else ""
+    left_out = f", {ingested.rejected} rejected; see {stage.rejected}" if ingested.rejected else ""
     get_run_logger().info(f"{stage.dataset}: {ingested.kept} objects{left_out}")
 
 

@@ -1,8 +1,8 @@
-"""Collect the stages that pipelines.yaml asks for, and write them as dvc.yaml.
+"""Collect the stages of pipelines.yaml, and write them as dvc.yaml.
 
-DVC's own templates give every stage of a template the same inputs. What a stage of ours reads follows from the settings: the datasets that
-its pipeline uses, its detectors, the files and folders that are named. So dvc.yaml is generated from the settings. `changepair retrain` and
-`changepair plan` write it; the stage `code`, which every other depends on, refuses one that differs from what pipelines.yaml asks for.
+DVC's templates give every stage the same inputs. Here the inputs of a stage follow from the settings: the datasets of its pipeline, its
+detectors, and the files and folders that are named. So dvc.yaml is generated: `changepair retrain` and `changepair plan` write it.
+The stage `code`, on which every other stage depends, refuses a dvc.yaml that is out of date.
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ from changepair.tasks.detectors.registry import DETECTORS
 
 OF_A_DATASET = ("ingest", "objects")
 OF_A_PIPELINE = ("sample", "inpainter", "synthesize", "train", "score", "metrics", "report")
-"""The modules of the stages, each after those that it reads from. Each declares its stages with `declare`."""
+"""Modules of the stages, each after those whose outputs it reads. Each declares its stages with `declare`."""
 OF_A_DETECTOR = ("train", "score")
 HEAD = """\
-# The stages in order: what each reads and writes. Generated from pipelines.yaml by `changepair plan`; edits are lost.
+# Stages in order, with their inputs and outputs. `changepair plan` generates this file from pipelines.yaml and overwrites edits.
 """
 EARLIER = ((".gitignore", "/figures.csv", "/metrics.csv"), (".dvc/plots/shots.json", '"figure"', '"metric"'))
-"""What the files of a project's template had before metrics were called so: the file, the text, and its replacement."""
+"""Texts that an earlier version wrote to a project: the file, the text, and its replacement."""
 KINDS = ("s3", "gs", "azure", "oss", "gdrive", "hdfs", "webhdfs", "ssh", "http", "https", "webdav", "webdavs")
-"""Of URLs, as DVC's settings know them. Whether what reads each is installed is asked where one is named."""
+"""Schemes of URLs that DVC's settings accept. The package for a scheme is checked where a URL is used."""
 
 
 def is_of(stage: str, pipeline: str) -> bool:
-    """Tell whether a stage, by its name, belongs to a pipeline or is shared by several."""
+    """Return whether a stage, by its name, belongs to a pipeline or is shared by several."""
     kind, *of = stage.split(SPLIT)
     return kind in (CODE_STAGE, *OF_A_DATASET) or of[:1] == [pipeline]
 
 
 def planned(root: Path = Path()) -> list[Stage]:
-    """List every stage of the enabled pipelines, each after those that it reads from. root: the project's. Raises BadInput."""
+    """List every stage of the enabled pipelines, each after those whose outputs it reads.
+
+    root: folder of the project. Raises BadInput if the settings are invalid, or if a stage cannot be run by DVC.
+    """
     read = read_pipelines(root / FILE)
     used = list(dict.fromkeys(name for pipeline in read.enabled for name in read.pipelines[pipeline].names))
     stages: list[Stage] = [*_module(CODE_STAGE).declare(read, root)]
@@ -63,12 +66,15 @@ def planned(root: Path = Path()) -> list[Stage]:
 
 
 def stage_of(kind: str, *of: str) -> Stage:
-    """Return a stage of pipelines.yaml, of an enabled pipeline or not. Raises BadInput if it has no such dataset, pipeline or detector."""
+    """Return a stage of pipelines.yaml, whether its pipeline is enabled or not.
+
+    Raises BadInput if there is no such dataset, pipeline or detector.
+    """
     read = read_pipelines()
     if kind in OF_A_DATASET:
         every = [*get_args(PackagedName), *read.datasets.folders]
         if of[0] not in every:
-            raise BadInput(f"{FILE}: datasets: no dataset {of[0]!r}{nearest(of[0], every)}")
+            raise BadInput(f"{FILE}: datasets: unknown dataset {of[0]!r}{nearest(of[0], every)}")
         stages = _of_dataset(kind, of[0], read.datasets, Path())
     else:
         pipeline = pipeline_named(of[0])
@@ -96,16 +102,15 @@ def _of_pipeline(kind: str, name: str, pipeline: Pipeline, datasets: Datasets) -
 
 
 def _refuse_what_dvc_refuses(stages: Sequence[Stage]) -> None:
-    """Raises BadInput if a file or folder that the settings name is called as DVC's own are, which it lets no stage read, or is in a store
-    that nothing here reads."""
+    """Raise BadInput if the settings name a file of DVC, which no stage may read, or a URL that DVC cannot read."""
     for stage in stages:
         for dep in stage.deps:
             name = os.path.basename(os.path.normpath(dep))
             if name.endswith(".dvc") or name in ("dvc.yaml", "dvc.lock"):
-                raise BadInput(f"{FILE}: {dep}: a file of DVC's, by its name, which no stage can read; name another")
+                raise BadInput(f"{FILE}: {dep}: no stage can read a file with this name, because it belongs to DVC; rename the file")
             if is_url(dep):
                 if dep.partition(MARK)[0] not in KINDS:
-                    raise BadInput(f"{FILE}: {dep}: DVC reads no such URL; it reads {', '.join(f'{kind}://' for kind in KINDS)}")
+                    raise BadInput(f"{FILE}: {dep}: DVC cannot read this URL; use one of {', '.join(f'{kind}://' for kind in KINDS)}")
                 try:
                     place_of(dep)
                 except BadInput as error:
@@ -113,8 +118,10 @@ def _refuse_what_dvc_refuses(stages: Sequence[Stage]) -> None:
 
 
 def _refuse_a_circle(stages: Sequence[Stage], root: Path) -> None:
-    """Raises BadInput if a file or folder that the settings name is, holds, or lies in what a stage writes that waits for its reader. DVC
-    orders stages by the same rule."""
+    """Raise BadInput if the inputs and outputs of stages form a cycle.
+
+    A stage depends on another if its input is an output of the other, contains one, or lies in one. DVC orders stages by the same rule.
+    """
     top = os.path.abspath(root)
     written = {os.path.join(top, out): stage.name for stage in stages for out in (*stage.outs, *stage.in_git, *stage.metrics)}
     above: dict[str, set[str]] = {}
@@ -131,9 +138,9 @@ def _refuse_a_circle(stages: Sequence[Stage], root: Path) -> None:
     try:
         TopologicalSorter(reads).prepare()
     except CycleError as error:
-        order = list(reads)  # ours have those they read from before them, so what does not was named
+        order = list(reads)  # our stages follow their inputs, so a pair out of order comes from a named file
         reader, writer = next((two, one) for one, two in pairwise(error.args[1]) if order.index(two) <= order.index(one))
-        where = "where it writes itself" if writer == reader else f"where {writer} writes, which waits for it"
+        where = "but writes there itself" if writer == reader else f"but {writer} writes there and waits for {reader}"
         raise BadInput(f"{FILE}: {reader} would read {reads[reader][writer]}, {where}; name another file or folder") from error
 
 
@@ -158,14 +165,17 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
 
 
 def write_plan(root: Path = Path()) -> bool:
-    """Write dvc.yaml if it differs from what pipelines.yaml asks for, and the link to it; return whether it differed. Raises BadInput."""
+    """Write dvc.yaml if it is out of date, and the link to it. Return whether it was out of date.
+
+    Raises BadInput if pipelines.yaml is invalid, if a file of an earlier version needs an edit, or if another file is in place of the link.
+    """
     file, text, link = root / DVC_YAML, dvc_yaml(planned(root)), root / PLAN
     for name, old, new in EARLIER:
         if (root / name).is_file() and old in read_text(root / name):
-            raise BadInput(f"{root / name}: has {old!r}, which an earlier version wrote; replace it by {new!r}, then run this again")
+            raise BadInput(f"{root / name}: contains {old!r} from an earlier version; replace it with {new!r}, then run this command again")
     if not link.is_symlink() or os.readlink(link) != file.name:
         if os.path.lexists(link):
-            raise BadInput(f"{link}: is not the link to {DVC_YAML} that changepair writes there; move it away, then run this again")
+            raise BadInput(f"{link}: changepair needs this path for a link to {DVC_YAML}; move the file, then run this command again")
         link.symlink_to(file.name)
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return False
@@ -174,7 +184,7 @@ def write_plan(root: Path = Path()) -> bool:
 
 
 def roots(kind: str, detector: str | None = None) -> list[str]:
-    """List the modules whose code a kind of stage depends on. detector: a kind of detector."""
+    """List the modules that a kind of stage depends on. detector: a kind of detector."""
     modules = [f"changepair.flows.{kind}"]
     if detector is not None:
         own = DETECTORS[detector]

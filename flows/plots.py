@@ -1,5 +1,7 @@
-"""`changepair plots`: DVC's plots of the metrics, curves and galleries, of one revision or of several against each other, as one page that
-opens from disk with no network. `dvc plots` alone makes a page that fetches what draws it."""
+"""Draw DVC's plots of metrics, curves and galleries as one page: the command `changepair plots`.
+
+The page shows one revision, or compares several. It opens from disk without a network; the page of `dvc plots` loads scripts from the web.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>changepair: plots</title>
+<title>changepair plots</title>
 {refresh_tag}
 <script>BUNDLE</script>
 <style>
@@ -27,7 +29,7 @@ PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <script>
-  // A chart of several panels takes the whole width.
+  // A chart with several panels takes the full width.
   new MutationObserver(() => {
     for (const chart of document.querySelectorAll("main canvas, main svg")) {
       if (parseFloat(chart.getAttribute("width")) > 800 * devicePixelRatio) chart.closest("main > *").style.gridColumn = "1 / -1";
@@ -44,18 +46,22 @@ SNIPPET = "globalThis.vegaEmbed = vegaEmbed;"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
-    command = commands.add_parser(
-        "plots", help="draw DVC's plots, of this checkout or of revisions against each other, as one page for offline"
+    """Add the command."""
+    command = commands.add_parser("plots", help="Plot metrics and curves, and compare revisions")
+    command.add_argument(
+        "revisions", nargs="*", metavar="REVISION", help="commits, branches, tags or experiments (default: the files of this checkout)"
     )
-    command.add_argument("revisions", nargs="*", metavar="REVISION", help="commits, branches, tags or experiments; none for what is here")
-    command.add_argument("--out", type=Path, default=Path("build/plots"), metavar="FOLDER", help="where to write index.html (%(default)s)")
-    command.epilog = "example: changepair plots HEAD~1 HEAD"
+    command.add_argument(
+        "--out", type=Path, default=Path("build/plots"), metavar="FOLDER", help="folder for index.html (default: %(default)s)"
+    )
+    command.description = "Plot metrics, curves and galleries as a page that opens without a network."
+    command.epilog = "example:\n  changepair plots HEAD~1 HEAD"
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.set_defaults(run=lambda arguments: print(draw(arguments.revisions, arguments.out)))
 
 
 def draw(revisions: list[str], out: Path) -> str:
-    """Writes the page, and the pictures that it shows beside it; gives what to tell. Raises BadInput."""
+    """Write the page and its pictures. Return a line that names the page. Raises BadInput if DVC fails."""
     with tempfile.TemporaryDirectory(prefix="changepair-") as work:
         template = Path(work) / "page.html"
         template.write_text(PAGE.replace("BUNDLE", _bundle()), encoding="utf-8")
@@ -63,12 +69,12 @@ def draw(revisions: list[str], out: Path) -> str:
         done = subprocess.run([sys.executable, "-m", "dvc", *command], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise BadInput(f"dvc {' '.join(command[:2])}: {(lines or ['it failed'])[0].removeprefix('ERROR: ')}")
-    return f"to look at: {out / 'index.html'}"
+        raise BadInput(f"dvc {' '.join(command[:2])}: {(lines or ['failed without a message'])[0].removeprefix('ERROR: ')}")
+    return f"plots: {out / 'index.html'}"
 
 
 def _bundle() -> str:
-    """Gives the JavaScript that draws, all in one, as a page may hold it."""
+    """Return the drawing script, in a form that can stand inside a page."""
     import vl_convert
 
     bundle: str = vl_convert.javascript_bundle(SNIPPET)

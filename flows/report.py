@@ -1,4 +1,4 @@
-"""Run the stage `report`: read metrics, curves and scores; write galleries, and a page with everything."""
+"""Run the stage `report`: read metrics, curves and scores; write galleries and the report page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 NO_RESULT = {EvaluationSettings: "batch_size", PromotionSettings: "automatic"}
-"""Settings of these sections that change no result."""
+"""Settings in these sections that no result depends on."""
 
 
 def _that_matter(section: Any) -> Any:
@@ -47,7 +47,7 @@ def _that_matter(section: Any) -> Any:
 
 @dataclass(frozen=True)
 class Report(Stage):
-    """Draw galleries, and write a page with everything."""
+    """Draw galleries, and write the report."""
 
     pipeline: str
     files: Input[TargetFiles]
@@ -61,9 +61,9 @@ class Report(Stage):
     pairs: Input[Path]
     detectors: OfDetectors[Mapping[str, Any]]
     others: Annotated[Mapping[str, Any], Setting("pipelines.{pipeline}.*", _that_matter)]
-    """All other settings of the pipeline that a result depends on. The page shows them."""
+    """Other settings of the pipeline that results depend on. The page shows them."""
     layouts: Annotated[Mapping[str, str], Setting("datasets.folders.*")]
-    """The layout of each target's folder, by `<dataset>.layout`."""
+    """Layout of the folder of each target, by `<dataset>.layout`."""
     galleries: Output[Path]
     page: Output[Path]
 
@@ -113,9 +113,9 @@ def report(stage: Report, execution: Execution) -> None:
     for gallery in galleries:
         picture = stage.galleries / overlays_name(gallery.target)
         if picture.is_file():
-            show_picture(pipeline, picture.stem, picture, f"Maps of {pipeline} on {gallery.target}")
+            show_picture(pipeline, picture.stem, picture, f"Anomaly maps of {pipeline} on {gallery.target}")
     rows = markdown(read_metrics(stage.table))
-    show_page(pipeline, "report", f"# {pipeline}\n\n{rows}\nWhole report: `{stage.page}`")
+    show_page(pipeline, "report", f"# Metrics of {pipeline}\n\n{rows}\nFull report: `{stage.page}`")
 
 
 def draw_galleries(stage: Report) -> list[Gallery]:
@@ -155,7 +155,7 @@ def _recommendation(stage: Report) -> Recommendation:
     file = stage.evaluation.decision
     recommendation = read_recommendation(file.parent)
     if recommendation is None:
-        raise BadInput(f"{file}: no such file; the metrics stage writes it, so run `dvc repro`")
+        raise BadInput(f"{file}: no such file; run `dvc repro`, because the stage `metrics` writes it")
     return recommendation
 
 

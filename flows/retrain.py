@@ -1,4 +1,4 @@
-"""The flow retrain: walks a pipeline's stages in dvc.yaml's order, running those that are out of date, and ends at the promotion gate."""
+"""Define the flow `retrain`: run the out-of-date stages of a pipeline in order, then ask the promotion gate."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import Stopped, asked, check, on_sigterm
 from changepair.tasks.scoring.results import METRICS_NAME
 
-LOCK = "retrain"  # of the checkout: two pipelines share its dvc.lock and datasets
+LOCK = "retrain"  # one for each checkout, because pipelines share dvc.lock and datasets
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a run."""
+    """The result of a run."""
 
     outcome: Outcome
     ran: tuple[str, ...]
-    """The stages that were out of date."""
+    """Names of the stages that ran."""
 
     @property
     def message(self) -> str:
@@ -57,7 +57,7 @@ class Ended:
 
 @task(task_run_name="{stage}", persist_result=False)
 def bring_up_to_date(stage: str) -> State[bool]:
-    """Runs a stage if it is out of date. Ends Completed, by the name RAN or UP_TO_DATE, and holds whether it ran."""
+    """Run a stage if it is out of date. The state is Completed, named RAN or UP_TO_DATE, and holds whether the stage ran."""
     since = time.monotonic()
     with parent():
         try:
@@ -66,7 +66,7 @@ def bring_up_to_date(stage: str) -> State[bool]:
             where = told().stop
             raise Stopped(f"{error}: {where}" if where else str(error)) from error
         except BadInput as error:
-            if told().stop:  # cancelled by itself
+            if told().stop:  # only this task was cancelled
                 raise Stopped(f"retrain, in stage {stage}: {told().stop}") from error
             reason = told().failure
             raise BadInput(f"stage {stage}: {reason}" if reason else str(error)) from error
@@ -78,7 +78,7 @@ def bring_up_to_date(stage: str) -> State[bool]:
 
 @task(name="promotion gate", task_run_name="promotion gate {pipeline}", persist_result=False)
 def promotion_gate(pipeline: str) -> State[Outcome]:
-    """Asks the gate. Ends Completed by the outcome's name, and holds it."""
+    """Ask the promotion gate. The state is Completed, has the name of the outcome, and holds the outcome."""
     outcome = gate(pipeline)
     about = f"{outcome.state}: {outcome.reason}"
     page = summary(
@@ -113,10 +113,12 @@ def retrain(pipeline: str) -> State[None]:
 
 
 def _recorded(pipeline: str) -> Ended:
-    """Run, and record what happens in the journal and, as an event, on the server."""
+    """Run the stages, and record the run in the journal and as an event on the server."""
     own = str(flow_run.get_id())
-    for died in (run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id):  # we hold the lock that it would hold
-        close_dead(UUID(died.id), f"its process is gone; run {own} goes on from there")
+    for died in (
+        run for run in read_runs(pipeline) if run.state == RunState.RUNNING and run.id
+    ):  # a live run would hold the lock that we hold
+        close_dead(UUID(died.id), f"its process has died; run {own} resumes from there")
     journal = Journal(pipeline, provenance.commit(), own)
     state, message = RunState.FAILED, ""
     try:
@@ -141,7 +143,7 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
     stages = stages_before(f"report{SPLIT}{pipeline}")
     milestones = ProgressDisplay(stages)
     if rewritten:
-        line = f"{pipeline}: dvc.yaml is written anew, as pipelines.yaml asks for other stages than it had"
+        line = f"{pipeline}: dvc.yaml is updated, because the stages of pipelines.yaml changed"
         logger.info(line)
         milestones.say(line)
     page = page_of_run()
@@ -155,7 +157,7 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
             state = bring_up_to_date(stage, return_state=True)
         ended_as = StageState(str(state.name)) if state.is_completed() else StageState.FAILED
         journal.end(stage, ended_as)
-        ran += [stage] if state.result() else []  # or raises what the stage raised: nothing after it runs
+        ran += [stage] if state.result() else []  # raises the error of a failed stage, so no later stage runs
         milestones.ended(stage, ended_as, journal.run.stages[-1].seconds)
     follow_orders()
     outcome = cast(Outcome, promotion_gate(pipeline, return_state=True).result())
@@ -168,21 +170,21 @@ def _retrain(pipeline: str, journal: Journal) -> Ended:
 
 
 def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
-    """Gives what the console ends with."""
+    """Yield the last lines for the console."""
     ran = len(ended.ran)
     yield f"{pipeline}: {ran} of {stages} stages ran, {stages - ran} are up to date"
     yield f"{pipeline}: {ended.outcome.state}: {ended.outcome.reason}"
     current = read_current(pipeline)
     if current is not None and ended.outcome.state != RunState.IN_USE:
-        yield f"in use: model {current.candidate[:8]}, since {current.time[:16].replace('T', ' ')} UTC"
+        yield f"current model: {current.candidate[:8]}, since {current.time[:16].replace('T', ' ')} UTC"
     recommended = read_recommendation(folder_of(pipeline) / IN_USE if current is not None else EVALUATION / pipeline)
     for line in recommended.lines if recommended is not None else ():
-        yield f"use on {line}"
+        yield f"recommended for {line}"
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"
 
 
 def _model_in_use(pipeline: str) -> dict[str, str]:
-    """Says which model is in use: where DVC has it, its hash, and the commit it was made at; {} if none is, or that cannot be read."""
+    """Return path, hash, name and commit of the current model; {} if there is none, or if it cannot be read."""
     try:
         current = read_current(pipeline)
     except BadInput:
@@ -202,13 +204,13 @@ def _metrics(pipeline: str) -> Mapping[str, Any]:
 
 
 def _compared(outcome: Outcome) -> str:
-    """Gives the gate's comparison as Markdown; "" if nothing was compared."""
+    """Return the comparison of the gate as Markdown; "" if nothing was compared."""
     lines: list[str] = []
     if outcome.decision.compared:
         lines += [
-            "Compared with the model in use:",
+            "Comparison with the current model, in percent:",
             "",
-            "| detector | new | in use | difference | 95 % interval | passes |",
+            "| detector | new | current | difference | 95 % interval | passes |",
             "|---|---|---|---|---|---|",
         ]
     for item in outcome.decision.compared:

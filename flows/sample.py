@@ -1,4 +1,4 @@
-"""Run the stage `sample`: read manifests; write episodes, and the pictures that may be trained on and those that are tested on."""
+"""Run the stage `sample`: read manifests; write episodes, and the lists of training and test pictures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from changepair.tasks.sampling.settings import SamplingSettings, Use
 
 @dataclass(frozen=True)
 class Sample(Stage):
-    """Draw episodes: which pictures train, which prompt and which are queried. Refuse an overlap."""
+    """Draw episodes of training, prompt and query pictures, and refuse an overlap."""
 
     pipeline: str
     manifests: Input[Sequence[Path]]
     prompts: Input[str | None]
     datasets: Annotated[Mapping[str, Sequence[str]], Setting("pipelines.{pipeline}.*")]
-    """Names of datasets, by their use."""
+    """Names of datasets by use."""
     sampling: OfPipeline[SamplingSettings]
     objects: Annotated[Mapping[str, ObjectsSettings], Setting("datasets.objects.*")]
     files: Output[EpisodeFiles]
@@ -52,9 +52,9 @@ def sample(stage: Sample, execution: Execution) -> None:
     logger, pipeline, near = get_run_logger(), stage.pipeline, stage.files.near_duplicates
     logger.info(f"{pipeline}: {sampled.episodes} episodes; sources {', '.join(use.sources) or 'none'}; targets {', '.join(use.targets)}")
     if sampled.near_duplicates:
-        logger.warning(f"{pipeline}: {sampled.near_duplicates} targets look like pictures trained on: see {near}")
+        logger.warning(f"{pipeline}: near-duplicates of training pictures among the targets: {sampled.near_duplicates}; see {near}")
     if sampled.repeated:
-        logger.warning(f"{pipeline}: {sampled.repeated} targets look the same as pictures that may prompt them: see {near}")
+        logger.warning(f"{pipeline}: near-duplicates of prompt candidates among the targets: {sampled.repeated}; see {near}")
     for sentence in sampled.unmeasured:
         logger.warning(f"{pipeline}: {sentence}")
 

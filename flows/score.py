@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score(Stage):
-    """Declare the scoring of the targets' pictures, none of which were trained on, by one detector."""
+    """Declare the scoring of target pictures by one detector. No detector was trained on these pictures."""
 
     pipeline: str
     detector: str
     files: Input[TargetFiles]
     model: Input[Path | None]
-    """The model folder of the detector, or of the one that it builds upon; None if it is not trained."""
+    """Model folder of the detector or of its base detector; None if it is not trained."""
     weights: Input[Sequence[str]]
-    """Files and folders of this machine that its encoders name."""
+    """Local files and folders of its encoders."""
     chosen: OfDetectors[Mapping[str, Any]]
-    """The settings of the detector and of the one that it builds upon, by name."""
+    """Settings of the detector and of its base detector, by name."""
     subset: Annotated[int | None, Setting("pipelines.{pipeline}.evaluation.subset.{detector}")]
     scores: Output[Path]
     others: Mapping[str, Any]
-    """The settings of all detectors. Those of the same encoder are scored in the same pass; their scores wait for their stage."""
+    """Settings of all detectors. Detectors with the same encoder are scored in one pass; their scores wait for their stage."""
     evaluation: EvaluationSettings
-    """The sizes of batches, and the subsets of the other detectors."""
+    """Batch sizes, and subsets of the other detectors."""
 
     @property
     def about(self) -> str:
-        return f"Score the targets' pictures with {self.detector}"
+        return f"Score the target pictures with {self.detector}"
 
     @property
     def code(self) -> Path:
@@ -89,15 +89,15 @@ def score(stage: Score, execution: Execution) -> None:
     task = step(name="score detector", task_run_name="score {name}", retries=1, timeout_seconds=12 * HOUR)(score_detector)
     scored: ScoredDetector = task(name, scoring)
     write_time(pipeline, name, Time(scored.seconds, scored.device))
-    get_run_logger().info(f"{pipeline}: {name}, {scored.count} scores; {1000 * scored.seconds:.0f} ms a picture on {scored.device}")
+    get_run_logger().info(f"{pipeline}: {name}: {scored.count} scores, {1000 * scored.seconds:.0f} ms per picture on {scored.device}")
 
 
 def score_detector(name: str, scoring: Scoring) -> ScoredDetector:
-    """Score a detector. A retry resumes from the scores that are there."""
+    """Score the queries with one detector. A retry resumes from existing scores."""
     from changepair.flows.running.steps import progress
     from changepair.tasks.scoring import batch_scoring
 
-    return batch_scoring.score_detector(name, scoring, progress(f"{name}: share of the queries scored"))
+    return batch_scoring.score_detector(name, scoring, progress(f"{name}: scoring progress"))
 
 
 if __name__ == "__main__":

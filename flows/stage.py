@@ -1,8 +1,8 @@
-"""Define what a stage declares: the files that it reads and writes, and its settings.
+"""Declare stages: their inputs, outputs and settings.
 
-Each `flows/<stage>.py` has a subclass of `Stage`, a function `declare` that creates its instances from pipelines.yaml, and a flow. The flow
-receives the instance, so it can use nothing that DVC does not know of. plan.py collects the stages and writes dvc.yaml. It imports all of
-these modules: they import Prefect and torch, which take seconds, inside of their flow.
+Each `flows/<stage>.py` has a subclass of `Stage`, a function `declare` and a flow. `declare` creates the stages from pipelines.yaml. The
+flow receives its stage, so it uses only files that DVC knows. plan.py imports these modules, collects the stages and writes dvc.yaml.
+Prefect and torch take seconds to import, so a module imports them inside of its flow.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DVC_YAML = Path("dvc.yaml")
 PLAN = Path("plan.yaml")
-"""A link to dvc.yaml. The stage `code` depends on it, so that an edit of dvc.yaml is noticed: DVC refuses dvc.yaml itself."""
+"""A link to dvc.yaml. The stage `code` depends on it, so an edit is noticed. DVC refuses dvc.yaml itself as a dependency."""
 CODE_STAGE = "code"
 SPLIT = "_"
-"""Separates the parts of a stage's name. No name in pipelines.yaml contains it."""
+"""Separator of the parts of a stage name. No name in pipelines.yaml contains it."""
 
 
 class Role(Enum):
@@ -49,10 +49,10 @@ class Setting:
 
 
 Input = Annotated[T, Role.INPUT]
-"""A file or folder that the stage reads, or several: None, a path, a sequence, a mapping by name, or a dataclass of them."""
+"""Files or folders that the stage reads: None, a path, a sequence, a mapping by name, or a dataclass of them."""
 Output = Annotated[T, Role.OUTPUT]
 InGit = Annotated[T, Role.IN_GIT]
-"""An output that Git keeps, not DVC's cache."""
+"""An output in Git instead of DVC's cache."""
 MetricsFile = Annotated[T, Role.METRICS]
 """An output that `dvc metrics` shows."""
 OfPipeline = Annotated[T, Setting()]
@@ -61,9 +61,9 @@ OfDetectors = Annotated[T, Setting("pipelines.{pipeline}.detectors.*", lambda on
 
 @dataclass(frozen=True)
 class Stage:
-    """Declare a stage: subclasses add a dataset, or a pipeline and perhaps a detector; inputs, outputs and settings.
+    """Declare a stage. Subclasses add names, inputs, outputs and settings as fields.
 
-    A field that has none of these roles is no dependency: changing it must not change the outputs.
+    The names are a dataset, or a pipeline and sometimes a detector. A field without a role is no dependency, so it must not affect outputs.
     """
 
     NAMES: ClassVar[tuple[str, ...]] = ("dataset", "pipeline", "detector")
@@ -74,7 +74,7 @@ class Stage:
 
     @property
     def of(self) -> tuple[str, ...]:
-        """The dataset; or the pipeline and, if the stage has one, its detector."""
+        """The dataset, or the pipeline and the detector, if the stage has one."""
         return tuple(getattr(self, name) for name in self.NAMES if hasattr(self, name))
 
     @property
@@ -87,22 +87,22 @@ class Stage:
 
     @property
     def about(self) -> str:
-        """One line for dvc.yaml: by default the first of the docstring."""
+        """Description in dvc.yaml. By default, the first line of the docstring."""
         return (type(self).__doc__ or "").partition("\n")[0].rstrip(".")
 
     @property
     def code(self) -> Path | None:
-        """The file with the code that the stage depends on; None for the stage that writes it."""
+        """File with the code that the stage depends on; None for the stage that writes it."""
         return code_file(self.kind)
 
     @property
     def frozen(self) -> bool:
-        """Whether DVC keeps the outputs although an input is gone."""
+        """Whether DVC keeps the outputs although an input no longer exists."""
         return False
 
     @property
     def always(self) -> bool:
-        """Whether DVC runs the stage each time, because it cannot see all inputs."""
+        """Whether DVC always runs the stage, because it cannot detect changes of all inputs."""
         return False
 
     @property
@@ -111,7 +111,7 @@ class Stage:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder for what an interrupted run keeps."""
+        """Folder for the checkpoints of an interrupted run."""
         return CHECKPOINTS.joinpath(*self.of)
 
     @cached_property
@@ -133,7 +133,7 @@ class Stage:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The settings with their defaults, by their keys in pipelines.yaml."""
+        """Settings, including defaults, by key in pipelines.yaml."""
         found: dict[str, Any] = {}
         names = {name: getattr(self, name) for name in self.NAMES if hasattr(self, name)}
         for name, setting in _marked(type(self), Setting):
@@ -144,7 +144,7 @@ class Stage:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The stage in dvc.yaml."""
+        """Entry of the stage in dvc.yaml."""
         entry: dict[str, Any] = {"desc": self.about, "cmd": self.command}
         entry["deps"] = [*self.deps, *([settings_file(self.name).as_posix()] if self.settings else [])]
         if self.metrics:
@@ -166,9 +166,9 @@ S = TypeVar("S", bound=Stage)
 
 @dataclass(frozen=True)
 class StageFlow(Generic[S]):
-    """The Prefect flow of a stage. Prefect is imported when it is built.
+    """The Prefect flow of a stage. Building it imports Prefect.
 
-    The parameters of its run, which Prefect stores and shows, are the fields of the stage without the secrets in them.
+    Prefect stores and shows the parameters of a run: the fields of the stage without secrets.
     """
 
     function: Callable[[S, Execution], None]
@@ -197,30 +197,30 @@ class StageFlow(Generic[S]):
 def stage_flow(
     *, on_gpu: bool = False, runner: Callable[[Execution], Any] | None = None
 ) -> Callable[[Callable[[S, Execution], None]], StageFlow[S]]:
-    """Make a function the Prefect flow of its stage.
+    """Turn a function into the Prefect flow of its stage.
 
-    on_gpu: whether it computes on a GPU if there is one. runner: return Prefect's task runner; by default threads.
+    on_gpu: whether it uses a GPU if one is available. runner: returns the task runner of Prefect (default: threads).
     """
     return lambda function: StageFlow(function, on_gpu, runner)
 
 
 def stage_name(kind: str, of: Sequence[str]) -> str:
-    """Return the name of a stage in dvc.yaml, which allows no plus."""
+    """Return the name of a stage in dvc.yaml. A plus sign is not allowed there, so it is replaced."""
     return SPLIT.join((kind, *of)).replace("+", f"{SPLIT}plus")
 
 
 def code_file(kind: str, detector: str | None = None) -> Path:
-    """Return the file in which the stage `code` writes the code that a stage depends on. detector: a kind of detector."""
+    """Return the file in which the stage `code` records the code of a kind of stage. detector: a kind of detector."""
     return CODE / f"{kind if detector is None else f'{kind}{SPLIT}{detector}'}.json"
 
 
 def settings_file(stage: str) -> Path:
-    """Return the file in which the stage `code` writes the settings that a stage, by its name, depends on."""
+    """Return the file in which the stage `code` records the settings of a stage. stage: its name."""
     return CODE / "settings" / f"{stage}.json"
 
 
 def settings_text(stage: Stage) -> str:
-    """Return the content of that file."""
+    """Return the text of a settings file."""
     return json.dumps(stage.settings, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -230,12 +230,14 @@ def loss_plot(file: Path, title: str) -> Mapping[str, Any]:
 
 
 def _marked(stage: type[Stage], of: type[T], only: T | None = None) -> tuple[tuple[str, T], ...]:
-    """List the fields of a stage that are annotated with a role or a setting."""
+    """List the fields of a stage that have a role or a setting, with this mark."""
     hints = get_type_hints(stage, include_extras=True)
     for name, hint in hints.items():
         inner = get_args(hint)[:1] if hasattr(hint, "__metadata__") else get_args(hint)
         if any(hasattr(one, "__metadata__") for one in inner):
-            raise TypeError(f"{stage.__name__}.{name}: mark the whole type, as in Input[Path | None]; the mark of a part declares nothing")
+            raise TypeError(
+                f"{stage.__name__}.{name}: a mark on a part of a type has no effect; mark the whole type, as in Input[Path | None]"
+            )
     marks = ((item.name, mark) for item in fields(stage) for mark in getattr(hints[item.name], "__metadata__", ()))
     return tuple((name, mark) for name, mark in marks if isinstance(mark, of) and only in (None, mark))
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Synthesize(Stage):
-    """Make change pairs from the normal pictures of the sources."""
+    """Generate change pairs from normal pictures of the sources."""
 
     pipeline: str
     files: Input[SourceFiles]
     inpainter: Input[Path]
     segmenter: Input[str | None]
-    """A model folder of SAM on this machine, which finds objects."""
+    """Local model folder of SAM, which segments objects; None for a model from the hub."""
     synthesis: OfPipeline[SynthesisSettings]
     pairs: Output[Path]
 
@@ -39,8 +39,8 @@ class Synthesize(Stage):
             return []
         return [
             {f"{folder}/kinds.csv": {**bars, "x": "pairs", "y": "kind", "title": "pairs by kind"}},
-            {f"{folder}/changed_area.csv": {"x": "changed_area", "y": "pairs", "title": "share of the query that changed"}},
-            {f"{folder}/drops.csv": {**bars, "x": "draws", "y": "reason", "title": "draws dropped, by reason"}},
+            {f"{folder}/changed_area.csv": {"x": "changed_area", "y": "pairs", "title": "changed area, share of the query"}},
+            {f"{folder}/drops.csv": {**bars, "x": "draws", "y": "reason", "title": "dropped draws by reason"}},
             *(f"{folder}/{kind}.png" for kind, share in self.synthesis.kinds.items() if share > 0),
         ]
 
@@ -63,7 +63,7 @@ def synthesize(stage: Synthesize, execution: Execution) -> None:
     work, missing = start(settings, inputs, stage.checkpoints / "pairs")
     kept = shard_count(settings) - len(missing)
     if kept:
-        get_run_logger().info(f"{pipeline}: {kept} of {shard_count(settings)} shards are there from a run that was stopped")
+        get_run_logger().info(f"{pipeline}: resuming with {kept} of {shard_count(settings)} shards from an interrupted run")
     _make(settings, inputs, missing, work, execution)
     synthesized: Synthesized = step(name="write index and overview", timeout_seconds=HOUR)(finish)(settings, work, stage.pairs)
 
@@ -73,19 +73,19 @@ def synthesize(stage: Synthesize, execution: Execution) -> None:
     for table in sorted(overview.glob("*.csv")):
         name = table.stem.replace("_", "-")
         show_table(pipeline, f"pairs-{name}", table, f"Pairs of {pipeline}: {name}")
-    get_run_logger().info(f"{pipeline}: {synthesized.pairs} pairs, {synthesized.dropped} draws dropped; to see in {overview}")
+    get_run_logger().info(f"{pipeline}: {synthesized.pairs} pairs, {synthesized.dropped} dropped draws; overview: {overview}")
 
 
 def _make(settings: SynthesisSettings, inputs: Inputs, missing: list[int], work: ShardsFolder, execution: Execution) -> None:
-    """Make every missing shard."""
+    """Generate every missing shard."""
     from changepair.flows.running.steps import HOUR, step
     from changepair.tasks.synthesis.synthesize import make_shard, shard_count
 
     def where() -> str:
         whole = shard_count(settings) - sum(not work.record(number).is_file() for number in missing)
-        return f"synthesize, {whole} of {shard_count(settings)} shards made"
+        return f"synthesize, {whole} of {shard_count(settings)} shards done"
 
-    task = step(name="make shard", task_run_name="make shard {number}", timeout_seconds=HOUR)(make_shard)
+    task = step(name="generate shard", task_run_name="generate shard {number}", timeout_seconds=HOUR)(make_shard)
     with for_gpu(execution):
         shards = [task.submit(settings, inputs, number, work) for number in missing]
     wait_for(shards, where)

@@ -1,4 +1,4 @@
-"""Run the stage `train`: read change pairs, or labelled pictures; write the model folder of one detector."""
+"""Run the stage `train`: read change pairs or labelled pictures; write the model folder of one detector."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """Declare the training of one detector, or the use of a model folder instead."""
+    """Declare the training of one detector, or the use of a pretrained model."""
 
     pipeline: str
     detector: str
     examples: Input[Path | None]
-    """The folder of change pairs, or the table of labelled pictures; None if the detector is not trained."""
+    """Folder of change pairs, or table of labelled pictures; None if the detector is not trained."""
     weights: Input[Sequence[str]]
-    """Files and folders of this machine: the encoder's, and those of the model to use or to start from."""
+    """Local files and folders of the encoder, and of the model to use or to start from."""
     chosen: OfDetectors[Mapping[str, Any]]
-    """The settings of the detector, by its name."""
+    """Settings of the detector, by its name."""
     training: Annotated[TrainingSettings | None, Setting("pipelines.{pipeline}.training.{detector}")]
     augmentation: Annotated[AugmentationSettings | None, Setting("pipelines.{pipeline}.synthesis.augmentation")]
-    """The change of appearance of pairs; None for labelled pictures."""
+    """Augmentation of the appearance of pairs; None for labelled pictures."""
     folder: Output[Path]
 
     @property
     def about(self) -> str:
-        return f"Train {self.detector}" if self.training else f"Use the given model of {self.detector}"
+        return f"Train {self.detector}" if self.training else f"Use the pretrained model of {self.detector}"
 
     @property
     def code(self) -> Path:
@@ -53,7 +53,7 @@ class Train(Stage):
 
 
 def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Train]:
-    """Declare a stage for each detector that has weights of its own."""
+    """Declare a stage for each detector with weights."""
     for detector in pipeline.trained:
         settings, learns_from = pipeline.detectors[detector], pipeline.trained_on.get(detector)
         training = pipeline.training_of(detector) if learns_from else None
@@ -81,17 +81,17 @@ def train(stage: Train, execution: Execution) -> None:
     pipeline, detector, settings = stage.pipeline, stage.detector, stage.chosen[stage.detector]
     if stage.training is None:
         step(name="use model", task_run_name="use model {name}")(use_model)(detector, settings, stage.folder)
-        get_run_logger().info(f"{pipeline}: {detector} as {settings.model} has it")
+        get_run_logger().info(f"{pipeline}: {detector} uses the model {settings.model}")
         return
     task = step(name="train detector", task_run_name=f"train {detector}", retry_delay_seconds=30)(train_detector)
     trained: Trained = task(stage, execution)
-    measured = "" if trained.held_out_loss is None else f", on held-out examples {trained.held_out_loss:.4f}"
+    measured = "" if trained.held_out_loss is None else f", {trained.held_out_loss:.4f} on held-out examples"
     if trained.parts > 1:
         get_run_logger().warning(
-            f"{pipeline}: {detector}: a batch does not fit into memory, and was taken in {trained.parts} parts; with a lower batch_size it "
-            "is the same model on every machine"
+            f"{pipeline}: {detector}: a batch does not fit into memory and is split into {trained.parts} parts; lower batch_size to train "
+            "the same model on every machine"
         )
-    get_run_logger().info(f"{pipeline}: {detector}, {trained.steps} steps, loss {trained.loss:.4f}{measured}")
+    get_run_logger().info(f"{pipeline}: {detector}: {trained.steps} steps, loss {trained.loss:.4f}{measured}")
 
 
 def train_detector(stage: Train, execution: Execution) -> Trained:
@@ -111,7 +111,7 @@ def train_detector(stage: Train, execution: Execution) -> Trained:
         TrainingFolders(stage.folder, stage.checkpoints, tracking_of(execution, stage.pipeline, name)),
         execution.workers,
     )
-    return processes.train(job, execution.processes, progress(f"{name}: share of the training steps done"))
+    return processes.train(job, execution.processes, progress(f"{name}: training progress"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `changepair`: a module for each group of commands."""
+"""Build the command line `changepair`. Each group of commands has a module."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from typing import Any
 
 from changepair.flows import completion
-from changepair.flows.cli import data, models, operations, pipelines, use
+from changepair.flows.cli import data, models, monitoring, operations, pipelines, use
 
-GROUPS = (use, pipelines, models, operations, data)
+GROUPS = (use, pipelines, data, models, monitoring, operations)
 WIDTH = 14
-"""Columns of the help that a command's name takes."""
+"""Width of the column of command names in the help."""
 
 
 class _Line(argparse.ArgumentParser):
-    """The command line, whose help lists the commands in groups."""
+    """Parse the command line, and list the commands in groups in its help."""
 
     groups: dict[str, list[tuple[str, str]]]
 
@@ -23,16 +23,16 @@ class _Line(argparse.ArgumentParser):
         lines = [self.format_usage(), f"{self.description}\n"]
         for title, commands in self.groups.items():
             lines += [f"{title}:", *(f"  {name:{WIDTH}}{about}" for name, about in commands), ""]
-        return "\n".join([*lines, "`changepair <command> --help` describes a command.", ""])
+        return "\n".join([*lines, "Run `changepair <command> --help` for the options of a command.", ""])
 
 
 def main() -> None:
     line = parser()
     for word in sys.argv[1:]:
-        if word.startswith("--") and word.endswith("=--"):  # which argparse takes for a list
-            line.error(f"{word}: no value")
+        if word.startswith("--") and word.endswith("=--"):  # argparse reads this value as an empty list
+            line.error(f"{word}: has no value; write it after the equals sign")
     if sys.argv[1:2] == ["score"]:
-        print("changepair: `changepair score` is called `changepair watch` now", file=sys.stderr)
+        print("changepair: `changepair score` was renamed; use `changepair watch`", file=sys.stderr)
         sys.argv[1] = "watch"
     arguments = line.parse_args()
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    line = _Line(prog="changepair", description="Make change pairs, train anomaly detectors on them, prove them across domains.")
+    line = _Line(prog="changepair", description="Generate change pairs, train anomaly detectors on them, and evaluate them across domains.")
     commands: Any = line.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
     line.groups = {}
     examples: dict[str, str] = {}
@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     for name, about_it in (one for group in line.groups.values() for one in group):
         command = commands.choices[name]
         if command.description is None:
-            command.description = f"{about_it[0].upper()}{about_it[1:]}."
+            command.description = f"{about_it}."
         if name in examples:
-            command.epilog = f"example: {examples[name]}"
+            command.epilog = f"example:\n  {examples[name]}"
+            command.formatter_class = argparse.RawDescriptionHelpFormatter  # an example stays on its line, to be copied
     return line

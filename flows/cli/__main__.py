@@ -1,4 +1,4 @@
-"""Run the command as `python -m changepair.flows.cli`, as scheduled runs do by the code of their clone."""
+"""Run the command as `python -m changepair.flows.cli`. Scheduled runs do so, with the code of their clone."""
 
 from changepair.flows.cli import main
 

@@ -1,4 +1,4 @@
-"""The type that every group of commands adds itself to."""
+"""Define the type of the object to which a group adds its commands."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ import argparse
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+PIPELINE = "name of a pipeline in pipelines.yaml"

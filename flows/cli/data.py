@@ -16,7 +16,7 @@ from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.ingestion.settings import LayoutName
 
-TITLE = "data"
+TITLE = "manage datasets"
 EXAMPLES = {
     "datasets": "changepair datasets",
     "inspect": "changepair inspect mvtec-ad /data/mvtec --out sheet.png",
@@ -26,36 +26,34 @@ EXAMPLES = {
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
-    datasets = commands.add_parser("datasets", help="list the datasets that can be read as they are distributed, and those that are here")
+    datasets = commands.add_parser("datasets", help="List supported datasets and those of this project")
     datasets.set_defaults(run=lambda _arguments: list_datasets())
-    inspecting = commands.add_parser("inspect", help="say what a dataset holds, and draw a contact sheet of it")
-    inspecting.add_argument("dataset", help="a layout, as `changepair datasets` calls it; or a dataset of pipelines.yaml")
-    inspecting.add_argument("path", nargs="?", help="a folder, a file or a URL; none for a dataset of pipelines.yaml")
-    inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="where to write the contact sheet (inspect-<dataset>.png here)")
+    inspecting = commands.add_parser("inspect", help="Summarize a dataset and draw a contact sheet")
+    inspecting.add_argument("dataset", help="a layout listed by `changepair datasets`, or the name of a dataset in pipelines.yaml")
+    inspecting.add_argument("path", nargs="?", help="folder, file or URL of the dataset; omit it for a dataset in pipelines.yaml")
+    inspecting.add_argument("--out", type=Path, metavar="PICTURE", help="file for the contact sheet (default: inspect-<dataset>.png)")
     inspecting.add_argument(
-        "--normal", action="append", default=[], metavar="DIR", help="a folder of normal pictures (layout folder); may be repeated"
+        "--normal", action="append", default=[], metavar="DIR", help="folder of normal pictures, for the layout `folder`; repeatable"
     )
-    inspecting.add_argument(
-        "--abnormal", action="append", default=[], metavar="DIR", help="a folder of pictures with defects; may be repeated"
-    )
-    inspecting.add_argument("--masks", metavar="DIR", help="a folder of masks for pictures with defects")
+    inspecting.add_argument("--abnormal", action="append", default=[], metavar="DIR", help="folder of pictures with defects; repeatable")
+    inspecting.add_argument("--masks", metavar="DIR", help="folder of masks for the pictures with defects")
     inspecting.set_defaults(run=lambda one: inspect_dataset(one.dataset, one.path, one.out, one.normal, one.abnormal, one.masks))
-    unpacking = commands.add_parser("unpack", help="unpack a dataset's tar or zip into a new folder")
-    unpacking.add_argument("archive", type=Path)
-    unpacking.add_argument("folder", type=Path)
+    unpacking = commands.add_parser("unpack", help="Unpack a tar or zip archive into a new folder")
+    unpacking.add_argument("archive", type=Path, help="a .tar, .tar.gz, .tar.xz or .zip file")
+    unpacking.add_argument("folder", type=Path, help="a folder that does not exist yet")
     unpacking.set_defaults(run=lambda arguments: unpack(arguments.archive, arguments.folder))
 
 
 def unpack(archive: Path, folder: Path) -> None:
     from changepair.tasks.ingestion.unpack import unpack as work
 
-    Console().print(f"{folder}: {work(archive, folder)} files", soft_wrap=True, markup=False, highlight=False)
+    Console().print(f"unpacked {work(archive, folder)} files into {folder}", soft_wrap=True, markup=False, highlight=False)
 
 
 def list_datasets() -> None:
     from changepair.tasks.ingestion.readers.catalogue import LAYOUTS
 
-    table = Table(title="layouts that can be read: datasets.folders.<name>: {path: …, layout: …}")
+    table = Table(title="Supported layouts. In pipelines.yaml: datasets.folders.<name>: {path: …, layout: …}")
     for title in ("layout", "dataset", "licence", "home"):
         table.add_column(title, no_wrap=title == "layout", overflow="fold")
     for name, layout in LAYOUTS.items():
@@ -63,15 +61,15 @@ def list_datasets() -> None:
     console = Console()
     console.print(table)
     here = read_pipelines().datasets
-    console.print(f"here, inside packages: {', '.join(here.packaged) or 'none'}")
+    console.print(f"packaged datasets in pipelines.yaml: {', '.join(here.packaged) or 'none'}")
     for name, folder in here.folders.items():
-        console.print(f"here: {name}, {folder.layout}, {folder.path}", soft_wrap=True)
+        console.print(f"dataset in pipelines.yaml: {name} (layout {folder.layout}), {folder.path}", soft_wrap=True)
 
 
 def inspect_dataset(
     dataset: str, named: str | None, sheet: Path | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None
 ) -> None:
-    from changepair.flows.init import stated_folders, told
+    from changepair.flows.init import findings, stated_folders
     from changepair.flows.settings.reader import nearest
     from changepair.tasks.common.places import place_of
     from changepair.tasks.ingestion.inspect import inspect
@@ -84,16 +82,20 @@ def inspect_dataset(
     elif not stated:
         folders = read_pipelines().datasets.folders
         if dataset not in folders:
-            has = "give the folder too" if dataset in layouts else f"no dataset of pipelines.yaml{nearest(dataset, folders)}"
-            raise BadInput(f"inspect {dataset}: {has}; `changepair inspect <layout> <folder>`, or `changepair inspect <dataset>`")
+            wrong = (
+                "this is a layout; add the folder"
+                if dataset in layouts
+                else f"pipelines.yaml has no such dataset{nearest(dataset, folders)}"
+            )
+            raise BadInput(f"inspect {dataset}: {wrong}. Use `changepair inspect <layout> <folder>` or `changepair inspect <dataset>`")
         settings, name = folders[dataset], dataset
     else:
-        raise BadInput(f"inspect {dataset}: no layout{nearest(dataset, layouts)}; `changepair datasets` lists them")
+        raise BadInput(f"inspect {dataset}: unknown layout{nearest(dataset, layouts)}; `changepair datasets` lists the layouts")
     sheet = sheet or Path(f"inspect-{dataset}.png")
     with tempfile.TemporaryDirectory() as work:
         inspection = inspect(name, settings, work=Path(work), sheet=sheet)
     counts = Table(title=f"{settings.path}: {sum(inspection.counts.values())} pictures")
-    for title in ("category", "split", "defect", "pictures", "covered by masks, %"):
+    for title in ("category", "split", "defect", "pictures", "mask area, %"):
         counts.add_column(title)
     for (category, split, defect), count in inspection.counts.items():
         covered = inspection.covered.get((category, defect))
@@ -102,8 +104,8 @@ def inspect_dataset(
     console = Console()
     console.print(counts)
     for side, (least, median, greatest) in inspection.sizes.items():
-        console.print(f"{side}: {least} / {median} / {greatest} pixels (least, median, greatest)", highlight=False)
-    console.print(f"grey levels: {inspection.greys} of 256 in normal pictures", highlight=False)
-    for line in told(inspection):
+        console.print(f"{side}: {least} / {median} / {greatest} pixels (minimum / median / maximum)", highlight=False)
+    console.print(f"grey levels: normal pictures use {inspection.greys} of 256", highlight=False)
+    for line in findings(inspection):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"to look at: {sheet}", soft_wrap=True)
+    console.print(f"contact sheet: {sheet}", soft_wrap=True)

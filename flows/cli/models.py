@@ -1,4 +1,4 @@
-"""Decide which model is current, and import checkpoints."""
+"""Add the commands that change the current model and import checkpoints."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows.cli.command import Commands
+from changepair.flows.cli.command import PIPELINE, Commands
 from changepair.flows.settings.pipelines import enabled_pipeline
 from changepair.tasks.detectors.registry import DETECTORS
 
-TITLE = "models"
+TITLE = "manage models"
 EXAMPLES = {
     "promote": "changepair promote mine",
     "rollback": "changepair rollback mine",
@@ -23,17 +23,17 @@ EXAMPLES = {
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
     for name, what, work in (
-        ("promote", "make the model that was trained last the current one, whatever its metrics", promote),
-        ("rollback", "make the model before the current one current again", rollback),
-        ("history", "list the decisions on models, and the current model", history),
+        ("promote", "Promote the latest model regardless of metrics", promote),
+        ("rollback", "Restore the previous current model", rollback),
+        ("history", "List promotions, rejections and rollbacks of models", history),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("pipeline")
+        command.add_argument("pipeline", help=PIPELINE)
         command.set_defaults(run=lambda arguments, work=work: work(arguments.pipeline))
-    importing = commands.add_parser("import", help="turn an authors' checkpoint into a model folder")
+    importing = commands.add_parser("import", help="Convert an authors' checkpoint to a model folder")
     importing.add_argument("detector", choices=[name for name, kind in DETECTORS.items() if kind.published is not None])
-    importing.add_argument("checkpoint", type=Path)
-    importing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
+    importing.add_argument("checkpoint", type=Path, help="checkpoint file that the authors of the detector published")
+    importing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write")
     importing.set_defaults(run=lambda arguments: import_model(arguments.detector, arguments.checkpoint, arguments.out))
 
 
@@ -54,8 +54,8 @@ def history(pipeline: str) -> None:
 
     enabled_pipeline(pipeline)
     current = read_current(pipeline)
-    table = Table(title=f"{pipeline}: {f'model {current.candidate[:8]} is in use' if current else 'no model is in use'}")
-    for title in ("time, UTC", "what", "model", "commit", "why"):
+    table = Table(title=f"{pipeline}: {f'current model {current.candidate[:8]}' if current else 'no current model'}")
+    for title in ("time (UTC)", "action", "model", "commit", "reason"):
         table.add_column(title, overflow="fold")
     for model in read_history(pipeline):
         table.add_row(model.time[:16].replace("T", " "), model.action, model.candidate[:8], model.commit[:8], model.reason)
@@ -66,7 +66,8 @@ def import_model(detector: str, checkpoint: Path, folder: Path) -> None:
     from changepair.tasks.detectors.pretrained import import_checkpoint
 
     imported = import_checkpoint(detector, checkpoint, folder)
-    text = f"{imported.tensors} tensors of {checkpoint} are now {folder}; say model: {folder} under detectors.{detector}"
-    Console().print(text, soft_wrap=True)
+    console = Console(soft_wrap=True)
+    console.print(f"imported {imported.tensors} tensors from {checkpoint} into {folder}")
+    console.print(f"next: set detectors.{detector}.model to {folder} in pipelines.yaml")
     if imported.left_out:
-        Console().print(f"left out, as the authors' loader does: {', '.join(imported.left_out)}", soft_wrap=True)
+        console.print(f"ignored tensors, as in the authors' loader: {', '.join(imported.left_out)}")

@@ -1,4 +1,4 @@
-"""Schedule runs, watch them and the production line, and check the machine."""
+"""Add the commands that schedule runs, show them, and check the machine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from rich.console import Console
 
 from changepair.flows import doctor
 from changepair.flows.arguments import check_options
-from changepair.flows.cli.command import Commands
-from changepair.flows.monitoring import review
-from changepair.flows.settings.pipelines import read_pipelines
+from changepair.flows.cli.command import PIPELINE, Commands
 from changepair.tasks.common.bounds import MOST, Between
 
-TITLE = "operations"
+TITLE = "schedule and operate"
+WORK = "Run a worker of a Prefect work pool. When you stop it, its runs save their progress before they end."
+STATUS = "Show the last runs, their stages and metrics, and the current model. This needs no Prefect server."
 EXAMPLES = {
     "deploy": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair deploy",
     "serve": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair serve",
     "work": "PREFECT_API_URL=http://127.0.0.1:4200/api changepair work --pool machines --limit 1",
     "ui": "changepair ui --port 4300",
     "status": "changepair status quickstart --last 10",
-    "watch": "changepair watch mine",
     "verify": "changepair verify",
 }
 
@@ -30,52 +29,31 @@ EXAMPLES = {
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
     for name, what, work in (
-        ("deploy", "make the server's deployments those of pipelines.yaml, one for each enabled pipeline", deploy),
-        ("serve", "deploy, and run on this machine what is due, until stopped", serve),
+        ("deploy", "Sync deployments with pipelines.yaml", deploy),
+        ("serve", "Sync deployments and run due pipelines on this machine", serve),
     ):
         command = commands.add_parser(name, help=what)
         command.set_defaults(run=lambda _arguments, work=work: work())
-    working = commands.add_parser("work", help="run a worker of a work pool; when it is stopped, its runs save first")
-    working.add_argument("--pool", required=True, help="the work pool that runs.pool names")
-    working.add_argument("--limit", type=int, metavar="RUNS", help="how many runs at the same time (any number)")
-    working.add_argument("--with-healthcheck", action="store_true", help="serve /health, as PREFECT_WORKER_WEBSERVER_HOST and _PORT say")
+    working = commands.add_parser("work", help="Run a worker of a Prefect work pool", description=WORK)
+    working.add_argument("--pool", required=True, help="name of the work pool, as in runs.pool of pipelines.yaml")
+    working.add_argument("--limit", type=int, metavar="RUNS", help="maximum number of concurrent runs (default: unlimited)")
+    working.add_argument(
+        "--with-healthcheck", action="store_true", help="serve /health at PREFECT_WORKER_WEBSERVER_HOST and PREFECT_WORKER_WEBSERVER_PORT"
+    )
     working.set_defaults(run=run_worker)
-    watching = commands.add_parser("ui", help="start a Prefect server to watch runs in, and print its address")
-    watching.add_argument("--host", default="127.0.0.1", help="which address to listen on (%(default)s: this machine alone)")
-    watching.add_argument("--port", type=int, default=4200, help="%(default)s")
+    watching = commands.add_parser("ui", help="Start a Prefect server and print its address and login")
+    watching.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    watching.add_argument("--port", type=int, default=4200, help="port to listen on (default: %(default)s)")
     watching.set_defaults(run=ui)
-    telling = commands.add_parser("status", help="print the last runs, their stages and metrics, and the model in use; needs no server")
-    telling.add_argument("pipeline", nargs="?")
-    telling.add_argument("--last", type=int, default=3, metavar="RUNS", help="how many runs of each pipeline (%(default)s)")
+    telling = commands.add_parser("status", help="Show the last runs, their metrics and the current model", description=STATUS)
+    telling.add_argument("pipeline", nargs="?", help=f"{PIPELINE} (default: every pipeline)")
+    telling.add_argument(
+        "--last", type=int, default=3, metavar="RUNS", help="number of runs to show for each pipeline (default: %(default)s)"
+    )
     telling.set_defaults(run=status)
-    verifying = commands.add_parser("verify", help="read DVC's cache through, and take out what is damaged")
+    verifying = commands.add_parser("verify", help="Verify the hashes of DVC's cache and remove damaged files")
     verifying.set_defaults(run=lambda _arguments: verify())
-    scoring = commands.add_parser("watch", help="score the new pictures of a pipeline's watched folder with its current model")
-    scoring.add_argument("pipeline")
-    scoring.set_defaults(run=lambda arguments: score(arguments.pipeline))
-    review.add(commands)
     doctor.add(commands)
-
-
-def score(pipeline: str) -> None:
-    from changepair.flows.monitoring.line import line_of
-
-    line_of(pipeline).check_normals()  # report mistakes before a server is started
-
-    from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved
-    from changepair.tasks.common.stopping import on_sigterm
-
-    end_at_ctrl_c_when_saved()
-
-    with on_sigterm():
-        from changepair.flows.monitoring.watch import watch as flow
-        from changepair.flows.running.api import end_with_parent, one_api, run
-        from changepair.flows.running.workers import cluster_or_threads
-
-        end_with_parent()
-        with one_api():
-            state = run(flow.with_options(task_runner=cluster_or_threads(read_pipelines().execution)), pipeline=pipeline)
-            Console().print(f"{pipeline}: {state.name}: {state.message}", soft_wrap=True, markup=False, highlight=False)
 
 
 def deploy() -> None:
@@ -118,6 +96,6 @@ def verify() -> None:
 
     spoilt = work(Path())
     for path in spoilt:
-        Console().print(f"{path}: damaged in DVC's cache, and taken out; `dvc pull` or `dvc repro` brings it back", soft_wrap=True)
+        Console().print(f"{path}: was damaged in DVC's cache and is removed; restore it with `dvc pull` or `dvc repro`", soft_wrap=True)
     if not spoilt:
-        Console().print("everything in DVC's cache is as it was made")
+        Console().print("DVC's cache is intact")

@@ -1,4 +1,4 @@
-"""Start projects, and run their pipelines."""
+"""Add the commands that create projects and run pipelines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from changepair.flows import init, new, plots
-from changepair.flows.cli.command import Commands
+from changepair.flows.cli.command import PIPELINE, Commands
 from changepair.flows.running.console import Volume, set_volume
 from changepair.flows.settings.missing import costs, missing_resources
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.errors import BadInput
 
-TITLE = "pipelines"
+TITLE = "create and run pipelines"
+RETRAIN = """\
+Run the out-of-date stages of a pipeline. Then the promotion gate decides whether the new model becomes
+the current model."""
+SET = "Change settings of a pipeline in pipelines.yaml. Comments and formatting stay."
 EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
@@ -29,24 +33,27 @@ def add(commands: Commands) -> None:
     """Add the commands of this group."""
     new.add(commands)
     init.add(commands)
-    listing = commands.add_parser("pipelines", help="list the pipelines of pipelines.yaml and check the file")
+    listing = commands.add_parser("pipelines", help="Validate pipelines.yaml and list its pipelines")
     listing.set_defaults(run=lambda _arguments: list_pipelines())
-    planning = commands.add_parser("plan", help="write dvc.yaml from pipelines.yaml, and list its stages")
+    planning = commands.add_parser("plan", help="Generate dvc.yaml from pipelines.yaml and list its stages")
     planning.set_defaults(run=lambda _arguments: plan())
-    running = commands.add_parser("retrain", help="run what is out of date of a pipeline's stages")
-    running.add_argument("pipeline", nargs="?", help="default: every enabled one, in order")
-    running.add_argument("--dry-run", action="store_true", help="say which stages would run, and why, and run nothing")
+    running = commands.add_parser("retrain", help="Run the out-of-date stages of a pipeline", description=RETRAIN)
+    running.add_argument("pipeline", nargs="?", help=f"{PIPELINE} (default: every enabled pipeline, in order)")
+    running.add_argument("--dry-run", action="store_true", help="list the stages that would run, with reasons, and run nothing")
     loudness = running.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_const", dest="volume", const=Volume.QUIET, help="print errors only")
     loudness.add_argument(
-        "--quiet", action="store_const", dest="volume", const=Volume.QUIET, help="print what goes wrong, and nothing else"
-    )
-    loudness.add_argument(
-        "--verbose", action="store_const", dest="volume", const=Volume.VERBOSE, help="print what Prefect and DVC say, too"
+        "--verbose", action="store_const", dest="volume", const=Volume.VERBOSE, help="also print the logs of Prefect and DVC"
     )
     running.set_defaults(volume=Volume.NORMAL, run=lambda arguments: (dry_run if arguments.dry_run else retrain)(arguments))
-    setting = commands.add_parser("set", help="write settings of a pipeline to pipelines.yaml, which keeps its form and its comments")
-    setting.add_argument("pipeline")
-    setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
+    setting = commands.add_parser("set", help="Change settings of a pipeline in pipelines.yaml", description=SET)
+    setting.add_argument("pipeline", help=PIPELINE)
+    setting.add_argument(
+        "settings",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="a setting below pipelines.<pipeline> and its value in YAML, for example evaluation.resolution=128",
+    )
     setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
     plots.add(commands)
 
@@ -54,18 +61,18 @@ def add(commands: Commands) -> None:
 def list_pipelines() -> None:
     read = read_pipelines()
     table = Table(title="pipelines.yaml is valid")
-    for title in ("pipeline", "enabled", "schedule", "trained on", "targets", "detectors"):
+    for title in ("pipeline", "enabled", "schedule", "trained on", "evaluated on", "detectors"):
         table.add_column(title)
     for name, pipeline in read.pipelines.items():
         enabled = "yes" if name in read.enabled else "no"
         lists = (pipeline.sources or pipeline.auxiliary, pipeline.targets, list(pipeline.detectors))
-        table.add_row(name, enabled, str(pipeline.schedule or "by hand"), *(", ".join(names) or "nothing" for names in lists))
+        table.add_row(name, enabled, str(pipeline.schedule or "manual"), *(", ".join(names) or "-" for names in lists))
     console = Console()
     console.print(table)
     for name, pipeline in read.pipelines.items():
         missing = missing_resources(pipeline, read.datasets)
         if missing:
-            console.print(f"\n[bold]{name}[/bold] is missing:")
+            console.print(f"\nmissing for [bold]{name}[/bold]:")
         for line in missing:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         for line in costs(pipeline) if name in read.enabled else ():
@@ -79,18 +86,18 @@ def plan() -> None:
     written = write_plan()
     for stage in planned():
         Console().print(f"{stage.name}: {stage.about}", soft_wrap=True, markup=False, highlight=False)
-    Console().print(f"{DVC_YAML} {'is written anew' if written else 'is as pipelines.yaml has it'}", highlight=False)
+    Console().print(f"{DVC_YAML} is {'updated' if written else 'up to date'}", highlight=False)
 
 
 def set_settings(pipeline: str, settings: Sequence[str]) -> None:
     from changepair.flows.settings.overriding import override, read_settings
 
-    for line in override(pipeline, read_settings(settings)) or ["pipelines.yaml has it so already"]:
+    for line in override(pipeline, read_settings(settings)) or ["pipelines.yaml already has these values"]:
         Console().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def retrain(arguments: argparse.Namespace) -> None:
-    pipelines = _chosen(arguments.pipeline)  # report mistakes before a server is started
+    pipelines = _chosen(arguments.pipeline)  # report mistakes before a server starts
 
     from changepair.flows.running.exit_handling import end_at_ctrl_c_when_saved
     from changepair.tasks.common.stopping import on_sigterm
@@ -109,10 +116,10 @@ def retrain(arguments: argparse.Namespace) -> None:
 
 
 def _chosen(pipeline: str | None) -> list[str]:
-    """Return the pipelines to run. Raise BadInput if one cannot be run, or none is enabled."""
+    """Return the pipelines to run. Raises BadInput if one cannot be run, or if none is enabled."""
     names = [pipeline] if pipeline is not None else read_pipelines().enabled
     if not names:
-        raise BadInput(f"{FILE}: enabled: no pipeline; add one there, or run `changepair init <folder of pictures>`")
+        raise BadInput(f"{FILE}: enabled: the list is empty; add a pipeline to it, or run `changepair init <folder of pictures>`")
     for name in names:
         enabled_pipeline(name)
     return names

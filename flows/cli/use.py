@@ -1,4 +1,4 @@
-"""Use a model: predict, a page, a service, export."""
+"""Add the commands that use a model: predict, demo, api, export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find a pipeline's watched line: its settings, the scores of its pictures, and people's labels."""
+"""Find the watched line of a pipeline: settings, scores of its pictures, and labels from reviews."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ProductionLine:
 
     @property
     def prompts(self) -> list[Path]:
-        """List the prompts. Raises BadInput if there is none."""
+        """Files of the prompts. Raises BadInput if there are none."""
         return files_of([self.settings.prompts])
 
     @property
     def intensity(self) -> Intensity:
-        """The intensity ranges of the line's kit; the full ranges without a kit."""
+        """Intensity ranges of the kit; the full ranges without a kit."""
         from changepair.tasks.prediction.kit import read_intensity  # torch
 
         kit = self.record.folder / KIT_FOLDER
@@ -43,11 +43,11 @@ class ProductionLine:
 
     @property
     def normals(self) -> list[Path]:
-        """List the pictures that set the threshold. Raises BadInput if there is none."""
+        """Files of the pictures that set the threshold. Raises BadInput if there are none."""
         return files_of([self.settings.normals])
 
     def check_normals(self) -> None:
-        """Raise BadInput if the normal pictures are too few for the false alarm rate. This loads no model."""
+        """Raise BadInput if there are too few normal pictures for the false-alarm rate. No model is loaded."""
         try:
             check_normals(self.normals, self.prompts, self.settings.false_alarms)
         except BadInput as error:
@@ -55,9 +55,9 @@ class ProductionLine:
 
 
 def line_of(pipeline: str) -> ProductionLine:
-    """Return a pipeline's line. Raises BadInput if pipelines.yaml has no such pipeline, or it watches none."""
+    """Return the watched line of a pipeline. Raises BadInput if there is no such pipeline, or if it has no section `watch`."""
     settings = pipeline_named(pipeline).watch
     if settings is None:
-        raise BadInput(f"pipelines.yaml: pipelines.{pipeline}.watch: not there; say which folder to watch, and what is normal in it")
+        raise BadInput(f"pipelines.yaml: pipelines.{pipeline}.watch: is missing; add it with the folder to watch, prompts and normals")
     folder = WATCH / pipeline if settings.record is None else Path(settings.record).expanduser()
     return ProductionLine(pipeline, settings, Record(folder))

@@ -1,4 +1,4 @@
-"""The flow of `changepair watch <pipeline>`: score the new pictures in the pipeline's watched folder."""
+"""Define the flow `watch`: score new pictures in the watched folder of a pipeline."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from changepair.tasks.prediction.files import KIT_NAME, is_kit
 from changepair.tasks.prediction.predictor import Predictor
 
 MADE_OF_NAME, TOLD_NAME, LABELLED_NAME = "made-of.json", "drift-was-told-of", "verdicts-told-of"
-MOST_SHOWN = 20  # flagged pictures that a run's page lists: the highest
+MOST_SHOWN = 20  # largest number of flagged pictures on the page of a run, highest scores first
 QUIET, ALERT, DRIFTED = "Nothing unusual", "Alert", "Drifted"
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The results of a run."""
+    """Results of a run."""
 
     judged: tuple[Judged, ...]
     drift: Drift
-    alert: float  # the share above which it alerts
+    alert: float  # share of flagged pictures above which the run alerts
 
     def count(self, verdict: str) -> int:
         return sum(row.verdict == verdict for row in self.judged)
 
     @property
     def share(self) -> float:
-        """Of the pictures that could be read, how many are flagged."""
+        """Share of flagged pictures among the readable ones."""
         read = len(self.judged) - self.count("unreadable")
         return self.count("anomalous") / read if read else 0.0
 
@@ -59,20 +59,22 @@ class Watched:
         return ALERT if self.share > self.alert else QUIET
 
     def __str__(self) -> str:
-        words = f"{len(self.judged)} new pictures, {self.count('anomalous')} flagged"
+        words = f"{len(self.judged)} new picture{'' if len(self.judged) == 1 else 's'}, {self.count('anomalous')} flagged"
         if self.count("unreadable"):
             words += f", {self.count('unreadable')} unreadable"
         if self.share > self.alert:
-            words += f": {100 * self.share:.0f} %, more than {100 * self.alert:g} %"
+            words += f"; {100 * self.share:.0f} % flagged is more than the limit of {100 * self.alert:g} %"
         if self.drift.found:
-            words += f"; the scores of what passes have changed since the threshold was set (chance {100 * self.drift.chance:g} % if not)"
+            words += (
+                f"; drift: scores of normal pictures changed since the calibration (chance without drift: {100 * self.drift.chance:g} %)"
+            )
         return words
 
 
 @flow(name="watch", flow_run_name="watch {pipeline}")
 @stoppable
 def watch(pipeline: str) -> State[None]:
-    """Score the new pictures. Ends Completed, with the state name QUIET, ALERT or DRIFTED."""
+    """Score the new pictures. The state is Completed, named QUIET, ALERT or DRIFTED."""
     line, logger = line_of(pipeline), get_run_logger()
     folder = line.record.folder
     with one_at_a_time("scoring", f"score {pipeline}", folder=folder, where=folder, wait=True, tell=logger.warning):
@@ -88,9 +90,9 @@ def watch(pipeline: str) -> State[None]:
     return Completed(name=seen.state, message=str(seen))
 
 
-@step(name="make kit", task_run_name="make kit of {pipeline}", timeout_seconds=HOUR)
+@step(name="update kit", task_run_name="update kit of {pipeline}", timeout_seconds=HOUR)
 def make_kit(pipeline: str, line: ProductionLine) -> Path:
-    """Return the kit of the current model, rewritten if the model, the prompts or the normal pictures have changed."""
+    """Return the kit of the current model. Rewrite it if the model, the prompts or the normal pictures changed."""
     settings, folder = line.settings, line.record.folder / KIT_FOLDER
     made_of = _made_of(line)
     file = folder.parent / MADE_OF_NAME
@@ -101,7 +103,7 @@ def make_kit(pipeline: str, line: ProductionLine) -> Path:
     logger = get_run_logger()
 
     def refuse(_number: int, error: BadInput) -> None:
-        logger.warning(f"left out: {error}")
+        logger.warning(f"skipped: {error}")
 
     predictor = Predictor(in_use.named).prompt(line.prompts, intensity=in_use.intensity, refuse=refuse)
     threshold = predictor.calibrate(line.normals, false_alarms=settings.false_alarms, refuse=refuse)
@@ -112,9 +114,9 @@ def make_kit(pipeline: str, line: ProductionLine) -> Path:
     return folder
 
 
-@step(name="score what is new", task_run_name="score what is new for {pipeline}", timeout_seconds=24 * HOUR)
+@step(name="score new pictures", task_run_name="score new pictures of {pipeline}", timeout_seconds=24 * HOUR)
 def score_new(pipeline: str, line: ProductionLine, kit: Path) -> list[Judged]:
-    """Score and record the new pictures. Those that a killed run has recorded are not scored again."""
+    """Score and record the new pictures. Pictures that a killed run recorded are not scored again."""
     pictures = arrived(Path(line.settings.folder).expanduser(), line.record, settled=line.settings.settled)
     if not pictures:
         return []
@@ -128,7 +130,7 @@ def score_new(pipeline: str, line: ProductionLine, kit: Path) -> list[Judged]:
 
 
 def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Iterator[list[Judged]]:
-    """Score on the workers, and record the results in the pictures' order."""
+    """Score on the workers, and record the results in the order of the pictures."""
     name = _name_of(kit)
     with for_gpu(read_pipelines().execution):
         parts = [score_part.submit(kit, name, Sealed(part), record.folder) for part in parts_of(pictures)]
@@ -141,18 +143,18 @@ def _on_cluster(pictures: Sequence[Arrived], record: Record, kit: Path) -> Itera
 
 @step(name="score part", timeout_seconds=HOUR)
 def score_part(kit: Path, name: str, part: Sealed[Sequence[Arrived]], record: Path) -> list[Judged]:
-    """Score a part on a worker, which shares the folders with the flow."""
+    """Score a part on a worker. The worker shares the folders with the flow."""
     return judge_part(_loaded(kit, name), name, part.value, Record(record))
 
 
 @lru_cache(maxsize=1)
 def _loaded(kit: Path, name: str) -> Predictor:
-    """Load a kit, once in a worker. name: its hash, which tells versions of the folder apart."""
+    """Load a kit once per worker. name: its hash, which changes with the content of the folder."""
     return Predictor.load(kit)
 
 
 def _name_of(kit: Path) -> str:
-    """Return the hash of a kit in the record."""
+    """Return the hash that identifies a kit in the record."""
     return sha256(kit / KIT_NAME)[:16]
 
 
@@ -174,13 +176,13 @@ def _drift(line: ProductionLine, kit: Path) -> Drift:
 
 
 def _show(line: ProductionLine, seen: Watched) -> None:
-    """Show a run in the Prefect UI: a page, and the flagged picture with the highest score and its map."""
+    """Show a run in the Prefect UI: a page, and the map of the flagged picture with the highest score."""
     flagged = sorted((row for row in seen.judged if row.verdict == "anomalous"), key=lambda row: -(row.score or 0.0))
     lines = [f"# {line.pipeline}: {seen.state}", "", f"{seen}.", ""]
     if flagged:
         lines += ["| score | threshold | picture |", "|---|---|---|"]
         lines += [f"| {row.score:.6f} | {row.threshold:.6f} | {row.picture} |" for row in flagged[:MOST_SHOWN]]
-        lines += ["", f"`changepair review {line.pipeline}` shows them, and takes what you say of them."]
+        lines += ["", f"To label them, run `changepair review {line.pipeline}`."]
     lines += [f"- {row.picture}: {row.reason}" for row in seen.judged if row.verdict == "unreadable"]
     show_page(line.pipeline, "watch", "\n".join(lines) + "\n", str(seen))
     if flagged:
@@ -188,7 +190,7 @@ def _show(line: ProductionLine, seen: Watched) -> None:
 
 
 def _announce(line: ProductionLine, seen: Watched, kit: str) -> None:
-    """Emit an event for automations: ALERT_EVENT, or DRIFT_EVENT once for each kit."""
+    """Emit an event for automations: ALERT_EVENT, or DRIFT_EVENT once per kit."""
     told = line.record.folder / TOLD_NAME
     if seen.drift.found and told.is_file() and told.read_text(encoding="utf-8") == kit:
         return
@@ -206,6 +208,6 @@ def _count_verdicts(line: ProductionLine, tell: Callable[[str], None]) -> None:
     counts = line.verdicts.counts()
     new = counts.total() - (int(told.read_text(encoding="utf-8")) if told.is_file() else 0)
     if new >= wanted:
-        tell(f"{line.pipeline}: {new} new verdicts; a retraining is asked for")
+        tell(f"{line.pipeline}: {new} new labels; requesting a retraining")
         emit(line.pipeline, LABELLED_EVENT, {"new": new, **counts})
         write_text(told, str(counts.total()))

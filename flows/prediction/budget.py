@@ -12,34 +12,37 @@ from typing import TypeVar
 
 import psutil
 
-SHARE, MOST = 0.5, 4 * 2**30  # the default budget: this share of the memory of the machine or the container, and at most so many bytes
-MMAP_FROM = 2**20  # bytes from which an allocation is returned to the system as soon as it is freed
+SHARE, MOST = 0.5, 4 * 2**30  # default budget: a share of the memory of the machine or container, and an upper limit in bytes
+MMAP_FROM = 2**20  # bytes; larger allocations return to the system as soon as they are freed
 M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 GROUPS = Path("/sys/fs/cgroup")
 Result = TypeVar("Result")
 
 
 class TooLarge(Exception):
-    """Raised for what the whole budget cannot hold."""
+    """Raised if a request needs more than the whole budget."""
 
 
 class Full(Exception):
-    """Raised if memory is not free in time, or if too many wait for it."""
+    """Raised if no memory is free in time, or if too many requests wait."""
 
 
 class Budget:
     """Grant memory in bytes, first come, first served. All methods run in one event loop."""
 
     def __init__(self, total: int, *, fixed: int = 0, most_waiting: int, patience: float, drop: Callable[[], bool] = lambda: False) -> None:
-        """total: bytes. fixed: those that are always used. most_waiting: how many may wait, each for at most `patience` seconds. drop:
-        frees something that is kept, and returns False if there is nothing more to free."""
+        """Create a budget.
+
+        total: bytes. fixed: bytes that are always in use. most_waiting: how many may wait, each for at most `patience` seconds. drop: frees
+        something that is kept; it returns False if nothing is left to free.
+        """
         self.total = total
         self.used = self._fixed = fixed
         self._most_waiting, self._patience, self._drop = most_waiting, patience, drop
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size: int) -> None:
-        """Wait for `size` bytes. Raises TooLarge, Full."""
+        """Wait for `size` bytes. Raises TooLarge or Full."""
         most = self.total - self._fixed
         if size > most:
             raise TooLarge(
@@ -60,7 +63,7 @@ class Budget:
             if granted.done() and not granted.cancelled():
                 self.give(size)
             else:
-                with suppress(ValueError):  # it may have been passed over already
+                with suppress(ValueError):  # _grant may have removed it already
                     self._waiting.remove((size, granted))
                 self._grant()
             if isinstance(error, TimeoutError):
@@ -68,12 +71,12 @@ class Budget:
             raise
 
     def give(self, size: int) -> None:
-        """Give bytes back."""
+        """Release bytes."""
         self.used -= size
         self._grant()
 
     async def hold(self, size: int, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Do work that takes `size` bytes. If the caller is cancelled, the work is too, and the bytes are given back when it has ended."""
+        """Do work that takes `size` bytes. A cancelled caller cancels the work; the bytes are released when the work ends."""
         await self.take(size)
 
         async def done() -> Result:
@@ -87,10 +90,10 @@ class Budget:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.cancel()
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nothing else retrieves it
             raise
         finally:
-            del task  # its exception has this frame, and so pictures would stay until the garbage collector runs
+            del task  # its exception refers to this frame, so pictures would stay until the garbage collector runs
 
     def _fits(self, size: int) -> bool:
         while self.used + size > self.total and self._drop():
@@ -106,7 +109,7 @@ class Budget:
 
 
 async def in_thread(work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
-    """Do work in a thread. A caller that is cancelled asks it to `stop`, and waits until it has: its memory is in use until then."""
+    """Do work in a thread. If the caller is cancelled, call `stop` and wait for the end, because memory is in use until then."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(future)
@@ -125,7 +128,7 @@ def default_budget() -> int:
 
 
 def memory_limit(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -> int:
-    """Return the memory of the machine in bytes, or the lowest limit of this process's control groups (cgroup v2, or v1)."""
+    """Return the memory limit in bytes: the memory of the machine, or the lowest limit of this process's control groups (v1 or v2)."""
     limits = [psutil.virtual_memory().total]
     with suppress(OSError):
         for line in own.read_text(encoding="utf-8").splitlines():
@@ -142,6 +145,6 @@ def memory_limit(own: Path = Path("/proc/self/cgroup"), groups: Path = GROUPS) -
 
 
 def return_freed_memory() -> None:
-    """Make glibc return freed memory to the system at once; its default keeps blocks of up to 32 MB in the process (mallopt(3))."""
+    """Make glibc return freed memory to the system at once. By default it keeps blocks of up to 32 MB (mallopt(3))."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)

@@ -1,4 +1,4 @@
-"""The command `changepair demo`: a page to drop pictures on, and see what is found."""
+"""Serve a page that compares uploaded pictures: the command `changepair demo`."""
 
 from __future__ import annotations
 
@@ -15,32 +15,38 @@ from typing import TYPE_CHECKING, Any
 from changepair.flows.arguments import listening, token_for
 from changepair.flows.prediction import options
 from changepair.flows.prediction.budget import return_freed_memory
+from changepair.flows.prediction.histogram import histogram
 from changepair.flows.prediction.options import load
 from changepair.flows.prediction.page import KEPT, SHOWN, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
 from changepair.tasks.common.decoding import ENDINGS, Decoded
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import is_hidden
+from changepair.tasks.encoders.settings import PACKAGED
 from changepair.tasks.prediction.files import names_of
 
 if TYPE_CHECKING:
+    from changepair.flows.prediction.examples import Example
     from changepair.tasks.common.pictures import Picture
     from changepair.tasks.prediction.predictor import Prediction, Predictor, Refuse
 
-EXAMPLES = """examples:
+EPILOG = """examples:
   changepair demo
   changepair demo --kit line-3 --port 7870
 """
 MOST_PROMPTS, MOST_QUERIES, MOST_BATCH = 16, 12, 500
-KEPT_BYTES = 2 * 3 * SHOWN**2  # largest size of what a session keeps of a picture
-HELP = """Drop one or a few pictures of what is **normal**, then those to check. The map is yellow to red where a picture differs
-from the normal ones more than they differ among themselves. The score is from 0 (normal) to 1 (anomalous)."""
+KEPT_BYTES = 2 * 3 * SHOWN**2  # largest size of a picture and its overlay in a session
+HELP = """Upload one or a few **normal** pictures, then the pictures to check. The score ranges from 0 (normal) to 1 (anomalous).
+The map is yellow to red where a picture differs from the normal ones more than they differ among themselves."""
+NO_THRESHOLD = """Without a threshold there is no verdict. To set one, run
+`changepair predict --prompt … --calibrate … --write-kit FOLDER`, then `changepair demo --kit FOLDER`."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    about = "open a page to drop pictures on"
-    description = "Serves a page: normal pictures, pictures to check, and where they differ."
-    parser = options.add_command(commands, "demo", demo, about, description, EXAMPLES)
+    about = "Open a web page to try a model"
+    description = "Serve a web page that compares uploaded pictures with normal ones and shows anomaly maps."
+    parser = options.add_command(commands, "demo", demo, about, description, EPILOG)
     options.add(parser)
     add_address(parser, 7860)
 
@@ -52,60 +58,64 @@ def demo(arguments: argparse.Namespace) -> None:
     """
     total = memory_of(arguments)
     with listening(arguments.host, arguments.port) as own, tempfile.TemporaryDirectory(prefix="changepair-demo-") as work:
-        token_for(own)  # reported before anything is loaded
+        token_for(own)  # raises before anything is loaded
         return_freed_memory()
         predictor = load(arguments)
         gradio = gradio_in(Path(work))
-        page = make_page(gradio, predictor, Path(work), total)
+        packaged = arguments.kit is None and arguments.tiles is None and arguments.model in (None, PACKAGED)
+        page = make_page(gradio, predictor, Path(work), total, packaged=packaged)
         serve_page(gradio, page, own)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A scored picture, at the size that the page shows."""
+    """A scored picture, in the size of the page."""
 
     score: float
     caption: str
-    picture: Picture  # hxwx3, at most SHOWN pixels a side
-    drawn: Picture  # the same with its map
+    picture: Picture  # HxWx3, at most SHOWN pixels per side
+    drawn: Picture  # the same with its map as an overlay
 
 
 @dataclass(eq=False)
 class Session:
-    """What one visitor has: the detector with its prompts, and the last results."""
+    """State of one visitor: the detector with prompts, and the last results."""
 
     predictor: Predictor
-    prompts: int = 0  # bytes of the features of the visitor's own prompts
+    prompts: int = 0  # size of the features of the visitor's own prompts in bytes
     shown: tuple[Shown, ...] = ()
-    dropped: bool = False  # whether the visitor's own prompts were dropped, because other visitors needed the memory
+    files: tuple[str, ...] = ()  # SHA-256 of the files of the visitor's own prompts
+    dropped: bool = False  # whether the visitor's own prompts were dropped to free memory for other visitors
 
     @property
     def size(self) -> int:
-        """Bytes that are kept for this visitor."""
+        """Memory that this visitor keeps, in bytes."""
         return self.prompts + sum(one.picture.nbytes + one.drawn.nbytes for one in self.shown)
 
     def drop(self) -> None:
-        """Forget the results, and the visitor's own prompts."""
+        """Drop the results and the visitor's own prompts."""
         self.shown = ()
         if self.prompts:
             del self.predictor
-            self.prompts, self.dropped = 0, True
+            self.prompts, self.files, self.dropped = 0, (), True
 
 
 class Page:
-    """The steps of the page, and what all visitors share: one model, and the memory."""
+    """Handle the events of the page. All visitors share one model and the memory."""
 
     def __init__(self, gradio: Any, predictor: Predictor, work: Path, total: int) -> None:
-        """As for `make_page`."""
+        """Measure the costs of the detector. The arguments are those of `make_page`."""
         from changepair.tasks.prediction.costs import Costs, bytes_of
 
         self.gradio, self.predictor, self.work = gradio, predictor, work
         self.costs = Costs.of(predictor, prompts=max(MOST_PROMPTS, len(predictor.prompted.prompts)))
         self.memory = Memory(total, bytes_of([predictor]) + self.costs.activations)
 
-    def prompt(self, given: list[Any] | None) -> tuple[Session, str]:
-        """Remember a visitor's normal pictures."""
+    def prompt(self, given: list[Any] | None, session: Session | None = None) -> tuple[Session, str]:
+        """Use a visitor's normal pictures as prompts. Keep a session that has them already, with its threshold."""
         paths = self._paths(given, MOST_PROMPTS, "normal pictures")
+        if session is not None and paths and session.files == _hashes(paths):
+            return session, _ready(session.predictor)
         if not paths:
             own = self._own(None)
             return own, _ready(own.predictor)
@@ -117,65 +127,83 @@ class Page:
             if not normals:
                 raise BadInput("; ".join(refused))
             prompted = copy(self.predictor).prompt(normals, category=self.predictor.prompted.category)
-            own = Session(prompted, sum(part.nbytes for part in prompted.prompted.memory))
+            own = Session(prompted, sum(part.nbytes for part in prompted.prompted.memory), files=_hashes(paths))
             self.memory.keep(own)
         return own, _with_refused(_ready(prompted), refused)
 
-    def check(self, session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any]]:
-        """Score a visitor's pictures."""
+    def example(self, example: Example, files: tuple[str, str], strength: float) -> tuple[Any, ...]:
+        """Prompt with an example, set a threshold from normal pictures of its texture, and check its picture.
+
+        Returns the normal pictures, the pictures to check, the session, the note on the prompts, and the results of `check`.
+        """
+        from changepair.flows.prediction.examples import RATE
+
+        normal, query = ([(file, None)] for file in files)
+        session, _note = self.prompt(normal)
+        with told(self.gradio), self.memory.turn:
+            normals = example.normals()
+            size = self.costs.predicting(session.predictor, [needs_of_file(Path(files[0]), self.memory.room(session))] * len(normals))
+            self.memory.claim(size, "normal pictures", session)
+            threshold = session.predictor.calibrate(normals, false_alarms=RATE)
+        session, verdict, shown, drawn = self.check(session, query, strength)
+        result = example.result(threshold.exceeded(session.shown[0].score))
+        return list(files[:1]), list(files[1:]), session, _ready(session.predictor), f"{verdict}\n\n{result}", shown, drawn
+
+    def check(self, session: Session | None, given: list[Any] | None, strength: float) -> tuple[Session, str, list[Any], str]:
+        """Score a visitor's pictures. Returns the session, the verdict, the overlays with captions, and the histogram."""
         paths = self._paths(given, MOST_QUERIES, "pictures to check")
         refused: list[str] = []
         with told(self.gradio), self.memory.turn:
             own = self._own(session)
             if not paths:
-                return own, "", []
+                return own, "", [], ""
             start, refuse = time.perf_counter(), _into(refused, paths)
             predictions = self._each(own, paths, refuse, keeps=KEPT_BYTES * len(paths))
             own.shown = tuple(_shown(one, Path(paths[one.number]).name, own.predictor) for one in predictions)
             self.memory.keep(own)
-            verdict = _verdict(own, time.perf_counter() - start) if own.shown else "No picture can be read."
-        return own, _with_refused(verdict, refused), self.show(own, strength)
+            verdict = _verdict(own, time.perf_counter() - start) if own.shown else "No picture could be read."
+        return own, _with_refused(verdict, refused), self.show(own, strength), _histogram(own)
 
     def show(self, session: Session | None, strength: float) -> list[Any]:
-        """Draw the last results. strength: of the maps, 0 to 1."""
+        """Draw the last results. strength: opacity of the maps, from 0 to 1."""
         from changepair.tasks.prediction.outputs import blended
 
         shown = session.shown if session else ()
         return [(small(blended(one.drawn, one.picture, strength)), one.caption) for one in shown]
 
     def batch(self, session: Session | None, given: list[str] | None, progress: Callable[[float], Any]) -> tuple[str, str | None]:
-        """Score the pictures of a folder, and pack the results into an archive."""
+        """Score the pictures of a folder, and return the results as an archive."""
         files = [Path(path) for path in given or [] if Path(path).suffix.lower() in ENDINGS and not is_hidden(Path(path).name)]
         if not files:
-            raise self.gradio.Error(f"a folder without a picture ({', '.join(ENDINGS)})", duration=None, print_exception=False)
+            raise self.gradio.Error(f"the folder contains no pictures ({', '.join(ENDINGS)})", duration=None, print_exception=False)
         if len(files) > MOST_BATCH:
-            many = f"{len(files)} pictures, more than {MOST_BATCH}; `changepair predict` takes any number"
+            many = f"{len(files)} pictures are more than the limit of {MOST_BATCH}; use `changepair predict` for more"
             raise self.gradio.Error(many, print_exception=False)
         folder, refused = Path(tempfile.mkdtemp(dir=self.work)), list[str]()
         with told(self.gradio), self.memory.turn:
             own = self._own(session)
-            flagged = _save(own.predictor, files, self._each(own, files, _into(refused, files)), folder / "answer", progress)
-        archive = shutil.make_archive(str(folder / "answer"), "zip", folder / "answer")
-        shutil.rmtree(folder / "answer")
+            flagged = _save(own.predictor, files, self._each(own, files, _into(refused, files)), folder / "results", progress)
+        archive = shutil.make_archive(str(folder / "results"), "zip", folder / "results")
+        shutil.rmtree(folder / "results")
         scored = f"{len(files) - len(refused)} pictures scored" + (f", **{flagged} anomalous**" if own.predictor.threshold else "")
         return _with_refused(scored, refused), archive
 
     def _own(self, session: Session | None) -> Session:
         if session is not None and session.dropped:
-            raise BadInput("your normal pictures were dropped, because other visitors needed the memory; give them again")
+            raise BadInput("your normal pictures were dropped to free memory for other visitors; upload them again")
         return session or Session(copy(self.predictor))
 
     def _paths(self, given: list[Any] | None, most: int, what: str) -> list[str]:
-        """Return the paths of a gallery's pictures."""
+        """Return the paths of the pictures in a gallery."""
         paths = [str(path) for path, _caption in given or []]
         if len(paths) > most:
-            raise self.gradio.Error(f"{len(paths)} {what}, more than {most}", print_exception=False)
+            raise self.gradio.Error(f"{len(paths)} {what} are more than the limit of {most}", print_exception=False)
         return paths
 
     def _each(self, own: Session, files: Sequence[str | Path], refuse: Refuse, keeps: int = 0) -> Iterator[Prediction]:
-        """Score pictures as `Predictor.each`, one at a time if they do not fit in memory together.
+        """Score pictures as `Predictor.each` does, one at a time if they do not fit in memory together.
 
-        refuse: called for each picture that does not fit alone, or cannot be read. keeps: bytes that the caller keeps of the predictions.
+        refuse: called for each picture that is too large or unreadable. keeps: bytes of predictions that the caller keeps.
         """
         memory, costs = self.memory, self.costs
         needs = [needs_of_file(Path(file), memory.room(own)) for file in files]
@@ -194,73 +222,62 @@ class Page:
                 yield replace(one, number=number)
 
 
-def make_page(gradio: Any, predictor: Predictor, work: Path, total: int) -> Any:
+def make_page(gradio: Any, predictor: Predictor, work: Path, total: int, *, packaged: bool = False) -> Any:
     """Build the page. Raises BadInput if `total` is too small for the detector.
 
-    predictor: the model of all visitors; each visitor starts with its prompts, if it has some. work: a folder for files. total: bytes of
-    memory for the detector, and for the pictures and prompts of all visitors.
+    predictor: the model of all visitors. Each visitor starts with its prompts, if it has any. work: a folder for files. total: memory in
+    bytes for the detector, and for the pictures and prompts of all visitors. packaged: whether the detector is the packaged one, so that
+    the outcomes of the examples are known.
     """
+    from changepair.flows.prediction.examples import EXAMPLES, NORMALS, RATE  # scipy and scikit-image
+
     own = Page(gradio, predictor, work, total)
+    (work / "examples").mkdir(parents=True)
 
     def batch(session: Session | None, given: list[str] | None, progress: Any = gradio.Progress()) -> tuple[str, str | None]:  # noqa: B008
         return own.batch(session, given, progress)
 
-    with gradio.Blocks(title="changepair", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gradio.Blocks(title="changepair demo", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         state = gradio.State()
         gradio.Markdown(f"# changepair\n{HELP}")
+        gradio.Markdown(f"**Examples.** The threshold comes from {NORMALS} normal pictures, for a false-alarm rate of {100 * RATE:g} %.")
+        with gradio.Row():
+            buttons = [
+                gradio.Button(f"{one.title}: {one.outcome}" if packaged else one.title, size="sm", elem_id=f"example-{one.texture}")
+                for one in EXAMPLES
+            ]
         with gradio.Row():
             with gradio.Column():
-                tray = {"type": "filepath", "columns": 4, "height": 220, "object_fit": "contain", "interactive": True}
+                tray = {"type": "filepath", "columns": 4, "fit_columns": False, "height": 220, "object_fit": "contain", "interactive": True}
                 normal = gradio.Gallery(label="Normal pictures", elem_id="normal", **tray)
                 ready = gradio.Markdown(_ready(predictor), elem_id="ready")
                 queries = gradio.Gallery(label="Pictures to check", elem_id="queries", **tray)
                 go = gradio.Button("Check", variant="primary", elem_id="check")
             with gradio.Column():
                 verdict = gradio.Markdown(elem_classes="verdict", elem_id="verdict")
-                found = gradio.Gallery(label="Where it differs", columns=2, height=420, format="png", elem_id="found", interactive=False)
-                strength = gradio.Slider(0, 1, value=1, step=0.05, label="How strongly the map is laid over", elem_id="strength")
-        with gradio.Row():
-            gradio.Markdown("Or an example:")
-            for name, example in make_examples(work / "examples").items():
-                button = gradio.Button(name, size="sm", elem_id=f"example-{name}")
-                button.click(lambda pair=example: pair, None, [normal, queries]).then(own.prompt, normal, [state, ready])
-        with gradio.Accordion("A whole folder", open=False):
+                grid = {"columns": 2, "fit_columns": False, "object_fit": "contain", "format": "png", "interactive": False}
+                found = gradio.Gallery(label="Anomaly maps", elem_id="found", **grid)
+                strength = gradio.Slider(0, 1, value=1, step=0.05, label="Opacity of the map", elem_id="strength")
+                drawn = gradio.HTML(elem_id="histogram")
+        with gradio.Accordion("Check a folder", open=False):
             folder = gradio.File(label="Pictures", file_count="directory", elem_id="folder", height=120)
             every = gradio.Button("Check all", elem_id="check-all")
             summary = gradio.Markdown(elem_id="summary")
             download = gradio.File(label="Scores, maps and overlays", interactive=False, elem_id="download")
-        normal.change(own.prompt, normal, [state, ready])
-        go.click(own.check, [state, queries, strength], [state, verdict, found])
-        strength.release(own.show, [state, strength], found, trigger_mode="always_last")  # the default drops what comes meanwhile
+        for button, example in zip(buttons, EXAMPLES, strict=True):
+            files = example.write(work / "examples")
+            click = lambda strength, example=example, files=files: own.example(example, files, strength)  # noqa: E731
+            button.click(click, strength, [normal, queries, state, ready, verdict, found, drawn], api_name=False)
+        normal.change(own.prompt, [normal, state], [state, ready], api_name="prompt")
+        go.click(own.check, [state, queries, strength], [state, verdict, found, drawn])
+        # With the default trigger mode, values that arrive during a run are lost.
+        strength.release(own.show, [state, strength], found, trigger_mode="always_last")
         every.click(batch, [state, folder], [summary, download])
     return page
 
 
-def make_examples(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Write a few pictures of the packaged textures. Return a normal one and one to check, by name."""
-    import numpy as np
-    from PIL import Image
-
-    from changepair.tasks.common.randomness import generator
-    from changepair.tasks.ingestion.texture_defects import CATEGORIES, defective
-
-    folder.mkdir(parents=True)
-    pairs = {}
-    for name, category in CATEGORIES.items():
-        defect = next(iter(category.defects))
-        pictures = {
-            f"{name}-normal": category.texture(generator(0, "demo", name), "train"),
-            f"{name}-{defect}": defective(category, defect, generator(0, "demo", name, defect))[0],
-        }
-        for file, pixels in pictures.items():
-            Image.fromarray(np.rint(pixels).astype(np.uint8)).save(folder / f"{file}.png")
-        normal, query = (str(folder / f"{file}.png") for file in pictures)
-        pairs[name] = ([normal], [query])
-    return pairs
-
-
 def _decoded(path: str, refused: list[str]) -> Decoded | None:
-    """Decode a picture. If that fails, return None and append the reason to `refused`."""
+    """Decode a picture. If this fails, return None and append the reason to `refused`."""
     from changepair.tasks.prediction.pictures import as_decoded
 
     try:
@@ -271,37 +288,49 @@ def _decoded(path: str, refused: list[str]) -> Decoded | None:
 
 
 def _into(refused: list[str], paths: Sequence[str | Path]) -> Refuse:
-    """Return a function that appends to a list why a picture is left out, with its file name instead of its path."""
+    """Return a function that appends to a list why a picture is skipped, with its file name instead of its path."""
     return lambda number, error: refused.append(str(error).replace(str(paths[number]), Path(paths[number]).name))
 
 
 def _with_refused(words: str, refused: Sequence[str]) -> str:
-    return "\n\n".join([words, *(f"Left out: {line}" for line in refused)])
+    return "\n\n".join([words, *(f"Skipped: {line}" for line in refused)])
 
 
 def _ready(predictor: Predictor) -> str:
     if not predictor.ready:
-        return "No normal picture yet."
+        return "No normal pictures yet."
     count = len(predictor.prompted.prompts)
-    held = f"{count} normal picture{'s' if count != 1 else ''} remembered, by {predictor.model.name}."
-    return held if predictor.threshold is None else f"{held} Threshold {predictor.threshold}."
+    held = f"{count} normal picture{'s' if count != 1 else ''} loaded. Detector: {predictor.model.name}."
+    return f"{held} {NO_THRESHOLD}" if predictor.threshold is None else f"{held} Threshold: {predictor.threshold}."
+
+
+def _hashes(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sha256(Path(path)) for path in paths)
+
+
+def _histogram(session: Session) -> str:
+    """Draw the threshold on a histogram of the normal pictures that set it; "" without a threshold."""
+    threshold, scores = session.predictor.threshold, [one.score for one in session.shown]
+    if threshold is None or not scores:
+        return ""
+    return histogram(threshold.normals, threshold.value, scores, f"{len(threshold.normals)} normal pictures that set the threshold")
 
 
 def _verdict(session: Session, seconds: float) -> str:
     from changepair.tasks.prediction.outputs import shown
 
     threshold, scores = session.predictor.threshold, [one.score for one in session.shown]
-    each = f"{1000 * seconds / max(1, len(scores)):.0f} ms a picture"
+    each = f"{1000 * seconds / max(1, len(scores)):.0f} ms per picture"
     if threshold is None:
         listed = ", ".join(f"**{shown(score)}**" for score in scores)
         return f"Score{'s' if len(scores) > 1 else ''} {listed} ({each})"
     flagged = sum(threshold.exceeded(score) for score in scores)
     whole = ("**Anomalous**" if flagged else "**Normal**") if len(scores) == 1 else f"**{flagged} of {len(scores)} anomalous**"
-    return f"{whole}: {', '.join(map(shown, scores))}, threshold {shown(threshold.value)} ({each})"
+    return f"{whole}: score{'s' if len(scores) > 1 else ''} {', '.join(map(shown, scores))}, threshold {shown(threshold.value)} ({each})"
 
 
 def _shown(one: Prediction, name: str, predictor: Predictor) -> Shown:
-    """Draw a prediction, and make it as small as the page shows it."""
+    """Draw a prediction in the size of the page."""
     import numpy as np
 
     from changepair.tasks.common.sheets import heated
@@ -316,7 +345,7 @@ def _shown(one: Prediction, name: str, predictor: Predictor) -> Shown:
 def _save(
     predictor: Predictor, files: Sequence[Path], predictions: Iterator[Prediction], folder: Path, report: Callable[[float], None]
 ) -> int:
-    """Write scores, maps and overlays. Return how many pictures are anomalous."""
+    """Write scores, maps and overlays. Return the number of anomalous pictures."""
     from changepair.tasks.prediction.outputs import line_of, save, score_table
 
     flagged = 0

@@ -1,4 +1,4 @@
-"""The command `changepair export`: a detector as one file for other programs."""
+"""Export a detector as one file for other programs: the command `changepair export`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from changepair.flows.prediction.options import load, tell
 
 EXAMPLES = """examples:
   changepair export --kit line-3 --out line-3-onnx
-  changepair export --model packaged --any-size --out detector      # prompts are an input
+  changepair export --model packaged --any-size --out detector      # the prompts are an input
   changepair export --kit line-3 --format torch --out line-3-torch
 """
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    about = "write a model as one file for ONNX Runtime or torch.export"
-    description = "Writes a detector as one file: with its prompts inside, or, where none are given, as an input."
+    about = "Export a model to ONNX or torch.export"
+    description = "Export a detector as one file. Its prompts are part of the file or, if you give none, an input."
     parser = options.add_command(commands, "export", export, about, description, EXAMPLES)
     options.add(parser)
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="%(default)s")
-    parser.add_argument("--any-size", action="store_true", help="take pictures of any size, and bring them to the resolution inside")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the file and export.json are written")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="file format (default: %(default)s)")
+    parser.add_argument("--any-size", action="store_true", help="accept pictures of any size, and resize them inside the model")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the model file and export.json")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -33,5 +33,5 @@ def export(arguments: argparse.Namespace) -> None:
     from changepair.tasks.prediction.export import export as work
 
     about = work(predictor, arguments.out, arguments.format, any_size=arguments.any_size)
-    inside = f"{about.prompts} {'prompt' if about.prompts == 1 else 'prompts'} inside" if about.prompts else "prompts as an input"
-    tell(f"{arguments.out / NAMES[arguments.format]}: {about.detector}, {inside}; at most {about.farthest:.1g} from the detector itself")
+    inside = f"{about.prompts} {'prompt' if about.prompts == 1 else 'prompts'} included" if about.prompts else "prompts are an input"
+    tell(f"exported {about.detector} to {arguments.out / NAMES[arguments.format]}: {inside}; scores differ by at most {about.farthest:.1g}")

@@ -24,32 +24,32 @@ from changepair.flows.arguments import TOKEN
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MOST_CONNECTIONS = 512
-HEAD_SECONDS = 10.0  # until the headers of a request are complete; also how long a connection may be idle
-STALLED_SECONDS = 30.0  # how long a client may take no byte of an answer
+HEAD_SECONDS = 10.0  # deadline for the headers of a request, and longest idle time of a connection
+STALLED_SECONDS = 30.0  # longest time in which a client may read nothing of an answer
 HEADERS = ((b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff"))
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a service asks of every request."""
+    """Limits that a service applies to every request."""
 
     token: str | None = None
-    """What clients must send as Bearer token or as Basic password. Without it, only names of this machine are accepted as Host."""
-    hosts: tuple[str, ...] | None = LOCAL  # names that a request may have as Host if there is no token; None for any
-    free: tuple[str, ...] = ()  # paths that need no token and that are answered however many requests there are
-    body: int | None = None  # largest body, bytes
-    files: tuple[str, ...] = ()  # paths whose bodies are written to files, and may be larger
-    bodies: int | None = None  # largest sum of the bodies of all requests, bytes
-    requests: int = 128  # requests at a time
-    body_seconds: float = 30.0  # until the body of a request is complete
-    answer_seconds: float | None = None  # from there until the answer is complete; None for no limit, where a page keeps a stream open
+    """Token that clients send as Bearer token or Basic password. Without a token, the Host header must be in `hosts`."""
+    hosts: tuple[str, ...] | None = LOCAL  # accepted Host headers if there is no token; None accepts any
+    free: tuple[str, ...] = ()  # paths without token and without limit on concurrent requests
+    body: int | None = None  # largest body in bytes
+    files: tuple[str, ...] = ()  # paths whose bodies are written to files and may be larger
+    bodies: int | None = None  # largest sum of the bodies of all requests in bytes
+    requests: int = 128  # largest number of concurrent requests
+    body_seconds: float = 30.0  # deadline for the body of a request
+    answer_seconds: float | None = None  # deadline for the answer after that; None if a page keeps a stream open
 
 
 class Front:
-    """An ASGI middleware that refuses requests before their body is read, and ends those that take too long."""
+    """Refuse requests before their body is read, and end those that take too long. This is an ASGI middleware."""
 
     def __init__(self, app: ASGIApp, rules: Rules, report: Callable[[Scope, int, float], None] = lambda *_: None) -> None:
-        """report: gets the scope, the status and the seconds of each request."""
+        """Wrap an app. report: called with the scope, the status and the seconds of each request."""
         self.app, self.rules, self._report = app, rules, report
         self._requests = self._bodies = 0
 
@@ -84,19 +84,19 @@ class Front:
             self._report(scope, status or 500, time.perf_counter() - start)
 
     def _refused(self, scope: Scope) -> HTTPException | None:
-        """Return why a request is refused by its headers alone."""
+        """Return the reason to refuse a request because of its headers; None if it is accepted."""
         rules, headers, free = self.rules, dict(scope["headers"]), scope["path"] in self.rules.free
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin")
         if rules.token is None and rules.hosts is not None and _name(host) not in rules.hosts:
-            return HTTPException(421, f"this service answers at {rules.hosts[0]} alone; set {TOKEN} to reach it by another name")
+            return HTTPException(421, f"this service answers only at {rules.hosts[0]}; to use another name, start it with {TOKEN} set")
         if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host:
-            return HTTPException(403, "a page of another site asks; open the service's own address")
+            return HTTPException(403, "the request comes from a page of another site; open the address of the service")
         if rules.token is not None and not free and not _is_given(headers.get(b"authorization", b""), rules.token):
             challenge = 'Basic realm="changepair", Bearer' if b"text/html" in headers.get(b"accept", b"") else "Bearer"
             return HTTPException(401, "send the token as `Authorization: Bearer <token>`", {"WWW-Authenticate": challenge})
         if not free and self._requests >= rules.requests:
-            return HTTPException(429, "too many requests at a time; try again", {"Retry-After": "1"})
+            return HTTPException(429, "too many concurrent requests; try again", {"Retry-After": "1"})
         announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or self._exceeds(scope, int(announced)):
             return self._too_large()
@@ -118,10 +118,10 @@ class Front:
             size = len(message.get("body", b""))
             held += size
             self._bodies += size
-            if self._exceeds(scope, held):  # its length was not announced
+            if self._exceeds(scope, held):  # the headers stated no length
                 raise self._too_large()
             if rules.bodies is not None and self._bodies > rules.bodies:
-                raise HTTPException(429, "too many requests at a time; try again", {"Retry-After": "1"})
+                raise HTTPException(429, "too many concurrent requests; try again", {"Retry-After": "1"})
             if not whole and message["type"] == "http.request" and not message.get("more_body", False):
                 whole = True
                 limit.reschedule(self._end())
@@ -134,9 +134,9 @@ class Front:
             if not limit.expired():
                 raise
             if not started():
-                error = HTTPException(504, f"not answered within {rules.answer_seconds:g} seconds")
+                error = HTTPException(504, f"no answer within {rules.answer_seconds:g} seconds")
                 if not whole:
-                    error = HTTPException(408, f"the body is not complete within {rules.body_seconds:g} seconds", {"Connection": "close"})
+                    error = HTTPException(408, f"the body was not complete within {rules.body_seconds:g} seconds", {"Connection": "close"})
                 await _refuse(error, scope, receive, send)
         finally:
             self._bodies -= held
@@ -157,7 +157,7 @@ def _name(host: str) -> str:
 
 
 def _is_given(authorization: bytes, token: str) -> bool:
-    """Tell whether a header has the token, as Bearer token or as Basic password."""
+    """Return whether a header contains the token, as Bearer token or as Basic password."""
     scheme, _space, given = authorization.partition(b" ")
     if scheme.lower() == b"basic":
         with suppress(binascii.Error):
@@ -167,7 +167,7 @@ def _is_given(authorization: bytes, token: str) -> bool:
 
 
 def serve_app(app: ASGIApp, listening: socket.socket, *, ending_seconds: int, **options: Any) -> None:
-    """Serve until SIGTERM or Ctrl-C. ending_seconds: how long requests that have begun may take then."""
+    """Serve until SIGTERM or Ctrl-C. ending_seconds: time for open requests after that."""
     config = uvicorn.Config(
         app, http=Protocol, ws="none", log_level="warning", server_header=False, timeout_graceful_shutdown=ending_seconds, **options
     )
@@ -175,9 +175,9 @@ def serve_app(app: ASGIApp, listening: socket.socket, *, ending_seconds: int, **
 
 
 class Protocol(H11Protocol):
-    """The HTTP protocol of uvicorn, which closes connections of clients that are silent or slow.
+    """Close connections of silent or slow clients. This extends the HTTP protocol of uvicorn.
 
-    uvicorn itself has a deadline only between requests, and one byte cancels it.
+    uvicorn has a deadline only between requests, and a single byte cancels it.
     """
 
     head_seconds = HEAD_SECONDS
@@ -199,7 +199,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        """Look every second whether the client has been in the same state for too long."""
+        """Check every second whether the client is stuck in the same state."""
         unsent, now = self.transport.get_write_buffer_size(), self.loop.time()
         answered = self.cycle is None or self.cycle.response_complete
         allowed = self.stalled_seconds if unsent else self.head_seconds if answered else float("inf")

@@ -1,6 +1,6 @@
 """Find the detector, prompts and thresholds of a pipeline's current model.
 
-For `--model <pipeline>[/<detector>]`, and for `--model <folder>` with a folder `in-use` of another project.
+This serves `--model <pipeline>[/<detector>]`, and `--model <folder>` with the folder `in-use` of another project.
 """
 
 from __future__ import annotations
@@ -36,46 +36,46 @@ class InUse:
 
     pipeline: str
     named: Named
-    which: str  # a line that says which detector it is, and why
+    which: str  # a line that names the detector and why it is used
     recommendation: Recommendation | None
-    """The decision, with prompts and thresholds. None if the user named the detector, or an older version promoted the model."""
+    """Recommendation with prompts and thresholds. None if the user named the detector, or if an older version promoted the model."""
 
     @property
     def intensity(self) -> Intensity | None:
-        """The ranges that the targets' pictures of more than 8 bits were scaled by. None without such pictures, or if targets differ."""
+        """Intensity ranges of target pictures with more than 8 bits. None without such pictures, or if targets differ."""
         found = {use.intensity for use in self.recommendation.uses} if self.recommendation is not None else set()
         return found.pop() if len(found) == 1 and found != {UNKNOWN} else None
 
     def use_of(self, name: str | None) -> Use | None:
-        """Find the use for --category; None stands for the only one.
+        """Find the use for --category. name: None stands for the only use.
 
-        Return None for another category if the detector needs no prompts. Otherwise raise BadInput if no use or several match.
+        Returns None for an unknown category if the detector needs no prompts. Otherwise raises BadInput if no use or several match.
         """
         assert self.recommendation is not None
         use = self.recommendation.find(name)
         if use is None and (name is None or self.named.detector.needs_prompts):
             names = ", ".join(use.name for use in self.recommendation.uses)
-            wrong = "has several categories" if name is None else f"has no category {name!r}, or several with that name"
-            raise BadInput(f"{self.pipeline}: {wrong}; choose one with --category: {names}; or give your own prompts with --prompt")
+            wrong = "has several categories" if name is None else f"has no category {name!r}, or several with this name"
+            raise BadInput(f"{self.pipeline}: {wrong}; choose one with --category ({names}), or give your own prompts with --prompt")
         return use
 
     def prompts_of(self, use: Use) -> list[bytes]:
-        """Read the prompt files of a use. Raises BadInput if one is missing, or has changed since the threshold was set."""
+        """Read the prompt files of a use. Raises BadInput if one is missing, or changed after the threshold was set."""
         return [self._read(prompt.image, prompt.sha256) for prompt in use.prompts]
 
     def _read(self, image: str, sha256: str) -> bytes:
-        about, own = f"{image}: this prompt of {self.pipeline}", "or give your own prompts with --prompt"
+        about, own = f"{image}: prompt of {self.pipeline}", "or give your own prompts with --prompt"
         try:
             data = place_of(image).read_bytes()
         except (OSError, ValueError) as error:
-            raise BadInput(f"{about} cannot be read ({error}); get it with `dvc pull`, {own}") from error
+            raise BadInput(f"{about} cannot be read ({error}); fetch it with `dvc pull`, {own}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise BadInput(f"{about} has changed since the threshold was set; run `changepair retrain {self.pipeline}`, {own}")
         return data
 
 
 def model_in_use(model: str) -> InUse:
-    """Find the detector of `<pipeline>`, which its decision names, or that of `<pipeline>/<detector>`.
+    """Find the detector of `<pipeline>`, as recommended, or of `<pipeline>/<detector>`.
 
     Raises BadInput if the pipeline has no current model or no such detector, or if files are missing.
     """
@@ -83,9 +83,9 @@ def model_in_use(model: str) -> InUse:
     folder = folder_of(pipeline) / IN_USE
     current = read_current(pipeline)
     if current is None:
-        raise BadInput(f"{pipeline}: no model of it is in use; `changepair retrain {pipeline}` makes one")
+        raise BadInput(f"{pipeline}: has no current model; run `changepair retrain {pipeline}`")
     if not (folder / SETTINGS_NAME).is_file():
-        raise BadInput(f"{folder}: not here; get the model in use with `dvc pull {folder}.dvc`")
+        raise BadInput(f"{folder}: is missing; fetch the current model with `dvc pull {folder}.dvc`")
     detectors = _detectors(read_measured_as(pipeline), pipeline, folder)
     if wanted and wanted not in detectors:
         raise BadInput(f"{model}: {pipeline} has no detector {wanted!r}{nearest(wanted, detectors)}")
@@ -96,28 +96,28 @@ def model_in_use(model: str) -> InUse:
         known = read_pipelines().pipelines.get(pipeline) if recommendation is None else None
         name, why = _chosen(detectors, folder, recommendation, known.promotion if known is not None else PromotionSettings())
     if not name:
-        raise BadInput(f"{folder}: no metric shows which detector is the best; name one: --model {pipeline}{SEPARATOR}<detector>")
+        raise BadInput(f"{folder}: metrics do not show which detector is best; choose one with --model {pipeline}{SEPARATOR}<detector>")
     if name not in detectors:
-        raise BadInput(f"{folder}: the current model has no detector {name!r}; get it again with `dvc checkout --force {folder}.dvc`")
-    which = f"{pipeline}: {name} of model {current.candidate[:8]}{why}"
+        raise BadInput(f"{folder}: the current model has no detector {name!r}; restore it with `dvc checkout --force {folder}.dvc`")
+    which = f"{pipeline}: {name} of the current model {current.candidate[:8]}{why}"
     return InUse(pipeline, of_pipeline(name, detectors, folder), which, recommendation)
 
 
 def model_of_project(folder: Path) -> InUse:
-    """Find the detector of a folder `in-use` that was fetched from another project, for example with `dvc get`.
+    """Find the detector of a folder `in-use` from another project, fetched for example with `dvc get`.
 
-    Raises BadInput if its detector reads anything outside this folder, or if files are missing or damaged.
+    Raises BadInput if its detector reads files outside this folder, or if files are missing or damaged.
     """
     detectors = _detectors(read_record(MeasuredAs, folder / SETTINGS_NAME), folder.name, folder)
     recommendation = read_recommendation(folder)
     name, why = _chosen(detectors, folder, recommendation, PromotionSettings())
     if name not in detectors:
-        raise BadInput(f"{folder}: names no detector that it has; fetch the folder again, or use a model folder in it")
+        raise BadInput(f"{folder}: the recommended detector is missing; fetch the folder again, or use a model folder in it")
     return InUse(str(folder), of_fetched(name, detectors, folder), f"{folder}: {name}{why}", recommendation)
 
 
 def is_pipeline(model: str) -> bool:
-    """Tell whether this names a pipeline that has, or had, a current model."""
+    """Return whether this names a pipeline with a present or former current model."""
     return folder_of(model.partition(SEPARATOR)[0]).is_dir() and not Path(model).is_dir()
 
 
@@ -130,9 +130,9 @@ def _detectors(measured_as: MeasuredAs, pipeline: str, folder: Path) -> dict[str
 def _chosen(
     detectors: Mapping[str, Any], folder: Path, recommendation: Recommendation | None, promotion: PromotionSettings
 ) -> tuple[str, str]:
-    """Return the detector that the model uses, and why; an empty name if no metric shows one.
+    """Return the detector that the model uses, and why. The name is empty if metrics show none.
 
-    promotion: the settings that choose it, if an older version wrote the folder, without a decision.
+    promotion: settings for the choice, if an older version wrote the folder without a recommendation.
     """
     if recommendation is not None:
         detector, why = recommendation.detector, str(recommendation)
@@ -140,4 +140,4 @@ def _chosen(
         trained = [name for name, one in detectors.items() if DETECTORS[kind_of(one)].training is not None]
         choice = choose(read_draws(folder / DRAWS_NAME), promotion, trained)
         detector, why = ("", "") if choice is None else (choice.detector, str(choice))
-    return detector, f", chosen of its {len(detectors)} detectors ({why})"
+    return detector, f", selected from {len(detectors)} detectors ({why})" if len(detectors) > 1 else ""

@@ -1,4 +1,4 @@
-"""Define the options that select detector, prompts and threshold, and load what they select."""
+"""Define the options that select detector, prompts and threshold, and load a predictor from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from changepair.flows.prediction.model_in_use import InUse
     from changepair.tasks.prediction.predictor import Predictor
 
-SEVERAL = "a file, a folder or a pattern"
+SEVERAL = "file, folder or pattern"
 
 
 Commands = argparse._SubParsersAction
@@ -28,7 +28,7 @@ Run = Callable[[argparse.Namespace], None]
 
 
 def add_command(commands: Commands, name: str, run: Run, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """Add a command that calls `run`. summary: in the list of commands. epilog: printed as it stands, for examples."""
+    """Add a command that calls `run`. summary: its line in the list of commands. epilog: examples, printed unchanged."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(name, help=summary, description=description, epilog=epilog, formatter_class=shape)
     parser.set_defaults(run=run)
@@ -37,49 +37,53 @@ def add_command(commands: Commands, name: str, run: Run, summary: str, descripti
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--prompt", action="append", default=[], metavar="PICTURE", help=f"normal pictures: {SEVERAL}; may be repeated")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="PICTURE", help=f"normal pictures to compare with: {SEVERAL}; repeatable"
+    )
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="a model folder or a kit; a pipeline, for the detector, prompts and threshold of its current model; <pipeline>/<detector>, "
-        "for one of its detectors; or the name of a detector (default: the packaged metric-residual, at three scales)",
+        help="a pipeline, for detector, prompts and threshold of its current model; <pipeline>/<detector> for another of its detectors; a "
+        "model folder or kit; or the name of a detector (default: the packaged metric-residual at three scales)",
     )
-    parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: model, prompts and threshold in one")
+    parser.add_argument("--kit", type=Path, metavar="FOLDER", help="a kit: a folder with model, prompts and threshold")
     parser.add_argument(
         "--category",
         metavar="WORD",
-        help="what the pictures show: selects the prompts of a pipeline's category; also used by detectors with a text encoder",
+        help="category of the pictures: selects prompts and threshold of a pipeline, and is the text for text-prompted detectors",
     )
     parser.add_argument(
         "--intensity",
         type=_intensity,
         metavar="LOW,HIGH",
-        help="the samples that are black and white in pictures of more than 8 bits, or `full` for the range of the sample type (default: "
-        "chosen from the prompts)",
+        help="black and white values of pictures with more than 8 bits, or `full` for the range of the sample type (default: chosen from "
+        "the prompts)",
     )
     parser.add_argument(
         "--tiles",
         type=_tiles,
         metavar="RxC",
-        help="cut each picture into R rows and C columns; 1x1 for whole pictures (default: the detector's setting)",
+        help="split each picture into R rows and C columns; 1x1 for whole pictures (default: setting of the detector)",
     )
 
 
 def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable[[int, BadInput], None] | None = None) -> Predictor:
-    """Load a kit, or a model and its prompts, as the options say. Print which model of a pipeline is used.
+    """Load a kit, or a model with its prompts, and print which model of a pipeline is used.
 
-    A pipeline's current model has its prompts and threshold, unless the user gives prompts. ready: if a pipeline has several categories and
-    --category is missing, raise BadInput; otherwise return a predictor without prompts. refuse: called for each prompt that cannot be read,
-    which is left out; with None its BadInput is raised. --tiles also applies to prompts that the predictor gets later. Raises BadInput for
-    contradictory options, and for what cannot be loaded.
+    The current model of a pipeline comes with prompts and threshold, unless the user gives prompts. --tiles also applies to later prompts.
+
+    ready: whether to raise BadInput if a pipeline has several categories and --category is missing. Otherwise the predictor has no prompts.
+    refuse: called for each unreadable prompt, which is then skipped. Without it, BadInput is raised.
+
+    Raises BadInput for contradictory options, and if something cannot be loaded.
     """
     kit, prompts, tiles = arguments.kit, arguments.prompt, arguments.tiles
     if kit is not None:
         for option in ("prompt", "model", "tiles", "category", "intensity"):
             if getattr(arguments, option):
-                raise BadInput(f"--{option}: a kit has its own; leave out either --{option} or --kit")
+                raise BadInput(f"--{option}: cannot be combined with --kit, because the kit includes it; remove one of both options")
         if not is_kit(kit):
-            raise BadInput(f"{kit}: no kit, because it has no {KIT_NAME}; `changepair predict --write-kit` writes one")
+            raise BadInput(f"{kit}: is not a kit, because {KIT_NAME} is missing; create one with `changepair predict --write-kit`")
     files = files_of(prompts)
     from changepair.tasks.detectors.detector import ANY_CATEGORY
     from changepair.tasks.prediction.predictor import Predictor
@@ -90,18 +94,18 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
     if in_use is None:
         predictor = Predictor.load("packaged" if arguments.model is None else arguments.model)
         if tiles is not None and predictor.prompted.prompts and not files:
-            raise BadInput(f"--tiles: {arguments.model} is a kit and has its own; leave it out, or give new prompts with --prompt")
+            raise BadInput(f"--tiles: the kit {arguments.model} includes it; remove the option, or give new prompts with --prompt")
     else:
         tell(in_use.which)
         predictor = Predictor(in_use.named)
     if tiles is not None:
         predictor = Predictor(predictor.model.with_tiles(tiles))
     if arguments.intensity is not None and not files:
-        raise BadInput("--intensity: needs --prompt, because prompts and pictures share one range; add --prompt, or leave it out")
+        raise BadInput("--intensity: needs --prompt, because prompts and pictures share one range; add --prompt, or remove the option")
     if in_use is not None and in_use.recommendation is not None:
         if not files:
             return _as_recommended(predictor, in_use, arguments, ready)
-        tell(f"{in_use.pipeline}: your prompts replace those of the pipeline, so its threshold does not apply; set one with --calibrate")
+        tell(f"{in_use.pipeline}: the threshold of the pipeline does not apply to your own prompts; set one with --calibrate")
     if not files and (predictor.detector.needs_prompts or arguments.category is None):
         return predictor
     intensity = arguments.intensity or (None if in_use is None else in_use.intensity)
@@ -109,12 +113,12 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
     predictor.prompt(files, category=category, intensity=intensity, refuse=refuse)
     for kind, chosen in (("integer", predictor.prompted.intensity.integer), ("float", predictor.prompted.intensity.floating)):
         if chosen is not None and arguments.intensity is None:
-            tell(f"{kind} samples of more than 8 bits are scaled from {chosen} (--intensity sets another range)")
+            tell(f"intensity range of {kind} samples with more than 8 bits: {chosen}; --intensity sets another range")
     return predictor
 
 
 def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms: float) -> None:
-    """Raise BadInput if the normal pictures that are no prompts are too few for a threshold. This loads no model."""
+    """Raise BadInput if there are too few normal pictures for a threshold. Prompts do not count. No model is loaded."""
     from changepair.tasks.prediction.calibration import check_count
 
     taken = set(map(os.path.realpath, prompts))
@@ -123,7 +127,7 @@ def check_normals(normals: Sequence[Path], prompts: Sequence[Path], false_alarms
 
 
 def tell(line: str) -> None:
-    """Print a line for the user to standard error. Standard output has only the scores."""
+    """Print a line to standard error. Standard output has only the scores."""
     print(f"changepair: {line}", file=sys.stderr, flush=True)
 
 
@@ -140,7 +144,7 @@ def _in_use(model: str | None) -> InUse | None:
 
 
 def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Namespace, ready: bool) -> Predictor:
-    """Set the prompts and the threshold of the pipeline's decision for --category."""
+    """Set the recommended prompts and threshold for --category."""
     from changepair.tasks.detectors.detector import ANY_CATEGORY
 
     category, tiles, about = arguments.category, arguments.tiles, in_use.pipeline
@@ -149,20 +153,20 @@ def _as_recommended(predictor: Predictor, in_use: InUse, arguments: argparse.Nam
     except BadInput as error:
         if ready or category is not None:
             raise
-        tell(f"{error}. Starting without prompts")
+        tell(f"{error}. The start continues without prompts")
         return predictor
     if use is None:
-        tell(f"{about}: {category!r} is not a category of its targets, so there is no threshold")
+        tell(f"{about}: {category!r} is not a category of its targets, so no threshold applies")
         return predictor.prompt([], category=category)
     if use.prompts or not predictor.detector.needs_prompts:
         predictor.prompt(in_use.prompts_of(use), category=use.word or ANY_CATEGORY, intensity=use.intensity)
     if tiles is not None and use.threshold is not None:
-        tell(f"{about}: the threshold of {use.name} does not apply with --tiles; set one with --calibrate")
+        tell(f"{about}: the threshold for {use.name} does not apply with --tiles; set one with --calibrate")
     elif use.threshold is None:
-        tell(f"{about}: {use.name} has no threshold: {use.reason}")
+        tell(f"{about}: no threshold for {use.name}: {use.reason}")
     else:
         predictor.threshold = use.threshold
-        tell(f"{about}: {use.name}, {len(use.prompts)} prompt{'' if len(use.prompts) == 1 else 's'}, threshold {use.threshold}")
+        tell(f"{about}: {use.name}: {len(use.prompts)} prompt{'' if len(use.prompts) == 1 else 's'}, threshold {use.threshold}")
     return predictor
 
 
@@ -175,7 +179,7 @@ def _intensity(text: str) -> Intensity:
     except ValueError:
         low = high = 0.0
     if not -math.inf < low < high < math.inf:
-        raise argparse.ArgumentTypeError(f"expected two numbers, the lower first, such as 0,4095, or full, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be two increasing numbers, for example 0,4095, or full; not {text!r}")
     return Intensity(Range(low, high), Range(low, high))
 
 
@@ -183,5 +187,5 @@ def _tiles(text: str) -> tuple[int, int]:
     """Parse rows and columns."""
     rows, cross, columns = text.partition("x")
     if not (cross and rows.isdecimal() and columns.isdecimal() and 1 <= int(rows) <= MOST and 1 <= int(columns) <= MOST):
-        raise argparse.ArgumentTypeError(f"rows x columns, such as 3x4, each 1 to {MOST}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be rows x columns, for example 3x4, each from 1 to {MOST}; not {text!r}")
     return int(rows), int(columns)

@@ -1,4 +1,4 @@
-"""The command `changepair predict`: score pictures, set thresholds, write kits."""
+"""Score pictures, set thresholds and write kits: the command `changepair predict`."""
 
 from __future__ import annotations
 
@@ -25,52 +25,54 @@ if TYPE_CHECKING:
 ANOMALOUS_EXIT, REFUSED_EXIT = 1, 2
 EXAMPLES = """examples:
   changepair predict --prompt normal.png part.png
-  changepair predict --prompt normals/ parts/ --out answer --maps png --overlays
+  changepair predict --prompt normals/ parts/ --out results --maps png --overlays
   changepair predict --prompt normal.png --calibrate normals/ --false-alarms 0.01 --write-kit line-3
   changepair predict --kit line-3 part.png && echo good
 """
-EXIT_CODES = (
-    "exit code: 0 where every picture is normal, or there is no threshold; 1 where one is anomalous; 2 for bad input, and where a picture "
-    "could not be read"
-)
+EXIT_CODES = """\
+exit codes:
+  0  every picture is normal, or there is no threshold
+  1  at least one picture is anomalous
+  2  the input is invalid, or a picture cannot be read
+"""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    about = "score pictures against normal ones, and say where they differ"
-    description = "Scores pictures against one or a few normal ones: 0 normal … 1 anomalous, and where."
+    about = "Score pictures and locate defects"
+    description = "Compare pictures with one or a few normal ones. Scores range from 0 (normal) to 1 (anomalous)."
     parser = options.add_command(commands, "predict", predict, about, description, f"{EXAMPLES}\n{EXIT_CODES}")
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"what to score: {SEVERAL}")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help=f"pictures to score: {SEVERAL}")
     options.add(parser)
     parser.add_argument(
-        "--calibrate", action="append", default=[], metavar="PICTURE", help=f"normal pictures that set the threshold: {SEVERAL}"
+        "--calibrate", action="append", default=[], metavar="PICTURE", help=f"normal pictures that set the threshold: {SEVERAL}; repeatable"
     )
     parser.add_argument(
-        "--false-alarms", type=float, default=0.01, metavar="RATE", help="highest rate of normal pictures that are flagged (%(default)s)"
+        "--false-alarms", type=float, default=0.01, metavar="RATE", help="target false-alarm rate for --calibrate (default: %(default)s)"
     )
-    parser.add_argument("--write-kit", type=Path, metavar="FOLDER", help="keep model, prompts and threshold as a kit")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where scores.csv, maps and overlays are written")
-    parser.add_argument("--maps", choices=("png", "npy"), help="write each anomaly map: 16-bit grey PNG (65535 is 1), or float32")
-    parser.add_argument("--overlays", action="store_true", help="write each picture with its map laid over it")
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed (%(default)s)")
+    parser.add_argument("--write-kit", type=Path, metavar="FOLDER", help="save model, prompts and threshold as a kit")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for scores.csv, maps and overlays")
+    parser.add_argument("--maps", choices=("png", "npy"), help="write anomaly maps as 16-bit grey PNG (65535 is 1) or as float32 arrays")
+    parser.add_argument("--overlays", action="store_true", help="write each picture with its anomaly map as an overlay")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="output format (default: %(default)s)")
     parser.add_argument(
         "--batch-size",
         type=int,
         default=8,
         metavar="N",
-        help="pictures scored at once; scores at other sizes agree within 5e-6 (%(default)s)",
+        help="pictures scored at once; it changes scores by at most 5e-6 (default: %(default)s)",
     )
 
 
-DARK = 64  # value from 0 to 255 that the brightest pixel of a picture has to reach, where the prompts' range was chosen from their samples
+DARK = 64  # from 0 to 255; a picture whose brightest pixel is below may have fewer bits than the prompts that set the range
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Run the command; exit with 1 or 2 as in EXIT_CODES."""
+    """Run the command. Exits with 1 or 2, as in EXIT_CODES."""
     try:
         _predict(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has stopped, `head` for example
+    except BrokenPipeError:  # the reader of the output has ended, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -92,11 +94,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         threshold = predictor.calibrate(normals, false_alarms=arguments.false_alarms, batch_size=arguments.batch_size, refuse=refuse)
         prompting = len(normals) - (len(refused) - of_prompts) - len(threshold.normals)
         if prompting:
-            tell(f"{prompting} of the normal pictures {'is a prompt' if prompting == 1 else 'are prompts'} and cannot set a threshold")
+            tell(f"{prompting} of the normal pictures {'is a prompt' if prompting == 1 else 'are prompts'} and cannot set the threshold")
         tell(f"threshold {threshold}")
     if arguments.write_kit is not None:
         predictor.save(arguments.write_kit)
-        tell(f"{arguments.write_kit}: a kit; use it with `changepair predict --kit {arguments.write_kit} <pictures>`")
+        tell(f"saved kit {arguments.write_kit}; next: `changepair predict --kit {arguments.write_kit} <pictures>`")
     flagged = 0
     if pictures:
         from changepair.tasks.prediction.outputs import score_table
@@ -115,18 +117,18 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     if not (arguments.pictures or arguments.calibrate or arguments.write_kit):
-        raise BadInput("no picture to score; name files, folders or patterns after the options")
+        raise BadInput("no pictures given; name files, folders or patterns after the options")
     if arguments.calibrate and not (arguments.pictures or arguments.write_kit):
-        raise BadInput("--calibrate: the threshold would be lost; keep it with --write-kit, or name pictures to hold against it")
+        raise BadInput("--calibrate: nothing would use the threshold; save it with --write-kit, or name pictures to score")
     if (arguments.maps or arguments.overlays) and arguments.out is None:
-        raise BadInput(f"{'--maps' if arguments.maps else '--overlays'}: say with --out which folder they are written to")
+        raise BadInput(f"{'--maps' if arguments.maps else '--overlays'}: needs --out <folder>")
     check_options(arguments, {"batch_size": COUNT})
 
 
 def _lines(
     arguments: argparse.Namespace, predictor: Predictor, pictures: list[Path], refuse: Callable[[int, BadInput], None]
 ) -> Iterator[OutputRow]:
-    """Score the pictures one by one, and write their maps and overlays."""
+    """Score pictures, and write their maps and overlays."""
     from changepair.tasks.common.decoding import FULL, UNKNOWN
     from changepair.tasks.prediction.outputs import line_of, save
 
@@ -136,8 +138,8 @@ def _lines(
         highest = int(prediction.picture.max())
         if ranged and highest < DARK:
             tell(
-                f"{pictures[prediction.number]}: its highest sample is {highest / 255:.1%} of the prompts' range; if its file has fewer "
-                "bits than the prompts', convert it"
+                f"{pictures[prediction.number]}: its highest value is only {highest / 255:.1%} of the intensity range of the prompts; "
+                "if the file has fewer bits than the prompts, convert it"
             )
         if arguments.out is not None:
             name = names[prediction.number]
@@ -146,7 +148,7 @@ def _lines(
 
 
 def _printer(form: str, *, calibrated: bool) -> Callable[[OutputRow], None]:
-    """Return a function that prints a line at once."""
+    """Return a function that prints a row immediately."""
     from changepair.tasks.prediction.outputs import csv_lines, shown
 
     if form == "json":

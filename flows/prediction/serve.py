@@ -1,4 +1,4 @@
-"""The command `changepair api`: start the service of changepair.flows.prediction.service."""
+"""Start the HTTP service: the command `changepair api`."""
 
 from __future__ import annotations
 
@@ -17,32 +17,40 @@ from changepair.tasks.prediction.files import is_kit
 SECONDS = Between(0.001, MOST)
 EXAMPLES = """examples:
   changepair api --kit line-3
-  changepair api --kits kits/ --port 8080            # every kit in the folder, by its name
-  changepair api                                     # clients bring their prompts
+  changepair api --kits kits/ --port 8080            # every kit in the folder, by name
+  changepair api                                     # clients send their prompts
   curl -F pictures=@part.png http://127.0.0.1:8000/v1/predict
   curl -F pictures=@normal.png http://127.0.0.1:8000/v1/prompts
 
-Clients must send the token in the environment variable CHANGEPAIR_API_TOKEN. Without one, only this machine can use the service.
+If the environment variable CHANGEPAIR_API_TOKEN is set, clients must send this token. Otherwise only this machine can use the service.
 """
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    about = "serve a model over HTTP"
-    description = "Serves a model over HTTP: clients give prompts, or name a kit, and send pictures. OpenAPI at /docs, metrics at /metrics."
+    about = "Serve a model over HTTP"
+    description = (
+        "Serve a model over HTTP. Clients send pictures, with prompts or the name of a kit. OpenAPI is at /docs, metrics at /metrics."
+    )
     parser = options.add_command(commands, "api", serve, about, description, EXAMPLES)
     options.add(parser)
-    parser.add_argument("--kits", type=Path, metavar="FOLDER", help="a folder of kits, which clients name")
-    held = "the pictures and prompts of all clients, and the kits; a request that needs more gets 413"
-    add_address(parser, 8000, held, about_port="%(default)s; 0 for any that is free")
+    parser.add_argument("--kits", type=Path, metavar="FOLDER", help="folder of kits that clients select by name")
+    held = "the pictures and prompts of all clients, and the kits; larger requests get status 413"
+    add_address(parser, 8000, held, about_port="port to listen on; 0 for any free port (default: %(default)s)")
     for option, default, what in (
-        ("--batch-size", 8, "pictures that are scored at once"),
-        ("--most-waiting", 64, "pictures that may wait; those beyond get 429"),
-        ("--most-pictures", 32, "pictures a request"),
-        ("--most-megabytes", 64, "a request's size"),
+        ("--batch-size", 8, "pictures scored at once"),
+        ("--most-waiting", 64, "maximum number of waiting pictures; more get status 429"),
+        ("--most-pictures", 32, "maximum number of pictures per request"),
+        ("--most-megabytes", 64, "maximum size of a request in MB"),
     ):
-        parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="until a request is given up with 504 (%(default)s)")
+        parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time limit of a request, which then gets status 504 (default: %(default)s)",
+    )
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -52,7 +60,7 @@ def serve(arguments: argparse.Namespace) -> None:
     memory = memory_of(arguments)
     folders = sorted(one for one in arguments.kits.glob("*") if is_kit(one)) if arguments.kits is not None else []
     if arguments.kits is not None and not folders:
-        raise BadInput(f"{arguments.kits}: no folder with kits; `changepair predict --write-kit {arguments.kits}/<name>` writes one")
+        raise BadInput(f"{arguments.kits}: contains no kits; create one with `changepair predict --write-kit {arguments.kits}/<name>`")
     with listening(arguments.host, arguments.port) as own:
         from changepair.flows.prediction.budget import return_freed_memory
         from changepair.flows.prediction.front import LOCAL, serve_app
@@ -72,6 +80,6 @@ def serve(arguments: argparse.Namespace) -> None:
         kits = {folder.name: Predictor.load(folder) for folder in folders}
         app = make_app(predictor, kits, limits=limits, batch_size=arguments.batch_size, token=token, hosts=LOCAL)
         host, port = own.getsockname()[:2]
-        tell(f"serving {predictor.model.name} at http://{host}:{port}; its page is /docs")
+        tell(f"serving {predictor.model.name} at http://{host}:{port}; documentation at http://{host}:{port}/docs")
         with suppress(KeyboardInterrupt):
             serve_app(app, own, ending_seconds=round(arguments.timeout) + 5)

@@ -1,9 +1,9 @@
-"""The service `changepair api`: clients send prompts, or name a kit, and send pictures. HTTP, with OpenAPI at /docs.
+"""Serve predictions over HTTP, for `changepair api`. OpenAPI is at /docs.
 
-Each request is charged for the memory that its pictures take, from their headers, before one is decoded. The activations of one batch are
-measured at the start, and reserved. The pictures are decoded one after the other, cut, queued as tiles, and scored in batches across
-requests. A request that fits neither the queue nor the memory gets 429, one that takes too long gets 504. After SIGTERM the service
-finishes the requests that it accepted.
+Clients send pictures, with prompts or the name of a kit. The service estimates the memory of a request from the headers of its pictures,
+and reserves it before it decodes one. The memory of one batch is measured at the start and stays reserved. Pictures are decoded one by
+one, split into tiles, queued, and scored in batches across requests. A request gets status 429 if the queue or the memory is full, and
+504 if it takes too long. After SIGTERM the service finishes the accepted requests.
 """
 
 import asyncio
@@ -38,25 +38,25 @@ from changepair.tasks.prediction.predictor import BATCH, Predictor, Said, Tile, 
 
 DEFAULT_KIT = "default"
 LATENCIES = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
-REQUESTS = 128  # largest number of requests at a time; those beyond get 429
-PATIENCE = 5.0  # seconds that a request waits for memory; after that it gets 429
-LETTERS = 100  # longest category
-BODIES = 0.25  # share of the memory that bodies of requests may take
-ANSWER_BYTES = 10  # bytes per pixel that a map takes at most in the answer, as base64 in JSON
+REQUESTS = 128  # largest number of concurrent requests; more get 429
+PATIENCE = 5.0  # seconds that a request waits for memory before it gets 429
+LETTERS = 100  # largest length of a category
+BODIES = 0.25  # share of the memory for the bodies of requests
+ANSWER_BYTES = 10  # largest size of a map in the answer, as base64 in JSON, in bytes per pixel
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may ask for."""
+    """Limits of requests."""
 
-    pictures: int = 32  # of a request
-    megabytes: int = 64  # largest body of a request
-    waiting: int = 64  # largest number of pictures in the queue; a request with more gets 429
+    pictures: int = 32  # largest number in a request
+    megabytes: int = 64  # largest body of a request, in MB
+    waiting: int = 64  # largest number of pictures in the queue; more get 429
     memory: int = field(default_factory=default_budget)
-    """Bytes for all pictures and prompts, the detectors, the kits and one batch. A request that they cannot hold gets 413."""
-    seconds: float = 30.0  # until the body of a request is complete (else 408), and from there until the answer is complete (else 504)
-    prompted: int = 64  # largest number of prompt sets; the least recently used are dropped, also when their memory is needed
+    """Bytes for all pictures and prompts, the detectors, the kits and one batch. A request that needs more gets 413."""
+    seconds: float = 30.0  # time limit of the body of a request (then 408), and again of the answer (then 504)
+    prompted: int = 64  # largest number of prompt sets; the least recently used are dropped first, also to free memory
 
 
 @dataclass
@@ -65,27 +65,27 @@ class PromptSet:
 
     predictor: Predictor
     size: int  # bytes
-    users: int = 0  # requests that are using it
+    users: int = 0  # number of requests that are using it
 
 
 class Scored(BaseModel):
-    """What the detector says of one picture."""
+    """Prediction for one picture."""
 
-    picture: str  # its file's name, as the client sent it
+    picture: str  # file name, as sent by the client
     score: float  # 0 normal … 1 anomalous
-    threshold: float | None  # null where no kit has one
+    threshold: float | None  # null if the kit has none
     verdict: Verdict | None  # normal or anomalous; null without a threshold
-    map: str | None = None  # base64 of a grey PNG of 16 bits, of the picture's own size, where 65535 is 1; null where none was asked for
+    map: str | None = None  # base64 of a 16-bit grey PNG in the size of the picture; 65535 is 1; null if not requested
 
 
 class Answer(BaseModel):
     detector: str
     predictions: list[Scored]  # in the order of the pictures
-    seconds: float  # from the request's arrival to here
+    seconds: float  # from the arrival of the request
 
 
 class Prompted(BaseModel):
-    prompts: str  # by which `predict` finds them
+    prompts: str  # id for `predict`
     pictures: int
 
 
@@ -94,38 +94,38 @@ class Problem(BaseModel):
 
 
 class Metrics:
-    """What Prometheus reads at /metrics."""
+    """Metrics that Prometheus reads at /metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own: Any = {"registry": self.registry}
         self.requests = Counter("changepair_requests", "Requests", ["route", "status"], **own)
-        self.latency = Histogram("changepair_request_seconds", "Seconds a request took", ["route"], buckets=LATENCIES, **own)
+        self.latency = Histogram("changepair_request_seconds", "Seconds per request", ["route"], buckets=LATENCIES, **own)
         self.pictures = Counter("changepair_pictures", "Pictures scored", ["kit", "verdict"], **own)
         self.scores = Histogram("changepair_scores", "Image scores", ["kit"], buckets=[place / 20 for place in range(1, 20)], **own)
-        self.batches = Histogram("changepair_batch_tiles", "Tiles a batch", buckets=(1, 2, 4, 8, 16, 32), **own)
-        self.waiting = Gauge("changepair_waiting_pictures", "Pictures that wait", **own)
-        self.memory = Gauge("changepair_memory_bytes", "Memory that requests, prompts and kits are charged for", **own)
-        self.prompted = Gauge("changepair_prompt_sets", "Sets of prompts that are remembered", **own)
+        self.batches = Histogram("changepair_batch_tiles", "Tiles per batch", buckets=(1, 2, 4, 8, 16, 32), **own)
+        self.waiting = Gauge("changepair_waiting_pictures", "Waiting pictures", **own)
+        self.memory = Gauge("changepair_memory_bytes", "Memory reserved for requests, prompts and kits", **own)
+        self.prompted = Gauge("changepair_prompt_sets", "Stored sets of prompts", **own)
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "A picture or a value that cannot be used; `detail` says which and why"},
-    401: {"model": Problem, "description": "No token, or a wrong one"},
-    404: {"model": Problem, "description": "No such kit or prompts; prompts that were long unused are dropped"},
+    400: {"model": Problem, "description": "A picture or a value is invalid; `detail` names it and the reason"},
+    401: {"model": Problem, "description": "The token is missing or wrong"},
+    404: {"model": Problem, "description": "The kit or the prompts do not exist; the least recently used prompts are dropped"},
     408: {"model": Problem, "description": "The body was not complete in time"},
-    413: {"model": Problem, "description": "The body is too large, or its pictures need more memory than the service has"},
+    413: {"model": Problem, "description": "The body is too large, or its pictures need too much memory"},
     429: {"model": Problem, "description": "The queue or the memory is full; try again after the seconds in Retry-After"},
-    503: {"model": Problem, "description": "The service is ending"},
+    503: {"model": Problem, "description": "The service is shutting down"},
     504: {"model": Problem, "description": "The answer was not complete in time"},
 }
 
 
 class Service:
-    """The handlers of the requests, and what they share: the queue, the memory, and the prompts that clients sent."""
+    """Handle requests. The handlers share the queue, the memory, and the prompts of clients."""
 
     def __init__(self, predictor: Predictor, kits: Mapping[str, Predictor], limits: Limits, batch_size: int) -> None:
-        """As for `make_app`."""
+        """Load costs and limits. The arguments are those of `make_app`."""
         loaded = [predictor, *kits.values()]
         self.predictor = predictor
         self.named = {**({DEFAULT_KIT: predictor} if predictor.ready else {}), **kits}
@@ -139,8 +139,8 @@ class Service:
         fixed = bytes_of(loaded) + max(one.activations for one in self.costs.values())
         if fixed >= total:
             raise BadInput(
-                f"the detectors, the kits and a batch of {batch_size} take {fixed / 1e9:.2g} of {total / 1e9:.2g} GB; give more --memory, "
-                "a smaller --batch-size, or fewer kits"
+                f"the detectors, the kits and a batch of {batch_size} need {fixed / 1e9:.2g} of {total / 1e9:.2g} GB; increase --memory, "
+                "reduce --batch-size, or use fewer kits"
             )
         self.budget = Budget(total, fixed=fixed, most_waiting=REQUESTS, patience=PATIENCE, drop=self.drop)
         self.batcher = Batcher(batch_size=batch_size, most=limits.waiting, report=metrics.batches.observe)
@@ -155,40 +155,42 @@ class Service:
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """Count an answered request."""
-        route = getattr(scope.get("route"), "path", "none")  # never the path itself, which a client may make up
+        route = getattr(scope.get("route"), "path", "none")  # not the path itself, which a client can invent
         self.metrics.requests.labels(route, status).inc()
         self.metrics.latency.labels(route).observe(seconds)
 
     def drop(self) -> bool:
-        """Forget the least recently used prompts that no request is using. Return False if there are none."""
+        """Drop the least recently used prompts that no request is using. Return False if there are none."""
         name = next((name for name, one in self.remembered.items() if not one.users), None)
         if name is not None:
             self.budget.used -= self.remembered.pop(name).size
         return name is not None
 
     async def health(self) -> dict[Literal["status"], str]:
-        """Tells that the process lives."""
+        """Report that the process is alive."""
         return {"status": "alive"}
 
     async def ready(self) -> dict[Literal["status"], str]:
-        """Tells whether pictures can be scored now."""
+        """Report whether pictures can be scored now."""
         self._check_alive()
         return {"status": "ready"}
 
     async def measured(self) -> Response:
-        """Gives what Prometheus reads."""
+        """Return metrics in the format of Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def list_kits(self) -> list[str]:
-        """Lists the kits that `predict` may name."""
+        """List the kits for `predict`."""
         return list(self.named)
 
     async def prompt(
         self,
         pictures: Annotated[list[UploadFile], File(description="Normal pictures")],
-        category: Annotated[str, Form(max_length=LETTERS, description="What they show, for detectors that read")] = ANY_CATEGORY,
+        category: Annotated[
+            str, Form(max_length=LETTERS, description="Category of the pictures, for text-prompted detectors")
+        ] = ANY_CATEGORY,
     ) -> Prompted:
-        """Remembers normal pictures for later requests."""
+        """Store normal pictures for later requests."""
         self._check_alive()
         needs = await self._needs(pictures)
         new, stop = Predictor(self.predictor.model, device=self.predictor.device), threading.Event()
@@ -212,26 +214,26 @@ class Service:
             return Prompted(prompts=await self._charged(size, remember), pictures=len(pictures))
 
     async def forget(self, prompts: str) -> None:
-        """Forgets prompts."""
+        """Delete stored prompts."""
         one = self.remembered.pop(prompts, None)
         if one is None:
-            raise HTTPException(404, "no such prompts")
+            raise HTTPException(404, "unknown prompts")
         if not one.users:
             self.budget.give(one.size)
 
     async def predict(
         self,
         pictures: Annotated[list[UploadFile], File(description="Pictures to score")],
-        prompts: Annotated[str | None, Form(description="As POST /v1/prompts gave it")] = None,
-        kit: Annotated[str | None, Form(description="One of GET /v1/kits; without this and prompts, the kit `default`")] = None,
-        maps: Annotated[bool, Form(description="Whether to give anomaly maps too")] = False,
+        prompts: Annotated[str | None, Form(description="Id from POST /v1/prompts")] = None,
+        kit: Annotated[str | None, Form(description="Name from GET /v1/kits; without kit and prompts, the kit `default`")] = None,
+        maps: Annotated[bool, Form(description="Whether to return anomaly maps")] = False,
     ) -> Answer:
-        """Scores pictures."""
+        """Score pictures."""
         start = time.perf_counter()
         self._check_alive()
         with self._found(prompts, kit) as (name, own):
             needs = await self._needs(pictures)
-            size = self.costs[id(own.model)].scoring(own, needs)  # a picture at a time, and the tiles of all
+            size = self.costs[id(own.model)].scoring(own, needs)  # one picture at a time, and the tiles of all
             if maps:
                 size += MAP_BYTES * max(one.pixels for one in needs) + ANSWER_BYTES * sum(one.pixels for one in needs)
             scored = await self._charged(size, partial(self._score, pictures, name, own, maps))
@@ -258,17 +260,17 @@ class Service:
 
     @contextmanager
     def _found(self, prompts: str | None, kit: str | None) -> Iterator[tuple[str, Predictor]]:
-        """Find prompts or a kit. Prompts are not dropped while they are in use."""
+        """Find prompts or a kit. Prompts stay in memory while they are in use."""
         if prompts is not None and kit is not None:
-            raise BadInput("prompts and kit: one of them, not both")
+            raise BadInput("prompts and kit cannot be combined; send one of them")
         if prompts is None:
             wanted = kit or DEFAULT_KIT
             if wanted not in self.named:
-                raise HTTPException(404, f"no kit {wanted!r}; there is {', '.join(self.named) or 'none, so send prompts'}")
+                raise HTTPException(404, f"unknown kit {wanted!r}; available: {', '.join(self.named) or 'none, so send prompts'}")
             yield wanted, self.named[wanted]
             return
         if prompts not in self.remembered:
-            raise HTTPException(404, "no such prompts; they may have been dropped, so send them again")
+            raise HTTPException(404, "unknown prompts; they may have been dropped, so send them again")
         self.remembered.move_to_end(prompts)
         one = self.remembered[prompts]
         one.users += 1
@@ -280,11 +282,11 @@ class Service:
 
     def _check_alive(self) -> None:
         if not self.batcher.alive:
-            raise HTTPException(503, "the service is ending", {"Retry-After": "10"})
+            raise HTTPException(503, "the service is shutting down", {"Retry-After": "10"})
 
     async def _needs(self, uploads: list[UploadFile]) -> list[Needs]:
         if len(uploads) > self.limits.pictures:
-            raise BadInput(f"{len(uploads)} pictures, more than the {self.limits.pictures} a request may have")
+            raise BadInput(f"{len(uploads)} pictures are more than the limit of {self.limits.pictures} per request")
         return [await in_thread(partial(needs_of, content)) async for _name, content in _each(uploads)]
 
     async def _charged(self, size: int, work: Callable[[], Awaitable[Result]]) -> Result:
@@ -293,8 +295,8 @@ class Service:
         except TooLarge as error:
             raise HTTPException(413, str(error)) from error
         except (Busy, Full) as error:
-            what = "pictures in the queue" if isinstance(error, Busy) else "pictures for the memory"
-            raise HTTPException(429, f"too many {what}; try again", {"Retry-After": "1"}) from error
+            full = "queue" if isinstance(error, Busy) else "memory"
+            raise HTTPException(429, f"the {full} is full; try again", {"Retry-After": "1"}) from error
 
 
 def make_app(
@@ -306,15 +308,14 @@ def make_app(
     token: str | None = None,
     hosts: tuple[str, ...] | None = None,
 ) -> FastAPI:
-    """Make the service. Raises BadInput if the detectors, the kits and one batch take more memory than `limits` has.
+    """Build the app of the service. Raises BadInput if the detectors, the kits and one batch need more memory than `limits` allows.
 
-    predictor: compared with the prompts that clients send; if it has prompts, it is also the kit `default`. kits: by name. token, hosts: as
-    `Rules`.
+    predictor: the detector for prompts of clients; with prompts, it is also the kit `default`. kits: by name. token, hosts: see `Rules`.
     """
     limits = limits or Limits()
     service = Service(predictor, kits, limits, batch_size)
-    about = "Scores pictures against a few normal ones: 0 normal … 1 anomalous, and where."
-    app = FastAPIOffline(title="changepair", description=about, lifespan=service.lifespan)  # its page of /docs needs no other host
+    about = "Compares pictures with a few normal ones, and returns scores from 0 (normal) to 1 (anomalous) and anomaly maps."
+    app = FastAPIOffline(title="changepair", description=about, lifespan=service.lifespan)  # /docs loads nothing from other hosts
     rules = Rules(
         token=token,
         hosts=hosts,
@@ -333,7 +334,7 @@ def make_app(
 
     def route(method: str, path: str, work: Callable[..., Any], *codes: int, **options: Any) -> None:
         if path not in rules.free:
-            options["dependencies"] = [Depends(HTTPBearer(auto_error=False))]  # for OpenAPI; Front checks the token
+            options["dependencies"] = [Depends(HTTPBearer(auto_error=False))]  # only for OpenAPI; Front checks the token
         app.add_api_route(path, work, methods=[method], responses={code: PROBLEMS[code] for code in codes} or None, **options)
 
     route("GET", "/health", service.health)
@@ -351,22 +352,22 @@ def _shown(own: Predictor, said: list[Said], size: tuple[int, int]) -> str:
 
 
 def _cut(own: Predictor, name: str, content: bytes) -> tuple[tuple[int, int], list[Tile]]:
-    """Decode a picture. Return its height and width, and its tiles."""
+    """Decode a picture. Return its height and width in pixels, and its tiles."""
     picture = scaled(as_decoded(content, name), name, own.prompted.intensity)
     return picture.shape[:2], own.cut(picture)
 
 
 async def _each(uploads: list[UploadFile]) -> AsyncIterator[tuple[str, bytes]]:
-    """Read one file after the other, with its name for messages."""
+    """Read one file after the other, with a name for messages."""
     for place, upload in enumerate(uploads):
         await upload.seek(0)
         yield f"picture {place + 1}" + (f" ({upload.filename[:100]})" if upload.filename else ""), await upload.read()
 
 
 def _costs(predictors: list[Predictor], batch_size: int, pictures: int) -> dict[int, Costs]:
-    """Measure detectors, each once that has the same settings. Return their costs by the id of the model.
+    """Measure the costs of detectors, once for equal settings. Return them by the id of the model.
 
-    pictures: the largest number of prompts that a client may send.
+    pictures: the largest number of prompts from a client.
     """
     prompts = max(pictures, *(len(one.prompted.prompts) for one in predictors))
     measured: dict[str, Costs] = {}

@@ -123,7 +123,7 @@ def demo(folder: Path, *arguments: str) -> Iterator[tuple[str, int]]:
     """`changepair demo` in a process of its own: its address and process."""
     port = free_port()
     with started(folder, "changepair", "demo", "--port", str(port), *arguments, TMPDIR=str(folder), PYTHONPATH=str(ROOT)) as process:
-        within(90, lambda: b"the page is at" in (folder / "output.log").read_bytes() or process.poll() is not None)
+        within(90, lambda: b"serving the page at" in (folder / "output.log").read_bytes() or process.poll() is not None)
         assert process.poll() is None, (folder / "output.log").read_text()
         yield f"http://127.0.0.1:{port}", process.pid
 
@@ -143,9 +143,9 @@ def test_the_visitors_of_the_demo_take_no_more_memory_than_it_has(bomb: bytes, t
             client = Client(url, verbose=False)
             with pytest.raises(Exception, match=r"normal pictures: needs \d+ GB of memory, more than the 0\.\d+ GB that the page has"):
                 client.predict(tray(*[pictures[SIDE]] * 16), api_name="/prompt")
-            assert "1 normal picture remembered" in client.predict(tray(pictures[64]), api_name="/prompt")
+            assert "1 normal picture loaded" in client.predict(tray(pictures[64]), api_name="/prompt")
             said, shown = client.predict(tray(pictures[64], pictures[SIDE], pictures[5000], pictures[5000]), 1.0, api_name="/check")
-            assert len(shown) == 3 and f"Left out: {SIDE}.png: needs" in said
+            assert len(shown) == 3 and f"Skipped: {SIDE}.png: needs" in said
         assert memory(process, "VmHWM") - before < 1_200_000_000
         within(30, lambda: memory(process, "VmRSS") - before < 400_000_000)
 
@@ -168,4 +168,4 @@ def test_the_visitors_of_the_review_page_hold_no_pictures(tmp_path: Path) -> Non
             assert "large.png" in client.predict("flagged", api_name="/begin")[3]
         assert memory(page.pid, "VmHWM") - before < 650_000_000
         within(30, lambda: memory(page.pid, "VmRSS") - before < 200_000_000)
-        assert "Nothing is left" in clients[0].predict("hole", api_name="/anomalous")[3]
+        assert "No pictures are left" in clients[0].predict("hole", api_name="/anomalous")[3]

@@ -417,7 +417,7 @@ def test_datasets_are_listed() -> None:
     assert result.returncode == 0
     for name, layout in LAYOUTS.items():
         assert name in result.stdout and layout.home in result.stdout
-    assert "here, inside packages: sample-photos, vision-toolbox, texture-defects, digits, elpv" in result.stdout
+    assert "packaged datasets in pipelines.yaml: sample-photos, vision-toolbox, texture-defects, digits, elpv" in result.stdout
 
 
 def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:
@@ -434,7 +434,11 @@ def test_a_dataset_on_disk_is_inspected(lay_out: Any, tmp_path: Path) -> None:
     assert re.search(r"bolt +│ train +│ good +│ 3 ", result.stdout) and re.search(
         r"bolt +│ test +│ rust +│ 1 +│ 25 / 25 / 25", result.stdout
     )
-    assert "width: 40 / 40 / 42 pixels" in result.stdout and "left out: 1 x not a picture" in result.stdout and "truncated" in result.stdout
+    assert (
+        "width: 40 / 40 / 42 pixels" in result.stdout
+        and "rejected: 1 file: not a picture" in result.stdout
+        and "truncated" in result.stdout
+    )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert len(sheet.getcolors(1_000_000)) > 50
     assert not list(data.folder.rglob("*.parquet"))

@@ -177,7 +177,7 @@ def test_pictures_in_an_alert_out(tmp_path: Path, api: str) -> None:
         old(save(picture(place + 12), project / "line" / f"good-{place}.png"))
     environment = {"PREFECT_API_URL": api, "PREFECT_LOGGING_LEVEL": "INFO"}
     early = run(project, "changepair", "watch", "small", **environment)
-    assert early.returncode == 2 and "no model of it is in use" in early.stderr
+    assert early.returncode == 2 and "has no current model" in early.stderr
     assert run(project, "changepair", "retrain", "small", **environment).returncode == 0
     first = run(project, "changepair", "watch", "small", **environment)
     assert first.returncode == 0 and "12 new pictures" in first.stdout, first.stdout + first.stderr
@@ -186,7 +186,7 @@ def test_pictures_in_an_alert_out(tmp_path: Path, api: str) -> None:
     for place in range(6):
         old(save(picture(place, hole=True), project / "line" / f"bad-{place}.png"))
     alerted = run(project, "changepair", "watch", "small", **environment)
-    assert "small: Alert: 6 new pictures" in alerted.stdout and "more than 50 %" in alerted.stdout, alerted.stdout
+    assert "small: Alert: 6 new pictures" in alerted.stdout and "more than the limit of 50 %" in alerted.stdout, alerted.stdout
     names = [item["name"] for item in ask(api, "flow_runs")]
     assert names.count("watch small") == 4
     artifacts = {item["key"] for item in ask(api, "artifacts")}

@@ -103,27 +103,29 @@ def test_flagged_pictures_are_confirmed_and_refuted_on_the_page(project: Path, t
             return [str(image.get_attribute("src")) for image in driver.find_elements("css selector", "#picture img, #overlay img")]
 
         driver.get(url)
-        within(30, lambda: "3 flagged to look at" in text("progress") and len(shown()) == 2)
+        within(30, lambda: "3 flagged pictures left" in text("progress") and len(shown()) == 2)
         first, before = text("about"), shown()
         driver.find_element("css selector", "body").send_keys("n")
-        within(20, lambda: "2 flagged to look at, 1 done: 1 normal" in text("progress") and text("about") != first and shown() != before)
+        within(
+            20, lambda: "2 flagged pictures left, 1 labelled: 1 normal" in text("progress") and text("about") != first and shown() != before
+        )
         assert verdicts.counts() == {"good": 1}
         defect = driver.find_element("css selector", "#defect input")
         defect.clear()
         defect.send_keys("hole\t")
         driver.find_element("css selector", "#anomalous").click()
-        within(20, lambda: "1 flagged to look at, 2 done: 1 normal, 1 anomalous" in text("progress"))
+        within(20, lambda: "1 flagged picture left, 2 labelled: 1 normal, 1 anomalous" in text("progress"))
         assert verdicts.counts() == {"good": 1, "hole": 1}
         driver.find_element("css selector", "#undo").click()
-        within(20, lambda: "2 flagged to look at, 1 done" in text("progress"))
+        within(20, lambda: "2 flagged pictures left, 1 labelled" in text("progress"))
         assert verdicts.counts() == {"good": 1}
         for left in (1, 0):
             within(20, lambda: shown())
             driver.find_element("css selector", "#anomalous").click()
-            within(20, lambda left=left: f"{left} flagged to look at" in text("progress"))
-        within(20, lambda: "Nothing is left" in text("about"))
+            within(20, lambda left=left: f"{left} flagged picture" in text("progress"))
+        within(20, lambda: "No pictures are left" in text("about"))
         driver.find_element("xpath", "//label[contains(., 'passed')]").click()
-        within(20, lambda: "5 passed to look at" in text("progress") and len(shown()) == 1)  # a miss can be told too; it has no map
+        within(20, lambda: "5 passed pictures left" in text("progress") and len(shown()) == 1)  # a miss can be told too; it has no map
     for one in Record(project / "data/watch/small").rows():
         verdicts.withdraw(one)
 
@@ -140,9 +142,9 @@ def test_a_picture_that_is_gone_from_the_line_is_still_reviewed_if_it_was_flagge
             client.predict("../../x", api_name="/anomalous")
         for _ in range(3):
             said = client.predict("hole", api_name="/anomalous")
-        assert "Nothing is left" in said[3] and verdicts.counts() == {"hole": 3}
+        assert "No pictures are left" in said[3] and verdicts.counts() == {"hole": 3}
         passed = client.predict("passed", api_name="/begin")
-        assert "whose picture is gone" in passed[3]
+        assert "no longer exist" in passed[3]
         working = set(project.parent.glob("changepair-review-*"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143 and len(set(project.parent.glob("changepair-review-*"))) == len(working) - 1
@@ -165,8 +167,8 @@ def test_a_picture_that_was_removed_after_it_was_shown_gets_no_label(project: Pa
 
 def test_what_is_wrong_is_told_in_a_line(project: Path, tmp_path: Path) -> None:
     away = run(project, "changepair", "review", "small", "--record", str(tmp_path / "none"))
-    assert away.returncode == 2 and "nothing was scored there yet" in away.stderr and away.stderr.count("\n") == 1
+    assert away.returncode == 2 and "contains no scores yet" in away.stderr and away.stderr.count("\n") == 1
     unknown = run(project, "changepair", "review", "smal")
     assert unknown.returncode == 2 and "did you mean" in unknown.stderr and unknown.stderr.count("\n") == 1
     exposed = run(project, "changepair", "review", "small", "--host", "0.0.0.0", "--port", "0", CHANGEPAIR_API_TOKEN="")
-    assert exposed.returncode == 2 and "other machines can reach it, and there is no token" in exposed.stderr
+    assert exposed.returncode == 2 and "other machines can reach this address, but no token is set" in exposed.stderr

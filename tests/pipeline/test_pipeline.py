@@ -148,7 +148,7 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path,
         assert result.returncode == 0, result.stderr
         *lines, last = result.stdout.splitlines()
         would, may = ([line for line in lines if line.startswith(start)] for start in ("would run ", "may run "))
-        perhaps = f", {len(may)} may" if may else ""
+        perhaps = f", {len(may)} may run" if may else ""
         assert last.startswith(f"{len(would)} of {len(STAGES)} stages would run{perhaps}, {len(STAGES) - len(lines)} are up to date")
         assert len(would) + len(may) == len(lines)
         return dict(line.split(" run ", 1)[1].split(": ", 1) for line in lines)
@@ -158,17 +158,17 @@ def test_a_dry_run_says_what_would_run_and_why_and_runs_nothing(retrained: Path,
     write_pipelines(project, edited(project, evaluation={"resolution": 32}))
     lines = said()
     assert list(lines) == ["code", "metrics_small", "report_small"]
-    assert lines["metrics_small"] == "pipelines.yaml: pipelines.small.evaluation.resolution"
+    assert lines["metrics_small"] == "pipelines.yaml changed: pipelines.small.evaluation.resolution"
     write_pipelines(project, edited(project, evaluation={"resolution": 64}))
     for file, line in (("detectors/residual/train", "# a comment"), ("training/segmentation", "CHANGED = 1")):
         with (project / f"tasks/{file}.py").open("a") as stream:
             stream.write(f"{line}\n")
     shutil.copyfile(project / "parts/bricks/train/good/0.png", project / "parts/bricks/test/good/new.png")
     lines = said()
-    assert lines["ingest_parts"] == "parts has changed" and lines["synthesize_small"].startswith("if the result of sample_small")
-    assert lines["train_small_metauas"] == "its code: changepair.tasks.training.segmentation"
+    assert lines["ingest_parts"] == "parts changed" and lines["synthesize_small"].startswith("if the output of sample_small")
+    assert lines["train_small_metauas"] == "code changed: changepair.tasks.training.segmentation"
     assert (
-        lines["train_small_inctrl"] == "if the result of synthesize_small changes" and "train_small_metauas" in lines["score_small_metauas"]
+        lines["train_small_inctrl"] == "if the output of synthesize_small changes" and "train_small_metauas" in lines["score_small_metauas"]
     )
     changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
     assert {path.relative_to(project).as_posix() for path in changed} == {
@@ -204,7 +204,15 @@ def test_the_run_can_be_watched(retrained: Path, api: str) -> None:
     [sampled] = [one["parameters"]["stage"] for one in runs if one["name"] == "sample small"]
     assert sampled["sampling"]["shots"] == [1, 2] and sampled["files"]["episodes"] == "data/episodes/small.parquet"
     steps = {one["name"] for one in ask(api, "task_runs") if one["flow_run_id"] in {run_["id"] for run_ in runs}}
-    assert {"ingest parts", "make shard 0", "make shard 1", "make shard 2", "score metauas", "measure small", "train inctrl"} <= steps
+    assert {
+        "ingest parts",
+        "generate shard 0",
+        "generate shard 1",
+        "generate shard 2",
+        "score metauas",
+        "compute metrics of small",
+        "train inctrl",
+    } <= steps
 
     of_the_run = [item for item in ask(api, "artifacts") if item["flow_run_id"] in {one["id"] for one in [*runs, retrain]}]
     artifacts = {item["key"]: item for item in of_the_run if item["key"]}
@@ -232,7 +240,9 @@ def test_nothing_changed_nothing_runs(project: Path, api: str) -> None:
     stages = len(before) - 1  # but for the one that asks which code they run, which is out of date or not
     assert again.returncode == 0 and f"small: 0 of {stages + 1} stages ran, {stages + 1} are up to date" in said
     assert any(line.startswith("small: In use already: ") for line in said) and "report: data/evaluation/small/report.html" in said
-    assert any(re.match(r"use on parts: [a-z-]+ with [12] normal pictures?, I-AUROC [0-9.]+ %, thresholds of 2", line) for line in said)
+    assert any(
+        re.match(r"recommended for parts: [a-z-]+ with [12] normal pictures?, I-AUROC [0-9.]+ %, thresholds of 2", line) for line in said
+    )
     assert len(said) <= 12, said
     quiet = run(project, "changepair", "retrain", "small", "--quiet", PREFECT_API_URL=api)
     assert quiet.returncode == 0 and quiet.stdout + quiet.stderr == ""
@@ -267,7 +277,7 @@ def test_with_a_snapshot_results_can_be_made_again_when_the_pictures_are_gone(tm
     before = lock(folder)
     shutil.rmtree(tmp_path / "parts")
     shutil.rmtree(folder / "data/pictures")
-    assert "dvc.yaml is written anew" in run(folder, "changepair", "plan").stdout  # as it has nothing to read any more
+    assert "dvc.yaml is updated" in run(folder, "changepair", "plan").stdout  # as it has nothing to read any more
     assert run(folder, "dvc", "checkout").returncode == 0  # or `dvc pull`, on another machine
     assert ran(folder, "") == []
     assert lock(folder) == before and any((folder / "data/pictures/parts/snapshot").rglob("*.png"))
@@ -478,7 +488,7 @@ def test_a_run_that_was_stopped_after_an_edit_is_forecast(project: Path) -> None
     write_pipelines(project, edited(project, evaluation={"resolution": 48}))
     assert run(project, "changepair", "plan").returncode == run(project, "dvc", "repro", "--single-item", "code").returncode == 0
     lines = run(project, "changepair", "retrain", "small", "--dry-run").stdout.splitlines()
-    assert [line for line in lines if line.startswith("would run metrics_small: its settings changed since it last ran")], lines
+    assert [line for line in lines if line.startswith("would run metrics_small: its settings changed since its last run")], lines
 
 
 def test_a_person_promotes_where_promotion_is_not_automatic(project: Path) -> None:
@@ -602,7 +612,7 @@ def test_settings_that_ask_for_other_stages_are_planned_anew(project: Path, api:
     (project / "pipelines.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     result = run(project, "dvc", "repro", PREFECT_API_URL=api)
     assert result.returncode != 0
-    assert "changepair: dvc.yaml: was not what pipelines.yaml asks for; it is regenerated, so run the same again" in result.stderr
+    assert "changepair: dvc.yaml: was out of date with pipelines.yaml and is regenerated now; run the same command again" in result.stderr
     assert "inctrl" not in (project / "dvc.yaml").read_text()
     assert ran(project, api) == ["metrics_small", "report_small"]
     assert set(json.loads((project / "data/evaluation/small/metrics.json").read_text())["parts"]) == {"patch-residual", "metauas"}

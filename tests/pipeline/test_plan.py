@@ -77,17 +77,17 @@ def test_a_home_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "named, told",
     [
-        (".", "sample_small would read ., where it writes itself; name another file or folder"),
+        (".", "sample_small would read ., but writes there itself; name another file or folder"),
         (
             "data/models/../evaluation",
-            "sample_small would read data/models/../evaluation, where .*_small.* writes, which waits for it; name",
+            "sample_small would read data/models/../evaluation, but .*_small.* writes there and waits for sample_small; name",
         ),
         (
             "data/models/small/candidate/metauas/x.json",
-            "would read data/models/small/candidate/metauas/x.json, where train_small_metauas wr",
+            "would read data/models/small/candidate/metauas/x.json, but train_small_metauas wr",
         ),
-        ("elsewhere/dvc.lock", "elsewhere/dvc.lock: a file of DVC's, by its name, which no stage can read; name another"),
-        ("remote://mine/prompts.json", "remote://mine/prompts.json: DVC reads no such URL; it reads s3://, "),
+        ("elsewhere/dvc.lock", "elsewhere/dvc.lock: no stage can read a file with this name, because it belongs to DVC; rename"),
+        ("remote://mine/prompts.json", "remote://mine/prompts.json: DVC cannot read this URL; use one of s3://, "),
     ],
 )
 def test_what_a_stage_cannot_read_is_told(named: str, told: str, tmp_path: Path) -> None:
@@ -177,14 +177,14 @@ class Wrong(Stage):
 
 
 def test_a_mark_that_would_declare_nothing_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"Wrong\.table: mark the whole type"):
+    with pytest.raises(TypeError, match=r"Wrong\.table: a mark on a part of a type has no effect"):
         _ = Wrong("small", Path("data/table.csv")).deps
 
 
 def test_a_template_of_an_earlier_version_is_told(tmp_path: Path) -> None:
     write_pipelines(tmp_path, SMALL)
     (tmp_path / ".gitignore").write_text("!/data/evaluation/*/figures.csv\n")
-    with pytest.raises(BadInput, match=r"\.gitignore: has '/figures\.csv', which an earlier version wrote; replace it by '/metrics\.csv'"):
+    with pytest.raises(BadInput, match=r"\.gitignore: contains '/figures\.csv' from an earlier version; replace it with '/metrics\.csv'"):
         write_plan(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_dvc_notices_a_dvc_yaml_that_pipelines_yaml_does_not_ask_for(tmp_path: P
     file.write_text(yaml.safe_dump(edited, sort_keys=False))
     assert "plan.yaml" in run(project, "dvc", "status", "code").stdout
     result = run(project, "dvc", "repro", "code")
-    assert result.returncode != 0 and "changepair: dvc.yaml: was not what pipelines.yaml asks for" in result.stderr
+    assert result.returncode != 0 and "changepair: dvc.yaml: was out of date with pipelines.yaml" in result.stderr
     assert file.read_text() == planned_text
 
 
@@ -231,6 +231,6 @@ def test_dvc_notices_a_dvc_yaml_that_pipelines_yaml_does_not_ask_for(tmp_path: P
 def test_a_file_of_the_users_own_is_not_taken_for_the_link_to_dvc_yaml(tmp_path: Path) -> None:
     (tmp_path / "pipelines.yaml").write_text(yaml.safe_dump(TINY))
     (tmp_path / "plan.yaml").write_text("mine")
-    with pytest.raises(BadInput, match=r"is not the link to dvc\.yaml"):
+    with pytest.raises(BadInput, match=r"changepair needs this path for a link to dvc\.yaml"):
         write_plan(tmp_path)
     assert (tmp_path / "plan.yaml").read_text() == "mine"

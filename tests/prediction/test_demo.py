@@ -49,7 +49,7 @@ def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
         command = [str(BIN / "changepair"), "demo", "--port", str(port)]
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "TMPDIR": str(folder)})
     try:
-        within(90, lambda: b"the page is at" in (folder / "log").read_bytes() or process.poll() is not None)
+        within(90, lambda: b"serving the page at" in (folder / "log").read_bytes() or process.poll() is not None)
         assert process.poll() is None, (folder / "log").read_text()
         yield f"http://127.0.0.1:{port}", process, folder
     finally:
@@ -100,11 +100,11 @@ def _redness_of_the_hole(address: str) -> float:
 @installed
 def test_an_upload_is_answered_with_the_detectors_own_score(driver: Any, pictures: Path) -> None:
     upload(driver, "normal", pictures / "normal.png")
-    within(30, lambda: "1 normal picture remembered" in text(driver, "ready"))
+    within(30, lambda: "1 normal picture loaded" in text(driver, "ready"))
     upload(driver, "queries", pictures / "hole.png", pictures / "good.png")
     within(20, lambda: len(driver.find_elements("css selector", "#queries img")) == 2)
     driver.find_element("css selector", "#check").click()
-    verdict = within(30, lambda: "ms a picture" in text(driver, "verdict") and text(driver, "verdict"))
+    verdict = within(30, lambda: "ms per picture" in text(driver, "verdict") and text(driver, "verdict"))
     expected = Predictor.load().prompt(pictures / "normal.png")([pictures / "hole.png", pictures / "good.png"]).scores
     assert [float(number) for number in re.findall(r"0\.\d{6}", verdict)] == pytest.approx(expected, abs=1e-6)
     before = within(20, lambda: [image.get_attribute("src") for image in driver.find_elements("css selector", "#found img")])
@@ -125,10 +125,10 @@ def test_an_example_is_answered_without_an_upload(driver: Any) -> None:
     within(20, lambda: driver.find_elements("css selector", "#example-weave"))
     time.sleep(1)  # a button is there before it does anything
     driver.find_element("css selector", "#example-weave").click()
-    within(30, lambda: "1 normal picture remembered" in text(driver, "ready"))
+    within(30, lambda: "1 normal picture loaded" in text(driver, "ready"))
     within(20, lambda: driver.find_elements("css selector", "#queries img"))
     driver.find_element("css selector", "#check").click()
-    within(30, lambda: "ms a picture" in text(driver, "verdict"))
+    within(30, lambda: "ms per picture" in text(driver, "verdict"))
 
 
 @installed
@@ -137,12 +137,12 @@ def test_what_is_no_picture_is_told_in_a_line_and_no_path_is_shown(
 ) -> None:
     (tmp_path / "broken.png").write_bytes((pictures / "normal.png").read_bytes()[:3000])
     upload(driver, "normal", pictures / "normal.png")
-    within(30, lambda: "1 normal picture remembered" in text(driver, "ready"))
+    within(30, lambda: "1 normal picture loaded" in text(driver, "ready"))
     upload(driver, "queries", pictures / "good.png", tmp_path / "broken.png", pictures / "hole.png")
     within(20, lambda: len(driver.find_elements("css selector", "#queries img")) == 3)
     driver.find_element("css selector", "#check").click()
     told = within(30, lambda: "truncated" in text(driver, "verdict") and text(driver, "verdict"))
-    assert len(re.findall(r"0\.\d{6}", told)) == 2 and "Left out: broken.png: truncated" in told  # and the others have their scores
+    assert len(re.findall(r"0\.\d{6}", told)) == 2 and "Skipped: broken.png: truncated" in told  # and the others have their scores
     shown = driver.find_element("css selector", "body").text
     assert not re.search(r"[0-9a-f]{64}", shown) and str(page[2]) not in shown and "Traceback" not in (page[2] / "log").read_text()
 
@@ -150,8 +150,8 @@ def test_what_is_no_picture_is_told_in_a_line_and_no_path_is_shown(
 @installed
 def test_a_folder_is_scored_and_downloaded(driver: Any, pictures: Path) -> None:
     upload(driver, "normal", pictures / "normal.png")
-    within(30, lambda: "1 normal picture remembered" in text(driver, "ready"))
-    driver.find_element("xpath", "//button[contains(., 'A whole folder')]").click()
+    within(30, lambda: "1 normal picture loaded" in text(driver, "ready"))
+    driver.find_element("xpath", "//button[contains(., 'Check a folder')]").click()
     upload(driver, "folder", pictures)
     within(20, lambda: text(driver, "folder").count("KB") == 3)
     driver.find_element("css selector", "#check-all").click()
@@ -168,7 +168,7 @@ def test_the_page_is_on_loopback_and_its_files_are_gone_when_it_ends(tmp_path: P
         assert httpx.get(url).status_code == 200
         port = url.rsplit(":", 1)[1]
         taken = subprocess.run([str(BIN / "changepair"), "demo", "--port", port], capture_output=True, text=True)
-        assert taken.returncode == 2 and "cannot listen there" in taken.stderr and taken.stderr.count("\n") == 1
+        assert taken.returncode == 2 and "cannot listen at this address" in taken.stderr and taken.stderr.count("\n") == 1
         assert list(folder.glob("changepair-demo-*"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143 and not list(folder.glob("changepair-demo-*"))
@@ -192,7 +192,7 @@ class Steps:
 
     def check(self, session: Any, files: list[Path], strength: float = 1.0) -> tuple[list[float], str, list[Any]]:
         """Scores, the whole verdict, and what the gallery shows."""
-        _session, verdict, shown = self._check(session, tray(*files), strength)
+        _session, verdict, shown, _drawn = self._check(session, tray(*files), strength)
         return [float(number) for number in re.findall(r"0\.\d{6}", verdict)], verdict, shown
 
 
@@ -218,13 +218,13 @@ def test_pictures_that_do_not_fit_together_are_scored_one_by_one_and_those_that_
     scores, verdict, shown = steps.check(session, [files[0], large, files[1], pictures / "hole.png", files[2]])
     expected = small().prompt(pictures / "normal.png")([*files[:2], pictures / "hole.png", files[2]]).scores
     assert scores == pytest.approx(expected, abs=5e-6)  # batches of one
-    assert re.search(r"Left out: large\.png: needs 0\.\d+ GB of memory, more than the 0\.\d+ GB that the page has", verdict)
+    assert re.search(r"Skipped: large\.png: needs 0\.\d+ GB of memory, more than the 0\.\d+ GB that the page has", verdict)
     assert [caption.split(":")[0] for _picture, caption in shown] == ["0.png", "1.png", "hole.png", "2.png"]
     assert session.size < kept
     summary, archive = steps.batch(session, [str(file) for file in (*files, large)], lambda _share: None)
     with zipfile.ZipFile(archive) as opened:
         rows = list(csv.DictReader(io.StringIO(opened.read("scores.csv").decode())))
-    assert [row["picture"] for row in rows] == [f"{number}.png" for number in range(3)] and "Left out: large.png: needs" in summary
+    assert [row["picture"] for row in rows] == [f"{number}.png" for number in range(3)] and "Skipped: large.png: needs" in summary
     assert [float(row["score"]) for row in rows] == pytest.approx([*expected[:2], expected[3]], abs=5e-6)
 
 
@@ -237,7 +237,7 @@ def test_prompts_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, monkeyp
 
 
 def test_a_detector_that_leaves_no_memory_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadInput, match=r"the detector and one batch take .* give more --memory"):
+    with pytest.raises(BadInput, match=r"the detector and one batch need .* increase --memory"):
         Steps(tmp_path, 0, monkeypatch)
 
 
@@ -255,7 +255,7 @@ def test_sessions_are_dropped_when_their_memory_is_needed_the_longest_unused_fir
     steps.check(first, files)
     assert [session.dropped for session in (first, second, third, fourth)] == [False, True, False, True]
     assert second.size == fourth.size == 0 and first.size == third.size > 24_000_000
-    with pytest.raises(steps.error, match="your normal pictures were dropped, because other visitors needed the memory"):
+    with pytest.raises(steps.error, match="your normal pictures were dropped to free memory for other visitors"):
         steps.check(second, files)
     assert steps.show(second, 0.5) == []
     again, _ready = steps.prompt(tray(pictures / "normal.png"))
@@ -313,5 +313,5 @@ def test_no_request_passes_the_queue_or_fills_memory_before_it(page: tuple[str, 
     assert field.status_code == 413 and "a field exceeds" in field.text
     assert httpx.post(f"{api}/upload", files={"files": ("a.png", bytes(MOST_BODY + 1))}).status_code == 200
     picture = {"image": {"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}}, "caption": None}
-    with pytest.raises(Exception, match="the page reads no URL; upload the file"):
+    with pytest.raises(Exception, match="the page does not read URLs; upload the file"):
         Client(url, verbose=False).predict([picture], api_name="/prompt")

@@ -108,7 +108,7 @@ def test_a_body_that_never_ends_and_an_answer_that_takes_too_long_are_given_up()
         seconds, answer = until_closed(client, drip=b"x")
         assert answer.startswith(b"HTTP/1.1 408") and b"the body is not complete within 1 seconds" in answer and seconds < 4
         late = httpx.get(f"{url}/slow", timeout=10)
-        assert late.status_code == 504 and late.json() == {"detail": "not answered within 1 seconds"}
+        assert late.status_code == 504 and late.json() == {"detail": "no answer within 1 seconds"}
 
 
 def test_a_client_that_takes_no_answer_is_cut_off() -> None:
@@ -177,7 +177,7 @@ def test_an_address_that_others_reach_needs_a_token(run: Any, monkeypatch: pytes
     arguments = argparse.Namespace(
         host="0.0.0.0", port=0, kits=None, memory=None, batch_size=1, most_waiting=1, most_pictures=1, most_megabytes=1, timeout=1.0
     )
-    with pytest.raises(BadInput, match=f"--host 0.0.0.0: other machines can reach it, and there is no token; set {TOKEN}"):
+    with pytest.raises(BadInput, match=f"--host 0.0.0.0: other machines can reach this address, but no token is set; set {TOKEN}"):
         run(arguments)
     with listening("0.0.0.0", 0) as own:
         monkeypatch.setenv(TOKEN, "s3cret")

@@ -108,12 +108,12 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
         (["--prompt", "no.png", "part.png"], "part.png: no such file"),
         (["part"], "part: a folder without a picture"),
         (["ok.png"], "no prompt: metric-residual needs at least one normal picture"),
-        ([], "no picture to score"),
-        (["--kit", "part", "ok.png"], "part: no kit"),
-        (["--kit", "part", "--prompt", "ok.png", "ok.png"], "--prompt: a kit has its own"),
-        (["--prompt", "ok.png", "ok.png", "--maps", "png"], "--maps: say with --out"),
+        ([], "no pictures given"),
+        (["--kit", "part", "ok.png"], "part: is not a kit"),
+        (["--kit", "part", "--prompt", "ok.png", "ok.png"], "--prompt: cannot be combined with --kit"),
+        (["--prompt", "ok.png", "ok.png", "--maps", "png"], "--maps: needs --out"),
         (["--prompt", "ok.png", "ok.png", "--batch-size", "0"], "--batch-size: between 1 and 2147483647, not 0"),
-        (["--prompt", "ok.png", "--calibrate", "ok.png"], "--calibrate: the threshold would be lost"),
+        (["--prompt", "ok.png", "--calibrate", "ok.png"], "--calibrate: nothing would use the threshold"),
         (["--prompt", "ok.png", "--tiles", "0x3", "ok.png"], "rows x columns"),
         (
             ["--prompt", "ok.png", "--calibrate", "ok.png", "--write-kit", "kit"],
@@ -174,5 +174,5 @@ def test_a_picture_of_fewer_bits_than_the_prompts_is_reported(here: Path) -> Non
         Image.fromarray(np.rint(grey * white).astype(np.uint16)).save(f"{name}.png")
     answer = predict("--model", "patch-residual", "--prompt", "prompt.png", "same.png", "fewer.png", "--format", "csv")
     assert len(answer.stdout.splitlines()) == 3
-    [said] = [line for line in answer.stderr.splitlines() if "of the prompts' range" in line]
-    assert said.startswith("changepair: fewer.png: its highest sample is ") and said.endswith("fewer bits than the prompts', convert it")
+    [said] = [line for line in answer.stderr.splitlines() if "of the intensity range of the prompts" in line]
+    assert said.startswith("changepair: fewer.png: its highest value is only ") and said.endswith("fewer bits than the prompts, convert it")

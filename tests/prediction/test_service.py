@@ -139,11 +139,11 @@ def test_prompts_are_dropped_when_their_memory_is_needed_the_oldest_first(monkey
 
 
 def test_kits_or_a_batch_that_take_all_memory_are_refused_at_the_start(prompted: Predictor) -> None:
-    with pytest.raises(BadInput, match="give more --memory, a smaller --batch-size, or fewer kits"):
+    with pytest.raises(BadInput, match="increase --memory, reduce --batch-size, or use fewer kits"):
         make_app(prompted, {}, limits=Limits(memory=1_000_000))
     memory = 2 * bytes_of([prompted]) + 50_000_000
     make_app(prompted, {}, limits=Limits(memory=memory))
-    with pytest.raises(BadInput, match=r"a batch of 512 take .* a smaller --batch-size"):
+    with pytest.raises(BadInput, match=r"a batch of 512 need .* reduce --batch-size"):
         make_app(prompted, {}, limits=Limits(memory=memory), batch_size=512)
 
 
@@ -315,9 +315,9 @@ print(1024 * (kilobytes("VmHWM") - before), needs_of(content).decoding)
         ([b"no picture"], {}, 400, "picture 1 (0.png): not a picture"),
         ([png(crop(0)), png(crop(1))[:900]], {}, 400, "picture 2 (1.png): truncated"),
         ([b"%!PS-Adobe-3.0 EPSF-3.0\n"], {}, 400, "not a picture"),
-        ([png(crop(0))] * 5, {}, 400, "5 pictures, more than the 4"),
-        ([png(crop(0))], {"kit": "line-9"}, 404, "no kit 'line-9'; there is default"),
-        ([png(crop(0))], {"kit": "default", "prompts": "x"}, 400, "one of them, not both"),
+        ([png(crop(0))] * 5, {}, 400, "5 pictures are more than the limit of 4"),
+        ([png(crop(0))], {"kit": "line-9"}, 404, "unknown kit 'line-9'; available: default"),
+        ([png(crop(0))], {"kit": "default", "prompts": "x"}, 400, "cannot be combined"),
         ([b"\0" * 2_100_000], {}, 413, "larger than 2,000,000 bytes"),
         ([], {}, 422, ""),
     ],
@@ -490,12 +490,12 @@ def test_a_port_that_is_taken_and_a_folder_without_kits_are_told_at_once(kit: Pa
         assert httpx.get(f"{url}/v1/kits").json() == ["line-3"]
         command = [str(Path(sys.executable).parent / "changepair"), "api"]
         for arguments, message in (
-            (["--port", url.rsplit(":", 1)[1]], "cannot listen there"),
-            (["--kits", str(tmp_path)], "no folder with kits"),
-            (["--kit", str(tmp_path)], "no kit"),
+            (["--port", url.rsplit(":", 1)[1]], "cannot listen at this address"),
+            (["--kits", str(tmp_path)], "contains no kits"),
+            (["--kit", str(tmp_path)], "is not a kit"),
             (["--most-waiting", "0"], "--most-waiting: between 1 and 2147483647, not 0"),
             (["--timeout", "nan"], "--timeout: between 0.001 and"),
-            (["--host", "a" * 300], "cannot listen there"),
+            (["--host", "a" * 300], "cannot listen at this address"),
         ):
             result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
             assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1

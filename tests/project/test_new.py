@@ -46,9 +46,9 @@ def test_it_starts_from_the_pipelines_of_another_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "arguments", "message"),
     [
-        ("full/file", ["full"], "full: is not empty; name a new folder"),
-        ("file", ["file"], "file: is not empty; name a new folder"),
-        ("full/file", ["new", "--from", "full"], "--from full: has no pipelines.yaml; name a folder that has one"),
+        ("full/file", ["full"], "full: is not an empty folder; choose a new folder"),
+        ("file", ["file"], "file: is not an empty folder; choose a new folder"),
+        ("full/file", ["new", "--from", "full"], "--from full: contains no pipelines.yaml; choose a folder with one"),
         ("wrong/pipelines.yaml", ["new", "--from", "wrong"], "pipelines.yaml: invalid YAML"),
         (".git/HEAD", ["new"], "is inside the Git repository"),
     ],
@@ -67,7 +67,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_written(
 def test_retrain_without_an_enabled_pipeline_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pipelines.yaml").write_text("enabled: []\ndatasets: {}\npipelines: {}\n")
     said = run(tmp_path, "changepair", "retrain", PYTHONPATH=str(ROOT))
-    assert said.returncode == 2 and "enabled: no pipeline; add one there, or run `changepair init" in said.stderr
+    assert said.returncode == 2 and "enabled: the list is empty; add a pipeline to it, or run `changepair init" in said.stderr
 
 
 def test_this_repository_has_what_a_new_project_has() -> None:

@@ -85,7 +85,7 @@ def test_a_dataset_is_read_by_the_workers_one_of_which_dies(project: Path, worke
         return [
             one["state_type"]
             for one in ask(api_of_retrained, "task_runs")
-            if one["id"] not in before and one["name"].startswith("look at pictures")
+            if one["id"] not in before and one["name"].startswith("check pictures")
         ]
 
     dying = ("dask", "worker", workers, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard")
@@ -107,7 +107,7 @@ def test_what_computes_on_a_gpu_goes_to_the_workers_that_have_one(project: Path,
         result = run(project, *command, PREFECT_API_URL=api_of_retrained)
         assert result.returncode == 0, result.stdout + result.stderr
     assert {path: made(project, path) for path in expected} == expected
-    for task, count in (("make shard", 3), ("score patch-residual, part", 2)):
+    for task, count in (("generate shard", 3), ("score patch-residual, part", 2)):
         assert done_by(project, "first", task) >= count and not done_by(project, "second", task)
 
 
@@ -175,7 +175,7 @@ def test_two_machines_and_a_store_make_what_one_machine_makes(retrained: Path, t
         assert lock[stage]["outs"] == expected[stage]["outs"], stage
     metrics = "data/evaluation/small/metrics.csv"
     assert (folder / metrics).read_bytes() == (retrained / metrics).read_bytes()
-    for task, count in (("look at pictures", 2), ("make shard", 3), ("score ", 6)):
+    for task, count in (("check pictures", 2), ("generate shard", 3), ("score ", 6)):
         shares = [done_by(folder, worker, task) for worker in ("first", "second")]
         assert sum(shares) >= count, (task, shares)
     assert all(done_by(folder, worker, "") for worker in ("first", "second"))

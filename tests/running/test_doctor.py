@@ -35,7 +35,10 @@ def test_a_machine_that_has_all_is_told_so(project: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     found = lines(result.stdout)
     assert {found[what][0] for what in ("Python", "git", "dvc", "python", "small")} == {"ok"}
-    assert found["DVC remote"] == ("-", "none, so artifacts are on this disk alone; `dvc remote add --default store <folder or URL>`")
+    assert found["DVC remote"] == (
+        "-",
+        "none, so artifacts exist only on this disk; add one with `dvc remote add --default store <folder or URL>`",
+    )
 
 
 def test_what_is_missing_is_said_with_how_to_get_it(tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_a_mistake_in_pipelines_yaml_is_a_finding(tmp_path: Path) -> None:
 def test_a_dataset_of_pipelines_yaml_is_inspected_by_its_name(project: Path, tmp_path: Path) -> None:
     result = run(project, "changepair", "inspect", "parts", "--out", str(tmp_path / "sheet.png"), COLUMNS="160")
     assert result.returncode == 0 and "bricks" in result.stdout and (tmp_path / "sheet.png").is_file(), result.stderr
-    wrong = {("part",): "did you mean 'parts'?", ("visa",): "give the folder too", ("vsa", "parts"): "did you mean 'visa'?"}
+    wrong = {("part",): "did you mean 'parts'?", ("visa",): "this is a layout; add the folder", ("vsa", "parts"): "did you mean 'visa'?"}
     for arguments, told in wrong.items():
         refused = run(project, "changepair", "inspect", *arguments)
         assert refused.returncode == 2 and told in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr

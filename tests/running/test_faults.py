@@ -260,10 +260,13 @@ def test_a_damaged_object_in_dvcs_cache_is_found_taken_out_and_made_again(tiny: 
     cached.chmod(0o444)
     (folder / "data/episodes/small.targets.parquet").unlink()
     output = run(folder, "changepair", "verify").stdout
-    assert output.startswith("data/episodes/small.targets.parquet: damaged in DVC's cache, and taken out") and len(output.splitlines()) == 1
+    assert (
+        output.startswith("data/episodes/small.targets.parquet: was damaged in DVC's cache and is removed")
+        and len(output.splitlines()) == 1
+    )
     retrained(folder, api)
     assert artifacts(folder) == expected
-    assert run(folder, "changepair", "verify").stdout.strip() == "everything in DVC's cache is as it was made"
+    assert run(folder, "changepair", "verify").stdout.strip() == "DVC's cache is intact"
 
 
 @pytest.fixture(scope="module")

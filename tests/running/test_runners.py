@@ -94,7 +94,7 @@ def test_killed_midway_the_next_run_keeps_whole_shards_and_ends_with_the_same_by
     (work / "pairs" / ".00019.tar.1.partial").write_bytes(b"half")
     result = run(project, *SYNTHESIZE, PREFECT_API_URL=api, PREFECT_LOGGING_LEVEL="INFO")
     assert result.returncode == 0, result.stdout + result.stderr
-    kept_shards = re.search(r"(\d+) of 20 shards are there from a run that was stopped", result.stdout + result.stderr)
+    kept_shards = re.search(r"resuming with (\d+) of 20 shards from an interrupted run", result.stdout + result.stderr)
     assert kept_shards and int(kept_shards[1]) == len(before)
     assert pairs_made(project) == undisturbed and not work.exists()
 

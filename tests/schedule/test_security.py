@@ -45,7 +45,7 @@ def test_a_stage_of_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Pa
     folder = make_project(tmp_path / "project", TINY)
     result = run(folder, "python", "-m", "changepair.flows.ingest", "digit", PREFECT_API_URL=api)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: no dataset 'digit'; did you mean 'digits'?"
+    assert result.stderr.splitlines()[-1] == "changepair: pipelines.yaml: datasets: unknown dataset 'digit'; did you mean 'digits'?"
 
 
 @pytest.mark.parametrize(

@@ -124,4 +124,4 @@ def test_the_server_listens_on_loopback_and_asks_for_a_password_before_it_does_o
 def test_a_port_that_is_taken_is_told_in_one_line(team: Team) -> None:
     result = run(ROOT, "changepair", "ui", "--port", team.api.removesuffix("/api").rpartition(":")[2])
     told = result.stderr.splitlines()[-1]
-    assert result.returncode == 2 and "cannot listen there" in told and "is a server running already?" in told
+    assert result.returncode == 2 and "cannot listen at this address" in told and "another server runs there" in told

@@ -165,12 +165,12 @@ def test_the_same_scores_give_the_same_bytes(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "line-3: has several categories; choose one with --category: parts/coarse, parts/fine"),
+        ([], "line-3: has several categories; choose one with --category (parts/coarse, parts/fine)"),
         (
             ["--category", "rough"],
-            "line-3: has no category 'rough', or several with that name; choose one with --category: parts/coarse, parts/fine",
+            "line-3: has no category 'rough', or several with this name; choose one with --category (parts/coarse, parts/fine)",
         ),
-        (["--category", "parts"], "line-3: has no category 'parts', or several with that name"),
+        (["--category", "parts"], "line-3: has no category 'parts', or several with this name"),
     ],
 )
 def test_one_of_several_categories_has_to_be_named(here: Path, options: list[str], message: str) -> None:
@@ -183,7 +183,7 @@ def test_prompts_of_the_user_replace_those_of_the_decision_and_its_threshold(her
     assert own.returncode == 0 and own.stdout.splitlines()[1].endswith(",,")
     assert (
         own.stderr.splitlines()[1]
-        == "changepair: line-3: your prompts replace those of the pipeline, so its threshold does not apply; set one with --calibrate"
+        == "changepair: line-3: the threshold of the pipeline does not apply to your own prompts; set one with --calibrate"
     )
     alone = predict("--model", "line-3/patch-residual", "fresh/fine/000.png")
     assert alone.returncode == 2 and "no prompt: patch-residual needs" in alone.stderr
@@ -198,7 +198,7 @@ def test_a_missing_or_changed_prompt_is_refused_in_one_line(here: Path) -> None:
     changed = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
     image.unlink()
     gone = predict("--model", "line-3", "--category", "coarse", "fresh/coarse/000.png")
-    for answer, said in ((changed, "has changed since the threshold was set"), (gone, "this prompt of line-3 cannot be read (")):
+    for answer, said in ((changed, "has changed since the threshold was set"), (gone, "prompt of line-3 cannot be read (")):
         assert answer.returncode == 2 and f"{image}: " in answer.stderr and said in answer.stderr and not answer.stdout
         assert len(answer.stderr.splitlines()) == 2  # which model, and what is wrong
 
@@ -229,7 +229,7 @@ def test_a_damaged_decision_is_an_error_and_a_model_without_one_still_works(here
         assert answer.returncode == 2 and "decision.json: damaged" in answer.stderr
     file.unlink()
     older = predict("--model", "line-3", "--prompt", "parts/fine/train/good/0.png", "fresh/fine/000.png")
-    assert older.returncode == 0 and "patch-residual of model 11111111, chosen of its 2 detectors" in older.stderr
+    assert older.returncode == 0 and "patch-residual of the current model 11111111, selected from 2 detectors" in older.stderr
     assert "no prompt" in predict("--model", "line-3", "fresh/fine/000.png").stderr
 
 
@@ -417,7 +417,7 @@ def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_score
         printed = sorted(float(row["score"]) for row in csv.DictReader(io.StringIO(answer.stdout)))
         assert printed == pytest.approx(use.threshold.normals, abs=1.1 * TOLERANCE) and f"{use.threshold.value:.6f}" in answer.stdout
     word = predict("--model", "line-3", "--category", "bottle", "--format", "csv", "fresh/fine/000.png")
-    assert "'bottle' is not a category of its targets, so there is no threshold" in word.stderr and word.stdout.splitlines()[1].endswith(
+    assert "'bottle' is not a category of its targets, so no threshold applies" in word.stderr and word.stdout.splitlines()[1].endswith(
         ",,"
     )
 
@@ -436,7 +436,7 @@ def test_a_model_that_was_fetched_from_another_project_scores_as_there(here: Pat
     assert predict("--model", "undecided", "--prompt", prompt, "--format", "csv", picture).stdout == with_own.stdout
     assert predict("--model", "fetched", "--prompt", prompt, "--format", "csv", picture).stdout == with_own.stdout
     without = predict("--model", "fetched", "--category", "fine", picture)
-    assert without.returncode == 2 and "this prompt of fetched cannot be read" in without.stderr and without.stderr.count("\n") == 2
+    assert without.returncode == 2 and "prompt of fetched cannot be read" in without.stderr and without.stderr.count("\n") == 2
 
 
 def test_a_fetched_model_reads_nothing_but_its_folder(here: Path) -> None:

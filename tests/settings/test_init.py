@@ -49,7 +49,7 @@ def test_a_pipeline_is_added_and_every_other_line_stays(project: Path, layout: P
     assert read.enabled == ["quickstart", "my-line"] and read.datasets.folders["my-line"].path == str(layout)
     mine = read.pipelines["my-line"]
     assert mine.targets == ["my-line"] and list(mine.sampling.shots) == [1, 2, 4] and mine.evaluation.resolution == 96
-    assert "2 categories, 8 to train, 4 normal to test, 4 with defects, masks" in after
+    assert "2 categories, 8 training pictures, 4 normal test pictures, 4 defective test pictures, masks" in after
     again = project.parent / "another"
     shutil.copytree(layout / "bricks", again)
     init(str(again))
@@ -59,9 +59,9 @@ def test_a_pipeline_is_added_and_every_other_line_stays(project: Path, layout: P
 @pytest.mark.parametrize(
     ("folder", "name", "told"),
     [
-        ("parts", "quickstart", "has a 'quickstart' already"),
-        ("parts", "elpv", "has a 'elpv' already"),
-        ("parts", "My Line", "no name for a pipeline"),
+        ("parts", "quickstart", "the name 'quickstart' is taken"),
+        ("parts", "elpv", "the name 'elpv' is taken"),
+        ("parts", "My Line", "invalid name for a pipeline"),
         ("nowhere", None, "no folder .*nowhere"),
         ("parts/bricks/train", "flat", "no picture in test/<defect>"),
         ("parts/bricks/train/good", "flat", r"nor a folder called good or ok or normal .*layout: photographs"),
@@ -80,7 +80,7 @@ def test_without_a_picture_of_a_defect_what_to_do_is_told(project: Path, layout:
     for category in ("bricks", "stones"):
         shutil.rmtree(layout / category / "test/hole")
         shutil.rmtree(layout / category / "ground_truth")
-    with pytest.raises(BadInput, match=r"no picture in test/<defect>, and metrics need both .*changepair predict --prompt"):
+    with pytest.raises(BadInput, match=r"no picture in test/<defect>; metrics need normal and .*changepair predict --prompt"):
         init(str(layout))
 
 

@@ -226,7 +226,7 @@ def test_the_pipelines_are_listed() -> None:
 
 def test_what_an_example_is_missing_is_listed_with_where_to_get_it() -> None:
     result = run(ROOT / "examples/metauas", "changepair", "pipelines", COLUMNS="260", PYTHONPATH=str(ROOT))
-    missing = result.stdout.partition("metauas is missing:")[2]
+    missing = result.stdout.partition("missing for metauas:")[2]
     assert "dataset mvtec-ad: no folder /data/mvtec-ad; download it from https://www.mvtec.com/" in missing
     assert "weights laion400m_e32 of ViT-B-16-plus-240: open_clip downloads on first use" in missing
     assert "then run `changepair import metauas <checkpoint> --out data/imported/metauas-256`" in missing
@@ -257,7 +257,7 @@ def test_what_is_in_the_hubs_cache_is_not_missing(tmp_path: Path) -> None:
         (tmp_path / repository / "refs").mkdir()
         (snapshot / "config.json").write_text("{}")
     result = run(ROOT / "examples/metauas", "changepair", "pipelines", COLUMNS="200", HF_HUB_CACHE=str(tmp_path), PYTHONPATH=str(ROOT))
-    retrained = result.stdout.partition("metauas-retrained is missing:")[2].partition("is missing:")[0]
+    retrained = result.stdout.partition("missing for metauas-retrained:")[2].partition("missing for")[0]
     assert "dataset coco: no folder /data/coco/train2017; download it from https://cocodataset.org" in retrained
     assert "tf_efficientnet_b4" not in retrained and "stable-diffusion" not in retrained
 
@@ -306,5 +306,5 @@ def test_the_earlier_name_of_watch_still_runs_it(tmp_path: Path) -> None:
     write_pipelines(tmp_path, SMALL)
     earlier, now = (run(tmp_path, "changepair", name, "small", PYTHONPATH=str(ROOT)) for name in ("score", "watch"))
     renamed, *rest = earlier.stderr.splitlines()
-    assert renamed == "changepair: `changepair score` is called `changepair watch` now"
+    assert renamed == "changepair: `changepair score` was renamed; use `changepair watch`"
     assert rest == now.stderr.splitlines() and earlier.returncode == now.returncode == 2

@@ -52,6 +52,6 @@ def review_page(project: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     log = project.parent / "review.log"
     log.unlink(missing_ok=True)
     with started(project, "changepair", "review", "small", "--port", str(port), log="../review.log", TMPDIR=str(project.parent)) as process:
-        within(90, lambda: b"the page is at" in log.read_bytes() or process.poll() is not None, "the page")
+        within(90, lambda: b"serving the page at" in log.read_bytes() or process.poll() is not None, "the page")
         assert process.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}", process
