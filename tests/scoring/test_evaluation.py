@@ -302,7 +302,7 @@ def test_the_gallery_shows_what_each_detector_missed_its_false_alarms_and_what_i
         for kind, side in sides.items():
             assert {(pick.shown.label, pick.score > pick.threshold) for pick in kinds[kind]} <= {side}
         for pick in own:
-            what = f"{pick.shown.category}: {'anomalous' if pick.shown.label else 'normal'}, scored "
+            what = f"{pick.shown.category}: {'anomalous' if pick.shown.label else 'normal'}, score "
             assert pick.detector in pick.shown.maps and caption(pick).startswith(what) and "the threshold of best F1" in caption(pick)
     written = write_galleries(tmp_path / "galleries", [gallery], {"parts": "metauas"})
     names = ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png", "short-parts.png"]
