@@ -147,11 +147,13 @@ def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -
 
 
 def write_galleries(folder: Path, galleries: Sequence[Gallery], advised: Mapping[str, str] | None = None) -> list[Path]:
-    """Write the galleries as PNG files and return their paths. advised: the recommended detectors by target.
+    """Write the galleries as PNG files and return their paths.
 
-    overlays-<target>.png     the first queries with the maps of all detectors
-    <detector>-<target>.png   the detector's pictures of all KINDS
-    short-<target>.png        the first picture of each kind, from the recommended detector
+        overlays-<target>.png     the first queries with the maps of all detectors
+        <detector>-<target>.png   the detector's pictures of all KINDS
+        short-<target>.png        the first picture of each kind, from the recommended detector
+
+    advised: the recommended detectors by target.
     """
     written = []
     with made_anew(folder) as partial:

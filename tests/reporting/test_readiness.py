@@ -103,7 +103,7 @@ def test_too_few_pictures_are_not_enough_to_be_ready() -> None:
     assert few.verdict.headline == "Not ready: up to 17 of 100 defects may pass"
     assert step_of(few) == "Add test pictures with defects: 20 are too few; about 36 show that at most 10 of 100 pass."
     normals = advised(spread(20), [0.9] * DEFECTS)
-    assert normals.verdict.headline == "Not ready: up to 16 of 100 normal parts may be false alarms"
+    assert normals.verdict.headline == "Not ready: up to 17 of 100 normal parts may be false alarms"
     assert step_of(normals) == "Add normal test pictures: 20 cannot promise fewer than 4.8 false alarms per 100; 1 needs 99."
     none = advised(spread(99), [])
     assert none.verdict.headline == "Not ready: no defect was tested" and step_of(none).startswith("Add pictures with defects")
