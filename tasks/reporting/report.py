@@ -203,7 +203,7 @@ class TargetPart:
     galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
     """Inline pictures and their captions, by detector and kind."""
     strip: str
-    """What the pictures of a gallery show, from left to right."""
+    """Description of a gallery's pictures, from left to right."""
 
     @property
     def verdict(self) -> Verdict | None:

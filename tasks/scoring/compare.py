@@ -1,7 +1,7 @@
 """Encode the prompts of many episodes once, and compare queries with them.
 
-Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. For the same query and prompts, a
-detector concludes once for all episodes. With one category, class-agnostic and class-specific episodes have the same prompts.
+Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. A detector concludes once on each query
+and set of prompts, for all episodes. With one category, class-agnostic and class-specific episodes have the same prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pool:
     last_stage: Tensor | None
     """Features of the last stage, KxCxhxw. None without prompts."""
     memory: dict[str, Features]
-    """What each detector remembers of the prompts, by detector."""
+    """Memory of the prompts, by detector."""
 
     def places(self, episode: Episode) -> list[int]:
         """Return the indices of an episode's prompts."""

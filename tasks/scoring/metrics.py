@@ -1,8 +1,8 @@
 """Define the seven metrics: AUROC, AP and F1max of images and of pixels, and AUPRO.
 
 All metrics follow from the same counts at each distinct score of a positive (`Tally`): the positives with this score, and the negatives
-with a higher or the same score. So only the negatives' scores are sorted. The same code serves exact scores, histograms and a thousand
-resamples along a leading axis (tasks/scoring/spread.py).
+with a higher or the same score. So only the negatives' scores are sorted. Exact scores, histograms and a thousand resamples along a leading
+axis (tasks/scoring/spread.py) use the same code.
 
 AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP equals scikit-learn's average_precision_score, F1max the best F1 of its
 precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. Undefined metrics (no

@@ -225,7 +225,7 @@ def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles,
 
     episodes = read_episodes(files.episodes)[:1]
     lost = replace(contenders[1], detector=Lost(contenders[0].detector.encoder, stages=(2, 3, 4)), queries=None)
-    with pytest.raises(BadInput, match=re.escape(f"metauas: its score of {episodes[0].queries[0]} is not a number; train it again")):
+    with pytest.raises(BadInput, match=re.escape(f"metauas: the score of {episodes[0].queries[0]} is not a number; retrain metauas")):
         scored([lost], files, tmp_path / "scores")
 
 
