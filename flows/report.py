@@ -144,6 +144,7 @@ def write_page(stage: Report, galleries: list[Gallery]) -> None:
         curves=Curves.read(stage.evaluation.curves),
         galleries=galleries,
         evaluation=stage.others["evaluation"],
+        scores=stage.scores,
         trained=list(stage.others["training"]),
         undefined=undefined_metrics(read_episodes(stage.files.episodes), read_pictures(stage.files.targets)),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from changepair.flows.promotion.history import read_recommendation
-from changepair.flows.running.places import EVALUATION, GALLERIES_NAME, REPORT_NAME
+from changepair.flows.running.places import EVALUATION, GALLERIES_NAME, REPORT_NAME, SCORES
 from changepair.flows.running.steps import picture_url
 from changepair.flows.runs.journal import Run
 from changepair.tasks.reporting.advice import advice_of, next_steps
@@ -38,12 +38,11 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
     recommended = read_recommendation(folder) or Recommendation("", None, ())
     state, _, reason = outcome.partition(": ")
     lines = [f"# {pipeline}: {state}", "", f"{reason[:1].upper()}{reason[1:]}.", ""]
-    for advice in advice_of(recommended, rows, read_operating(folder / OPERATING_NAME)):
+    for advice in advice_of(recommended, rows, read_operating(folder / OPERATING_NAME), SCORES / pipeline / recommended.detector):
         target = advice.target
-        lines += [f"**{target}**. Recommended: {advice.what}. {advice.how_good} {advice.at_the_threshold}", ""]
-        lines += [f"`{advice.command(pipeline)}`", ""]
-        lines += [f"- {step}" for step in next_steps(advice, pipeline, rows, comparisons, trained)]
-        lines.append("")
+        lines += [f"{target}: **{advice.verdict.headline}**", "", advice.verdict.reason, ""]
+        lines += [f"Next: {step}\n" for step in next_steps(advice, pipeline, rows, comparisons, trained)[:1]]
+        lines += [f"Recommended: {advice.what}. {advice.threshold} {advice.how_good}", "", f"`{advice.command(pipeline)}`", ""]
         gallery = folder / GALLERIES_NAME / short_name(target)
         if gallery.is_file():
             about = f"{target}: a missed anomaly, a false alarm, a borderline picture and a detected anomaly"

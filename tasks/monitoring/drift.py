@@ -1,10 +1,9 @@
-"""Tells when the scores of what passes as normal no longer are what they were when the threshold was set.
+"""Detect drift: a change of the scores of passing pictures since the threshold was set.
 
-A conformal test martingale (Vovk, "Testing randomness online", Statistical Science 2021, sections 2 and 4): every score in turn is given
-its rank among all before it, as a p-value; while nothing has changed those are independent and uniform, whatever scores are distributed
-like. A bettor stakes a capital of 1 on p-values near 0, or near 1; how large it can be while nothing has changed is bounded (Ville's
-inequality): the chance that it ever reaches 1/α is at most α, however long the line runs. So α is the chance that a line that does not
-change is ever reported, not the chance at one look.
+The test is a conformal test martingale (Vovk, "Testing randomness online", Statistical Science 2021, sections 2 and 4). Each score gets a
+p-value, its rank among all earlier scores. Without a change, p-values are independent and uniform for any distribution of scores. A bettor
+stakes a capital of 1 on p-values near 0 or near 1. Without a change, the capital ever reaches 1/α with a probability of at most α (Ville's
+inequality). So α bounds the probability of a false report over the whole run of the line, not at one look.
 """
 
 from __future__ import annotations
@@ -18,16 +17,19 @@ import numpy as np
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.prediction.calibration import Threshold
 
-POWERS = np.linspace(0.04, 1.0, 25)  # the stakes: ε·p^(ε−1) of each ε has a mean of 1. Their mean is Vovk's simple mixture, on a grid.
+POWERS = np.linspace(0.04, 1.0, 25)  # ε of the stakes ε·p^(ε−1), each with mean 1. Their mean is Vovk's simple mixture, on a grid.
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What the bettor has made of it."""
+    """The result of the test."""
 
-    evidence: float  # the largest capital so far, 1 at the start: of an unchanging line, above x with a chance of at most 1/x
-    chance: float  # α: of an unchanging line ever being reported
-    since: int | None  # how many scores there were when it was reported; None while it is not
+    evidence: float
+    """Largest capital so far, 1 at the start. Without a change, it exceeds x with a probability of at most 1/x."""
+    chance: float
+    """α: probability that a line without a change is ever reported."""
+    since: int | None
+    """Number of scores at the report. None without a report."""
 
     @property
     def found(self) -> bool:
@@ -35,10 +37,10 @@ class Drift:
 
 
 def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) -> Drift:
-    """Tests scores, in the order they came, against those that set the threshold; above it none counts, on either side: that is what
-    passes as normal.
+    """Test scores, in order of arrival, against the scores that set the threshold.
 
-    The score that set the threshold is left out. Given it, the lower scores are distributed like those of new pictures that pass.
+    Only scores below the threshold count, on both sides. The score that set the threshold is left out. Given this score, the lower scores
+    are distributed like those of new pictures that pass.
 
     >>> from changepair.tasks.prediction.calibration import calibrated
     >>> random = np.random.default_rng(0)
@@ -52,11 +54,11 @@ def drift_of(threshold: Threshold, scores: Sequence[float], *, chance: float) ->
     before = sorted(score for score in threshold.normals if score < limit)
     fresh = [score for score in scores if score < limit]
     ties = generator(0, "drift", len(before)).random(len(fresh))
-    capital = np.zeros((2, len(POWERS)))  # logarithms: on p near 0, and near 1
+    capital = np.zeros((2, len(POWERS)))  # logarithms of the capitals staked on p near 0 and near 1
     evidence, since = 0.0, None
     for place, (score, tie) in enumerate(zip(fresh, ties, strict=True)):
         higher = len(before) - bisect_right(before, score)
-        equal = len(before) - higher - bisect_left(before, score) + 1  # itself too
+        equal = len(before) - higher - bisect_left(before, score) + 1  # includes the score itself
         insort(before, score)
         p = min(max((higher + tie * equal) / len(before), 1e-12), 1 - 1e-12)
         capital += np.log(POWERS) + (POWERS - 1) * np.log([[p], [1 - p]])

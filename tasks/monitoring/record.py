@@ -1,11 +1,13 @@
 """Store the scores of a line's pictures, and find the pictures that are not scored yet.
 
-<record>/
-  kit/                                 detector, prompts and threshold, of tasks/prediction/kit.py
-  scores/day=<YYYY-MM-DD>/<n>.parquet  one row a picture (Judged), by the day in UTC that it was scored on; a day that is over is one file
-  flagged/<YYYY-MM-DD>/….png           the flagged ones, as they were read: a line may not keep its pictures until somebody looks
-  overlays/<YYYY-MM-DD>/….png          those with their maps laid over
-  verdicts/                            what people said of them, of tasks/monitoring/verdicts.py
+    <record>/
+      kit/                                 detector, prompts and threshold (tasks/prediction/kit.py)
+      scores/day=<YYYY-MM-DD>/<n>.parquet  one row (Judged) for each picture, by day of scoring (UTC); earlier days are one file each
+      flagged/<YYYY-MM-DD>/….png           copies of flagged pictures, because the line may delete its own before a review
+      overlays/<YYYY-MM-DD>/….png          flagged pictures with their anomaly maps
+      verdicts/                            labels that people gave (tasks/monitoring/verdicts.py)
+
+Each part of a run adds a file of scores. `merge` joins the files of earlier days.
 """
 
 from __future__ import annotations
@@ -29,31 +31,39 @@ if TYPE_CHECKING:
 
 MADE_BY = "`changepair watch`"
 KIT_FOLDER, SCORES_FOLDER, FLAGGED_FOLDER, OVERLAYS_FOLDER, VERDICTS_FOLDER = "kit", "scores", "flagged", "overlays", "verdicts"
-AT_ONCE = 32  # pictures between two parts of the record: so many at most are scored again after a kill, and recorded once all the same
+AT_ONCE = 32  # pictures in each part of the record; after a kill, at most this many are scored again, and still recorded once
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture of the line, and its result."""
+    """The result of one picture of the line."""
 
-    picture: str  # from the watched folder
+    picture: str
+    """Path in the watched folder."""
     bytes: int
-    modified: int  # nanoseconds since 1970
-    time: str  # UTC, ISO 8601: when it was scored
-    score: float | None  # None if it could not be read
+    """Size of the file."""
+    modified: int
+    """Modification time of the file, in nanoseconds since 1970."""
+    time: str
+    """Time of scoring in UTC, ISO 8601."""
+    score: float | None
+    """Image score. None if the picture is unreadable."""
     threshold: float
-    verdict: str  # normal, anomalous, unreadable
-    reason: str | None  # why it could not be read
-    kit: str  # a hash of the kit
+    verdict: str
+    """normal, anomalous or unreadable."""
+    reason: str | None
+    """Why the picture is unreadable."""
+    kit: str
+    """Hash of the kit."""
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """Identifies it among pictures with the same name."""
+        """Identify the picture among others with the same name."""
         return self.picture, self.bytes, self.modified
 
     @property
     def name(self) -> str:
-        """The name of files made from it, unique though a line may use a name again."""
+        """Name the files that are written for the picture. The name is unique, even if the line reuses file names."""
         return f"{Path(self.picture).stem[:100]}-{hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]}"
 
 
@@ -72,24 +82,24 @@ class Record:
         self._read: dict[tuple[Path, int, int], list[Judged]] = {}
 
     def rows(self) -> list[Judged]:
-        """Read all rows, in the order they were written. An unchanged file is read once."""
+        """Read all rows, in the order of writing. An unchanged file is read once."""
         read = {}
         for file in self._files():
             about = file.stat()
             version = (file, about.st_size, about.st_mtime_ns)
             read[version] = self._read.get(version) or read_rows(file, Judged, MADE_BY)
         self._read = read
-        return list(dict.fromkeys(row for rows in read.values() for row in rows))  # those of a merge that was killed are there twice
+        return list(dict.fromkeys(row for rows in read.values() for row in rows))  # a killed merge leaves its rows twice
 
     def append(self, rows: Sequence[Judged]) -> None:
-        """Add rows, as a new file of their day."""
+        """Add rows as a new file of their day."""
         if rows:
             files = self._files()
-            number = int(files[-1].stem) + 1 if files else 0  # not how many there are: old days may have been moved away
+            number = int(files[-1].stem) + 1 if files else 0  # not the number of files: old days may have been moved away
             write_rows(self._day(rows[0].time[:10]) / f"{number:08d}.parquet", Judged, rows)
 
     def merge(self, today: str) -> None:
-        """Merge the files of each day before `today` (YYYY-MM-DD): opening a file takes longer than reading its rows."""
+        """Merge the files of each day before `today` (YYYY-MM-DD), because opening a file takes longer than reading its rows."""
         for folder in sorted((self.folder / SCORES_FOLDER).glob("day=*")):
             files = sorted(folder.glob("*.parquet"))
             if len(files) < 2 or folder.name >= self._day(today).name:
@@ -118,10 +128,12 @@ class Record:
 
 
 def arrived(folder: Path, record: Record, *, settled: float) -> list[Arrived]:
-    """List the pictures below a folder that are not scored, the oldest first, without those written to within `settled` seconds. Raises
-    BadInput if there is no such folder."""
+    """List the pictures below a folder that are not scored yet, the oldest first.
+
+    settled: pictures that changed within this number of seconds are left out. Raises BadInput if the folder does not exist.
+    """
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder to watch; name it as watch.folder, or mount it")
+        raise BadInput(f"{folder}: no such folder; mount it, or change watch.folder")
     known = {row.key for row in record.rows()}
     latest = time.time_ns() - round(settled * 1e9)
     files = (file for file in visible(folder.rglob("*"), folder) if file.suffix.lower() in ENDINGS and file.is_file())
@@ -141,7 +153,7 @@ def parts_of(pictures: Sequence[Arrived]) -> list[Sequence[Arrived]]:
 
 
 def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: Record) -> Iterator[list[Judged]]:
-    """Score and record pictures part by part; yield the rows of each. kit: the hash of the predictor's kit."""
+    """Score and record pictures part by part. Yield the rows of each part. kit: the hash of the predictor's kit."""
     for part in parts_of(pictures):
         rows = judge_part(predictor, kit, part, record)
         record.append(rows)
@@ -149,7 +161,7 @@ def judge(predictor: Predictor, kit: str, pictures: Sequence[Arrived], record: R
 
 
 def judge_part(predictor: Predictor, kit: str, part: Sequence[Arrived], record: Record) -> list[Judged]:
-    """Score pictures, and store the flagged ones with their overlays. Return the rows, which are still to be appended to the record."""
+    """Score pictures, and store the flagged ones with their overlays. Return the rows; the caller appends them to the record."""
     refused: dict[int, BadInput] = {}
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     predictions = {one.number: one for one in predictor.each((one.file for one in part), refuse=refused.__setitem__)}

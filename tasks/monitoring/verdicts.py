@@ -1,11 +1,11 @@
 """Store the labels of a line's pictures as a dataset in MVTec AD's layout, which a retraining can use.
 
-<record>/verdicts/
-  train/good/…       the line's prompts and the normal pictures that set its threshold
-  test/good/…        pictures of the line that were found to be normal
-  test/<defect>/…    those that were found to be anomalous, by what is wrong with them
+    <record>/verdicts/
+      train/good/…       the line's prompts and the normal pictures that set its threshold
+      test/good/…        pictures that people labelled as normal
+      test/<defect>/…    pictures that people labelled as anomalous, by defect
 
-The folder is the only record: a picture's place is its label. To change a label, move or delete the file.
+A picture's folder is its label, and the only record of it. To change a label, move or delete the file.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Verdicts:
         self.folder = folder
 
     def has_normals(self, files: Sequence[Path], intensity: Intensity) -> None:
-        """Set the normal training pictures of the dataset to these files. Raises BadInput if one cannot be read.
+        """Set the normal training pictures of the dataset to these files.
 
-        intensity: the range of pictures of more than 8 bits, that of the line's kit.
+        intensity: the range of pictures of more than 8 bits, from the line's kit. Raises BadInput if a file cannot be read.
         """
         wanted = {f"{str(name).replace('/', '-')}.png": file for name, file in zip(names_of(files), files, strict=True)}
         for name, file in wanted.items():
@@ -51,15 +51,15 @@ class Verdicts:
                 copy.unlink()
 
     def give(self, row: Judged, picture: Picture, defect: str) -> None:
-        """Replace the label of a picture, HxWx3 uint8, by `good` or a defect. Raises BadInput if that cannot be a folder's name."""
+        """Set the label of a picture HxWx3 uint8 to `good` or a defect. Raises BadInput if the defect's name is invalid."""
         if not DEFECT.fullmatch(defect):
-            raise BadInput(f"{defect!r}: no name for a defect; take letters, digits, spaces, - and _, 64 at the most")
+            raise BadInput(f"{defect!r}: is not a valid defect name; use at most 64 letters, digits, spaces, - and _")
         file = self.folder / TEST / defect / f"{row.name}.png"
         write_picture(file, picture)
         self.withdraw(row, but=file)
 
     def withdraw(self, row: Judged, *, but: Path | None = None) -> None:
-        """Remove the label of a picture, if there is one. but: a file to keep."""
+        """Remove the label of a picture, if any. but: a file to keep."""
         for file in self._files(row):
             if file != but:
                 file.unlink()

@@ -1,4 +1,4 @@
-"""Score the pictures of many callers in batches, in one thread, and refuse what the queue cannot hold."""
+"""Score the pictures of many callers in batches, in one thread. A full queue refuses pictures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class _Job:
 
 
 class Batcher:
-    """Score pictures from any thread. Waiting pictures of one model go through the encoder together, whatever their prompts."""
+    """Score pictures from any thread. Waiting pictures of one model are encoded together, even with different prompts."""
 
     def __init__(self, *, batch_size: int = BATCH, most: int = 64, report: Callable[[int], None] = lambda tiles: None) -> None:
-        """batch_size: tiles at once. most: pictures that may wait. report: gets the size of each batch."""
+        """Start the thread. batch_size: tiles in each batch. most: pictures that may wait. report: receives the size of each batch."""
         self.batch_size, self.most, self._report = batch_size, most, report
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -40,15 +40,16 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many pictures wait."""
+        """Number of waiting pictures."""
         return len(self._waiting)
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs and accepts pictures."""
         return self._thread.is_alive() and not self._closing
 
     def submit(self, predictor: Predictor, tiles: Iterable[Tile]) -> Future[list[Said]]:
-        """Queue the tiles of a picture, as `predictor.cut` returns them; cancel the future to give up on it. Raises Busy."""
+        """Queue the tiles of a picture, as returned by `predictor.cut`. Cancel the future to remove it. Raises Busy."""
         job = _Job(predictor, deque(tiles), Future())
         with self._changed:
             if self._closing or len(self._waiting) >= self.most:
@@ -58,7 +59,7 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Score what waits, then end the thread."""
+        """Score the waiting pictures, then end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -70,7 +71,7 @@ class Batcher:
                 self._score(batch)
 
     def _next(self) -> list[tuple[_Job, Tile]] | None:
-        """Wait for work, and take a batch of tiles of one model, first come first served; None at the end."""
+        """Wait for work. Return a batch of tiles of one model, in order of arrival; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             while self._waiting and self._waiting[0].future.cancelled():
@@ -103,7 +104,7 @@ class Batcher:
             for job in jobs:
                 if len(job.said) == job.predictor.prompted.grid.tiles and job.future.set_running_or_notify_cancel():
                     job.future.set_result(job.said)
-        except Exception as error:  # reported to those who wait for this batch; the thread lives on
+        except Exception as error:  # reported to the callers of this batch; the thread continues
             with self._changed:
                 self._waiting = deque(job for job in self._waiting if job not in jobs)
             for job in jobs:

@@ -1,12 +1,13 @@
-"""Set the threshold for a stated rate of false alarms from normal pictures alone.
+"""Set the threshold for a target false-alarm rate α, from normal pictures alone.
 
-Split conformal prediction (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005, section 4.2; for outliers, Bates et
-al., "Testing for outliers with conformal p-values", Annals of Statistics 2023): of n normal scores the k-th smallest, k = ⌈(n + 1)(1 − α)⌉.
-A fresh normal picture of the same kind is above it with a probability of at most α, whatever the scores are distributed like. The rate of
-the threshold that one draw of n gives varies from draw to draw: it has the distribution Beta(n + 1 − k, k), where scores have no ties.
+The threshold is the k-th smallest of n normal scores, k = ⌈(n + 1)(1 − α)⌉. This is split conformal prediction (Vovk, Gammerman and Shafer,
+"Algorithmic Learning in a Random World", 2005, section 4.2). Bates et al. apply it to outliers ("Testing for outliers with conformal
+p-values", Annals of Statistics 2023). A new normal picture of the same kind is above the threshold with a probability of at most α. This
+holds for any distribution of the scores, on average over draws of n pictures. Without ties, the rate of one threshold has the distribution
+Beta(n + 1 − k, k).
 
-Scores and thresholds are reported with six decimals, and verdicts compare the reported numbers. The last bits of a score depend on how many
-pictures are scored at once, so the threshold is the k-th smallest score plus TOLERANCE.
+Scores and thresholds are reported with six decimals, and verdicts compare the reported numbers. The last bits of a score depend on the
+batch size. So the threshold is the k-th smallest score plus TOLERANCE.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.texts import percent
 
 LEAST_RATE, MOST_RATE = 1e-4, 0.5
-DECIMALS = 6  # of a reported score or threshold
+DECIMALS = 6  # decimals of a reported score or threshold
 TOLERANCE = 5e-6
-"""How far the scores of one picture may differ between batch sizes. It is added to the score that sets a threshold, so that this
-picture is not flagged at another batch size. On CPUs, at batch sizes of 1 to 32, the scores of the packaged detectors differed by at most
-6e-7, and those of WinCLIP, whose softmax is steep, by 2e-6."""
+"""Largest difference of a picture's scores between batch sizes. It is added to the score that sets a threshold. Without it, this picture
+could be flagged at another batch size. On CPUs, at batch sizes from 1 to 32, scores of the packaged detectors differed by at most 6e-7.
+WinCLIP, with its steep softmax, differed by 2e-6."""
 
 
 def reported(score: float) -> float:
-    """Round a score to the decimals that tables, the API and records show.
+    """Round a score to DECIMALS, as in tables, the API and records.
 
     >>> reported(0.09508845955133438)
     0.095088
@@ -55,14 +56,17 @@ class Threshold:
 
     __pydantic_config__ = FINITE
 
-    value: float  # the threshold, with DECIMALS
+    value: float
+    """The threshold, rounded to DECIMALS."""
     false_alarms: Annotated[float, Between(0, 1)]
-    """The requested rate, a fraction: an upper bound of the mean rate over all draws of normal pictures."""
+    """Target false-alarm rate, a fraction. It bounds the mean rate over all draws of normal pictures."""
     low: Annotated[float, Between(0, 1)]
-    """The lower end of the 95 % interval of the rate of this threshold, a fraction; `high` is the upper end."""
+    """Lower end of the 95 % interval of this threshold's rate, a fraction; `high` is the upper end."""
     high: Annotated[float, Between(0, 1)]
-    normals: tuple[float, ...]  # the scores that set it, ascending, with DECIMALS
-    top: float  # the map value that normal pictures reach: of their maps' maxima, the one with the threshold's rank. 0 if no map was kept.
+    normals: tuple[float, ...]
+    """Scores that set the threshold, ascending, rounded to DECIMALS."""
+    top: float
+    """Map value that normal pictures reach: the maximum of their maps with the threshold's rank. 0 without maps."""
 
     def exceeded(self, score: float) -> bool:
         """Tell whether a reported score is greater than the threshold."""
@@ -76,23 +80,23 @@ class Threshold:
 
 
 def needed(false_alarms: float) -> int:
-    """Return how many normal pictures a rate needs. Raises BadInput if the rate is out of bounds.
+    """Return the number of normal pictures that a false-alarm rate needs. Raises BadInput if the rate is out of bounds.
 
     >>> needed(0.01), needed(0.05)
     (99, 19)
     """
     if not LEAST_RATE <= false_alarms <= MOST_RATE:
-        raise BadInput(f"false alarms: a fraction between {LEAST_RATE:g} and {MOST_RATE:g}, not {false_alarms:g}")
+        raise BadInput(f"false alarms: must be between {LEAST_RATE:g} and {MOST_RATE:g}, not {false_alarms:g}; give for example 0.01")
     return math.ceil(1 / false_alarms - 1e-9) - 1
 
 
 def least_rate(count: int, wanted: float) -> float:
-    """Return the wanted rate or, if it is higher, the lowest that `count` normal pictures can promise."""
+    """Return the wanted rate, or the lowest rate that `count` normal pictures can promise if that is higher."""
     return max(wanted, 1 / (count + 1))
 
 
 def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
-    """Raise BadInput if `count` normal pictures are too few for a rate. prompts: how many other pictures were given, but are prompts."""
+    """Raise BadInput if `count` normal pictures are too few for a rate. prompts: number of given pictures that are prompts."""
     least = needed(false_alarms)
     if count >= least:
         return
@@ -108,8 +112,8 @@ def check_count(count: int, false_alarms: float, *, prompts: int = 0) -> None:
 def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: float) -> Threshold:
     """Set the threshold from the scores of normal pictures that are not prompts.
 
-    tops: the maxima of their maps; [] if no map was kept. false_alarms: the rate, a fraction. Raises BadInput if the rate is out of
-    bounds, or the pictures are too few for it.
+    tops: maxima of their maps; [] without maps. false_alarms: the rate, a fraction. Raises BadInput if the rate is out of bounds, or if the
+    pictures are too few.
 
     >>> print(calibrated([place / 100 for place in range(199)], [0.5], 0.01))
     1.970005, for 1 % false alarms, set by 199 normal pictures; the rate is 0.12 to 2.8 % (95 % interval)
@@ -124,7 +128,7 @@ def calibrated(scores: Iterable[float], tops: Sequence[float], false_alarms: flo
 
 
 def top_of(tops: Sequence[float], false_alarms: float) -> float:
-    """Return the map value that normal pictures reach: of `tops`, the one with the threshold's rank for this rate. 0 for no map."""
+    """Return the map value that normal pictures reach: the value of `tops` with the threshold's rank. 0 without maps."""
     return float(sorted(tops)[min(_rank(len(tops), false_alarms), len(tops)) - 1]) if len(tops) else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Estimate how much memory a request takes, from the headers of its pictures and from a measurement of the detector."""
+"""Estimate the memory of a request, from the headers of its pictures and a measurement of the detector."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ from changepair.tasks.common.tiles import Tiles, grid_of
 from changepair.tasks.prediction.memory import RGB, Needs
 from changepair.tasks.prediction.predictor import BATCH, Predictor, in_flight
 
-MAP_BYTES = 20  # bytes per pixel that a map takes while it is joined, drawn and written as PNG
+MAP_BYTES = 20  # bytes per pixel of a map while it is joined, drawn and written as PNG
 UNMEASURED = 40
-"""Bytes of activations per byte of the encoder's input, where they cannot be measured. The packaged detectors take 22 to 35 with up to 8
+"""Bytes of activations per byte of the encoder's input, if they cannot be measured. The packaged detectors need 22 to 35 with up to 8
 prompts."""
 PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a detector takes, in bytes."""
+    """The memory that a detector needs, in bytes."""
 
-    tile: int  # of a tile, as the encoder's input
-    remembered: int  # of a tile of a prompt, as the detector remembers it
-    batch_size: int  # tiles that are scored at once
-    activations: int  # peak of the activations while `batch_size` tiles are scored; 0 if they are not in the memory of the host
-    tiles: Tiles  # the detector's setting
+    tile: int
+    """One tile as the encoder's input."""
+    remembered: int
+    """One tile of a prompt in the detector's memory."""
+    batch_size: int
+    """Number of tiles that are scored at once."""
+    activations: int
+    """Peak of the activations while `batch_size` tiles are scored. 0 if they are not in the host's memory."""
+    tiles: Tiles
+    """The detector's setting `tiles`."""
 
     @classmethod
     @torch.inference_mode()
     def of(cls, predictor: Predictor, *, batch_size: int = BATCH, prompts: int) -> Costs:
-        """Measure a detector on one batch of black tiles. prompts: the largest number of prompts that a picture is compared with."""
+        """Measure a detector on one batch of black tiles. prompts: largest number of prompts of a picture."""
         detector, looks = predictor.detector, predictor.model.looks
         black = torch.zeros(1, RGB, looks.resolution, looks.resolution, device=predictor.device)
         blank = detector.memorise(black)  # also initialises what stays in memory
@@ -53,14 +58,14 @@ class Costs:
         return cls(black.nbytes, sum(part.nbytes for part in blank), batch_size, activations, looks.tiles)
 
     def scoring(self, own: Predictor, needs: Sequence[Needs]) -> int:
-        """Return what it takes to decode pictures one after the other and to hold their tiles. The activations are not included.
+        """Return the memory to decode pictures one by one and to hold their tiles, without activations.
 
         own: the predictor that scores them, with its prompts.
         """
         return max(one.decoding for one in needs) + self._compared(own, len(needs), len(needs))
 
     def predicting(self, own: Predictor, needs: Sequence[Needs]) -> int:
-        """Return what `Predictor.each` takes, with a map and an overlay of one picture at a time. The activations are not included."""
+        """Return the memory of `Predictor.each`, with one map and one overlay at a time, without activations."""
         pixels = sorted((one.pixels for one in needs), reverse=True)
         held = in_flight(own.prompted.grid.tiles, self.batch_size)
         drawing, decoding = MAP_BYTES * pixels[0], max(one.decoding for one in needs)
@@ -68,7 +73,7 @@ class Costs:
         return RGB * sum(pixels[:held]) + at_once + self._compared(own, len(needs), held)
 
     def prompting(self, needs: Sequence[Needs]) -> int:
-        """Return what `Predictor.prompt` takes, with the features that it keeps and its activations."""
+        """Return the memory of `Predictor.prompt`, with activations and the features that it keeps."""
         count, largest = len(needs), max(one.pixels for one in needs)
         cut = grid_of(self.tiles, [one.size for one in needs]).tiles
         mirrored = min(count, in_flight(cut, BATCH))
@@ -79,26 +84,26 @@ class Costs:
         return sum(one.held for one in needs) + encoding + max(*(one.decoding for one in needs), scoring)
 
     def _compared(self, own: Predictor, count: int, held: int) -> int:
-        """Return the size of the tiles of `held` of `count` pictures, and of the prompts' features that a batch copies for each tile."""
+        """Return the size of the tiles of `held` of `count` pictures, and of the prompts' features copied for each tile of a batch."""
         cut = own.prompted.grid.tiles
         copied = min(self.batch_size, count * cut) * len(own.prompted.prompts) * self.remembered if cut > 1 else 0
         return min(count, held) * cut * self.tile + copied
 
 
 def bytes_of(predictors: Sequence[Predictor]) -> int:
-    """Return the size of the tensors of detectors and of their prompts' features."""
+    """Return the size of detectors' tensors and of their prompts' features."""
     detectors = {id(one.detector): one.detector for one in predictors}.values()
     tensors = [tensor for detector in detectors for tensor in detector.state_dict().values()]
     return sum(tensor.nbytes for tensor in (*tensors, *(part for one in predictors for part in one.prompted.memory)))
 
 
 def growth_of(work: Callable[[], object]) -> int | None:
-    """Return by how many bytes the resident memory of this process grows at most while `work` runs; None if the system does not count it.
+    """Return the largest growth of this process's resident memory while `work` runs, in bytes.
 
-    See clear_refs and VmHWM in proc(5).
+    Return None if the system does not measure it. See clear_refs and VmHWM in proc(5).
     """
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # memory that is free but resident would hide a part of the growth
+        ctypes.CDLL(None).malloc_trim(0)  # free but resident memory would hide a part of the growth
     try:
         (PROC / "clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         before = min(_status("VmRSS"), _status("VmHWM"))

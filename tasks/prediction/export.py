@@ -1,8 +1,11 @@
 """Export a detector as one file for ONNX Runtime or `torch.export.load`, with its prompts inside or as an input.
 
-inputs    queries Bx3xHxW in [0, 1]; without prompts inside also prompts Kx3xHxW. B and K are any; HxW is the detector's resolution, or any.
-          If prompts inside are cut into tiles, each query is one tile, and places B gives its index: row x columns + column
-outputs   scores B, 0 normal … 1 anomalous; maps BxHxW in [0, 1]
+    inputs    queries Bx3xHxW in [0, 1]; without prompts inside also prompts Kx3xHxW. B and K are any.
+              HxW is the detector's resolution, or any size.
+              If prompts inside are cut into tiles, each query is one tile, and places B has its index: row x columns + column
+    outputs   scores B, 0 normal … 1 anomalous; maps BxHxW in [0, 1]
+
+Each export is compared with the detector before it is written.
 """
 
 from __future__ import annotations
@@ -36,37 +39,44 @@ from changepair.tasks.prediction.predictor import CPU, Predictor
 Form = Literal["onnx", "torch"]
 NAMES: dict[Form, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 ABOUT_NAME, READER_NAME = "export.json", "read_pictures.py"
-ABOUT_KEY = "changepair"  # of an ONNX model's metadata, which hold ABOUT_NAME's content too
-CLOSE = 1e-4  # how far an export may be from the detector that it was made of
+ABOUT_KEY = "changepair"  # key in an ONNX model's metadata that has the content of ABOUT_NAME
+CLOSE = 1e-4  # largest allowed difference between the outputs of the export and the detector
 
 
 @dataclass(frozen=True)
 class About:
-    """What a user of the file has to know."""
+    """Describe an exported file to its users: the content of ABOUT_NAME."""
 
     changepair: str
+    """Version of changepair."""
     detector: str
-    resolution: int  # pixels a side that the detector sees pictures at
-    any_size: bool  # whether pictures of any size are taken, and brought to the resolution inside; else they come at it
+    resolution: int
+    """Pixels a side that the detector sees."""
+    any_size: bool
+    """Whether the file accepts pictures of any size and resizes them. Otherwise they must have the resolution."""
     resize: str
     """How a tile, or a whole picture, becomes a square of the resolution. `squash`: Pillow's BICUBIC. `crop`: Pillow's BICUBIC to the
     resolution on the shorter side and int(resolution * longer / shorter) on the other, then the middle square. `aligned`: bilinear between
     the corners' pixels (align_corners), without antialias."""
     grid: tuple[int, int] | None
     """Rows and columns of tiles that every picture is cut into. The picture's score is the highest score of its tiles. None if prompts
-    are an input and determine the grid: a prompt with more than 2,048 pixels on its longer side needs ceil(height / 1024) rows and
-    ceil(width / 1024) columns. Pictures are cut into the most of any prompt, and each tile is scored with the same tile of the prompts."""
-    overlap: float  # how far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns
+    are an input and determine the grid. A prompt with more than 2,048 pixels on its longer side then needs ceil(height / 1024) rows and
+    ceil(width / 1024) columns. Pictures have the largest grid of all prompts. Each tile is compared with the same tile of the prompts."""
+    overlap: float
+    """How far a tile reaches into each neighbour, as a share of the picture's side divided by rows or columns."""
     reader: str
     """The file next to the model that reads pictures: `read_file(path, Intensity(...))` returns HxWx3 uint8 RGB. It applies the EXIF
     orientation, composites transparency over white, and scales pictures of more than 8 bits. It needs numpy and Pillow, and for some
     files tifffile, imagecodecs and pydicom."""
     intensity: dict[str, Range | bool | None]
-    """The fields of that Intensity: [low, high] of integer and of float samples; null for the full range of the type."""
-    prompts: int  # how many are inside; 0 where they are an input
+    """Fields of that Intensity: [low, high] of integer and of float samples; null for the full range of the type."""
+    prompts: int
+    """Number of prompts inside. 0 if they are an input."""
     threshold: float | None
     false_alarms: float | None
-    farthest: float  # the largest difference seen between the file's scores and maps and the detector's, on three made-up pictures
+    """Target false-alarm rate of the threshold, a fraction."""
+    farthest: float
+    """Largest difference between the outputs of the file and the detector, on three generated pictures."""
 
 
 class Exported(nn.Module):
@@ -75,16 +85,16 @@ class Exported(nn.Module):
     def __init__(self, detector: Detector, memory: Features, category: str, side: int | None) -> None:
         """Wrap a detector.
 
-        memory: of the prompts inside, TxKx... for a grid of T tiles; [] if prompts are an input. side: pixels a side that pictures of any
-        size are resized to; None for no resizing.
+        memory: features of the prompts inside, TxKx... for T tiles; [] if prompts are an input. side: pixels a side that pictures of any
+        size are resized to; None to not resize.
         """
         super().__init__()
         self.detector, self.memory, self.category, self.side = detector, memory, category, side
 
     def forward(self, queries: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Score queries. other: the prompts if none are inside, or the places if those inside are cut into tiles."""
+        """Score queries. other: prompts if none are inside, or places if the prompts inside are cut into tiles."""
         scores, maps = self.detector.score(self._seen(queries), self._known(other), self.category)
-        if self.side is not None:  # whether it is the same size already must not be asked: it may be any
+        if self.side is not None:  # without a check for equal size, because the size is dynamic
             maps = F.interpolate(maps[:, None], queries.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         return scores, maps
 
@@ -100,14 +110,14 @@ class Exported(nn.Module):
 
 
 def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = False) -> About:
-    """Write the exported file and ABOUT_NAME to `folder`, and compare its output with the detector's.
+    """Write the exported file and ABOUT_NAME to `folder`, after comparing its outputs with the detector's.
 
-    predictor: not to be used afterwards, because its network is changed. Raises BadInput if a part of the detector cannot be exported, the
-    outputs differ, or packages are missing.
+    predictor: do not use it afterwards, because its network is changed. Raises BadInput if the detector cannot be exported, if the outputs
+    differ, or if packages are missing.
     """
     looks, grid = predictor.model.looks, predictor.prompted.grid
     if any_size and looks.encoder.resize != "squash":
-        raise BadInput(f"pictures of any size can be squashed only, and resize is {looks.encoder.resize}; export for the resolution")
+        raise BadInput(f"pictures of any size need resize: squash, not {looks.encoder.resize}; export for the detector's resolution")
     detector = predictor.detector.to(CPU)
     if detector.not_exported is not None:
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {detector.not_exported}")
@@ -118,19 +128,19 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
         expected = [module(*inputs.values()) for inputs in tried]
     for network in detector.modules():
         if isinstance(network, FrozenEncoder):
-            network.become_fast()  # folds layers, where that gives the same
+            network.become_fast()  # folds layers if the result is equal
     detector.requires_grad_(False)
     try:
         content = _exported(module, tried[0], form, any_size=any_size)
     except ImportError as error:
-        raise BadInput(f"{error}; pip install 'changepair[export]'") from error
+        raise BadInput(f"{error}; run `pip install 'changepair[export]'`") from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{predictor.model.name} with these settings cannot be exported: {reason[:200]}") from error
     run = _run_onnx if form == "onnx" else _run_torch
     farthest = max(_difference(run(content, inputs), wanted) for inputs, wanted in zip(tried, expected, strict=True))
     if not farthest <= CLOSE:
-        raise BadInput(f"{predictor.model.name}: the export's scores or maps are {farthest:.2g} from the detector's, so it is not written")
+        raise BadInput(f"{predictor.model.name}: exported scores or maps differ by {farthest:.2g} from the detector's; nothing is written")
     threshold = predictor.threshold
     about = About(
         changepair=version("changepair"),
@@ -162,7 +172,7 @@ def export(predictor: Predictor, folder: Path, form: Form, *, any_size: bool = F
 
 
 def _examples(predictor: Predictor, any_size: bool) -> list[dict[str, Tensor]]:
-    """Return two sets of inputs to compare the outputs for."""
+    """Return two sets of inputs for comparing outputs."""
     resolution, tiles = predictor.model.looks.resolution, predictor.prompted.grid.tiles
     size = (resolution + 17, resolution + 40) if any_size else (resolution, resolution)
     first, second = {"queries": _pictures(2, size)}, {"queries": _pictures(1, size)}
@@ -174,7 +184,7 @@ def _examples(predictor: Predictor, any_size: bool) -> list[dict[str, Tensor]]:
 
 
 def _exported(module: Exported, inputs: Mapping[str, Tensor], form: Form, *, any_size: bool) -> bytes:
-    """Export by tracing one example of the inputs. Return the bytes of the file."""
+    """Export the module by tracing one example of the inputs. Return the bytes of the file."""
     names, batch = list(inputs), torch.export.Dim("queries_0")
     shapes = []
     for name, tensor in inputs.items():
@@ -188,7 +198,7 @@ def _exported(module: Exported, inputs: Mapping[str, Tensor], form: Form, *, any
         if form == "torch":
             torch.export.save(program, stream)
             return stream.getvalue()
-        import onnx  # noqa: F401 - what the exporter needs, so that its absence is told by name
+        import onnx  # noqa: F401 - the exporter needs both; imported here so that an error names the missing one
         import onnxscript  # noqa: F401
 
         made = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["scores", "maps"], verbose=False)
@@ -211,7 +221,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # the import writes an id of the machine otherwise
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # otherwise the import writes an id of the machine
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -229,7 +239,7 @@ def _difference(outputs: Sequence[np.ndarray], expected: Sequence[Tensor]) -> fl
 
 
 def _pictures(count: int, size: tuple[int, int]) -> Tensor:
-    """Generate pictures that have something to compare and no two patches alike."""
+    """Generate pictures with structure and without equal patches."""
     random = torch.Generator().manual_seed(count)
     coarse, fine = (torch.rand(count, 3, side, side, generator=random) for side in (6, 48))
     return sum(F.interpolate(part, size, mode="bicubic", align_corners=False).clamp(0, 1) / 2 for part in (coarse, fine))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Find the pictures and kits that a user names, and name the outputs. It imports no torch, so errors come at once."""
+"""Find the pictures and kits that a user names, and name the outputs. This module imports no torch, so errors come at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ KIT_NAME = "kit.json"
 
 
 def is_kit(folder: Path) -> bool:
+    """Tell whether a folder is a kit."""
     return (folder / KIT_NAME).is_file()
 
 
 def files_of(names: Sequence[str]) -> list[Path]:
-    """Find the files that names refer to: each a file, a folder, or a pattern with * or ?.
+    """Find the files that names refer to. A name is a file, a folder, or a pattern with * or ?.
 
-    A folder stands for the picture files in it, at any depth, by suffix, sorted. Hidden files are left out. Each file is returned once, in
-    the order of names. Raises BadInput for a name that matches nothing, and a folder without a picture.
+    A folder stands for its pictures at any depth, selected by suffix and sorted. Hidden files are left out. Each file is returned once, in
+    the order of names. Raises BadInput if a name matches nothing, or if a folder has no picture.
     """
     files: dict[Path, None] = {}
     for name in names:

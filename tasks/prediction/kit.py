@@ -1,10 +1,12 @@
 """Store a detector with its prompts and threshold in a self-contained folder: a kit.
 
-<kit>/
-  kit.json             which detector, its settings, the grid, the threshold with the scores that set it, a sha256 of each other file
-  model.safetensors    every tensor of the detector, the encoder's too
-  memory.safetensors   what the detector remembers of the prompts; the pictures themselves are not in it
-  card.md              the same for a reader
+    <kit>/
+      kit.json             detector, settings, grid, threshold with the scores that set it, sha256 of the files below
+      model.safetensors    every tensor of the detector, including the encoder
+      memory.safetensors   features of the prompts, without the pictures
+      card.md              a summary for people
+
+`Predictor.load(<kit>)` needs nothing else.
 """
 
 from __future__ import annotations
@@ -34,22 +36,24 @@ from changepair.tasks.prediction.files import KIT_NAME, is_kit
 from changepair.tasks.prediction.models import Named, empty, portable
 
 MEMORY_NAME, CARD_NAME = "memory.safetensors", "card.md"
-MOST_TILES = 1024  # a side
-FORM = 1  # of kit.json: one more whenever an older changepair could not read it
+MOST_TILES = 1024  # largest number of rows or columns
+FORM = 1  # version of kit.json; increased when older versions of changepair cannot read it
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """The prompts of a detector, as it remembers them."""
+    """The encoded prompts of a detector."""
 
-    memory: Features  # TxKx... each: T tiles of a grid, K prompts; [] without a prompt
+    memory: Features
+    """Features TxKx... for T tiles of the grid and K prompts; [] without prompts."""
     grid: Grid
     category: str
-    prompts: tuple[str, ...]  # a hash of each prompt's pixels
+    prompts: tuple[str, ...]
+    """Hash of each prompt's pixels."""
     top: float = 0.0
-    """The maximum of the map of a mirrored prompt, compared with the prompts; of several the median. Maps are drawn relative to it until a
-    threshold is set."""
-    intensity: Intensity = UNKNOWN  # the range of pictures of more than 8 bits
+    """Median over the prompts of the maximum in the map of the mirrored prompt. Maps are drawn relative to it until a threshold is set."""
+    intensity: Intensity = UNKNOWN
+    """Range of pictures of more than 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,19 @@ class Kit:
 
     model: Named
     prompted: Prompted
-    threshold: Threshold | None  # None for a kit that gives scores and no verdicts
+    threshold: Threshold | None
+    """None for a kit without verdicts."""
 
     @classmethod
     def load(cls, folder: str | Path) -> Kit:
-        """Read a kit. Raise BadInput if a file is missing, damaged, or of another version."""
+        """Read a kit. Raises BadInput if a file is missing, damaged, or from another version."""
         return _read(place_of(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the kit; replace an existing kit once everything is written. Raise BadInput for a folder that holds anything else."""
+        """Write the kit. It replaces an existing kit at the end. Raises BadInput if the folder contains anything else."""
         folder, model, prompted = Path(folder), self.model, self.prompted
         if folder.exists() and not (is_kit(folder) or (folder.is_dir() and not any(folder.iterdir()))):
-            raise BadInput(f"{folder}: is there and no kit, so it is left as it is; name a new folder")
+            raise BadInput(f"{folder}: is neither a kit nor empty, so it is not replaced; name a new folder")
         with made_anew(folder) as partial:
             # Clones, because safetensors refuses tensors that share memory.
             tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.detector.state_dict().items()}
@@ -97,12 +102,12 @@ def _read(folder: Path) -> Kit:
     file = folder / KIT_NAME
     content = read_json(file)
     if isinstance(content, dict) and content.get("form") != FORM:
-        raise BadInput(f"{file}: of form {in_short(str(content.get('form')))}, this changepair reads {FORM}; make the kit again")
+        raise BadInput(f"{file}: form {in_short(str(content.get('form')))} is not supported, only form {FORM}; write the kit again")
     try:
         name, settings = content["detector"], _settings(content["settings"], file)
         prompts, category, (rows, columns) = tuple(map(_text, content["prompts"])), _text(content["category"]), content["grid"]
         if not all(type(count) is int and 1 <= count <= MOST_TILES for count in (rows, columns)):
-            raise ValueError(f"no grid: {rows!r} x {columns!r}")
+            raise ValueError(f"invalid grid: {rows!r} x {columns!r}")
         grid = Grid(rows, columns)
         threshold, top = _threshold(content["threshold"]), _number(content["top"])
         intensity = _intensity(content.get("intensity", {}))
@@ -113,32 +118,32 @@ def _read(folder: Path) -> Kit:
         if isinstance(error, BadInput):
             raise
         what = in_short(f"{type(error).__name__}: {error}")
-        raise BadInput(f"{file}: not what this version writes ({what}); make the kit again") from error
+        raise BadInput(f"{file}: is invalid ({what}); write the kit again") from error
     for part, expected in hashes.items():
         if not (folder / part).is_file() or sha256(folder / part) != expected:
-            raise BadInput(f"{folder / part}: missing or damaged; copy the kit again, whole")
+            raise BadInput(f"{folder / part}: missing or damaged; copy the whole kit again")
     model = empty(name, settings)
     load_model(folder, model.detector)
     stored = read_weights(folder / MEMORY_NAME)
     memory = [stored[key] for key in sorted(stored)]
     if any(not part.dim() or len(part) != grid.tiles for part in memory):
-        raise BadInput(f"{file}: {grid.tiles} tiles, and {MEMORY_NAME} is of others; copy the kit again, whole")
+        raise BadInput(f"{file}: {grid.tiles} tiles, but {MEMORY_NAME} has others; copy the whole kit again")
     return Kit(model, Prompted(memory, grid, category, prompts, top, intensity), threshold)
 
 
 def read_intensity(folder: Path) -> Intensity:
-    """Read the intensity ranges of a kit. Raises BadInput if kit.json has no valid ones."""
+    """Read the intensity ranges of a kit. Raises BadInput if they are invalid."""
     try:
         return _intensity(read_json(folder / KIT_NAME).get("intensity", {}))
     except (AttributeError, TypeError, ValueError) as error:
-        raise BadInput(f"{folder / KIT_NAME}: no intensity range in it ({in_short(error)}); make the kit again") from error
+        raise BadInput(f"{folder / KIT_NAME}: has no valid intensity range ({in_short(error)}); write the kit again") from error
 
 
 def _settings(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     settings = {}
     for name, values in content.items():
         own = {key: value for key, value in values.items() if key != KIND}
-        kind, own = known_kind(file, values.get(KIND, name), own)  # older kits have no kind
+        kind, own = known_kind(file, values.get(KIND, name), own)  # older kits do not store the kind
         settings[name] = settings_from_json(DETECTORS[kind].settings, own)
     return settings
 
@@ -149,19 +154,19 @@ def _threshold(content: Mapping[str, Any] | None) -> Threshold | None:
     numbers = {key: _number(content[key]) for key in ("value", "false_alarms", "low", "high", "top")}
     if not (LEAST_RATE <= numbers["false_alarms"] <= MOST_RATE and 0 <= numbers["low"] <= numbers["high"] <= 1):
         raise ValueError("a threshold with invalid rates")
-    numbers["value"] = rounded_up(numbers["value"])  # older kits have more digits than are reported
+    numbers["value"] = rounded_up(numbers["value"])  # older kits have more decimals
     return Threshold(**numbers, normals=tuple(map(_number, content["normals"])))
 
 
 def _number(value: Any) -> float:
-    """Return a finite number as float. Raises ValueError; with NaN, no picture would be anomalous."""
+    """Return a finite number as float. Raises ValueError otherwise: with NaN, no picture would be anomalous."""
     if isinstance(value, bool) or not isinstance(value, (float, int)) or not math.isfinite(value):
-        raise ValueError(f"no number: {value!r}")
+        raise ValueError(f"not a number: {value!r}")
     return float(value)
 
 
 def _intensity(content: Mapping[str, Any]) -> Intensity:
-    """Read the ranges of deep pictures. A kit of an older version has none."""
+    """Read the ranges of pictures of more than 8 bits. Older kits have none."""
     integer, floating = (None if content.get(kind) is None else Range(*map(_number, content[kind])) for kind in ("integer", "floating"))
     full = content.get("full", False)
     if any(one is not None and not one.low < one.high for one in (integer, floating)) or not isinstance(full, bool):
@@ -171,7 +176,7 @@ def _intensity(content: Mapping[str, Any]) -> Intensity:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"no text: {value!r}")
+        raise TypeError(f"not text: {value!r}")
     return value
 
 
@@ -182,12 +187,12 @@ def _card(model: Named, prompted: Prompted, threshold: Threshold | None) -> str:
     return f"""# A kit of changepair {version("changepair")}
 
 - Detector: {model.name}, encoder {looks.encoder.name} of {looks.encoder.library}, {megabytes:.1f} MB
-- Pictures are seen {cut}, at {looks.resolution} pixels a side ({looks.encoder.resize})
-- Prompts: {len(prompted.prompts)}; their features are in {MEMORY_NAME}, the pictures are not
+- Pictures: {cut}, {looks.resolution} pixels a side ({looks.encoder.resize})
+- Prompts: {len(prompted.prompts)}; {MEMORY_NAME} has their features, not the pictures
 - Category: {prompted.category}
-- Threshold: {"none, so it gives scores and no verdicts" if threshold is None else threshold}
+- Threshold: {"none, so there are scores without verdicts" if threshold is None else threshold}
 
     changepair predict --kit <this folder> part.png
 
-The threshold holds for normal pictures of the same kind as those that set it: the same parts, camera and light.
+The threshold is valid for pictures like those that set it: the same parts, camera and light.
 """

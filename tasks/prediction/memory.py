@@ -1,4 +1,4 @@
-"""Estimate from its header how much memory a picture takes, before it is decoded."""
+"""Estimate from its header how much memory a picture needs, before it is decoded."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from typing import Any, NamedTuple
 from changepair.tasks.common.decoding import MAX_PIXELS, is_deep_png, is_deep_tiff, open_image
 
 OPAQUE, WEBP, TRANSPARENT = 18, 26, 36
-"""Bytes a pixel that decoding 8-bit pictures takes at most. Measured with 3000x3000 pixels of each mode: 10 to 17, 23 and 33."""
+"""Bytes per pixel for decoding 8-bit pictures, at most. Measured with 3000x3000 pixels of each mode: 10 to 17, 23 and 33."""
 DEEP = 16
-"""Bytes a pixel that a deep picture takes at most, in addition to its samples twice. Measured: 8 with 16-bit grey, 12 with 16-bit RGBA."""
+"""Bytes per pixel for decoding deeper pictures, at most, in addition to two copies of the samples. Measured: 8 for 16-bit grey, 12 for
+16-bit RGBA."""
 RGB = 3
 
 
 class Needs(NamedTuple):
-    """What a picture takes, in bytes."""
+    """The memory that a picture needs."""
 
-    size: tuple[int, int]  # height and width in the file, pixels
-    decoding: int  # while it is decoded, scaled and cut, the file's bytes included
-    held: int  # afterwards, as samples and as RGB
+    size: tuple[int, int]
+    """Height and width in the file, in pixels."""
+    decoding: int
+    """Bytes while it is decoded, scaled and cut, including the file."""
+    held: int
+    """Bytes afterwards, as samples and as RGB."""
 
     @property
     def pixels(self) -> int:
+        """Number of pixels."""
         return self.size[0] * self.size[1]
 
 
 def needs_of(content: bytes) -> Needs:
-    """Estimate the memory that `decode` and `to_picture` of tasks/common/decoding.py take. Files that these refuse take nothing."""
+    """Estimate the memory of `decode` and `to_picture` (tasks/common/decoding.py). Files that they refuse need only their own size."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             size, decoding, held = _header(content)
-    except Exception:  # the decoder refuses it, and says why
+    except Exception:  # the decoder reports why it refuses the file
         return Needs((0, 0), len(content), 0)
     pixels = size[0] * size[1]
     if pixels > MAX_PIXELS:
@@ -42,7 +47,7 @@ def needs_of(content: bytes) -> Needs:
 
 
 def _header(content: bytes) -> tuple[tuple[int, int], int, int]:
-    """Return height and width, and bytes a pixel while decoding and afterwards."""
+    """Return height and width, and bytes per pixel during decoding and afterwards."""
     if content[128:132] == b"DICM":
         import pydicom
 

@@ -1,4 +1,4 @@
-"""Load the detector that a user names: a packaged one, or that of a model folder."""
+"""Load a packaged detector, or the detector of a model folder."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from changepair.tasks.detectors.store import CONFIG_NAME, create_detector, load_
 from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL, PACKAGED
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
-ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # prefixes of open_clip's names for models in a hub or a folder
+ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # open_clip's prefixes for models in a hub or a folder
 DEFAULT = "metric-residual"
-"""The model `packaged`: of the packaged models the best at one shot on textures and shapes (docs/pages/models.md). No weight depends on
-its settings."""
+"""The model `packaged`. It is the best packaged model at one shot on textures and shapes (docs/pages/models.md). No weight depends on its
+settings."""
 DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "self_residual": 0.6, "contrast": 0.02}
 
 
 @dataclass(frozen=True)
 class Named:
-    """A detector, filled, and the settings that it was built with: its own, and those of its base."""
+    """A loaded detector with its settings."""
 
     name: str
     settings: Mapping[str, Any]
+    """Settings of the detector and of its base, by name."""
     detector: Detector
 
     @property
     def looks(self) -> DetectorSettings:
-        """The settings that say how it looks at pictures."""
+        """Settings of the detector that sees the pictures: encoder, resolution and tiles."""
         looks: DetectorSettings = self.settings[base_of(self.name, self.settings)]
         return looks
 
     def with_tiles(self, tiles: Tiles) -> Named:
-        """Return the same detector with another setting of `tiles`."""
+        """Return the detector with another setting `tiles`."""
         looks: Any = self.looks
         return replace(self, settings={**self.settings, base_of(self.name, self.settings): replace(looks, tiles=tiles)})
 
 
 def list_detectors() -> list[str]:
-    """List the detectors that need no training: packaged ones, those with nothing to learn, and those that other packages register."""
+    """List the detectors that are ready for use: packaged, without trained weights, or registered by other packages."""
     free = [name for name, kind in BUILT_IN.items() if kind.training is None and kind.base is None]
     return [*MODELS, *free, *registered()]
 
 
 def load_detector(model: str | Path = PACKAGED) -> Detector:
-    """Load a detector as a torch module, on the CPU. model: as for `Predictor.load`, except kits. Raise BadInput if there is no such
-    detector, or it is damaged.
+    """Load a detector as a torch module, on the CPU.
 
     Its `score(queries, prompts)` takes queries Bx3xHxW and prompts Kx3xHxW, float32 in [0, 1]. It returns scores B and maps BxHxW, both in
-    [0, 1].
+    [0, 1]. model: as for `Predictor.load`, except kits. Raises BadInput if the detector does not exist or is damaged.
     """
     return named(model).detector
 
 
 def named(model: str | Path) -> Named:
-    """Find `packaged`, a model folder, or a detector by name: a packaged one, or one that needs no training, with default settings.
+    """Load a detector by name. model: `packaged`, a name from `list_detectors` (with default settings), or a model folder.
 
-    Raises BadInput if there is none, or it cannot be used.
+    Raises BadInput if the detector does not exist or cannot be used.
     """
     name = str(model)
     if name == PACKAGED:
@@ -81,20 +81,20 @@ def named(model: str | Path) -> Named:
     if (folder / CONFIG_NAME).is_file():
         return of_folder(folder)
     if folder.is_dir():
-        raise BadInput(f"{model}: a folder, but neither a model's nor a kit; one of them has {CONFIG_NAME} or kit.json")
+        raise BadInput(f"{model}: is neither a model folder nor a kit; it needs {CONFIG_NAME} or kit.json")
     ready = ", ".join((PACKAGED, *list_detectors()))
-    raise BadInput(f"model {str(model)!r}: neither a folder nor a detector that is ready for use; there is {ready}")
+    raise BadInput(f"model {str(model)!r}: is neither a folder nor a detector that is ready for use; choose from {ready}")
 
 
 def of_package(name: str, settings: Any) -> Named:
-    """Return a detector with the weights that come with the package."""
+    """Load a detector with the weights in the package."""
     detector = create_detector(settings)
     fill(settings, detector)
     return Named(name, {name: settings}, detector)
 
 
 def of_folder(folder: Path) -> Named:
-    """Load the detector of a model folder, with the encoder's weights."""
+    """Load the detector of a model folder."""
     name, settings = read_config(folder)
     one = empty(name, {name: settings})
     load_model(folder, one.detector)
@@ -102,13 +102,13 @@ def of_folder(folder: Path) -> Named:
 
 
 def of_pipeline(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
-    """Load a pipeline's detector. detectors: the settings of all detectors of the pipeline. models: the parent of their model folders."""
+    """Load a pipeline's detector. detectors: settings of all its detectors. models: the parent of their model folders."""
     own = {one: detectors[one] for one in (name, base_of(name, detectors))}
     return Named(name, own, store.load_detector(name, detectors, models))
 
 
 def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
-    """Return the same for a folder from another project. Raises BadInput if weights are neither in it nor in an installed package."""
+    """Load a detector as `of_pipeline`, from a folder of another project. Raises BadInput if weights are missing."""
     if (models / name / CONFIG_NAME).is_file():
         return of_folder(models / name)
     own = {one: detectors[one] for one in (name, base_of(name, detectors))}
@@ -121,13 +121,15 @@ def of_fetched(name: str, detectors: Mapping[str, Any], models: Path) -> Named:
 
 
 def empty(name: str, settings: Mapping[str, Any]) -> Named:
-    """Build a detector with random weights, to be overwritten. Raises BadInput if the settings name anything but an installed network."""
+    """Build a detector with random weights, to be overwritten. Raises BadInput if a network is not installed."""
     return Named(name, settings, store.load_detector(name, portable(settings), None))
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings for a place that has only the tensors, so that no weights are read. Raises BadInput if an encoder is a folder or a
-    model of a hub: loading it would read files of that machine, or connect."""
+    """Return settings that read no weights, for a folder with all tensors.
+
+    Raises BadInput if an encoder is a folder or a model of a hub, because loading it would read other files or connect.
+    """
     result = {}
     for name, one in settings.items():
         changed: dict[str, Any] = {"model": None} if hasattr(one, "model") else {}

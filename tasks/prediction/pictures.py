@@ -16,20 +16,20 @@ from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture
 
 PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor | Decoded
-"""A path, the bytes of a file, a Decoded, a PIL image, an array HxW or HxWx3, or a tensor HxW or 3xHxW. Arrays and tensors are uint8, or
-samples of more than 8 bits of another type. Floats are in [0, 1] unless an intensity range is given."""
+"""A path, the bytes of a file, a Decoded, a PIL image, an array HxW or HxWx3, or a tensor HxW or 3xHxW. Arrays and tensors are uint8, or of
+another type with samples of more than 8 bits. Floats are in [0, 1] unless an intensity range is given."""
 
 
 def as_picture(given: PictureLike, name: str = "picture", intensity: Intensity = FULL) -> Picture:
-    """Convert a picture to HxWx3 uint8 RGB, turned by its EXIF orientation.
+    """Convert a picture to HxWx3 uint8 RGB. Its EXIF orientation is applied.
 
     >>> as_picture(np.full((2, 3), 0.5)).shape, as_picture(np.full((2, 3), 0.5))[0, 0].tolist()
     ((2, 3, 3), [128, 128, 128])
     >>> as_picture(torch.zeros(3, 4, 5)).shape
     (4, 5, 3)
 
-    name: its name in error messages. intensity: the range of pictures of more than 8 bits. Raises BadInput if it cannot be read, is too
-    large, or has invalid values.
+    name: its name in error messages. intensity: the range of pictures of more than 8 bits. Raises BadInput if the picture cannot be read,
+    is too large, or has invalid values.
     """
     return scaled(as_decoded(given, name), name, intensity)
 
@@ -68,23 +68,23 @@ def as_decoded(given: PictureLike, name: str = "picture") -> Decoded:
         return _of_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, name)
     if isinstance(given, np.ndarray):
         return _of_array(given, name)
-    raise BadInput(f"{name}: a {type(given).__name__} is no picture; give a path, bytes, a PIL image, an array or a tensor")
+    raise BadInput(f"{name}: {type(given).__name__} is not a picture; give a path, bytes, a PIL image, an array or a tensor")
 
 
 def _of_array(array: NDArray[Any], name: str) -> Decoded:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
-        raise BadInput(f"{name}: of shape {tuple(array.shape)}; an array is HxW or HxWx3, a tensor HxW or 3xHxW")
+        raise BadInput(f"{name}: invalid shape {tuple(array.shape)}; give an array HxW or HxWx3, or a tensor HxW or 3xHxW")
     if array.dtype.kind not in "uif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise BadInput(f"{name}: an array of {array.dtype} is not valid; give finite floats, uint8 or other integers")
+        raise BadInput(f"{name}: invalid values of type {array.dtype}; give finite floats, uint8 or other integers")
     if array.dtype == np.uint8:
         array = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
     return Decoded(np.ascontiguousarray(array))
 
 
 def as_list(given: PictureLike | Iterable[PictureLike]) -> list[Any]:
-    """Return one picture or several as a list. A tensor or array with four axes is several, with fewer it is one."""
+    """Return one picture or several as a list. A tensor or array with four axes is several pictures, otherwise one."""
     if isinstance(given, (torch.Tensor, np.ndarray)):
         return [given] if given.ndim < 4 else list(given)
     return [given] if isinstance(given, (str, Path, bytes, bytearray, Image.Image, Decoded)) else list(given)

@@ -1,8 +1,10 @@
-"""Scores pictures against a few normal ones:
+"""Score pictures against a few normal ones.
 
-predictor = Predictor.load()                       # or a model folder, a kit, the name of a detector
-predictor.prompt(["normal.png"])
-scores, maps = predictor(["part.png", array])      # 0 normal … 1 anomalous, and where
+    predictor = Predictor.load()                       # or a model folder, a kit, the name of a detector
+    predictor.prompt(["normal.png"])
+    scores, maps = predictor(["part.png", array])      # 0 normal … 1 anomalous, and where
+
+Pictures are paths, bytes, PIL images, arrays or tensors.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from changepair.tasks.prediction.pictures import PictureLike, as_decoded, as_lis
 
 BATCH = 8  # pictures, or tiles, that go through the encoder at once
 BEYOND_PROMPTS = 1.2
-"""Maximum of normal pictures' maps, as a multiple of the maximum for the mirrored prompts. For 4 packaged detectors on 5 textures, with 1
-and 4 prompts, the median of 8 new normal pictures was within it in 32 of 40 cases."""
+"""Maximum of normal pictures' maps, as a multiple of the maximum for the mirrored prompts. It was tested with 4 packaged detectors, 5
+textures, and 1 and 4 prompts. The median of 8 new normal pictures was within it in 32 of 40 cases."""
 CPU = torch.device("cpu")
 Refuse = Callable[[int, BadInput], None]
 Item = TypeVar("Item")
@@ -48,32 +50,42 @@ Item = TypeVar("Item")
 class Prediction:
     """The result for one picture."""
 
-    number: int  # position of the picture among those given, from 0
-    score: float  # 0 normal … 1 anomalous. Of a picture in tiles the highest of theirs.
-    map: NDArray[np.float32]  # hxW in [0, 1], on the picture's own pixels
-    picture: Picture  # hxWx3, as it was read
+    number: int
+    """Position of the picture among the given pictures, from 0."""
+    score: float
+    """Image score, 0 normal … 1 anomalous. With tiles, the highest score of a tile."""
+    map: NDArray[np.float32]
+    """Anomaly map HxW in [0, 1], at the picture's size."""
+    picture: Picture
+    """Pixels HxWx3 uint8 RGB of the decoded picture."""
 
 
 class Predictions(NamedTuple):
     """The results for N pictures."""
 
-    scores: NDArray[np.float32]  # N
-    maps: list[NDArray[np.float32]]  # N of HxW in [0, 1], each on its picture's own pixels
+    scores: NDArray[np.float32]
+    """Image scores N, 0 normal … 1 anomalous."""
+    maps: list[NDArray[np.float32]]
+    """N anomaly maps HxW in [0, 1], each at its picture's size."""
 
 
 class Tile(NamedTuple):
-    """A part of a picture, or the whole, as input of a detector."""
+    """A part of a picture, or the whole picture, as input of a detector."""
 
-    place: int  # in the grid
-    size: tuple[int, int]  # height and width in the picture
-    pixels: Tensor  # 1x3xhxw in [0, 1]
+    place: int
+    """Index in the grid."""
+    size: tuple[int, int]
+    """Height and width in the picture, in pixels."""
+    pixels: Tensor
+    """Input 1x3xhxw in [0, 1]."""
 
 
 class Said(NamedTuple):
     """The result for a tile."""
 
     score: float
-    map: NDArray[np.float32]  # on the detector's own grid
+    map: NDArray[np.float32]
+    """Anomaly map hxw in [0, 1], on the detector's grid."""
 
 
 class Predictor:
@@ -106,8 +118,11 @@ class Predictor:
 
     @classmethod
     def load(cls, model: str | Path = "packaged", *, device: torch.device | None = None) -> Predictor:
-        """Load a detector. model: `packaged`, the name of a detector that comes with the package or needs no training, a model folder, or
-        a kit, which has its prompts. Raises BadInput if there is no such detector, or it is damaged."""
+        """Load a detector.
+
+        model: `packaged`, a name from `list_detectors`, a model folder, or a kit. A kit has its prompts. Raises BadInput if the detector
+        does not exist or is damaged.
+        """
         folder = place_of(model)
         if is_kit(folder):
             kit = Kit.load(folder)
@@ -116,7 +131,7 @@ class Predictor:
 
     @property
     def ready(self) -> bool:
-        """Whether it has what it needs to score."""
+        """Whether it can score pictures: it has prompts, or needs none."""
         return bool(self._memory) or not self.detector.needs_prompts
 
     @torch.inference_mode()
@@ -132,11 +147,13 @@ class Predictor:
     ) -> Predictor:
         """Replace the prompts by these normal pictures, and remove the threshold. Return the predictor itself.
 
-        category: what the pictures show, for a detector with a text encoder. grid: the tiles that each picture is cut into; None follows
-        the detector's setting `tiles`. intensity: the range of pictures of more than 8 bits; None chooses it from the prompts, as
-        `choose_range` does. refuse: called for each picture that cannot be read, which is left out; with None its BadInput
-        is raised. check: called before each step; what it raises ends the work and leaves the predictor unchanged. Raises BadInput if the
-        detector needs a prompt and there is none.
+            category    name of the object in the pictures, for text-prompted detectors
+            grid        tiles that each picture is cut into; None follows the detector's setting `tiles`
+            intensity   range of pictures of more than 8 bits; None chooses it from the prompts (`choose_range`)
+            refuse      called for each unreadable picture, which is left out; with None its BadInput is raised
+            check       called before each step; its exception ends the work and leaves the predictor unchanged
+
+        Raises BadInput if the detector needs a prompt and there is none.
         """
         listed = as_list(pictures)
         names = [_name(picture, place) for place, picture in enumerate(listed)]
@@ -145,7 +162,7 @@ class Predictor:
             intensity = choose_range(extent_of(one) for one in decoded.values() if one.deep)
         given = list(_each(lambda place: scaled(decoded[place], names[place], intensity), decoded, refuse).values())
         if not given and self.detector.needs_prompts:
-            raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
+            raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to compare with")
         chosen = grid or grid_of(self.model.looks.tiles, [picture.shape[:2] for picture in given])
         places: list[list[Any]] = []
         for place in range(chosen.tiles) if given else ():
@@ -165,21 +182,21 @@ class Predictor:
 
     @property
     def top(self) -> float:
-        """The map value that normal pictures reach: from those that set the threshold, else estimated from the prompts."""
+        """Map value that normal pictures reach: from the pictures that set the threshold, otherwise estimated from the prompts."""
         return (self.threshold.top if self.threshold is not None else 0.0) or BEYOND_PROMPTS * self.prompted.top
 
     def __call__(self, pictures: PictureLike | Iterable[PictureLike], *, batch_size: int = BATCH) -> Predictions:
-        """Score pictures. Raises BadInput if one of them cannot be read, or there is no prompt. For very many pictures use `each`."""
+        """Score pictures. Use `each` for very many pictures. Raises BadInput without prompts, or if a picture cannot be read."""
         found = [(one.score, one.map) for one in self.each(as_list(pictures), batch_size=batch_size)]
         return Predictions(np.array([score for score, _map in found], dtype=np.float32), [map_ for _score, map_ in found])
 
     def each(self, pictures: Iterable[PictureLike], *, batch_size: int = BATCH, refuse: Refuse | None = None) -> Iterator[Prediction]:
-        """Score pictures one by one, in order, and keep none. The next are read in the background.
+        """Score pictures one by one, in order, and keep none. The next pictures are read in the background.
 
-        refuse: called for each picture that cannot be read, which is left out; with None its BadInput is raised.
+        refuse: called for each unreadable picture, which is left out; with None its BadInput is raised.
         """
         if not self.ready:
-            raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to hold others against")
+            raise BadInput(f"no prompt: {self.model.name} needs at least one normal picture to compare with")
         waiting: list[tuple[int, Picture]] = []
         said: list[Said] = []
         tiles = self.prompted.grid.tiles
@@ -193,9 +210,9 @@ class Predictor:
     def calibrate(
         self, normals: Iterable[PictureLike], *, false_alarms: float = 0.01, batch_size: int = BATCH, refuse: Refuse | None = None
     ) -> Threshold:
-        """Set the threshold from normal pictures, and return it. Pictures that are prompts do not count.
+        """Set the threshold from normal pictures, and return it. Pictures that are prompts are left out.
 
-        false_alarms: the rate, a fraction. Raises BadInput if the other pictures are too few for it.
+        false_alarms: target false-alarm rate, a fraction. Raises BadInput if the pictures are too few for it.
         """
         scores, tops, prompts = [], [], 0
         for one in self.each(normals, batch_size=batch_size, refuse=refuse):
@@ -209,10 +226,12 @@ class Predictor:
         return self.threshold
 
     def save(self, folder: str | Path) -> None:
-        """Write a kit: a self-contained folder with detector, prompts' memory and threshold, which `load` reads. Raises BadInput if there
-        is no prompt, or the folder holds anything else."""
+        """Write a kit: a self-contained folder with detector, prompts and threshold, which `load` reads.
+
+        Raises BadInput without prompts, or if the folder contains anything else.
+        """
         if not self.ready:
-            raise BadInput(f"{folder}: a kit needs prompts, and there is none")
+            raise BadInput(f"{folder}: a kit needs prompts; give at least one normal picture")
         Kit(self.model, self.prompted, self.threshold).save(folder)
 
     def cut(self, picture: Picture) -> list[Tile]:
@@ -222,22 +241,22 @@ class Predictor:
 
     @torch.inference_mode()
     def encode(self, tiles: Sequence[Tile]) -> Features:
-        """Encode tiles, of this predictor or of others with the same model."""
+        """Encode tiles of this predictor, or of others with the same model."""
         return self.detector.encoder(torch.cat([tile.pixels for tile in tiles]).to(self.device))
 
     @torch.inference_mode()
     def conclude(self, features: Features, tiles: Sequence[Tile]) -> list[Said]:
-        """Compare tiles with the prompts. features: of these tiles, from `encode`."""
+        """Compare tiles with the prompts. features: the tiles' features from `encode`."""
         memory = self._memory
         if memory:
-            shared = self.prompted.grid.tiles == 1  # the same for all of them: compared at once
+            shared = self.prompted.grid.tiles == 1  # all tiles have the same memory, so they are compared at once
             memory = [part[0] if shared else part[[tile.place for tile in tiles]] for part in memory]
         relation = self.detector.relate(features, memory) if memory else []
         scores, maps = self.detector.conclude(features, relation, self.prompted.category)
         if self.model.looks.encoder.resize == "crop":
             maps = uncropped(maps, [tile.size for tile in tiles])
         if not torch.isfinite(scores + maps.sum((1, 2))).all():
-            raise BadInput(f"{self.model.name}: a score is not a number; its weights are not those of a trained model")
+            raise BadInput(f"{self.model.name}: a score is not a number; its weights are damaged, so load or train it again")
         return [Said(score, map_) for score, map_ in zip(scores.float().cpu().tolist(), maps.float().cpu().numpy(), strict=True)]
 
     def map_of(self, said: Sequence[Said], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -247,14 +266,14 @@ class Predictor:
     def _read(
         self, pictures: Iterable[PictureLike], batch_size: int, refuse: Refuse | None, waiting: list[tuple[int, Picture]]
     ) -> Iterator[Tile]:
-        """Yield the tiles of pictures, which are read ahead. waiting: gets each picture, with its number, before its tiles are yielded."""
+        """Read pictures ahead, and yield their tiles. waiting: receives each picture with its number, before its tiles."""
 
         def read(part: Sequence[tuple[int, PictureLike]]) -> list[tuple[int, Picture, list[Tile]]]:
             given = dict(part)
             found = _each(lambda number: as_picture(given[number], _name(given[number], number), self.prompted.intensity), given, refuse)
             return [(number, picture, self.cut(picture)) for number, picture in found.items()]
 
-        ahead = max(1, batch_size // self.prompted.grid.tiles)  # pictures: all tiles of each are held
+        ahead = max(1, batch_size // self.prompted.grid.tiles)  # pictures, each with all its tiles
         for number, picture, tiles in chain.from_iterable(_ahead(read, _parts(enumerate(pictures), ahead))):
             waiting.append((number, picture))
             yield from tiles
@@ -266,18 +285,17 @@ class Predictor:
 
 
 def in_flight(tiles: int, batch_size: int) -> int:
-    """Return the largest number of pictures, each of so many tiles, that `Predictor.each` holds at a time: those of the batch, and those
-    that are read ahead."""
+    """Return the largest number of pictures that `Predictor.each` holds, in the batch and read ahead. tiles: tiles of each picture."""
     return (2 if tiles == 1 else 3) * max(1, batch_size // tiles)
 
 
 def score_of(said: Sequence[Said]) -> float:
-    """Return the score of a picture from those of its tiles."""
+    """Return the score of a picture, the highest of its tiles."""
     return max(one.score for one in said)
 
 
 def _each(work: Callable[[int], Item], places: Iterable[int], refuse: Refuse | None) -> dict[int, Item]:
-    """Return the result of `work` for each place. With `refuse`, places for which it raises BadInput are left out and reported."""
+    """Return the result of `work` for each place. With `refuse`, places that raise BadInput are left out and reported."""
     results = {}
     for place in places:
         try:

@@ -1,32 +1,52 @@
-"""Describe how to use a pipeline's model on each target, and its expected performance."""
+"""Describe how to use a pipeline's model on each target: the verdict, the next step and the expected performance."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from changepair.tasks.common.texts import percent
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.prediction.calibration import DECIMALS, needed
+from changepair.tasks.reporting.readiness import (
+    MOST_FALSE_ALARMS,
+    MOST_MISSES,
+    Trade,
+    Verdict,
+    defects_needed,
+    trade_of,
+    verdict_of,
+)
 from changepair.tasks.scoring.operating import RATE, OperatingRow
-from changepair.tasks.scoring.recommendation import Recommendation, Use, found_of, rates_of, with_prompts
+from changepair.tasks.scoring.recommendation import Recommendation, Use, rates_of, with_prompts
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 
-METRIC, BESIDE = "image_auroc", "pixel_aupro"
-MANY, WIDE = 0.2, 0.1  # share of misses, and width of an interval, above which a next step is listed
+METRIC, SECOND_METRIC = "image_auroc", "pixel_aupro"
+ENCODER = "`encoder: {name: vit_small_patch14_dinov2.lvd142m, weights: hub}`"  # an example of a stronger one
+WIDE = 0.1  # width of an interval of METRIC above which more test pictures are a next step
 
 
 @dataclass(frozen=True)
 class Advice:
+    """How to use the recommended detector on one target."""
+
     target: str
     detector: str
-    uses: Sequence[Use]  # one for each category of the target
-    several: bool  # whether the model has several uses, so --category has to select one
-    metric: MetricRow | None  # METRIC of the detector at these shots; None if it is undefined
-    beside: MetricRow | None  # BESIDE of the detector at these shots; None without masks
+    uses: Sequence[Use]
+    """One for each category of the target."""
+    several: bool
+    """Whether the model has several uses, so that `--category` has to select one."""
+    metric: MetricRow | None
+    """METRIC of the detector at these shots. None if it is undefined."""
+    second_metric: MetricRow | None
+    """SECOND_METRIC of the detector at these shots. None without masks."""
     kinds: Mapping[str, Mapping[str, OperatingRow]]
     """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
+    verdict: Verdict
+    trade: Sequence[Trade] = field(default_factory=tuple)
+    """Defects that pass at higher false-alarm rates. Empty if the scores were not given."""
 
     @property
     def protocol(self) -> str:
@@ -43,39 +63,28 @@ class Advice:
     @property
     def how_good(self) -> str:
         """The metrics in percent, with the 95 % interval of METRIC."""
-        also = f"AUPRO {100 * self.beside.mean:.1f} %" if self.beside is not None else ""
+        also = f"AUPRO {100 * self.second_metric.mean:.1f} %" if self.second_metric is not None else ""
         if self.metric is None:
             return f"Image AUROC is undefined here{f'; {also}' if also else ''}."
         low, high = (f"{100 * value:.1f}" for value in (self.metric.low, self.metric.high))
         return f"Image AUROC {100 * self.metric.mean:.1f} % ({low} to {high}){f', {also}' if also else ''}."
 
     @property
-    def at_the_threshold(self) -> str:
-        """The threshold, its false alarm rate, and the anomalous pictures that it flags."""
+    def threshold(self) -> str:
+        """The threshold and its false-alarm rate."""
         known = [use.threshold for use in self.uses if use.threshold is not None]
         if not known:
-            return f"There is no threshold: {self.uses[0].reason}."
-        one = known[0]
+            return f"No threshold: {self.uses[0].reason}."
         if len(self.uses) == 1:
-            words = (
-                f"Its threshold is {one.value:.{DECIMALS}f}, for {percent(one.false_alarms)} % false alarms. {len(one.normals)} normal "
-                f"test pictures set it; its rate is {percent(one.low)} to {percent(one.high)} % (95 % interval)."
-            )
-        else:
-            categories = f"All {len(known)}" if len(known) == len(self.uses) else f"{len(known)} of {len(self.uses)}"
-            words = f"{categories} categories have a threshold, for {rates_of(known)} % false alarms."
-        found = found_of(self.uses)
-        if found is None:
-            return words
-        flagged, anomalous, low, high = found
-        share = f"{100 * flagged / anomalous:.1f} %, {100 * low:.1f} to {100 * high:.1f}"
-        return f"{words} {'It flags' if len(known) == 1 else 'They flag'} {flagged} of {anomalous} anomalous test pictures ({share})."
+            return f"Threshold {known[0].value:.{DECIMALS}f}, target false-alarm rate {percent(known[0].false_alarms)} %."
+        count = str(len(known)) if len(known) == len(self.uses) else f"{len(known)} of {len(self.uses)}"
+        return f"Thresholds of {count} categories, target false-alarm rate {rates_of(known)} %."
 
     def command(self, pipeline: str, use: Use | None = None) -> str:
         """Return the command that scores a picture with this detector, prompts and threshold. use: None for the first category."""
         chosen = f" --category {shlex.quote((use or self.uses[0]).name)}" if self.several else ""
-        own = "" if (use or self.uses[0]).prompts or self.shots == 0 else " --prompt normal.png"
-        return f"changepair predict --model {pipeline}{own or chosen} part.png"
+        prompt = "" if (use or self.uses[0]).prompts or self.shots == 0 else " --prompt normal.png"
+        return f"changepair predict --model {pipeline}{prompt or chosen} part.png"
 
     @property
     def detectors(self) -> list[str]:
@@ -85,63 +94,126 @@ class Advice:
 def next_steps(
     advice: Advice, pipeline: str, metrics: Sequence[MetricRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
 ) -> list[str]:
-    """List what would improve the threshold or the detector, the most useful first. trained: the detectors that were trained here."""
+    """List what to do next; the first step addresses the verdict. trained: the detectors that were trained here."""
+    verdict = advice.verdict
+    same = [row for row in metrics if row.category == ALL and row.metric == METRIC and _key(row) == _key(advice)]
+    values = {row.detector: row.mean for row in same}
     steps = []
-    few = [use for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
-    if few:
-        fewest = min(few, key=lambda use: len(use.threshold.normals) if use.threshold is not None else 0)
-        assert fewest.threshold is not None
-        of = f" of {fewest.category}" if len(advice.uses) > 1 else ""
+    better = _better(advice, pipeline, values, comparisons)
+    if verdict.misses is not None and verdict.misses.value > MOST_MISSES:
+        steps += [*better, *_rate(advice, pipeline), *_another(advice, trained)]
+    if verdict.misses is None and any(use.threshold is not None for use in advice.uses):
+        steps.append("Add pictures with defects to the target's test pictures.")
+    if any(use.threshold is None for use in advice.uses):
+        steps.append(_without(advice.uses))
+    normals = _normals(advice)
+    if verdict.false_alarms is not None and verdict.false_alarms.high > MOST_FALSE_ALARMS:
+        steps += normals
+    if verdict.misses is not None and verdict.misses.value <= MOST_MISSES < verdict.misses.high:
+        count = defects_needed(verdict.misses.value)
+        asked = f"about {count} show" if count is not None else "more may show"
         steps.append(
-            f"Add normal test pictures: {len(fewest.threshold.normals)}{of} cannot promise less than "
-            f"{percent(fewest.threshold.false_alarms)} % false alarms; {percent(RATE)} % needs {needed(RATE)}."
+            f"Add test pictures with defects: {verdict.anomalous} are too few; {asked} that at most {percent(MOST_MISSES)} of 100 pass."
         )
-    found = found_of(advice.uses)
-    if found is not None and 1 - found[0] / found[1] > MANY:
-        steps.append(
-            f"Look at the missed pictures below: {100 * (1 - found[0] / found[1]):.0f} % are below the threshold. More false alarms may "
-            "cost less than that (changepair predict --calibrate … --false-alarms 0.05)."
-        )
+    if verdict.ready:
+        kits = "Write a kit and deploy it" if len(advice.uses) == 1 else "Write a kit for each category and deploy them"
+        steps.append(f"{kits}: `{advice.command(pipeline).removesuffix(' part.png')} --write-kit {shlex.quote(advice.target)}`")
+    steps += [*better, *normals]
     if advice.metric is not None and advice.metric.high - advice.metric.low > WIDE:
         low, high = 100 * advice.metric.low, 100 * advice.metric.high
-        steps.append(f"Measure on more pictures: the image AUROC may be from {low:.0f} to {high:.0f} %.")
-    alike = [row for row in metrics if row.category == ALL and row.metric == METRIC and _about(row) == _about(advice)]
-    values = {row.detector: row.mean for row in alike}
-    better = [name for name in values if _clearly_better(name, advice, comparisons)]
-    if better:
-        best = max(better, key=lambda name: values[name])
-        steps.append(
-            f"On {advice.target} alone {best} is better, with an image AUROC of {100 * values[best]:.1f} %: "
-            f"changepair predict --model {pipeline}/{best} --prompt normal.png part.png."
-        )
-    free = max((value for name, value in values.items() if name not in trained), default=0.0)
-    worse = [name for name, value in values.items() if name in trained and value < free]
+        steps.append(f"Add test pictures: the image AUROC may be from {low:.0f} to {high:.0f} %.")
+    untrained = max((value for name, value in values.items() if name not in trained), default=0.0)
+    worse = [name for name, value in values.items() if name in trained and value < untrained]
     if worse:
-        steps.append(f"Leave out the training of {', '.join(worse)}, or train on a nearer domain: a detector without training is better.")
-    return steps
+        steps.append(f"Skip training {', '.join(worse)}, or train on similar pictures: worse than an untrained detector.")
+    return list(dict.fromkeys(steps))
 
 
-def advice_of(recommendation: Recommendation, metrics: Sequence[MetricRow], operating: Sequence[OperatingRow]) -> list[Advice]:
-    """Return the advice for each target of the recommendation."""
+def advice_of(
+    recommendation: Recommendation, metrics: Sequence[MetricRow], operating: Sequence[OperatingRow], scores: Path | None = None
+) -> list[Advice]:
+    """Return the advice for each target. scores: the folder of the recommended detector's scores, from which the trade-off is computed."""
     advised = []
     for target in dict.fromkeys(use.target for use in recommendation.uses):
         uses = recommendation.of(target)
         key = (target, uses[0].protocol, uses[0].shots)
-        own = {row.metric: row for row in metrics if _about(row) == key and (row.category, row.detector) == (ALL, recommendation.detector)}
+        rows = {row.metric: row for row in metrics if _key(row) == key and (row.category, row.detector) == (ALL, recommendation.detector)}
         kinds: dict[str, dict[str, OperatingRow]] = {}
         for row in operating:
-            if _about(row) == key and row.category == ALL:
+            if _key(row) == key and row.category == ALL:
                 kinds.setdefault(row.defect, {})[row.detector] = row
         ordered = dict(sorted(kinds.items(), key=lambda item: (item[0] != GOOD, item[0] == "", item[0])))
-        several = len(recommendation.uses) > 1
-        advised.append(Advice(target, recommendation.detector, uses, several, own.get(METRIC), own.get(BESIDE), ordered))
+        advised.append(
+            Advice(
+                target,
+                recommendation.detector,
+                uses,
+                len(recommendation.uses) > 1,
+                rows.get(METRIC),
+                rows.get(SECOND_METRIC),
+                ordered,
+                verdict_of(uses),
+                () if scores is None else trade_of(uses, scores),
+            )
+        )
     return advised
+
+
+def _better(advice: Advice, pipeline: str, values: Mapping[str, float], comparisons: Sequence[ComparisonRow]) -> list[str]:
+    """Name the best detector that is clearly better on this target and misses no more defects. values: METRIC by detector."""
+    missed = {name: 1 - row.flagged for name, row in advice.kinds.get("", {}).items()}
+    ours = missed.get(advice.detector, 1.0)
+    better = [name for name in values if _clearly_better(name, advice, comparisons) and missed.get(name, 0.0) <= ours]
+    if not better:
+        return []
+    best = max(better, key=lambda name: values[name])
+    return [
+        f"Try {best} for {advice.target}: its image AUROC there is {100 * values[best]:.1f} %. "
+        f"`changepair predict --model {pipeline}/{best} --prompt normal.png part.png`"
+    ]
+
+
+def _rate(advice: Advice, pipeline: str) -> list[str]:
+    """Name the lowest false-alarm rate at which no more than MOST_MISSES of the defects pass."""
+    enough = next((trade for trade in advice.trade if trade.misses.value <= MOST_MISSES), None)
+    if enough is None:
+        return []
+    command = advice.command(pipeline).removesuffix(" part.png")
+    return [
+        f"Decide whether to accept more false alarms: {enough}. `{command} --calibrate normals/ --false-alarms {enough.rate:g} part.png`"
+    ]
+
+
+def _another(advice: Advice, trained: Collection[str]) -> list[str]:
+    """Name what changes the scores themselves. A trained detector depends on its training pictures, another one on its encoder."""
+    buys = f" A higher false-alarm rate is not enough: {advice.trade[-1]}." if advice.trade else ""
+    if advice.detector in trained:
+        return [f"Train on similar pictures: set `sources` to normal photographs that look like {advice.target}.{buys}"]
+    return [f"Try another encoder: add a patch-residual detector with {ENCODER}.{buys}"]
+
+
+def _normals(advice: Advice) -> list[str]:
+    """Ask for more normal pictures if a threshold cannot promise RATE."""
+    few = [(use.category, use.threshold) for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
+    if not few:
+        return []
+    category, threshold = min(few, key=lambda one: len(one[1].normals))
+    count, of = len(threshold.normals), f" of {category}" if len(advice.uses) > 1 else ""
+    promise = f"{count}{of} cannot promise fewer than {percent(threshold.false_alarms)} false alarms per 100"
+    return [f"Add normal test pictures: {promise}; {percent(RATE)} needs {needed(RATE)}."]
+
+
+def _without(uses: Sequence[Use]) -> str:
+    """Name what a category without a threshold lacks."""
+    use = next(use for use in uses if use.threshold is None)
+    lacks = f"Add normal test pictures of {use.category}" if use.prompts or use.shots == 0 else "Add class-specific to sampling.protocols"
+    return f"{lacks}: {use.reason}."
 
 
 def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonRow]) -> bool:
     """Tell whether the 95 % interval of the paired difference to the recommended detector is above 0."""
     for row in comparisons:
-        if row.metric == METRIC and _about(row) == _about(advice):
+        if row.metric == METRIC and _key(row) == _key(advice):
             if (row.detector, row.other) == (name, advice.detector):
                 return row.low > 0
             if (row.other, row.detector) == (name, advice.detector):
@@ -149,5 +221,5 @@ def _clearly_better(name: str, advice: Advice, comparisons: Sequence[ComparisonR
     return False
 
 
-def _about(row: MetricRow | ComparisonRow | OperatingRow | Advice) -> tuple[str, str, int]:
+def _key(row: MetricRow | ComparisonRow | OperatingRow | Advice) -> tuple[str, str, int]:
     return row.target, row.protocol, row.shots

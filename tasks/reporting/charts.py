@@ -1,4 +1,4 @@
-"""Draw the curves as SVG with a transparent background, in colours for light and dark pages."""
+"""Draw the curves as SVG with a transparent background, in colours that suit light and dark pages."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "font.size": 9,
-    "svg.hashsalt": "changepair",  # the same chart, the same bytes
-    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "changepair",  # so that the same chart has the same bytes
+    "svg.fonttype": "none",  # keeps text selectable
     "font.family": "sans-serif",
 }
 
@@ -37,13 +37,13 @@ Drawn = tuple[str, bytes]  # what a chart shows, and its SVG
 
 
 def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
-    """Draw a target's charts by kind: ROC, PR, PRO, score histograms, and metrics by shots. Kinds without data are left out."""
+    """Draw a target's charts by kind: ROC, PR, PRO, score histograms, and metrics by shots. Empty charts are left out."""
     charts: list[tuple[str, list[Drawn]]] = []
     for title, name, draw in (
-        ("ROC of images", ROC, _lines("false positive rate", "true positive rate", 1.0)),
-        ("Precision and recall of images", PR, _lines("recall", "precision", 1.0)),
-        ("PRO: overlap a region", PRO, _lines("false positive rate", "mean overlap", PRO_LIMIT)),
-        ("Scores of normal and anomalous pictures, at the most shots", HISTOGRAM, _bars),
+        ("ROC curve, images", ROC, _lines("false positive rate", "true positive rate", 1.0)),
+        ("Precision-recall curve, images", PR, _lines("recall", "precision", 1.0)),
+        ("Per-region overlap (PRO)", PRO, _lines("false positive rate", "mean overlap", PRO_LIMIT)),
+        ("Image scores at the most shots", HISTOGRAM, _bars),
     ):
         table = curves.tables[name]
         chosen = table[table["target"] == target]
@@ -53,6 +53,8 @@ def charts_of(curves: Curves, target: str) -> list[tuple[str, list[Drawn]]]:
     table = curves.tables[SHOTS]
     chosen = table[table["target"] == target]
     present = [metric for metric in METRICS if (chosen["metric"] == metric).any()]
+    if chosen["shots"].nunique() < 2:
+        return charts
     by_shots = [(heading(name), _svg(heading(name), _by_shots, chosen[chosen["metric"] == name])) for name in present]
     return [*charts, ("Metrics by shots, with 95 % intervals over pictures", by_shots)]
 
@@ -91,7 +93,7 @@ def _bars(axes: Axes, rows: pd.DataFrame) -> None:
         chosen = rows[rows["label"] == label]
         width = (chosen["score"].max() - chosen["score"].min()) / max(len(chosen) - 1, 1)
         axes.bar(chosen["score"], 100 * chosen["share"], width=width, color=colour, alpha=0.55, label=label)
-    axes.set(xlabel="image score", ylabel="share of pictures, %")
+    axes.set(xlabel="image score", ylabel="pictures of this label, %")
 
 
 def _by_shots(axes: Axes, rows: pd.DataFrame) -> None:

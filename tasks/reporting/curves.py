@@ -1,7 +1,7 @@
 """Compute the curves of the metrics as tables, which `dvc plots` and the report draw.
 
-Each is of one protocol: the mean over categories and seeds, at equal steps of its x axis. Those of images are exact there; PRO uses the
-coarse levels of tasks/scoring/pixels.py.
+Each curve shows one protocol: the mean over categories and seeds, at equal steps of the x axis. Image curves are exact at these steps. PRO
+uses the coarse levels of tasks/scoring/pixels.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROC, PR, PRO, HISTOGRAM, SHOTS = "roc", "pr", "pro", "histogram", "shots"
 
 @dataclass(frozen=True)
 class Curves:
-    """Tables by name. The first columns are the keys (target, detector, ...), the last two are x and y."""
+    """Curves as tables, by name. The first columns are the keys (target, detector, ...), the last two are x and y."""
 
     tables: dict[str, pd.DataFrame]
 
@@ -46,7 +46,7 @@ class Curves:
 
 
 def curves_of(measured: Sequence[Measured], scores: pa.Table, metrics: Sequence[MetricRow], protocols: Sequence[str]) -> Curves:
-    """Compute the curves. scores: of SCORES, of all detectors. protocols: in the order of the settings; each target's first is drawn."""
+    """Compute the curves. scores: rows of SCORES of all detectors. protocols: in the settings' order; each target's first is drawn."""
     drawn = {
         target: min((item.episode.protocol for item in measured if item.episode.target == target), key=protocols.index)
         for target in dict.fromkeys(item.episode.target for item in measured)
@@ -61,12 +61,12 @@ def curves_of(measured: Sequence[Measured], scores: pa.Table, metrics: Sequence[
 
 
 def roc(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return false and true positive rates, from (0, 0) to (1, 1): all corners of the curve."""
+    """Return false and true positive rates at all corners of the curve, from (0, 0) to (1, 1)."""
     return _corners(counts, counts.true_positive_rate)
 
 
 def pro(counts: Tally) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return false positive rates and mean overlaps of regions."""
+    """Return false positive rates and mean overlaps of regions at all corners of the curve."""
     assert counts.overlap is not None
     return _corners(counts, np.cumsum(counts.overlap) / counts.overlap.sum())
 
@@ -87,7 +87,7 @@ def _of_images(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
             counts = tally(values[anomalous], np.sort(values[~anomalous]))
             if counts is not None:
                 reached[ROC].append(_interpolated(grid, *roc(counts)))
-                # Precision at a recall is that of the first threshold that reaches it.
+                # The precision at a recall is the precision at the first threshold that reaches it.
                 place = np.searchsorted(counts.true_positive_rate, grid - 1e-12)
                 reached[PR].append(counts.precision[np.minimum(place, len(counts.precision) - 1)])
         for name, curves in reached.items():
@@ -109,7 +109,7 @@ def _pro(measured: Sequence[Measured]) -> pd.DataFrame:
 
 
 def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the shares of the normal and of the anomalous pictures by score, at the most shots, over all categories and seeds."""
+    """Return histograms of the scores of normal and anomalous pictures, at the most shots, over all categories and seeds."""
     rows = []
     for (target, detector), all_shots in frame.groupby(["target", "detector"], sort=False):
         chosen = all_shots[all_shots["shots"] == all_shots["shots"].max()]
@@ -123,7 +123,7 @@ def _histograms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interpolated(grid: NDArray[np.floating], x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return y at the grid; where the curve is vertical, its upper end."""
+    """Interpolate y at the grid. A vertical part of the curve counts at its upper end."""
     place = np.minimum(np.searchsorted(x, grid, "right") - 1, len(x) - 2)
     width = x[place + 1] - x[place]
     along = np.where(width > 0, (grid - x[place]) / np.maximum(width, 1e-300), 1.0)

@@ -1,5 +1,8 @@
-"""Draw galleries: the first pictures of every category with all detectors side by side, and each detector's missed pictures, false alarms,
-borderline cases and found pictures."""
+"""Draw galleries of anomaly maps.
+
+One gallery shows the first pictures of every category with the maps of all detectors side by side. The others show each detector's missed
+pictures, false alarms, borderline cases and found pictures.
+"""
 
 from __future__ import annotations
 
@@ -25,47 +28,62 @@ from changepair.tasks.scoring.scores import Scored, read_scored
 
 PickKind = Literal["missed", "false alarms", "borderline", "found"]
 KINDS: tuple[PickKind, ...] = get_args(PickKind)
-"""Anomalous pictures below the threshold and normal ones above it, both the most wrong first; those nearest to it; and anomalous ones above
-it, the clearest first."""
+"""Missed pictures are anomalous and below the threshold; false alarms are normal and above it. Both are sorted by distance from the
+threshold, the farthest first. Borderline pictures are the nearest to it. Found pictures are anomalous and above it, the farthest first."""
 
 Maps = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A query, its prompt, its mask if it has one, and each detector's anomaly map hxw."""
+    """A query with what the galleries show of it."""
 
     image: str
-    prompt: str | None  # the first; None if there is none
+    """Path of the query."""
+    prompt: str | None
+    """Path of the first prompt. None without prompts."""
     category: str
     label: int
+    """0 normal, 1 anomalous."""
     mask: str | None
+    """Path of its mask, if it has one."""
     maps: Maps = field(default_factory=dict)
+    """Anomaly maps hxw in [0, 1], by detector."""
 
 
 @dataclass(frozen=True)
 class Pick:
+    """A picture in a detector's gallery."""
+
     detector: str
     kind: PickKind
     shown: Shown
     score: float
-    threshold: float  # of the category's best F1: no threshold to work with, as the pictures that it judges set it
+    threshold: float
+    """Threshold of the category's best F1. It is for display only: the pictures that it judges set it."""
 
 
 @dataclass(frozen=True)
 class Gallery:
+    """The pictures of a target that are shown."""
+
     target: str
     overlays: list[Shown]
+    """The first queries of each category."""
     picks: list[Pick]
+    """Each detector's pictures of all KINDS."""
     tops: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """By category and detector, the map value that normal pictures reach. It scales the colours."""
+    """Map value that normal pictures reach, by category and detector. It scales the colours of all maps of the detector."""
 
     def of(self, detector: str) -> list[Pick]:
         return [pick for pick in self.picks if pick.detector == detector]
 
 
 def galleries_of(scores: Mapping[str, Path], files: TargetFiles, count: int) -> list[Gallery]:
-    """Return the gallery of each target. scores: the folders that the score stage wrote, by detector. count: of `choose`."""
+    """Return the gallery of each target.
+
+    scores: the folders that the score stage wrote, by detector. count: number of pictures, as in `choose`.
+    """
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = [(detector, episodes[item.number], item) for detector, folder in scores.items() for item in read_scored(folder)]
@@ -74,9 +92,10 @@ def galleries_of(scores: Mapping[str, Path], files: TargetFiles, count: int) -> 
 
 
 def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: Mapping[str, str | None], count: int) -> Gallery:
-    """Choose the pictures of a target's gallery, from one episode of each category (`shown_episodes`): the first `count` queries as
-    overlays, and over all categories, for each detector, the first `count` of each of KINDS. Distances from the threshold are in standard
-    deviations of the category's scores.
+    """Choose the pictures of a target's gallery from one episode of each category (`shown_episodes`).
+
+    The overlays are the first `count` queries of each category. Each detector's picks are the first `count` of each of KINDS, over all
+    categories. Distances from the threshold are in standard deviations of the category's scores.
 
     scored: detector, episode, and the detector's scores on it.
     """
@@ -96,7 +115,8 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
         threshold = best_threshold(np.array(labels) == ANOMALOUS, item.scores)
         spread = max(float(item.scores.std()), 1e-12)
         maxima = item.maxima(labels)
-        tops[category, detector] = top_of(maxima, least_rate(len(maxima), RATE))
+        highest = float(item.maps.max()) if item.maps is not None and not maxima else 0.0  # without a normal picture, half of it
+        tops[category, detector] = top_of(maxima, least_rate(len(maxima), RATE)) or highest / 2
         for place, (image, label, score) in enumerate(zip(episode.queries, labels, item.scores.tolist(), strict=False)):
             if item.maps is not None:
                 shown[category, image].maps[detector] = item.maps[place]
@@ -118,7 +138,7 @@ def choose(target: str, scored: Sequence[tuple[str, Episode, Scored]], mask_of: 
 
 
 def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
-    """Return the threshold of the best F1, half way between two scores; scores above it are anomalous."""
+    """Return the threshold of the best F1, halfway between two scores. Scores above it are anomalous."""
     levels, place = np.unique(scores, return_inverse=True)
     falling, flagged = levels[::-1], np.cumsum(np.bincount(place)[::-1])
     hits = np.cumsum(np.bincount(place, anomalous)[::-1])
@@ -127,8 +147,14 @@ def best_threshold(anomalous: NDArray[np.bool_], scores: NDArray[np.floating]) -
 
 
 def write_galleries(folder: Path, galleries: Sequence[Gallery], advised: Mapping[str, str] | None = None) -> list[Path]:
-    """Write overlays-<target>.png; <detector>-<target>.png with its pictures of all KINDS; and for the advised detector short-<target>.png
-    with the first of each. Return their paths. advised: detectors by target."""
+    """Write the galleries as PNG files and return their paths.
+
+        overlays-<target>.png     the first queries with the maps of all detectors
+        <detector>-<target>.png   the detector's pictures of all KINDS
+        short-<target>.png        the first picture of each kind, from the recommended detector
+
+    advised: the recommended detectors by target.
+    """
     written = []
     with made_anew(folder) as partial:
         for gallery in galleries:
@@ -154,7 +180,7 @@ def short_name(target: str) -> str:
 
 
 def overlays(gallery: Gallery) -> Image.Image | None:
-    """Draw a line for each picture: prompt, query with its mask outlined, and each detector's map over the query. None without pictures."""
+    """Draw prompt, query with its mask outlined, and each detector's map over the query; one line a picture. None without pictures."""
     detectors = list(dict.fromkeys(name for shown in gallery.overlays for name in shown.maps))
     lines = []
     for shown in gallery.overlays:
@@ -165,28 +191,39 @@ def overlays(gallery: Gallery) -> Image.Image | None:
 
 
 STRIP = ("prompt", "query", "mask", "anomaly map")
-FITS = 84  # characters above four tiles
+FITS = 84  # characters that fit above four tiles
+SCALE = (256, 16)  # pixels: width and height of the colour scale
 
 
 def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
-    """Draw a line for each picture: its `strip` under a caption that fits above four tiles."""
+    """Draw the `strip` of each picture under a caption."""
     lines = [SheetRow(above=STRIP)]
     for pick in picks:
-        text = f"{pick.kind}: {pick.shown.category}, scored {pick.score:.6f}, best F1 at {pick.threshold:.6f} ({_short(pick.shown.image)})"
-        lines.append(SheetRow(_tiles(gallery, pick), (text if len(text) <= FITS else f"{text[: FITS - 1]}…",)))
+        text = f"{pick.kind}: {pick.shown.category}, score {pick.score:.4f}, best F1 at {pick.threshold:.4f}, "
+        image = _short(pick.shown.image)
+        room = max(FITS - len(text), 2)
+        lines.append(SheetRow(_tiles(gallery, pick), (text + (image if len(image) <= room else f"…{image[1 - room :]}"),)))
     return contact_sheet(lines)
 
 
 def strip(gallery: Gallery, pick: Pick) -> Image.Image:
-    """Draw prompt, query, mask and the detector's anomaly map over the query, side by side. An unknown mask is grey."""
+    """Draw prompt, query, mask and the detector's anomaly map over the query, side by side. A missing mask is grey."""
     return contact_sheet([SheetRow(_tiles(gallery, pick))])
 
 
+def colour_scale() -> Image.Image:
+    """Draw the colours of all anomaly maps over grey, from 0 to twice the value that normal pictures reach."""
+    width, height = SCALE
+    ramp = np.repeat(np.linspace(0, 2, width)[None], height, axis=0)
+    return Image.fromarray(heated(np.full((height, width, 3), 160, dtype=np.uint8), ramp, 1.0))
+
+
 def caption(pick: Pick) -> str:
-    side = "anomalous" if pick.shown.label == ANOMALOUS else "normal"
-    flagged = "above" if pick.score > pick.threshold else "below"
-    judged = f"scored {pick.score:.6f}, {flagged} the threshold of best F1, {pick.threshold:.6f}"
-    return f"{pick.shown.category}: {side}, {judged} ({_short(pick.shown.image)})"
+    """Describe a picture: category, label, score, threshold and file."""
+    label = "anomalous" if pick.shown.label == ANOMALOUS else "normal"
+    side = "above" if pick.score > pick.threshold else "below"
+    judged = f"score {pick.score:.6f} {side} {pick.threshold:.6f}, the threshold of best F1"
+    return f"{pick.shown.category}: {label}, {judged} ({_short(pick.shown.image)})"
 
 
 def _short(image: str) -> str:

@@ -1,4 +1,4 @@
-"""Write report.html: one file that opens from disk without a network."""
+"""Write report.html: one self-contained page that opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from changepair.tasks.common.errors import in_general
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.texts import csv_lines, percent
-from changepair.tasks.reporting.advice import BESIDE, METRIC, Advice, advice_of, next_steps
+from changepair.tasks.reporting.advice import METRIC, SECOND_METRIC, Advice, advice_of, next_steps
 from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
-from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, strip
+from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, colour_scale, strip
+from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES, Verdict
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
-from changepair.tasks.scoring.recommendation import NEAR, Recommendation
+from changepair.tasks.scoring.recommendation import NEAR, PREFERRED, Recommendation
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow, table
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.training.log import LOG_NAME
 
-COUNTS = {"pairs by kind": "kinds.csv", "pairs by the share of the query that changed": "changed_area.csv", "draws dropped": "drops.csv"}
+COUNTS = {"Pairs by kind": "kinds.csv", "Pairs by changed share of the query": "changed_area.csv"}
+DROPPED = "drops.csv"
 VERSIONS = ("torch", "timm", "open_clip_torch", "segmentation_models_pytorch", "numpy", "scikit-image", "pillow", "opencv-python-headless")
-LISTED = 200  # rejected files and near duplicates that are named; the others are counted
-
+LISTED = 200  # rejected files and near duplicates that are listed; the others are counted
 
 METAUAS = "authors' repository of MetaUAS (arXiv 2505.09265), 5 draws of one prompt"
 
@@ -43,12 +44,15 @@ METAUAS = "authors' repository of MetaUAS (arXiv 2505.09265), 5 draws of one pro
 class Published:
     """One row of a published table. Its AUPRO follows `evaluation.convention: published`."""
 
-    layout: str  # of the dataset, a name of `changepair datasets`
+    layout: str
+    """Layout of the dataset, as `changepair datasets` lists it."""
     protocol: str
     shots: int
-    resolution: int  # pixels a side that maps and masks were compared at
+    resolution: int
+    """Pixels a side at which maps and masks were compared."""
     name: str
-    metrics: dict[str, str]  # percent, mean or mean ± std
+    metrics: dict[str, str]
+    """Percent, mean or mean ± standard deviation, by metric."""
     source: str
 
 
@@ -58,8 +62,8 @@ def _row(layout: str, resolution: int, name: str, metrics: str, source: str = ME
     return Published(layout, "class-specific", 1, resolution, name, dict(zip(METRICS, values, strict=True)), source)
 
 
-# Their class-agnostic metrics (MetaUAS*, MetaUAS*+) are not comparable: they choose a prompt among all normal training pictures of a class,
-# our class-agnostic protocol among one for each class.
+# Their class-agnostic metrics (MetaUAS*, MetaUAS*+) are not comparable. They choose a prompt among all normal training pictures of a class;
+# our class-agnostic protocol chooses among one for each class.
 PUBLISHED = (
     _row("mvtec-ad", 256, "MetaUAS, 256", "90.7±0.7 95.7±0.6 92.5±0.3 94.6±0.2 59.3±1.4 57.5±1.1 82.6±0.6"),
     _row("visa", 512, "MetaUAS, 512", "81.2±1.7 84.5±1.4 80.2±0.7 92.2±0.7 42.7±0.8 44.7±0.6 60.4±1.5"),
@@ -74,26 +78,34 @@ PUBLISHED = (
 )
 
 
-def beside(layout: str, resolution: int, protocols: Sequence[tuple[str, int]]) -> list[Published]:
-    """List the rows of a dataset layout at a resolution. protocols: the protocols and shots that were measured."""
+def published_rows(layout: str, resolution: int, protocols: Sequence[tuple[str, int]]) -> list[Published]:
+    """List the published rows of a dataset layout at a resolution. protocols: the protocols and shots that were measured."""
     return [row for row in PUBLISHED if (row.layout, row.resolution) == (layout, resolution) and (row.protocol, row.shots) in protocols]
 
 
 @dataclass(frozen=True)
 class Origin:
+    """How a report can be reproduced."""
+
     pipeline: str
-    settings: Mapping[str, Any]  # all that the evaluation depends on, by their keys in pipelines.yaml
-    layouts: Mapping[str, str]  # of each target
-    artifacts: Mapping[str, str]  # hashes by path, as DVC has them
-    versions: Mapping[str, str]  # of packages beside those that the work itself uses
+    settings: Mapping[str, Any]
+    """All settings that the evaluation depends on, by their keys in pipelines.yaml."""
+    layouts: Mapping[str, str]
+    """Dataset layout by target."""
+    artifacts: Mapping[str, str]
+    """Hashes from dvc.lock, by path."""
+    versions: Mapping[str, str]
+    """Versions of packages that run the work, in addition to VERSIONS."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The files of earlier stages that the report shows."""
 
-    pairs: Path  # the overview that the synthesize stage wrote
-    models: Sequence[Path]  # the model folders
+    pairs: Path
+    """The overview folder that the synthesize stage writes."""
+    models: Sequence[Path]
+    """Folders of the trained models."""
     inpainter: Path
     rejected: Path
     near_duplicates: Path
@@ -111,36 +123,49 @@ def write_report(
     recommendation: Recommendation,
     galleries: Sequence[Gallery],
     evaluation: EvaluationSettings,
+    scores: Mapping[str, Path] | None = None,
     trained: Collection[str] = (),
     undefined: Sequence[str] = (),
 ) -> None:
-    """Write the report: how to use the model and what to do next; metrics, curves, galleries, failures, training, and how to reproduce it.
-    trained: the detectors that were trained here. undefined: sentences on undefined metrics, of `undefined_metrics`."""
-    advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating)}
+    """Write the report: verdict and next step by target, metrics, curves, galleries, training, and how to reproduce it.
+
+    scores: the folders that the score stage wrote, by detector. Without them the trade-off is left out. trained: the detectors that were
+    trained here. undefined: sentences on undefined metrics, from `undefined_metrics`.
+    """
+    of_recommended = (scores or {}).get(recommendation.detector)
+    advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating, of_recommended)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
+    repeated = _repeated(metrics)
+    shown = [row for row in metrics if (row.target, row.detector, row.protocol) not in repeated]
+    compared = [row for row in comparisons if {(row.target, name, row.protocol) for name in (row.detector, row.other)} - repeated]
     trainings = [*((folder.name, folder) for folder in sorted(inputs.models)), ("inpainting model", inputs.inpainter)]
     logs = [(name, folder / LOG_NAME) for name, folder in trainings if (folder / LOG_NAME).is_file()]
     write_text(
         file,
         page.render(
             origin=origin,
-            columns=[(name, heading(name)) for name in METRICS],
-            metrics=_lines(metrics, over_all=True),
-            categories=_lines(metrics, over_all=False),
+            columns=[(name, heading(name)) for name in METRICS if any(row.metric == name for row in metrics)],
+            metrics=_lines(shown, over_all=True),
+            categories=_lines(shown, over_all=False),
+            repeated=sorted({target for target, _detector, _protocol in repeated}),
+            preferred=PREFERRED,
             published=_published(metrics, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             resolution=evaluation.resolution,
-            comparisons=[(row, heading(row.metric)) for row in comparisons],
-            main_comparisons=[(row, heading(row.metric)) for row in _main(comparisons)],
+            comparisons=[(row, heading(row.metric)) for row in compared],
+            main_comparisons=[(row, heading(row.metric)) for row in _main(compared)],
             steps={target: next_steps(advice, origin.pipeline, metrics, comparisons, trained) for target, advice in advised.items()},
+            limits=(percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
             near=NEAR,
             metric=heading(recommendation.choice.metric) if recommendation.choice is not None else "",
             percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
+            scale=_jpeg(colour_scale()),
             training=[_chart(*training_chart(title, log)) for title, log in logs],
-            sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png"))},
-            counts={title: _bars(inputs.pairs / name) for title, name in COUNTS.items() if (inputs.pairs / name).is_file()},
+            sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png")) if trained},
+            counts={title: bars for title, name in COUNTS.items() if trained and (bars := _bars(inputs.pairs / name))},
+            dropped=_bars(inputs.pairs / DROPPED) if trained else [],
             rejected=_listed(inputs.rejected),
             near_duplicates=_listed(inputs.near_duplicates),
             settings=json.dumps(origin.settings, indent=2, default=str),
@@ -150,6 +175,7 @@ def write_report(
 
 
 def markdown(rows: Sequence[MetricRow]) -> str:
+    """Return the metrics over all categories as a Markdown table."""
     columns = ["target", "detector", "protocol", "shots", *METRICS]
     lines = ["| " + " | ".join(heading(name) for name in columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in table(rows)]) + "\n"
@@ -157,7 +183,7 @@ def markdown(rows: Sequence[MetricRow]) -> str:
 
 @dataclass(frozen=True)
 class ListedFiles:
-    """The first lines of a CSV, how many there are, and how many of each reason."""
+    """The first lines of a CSV, the number of all lines, and their number by reason."""
 
     header: list[str]
     lines: list[list[str]]
@@ -167,23 +193,34 @@ class ListedFiles:
 
 @dataclass(frozen=True)
 class TargetPart:
+    """The sections of one target."""
+
     name: str
     advice: Advice | None
-    charts: list[tuple[str, list[tuple[str, str]]]]  # by kind, each a title and an inline picture
-    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]  # by detector and kind, each an inline picture and its caption
-    strip: str  # what the pictures of a gallery show, from left to right
+    """None if no detector is recommended."""
+    charts: list[tuple[str, list[tuple[str, str]]]]
+    """Titles and inline pictures, by kind of chart."""
+    galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
+    """Inline pictures and their captions, by detector and kind."""
+    strip: str
+    """Description of a gallery's pictures, from left to right."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return self.advice.verdict if self.advice is not None else None
 
     @property
     def first(self) -> list[tuple[str, str]]:
-        """The first found and the first missed picture in the recommended detector's gallery, each with its kind."""
-        own = self.galleries.get(self.advice.detector, {}) if self.advice else {}
-        return [(own[kind][0][0], kind) for kind in ("found", "missed") if own.get(kind)]
+        """The clearest and the most difficult defect in the recommended detector's gallery, each with its caption."""
+        kinds = self.galleries.get(self.advice.detector, {}) if self.advice else {}
+        captions = {"found": "the clearest defect", "missed": "the most difficult defect"}
+        return [(kinds[kind][0][0], words) for kind, words in captions.items() if kinds.get(kind)]
 
 
 def _versions() -> dict[str, str]:
     versions = {}
     for name in VERSIONS:
-        with suppress(PackageNotFoundError):  # a bare machine lacks some of them
+        with suppress(PackageNotFoundError):  # some are optional
             versions[name] = version(name)
     return versions
 
@@ -197,12 +234,21 @@ def _lines(rows: Sequence[MetricRow], *, over_all: bool) -> list[tuple[MetricRow
     return [(next(iter(cells.values())), cells) for cells in lines.values()]
 
 
+def _repeated(rows: Sequence[MetricRow]) -> set[tuple[str, str, str]]:
+    """List targets, detectors and protocols with the metrics of PREFERRED, as displayed. With one category, the prompts are the same."""
+    values: dict[tuple[str, str, str], set[object]] = {}
+    for row in rows:
+        numbers = row.category, row.shots, row.metric, *(f"{100 * value:.1f}" for value in (row.mean, row.std, row.low, row.high))
+        values.setdefault((row.target, row.detector, row.protocol), set()).add(numbers)
+    return {key for key, of_one in values.items() if key[2] != PREFERRED and of_one == values.get((*key[:2], PREFERRED))}
+
+
 def _main(comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """List the main comparisons: of each target its first protocol at the fewest shots, by METRIC and BESIDE."""
+    """List the main comparisons of each target: its first protocol at the fewest shots, by METRIC and SECOND_METRIC."""
     first: dict[str, str] = {}
     for row in comparisons:
         first.setdefault(row.target, row.protocol)
-    own = [row for row in comparisons if row.protocol == first[row.target] and row.metric in (METRIC, BESIDE)]
+    own = [row for row in comparisons if row.protocol == first[row.target] and row.metric in (METRIC, SECOND_METRIC)]
     shots = {target: [row.shots for row in own if row.target == target] for target in first}
     fewest = {target: min(of_target, key=lambda count: (count == 0, count), default=0) for target, of_target in shots.items()}
     return [row for row in own if row.shots == fewest[row.target]]
@@ -212,7 +258,7 @@ def _published(rows: Sequence[MetricRow], layouts: Mapping[str, str], resolution
     lines = []
     for target in dict.fromkeys(row.target for row in rows):
         measured = [(row.protocol, row.shots) for row in rows if row.target == target]
-        lines += [(target, row) for row in beside(layouts.get(target, target), resolution, measured)]
+        lines += [(target, row) for row in published_rows(layouts.get(target, target), resolution, measured)]
     return lines
 
 
@@ -230,7 +276,9 @@ def _chart(title: str, svg: bytes) -> tuple[str, str]:
 
 
 def _bars(table: Path) -> list[tuple[str, int, float]]:
-    """Read names and counts, the first two columns of a CSV, each with its share of the highest count, in percent."""
+    """Read the first two columns of a CSV, names and counts. Add each count's share of the highest, in percent."""
+    if not table.is_file():
+        return []
     rows = [(name, int(count)) for _line, (name, count, *_rest) in list(csv_lines(table))[1:]]
     most = max((count for _name, count in rows), default=0)
     return [(name, count, 100 * count / most if most else 0.0) for name, count in rows]

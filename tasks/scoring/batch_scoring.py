@@ -1,4 +1,4 @@
-"""Score a detector of a pipeline, and in the same pass over the pictures the detectors of the same encoder that are out of date."""
+"""Score a detector of a pipeline. Outdated detectors with the same encoder are scored in the same pass over the pictures."""
 
 from __future__ import annotations
 
@@ -38,24 +38,36 @@ BATCH = 8  # tiles that are encoded at once, as in tasks/prediction/predictor.py
 
 @dataclass(frozen=True)
 class ScoredDetector:
-    count: int  # number of scores
-    seconds: float  # time of one picture, with encoded prompts
+    """The result of scoring a detector."""
+
+    count: int
+    """Number of scores."""
+    seconds: float
+    """Seconds for one picture, with encoded prompts."""
     device: str
 
 
 @dataclass(frozen=True)
 class Scoring:
-    detectors: Mapping[str, Any]  # the settings of all detectors of the pipeline, by name
+    """Inputs and folders of a pipeline's scoring."""
+
+    detectors: Mapping[str, Any]
+    """Settings of all detectors of the pipeline, by name."""
     settings: EvaluationSettings
     files: TargetFiles
-    models: Path  # the folder of the detectors' model folders
-    scores: Path  # the folder of the artifacts of tasks/scoring/scores.py, one for each detector
-    checkpoints: Path  # the folder of scores in progress
+    models: Path
+    """Folder of the detectors' model folders."""
+    scores: Path
+    """Folder of the scores (tasks/scoring/scores.py), one folder for each detector."""
+    checkpoints: Path
+    """Folder of scores in progress."""
 
 
 def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] = lambda share: None) -> ScoredDetector:
-    """Write a detector's scores. Resume from what an earlier run, or `score_part`, has scored. Other detectors of the same encoder and
-    resolution that are out of date are scored in the same pass; their own call then has less to do."""
+    """Write a detector's scores, resuming the work of an earlier run or of `score_part`.
+
+    Outdated detectors with the same encoder and resolution are scored in the same pass. Their own call then finds this work done.
+    """
     device, files = best_device(), scoring.files
     contenders = _contenders(name, scoring, device)
     folder = scoring.scores / name
@@ -68,13 +80,13 @@ def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] 
 
 
 def score_part(name: str, scoring: Scoring, part: int) -> None:
-    """Score one of the parts that tasks/scoring/score.py counts, on any machine. `score_detector` finds the result."""
+    """Score one part (`count_parts` of tasks/scoring/score.py), on any machine. `score_detector` uses the result."""
     device = best_device()
     score(_contenders(name, scoring, device), scoring.files, {}, batch_size=scoring.settings.batch_size, device=device, only=part)
 
 
 def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Contender]:
-    """Load a detector, and after it those that are scored along."""
+    """Load a detector, followed by the detectors that are scored with it."""
     contenders: list[Contender] = []
     for one in _alike(name, scoring.detectors):
         digest = _digest(one, scoring)
@@ -83,10 +95,10 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
         digest = digest or MISSING  # loading it reports what is missing
         for other in (scoring.checkpoints / one).glob("*"):
             if other.name != digest:
-                shutil.rmtree(other, ignore_errors=True)  # another worker may do the same
+                shutil.rmtree(other, ignore_errors=True)  # another worker may delete it at the same time
         detector = load_detector(one, scoring.detectors, scoring.models).to(device).eval()
         if contenders and type(detector.encoder) is not type(contenders[0].detector.encoder):
-            continue  # one of them is WinCLIP's
+            continue  # one of them is WinCLIP's encoder
         own: DetectorSettings = scoring.detectors[base_of(one, scoring.detectors)]
         work = ScoresFolder(scoring.checkpoints / one / digest)
         subset = scoring.settings.subset.get(one)
@@ -95,7 +107,7 @@ def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Conte
 
 
 def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:
-    """List the detector, then the others of its encoder and resolution. A model that has its encoder's weights shares it with no other."""
+    """List the detector, then others with the same encoder and resolution. A model with its own encoder weights has no others."""
     bases: dict[str, DetectorSettings] = {one: detectors[base_of(one, detectors)] for one in detectors}
     own = bases[name].encoder, bases[name].resolution
     if own[0].weights == OF_THE_MODEL:
@@ -104,7 +116,7 @@ def _alike(name: str, detectors: Mapping[str, Any]) -> list[str]:
 
 
 def _digest(name: str, scoring: Scoring) -> str | None:
-    """Hash all that a detector's scores depend on; None if its model does not exist yet."""
+    """Hash everything that a detector's scores depend on. None if its model does not exist yet."""
     own = base_of(name, scoring.detectors)
     model = scoring.models / own / MODEL_NAME
     if DETECTORS[kind_of(scoring.detectors[own])].training is not None and not model.is_file():
@@ -123,14 +135,14 @@ def _digest(name: str, scoring: Scoring) -> str | None:
 
 
 def _digest_of(folder: Path) -> str | None:
-    """Read the hash that the scores in a folder were written with; None if there are none."""
+    """Read the hash of the scores in a folder. None without scores."""
     file = folder / ABOUT_NAME
     return str(json.loads(file.read_text(encoding="utf-8"))["digest"]) if file.is_file() else None
 
 
 @torch.inference_mode()
 def seconds_a_picture(contender: Contender, episode: Episode, sizes: Mapping[str, tuple[int, int]], device: torch.device) -> float:
-    """Time one query of an episode with all its tiles. sizes: height and width of the prompts. The detector is already on the device."""
+    """Measure the seconds for one query with all its tiles. sizes: height and width of the prompts. The detector is on the device."""
     detector, prompts = contender.detector, episode.prompts[: max(episode.shots, 1)]
     grid = grid_of(contender.tiles, [sizes[image] for image in prompts])
 
@@ -146,7 +158,7 @@ def seconds_a_picture(contender: Contender, episode: Episode, sizes: Mapping[str
         maps = []
         for place, features in enumerate(encoded(detector.encoder, tiles, BATCH)):
             scores, found = detector.conclude(features, detector.relate(features, memory[place]) if memory else [], episode.category)
-            scores.cpu()  # a GPU is waited for
+            scores.cpu()  # waits for the GPU
             maps.append(found[0].float().cpu().numpy())
         joined_maps(maps, grid, *size)
         taken.append(time.perf_counter() - start)

@@ -1,7 +1,7 @@
 """Encode the prompts of many episodes once, and compare queries with them.
 
-Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. A detector concludes once on a query
-with the same prompts, however many episodes need it: with one category, class-agnostic and class-specific episodes have the same prompts.
+Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. A detector concludes once on each query
+and set of prompts, for all episodes. With one category, class-agnostic and class-specific episodes have the same prompts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from changepair.tasks.sampling.episodes import Episode
 
 @dataclass(frozen=True)
 class Pool:
-    """One tile of every prompt of some episodes: index by path, features of the last stage, and the memory of each detector."""
+    """The encoded prompts of some episodes, for one tile of the grid."""
 
     place: dict[str, int]
-    last_stage: Tensor | None  # None if there are no prompts
+    """Index of each prompt, by path."""
+    last_stage: Tensor | None
+    """Features of the last stage, KxCxhxw. None without prompts."""
     memory: dict[str, Features]
+    """Memory of the prompts, by detector."""
 
     def places(self, episode: Episode) -> list[int]:
+        """Return the indices of an episode's prompts."""
         return [self.place[image] for image in episode.prompts]
 
 
@@ -42,7 +46,7 @@ def pools_of(
     batch_size: int,
     device: torch.device,
 ) -> list[Pool]:
-    """Encode the prompts of episodes. Return a pool for each tile of the grid. detectors: by name, with the same encoder."""
+    """Encode the prompts of episodes. Return a pool for each tile of the grid. detectors: detectors with one encoder, by name."""
     images = list(dict.fromkeys(image for episode in episodes for image in episode.prompts))
     encoder = next(iter(detectors.values())).encoder
     last: list[list[Tensor]] = [[] for _ in range(grid.tiles)]
@@ -66,12 +70,12 @@ def pools_of(
 
 
 def pictures_at_once(grid: Grid, batch_size: int) -> int:
-    """Return how many pictures have at most `batch_size` tiles; at least 1."""
+    """Return the largest number of pictures with at most `batch_size` tiles together, at least 1."""
     return max(1, batch_size // grid.tiles)
 
 
 def encoded(encoder: Encoder, tiles: Tensor, batch_size: int) -> Iterator[Features]:
-    """Encode tiles TxBx3xHxW, as many of the T at once as fit into a batch. Yield the features of the B pictures for each tile."""
+    """Encode tiles TxBx3xHxW in batches. Yield the features of the B pictures for each of the T tiles."""
     count = tiles.shape[1]
     for part in tiles.split(max(1, batch_size // count)):
         features = encoder(part.flatten(0, 1))
@@ -82,8 +86,10 @@ def encoded(encoder: Encoder, tiles: Tensor, batch_size: int) -> Iterator[Featur
 def compare(
     detector: Detector, memory: Features, queries: Features, episodes: Mapping[int, Episode], pool: Pool, start: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw. memory: the detector's
-    features of the pool. start: the index of the batch's first query in the episodes."""
+    """Compare queries with the prompts of each episode. Yield the episode's number, scores B and maps Bxhxw.
+
+    memory: the detector's memory of the pool. start: index of the batch's first query in the episodes.
+    """
     for seed in sorted({episode.seed for episode in episodes.values()}):
         of_seed = {number: episode for number, episode in episodes.items() if episode.seed == seed}
         yield from _compare_seed(detector, memory, queries, of_seed, pool, start)
@@ -131,13 +137,13 @@ def _compare_seed(
 
 
 def _category(detector: Detector, episode: Episode) -> str:
-    """Return the category that the detector is given; ANY_CATEGORY without a text encoder, so that results are shared."""
+    """Return the category for the detector. Without a text encoder it is ANY_CATEGORY, so that episodes share results."""
     named = detector.reads and episode.protocol != "class-agnostic"
     return episode.category if named else ANY_CATEGORY
 
 
 def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) -> list[int] | None:
-    """Return the index in the pool of each query's single prompt; None if the episode compares queries with several at once."""
+    """Return the pool index of each query's only prompt. None if the episode compares queries with several prompts at once."""
     places = pool.places(episode)
     if episode.own:
         return [pool.place[image] for image in episode.own[start : start + len(queries[0])]]
@@ -149,14 +155,14 @@ def _single_prompt(episode: Episode, queries: Features, pool: Pool, start: int) 
 
 
 def _several_prompts(episode: Episode, queries: Features, pool: Pool) -> Tensor | None:
-    """Return the indices in the pool of the k prompts chosen for each query, Bxk; None if all queries have the same prompts."""
+    """Return the pool indices Bxk of the k prompts chosen for each query. None if all queries have the same prompts."""
     places = pool.places(episode)
     several = episode.protocol == "class-agnostic" and not episode.own and 1 < episode.shots < len(places)
     return _chosen(places, queries, pool, episode.shots) if several else None
 
 
 def _chosen(places: Sequence[int], queries: Features, pool: Pool, count: int) -> Tensor:
-    """Return the indices, among `places`, of the pool's pictures that each query is most similar to: Bxcount."""
+    """Choose the most similar prompts for each query. Return their pool indices Bxcount, taken from `places`."""
     assert pool.last_stage is not None
     return torch.tensor(places, device=queries[-1].device)[most_similar(queries, [pool.last_stage[list(places)]], count)]
 
@@ -168,8 +174,7 @@ def _compare_pairs(
     relate: Callable[[list[int], list[int]], Features],
     category: str,
 ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """Conclude on pairs of a query and the index of its single prompt in the pool. relate: relates B queries to one prompt each, Bx1x...
-    each."""
+    """Conclude on pairs of a query and the pool index of its only prompt. relate: relates B queries to one prompt each, Bx1x..."""
     results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for start in range(0, len(pairs), len(queries[0])):
         part = pairs[start : start + len(queries[0])]
@@ -180,7 +185,10 @@ def _compare_pairs(
 
 
 def most_similar(queries: Features, pool: Features, count: int = 1) -> Tensor:
-    """Return for each query the pictures of the pool whose last-stage features, averaged over positions, have the highest cosine. queries:
-    BxCxhxw a stage; pool: KxCxhxw a stage. Indices Bxcount, the most similar first."""
+    """Find the most similar pictures of the pool for each query. Return their indices Bxcount, the most similar first.
+
+    The similarity is the cosine of last-stage features, averaged over positions. queries: BxCxhxw for each stage. pool: KxCxhxw for each
+    stage.
+    """
     of_query, of_pool = (F.normalize(features[-1].mean(dim=(-2, -1)), dim=1) for features in (queries, pool))
     return (of_query @ of_pool.mT).topk(count, dim=1).indices

@@ -1,4 +1,4 @@
-"""Decide whether a retrained model may replace the current model, from the draws of both on the same episodes."""
+"""Decide whether a retrained model may replace the current model. Both are compared on the same episodes."""
 
 from __future__ import annotations
 
@@ -16,59 +16,71 @@ from changepair.tasks.scoring.spread import Draws, difference
 
 @dataclass(frozen=True)
 class PromotionSettings:
+    """Settings of the gate and of the choice of the recommended detector."""
+
     __pydantic_config__ = STRICT
 
     metric: MetricName = "image_auroc"
-    """What is compared: the mean over targets, protocols and shots of one of the seven metrics."""
+    """Metric that is compared, one of the seven. It is averaged over targets, protocols and shots."""
     tolerance: Annotated[float, Between(0, 1)] = 0.02
-    """How much worse, as a fraction, a new model may be: it is promoted if the lower end of the 95 % interval of its metric less that of
-    the model in use is not below minus this. So one that is as good on average is kept out where the pictures cannot tell."""
+    """Allowed loss of the metric, a fraction. The gate compares new minus current: the lower end of the 95 % interval must not be below
+    minus this value. With few pictures the interval is wide, so an equally good model may be rejected."""
     automatic: bool = True
-    """Whether a model that passes becomes the current one; false to leave that to a person, with `changepair promote`."""
+    """Whether a model that passes becomes the current model; false to promote by hand with `changepair promote`."""
     detectors: tuple[str, ...] | None = None
-    """Which must pass, each by itself; those of the pipeline that are trained (all, if none is) unless some are named."""
+    """Detectors that must each pass; null for all trained detectors of the pipeline, or for all if none is trained."""
     floor: bool = True
-    """Whether the detector that the model is used by is the best of all, so that none that was trained is it if one that needs no training
-    is better; false for the best of those that were trained."""
+    """Whether untrained detectors can be recommended too; false to recommend the best trained detector, even if an untrained one is
+    better."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The detector that a pipeline uses, if none is named."""
+    """The recommended detector of a pipeline."""
 
     detector: str
-    value: float  # its metric
+    value: float
+    """Its metric, a fraction."""
     metric: str
-    beneath: tuple[tuple[str, float], ...] = ()  # trained detectors that are worse than one without training, with their metrics
+    """Name of the metric."""
+    beneath: tuple[tuple[str, float], ...] = ()
+    """Trained detectors that are worse than an untrained detector, with their metrics."""
 
     def __str__(self) -> str:
         beneath = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.beneath)
-        also = f"; trained and worse than what needs no training: {beneath}" if beneath else ""
+        also = f"; worse than an untrained detector: {beneath}" if beneath else ""
         return f"{self.detector}, {heading(self.metric)} {100 * self.value:.1f} %{also}"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One detector: the new model less the current one."""
+    """One detector: new model minus current model."""
 
     detector: str
     new: float
+    """Metric of the new model, a fraction."""
     in_use: float
+    """Metric of the current model."""
     difference: float
+    """New minus current."""
     low: float
+    """Lower end of the 95 % interval of the difference; `high` is the upper end."""
     high: float
     passes: bool
 
 
 @dataclass(frozen=True)
 class Decision:
+    """The result of the gate."""
+
     promoted: bool
     reason: str
+    """The compared metrics in one line."""
     compared: tuple[Compared, ...] = ()
 
 
 def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], metric: str, detectors: Sequence[str]) -> bool:
-    """Tell whether the draws of both are of the same episodes, for every detector that both have."""
+    """Tell whether both models were measured on the same episodes, for every detector that both have."""
     ours, theirs = (_by_detector(draws, metric, detectors) for draws in (new, in_use))
     return all(
         {key: row.episodes for key, row in ours[name].items()} == {key: row.episodes for key, row in theirs[name].items()}
@@ -77,13 +89,16 @@ def same_episodes(new: Sequence[DrawRow], in_use: Sequence[DrawRow], metric: str
 
 
 def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: PromotionSettings, detectors: Sequence[str]) -> Decision:
-    """Decide. new, in_use: draws of the same episodes. detectors: those that must pass; one that the current model lacks passes."""
+    """Decide whether the new model is promoted. new, in_use: draws on the same episodes.
+
+    detectors: detectors that must pass. A detector that the current model lacks passes.
+    """
     ours, theirs = (_by_detector(draws, settings.metric, detectors) for draws in (new, in_use))
     name = heading(settings.metric)
     missing = [detector for detector in detectors if detector not in ours]
     if missing:
         return Decision(
-            False, f"{missing[0]} has no {name} on these targets, so there is nothing to go by; choose another promotion.metric"
+            False, f"{missing[0]} has no {name} on these targets, so models cannot be compared; choose another promotion.metric"
         )
     compared = []
     for detector in detectors:
@@ -99,15 +114,18 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
         passes = estimate.low >= -settings.tolerance
         compared.append(Compared(detector, new_value, old_value, estimate.value, estimate.low, estimate.high, passes))
     failed = [item for item in compared if not item.passes]
-    reasons = "; ".join(_told(item, name) for item in failed or compared) or "the model in use has none of these detectors"
+    reasons = "; ".join(_told(item, name) for item in failed or compared) or "the current model has none of these detectors"
     limit = f"{100 * settings.tolerance:g} points"
     verdict = "it may be worse" if failed else "not worse"
     return Decision(not failed, f"{reasons}: {verdict} by more than {limit}", tuple(compared))
 
 
 def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Collection[str]) -> Choice | None:
-    """Choose the detector with the highest metric, the mean over the targets, protocols and shots that all detectors have (its own, if
-    there are none). Return None if no detector has the metric. trained: the detectors that were trained."""
+    """Choose the detector with the highest metric. Return None if no detector has the metric.
+
+    The metric is averaged over the targets, protocols and shots that all detectors have; without any, over each detector's own. trained:
+    the detectors that were trained.
+    """
     rows = _by_detector(draws, settings.metric, {row.detector for row in draws})
     if not rows:
         return None
@@ -130,7 +148,7 @@ def _told(item: Compared, name: str) -> str:
 
 
 def _by_detector(draws: Sequence[DrawRow], metric: str, detectors: Collection[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
-    """Return detector -> (target, protocol, shots) -> row, of one metric."""
+    """Group the rows of one metric: detector -> (target, protocol, shots) -> row."""
     estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
     for row in draws:
         if row.metric == metric and row.detector in detectors:

@@ -25,14 +25,16 @@ from changepair.tasks.scoring.scores import Scored, read_scored, same_queries
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.scoring.spread import Draws, coarse_metrics, image_draws, pixel_draws, resample
 
-AT_ONCE = 16  # pictures whose maps are resized together; the first of them set the levels that draws are counted on
+AT_ONCE = 16  # pictures whose maps are resized together; the first batch sets the levels that draws are counted on
 
-Resamples = Mapping[int, NDArray[np.float32]]  # resamples of the first queries, by each number of queries that a detector scores
+Resamples = Mapping[int, NDArray[np.float32]]  # resamples of the first N queries, by N
 
 
 def measure(scores: Mapping[str, Path], files: TargetFiles, settings: EvaluationSettings) -> list[Measured]:
-    """Measure every detector on every episode. Return them by target, detector and episode, each in the order given. scores: the folders
-    that the score stage wrote, by detector."""
+    """Measure every detector on every episode. Return the results sorted by target, detector and episode, in the given order.
+
+    scores: the folders that the score stage wrote, by detector.
+    """
     episodes = read_episodes(files.episodes)
     mask_of = {row.image: row.mask for row in read_pictures(files.targets)}
     scored = {detector: list(read_scored(folder)) for detector, folder in scores.items()}
@@ -59,8 +61,10 @@ def measure(scores: Mapping[str, Path], files: TargetFiles, settings: Evaluation
 def _measure_alike(
     detector: str, items: Sequence[Scored], episodes: Sequence[Episode], truths: _Truths, resamples: Resamples
 ) -> Iterator[tuple[Scored, Measured]]:
-    """Measure one detector on episodes of the same queries. The first with pixels sets the levels for the others: one with several prompts
-    if there is one, as its maps vary least."""
+    """Measure one detector on episodes with the same queries.
+
+    The first episode with pixels sets the levels for the others. Episodes with several prompts come first, because their maps vary least.
+    """
     first: PixelScores | None = None
     items = sorted(items, key=lambda item: _one_prompt(episodes[item.number]))
     with ThreadPoolExecutor() as pool:  # sorting millions of pixels releases the GIL
@@ -101,7 +105,7 @@ def _measured(
     truths: _Truths,
     resamples: Resamples,
 ) -> Measured:
-    """Measure one detector on one episode. pixels: its pixel scores, if they are collected already. like: to collect them, the levels."""
+    """Measure one detector on one episode. pixels: its pixel scores, if already collected. like: sets the levels to collect them on."""
     count = len(item.scores)
     if like is not None:
         pixels = _pixel_scores(item, truths, like)
@@ -123,7 +127,7 @@ def _measures(
     pixel_values: dict[str, float],
     counts: NDArray[np.float32],
 ) -> dict[str, Measure]:
-    """Return the metrics of as many queries as there are scores, and their draws."""
+    """Return the metrics of the scored queries, with their draws."""
     labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
     values = {name: float(value) for name, value in image_metrics(tally(scores[labels], np.sort(scores[~labels]))).items()}
     draws: dict[str, Draws] = image_draws(counts, labels, scores)
@@ -134,7 +138,7 @@ def _measures(
 
 
 class _Truths:
-    """The masks of the queries of some episodes, read once for all of them."""
+    """Read the masks of queries once for all episodes that share them."""
 
     def __init__(self, episode: Episode, mask_of: Mapping[str, str | None], settings: EvaluationSettings) -> None:
         self.files, self.labels = [mask_of[image] for image in episode.queries], episode.labels
@@ -144,7 +148,7 @@ class _Truths:
         self._read: dict[int, Truth] = {}
 
     def of(self, start: int, count: int) -> Truth:
-        """Return the truth of `count` queries from `start`, a multiple of AT_ONCE."""
+        """Return the truth of `count` queries from `start`. start: a multiple of AT_ONCE."""
         if start not in self._read:
             stop = start + AT_ONCE
             masks = [self._mask(file, label) for file, label in zip(self.files[start:stop], self.labels[start:stop], strict=True)]

@@ -1,12 +1,12 @@
 """Define the seven metrics: AUROC, AP and F1max of images and of pixels, and AUPRO.
 
-All of them follow from the same counts at each distinct score of a positive: the positives with this score, and the negatives with a higher
-or the same score (`Tally`). So only the negatives' scores are sorted, and the same code serves exact scores, histograms and, along a
-leading axis, a thousand resamples at once (tasks/scoring/spread.py).
+All metrics follow from the same counts at each distinct score of a positive (`Tally`): the positives with this score, and the negatives
+with a higher or the same score. So only the negatives' scores are sorted. Exact scores, histograms and a thousand resamples along a leading
+axis (tasks/scoring/spread.py) use the same code.
 
-AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP, F1max: as scikit-learn's average_precision_score and the best F1 of its
-precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. An undefined metric (no
-anomalous picture, no mask, no normal pixel) is left out, never NaN.
+AUROC: Fawcett, "An introduction to ROC analysis", 2006. AP equals scikit-learn's average_precision_score, F1max the best F1 of its
+precision_recall_curve. AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2. Undefined metrics (no
+anomalous picture, no mask, no normal pixel) are left out, never NaN.
 """
 
 from __future__ import annotations
@@ -21,21 +21,28 @@ MetricName = Literal["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "p
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 IMAGE_METRICS, PIXEL_METRICS = METRICS[:3], METRICS[3:]
 PRO_LIMIT = 0.3  # false positive rate that AUPRO is integrated to, and divided by
-PUBLISHED_STEPS = 200  # thresholds of the authors' AUPRO
+PUBLISHED_STEPS = 200  # thresholds of AUPRO as published
 
 Counts = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts at each of T distinct scores of positives, highest first, ...xT; leading axes are resamples. Each score is a threshold: scores
-    at or above it are anomalous."""
+    """Counts ...xT at each of T distinct scores of positives, highest first. Leading axes are resamples.
 
-    hits: Counts  # positives with this score
-    above: Counts  # negatives with a higher one
-    level: Counts  # negatives with the same one
-    negatives: Counts  # all of them, ...
-    overlap: Counts | None = None  # of pixels: what these hits add to the sum, over regions, of the share found
+    Each score is a threshold: scores at or above it are anomalous.
+    """
+
+    hits: Counts
+    """Positives with this score."""
+    above: Counts
+    """Negatives with a higher score."""
+    level: Counts
+    """Negatives with the same score."""
+    negatives: Counts
+    """All negatives, shape ..."""
+    overlap: Counts | None = None
+    """Sum of the hits' shares of their regions; pixels only."""
 
     @property
     def positives(self) -> Counts:
@@ -58,8 +65,11 @@ class Tally:
 def tally(
     positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating] | None = None, *, among: bool = False
 ) -> Tally | None:
-    """Count. positives: P scores in any order, negatives: N scores ascending, overlap: P. Return None without positives or negatives.
-    among: the positives are among the negatives too, so that they need not be separated before the sort, and are subtracted."""
+    """Count exact scores. Return None without positives or negatives.
+
+    positives: P scores in any order. negatives: N scores, ascending. overlap: P shares of regions. among: whether `negatives` includes the
+    positives, which are then subtracted; this saves separating them before the sort.
+    """
     count = len(negatives) - among * len(positives)
     if not len(positives) or not count:
         return None
@@ -80,7 +90,7 @@ def tally(
 
 
 def tally_levels(positives: Counts, negatives: Counts, overlap: Counts | None = None) -> Tally:
-    """Count histograms ...xL of the scores, lowest first. Scores in one level count as equal."""
+    """Count histograms ...xL of the scores, lowest level first. Scores in one level count as equal."""
     falling = negatives[..., ::-1]
     upto = np.cumsum(falling, -1)
     return Tally(positives[..., ::-1], upto - falling, falling, upto[..., -1], None if overlap is None else overlap[..., ::-1])
@@ -98,16 +108,16 @@ def average_precision(counts: Tally) -> Counts:
 
 
 def f1max(counts: Tally) -> Counts:
-    """Return the best F1 over thresholds. Between two scores of positives only false positives are added, so one of them is the best."""
+    """Return the best F1 over thresholds. It is at a score of a positive: lower thresholds between two such scores add false positives."""
     hits_so_far = np.cumsum(counts.hits, -1)
     return (2 * hits_so_far / (hits_so_far + counts.above + counts.level + counts.positives[..., None])).max(-1)
 
 
 def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
-    """Return the exact area under the mean overlap of regions over the false positive rate, up to `limit` and divided by it.
+    """Return AUPRO: the exact area under the mean overlap of regions, up to the false positive rate `limit`, divided by `limit`.
 
-    The curve has a point at every distinct score and is straight between them. So each pixel found adds the area under a ramp, from the
-    rate above its score to the rate at its score.
+    The curve has a point at every distinct score and is straight between points. Each found pixel adds the area under a ramp. The ramp
+    rises from the rate above its score to the rate at its score.
     """
     assert counts.overlap is not None
     before, after = counts.above / counts.negatives[..., None], counts.false_positive_rate
@@ -119,11 +129,12 @@ def aupro(counts: Tally, limit: float = PRO_LIMIT) -> Counts:
 def aupro_as_published(
     positives: NDArray[np.floating], negatives: NDArray[np.floating], overlap: NDArray[np.floating], *, among: bool = False
 ) -> float | None:
-    """Return AUPRO as most code of the field, such as MetaUAS's, computes it: at 200 equidistant thresholds of the scores' range, those
-    with a false positive rate below 0.3, rescaled between their least and greatest rate. This is not the area to 0.3: the curve before the
-    least rate is cut away, and a coarse curve is stretched.
+    """Return AUPRO as MetaUAS's code and most other code computes it.
 
-    The parameters are those of `tally`. None if fewer than two different rates are below the limit (the original divides by zero).
+    It uses 200 equidistant thresholds over the range of scores. False positive rates below 0.3 are rescaled between the lowest and the
+    highest of them. This differs from the area up to 0.3: the curve before the lowest rate is cut off, and a coarse curve is stretched.
+
+    The parameters are as in `tally`. Return None with fewer than two different rates below the limit, where the original divides by zero.
     """
     count = len(negatives) - among * len(positives)
     if not len(positives) or not count:
@@ -144,6 +155,7 @@ def aupro_as_published(
 
 
 def image_metrics(counts: Tally | None) -> dict[str, Counts]:
+    """Return the three image metrics, as fractions."""
     return {} if counts is None else dict(zip(IMAGE_METRICS, (auroc(counts), average_precision(counts), f1max(counts)), strict=True))
 
 
@@ -155,7 +167,7 @@ def pixel_metrics(counts: Tally | None) -> dict[str, Counts]:
 
 
 def histogram_metrics(positives: Counts, negatives: Counts, overlap: Counts) -> dict[str, float]:
-    """Return the pixel metrics of histograms L of the scores, as exact as their levels."""
+    """Return the pixel metrics of histograms L of the scores, accurate to one level."""
     if not positives.any() or not negatives.any():
         return {}
     return {name: float(value) for name, value in pixel_metrics(tally_levels(positives, negatives, overlap)).items()}

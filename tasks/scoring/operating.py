@@ -1,9 +1,9 @@
 """Estimate the false alarms and the misses of a threshold that normal pictures set.
 
-The normal queries of an episode are split in two, every second one of their seeded order. Each half sets a threshold (split conformal
-prediction, tasks/prediction/calibration.py) for the other half and all anomalous queries, so no picture is judged by a threshold that it
-has set. The rate of false alarms is RATE, or the lowest that so few pictures can promise. Rates are means over both halves and the seeds.
-Their 95 % intervals are those of a binomial over the pictures (Clopper and Pearson, Biometrika 1934), without the spread over seeds.
+The normal queries of an episode are split into two halves: every second one in their seeded order. Each half sets a threshold
+(tasks/prediction/calibration.py) for the other half and for all anomalous queries. So no picture is judged by a threshold that it sets. The
+false-alarm rate is RATE, or the lowest rate that the half can promise. Reported rates are means over both halves and the seeds. Their 95 %
+intervals are binomial, over the pictures (Clopper and Pearson, Biometrika 1934). They do not include the spread over seeds.
 """
 
 from __future__ import annotations
@@ -25,30 +25,36 @@ from changepair.tasks.scoring.results import ALL, read_csv_rows, write_csv_rows
 from changepair.tasks.scoring.scores import Scored
 from changepair.tasks.scoring.spread import INTERVAL
 
-RATE = 0.01  # rate of false alarms, if there are enough normal pictures
+RATE = 0.01  # target false-alarm rate, if there are enough normal pictures
 
 
 @dataclass(frozen=True)
 class OperatingRow:
-    """A row of operating.csv: pictures of a kind, and how many of them are above the threshold."""
+    """A row of operating.csv: the share of one kind of pictures that is above the threshold."""
 
     target: str
     category: str
     detector: str
     protocol: str
     shots: int
-    defect: str  # `good` for normal pictures; empty for all that are anomalous
-    rate: float  # requested rate of false alarms
-    threshold: float  # the mean over categories, seeds and halves
-    flagged: float  # fraction of the pictures: false alarms if they are normal, else found
-    low: float  # 95 % interval over pictures
+    defect: str
+    """`good` for normal pictures, empty for all anomalous pictures."""
+    rate: float
+    """Target false-alarm rate, a fraction."""
+    threshold: float
+    """Mean over categories, seeds and halves."""
+    flagged: float
+    """Fraction of the pictures above the threshold: false alarms if they are normal, otherwise found defects."""
+    low: float
+    """Lower end of the 95 % interval over pictures; `high` is the upper end."""
     high: float
     pictures: int
+    """Number of pictures of this kind."""
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """One kind of pictures of an episode, and the thresholds of its halves."""
+    """Counts of one kind of pictures in an episode, means over both thresholds."""
 
     flagged: float
     pictures: int
@@ -57,13 +63,15 @@ class _Counted:
 
 
 def kinds_of(pictures: Iterable[PictureRow]) -> dict[str, str]:
-    """Return the kind of each picture, for protocols where it is anomalous: its defect, or its category if another category is normal."""
+    """Return the kind of each picture: its defect or, if it is normal, its category, for protocols where other categories are anomalous."""
     return {row.image: row.category if row.defect == GOOD else row.defect for row in pictures}
 
 
 def operating_rows(scored: Mapping[str, Iterable[Scored]], episodes: Sequence[Episode], kinds: Mapping[str, str]) -> list[OperatingRow]:
-    """Return the rows of every detector, over all categories and of each if there are several. scored: by detector. kinds: of `kinds_of`.
-    An episode with fewer than two normal queries has none."""
+    """Return the rows of every detector, over all categories and, with several, for each.
+
+    Episodes with fewer than two normal queries are left out. scored: scores by detector. kinds: from `kinds_of`.
+    """
     counted: dict[tuple[str, str, str, int], dict[tuple[str, str], dict[int, list[_Counted]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
@@ -91,7 +99,7 @@ def read_operating(file: Path) -> list[OperatingRow]:
 
 
 def binomial_interval(count: float, of: int) -> tuple[float, float]:
-    """Return the 95 % Clopper-Pearson interval of a rate. count: may be a mean, so need not be whole. of: more than 0."""
+    """Return the 95 % Clopper-Pearson interval of count / of. count: may be a mean, so not a whole number. of: more than 0."""
     low = float(betaincinv(count, of - count + 1, INTERVAL[0])) if count > 0 else 0.0
     high = float(betaincinv(count + 1, of - count, INTERVAL[1])) if count < of else 1.0
     return low, high

@@ -1,7 +1,7 @@
 """Collect the pixel scores of an episode and its anomalous pixels, batch by batch.
 
-Exact metrics need every pixel's score: four bytes each, and temporarily some tens of bytes for each anomalous pixel. An episode whose
-scores would exceed HELD_SCORES is counted into a histogram of 65,536 levels instead.
+Exact metrics need every pixel's score, four bytes each. They temporarily need some tens of bytes for each anomalous pixel. If the scores of
+an episode exceed HELD_SCORES, a histogram of 65,536 levels replaces them.
 """
 
 from __future__ import annotations
@@ -19,28 +19,34 @@ from changepair.tasks.scoring.settings import Convention
 
 HELD_SCORES = 2**30  # bytes: 4,096 pictures at 256x256
 FINE = 2**16  # levels of the histogram, from 0 to 1
-COARSE = 256  # levels of each picture's counts, which resamples of pictures are computed from
-EVEN = 0.1  # share of the coarse levels spread evenly, for scores that the first batch lacks
+COARSE = 256  # levels of each picture's counts; the bootstrap uses these counts
+EVEN = 0.1  # share of the coarse levels that are spread evenly, for scores that the first batch lacks
 
 Maps = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The anomalous pixels of B pictures of HxW. An anomalous picture without a mask is unknown: its pixels do not count."""
+    """The anomalous pixels of B pictures of HxW."""
 
-    known: NDArray[np.bool_]  # B
-    pixels: int  # of each picture
-    anomalous: NDArray[np.intp]  # indices of the P anomalous pixels among all BxHxW
-    overlap: NDArray[np.float64]  # P: one over the pixels of its region, a connected component (8 neighbours) of one mask
+    known: NDArray[np.bool_]
+    """Whether each picture's pixels count, B. They do not if it is anomalous and has no mask."""
+    pixels: int
+    """Pixels of each picture."""
+    anomalous: NDArray[np.intp]
+    """Indices of the P anomalous pixels among all BxHxW."""
+    overlap: NDArray[np.float64]
+    """One over the number of pixels in its region, for each anomalous pixel: P. A region is a connected component of a mask, with 8
+    neighbours."""
 
     def first(self, count: int) -> Truth:
+        """Return the truth of the first pictures."""
         until = np.searchsorted(self.anomalous, count * self.pixels)
         return Truth(self.known[:count], self.pixels, self.anomalous[:until], self.overlap[:until])
 
 
 def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
-    """Find the anomalous pixels. masks: B of HxW, None for an anomalous picture without a mask."""
+    """Find the anomalous pixels. masks: B masks HxW, None for an anomalous picture without a mask."""
     places, overlaps = [np.zeros(0, dtype=np.intp)], [np.zeros(0)]
     for index, mask in enumerate(masks):
         if mask is not None and mask.any():
@@ -53,12 +59,16 @@ def truth_of(masks: Sequence[Mask | None], shape: tuple[int, int]) -> Truth:
 
 
 class PixelScores:
-    """The scores of `pixels` pixels. `add` them, then call `metrics` once. like: another episode of the same detector, whose coarse levels
-    are used here too; without it, they follow from the first batch."""
+    """Collect pixel scores with `add`, then call `metrics` once."""
 
     def __init__(self, pixels: int, *, exact: bool, like: PixelScores | None = None) -> None:
+        """Reserve memory.
+
+        pixels: number of pixels in total. exact: whether to keep every score. like: another episode of the same detector with the same
+        coarse levels; None sets the levels from the first batch.
+        """
         self.exact = exact
-        self._scores = np.empty(pixels if exact else 0, dtype=np.float32)  # memory is taken as it is filled
+        self._scores = np.empty(pixels if exact else 0, dtype=np.float32)  # uses memory only as it is filled
         self._filled = 0
         self._anomalous: list[Maps] = []
         self._overlap: list[NDArray[np.float64]] = []
@@ -86,10 +96,11 @@ class PixelScores:
             self._histograms += np.stack([hits, everything - hits, np.bincount(places, truth.overlap, minlength=FINE)])
 
     def metrics(self, convention: Convention) -> dict[str, float]:
+        """Return the pixel metrics, as fractions. convention: how AUPRO is computed."""
         if not self.exact:
             return histogram_metrics(*self._histograms)
         everything = self._scores[: self._filled]
-        everything.sort()  # in place: a second copy would double what is held
+        everything.sort()  # in place, because a copy would double the memory
         anomalous, overlap = np.concatenate(self._anomalous), np.concatenate(self._overlap)
         metrics = {name: float(value) for name, value in pixel_metrics(tally(anomalous, everything, overlap, among=True)).items()}
         if convention == "published" and metrics:
@@ -99,12 +110,12 @@ class PixelScores:
         return metrics
 
     def by_picture(self) -> NDArray[np.float32]:
-        """Return 3xNxCOARSE: each picture's anomalous pixels, normal pixels and shares of regions, by level of score."""
+        """Return the counts of each picture by level, 3xNxCOARSE: anomalous pixels, normal pixels and shares of regions."""
         return np.concatenate(self._by_picture, axis=1)
 
 
 def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
-    """Count 3xBxCOARSE: anomalous pixels, normal pixels and shares of regions of each picture by level. level: BxHxW."""
+    """Count each picture's anomalous pixels, normal pixels and shares of regions by level: 3xBxCOARSE. level: BxHxW."""
     everything = np.stack([cv2.calcHist([picture], [0], None, [COARSE], [0, COARSE]).ravel() for picture in level])
     everything[~truth.known] = 0
     places = level.ravel()[truth.anomalous] + truth.anomalous // level[0].size * COARSE
@@ -115,7 +126,7 @@ def _by_picture(level: NDArray[np.uint8], truth: Truth) -> NDArray[np.float32]:
 
 
 def _levels(fine: NDArray[np.uint16], truth: Truth) -> NDArray[np.uint8]:
-    """Return the coarse level of each fine one, so that the normal and the anomalous pixels spread evenly over the levels."""
+    """Return the coarse level of each fine level. Normal and anomalous pixels spread evenly over the coarse levels."""
     mass = np.full(FINE, EVEN / FINE)
     everything = np.bincount(fine[truth.known].ravel(), minlength=FINE)
     hits = np.bincount(fine.ravel()[truth.anomalous], minlength=FINE)

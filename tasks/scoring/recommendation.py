@@ -1,10 +1,10 @@
-"""Decide which detector, prompts and threshold a pipeline's model uses.
+"""Recommend a detector, prompts and thresholds for a pipeline's model.
 
-`choose` selects the detector on the pictures that all detectors scored. The number of prompts is decided for each target, as targets may
-differ in protocols and shots: the fewest whose metric is within NEAR of the best on that target. For each category the prompts are those of
-the first seed's episode. The normal test pictures of the same episode set the threshold, so prompts, scores and threshold match.
+`choose` selects the detector, on the pictures that all detectors scored. Each target has its own number of prompts, because targets may
+differ in protocols and shots. It is the lowest number with a metric within NEAR of the best on that target. Each category has the prompts
+of the first seed's episode. The normal test pictures of the same episode set the threshold, so prompts, scores and threshold match.
 
-The decision is stored in data/evaluation/<pipeline>/decision.json. The model in use keeps a copy.
+The recommendation is stored in data/evaluation/<pipeline>/decision.json. The current model keeps a copy.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from changepair.tasks.scoring.operating import RATE, binomial_interval
 from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.scores import Scored
 
-NEAR = 0.01  # largest loss of the metric, a fraction, for which fewer prompts are preferred
-PREFERRED = "class-specific"  # preferred protocol, because users prompt with pictures of the part that they check
+NEAR = 0.01  # largest loss of the metric, a fraction, at which fewer prompts are preferred
+PREFERRED = "class-specific"  # preferred protocol, because users prompt with pictures of the part that they inspect
 
 
 @dataclass(frozen=True)
 class Prompt:
-    image: str  # its path, as in the manifest
+    """A picture that prompts the detector."""
+
+    image: str
+    """Path, as in the manifest."""
     sha256: str
 
 
@@ -48,15 +51,22 @@ class Use:
     target: str
     category: str
     protocol: str
-    shots: int  # number of prompts for each category
+    shots: int
+    """Number of prompts for each category."""
     seed: int
-    value: float | None  # the metric of the target at these shots, a fraction; None where it is undefined
+    value: float | None
+    """Metric of the target at these shots, a fraction. None if it is undefined."""
     prompts: tuple[Prompt, ...]
-    threshold: Threshold | None  # set from the normal test pictures of the episode, for RATE or the lowest rate that they can promise
-    intensity: Intensity  # the ranges that the target's pictures of more than 8 bits were scaled by
-    anomalous: int  # number of anomalous test pictures in the episode
-    found: int  # number of them above the threshold
-    reason: str = ""  # why there is no threshold; empty if there is one
+    threshold: Threshold | None
+    """Threshold from the normal test pictures of the episode. Its rate is RATE, or the lowest rate that they can promise."""
+    intensity: Intensity
+    """Ranges that the target's pictures of more than 8 bits were scaled by."""
+    anomalous: int
+    """Number of anomalous test pictures in the episode."""
+    found: int
+    """Number of anomalous test pictures above the threshold."""
+    reason: str = ""
+    """Why there is no threshold. Empty if there is one."""
 
     @property
     def name(self) -> str:
@@ -64,7 +74,7 @@ class Use:
 
     @property
     def word(self) -> str | None:
-        """The category that the detector was given in evaluation; None for none."""
+        """The category that the detector was given in evaluation. None for the class-agnostic protocol."""
         return None if self.protocol == "class-agnostic" else self.category
 
 
@@ -72,20 +82,25 @@ class Use:
 class Recommendation:
     """The content of decision.json."""
 
-    detector: str  # empty if no metric says which of several detectors is the best
+    detector: str
+    """The recommended detector. Empty if the metric of several detectors is undefined."""
     choice: Choice | None
-    """Why this detector was chosen. None if its metric is undefined and it is the only one."""
-    uses: tuple[Use, ...]  # in the order of the targets and their categories
+    """Why this detector was chosen. None if the metric is undefined."""
+    uses: tuple[Use, ...]
+    """Uses in the order of the targets and their categories."""
 
     def __str__(self) -> str:
         return str(self.choice) if self.choice is not None else self.detector
 
     def of(self, target: str) -> list[Use]:
+        """List the uses of a target."""
         return [use for use in self.uses if use.target == target]
 
     def find(self, name: str | None) -> Use | None:
-        """Find the use with a name: <target>/<category>, or a category or target that has only one use. None stands for the only use.
-        Returns None if no use or several match."""
+        """Find a use by name. Return None unless exactly one use matches.
+
+        name: <target>/<category>, or a category or a target with only one use; None for the only use.
+        """
         exact = [use for use in self.uses if name in (None, use.name)]
         found = exact or [use for use in self.uses if name in (use.category, use.target)]
         return found[0] if len(found) == 1 else None
@@ -122,7 +137,7 @@ def _thresholds(uses: Sequence[Use]) -> str:
 
 
 def rates_of(thresholds: Sequence[Threshold]) -> str:
-    """Format the lowest and the highest rate of false alarms, in percent."""
+    """Format the lowest and the highest target false-alarm rate, in percent."""
     rates = sorted({percent(threshold.false_alarms) for threshold in thresholds}, key=float)
     return rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
 
@@ -136,10 +151,11 @@ def recommend(
     trained: Collection[str],
     intensities: Mapping[str, Intensity] | None = None,
 ) -> Recommendation:
-    """Decide which detector, prompts and threshold to use on each category. Raises BadInput if the file of a prompt is missing.
+    """Recommend a detector, and prompts and a threshold for each category.
 
-    draws: the metrics of each detector. shared: the metrics on the pictures that all detectors scored, to compare them by. scored: the
-    scores of `episodes`, by detector. trained: the detectors that were trained. intensities: of each target with more than 8 bits.
+    draws: metrics of each detector. shared: metrics on the pictures that all detectors scored; they select the detector. scored: scores on
+    `episodes`, by detector. trained: detectors that were trained. intensities: ranges of each target with more than 8 bits. Raises BadInput
+    if the file of a prompt is missing.
     """
     choice = choose(shared, settings, trained)
     if choice is None and len(scored) > 1:
@@ -158,7 +174,7 @@ def recommend(
 
 
 def _uses(own: Sequence[tuple[Episode, Scored]], values: Mapping[tuple[str, str, int], float], intensity: Intensity) -> list[Use]:
-    """Decide for one target. own: its episodes with the detector's scores, in the order of the episodes."""
+    """Decide for one target. own: its episodes in order, with the detector's scores."""
     target = own[0][0].target
     protocols = [episode.protocol for episode, _item in own]
     protocol = PREFERRED if PREFERRED in protocols else protocols[0]
@@ -166,7 +182,7 @@ def _uses(own: Sequence[tuple[Episode, Scored]], values: Mapping[tuple[str, str,
     counts = sorted({episode.shots for episode, _item in own})
     measured = {count: values[target, protocol, count] for count in counts if (target, protocol, count) in values}
     near = [count for count, value in measured.items() if value >= max(measured.values()) - NEAR]
-    shots = min(near, default=counts[-1])  # where no metric says that fewer are enough, the most
+    shots = min(near, default=counts[-1])  # without a metric, the most prompts
     first: dict[str, tuple[Episode, Scored]] = {}
     for episode, item in own:
         if episode.shots == shots:
@@ -179,7 +195,7 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
     anomalous = [score for score, label in zip(item.scores.tolist(), labels, strict=True) if label == ANOMALOUS]
     about = (episode.target, episode.category, episode.protocol, episode.shots, episode.seed, value)
     if episode.own or (episode.protocol == "class-agnostic" and len(episode.prompts) > episode.shots):
-        reason = "each picture has its own prompts here, so no single set of prompts has these scores; also evaluate class-specific"
+        reason = "each picture has its own prompts here, so no single set of prompts gives these scores; also evaluate class-specific"
         return Use(*about, (), None, intensity, len(anomalous), 0, reason)
     prompts = tuple(Prompt(image, _hash_of(image)) for image in episode.prompts)
     normal = [score for score, label in zip(item.scores.tolist(), labels, strict=True) if label != ANOMALOUS]
@@ -190,7 +206,7 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
 
 
 def found_of(uses: Sequence[Use]) -> tuple[int, int, float, float] | None:
-    """Return the number of anomalous pictures found and their total, over uses with a threshold, and the 95 % interval of the share."""
+    """Count the anomalous pictures that uses with a threshold find. Return found, total and the 95 % interval of the share."""
     known = [use for use in uses if use.threshold is not None]
     found, anomalous = sum(use.found for use in known), sum(use.anomalous for use in known)
     return (found, anomalous, *binomial_interval(found, anomalous)) if anomalous else None
@@ -200,9 +216,9 @@ def _hash_of(image: str) -> str:
     try:
         return sha256(place_of(image))
     except FileNotFoundError as error:
-        raise BadInput(f"{image}: this prompt does not exist; get it with `dvc checkout` or `dvc pull`") from error
+        raise BadInput(f"{image}: this prompt does not exist; run `dvc checkout` or `dvc pull`") from error
 
 
 def write_recommendation(file: Path, recommendation: Recommendation) -> None:
-    """Write decision.json. The same recommendation gives the same bytes."""
+    """Write decision.json. Equal recommendations give equal bytes."""
     write_text(file, json.dumps(asdict(recommendation), indent=1, sort_keys=True) + "\n")

@@ -1,10 +1,12 @@
-"""Define the files of an evaluation: their columns, and how metrics of episodes are combined.
+"""Define the files of an evaluation, and combine the metrics of episodes.
 
-data/evaluation/<pipeline>/
-  metrics.json      {target: {detector: {metric: mean}}}, of the first protocol at the fewest shots: what DVC compares
-  metrics.csv       one row a target, category (empty: over all), detector, protocol, shots and metric
-  comparisons.csv   one row a pair of detectors, measured on the same pictures
-  draws.parquet     the bootstrap draws behind metrics.csv, which a later model is held against
+    data/evaluation/<pipeline>/
+      metrics.json      {target: {detector: {metric: mean}}}, of the first protocol at the fewest shots: DVC compares these
+      metrics.csv       one row for each target, category (empty: over all), detector, protocol, shots and metric
+      comparisons.csv   one row for each pair of detectors, measured on the same pictures
+      draws.parquet     the bootstrap draws behind metrics.csv, which later models are compared with
+
+Metrics are fractions.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 MADE_BY = "metrics"
 METRICS_NAME, TABLE_NAME, COMPARISONS_NAME = "metrics.json", "metrics.csv", "comparisons.csv"
 DRAWS_NAME, DECISION_NAME, OPERATING_NAME, CURVES_NAME = "draws.parquet", "decision.json", "operating.csv", "curves"
-HEADLINES = ("image_auroc", "pixel_aupro")  # the metrics in metrics.json
-ALL = ""  # the category of a row that is over all categories
+HEADLINES = ("image_auroc", "pixel_aupro")  # metrics in metrics.json
+ALL = ""  # category of a row over all categories
 Row = TypeVar("Row")
 
 
@@ -48,43 +50,54 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measured:
-    """One detector on one episode. An undefined metric is absent."""
+    """The metrics of one detector on one episode. An undefined metric is absent."""
 
     detector: str
     episode: Episode
     queries: int
+    """Number of queries that the detector scored."""
     metrics: dict[str, Measure]
-    shared: dict[str, Measure]  # the same on the queries that every detector scored, to compare detectors by
+    shared: dict[str, Measure]
+    """Metrics on the queries that every detector scored. They compare detectors."""
     shared_queries: int
-    levels: NDArray[np.float64] | None = None  # 3xL: anomalous pixels, normal pixels and shares of regions, by level of score; for curves
+    levels: NDArray[np.float64] | None = None
+    """Anomalous pixels, normal pixels and shares of regions by level of score, 3xL, for curves."""
 
 
 @dataclass(frozen=True)
 class MetricRow:
+    """A row of metrics.csv."""
+
     target: str
     category: str
     detector: str
     protocol: str
     shots: int
     metric: str
-    mean: float  # over seeds, of the mean over categories; a fraction
-    std: float  # over seeds, of the population
-    low: float  # 95 % interval over pictures
+    mean: float
+    """Mean over seeds of the mean over categories, a fraction."""
+    std: float
+    """Standard deviation over seeds, of the population."""
+    low: float
+    """Lower end of the 95 % interval over pictures; `high` is the upper end."""
     high: float
     seeds: int
-    queries: int  # pictures scored, of all categories
-    categories: int = 1  # number of categories in the mean: those with the metric
-    of_categories: int = 1  # number of all categories
+    queries: int
+    """Number of scored pictures, over all categories."""
+    categories: int = 1
+    """Number of categories in the mean: those with the metric."""
+    of_categories: int = 1
+    """Number of all categories."""
 
     @property
     def over(self) -> str:
-        """Over how many categories the mean is; empty if over all."""
+        """Describe a mean over some of the categories. Empty for a mean over all."""
         return "" if self.categories == self.of_categories else f"{self.categories} of {self.of_categories} categories"
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A row of comparisons.csv: `detector` less `other`, on the pictures both scored."""
+    """A row of comparisons.csv: `detector` minus `other`, on the pictures that both scored."""
 
     target: str
     protocol: str
@@ -93,28 +106,32 @@ class ComparisonRow:
     detector: str
     other: str
     difference: float
-    low: float  # 95 % interval over pictures, paired
+    """Difference of the metric, a fraction."""
+    low: float
+    """Lower end of the paired 95 % interval over pictures; `high` is the upper end."""
     high: float
     p: float
+    """Two-sided p-value of the paired bootstrap."""
     queries: int
+    """Number of pictures."""
 
 
 @dataclass(frozen=True)
 class DrawRow:
-    """A row of draws.parquet: a metric over all categories and seeds, and its value in each bootstrap draw."""
+    """A row of draws.parquet: a metric over all categories and seeds, with its bootstrap draws."""
 
     target: str
     detector: str
     protocol: str
     shots: Int32
     metric: str
-    episodes: str  # fingerprint: see _fingerprint
+    episodes: str  # hash of the episodes: see _fingerprint
     value: float
     draws: Annotated[tuple[float, ...], pa.list_(pa.float32(), DRAWS)]
 
 
 def metric_rows(measured: Sequence[Measured]) -> list[MetricRow]:
-    """Return the metrics over all categories, and of each if there are several."""
+    """Return the metrics over all categories and, with several, for each."""
     rows = []
     for (target, detector, protocol, shots), items in _grouped(measured).items():
         categories = list(dict.fromkeys(item.episode.category for item in items))
@@ -155,7 +172,7 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
 
 
 def draw_rows(measured: Sequence[Measured], *, shared: bool = False) -> list[DrawRow]:
-    """Return the metrics over all categories and seeds. shared: without draws, on the pictures that every detector scored."""
+    """Return the metrics over all categories and seeds. shared: only the pictures that every detector scored, without draws."""
     rows = []
     for about, items in _grouped(measured).items():
         episodes = "" if shared else _fingerprint(items)
@@ -168,7 +185,7 @@ def draw_rows(measured: Sequence[Measured], *, shared: bool = False) -> list[Dra
 
 
 def headline(rows: Sequence[MetricRow], protocols: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return {target: {detector: {metric: mean}}} of the target's first protocol, at the fewest shots (0 only if there is no other)."""
+    """Return {target: {detector: {metric: mean}}} for the target's first protocol, at the fewest shots. 0 shots count last."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for target in dict.fromkeys(row.target for row in rows):
         overall = [row for row in rows if row.target == target and row.category == ALL]
@@ -182,7 +199,7 @@ def headline(rows: Sequence[MetricRow], protocols: Sequence[str]) -> dict[str, d
 
 
 def table(rows: Sequence[MetricRow]) -> list[dict[str, str]]:
-    """Format the metrics over all categories: a row for each target, detector, protocol and shots; percent, mean ± std over seeds."""
+    """Format the metrics over all categories in percent, as mean ± std over seeds. Each target, detector, protocol and shots is a row."""
     lines: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for row in rows:
         if row.category == ALL:
@@ -194,6 +211,8 @@ def table(rows: Sequence[MetricRow]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Results:
+    """The tables of an evaluation."""
+
     rows: list[MetricRow]
     comparisons: list[ComparisonRow]
     draws: list[DrawRow]
@@ -202,7 +221,7 @@ class Results:
 
 
 def results_of(measured: Sequence[Measured], protocols: Sequence[str]) -> Results:
-    """Return the tables. protocols: in the order of the settings; metrics.json is of the first."""
+    """Return the tables. protocols: in the order of the settings; metrics.json has the first."""
     rows = metric_rows(measured)
     return Results(rows, comparison_rows(measured), draw_rows(measured), draw_rows(measured, shared=True), headline(rows, protocols))
 
@@ -227,12 +246,12 @@ def read_draws(file: Path) -> list[DrawRow]:
 
 
 def write_csv_rows(file: Path, kind: type[Row], rows: Sequence[Row]) -> None:
-    """Write dataclasses as a CSV; its columns are their fields."""
+    """Write dataclasses as a CSV. Its columns are their fields."""
     write_csv(file, [field.name for field in fields(cast(Any, kind))], [astuple(cast(Any, row)) for row in rows])
 
 
 def read_csv_rows(file: Path, kind: type[Row]) -> list[Row]:
-    """Read what `write_csv_rows` wrote. Fields are text, whole numbers and numbers."""
+    """Read a CSV that `write_csv_rows` wrote. Fields are str, int or float."""
     kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
     types = {field.name: kinds[str(field.type)] for field in fields(cast(Any, kind))}
     rows = []
@@ -240,7 +259,7 @@ def read_csv_rows(file: Path, kind: type[Row]) -> list[Row]:
         try:
             rows.append(kind(*(read(row[name]) for name, read in types.items())))
         except ValueError as error:
-            raise BadInput(f"{file}: line {line}: {error}; it was edited or cut off, so run the {MADE_BY} stage again") from error
+            raise BadInput(f"{file}: line {line}: {error}; the file is damaged, so rerun the {MADE_BY} stage") from error
     return rows
 
 
@@ -253,7 +272,7 @@ def _grouped(measured: Sequence[Measured]) -> dict[tuple[str, str, str, int], li
 
 
 def _by_seed(items: Sequence[Measured], metric: str, *, shared: bool = False) -> list[Measure]:
-    """Return the metric of each seed: the mean over the categories that have it."""
+    """Return the metric of each seed, the mean over the categories that have it."""
     seeds: dict[int, list[Measure]] = defaultdict(list)
     for item in items:
         measure = (item.shared if shared else item.metrics).get(metric)
@@ -268,6 +287,6 @@ def _mean(measures: Sequence[Measure]) -> Measure:
 
 
 def _fingerprint(items: Sequence[Measured]) -> str:
-    """Hash the episodes that a metric was measured on: equal hashes mean the same pictures and the same prompts."""
+    """Hash the episodes that a metric was measured on. Equal hashes mean equal pictures and prompts."""
     named = sorted(repr((item.queries, *astuple(item.episode))) for item in items)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]

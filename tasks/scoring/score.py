@@ -1,7 +1,7 @@
 """Score the queries of a pipeline, episode by episode.
 
-A picture is encoded once for all seeds and shots, and for all detectors that share the encoder and are scored together. Pictures are cut as
-`Predictor` cuts them. The detector's setting and the episode's prompts determine the grid. Each tile is compared with the same tile of the
+A picture is encoded once for all seeds and shots. Detectors with the same encoder share this work if they are scored together. Pictures are
+cut as in `Predictor`: the detector's setting and the episode's prompts determine the grid. Each tile is compared with the same tile of the
 prompts. The score of the picture is the highest score of its tiles.
 """
 
@@ -29,22 +29,27 @@ from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import Pool, compare, encoded, pictures_at_once, pools_of
 from changepair.tasks.scoring.scores import Group, Maps, ScoresFolder, same_queries
 
-CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would be coarser than the map of a single tile
+CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would otherwise be coarser than a single tile's map
 MOST_CELLS = 1024  # largest number of cells a side of a stored map
 STEP = round(1 / OVERLAP)
-"""The cells a side of a tile are a multiple of this, so the tiles of a stored map overlap by whole cells, as in the picture."""
+"""Divisor of the cells a side of a tile, so that the tiles of a stored map overlap by whole cells."""
 
 
 @dataclass(frozen=True)
 class Contender:
+    """A detector to score."""
+
     name: str
     detector: Detector
     resolution: int
-    queries: int | None  # number of queries of each category, the first ones; None for all
+    """Pixels a side that the detector sees."""
+    queries: int | None
+    """Number of queries of each category that it scores, the first ones; None for all."""
     work: ScoresFolder
+    """Scores in progress."""
     resize: Resize = "squash"
     tiles: Tiles = AUTO
-    """How its pictures are cut. With the sizes of an episode's prompts it determines the grid."""
+    """How pictures are cut. Together with the sizes of an episode's prompts, it determines the grid."""
 
 
 def score(
@@ -57,11 +62,11 @@ def score(
     only: int | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, int]:
-    """Score contenders of one encoder and one resolution on every episode. Write the artifact of each one that has a folder, and return the
-    number of its scores. The work of the others stays for a later call, which finds nothing to score.
+    """Score detectors with one encoder and one resolution on every episode. Return the number of scores of each that has a folder.
 
-    only: the part to score, of `count_parts`; None for all. report: called with the share of the work that is done. Raises BadInput if a
-    score is not a number, Stopped if SIGTERM came.
+    folders: where to write scores, by detector. Other detectors keep their work for a later call. only: the number of the part to score
+    (`count_parts`); None for all parts. report: receives the share of the work that is done. Raises BadInput if a score is not a number,
+    and Stopped after SIGTERM.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
     pictures = read_pictures(files.targets)
@@ -85,7 +90,7 @@ def score(
 
 
 def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set[str]) -> list[Group]:
-    """Group the episodes that a detector can score: some need prompts. Every detector has the same groups, some of them empty."""
+    """Group the episodes that a detector can score; some detectors need prompts. All detectors have the same groups, some empty."""
     able = {number for number, episode in episodes.items() if episode.prompts or not contender.detector.needs_prompts}
     shown = shown_episodes({number: episode for number, episode in episodes.items() if number in able})
     groups = []
@@ -99,7 +104,7 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
 
 
 def count_parts(files: TargetFiles) -> int:
-    """Return the number of parts of the work. The episodes of the same queries, those of a category, are one part."""
+    """Return the number of parts of the work. All episodes of a category, with the same queries, are one part."""
     return len(same_queries(dict(enumerate(read_episodes(files.episodes)))))
 
 
@@ -111,7 +116,7 @@ def _score_group(
     device: torch.device,
     report: Callable[[float], None],
 ) -> None:
-    """Score the queries that are not scored yet, batch by batch. Each query is read once, and cut by the grid of each episode."""
+    """Score the remaining queries batch by batch. Each query is read once, and cut by the grid of each episode."""
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
@@ -129,7 +134,7 @@ def _score_group(
     title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
         stop = min(start + step, last)
-        # A detector may have fewer queries, and a killed run with another batch size may have scored some of the batch.
+        # A detector may have fewer queries. A killed run with another batch size may have scored a part of the batch.
         todo = [(one, group) for one, group in waiting if one.work.done(group) < min(stop, group.queries)]
         needed = [cut for cut in cuts if any(contender.name in cut.episodes for contender, _group in todo)]
         images = some.queries[start:stop]
@@ -144,8 +149,10 @@ class Cut:
     """Episodes whose pictures are cut by the same grid."""
 
     grid: Grid
-    episodes: Mapping[str, Mapping[int, Episode]]  # episodes by detector, and by row in the episodes' table
-    pools: Sequence[Pool]  # pools of their prompts, one for each tile
+    episodes: Mapping[str, Mapping[int, Episode]]
+    """Episodes by detector, and by row in the episodes' table."""
+    pools: Sequence[Pool]
+    """Encoded prompts, one pool for each tile."""
 
 
 def _by_grid(waiting: Sequence[tuple[Contender, Group]], sizes: Mapping[str, tuple[int, int]]) -> dict[Grid, dict[str, dict[int, Episode]]]:
@@ -167,8 +174,10 @@ def _score_batch(
     sizes: Sequence[tuple[int, int]],
     batch_size: int,
 ) -> None:
-    """Score a batch of B queries from `start` tile by tile, and add the results to each detector's work. tiles: TxBx3xHxW in [0, 1]. sizes:
-    height and width of each picture, in pixels."""
+    """Score a batch of B queries from `start`, tile by tile. Add the results to each detector's work.
+
+    tiles: TxBx3xHxW in [0, 1], by grid. sizes: height and width of each picture, in pixels.
+    """
     todo = []
     for contender, group in waiting:
         part = slice(contender.work.done(group) - start, min(len(images), group.queries - start))
@@ -191,15 +200,15 @@ def _refuse_nan(name: str, images: Sequence[str], scores: Tensor, maps: Tensor) 
     wrong = torch.nonzero(~torch.isfinite(scores + maps.sum((1, 2)))).flatten().tolist()
     if wrong:
         raise BadInput(
-            f"{name}: its score of {images[wrong[0]]} is not a number; train it again, with a lower learning_rate if its loss rose"
+            f"{name}: the score of {images[wrong[0]]} is not a number; retrain {name}, with a lower learning_rate if its loss rose"
         )
 
 
 class TileResults:
-    """Collects the scores and maps of a batch of pictures, tile by tile, for each episode."""
+    """Collect the scores and maps of a batch of pictures, tile by tile, for each episode."""
 
     def __init__(self) -> None:
-        self.scores: dict[int, NDArray[np.float32]] = {}  # by episode, the highest score of the tiles so far: B
+        self.scores: dict[int, NDArray[np.float32]] = {}  # highest score of the tiles so far, B, by episode
         self._tiles: dict[int, tuple[Grid, list[Maps]]] = {}
 
     def add(self, number: int, grid: Grid, scores: Tensor, maps: Tensor | None) -> None:
@@ -210,14 +219,14 @@ class TileResults:
             self._tiles.setdefault(number, (grid, []))[1].append(maps.float().cpu().numpy())
 
     def maps(self) -> dict[int, Maps]:
-        """Return the joined maps by episode: BxHxW, of the same size for all episodes."""
+        """Return the joined maps BxHxW by episode. All have the same size."""
         whole = {number: stored_map(tiles, grid) for number, (grid, tiles) in self._tiles.items()}
         size = [max((maps.shape[axis] for maps in whole.values()), default=0) for axis in (1, 2)]
         return {number: resized_maps(maps, size) for number, maps in whole.items()}
 
 
 def stored_map(tiles: Sequence[Maps], grid: Grid) -> Maps:
-    """Join the maps Bxhxw of a grid's tiles to maps BxHxW. A whole picture's map is returned unchanged."""
+    """Join the maps Bxhxw of a grid's tiles to maps BxHxW. The map of a whole picture stays unchanged."""
     if grid == WHOLE:
         return tiles[0]
     sides = []

@@ -1,10 +1,10 @@
-"""Store the scores of one detector: the score stage writes them; metrics, galleries and the gate read them.
+"""Store the scores of one detector. The score stage writes them; metrics, galleries and the gate read them.
 
-data/scores/<pipeline>/<detector>/
-  scores.parquet   one row an image score (SCORES)
-  maps/<n>.npy     anomaly maps Mxhxw in [0, 1], float32, on the detector's own grid, which scores.parquet points into
+    data/scores/<pipeline>/<detector>/
+      scores.parquet   one row for each image score (SCORES)
+      maps/<n>.npy     anomaly maps Mxhxw in [0, 1], float32, on the detector's grid; scores.parquet has their rows
 
-Maps are kept of every query that has a mask, and of the queries of the one episode of each category that galleries show.
+Maps are kept for every query with a mask, and for the queries that galleries show (one episode of each category).
 """
 
 from __future__ import annotations
@@ -48,14 +48,17 @@ Maps = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scored:
-    """One detector on one episode: image scores Q of its first Q queries, and their maps Qxhxw if they were kept."""
+    """The scores of one detector on one episode."""
 
-    number: int  # the episode's row in the episodes' table
+    number: int
+    """Row of the episode in the episodes' table."""
     scores: NDArray[np.float32]
+    """Image scores of the first Q queries."""
     maps: Maps | None
+    """Anomaly maps Qxhxw of these queries. None if they were not kept."""
 
     def maxima(self, labels: Sequence[int]) -> list[float]:
-        """Return the maximum of each normal picture's map; [] if maps were not kept. labels: of the queries."""
+        """Return the maximum of each normal picture's map; [] without maps. labels: labels of the queries."""
         if self.maps is None:
             return []
         return [float(map_.max()) for map_, label in zip(self.maps, labels, strict=False) if label != ANOMALOUS]
@@ -63,16 +66,19 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes that compare the same queries with different prompts, and are scored together."""
+    """Episodes with the same queries and different prompts. They are scored together."""
 
     number: int
-    episodes: dict[int, Episode]  # by row in the episodes' table
-    queries: int  # number of the queries that the detector scores, the first ones
-    kept: tuple[int, ...]  # rows of the episodes whose maps are kept
+    episodes: dict[int, Episode]
+    """Episodes by row in the episodes' table."""
+    queries: int
+    """Number of queries that the detector scores, the first ones."""
+    kept: tuple[int, ...]
+    """Rows of the episodes whose maps are kept."""
 
 
 def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
-    """Group episodes, by number, that compare the same queries with different prompts."""
+    """Group episodes, by number, with the same queries and different prompts."""
     groups: dict[object, dict[int, Episode]] = {}
     for number, episode in episodes.items():
         groups.setdefault((episode.target, episode.category, episode.queries, episode.labels), {})[number] = episode
@@ -80,17 +86,18 @@ def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
 
 
 class ScoresFolder:
-    """The scores of a detector in progress, on disk. After a kill, what was added is not scored again."""
+    """Keep the scores of a detector in progress, on disk. After a kill, added queries are not scored again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def done(self, group: Group) -> int:
+        """Return the number of queries of a group that are scored."""
         file = self._file(group, "json")
         return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
 
     def add(self, group: Group, start: int, scores: Mapping[int, NDArray[np.float32]], maps: Mapping[int, Maps]) -> None:
-        """Add, by episode, scores B and maps Bxhxw of the queries from `start` on. Only the maps of `group.kept` are stored."""
+        """Add scores B and maps Bxhxw of the queries from `start` on, by episode. Only the maps of `group.kept` are stored."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stop = start + len(next(iter(scores.values())))
         all_scores = self._array(group, "scores.npy", (len(group.episodes), group.queries))
@@ -105,7 +112,7 @@ class ScoresFolder:
         write_text(self._file(group, "json"), json.dumps(stop))
 
     def finish(self, groups: Sequence[Group], detector: str, folder: Path) -> int:
-        """Write the artifact that the head of this module describes. Return the number of scores."""
+        """Write the folder of this module's docstring, and delete the work in progress. Return the number of scores."""
         tables = [SCORES.empty_table()]
         with made_anew(folder) as partial:
             (partial / MAPS_NAME).mkdir()
@@ -143,14 +150,15 @@ def _rows(group: Group, place: int, number: int, detector: str, scores: NDArray[
 
 
 def read_scores(folder: Path) -> pa.Table:
+    """Read the table of a detector's scores."""
     return read_table(folder / SCORES_NAME, SCORES, MADE_BY)
 
 
 def read_scored(folder: Path) -> Iterator[Scored]:
-    """Yield episode by episode, in their order. Maps are mapped from disk."""
+    """Yield the scores of each episode, in order. Maps are memory-mapped from disk."""
     table = read_scores(folder)
     numbers = table["episode"].to_numpy()
-    starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # an episode's rows stand together
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))  # an episode's rows are adjacent
     stops = np.append(starts[1:], len(numbers))
     for place in np.argsort(numbers[starts]).tolist():
         rows = table.slice(starts[place], stops[place] - starts[place])

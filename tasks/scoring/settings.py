@@ -1,4 +1,4 @@
-"""Defines how detectors are evaluated, as pipelines.yaml asks for it."""
+"""Define the evaluation settings in pipelines.yaml."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ Convention = Literal["exact", "published"]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
+    """Settings of scoring, metrics and galleries."""
+
     __pydantic_config__ = STRICT
 
     batch_size: Annotated[int, Between(1, None)] = 32
-    """Queries scored at once. Scores at different batch sizes agree within 5e-6."""
+    """Number of queries scored at once. Scores at different batch sizes agree within 5e-6."""
     resolution: Annotated[int, Between(32, 2048)] = 256
-    """Pixels a side that anomaly maps and masks are compared at."""
+    """Pixels a side at which anomaly maps and masks are compared."""
     subset: dict[str, Queries] = field(default_factory=dict)
-    """For a slow detector, how many queries of each category it scores: the first of the episodes' seeded order."""
+    """Number of queries of each category that a slow detector scores, by detector: the first in the episodes' seeded order."""
     shown: Annotated[int, Between(0, None)] = 6
-    """Pictures of each category in the overlays, and in each detector's galleries of what it missed, its false alarms, what was borderline,
-    and what it found."""
+    """Number of pictures of each category in the overlays, and of each kind in a detector's gallery (missed, false alarms, borderline,
+    found)."""
     convention: Convention = "exact"
-    """How AUPRO is taken: `exact`, the area to a false positive rate of 0.3 divided by 0.3; or as `published` metrics are, at 200
-    thresholds with the rate rescaled between the least and the greatest below 0.3, to stand beside those. With `published`, masks are
-    resized as MetaUAS's authors do, too: bilinear, and anything above 0 counts. With `exact`, a pixel is anomalous if any mask pixel that
-    it covers is, so no region vanishes."""
+    """How AUPRO is computed. `exact` is the area up to a false positive rate of 0.3, divided by 0.3. `published` follows most published
+    tables: 200 thresholds, with the rates below 0.3 rescaled. `published` also resizes masks as MetaUAS's authors do: bilinear, and every
+    value above 0 counts. With `exact`, a pixel is anomalous if it covers an anomalous pixel of the mask, so no region vanishes."""

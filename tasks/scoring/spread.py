@@ -1,9 +1,9 @@
 """Estimate the interval of a metric by bootstrap over the pictures that it was measured on.
 
-Normal and anomalous pictures are drawn with replacement, each in their number, DRAWS times. The 2.5 and 97.5 % quantiles of the metric over
-the draws are its 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). The draws depend on the names
-of the pictures alone, not on their folder. So all detectors, seeds, shots and models on the same pictures have the same draws, and their
-differences, draw by draw, are a paired test. The interval does not include the spread over prompts: the standard deviation over seeds.
+Each of DRAWS draws takes as many normal and anomalous pictures as there are, with replacement. The 2.5 and 97.5 % quantiles of the metric
+are its 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). The draws depend only on the names of
+the pictures, not on their folder. So all detectors, seeds, shots and models have the same draws on the same pictures. Their differences,
+draw by draw, are a paired test. The interval does not include the spread over prompts, which is the standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Draws = NDArray[np.float32]  # DRAWS values of a metric; NaN where it is undefin
 
 
 def resample(images: Sequence[str], labels: Sequence[int], *of: str) -> NDArray[np.float32]:
-    """Draw DRAWSxN: how often each picture is in each draw. of: the target and the category of the pictures, for the seed."""
+    """Return how often each of N pictures is in each draw, DRAWSxN. of: target and category of the pictures; they seed the draws."""
     counts = np.zeros((DRAWS, len(images)), dtype=np.float32)
     names = _names(images)
     for label in sorted(set(labels)):
@@ -35,7 +35,7 @@ def resample(images: Sequence[str], labels: Sequence[int], *of: str) -> NDArray[
 
 
 def _names(images: Sequence[str]) -> list[str]:
-    """Return the paths of pictures in the folder that holds them all."""
+    """Return the paths of pictures relative to their common folder."""
     parts = [image.split("/") for image in images]
     levels = min(map(len, parts)) - 1
     common = next((level for level in range(levels) if len({part[level] for part in parts}) > 1), levels)
@@ -43,12 +43,12 @@ def _names(images: Sequence[str]) -> list[str]:
 
 
 def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> dict[str, Draws]:
-    """Return the image metrics of every draw. counts: DRAWSxN of `resample`; labels, scores: N."""
+    """Return the image metrics of every draw. counts: DRAWSxN from `resample`. labels, scores: N."""
     if not labels.any() or labels.all():
         return {}
     positives, negatives = (np.flatnonzero(wanted)[np.argsort(-scores[wanted])] for wanted in (labels, ~labels))
     falling = scores[positives]
-    starts = np.append(0, np.flatnonzero(np.diff(falling)) + 1)  # of each distinct score of a positive
+    starts = np.append(0, np.flatnonzero(np.diff(falling)) + 1)  # first place of each distinct score of a positive
     hits = counts[:, positives]
     if len(starts) < len(positives):
         hits = np.add.reduceat(hits, starts, axis=1)
@@ -59,8 +59,11 @@ def image_draws(counts: NDArray[np.float32], labels: NDArray[np.bool_], scores: 
 
 
 def pixel_draws(counts: NDArray[np.float32], by_picture: NDArray[np.float32], exact: dict[str, float]) -> dict[str, Draws]:
-    """Return the pixel metrics of every draw. by_picture: 3xNxL of PixelScores.by_picture; exact: the metrics of all pictures. The levels
-    are coarse, so only the distance of a draw's metric from that of all pictures on those levels is used."""
+    """Return the pixel metrics of every draw.
+
+    The levels are coarse. So each draw uses only the distance between its metric and the metric of all pictures on these levels.
+    by_picture: 3xNxL from PixelScores.by_picture. exact: the metrics of all pictures.
+    """
     middle = coarse_metrics(by_picture)
     if not middle:
         return {}
@@ -90,12 +93,14 @@ class Difference:
 
     value: float
     low: float
+    """Lower end of the 95 % interval; `high` is the upper end."""
     high: float
-    p: float  # probability of such a difference by chance: two-sided, at least 2 / (DRAWS + 1)
+    p: float
+    """Two-sided p-value, at least 2 / (DRAWS + 1)."""
 
 
 def difference(value: float, draws: Draws) -> Difference | None:
-    """Return a difference with its interval. draws: of the difference, draw by draw. None if no draw has it."""
+    """Return a difference with its interval. draws: the difference in each draw. None if no draw has it."""
     known = draws[np.isfinite(draws)]
     ends = interval(known)
     if ends is None:

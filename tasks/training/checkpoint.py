@@ -1,4 +1,4 @@
-"""Save checkpoints that a training resumes from."""
+"""Save and restore training checkpoints."""
 
 from __future__ import annotations
 
@@ -25,19 +25,25 @@ NAME = "checkpoint.pt"
 
 @dataclass
 class Progress:
+    """How far a training has come."""
+
     step: int = 0
-    losses: list[float] = field(default_factory=list)  # since the last log line
+    """Number of steps taken."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of each step since the last log line."""
     log: list[LogLine] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)  # model of the epoch with the lowest held-out loss; {} for none yet
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the epoch with the lowest held-out loss. Empty before the first epoch ends."""
 
 
 def name_of(inputs: Mapping[str, Any], module: str) -> str:
-    """Return a hash of the inputs and the code of a training, by which it recognises its own checkpoint."""
+    """Return a hash of a training's inputs and code. A training only resumes from a checkpoint with its hash."""
     text = json.dumps({"inputs": inputs, "code": code_of(module).digest}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, progress: Progress) -> None:
+    """Write the checkpoint. name: the hash from `name_of`."""
     state = {
         "fingerprint": name,
         "trained": trained_state(model),
@@ -53,15 +59,15 @@ def save(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedu
 
 
 def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Progress:
-    """Restore the last checkpoint of the training called `name`; start anew if there is none."""
+    """Restore the last checkpoint with this name. Return an empty progress if there is none."""
     file = folder / NAME
     if not file.is_file():
         return Progress()
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         theirs = state["fingerprint"]
-    except Exception as error:  # a decoder may raise anything on a file that the disk has damaged
-        warnings.warn(f"{file}: damaged ({type(error).__name__}), so the training starts anew", stacklevel=2)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        warnings.warn(f"{file}: damaged ({type(error).__name__}); the training starts from the beginning", stacklevel=2)
         return Progress()
     if theirs != name:
         return Progress()
@@ -72,5 +78,6 @@ def resume(folder: Path, name: str, model: nn.Module, optimizer: Optimizer, sche
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's tensors by name, without those of frozen encoders."""
     frozen = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FrozenEncoder))
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(frozen)}

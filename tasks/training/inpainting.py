@@ -1,4 +1,4 @@
-"""Train the small inpainting model on a pipeline's photographs: it learns to fill holes that are cut into squares of them."""
+"""Train the small inpainting model on a pipeline's photographs. It learns to fill holes in square crops."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from changepair.tasks.training.step import Batch
 
 SCHEDULE = TrainingSettings(epochs=1, weight_decay=1e-4, largest_gradient=1.0, average=0.995, log_every=50, checkpoint_every=500)
 WARM_UP = 50  # steps
-HUBER = 0.5  # units of the residual from which an error counts linearly: what nothing around foretells must not blur the rest
+HUBER = 0.5  # error, in units of the residual, above which the loss is linear, so that unpredictable content does not blur the rest
 
 
 class InpainterTask:
-    """Predict the residuals of holes. The running mean of the weights is kept."""
+    """Train on the residuals of holes. The result is the running mean of the weights."""
 
     name = "inpainter"
 
     def __init__(self, pipeline: Any, settings: InpainterSettings, images: Sequence[str], moments: int) -> None:
-        """pipeline: a CropInpaintPipeline. moments: of the diffusion."""
+        """Set up the task. pipeline: a CropInpaintPipeline. moments: number of diffusion time steps."""
         self.pipeline, self.settings = pipeline, settings
         self.model = pipeline.unet.to(memory_format=torch.channels_last)
         self.steps = _Steps(settings, images, moments)
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """List the steps of the only epoch. The number of a step determines its batch."""
+        """List the steps of the only epoch. A step's number determines its batch."""
         return [[step] for step in range(self.settings.steps)]
 
     def examples(self, epoch: int) -> Dataset[Any]:
@@ -68,14 +68,14 @@ class InpainterTask:
         return None
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """Write folder/pipeline in the format of diffusers."""
+        """Write folder/pipeline in diffusers' format."""
         self.pipeline.unet.load_state_dict(model.state_dict())
         with made_anew(folder / PIPELINE_NAME) as partial:
             self.pipeline.save_pretrained(partial, safe_serialization=True)
 
 
 class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """The batch of each step: pictures Bx3xHxW in [-1, 1], masks Bx1xHxW, noise and moments of the diffusion."""
+    """Draw the batch of each step: pictures Bx3xHxW in [-1, 1], masks Bx1xHxW, noise, and diffusion time steps."""
 
     def __init__(self, settings: InpainterSettings, images: Sequence[str], moments: int) -> None:
         self.settings, self.moments = settings, moments
@@ -96,7 +96,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 def train_inpainter(
     settings: InpainterSettings, sources: Path, *, places: TrainingFolders, report: Callable[[float], None] = lambda share: None
 ) -> Trained:
-    """Train on the photographs that the table `sources` names. See tasks/training/loop.py::fit."""
+    """Train on the photographs in the table `sources`. See tasks/training/loop.py::fit."""
     from changepair.tasks.inpainting.crop_pipeline import TRAINED_STEPS, new_pipeline
 
     set_seed(settings.seed)

@@ -1,4 +1,4 @@
-"""Write the training log, a CSV that DVC plots. It holds no times, so equal trainings write equal logs. It imports no torch."""
+"""Write the training log, a CSV that DVC plots. The log has no times, so equal trainings write equal logs. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ LOG_NAME = "training_log.csv"
 
 @dataclass(frozen=True)
 class LogLine:
+    """A row of the training log."""
+
     step: int
+    """Number of steps taken."""
     epoch: int
-    loss: float  # mean over the steps since the previous line
+    """Epoch of the step, from 0."""
+    loss: float
+    """Mean loss over the steps since the previous row."""
     learning_rate: float
-    held_out_loss: float | None = None  # at the end of an epoch
+    held_out_loss: float | None = None
+    """Mean loss over the held-out examples. Measured only at the end of an epoch."""
 
 
 def write_log(folder: Path, lines: list[LogLine]) -> None:

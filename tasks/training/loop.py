@@ -1,4 +1,4 @@
-"""Train any task on any device. A killed training resumes from its checkpoint and ends with the same bytes."""
+"""Train any task on any device. A killed training resumes from its checkpoint and writes the same bytes."""
 
 from __future__ import annotations
 
@@ -32,46 +32,58 @@ from changepair.tasks.training.settings import TrainingSettings
 from changepair.tasks.training.step import Batch, Step, compiled, pays, share_statistics
 from changepair.tasks.training.tracking import Tracking, tracked
 
-PEAK, FIRST = 0.3, 1 / 25  # of one-cycle: the share of steps at which the learning rate peaks, and its first share of the peak
+PEAK, FIRST = 0.3, 1 / 25  # one-cycle: share of the steps at which the learning rate peaks, and its initial share of the peak
 
 
 class Task(Protocol):
-    """What learns, from which examples, by which loss, and what is kept."""
+    """Define a training: its model, examples and loss, and the files that it writes."""
 
     name: str
     model: nn.Module
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """List the places of each batch's examples. They depend on the seed and the epoch alone, so that an epoch can be resumed."""
+        """List the indices of each batch's examples. They depend only on the seed and the epoch, so an epoch can be resumed."""
         ...
 
-    def examples(self, epoch: int) -> Dataset[Any]: ...
+    def examples(self, epoch: int) -> Dataset[Any]:
+        """Return the examples that the indices select."""
+        ...
 
     def example(self, place: int) -> str:
         """Name an example in error messages."""
         ...
 
-    def collate(self, examples: list[Any]) -> Batch: ...
-
-    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor: ...
-
-    def held_out(self) -> Dataset[Any] | None:
-        """Return the examples that are never trained on and measured after every epoch; None if there are none."""
+    def collate(self, examples: list[Any]) -> Batch:
+        """Join examples to a batch."""
         ...
 
-    def save(self, folder: Path, model: nn.Module) -> None: ...
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """Return the mean loss of a batch."""
+        ...
+
+    def held_out(self) -> Dataset[Any] | None:
+        """Return the held-out examples, whose loss is measured after every epoch; None without them."""
+        ...
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write the trained model to a folder."""
+        ...
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a detector learns from."""
+    """The training data of a detector."""
 
-    path: Path  # the folder of change pairs, or the table of labelled pictures: the training's settings say which
-    augmentation: AugmentationSettings = AugmentationSettings()  # the change of appearance that pairs were made with
+    path: Path
+    """Folder of change pairs, or table of labelled pictures. The training's settings determine which."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    """Change of appearance that the pairs were made with."""
 
 
 @dataclass(frozen=True)
 class TrainingFolders:
+    """Folders that a training writes, and its trackers."""
+
     model_folder: Path
     checkpoints: Path
     tracking: Tracking = Tracking()
@@ -79,20 +91,28 @@ class TrainingFolders:
 
 @dataclass(frozen=True)
 class Trained:
+    """The result of a training."""
+
     steps: int
-    loss: float  # mean of the last log line
-    held_out_loss: float | None  # of the model that is kept
-    epoch: int  # whose model is kept, counted from 0
-    parts: int  # that each batch was split into, for lack of memory
+    """Number of steps taken."""
+    loss: float
+    """Loss in the last row of the log."""
+    held_out_loss: float | None
+    """Held-out loss of the saved model."""
+    epoch: int
+    """Epoch of the saved model, from 0."""
+    parts: int
+    """Number of parts that each batch was split into because of short memory."""
 
 
 def accelerator_for(precision: Literal["auto", "no", "bf16", "fp16"]) -> Accelerator:
-    AcceleratorState._reset_state()  # a process has one, in one precision; an earlier training may have used another
+    """Return an accelerator for a precision, as in `TrainingSettings.precision`."""
+    AcceleratorState._reset_state()  # a process has one state with one precision; an earlier training may have used another
     if precision == "auto":
         precision = "bf16" if computes_bf16(best_device()) else "no"
-    # No buffers are sent at each step: those of the encoder never change, and statistics are of the whole batch in every process.
+    # Buffers need no broadcast: those of the encoder never change, and every process has the statistics of the whole batch.
     alike = DistributedDataParallelKwargs(broadcast_buffers=False)
-    # Without cpu=True, accelerate takes several processes on a CPU for separate trainings.
+    # Without cpu=True, accelerate treats several processes on a CPU as separate trainings.
     return Accelerator(mixed_precision=precision, cpu=best_device().type == "cpu", kwargs_handlers=[alike])
 
 
@@ -102,12 +122,12 @@ def constant(step: int, steps: int, *, warm_up: float = 0.0) -> float:
 
 
 def cosine(step: int, steps: int, *, warm_up: float = 0.0) -> float:
-    """Fall from 1 to 0 (Loshchilov and Hutter, ICLR 2017, without restarts), after a rise over a share of the steps."""
+    """Fall from 1 to 0 as a cosine (Loshchilov and Hutter, ICLR 2017, without restarts), times a rise over a share of the steps."""
     return constant(step, steps, warm_up=warm_up) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def one_cycle(step: int, steps: int, *, warm_up: float = 0.0) -> float:
-    """Rise from FIRST to 1 over PEAK of the steps, then fall to 0, both as cosines (Smith and Topin, 2018, as in PyTorch)."""
+    """Rise from FIRST to 1 over PEAK of the steps, then fall to 0. Both parts are cosines, as in PyTorch (Smith and Topin, 2018)."""
     share = min(step / steps, 1.0)
     if share < PEAK:
         return constant(step, steps, warm_up=warm_up) * (FIRST + (1 - FIRST) * 0.5 * (1 - math.cos(math.pi * share / PEAK)))
@@ -127,11 +147,12 @@ def fit(
     report: Callable[[float], None],
     factor: Callable[[int, int], float] | None = None,
 ) -> Trained:
-    """Train. Write what the task saves, and training_log.csv, to the model folder.
+    """Train a task. Write its model and training_log.csv to the model folder.
 
-    inputs: all that the training depends on besides its code; a checkpoint of other inputs is discarded. report: receives the share of the
-    steps done, 0..1. factor: of the learning rate at a step, of so many; None for that of the settings. Raises BadInput if there is not one
-    whole batch, or a step fails (tasks/training/step.py); Stopped if SIGTERM came.
+    inputs: everything that the training depends on, except its code. A checkpoint with other inputs is discarded. workers: processes that
+    read examples. report: receives the share of the steps that is done, 0 to 1. factor: returns the factor of the learning rate from a step
+    and the number of steps; None follows the settings. Raises BadInput without a full batch, or if a step fails (tasks/training/step.py).
+    Raises Stopped after SIGTERM.
     """
     accelerator = accelerator_for(settings.precision)
     _check(task, settings, accelerator.num_processes)
@@ -166,17 +187,16 @@ def _check(task: Task, settings: TrainingSettings, processes: int) -> None:
     size = len(task.batches(0)[0])
     if size % processes:
         raise BadInput(
-            f"training.{task.name}: a batch of {size} cannot be shared by {processes} processes; give a batch_size that they "
-            "divide, or other execution.processes"
+            f"training.{task.name}.batch_size: {size} is not divisible by {processes} processes; change it, or change execution.processes"
         )
     if (settings.keep == "best" or settings.patience) and task.held_out() is None:
         raise BadInput(
-            f"training.{task.name}: keep: best and patience need held-out examples, and there are none; raise held_out, or leave them out"
+            f"training.{task.name}: keep: best and patience need held-out examples, but there are none; raise held_out, or remove them"
         )
 
 
 class _Training:
-    """A training in progress: the network, its optimizer and schedule, and the steps that `fit` arranges."""
+    """Hold the state of a training: network, optimizer, schedule and progress. `fit` calls its steps."""
 
     def __init__(
         self,
@@ -211,7 +231,7 @@ class _Training:
         return self.progress.step % self.steps_per_epoch == 0
 
     def rest_of_epoch(self, workers: int) -> Iterator[Batch]:
-        """Yield this process's share of each batch of the current epoch that is still to be taken, on the device."""
+        """Yield this process's share of each remaining batch of the epoch, on the device."""
         epoch, done = divmod(self.progress.step, self.steps_per_epoch)
         device, process, processes = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         readers = workers if device.type != "cpu" else 0
@@ -227,7 +247,7 @@ class _Training:
             yield tuple(part.to(device, non_blocking=True) for part in batch)
 
     def take(self, batch: Batch) -> bool:
-        """Learn from a batch. Return whether a process was asked to stop."""
+        """Take one step. Return whether a process was asked to stop."""
         epoch, place = divmod(self.progress.step, self.steps_per_epoch)
         loss, asked = self.step.take(
             batch, self.progress.step + 1, lambda: [self.task.example(example) for example in self.task.batches(epoch)[place]]
@@ -239,7 +259,7 @@ class _Training:
         return asked
 
     def log(self) -> LogLine:
-        """Add a line to the log, with the held-out loss at the end of an epoch; remember the best epoch's model."""
+        """Add a row to the log, at the end of an epoch with the held-out loss. Keep the best epoch's weights."""
         progress = self.progress
         held_out_loss = self._held_out_loss() if self.epoch_ends else None
         mean, rate = sum(progress.losses) / len(progress.losses), float(self.scheduler.get_last_lr()[0])
@@ -251,7 +271,7 @@ class _Training:
 
     @torch.no_grad()
     def _held_out_loss(self) -> float | None:
-        """Return the mean loss over the held-out examples; None if there are none."""
+        """Return the mean loss over the held-out examples; None without them."""
         examples, model = self.task.held_out(), self.kept.model
         if examples is None:
             return None
@@ -271,7 +291,7 @@ class _Training:
             checkpoint.save(self.places.checkpoints, self.name, self.kept, self.optimizer, self.scheduler, self.progress)
 
     def finish(self) -> Trained:
-        """Save the model that is kept and the log, and delete the checkpoints."""
+        """Save the model and the log, and delete the checkpoints."""
         progress, last = self.progress, self.progress.log[-1]
         if progress.best:
             self.kept.model.load_state_dict(progress.best, strict=False)
@@ -284,14 +304,14 @@ class _Training:
 
 
 class _Kept(nn.Module):
-    """The model that a training keeps: the network or, with `average`, the running mean of its weights and buffers."""
+    """Keep the model that is saved: the network or, with `average`, the running mean of its weights and buffers."""
 
     def __init__(self, network: nn.Module, average: float) -> None:
         super().__init__()
         self.network = network
         self.averaged: AveragedModel | None = None
         if average:
-            # The buffers too: statistics of batches are those of other weights otherwise.
+            # Buffers are averaged too; otherwise the batch statistics would belong to other weights.
             self.averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True)
 
     @property

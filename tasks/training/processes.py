@@ -1,7 +1,7 @@
-"""Train with several processes of this machine that share each step, one a GPU or on its cores. PyTorch's elastic launcher starts them:
-when one is lost all begin anew from the last checkpoint.
+"""Train with several processes of this machine that share each step, one for each GPU or on the CPU's cores.
 
-The launcher is this module, and it runs this module once for each process (`--work`). They share a folder with the job and its result.
+PyTorch's elastic launcher starts the processes. If one dies, all restart from the last checkpoint. This module is the launcher, and it
+runs this module once for each process (`--work`). They share a folder with the job and its result.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from changepair.tasks.training.loop import Examples, Trained, TrainingFolders
 JOB_NAME, SHARE_NAME, REFUSED_NAME, TRAINED_NAME = "job.pickle", "share", "refused", "trained.json"
 RESTARTS = 3
 POLL = 0.5  # seconds
-GRACE = 20.0  # seconds that the launcher has to end by itself when all is done
+GRACE = 20.0  # seconds that the launcher may take to exit after the training
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training, as its processes receive it."""
+    """Describe a training to its processes."""
 
     module: str
     detector: Any
@@ -45,13 +45,15 @@ class Job:
 
 
 def count_of(wanted: int | str) -> int:
-    """Return the number of processes that `execution.processes` means on this machine: `auto` is one a GPU."""
+    """Return the number of processes for `execution.processes` on this machine. `auto` is one for each GPU."""
     return max(1, torch.cuda.device_count()) if wanted == "auto" else int(wanted)
 
 
 def train(job: Job, processes: int | str, report: Callable[[float], None] = lambda share: None) -> Trained:
-    """Train, in this process if it is the only one. processes: of `count_of`. Raises BadInput and Stopped as `fit`; RuntimeError if a
-    process died too often."""
+    """Train with several processes or, for one, in this process. processes: as in `count_of`.
+
+    Raises BadInput and Stopped as `fit` does, and RuntimeError if a process dies more than RESTARTS times.
+    """
     count = count_of(processes)
     if count == 1:
         return _run(job, report)
@@ -98,21 +100,21 @@ def _outcome(folder: Path, job: Job) -> Trained:
     if (folder / REFUSED_NAME).is_file():
         raise BadInput((folder / REFUSED_NAME).read_text(encoding="utf-8"))
     stopping.check(f"train {job.places.model_folder.name}, with several processes")
-    raise RuntimeError(f"one of the processes of a training died {RESTARTS + 1} times; its last output stands above")
+    raise RuntimeError(f"a training process died {RESTARTS + 1} times; see its output above")
 
 
 def launch(processes: int, folder: Path) -> None:
-    """Start the processes, and all of them again when one is lost."""
+    """Start the processes. Restart all of them if one dies."""
     from torch.distributed.run import main as launcher
 
     stopping.die_with_parent()
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else those begun anew read where the ones before them listened
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # otherwise restarted processes read the address of their predecessors
     launcher(
         [
             f"--nproc-per-node={processes}",
             f"--max-restarts={RESTARTS}",
             "--rdzv-backend=c10d",
-            # The launcher unpickles its state: it lies in a file of the user, as everyone could write to a port.
+            # The launcher unpickles its state, so it is in a file of the user: anyone could write to a port.
             f"--rdzv-endpoint={folder}/rendezvous",
             "--rdzv-conf=store_type=file",
             "--local-addr=localhost",
@@ -127,7 +129,7 @@ def launch(processes: int, folder: Path) -> None:
 def work(folder: Path) -> None:
     """Run one of the processes."""
     stopping.die_with_parent()
-    if (folder / REFUSED_NAME).is_file():  # begun anew because another has refused
+    if (folder / REFUSED_NAME).is_file():  # restarted because another process refused
         return
     job: Job = pickle.loads((folder / JOB_NAME).read_bytes())
     first = os.environ["RANK"] == "0"
@@ -141,7 +143,7 @@ def work(folder: Path) -> None:
             trained = _run(job, report)
     except BadInput as error:
         write_text(folder / REFUSED_NAME, str(error))
-        return  # no failure: the launcher would try it three times more
+        return  # not a failure, because the launcher would retry it
     except stopping.Stopped:
         sys.exit(stopping.EXIT_CODE)
     if first:

@@ -1,5 +1,7 @@
-"""Train a detector that segments a query against its prompt, on change pairs: pixel-wise binary cross-entropy, AdamW (MetaUAS, arXiv
-2505.09265, section 4.1)."""
+"""Train a detector that segments a query against its prompt, on change pairs.
+
+The loss is pixel-wise binary cross-entropy, the optimizer AdamW (MetaUAS, arXiv 2505.09265, section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from changepair.tasks.training.task import PairTask, train_on_pairs
 
 
 class SegmentationTask(PairTask):
+    """Train on change pairs with pixel-wise binary cross-entropy."""
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         query, prompt, mask = batch
         return F.binary_cross_entropy_with_logits(model(query, prompt).float(), mask)

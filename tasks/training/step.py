@@ -1,4 +1,4 @@
-"""Take one step of a training: in parts if memory is short; or refuse it and store what is needed to see why."""
+"""Take one training step, in parts if memory is short. If a step fails, store its batch and weights for inspection."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ Batch = tuple[Tensor, ...]
 Loss = Callable[[Callable[..., Any], Batch], Tensor]
 
 FAILED_NAME = "failed.pt"
-EXPLODED = 1e4  # factor above the median norm of the last REMEMBERED gradients from which one has exploded
+EXPLODED = 1e4  # factor above the median norm of the last REMEMBERED gradients that counts as exploded
 REMEMBERED = 100
 PAYS_FROM = 2000  # steps
 SHOWN = 8  # examples that an error names
 
 
 class Step:
+    """Compute the loss and gradients of a batch, and update the weights."""
+
     def __init__(
         self,
         name: str,
@@ -45,26 +47,29 @@ class Step:
         largest_gradient: float | None,
         folder: Path,
     ) -> None:
-        """name: of the task. model: as prepared by accelerate. largest_gradient: norm that gradients are clipped to. folder: for
-        FAILED_NAME."""
+        """Set up the step.
+
+        name: the task's name. model: prepared by accelerate. largest_gradient: norm that gradients are clipped to. folder: receives
+        FAILED_NAME.
+        """
         self.name, self.loss, self.model, self.folder = name, loss, model, folder
         self.optimizer, self.accelerator = optimizer, accelerator
         self.largest = float("inf") if largest_gradient is None else largest_gradient
         self.weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
-        self.parts = 1  # of each batch; doubled whenever memory does not suffice
+        self.parts = 1  # number of parts of each batch; doubled when memory is short
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
     def take(self, batch: Batch, number: int, examples: Callable[[], Sequence[str]]) -> tuple[float, bool]:
-        """Learn from a batch. Return its loss, the mean over all processes, and whether one of them was asked to stop. examples: returns
-        the names of the batch's examples, for errors.
+        """Update the weights from a batch. Return the mean loss over all processes, and whether one of them was asked to stop.
 
-        Raises BadInput if the loss or the gradients are not numbers or have exploded (the batch and the unchanged weights are then stored
-        as FAILED_NAME), or if not even one example fits into memory.
+        number: the number of the step, for errors. examples: returns the names of the batch's examples, for errors. Raises BadInput if the
+        loss is not a number or the gradients explode; the batch and the unchanged weights are then stored as FAILED_NAME. Raises BadInput
+        if one example does not fit into memory.
         """
         own = torch.stack([self._backward(batch), torch.tensor(float(stopping.asked()), device=self.accelerator.device)])
-        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # all processes see the same, so they do the same
+        loss, asked = self.accelerator.gather(own).view(-1, 2).mean(0).tolist()  # equal in all processes, so that they act alike
         wrong = "" if math.isfinite(loss) else "the loss is not a number"
-        if self.accelerator.scaler is None:  # a scaler has infinite gradients now and then, and skips those steps
+        if self.accelerator.scaler is None:  # a scaler sometimes has infinite gradients and skips those steps
             wrong = wrong or self._exploded(float(self.accelerator.clip_grad_norm_(self.weights, self.largest)))
         elif self.largest < float("inf"):
             self.accelerator.clip_grad_norm_(self.weights, self.largest)
@@ -74,7 +79,7 @@ class Step:
         return loss, asked > 0
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Compute the gradients of a batch. Return its loss: the mean of its parts, weighted by their size."""
+        """Compute the gradients of a batch. Return its loss, the mean over its parts weighted by their size."""
         while True:
             self.optimizer.zero_grad()
             try:
@@ -89,22 +94,22 @@ class Step:
                 self._halve(len(batch[0]), error)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
-        """Take batches in twice as many parts from now on. A normalisation then sees only a part, so the model differs."""
-        if self.accelerator.num_processes > 1:  # the others are waiting for its gradients
-            raise BadInput(f"training.{self.name}: a batch of {size} does not fit into memory; lower its batch_size") from error
+        """Split later batches into twice as many parts. Batch normalisation then sees only a part, so the model differs."""
+        if self.accelerator.num_processes > 1:  # the others wait for its gradients
+            raise BadInput(f"training.{self.name}.batch_size: a batch of {size} does not fit into memory; lower it") from error
         if 2 * self.parts > size:
-            raise BadInput(f"training.{self.name}: not even one example fits into memory; lower its resolution") from error
+            raise BadInput(f"training.{self.name}.resolution: one example does not fit into memory; lower it") from error
         self.parts *= 2
         self.optimizer.zero_grad()
         torch.cuda.empty_cache()
-        tqdm.write(f"training.{self.name}: batches of {size} do not fit into memory, and are taken in {self.parts} parts", file=sys.stderr)
+        tqdm.write(f"training.{self.name}: a batch of {size} does not fit into memory; splitting into {self.parts} parts", file=sys.stderr)
 
     def _exploded(self, norm: float) -> str:
         if not math.isfinite(norm):
-            return "the gradients are no numbers"
+            return "the gradients are not numbers"
         usual = sorted(self._norms)[len(self._norms) // 2] if len(self._norms) == REMEMBERED else 0.0
         if usual and norm > EXPLODED * usual:
-            return f"the gradients have exploded (norm {norm:.3g}, of late {usual:.3g})"
+            return f"the gradients exploded (norm {norm:.3g}, median {usual:.3g})"
         self._norms.append(norm)
         return ""
 
@@ -117,19 +122,22 @@ class Step:
                 torch.save({**state, "trained": {name: value.cpu() for name, value in trained_state(network).items()}}, partial)
         named = ", ".join(examples[:SHOWN]) + (f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else "")
         raise BadInput(
-            f"training.{self.name}: step {number}: {wrong}; lower its learning_rate, or give a largest_gradient. It was learning from "
-            f"{named}; those and the weights are in {file}"
+            f"training.{self.name}: step {number}: {wrong}; lower learning_rate, or set largest_gradient. Its batch ({named}) and the "
+            f"weights are in {file}"
         )
 
 
 def pays(accelerator: Accelerator, steps: int) -> bool:
-    """Tell whether compiling takes less time than it saves. On an H200 it took 65 s and saved 76 ms of the 171 ms of a MetaUAS step with
-    EfficientNet-B4, 128 pairs of 256x256 (docs/pages/performance.md); on two cores of a CPU a step took 0.87 to 1.18 times as long."""
+    """Tell whether compiling saves more time than it takes.
+
+    On an H200, compiling took 65 s. It saved 76 of the 171 ms of a MetaUAS step with EfficientNet-B4 and 128 pairs of 256x256
+    (docs/pages/performance.md). On two CPU cores, a step took 0.87 to 1.18 times as long.
+    """
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and steps >= PAYS_FROM
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Compile a network that accelerate has prepared, its frozen encoders separately. The weights are shared."""
+    """Compile a network that accelerate has prepared, and its frozen encoders separately. The weights are shared."""
     for part in network.modules():
         if isinstance(part, FrozenEncoder):
             part.compile_network()
@@ -142,16 +150,17 @@ def processes() -> int:
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if processes() > 1 else 0
 
 
 def gathered(own: Tensor) -> Tensor:
-    """Join equal parts B... of all processes to NB..., with gradients to each, for losses that are no mean over examples."""
+    """Join the parts B... of N processes to NB..., with gradients. Needed for losses that are not a mean over examples."""
     return torch.cat(list(all_gather(own.contiguous()))) if processes() > 1 else own
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Normalise by the statistics of the whole batch, like PyTorch's SyncBatchNorm, but also without a GPU."""
+    """Normalise by the statistics of the whole batch, as PyTorch's SyncBatchNorm does, but also on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or processes() == 1:
@@ -175,7 +184,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Replace every batch normalisation that learns by one of the whole batch, in place, with the same weights and names."""
+    """Replace every trained batch normalisation by SharedBatchNorm, in place, with the same weights and names."""
     for name, child in model.named_children():
         if isinstance(child, FrozenEncoder):
             continue

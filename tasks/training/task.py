@@ -1,4 +1,4 @@
-"""Train a detector on examples. What it learns from, and by which loss, is up to the subclasses of DetectorTask and PairTask."""
+"""Train a detector on examples. Subclasses of DetectorTask and PairTask define the examples and the loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from changepair.tasks.training.step import Batch
 
 
 class Blueprint(Protocol):
-    """A detector before it is built. Every process builds its own, once it is seeded."""
+    """Describe how to build a detector. Every process builds its own after it is seeded."""
 
     @property
     def settings(self) -> Any:
@@ -28,7 +28,7 @@ class Blueprint(Protocol):
         ...
 
     def build(self, init: str | None) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Build the network, with the weights that `init` names, if any. Return it with all that it depends on, for checkpoints."""
+        """Build the network and load the weights that `init` names. Return it with everything that it depends on, for checkpoints."""
         ...
 
     def save(self, folder: Path, model: nn.Module, **about: Any) -> None:
@@ -37,21 +37,22 @@ class Blueprint(Protocol):
 
 
 class DetectorTask(Task):
-    """Train a detector on examples, in an order that depends on the seed and the epoch alone."""
+    """Train a detector on examples, in an order that depends only on the seed and the epoch."""
 
     def __init__(self, name: str, detector: nn.Module, blueprint: Blueprint, settings: TrainingSettings) -> None:
         self.name, self.model, self.blueprint, self.settings = name, detector, blueprint, settings
 
     def order(self, epoch: int) -> list[int]:
+        """Return the indices of all examples in the order of an epoch."""
         raise NotImplementedError
 
     def batches(self, epoch: int) -> Sequence[list[int]]:
-        """List the full batches. Raises BadInput if there is none."""
+        """List the full batches. Raises BadInput without one."""
         order, size = self.order(epoch), self.settings.batch_size
         if len(order) < size:
             raise BadInput(
-                f"training.{self.name}: {len(order)} examples do not fill one batch of {size}; raise synthesis.pairs, add pictures, or "
-                "lower its batch_size in pipelines.yaml"
+                f"training.{self.name}.batch_size: {len(order)} examples do not fill a batch of {size}; lower it in pipelines.yaml, raise "
+                "synthesis.pairs, or add pictures"
             )
         return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
@@ -59,12 +60,12 @@ class DetectorTask(Task):
         return tuple(default_collate(examples))
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """Write model.safetensors, and config.json: the detector's settings and how it was trained."""
+        """Write model.safetensors and config.json. The latter has the detector's settings and how it was trained."""
         self.blueprint.save(folder, model, training=asdict(self.settings), examples=len(self.order(0)))
 
 
 class PairTask(DetectorTask):
-    """Train on change pairs. An example is a query, its prompt and the mask of what changed; subclasses define the loss."""
+    """Train on change pairs. An example is a query, its prompt and the mask of the change. Subclasses define the loss."""
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
-"""Log trainings and metrics to TensorBoard or an MLflow server, in addition to our own files. Results do not depend on it, and a tracker
-that fails affects nothing else."""
+"""Log trainings and metrics to TensorBoard or an MLflow server, in addition to the training log.
+
+Results do not depend on trackers. If a tracker fails, the run continues without it.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +26,23 @@ IS_HERE = {"tensorboard": is_tensorboard_available, "mlflow": is_mlflow_availabl
 
 @dataclass(frozen=True)
 class Tracking:
-    """The trackers of a run, and its name there."""
+    """The trackers of a run."""
 
     trackers: tuple[TrackerName, ...] = ()
-    folder: Path = Path()  # of TensorBoard's files; MLflow's client reads MLFLOW_TRACKING_URI
-    name: str = ""  # of the run: in MLflow in the experiment `changepair`, in TensorBoard a folder
+    folder: Path = Path()
+    """Folder of TensorBoard's files. MLflow's client reads MLFLOW_TRACKING_URI."""
+    name: str = ""
+    """Name of the run: in MLflow in the experiment `changepair`, in TensorBoard a folder."""
 
 
 class Log:
+    """Write to the open trackers of a run."""
+
     def __init__(self, trackers: dict[str, GeneralTracker]) -> None:
         self._trackers = trackers
 
     def write(self, values: Mapping[str, float | None], step: int) -> None:
-        """Log numbers at a step; None is left out."""
+        """Log values at a step. None is left out."""
         known = {name: value for name, value in values.items() if value is not None}
         for name in list(self._trackers):
             self._try(name, partial(self._trackers[name].log, known, step=step))
@@ -48,14 +54,14 @@ class Log:
     def _try(self, name: str, work: Callable[[], object]) -> None:
         try:
             work()
-        except Exception as error:  # whatever a server or a disk raises
-            tqdm.write(f"{name} does not take what it is told, and is told no more: {' '.join(str(error).split())}", file=sys.stderr)
+        except Exception as error:  # a server or a disk may raise anything
+            tqdm.write(f"execution.trackers: {name} failed and is disabled for this run: {' '.join(str(error).split())}", file=sys.stderr)
             del self._trackers[name]
 
 
 @contextmanager
 def tracked(tracking: Tracking, about: Mapping[str, Any]) -> Iterator[Log]:
-    """Open a run's trackers. about: its settings, plain values. Raises BadInput if one is not installed or cannot be reached."""
+    """Open a run's trackers. about: its settings as plain values. Raises BadInput if one is not installed or not reachable."""
     PartialState()  # accelerate's trackers need it
     log = Log({name: _open(name, tracking, about) for name in tracking.trackers})
     try:
@@ -67,7 +73,7 @@ def tracked(tracking: Tracking, about: Mapping[str, Any]) -> Iterator[Log]:
 def _open(name: TrackerName, tracking: Tracking, about: Mapping[str, Any]) -> GeneralTracker:
     if not IS_HERE[name]():
         package = "'changepair[trackers]'" if name == "tensorboard" else name
-        raise BadInput(f"execution.trackers: {name} is not installed; pip install {package}")
+        raise BadInput(f"execution.trackers: {name} is not installed; run `pip install {package}`")
     if name == "tensorboard":
         tracker: Any = TensorBoardTracker(tracking.name, tracking.folder)
     else:

@@ -80,7 +80,7 @@ def test_nothing_in_weights_runs(tmp_path: Path) -> None:
     assert FLAG not in os.popen("env").read()
 
 
-@pytest.mark.filterwarnings("ignore:.*so the training starts anew")
+@pytest.mark.filterwarnings("ignore:.*the training starts from the beginning")
 def test_a_checkpoint_that_is_damaged_is_gone_on_from_or_begun_anew(tmp_path: Path) -> None:
     own = model()
     optimizer = torch.optim.AdamW(own.parameters())

@@ -145,7 +145,7 @@ def test_a_day_that_is_over_becomes_one_file_and_a_kill_in_between_loses_and_dou
 
 
 def test_a_folder_that_is_away_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such folder to watch"):
+    with pytest.raises(BadInput, match=r"no such folder; mount it, or change watch\.folder"):
         arrived(tmp_path / "away", Record(tmp_path), settled=0)
 
 

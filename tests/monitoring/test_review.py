@@ -71,7 +71,7 @@ def test_pictures_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", " x", "x" * 65, "ä", "."])
 def test_a_defects_name_is_a_folders(name: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no name for a defect"):
+    with pytest.raises(BadInput, match="is not a valid defect name"):
         Verdicts(tmp_path / "verdicts").give(row("a.png"), as_picture(picture(0)), name)
     assert not list(tmp_path.iterdir())
 
@@ -138,7 +138,7 @@ def test_a_picture_that_is_gone_from_the_line_is_still_reviewed_if_it_was_flagge
     with review_page(project) as (url, process):
         client = Client(url, verbose=False)
         assert "**3** flagged" in client.predict("flagged", api_name="/begin")[0]
-        with pytest.raises(Exception, match="no name for a defect"):
+        with pytest.raises(Exception, match="is not a valid defect name"):
             client.predict("../../x", api_name="/anomalous")
         for _ in range(3):
             said = client.predict("hole", api_name="/anomalous")

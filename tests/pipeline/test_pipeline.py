@@ -383,7 +383,7 @@ def test_a_worse_model_is_kept_out(edited_project: Path, api: str) -> None:
     assert current(project) == first and weights(project, "in-use") == in_use
     shown = artifact(api, "small-summary")
     assert shown.startswith("# small: Kept") and re.search(r"\| patch-residual \|.*\| no \|", shown)
-    assert "**parts**. Recommended: " in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
+    assert "parts: **Not ready: " in shown and "Recommended: " in shown and "Image AUROC" in shown and "](data:image/jpeg;base64," in shown
     assert "`changepair predict --model small --category parts/bricks part.png`" in shown
     assert re.search(r"\| 1, \d{4}-\d\d-\d\d: Promoted \| I-AUROC \d", shown) and "| this run |" in shown
 
@@ -436,7 +436,7 @@ def test_everyone_names_the_same_detector(retrained: Path) -> None:
     decision = json.loads((retrained / "data/models/small/in-use/decision.json").read_text())
     assert decision == json.loads((retrained / "data/evaluation/small/decision.json").read_text())
     detector, shots = decision["detector"], decision["uses"][0]["shots"]
-    assert f"use <strong>{detector} with {shots} normal picture" in (retrained / "data/evaluation/small/report.html").read_text()
+    assert f"Recommended: {detector} with {shots} normal picture" in (retrained / "data/evaluation/small/report.html").read_text()
     assert current(retrained)["choice"].startswith(f"{detector}, I-AUROC ")
     assert f"active detector: {detector}, I-AUROC" in run(retrained, "changepair", "status", "small").stdout
     command = re.search(
@@ -514,7 +514,7 @@ def test_the_report_shows_the_pairs(retrained: Path) -> None:
     for row in counts:
         assert re.search(rf"<td>{row['kind']}</td>.*<td>{row['pairs']}</td>", report)
         assert f'alt="change pairs of kind {row["kind"].partition(",")[0]}"' in report
-    assert "draws dropped" in report
+    assert "Draws dropped" in report
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_a_file_for_torch_needs_nothing_of_this_project(tmp_path: Path) -> None:
         (
             lambda: small(PatchResidualSettings(EncoderSettings(resize="crop"), resolution=64)),
             {"any_size": True},
-            "can be squashed only, and resize is crop",
+            "need resize: squash, not crop",
         ),
     ],
 )

@@ -45,13 +45,13 @@ def encoded(form: str) -> bytes:
         (encoded("GIF"), "not a supported picture format"),
         (bomb(), f"more than {MAX_PIXELS:,}"),
         ("missing.png", "missing.png: no such file"),
-        (np.zeros((4, 4, 4), np.uint8), "of shape"),
-        (np.zeros((0, 4), np.uint8), "of shape"),
-        (np.full((4, 4), np.nan), "is not valid; give finite floats"),
+        (np.zeros((4, 4, 4), np.uint8), "invalid shape"),
+        (np.zeros((0, 4), np.uint8), "invalid shape"),
+        (np.full((4, 4), np.nan), "invalid values of type float64; give finite floats"),
         (np.full((4, 4), 2.0), "outside the intensity range 0 to 1"),
         (np.full((4, 4), -1), "outside the intensity range"),
         (np.full((4, 4), "a"), "of <U1"),
-        (7, "a int is no picture"),
+        (7, "int is not a picture"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(given: object, message: str) -> None:
@@ -86,7 +86,7 @@ def test_models_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for model, message in (
         ("none-such", "neither a folder nor a detector that is ready"),
-        (tmp_path / "folder", "neither a model's nor a kit"),
+        (tmp_path / "folder", "is neither a model folder nor a kit"),
     ):
         with pytest.raises(BadInput, match=message):
             Predictor.load(model)

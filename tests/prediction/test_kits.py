@@ -97,12 +97,12 @@ def test_a_kit_holds_no_picture_and_no_path(layout: Path, tmp_path: Path) -> Non
         (lambda kit: (kit / "memory.safetensors").write_bytes(b""), "memory.safetensors: missing or damaged"),
         (lambda kit: (kit / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
         (lambda kit: (kit / "kit.json").write_text("{"), "kit.json: not JSON"),
-        (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: not what this version writes"),
-        (lambda kit: edit(kit, form=2), "kit.json: of form 2"),
-        (lambda kit: edit(kit, detector="none"), "kit.json: not what this version writes"),
+        (lambda kit: (kit / "kit.json").write_text("[]"), "kit.json: is invalid"),
+        (lambda kit: edit(kit, form=2), "kit.json: form 2 is not supported"),
+        (lambda kit: edit(kit, detector="none"), "kit.json: is invalid"),
         (lambda kit: edit(kit, settings={"patch-residual": {"kind": "none"}}), "kit.json: no detector .none. is installed"),
         (lambda kit: edit(kit, settings={"plus": {"kind": "metauas+", "model_of": "plus"}}, detector="plus"), "no settings of plus"),
-        (lambda kit: edit(kit, settings={"patch-residual": {"resolution": 7}}), "kit.json: not what this version writes"),
+        (lambda kit: edit(kit, settings={"patch-residual": {"resolution": 7}}), "kit.json: is invalid"),
         (lambda kit: edit(kit, settings={"patch-residual": {"other": 7}}), "no setting 'other'"),
         (lambda kit: edit(kit, settings={"metauas": {}}, detector="metauas"), "does not fit the detector's settings"),
     ],
@@ -123,7 +123,7 @@ def test_a_folder_that_is_no_kit_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     own = small().prompt(skimage.data.brick()[:96, :96])
-    with pytest.raises(BadInput, match="is there and no kit"):
+    with pytest.raises(BadInput, match="is neither a kit nor empty"):
         own.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     own.save(tmp_path / "kit")
@@ -157,5 +157,5 @@ def test_the_setting_of_tiles_is_kept_and_is_auto_where_an_older_version_wrote_n
 def test_a_stored_setting_of_tiles_is_checked(tiles: object, tmp_path: Path) -> None:
     small().prompt(skimage.data.brick()[:96, :96]).save(tmp_path / "kit")
     edit(tmp_path / "kit", settings={"patch-residual": {"resolution": 64, "tiles": tiles}})
-    with pytest.raises(BadInput, match=r"kit\.json: not what this version writes"):
+    with pytest.raises(BadInput, match=r"kit\.json: is invalid"):
         Predictor.load(tmp_path / "kit")

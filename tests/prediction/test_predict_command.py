@@ -122,7 +122,7 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
         (["--model", "nowhere", "--prompt", "part", "--calibrate", "ok.png", "ok.png"], "1 normal picture cannot set a threshold for 1 %"),
         (
             ["--model", "nowhere", "--calibrate", "ok.png", "--false-alarms", "0.9", "ok.png"],
-            "false alarms: a fraction between 0.0001 and 0.5",
+            "false alarms: must be between 0.0001 and 0.5",
         ),
         (["--prompt", "ok.png", "ok.png", "--model", "nowhere"], "neither a folder nor a detector"),
         (["--prompt", "ok.png", "ok.png", "--out", "ok.png/x"], "ok.png"),

@@ -138,7 +138,7 @@ def test_too_few_normal_pictures_for_a_rate_are_refused() -> None:
     ):
         calibrated([0.0] * 98, [0.0], 0.01)
     for rate in (0.0, 0.9, -1.0, float("nan")):
-        with pytest.raises(BadInput, match="false alarms: a fraction between"):
+        with pytest.raises(BadInput, match="false alarms: must be between"):
             calibrated([0.0] * 98, [0.0], rate)
 
 

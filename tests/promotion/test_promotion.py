@@ -86,7 +86,7 @@ def test_what_was_trained_and_is_worse_than_what_needs_no_training_is_not_what_t
     trained = ["metauas", "inctrl"]
     choice = choose(draws, PromotionSettings(), trained)
     assert choice is not None and choice.detector == "patch-residual" and {name for name, _value in choice.beneath} == set(trained)
-    assert re.match(r"patch-residual, I-AUROC [\d.]+ %; trained and worse than what needs no training: metauas [\d.]+ %,", str(choice))
+    assert re.match(r"patch-residual, I-AUROC [\d.]+ %; worse than an untrained detector: metauas [\d.]+ %,", str(choice))
     without = choose(draws, PromotionSettings(floor=False), trained)
     assert without is not None and without.detector == "inctrl"
     better = choose([*draws_of(1.5), *draws_of(0.3, detector="patch-residual")], PromotionSettings(), trained)

@@ -23,7 +23,7 @@ from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
 from changepair.tasks.reporting.curves import Curves, curves_of
 from changepair.tasks.reporting.galleries import KINDS, galleries_of
-from changepair.tasks.reporting.report import PUBLISHED, Inputs, Origin, beside, markdown, write_report
+from changepair.tasks.reporting.report import PUBLISHED, Inputs, Origin, markdown, published_rows, write_report
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of, read_episodes, read_pictures
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
@@ -41,7 +41,7 @@ from changepair.tasks.training.log import LogLine, write_log
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    """The report of two untrained detectors on real textures, which calls them MVTec AD so that published metrics stand beside."""
+    """The report of two untrained detectors on real textures, which calls them MVTec AD so that published metrics are listed."""
     folder = tmp_path_factory.mktemp("report")
     layout, manifests = make_layout(folder / "parts"), folder / "manifests"
     files = EpisodeFiles.of(folder / "episodes", "small")
@@ -98,6 +98,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         curves=Curves.read(folder / "curves"),
         galleries=galleries_of(scores, files, 2),
         evaluation=EvaluationSettings(resolution=256),
+        scores=scores,
         trained=["metauas"],
         undefined=["category x of parts: all 4 test pictures are anomalous"],
     )
@@ -107,38 +108,44 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
 def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     file, results = report
     page = file.read_text()
-    short = page.partition('id="short"')[2].partition('id="metrics"')[0]
+    short = page.partition('id="summary"')[2].partition('id="metrics"')[0]
     for row in results.rows:
         assert f"{100 * row.mean:.1f} ± {100 * row.std:.1f}<small>{100 * row.low:.1f} to {100 * row.high:.1f}</small>" in page
-    for name in ("ROC of images", "Precision and recall", "PRO: overlap", "Scores of normal and anomalous", "Metrics by shots"):
+    for name in ("ROC curve, images", "Precision-recall curve", "Per-region overlap", "Image scores at the most shots", "Metrics by shots"):
         assert name in page
     assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a metric by shots each, a training
     gallery = page.count("<figcaption>") - short.count("<figcaption>")
     assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption>") <= 2  # of each detector up to two of each kind
-    assert page.count("data:image/jpeg") == page.count("<figcaption>") + 1  # and the contact sheet
+    assert page.count("data:image/jpeg") == page.count("<figcaption>") + 2  # and the contact sheet and the colour scale
     assert all(f"<h3>{kind}</h3>" in page for kind in KINDS) and "the threshold of best F1" in page
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "-S f00d -- dvc.lock" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
     best = max((row for row in results.rows if row.metric == "image_auroc" and not row.category), key=lambda row: row.mean)
-    assert f"use <strong>{best.detector} with 1 normal picture</strong>" in short  # two are no better by a point
-    assert "All 2 categories have a threshold, for 33 % false alarms" in short  # two normal test pictures each
+    assert (
+        "<strong>Not ready: " in short and f"Recommended: {best.detector} with 1 normal picture." in short
+    )  # two are no better by a point
+    assert "Thresholds of 2 categories, target false-alarm rate 33 %" in short  # two normal test pictures each
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
-    assert "Add normal test pictures: 2 of bricks cannot promise less than 33 % false alarms; 1 % needs 99." in short
-    assert best.detector == "patch-residual" and "Leave out the training of metauas" in short
+    assert "Add normal test pictures: 2 of bricks cannot promise fewer than 33 false alarms per 100; 1 needs 99." in page
+    assert best.detector == "patch-residual" and "Skip training metauas" in page
     assert page.count("<td>33 %</td>") == 2 and "<li>category x of parts: all 4 test pictures are anomalous.</li>" in page
     main = page.partition('id="compared"')[2].partition("<details>")[0]
     assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
     assert "normal, flagged" in page and "hole, missed" in page
-    assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> takes ours the same way" in page
-    assert "computed at 256 pixels a side; a pixel is anomalous where any pixel of the mask" in page
+    assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> follows them" in page
+    assert "Pixel metrics use 256×256 pixels. A pixel is anomalous if it covers an anomalous pixel of the mask." in page
+    assert "other protocols give the same metrics as class-specific and are left out" in page and ">class-agnostic<" not in page
     assert ">nan" not in page.lower()
     assert markdown(results.rows).count("\n| parts |") == 8
 
 
-def test_published_metrics_stand_beside_the_same_protocol_and_resolution_only() -> None:
-    assert [row.name for row in beside("mvtec-ad", 256, [("class-specific", 1)])] == ["MetaUAS, 256", "MetaUAS, retrained by others"]
-    assert beside("mvtec-ad", 256, [("class-specific", 2)]) == beside("elpv", 256, [("class-specific", 1)]) == []
-    assert beside("mvtec-ad", 512, [("class-specific", 1)]) == [] and len(beside("visa", 512, [("class-specific", 1)])) == 1
+def test_published_metrics_are_listed_for_the_same_protocol_and_resolution_only() -> None:
+    assert [row.name for row in published_rows("mvtec-ad", 256, [("class-specific", 1)])] == [
+        "MetaUAS, 256",
+        "MetaUAS, retrained by others",
+    ]
+    assert published_rows("mvtec-ad", 256, [("class-specific", 2)]) == published_rows("elpv", 256, [("class-specific", 1)]) == []
+    assert published_rows("mvtec-ad", 512, [("class-specific", 1)]) == [] and len(published_rows("visa", 512, [("class-specific", 1)])) == 1
     assert all(set(row.metrics) == set(METRICS) and row.source for row in PUBLISHED)
 
 
@@ -209,7 +216,7 @@ def test_tables_sort_and_filter(report: tuple[Path, Results], tmp_path: Path) ->
         head: Any = driver.find_elements("css selector", "table.sortable thead button")
         assert [button.text for button in head][:5] == ["target", "detector", "protocol", "shots", "I-AUROC"]
         shown = driver.execute_script(column, 1)
-        assert shown[0] == "patch-residual" and len(shown) == 8 + 2
+        assert shown[0] == "patch-residual" and len(shown) == 4 + 2  # without class-agnostic, which has the same prompts here
         head[4].click()
         falling = [float(text.split()[0]) for text in driver.execute_script(column, 4)]
         assert falling == sorted(falling, reverse=True)
@@ -218,8 +225,8 @@ def test_tables_sort_and_filter(report: tuple[Path, Results], tmp_path: Path) ->
         head[1].click()
         names = driver.execute_script(column, 1)
         # Whatever the browser's language makes of an asterisk.
-        assert [re.split(r"\W", name)[0].lower() for name in names] == ["metauas"] * 6 + ["patch"] * 4
-        driver.find_element("css selector", ".filter").send_keys("metauas agnostic")
+        assert [re.split(r"\W", name)[0].lower() for name in names] == ["metauas"] * 4 + ["patch"] * 2
+        driver.find_element("css selector", ".filter").send_keys("patch specific")
         shown = set(zip(driver.execute_script(column, 1), driver.execute_script(column, 2), strict=True))
-        assert shown == {("metauas", "class-agnostic")}
+        assert shown == {("patch-residual", "class-specific")}
         assert console(driver) == [] and requests(driver) == [file.as_uri()]

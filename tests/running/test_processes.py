@@ -221,7 +221,7 @@ def test_a_fault_of_the_one_who_waits_ends_the_processes_too(pairs: Path) -> Non
 
 @pytest.mark.slow
 def test_what_the_processes_refuse_is_told_as_one_process_would(pairs: Path) -> None:
-    with pytest.raises(BadInput, match=r"training\.two: a batch of 5 cannot be shared by 2 processes"):
+    with pytest.raises(BadInput, match=r"training\.two\.batch_size: 5 is not divisible by 2 processes"):
         train(job(pairs, "two", settings=replace(SETTINGS, batch_size=5)), 2)
 
 

@@ -225,7 +225,7 @@ def test_a_score_that_is_no_number_is_told_with_its_picture(files: EpisodeFiles,
 
     episodes = read_episodes(files.episodes)[:1]
     lost = replace(contenders[1], detector=Lost(contenders[0].detector.encoder, stages=(2, 3, 4)), queries=None)
-    with pytest.raises(BadInput, match=re.escape(f"metauas: its score of {episodes[0].queries[0]} is not a number; train it again")):
+    with pytest.raises(BadInput, match=re.escape(f"metauas: the score of {episodes[0].queries[0]} is not a number; retrain metauas")):
         scored([lost], files, tmp_path / "scores")
 
 
@@ -302,7 +302,7 @@ def test_the_gallery_shows_what_each_detector_missed_its_false_alarms_and_what_i
         for kind, side in sides.items():
             assert {(pick.shown.label, pick.score > pick.threshold) for pick in kinds[kind]} <= {side}
         for pick in own:
-            what = f"{pick.shown.category}: {'anomalous' if pick.shown.label else 'normal'}, scored "
+            what = f"{pick.shown.category}: {'anomalous' if pick.shown.label else 'normal'}, score "
             assert pick.detector in pick.shown.maps and caption(pick).startswith(what) and "the threshold of best F1" in caption(pick)
     written = write_galleries(tmp_path / "galleries", [gallery], {"parts": "metauas"})
     names = ["overlays-parts.png", "patch-residual-parts.png", "metauas-parts.png", "short-parts.png"]

@@ -111,7 +111,7 @@ def test_a_training_is_logged_to_trackers_and_is_the_same_without(
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert capsys.readouterr().err.count("no room") == 1  # and is told no more
     monkeypatch.setitem(IS_HERE, "mlflow", lambda: False)
-    with pytest.raises(BadInput, match=r"execution\.trackers: mlflow is not installed; pip install mlflow"):
+    with pytest.raises(BadInput, match=r"execution\.trackers: mlflow is not installed; run `pip install mlflow`"):
         train_metauas(DETECTOR, SETTINGS, examples=of(pairs), places=replace(places, tracking=Tracking(("mlflow",))), workers=0)
 
 
@@ -308,7 +308,7 @@ def test_the_best_epoch_is_kept_and_training_ends_when_none_gets_better(tmp_path
     assert best.held_out_loss == pytest.approx(first**2, rel=1e-3)
     patient, same = fitted(tmp_path / "patient", replace(LINE, keep="best", patience=2))
     assert patient.steps == 9 and patient.epoch == 0 and same == first
-    with pytest.raises(BadInput, match=r"training\.line: keep: best and patience need held-out examples, and there are none"):
+    with pytest.raises(BadInput, match=r"training\.line: keep: best and patience need held-out examples, but there are none"):
         fitted(tmp_path / "none", replace(LINE, patience=2), Line(held_out=False))
 
 
@@ -350,14 +350,14 @@ class Bad(Line):
     ("wrong", "after", "told"),
     [
         (lambda loss: loss * float("nan"), 4, "step 5: the loss is not a number"),
-        (lambda loss: loss + (0 * loss).sqrt(), 4, "step 5: the gradients are no numbers"),  # the slope of a root at 0
-        (lambda loss: 1e6 * loss, 120, r"step 121: the gradients have exploded \(norm .*, of late .*\)"),
+        (lambda loss: loss + (0 * loss).sqrt(), 4, "step 5: the gradients are not numbers"),  # the slope of a root at 0
+        (lambda loss: 1e6 * loss, 120, r"step 121: the gradients exploded \(norm .*, median .*\)"),
     ],
 )
 def test_a_step_that_goes_wrong_stops_with_the_step_the_examples_and_the_weights(
     wrong: Callable[[torch.Tensor], torch.Tensor], after: int, told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=rf"training\.line: {told}; lower its learning_rate.* example 0, example 1; "):
+    with pytest.raises(BadInput, match=rf"training\.line: {told}; lower learning_rate.* example 0, example 1\) "):
         fitted(tmp_path, replace(LINE, epochs=60, learning_rate=1e-4), Bad(wrong, after))
     kept = torch.load(tmp_path / "checkpoints" / "failed.pt", weights_only=True)
     assert kept["step"] == after + 1 and kept["examples"] == ["example 0", "example 1"] and len(kept["batch"]) == 2
@@ -404,8 +404,8 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts_to_the_same_model(tmp_path:
     assert same == pytest.approx(weight, abs=1e-6) and parted.loss == pytest.approx(whole.loss, rel=1e-5)
     assert (whole.parts, parted.parts) == (1, 4) and task.seen[:6] == [7, 4, 2, 2, 2, 1]
     told = capsys.readouterr().err
-    assert "batches of 7 do not fit into memory, and are taken in 2 parts" in told and "in 4 parts" in told
-    with pytest.raises(BadInput, match=r"training\.line: not even one example fits into memory; lower its resolution"):
+    assert "a batch of 7 does not fit into memory; splitting into 2 parts" in told and "into 4 parts" in told
+    with pytest.raises(BadInput, match=r"training\.line\.resolution: one example does not fit into memory; lower it"):
         fitted(tmp_path / "none", LINE, Large(0))
 
 
@@ -449,7 +449,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(pairs: Path) -> No
 
 
 def test_too_few_pairs_are_told(pairs: Path) -> None:
-    with pytest.raises(BadInput, match=r"training\.model: 36 examples do not fill one batch of 64; raise synthesis\.pairs"):
+    with pytest.raises(BadInput, match=r"training\.model\.batch_size: 36 examples do not fill a batch of 64; lower it"):
         train(pairs, "model", PairTrainingSettings(batch_size=64))
 
 
