@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows import init, new, plots
+from changepair.flows import explain, init, new, plots
 from changepair.flows.cli.command import Commands
 from changepair.flows.running.console import Volume, set_volume
 from changepair.flows.settings.missing import costs, missing_resources
@@ -48,6 +48,7 @@ def add(commands: Commands) -> None:
     setting.add_argument("pipeline")
     setting.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="such as evaluation.resolution=128; the value as in the file")
     setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
+    explain.add(commands)
     plots.add(commands)
 
 
