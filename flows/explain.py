@@ -113,7 +113,7 @@ def _described(setting: Setting) -> Iterator[str]:
     yield setting.key
     about = setting.about or (about_section(setting.section) if setting.section else "")
     yield from (*textwrap.wrap(" ".join(about.split()), WIDTH, initial_indent="  ", subsequent_indent="  "), "")
-    yield f"  type     {setting.type}"
+    yield f"  type     {setting.values}"
     if setting.default:
         yield f"  default  {setting.default}"
     yield f"  place    {FILE}: {setting.place}"

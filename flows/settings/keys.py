@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
@@ -73,8 +73,8 @@ class Setting:
     """Dotted path in the file, with `<name>` for a name that the user chooses."""
     about: str
     """What it sets, with its unit."""
-    type: str
-    """Type and bounds in words."""
+    values: str
+    """Type of its values, and their bounds, in words."""
     default: str
     """Default as in YAML; REQUIRED without one; empty for a section."""
     section: type[Any] | None = None
@@ -91,7 +91,7 @@ class Setting:
         return [] if self.section is None else settings_of(self.section, self.place)
 
 
-def settings_of(section: type[Any], place: str) -> list[Setting]:
+def settings_of(section: Any, place: str) -> list[Setting]:
     """List the settings of a section. place: its dotted path; empty for the whole file."""
     hints, words = typing.get_type_hints(section, include_extras=True), words_of(section)
     found = [
@@ -176,8 +176,7 @@ def _nearest(key: str) -> str:
     keys = {one.key: one.key.rpartition(".")[2] for one in every()}
     alike = get_close_matches(last, sorted(set(keys.values())), n=1, cutoff=0.7)
     near = get_close_matches(key, [one for one, name in keys.items() if name in alike], n=3, cutoff=0)
-    *others, best = near or [""]
-    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{best}?" if best else ""
+    return f"; did you mean {_either(near)}?" if near else ""
 
 
 def _section(hint: Any) -> type[Any] | None:
@@ -204,7 +203,7 @@ def _fields(section: type[Any]) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def words_of(section: type[Any]) -> Mapping[str, str]:
+def words_of(section: Any) -> Mapping[str, str]:
     """Read the docstring under each field of a class and its bases."""
     return {name: text for base in reversed(section.__mro__) for name, text in _words(base)}
 
@@ -230,9 +229,9 @@ def type_of(hint: Any) -> str:
         bounds = [_bound(item) for item in arguments[1:] if not (isinstance(item, NonEmpty) and arguments[0] is str)]
         return ", ".join([type_of(arguments[0]), *filter(None, bounds)])
     if origin is typing.Literal:
-        return " or ".join(map(str, arguments))
+        return _either(map(str, arguments))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else type_of(part) for part in arguments)
+        return _either("null" if part is type(None) else type_of(part) for part in arguments)
     if origin in (tuple, list):
         counted = "" if Ellipsis in arguments or origin is list else f"{len(arguments)} × "
         return f"list of {counted}{type_of(arguments[0])}"
@@ -240,6 +239,11 @@ def type_of(hint: Any) -> str:
         inner = "section" if arguments[1] is Any else type_of(arguments[1])
         return f"mapping of {type_of(arguments[0])} to {inner}"
     return TYPES.get(hint, "section")
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _bound(item: Any) -> str:

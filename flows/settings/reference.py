@@ -31,7 +31,7 @@ def _section(title: str, section: type[Any]) -> Iterator[str]:
     yield "| key | type | default | description |\n|---|---|---|---|"
     for one in settings_of(section, "" if title == FILE_SECTION else title):
         default = one.default if one.default in (REQUIRED, "") else f"`{one.default}`"
-        cells = (f"`{one.place.rpartition('.')[2]}`", one.type, default, one.about)
+        cells = (f"`{one.place.rpartition('.')[2]}`", one.values, default, one.about)
         yield "| " + " | ".join(_escaped(" ".join(cell.split())).replace("|", "\\|") for cell in cells) + " |"
     yield ""
 

@@ -35,6 +35,7 @@ def schema_of_file() -> dict[str, Any]:
     trainings = {name: kind.training.settings for name, kind in kinds.items() if kind.training is not None}
     inputs = [(name, "validation", TypeAdapter(kind.settings)) for name, kind in kinds.items()]
     inputs += [(f"training {name}", "validation", TypeAdapter(settings)) for name, settings in trainings.items()]
+    refs: Mapping[Any, dict[str, Any]]
     refs, schema = TypeAdapter.json_schemas(
         [("file", "validation", TypeAdapter(Pipelines)), *inputs],  # type: ignore[list-item]
         schema_generator=_Schema,
@@ -46,7 +47,8 @@ def schema_of_file() -> dict[str, Any]:
     pipeline = definitions["Pipeline"]["properties"]
     pipeline["detectors"] |= {"type": "object", "minProperties": 1, **_detectors(section, definitions)}
     pipeline["training"] |= {"type": "object", "properties": training, "additionalProperties": {"anyOf": _different(training)}}
-    return {"$schema": DIALECT, "title": "pipelines.yaml of changepair", **refs["file", "validation"], "$defs": definitions}
+    head: dict[str, Any] = {"$schema": DIALECT, "title": "pipelines.yaml of changepair"}
+    return {**head, **refs["file", "validation"], "$defs": definitions}
 
 
 def _detectors(section: Mapping[str, JsonSchemaValue], definitions: dict[str, Any]) -> JsonSchemaValue:
@@ -91,7 +93,7 @@ class _Schema(GenerateJsonSchema):
         return _described(super().dataclass_schema(schema), schema["cls"])
 
 
-def _described(schema: JsonSchemaValue, section: type[Any]) -> JsonSchemaValue:
+def _described(schema: JsonSchemaValue, section: Any) -> JsonSchemaValue:
     """Add the docstrings of a section's fields."""
     words = words_of(section)
     for name, field in schema.get("properties", {}).items():
