@@ -21,6 +21,11 @@ from changepair.tasks.detectors.registry import ALIASES, DETECTORS, KIND, NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERVAL = f"^[1-9][0-9]* ({'|'.join(unit.removesuffix('s') for unit in UNITS)})s?$"
+NON_EMPTY: dict[str, JsonSchemaValue] = {
+    "string": {"pattern": r"\S"},
+    "array": {"minItems": 1, "uniqueItems": True},
+    "object": {"minProperties": 1},
+}
 TILES: JsonSchemaValue = {
     "anyOf": [
         {"const": tiles.AUTO},
