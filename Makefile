@@ -48,7 +48,6 @@ check: lint ## lint, and look for known vulnerabilities
 	python .ci/audit.py
 
 docs: .venv/installed ## the site, in build/docs
-	python -m changepair.flows.settings.reference > docs/pages/settings.md
 	mkdocs build --quiet --strict --config-file docs/site.yml
 
 lock: ## write requirements.lock anew (needs uv)

@@ -119,10 +119,9 @@ def _bounds(bound: Bound, inner: JsonSchemaValue) -> JsonSchemaValue:
             return limits
         return {key: _within(inner[key], limits) for key in ("items", "prefixItems") if key in inner}
     if isinstance(bound, NonEmpty):
-        return {"string": {"pattern": r"\S"}, "array": {"minItems": 1, "uniqueItems": True}, "object": {"minProperties": 1}}.get(
-            str(kind), {}
-        )
-    return {"uniqueItems": True} if isinstance(bound, Unique) else {}
+        return NON_EMPTY.get(str(kind), {})
+    unique: JsonSchemaValue = {"uniqueItems": True}
+    return unique if isinstance(bound, Unique) else {}
 
 
 def _within(items: Any, limits: JsonSchemaValue) -> Any:
