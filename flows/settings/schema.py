@@ -91,6 +91,10 @@ class _Schema(GenerateJsonSchema):
         bound = getattr(schema["function"]["function"], "__self__", None)
         return TILES if isinstance(bound, tiles.OfTiles) else {}  # detectors and training are described by `schema_of_file`
 
+    def dict_schema(self, schema: Any) -> JsonSchemaValue:
+        inner = super().dict_schema(schema)
+        return {**inner, "additionalProperties": False} if "patternProperties" in inner else inner  # other names are wrong
+
     def model_schema(self, schema: Any) -> JsonSchemaValue:
         return _described(super().model_schema(schema), schema["cls"])
 

@@ -31,7 +31,7 @@ def test_the_search_of_the_site_works_from_disk(tmp_path: Path) -> None:
         driver.execute_script("arguments[0].focus()", query)
         query.send_keys("conformal")
         found = within(20, lambda: [one.get_attribute("href") for one in driver.find_elements("css selector", ".md-search-result__link")])
-        assert any("evaluation.html" in link or "use.html" in link for link in found)
+        assert any("metrics.html" in link or "thresholds.html" in link for link in found)
         assert all(url.startswith("file:") for url in requests(driver))
 
 
