@@ -16,7 +16,7 @@ This page lists every command and option. It is generated from the code. `change
 
 A command that fails because of its input prints one line to standard error and exits with 2.
 """
-WIDTH = 100  # characters of a usage line
+WIDTH = 76  # characters of a usage line
 EXAMPLE = re.compile(r"(  .*|examples?: changepair .*)")
 
 

@@ -231,7 +231,8 @@ def type_of(hint: Any) -> str:
     if origin is typing.Literal:
         return _either(map(str, arguments))
     if origin in (typing.Union, types.UnionType):
-        return _either("null" if part is type(None) else type_of(part) for part in arguments)
+        parts = [one for part in arguments for one in (typing.get_args(part) if typing.get_origin(part) is typing.Literal else (part,))]
+        return _either("null" if part is type(None) else part if isinstance(part, str) else type_of(part) for part in parts)
     if origin in (tuple, list):
         counted = "" if Ellipsis in arguments or origin is list else f"{len(arguments)} × "
         return f"list of {counted}{type_of(arguments[0])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from changepair.flows.settings.keys import FILE_SECTION, REQUIRED, SECTIONS, about_section, settings_of
+from changepair.flows.settings.keys import FILE_SECTION, PIPELINE, REQUIRED, SECTIONS, about_section, settings_of
 
 HEAD = """\
 # All settings
@@ -15,6 +15,8 @@ change most.
 
 `changepair explain KEY` prints one key, and `changepair pipelines` checks the file. In the name of a file or folder, `~` is your home
 folder.
+
+Most sections belong to a pipeline: `sampling` here is `pipelines.<name>.sampling` in the file.
 """
 
 
@@ -24,7 +26,8 @@ def page() -> str:
 
 
 def _section(title: str, section: type[Any]) -> Iterator[str]:
-    yield f"## {_escaped(title)}\n"
+    short = title.removeprefix(f"{PIPELINE}.")
+    yield f"## {_escaped(title if short in SECTIONS else short)}\n"
     about = about_section(section)
     if about:
         yield f"{_escaped(about)}\n"
