@@ -1,4 +1,4 @@
-"""Format our docstrings for the page of the Python API. griffe, which mkdocstrings reads code with, loads this as an extension."""
+"""Format our docstrings for the page of the Python API. griffe, which reads the code for mkdocstrings, loads this extension."""
 
 from __future__ import annotations
 

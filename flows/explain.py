@@ -80,14 +80,14 @@ def explain(key: str | None, *, schema: bool = False) -> None:
         from changepair.flows.settings.schema import schema_of_file
 
         if key is not None:
-            raise BadInput(f"{key}: --schema describes the whole file; leave out either of them")
+            raise BadInput("--schema: describes the whole file; leave out the key")
         print(json.dumps(schema_of_file(), indent=1))
         return
     print("\n".join(_sections() if key is None else _described(find(key, kinds_in_file()))))
 
 
 def kinds_in_file() -> dict[str, str]:
-    """Return the kind of each detector that pipelines.yaml names, if the file is there. The file may be invalid."""
+    """Read the kinds of the detectors in pipelines.yaml. The file may be missing or invalid."""
     try:
         pipelines = load_yaml(FILE)["pipelines"].values() if FILE.exists() else ()
         sections = [(name, one) for pipeline in pipelines for name, one in (pipeline.get("detectors") or {}).items()]
@@ -97,7 +97,7 @@ def kinds_in_file() -> dict[str, str]:
 
 
 def example_of(setting: Setting) -> str:
-    """Return an example of a setting's value, as YAML on one line; empty if there is none."""
+    """Return an example of a setting's value, as YAML on one line; empty without one."""
     value = EXAMPLES.get(setting.key, setting.default)
     return "" if value in NO_EXAMPLE else value
 

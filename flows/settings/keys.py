@@ -72,7 +72,7 @@ class Setting:
     place: str
     """Dotted path in the file, with `<name>` for a name that the user chooses."""
     about: str
-    """What it sets, with its unit."""
+    """Description, with the unit."""
     values: str
     """Type of its values, and their bounds, in words."""
     default: str
@@ -103,9 +103,9 @@ def settings_of(section: Any, place: str) -> list[Setting]:
 
 
 def find(key: str, kinds: Mapping[str, str] | None = None) -> Setting:
-    """Find a setting or a section by its dotted key, from the top of the file or from within a pipeline.
+    """Find a setting or a section by its dotted key. The key starts at the top of the file or within a pipeline.
 
-    kinds: the kind of each detector that has a name of its own. Raises BadInput with the nearest keys.
+    kinds: the kinds of detectors with other names. Raises BadInput with the nearest keys.
 
     >>> find("sampling.seeds").default, find("pipelines.mine.sampling.seeds").place
     ('[0, 1, 2, 3, 4]', 'pipelines.<name>.sampling.seeds')
@@ -152,14 +152,14 @@ def _descend(parts: tuple[str, ...], kinds: Mapping[str, str]) -> Setting | None
 
 
 def _named(place: str) -> Any:
-    """Return the class of the sections that have names of the user's, under a mapping. Any for the sections of detectors."""
+    """Return the class of the sections under a mapping of names. Any for detectors, which have several classes."""
     if place in (f"{PIPELINE}.{DETECTORS_KEY}", f"{PIPELINE}.{TRAINING_KEY}"):
         return Any
     return SECTIONS.get(f"{place}.{NAME}")
 
 
 def _of_kind(key: str, name: str, kinds: Mapping[str, str]) -> type[Any]:
-    """Return the settings of a detector, or of its training. name: the detector's, or its kind. Raises BadInput if it has none."""
+    """Return the settings of a detector, or of its training. name: of the detector or its kind. Raises BadInput if there are none."""
     kind = kinds.get(name, name)
     kind = ALIASES[kind][0] if kind in ALIASES else kind
     if kind not in DETECTORS:
@@ -171,7 +171,7 @@ def _of_kind(key: str, name: str, kinds: Mapping[str, str]) -> type[Any]:
 
 
 def _nearest(key: str) -> str:
-    """Return `; did you mean ...?` with up to three keys: those with the same last part, else those spelled alike."""
+    """Return `; did you mean ...?` with up to three keys whose last part is spelled alike."""
     last = key.rpartition(".")[2]
     keys = {one.key: one.key.rpartition(".")[2] for one in every()}
     alike = get_close_matches(last, sorted(set(keys.values())), n=1, cutoff=0.7)

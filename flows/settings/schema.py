@@ -1,7 +1,7 @@
 """Generate the JSON Schema of pipelines.yaml from the classes that the file is validated with.
 
-An editor completes keys and marks mistakes by it. It checks each key by itself. What holds between keys, such as that a pipeline's targets
-are datasets of the file, only `changepair pipelines` checks.
+An editor uses it to complete keys and to mark mistakes. It checks each key alone. Only `changepair pipelines` checks several keys together,
+for example that a target is one of the datasets.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def schema_of_file() -> dict[str, Any]:
 
 
 def _detectors(section: Mapping[str, JsonSchemaValue], definitions: dict[str, Any]) -> JsonSchemaValue:
-    """Describe the detectors of a pipeline: those named after their kind, and those with a name of the user's and a kind."""
+    """Describe the detectors of a pipeline. A detector is named after its kind, or has another name and a kind."""
     for reference in section.values():
         definitions[str(reference["$ref"]).rpartition("/")[2]]["properties"][KIND] = {"type": "string", "description": ABOUT_KIND}
     earlier = {name: section[kind] for name, (kind, _defaults) in ALIASES.items()}

@@ -221,6 +221,4 @@ def test_the_command_prints_the_schema_and_refuses_a_key_with_it(tmp_path: Path)
     printed = run(tmp_path, "changepair", "explain", "--schema", PYTHONPATH=str(ROOT))
     assert json.loads(printed.stdout) == json.loads(json.dumps(SCHEMA))
     refused = run(tmp_path, "changepair", "explain", "targets", "--schema", PYTHONPATH=str(ROOT))
-    assert refused.returncode == 2 and refused.stderr.splitlines() == [
-        "changepair: targets: --schema describes the whole file; leave out either of them"
-    ]
+    assert refused.returncode == 2 and refused.stderr == "changepair: --schema: describes the whole file; leave out the key\n"
