@@ -48,7 +48,7 @@ check: lint ## lint, and look for known vulnerabilities
 	python .ci/audit.py
 
 docs: .venv/installed ## the site, in build/docs
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --config-file docs/site.yml
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --config-file docs/site.yml
 
 lock: ## write requirements.lock anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

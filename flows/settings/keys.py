@@ -259,7 +259,7 @@ def default_of(value: Any) -> str:
     """Format a default as in YAML.
 
     >>> default_of((0.4, 1.0)), default_of(None), default_of(True)
-    ('[0.4, 1.0]', 'null', 'true')
+    ('[0.4, 1]', 'null', 'true')
     """
     if value is dataclasses.MISSING or value is PydanticUndefined:
         return REQUIRED
@@ -274,4 +274,4 @@ def default_of(value: Any) -> str:
     if isinstance(value, dict):
         parts = {name: "…" if dataclasses.is_dataclass(part) else part for name, part in value.items()}
         return f"{{{', '.join(f'{name}: {part}' for name, part in parts.items())}}}"
-    return str(value) if value != "" else '""'
+    return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else '""'
