@@ -48,8 +48,7 @@ check: lint ## lint, and check for known vulnerabilities
 	python .ci/audit.py
 
 docs: .venv/installed ## build the site in build/docs
-	python -m changepair.flows.settings.reference > docs/pages/settings.md
-	mkdocs build --quiet --strict --config-file docs/site.yml
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --config-file docs/site.yml
 
 lock: ## update requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

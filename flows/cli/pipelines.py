@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows import init, new, plots
 from changepair.flows.cli.command import PIPELINE, Commands
+from changepair.flows import explain, init, new, plots
 from changepair.flows.running.console import Volume, set_volume
 from changepair.flows.settings.missing import costs, missing_resources
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
@@ -55,6 +55,7 @@ def add(commands: Commands) -> None:
         help="a setting below pipelines.<pipeline> and its value in YAML, for example evaluation.resolution=128",
     )
     setting.set_defaults(run=lambda arguments: set_settings(arguments.pipeline, arguments.settings))
+    explain.add(commands)
     plots.add(commands)
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ["--prompt", "one/b.png", "--model", "patch-residual", "--format", "program", "--out", "exported"],
     "api": ["--port=-1"],
     "retrain": ["small", "--dry-run"],
+    "explain": ["targets"],
     "set": ["small", "evaluation.resolution=64"],
     "watch": ["small"],
     "review": ["small", "--port=-1"],

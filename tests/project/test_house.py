@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT
 
 from changepair.flows.plan import OF_A_DATASET, OF_A_PIPELINE, dvc_yaml, planned, roots
-from changepair.flows.settings import reference
 from changepair.flows.settings.pipelines import PackagedName
 from changepair.tasks.common import fingerprint
 from changepair.tasks.common.fingerprint import BENEATH, CARRIERS, Mismatch, code_of, mismatches, versions_of
@@ -254,14 +253,6 @@ def test_a_stage_receives_its_settings_and_never_reads_them(kind: str) -> None:
     """What a flow uses is what its stage declares, so DVC knows of it."""
     source = (ROOT / "flows" / f"{kind}.py").read_text()
     assert not re.search(r"read_pipelines|pipeline_named|read_yaml|settings_of", source)
-
-
-def test_the_page_of_settings_is_as_the_code_has_them_and_says_what_each_means() -> None:
-    page = reference.page()
-    assert (ROOT / "docs" / "pages" / "settings.md").read_text() == page
-    for line in page.splitlines():
-        if line.startswith("| `"):
-            assert line.split(" | ")[-1].strip(" |"), line
 
 
 def test_pictures_are_opened_and_text_is_read_in_one_place() -> None:
