@@ -36,7 +36,7 @@ def test_the_search_of_the_site_works_from_disk(tmp_path: Path) -> None:
 
 
 def test_the_documented_automation_notifies_by_a_webhook(api: str) -> None:
-    page = (ROOT / "docs/pages/how-to/notifications.md").read_text()
+    page = (ROOT / "docs/pages/operations.md").read_text()
     [automation] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "call-webhook" in block)
     reason = 'metauas "may be" worse\nby 2 points'
     with receiver() as server, temporary_settings({PREFECT_API_URL: api}):
