@@ -1,15 +1,16 @@
-"""A stage is one file and one line: that of docs/pages/stages.md runs as the page says, and DVC reruns it for what it declares alone."""
+"""The stage of docs/pages/how-to/add-a-stage.md is one file and one line. It runs as the page says, and DVC reruns it only if it has to."""
 
 from __future__ import annotations
 
 import csv
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from conftest import ROOT, SMALL, make_project, run
 
-PAGE = (ROOT / "docs/pages/stages.md").read_text()
+PAGE = (ROOT / "docs/pages/how-to/add-a-stage.md").read_text()
 PARTS = {
     **SMALL,
     "pipelines": {
@@ -22,7 +23,7 @@ PARTS = {
 def test_the_stage_of_the_page_is_one_file_and_one_line(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", PARTS)
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (project / "flows" / "count.py").write_text(code)
+    (project / "flows" / "count.py").write_text(dedent(code))
     plan = project / "flows" / "plan.py"
     before = plan.read_text()
     plan.write_text(re.sub(r'(OF_A_PIPELINE = \("sample", )', r'\1"count", ', before))

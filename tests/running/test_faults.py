@@ -1,5 +1,5 @@
 """Faults, made to happen: nothing made is lost or half-written, the next run ends with the same artifacts, and the
-user is told in one line. docs/pages/reliability.md lists these."""
+user is told in one line. docs/pages/how-to/recover.md lists these."""
 
 from __future__ import annotations
 
