@@ -47,8 +47,9 @@ lint: .venv/installed ## format, lint, types and secrets
 check: lint ## lint, and look for known vulnerabilities
 	python .ci/audit.py
 
-docs: .venv/installed ## the site, in build/docs
+docs: .venv/installed ## the site with its pictures, in build/docs
 	python -m changepair.flows.settings.reference > docs/pages/settings.md
+	python docs/pictures.py
 	mkdocs build --quiet --strict --config-file docs/site.yml
 
 lock: ## write requirements.lock anew (needs uv)

@@ -1,4 +1,4 @@
-"""Load the detectors that come with this package, trained on the packaged photographs. docs/pages/models.md describes them.
+"""Load the detectors that come with this package, trained on the packaged photographs. docs/pages/explanation/quality.md describes them.
 
 Next to this module are <name>.safetensors, without the frozen encoder, which has a package of its own, and <name>.json, its settings.
 `python -m changepair.tasks.packaged.detectors <name> <model folder>` writes both from a folder of the train stage.

@@ -1,6 +1,6 @@
 """Load the small inpainting model that comes with this package: inpainter.safetensors, and inpainter.json, its size.
 
-docs/pages/models.md describes its training. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a folder of the
+docs/pages/explanation/change-pairs.md describes its training. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a folder of the
 inpainter stage.
 """
 

@@ -197,5 +197,5 @@ def test_the_pages_kinds_of_runner_are_the_settings() -> None:
 
     from changepair.flows.settings.pipelines import Runner
 
-    page = (ROOT / "docs/pages/change-pairs.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/pages/explanation/change-pairs.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in get_args(Runner))
