@@ -1,7 +1,7 @@
 """Load the small inpainting model that comes with this package: inpainter.safetensors, and inpainter.json, its size.
 
-docs/pages/explanation/change-pairs.md describes its training. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from a folder of the
-inpainter stage.
+docs/pages/explanation/change-pairs.md describes its training. `python -m changepair.tasks.packaged.inpainting <folder>` writes both from
+a folder of the inpainter stage.
 """
 
 from __future__ import annotations

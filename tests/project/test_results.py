@@ -1,4 +1,4 @@
-"""The committed metrics of the quickstart: what docs/pages/explanation/results.md claims, and what the baseline has to reach on real solar cells."""
+"""The committed metrics of the quickstart: the page of results states them, and the baseline reaches its floor on real solar cells."""
 
 from __future__ import annotations
 
