@@ -124,7 +124,8 @@ class Step:
 
 def pays(accelerator: Accelerator, steps: int) -> bool:
     """Tell whether compiling takes less time than it saves. On an H200 it took 65 s and saved 76 ms of the 171 ms of a MetaUAS step with
-    EfficientNet-B4, 128 pairs of 256x256 (docs: explanation/performance.md); on two cores of a CPU a step took 0.87 to 1.18 times as long."""
+    EfficientNet-B4, 128 pairs of 256x256 (docs/pages/explanation/performance.md); on two cores of a CPU a step took 0.87 to
+    1.18 times as long."""
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and steps >= PAYS_FROM
 
 
