@@ -131,7 +131,7 @@ def pays(accelerator: Accelerator, steps: int) -> bool:
     """Tell whether compiling saves more time than it takes.
 
     On an H200, compiling took 65 s. It saved 76 of the 171 ms of a MetaUAS step with EfficientNet-B4 and 128 pairs of 256x256
-    (docs/pages/performance.md). On two CPU cores, a step took 0.87 to 1.18 times as long.
+    (docs/pages/explanation/performance.md). On two CPU cores, a step took 0.87 to 1.18 times as long.
     """
     return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and steps >= PAYS_FROM
 

@@ -1,4 +1,4 @@
-"""The committed metrics of the quickstart: what docs/pages/results.md claims, and what the baseline has to reach on real solar cells."""
+"""The committed metrics of the quickstart: the page of results states them, and the baseline reaches its floor on real solar cells."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def percent(row: MetricRow) -> str:
 
 def test_the_page_of_results_gives_the_committed_metrics() -> None:
     """Its table has, for each target and detector, class-specific image AUROC at 1, 2, 4 and 8 shots."""
-    page = (ROOT / "docs" / "pages" / "results.md").read_text()
+    page = (ROOT / "docs" / "pages" / "explanation" / "results.md").read_text()
     for target in TARGETS:
         for detector in DETECTORS:
             cells = [percent(OVERALL[target, detector, "class-specific", shots, "image_auroc"]) for shots in SHOTS]

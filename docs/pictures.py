@@ -1,0 +1,588 @@
+"""Draw the pictures of the documentation: `python docs/pictures.py [NAME ...] [--to FOLDER]`.
+
+Everything is drawn from pictures that come with packages, with the detectors that come with changepair, or from the CSV files next to the
+pages. The same machine draws the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from scipy import ndimage
+
+from changepair import Predictor
+from changepair.tasks.common.photographs import Photographs
+from changepair.tasks.common.pictures import Mask, Picture, read_mask, read_picture
+from changepair.tasks.common.randomness import generator
+from changepair.tasks.common.rows import write_rows
+from changepair.tasks.common.sheets import INK, PAPER, heated, outlined, tinted
+from changepair.tasks.ingestion.development import CATEGORIES
+from changepair.tasks.ingestion.objects.table import ObjectRow
+from changepair.tasks.ingestion.packaged import PACKAGED
+from changepair.tasks.ingestion.texture_defects import SIZE
+from changepair.tasks.inpainting.inpainter import Inpainter, load_inpainter, write_choice
+from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
+from changepair.tasks.packaged.inpainting import write_packaged
+from changepair.tasks.synthesis.changes import Materials
+from changepair.tasks.synthesis.objects import Objects
+from changepair.tasks.synthesis.pair import Maker
+from changepair.tasks.synthesis.settings import ChangeKind, ObjectSettings, SynthesisSettings
+from changepair.tasks.synthesis.shards import Pair
+
+PAGES = Path(__file__).parent / "pages"
+IMAGES = PAGES / "images"
+NUMBERS = PAGES / "explanation"
+
+SIDE, GAP = 232, 10  # pixels: of a tile, and between tiles
+LETTERS, LINE = 0.018, 1.35  # size of letters, as a share of the picture's width, so that they stay legible; and of a line, in letters
+GREY = (110, 110, 110)
+COLOURS = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
+DETECTORS = {
+    "packaged": "metric-residual,\n3 scales (default)",
+    "metric-residual": "metric-residual,\n1 scale",
+    "prompt-query": "prompt-query",
+    "metauas": "metauas",
+}
+CHANCE = 50  # image AUROC in percent of a detector that guesses; bars start there
+STYLE: Any = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#{:02x}{:02x}{:02x}".format(*PAPER)),
+    **{"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+}
+RATE = 0.05  # false-alarm rate of the thresholds in the figures of failures: 19 normal pictures are enough for it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the pictures of the documentation.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(PICTURES)} (default: all)")
+    parser.add_argument("--to", type=Path, default=IMAGES, help="folder to write to (default: docs/pages/images)")
+    asked = parser.parse_args()
+    asked.to.mkdir(parents=True, exist_ok=True)
+    for name in asked.names or PICTURES:
+        PICTURES[name]().save(asked.to / f"{name}.png", optimize=True)
+
+
+# Tiles
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture, or a panel of words, with lines of words above and below it."""
+
+    picture: Picture | str
+    above: str = ""
+    below: str = ""
+
+
+def sheet(rows: Sequence[Sequence[Tile]], *, arrows: bool = False) -> Image.Image:
+    """Draw rows of tiles. arrows: whether an arrow leads from each tile to the next."""
+    gap = 44 if arrows else GAP
+    columns = max(map(len, rows))
+    width = 2 * GAP + columns * SIDE + (columns - 1) * gap
+    font = ImageFont.load_default(round(LETTERS * width))
+    line = round(LINE * LETTERS * width)
+    tops, height = [], GAP
+    for row in rows:
+        tops.append(height + _lines(tile.above for tile in row) * line)
+        height = tops[-1] + SIDE + _lines(tile.below for tile in row) * line + GAP
+    drawn = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(drawn)
+
+    def write(left: int, top: int, words: str) -> None:
+        for number, part in enumerate(words.splitlines()):
+            draw.text((left, top + number * line), part, fill=INK, font=font)
+
+    for row, top in zip(rows, tops, strict=True):
+        for column, tile in enumerate(row):
+            left = GAP + column * (SIDE + gap)
+            write(left, top - 4 - _lines([tile.above]) * line, tile.above)
+            write(left, top + SIDE + 2, tile.below)
+            if isinstance(tile.picture, str):
+                draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=GREY, fill=(255, 255, 255))
+                write(left + 12, top + 10, tile.picture)
+            else:
+                drawn.paste(Image.fromarray(_square(tile.picture)), (left, top))
+            if arrows and column + 1 < len(row):
+                start, middle = left + SIDE + 8, top + SIDE // 2
+                draw.line((start, middle, start + 16, middle), fill=GREY, width=4)
+                draw.polygon([(start + 16, middle - 9), (start + 16, middle + 9), (start + 29, middle)], fill=GREY)
+    return drawn
+
+
+def _lines(texts: Iterable[str]) -> int:
+    return max(len(words.splitlines()) for words in texts)
+
+
+def _square(picture: Picture) -> Picture:
+    how = Image.Resampling.NEAREST if len(picture) < SIDE // 4 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), how))
+
+
+def white_on_black(mask: Mask) -> Picture:
+    return np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255
+
+
+# Packaged data
+
+
+@cache
+def dataset(name: str) -> Path:
+    """Write a packaged dataset to a temporary folder, and return the folder."""
+    folder = Path(_work().name) / name
+    PACKAGED[name].write(folder)
+    return folder
+
+
+@cache
+def _work() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="changepair-pictures-")
+
+
+def mask_of(picture: Path) -> Mask | None:
+    """Return the mask of a test picture in MVTec AD's layout, if there is one."""
+    file = picture.parents[2] / "ground_truth" / picture.parent.name / f"{picture.stem}_mask.png"
+    return read_mask(file, SIZE) if file.is_file() else None
+
+
+def normals_of(category: Path) -> list[Path]:
+    """List the normal pictures of a category: the first prompts, and the others set the threshold. Those of the digits for testing are left
+    out."""
+    splits = ("train",) if category.name == "digits" else ("train", "test")
+    return [file for split in splits for file in sorted((category / split / "good").glob("*.png"))]
+
+
+@cache
+def calibrated(model: str, category: Path) -> Predictor:
+    """Load a detector with the first normal picture as its prompt, and a threshold from the others."""
+    prompt, *others = normals_of(category)
+    predictor = Predictor.load(model).prompt(prompt)
+    predictor.calibrate(others, false_alarms=RATE)
+    return predictor
+
+
+def judged(model: str, category: Path, picture: Picture, *, anomalous: bool, above: str = "") -> Tile:
+    """Score a picture, and draw its map with the verdict."""
+    predictor = calibrated(model, category)
+    [prediction] = predictor.each([picture])
+    assert predictor.threshold is not None
+    flagged = predictor.threshold.exceeded(prediction.score)
+    verdict = ("found" if flagged else "missed") if anomalous else ("false alarm" if flagged else "passed")
+    ratio = prediction.score / predictor.threshold.value
+    return Tile(heated(picture, prediction.map, predictor.top), above, f"{verdict} ({ratio:.2f})")
+
+
+def cases(rows: Iterable[tuple[Path, str, Picture, Mask | None, bool]]) -> Image.Image:
+    """Draw a row for each case: the prompt, the query, and the verdict and the map of each detector. rows: the category, what the query
+    shows, the query, its mask, and whether it is anomalous."""
+    lines = []
+    for number, (category, words, picture, mask, anomalous) in enumerate(rows):
+        first = number == 0
+        prompt = Tile(read_picture(normals_of(category)[0]), "prompt" if first else "", category.name)
+        shown = picture if mask is None else outlined(picture, mask)
+        query = Tile(shown, "query" if first else "", words)
+        heads = [DETECTORS[model] if first else "" for model in DETECTORS]
+        lines.append(
+            [
+                prompt,
+                query,
+                *(judged(m, category, picture, anomalous=anomalous, above=head) for m, head in zip(DETECTORS, heads, strict=True)),
+            ]
+        )
+    return sheet(lines)
+
+
+# Pictures
+
+
+def pipeline() -> Image.Image:
+    """Photograph → pair → detector → kit."""
+    [pair] = pairs_of("exchange", [PIPELINE_PAIR])
+    photograph = _middle(read_picture(Path(pair.source)))
+    category = dataset("texture-defects") / "weave"
+    part = category / "test" / "hole" / "001.png"
+    predictor = calibrated("packaged", category)
+    [prediction] = predictor.each([part])
+    assert predictor.threshold is not None
+    threshold = predictor.threshold.value
+    verdict = f"prompt: 1 picture\nthreshold: {threshold:.3f}\n\npart: {prediction.score:.3f}\n" + (
+        "→ anomalous" if prediction.score > threshold else "→ normal"
+    )
+    return sheet(
+        [
+            [
+                Tile(photograph, "1. photograph"),
+                Tile(pair.prompt, "2. pair: prompt"),
+                Tile(pair.query, "query"),
+                Tile(white_on_black(pair.mask), "mask of the change"),
+            ],
+            [
+                Tile(read_picture(normals_of(category)[0]), "3. detector: prompt"),
+                Tile(read_picture(part), "new part"),
+                Tile(heated(prediction.picture, prediction.map, predictor.top), "anomaly map"),
+                Tile(verdict, "4. kit"),
+            ],
+        ],
+        arrows=True,
+    )
+
+
+def _middle(picture: Picture) -> Picture:
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def pairs() -> Image.Image:
+    """A pair of each kind: prompt, query, and the change tinted in the query."""
+    triples = []
+    for kind, chosen in PAIRS.items():
+        [pair] = pairs_of(kind, [chosen])
+        told = "change in red" if pair.mask.any() else "no change"
+        triples.append([Tile(pair.prompt, kind, "prompt"), Tile(pair.query, "", "query"), Tile(tinted(pair.query, pair.mask), "", told)])
+    return sheet([[*left, *right] for left, right in zip(triples[::2], triples[1::2], strict=True)])
+
+
+def pairs_of(kind: ChangeKind, numbers: Sequence[int]) -> list[Pair]:
+    """Make pairs of a kind from the packaged photographs, by the packaged inpainting model."""
+    cv2.setNumThreads(1)
+    settings = SynthesisSettings(kinds={kind: 1.0}, regenerated=0.0, objects=ObjectSettings(area=(0.02, 0.2)))
+    photographs = Photographs(
+        sorted(str(file) for file in (dataset("sample-photos") / "train/good").glob("*.png")), settings.crop, settings.resolution
+    )
+    table = Path(_work().name) / "objects.parquet"
+    write_rows(table, ObjectRow, [])
+    materials = Materials(settings, photographs, photographs, Objects(settings.objects, photographs, table))
+    return list(Maker(materials, inpainter() if settings.repaints else None).make(numbers))
+
+
+@cache
+def inpainter() -> Inpainter:
+    folder = Path(_work().name) / "inpainter"
+    write_packaged(folder)
+    write_choice(folder, InpainterSettings(model="packaged"))
+    return load_inpainter(folder, RepaintingSettings())
+
+
+def failures() -> Image.Image:
+    """Defects that detectors miss: from one that all find to one that none finds."""
+    textures, development = dataset("texture-defects"), dataset("development-textures")
+    chosen = [
+        (textures / "weave", "hole/001", "a hole"),
+        (textures / "brick", "scratch/004", "a scratch"),
+        (development / "knit", "shifted/004", "a shifted band"),
+        (development / "pebbles", "crack/000", "a crack"),
+        (dataset("digits"), "digit-3/0059", "a 3 among zeros"),
+    ]
+    rows = []
+    for category, name, words in chosen:
+        file = category / "test" / f"{name}.png"
+        rows.append((category, words, read_picture(file), mask_of(file), True))
+    return cases(rows)
+
+
+def false_alarms() -> Image.Image:
+    """Normal pictures that look different: the same part under another camera, another light, in another pose."""
+    weave, brick = (dataset("texture-defects") / name for name in ("weave", "brick"))
+    normal, wall = (read_picture(category / "test/good/001.png") for category in (weave, brick))
+    zero = dataset("digits") / "test/good/0824.png"
+    return cases(
+        [
+            (weave, "unchanged", normal, None, False),
+            (weave, "out of focus", blurred(normal, 1.5), None, False),
+            (weave, "less light", np.rint(normal * 0.6).astype(np.uint8), None, False),
+            (brick, "a shadow", shaded(wall), None, False),
+            (brick, "turned by 90°", np.ascontiguousarray(np.rot90(wall)), None, False),
+            (dataset("digits"), "another hand", read_picture(zero), None, False),
+        ]
+    )
+
+
+def blurred(picture: Picture, sigma: float) -> Picture:
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def shaded(picture: Picture) -> Picture:
+    """Darken the right half of a picture to 60 %, with a soft edge."""
+    light = ndimage.gaussian_filter1d(np.where(np.arange(picture.shape[1]) < picture.shape[1] / 2, 1.0, 0.6), 4)
+    return np.rint(picture * light[:, None]).astype(np.uint8)
+
+
+# Charts
+
+
+def chart(draw: Callable[[Sequence[Axes]], None], *, axes: int = 1, size: tuple[float, float] = (7.2, 3.2), **options: Any) -> Image.Image:
+    """Draw a chart of one or more axes side by side."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        draw(np.atleast_1d(figure.subplots(1, axes, **options)).tolist())
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+    return Image.open(stream).convert("RGB")
+
+
+def numbers(finding: str) -> pd.DataFrame:
+    """Read the measured numbers of a finding: quality.csv has them as the page gives them."""
+    table = pd.read_csv(NUMBERS / "quality.csv", dtype={"series": str})
+    return table[table["finding"] == finding]
+
+
+def bars(finding: str, names: Mapping[str, str]) -> Image.Image:
+    """Draw bars by dataset, one for each series, with the standard deviation over training seeds. names: of the series."""
+    table = numbers(finding)
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for place, (series, name) in enumerate(names.items()):
+            rows = table[table["series"] == series]
+            _bars(axes[0], rows, 0.8 / len(names), place - (len(names) - 1) / 2, COLOURS[place], name, "{:.1f}")
+        axes[0].set(ylabel="image AUROC, %", ylim=(min(CHANCE, table["mean"].min() - 5), 103))
+        axes[0].legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+
+    return chart(draw)
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, width: float, place: float, colour: str, name: str, digits: str) -> None:
+    at = np.arange(len(rows)) + place * width
+    heights = rows["mean"].to_numpy() - CHANCE
+    drawn = ax.bar(at, heights, width * 0.92, CHANCE, yerr=rows["std"], color=colour, label=name, ecolor="#444444", capsize=2)
+    ax.bar_label(drawn, [digits.format(value) for value in rows["mean"]], fontsize=8, padding=2)
+    ax.axhline(CHANCE, color="#444444", linewidth=0.8)
+    ax.set_xticks(range(len(rows)), [name.replace("-", "-\n") for name in rows["dataset"]])
+
+
+def prompts() -> Image.Image:
+    """MetaUAS before and after its comparison was repaired."""
+    names = {"before": "MetaUAS before", "after": "MetaUAS after", "patch-residual": "patch-residual (not trained)"}
+    return bars("prompts", names)
+
+
+def registration() -> Image.Image:
+    names = {
+        "unchanged pairs apart": "unchanged pairs unregistered",
+        "changed pairs apart too": "changed pairs too",
+        "and the appearance shifts": "and the appearance shifts",
+    }
+    return bars("registration", names)
+
+
+def scales() -> Image.Image:
+    return bars("scales", {"256 pixels": "one scale: 256", "320, 128 and 96 pixels": "three scales: 320, 128, 96"})
+
+
+def black_prompt() -> Image.Image:
+    """The true prompt against a black one, for each packaged detector."""
+    tables = {"true prompt": numbers("packaged"), "black prompt": numbers("black-prompt")}
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for ax, detector in zip(axes, ("metric-residual", "prompt-query", "metauas"), strict=True):
+            for place, (name, table) in enumerate(tables.items()):
+                rows = table[(table["series"] == detector) & (table["shots"] == 1)]
+                rows = rows.assign(dataset=rows["dataset"].str.replace("development-textures", "development"))
+                _bars(
+                    ax,
+                    rows.assign(dataset=rows["dataset"].str.replace("texture-defects", "textures")),
+                    0.44,
+                    place - 0.5,
+                    (COLOURS[0], GREY_BAR)[place],
+                    name,
+                    "{:.0f}",
+                )
+            ax.set(title=detector, ylim=(CHANCE, 103))
+            ax.tick_params("x", labelsize=9, labelrotation=25)
+        axes[0].set(ylabel="image AUROC, %")
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+    return chart(draw, axes=3, sharey=True)
+
+
+def self_residual() -> Image.Image:
+    table = numbers("self-residual")
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for (name, rows), colour in zip(table.groupby("dataset", sort=False), COLOURS, strict=False):
+            axes[0].plot(rows["series"].astype(float), rows["mean"], marker="o", color=colour, label=str(name))
+        axes[0].set(xlabel="weight of the self-residual", ylabel="image AUROC, %", ylim=(65, 101))
+        axes[0].axvline(0.6, color="#999999", linewidth=1, linestyle=":", label="the quickstart's weight")
+        axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return chart(draw, size=(7.2, 2.8))
+
+
+def ranking() -> Image.Image:
+    return by_shots(
+        "ranking",
+        {
+            "patch-residual": "patch-residual (not trained)",
+            "learnt by ranking": "trained by ranking",
+            "learnt from masks": "trained on masks",
+        },
+        (58, 90),
+        "elpv",
+    )
+
+
+def across_domains() -> Image.Image:
+    return by_shots(
+        "domains",
+        {"texture-defects": "tested on texture-defects", "digits": "tested on digits", "elpv": "tested on elpv"},
+        (50, 100),
+        "InCTRL",
+    )
+
+
+def by_shots(finding: str, names: Mapping[str, str], limits: tuple[float, float], title: str) -> Image.Image:
+    """Draw a line for each series over the number of shots, with the standard deviation over training seeds."""
+    table = numbers(finding)
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for (series, name), colour in zip(names.items(), COLOURS, strict=False):
+            rows = table[table["series"] == series]
+            axes[0].errorbar(np.log2(rows["shots"]), rows["mean"], yerr=rows["std"], marker="o", color=colour, label=name, capsize=3)
+        axes[0].set(xlabel="shots", ylabel="image AUROC, %", xticks=range(4), xticklabels=[1, 2, 4, 8], ylim=limits, title=title)
+        axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return chart(draw, size=(7.2, 2.8))
+
+
+def growth() -> Image.Image:
+    """Time for each item, and memory, by the number of items."""
+    table = pd.read_csv(NUMBERS / "growth.csv")
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for (name, rows), colour in zip(table.groupby("task", sort=False), COLOURS, strict=False):
+            for ax, column in zip(axes, ("milliseconds", "mebibytes"), strict=True):
+                ax.plot(rows["count"], rows[column], marker="o", color=colour, label=str(name))
+        axes[0].set(xscale="log", yscale="log", xlabel="items", ylabel="ms per item")
+        axes[1].set(xscale="log", xlabel="items", ylabel="peak memory, MiB", ylim=(0, 1300))
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+
+    return chart(draw, axes=2, size=(7.2, 2.8))
+
+
+def reruns() -> Image.Image:
+    """Which stages an edit reruns, as a table of dots."""
+    stages = ("code", "ingest", "sample", "inpainter", "synthesize", "train", "score", "metrics", "report")
+    edits = {
+        "a comment or docstring": ("code",),
+        "the text of the report": ("code", "report"),
+        "a metric's formula": ("code", "metrics", "report"),
+        "a detector's settings": ("code", "train", "score", "metrics", "report"),
+        "the settings of pairs": ("code", "synthesize", "train", "score", "metrics", "report"),
+        "a target's test picture": ("ingest", "sample", "score", "metrics", "report"),
+    }
+
+    def draw(axes: Sequence[Axes]) -> None:
+        [ax] = axes
+        for row, rerun in enumerate(edits.values()):
+            for column, stage in enumerate(stages):
+                ax.plot(column, row, "o", markersize=13, color=COLOURS[0] if stage in rerun else "#e4e4e0")
+        ax.set(xlim=(-0.5, len(stages) - 0.5), ylim=(len(edits) - 0.5, -0.5))
+        ax.set_xticks(range(len(stages)), stages)
+        ax.set_yticks(range(len(edits)), edits)
+        ax.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
+        for side in ax.spines.values():
+            side.set_visible(False)
+
+    return chart(draw, size=(7.6, 2.7))
+
+
+def promotion() -> Image.Image:
+    """The gate, and how a model becomes the current one."""
+    places = {
+        "candidate\n(retrained)": (0.0, 0.0),
+        "gate: same prompts,\nsame queries": (1.75, 0.0),
+        "current model\nis replaced": (3.3, 0.55),
+        "current model\nstays": (3.3, -0.55),
+        "previous\nmodel": (4.9, 0.55),
+    }
+    candidate, gate, new, old, previous = places.values()
+    arrows = [(candidate, gate, ""), (gate, new, "not worse"), (gate, old, "may be worse"), (new, previous, "rollback")]
+
+    def draw(axes: Sequence[Axes]) -> None:
+        [ax] = axes
+        ax.axis("off")
+        ax.set(xlim=(-0.6, 5.4), ylim=(-1, 1))
+        for start, end, words in arrows:
+            look = {"arrowstyle": "-|>", "color": "#777777", "shrinkA": 46, "shrinkB": 52 if end == gate else 46, "linewidth": 1.5}
+            ax.annotate("", end, start, arrowprops=look)
+            across, up = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+            ax.text(across, up + (0.2 if end[1] >= start[1] else -0.32), words, ha="center", fontsize=9)
+        for words, (x, y) in places.items():
+            look = {"boxstyle": "round,pad=0.5", "facecolor": "#ffffff", "edgecolor": "#777777"}
+            ax.text(x, y, words, ha="center", va="center", bbox=look, fontsize=10)
+
+    return chart(draw, size=(7.6, 2.3))
+
+
+def threshold() -> Image.Image:
+    """Scores of normal and defective pictures against a threshold, with the camera that set it and with another."""
+    name = "dots"
+    category = dataset("development-textures") / name
+    predictor = Predictor.load("metric-residual").prompt(normals_of(category)[0])
+
+    def normal(number: int) -> Picture:
+        grey = np.rint(CATEGORIES[name].texture(generator(0, name, "threshold", number), "test")).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    set_by = predictor.calibrate((normal(number) for number in range(SET_BY)), false_alarms=0.01)
+    new = [normal(number) for number in range(SET_BY, SET_BY + NEW)]
+    groups = {
+        f"{NEW} new normal pictures": new,
+        f"the same {NEW}, out of focus": [blurred(picture, 1.0) for picture in new],
+        "18 defective pictures": sorted(file for file in (category / "test").glob("*/*.png") if file.parent.name != "good"),
+    }
+    scores = {words: predictor(pictures).scores for words, pictures in groups.items()}
+
+    def draw(axes: Sequence[Axes]) -> None:
+        [ax] = axes
+        high = max(float(found.max()) for found in scores.values())
+        edges = np.linspace(min(float(found.min()) for found in scores.values()), high, 60)
+        colours = (COLOURS[0], COLOURS[4], COLOURS[1])
+        for (words, found), colour in zip(scores.items(), colours, strict=True):
+            above = sum(map(set_by.exceeded, found.tolist()))
+            ax.hist(found, edges, color=colour, alpha=0.6, label=f"{words}: {above} above")
+        ax.axvline(set_by.value, color="#222222", linewidth=1.5)
+        ax.annotate(f" threshold {set_by.value:.4f}, set by {SET_BY} others", (set_by.value, ax.get_ylim()[1] * 0.94), fontsize=9)
+        ax.set(xlabel="image score", ylabel="pictures")
+        ax.legend(loc="center right")
+
+    return chart(draw)
+
+
+PIPELINE_PAIR = 0  # number of the pair
+PAIRS: dict[ChangeKind, int] = {"appearance": 0, "disappearance": 0, "exchange": 0, "local-region": 0, "distractor": 0, "none": 0}
+GREY_BAR = "#9a9a9a"
+SET_BY, NEW = 199, 200  # normal pictures
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "pipeline": pipeline,
+    "pairs": pairs,
+    "failures": failures,
+    "false-alarms": false_alarms,
+    "threshold": threshold,
+    "reruns": reruns,
+    "promotion": promotion,
+    "quality-prompts": prompts,
+    "quality-black-prompt": black_prompt,
+    "quality-self-residual": self_residual,
+    "quality-registration": registration,
+    "quality-ranking": ranking,
+    "quality-scales": scales,
+    "quality-domains": across_domains,
+    "growth": growth,
+}
+
+if __name__ == "__main__":
+    main()
