@@ -47,7 +47,8 @@ lint: .venv/installed ## check format, style, types, secrets and wording
 check: lint ## lint, and check for known vulnerabilities
 	python .ci/audit.py
 
-docs: .venv/installed ## build the site in build/docs
+docs: .venv/installed ## draw the pictures and build the site in build/docs
+	python docs/pictures.py
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --config-file docs/site.yml
 
 lock: ## update requirements.lock (needs uv)

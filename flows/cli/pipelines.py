@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from changepair.flows.cli.command import PIPELINE, Commands
 from changepair.flows import explain, init, new, plots
+from changepair.flows.cli.command import PIPELINE, Commands
 from changepair.flows.running.console import Volume, set_volume
 from changepair.flows.settings.missing import costs, missing_resources
 from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines

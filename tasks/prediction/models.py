@@ -20,8 +20,8 @@ from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
 ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # open_clip's prefixes for models in a hub or a folder
 DEFAULT = "metric-residual"
-"""The model `packaged`. It is the best packaged model at one shot on textures and shapes (docs/pages/explanation/quality.md). No weight depends on its
-settings."""
+"""The model `packaged`. It is the best packaged model at one shot on textures and shapes (docs/pages/explanation/quality.md). No weight
+depends on its settings."""
 DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "self_residual": 0.6, "contrast": 0.02}
 
 
