@@ -1,7 +1,7 @@
 """Draw pictures for choosing settings. No table reports them, because settings chosen on a table's targets would flatter that table.
 
-Six textures have three kinds of defect each, with exact masks. None of them is a texture of texture-defects. Pebbles are hard: no two
-places look alike, and a defect is smaller than normal structures. The semantic domain is one normal letter among others, as small as
+Six textures have three kinds of defect each, with exact masks. None of the textures or kinds is in texture-defects. Pebbles are hard: no
+two places look alike, and a defect is smaller than normal structures. The semantic domain is one normal letter among others, as small as
 handwriting.
 """
 

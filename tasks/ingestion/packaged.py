@@ -54,11 +54,11 @@ def _sample_photos(folder: Path) -> None:
 
 
 def _vision_toolbox(folder: Path) -> None:
-    """Write photographs of the Machine Vision Toolbox for Python as sources of pairs: buildings, flowers, towns from the air, stone and
-    tile.
+    """Write photographs of the Machine Vision Toolbox for Python as sources of pairs (Corke, "Robotics, Vision and Control", Springer
+    2023).
 
-    Transparent pictures are composited over white (Corke, "Robotics, Vision and Control", Springer 2023). Raises BadInput if mvtb-data is
-    not installed.
+    They show buildings, flowers, towns from the air, stone and tile. Transparent pixels are composited over white. Raises BadInput if
+    mvtb-data is not installed.
     """
     try:
         package = resources.files("mvtbdata")

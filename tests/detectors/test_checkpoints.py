@@ -140,7 +140,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFi
     for name, message in (
         ("evil.ckpt", "not readable"),
         ("old.ckpt", "not readable"),
-        ("odd.ckpt", "something else"),
+        ("odd.ckpt", "does not hold tensors"),
         ("cut.safetensors", "not readable"),
     ):
         with pytest.raises(BadInput, match=f"{name}: .*{message}"):

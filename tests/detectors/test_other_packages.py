@@ -235,7 +235,7 @@ POINT = "mine = other_package:KIND"
     ("points", "text", "message"),
     [
         ("metauas = other_package:KIND", GOOD, "package other: registers a detector 'metauas', as changepair does; rename it"),
-        (POINT, "import none_such", "package other: its detector 'mine', other_package:KIND, cannot be imported .*none_such.*; mend"),
+        (POINT, "import none_such", "package other: its detector 'mine', other_package:KIND, cannot be imported .*none_such.*; fix"),
         ("mine = other_package:KINT", GOOD, "cannot be imported .AttributeError: .*KINT.*; fix or uninstall it"),
         (POINT, "KIND = 1", r"cannot be used: expected a changepair\.tasks\.detectors\.registry\.Kind, not a int"),
         (

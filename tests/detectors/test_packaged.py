@@ -119,7 +119,7 @@ def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> 
     chosen = replace(settings("metric-residual"), encoder=scales)
     fill(chosen, create_detector(chosen, build_encoder(scales, 64)))
     other = replace(settings("prompt-query"), encoder=scales)
-    with pytest.raises(BadInput, match=r"say encoder: .*\"scales\": \[1.0, 0.5\]"):
+    with pytest.raises(BadInput, match=r"set encoder: .*\"scales\": \[1.0, 0.5\]"):
         fill(other, create_detector(other, build_encoder(scales, 64)))
 
 
