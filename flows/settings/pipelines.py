@@ -299,10 +299,8 @@ def _no_place(named: str) -> str:
     if is_remote(place):
         return ""
     path, project = Path(os.path.realpath(place)), Path.cwd()
-    if any((project / folder).is_relative_to(path) for folder in WRITTEN):
-        return f"{named} contains this project; move the dataset to a separate folder and set its path here"
-    inside = next((folder for folder in WRITTEN if path.is_relative_to(project / folder)), None)
-    return "" if inside is None else f"{named} is in {inside}, where stages write and delete files; move the dataset elsewhere"
+    written = next((one for one in WRITTEN if (project / one).is_relative_to(path) or path.is_relative_to(project / one)), None)
+    return "" if written is None else f"{named} overlaps {written}, where stages write and delete files; move the dataset elsewhere"
 
 
 def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:
