@@ -50,7 +50,7 @@ class Datasets(Strict):
     packaged: Annotated[list[PackagedName], Unique()] = Field(default_factory=list)
     """Datasets inside installed packages. They need no download."""
     folders: dict[Name, FolderSettings] = Field(default_factory=dict)
-    """Your own datasets, each under the name that pipelines use."""
+    """Your own datasets, each under the name that pipelines use: at most 64 lowercase letters, digits and dashes."""
     objects: dict[str, ObjectsSettings] = Field(default_factory=dict)
     """Object masks for the photographs of a dataset, under the dataset's name."""
     elsewhere: dict[Name, Elsewhere] = Field(default_factory=dict)
@@ -74,9 +74,9 @@ class Execution(Strict):
     """Distribution of work over cores and machines, and the packages that stages may use. Distribution never changes results."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
-    """Number of parallel processes or threads in a stage. Results do not depend on it."""
+    """Number of parallel processes or threads in a stage, at most 1,024. Results do not depend on it."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Number of processes that train one detector together. `auto` starts one process per GPU."""
+    """Number of processes that train one detector together, at most 1,024. `auto` starts one process per GPU."""
     runner: Runner = "processes"
     """Place where shards of pairs are made: `threads` or `processes` on this machine, or a `dask` cluster. A Dask cluster also reads
     datasets and scores pictures."""
@@ -115,7 +115,7 @@ class OwnRuns(Strict):
 class Pipeline(Strict):
     """One named pipeline: it trains detectors on pairs made from `sources`, or on `auxiliary`, and evaluates them on `targets`.
 
-    Only `targets` is required. `mine: {targets: [my-parts]}` evaluates two packaged detectors and trains nothing.
+    Only `targets` is required. `mine: {targets: [my-parts]}` evaluates two detectors that need no training.
     """
 
     schedule: ScheduleSettings | None = None
@@ -219,7 +219,7 @@ class Pipelines(Strict):
     runs: Runs = Runs()
     """Settings of scheduled runs."""
     pipelines: dict[Name, Pipeline]
-    """Pipelines, by name."""
+    """Pipelines, by name: at most 64 lowercase letters, digits and dashes."""
 
     def runs_of(self, name: str) -> Runs:
         """Return the settings of one pipeline's scheduled runs."""
