@@ -29,7 +29,7 @@ STILTED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 FRAGMENT = re.compile(r"(Of|As|What|The same|Whose|Where|Beside|With which|By which|For|In which|That|Gives|Says|Tells)\b")
-HIDDEN = re.compile(r"^\s*(```|~~~).*?^\s*\1|<!--.*?-->|^---\n.*?^---$", re.DOTALL | re.MULTILINE)  # code, comments, front matter
+HIDDEN = re.compile(r"^\s*(```|~~~).*?^\s*\1|<!--.*?-->|\A---\n.*?^---$", re.DOTALL | re.MULTILINE)  # code, comments, front matter
 INLINE = ((r"!?\[([^\]]*)\]\([^)]*\)", r"\1"), (r"\{\{.*?\}\}|`[^`]*`", "CODE"), (r"\s+", " "))
 SPOKEN = {"BadInput", "CommandFailed", "Stopped", "tell", "say", "info", "warning", "error"}  # functions whose text a person reads
 
@@ -103,10 +103,10 @@ def of_code(file: Path) -> tuple[list[Sentence], list[Sentence]]:
 
 def _text(node: ast.AST) -> str:
     """Return the words of a string expression, with CODE for its values."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else ""
-    parts = [_text(one) for one in ast.iter_child_nodes(node)]
-    return "".join(parts) if isinstance(node, ast.JoinedStr) else " ".join(part for part in parts if part) or "CODE"
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_text, node.values))
+    texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    return " ".join(texts) or "CODE"
 
 
 def check(name: str, found: list[Sentence]) -> bool:

@@ -57,7 +57,7 @@ def _detector(name: str, section: Mapping[str, Any]) -> Any:
     if kind not in DETECTORS and KIND in section:
         raise _error(f"expected a detector kind, not {kind!r}{nearest(kind, DETECTORS)}", KIND)
     if kind not in DETECTORS:
-        raise _error(f"unknown detector{nearest(kind, DETECTORS)} (or set {KIND}, and choose any name)")
+        raise _error(f"not a detector kind, and {KIND} is not set{nearest(kind, DETECTORS)}")
     if name != kind and name in DETECTORS:
         raise _error(f"{name} is the name of another detector kind; choose another name for this {kind} detector")
     if name != kind and not NAME.fullmatch(name):

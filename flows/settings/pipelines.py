@@ -50,7 +50,7 @@ class Datasets(Strict):
     packaged: Annotated[list[PackagedName], Unique()] = Field(default_factory=list)
     """Datasets inside installed packages. They need no download."""
     folders: dict[Name, FolderSettings] = Field(default_factory=dict)
-    """Your own datasets, each under the name that pipelines use."""
+    """Your own datasets, each under the name that pipelines use: at most 64 lowercase letters, digits and dashes."""
     objects: dict[str, ObjectsSettings] = Field(default_factory=dict)
     """Object masks for the photographs of a dataset, under the dataset's name."""
     elsewhere: dict[Name, Elsewhere] = Field(default_factory=dict)
@@ -74,9 +74,9 @@ class Execution(Strict):
     """Distribution of work over cores and machines, and the packages that stages may use. Distribution never changes results."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=cores)
-    """Number of parallel processes or threads in a stage. Results do not depend on it."""
+    """Number of parallel processes or threads in a stage, at most 1,024. Results do not depend on it."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Number of processes that train one detector together. `auto` starts one process per GPU."""
+    """Number of processes that train one detector together, at most 1,024. `auto` starts one process per GPU."""
     runner: Runner = "processes"
     """Place where shards of pairs are made: `threads` or `processes` on this machine, or a `dask` cluster. A Dask cluster also reads
     datasets and scores pictures."""
@@ -115,7 +115,7 @@ class OwnRuns(Strict):
 class Pipeline(Strict):
     """One named pipeline: it trains detectors on pairs made from `sources`, or on `auxiliary`, and evaluates them on `targets`.
 
-    Only `targets` is required. `mine: {targets: [my-parts]}` evaluates two packaged detectors and trains nothing.
+    Only `targets` is required. `mine: {targets: [my-parts]}` evaluates two detectors that need no training.
     """
 
     schedule: ScheduleSettings | None = None
@@ -219,7 +219,7 @@ class Pipelines(Strict):
     runs: Runs = Runs()
     """Settings of scheduled runs."""
     pipelines: dict[Name, Pipeline]
-    """Pipelines, by name."""
+    """Pipelines, by name: at most 64 lowercase letters, digits and dashes."""
 
     def runs_of(self, name: str) -> Runs:
         """Return the settings of one pipeline's scheduled runs."""
@@ -299,10 +299,8 @@ def _no_place(named: str) -> str:
     if is_remote(place):
         return ""
     path, project = Path(os.path.realpath(place)), Path.cwd()
-    if any((project / folder).is_relative_to(path) for folder in WRITTEN):
-        return f"{named} contains this project; move the dataset to a separate folder and set its path here"
-    inside = next((folder for folder in WRITTEN if path.is_relative_to(project / folder)), None)
-    return "" if inside is None else f"{named} is in {inside}, where stages write and delete files; move the dataset elsewhere"
+    written = next((one for one in WRITTEN if (project / one).is_relative_to(path) or path.is_relative_to(project / one)), None)
+    return "" if written is None else f"{named} overlaps {written}, where stages write and delete files; move the dataset elsewhere"
 
 
 def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:

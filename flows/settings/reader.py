@@ -34,6 +34,14 @@ IN_FULL = "in_full"
 """Type of an error whose message is complete except for the path."""
 DEEPEST = 100
 """Nesting levels of lists and sections. It stays far below Python's recursion limit of 1,000."""
+WORDING = {  # of pydantic's expectations, for readers of YAML
+    r"a valid (tuple|list)": "a list",
+    r"a valid dictionary.*|a dictionary or .*": "a section",
+    r"a valid integer.*": "a whole number",
+    r"a valid number.*": "a number",
+    r"a valid boolean.*": "true or false",
+    r"a valid string": "text",
+}
 BRACKET = re.compile(r"[\[\]{}]")
 BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
 SettingsT = TypeVar("SettingsT")
@@ -178,6 +186,7 @@ def _message(detail: ErrorDetails, kind: Any, at: Keys) -> str:
         inner, _, rest = expected.partition(": ")
         path, wanted = (f"{path}.{inner}", rest) if rest and inner.isidentifier() else (path, expected)
         return f"{path}: {wanted}" if wanted.startswith("must ") else f"{path}: expected {wanted}"
+    expected = next((wording for pattern, wording in WORDING.items() if re.fullmatch(pattern, expected)), expected)
     return f"{path}: expected {expected}, not {_shown(detail['input'])}"
 
 

@@ -101,7 +101,7 @@ class Runs(Strict):
     workspaces: Remote = "~/.changepair"
     """Folder on the worker for the clones, one per pipeline, and for the DVC cache that they share."""
     repository: Remote | None = None
-    """Git repository to clone. Null uses the remote `origin` of this checkout, or this checkout if it has no remote."""
+    """Git repository to clone. Null uses the remote `origin` of this checkout, or this checkout without such a remote."""
     revision: Revision = "main"
     """Branch, tag or commit to check out. A pipeline can override it in its own `runs`."""
     results: Results = "branch"
@@ -118,4 +118,4 @@ class Runs(Strict):
     pool: Remote | None = None
     """Prefect work pool whose workers execute the runs. Null leaves them to `changepair serve`."""
     gpus: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Number of stages that may use a GPU at the same time, over all runs on one Prefect server."""
+    """Number of stages that may use a GPU at the same time, over all runs on one Prefect server; at most 1,024."""

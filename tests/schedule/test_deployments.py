@@ -277,9 +277,9 @@ def test_gpu_stages_share_the_servers_limit(project: Path, api: str) -> None:
     ("said", "wrong"),
     [
         ({"cron": "0 3 * *"}, "a cron line"),
-        ({"interval": "6"}, "a time such as"),
-        ({"interval": "0 hours"}, "a time such as"),
-        ({"cron": "0 3 * * 1", "interval": "6 hours"}, "either cron or interval"),
+        ({"interval": "6"}, "a duration such as"),
+        ({"interval": "0 hours"}, "a duration such as"),
+        ({"cron": "0 3 * * 1", "interval": "6 hours"}, "exactly one of cron and interval"),
         ({"cron": "0 3 * * 1", "timezone": "Europe/Berln"}, "Europe/Berlin"),
         ("every day", "a cron line"),
     ],

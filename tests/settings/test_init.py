@@ -98,7 +98,7 @@ def test_a_file_of_another_form_is_extended_too(project: Path, layout: Path, for
 def test_a_file_that_cannot_be_extended_is_left_and_what_to_add_is_told(project: Path, layout: Path) -> None:
     file = project / "pipelines.yaml"
     file.write_text(text := yaml.safe_dump(TINY, default_flow_style=True))
-    with pytest.raises(BadInput, match=r"its form cannot be extended automatically; add 'mine' to enabled"):
+    with pytest.raises(BadInput, match=r"the layout of the file prevents an automatic edit; add 'mine' to enabled"):
         init(str(layout), "mine")
     assert file.read_text() == text
 

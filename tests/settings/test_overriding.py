@@ -78,7 +78,7 @@ def test_a_section_that_is_shared_by_an_anchor_is_not_changed(tmp_path: Path) ->
     [
         ("quickstar", "evaluation.resolution=1", "no pipeline 'quickstar'; did you mean 'quickstart'?"),
         ("quickstart", "evaluation.resolutoin=128", "resolutoin: unknown key; did you mean 'resolution'?"),
-        ("quickstart", "evaluation.resolution=many", "evaluation.resolution: expected a valid integer"),
+        ("quickstart", "evaluation.resolution=many", "evaluation.resolution: expected a whole number"),
         ("quickstart", "synthesis.pairs.more=3", "pipelines.quickstart.synthesis.pairs: not a section"),
         ("quickstart", "synthesis.pairs=3", "training.metauas.batch_size: must be at most 2"),
         ("quickstart", "evaluation.resolution", "expected KEY=VALUE"),
