@@ -62,7 +62,7 @@ def list_pipelines() -> None:
     read = read_pipelines()
     table = Table(title="pipelines.yaml is valid")
     for title in ("pipeline", "enabled", "schedule", "trained on", "evaluated on", "detectors"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for name, pipeline in read.pipelines.items():
         enabled = "yes" if name in read.enabled else "no"
         lists = (pipeline.sources or pipeline.auxiliary, pipeline.targets, list(pipeline.detectors))
