@@ -78,7 +78,7 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     if not LOCK.is_file():
-        yield Finding("packages", f"no {LOCK} in this folder; run `changepair doctor` in the folder of the project", fine=False)
+        yield Finding("packages", f"versions are not checked, because this folder has no {LOCK}", fine=False, needed=False)
         return
     wanted = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+) *\\?$", LOCK.read_text(encoding="utf-8"), re.MULTILINE))
     have = {name: _version(name) for name in wanted}

@@ -39,7 +39,8 @@ class Forecast:
 
     def __str__(self) -> str:
         if self.reasons:
-            more = f", and {len(self.reasons) - SHOWN} more reasons" if len(self.reasons) > SHOWN else ""
+            left = len(self.reasons) - SHOWN
+            more = f", and {left} more reason{'' if left == 1 else 's'}" if left > 0 else ""
             return f"{'; '.join(self.reasons[:SHOWN])}{more}"
         return f"if the output of {' or '.join(self.after[:SHOWN])} changes"
 
@@ -59,7 +60,7 @@ def forecast(pipeline: str) -> dict[str, Forecast]:
     found: dict[str, Forecast] = {}
     for name in names:
         deps = by_name[name].deps
-        reasons = [f"code changed: {changed[dep]}" for dep in deps if dep in changed]
+        reasons = [changed[dep] for dep in deps if dep in changed]
         reasons += [f"{FILE} changed: {key}" for key in _changed_settings(by_name[name])]
         reasons += _recorded_changes(status.get(name, ())) if not reasons else []
         reasons += _reasons(status.get(name, ()), made_by)
@@ -110,14 +111,14 @@ def _changed_settings(stage: Stage) -> Iterator[str]:
 
 
 def _changed_code() -> dict[str, str]:
-    """Return the modules that changed since the last run, by the file that records the code of a kind of stage."""
+    """Return the changes of code since the last run, by the file that records the code of a kind of stage."""
     changed = {}
     for name, now in code_now().items():
         file = CODE / name
         try:
             before = read_record(Code, file) if file.exists() else None
         except BadInput as error:
-            changed[file.as_posix()] = str(error).partition(": ")[2]
+            changed[file.as_posix()] = f"record of its code: {str(error).partition(': ')[2]}"
             continue
         if before == now:
             continue
@@ -126,5 +127,6 @@ def _changed_code() -> dict[str, str]:
             continue
         ours, theirs = ({**one.modules, **one.files, **one.packages} for one in (now, before))
         different = sorted(part for part in ours.keys() | theirs.keys() if ours.get(part) != theirs.get(part))
-        changed[file.as_posix()] = ", ".join(different[:SHOWN]) + (f" and {len(different) - SHOWN} more" if len(different) > SHOWN else "")
+        more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        changed[file.as_posix()] = f"code changed: {', '.join(different[:SHOWN])}{more}"
     return changed

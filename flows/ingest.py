@@ -43,7 +43,7 @@ class Ingest(Stage):
     manifest: Output[Path]
     rejected: Output[Path]
     unreadable: str
-    """The first file that DVC cannot read; "" if there is none."""
+    """The first file that DVC cannot read; "" if DVC can read all files."""
     gone: bool
     """Whether the folder of a snapshot no longer exists. The outputs hold all of it."""
 
@@ -90,7 +90,7 @@ def _from(root: Path, place: Path) -> Path:
 
 
 def _unreadable(read: Sequence[str], root: Path) -> str:
-    """Return the first file that DVC cannot hash without failing or hanging; "" if there is none.
+    """Return the first file that DVC cannot hash without failing or hanging; "" if DVC can hash all files.
 
     Ingestion leaves such a file out with the reason, and does not read unchanged files again.
     """
@@ -127,7 +127,7 @@ class LookOnCluster:
 
 
 def ingest_dataset(dataset: str, folder: FolderSettings | None, execution: Execution) -> Ingested:
-    """Ingest a folder or, if `folder` is None, a packaged dataset."""
+    """Ingest a folder, or a packaged dataset. folder: settings of the folder; None for a packaged dataset."""
     from changepair.tasks.ingestion.ingest import IngestionFolders, Look, LookHere, ingest_folder, ingest_packaged
 
     places = IngestionFolders(PICTURES, MANIFESTS, CHECKPOINTS)

@@ -167,7 +167,7 @@ def dvc_yaml(stages: Sequence[Stage]) -> str:
 def write_plan(root: Path = Path()) -> bool:
     """Write dvc.yaml if it is out of date, and the link to it. Return whether it was out of date.
 
-    Raises BadInput if pipelines.yaml is invalid, if a file of an earlier version needs an edit, or if another file is in place of the link.
+    Raises BadInput if pipelines.yaml is invalid, if a file of an earlier version needs an edit, or if another file blocks the link.
     """
     file, text, link = root / DVC_YAML, dvc_yaml(planned(root)), root / PLAN
     for name, old, new in EARLIER:

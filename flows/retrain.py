@@ -184,7 +184,7 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
 
 
 def _model_in_use(pipeline: str) -> dict[str, str]:
-    """Return path, hash, name and commit of the current model; {} if there is none, or if it cannot be read."""
+    """Return path, hash, name and commit of the current model; {} without a readable one."""
     try:
         current = read_current(pipeline)
     except BadInput:

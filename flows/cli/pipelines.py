@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -61,9 +62,9 @@ def add(commands: Commands) -> None:
 
 def list_pipelines() -> None:
     read = read_pipelines()
-    table = Table(title="pipelines.yaml is valid")
+    table = Table(title="pipelines.yaml is valid", box=SIMPLE_HEAD, pad_edge=False)
     for title in ("pipeline", "enabled", "schedule", "trained on", "evaluated on", "detectors"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for name, pipeline in read.pipelines.items():
         enabled = "yes" if name in read.enabled else "no"
         lists = (pipeline.sources or pipeline.auxiliary, pipeline.targets, list(pipeline.detectors))

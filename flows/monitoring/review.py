@@ -12,7 +12,7 @@ from changepair.flows.arguments import listening, token_for
 from changepair.flows.prediction.budget import return_freed_memory
 from changepair.flows.prediction.histogram import histogram
 from changepair.flows.prediction.options import add_command, tell
-from changepair.flows.prediction.page import KEPT, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
+from changepair.flows.prediction.page import KEPT, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, show_errors, small
 from changepair.tasks.common.decoding import FULL, Intensity
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.ingestion.listing import GOOD
@@ -103,13 +103,13 @@ class Page:
 
     def begin(self, kind: str) -> tuple[Any, ...]:
         """Show the first picture of a kind."""
-        with self.memory.turn, told(self.gradio):
+        with self.memory.turn, show_errors(self.gradio):
             self._unread.clear()
             return self._next(Sitting(kind))
 
     def say(self, sitting: Sitting, defect: str) -> tuple[Any, ...]:
         """Record the label of a picture, and show the next one."""
-        with self.memory.turn, told(self.gradio):
+        with self.memory.turn, show_errors(self.gradio):
             row = sitting.shown
             if row is not None:
                 picture = self._picture(row)
@@ -123,14 +123,14 @@ class Page:
 
     def skip(self, sitting: Sitting) -> tuple[Any, ...]:
         """Skip this picture, and show the next one."""
-        with self.memory.turn, told(self.gradio):
+        with self.memory.turn, show_errors(self.gradio):
             if sitting.shown is not None:
                 sitting.skipped.add(sitting.shown.name)
             return self._next(sitting)
 
     def undo(self, sitting: Sitting) -> tuple[Any, ...]:
         """Withdraw the last label of the visitor, and show its picture again."""
-        with self.memory.turn, told(self.gradio):
+        with self.memory.turn, show_errors(self.gradio):
             if sitting.given:
                 self.line.verdicts.withdraw(sitting.given.pop())
             return self._next(sitting)

@@ -17,7 +17,18 @@ from changepair.flows.prediction import options
 from changepair.flows.prediction.budget import return_freed_memory
 from changepair.flows.prediction.histogram import histogram
 from changepair.flows.prediction.options import load
-from changepair.flows.prediction.page import KEPT, SHOWN, Memory, add_address, gradio_in, memory_of, needs_of_file, serve_page, small, told
+from changepair.flows.prediction.page import (
+    KEPT,
+    SHOWN,
+    Memory,
+    add_address,
+    gradio_in,
+    memory_of,
+    needs_of_file,
+    serve_page,
+    show_errors,
+    small,
+)
 from changepair.tasks.common.decoding import ENDINGS, Decoded
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.files import sha256
@@ -120,7 +131,7 @@ class Page:
             own = self._own(None)
             return own, _ready(own.predictor)
         refused: list[str] = []
-        with told(self.gradio), self.memory.turn:
+        with show_errors(self.gradio), self.memory.turn:
             needs = [needs_of_file(Path(path), self.memory.room()) for path in paths]
             self.memory.claim(self.costs.prompting(needs), "normal pictures")
             normals = [decoded for path in paths if (decoded := _decoded(path, refused)) is not None]
@@ -140,7 +151,7 @@ class Page:
 
         normal, query = ([(file, None)] for file in files)
         session, _note = self.prompt(normal)
-        with told(self.gradio), self.memory.turn:
+        with show_errors(self.gradio), self.memory.turn:
             normals = example.normals()
             size = self.costs.predicting(session.predictor, [needs_of_file(Path(files[0]), self.memory.room(session))] * len(normals))
             self.memory.claim(size, "normal pictures", session)
@@ -153,7 +164,7 @@ class Page:
         """Score a visitor's pictures. Returns the session, the verdict, the overlays with captions, and the histogram."""
         paths = self._paths(given, MOST_QUERIES, "pictures to check")
         refused: list[str] = []
-        with told(self.gradio), self.memory.turn:
+        with show_errors(self.gradio), self.memory.turn:
             own = self._own(session)
             if not paths:
                 return own, "", [], ""
@@ -180,7 +191,7 @@ class Page:
             many = f"{len(files)} pictures are more than the limit of {MOST_BATCH}; use `changepair predict` for more"
             raise self.gradio.Error(many, print_exception=False)
         folder, refused = Path(tempfile.mkdtemp(dir=self.work)), list[str]()
-        with told(self.gradio), self.memory.turn:
+        with show_errors(self.gradio), self.memory.turn:
             own = self._own(session)
             flagged = _save(own.predictor, files, self._each(own, files, _into(refused, files)), folder / "results", progress)
         archive = shutil.make_archive(str(folder / "results"), "zip", folder / "results")

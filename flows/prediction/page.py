@@ -130,7 +130,7 @@ def serve_page(gradio: Any, page: Any, listening: socket.socket, *, head: str = 
 
 
 @contextmanager
-def told(gradio: Any) -> Iterator[None]:
+def show_errors(gradio: Any) -> Iterator[None]:
     """Show a BadInput to the visitor in one line."""
     try:
         yield

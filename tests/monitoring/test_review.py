@@ -105,6 +105,7 @@ def test_flagged_pictures_are_confirmed_and_refuted_on_the_page(project: Path, t
         driver.get(url)
         within(30, lambda: "3 flagged pictures left" in text("progress") and len(shown()) == 2)
         first, before = text("about"), shown()
+        assert driver.find_elements("css selector", "#histogram svg line[stroke-dasharray]") and "5 passed pictures" in text("histogram")
         driver.find_element("css selector", "body").send_keys("n")
         within(
             20, lambda: "2 flagged pictures left, 1 labelled: 1 normal" in text("progress") and text("about") != first and shown() != before

@@ -29,6 +29,8 @@ from processes import within
 from servers import free_port
 
 from changepair.flows.prediction.demo import Session, make_page
+from changepair.flows.prediction.examples import EXAMPLES, FALSE_ALARM, FOUND, MISSED, RATE
+from changepair.flows.prediction.histogram import ANOMALOUS_COLOUR, NORMAL_COLOUR, histogram
 from changepair.flows.prediction.page import MOST_BODY, MOST_FIELD, Memory, gradio_in
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.sheets import heated
@@ -121,14 +123,40 @@ def test_an_upload_is_answered_with_the_detectors_own_score(driver: Any, picture
 
 
 @installed
-def test_an_example_is_answered_without_an_upload(driver: Any) -> None:
-    within(20, lambda: driver.find_elements("css selector", "#example-weave"))
-    time.sleep(1)  # a button is there before it does anything
-    driver.find_element("css selector", "#example-weave").click()
-    within(30, lambda: "1 normal picture loaded" in text(driver, "ready"))
-    within(20, lambda: driver.find_elements("css selector", "#queries img"))
-    driver.find_element("css selector", "#check").click()
-    within(30, lambda: "ms per picture" in text(driver, "verdict"))
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_example_is_answered_without_an_upload(page: tuple[str, Any, Path], tmp_path: Path, width: int) -> None:
+    with browser(tmp_path / "profile", width=width, height=1000) as driver:
+        driver.get(page[0])
+        within(30, lambda: driver.find_elements("css selector", "#example-gravel"))
+        time.sleep(1)  # a button is there before it does anything
+        driver.find_element("css selector", "#example-gravel").click()
+        verdict = within(60, lambda: "Ground truth" in text(driver, "verdict") and text(driver, "verdict"))
+        assert "Normal" in verdict and "defect missed" in verdict
+        assert driver.find_elements("css selector", "#histogram svg line[stroke-dasharray]")  # the threshold
+        caption = within(20, lambda: driver.find_elements("css selector", "#found .caption-label"))[0]
+        assert caption.text.endswith(", normal")
+        cut = "const one = arguments[0]; return one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight"
+        assert not driver.execute_script(cut, caption)
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        driver.find_element("css selector", "#check").click()  # the threshold is kept
+        within(30, lambda: "Ground truth" not in text(driver, "verdict") and "threshold" in text(driver, "verdict"))
+
+
+def test_the_packaged_detector_has_the_stated_outcome_on_each_example(tmp_path: Path) -> None:
+    predictor = Predictor.load()
+    for example in EXAMPLES:
+        normal, query = example.write(tmp_path)
+        threshold = predictor.prompt([normal]).calibrate(example.normals(), false_alarms=RATE)
+        [score] = predictor([query]).scores
+        assert f"Result: {example.outcome}." in example.result(threshold.exceeded(score)), example.title
+    assert {example.outcome for example in EXAMPLES} == {FOUND, MISSED, FALSE_ALARM}
+
+
+def test_a_histogram_shows_normal_scores_the_threshold_and_checked_scores() -> None:
+    drawn = histogram([0.1, 0.11, 0.12], 0.15, [0.14, 0.3], "3 <normal> pictures")
+    assert drawn.count("<rect") == 3 and drawn.count("stroke-dasharray") == 1 and "3 &lt;normal&gt; pictures" in drawn
+    assert drawn.count(f'fill="{NORMAL_COLOUR}"') == drawn.count(f'fill="{ANOMALOUS_COLOUR}"') == 1
+    assert "<svg" in histogram([0.1], 0.1, [0.1], "1 normal picture")  # all scores are equal
 
 
 @installed
