@@ -20,7 +20,7 @@ from changepair.tasks.reporting.readiness import (
     verdict_of,
 )
 from changepair.tasks.scoring.operating import RATE, OperatingRow
-from changepair.tasks.scoring.recommendation import Recommendation, Use, rates_of, with_prompts
+from changepair.tasks.scoring.recommendation import NEAR, Recommendation, Use, rates_of, with_prompts
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 
 METRIC, SECOND_METRIC = "image_auroc", "pixel_aupro"
@@ -101,7 +101,7 @@ def next_steps(
     steps = []
     better = _better(advice, pipeline, values, comparisons)
     if verdict.misses is not None and verdict.misses.value > MOST_MISSES:
-        steps += [*better, *_rate(advice, pipeline), *_another(advice, trained)]
+        steps += [*better, *_rate(advice, pipeline), *_prompts(advice, metrics), *_another(advice, trained)]
     if verdict.misses is None and any(use.threshold is not None for use in advice.uses):
         steps.append("Add pictures with defects to the target's test pictures.")
     if any(use.threshold is None for use in advice.uses):
@@ -182,6 +182,17 @@ def _rate(advice: Advice, pipeline: str) -> list[str]:
     return [
         f"Decide whether to accept more false alarms: {enough}. `{command} --calibrate normals/ --false-alarms {enough.rate:g} part.png`"
     ]
+
+
+def _prompts(advice: Advice, metrics: Sequence[MetricRow]) -> list[str]:
+    """Ask for more prompts if METRIC still rises by more than NEAR at the most shots."""
+    ours = [row for row in metrics if (row.target, row.protocol, row.detector) == (advice.target, advice.protocol, advice.detector)]
+    values = {row.shots: row.mean for row in ours if row.metric == METRIC and row.category == ALL}
+    fewer = max((shots for shots in values if shots < advice.shots), default=None)
+    if advice.shots != max(values, default=None) or fewer is None or values[advice.shots] - values[fewer] <= NEAR:
+        return []
+    rises = f"from {100 * values[fewer]:.1f} % {with_prompts(fewer)} to {100 * values[advice.shots]:.1f} % with {advice.shots}"
+    return [f"Prompt with more normal pictures: raise `sampling.shots`. The image AUROC rises {rises}."]
 
 
 def _another(advice: Advice, trained: Collection[str]) -> list[str]:

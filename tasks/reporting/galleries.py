@@ -75,6 +75,12 @@ class Gallery:
     tops: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """Map value that normal pictures reach, by category and detector. It scales the colours of all maps of the detector."""
 
+    @property
+    def tiles(self) -> tuple[str, ...]:
+        """What a `strip` shows, from left to right. Without any mask, the mask is left out."""
+        masked = any(shown.mask is not None for shown in (*self.overlays, *(pick.shown for pick in self.picks)))
+        return ("prompt", "query", "mask", "anomaly map") if masked else ("prompt", "query", "anomaly map")
+
     def of(self, detector: str) -> list[Pick]:
         return [pick for pick in self.picks if pick.detector == detector]
 
@@ -190,24 +196,23 @@ def overlays(gallery: Gallery) -> Image.Image | None:
     return contact_sheet([SheetRow(above=("prompt", "query", *detectors)), *lines]) if lines else None
 
 
-STRIP = ("prompt", "query", "mask", "anomaly map")
-FITS = 84  # characters that fit above four tiles
+FITS = 21  # characters that fit above each tile
 SCALE = (256, 16)  # pixels: width and height of the colour scale
 
 
 def picks_sheet(picks: Sequence[Pick], gallery: Gallery) -> Image.Image:
     """Draw the `strip` of each picture under a caption."""
-    lines = [SheetRow(above=STRIP)]
+    lines = [SheetRow(above=gallery.tiles)]
     for pick in picks:
         text = f"{pick.kind}: {pick.shown.category}, score {pick.score:.4f}, best F1 at {pick.threshold:.4f}, "
         image = _short(pick.shown.image)
-        room = max(FITS - len(text), 2)
+        room = max(FITS * len(gallery.tiles) - len(text), 2)
         lines.append(SheetRow(_tiles(gallery, pick), (text + (image if len(image) <= room else f"…{image[1 - room :]}"),)))
     return contact_sheet(lines)
 
 
 def strip(gallery: Gallery, pick: Pick) -> Image.Image:
-    """Draw prompt, query, mask and the detector's anomaly map over the query, side by side. A missing mask is grey."""
+    """Draw the tiles of a picture side by side: prompt, query, mask, and the detector's anomaly map over the query."""
     return contact_sheet([SheetRow(_tiles(gallery, pick))])
 
 
@@ -233,11 +238,15 @@ def _short(image: str) -> str:
 
 def _tiles(gallery: Gallery, pick: Pick) -> list[Picture]:
     shown = pick.shown
+    masks = [_mask(shown)] if "mask" in gallery.tiles else []
+    return [_prompt(shown), read_picture(place_of(shown.image), TILE), *masks, _heat(gallery, shown, pick.detector)]
+
+
+def _mask(shown: Shown) -> Picture:
+    """Draw a mask: black for a normal picture, grey for an anomalous one without a mask."""
     if shown.mask is None:
-        mask = _blank(128 if shown.label == ANOMALOUS else 0)
-    else:
-        mask = np.repeat(read_mask(place_of(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
-    return [_prompt(shown), read_picture(place_of(shown.image), TILE), mask, _heat(gallery, shown, pick.detector)]
+        return _blank(128 if shown.label == ANOMALOUS else 0)
+    return np.repeat(read_mask(place_of(shown.mask), TILE)[..., None], 3, axis=2).astype(np.uint8) * 255
 
 
 def _blank(level: int) -> Picture:

@@ -23,7 +23,7 @@ from changepair.tasks.common.texts import csv_lines, percent
 from changepair.tasks.reporting.advice import METRIC, SECOND_METRIC, Advice, advice_of, next_steps
 from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
-from changepair.tasks.reporting.galleries import KINDS, STRIP, Gallery, caption, colour_scale, strip
+from changepair.tasks.reporting.galleries import KINDS, Gallery, caption, colour_scale, strip
 from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES, Verdict
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
@@ -202,8 +202,12 @@ class TargetPart:
     """Titles and inline pictures, by kind of chart."""
     galleries: Mapping[str, Mapping[str, list[tuple[str, str]]]]
     """Inline pictures and their captions, by detector and kind."""
-    strip: str
+    tiles: Sequence[str]
     """Description of a gallery's pictures, from left to right."""
+
+    @property
+    def strip(self) -> str:
+        return ", ".join(self.tiles)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -268,7 +272,7 @@ def _target(gallery: Gallery, curves: Curves, advice: Advice | None) -> TargetPa
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
     charts = [(title, [_chart(*chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
-    return TargetPart(gallery.target, advice, charts, galleries, ", ".join(STRIP))
+    return TargetPart(gallery.target, advice, charts, galleries, gallery.tiles)
 
 
 def _chart(title: str, svg: bytes) -> tuple[str, str]:

@@ -50,7 +50,7 @@ def encoded(form: str) -> bytes:
         (np.full((4, 4), np.nan), "invalid values of type float64; give finite floats"),
         (np.full((4, 4), 2.0), "outside the intensity range 0 to 1"),
         (np.full((4, 4), -1), "outside the intensity range"),
-        (np.full((4, 4), "a"), "of <U1"),
+        (np.full((4, 4), "a"), "of type <U1"),
         (7, "int is not a picture"),
     ],
 )
@@ -90,7 +90,7 @@ def test_models_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=message):
             Predictor.load(model)
-    with pytest.raises(BadInput, match=r"inctrl'?: neither a folder"):
+    with pytest.raises(BadInput, match=r"inctrl'?: is neither a folder"):
         Predictor.load("inctrl")  # it has to be trained
     with pytest.raises(BadInput, match="no prompt: metric-residual needs at least one"):
         Predictor.load()([skimage.data.brick()])

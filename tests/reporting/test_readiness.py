@@ -19,7 +19,7 @@ from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES,
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.recommendation import Recommendation, Use, recommend
-from changepair.tasks.scoring.results import DrawRow
+from changepair.tasks.scoring.results import DrawRow, MetricRow
 from changepair.tasks.scoring.scores import Group, Scored, ScoresFolder
 
 DEFECTS = 50
@@ -96,6 +96,25 @@ def test_a_target_whose_defects_pass_is_not_ready_and_the_next_step_follows_the_
         "Decide whether to accept more false alarms: at 5 false alarms per 100 normal parts, 0 of 100 defects pass. "
         "`changepair predict --model mine --calibrate normals/ --false-alarms 0.05 part.png`"
     )
+
+
+def test_more_prompts_are_the_next_step_while_the_metric_rises() -> None:
+    episodes = [replace(one, shots=shots) for one in episodes_of(99, DEFECTS) for shots in (1, 2)]
+    draws = [DrawRow("parts", "one", "class-specific", shots, "image_auroc", "", value, ()) for shots, value in ((1, 0.7), (2, 0.8))]
+    scores = np.array([*spread(99), *[0.1] * DEFECTS], dtype=np.float32)
+    items = {"one": [Scored(number, scores, None) for number in range(len(episodes))]}
+    [advice] = advice_of(recommend(draws, draws, episodes, items, PromotionSettings(), []), [], [])
+    metrics = [MetricRow(*key(draw), draw.value, 0.0, draw.value - 0.01, draw.value + 0.01, 1, 149) for draw in draws]
+    assert advice.shots == 2 and next_steps(advice, "mine", metrics, [], [])[0] == (
+        "Prompt with more normal pictures: raise `sampling.shots`. "
+        "The image AUROC rises from 70.0 % with 1 normal picture to 80.0 % with 2."
+    )
+    flat = [replace(row, mean=0.8) for row in metrics]
+    assert next_steps(advice, "mine", flat, [], [])[0].startswith("Try another encoder: ")
+
+
+def key(draw: DrawRow) -> tuple[str, str, str, str, int, str]:
+    return draw.target, "", draw.detector, draw.protocol, draw.shots, draw.metric
 
 
 def test_too_few_pictures_are_not_enough_to_be_ready() -> None:

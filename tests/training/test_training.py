@@ -357,7 +357,7 @@ class Bad(Line):
 def test_a_step_that_goes_wrong_stops_with_the_step_the_examples_and_the_weights(
     wrong: Callable[[torch.Tensor], torch.Tensor], after: int, told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=rf"training\.line: {told}; lower learning_rate.* example 0, example 1\) "):
+    with pytest.raises(BadInput, match=rf"training\.line: {told}; lower learning_rate.* batch \(example 0, example 1\) "):
         fitted(tmp_path, replace(LINE, epochs=60, learning_rate=1e-4), Bad(wrong, after))
     kept = torch.load(tmp_path / "checkpoints" / "failed.pt", weights_only=True)
     assert kept["step"] == after + 1 and kept["examples"] == ["example 0", "example 1"] and len(kept["batch"]) == 2
