@@ -29,7 +29,7 @@ from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture, read_mask, read_picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.rows import write_rows
-from changepair.tasks.common.sheets import INK, PAPER, heated, outlined, tinted
+from changepair.tasks.common.sheets import INK, PAPER, heated, outlined
 from changepair.tasks.ingestion.development import CATEGORIES
 from changepair.tasks.ingestion.objects.table import ObjectRow
 from changepair.tasks.ingestion.packaged import PACKAGED
@@ -47,12 +47,12 @@ PAGES = Path(__file__).parent / "pages"
 IMAGES = PAGES / "images"
 NUMBERS = PAGES / "explanation"
 
-SIDE, GAP = 232, 10  # pixels: of a tile, and between tiles
+SIDE, GAP = 184, 8  # pixels: of a tile, and between tiles
 LETTERS, LINE = 0.018, 1.35  # size of letters, as a share of the picture's width, so that they stay legible; and of a line, in letters
 GREY = (110, 110, 110)
 COLOURS = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
 DETECTORS = {
-    "packaged": "metric-residual,\n3 scales (default)",
+    "packaged": "metric-residual,\n3 scales",
     "metric-residual": "metric-residual,\n1 scale",
     "prompt-query": "prompt-query",
     "metauas": "metauas",
@@ -173,7 +173,7 @@ def calibrated(model: str, category: Path) -> Predictor:
     return predictor
 
 
-def judged(model: str, category: Path, picture: Picture, *, anomalous: bool, above: str = "") -> Tile:
+def judged(model: str, category: Path, picture: Picture, *, anomalous: bool, above: str) -> Tile:
     """Score a picture, and draw its map with the verdict."""
     predictor = calibrated(model, category)
     [prediction] = predictor.each([picture])
@@ -247,12 +247,12 @@ def _middle(picture: Picture) -> Picture:
 
 
 def pairs() -> Image.Image:
-    """A pair of each kind: prompt, query, and the change tinted in the query."""
+    """A pair of each kind: prompt, query and mask."""
     triples = []
-    for kind, chosen in PAIRS.items():
-        [pair] = pairs_of(kind, [chosen])
-        told = "change in red" if pair.mask.any() else "no change"
-        triples.append([Tile(pair.prompt, kind, "prompt"), Tile(pair.query, "", "query"), Tile(tinted(pair.query, pair.mask), "", told)])
+    for kind, number in PAIRS.items():
+        [pair] = pairs_of(kind, [number])
+        told = "mask" if pair.mask.any() else "mask: no change"
+        triples.append([Tile(pair.prompt, kind, "prompt"), Tile(pair.query, "", "query"), Tile(white_on_black(pair.mask), "", told)])
     return sheet([[*left, *right] for left, right in zip(triples[::2], triples[1::2], strict=True)])
 
 
@@ -282,7 +282,7 @@ def failures() -> Image.Image:
     textures, development = dataset("texture-defects"), dataset("development-textures")
     chosen = [
         (textures / "weave", "hole/001", "a hole"),
-        (textures / "brick", "scratch/004", "a scratch"),
+        (textures / "brick", "scratch/001", "a scratch"),
         (development / "knit", "shifted/004", "a shifted band"),
         (development / "pebbles", "crack/000", "a crack"),
         (dataset("digits"), "digit-3/0059", "a 3 among zeros"),
@@ -292,6 +292,24 @@ def failures() -> Image.Image:
         file = category / "test" / f"{name}.png"
         rows.append((category, words, read_picture(file), mask_of(file), True))
     return cases(rows)
+
+
+def quickstart() -> Image.Image:
+    """The first defect of each texture, as five detectors see it."""
+    rows = []
+    for category in sorted(dataset("texture-defects").iterdir()):
+        file = next(file for file in sorted((category / "test").glob("*/000.png")) if file.parent.name != "good")
+        mask = mask_of(file)
+        assert mask is not None
+        first = not rows
+        tiles = [Tile(read_picture(normals_of(category)[0]), "prompt" if first else "")]
+        tiles.append(Tile(outlined(read_picture(file), mask), "query" if first else ""))
+        for model, name in {"patch-residual": "patch-residual", **DETECTORS}.items():
+            predictor = calibrated(model, category)
+            [prediction] = predictor.each([file])
+            tiles.append(Tile(heated(prediction.picture, prediction.map, predictor.top), name if first else ""))
+        rows.append(tiles)
+    return sheet(rows)
 
 
 def false_alarms() -> Image.Image:
@@ -312,7 +330,12 @@ def false_alarms() -> Image.Image:
 
 
 def blurred(picture: Picture, sigma: float) -> Picture:
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+    return np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def noisy(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Add noise of 12 grey levels."""
+    return np.clip(picture + rng.normal(0, 12, picture.shape[:2])[..., None], 0, 255).round().astype(np.uint8)
 
 
 def shaded(picture: Picture) -> Picture:
@@ -541,7 +564,7 @@ def threshold() -> Image.Image:
     new = [normal(number) for number in range(SET_BY, SET_BY + NEW)]
     groups = {
         f"{NEW} new normal pictures": new,
-        f"the same {NEW}, out of focus": [blurred(picture, 1.0) for picture in new],
+        f"the same {NEW} from a noisier sensor": [noisy(picture, generator(0, "noise", number)) for number, picture in enumerate(new)],
         "18 defective pictures": sorted(file for file in (category / "test").glob("*/*.png") if file.parent.name != "good"),
     }
     scores = {words: predictor(pictures).scores for words, pictures in groups.items()}
@@ -562,13 +585,14 @@ def threshold() -> Image.Image:
     return chart(draw)
 
 
-PIPELINE_PAIR = 0  # number of the pair
-PAIRS: dict[ChangeKind, int] = {"appearance": 0, "disappearance": 0, "exchange": 0, "local-region": 0, "distractor": 0, "none": 0}
+PIPELINE_PAIR = 9  # number of the pair
+PAIRS: dict[ChangeKind, int] = {"appearance": 9, "disappearance": 8, "exchange": 0, "local-region": 10, "distractor": 3, "none": 5}
 GREY_BAR = "#9a9a9a"
 SET_BY, NEW = 199, 200  # normal pictures
 PICTURES: dict[str, Callable[[], Image.Image]] = {
     "pipeline": pipeline,
     "pairs": pairs,
+    "quickstart": quickstart,
     "failures": failures,
     "false-alarms": false_alarms,
     "threshold": threshold,
