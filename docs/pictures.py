@@ -96,7 +96,8 @@ def sheet(rows: Sequence[Sequence[Tile]], *, arrows: bool = False) -> Image.Imag
     line = round(LINE * LETTERS * width)
     tops, height = [], GAP
     for row in rows:
-        tops.append(height + _lines(tile.above for tile in row) * line)
+        above = _lines(tile.above for tile in row)
+        tops.append(height + above * line + (GAP if above and tops else 0))
         height = tops[-1] + SIDE + _lines(tile.below for tile in row) * line + GAP
     drawn = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(drawn)
@@ -216,10 +217,8 @@ def pipeline() -> Image.Image:
     predictor = calibrated("packaged", category)
     [prediction] = predictor.each([part])
     assert predictor.threshold is not None
-    threshold = predictor.threshold.value
-    verdict = f"prompt: 1 picture\nthreshold: {threshold:.3f}\n\npart: {prediction.score:.3f}\n" + (
-        "→ anomalous" if prediction.score > threshold else "→ normal"
-    )
+    verdict = "anomalous" if predictor.threshold.exceeded(prediction.score) else "normal"
+    kit = f"prompts: 1 picture\nthreshold: {predictor.threshold.value:.3f}\n\nnew part: {prediction.score:.3f}\n{verdict}"
     return sheet(
         [
             [
@@ -232,7 +231,7 @@ def pipeline() -> Image.Image:
                 Tile(read_picture(normals_of(category)[0]), "3. detector: prompt"),
                 Tile(read_picture(part), "new part"),
                 Tile(heated(prediction.picture, prediction.map, predictor.top), "anomaly map"),
-                Tile(verdict, "4. kit"),
+                Tile(kit, "4. kit"),
             ],
         ],
         arrows=True,
@@ -526,23 +525,26 @@ def promotion() -> Image.Image:
     """The gate, and how a model becomes the current one."""
     places = {
         "candidate\n(retrained)": (0.0, 0.0),
-        "gate: same prompts,\nsame queries": (1.75, 0.0),
-        "current model\nis replaced": (3.3, 0.55),
-        "current model\nstays": (3.3, -0.55),
-        "previous\nmodel": (4.9, 0.55),
+        "gate: same prompts,\nsame queries": (1.9, 0.0),
+        "the candidate is the\ncurrent model": (4.0, 0.55),
+        "the current model\nstays": (4.0, -0.55),
+        "previous\nmodel": (6.1, 0.55),
     }
-    candidate, gate, new, old, previous = places.values()
-    arrows = [(candidate, gate, ""), (gate, new, "not worse"), (gate, old, "may be worse"), (new, previous, "rollback")]
+    arrows = {
+        ((0.45, 0.0), (1.15, 0.0)): ("", 0.0),
+        ((2.62, 0.15), (3.25, 0.5)): ("not worse", 0.3),
+        ((2.62, -0.15), (3.25, -0.5)): ("may be worse", -0.45),
+        ((4.72, 0.55), (5.65, 0.55)): ("rollback", 0.12),
+    }
 
     def draw(axes: Sequence[Axes]) -> None:
         [ax] = axes
         ax.axis("off")
-        ax.set(xlim=(-0.6, 5.4), ylim=(-1, 1))
-        for start, end, words in arrows:
-            look = {"arrowstyle": "-|>", "color": "#777777", "shrinkA": 46, "shrinkB": 52 if end == gate else 46, "linewidth": 1.5}
+        ax.set(xlim=(-0.5, 6.6), ylim=(-1, 1))
+        for (start, end), (words, above) in arrows.items():
+            look = {"arrowstyle": "-|>", "color": "#777777", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5}
             ax.annotate("", end, start, arrowprops=look)
-            across, up = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-            ax.text(across, up + (0.2 if end[1] >= start[1] else -0.32), words, ha="center", fontsize=9)
+            ax.text((start[0] + end[0]) / 2 - abs(above) * 0.3, (start[1] + end[1]) / 2 + above, words, ha="center", fontsize=9)
         for words, (x, y) in places.items():
             look = {"boxstyle": "round,pad=0.5", "facecolor": "#ffffff", "edgecolor": "#777777"}
             ax.text(x, y, words, ha="center", va="center", bbox=look, fontsize=10)
