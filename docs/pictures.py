@@ -580,7 +580,8 @@ def threshold() -> Image.Image:
             above = sum(map(set_by.exceeded, found.tolist()))
             ax.hist(found, edges, color=colour, alpha=0.6, label=f"{words}: {above} above")
         ax.axvline(set_by.value, color="#222222", linewidth=1.5)
-        ax.annotate(f" threshold {set_by.value:.4f}, set by {SET_BY} others", (set_by.value, ax.get_ylim()[1] * 0.94), fontsize=9)
+        ax.set_ylim(top=1.2 * ax.get_ylim()[1])
+        ax.annotate(f" threshold {set_by.value:.4f}, set by {SET_BY} others", (set_by.value, 0.93 * ax.get_ylim()[1]), fontsize=9)
         ax.set(xlabel="image score", ylabel="pictures")
         ax.legend(loc="center right")
 
