@@ -29,7 +29,7 @@ from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture, read_mask, read_picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.rows import write_rows
-from changepair.tasks.common.sheets import INK, PAPER, heated, outlined, tinted
+from changepair.tasks.common.sheets import INK, PAPER, heated, outlined
 from changepair.tasks.ingestion.development import CATEGORIES
 from changepair.tasks.ingestion.objects.table import ObjectRow
 from changepair.tasks.ingestion.packaged import PACKAGED
@@ -47,12 +47,12 @@ PAGES = Path(__file__).parent / "pages"
 IMAGES = PAGES / "images"
 NUMBERS = PAGES / "explanation"
 
-SIDE, GAP = 232, 10  # pixels: of a tile, and between tiles
+SIDE, GAP = 184, 8  # pixels: of a tile, and between tiles
 LETTERS, LINE = 0.018, 1.35  # size of letters, as a share of the picture's width, so that they stay legible; and of a line, in letters
 GREY = (110, 110, 110)
 COLOURS = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
 DETECTORS = {
-    "packaged": "metric-residual,\n3 scales (default)",
+    "packaged": "metric-residual,\n3 scales",
     "metric-residual": "metric-residual,\n1 scale",
     "prompt-query": "prompt-query",
     "metauas": "metauas",
@@ -96,7 +96,8 @@ def sheet(rows: Sequence[Sequence[Tile]], *, arrows: bool = False) -> Image.Imag
     line = round(LINE * LETTERS * width)
     tops, height = [], GAP
     for row in rows:
-        tops.append(height + _lines(tile.above for tile in row) * line)
+        above = _lines(tile.above for tile in row)
+        tops.append(height + above * line + (GAP if above and tops else 0))
         height = tops[-1] + SIDE + _lines(tile.below for tile in row) * line + GAP
     drawn = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(drawn)
@@ -173,7 +174,7 @@ def calibrated(model: str, category: Path) -> Predictor:
     return predictor
 
 
-def judged(model: str, category: Path, picture: Picture, *, anomalous: bool, above: str = "") -> Tile:
+def judged(model: str, category: Path, picture: Picture, *, anomalous: bool, above: str) -> Tile:
     """Score a picture, and draw its map with the verdict."""
     predictor = calibrated(model, category)
     [prediction] = predictor.each([picture])
@@ -216,10 +217,8 @@ def pipeline() -> Image.Image:
     predictor = calibrated("packaged", category)
     [prediction] = predictor.each([part])
     assert predictor.threshold is not None
-    threshold = predictor.threshold.value
-    verdict = f"prompt: 1 picture\nthreshold: {threshold:.3f}\n\npart: {prediction.score:.3f}\n" + (
-        "→ anomalous" if prediction.score > threshold else "→ normal"
-    )
+    verdict = "anomalous" if predictor.threshold.exceeded(prediction.score) else "normal"
+    kit = f"prompts: 1 picture\nthreshold: {predictor.threshold.value:.3f}\n\nnew part: {prediction.score:.3f}\n{verdict}"
     return sheet(
         [
             [
@@ -232,7 +231,7 @@ def pipeline() -> Image.Image:
                 Tile(read_picture(normals_of(category)[0]), "3. detector: prompt"),
                 Tile(read_picture(part), "new part"),
                 Tile(heated(prediction.picture, prediction.map, predictor.top), "anomaly map"),
-                Tile(verdict, "4. kit"),
+                Tile(kit, "4. kit"),
             ],
         ],
         arrows=True,
@@ -247,12 +246,12 @@ def _middle(picture: Picture) -> Picture:
 
 
 def pairs() -> Image.Image:
-    """A pair of each kind: prompt, query, and the change tinted in the query."""
+    """A pair of each kind: prompt, query and mask."""
     triples = []
-    for kind, chosen in PAIRS.items():
-        [pair] = pairs_of(kind, [chosen])
-        told = "change in red" if pair.mask.any() else "no change"
-        triples.append([Tile(pair.prompt, kind, "prompt"), Tile(pair.query, "", "query"), Tile(tinted(pair.query, pair.mask), "", told)])
+    for kind, number in PAIRS.items():
+        [pair] = pairs_of(kind, [number])
+        told = "mask" if pair.mask.any() else "mask: no change"
+        triples.append([Tile(pair.prompt, kind, "prompt"), Tile(pair.query, "", "query"), Tile(white_on_black(pair.mask), "", told)])
     return sheet([[*left, *right] for left, right in zip(triples[::2], triples[1::2], strict=True)])
 
 
@@ -282,7 +281,7 @@ def failures() -> Image.Image:
     textures, development = dataset("texture-defects"), dataset("development-textures")
     chosen = [
         (textures / "weave", "hole/001", "a hole"),
-        (textures / "brick", "scratch/004", "a scratch"),
+        (textures / "brick", "scratch/001", "a scratch"),
         (development / "knit", "shifted/004", "a shifted band"),
         (development / "pebbles", "crack/000", "a crack"),
         (dataset("digits"), "digit-3/0059", "a 3 among zeros"),
@@ -292,6 +291,24 @@ def failures() -> Image.Image:
         file = category / "test" / f"{name}.png"
         rows.append((category, words, read_picture(file), mask_of(file), True))
     return cases(rows)
+
+
+def quickstart() -> Image.Image:
+    """The first defect of each texture, as five detectors see it."""
+    rows = []
+    for category in sorted(dataset("texture-defects").iterdir()):
+        file = next(file for file in sorted((category / "test").glob("*/000.png")) if file.parent.name != "good")
+        mask = mask_of(file)
+        assert mask is not None
+        first = not rows
+        tiles = [Tile(read_picture(normals_of(category)[0]), "prompt" if first else "")]
+        tiles.append(Tile(outlined(read_picture(file), mask), "query" if first else ""))
+        for model, name in {"patch-residual": "patch-residual", **DETECTORS}.items():
+            predictor = calibrated(model, category)
+            [prediction] = predictor.each([file])
+            tiles.append(Tile(heated(prediction.picture, prediction.map, predictor.top), name if first else ""))
+        rows.append(tiles)
+    return sheet(rows)
 
 
 def false_alarms() -> Image.Image:
@@ -312,7 +329,12 @@ def false_alarms() -> Image.Image:
 
 
 def blurred(picture: Picture, sigma: float) -> Picture:
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+    return np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def noisy(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Add noise of 12 grey levels."""
+    return np.clip(picture + rng.normal(0, 12, picture.shape[:2])[..., None], 0, 255).round().astype(np.uint8)
 
 
 def shaded(picture: Picture) -> Picture:
@@ -503,23 +525,26 @@ def promotion() -> Image.Image:
     """The gate, and how a model becomes the current one."""
     places = {
         "candidate\n(retrained)": (0.0, 0.0),
-        "gate: same prompts,\nsame queries": (1.75, 0.0),
-        "current model\nis replaced": (3.3, 0.55),
-        "current model\nstays": (3.3, -0.55),
-        "previous\nmodel": (4.9, 0.55),
+        "gate: same prompts,\nsame queries": (1.9, 0.0),
+        "the candidate is the\ncurrent model": (4.0, 0.55),
+        "the current model\nstays": (4.0, -0.55),
+        "previous\nmodel": (6.1, 0.55),
     }
-    candidate, gate, new, old, previous = places.values()
-    arrows = [(candidate, gate, ""), (gate, new, "not worse"), (gate, old, "may be worse"), (new, previous, "rollback")]
+    arrows = {
+        ((0.45, 0.0), (1.15, 0.0)): ("", 0.0),
+        ((2.62, 0.15), (3.25, 0.5)): ("not worse", 0.3),
+        ((2.62, -0.15), (3.25, -0.5)): ("may be worse", -0.45),
+        ((4.72, 0.55), (5.65, 0.55)): ("rollback", 0.12),
+    }
 
     def draw(axes: Sequence[Axes]) -> None:
         [ax] = axes
         ax.axis("off")
-        ax.set(xlim=(-0.6, 5.4), ylim=(-1, 1))
-        for start, end, words in arrows:
-            look = {"arrowstyle": "-|>", "color": "#777777", "shrinkA": 46, "shrinkB": 52 if end == gate else 46, "linewidth": 1.5}
+        ax.set(xlim=(-0.5, 6.6), ylim=(-1, 1))
+        for (start, end), (words, above) in arrows.items():
+            look = {"arrowstyle": "-|>", "color": "#777777", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5}
             ax.annotate("", end, start, arrowprops=look)
-            across, up = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-            ax.text(across, up + (0.2 if end[1] >= start[1] else -0.32), words, ha="center", fontsize=9)
+            ax.text((start[0] + end[0]) / 2 - abs(above) * 0.3, (start[1] + end[1]) / 2 + above, words, ha="center", fontsize=9)
         for words, (x, y) in places.items():
             look = {"boxstyle": "round,pad=0.5", "facecolor": "#ffffff", "edgecolor": "#777777"}
             ax.text(x, y, words, ha="center", va="center", bbox=look, fontsize=10)
@@ -541,7 +566,7 @@ def threshold() -> Image.Image:
     new = [normal(number) for number in range(SET_BY, SET_BY + NEW)]
     groups = {
         f"{NEW} new normal pictures": new,
-        f"the same {NEW}, out of focus": [blurred(picture, 1.0) for picture in new],
+        f"the same {NEW} from a noisier sensor": [noisy(picture, generator(0, "noise", number)) for number, picture in enumerate(new)],
         "18 defective pictures": sorted(file for file in (category / "test").glob("*/*.png") if file.parent.name != "good"),
     }
     scores = {words: predictor(pictures).scores for words, pictures in groups.items()}
@@ -555,20 +580,22 @@ def threshold() -> Image.Image:
             above = sum(map(set_by.exceeded, found.tolist()))
             ax.hist(found, edges, color=colour, alpha=0.6, label=f"{words}: {above} above")
         ax.axvline(set_by.value, color="#222222", linewidth=1.5)
-        ax.annotate(f" threshold {set_by.value:.4f}, set by {SET_BY} others", (set_by.value, ax.get_ylim()[1] * 0.94), fontsize=9)
+        ax.set_ylim(top=1.2 * ax.get_ylim()[1])
+        ax.annotate(f" threshold {set_by.value:.4f}, set by {SET_BY} others", (set_by.value, 0.93 * ax.get_ylim()[1]), fontsize=9)
         ax.set(xlabel="image score", ylabel="pictures")
         ax.legend(loc="center right")
 
     return chart(draw)
 
 
-PIPELINE_PAIR = 0  # number of the pair
-PAIRS: dict[ChangeKind, int] = {"appearance": 0, "disappearance": 0, "exchange": 0, "local-region": 0, "distractor": 0, "none": 0}
+PIPELINE_PAIR = 9  # number of the pair
+PAIRS: dict[ChangeKind, int] = {"appearance": 9, "disappearance": 8, "exchange": 0, "local-region": 10, "distractor": 3, "none": 5}
 GREY_BAR = "#9a9a9a"
 SET_BY, NEW = 199, 200  # normal pictures
 PICTURES: dict[str, Callable[[], Image.Image]] = {
     "pipeline": pipeline,
     "pairs": pairs,
+    "quickstart": quickstart,
     "failures": failures,
     "false-alarms": false_alarms,
     "threshold": threshold,
