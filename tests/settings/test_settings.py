@@ -99,7 +99,7 @@ def test_the_projects_own_file_is_valid() -> None:
         (
             "pipelines.small.detectors",
             {"inctrl": {"encoder": {}}},
-            "detectors.inctrl.texts: expected false, as tf_efficientnet_lite0 of timm",
+            "detectors.inctrl.texts: expected false, because tf_efficientnet_lite0 of timm",
         ),
         ("pipelines.small.detectors", {"winclip": {"encoder": {"nam": "x"}}}, "winclip.encoder.nam: unknown key; did you mean 'name'?"),
         ("pipelines.small.evaluation.subset", {"metauas": 1}, "pipelines.small.evaluation.subset.metauas: expected at least 2, not 1"),
