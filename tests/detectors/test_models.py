@@ -382,7 +382,7 @@ def test_a_saved_model_comes_back_the_same(detectors: dict, encoder: FrozenEncod
 
 
 def test_a_model_of_other_settings_is_refused(detectors: dict, encoder: FrozenEncoder, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"model\.safetensors: no such file; the train stage writes it"):
+    with pytest.raises(BadInput, match=r"model\.safetensors: no such file; the train stage or `changepair import` writes it"):
         load_model(tmp_path, detectors["soft"])
     save_model(tmp_path, detectors["soft"], {})
     with pytest.raises(BadInput, match="does not fit the detector's settings"):
