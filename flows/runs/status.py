@@ -58,12 +58,13 @@ def _lines(pipeline: str, place: Path, last: int) -> Iterator[str]:
 
 def _run(run: Run, running: bool) -> Iterator[str]:
     state = run.state if run.state != RunState.RUNNING or running else RunState.DIED
-    commit = run.commit if " " in run.commit and "," not in run.commit else run.commit[:8] + run.commit[40:]
+    outside = " " in run.commit and "," not in run.commit
+    commit = "outside Git" if outside else f"at {run.commit[:8]}{run.commit[40:]}"
     lasted = ""
     if run.ended:
         seconds = (datetime.fromisoformat(run.ended) - datetime.fromisoformat(run.started)).total_seconds()
         lasted = f", {seconds:.0f} s" if seconds >= 0 else ""  # the clock may have been set back
-    yield f"  run {run.number}, {_time(run.started)}{lasted}, at {commit}: {state}{f': {run.message}' if run.message else ''}"
+    yield f"  run {run.number}, {_time(run.started)}{lasted}, {commit}: {state}{f': {run.message}' if run.message else ''}"
     for stage in run.stages:
         stage_state = StageState.DIED if stage.state == StageState.RUNNING and not running else stage.state
         yield f"    {stage.name}: {stage_state}{f', {stage.seconds:.0f} s' if stage.seconds >= 1 else ''}"

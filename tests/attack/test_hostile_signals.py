@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_ends_at_once(project: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=10) == 130
     within(10, lambda: not any(part.is_running() and part.status() != psutil.STATUS_ZOMBIE for part in parts), "the end of all")
-    assert "ended at once" in (project / "output.log").read_text()
+    assert "killed; the next run resumes" in (project / "output.log").read_text()
 
 
 @pytest.mark.slow

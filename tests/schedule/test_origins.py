@@ -66,7 +66,7 @@ def test_results_of_a_fork_that_came_first_are_not_adopted(tmp_path: Path) -> No
     ordinary, forked = (Workspace(tmp_path / "workspaces", "small", str(one), "branch", None, 60) for one in (origin, fork))
     retrain(forked, "forked metric")
     before = everything(origin)
-    with pytest.raises(BadInput, match="move it away"):
+    with pytest.raises(BadInput, match="or move the clone"):
         retrain(ordinary, "first metric")
     assert everything(origin) == before
     shutil.move(forked.folder, tmp_path / "away")
