@@ -18,7 +18,9 @@ from changepair.flows.settings.overriding import add_pipeline
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.flows.settings.reader import FILE
 from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.files import write_text
 from changepair.tasks.common.places import is_url, place_of
+from changepair.tasks.common.texts import read_text
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.ingestion.settings import FolderSettings
 
@@ -99,8 +101,13 @@ def init(
         raise BadInput(f"{FILE}: the name {name!r} is taken; choose another one with --name")
     with tempfile.TemporaryDirectory() as work:
         found = inspect(name, stated, work=Path(work), sheet=Path(work) / "sheet.png")
+    before = read_text(FILE)
     add_pipeline(name, _dataset(stated), _pipeline(name, str(place), found))
-    write_plan()
+    try:
+        write_plan()
+    except BadInput:  # for example a folder that holds the project
+        write_text(FILE, before)
+        raise
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{FILE}: added dataset and pipeline {name}: {_about(found)}")
     for line in findings(found):

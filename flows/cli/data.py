@@ -82,15 +82,12 @@ def inspect_dataset(
     elif not stated:
         folders = read_pipelines().datasets.folders
         if dataset not in folders:
-            wrong = (
-                "this is a layout; add the folder"
-                if dataset in layouts
-                else f"pipelines.yaml has no such dataset{nearest(dataset, folders)}"
-            )
-            raise BadInput(f"inspect {dataset}: {wrong}. Use `changepair inspect <layout> <folder>` or `changepair inspect <dataset>`")
+            layout = f"this is a layout; add the folder: `changepair inspect {dataset} <folder>`"
+            wrong = layout if dataset in layouts else f"pipelines.yaml has no such dataset{nearest(dataset, folders)}"
+            raise BadInput(f"inspect {dataset}: {wrong}")
         settings, name = folders[dataset], dataset
     else:
-        raise BadInput(f"inspect {dataset}: unknown layout{nearest(dataset, layouts)}; `changepair datasets` lists the layouts")
+        raise BadInput(f"inspect {dataset}: is not a layout of `changepair datasets`{nearest(dataset, layouts)}")
     sheet = sheet or Path(f"inspect-{dataset}.png")
     with tempfile.TemporaryDirectory() as work:
         inspection = inspect(name, settings, work=Path(work), sheet=sheet)

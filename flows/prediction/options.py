@@ -94,7 +94,7 @@ def load(arguments: argparse.Namespace, *, ready: bool = False, refuse: Callable
     if in_use is None:
         predictor = Predictor.load("packaged" if arguments.model is None else arguments.model)
         if tiles is not None and predictor.prompted.prompts and not files:
-            raise BadInput(f"--tiles: the kit {arguments.model} includes it; remove the option, or give new prompts with --prompt")
+            raise BadInput(f"--tiles: {arguments.model} is a kit and includes it; remove the option, or give new prompts with --prompt")
     else:
         tell(in_use.which)
         predictor = Predictor(in_use.named)

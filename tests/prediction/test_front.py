@@ -106,7 +106,7 @@ def test_a_body_that_never_ends_and_an_answer_that_takes_too_long_are_given_up()
         client = socket.create_connection(("127.0.0.1", port))
         client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
         seconds, answer = until_closed(client, drip=b"x")
-        assert answer.startswith(b"HTTP/1.1 408") and b"the body is not complete within 1 seconds" in answer and seconds < 4
+        assert answer.startswith(b"HTTP/1.1 408") and b"the body was not complete within 1 seconds" in answer and seconds < 4
         late = httpx.get(f"{url}/slow", timeout=10)
         assert late.status_code == 504 and late.json() == {"detail": "no answer within 1 seconds"}
 

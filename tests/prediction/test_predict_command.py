@@ -151,7 +151,7 @@ def test_tiles_are_cut_as_the_setting_says_unless_the_command_says_otherwise(lay
         assert Predictor(later.model).prompt(prompt).prompted.grid == grid
     own.prompt(prompt).save(here / "kit")
     refused = predict("--model", "kit", "--tiles", "2x2", *queries)
-    assert refused.returncode == 2 and "--tiles: kit is a kit and has its own" in refused.stderr
+    assert refused.returncode == 2 and "--tiles: kit is a kit and includes it" in refused.stderr
 
 
 def test_a_broken_prompt_is_reported_and_the_others_are_used(layout: Path, here: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_service_that_is_ending_says_so(prompted: Predictor) -> None:
         pass
     client = TestClient(app)  # whose queue is closed
     for answer in (client.get("/ready"), client.post("/v1/predict", files=files(png(crop(0))))):
-        assert answer.status_code == 503 and answer.headers["retry-after"] and "ending" in answer.json()["detail"]
+        assert answer.status_code == 503 and answer.headers["retry-after"] and "shutting down" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "RGB16", "F", "WEBP", "exif"])

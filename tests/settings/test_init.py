@@ -84,6 +84,16 @@ def test_without_a_picture_of_a_defect_what_to_do_is_told(project: Path, layout:
         init(str(layout))
 
 
+def test_a_folder_that_holds_the_project_is_refused_and_nothing_is_written(project: Path, layout: Path) -> None:
+    before = (project / "pipelines.yaml").read_text()
+    normal, abnormal = layout / "bricks/train/good", layout / "bricks/test/hole"
+    shutil.copytree(normal, project.parent / "ok")
+    shutil.copytree(abnormal, project.parent / "nok")
+    with pytest.raises(BadInput, match="is or holds this project"):
+        init(None, "mine", normal=[str(project.parent / "ok")], abnormal=[str(project.parent / "nok")])
+    assert (project / "pipelines.yaml").read_text() == before
+
+
 @pytest.mark.parametrize("form", ["enabled:\n- quickstart\n", "enabled: [\n  quickstart]\n", "enabled: # these\n  - quickstart\n"])
 def test_a_file_of_another_form_is_extended_too(project: Path, layout: Path, form: str) -> None:
     file = project / "pipelines.yaml"
