@@ -102,6 +102,8 @@ def next_steps(
     better = _better(advice, pipeline, values, comparisons)
     if verdict.misses is not None and verdict.misses.value > MOST_MISSES:
         steps += [*better, *_rate(advice, pipeline), *_prompts(advice, metrics), *_another(advice, trained)]
+        if advice.trade and advice.trade[-1].misses.value > MOST_MISSES:
+            steps[0] += f" A higher false-alarm rate is not enough: {advice.trade[-1]}."
     if verdict.misses is None and any(use.threshold is not None for use in advice.uses):
         steps.append("Add pictures with defects to the target's test pictures.")
     if any(use.threshold is None for use in advice.uses):
@@ -197,10 +199,9 @@ def _prompts(advice: Advice, metrics: Sequence[MetricRow]) -> list[str]:
 
 def _another(advice: Advice, trained: Collection[str]) -> list[str]:
     """Name what changes the scores themselves. A trained detector depends on its training pictures, another one on its encoder."""
-    buys = f" A higher false-alarm rate is not enough: {advice.trade[-1]}." if advice.trade else ""
     if advice.detector in trained:
-        return [f"Train on similar pictures: set `sources` to normal photographs that look like {advice.target}.{buys}"]
-    return [f"Try another encoder: add a patch-residual detector with {ENCODER}.{buys}"]
+        return [f"Train on similar pictures: set `sources` to normal photographs that look like {advice.target}."]
+    return [f"Try another encoder: add a patch-residual detector with {ENCODER}."]
 
 
 def _normals(advice: Advice) -> list[str]:
