@@ -33,7 +33,9 @@ from changepair.tasks.scoring.results import ALL, read_metrics
 
 SITE = ROOT / "docs/pages"
 PAGES = [ROOT / "README.md", *sorted(SITE.glob("tutorials/*.md")), *sorted(SITE.glob("how-to/*.md"))]
-BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)(?: +(?P<options>[^\n]*))?\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)(?: +(?P<options>[^\n]*))?\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
 TITLE = re.compile(r'title="([^"]+)"')
 LONG = re.compile(r"^ *\$ .*(changepair (retrain|serve|work|watch)\b(?!.*--dry-run)|dvc (repro|exp|queue))", re.MULTILINE)
 """Commands that take a minute or so."""
