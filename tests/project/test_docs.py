@@ -26,7 +26,7 @@ from changepair.flows.runs.states import OF_AN_END, RunState, emit
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built without a warning: so no link or anchor in it is broken, and no page is left out of the navigation."""
+    """Build the site. A broken link or anchor, or a page outside the navigation, fails the build."""
     folder = tmp_path_factory.mktemp("site") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--config-file", "docs/site.yml", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
