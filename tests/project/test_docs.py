@@ -28,7 +28,7 @@ from changepair.flows.runs.states import OF_AN_END, RunState, emit
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site. A broken link or anchor, or a page outside the navigation, fails the build."""
     folder = tmp_path_factory.mktemp("site") / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--config-file", "docs/site.yml", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", "docs/site.yml", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
