@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "explain",
-        help="describe a setting of pipelines.yaml",
+        help="Describe a setting of pipelines.yaml",
         description="Print the description, type, default and place of a setting. Without a key, list the sections.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -53,7 +53,7 @@ def new(folder: Path, example: Path | None = None) -> None:
     Raises BadInput if the folder is not empty or is inside a Git repository, if Git is not installed, or if pipelines.yaml is invalid. Then
     nothing is written.
     """
-    target = folder.absolute()
+    target = folder.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{folder}: is not an empty folder; choose a new folder")
     if example is not None and not (example / FILE).is_file():
@@ -75,6 +75,7 @@ def new(folder: Path, example: Path | None = None) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"created project {folder} with {', '.join(sorted(name for name in FILES.values() if '/' not in name))}")
     console.print(f"next: cd {folder} && changepair retrain")
+    console.print("to add your own pictures: changepair init --normal FOLDER --abnormal FOLDER")
 
 
 def _fill(folder: Path, example: Path | None) -> None:

@@ -36,6 +36,7 @@ from changepair.flows.settings.pipelines import enabled_pipeline, read_pipelines
 from changepair.flows.stage import SPLIT
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.stopping import Stopped, asked, check, on_sigterm
+from changepair.tasks.reporting.readiness import verdict_of
 from changepair.tasks.scoring.results import METRICS_NAME
 
 LOCK = "retrain"  # one for each checkout, because pipelines share dvc.lock and datasets
@@ -180,6 +181,8 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
     recommended = read_recommendation(folder_of(pipeline) / IN_USE if current is not None else EVALUATION / pipeline)
     for line in recommended.lines if recommended is not None else ():
         yield f"recommended for {line}"
+    for target in recommended.targets if recommended is not None else ():
+        yield f"{target}: {verdict_of(recommended.of(target)).headline}"
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"
 
 

@@ -43,7 +43,10 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    line = _Line(prog="changepair", description="Generate change pairs, train anomaly detectors on them, and evaluate them across domains.")
+    line = _Line(
+        prog="changepair",
+        description="Find defects by comparing pictures with a few normal ones; train and evaluate detectors.",
+    )
     commands: Any = line.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
     line.groups = {}
     examples: dict[str, str] = {}

@@ -58,7 +58,13 @@ def history(pipeline: str) -> None:
     for title in ("time (UTC)", "action", "model", "commit", "reason"):
         table.add_column(title, overflow="fold")
     for model in read_history(pipeline):
-        table.add_row(model.time[:16].replace("T", " "), model.action, model.candidate[:8], model.commit[:8], model.reason)
+        table.add_row(
+            model.time[:16].replace("T", " "),
+            model.action,
+            model.candidate[:8],
+            "-" if model.commit.startswith("no ") else model.commit[:8],
+            model.reason,
+        )
     Console().print(table)
 
 

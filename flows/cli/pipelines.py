@@ -25,8 +25,8 @@ SET = "Change settings of a pipeline in pipelines.yaml. Comments and formatting 
 EXAMPLES = {
     "pipelines": "changepair pipelines",
     "plan": "changepair plan && dvc repro",
-    "retrain": "changepair retrain quickstart --dry-run",
-    "set": "changepair set quickstart evaluation.resolution=128 training.metauas.epochs=3",
+    "retrain": "changepair retrain line-3 --dry-run",
+    "set": "changepair set line-3 evaluation.resolution=128 training.metauas.epochs=3",
 }
 
 
@@ -68,7 +68,7 @@ def list_pipelines() -> None:
     for name, pipeline in read.pipelines.items():
         enabled = "yes" if name in read.enabled else "no"
         lists = (pipeline.sources or pipeline.auxiliary, pipeline.targets, list(pipeline.detectors))
-        table.add_row(name, enabled, str(pipeline.schedule or "manual"), *(", ".join(names) or "-" for names in lists))
+        table.add_row(name, enabled, str(pipeline.schedule or "manual"), *("\n".join(names) or "-" for names in lists))
     console = Console()
     console.print(table)
     for name, pipeline in read.pipelines.items():

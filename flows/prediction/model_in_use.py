@@ -140,4 +140,4 @@ def _chosen(
         trained = [name for name, one in detectors.items() if DETECTORS[kind_of(one)].training is not None]
         choice = choose(read_draws(folder / DRAWS_NAME), promotion, trained)
         detector, why = ("", "") if choice is None else (choice.detector, str(choice))
-    return detector, f", selected from {len(detectors)} detectors ({why})" if len(detectors) > 1 else ""
+    return detector, f", selected from {len(detectors)} detectors ({why.removeprefix(f'{detector}, ')})" if len(detectors) > 1 else ""

@@ -155,5 +155,10 @@ def _printer(form: str, *, calibrated: bool) -> Callable[[OutputRow], None]:
         return lambda line: print(json.dumps(asdict(line), ensure_ascii=False), flush=True)
     if form == "csv":
         return csv_lines(sys.stdout)
-    print(" score    " + ("verdict    " if calibrated else "") + "picture")
-    return lambda line: print(f"{shown(line.score)}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, flush=True)
+    heading = [" score    " + ("verdict    " if calibrated else "") + "picture"]  # printed with the first row, so not before an error
+
+    def show(line: OutputRow) -> None:
+        print(*heading, f"{shown(line.score)}  " + (f"{line.verdict:<9}  " if calibrated else "") + line.picture, sep="\n", flush=True)
+        heading.clear()
+
+    return show

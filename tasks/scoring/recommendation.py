@@ -92,6 +92,10 @@ class Recommendation:
     def __str__(self) -> str:
         return str(self.choice) if self.choice is not None else self.detector
 
+    @property
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys(use.target for use in self.uses))
+
     def of(self, target: str) -> list[Use]:
         """List the uses of a target."""
         return [use for use in self.uses if use.target == target]
@@ -110,7 +114,7 @@ class Recommendation:
         """One line for each target: detector, prompts, metric and threshold."""
         metric = heading(self.choice.metric) if self.choice is not None else ""
         lines = []
-        for target in dict.fromkeys(use.target for use in self.uses):
+        for target in self.targets:
             uses = self.of(target)
             value = "" if uses[0].value is None else f", {metric} {100 * uses[0].value:.1f} %"
             lines.append(f"{target}: {self.detector} {with_prompts(uses[0].shots)}{value}, {_thresholds(uses)}")
