@@ -179,10 +179,9 @@ def _end(pipeline: str, ended: Ended, stages: int) -> Iterator[str]:
     if current is not None and ended.outcome.state != RunState.IN_USE:
         yield f"current model: {current.candidate[:8]}, since {current.time[:16].replace('T', ' ')} UTC"
     recommended = read_recommendation(folder_of(pipeline) / IN_USE if current is not None else EVALUATION / pipeline)
-    for line in recommended.lines if recommended is not None else ():
-        yield f"recommended for {line}"
-    for target in recommended.targets if recommended is not None else ():
-        yield f"{target}: {verdict_of(recommended.of(target)).headline}"
+    if recommended is not None:
+        yield from (f"recommended for {line}" for line in recommended.lines)
+        yield from (f"{target}: {verdict_of(recommended.of(target)).headline}" for target in recommended.targets)
     yield f"report: {EVALUATION / pipeline / REPORT_NAME}"
 
 
