@@ -77,7 +77,7 @@ class Gallery:
 
     @property
     def tiles(self) -> tuple[str, ...]:
-        """List what a `strip` shows, from left to right. Without any mask, the mask is left out."""
+        """Describe the pictures of a `strip`, from left to right. Without any mask, the mask is left out."""
         masked = any(shown.mask is not None for shown in (*self.overlays, *(pick.shown for pick in self.picks)))
         return ("prompt", "query", "mask", "anomaly map") if masked else ("prompt", "query", "anomaly map")
 
