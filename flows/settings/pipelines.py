@@ -277,7 +277,8 @@ def mistakes(read: Pipelines) -> Iterator[str]:
     for name, folder in read.datasets.folders.items():
         if name in get_args(PackagedName):
             yield f"datasets.folders.{name}: a packaged dataset has this name; choose another name for yours"
-        wrong = _no_place(folder.path)
+        stated = (*folder.normal, *folder.abnormal, *([folder.masks] if folder.masks else []))
+        wrong = next(filter(None, (_no_place(folder.path, one) for one in stated or ("",))), "")
         if wrong:
             yield f"datasets.folders.{name}.path: {wrong}"
     for name in read.datasets.objects:
@@ -290,17 +291,21 @@ def mistakes(read: Pipelines) -> Iterator[str]:
         yield from (f"pipelines.{name}.{wrong}" for wrong in _of_pipeline(pipeline, read.datasets))
 
 
-def _no_place(named: str) -> str:
-    """Explain why a dataset cannot be at a path; "" if it can. DVC would end with a traceback or a cyclic graph at each of these paths."""
+def _no_place(named: str, within: str = "") -> str:
+    """Explain why a dataset cannot be at a path, or in a folder within it; "" if it can.
+
+    DVC would end with a traceback or a cyclic graph at each of these paths.
+    """
     try:
         place = place_of(named)
     except (BadInput, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         return str(error)
     if is_remote(place):
         return ""
-    path, project = Path(os.path.realpath(place)), Path.cwd()
+    path, project = Path(os.path.realpath(place / within)), Path.cwd()
     written = next((one for one in WRITTEN if (project / one).is_relative_to(path) or path.is_relative_to(project / one)), None)
-    return "" if written is None else f"{named} overlaps {written}, where stages write and delete files; move the dataset elsewhere"
+    where = os.path.join(named, within) if within else named
+    return "" if written is None else f"{where} overlaps {written}, where stages write and delete files; move the dataset elsewhere"
 
 
 def _of_pipeline(pipeline: Pipeline, datasets: Datasets) -> Iterator[str]:

@@ -197,10 +197,13 @@ def _refuse_what_it_writes_to(source: DatasetFolder, places: IngestionFolders) -
     """Raise BadInput if ingestion would delete the dataset, because it lies where ingestion writes, directly or by a link."""
     if is_remote(source.folder):
         return
-    folder, written = source.folder.resolve(), places.pictures.resolve()
-    if folder.is_relative_to(written) or source.written.resolve().is_relative_to(folder):
+    written = places.pictures.resolve()
+    stated = (*source.normal, *source.abnormal, *([source.masks] if source.masks else []))
+    for folder in (source.folder / one for one in stated or ("",)):
+        if not (folder.resolve().is_relative_to(written) or source.written.resolve().is_relative_to(folder.resolve())):
+            continue
         raise BadInput(
-            f"{source.name}: {source.folder} lies where ingestion writes and deletes files ({places.pictures}); move the dataset to "
+            f"{source.name}: {folder} lies where ingestion writes and deletes files ({places.pictures}); move the dataset to "
             f"another place and set datasets.folders.{source.name}.path to it"
         )
 

@@ -43,6 +43,12 @@ def test_it_starts_from_the_pipelines_of_another_folder(tmp_path: Path) -> None:
     assert "score_second_patch-residual" in (tmp_path / "mine" / "dvc.yaml").read_text()
 
 
+def test_it_stands_next_to_a_repository_that_it_is_started_in(tmp_path: Path) -> None:
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    said = run(tmp_path / "clone", "changepair", "new", "../my-line", PYTHONPATH=str(ROOT))
+    assert said.returncode == 0 and (tmp_path / "my-line" / "pipelines.yaml").is_file(), said.stderr
+
+
 @pytest.mark.parametrize(
     ("before", "arguments", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,14 +85,22 @@ def test_without_a_picture_of_a_defect_what_to_do_is_told(project: Path, layout:
         init(str(layout))
 
 
-def test_a_folder_that_holds_the_project_is_refused_and_nothing_is_written(project: Path, layout: Path) -> None:
-    before = (project / "pipelines.yaml").read_text()
+def test_stated_folders_may_stand_next_to_the_project_and_in_it_but_not_where_stages_write(project: Path, layout: Path) -> None:
     normal, abnormal = layout / "bricks/train/good", layout / "bricks/test/hole"
-    shutil.copytree(normal, project.parent / "ok")
-    shutil.copytree(abnormal, project.parent / "nok")
-    with pytest.raises(BadInput, match="is or holds this project"):
-        init(None, "mine", normal=[str(project.parent / "ok")], abnormal=[str(project.parent / "nok")])
-    assert (project / "pipelines.yaml").read_text() == before
+    for place in (project.parent, project, project / "data/pictures"):
+        shutil.copytree(normal, place / "ok")
+        shutil.copytree(abnormal, place / "nok")
+    init(None, "beside", normal=[str(project.parent / "ok")], abnormal=[str(project.parent / "nok")])
+    init(None, "inside", normal=["ok"], abnormal=["nok"])
+    read = (project / "pipelines.yaml").read_text()
+    ingested = run(project, "changepair", "plan", PYTHONPATH=str(ROOT))
+    assert ingested.returncode == 0, ingested.stderr
+    for name in ("beside", "inside"):
+        ran = run(project, sys.executable, "-m", "changepair.flows.ingest", name, PYTHONPATH=str(ROOT))
+        assert ran.returncode == 0 and (project / f"data/manifests/{name}.parquet").is_file(), ran.stderr
+    with pytest.raises(BadInput, match="overlaps data/pictures, where stages write and delete files"):
+        init(None, "written", normal=["data/pictures/ok"], abnormal=["data/pictures/nok"])
+    assert (project / "pipelines.yaml").read_text() == read
 
 
 @pytest.mark.parametrize("form", ["enabled:\n- quickstart\n", "enabled: [\n  quickstart]\n", "enabled: # these\n  - quickstart\n"])
