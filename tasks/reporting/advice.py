@@ -46,7 +46,7 @@ class Advice:
     """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
     verdict: Verdict
     trade: Sequence[Trade] = field(default_factory=tuple)
-    """Defects that pass at higher false-alarm rates. Empty if the scores were not given."""
+    """Missed defects at higher false-alarm rates. Empty if the scores were not given."""
 
     @property
     def protocol(self) -> str:
@@ -105,7 +105,7 @@ def next_steps(
         if advice.trade and advice.trade[-1].misses.value > MOST_MISSES:
             steps[0] += f" A higher false-alarm rate is not enough: {advice.trade[-1]}."
     if verdict.misses is None and any(use.threshold is not None for use in advice.uses):
-        steps.append("Add pictures with defects to the target's test pictures.")
+        steps.append("Add anomalous pictures to the target's test pictures.")
     if any(use.threshold is None for use in advice.uses):
         steps.append(_without(advice.uses))
     normals = _normals(advice)
@@ -115,7 +115,8 @@ def next_steps(
         count = defects_needed(verdict.misses.value)
         asked = f"about {count} show" if count is not None else "more may show"
         steps.append(
-            f"Add test pictures with defects: {verdict.anomalous} are too few; {asked} that at most {percent(MOST_MISSES)} of 100 pass."
+            f"Add anomalous test pictures: {verdict.anomalous} {'is' if verdict.anomalous == 1 else 'are'} too few; "
+            f"{asked} that at most {percent(MOST_MISSES)} of 100 defects are missed."
         )
     if verdict.ready:
         kits = "Write a kit and deploy it" if len(advice.uses) == 1 else "Write a kit for each category and deploy them"
@@ -176,7 +177,7 @@ def _better(advice: Advice, pipeline: str, values: Mapping[str, float], comparis
 
 
 def _rate(advice: Advice, pipeline: str) -> list[str]:
-    """Name the lowest false-alarm rate at which no more than MOST_MISSES of the defects pass."""
+    """Name the lowest false-alarm rate at which no more than MOST_MISSES of the defects are missed."""
     enough = next((trade for trade in advice.trade if trade.misses.value <= MOST_MISSES), None)
     if enough is None:
         return []

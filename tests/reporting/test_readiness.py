@@ -75,8 +75,8 @@ def test_a_target_whose_defects_are_found_is_ready() -> None:
     advice = advised(spread(99), [0.9] * DEFECTS)
     assert advice.verdict.ready and advice.verdict.headline == "Ready: 0 of 100 defects pass, 1 of 100 normal parts is a false alarm"
     assert advice.verdict.reason == (
-        "Defects that pass: 0 of 50, or 0 of 100 (0 to 7.1, 95 % interval; limit 10). "
-        "False alarms: 1 of 100 (0.026 to 3.7, 95 % interval; limit 5). The threshold is set by 99 normal pictures."
+        "Missed defects: 0 of 50 (true rate 0 to 7.1 of 100; limit 10). "
+        "False alarms: 1 of 100 normal parts (0.026 to 3.7; limit 5). The threshold is set by 99 normal pictures."
     )
     assert step_of(advice) == "Write a kit and deploy it: `changepair predict --model mine --write-kit parts`"
 
@@ -84,16 +84,16 @@ def test_a_target_whose_defects_are_found_is_ready() -> None:
 def test_a_target_whose_defects_pass_is_not_ready_and_the_next_step_follows_the_scores() -> None:
     hidden = advised(spread(99), [0.1] * 47 + [0.9] * 3)
     assert not hidden.verdict.ready and hidden.verdict.headline == "Not ready: 94 of 100 defects pass"
-    assert "Defects that pass: 47 of 50, or 94 of 100" in hidden.verdict.reason
+    assert "Missed defects: 47 of 50 (true rate 83 to 99 of 100; limit 10)" in hidden.verdict.reason
     assert step_of(hidden).startswith("Try another encoder: ")
     assert step_of(hidden).endswith(
-        "A higher false-alarm rate is not enough: at 20 false alarms per 100 normal parts, 94 of 100 defects pass."
+        "A higher false-alarm rate is not enough: at 20 false alarms per 100 normal parts, 94 of 100 defects are missed."
     )
     assert step_of(hidden, ("one",)).startswith("Train on similar pictures: ")
     close = advised(spread(99), [0.385] * 47 + [0.9] * 3)  # above 96 of the 99 normal pictures
     assert close.verdict.headline == "Not ready: 94 of 100 defects pass"
     assert step_of(close) == (
-        "Decide whether to accept more false alarms: at 5 false alarms per 100 normal parts, 0 of 100 defects pass. "
+        "Decide whether to accept more false alarms: at 5 false alarms per 100 normal parts, 0 of 100 defects are missed. "
         "`changepair predict --model mine --calibrate normals/ --false-alarms 0.05 part.png`"
     )
 
@@ -119,13 +119,13 @@ def key(draw: DrawRow) -> tuple[str, str, str, str, int, str]:
 
 def test_too_few_pictures_are_not_enough_to_be_ready() -> None:
     few = advised(spread(99), [0.9] * 20)
-    assert few.verdict.headline == "Not ready: up to 17 of 100 defects may pass"
-    assert step_of(few) == "Add test pictures with defects: 20 are too few; about 36 show that at most 10 of 100 pass."
+    assert few.verdict.headline == "Not ready: too few pictures; up to 17 of 100 defects may be missed"
+    assert step_of(few) == "Add anomalous test pictures: 20 are too few; about 36 show that at most 10 of 100 defects are missed."
     normals = advised(spread(20), [0.9] * DEFECTS)
-    assert normals.verdict.headline == "Not ready: up to 17 of 100 normal parts may be false alarms"
+    assert normals.verdict.headline == "Not ready: too few pictures; up to 17 of 100 normal parts may be false alarms"
     assert step_of(normals) == "Add normal test pictures: 20 cannot promise fewer than 4.8 false alarms per 100; 1 needs 99."
     none = advised(spread(99), [])
-    assert none.verdict.headline == "Not ready: no defect was tested" and step_of(none).startswith("Add pictures with defects")
+    assert none.verdict.headline == "Not ready: no defect was tested" and step_of(none).startswith("Add anomalous pictures")
     alone = advised([], [0.9] * DEFECTS)
     assert alone.verdict.headline == "Not ready: no threshold for cup" and step_of(alone).startswith(
         "Add normal test pictures of cup: all 50"
@@ -167,7 +167,7 @@ def test_the_counts_agree_with_a_slow_count_from_scores_parquet() -> None:
         return count / (2 * DEFECTS)
 
     assert advice.verdict.misses is not None and advice.verdict.misses.value == pytest.approx(passed(0.01))
-    assert f"Defects that pass: {passed(0.01) * 2 * DEFECTS:.0f} of 100, or " in advice.verdict.reason
+    assert f"Missed defects: {passed(0.01) * 2 * DEFECTS:.0f} of 100 (true rate " in advice.verdict.reason
     assert {trade.rate: trade.misses.value for trade in advice.trade} == {rate: pytest.approx(passed(rate)) for rate in RATES}
     assert 0 < passed(0.2) < passed(0.01) < 1
 
