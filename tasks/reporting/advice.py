@@ -92,9 +92,17 @@ class Advice:
 
 
 def next_steps(
-    advice: Advice, pipeline: str, metrics: Sequence[MetricRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
+    advice: Advice,
+    pipeline: str,
+    metrics: Sequence[MetricRow],
+    comparisons: Sequence[ComparisonRow],
+    trained: Collection[str],
+    folders: Collection[str] = (),
 ) -> list[str]:
-    """List what to do next; the first step addresses the verdict. trained: the detectors that were trained here."""
+    """List what to do next; the first step addresses the verdict.
+
+    trained: the detectors that were trained here. folders: the targets that are folders of your own, to which you can add pictures.
+    """
     verdict = advice.verdict
     same = [row for row in metrics if row.category == ALL and row.metric == METRIC and _key(row) == _key(advice)]
     values = {row.detector: row.mean for row in same}
@@ -108,7 +116,7 @@ def next_steps(
         steps.append("Add anomalous pictures to the target's test pictures.")
     if any(use.threshold is None for use in advice.uses):
         steps.append(_without(advice.uses))
-    normals = _normals(advice)
+    normals = _normals(advice, pipeline if advice.target in folders else None)
     if verdict.false_alarms is not None and verdict.false_alarms.high > MOST_FALSE_ALARMS:
         steps += normals
     if verdict.misses is not None and verdict.misses.value <= MOST_MISSES < verdict.misses.high:
@@ -205,15 +213,21 @@ def _another(advice: Advice, trained: Collection[str]) -> list[str]:
     return [f"Try another encoder: add a patch-residual detector with {ENCODER}."]
 
 
-def _normals(advice: Advice) -> list[str]:
-    """Ask for more normal pictures if a threshold cannot promise RATE."""
+def _normals(advice: Advice, pipeline: str | None) -> list[str]:
+    """Ask for more normal pictures if a threshold cannot promise RATE. pipeline: None unless the target is a folder of your own."""
     few = [(use.category, use.threshold) for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
     if not few:
         return []
     category, threshold = min(few, key=lambda one: len(one[1].normals))
     count, of = len(threshold.normals), f" of {category}" if len(advice.uses) > 1 else ""
-    promise = f"{count}{of} cannot promise fewer than {percent(threshold.false_alarms)} false alarms per 100"
-    return [f"Add normal test pictures: {promise}; {percent(RATE)} needs {needed(RATE)}."]
+    sets = f"{count}{of} {'sets' if count == 1 else 'set'} the threshold now"
+    step = f"Add normal test pictures. {sets}; a false-alarm rate of {percent(RATE)} of 100 needs {needed(RATE)}."
+    if pipeline is None:
+        return [step]
+    prompts = (
+        "Pictures in `train/good` can be prompts; they do not set it. Without `train/good`, one in four normal pictures is a test picture."
+    )
+    return [f"{step} {prompts} Then run `changepair retrain {pipeline}`."]
 
 
 def _without(uses: Sequence[Use]) -> str:

@@ -135,6 +135,7 @@ def write_report(
     of_recommended = (scores or {}).get(recommendation.detector)
     advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating, of_recommended)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
+    folders = [target for target, layout in origin.layouts.items() if layout == "folder"]
     repeated = _repeated(metrics)
     shown = [row for row in metrics if (row.target, row.detector, row.protocol) not in repeated]
     compared = [row for row in comparisons if {(row.target, name, row.protocol) for name in (row.detector, row.other)} - repeated]
@@ -154,7 +155,9 @@ def write_report(
             resolution=evaluation.resolution,
             comparisons=[(row, heading(row.metric)) for row in compared],
             main_comparisons=[(row, heading(row.metric)) for row in _main(compared)],
-            steps={target: next_steps(advice, origin.pipeline, metrics, comparisons, trained) for target, advice in advised.items()},
+            steps={
+                target: next_steps(advice, origin.pipeline, metrics, comparisons, trained, folders) for target, advice in advised.items()
+            },
             limits=(percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
             near=NEAR,
             metric=heading(recommendation.choice.metric) if recommendation.choice is not None else "",

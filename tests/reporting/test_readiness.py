@@ -123,7 +123,9 @@ def test_too_few_pictures_are_not_enough_to_be_ready() -> None:
     assert step_of(few) == "Add anomalous test pictures: 20 are too few; about 36 show that at most 10 of 100 defects are missed."
     normals = advised(spread(20), [0.9] * DEFECTS)
     assert normals.verdict.headline == "Not ready: too few pictures; up to 17 of 100 normal parts may be false alarms"
-    assert step_of(normals) == "Add normal test pictures: 20 cannot promise fewer than 4.8 false alarms per 100; 1 needs 99."
+    assert step_of(normals) == "Add normal test pictures. 20 set the threshold now; a false-alarm rate of 1 of 100 needs 99."
+    [first, *_others] = next_steps(normals, "mine", [], [], [], folders=["parts"])
+    assert first.startswith(step_of(normals)) and first.endswith("Then run `changepair retrain mine`.")
     none = advised(spread(99), [])
     assert none.verdict.headline == "Not ready: no defect was tested" and step_of(none).startswith("Add anomalous pictures")
     alone = advised([], [0.9] * DEFECTS)

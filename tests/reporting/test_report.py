@@ -126,7 +126,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     )  # two are no better by a point
     assert "Thresholds of 2 categories, target false-alarm rate 33 %" in short  # two normal test pictures each
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
-    assert "Add normal test pictures: 2 of bricks cannot promise fewer than 33 false alarms per 100; 1 needs 99." in page
+    assert "Add normal test pictures. 2 of bricks set the threshold now; a false-alarm rate of 1 of 100 needs 99." in page
     assert best.detector == "patch-residual" and "Skip training metauas" in page
     assert page.count("<td>33 %</td>") == 2 and "<li>category x of parts: all 4 test pictures are anomalous.</li>" in page
     main = page.partition('id="compared"')[2].partition("<details>")[0]

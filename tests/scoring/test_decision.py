@@ -392,7 +392,7 @@ def test_the_advice_follows_the_decision_and_names_a_detector_that_is_clearly_be
         compared = [ComparisonRow("a", "class-specific", 1, "image_auroc", "one", "other", -0.07, -0.1, -low, 0.01, 4)]
         steps = next_steps(advice, "line-3", metrics, compared, [])
         assert any("changepair predict --model line-3/other --prompt normal.png part.png" in step for step in steps) == told
-    assert "Add normal test pictures: 3 cannot promise fewer than 25 false alarms per 100; 1 needs 99." in steps
+    assert "Add normal test pictures. 3 set the threshold now; a false-alarm rate of 1 of 100 needs 99." in steps
 
 
 def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_scored(here: Path) -> None:
