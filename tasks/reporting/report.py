@@ -207,6 +207,8 @@ class TargetPart:
     """Inline pictures and their captions, by detector and kind."""
     tiles: Sequence[str]
     """Description of a gallery's pictures, from left to right."""
+    prompted: bool
+    """Whether the pictures have prompts."""
 
     @property
     def strip(self) -> str:
@@ -217,11 +219,16 @@ class TargetPart:
         return self.advice.verdict if self.advice is not None else None
 
     @property
-    def first(self) -> list[tuple[str, str]]:
-        """The clearest and the most difficult defect in the recommended detector's gallery, each with its caption."""
+    def first(self) -> list[tuple[str, list[str]]]:
+        """The clearest and the most difficult defect in the recommended detector's gallery, each with a label for each of its pictures."""
         kinds = self.galleries.get(self.advice.detector, {}) if self.advice else {}
-        captions = {"found": "the clearest defect", "missed": "the most difficult defect"}
-        return [(kinds[kind][0][0], words) for kind, words in captions.items() if kinds.get(kind)]
+        queries = {"found": "query with the clearest defect", "missed": "query with the most difficult defect"}
+        prompt = "normal prompt" if self.prompted else "no prompt"
+        return [
+            (kinds[kind][0][0], [{"prompt": prompt, "query": query}.get(tile, tile) for tile in self.tiles])
+            for kind, query in queries.items()
+            if kinds.get(kind)
+        ]
 
 
 def _versions() -> dict[str, str]:
@@ -275,7 +282,8 @@ def _target(gallery: Gallery, curves: Curves, advice: Advice | None) -> TargetPa
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
     charts = [(title, [_chart(*chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
-    return TargetPart(gallery.target, advice, charts, galleries, gallery.tiles)
+    prompted = any(pick.shown.prompt is not None for pick in gallery.picks)
+    return TargetPart(gallery.target, advice, charts, galleries, gallery.tiles, prompted)
 
 
 def _chart(title: str, svg: bytes) -> tuple[str, str]:

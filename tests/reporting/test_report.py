@@ -114,9 +114,11 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     for name in ("ROC curve, images", "Precision-recall curve", "Per-region overlap", "Image scores at the most shots", "Metrics by shots"):
         assert name in page
     assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a metric by shots each, a training
-    gallery = page.count("<figcaption>") - short.count("<figcaption>")
-    assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption>") <= 2  # of each detector up to two of each kind
-    assert page.count("data:image/jpeg") == page.count("<figcaption>") + 2  # and the contact sheet and the colour scale
+    gallery = page.count("<figcaption") - short.count("<figcaption")
+    assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption") <= 2  # of each detector up to two of each kind
+    labels = "</span><span>".join(("normal prompt", "query with the clearest defect", "mask", "anomaly map"))
+    assert f'<figcaption class="labels"><span>{labels}</span></figcaption>' in short
+    assert page.count("data:image/jpeg") == page.count("<figcaption") + 2  # and the contact sheet and the colour scale
     assert all(f"<h3>{kind}</h3>" in page for kind in KINDS) and "the threshold of best F1" in page
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "-S f00d -- dvc.lock" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
