@@ -160,7 +160,8 @@ def write_report(
             },
             limits=(percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
             near=NEAR,
-            metric=heading(recommendation.choice.metric) if recommendation.choice is not None else "",
+            metric=_in_words(recommendation.choice.metric) if recommendation.choice is not None else "",
+            auroc=_in_words(METRIC),
             percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
@@ -229,6 +230,11 @@ class TargetPart:
             for kind, query in queries.items()
             if kinds.get(kind)
         ]
+
+
+def _in_words(metric: str) -> str:
+    """Name a metric in running text: image AUROC for image_auroc."""
+    return heading(metric).replace("I-", "image ").replace("P-", "pixel ")
 
 
 def _versions() -> dict[str, str]:

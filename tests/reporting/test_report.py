@@ -116,6 +116,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a metric by shots each, a training
     gallery = page.count("<figcaption") - short.count("<figcaption")
     assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption") <= 2  # of each detector up to two of each kind
+    assert "has the highest mean image AUROC over targets" in short and "I-AUROC" not in short
     labels = "</span><span>".join(("normal prompt", "query with the clearest defect", "mask", "anomaly map"))
     assert f'<figcaption class="labels"><span>{labels}</span></figcaption>' in short
     assert page.count("data:image/jpeg") == page.count("<figcaption") + 2  # and the contact sheet and the colour scale
