@@ -25,6 +25,7 @@ from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 
 METRIC, SECOND_METRIC = "image_auroc", "pixel_aupro"
 ENCODER = "`encoder: {name: vit_small_patch14_dinov2.lvd142m, weights: hub}`"  # an example of a stronger one
+LEAST_SPLIT = 20  # normal test pictures below which the comparison of false alarms on halves is left out
 WIDE = 0.1  # width of an interval of METRIC above which more test pictures are a next step
 
 
@@ -85,6 +86,11 @@ class Advice:
         chosen = f" --category {shlex.quote((use or self.uses[0]).name)}" if self.several else ""
         prompt = "" if (use or self.uses[0]).prompts or self.shots == 0 else " --prompt normal.png"
         return f"changepair predict --model {pipeline}{prompt or chosen} part.png"
+
+    @property
+    def normals(self) -> int:
+        """Number of normal test pictures in `kinds`."""
+        return max((row.pictures for row in self.kinds.get(GOOD, {}).values()), default=0)
 
     @property
     def detectors(self) -> list[str]:
