@@ -146,6 +146,20 @@ def next_steps(
     return list(dict.fromkeys(steps))
 
 
+def tied(advice: Advice, metrics: Sequence[MetricRow], comparisons: Sequence[ComparisonRow]) -> str:
+    """Say that all detectors are within NEAR of each other in METRIC and no difference is clear. Empty if that is not so."""
+    same = [row for row in metrics if row.category == ALL and row.metric == METRIC and _key(row) == _key(advice)]
+    values = {row.detector: row.mean for row in same}
+    compared = [row for row in comparisons if row.metric == METRIC and _key(row) == _key(advice)]
+    everyone = {row.detector for row in metrics if row.target == advice.target}
+    if len(values) < 2 or values.keys() != everyone or max(values.values()) - min(values.values()) > NEAR:
+        return ""
+    if any(row.low > 0 or row.high < 0 for row in compared):
+        return ""
+    words = "Both detectors separate" if len(values) == 2 else f"All {len(values)} detectors separate"
+    return f"{words} these pictures equally well; more pictures are needed to choose between them."
+
+
 def advice_of(
     recommendation: Recommendation, metrics: Sequence[MetricRow], operating: Sequence[OperatingRow], scores: Path | None = None
 ) -> list[Advice]:

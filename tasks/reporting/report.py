@@ -20,7 +20,7 @@ from changepair.tasks.common.errors import in_general
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.texts import csv_lines, percent
-from changepair.tasks.reporting.advice import LEAST_SPLIT, METRIC, SECOND_METRIC, Advice, advice_of, next_steps
+from changepair.tasks.reporting.advice import LEAST_SPLIT, METRIC, SECOND_METRIC, Advice, advice_of, next_steps, tied
 from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
 from changepair.tasks.reporting.galleries import KINDS, Gallery, caption, colour_scale, strip
@@ -158,6 +158,7 @@ def write_report(
             steps={
                 target: next_steps(advice, origin.pipeline, metrics, comparisons, trained, folders) for target, advice in advised.items()
             },
+            ties={target: tied(advice, metrics, comparisons) for target, advice in advised.items()},
             least=LEAST_SPLIT,
             limits=(percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
             near=NEAR,

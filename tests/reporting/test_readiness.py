@@ -14,12 +14,12 @@ from scipy.stats import beta, binomtest
 
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import TOLERANCE
-from changepair.tasks.reporting.advice import Advice, advice_of, next_steps
+from changepair.tasks.reporting.advice import Advice, advice_of, next_steps, tied
 from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES, RATES, verdict_of
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.recommendation import Recommendation, Use, recommend
-from changepair.tasks.scoring.results import DrawRow, MetricRow
+from changepair.tasks.scoring.results import ComparisonRow, DrawRow, MetricRow
 from changepair.tasks.scoring.scores import Group, Scored, ScoresFolder
 
 DEFECTS = 50
@@ -179,6 +179,24 @@ def test_the_rates_of_the_trade_off_are_those_that_the_pictures_can_promise(empt
     recommendation, folder = decided(episodes_of(99, 5), [[*spread(99), *[0.9] * 5]] * 2, empty / "again")
     assert len(advice_of(recommendation, [], [], folder)[0].trade) == len(RATES)
     assert advice_of(recommendation, [], [], empty / "missing")[0].trade == [] == list(advice_of(recommendation, [], [])[0].trade)
+
+
+def test_detectors_that_cannot_be_told_apart_are_said_to_be_equal() -> None:
+    advice = advised(spread(99), [0.9] * DEFECTS)
+
+    def row(detector: str, mean: float) -> MetricRow:
+        return MetricRow("parts", "", detector, "class-specific", 1, "image_auroc", mean, 0.0, mean, mean, 1, 4)
+
+    def difference(low: float, high: float) -> ComparisonRow:
+        return ComparisonRow("parts", "class-specific", 1, "image_auroc", "one", "two", 0.0, low, high, 0.5, 4)
+
+    equal = [row("one", 1.0), row("two", 0.995), row("three", 0.992)]
+    assert tied(advice, equal, [difference(-0.1, 0.1)]) == (
+        "All 3 detectors separate these pictures equally well; more pictures are needed to choose between them."
+    )
+    assert tied(advice, equal[:2], []).startswith("Both detectors separate ")
+    for metrics, compared in ((equal[:1], []), ([*equal, row("four", 0.98)], []), (equal, [difference(0.001, 0.01)])):
+        assert tied(advice, metrics, compared) == ""
 
 
 def test_a_category_without_a_threshold_keeps_a_target_from_being_ready() -> None:
