@@ -146,7 +146,7 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     assert '<h2 id="target-1">Details</h2>' in page and "The protocol is class-specific." in page
     assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> follows them" in page
     assert "Pixel metrics use 256×256 pixels. A pixel is anomalous if it covers an anomalous pixel of the mask." in page
-    assert "other protocols give the same metrics as class-specific and are left out" in page and ">class-agnostic<" not in page
+    assert "Other protocols give the same metrics as class-specific and are left out" in page and ">class-agnostic<" not in page
     assert ">nan" not in page.lower()
     assert markdown(results.rows).count("\n| parts |") == 8
 
