@@ -25,6 +25,7 @@ from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 
 METRIC, SECOND_METRIC = "image_auroc", "pixel_aupro"
 ENCODER = "`encoder: {name: vit_small_patch14_dinov2.lvd142m, weights: hub}`"  # an example of a stronger one
+LEAST_SPLIT = 20  # normal test pictures below which the comparison of false alarms on halves is left out
 WIDE = 0.1  # width of an interval of METRIC above which more test pictures are a next step
 
 
@@ -46,7 +47,7 @@ class Advice:
     """Rates of every detector at these shots, by kind of picture: `good`, then each defect, then all anomalous pictures (``)."""
     verdict: Verdict
     trade: Sequence[Trade] = field(default_factory=tuple)
-    """Defects that pass at higher false-alarm rates. Empty if the scores were not given."""
+    """Missed defects at higher false-alarm rates. Empty if the scores were not given."""
 
     @property
     def protocol(self) -> str:
@@ -87,14 +88,27 @@ class Advice:
         return f"changepair predict --model {pipeline}{prompt or chosen} part.png"
 
     @property
+    def normals(self) -> int:
+        """Number of normal test pictures in `kinds`."""
+        return max((row.pictures for row in self.kinds.get(GOOD, {}).values()), default=0)
+
+    @property
     def detectors(self) -> list[str]:
         return list(dict.fromkeys(name for rows in self.kinds.values() for name in rows))
 
 
 def next_steps(
-    advice: Advice, pipeline: str, metrics: Sequence[MetricRow], comparisons: Sequence[ComparisonRow], trained: Collection[str]
+    advice: Advice,
+    pipeline: str,
+    metrics: Sequence[MetricRow],
+    comparisons: Sequence[ComparisonRow],
+    trained: Collection[str],
+    folders: Collection[str] = (),
 ) -> list[str]:
-    """List what to do next; the first step addresses the verdict. trained: the detectors that were trained here."""
+    """List what to do next; the first step addresses the verdict.
+
+    trained: the detectors that were trained here. folders: the targets that are folders of your own, to which you can add pictures.
+    """
     verdict = advice.verdict
     same = [row for row in metrics if row.category == ALL and row.metric == METRIC and _key(row) == _key(advice)]
     values = {row.detector: row.mean for row in same}
@@ -105,17 +119,18 @@ def next_steps(
         if advice.trade and advice.trade[-1].misses.value > MOST_MISSES:
             steps[0] += f" A higher false-alarm rate is not enough: {advice.trade[-1]}."
     if verdict.misses is None and any(use.threshold is not None for use in advice.uses):
-        steps.append("Add pictures with defects to the target's test pictures.")
+        steps.append("Add anomalous pictures to the target's test pictures.")
     if any(use.threshold is None for use in advice.uses):
         steps.append(_without(advice.uses))
-    normals = _normals(advice)
+    normals = _normals(advice, pipeline if advice.target in folders else None)
     if verdict.false_alarms is not None and verdict.false_alarms.high > MOST_FALSE_ALARMS:
         steps += normals
     if verdict.misses is not None and verdict.misses.value <= MOST_MISSES < verdict.misses.high:
         count = defects_needed(verdict.misses.value)
         asked = f"about {count} show" if count is not None else "more may show"
         steps.append(
-            f"Add test pictures with defects: {verdict.anomalous} are too few; {asked} that at most {percent(MOST_MISSES)} of 100 pass."
+            f"Add anomalous test pictures: {verdict.anomalous} {'is' if verdict.anomalous == 1 else 'are'} too few; "
+            f"{asked} that at most {percent(MOST_MISSES)} of 100 defects are missed."
         )
     if verdict.ready:
         kits = "Write a kit and deploy it" if len(advice.uses) == 1 else "Write a kit for each category and deploy them"
@@ -129,6 +144,20 @@ def next_steps(
     if worse:
         steps.append(f"Skip training {', '.join(worse)}, or train on similar pictures: worse than an untrained detector.")
     return list(dict.fromkeys(steps))
+
+
+def tied(advice: Advice, metrics: Sequence[MetricRow], comparisons: Sequence[ComparisonRow]) -> str:
+    """Say that all detectors are within NEAR of each other in METRIC and no difference is clear. Empty if that is not so."""
+    same = [row for row in metrics if row.category == ALL and row.metric == METRIC and _key(row) == _key(advice)]
+    values = {row.detector: row.mean for row in same}
+    compared = [row for row in comparisons if row.metric == METRIC and _key(row) == _key(advice)]
+    everyone = {row.detector for row in metrics if row.target == advice.target}
+    if len(values) < 2 or values.keys() != everyone or max(values.values()) - min(values.values()) > NEAR:
+        return ""
+    if any(row.low > 0 or row.high < 0 for row in compared):
+        return ""
+    words = "Both detectors separate" if len(values) == 2 else f"All {len(values)} detectors separate"
+    return f"{words} these pictures equally well; more pictures are needed to choose between them."
 
 
 def advice_of(
@@ -176,7 +205,7 @@ def _better(advice: Advice, pipeline: str, values: Mapping[str, float], comparis
 
 
 def _rate(advice: Advice, pipeline: str) -> list[str]:
-    """Name the lowest false-alarm rate at which no more than MOST_MISSES of the defects pass."""
+    """Name the lowest false-alarm rate at which no more than MOST_MISSES of the defects are missed."""
     enough = next((trade for trade in advice.trade if trade.misses.value <= MOST_MISSES), None)
     if enough is None:
         return []
@@ -204,15 +233,21 @@ def _another(advice: Advice, trained: Collection[str]) -> list[str]:
     return [f"Try another encoder: add a patch-residual detector with {ENCODER}."]
 
 
-def _normals(advice: Advice) -> list[str]:
-    """Ask for more normal pictures if a threshold cannot promise RATE."""
+def _normals(advice: Advice, pipeline: str | None) -> list[str]:
+    """Ask for more normal pictures if a threshold cannot promise RATE. pipeline: None unless the target is a folder of your own."""
     few = [(use.category, use.threshold) for use in advice.uses if use.threshold is not None and use.threshold.false_alarms > RATE]
     if not few:
         return []
     category, threshold = min(few, key=lambda one: len(one[1].normals))
     count, of = len(threshold.normals), f" of {category}" if len(advice.uses) > 1 else ""
-    promise = f"{count}{of} cannot promise fewer than {percent(threshold.false_alarms)} false alarms per 100"
-    return [f"Add normal test pictures: {promise}; {percent(RATE)} needs {needed(RATE)}."]
+    sets = f"{count}{of} {'sets' if count == 1 else 'set'} the threshold now"
+    step = f"Add normal test pictures. {sets}; a false-alarm rate of {percent(RATE)} of 100 needs {needed(RATE)}."
+    if pipeline is None:
+        return [step]
+    prompts = (
+        "Pictures in `train/good` can be prompts; they do not set it. Without `train/good`, one in four normal pictures is a test picture."
+    )
+    return [f"{step} {prompts} Then run `changepair retrain {pipeline}`."]
 
 
 def _without(uses: Sequence[Use]) -> str:

@@ -101,9 +101,10 @@ def _by_shots(axes: Axes, rows: pd.DataFrame) -> None:
     for number, (detector, chosen) in enumerate(rows.groupby("detector", sort=False)):
         chosen, colour = chosen.sort_values("shots"), SERIES[number % len(SERIES)]
         x = [shots.index(count) for count in chosen["shots"]]
-        axes.plot(x, 100 * chosen["mean"], marker="o", markersize=3.5, color=colour, label=str(detector))
+        axes.plot(x, 100 * chosen["mean"], marker="o", markersize=3.5, color=colour, label=str(detector), clip_on=False)
         axes.fill_between(x, 100 * chosen["low"], 100 * chosen["high"], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="shots", ylabel="%", xticks=range(len(shots)), xticklabels=[str(count) for count in shots])
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))
 
 
 def _training(axes: Axes, rows: pd.DataFrame) -> None:

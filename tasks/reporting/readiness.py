@@ -2,7 +2,7 @@
 
 A target is ready if the recommended detector, with the prompts and thresholds of decision.json, meets both limits:
 
-    defects that pass   the upper end of the 95 % interval is at most MOST_MISSES
+    missed defects      the upper end of the 95 % interval is at most MOST_MISSES
     false alarms        the upper end of the 95 % interval is at most MOST_FALSE_ALARMS
 
 `changepair predict --model` uses the same prompts and thresholds. Defects are the anomalous test pictures. Their interval is
@@ -27,7 +27,7 @@ from changepair.tasks.scoring.operating import binomial_interval
 from changepair.tasks.scoring.recommendation import Use, found_of
 from changepair.tasks.scoring.scores import SCORES_NAME, read_scores
 
-MOST_MISSES = 0.10  # share of defects that may pass
+MOST_MISSES = 0.10  # share of defects that may be missed
 MOST_FALSE_ALARMS = 0.05  # share of normal parts that may be flagged
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)  # false-alarm rates that the trade-off lists
 MOST_PICTURES = 10_000  # where the search for a number of test pictures stops
@@ -41,10 +41,10 @@ class Share:
     low: float
     high: float
 
-    def of_hundred(self, limit: float) -> str:
-        """Return the number of parts in a hundred, with the interval and the limit of its upper end."""
-        interval = f"{percent(self.low)} to {percent(self.high)}, 95 % interval; limit {percent(limit)}"
-        return f"{percent(self.value)} of 100 ({interval})"
+    @property
+    def interval(self) -> str:
+        """The ends of the interval, in parts per hundred."""
+        return f"{percent(self.low)} to {percent(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Verdict:
     reason: str
     """The measured counts, their intervals and the limits."""
     misses: Share | None
-    """Defects that pass. None without a threshold or without an anomalous test picture."""
+    """Missed defects. None without a threshold or without an anomalous test picture."""
     false_alarms: Share | None
     """Normal parts that are flagged. None without a threshold."""
     anomalous: int
@@ -66,14 +66,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Trade:
-    """The defects that pass at a false-alarm rate."""
+    """The missed defects at a false-alarm rate."""
 
     rate: float
     """False-alarm rate, a fraction."""
     misses: Share
 
     def __str__(self) -> str:
-        return f"at {percent(self.rate)} false alarms per 100 normal parts, {passing(self.misses.value)}"
+        return f"at {percent(self.rate)} false alarms per 100 normal parts, {missing(self.misses.value)}"
 
 
 def verdict_of(uses: Sequence[Use]) -> Verdict:
@@ -94,7 +94,7 @@ def verdict_of(uses: Sequence[Use]) -> Verdict:
 
 
 def trade_of(uses: Sequence[Use], scores: Path) -> list[Trade]:
-    """List the defects that pass at each of RATES that the normal test pictures of all categories can promise.
+    """List the missed defects at each of RATES that the normal test pictures of all categories can promise.
 
     scores: the folder of the detector's scores. Returns nothing if it holds no scores, or if a category has no threshold.
     """
@@ -119,7 +119,7 @@ def trade_of(uses: Sequence[Use], scores: Path) -> list[Trade]:
 
 
 def defects_needed(share: float) -> int | None:
-    """Return how many anomalous test pictures show that no more than MOST_MISSES pass, if `share` of them pass. None if no number does.
+    """Return how many anomalous test pictures show that MOST_MISSES holds, if `share` of them are missed. None if no number does.
 
     >>> defects_needed(0.0), defects_needed(0.05), defects_needed(0.1)
     (36, 142, None)
@@ -158,6 +158,15 @@ def passing(share: float) -> str:
     return f"{hundred(share)} of 100 defects {'passes' if hundred(share) == '1' else 'pass'}"
 
 
+def missing(share: float) -> str:
+    """Describe the share of defects that are missed.
+
+    >>> missing(0.936), missing(0.01)
+    ('94 of 100 defects are missed', '1 of 100 defects is missed')
+    """
+    return f"{hundred(share)} of 100 defects {'is' if hundred(share) == '1' else 'are'} missed"
+
+
 def _alarms(share: float) -> str:
     count = hundred(share)
     return f"{count} of 100 normal parts {'is a false alarm' if count == '1' else 'are false alarms'}"
@@ -176,7 +185,10 @@ def _false_alarms(thresholds: Sequence[Threshold]) -> Share | None:
 
 
 def _failing(misses: Share | None, false_alarms: Share | None, without: Sequence[Use]) -> list[str]:
-    """Describe what keeps a target from being ready, the most serious first."""
+    """Describe what keeps a target from being ready, the most serious first.
+
+    The false alarms are too many only with too few normal pictures: with enough of them, the target rate is RATE.
+    """
     found = []
     if misses is not None and misses.value > MOST_MISSES:
         found.append(passing(misses.value))
@@ -185,9 +197,10 @@ def _failing(misses: Share | None, false_alarms: Share | None, without: Sequence
     if misses is None and not without:
         found.append("no defect was tested")
     if false_alarms is not None and false_alarms.high > MOST_FALSE_ALARMS:
-        found.append(f"up to {hundred(false_alarms.high)} of 100 normal parts may be false alarms")
+        found.append(f"too few pictures; up to {hundred(false_alarms.high)} of 100 normal parts may be false alarms")
     if misses is not None and misses.value <= MOST_MISSES < misses.high:
-        found.append(f"up to {hundred(misses.high)} of 100 defects may pass")
+        few = "" if defects_needed(misses.value) is None else "too few pictures; "
+        found.append(f"{few}up to {hundred(misses.high)} of 100 defects may be missed")
     return found
 
 
@@ -195,7 +208,7 @@ def _misses_in_words(misses: Share | None, found: tuple[int, int, float, float] 
     if misses is None or found is None:
         return []
     flagged, anomalous, _low, _high = found
-    return [f"Defects that pass: {anomalous - flagged} of {anomalous}, or {misses.of_hundred(MOST_MISSES)}."]
+    return [f"Missed defects: {anomalous - flagged} of {anomalous} (true rate {misses.interval} of 100; limit {percent(MOST_MISSES)})."]
 
 
 def _false_alarms_in_words(false_alarms: Share | None, thresholds: Sequence[Threshold]) -> list[str]:
@@ -205,4 +218,5 @@ def _false_alarms_in_words(false_alarms: Share | None, thresholds: Sequence[Thre
     normals = f"{count} normal picture{'' if count == 1 else 's'}"
     several = len(thresholds) > 1
     set_by = f"The thresholds of {len(thresholds)} categories are set by" if several else "The threshold is set by"
-    return [f"False alarms: {false_alarms.of_hundred(MOST_FALSE_ALARMS)}.", f"{set_by} {normals}."]
+    alarms = f"{percent(false_alarms.value)} of 100 normal parts ({false_alarms.interval}; limit {percent(MOST_FALSE_ALARMS)})"
+    return [f"False alarms: {alarms}.", f"{set_by} {normals}."]

@@ -20,7 +20,7 @@ from changepair.tasks.common.errors import in_general
 from changepair.tasks.common.files import write_text
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.texts import csv_lines, percent
-from changepair.tasks.reporting.advice import METRIC, SECOND_METRIC, Advice, advice_of, next_steps
+from changepair.tasks.reporting.advice import LEAST_SPLIT, METRIC, SECOND_METRIC, Advice, advice_of, next_steps, tied
 from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
 from changepair.tasks.reporting.galleries import KINDS, Gallery, caption, colour_scale, strip
@@ -135,6 +135,7 @@ def write_report(
     of_recommended = (scores or {}).get(recommendation.detector)
     advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating, of_recommended)}
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
+    folders = [target for target, layout in origin.layouts.items() if layout == "folder"]
     repeated = _repeated(metrics)
     shown = [row for row in metrics if (row.target, row.detector, row.protocol) not in repeated]
     compared = [row for row in comparisons if {(row.target, name, row.protocol) for name in (row.detector, row.other)} - repeated]
@@ -154,10 +155,15 @@ def write_report(
             resolution=evaluation.resolution,
             comparisons=[(row, heading(row.metric)) for row in compared],
             main_comparisons=[(row, heading(row.metric)) for row in _main(compared)],
-            steps={target: next_steps(advice, origin.pipeline, metrics, comparisons, trained) for target, advice in advised.items()},
+            steps={
+                target: next_steps(advice, origin.pipeline, metrics, comparisons, trained, folders) for target, advice in advised.items()
+            },
+            ties={target: tied(advice, metrics, comparisons) for target, advice in advised.items()},
+            least=LEAST_SPLIT,
             limits=(percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
             near=NEAR,
-            metric=heading(recommendation.choice.metric) if recommendation.choice is not None else "",
+            metric=_in_words(recommendation.choice.metric) if recommendation.choice is not None else "",
+            auroc=_in_words(METRIC),
             percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
@@ -204,6 +210,8 @@ class TargetPart:
     """Inline pictures and their captions, by detector and kind."""
     tiles: Sequence[str]
     """Description of a gallery's pictures, from left to right."""
+    prompted: bool
+    """Whether the pictures have prompts."""
 
     @property
     def strip(self) -> str:
@@ -214,11 +222,21 @@ class TargetPart:
         return self.advice.verdict if self.advice is not None else None
 
     @property
-    def first(self) -> list[tuple[str, str]]:
-        """The clearest and the most difficult defect in the recommended detector's gallery, each with its caption."""
+    def first(self) -> list[tuple[str, list[str]]]:
+        """The clearest and the most difficult defect in the recommended detector's gallery, each with a label for each of its pictures."""
         kinds = self.galleries.get(self.advice.detector, {}) if self.advice else {}
-        captions = {"found": "the clearest defect", "missed": "the most difficult defect"}
-        return [(kinds[kind][0][0], words) for kind, words in captions.items() if kinds.get(kind)]
+        queries = {"found": "query with the clearest defect", "missed": "query with the most difficult defect"}
+        prompt = "normal prompt" if self.prompted else "no prompt"
+        return [
+            (kinds[kind][0][0], [{"prompt": prompt, "query": query}.get(tile, tile) for tile in self.tiles])
+            for kind, query in queries.items()
+            if kinds.get(kind)
+        ]
+
+
+def _in_words(metric: str) -> str:
+    """Name a metric in running text: image AUROC for image_auroc."""
+    return heading(metric).replace("I-", "image ").replace("P-", "pixel ")
 
 
 def _versions() -> dict[str, str]:
@@ -272,7 +290,8 @@ def _target(gallery: Gallery, curves: Curves, advice: Advice | None) -> TargetPa
         kinds = galleries.setdefault(pick.detector, {kind: [] for kind in KINDS})
         kinds[pick.kind].append((_jpeg(strip(gallery, pick)), caption(pick)))
     charts = [(title, [_chart(*chart) for chart in drawn]) for title, drawn in charts_of(curves, gallery.target)]
-    return TargetPart(gallery.target, advice, charts, galleries, gallery.tiles)
+    prompted = any(pick.shown.prompt is not None for pick in gallery.picks)
+    return TargetPart(gallery.target, advice, charts, galleries, gallery.tiles, prompted)
 
 
 def _chart(title: str, svg: bytes) -> tuple[str, str]:

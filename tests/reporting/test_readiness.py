@@ -14,12 +14,12 @@ from scipy.stats import beta, binomtest
 
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import TOLERANCE
-from changepair.tasks.reporting.advice import Advice, advice_of, next_steps
+from changepair.tasks.reporting.advice import Advice, advice_of, next_steps, tied
 from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES, RATES, verdict_of
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.recommendation import Recommendation, Use, recommend
-from changepair.tasks.scoring.results import DrawRow, MetricRow
+from changepair.tasks.scoring.results import ComparisonRow, DrawRow, MetricRow
 from changepair.tasks.scoring.scores import Group, Scored, ScoresFolder
 
 DEFECTS = 50
@@ -75,8 +75,8 @@ def test_a_target_whose_defects_are_found_is_ready() -> None:
     advice = advised(spread(99), [0.9] * DEFECTS)
     assert advice.verdict.ready and advice.verdict.headline == "Ready: 0 of 100 defects pass, 1 of 100 normal parts is a false alarm"
     assert advice.verdict.reason == (
-        "Defects that pass: 0 of 50, or 0 of 100 (0 to 7.1, 95 % interval; limit 10). "
-        "False alarms: 1 of 100 (0.026 to 3.7, 95 % interval; limit 5). The threshold is set by 99 normal pictures."
+        "Missed defects: 0 of 50 (true rate 0 to 7.1 of 100; limit 10). "
+        "False alarms: 1 of 100 normal parts (0.026 to 3.7; limit 5). The threshold is set by 99 normal pictures."
     )
     assert step_of(advice) == "Write a kit and deploy it: `changepair predict --model mine --write-kit parts`"
 
@@ -84,16 +84,16 @@ def test_a_target_whose_defects_are_found_is_ready() -> None:
 def test_a_target_whose_defects_pass_is_not_ready_and_the_next_step_follows_the_scores() -> None:
     hidden = advised(spread(99), [0.1] * 47 + [0.9] * 3)
     assert not hidden.verdict.ready and hidden.verdict.headline == "Not ready: 94 of 100 defects pass"
-    assert "Defects that pass: 47 of 50, or 94 of 100" in hidden.verdict.reason
+    assert "Missed defects: 47 of 50 (true rate 83 to 99 of 100; limit 10)" in hidden.verdict.reason
     assert step_of(hidden).startswith("Try another encoder: ")
     assert step_of(hidden).endswith(
-        "A higher false-alarm rate is not enough: at 20 false alarms per 100 normal parts, 94 of 100 defects pass."
+        "A higher false-alarm rate is not enough: at 20 false alarms per 100 normal parts, 94 of 100 defects are missed."
     )
     assert step_of(hidden, ("one",)).startswith("Train on similar pictures: ")
     close = advised(spread(99), [0.385] * 47 + [0.9] * 3)  # above 96 of the 99 normal pictures
     assert close.verdict.headline == "Not ready: 94 of 100 defects pass"
     assert step_of(close) == (
-        "Decide whether to accept more false alarms: at 5 false alarms per 100 normal parts, 0 of 100 defects pass. "
+        "Decide whether to accept more false alarms: at 5 false alarms per 100 normal parts, 0 of 100 defects are missed. "
         "`changepair predict --model mine --calibrate normals/ --false-alarms 0.05 part.png`"
     )
 
@@ -119,13 +119,15 @@ def key(draw: DrawRow) -> tuple[str, str, str, str, int, str]:
 
 def test_too_few_pictures_are_not_enough_to_be_ready() -> None:
     few = advised(spread(99), [0.9] * 20)
-    assert few.verdict.headline == "Not ready: up to 17 of 100 defects may pass"
-    assert step_of(few) == "Add test pictures with defects: 20 are too few; about 36 show that at most 10 of 100 pass."
+    assert few.verdict.headline == "Not ready: too few pictures; up to 17 of 100 defects may be missed"
+    assert step_of(few) == "Add anomalous test pictures: 20 are too few; about 36 show that at most 10 of 100 defects are missed."
     normals = advised(spread(20), [0.9] * DEFECTS)
-    assert normals.verdict.headline == "Not ready: up to 17 of 100 normal parts may be false alarms"
-    assert step_of(normals) == "Add normal test pictures: 20 cannot promise fewer than 4.8 false alarms per 100; 1 needs 99."
+    assert normals.verdict.headline == "Not ready: too few pictures; up to 17 of 100 normal parts may be false alarms"
+    assert step_of(normals) == "Add normal test pictures. 20 set the threshold now; a false-alarm rate of 1 of 100 needs 99."
+    [first, *_others] = next_steps(normals, "mine", [], [], [], folders=["parts"])
+    assert first.startswith(step_of(normals)) and first.endswith("Then run `changepair retrain mine`.")
     none = advised(spread(99), [])
-    assert none.verdict.headline == "Not ready: no defect was tested" and step_of(none).startswith("Add pictures with defects")
+    assert none.verdict.headline == "Not ready: no defect was tested" and step_of(none).startswith("Add anomalous pictures")
     alone = advised([], [0.9] * DEFECTS)
     assert alone.verdict.headline == "Not ready: no threshold for cup" and step_of(alone).startswith(
         "Add normal test pictures of cup: all 50"
@@ -167,7 +169,7 @@ def test_the_counts_agree_with_a_slow_count_from_scores_parquet() -> None:
         return count / (2 * DEFECTS)
 
     assert advice.verdict.misses is not None and advice.verdict.misses.value == pytest.approx(passed(0.01))
-    assert f"Defects that pass: {passed(0.01) * 2 * DEFECTS:.0f} of 100, or " in advice.verdict.reason
+    assert f"Missed defects: {passed(0.01) * 2 * DEFECTS:.0f} of 100 (true rate " in advice.verdict.reason
     assert {trade.rate: trade.misses.value for trade in advice.trade} == {rate: pytest.approx(passed(rate)) for rate in RATES}
     assert 0 < passed(0.2) < passed(0.01) < 1
 
@@ -177,6 +179,24 @@ def test_the_rates_of_the_trade_off_are_those_that_the_pictures_can_promise(empt
     recommendation, folder = decided(episodes_of(99, 5), [[*spread(99), *[0.9] * 5]] * 2, empty / "again")
     assert len(advice_of(recommendation, [], [], folder)[0].trade) == len(RATES)
     assert advice_of(recommendation, [], [], empty / "missing")[0].trade == [] == list(advice_of(recommendation, [], [])[0].trade)
+
+
+def test_detectors_that_cannot_be_told_apart_are_said_to_be_equal() -> None:
+    advice = advised(spread(99), [0.9] * DEFECTS)
+
+    def row(detector: str, mean: float) -> MetricRow:
+        return MetricRow("parts", "", detector, "class-specific", 1, "image_auroc", mean, 0.0, mean, mean, 1, 4)
+
+    def difference(low: float, high: float) -> ComparisonRow:
+        return ComparisonRow("parts", "class-specific", 1, "image_auroc", "one", "two", 0.0, low, high, 0.5, 4)
+
+    equal = [row("one", 1.0), row("two", 0.995), row("three", 0.992)]
+    assert tied(advice, equal, [difference(-0.1, 0.1)]) == (
+        "All 3 detectors separate these pictures equally well; more pictures are needed to choose between them."
+    )
+    assert tied(advice, equal[:2], []).startswith("Both detectors separate ")
+    for metrics, compared in ((equal[:1], []), ([*equal, row("four", 0.98)], []), (equal, [difference(0.001, 0.01)])):
+        assert tied(advice, metrics, compared) == ""
 
 
 def test_a_category_without_a_threshold_keeps_a_target_from_being_ready() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.ingest import ingest_folder
+from changepair.tasks.reporting.advice import LEAST_SPLIT
 from changepair.tasks.reporting.curves import Curves, curves_of
 from changepair.tasks.reporting.galleries import KINDS, galleries_of
 from changepair.tasks.reporting.report import PUBLISHED, Inputs, Origin, markdown, published_rows, write_report
@@ -70,8 +73,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     (pairs / "drops.csv").write_text("reason,draws\nlocal-region: nothing changed,7\n")
     write_log(models / "metauas", [LogLine(10, 0, 0.5, 0.1), LogLine(20, 0, 0.4, 0.1, 0.45)])
     file = folder / "report.html"
-    write_report(
-        file,
+    operating = operating_rows(
+        {name: read_scored(place) for name, place in scores.items()},
+        read_episodes(files.episodes),
+        kinds_of(read_pictures(files.targets)),
+    )
+    write = partial(
+        write_report,
         origin=Origin(
             "small",
             {"targets": ["parts"], "note": "<b>not HTML</b>"},
@@ -82,11 +90,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         inputs=Inputs(pairs, [models / name for name in ("metauas",)], folder / "inpainter", files.rejected, files.near_duplicates),
         metrics=results.rows,
         comparisons=results.comparisons,
-        operating=operating_rows(
-            {name: read_scored(place) for name, place in scores.items()},
-            read_episodes(files.episodes),
-            kinds_of(read_pictures(files.targets)),
-        ),
         recommendation=recommend(
             results.draws,
             results.shared,
@@ -102,6 +105,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         trained=["metauas"],
         undefined=["category x of parts: all 4 test pictures are anomalous"],
     )
+    write(file, operating=operating)
+    write(folder / "many.html", operating=[replace(row, pictures=LEAST_SPLIT) for row in operating])
     return file, results
 
 
@@ -114,9 +119,12 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     for name in ("ROC curve, images", "Precision-recall curve", "Per-region overlap", "Image scores at the most shots", "Metrics by shots"):
         assert name in page
     assert page.count("data:image/svg+xml") == 4 * 2 + 7 + 1  # four kinds of each detector, a metric by shots each, a training
-    gallery = page.count("<figcaption>") - short.count("<figcaption>")
-    assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption>") <= 2  # of each detector up to two of each kind
-    assert page.count("data:image/jpeg") == page.count("<figcaption>") + 2  # and the contact sheet and the colour scale
+    gallery = page.count("<figcaption") - short.count("<figcaption")
+    assert 2 * 3 <= gallery <= 2 * 4 * 2 and 1 <= short.count("<figcaption") <= 2  # of each detector up to two of each kind
+    assert "has the highest mean image AUROC over targets" in short and "I-AUROC" not in short
+    labels = "</span><span>".join(("normal prompt", "query with the clearest defect", "mask", "anomaly map"))
+    assert f'<figcaption class="labels"><span>{labels}</span></figcaption>' in short
+    assert page.count("data:image/jpeg") == page.count("<figcaption") + 2  # and the contact sheet and the colour scale
     assert all(f"<h3>{kind}</h3>" in page for kind in KINDS) and "the threshold of best F1" in page
     assert "train/good/broken.png" in page and "local-region: nothing changed" in page and "<td>7</td>" in page
     assert "-S f00d -- dvc.lock" in page and "f00d" in page and "torch" in page and "&lt;b&gt;not HTML&lt;/b&gt;" in page
@@ -126,15 +134,19 @@ def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
     )  # two are no better by a point
     assert "Thresholds of 2 categories, target false-alarm rate 33 %" in short  # two normal test pictures each
     assert "<code>changepair predict --model small --category parts/bricks part.png</code>" in short
-    assert "Add normal test pictures: 2 of bricks cannot promise fewer than 33 false alarms per 100; 1 needs 99." in page
+    assert "Add normal test pictures. 2 of bricks set the threshold now; a false-alarm rate of 1 of 100 needs 99." in page
     assert best.detector == "patch-residual" and "Skip training metauas" in page
     assert page.count("<td>33 %</td>") == 2 and "<li>category x of parts: all 4 test pictures are anomalous.</li>" in page
     main = page.partition('id="compared"')[2].partition("<details>")[0]
     assert main.count("<tr><td") == 2 and "I-AUROC" in main and "P-AUPRO" in main  # one pair of detectors, at the fewest shots
-    assert "normal, flagged" in page and "hole, missed" in page
+    assert "normal, flagged" not in page and "needs at least 20 of them. This target has 4." in page
+    many = file.with_name("many.html").read_text()
+    assert "normal, flagged" in many and "hole, missed" in many and "needs at least 20" not in many
+    assert "<h1>changepair: small</h1>" in page and "2 detectors on parts." in page  # one target: its name is not repeated
+    assert '<h2 id="target-1">Details</h2>' in page and "The protocol is class-specific." in page
     assert "90.7 ± 0.7" in page and "arXiv 2505.09265" in page and "published</code> follows them" in page
     assert "Pixel metrics use 256×256 pixels. A pixel is anomalous if it covers an anomalous pixel of the mask." in page
-    assert "other protocols give the same metrics as class-specific and are left out" in page and ">class-agnostic<" not in page
+    assert "Other protocols give the same metrics as class-specific and are left out" in page and ">class-agnostic<" not in page
     assert ">nan" not in page.lower()
     assert markdown(results.rows).count("\n| parts |") == 8
 
@@ -214,19 +226,18 @@ def test_tables_sort_and_filter(report: tuple[Path, Results], tmp_path: Path) ->
             ".filter(row => !row.hidden).map(row => row.cells[arguments[0]].textContent)"
         )
         head: Any = driver.find_elements("css selector", "table.sortable thead button")
-        assert [button.text for button in head][:5] == ["target", "detector", "protocol", "shots", "I-AUROC"]
-        shown = driver.execute_script(column, 1)
+        assert [button.text for button in head][:5] == ["detector", "shots", "I-AUROC", "I-AP", "I-F1max"]
+        shown = driver.execute_script(column, 0)
         assert shown[0] == "patch-residual" and len(shown) == 4 + 2  # without class-agnostic, which has the same prompts here
-        head[4].click()
-        falling = [float(text.split()[0]) for text in driver.execute_script(column, 4)]
+        head[2].click()
+        falling = [float(text.split()[0]) for text in driver.execute_script(column, 2)]
         assert falling == sorted(falling, reverse=True)
-        head[4].click()
-        assert [float(text.split()[0]) for text in driver.execute_script(column, 4)] == sorted(falling)
-        head[1].click()
-        names = driver.execute_script(column, 1)
+        head[2].click()
+        assert [float(text.split()[0]) for text in driver.execute_script(column, 2)] == sorted(falling)
+        head[0].click()
+        names = driver.execute_script(column, 0)
         # Whatever the browser's language makes of an asterisk.
         assert [re.split(r"\W", name)[0].lower() for name in names] == ["metauas"] * 4 + ["patch"] * 2
-        driver.find_element("css selector", ".filter").send_keys("patch specific")
-        shown = set(zip(driver.execute_script(column, 1), driver.execute_script(column, 2), strict=True))
-        assert shown == {("patch-residual", "class-specific")}
+        driver.find_element("css selector", ".filter").send_keys("patch resid")
+        assert set(driver.execute_script(column, 0)) == {"patch-residual"}
         assert console(driver) == [] and requests(driver) == [file.as_uri()]

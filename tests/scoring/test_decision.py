@@ -386,13 +386,13 @@ def test_the_advice_follows_the_decision_and_names_a_detector_that_is_clearly_be
     assert advice.what == "one with 1 normal picture" and advice.how_good == "Image AUROC 90.0 % (88.0 to 92.0), AUPRO 70.0 %."
     assert list(advice.kinds) == ["good", "hole", "zig", ""] and advice.kinds["good"]["other"].shots == 1
     assert advice.threshold == "Threshold 0.300005, target false-alarm rate 25 %."
-    assert "Defects that pass: 0 of 1, or 0 of 100 (0 to 98, 95 % interval; limit 10)" in advice.verdict.reason
+    assert "Missed defects: 0 of 1 (true rate 0 to 98 of 100; limit 10)" in advice.verdict.reason
     assert advice.command("line-3") == "changepair predict --model line-3 part.png"
     for low, told in ((0.01, True), (-0.01, False)):
         compared = [ComparisonRow("a", "class-specific", 1, "image_auroc", "one", "other", -0.07, -0.1, -low, 0.01, 4)]
         steps = next_steps(advice, "line-3", metrics, compared, [])
         assert any("changepair predict --model line-3/other --prompt normal.png part.png" in step for step in steps) == told
-    assert "Add normal test pictures: 3 cannot promise fewer than 25 false alarms per 100; 1 needs 99." in steps
+    assert "Add normal test pictures. 3 set the threshold now; a false-alarm rate of 1 of 100 needs 99." in steps
 
 
 def test_a_detector_with_a_text_encoder_is_used_without_a_prompt_as_it_was_scored(here: Path) -> None:
