@@ -13,6 +13,7 @@ from changepair.flows.promotion.history import read_recommendation
 from changepair.flows.running.places import EVALUATION, GALLERIES_NAME, REPORT_NAME, SCORES
 from changepair.flows.running.steps import picture_url
 from changepair.flows.runs.journal import Run
+from changepair.flows.settings.pipelines import read_pipelines
 from changepair.tasks.reporting.advice import advice_of, next_steps
 from changepair.tasks.reporting.galleries import short_name
 from changepair.tasks.scoring.metrics import heading
@@ -36,12 +37,13 @@ def summary(pipeline: str, outcome: str, decision: str, trained: Sequence[str], 
     folder = EVALUATION / pipeline
     rows, comparisons = read_metrics(folder / TABLE_NAME), read_comparisons(folder / COMPARISONS_NAME)
     recommended = read_recommendation(folder) or Recommendation("", None, ())
+    folders = [name for name, one in read_pipelines().datasets.folders.items() if one.layout == "folder"]
     state, _, reason = outcome.partition(": ")
     lines = [f"# {pipeline}: {state}", "", f"{reason[:1].upper()}{reason[1:]}.", ""]
     for advice in advice_of(recommended, rows, read_operating(folder / OPERATING_NAME), SCORES / pipeline / recommended.detector):
         target = advice.target
         lines += [f"{target}: **{advice.verdict.headline}**", "", advice.verdict.reason, ""]
-        lines += [f"Next: {step}\n" for step in next_steps(advice, pipeline, rows, comparisons, trained)[:1]]
+        lines += [f"Next: {step}\n" for step in next_steps(advice, pipeline, rows, comparisons, trained, folders)[:1]]
         lines += [f"Recommended: {advice.what}. {advice.threshold} {advice.how_good}", "", f"`{advice.command(pipeline)}`", ""]
         gallery = folder / GALLERIES_NAME / short_name(target)
         if gallery.is_file():
