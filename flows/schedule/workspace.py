@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,11 +186,23 @@ def send_results(workspace: Workspace) -> str | None:
 
 
 def has_remote(workspace: Workspace) -> bool:
-    """Return whether DVC has a remote to use. Raises BadInput if the remote in `runs.remote` does not exist."""
+    """Return whether DVC has a remote to use.
+
+    Raises BadInput if the remote in `runs.remote` does not exist, or if its path is relative: in the clone it names another folder.
+    """
     text = run([*own("dvc"), "remote", "list"], cwd=workspace.folder, what="dvc remote list")
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
     if workspace.remote is not None and workspace.remote not in names:
         raise BadInput(f"runs.remote: DVC has no remote {workspace.remote!r}; add it with `dvc remote add` and commit .dvc/config")
+    written = ConfigParser(interpolation=None)
+    written.read(workspace.folder / ".dvc" / "config", encoding="utf-8")
+    name = workspace.remote or written.get("core", "remote", fallback="")
+    url = written.get(f"'remote \"{name}\"'", "url", fallback="")
+    if url and "://" not in url and not Path(url).expanduser().is_absolute():
+        raise BadInput(
+            f".dvc/config: the remote {name!r} has the relative path {url}, which is another folder in the clone of a scheduled run; "
+            f"run `dvc remote modify {name} url <absolute path or URL>` and commit .dvc/config"
+        )
     return workspace.remote is not None or "(default)" in text
 
 

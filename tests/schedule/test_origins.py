@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -241,3 +242,14 @@ def said(process: psutil.Process) -> list[str]:
     with suppress(psutil.Error):
         return process.cmdline()
     return []
+
+
+def test_a_relative_dvc_remote_is_refused_as_it_names_another_folder_in_a_clone(tmp_path: Path) -> None:
+    place = Workspace(tmp_path / "workspaces", "small", str(tmp_path / "origin"), "branch", None, 60)
+    place.folder.mkdir(parents=True)
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "remote", "add", "-q", "--default", "store", "../store"]):
+        subprocess.run(command, cwd=place.folder, check=True)
+    with pytest.raises(BadInput, match=r"the remote 'store' has the relative path \.\./\.\./store, .*dvc remote modify store url"):
+        workspace.has_remote(place)
+    subprocess.run(["dvc", "remote", "modify", "store", "url", str(tmp_path / "store")], cwd=place.folder, check=True)
+    assert workspace.has_remote(place)
