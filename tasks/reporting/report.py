@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
 from changepair.tasks.common.errors import in_general
@@ -134,22 +134,19 @@ def write_report(
     """
     of_recommended = (scores or {}).get(recommendation.detector)
     advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating, of_recommended)}
-    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     folders = [target for target, layout in origin.layouts.items() if layout == "folder"]
     repeated = _repeated(metrics)
     shown = [row for row in metrics if (row.target, row.detector, row.protocol) not in repeated]
     compared = [row for row in comparisons if {(row.target, name, row.protocol) for name in (row.detector, row.other)} - repeated]
-    trainings = [*((folder.name, folder) for folder in sorted(inputs.models)), ("inpainting model", inputs.inpainter)]
-    logs = [(name, folder / LOG_NAME) for name, folder in trainings if (folder / LOG_NAME).is_file()]
     write_text(
         file,
-        page.render(
+        _template().render(
+            **_training(inputs, trained),
             origin=origin,
             columns=[(name, heading(name)) for name in METRICS if any(row.metric == name for row in metrics)],
             metrics=_lines(shown, over_all=True),
             categories=_lines(shown, over_all=False),
             repeated=sorted({target for target, _detector, _protocol in repeated}),
-            preferred=PREFERRED,
             published=_published(metrics, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
             resolution=evaluation.resolution,
@@ -159,25 +156,43 @@ def write_report(
                 target: next_steps(advice, origin.pipeline, metrics, comparisons, trained, folders) for target, advice in advised.items()
             },
             ties={target: tied(advice, metrics, comparisons) for target, advice in advised.items()},
-            least=LEAST_SPLIT,
-            limits=(percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
-            near=NEAR,
             metric=_in_words(recommendation.choice.metric) if recommendation.choice is not None else "",
-            auroc=_in_words(METRIC),
-            percent=percent,
             undefined=undefined,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             scale=_jpeg(colour_scale()),
-            training=[_chart(*training_chart(title, log)) for title, log in logs],
-            sheets={sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sorted(inputs.pairs.glob("*.png")) if trained},
-            counts={title: bars for title, name in COUNTS.items() if trained and (bars := _bars(inputs.pairs / name))},
-            dropped=_bars(inputs.pairs / DROPPED) if trained else [],
             rejected=_listed(inputs.rejected),
             near_duplicates=_listed(inputs.near_duplicates),
             settings=json.dumps(origin.settings, indent=2, default=str),
             versions={**_versions(), **origin.versions},
         ),
     )
+
+
+def _template() -> Template:
+    """Load the template of the page, with the constants that it names."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.globals |= {
+        "preferred": PREFERRED,
+        "least": LEAST_SPLIT,
+        "limits": (percent(MOST_MISSES), percent(MOST_FALSE_ALARMS)),
+        "near": NEAR,
+        "auroc": _in_words(METRIC),
+        "percent": percent,
+    }
+    return environment.get_template("report.html")
+
+
+def _training(inputs: Inputs, trained: Collection[str]) -> dict[str, Any]:
+    """Return what the page shows of pairs and trainings. trained: the detectors that were trained here."""
+    trainings = [*((folder.name, folder) for folder in sorted(inputs.models)), ("inpainting model", inputs.inpainter)]
+    logs = [(name, folder / LOG_NAME) for name, folder in trainings if (folder / LOG_NAME).is_file()]
+    sheets = sorted(inputs.pairs.glob("*.png")) if trained else []
+    return {
+        "training": [_chart(*training_chart(title, log)) for title, log in logs],
+        "sheets": {sheet.stem: _jpeg(Image.fromarray(read_picture(sheet))) for sheet in sheets},
+        "counts": {title: bars for title, name in COUNTS.items() if trained and (bars := _bars(inputs.pairs / name))},
+        "dropped": _bars(inputs.pairs / DROPPED) if trained else [],
+    }
 
 
 def markdown(rows: Sequence[MetricRow]) -> str:
