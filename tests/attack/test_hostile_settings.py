@@ -225,13 +225,13 @@ def test_we_accept_what_dvc_accepts_and_the_reverse(data: st.DataObject) -> None
 @pytest.mark.parametrize("level", ["[", "{a: ", "- ", "? ", "- [", "[\n"])
 def test_lists_and_sections_in_one_another_without_end(level: str, count: int) -> None:
     """A hundred thousand end the process where the library reads them, and a thousand are more than Python's own calls in one another."""
-    with pytest.raises(BadInput, match=r"^pipelines.yaml: more than 100 levels of lists and sections$"):
+    with pytest.raises(BadInput, match=r"^pipelines.yaml: more than 100 nested levels of lists and sections$"):
         read_pipelines(_written(f"a:\n{level * count}x\n"))
 
 
 def test_indentation_without_end() -> None:
     ladder = "".join(f"{' ' * level}a:\n" for level in range(1000))
-    with pytest.raises(BadInput, match="more than 100 levels"):
+    with pytest.raises(BadInput, match="more than 100 nested levels"):
         read_pipelines(_written(ladder))
     with pytest.raises(BadInput, match="unknown key"):  # and a hundred are read
         read_pipelines(_written("".join(f"{' ' * level}a:\n" for level in range(100))))

@@ -150,7 +150,11 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_command_imports_or_says_in_one_line_why_not(published_metauas: Path, tmp_path: Path) -> None:
     result = run(ROOT, "changepair", "import", "metauas", str(published_metauas), "--out", str(tmp_path / "model"))
-    assert result.returncode == 0 and result.stdout.startswith("820 tensors of ") and (tmp_path / "model" / "model.safetensors").is_file()
+    assert (
+        result.returncode == 0
+        and result.stdout.startswith("imported 820 tensors from ")
+        and (tmp_path / "model" / "model.safetensors").is_file()
+    )
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.ckpt")
     wrong = run(ROOT, "changepair", "import", "metauas", str(tmp_path / "other.ckpt"), "--out", str(tmp_path / "other"))
     assert wrong.returncode == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1

@@ -408,7 +408,7 @@ def test_a_model_is_promoted_and_rolled_back_by_hand(edited_project: Path) -> No
     again = run(project, "changepair", "rollback", "small")
     assert again.returncode == 2 and "no model before the current one" in again.stderr
     message = run(project, "changepair", "history", "small").stdout
-    assert f"model {first['candidate'][:8]} is in use" in message and "by hand" in message
+    assert f"current model {first['candidate'][:8]}" in message and "by hand" in message
     assert "up to date" in run(project, "dvc", "status", "data/models/small/in-use.dvc").stdout
 
 
@@ -447,7 +447,7 @@ def test_everyone_names_the_same_detector(retrained: Path) -> None:
     assert scored.returncode in (0, 1), scored.stderr
     threshold = next(use["threshold"] for use in decision["uses"] if use["category"] == "bricks")
     assert [json.loads(line)["threshold"] for line in scored.stdout.splitlines()] == [threshold["value"]] * 2
-    assert f"small: {detector} of model " in scored.stderr
+    assert f"small: {detector} of the current model " in scored.stderr
 
 
 AGAIN = """

@@ -191,7 +191,7 @@ def test_a_picture_has_one_score_by_every_entrance(
     page = make_page(gradio, Predictor.load(tmp_path / "model"), tmp_path / "page", default_budget())
     steps = {block.fn.__name__: block.fn for block in page.fns.values() if block.fn is not None}
     session, _ready = steps["prompt"]([(prompt, None)])
-    _session, shown, _pictures = steps["check"](session, [(query, None) for query in queries], 1.0)
+    _session, shown, _pictures, _drawn = steps["check"](session, [(query, None) for query in queries], 1.0)
     assert [float(number) for number in re.findall(r"0\.\d{6}", shown)] == pytest.approx(expected, abs=1e-4)
 
     for query in queries:

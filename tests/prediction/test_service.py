@@ -312,9 +312,9 @@ print(1024 * (kilobytes("VmHWM") - before), needs_of(content).decoding)
 @pytest.mark.parametrize(
     ("content", "data", "status", "message"),
     [
-        ([b"no picture"], {}, 400, "picture 1 (0.png): not a picture"),
+        ([b"no picture"], {}, 400, "picture 1 (0.png): not a supported picture format"),
         ([png(crop(0)), png(crop(1))[:900]], {}, 400, "picture 2 (1.png): truncated"),
-        ([b"%!PS-Adobe-3.0 EPSF-3.0\n"], {}, 400, "not a picture"),
+        ([b"%!PS-Adobe-3.0 EPSF-3.0\n"], {}, 400, "not a supported picture format"),
         ([png(crop(0))] * 5, {}, 400, "5 pictures are more than the limit of 4"),
         ([png(crop(0))], {"kit": "line-9"}, 404, "unknown kit 'line-9'; available: default"),
         ([png(crop(0))], {"kit": "default", "prompts": "x"}, 400, "cannot be combined"),
