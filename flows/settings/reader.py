@@ -41,7 +41,10 @@ WORDING = {  # of pydantic's expectations, for readers of YAML
     r"a valid number.*": "a number",
     r"a valid boolean.*": "true or false",
     r"a valid string": "text",
+    r"String should match pattern (.*)": r"text that matches \1",
+    r"String should have at most (.*)": r"at most \1",
 }
+KEY = re.compile(r"[a-z_]+(\.[a-z_]+|\.<name>)*")
 BRACKET = re.compile(r"[\[\]{}]")
 BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
 SettingsT = TypeVar("SettingsT")
@@ -184,14 +187,14 @@ def _message(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
         inner, _, rest = expected.partition(": ")
-        path, wanted = (f"{path}.{inner}", rest) if rest and inner.isidentifier() else (path, expected)
+        path, wanted = (f"{path}.{inner}", rest) if rest and KEY.fullmatch(inner) else (path, expected)
         return f"{path}: {wanted}" if wanted.startswith("must ") else f"{path}: expected {wanted}"
-    expected = next((wording for pattern, wording in WORDING.items() if re.fullmatch(pattern, expected)), expected)
+    expected = next((found.expand(text) for pattern, text in WORDING.items() if (found := re.fullmatch(pattern, expected))), expected)
     return f"{path}: expected {expected}, not {_shown(detail['input'])}"
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
