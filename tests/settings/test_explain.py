@@ -104,6 +104,21 @@ def test_the_kind_of_a_named_detector_is_read_from_the_file_even_if_the_file_is_
     assert "pipelines.<name>.detectors.coarse.alignment" in "\n".join(explained(capsys, "pipelines.small.detectors.coarse.alignment"))
 
 
+def test_detectors_of_one_name_in_two_pipelines_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = copy.deepcopy(SMALL)
+    kinds = ("metauas", "subspace")
+    content["pipelines"] = {f"of-{kind}": {"targets": ["parts"], "detectors": {"mine": {"kind": kind}}} for kind in kinds}
+    write_pipelines(tmp_path, content)
+    for kind in kinds:
+        listed = explained(capsys, f"pipelines.of-{kind}.detectors.mine")
+        assert listed[-1:] == explained(capsys, f"detectors.{kind}")[-1:] and any("alignment" in one for one in listed) == (
+            kind == "metauas"
+        )
+
+
 def test_without_a_key_the_sections_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = explained(capsys)
     for name in ("enabled", "datasets", "execution", "runs", "pipelines", "synthesis", "sampling", "watch"):
