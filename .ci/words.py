@@ -29,7 +29,9 @@ STILTED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 FRAGMENT = re.compile(r"(Of|As|What|The same|Whose|Where|Beside|With which|By which|For|In which|That|Gives|Says|Tells)\b")
-HIDDEN = re.compile(r"^\s*(```|~~~).*?^\s*\1|<!--.*?-->|\A---\n.*?^---$", re.DOTALL | re.MULTILINE)  # code, comments, front matter
+HIDDEN = re.compile(  # code, comments, front matter
+    r"^[ \t]*(`{3,}|~{3,})[^`\n]*\n.*?^[ \t]*\1[`~]*[ \t]*$|<!--.*?-->|\A---\n.*?^---$", re.DOTALL | re.MULTILINE
+)
 INLINE = ((r"!?\[([^\]]*)\]\([^)]*\)", r"\1"), (r"\{\{.*?\}\}|`[^`]*`", "CODE"), (r"\s+", " "))
 SPOKEN = {"BadInput", "CommandFailed", "Stopped", "tell", "say", "info", "warning", "error"}  # functions whose text a person reads
 
@@ -105,6 +107,8 @@ def _text(node: ast.AST) -> str:
     """Return the words of a string expression, with CODE for its values."""
     if isinstance(node, ast.JoinedStr):
         return "".join(map(_text, node.values))
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value)  # without its format
     texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
     return " ".join(texts) or "CODE"
 

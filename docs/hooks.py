@@ -29,6 +29,7 @@ from changepair.tasks.scoring.results import ALL, read_metrics
 
 ROOT = Path(__file__).parent.parent
 METRICS = ROOT / "data" / "evaluation" / "quickstart" / "metrics.csv"
+LEFT = re.compile(r"\{\{\s*(default|metric)\b[^}]{0,80}", re.IGNORECASE)  # misspelt
 PLACEHOLDER = re.compile(r"\{\{ *(\w+): *(.*?) *\}\}")
 GENERATED: dict[str, Callable[[], str]] = {
     "reference/cli.md": commands.page,
@@ -55,10 +56,16 @@ def filled(markdown: str, page: str) -> str:
     def value(match: re.Match[str]) -> str:
         try:
             return VALUES[match[1]](match[2])
-        except (BadInput, KeyError, ValueError) as error:
+        except (BadInput, ValueError) as error:
             raise PluginError(f"{page}: {match[0]}: {error}") from error
+        except KeyError as error:
+            raise PluginError(f"{page}: {match[0]}: choose from {', '.join(VALUES)}") from error
 
-    return PLACEHOLDER.sub(value, markdown)
+    page_filled = PLACEHOLDER.sub(value, markdown)
+    wrong = LEFT.search(page_filled)
+    if wrong is not None:
+        raise PluginError(f"{page}: {' '.join(wrong[0].split())}: not a placeholder; write {{{{ {wrong[1].lower()}: … }}}} on one line")
+    return page_filled
 
 
 @cache
@@ -77,7 +84,7 @@ def _option(command: str, option: str) -> str:
     found: list[argparse.Action] = [one for one in chosen._actions if option in one.option_strings] if chosen else []
     if not found:
         raise BadInput("no such option")
-    return "" if found[0].default is None else str(found[0].default)
+    return "" if found[0].default in (None, argparse.SUPPRESS) else str(found[0].default)
 
 
 def metric(words: str) -> str:

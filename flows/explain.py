@@ -83,13 +83,15 @@ def explain(key: str | None, *, schema: bool = False) -> None:
             raise BadInput("--schema: describes the whole file; leave out the key")
         print(json.dumps(schema_of_file(), indent=1))
         return
-    print("\n".join(_sections() if key is None else _described(find(key, kinds_in_file()))))
+    print("\n".join(_sections() if key is None else _described(find(key, kinds_in_file(key)))))
 
 
-def kinds_in_file() -> dict[str, str]:
-    """Read the kinds of the detectors in pipelines.yaml. The file may be missing or invalid."""
+def kinds_in_file(key: str) -> dict[str, str]:
+    """Read the kinds of the detectors in pipelines.yaml: those of the pipeline that a key names, else of all. The file may be invalid."""
     try:
-        pipelines = load_yaml(FILE)["pipelines"].values() if FILE.exists() else ()
+        held = load_yaml(FILE)["pipelines"] if FILE.exists() else {}
+        named = key.split(".")[1] if key.startswith("pipelines.") else ""
+        pipelines = [held[named]] if named in held else held.values()
         sections = [(name, one) for pipeline in pipelines for name, one in (pipeline.get("detectors") or {}).items()]
         return {str(name): str(one[KIND]) for name, one in sections if isinstance(one, dict) and KIND in one}
     except (AttributeError, BadInput, KeyError, TypeError):

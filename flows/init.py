@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from changepair.flows.plan import write_plan
-from changepair.flows.settings.overriding import add_pipeline
+from changepair.flows.settings.overriding import add_pipeline, flow
 from changepair.flows.settings.pipelines import read_pipelines
 from changepair.flows.settings.reader import FILE
-from changepair.tasks.common.errors import BadInput
+from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import write_text
-from changepair.tasks.common.places import is_url, place_of
+from changepair.tasks.common.places import is_remote, is_url, place_of
 from changepair.tasks.common.texts import read_text
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.ingestion.settings import FolderSettings
@@ -37,7 +37,7 @@ The folder has one of these layouts:
   usual names:   normal pictures in ok, good or normal; defects in nok, bad or defect
   other folders: name them with --normal and --abnormal
 """
-NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 NAMED = 3
 """Maximum number of files listed for a reason."""
 SHOTS = (1, 2, 4, 8)
@@ -93,16 +93,18 @@ def init(
 
     stated = stated_folders(folder, normal, abnormal, masks)
     place = place_of(stated.path)
-    name = name or re.sub(r"[^a-z0-9]+", "-", (place.name or Path.cwd().name).lower())[:64].strip("-")
+    called = place.name if is_remote(place) else os.path.basename(os.path.abspath(place))
+    name = name or re.sub(r"[^a-z0-9]+", "-", called.lower())[:64].strip("-")
     read = read_pipelines()
     if not NAME.fullmatch(name):
-        raise BadInput(f"{name!r}: invalid name for a pipeline; choose one of lower-case letters, digits and dashes with --name")
+        choose = "choose one of at most 64 lower-case letters, digits and dashes with --name"
+        raise BadInput(f"{name!r}: invalid name for a pipeline; {choose}" if name else f"{in_short(called)}: gives no name; {choose}")
     if name in read.pipelines or name in read.datasets.names:
         raise BadInput(f"{FILE}: the name {name!r} is taken; choose another one with --name")
     with tempfile.TemporaryDirectory() as work:
         found = inspect(name, stated, work=Path(work), sheet=Path(work) / "sheet.png")
     before = read_text(FILE)
-    add_pipeline(name, _dataset(stated), _pipeline(name, str(place), found))
+    add_pipeline(name, _dataset(stated), _pipeline(name, in_short(str(place)), found))
     try:
         write_plan()
     except BadInput:  # for example a folder that holds the project
@@ -117,7 +119,9 @@ def init(
 
 def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence[str], masks: str | None) -> FolderSettings:
     """Return the dataset that the arguments of a command describe. Raises BadInput if a folder is missing, or if they share no parent."""
-    listed = [*normal, *abnormal, *([masks] if masks else [])]
+    listed = [*normal, *abnormal, *([] if masks is None else [masks])]
+    if folder == "" or "" in listed:
+        raise BadInput(f"{'the folder' if folder == '' else '--normal, --abnormal or --masks'}: is empty; name a folder")
     if not listed:
         if folder is None:
             raise BadInput("no folder given; name a folder of pictures, or use --normal and --abnormal")
@@ -136,10 +140,20 @@ def stated_folders(folder: str | None, normal: Sequence[str], abnormal: Sequence
         root = place_of(folder)
         names = [os.path.relpath(one, root) if os.path.isabs(one) else one for one in listed]
     for name in names:
-        if name.startswith("..") or not (place_of(folder) / name).is_dir():
-            raise BadInput(f"{name}: no such folder in {folder}; correct --normal, --abnormal or --masks")
-    of_masks = names.pop() if masks else None
+        if name.split("/")[0] == ".." or not (place_of(folder) / name).is_dir():
+            raise BadInput(in_short(f"{name}: no such folder in {folder}; correct --normal, --abnormal or --masks"))
+    _check_same(place_of(folder), names)
+    of_masks = names.pop() if masks is not None else None
     return FolderSettings(folder, normal=tuple(names[: len(normal)]), abnormal=tuple(names[len(normal) :]), masks=of_masks)
+
+
+def _check_same(root: Path, names: Sequence[str]) -> None:
+    """Raise BadInput if two names are one folder, because its pictures would be both training and test pictures."""
+    named: dict[str, str] = {}
+    for name in () if is_remote(root) else names:
+        other = named.setdefault(os.path.realpath(root / name), name)
+        if other != name:
+            raise BadInput(in_short(f"{name} is the same folder as {other}; name it once"))
 
 
 def findings(found: Inspection) -> Iterator[str]:
@@ -186,4 +200,4 @@ def _pipeline(name: str, path: str, found: Inspection) -> str:
     least = min(training.values())
     side = min(LARGEST_SIDE, max(SIDES, min(median for _least, median, _most in found.sizes.values()) // SIDES * SIDES))
     shots = [count for count in SHOTS if count <= least]
-    return PIPELINE.format(name=name, path=path, about=_about(found), shots=shots, side=side)
+    return PIPELINE.format(name=flow(name), path=path, about=_about(found), shots=shots, side=side)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,9 @@ def new(folder: Path, example: Path | None = None) -> None:
     above = next((one for one in target.parents if (one / ".git").exists()), None)
     if above is not None:
         raise BadInput(f"{folder}: is inside the Git repository {above}, but a project is a separate repository; choose a folder outside")
+    nearest = next(one for one in target.parents if one.exists())
+    if not nearest.is_dir():
+        raise BadInput(f"{folder}: {nearest} is a file, not a folder; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
         made = Path(work) / target.name
@@ -74,7 +78,7 @@ def new(folder: Path, example: Path | None = None) -> None:
             one.rename(target / one.name)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"created project {folder} with {', '.join(sorted(name for name in FILES.values() if '/' not in name))}")
-    console.print(f"next: cd {folder} && changepair retrain")
+    console.print(f"next: cd {shlex.quote(str(folder))} && changepair retrain")
     console.print("to add your own pictures: changepair init --normal FOLDER --abnormal FOLDER")
 
 

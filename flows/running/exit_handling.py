@@ -6,6 +6,8 @@ import errno
 import io
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +29,9 @@ from changepair.tasks.common.stopping import CTRL_C, Stopped
 
 PARENT = "CHANGEPAIR_PARENT_TASK_RUN"  # environment variable: the id of the task run that started this process
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+CLOSED_PIPE = 128 + signal.SIGPIPE
 NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+NO_HOME = "Could not determine home directory."  # of pathlib, for ~name
 DISK_FULL = (os.strerror(errno.ENOSPC), "disk is full")  # in messages of libraries that raise no OSError, such as SQLite
 
 
@@ -50,6 +54,9 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
     except SystemExit:
         raise
     except BaseException as error:  # on SIGTERM between two of its steps, Prefect raises a BaseException
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+            sys.exit(CLOSED_PIPE)
         line = _line_of(error)
         if line is None:
             raise
@@ -59,6 +66,14 @@ def exit_on_bad_input(work: Callable[[], object]) -> None:
         if not report(FAILURE, hide(line)):
             tell(line)
         sys.exit(stopping.exit_code() if ended else 2)
+
+
+def _output_is_closed() -> bool:
+    """Return whether the program that reads this process's output has ended, as `head` does."""
+    poll = select.poll()
+    with suppress(OSError, ValueError):  # an output without a file
+        poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _file, event in poll.poll(0))
 
 
 def end_at_ctrl_c_when_saved() -> None:
@@ -108,6 +123,8 @@ def _line_of(error: BaseException | None) -> str | None:
         if isinstance(cause, OSError) and cause.errno in NO_NAMES and cause.filename is not None:
             return f"{in_short(str(cause.filename))}: {cause.strerror}; use another path"
         words = " ".join(str(cause).split())
+        if isinstance(cause, RuntimeError) and words == NO_HOME:
+            return "~: no such user, or the user has no home folder; name the folder without ~"
         if type(cause).__module__.partition(".")[0] == "dvc":
             return f"DVC: {words}"
         if is_of_store(cause):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,16 +193,30 @@ def has_remote(workspace: Workspace) -> bool:
     names = [line.split()[0] for line in text.splitlines() if line.strip()]
     if workspace.remote is not None and workspace.remote not in names:
         raise BadInput(f"runs.remote: DVC has no remote {workspace.remote!r}; add it with `dvc remote add` and commit .dvc/config")
-    written = ConfigParser(interpolation=None)
-    written.read(workspace.folder / ".dvc" / "config", encoding="utf-8")
-    name = workspace.remote or written.get("core", "remote", fallback="")
-    url = written.get(f"'remote \"{name}\"'", "url", fallback="")
-    if url and "://" not in url and not Path(url).expanduser().is_absolute():
+    name, url = _committed_remote(workspace)
+    if url and "://" not in url and not os.path.isabs(os.path.expanduser(url)):
         raise BadInput(
             f".dvc/config: the remote {name!r} has the relative path {url}, which is another folder in the clone of a scheduled run; "
             f"run `dvc remote modify {name} url <absolute path or URL>` and commit .dvc/config"
         )
     return workspace.remote is not None or "(default)" in text
+
+
+def _committed_remote(workspace: Workspace) -> tuple[str, str]:
+    """Return the name of the remote to use, and its URL as in .dvc/config. The URL is empty if the clone's config.local replaces it.
+
+    Follows remote://<name>/<folder>, the URL of a remote in another one.
+    """
+    folder = workspace.folder / ".dvc"
+    name = workspace.remote or Config(str(folder))["core"].get("remote", "")
+    levels = [Config.load_file(str(file)) if file.is_file() else {} for file in (folder / Config.CONFIG, folder / Config.CONFIG_LOCAL)]
+    ours, local = (level.get("remote", {}) for level in levels)
+    for _follow in ours:
+        url = "" if "url" in local.get(name, {}) else str(ours.get(name, {}).get("url", ""))
+        if not url.startswith("remote://"):
+            return name, url
+        name = url.split("/")[2]
+    return name, ""
 
 
 def _clone(workspace: Workspace) -> None:

@@ -39,7 +39,7 @@ def parse_trainings(value: Any, detectors: Mapping[str, Any]) -> dict[str, Any]:
         with _errors_at(name, wrong):
             kind = kind_of(detectors[name]) if name in detectors else resolved(name, {})[0]
             if kind not in DETECTORS:
-                raise _error(f"unknown key{nearest(name, [*detectors, *TRAINED])}")
+                raise _error(f"unknown key{nearest(name, dict.fromkeys([*detectors, *TRAINED]))}")
             training = _kind(kind).training
             if training is None:
                 raise _error(f"a {kind} detector is not trained; remove this section")

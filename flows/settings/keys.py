@@ -110,12 +110,16 @@ def find(key: str, kinds: Mapping[str, str] | None = None) -> Setting:
     >>> find("sampling.seeds").default, find("pipelines.mine.sampling.seeds").place
     ('[0, 1, 2, 3, 4]', 'pipelines.<name>.sampling.seeds')
     """
+    if f"{DETECTORS_KEY}.{NAME}." in key:  # of any detector
+        found = next((one for one in every() if key in (one.place, one.key)), None)
+        if found is not None:
+            return found
     parts = key.split(".")
     for start in ((), ("pipelines", NAME)):
         found = _descend((*start, *parts), kinds or {})
         if found is not None:
             return found
-    shown = in_short(key if key.isprintable() else repr(key))
+    shown = in_short(key if key and key.isprintable() else repr(key))
     raise BadInput(f"{shown}: no such setting{_nearest(key)}; `changepair explain` lists the sections")
 
 
@@ -135,6 +139,7 @@ def _descend(parts: tuple[str, ...], kinds: Mapping[str, str]) -> Setting | None
     """Follow a path from the top of the file. Return None if there is no such key."""
     section: type[Any] | None = Pipelines
     place, found = "", None
+    defaults: Any = {}  # of a kind of an earlier version
     rest = list(parts)
     while rest:
         part = rest.pop(0)
@@ -142,11 +147,17 @@ def _descend(parts: tuple[str, ...], kinds: Mapping[str, str]) -> Setting | None
         if found is None:
             return None
         place, section = found.place, found.section
+        defaults = defaults.get(part) if isinstance(defaults, dict) else None
+        if isinstance(defaults, (float, int, list)):
+            found = dataclasses.replace(found, default=default_of(defaults))
+        if rest and section is None and found.values.startswith("mapping of ") and _named(place) is None:
+            rest.pop(0)  # a name that the user chooses
         inner = _named(place)
         if inner is not None and rest:
             name = rest.pop(0)
             place = f"{place}.{name if inner is Any else NAME}"
             section = _of_kind(found.key, name, kinds) if inner is Any else inner
+            defaults = ALIASES.get(kinds.get(name, name), ("", {}))[1] if found.key == DETECTORS_KEY else {}
             found = Setting(place, about_section(section) or f"Settings of {name}.", "section", "", section)
     return found
 
@@ -163,7 +174,8 @@ def _of_kind(key: str, name: str, kinds: Mapping[str, str]) -> type[Any]:
     kind = kinds.get(name, name)
     kind = ALIASES[kind][0] if kind in ALIASES else kind
     if kind not in DETECTORS:
-        raise BadInput(f"{key}.{in_short(name)}: not a detector of pipelines.yaml and not a kind of detector{nearest(name, DETECTORS)}")
+        shown = in_short(name if name and name.isprintable() else repr(name))
+        raise BadInput(f"{key}.{shown}: not a detector of pipelines.yaml and not a kind of detector{nearest(name, DETECTORS)}")
     training = DETECTORS[kind].training
     if key == TRAINING_KEY and training is None:
         raise BadInput(f"{key}.{name}: a {kind} needs no training")

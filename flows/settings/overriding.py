@@ -64,7 +64,7 @@ def add_pipeline(name: str, dataset: Mapping[str, Any], pipeline: str, file: Pat
     text = _before_first(text, next(held for key, held in first.value if key.value == "pipelines"), pipeline)
     if not _is(text, wanted):
         raise BadInput(
-            f"{file}: the layout of the file prevents an automatic edit; add {name!r} to enabled, `{name}: {_flow(dict(dataset))}` to "
+            f"{file}: the layout of the file prevents an automatic edit; add {name!r} to enabled, `{flow(name)}: {flow(dict(dataset))}` to "
             f"datasets.folders, and this section to pipelines:\n{pipeline}"
         )
     write_text(file, text)
@@ -102,8 +102,8 @@ def _written(text: str, keys: Sequence[str], value: Any) -> str:
         value = {missing: value}
     if inner is not None:
         block = isinstance(inner, CollectionNode) and not inner.flow_style  # a block may start below its key, a flow value may not
-        return text[: inner.start_mark.index] + " " * block + _flow(value) + text[_end(inner) :]
-    entry, start = f"{keys[place]}: {_flow(value)}", node.start_mark.index
+        return text[: inner.start_mark.index] + " " * block + flow(value) + text[_end(inner) :]
+    entry, start = f"{flow(keys[place])}: {flow(value)}", node.start_mark.index
     if node.flow_style:
         after = node.value[-1][1].end_mark.index if node.value else text.index("{", start) + 1
         return f"{text[:after]}{', ' if node.value else ''}{entry}{text[after:]}"
@@ -125,7 +125,7 @@ def _end(node: Any) -> int:
     return int(node.end_mark.index)
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """Format a value as YAML on one line."""
     yaml = YAML(typ="safe")
     yaml.default_flow_style, yaml.width = True, WIDEST

@@ -41,7 +41,12 @@ WORDING = {  # of pydantic's expectations, for readers of YAML
     r"a valid number.*": "a number",
     r"a valid boolean.*": "true or false",
     r"a valid string": "text",
+    r"String should match pattern (.*)": r"text that matches \1",
+    r"String should have at most (.*)": r"at most \1",
 }
+KEY = re.compile(r"[a-z_]+(\.[a-z_]+|\.<name>)*")
+CHOICE = re.compile(r"(literal|function-[a-z]+)\[|constrained-(int|float|str)$")
+"""Name that pydantic gives a type among several."""
 BRACKET = re.compile(r"[\[\]{}]")
 BEGINNING = re.compile(r"^[ \t?-]+", re.MULTILINE)
 SettingsT = TypeVar("SettingsT")
@@ -149,7 +154,8 @@ def parse(kind: type[SettingsT], value: Any, at: Keys = (), file: Path = FILE) -
     except ValidationError as error:
         # A misspelt key often causes a second error, for the missing key. The misspelling is the one to report.
         first = min(error.errors(), key=lambda detail: detail["type"] not in (*UNKNOWN_KEYS, IN_FULL))
-        raise BadInput(f"{file}: {_message(first, kind, at)}") from error
+        choices = [one for one in error.errors() if _is_choice(one) and one["loc"][:-1] == first["loc"][:-1]]
+        raise BadInput(f"{file}: {_of_choices(choices, at) if _is_choice(first) else _message(first, kind, at)}") from error
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
@@ -165,6 +171,23 @@ def dotted(keys: Keys) -> str:
     """Format the path of a key on one line."""
     names = (key if isinstance(key, int) or key.isprintable() else repr(key)[1:-1] for key in keys)
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).lstrip(".")
+
+
+def _is_choice(detail: ErrorDetails) -> bool:
+    """Return whether the path of an error ends with one of several types that a setting may have, such as `constrained-int`."""
+    return bool(detail["loc"]) and CHOICE.match(str(detail["loc"][-1])) is not None
+
+
+def _of_choices(details: typing.Sequence[ErrorDetails], at: Keys) -> str:
+    """Describe a value that has none of the types that a setting may have."""
+    expected = [_expected(one["msg"]).partition(", not ")[0] for one in details]
+    return f"{dotted((*at, *details[0]['loc'][:-1]))}: expected {' or '.join(expected)}, not {_shown(details[0]['input'])}"
+
+
+def _expected(message: str) -> str:
+    """Describe what pydantic expects in the words of YAML."""
+    expected = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return next((found.expand(text) for pattern, text in WORDING.items() if (found := re.fullmatch(pattern, expected))), expected)
 
 
 def _message(detail: ErrorDetails, kind: Any, at: Keys) -> str:
@@ -184,14 +207,13 @@ def _message(detail: ErrorDetails, kind: Any, at: Keys) -> str:
     expected = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
         inner, _, rest = expected.partition(": ")
-        path, wanted = (f"{path}.{inner}", rest) if rest and inner.isidentifier() else (path, expected)
+        path, wanted = (f"{path}.{inner}", rest) if rest and KEY.fullmatch(inner) else (path, expected)
         return f"{path}: {wanted}" if wanted.startswith("must ") else f"{path}: expected {wanted}"
-    expected = next((wording for pattern, wording in WORDING.items() if re.fullmatch(pattern, expected)), expected)
-    return f"{path}: expected {expected}, not {_shown(detail['input'])}"
+    return f"{path}: expected {_expected(detail['msg'])}, not {_shown(detail['input'])}"
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

@@ -32,7 +32,7 @@ def _cron(line: str) -> str:
 
 
 def _interval(setting: Any) -> timedelta:
-    match = re.fullmatch(r"([1-9]\d*) (minute|hour|day|week)s?", str(setting))
+    match = re.fullmatch(r"([1-9][0-9]*) (minute|hour|day|week)s?", str(setting))
     if match is None:
         raise ValueError(f'a duration such as "6 hours" ({", ".join(UNITS)}), not {setting!r}')
     if len(match[1]) > 6 or timedelta(**{f"{match[2]}s": int(match[1])}) > LONGEST:
@@ -68,7 +68,12 @@ class Schedule(Strict):
         return f"every {self.interval}" if self.cron is None else f"{self.cron} ({self.timezone})"
 
 
-ScheduleSettings = Annotated[Schedule, BeforeValidator(lambda setting: {"cron": setting} if isinstance(setting, str) else setting)]
+def of_cron_line(setting: Any) -> Any:
+    """Return the section of a cron line that stands alone. Anything else is returned as it is."""
+    return {"cron": setting} if isinstance(setting, str) else setting
+
+
+ScheduleSettings = Annotated[Schedule, BeforeValidator(of_cron_line)]
 """A schedule, or only its cron line."""
 
 

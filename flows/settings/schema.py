@@ -13,14 +13,17 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from changepair.flows.settings.keys import ABOUT_KIND, words_of
-from changepair.flows.settings.pipelines import Pipelines
-from changepair.flows.settings.runs import UNITS
+from changepair.flows.settings.pipelines import NO_PAIRS, Pipelines
+from changepair.flows.settings.runs import UNITS, of_cron_line
 from changepair.tasks.common import tiles
 from changepair.tasks.common.bounds import Between, Bound, NonEmpty, Unique
-from changepair.tasks.detectors.registry import ALIASES, DETECTORS, KIND, NAME
+from changepair.tasks.detectors.registry import ALIASES, DETECTORS, KIND, NAME, RENAMED
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERVAL = f"^[1-9][0-9]* ({'|'.join(unit.removesuffix('s') for unit in UNITS)})s?$"
+NUMBER = r"^\s*[-+]?[0-9._]+([eE][-+]?[0-9]+)?\s*$"  # in quotes
+BOOLEANS = ("0", "1", "f", "n", "t", "y", "no", "on", "off", "yes", "true", "false")
+"""Texts that are read as true or false, in letters of either case."""
 NON_EMPTY: dict[str, JsonSchemaValue] = {
     "string": {"pattern": r"\S"},
     "array": {"minItems": 1, "uniqueItems": True},
@@ -52,6 +55,11 @@ def schema_of_file() -> dict[str, Any]:
     pipeline = definitions["Pipeline"]["properties"]
     pipeline["detectors"] |= {"type": "object", "minProperties": 1, **_detectors(section, definitions)}
     pipeline["training"] |= {"type": "object", "properties": training, "additionalProperties": {"anyOf": _different(training)}}
+    for key in NO_PAIRS:  # without sources, an empty section is read too
+        pipeline[key]["anyOf"] = [{"$ref": pipeline[key].pop("$ref")}, {"type": "null"}]
+    _add_earlier_names(definitions["PromotionSettings"]["properties"], {"figure": "metric"})
+    for kind, names in RENAMED.items():
+        _add_earlier_names(definitions[_name(section[kind])]["properties"], names)
     head: dict[str, Any] = {"$schema": DIALECT, "title": "pipelines.yaml of changepair"}
     return {**head, **refs["file", "validation"], "$defs": definitions}
 
@@ -59,14 +67,26 @@ def schema_of_file() -> dict[str, Any]:
 def _detectors(section: Mapping[str, JsonSchemaValue], definitions: dict[str, Any]) -> JsonSchemaValue:
     """Describe the detectors of a pipeline. A detector is named after its kind, or has another name and a kind."""
     for reference in section.values():
-        definitions[str(reference["$ref"]).rpartition("/")[2]]["properties"][KIND] = {"type": "string", "description": ABOUT_KIND}
-    earlier = {name: section[kind] for name, (kind, _defaults) in ALIASES.items()}
-    known = {**section, **earlier}
+        definitions[_name(reference)]["properties"][KIND] = {"type": "string", "description": ABOUT_KIND}
+    of_earlier = {name: section[kind] for name, (kind, _defaults) in ALIASES.items()}
+    known = {**section, **of_earlier}
     by_kind = [{"if": {"required": [KIND], "properties": {KIND: {"const": name}}}, "then": one} for name, one in known.items()]
     named = {"type": "object", "required": [KIND], "properties": {KIND: {"enum": list(known)}}, "allOf": by_kind}
-    as_kind = {name: {"allOf": [one], "properties": {KIND: {"const": name}}} for name, one in section.items()}
+    earlier = {name: {"if": {"required": [KIND]}, "then": named, "else": one} for name, one in of_earlier.items()}
+    called = {name: [name, *(old for old, (kind, _defaults) in ALIASES.items() if kind == name)] for name in section}
+    as_kind = {name: {"allOf": [one], "properties": {KIND: {"enum": called[name]}}} for name, one in section.items()}
     names = {"anyOf": [{"enum": list(known)}, {"pattern": f"^{NAME.pattern}$"}]}
     return {"properties": {**as_kind, **earlier}, "propertyNames": names, "additionalProperties": named}
+
+
+def _add_earlier_names(properties: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Describe settings with the names that they had in earlier versions, which are read with a warning. names: new names by old ones."""
+    for old, new in names.items():
+        properties[old] = {**properties[new], "description": f"Earlier name of `{new}`.", "deprecated": True}
+
+
+def _name(reference: JsonSchemaValue) -> str:
+    return str(reference["$ref"]).rpartition("/")[2]
 
 
 def _different(references: Mapping[str, JsonSchemaValue]) -> list[JsonSchemaValue]:
@@ -75,6 +95,17 @@ def _different(references: Mapping[str, JsonSchemaValue]) -> list[JsonSchemaValu
 
 class _Schema(GenerateJsonSchema):
     """Adds what pydantic cannot know: our bounds, the docstrings of fields, and settings with a short form."""
+
+    def int_schema(self, schema: Any) -> JsonSchemaValue:
+        return _also_in_quotes(super().int_schema(schema))
+
+    def float_schema(self, schema: Any) -> JsonSchemaValue:
+        return _also_in_quotes(super().float_schema(schema))
+
+    def bool_schema(self, schema: Any) -> JsonSchemaValue:
+        letters = ("".join(f"[{one}{one.upper()}]" for one in text) for text in BOOLEANS)
+        pattern = f"^({'|'.join(letters)})$"
+        return {**super().bool_schema(schema), "type": ["boolean", "integer", "string"], "minimum": 0, "maximum": 1, "pattern": pattern}
 
     def function_after_schema(self, schema: Any) -> JsonSchemaValue:
         inner = super().function_after_schema(schema)
@@ -85,7 +116,7 @@ class _Schema(GenerateJsonSchema):
         inner = super().function_before_schema(schema)
         if inner.get("format") == "duration":
             return {"type": "string", "pattern": INTERVAL}
-        return {"anyOf": [{"type": "string"}, inner]} if inner.get("$ref", "").endswith("Schedule") else inner  # a cron line alone
+        return {"anyOf": [{"type": "string"}, inner]} if schema["function"]["function"] is of_cron_line else inner
 
     def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
         bound = getattr(schema["function"]["function"], "__self__", None)
@@ -100,6 +131,11 @@ class _Schema(GenerateJsonSchema):
 
     def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
         return _described(super().dataclass_schema(schema), schema["cls"])
+
+
+def _also_in_quotes(number: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the schema of a number that may also be a text."""
+    return {**number, "type": [number["type"], "string"], "pattern": NUMBER}
 
 
 def _described(schema: JsonSchemaValue, section: Any) -> JsonSchemaValue:

@@ -17,6 +17,7 @@ from changepair.tasks.reporting.readiness import (
     Verdict,
     defects_needed,
     trade_of,
+    untested,
     verdict_of,
 )
 from changepair.tasks.scoring.operating import RATE, OperatingRow
@@ -26,6 +27,7 @@ from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 METRIC, SECOND_METRIC = "image_auroc", "pixel_aupro"
 ENCODER = "`encoder: {name: vit_small_patch14_dinov2.lvd142m, weights: hub}`"  # an example of a stronger one
 LEAST_SPLIT = 20  # normal test pictures below which the comparison of false alarms on halves is left out
+NAMED = 3  # categories that a step names
 WIDE = 0.1  # width of an interval of METRIC above which more test pictures are a next step
 
 
@@ -120,6 +122,8 @@ def next_steps(
             steps[0] += f" A higher false-alarm rate is not enough: {advice.trade[-1]}."
     if verdict.misses is None and any(use.threshold is not None for use in advice.uses):
         steps.append("Add anomalous pictures to the target's test pictures.")
+    elif missing := untested(advice.uses):
+        steps.append(f"Add anomalous test pictures of {', '.join(missing[:NAMED])}{', …' if len(missing) > NAMED else ''}.")
     if any(use.threshold is None for use in advice.uses):
         steps.append(_without(advice.uses))
     normals = _normals(advice, pipeline if advice.target in folders else None)

@@ -5,9 +5,10 @@ A target is ready if the recommended detector, with the prompts and thresholds o
     missed defects      the upper end of the 95 % interval is at most MOST_MISSES
     false alarms        the upper end of the 95 % interval is at most MOST_FALSE_ALARMS
 
-`changepair predict --model` uses the same prompts and thresholds. Defects are the anomalous test pictures. Their interval is
-Clopper-Pearson's. The interval of the false-alarm rate is the threshold's own (tasks/prediction/calibration.py): the pictures that set a
-threshold cannot also test it. With several categories, the rate and both ends are means over the categories.
+Each category also needs a threshold and an anomalous test picture. `changepair predict --model` uses the same prompts and thresholds.
+Defects are the anomalous test pictures. Their interval is Clopper-Pearson's. The interval of the false-alarm rate is the threshold's own
+(tasks/prediction/calibration.py): the pictures that set a threshold cannot also test it. With several categories, the rate and both ends
+are means over the categories.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def verdict_of(uses: Sequence[Use]) -> Verdict:
     false_alarms = _false_alarms(thresholds)
     words = [*_misses_in_words(misses, found), *_false_alarms_in_words(false_alarms, thresholds)]
     words += [f"{use.category} has no threshold: {use.reason}." for use in without[:1]]
-    failing = _failing(misses, false_alarms, without)
+    failing = _failing(misses, false_alarms, without, untested(uses))
     if failing or misses is None or false_alarms is None:
         return Verdict(False, f"Not ready: {failing[0]}", " ".join(words), misses, false_alarms, anomalous)
     headline = f"Ready: {passing(misses.value)}, {_alarms(false_alarms.value)}"
@@ -184,23 +185,42 @@ def _false_alarms(thresholds: Sequence[Threshold]) -> Share | None:
     return Share(*means)
 
 
-def _failing(misses: Share | None, false_alarms: Share | None, without: Sequence[Use]) -> list[str]:
+def untested(uses: Sequence[Use]) -> list[str]:
+    """List the categories with a threshold and without an anomalous test picture."""
+    return [use.category for use in uses if use.threshold is not None and not use.anomalous]
+
+
+def _up_to(share: float, limit: float) -> str:
+    """Describe a share above a limit.
+
+    >>> _up_to(0.17, 0.1), _up_to(0.101, 0.1)
+    ('up to 17', 'more than 10')
+    """
+    return f"more than {hundred(limit)}" if hundred(share) == hundred(limit) else f"up to {hundred(share)}"
+
+
+def _failing(misses: Share | None, false_alarms: Share | None, without: Sequence[Use], untested: Sequence[str]) -> list[str]:
     """Describe what keeps a target from being ready, the most serious first.
 
     The false alarms are too many only with too few normal pictures: with enough of them, the target rate is RATE.
     """
     found = []
     if misses is not None and misses.value > MOST_MISSES:
-        found.append(passing(misses.value))
+        more = "more than " if hundred(misses.value) == hundred(MOST_MISSES) else ""  # rounded to the limit
+        found.append(f"{more}{passing(misses.value)}")
     if without:
         found.append(f"no threshold for {without[0].category}" if len(without) == 1 else f"no threshold for {len(without)} categories")
     if misses is None and not without:
         found.append("no defect was tested")
+    if misses is not None and untested:
+        found.append(
+            f"no defect of {untested[0]} was tested" if len(untested) == 1 else f"no defect of {len(untested)} categories was tested"
+        )
     if false_alarms is not None and false_alarms.high > MOST_FALSE_ALARMS:
-        found.append(f"too few pictures; up to {hundred(false_alarms.high)} of 100 normal parts may be false alarms")
+        found.append(f"too few pictures; {_up_to(false_alarms.high, MOST_FALSE_ALARMS)} of 100 normal parts may be false alarms")
     if misses is not None and misses.value <= MOST_MISSES < misses.high:
         few = "" if defects_needed(misses.value) is None else "too few pictures; "
-        found.append(f"{few}up to {hundred(misses.high)} of 100 defects may be missed")
+        found.append(f"{few}{_up_to(misses.high, MOST_MISSES)} of 100 defects may be missed")
     return found
 
 

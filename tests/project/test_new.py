@@ -49,11 +49,17 @@ def test_it_stands_next_to_a_repository_that_it_is_started_in(tmp_path: Path) ->
     assert said.returncode == 0 and (tmp_path / "my-line" / "pipelines.yaml").is_file(), said.stderr
 
 
+def test_the_next_command_quotes_the_name_of_the_folder(tmp_path: Path) -> None:
+    said = run(tmp_path, "changepair", "new", "meine Teile", PYTHONPATH=str(ROOT))
+    assert said.returncode == 0 and "next: cd 'meine Teile' && changepair retrain" in said.stdout, said.stderr
+
+
 @pytest.mark.parametrize(
     ("before", "arguments", "message"),
     [
         ("full/file", ["full"], "full: is not an empty folder; choose a new folder"),
         ("file", ["file"], "file: is not an empty folder; choose a new folder"),
+        ("file", ["file/new"], "/file is a file, not a folder; choose another folder"),
         ("full/file", ["new", "--from", "full"], "--from full: contains no pipelines.yaml; choose a folder with one"),
         ("wrong/pipelines.yaml", ["new", "--from", "wrong"], "pipelines.yaml: invalid YAML"),
         (".git/HEAD", ["new"], "is inside the Git repository"),

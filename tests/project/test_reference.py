@@ -95,12 +95,23 @@ def test_a_metric_is_that_of_the_quickstart() -> None:
         "{{ metric: elpv patch-residual image_auroc 3 }}",
         "{{ metric: elpv }}",
         "{{ figure: elpv }}",
+        "{{ default: predict --help }}",
     ],
 )
 def test_an_unknown_placeholder_fails_the_build_with_page_and_key(placeholder: str) -> None:
     with pytest.raises(PluginError) as caught:
         hooks.filled(f"Some text.\n\n{placeholder}", "how-to/x.md")
     assert str(caught.value).startswith(f"how-to/x.md: {placeholder}: ")
+
+
+@pytest.mark.parametrize(
+    "written", ["{{ default sampling.shots }}", "{{ default:\n sampling.shots }}", "{{metric elpv}}", "{{ Default= x }}"]
+)
+def test_a_misspelt_placeholder_fails_the_build(written: str) -> None:
+    with pytest.raises(
+        PluginError, match=r"^how-to/x\.md: \{\{ ?(default|metric|Default).*: not a placeholder; write \{\{ (default|metric): … "
+    ):
+        hooks.filled(f"Some text.\n\n{written} more.", "how-to/x.md")
 
 
 @pytest.mark.parametrize("file", sorted(PAGES.rglob("*.md")), ids=lambda file: str(file.relative_to(PAGES)))

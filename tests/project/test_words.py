@@ -56,6 +56,8 @@ def test_plain_texts_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("page", "code", "expected"),
     [
         (f"{PLAIN}\nEverything is made\nagain after an edit.\n", CODE, "README.md:11: 'made again': Everything is made again"),
+        (f"{PLAIN}\n```x``` is code.\n\nIt is told.\n\n```y``` ends.\n", CODE, "README.md:13: 'told': It is told."),
+        (f"{PLAIN}\n````\n```\nIt is told.\n````\n\nIt is made anew.\n", CODE, "README.md:16: 'anew': It is made anew."),
         (PLAIN.replace("One normal picture", "What comes of one normal picture"), CODE, "README.md:9: 'comes of': What comes of"),
         (f"{PLAIN}\n```\nIt is made anew by this.\n```\n\nIt {'really ' * 90}ends.\n", CODE, "README.md:15: 92 words: It really"),
         (
@@ -69,6 +71,7 @@ def test_plain_texts_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             f'{CODE}    raise BadInput(f"{{file}}: goes on without " "a word")\n',
             "flows/score.py:12: 'goes on': CODE: goes on without a word",
         ),
+        (PLAIN, f'{CODE}    tell(f"{{x:>{{width}}.1f}} goes on")\n', "flows/score.py:12: 'goes on': CODE goes on"),
         (PLAIN, f'{CODE}    parser.add_argument("-x", help="what is told of a picture")\n', "flows/score.py:12: 'told': what is told of"),
     ],
 )

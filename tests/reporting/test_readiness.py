@@ -206,3 +206,21 @@ def test_a_category_without_a_threshold_keeps_a_target_from_being_ready() -> Non
     verdict = verdict_of([use, pooled])
     assert not verdict.ready and verdict.headline == "Not ready: no threshold for plate"
     assert "plate has no threshold: each picture has its own prompts here." in verdict.reason
+
+
+def test_a_category_without_a_tested_defect_keeps_a_target_from_being_ready() -> None:
+    advice = advised(spread(99), [0.9] * DEFECTS)
+    [use] = advice.uses
+    plate = replace(use, category="plate", anomalous=0, found=0)
+    both = replace(advice, uses=(use, plate), verdict=verdict_of([use, plate]))
+    assert not both.verdict.ready and both.verdict.headline == "Not ready: no defect of plate was tested"
+    assert step_of(both) == "Add anomalous test pictures of plate."
+    bowl = replace(plate, category="bowl")
+    assert verdict_of([use, plate, bowl]).headline == "Not ready: no defect of 2 categories was tested"
+
+
+def test_a_share_just_above_a_limit_is_not_rounded_to_the_limit() -> None:
+    assert advised(spread(99), [0.9] * 35).verdict.headline == "Not ready: too few pictures; more than 10 of 100 defects may be missed"
+    normals = advised(spread(71), [0.9] * DEFECTS).verdict
+    assert normals.headline == "Not ready: too few pictures; more than 5 of 100 normal parts may be false alarms"
+    assert advised(spread(99), [0.1] * 26 + [0.9] * 224).verdict.headline == "Not ready: more than 10 of 100 defects pass"

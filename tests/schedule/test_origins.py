@@ -253,3 +253,33 @@ def test_a_relative_dvc_remote_is_refused_as_it_names_another_folder_in_a_clone(
         workspace.has_remote(place)
     subprocess.run(["dvc", "remote", "modify", "store", "url", str(tmp_path / "store")], cwd=place.folder, check=True)
     assert workspace.has_remote(place)
+
+
+@pytest.mark.parametrize(
+    ("config", "local", "refused"),
+    [
+        ("[core]\n    remote = s\n['remote \"s\"']\n    url = ../store\n", "", True),
+        ('[core]\nremote=s # ours\n  [\'remote "s"\']\n    url = "../a, b"\n', "", True),
+        ('[core]\n    remote = s\n[\'remote "s"\']\n    url = "/stores/a, b"\n', "", False),
+        ("[core]\n    remote = s\n['remote \"s\"']\n    url = ~/store\n", "", False),
+        ("[core]\n    remote = s\n['remote \"s\"']\n    url = ~nobody-here/store\n", "", True),
+        ("[core]\n    remote = s\n['remote \"s\"']\n    url = s3://bucket/store\n", "", False),
+        ("[core]\n    remote = s\n['remote \"s\"']\n    url = remote://t/x\n['remote \"t\"']\n    url = ../store\n", "", True),
+        ("[core]\n    remote = s\n['remote \"s\"']\n    url = ../store\n", "['remote \"s\"']\n    url = /store\n", False),
+        ("['remote \"s\"']\n    url = ../store\n", "[core]\n    remote = s\n", True),
+        ("", "[core]\n    remote = s\n['remote \"s\"']\n    url = /store\n", False),
+    ],
+)
+def test_a_remote_is_read_as_dvc_reads_it(tmp_path: Path, config: str, local: str, refused: bool) -> None:
+    place = Workspace(tmp_path / "workspaces", "small", str(tmp_path / "origin"), "branch", None, 60)
+    for folder in (".git/refs", ".git/objects", ".dvc"):
+        (place.folder / folder).mkdir(parents=True)
+    (place.folder / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (place.folder / ".dvc" / "config").write_text(config)
+    if local:
+        (place.folder / ".dvc" / "config.local").write_text(local)
+    if refused:
+        with pytest.raises(BadInput, match=r"^\.dvc/config: the remote '[st]' has the relative path"):
+            workspace.has_remote(place)
+    else:
+        assert workspace.has_remote(place)

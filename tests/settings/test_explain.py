@@ -58,6 +58,16 @@ def test_a_setting_is_printed_with_type_default_place_and_example(capsys: pytest
         ("schedule.timezone", "pipelines.<name>.schedule.timezone", "UTC"),
         ("watch.false_alarms", "pipelines.<name>.watch.false_alarms", "0.01"),
         ("targets", "pipelines.<name>.targets", "required"),
+        ("detectors.multi-scale-residual.resolution", "pipelines.<name>.detectors.multi-scale-residual.resolution", "320"),
+        (
+            "detectors.multi-scale-residual.encoder.scales",
+            "pipelines.<name>.detectors.multi-scale-residual.encoder.scales",
+            "[1, 0.4, 0.3]",
+        ),
+        ("detectors.metric-residual.resolution", "pipelines.<name>.detectors.metric-residual.resolution", "256"),
+        ("detectors.<name>.encoder.scales", "pipelines.<name>.detectors.<name>.encoder.scales", "[1]"),
+        ("pipelines.mine.evaluation.subset.metauas", "pipelines.<name>.evaluation.subset", "{}"),
+        ("sampling.target_protocols.digits", "pipelines.<name>.sampling.target_protocols", "{}"),
     ],
 )
 def test_a_key_is_found_from_the_top_of_the_file_or_within_a_pipeline(key: str, place: str, default: str) -> None:
@@ -72,7 +82,8 @@ def test_a_key_is_found_from_the_top_of_the_file_or_within_a_pipeline(key: str, 
         ("detectors.metauaz", "detectors.metauaz: not a detector of pipelines.yaml and not a kind of detector; did you mean 'metauas'?"),
         ("training.winclip.epochs", "training.winclip: a winclip needs no training"),
         ("enabled.x", "enabled.x: no such setting"),
-        ("", ": no such setting"),
+        ("", "'': no such setting"),
+        ("detectors.", "detectors.'': not a detector of pipelines.yaml"),
         ("\n\x1b[31m", r"'\n\x1b[31m': no such setting"),
         ("x" * 5000, "x: no such setting"[1:]),
     ],
@@ -93,6 +104,21 @@ def test_the_kind_of_a_named_detector_is_read_from_the_file_even_if_the_file_is_
     assert "pipelines.<name>.detectors.coarse.alignment" in "\n".join(explained(capsys, "pipelines.small.detectors.coarse.alignment"))
 
 
+def test_detectors_of_one_name_in_two_pipelines_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = copy.deepcopy(SMALL)
+    kinds = ("metauas", "subspace")
+    content["pipelines"] = {f"of-{kind}": {"targets": ["parts"], "detectors": {"mine": {"kind": kind}}} for kind in kinds}
+    write_pipelines(tmp_path, content)
+    for kind in kinds:
+        listed = explained(capsys, f"pipelines.of-{kind}.detectors.mine")
+        assert listed[-1:] == explained(capsys, f"detectors.{kind}")[-1:] and any("alignment" in one for one in listed) == (
+            kind == "metauas"
+        )
+
+
 def test_without_a_key_the_sections_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = explained(capsys)
     for name in ("enabled", "datasets", "execution", "runs", "pipelines", "synthesis", "sampling", "watch"):
@@ -102,8 +128,7 @@ def test_without_a_key_the_sections_are_listed(capsys: pytest.CaptureFixture[str
 def test_every_setting_has_a_description_and_is_found_by_its_key() -> None:
     assert len(SETTINGS) > 250 and not [one.place for one in SETTINGS if not one.about]
     for one in SETTINGS:
-        if not one.place.startswith(f"pipelines.{NAME}.detectors.{NAME}."):  # the settings of an encoder, of any detector
-            assert find(one.place).place == one.place
+        assert find(one.place).place == one.place
 
 
 def schema_at(place: str) -> dict[str, Any]:
@@ -201,20 +226,59 @@ WRONG: list[tuple[str, Any]] = [
     ("pipelines.small.promotion", {"metric": "image_aurok"}),
     ("pipelines.small.promotion", {"tolerance": 2}),
     ("pipelines.small.watch", {"folder": "a", "prompts": "b"}),
+    ("datasets.folders.parts", {"path": "x", "snapshot": "maybe"}),
+    ("pipelines.small.schedule", {"interval": "1\u0662 hours"}),
+    ("pipelines.small.sampling", None),
+    ("pipelines.small.detectors.patch-residual", {"own": "much"}),
 ]
 
 
 @pytest.mark.parametrize(("keys", "value"), WRONG, ids=str)
 def test_the_schema_rejects_what_our_reader_rejects(tmp_path: Path, keys: str, value: Any) -> None:
+    content = changed(keys, value)
+    with pytest.raises(BadInput):
+        read_pipelines(write_pipelines(tmp_path, content))
+    assert not VALIDATOR.is_valid(content)
+
+
+RIGHT: list[tuple[str, Any]] = [
+    ("datasets.folders.parts.snapshot", "yes"),
+    ("datasets.folders.parts.snapshot", "Off"),
+    ("datasets.folders.parts.snapshot", 1),
+    ("datasets.folders.parts.intensity", [0, "4095"]),
+    ("execution.workers", "3"),
+    ("pipelines.small.schedule", "0 3 * * 1"),
+    ("pipelines.small.schedule", {"interval": "6 hours"}),
+    ("pipelines.small.watch", {"folder": "a", "prompts": "b", "normals": "c", "schedule": "*/5 * * * *"}),
+    ("pipelines.small.sampling.seeds", ["0", 1.0]),
+    ("pipelines.small.synthesis.swapped", "0.25"),
+    ("pipelines.small.promotion", {"figure": "image_auroc"}),
+    ("pipelines.small.detectors.patch-residual", {"own": 0.5}),
+    ("pipelines.small.detectors.multi-scale-residual", {"model": "packaged", "own": 0.5}),
+    ("pipelines.small.detectors.multi-scale-residual", {"kind": "patch-residual", "background": 0.5}),
+    ("pipelines.small.detectors.metric-residual", {"kind": "multi-scale-residual", "model": "packaged"}),
+    ("pipelines.small.detectors.metauas+", {"model_of": "metauas"}),
+    ("pipelines.small.detectors.mine", {"kind": "winclip", "tiles": [1, 2]}),
+    ("pipelines.none", {"targets": ["parts"], "inpainter": None, "synthesis": None}),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), RIGHT, ids=str)
+def test_the_schema_accepts_what_our_reader_accepts(tmp_path: Path, keys: str, value: Any) -> None:
+    content = changed(keys, value)
+    read_pipelines(write_pipelines(tmp_path, content))
+    VALIDATOR.validate(content)
+
+
+def changed(keys: str, value: Any) -> dict[str, Any]:
+    """Return the settings of the tests with one key set."""
     content = copy.deepcopy(SMALL)
     *path, last = keys.split(".")
     inner: Any = content
     for key in path:
-        inner = inner[key]
+        inner = inner.setdefault(key, {})
     inner[last] = value
-    with pytest.raises(BadInput):
-        read_pipelines(write_pipelines(tmp_path, content))
-    assert not VALIDATOR.is_valid(content)
+    return content
 
 
 def test_the_command_prints_the_schema_and_refuses_a_key_with_it(tmp_path: Path) -> None:
@@ -222,3 +286,10 @@ def test_the_command_prints_the_schema_and_refuses_a_key_with_it(tmp_path: Path)
     assert json.loads(printed.stdout) == json.loads(json.dumps(SCHEMA))
     refused = run(tmp_path, "changepair", "explain", "targets", "--schema", PYTHONPATH=str(ROOT))
     assert refused.returncode == 2 and refused.stderr == "changepair: --schema: describes the whole file; leave out the key\n"
+
+
+def test_a_reader_that_ends_early_ends_the_command_without_a_word(tmp_path: Path) -> None:
+    for arguments in ("explain --schema", "explain"):
+        script = f"changepair {arguments} | head -c 1; echo ${{PIPESTATUS[0]}}"
+        ended = run(tmp_path, "bash", "-c", script, PYTHONPATH=str(ROOT))
+        assert ended.stderr == "" and ended.stdout[1:] in ("141\n", "0\n"), ended

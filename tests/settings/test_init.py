@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -100,6 +101,59 @@ def test_stated_folders_may_stand_next_to_the_project_and_in_it_but_not_where_st
     with pytest.raises(BadInput, match="overlaps data/pictures, where stages write and delete files"):
         init(None, "written", normal=["data/pictures/ok"], abnormal=["data/pictures/nok"])
     assert (project / "pipelines.yaml").read_text() == read
+
+
+def stated(folder: Path, source: Path) -> Path:
+    """Copy normal and abnormal pictures of the tests to `ok` and `nok` in a folder."""
+    for name, place in (("ok", "train/good"), ("nok", "test/hole")):
+        shutil.copytree(source / "bricks" / place, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("123", "123"), ("1e3", "1e3"), ("Null", "null"), ("..parts 2", "parts-2"), ("two\nlines: {x}", "two-lines-x")]
+)
+def test_any_name_of_a_folder_gives_a_pipeline(project: Path, layout: Path, folder: str, name: str) -> None:
+    place = stated(project.parent / folder, layout)
+    init("..", "above", normal=[f"{folder}/ok"], abnormal=[f"{folder}/nok/"])
+    init(None, normal=[f"../{folder}/ok/"], abnormal=[f"../{folder}/nok"])
+    read = read_pipelines()
+    assert read.enabled == ["quickstart", "above", name] and read.pipelines[name].targets == [name]
+    assert read.datasets.folders[name].path == str(place)
+
+
+def test_a_folder_above_gives_its_name(project: Path, layout: Path) -> None:
+    stated(project.parent, layout)
+    init("..", normal=["ok"], abnormal=["nok"])
+    assert [*read_pipelines().datasets.folders] == [re.sub("[^a-z0-9]+", "-", project.parent.name.lower()).strip("-")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "normal", "abnormal", "told"),
+    [
+        (None, ["ok", "link"], ["nok"], "link is the same folder as ok; name it once"),
+        (None, ["ok"], ["link"], "link is the same folder as ok; name it once"),
+        (None, ["ok"], ["ok/"], "the folder ok occurs twice"),
+        (None, ["ok"], [""], "--normal, --abnormal or --masks: is empty; name a folder"),
+        ("", [], [], "the folder: is empty; name a folder"),
+        (".", ["../parts"], ["nok"], r"\.\./parts: no such folder in \."),
+        (None, ["no\nway"], ["nok"], "^no way: no such folder in "),
+    ],
+)
+def test_wrong_folders_are_refused_in_one_line(
+    project: Path, layout: Path, folder: str | None, normal: list[str], abnormal: list[str], told: str
+) -> None:
+    stated(project, layout)
+    (project / "link").symlink_to("ok")
+    before = (project / "pipelines.yaml").read_text()
+    with pytest.raises(BadInput, match=told) as caught:
+        init(folder, "mine", normal=normal, abnormal=abnormal)
+    assert "\n" not in str(caught.value) and (project / "pipelines.yaml").read_text() == before
+
+
+def test_the_home_of_an_unknown_user_is_refused_in_one_line(project: Path) -> None:
+    refused = run(project, "changepair", "init", "~nobody-here/parts", PYTHONPATH=str(ROOT))
+    assert refused.returncode == 2 and refused.stderr.startswith("changepair: ~: no such user") and refused.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", ["enabled:\n- quickstart\n", "enabled: [\n  quickstart]\n", "enabled: # these\n  - quickstart\n"])

@@ -118,6 +118,15 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.training", {"patch-residual": {}}, "training.patch-residual: a patch-residual detector is not trained"),
         ("pipelines.small.training", {"metauaz": {}}, "training.metauaz: unknown key; did you mean 'metauas'?"),
         ("pipelines.small.promotion", {"detectors": ["winclip"]}, "promotion.detectors[0]: no detector 'winclip' under detectors"),
+        ("execution.processes", 0, "execution.processes: expected greater than or equal to 1 or 'auto', not 0"),
+        (
+            "datasets.folders.parts",
+            {"path": "x", "intensity": [3, 1]},
+            "datasets.folders.parts.intensity: expected 'auto' or 'full' or ascending numbers, not [3, 1]",
+        ),
+        ("pipelines.small.sampling", None, "pipelines.small.sampling: expected a section, not null"),
+        ("pipelines.small.promotion", {"metric": "image_auroc", "figure": "f1"}, "small.promotion.figure: must not be set together with"),
+        ("pipelines.small.runs", {"revision": "-x"}, "pipelines.small.runs.revision: expected text that matches '.*', not '-x'"),
         ("pipelines.small.sampling.protocols", ["class-specfic"], "sampling.protocols[0]: expected .* did you mean 'class-specific'?"),
     ],
 )
