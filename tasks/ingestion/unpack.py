@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 import tarfile
@@ -24,6 +25,9 @@ def unpack(archive: Path, folder: Path) -> int:
         raise BadInput(f"{archive}: no such file")
     if folder.exists():
         raise BadInput(f"{folder}: already exists; name a new folder")
+    if not hasattr(tarfile, "data_filter"):  # PEP 706
+        found = platform.python_version()
+        raise BadInput(f"{archive}: Python {found} cannot unpack safely; use Python 3.11.4 or later, or unpack it with another tool")
     with made_anew(folder) as partial:
         try:
             if zipfile.is_zipfile(archive):

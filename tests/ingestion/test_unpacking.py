@@ -124,3 +124,11 @@ def test_damaged_missing_and_present_are_told(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(BadInput, match="GiB free"):
         unpack(whole, tmp_path / "parts")
     assert not (tmp_path / "parts").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_python_that_cannot_unpack_safely_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    (tmp_path / "parts.tar").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"Python 3\.\S+ cannot unpack safely; use Python 3\.11\.4 or later"):
+        unpack(tmp_path / "parts.tar", tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
