@@ -144,7 +144,7 @@ class Terminal:
     def background(self, command: str, lines: int) -> Iterator[None]:
         """Keep a command running. Continue when it has printed this many lines."""
         log = self.state / f"{free_port()}.log"
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
                 self.script(command), env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
             )
