@@ -107,7 +107,7 @@ def _layer(pieces: tuple[Piece, ...], turn: float, shift: NDArray[np.float64]) -
 
 
 def _placed(shape: Shape, piece: Piece, turn: float, shift: NDArray[np.float64]) -> list[tuple[float, float]]:
-    on_part = (*_turned(shape, piece.turn), piece.x, piece.y)
+    on_part = _turned(shape, piece.turn) + np.array([piece.x, piece.y])
     return [(float(x), float(y)) for x, y in (_turned(on_part, turn) + shift + SIZE / 2) * FINE]
 
 
