@@ -14,10 +14,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.ingestion.development.rendering import GOOD, Colour, Ink, Rng, Scenes, grain, photograph, put, write_scenes
+from changepair.tasks.ingestion.development.rendering import (
+    FINE,
+    GOOD,
+    Colour,
+    Ink,
+    Rng,
+    Scenes,
+    grain,
+    mixed,
+    photograph,
+    put,
+    write_scenes,
+)
 from changepair.tasks.ingestion.texture_defects import SEED, SIZE
 
-FINE = 2  # pixels that are drawn for each pixel of a side
 DEFECTS = ("missing", "character", "double", "shifted", "colour")
 CHARACTERS = "ABCDEFGHKLMNPRSTUVXYZ0123456789"
 
@@ -48,7 +59,7 @@ class Label:
 
 def write(folder: Path) -> None:
     """Write each label to folder/<category> in MVTec AD's layout, masks included."""
-    write_scenes(folder, {name: Scenes(partial(_draw, label), DEFECTS) for name, label in LABELS.items()})
+    write_scenes(folder, CATEGORIES)
 
 
 def _draw(label: Label, rng: Rng, kind: str, other: Rng) -> Colour:
@@ -59,9 +70,9 @@ def _draw(label: Label, rng: Rng, kind: str, other: Rng) -> Colour:
     middle, half = SIZE * FINE / 2, np.asarray(label.size) * FINE / 2
     pen.rounded_rectangle((*(middle - half), *(middle + half)), radius=8, fill=_levels(label.paper))
     if ghost:
-        _stamp(pen, replace(ghost, ink=tuple(0.6 * a + 0.4 * b for a, b in zip(ghost.ink, label.paper, strict=True))))
+        _stamp(pen, replace(ghost, ink=mixed(ghost.ink, label.paper, 0.6)))
     for each in prints:
-        colour = tuple(strength * a + (1 - strength) * b for a, b in zip(each.ink, label.paper, strict=True))
+        colour = mixed(each.ink, label.paper, strength)
         _stamp(pen, replace(each, x=each.x + jitter[0], y=each.y + jitter[1], ink=colour))
     angle, shift = np.deg2rad(rng.uniform(-1, 1) * label.turn), rng.uniform(-1, 1, 2) * label.shift * FINE
     cos, sin = np.cos(angle), np.sin(angle)
@@ -85,7 +96,7 @@ def _altered(prints: tuple[Print, ...], kind: str, other: Rng) -> tuple[tuple[Pr
         "missing": lambda: _without(each, other),
         "character": lambda: replace(each, text=_miswritten(each.text, other)),
         "shifted": lambda: replace(each, x=each.x + other.choice([-1, 1]) * other.uniform(5, 9), y=each.y + other.uniform(-4, 4)),
-        "colour": lambda: replace(each, ink=tuple(0.4 * a + 0.6 * b for a, b in zip(each.ink, each.wrong, strict=True))),
+        "colour": lambda: replace(each, ink=mixed(each.ink, each.wrong, 0.4)),
     }[kind]()
     return (*prints[:index], changed, *prints[index + 1 :]), None
 
@@ -187,3 +198,4 @@ LABELS: dict[str, Label] = {
         gloss=12,
     ),
 }
+CATEGORIES = {name: Scenes(partial(_draw, label), DEFECTS) for name, label in LABELS.items()}

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from changepair.tasks.ingestion.development.grounds import belt, board, dirt, table, wood
 from changepair.tasks.ingestion.development.rendering import (
+    FINE,
     GOOD,
     Colour,
     Ink,
@@ -24,13 +26,13 @@ from changepair.tasks.ingestion.development.rendering import (
     Rng,
     Scenes,
     grain,
+    mixed,
     photograph,
     put,
     write_scenes,
 )
 from changepair.tasks.ingestion.texture_defects import SIZE
 
-FINE = 2  # pixels that are drawn for each pixel of a side
 DEFECTS = ("missing", "moved", "wrong", "recoloured", "scratch", "chip")
 Shape = NDArray[np.float64]  # (corners, 2): right and down, in pixels
 
@@ -66,12 +68,12 @@ class Part:
 
 def write(folder: Path) -> None:
     """Write each part to folder/<category> in MVTec AD's layout, masks included."""
-    write_scenes(folder, {name: Scenes(partial(_draw, part), DEFECTS) for name, part in PARTS.items()})
+    write_scenes(folder, CATEGORIES)
 
 
 def _draw(part: Part, rng: Rng, kind: str, other: Rng) -> Colour:
     light, turn, shift = rng.uniform(-2.5, -2.1), rng.uniform(-1, 1) * part.turn, rng.uniform(-1, 1, 2) * part.shift
-    picture = _dirt(part.ground(rng), rng)
+    picture = dirt(part.ground(rng), rng)
     body, pieces = part.body, part.pieces(rng)
     brushed = (part.metal * grain(rng, 0.8, 12) + 3 * grain(rng, 30))[..., None]
     if kind == "chip":
@@ -127,7 +129,7 @@ def _altered(part: Part, pieces: tuple[Piece, ...], kind: str, other: Rng) -> tu
         "missing": (),
         "moved": (replace(piece, x=piece.x + by * np.cos(away), y=piece.y + by * np.sin(away), turn=piece.turn + other.uniform(0.2, 0.6)),),
         "wrong": (replace(piece, shape=grown, marks=piece.marks if len(grown) > 8 else ()),),
-        "recoloured": (replace(piece, colour=tuple(0.45 * a + 0.55 * b for a, b in zip(piece.colour, part.other, strict=True))),),
+        "recoloured": (replace(piece, colour=mixed(piece.colour, part.other, 0.45)),),
     }[kind]
     return (*pieces[:index], *changed, *pieces[index + 1 :])
 
@@ -151,46 +153,6 @@ def _scratch(other: Rng, turn: float, shift: NDArray[np.float64], piece: Piece) 
     ImageDraw.Draw(line).line(_placed(points, piece, turn, shift), fill=255, width=int(other.integers(2, 5)))
     cover, _ = _layer((piece,), turn, shift)
     return (cover * np.asarray(line.reduce(FINE), np.float32) / 255)[..., None]
-
-
-def _dirt(ground: Colour, rng: Rng) -> Colour:
-    """Lay dust and at times a faint stain on the ground."""
-    dust = Image.new("L", (SIZE * FINE,) * 2)
-    pen = ImageDraw.Draw(dust)
-    for x, y, size in zip(*rng.uniform(0, SIZE * FINE, (2, 14)), rng.uniform(1.5, 4.5, 14), strict=True):
-        pen.ellipse((x, y, x + size, y + size * 0.7), fill=int(80 + 30 * size))
-    specks = np.asarray(dust.reduce(FINE), np.float32)[..., None] / 255
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) - rng.uniform(0, SIZE, 2).astype(np.float32)[:, None, None]
-    radius = rng.uniform(14, 34) * (1 + 0.25 * grain(rng, 8))
-    stain = np.clip((radius - np.hypot(y, x)) / 5, 0, 1) * (rng.uniform(0.03, 0.12) if rng.random() < 0.5 else 0)
-    ground = ground * (1 - stain[..., None])
-    return ground + specks * rng.choice([45, -45], p=[0.7, 0.3])
-
-
-def _board(rng: Rng) -> Colour:
-    """Draw a plain grey table."""
-    return np.asarray((150, 152, 154), np.float32) + (2 * grain(rng, 2) + 3 * grain(rng, 40))[..., None]
-
-
-def _wood(rng: Rng) -> Colour:
-    """Draw a wooden bench, its grain from left to right."""
-    rings = np.sin(4 * grain(rng, 10, 60) + 0.15 * grain(rng, 2, 20))
-    tone = 16 * rings + 7 * grain(rng, 0.8, 20) + 5 * grain(rng, 3, 50)
-    return np.asarray((164, 124, 82), np.float32) + tone[..., None] * np.asarray((1, 0.9, 0.7), np.float32)
-
-
-def _belt(rng: Rng) -> Colour:
-    """Draw a rubber conveyor belt with a diamond pattern."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + rng.uniform(0, 99, 2).astype(np.float32)[:, None, None]
-    ribs = np.maximum(np.sin((x + y) * 0.55), np.sin((x - y) * 0.55)) ** 3
-    return np.asarray((62, 68, 70), np.float32) + (9 * ribs + 4 * grain(rng, 0.8) + 5 * grain(rng, 14))[..., None]
-
-
-def _table(rng: Rng) -> Colour:
-    """Draw a pale table under a lamp at one side."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - rng.uniform(-0.2, 0.3, 2).astype(np.float32)[:, None, None]
-    lamp = np.exp(-(x**2 + y**2) / rng.uniform(1.2, 1.8))
-    return np.asarray((212, 208, 198), np.float32) * (0.55 + 0.5 * lamp)[..., None] + (1.5 * grain(rng, 1.2))[..., None]
 
 
 def _box(width: float, height: float, *, corner: float = 0.0, x: float = 0.0, y: float = 0.0) -> Shape:
@@ -265,24 +227,24 @@ PARTS: dict[str, Part] = {
     "bracket": Part(
         (Piece(_BRACKET, (116, 128, 142), holes=(_box(12, 44, corner=6, x=-66, y=-31 + 62), _box(26, 10, corner=5, x=32, y=62))),),
         _screws,
-        _wood,
+        wood,
         other=(60, 56, 52),
     ),
     "circuit": Part(
         (
             Piece(
                 _box(188, 156, corner=4), (30, 96, 58), marks=_TRACES, holes=tuple(_disc(5, x=x, y=y) for x in (-84, 84) for y in (-68, 68))
-            ),
+            )
         ),
         _components,
-        _board,
+        board,
         other=(60, 90, 180),
         metal=1.5,
     ),
     "blister": Part(
         (Piece(_box(190, 136, corner=12), (196, 200, 206), marks=_POCKETS),),
         _pills,
-        _table,
+        table,
         turn=0.06,
         shift=6,
         other=(120, 150, 90),
@@ -290,12 +252,9 @@ PARTS: dict[str, Part] = {
         metal=3,
     ),
     "cap": Part(
-        (
-            Piece(_disc(78, teeth=21, depth=9), (150, 34, 40)),
-            Piece(_disc(62), (166, 40, 46)),
-        ),
+        (Piece(_disc(78, teeth=21, depth=9), (150, 34, 40)), Piece(_disc(62), (166, 40, 46))),
         _emblem,
-        _board,
+        board,
         turn=np.pi,
         shift=20,
         other=(90, 140, 190),
@@ -303,12 +262,9 @@ PARTS: dict[str, Part] = {
         metal=2,
     ),
     "connector": Part(
-        (
-            Piece(_box(156, 74, corner=6), (44, 46, 52)),
-            Piece(_box(132, 52), (26, 27, 30)),
-        ),
+        (Piece(_box(156, 74, corner=6), (44, 46, 52)), Piece(_box(132, 52), (26, 27, 30))),
         _pins,
-        _table,
+        table,
         turn=0.5,
         shift=22,
         other=(160, 164, 170),
@@ -320,10 +276,11 @@ PARTS: dict[str, Part] = {
             Piece(_disc(28), (164, 166, 172), holes=(_disc(16), _box(9, 12, y=-18))),
         ),
         _bolts,
-        _belt,
+        belt,
         turn=np.pi,
         shift=16,
         other=(190, 150, 70),
         heights=(7, 4),
     ),
 }
+CATEGORIES = {name: Scenes(partial(_draw, part), DEFECTS) for name, part in PARTS.items()}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,11 @@ from changepair.tasks.ingestion.texture_defects import SEED, SIZE, SMALLEST, VIS
 
 TRAIN_GOOD, TEST_GOOD, TEST_DEFECTIVE = 12, 24, 8  # pictures a category; the last is for each defect
 FIELD = 1024  # side in pixels of the noise that pictures take pieces of
+FINE = 2  # pixels that are drawn for each pixel of a side, where shapes have sharp edges
 GOOD = "good"
 
-Plane = NDArray[np.float32]  # (H, W)
-Colour = NDArray[np.float32]  # (H, W, 3), 0 to 255
+Plane = NDArray[np.floating[Any]]  # (H, W)
+Colour = NDArray[np.floating[Any]]  # (H, W, 3), 0 to 255
 Ink = tuple[float, float, float]  # red, green and blue, 0 to 255
 Rng = np.random.Generator
 
@@ -74,7 +76,7 @@ def _save(picture: NDArray[np.generic], file: Path) -> None:
     Image.fromarray(np.rint(picture).astype(np.uint8)).save(file, compress_level=1)
 
 
-@cache
+@lru_cache(maxsize=32)  # 4 MiB each
 def _field(down: float, across: float) -> Plane:
     """Draw smooth noise of unit deviation that tiles, with features of the two sizes in pixels."""
     white = generator(SEED, "field", f"{down:.2f}", f"{across:.2f}").standard_normal((FIELD, FIELD))
@@ -88,6 +90,12 @@ def grain(rng: Rng, down: float, across: float | None = None) -> Plane:
     top, left = (int(start) for start in rng.integers(0, FIELD - SIZE, size=2))
     piece = _field(down, down if across is None else across)[top : top + SIZE, left : left + SIZE]
     return piece[:, ::-1] if rng.random() < 0.5 else piece
+
+
+def mixed(ink: Ink, other: Ink, share: float) -> Ink:
+    """Mix a share, 0 to 1, of the first ink with the other."""
+    red, green, blue = (share * a + (1 - share) * b for a, b in zip(ink, other, strict=True))
+    return red, green, blue
 
 
 def soften(plane: Plane, radius: float) -> Plane:
@@ -111,8 +119,8 @@ def put(
     """
     lit = relief * 90 * bevel * slope(soften(cover, bevel), light)
     away = (-shadow * np.sin(light), -shadow * np.cos(light))
-    dark = 1 - 0.5 * ndimage.shift(soften(cover, shadow * 0.6), away, order=0, mode="nearest") if shadow else np.float32(1)
-    ground = picture * (dark[..., None] if shadow else dark)
+    dark = 1 - 0.5 * ndimage.shift(soften(cover, shadow * 0.6), away, order=0, mode="nearest")
+    ground = picture * dark[..., None]
     solid = np.asarray(coat, dtype=np.float32) - lit[..., None]
     return ground + cover[..., None] * (solid - ground)
 

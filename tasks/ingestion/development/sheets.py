@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from changepair.tasks.common.pictures import Mask
 from changepair.tasks.ingestion.development.rendering import Colour, Ink, Plane, Rng, Scenes, grain, photograph, put, write_scenes
 from changepair.tasks.ingestion.texture_defects import SIZE
 
@@ -34,7 +35,7 @@ class Sheet:
 
 def write(folder: Path) -> None:
     """Write each sheet to folder/<category> in MVTec AD's layout, masks included."""
-    write_scenes(folder, {name: Scenes(partial(_draw, sheet), DEFECTS, whole=("pitch",)) for name, sheet in SHEETS.items()})
+    write_scenes(folder, CATEGORIES)
 
 
 def _draw(sheet: Sheet, rng: Rng, kind: str, other: Rng) -> Colour:
@@ -65,12 +66,13 @@ def _bend(y: Plane, x: Plane, other: Rng) -> tuple[Plane, Plane]:
     return y + by * np.sin(angle) * near, x + by * np.cos(angle) * near
 
 
-def _gap(sheet: Sheet, v: Plane, u: Plane, kind: str, other: Rng) -> tuple[Plane, np.ndarray]:
+def _gap(sheet: Sheet, v: Plane, u: Plane, kind: str, other: Rng) -> tuple[Plane, Mask]:
     """Return the distance in pixels to the nearest rim, negative inside holes, and the cell of the hole that the defect is at."""
     top, left = (int(place) for place in other.integers(24, SIZE - 24, 2))
     growth = other.uniform(1.2, 1.32)
     first = np.floor(v / sheet.pitch[0])
-    gaps, cells = [], []
+    gaps: list[Plane] = []
+    cells: list[Mask] = []
     for row in (first, first + np.where(v / sheet.pitch[0] - first < 0.5, -1, 1)):  # a hexagon reaches into the rows next to its own
         across = u + (row % 2) * sheet.pitch[1] / 2 * sheet.staggered
         column = np.floor(across / sheet.pitch[1])
@@ -108,3 +110,4 @@ SHEETS: dict[str, Sheet] = {
     "grille": Sheet((34, 34), False, _square, 13, (58, 62, 64), (150, 128, 104), (2, 2), 5),
     "expanded": Sheet((20, 36), True, _diamond, 6.6, (184, 186, 180), (52, 66, 58), (3, 3), 9),
 }
+CATEGORIES = {name: Scenes(partial(_draw, sheet), DEFECTS, whole=("pitch",)) for name, sheet in SHEETS.items()}

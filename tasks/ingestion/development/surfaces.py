@@ -31,7 +31,7 @@ class Surface:
 
 def write(folder: Path) -> None:
     """Write each surface to folder/<category> in MVTec AD's layout, masks included."""
-    write_scenes(folder, {name: Scenes(partial(_draw, surface), WHOLE + LOCAL, WHOLE) for name, surface in SURFACES.items()})
+    write_scenes(folder, CATEGORIES)
 
 
 def _draw(surface: Surface, rng: Rng, kind: str, other: Rng) -> Colour:
@@ -70,7 +70,7 @@ def _spot(other: Rng) -> Plane:
     """Draw the opacity of a small stain with a soft, uneven rim."""
     y, x = _turned(0, other.uniform(-0.42, 0.42, 2) * SIZE)
     radius = other.uniform(4, 8) * (1 + 0.2 * grain(other, 4))
-    return (1 / (1 + np.exp((np.hypot(y, x) - radius) / 0.9))).astype(np.float32)
+    return (1 / (1 + np.exp(np.minimum((np.hypot(y, x) - radius) / 0.9, 50)))).astype(np.float32)
 
 
 def _turned(angle: float, centre: np.ndarray | tuple[float, float] = (0.0, 0.0)) -> tuple[Plane, Plane]:
@@ -150,3 +150,4 @@ SURFACES: dict[str, Surface] = {
     "carpet": Surface(_carpet, (44, 38, 40), (172, 116, 104)),
     "wire": Surface(_wire, (24, 26, 28), (212, 206, 190)),
 }
+CATEGORIES = {name: Scenes(partial(_draw, surface), WHOLE + LOCAL, WHOLE) for name, surface in SURFACES.items()}
