@@ -28,6 +28,7 @@ from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES,
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
 from changepair.tasks.scoring.recommendation import NEAR, PREFERRED, Recommendation
+from changepair.tasks.scoring.ranks import mean_ranks
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow, table
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.training.log import LOG_NAME
@@ -146,6 +147,7 @@ def write_report(
             columns=[(name, heading(name)) for name in METRICS if any(row.metric == name for row in metrics)],
             metrics=_lines(shown, over_all=True),
             categories=_lines(shown, over_all=False),
+            ranks=mean_ranks(metrics, METRIC),
             repeated=sorted({target for target, _detector, _protocol in repeated}),
             published=_published(metrics, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
