@@ -27,8 +27,8 @@ from changepair.tasks.reporting.galleries import KINDS, Gallery, caption, colour
 from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES, Verdict
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
-from changepair.tasks.scoring.recommendation import NEAR, PREFERRED, Recommendation
 from changepair.tasks.scoring.ranks import mean_ranks
+from changepair.tasks.scoring.recommendation import NEAR, PREFERRED, Recommendation
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow, table
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.training.log import LOG_NAME
