@@ -15,9 +15,9 @@ from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.clip import ClipEncoder
-from changepair.tasks.encoders.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0, multiply_exactly
-from changepair.tasks.encoders.settings import HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
-from changepair.tasks.encoders.weights import packaged_lite0, read_weights
+from changepair.tasks.encoders.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite, multiply_exactly
+from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.encoders.weights import PACKAGED_FILES, packaged_weights, read_weights
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
@@ -48,11 +48,14 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
 
 def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
     if settings.weights == PACKAGED:
-        if settings.name != LITE0:
-            raise BadInput(f"encoder {settings.name}: no package has its weights; set weights: hub, or to the path of a file")
+        if settings.name not in PACKAGED_FILES:
+            ready = " and ".join(PACKAGED_FILES)
+            raise BadInput(
+                f"encoder {settings.name}: no package has its weights, only those of {ready}; set weights: hub, or to the path of a file"
+            )
         if settings.layers:
             raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
-        return efficientnet_lite0(packaged_lite0() if filled else None)
+        return efficientnet_lite(settings.name, packaged_weights(settings.name) if filled else None)
     if not timm.is_model(settings.name):
         raise BadInput(f"encoder {settings.name}: timm has no such model{_near(settings.name, timm.list_models(settings.name[:4] + '*'))}")
     about = timm.get_pretrained_cfg(settings.name)

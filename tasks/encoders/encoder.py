@@ -183,13 +183,16 @@ def _pad_as_published(network: nn.Module) -> None:
             module.static_padding = nn.ZeroPad2d((room // 2, room - room // 2) * 2)
 
 
-def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:
-    """Build timm's tf_efficientnet_lite0, with 16, 24, 40, 112 and 320 channels (Tan and Le, ICML 2019, in its Lite variant).
+def efficientnet_lite(name: str, weights: Mapping[str, Tensor] | None) -> TimmEncoder:
+    """Build one of timm's tf_efficientnet_lite0 to lite4 (Tan and Le, ICML 2019, in its Lite variant: no attention, and ReLU6).
+
+    Its five stages have 16, 24, 40, 112 and 320 channels in lite0, and 16, 24, 48, 120 and 352 in lite2. Padding is that of TensorFlow
+    at any size of the input; the weights were trained at 224 pixels (lite0) and 260 (lite2).
 
     `weights` is a classifier's state dict with the same tensors in the same order, under any names. Its head is ignored, and None leaves
     the weights random. Raises ValueError if a tensor's shape does not fit.
     """
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True)
+    network = timm.create_model(name, pretrained=False, features_only=True)
     if weights is not None:
         own = network.state_dict()
         given = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]

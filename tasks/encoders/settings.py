@@ -29,9 +29,9 @@ class EncoderSettings:
     """Name of the network in its library, such as vit_small_patch14_dinov2.lvd142m (timm), ViT-B-16-plus-240 (open_clip) or efficientnet-b4
     (smp)."""
     weights: Annotated[str, FileName()] = PACKAGED
-    """Source of the weights. `packaged` reads those of tf_efficientnet_lite0 from an installed Python package. `hub` downloads timm's
-    pretrained weights. A tag of open_clip, such as laion400m_e32, downloads the weights of that tag. A path reads a safetensors or PyTorch
-    file. `model` takes them from the detector's model folder."""
+    """Source of the weights. `packaged` reads those of tf_efficientnet_lite0 or tf_efficientnet_lite2 from an installed Python package.
+    `hub` downloads timm's pretrained weights. A tag of open_clip, such as laion400m_e32, downloads the weights of that tag. A path reads a
+    safetensors or PyTorch file. `model` takes them from the detector's model folder."""
     layers: Annotated[tuple[int, ...], Between(1, 64)] = ()
     """Layers of the network whose outputs become feature maps, counted from 1. `[]` selects all stages of a CNN, or the last three blocks
     of a transformer."""
