@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -148,6 +149,23 @@ class TimmEncoder(FrozenEncoder):
 
     def features(self, normalised: Tensor) -> Features:
         return list(self.run(normalised))
+
+
+class NormalisedBlocks(nn.Module):
+    """Chosen blocks of a timm transformer, each through its last LayerNorm."""
+
+    def __init__(self, model: nn.Module, indices: Sequence[int]) -> None:
+        """Wrap a network without classifier. `indices` counts its blocks from 0. Raises ValueError if it has no LayerNorm at its end."""
+        super().__init__()
+        if not isinstance(getattr(model, "norm", None), nn.LayerNorm) or not hasattr(model, "num_prefix_tokens"):
+            raise ValueError(f"layer_norm needs a transformer with a LayerNorm at its end, not {type(model).__name__}")
+        prune: Any = model.prune_intermediate_layers
+        self.indices = prune(list(indices), prune_norm=False)
+        self.feature_info = FeatureInfo(model.feature_info, self.indices)  # type: ignore[arg-type]
+        self.model = model
+
+    def forward(self, normalised: Tensor) -> Any:
+        return self.model.forward_intermediates(normalised, indices=self.indices, norm=True, intermediates_only=True)  # type: ignore[operator]
 
 
 class SmpEncoder(FrozenEncoder):

