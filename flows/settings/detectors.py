@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, cast
 
@@ -14,6 +15,7 @@ from changepair.flows.settings.reader import IN_FULL, UNKNOWN_KEYS, names_at, ne
 from changepair.tasks.common.bounds import NonEmpty
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.detectors.registry import BUILT_IN, DETECTORS, KIND, NAME, Kind, kind_of, resolved
+from changepair.tasks.encoders.presets import expanded
 
 SECTIONS: TypeAdapter[dict[str, dict[str, Any]]] = TypeAdapter(dict[str, dict[str, Any]])
 TRAINED = [name for name, kind in BUILT_IN.items() if kind.training is not None]
@@ -62,7 +64,13 @@ def _detector(name: str, section: Mapping[str, Any]) -> Any:
         raise _error(f"{name} is the name of another detector kind; choose another name for this {kind} detector")
     if name != kind and not NAME.fullmatch(name):
         raise _error("a detector name must have at most 64 lowercase letters, digits and dashes")
-    return _parsed(_kind(kind).settings, {key: one for key, one in section.items() if key != KIND})
+    settings = _kind(kind).settings
+    try:
+        section = expanded(kind, frozenset(field.name for field in fields(settings)), section)
+    except BadInput as error:
+        key, _, message = str(error).partition(": ")
+        raise _error(message, key) from error
+    return _parsed(settings, {key: one for key, one in section.items() if key != KIND})
 
 
 def _kind(name: str) -> Kind:

@@ -24,6 +24,7 @@ from changepair.flows.settings.runs import Runs, Schedule, Watch
 from changepair.tasks.common.bounds import Between, Bound, NonEmpty
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.detectors.registry import ALIASES, BUILT_IN, DETECTORS, KIND
+from changepair.tasks.encoders.presets import PRESET, PRESETS
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.ingestion.settings import FolderSettings, ObjectsSettings
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
@@ -32,7 +33,7 @@ from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.synthesis.settings import AugmentationSettings, ObjectSettings, SynthesisSettings
 
-FILE_SECTION, NAME, PIPELINE = "pipelines.yaml", "<name>", "pipelines.<name>"
+FILE_SECTION, NAME, PIPELINE, ENCODER = "pipelines.yaml", "<name>", "pipelines.<name>", "pipelines.<name>.detectors.<name>.encoder"
 SECTIONS: dict[str, type[Any]] = {
     FILE_SECTION: Pipelines,
     "datasets": Datasets,
@@ -51,7 +52,7 @@ SECTIONS: dict[str, type[Any]] = {
     f"{PIPELINE}.synthesis.augmentation": AugmentationSettings,
     f"{PIPELINE}.sampling": SamplingSettings,
     **{f"{PIPELINE}.detectors.{name}": kind.settings for name, kind in BUILT_IN.items()},
-    f"{PIPELINE}.detectors.<name>.encoder": EncoderSettings,
+    ENCODER: EncoderSettings,
     **{f"{PIPELINE}.training.{name}": kind.training.settings for name, kind in BUILT_IN.items() if kind.training is not None},
     f"{PIPELINE}.evaluation": EvaluationSettings,
     f"{PIPELINE}.promotion": PromotionSettings,
@@ -61,8 +62,13 @@ SECTIONS: dict[str, type[Any]] = {
 """Every section of pipelines.yaml by its place, in the order of the reference page."""
 REQUIRED = "required"
 ABOUT_KIND = "Kind of the detector. A detector whose name is not a kind needs it."
+ABOUT_PRESET = (
+    f"Name of a preset: {', '.join(PRESETS)}. It stands for the other keys, with the layers and the resolution that papers use. A key next "
+    "to it replaces the preset's. `encoder: dinov2-small` is short for `encoder: {preset: dinov2-small}`."
+)
 DETECTORS_KEY, TRAINING_KEY = "detectors", "training"
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false", timedelta: "duration such as 6 hours"}
+TYPES[EncoderSettings] = "section or name of a preset"
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,8 @@ def settings_of(section: Any, place: str) -> list[Setting]:
         for name, default in _fields(section)
     ]
     is_detector = place.rpartition(".")[0] == f"{PIPELINE}.{DETECTORS_KEY}"
+    if section is EncoderSettings:
+        return [Setting(f"{place}.{PRESET}", ABOUT_PRESET, _either(PRESETS), "null"), *found]
     return [Setting(f"{place}.{KIND}", ABOUT_KIND, "string", "the name of the detector"), *found] if is_detector else found
 
 
@@ -110,8 +118,10 @@ def find(key: str, kinds: Mapping[str, str] | None = None) -> Setting:
     >>> find("sampling.seeds").default, find("pipelines.mine.sampling.seeds").place
     ('[0, 1, 2, 3, 4]', 'pipelines.<name>.sampling.seeds')
     """
-    if f"{DETECTORS_KEY}.{NAME}." in key:  # of any detector
-        found = next((one for one in every() if key in (one.place, one.key)), None)
+    if key.startswith(("encoder", f"{DETECTORS_KEY}.{NAME}.", f"{PIPELINE}.{DETECTORS_KEY}.{NAME}.")):  # of any detector
+        section = Setting(ENCODER, about_section(EncoderSettings), TYPES[EncoderSettings], "", EncoderSettings)
+        ends = (f"{PIPELINE}.", f"{PIPELINE}.{DETECTORS_KEY}.{NAME}.")
+        found = next((one for one in (section, *every()) if key in (one.place, *map(one.place.removeprefix, ends))), None)
         if found is not None:
             return found
     parts = key.split(".")

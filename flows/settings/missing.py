@@ -10,6 +10,8 @@ from changepair.flows.settings.pipelines import Datasets, Pipeline
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.places import place_of
 from changepair.tasks.detectors.registry import DETECTORS, kind_of
+from changepair.tasks.encoders.folder import cached_address, offline_file
+from changepair.tasks.encoders.presets import PRESETS, command_for, preset_of
 from changepair.tasks.encoders.settings import FILES_OF_WEIGHTS, HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
 from changepair.tasks.inpainting.settings import NONE, OWN
 
@@ -78,17 +80,25 @@ def _encoders(pipeline: Pipeline) -> Iterator[str]:
     chosen: list[Any] = list(dict(pipeline.detectors).values())
     named = [getattr(settings, part, None) for settings in chosen for part in ("encoder", "prior")]
     for encoder in dict.fromkeys(encoder for encoder in named if encoder is not None):
+        preset = preset_of(encoder)
+        fetch = f"; {command_for(preset)}" if preset is not None else ""
         if encoder.weights in (PACKAGED, OF_THE_MODEL) or Path(encoder.weights).is_file():
             continue
         if encoder.library == "smp" or encoder.weights.endswith(FILES_OF_WEIGHTS):
-            yield f"weights of {encoder.name}: no file {encoder.weights}"
+            yield f"weights of {encoder.name}: no file {encoder.weights}{fetch}"
         elif not _on_this_machine(encoder):
             which = "" if encoder.weights == HUB else f" {encoder.weights}"
-            yield f"weights{which} of {encoder.name}: {encoder.library} {FETCHED}"
+            yield f"weights{which} of {encoder.name}: {encoder.library} {FETCHED}{fetch.replace('; run', '; or run')}"
 
 
 def _on_this_machine(encoder: EncoderSettings) -> bool:
-    """Return whether the hub's cache has an encoder's weights."""
+    """Return whether a folder of weights or the cache of a library has an encoder's weights."""
+    preset = preset_of(encoder)
+    if preset is not None and encoder.weights == PRESETS[preset].weights:
+        if offline_file(preset) is not None:
+            return True
+        if url := PRESETS[preset].url:
+            return cached_address(url).is_file()
     cached = _cached()
     if encoder.library == "timm":
         return any(name == f"timm/{encoder.name}" or name.startswith(f"timm/{encoder.name}.") for name in cached)

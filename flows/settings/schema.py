@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from changepair.flows.settings.keys import ABOUT_KIND, words_of
+from changepair.flows.settings.keys import ABOUT_KIND, ABOUT_PRESET, words_of
 from changepair.flows.settings.pipelines import NO_PAIRS, Pipelines
 from changepair.flows.settings.runs import UNITS, of_cron_line
 from changepair.tasks.common import tiles
 from changepair.tasks.common.bounds import Between, Bound, NonEmpty, Unique
 from changepair.tasks.detectors.registry import ALIASES, DETECTORS, KIND, NAME, RENAMED
+from changepair.tasks.encoders.presets import ENCODERS, PRESET, PRESETS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERVAL = f"^[1-9][0-9]* ({'|'.join(unit.removesuffix('s') for unit in UNITS)})s?$"
@@ -58,6 +59,9 @@ def schema_of_file() -> dict[str, Any]:
     for key in NO_PAIRS:  # without sources, an empty section is read too
         pipeline[key]["anyOf"] = [{"$ref": pipeline[key].pop("$ref")}, {"type": "null"}]
     _add_earlier_names(definitions["PromotionSettings"]["properties"], {"figure": "metric"})
+    definitions["EncoderSettings"]["properties"][PRESET] = {"enum": list(PRESETS), "description": ABOUT_PRESET}
+    for reference in section.values():
+        _add_presets(definitions[_name(reference)]["properties"])
     for kind, names in RENAMED.items():
         _add_earlier_names(definitions[_name(section[kind])]["properties"], names)
     head: dict[str, Any] = {"$schema": DIALECT, "title": "pipelines.yaml of changepair"}
@@ -77,6 +81,14 @@ def _detectors(section: Mapping[str, JsonSchemaValue], definitions: dict[str, An
     as_kind = {name: {"allOf": [one], "properties": {KIND: {"enum": called[name]}}} for name, one in section.items()}
     names = {"anyOf": [{"enum": list(known)}, {"pattern": f"^{NAME.pattern}$"}]}
     return {"properties": {**as_kind, **earlier}, "propertyNames": names, "additionalProperties": named}
+
+
+def _add_presets(properties: dict[str, Any]) -> None:
+    """Describe settings that hold an encoder: a section, or the name of a preset."""
+    for key in ENCODERS:
+        if key in properties:
+            inner = properties[key].pop("anyOf", None) or [{"$ref": properties[key].pop("$ref")}]
+            properties[key]["anyOf"] = [{"enum": list(PRESETS)}, *inner]
 
 
 def _add_earlier_names(properties: dict[str, Any], names: Mapping[str, str]) -> None:

@@ -152,6 +152,7 @@ def trained_otherwise(name: str, settings: Any, trained: Mapping[str, Any], *, w
             continue
         mine = own[key]
         if key == "encoder":
+            value = settings_as_json(EncoderSettings()) | value  # an older version computed as the defaults of newer settings do
             value, mine = ({part: one for part, one in side.items() if f"encoder.{part}" not in free} for side in (value, mine))
         if value != mine:
             said.append(f"{key}: {json.dumps(value)}")

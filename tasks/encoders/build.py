@@ -15,9 +15,19 @@ from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.encoders.clip import ClipEncoder
-from changepair.tasks.encoders.encoder import IMAGENET, FrozenEncoder, SmpEncoder, TimmEncoder, efficientnet_lite0, multiply_exactly
-from changepair.tasks.encoders.settings import HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
-from changepair.tasks.encoders.weights import packaged_lite0, read_weights
+from changepair.tasks.encoders.encoder import (
+    IMAGENET,
+    FrozenEncoder,
+    NormalisedBlocks,
+    SmpEncoder,
+    TimmEncoder,
+    efficientnet_lite,
+    multiply_exactly,
+)
+from changepair.tasks.encoders.folder import on_disk
+from changepair.tasks.encoders.presets import command_for, preset_of
+from changepair.tasks.encoders.settings import HUB, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.encoders.weights import PACKAGED_FILES, file_of_tag, packaged_weights, read_weights
 
 
 def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = True) -> FrozenEncoder:
@@ -28,6 +38,8 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
     """
     multiply_exactly(True)
     filled = filled and settings.weights != OF_THE_MODEL
+    if filled:
+        settings = on_disk(settings)
     build = {"timm": _timm, "open_clip": _open_clip, "smp": _smp}[settings.library]
     try:
         encoder = build(settings, resolution, filled)
@@ -48,22 +60,28 @@ def build_encoder(settings: EncoderSettings, resolution: int, *, filled: bool = 
 
 def _timm(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
     if settings.weights == PACKAGED:
-        if settings.name != LITE0:
-            raise BadInput(f"encoder {settings.name}: no package has its weights; set weights: hub, or to the path of a file")
-        if settings.layers:
+        if settings.name not in PACKAGED_FILES:
+            ready = " and ".join(PACKAGED_FILES)
+            raise BadInput(
+                f"encoder {settings.name}: no package has its weights, only those of {ready}; set weights: hub, or to the path of a file"
+            )
+        if settings.layers or settings.layer_norm:
             raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
-        return efficientnet_lite0(packaged_lite0() if filled else None)
+        return efficientnet_lite(settings.name, packaged_weights(settings.name) if filled else None)
     if not timm.is_model(settings.name):
         raise BadInput(f"encoder {settings.name}: timm has no such model{_near(settings.name, timm.list_models(settings.name[:4] + '*'))}")
     about = timm.get_pretrained_cfg(settings.name)
-    asked: dict[str, Any] = {"features_only": True}
-    if settings.layers:
-        asked["out_indices"] = tuple(layer - 1 for layer in settings.layers)
+    asked: dict[str, Any] = {"num_classes": 0} if settings.layer_norm else {"features_only": True}
+    indices = tuple(layer - 1 for layer in settings.layers)
+    if indices and not settings.layer_norm:
+        asked["out_indices"] = indices
     if about is not None and about.fixed_input_size:
         asked["img_size"] = resolution
     if filled and settings.weights != HUB:
         asked["pretrained_cfg_overlay"] = {"state_dict": _checked(settings, read_weights(Path(settings.weights)))}
     network = _fetched(settings, partial(timm.create_model, settings.name, pretrained=filled, **asked))
+    if settings.layer_norm:
+        network = NormalisedBlocks(network, indices or range(len(getattr(network, "blocks", ())))[-3:])
     mean, std = (about.mean, about.std) if about is not None else IMAGENET
     return TimmEncoder(network, mean=mean, std=std)
 
@@ -96,6 +114,8 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
         if settings.weights not in tags and not Path(settings.weights).is_file():
             raise BadInput(f"encoder {settings.name}: weights {settings.weights!r} are neither a tag of it ({', '.join(tags)}) nor a file")
         asked |= {"pretrained": settings.weights, "require_pretrained": True}
+        if settings.weights in tags:
+            asked["pretrained"] = _fetched(settings, partial(file_of_tag, settings.name, settings.weights)) or settings.weights
     else:
         asked["load_weights"] = False
     level = logging.root.level
@@ -104,13 +124,13 @@ def _open_clip(settings: EncoderSettings, resolution: int, filled: bool) -> Froz
         network = _fetched(settings, partial(open_clip.create_model, settings.name, **asked))
     finally:
         logging.root.setLevel(level)
-    return ClipEncoder(network, partial(open_clip.get_tokenizer, settings.name), layers=settings.layers)
+    return ClipEncoder(network, partial(open_clip.get_tokenizer, settings.name), layers=settings.layers, layer_norm=settings.layer_norm)
 
 
 def _smp(settings: EncoderSettings, resolution: int, filled: bool) -> FrozenEncoder:
     if settings.name not in get_encoder_names():
         raise BadInput(f"encoder {settings.name}: library smp has no such encoder{_near(settings.name, get_encoder_names())}")
-    if settings.layers:
+    if settings.layers or settings.layer_norm:
         raise BadInput(f"encoder {settings.name}: its layers are its five stages; select from them with the detector's stages")
     encoder = SmpEncoder(settings.name)
     if filled:
@@ -125,6 +145,8 @@ def _fetched(settings: EncoderSettings, make: Any) -> Any:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "state_dict" in str(error):
             raise BadInput(f"encoder {settings.name}: weights {settings.weights!r} belong to another network: {_line(error)}") from error
+        if (preset := preset_of(settings)) is not None:
+            raise BadInput(f"encoder {preset}: its weights are not on this machine; {command_for(preset)}") from error
         raise BadInput(
             f"encoder {settings.name}: weights {settings.weights!r} are not on this machine and could not be fetched ({_line(error)}); "
             "connect to the hub once without HF_HUB_OFFLINE, or give the path of a file"

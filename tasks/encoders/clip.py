@@ -22,9 +22,11 @@ class ClipEncoder(FrozenEncoder):
     It works only at the resolution of its network.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Callable[[], Tokenizer], *, layers: Sequence[int] = ()) -> None:
+    def __init__(
+        self, network: nn.Module, tokenizer: Callable[[], Tokenizer], *, layers: Sequence[int] = (), layer_norm: bool = False
+    ) -> None:
         """Wrap an open_clip network. `layers` counts the tower's layers from 1; the default is all of a CNN, or the last three of a
-        transformer.
+        transformer. `layer_norm` sets whether the transformer's last LayerNorm is applied to them.
 
         `tokenizer` returns the model's tokenizer when a text is first embedded, because some tokenizers are on a hub.
         """
@@ -37,6 +39,9 @@ class ClipEncoder(FrozenEncoder):
         self.resolution = int(side)
         self.tokenizer = tokenizer
         self.indices = [layer - 1 for layer in layers] or None
+        if layer_norm and not hasattr(visual, "ln_post"):
+            raise ValueError(f"layer_norm needs one of open_clip's own transformers, not {type(visual).__name__}")
+        self.asked = {"normalize_intermediates": True} if layer_norm else {}
         features = self(torch.zeros(1, 3, self.resolution, self.resolution))
         maps = features[:-1]
         if not layers and len({tuple(map_.shape) for map_ in maps}) == 1:  # a transformer
@@ -47,7 +52,7 @@ class ClipEncoder(FrozenEncoder):
         self.strides = tuple(self.resolution // map_.shape[-1] for map_ in features)
 
     def features(self, normalised: Tensor) -> Features:
-        features = self.network.visual.forward_intermediates(normalised, indices=self.indices)  # type: ignore[operator, union-attr]
+        features = self.network.visual.forward_intermediates(normalised, indices=self.indices, **self.asked)  # type: ignore[operator, union-attr]
         return [*features["image_intermediates"], features["image_features"][:, :, None, None]]
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -150,6 +151,23 @@ class TimmEncoder(FrozenEncoder):
         return list(self.run(normalised))
 
 
+class NormalisedBlocks(nn.Module):
+    """Chosen blocks of a timm transformer, each through its last LayerNorm."""
+
+    def __init__(self, model: nn.Module, indices: Sequence[int]) -> None:
+        """Wrap a network without classifier. `indices` counts its blocks from 0. Raises ValueError if it has no LayerNorm at its end."""
+        super().__init__()
+        if not isinstance(getattr(model, "norm", None), nn.LayerNorm) or not hasattr(model, "num_prefix_tokens"):
+            raise ValueError(f"layer_norm needs a transformer with a LayerNorm at its end, not {type(model).__name__}")
+        prune: Any = model.prune_intermediate_layers
+        self.indices = prune(list(indices), prune_norm=False)
+        self.feature_info = FeatureInfo(model.feature_info, self.indices)  # type: ignore[arg-type]
+        self.model = model
+
+    def forward(self, normalised: Tensor) -> Any:
+        return self.model.forward_intermediates(normalised, indices=self.indices, norm=True, intermediates_only=True)  # type: ignore[operator]
+
+
 class SmpEncoder(FrozenEncoder):
     """An encoder of segmentation_models_pytorch with five stages, as the published MetaUAS uses.
 
@@ -183,13 +201,16 @@ def _pad_as_published(network: nn.Module) -> None:
             module.static_padding = nn.ZeroPad2d((room // 2, room - room // 2) * 2)
 
 
-def efficientnet_lite0(weights: Mapping[str, Tensor] | None) -> TimmEncoder:
-    """Build timm's tf_efficientnet_lite0, with 16, 24, 40, 112 and 320 channels (Tan and Le, ICML 2019, in its Lite variant).
+def efficientnet_lite(name: str, weights: Mapping[str, Tensor] | None) -> TimmEncoder:
+    """Build one of timm's tf_efficientnet_lite0 to lite4 (Tan and Le, ICML 2019, in its Lite variant: no attention, and ReLU6).
+
+    Its five stages have 16, 24, 40, 112 and 320 channels in lite0, and 16, 24, 48, 120 and 352 in lite2. Padding is that of TensorFlow
+    at any size of the input; the weights were trained at 224 pixels (lite0) and 260 (lite2).
 
     `weights` is a classifier's state dict with the same tensors in the same order, under any names. Its head is ignored, and None leaves
     the weights random. Raises ValueError if a tensor's shape does not fit.
     """
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True)
+    network = timm.create_model(name, pretrained=False, features_only=True)
     if weights is not None:
         own = network.state_dict()
         given = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]

@@ -19,7 +19,7 @@ NATURAL = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Settings of the frozen network that turns pictures into feature maps."""
+    """Settings of the frozen network that turns pictures into feature maps. The name of a preset may replace them."""
 
     __pydantic_config__ = STRICT
 
@@ -29,9 +29,9 @@ class EncoderSettings:
     """Name of the network in its library, such as vit_small_patch14_dinov2.lvd142m (timm), ViT-B-16-plus-240 (open_clip) or efficientnet-b4
     (smp)."""
     weights: Annotated[str, FileName()] = PACKAGED
-    """Source of the weights. `packaged` reads those of tf_efficientnet_lite0 from an installed Python package. `hub` downloads timm's
-    pretrained weights. A tag of open_clip, such as laion400m_e32, downloads the weights of that tag. A path reads a safetensors or PyTorch
-    file. `model` takes them from the detector's model folder."""
+    """Source of the weights. `packaged` reads those of tf_efficientnet_lite0 or tf_efficientnet_lite2 from an installed Python package.
+    `hub` downloads timm's pretrained weights. A tag of open_clip, such as laion400m_e32, downloads the weights of that tag. A path reads a
+    safetensors or PyTorch file. `model` takes them from the detector's model folder."""
     layers: Annotated[tuple[int, ...], Between(1, 64)] = ()
     """Layers of the network whose outputs become feature maps, counted from 1. `[]` selects all stages of a CNN, or the last three blocks
     of a transformer."""
@@ -42,6 +42,8 @@ class EncoderSettings:
     """Method that makes a picture a square of `resolution` pixels. `squash` resizes it to the square, bicubic. `aligned` does so bilinearly
     with aligned corners, as the code of MetaUAS. `crop` resizes the shorter side, bicubic, and crops the middle square, as CLIP and
     InCTRL."""
+    layer_norm: bool = False
+    """Whether the last LayerNorm of a transformer is applied to every chosen layer, as in AnomalyDINO and RAD."""
 
     @property
     def files(self) -> list[str]:

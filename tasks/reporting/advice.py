@@ -25,7 +25,7 @@ from changepair.tasks.scoring.recommendation import NEAR, Recommendation, Use, r
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow
 
 METRIC, SECOND_METRIC = "image_auroc", "pixel_aupro"
-ENCODER = "`encoder: {name: vit_small_patch14_dinov2.lvd142m, weights: hub}`"  # an example of a stronger one
+ENCODER = "`encoder: dinov2-small`"  # an example of a stronger one
 LEAST_SPLIT = 20  # normal test pictures below which the comparison of false alarms on halves is left out
 NAMED = 3  # categories that a step names
 WIDE = 0.1  # width of an interval of METRIC above which more test pictures are a next step

