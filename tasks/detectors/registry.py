@@ -72,6 +72,7 @@ GROUP = "changepair.detectors"  # group of entry points by which other packages 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # names of detectors, and of kinds that other packages register
 BUILT_IN: dict[str, Kind] = {
     "patch-residual": Kind(residual.PatchResidualSettings, f"{HERE}.residual.patch:PatchResidual"),
+    "robust-residual": Kind(residual.RobustResidualSettings, f"{HERE}.residual.robust:RobustResidual"),
     "metric-residual": Kind(residual.MetricResidualSettings, f"{HERE}.residual.metric:MetricResidual", RANKING, residual.SCORING),
     "subspace": Kind(subspace.SubspaceSettings, f"{HERE}.subspace.model:Subspace"),
     "metauas": Kind(

@@ -12,10 +12,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from changepair.tasks.common.errors import BadInput, in_short
-from changepair.tasks.encoders.settings import FILES_OF_WEIGHTS, HUB, LITE0, OF_THE_MODEL, PACKAGED, EncoderSettings
+from changepair.tasks.encoders.settings import FILES_OF_WEIGHTS, HUB, LITE0, LITE2, OF_THE_MODEL, PACKAGED, EncoderSettings
 
 PRESET = "preset"  # key of a preset's name, next to settings that replace the preset's
-LITE2 = "tf_efficientnet_lite2"
 APACHE, MIT = "Apache-2.0", "MIT"
 ENCODERS = {"encoder": "resolution", "prior": "prior_resolution"}
 """Settings of a detector that hold an encoder, each with the setting of its resolution."""

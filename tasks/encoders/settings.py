@@ -11,7 +11,7 @@ from changepair.tasks.common.pictures import Resize
 PACKAGED, HUB, OF_THE_MODEL = "packaged", "hub", "model"
 Resolution = Annotated[int, Between(64, 2048)]
 Stages = Annotated[tuple[int, ...], Between(1, 64)]
-LITE0 = "tf_efficientnet_lite0"
+LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 FILES_OF_WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 FOLDER_OF_OPEN_CLIP = "local-dir:"
 NATURAL = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck", "animal")

@@ -27,7 +27,7 @@ from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.prompt_query.model import PromptQuery
 from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.residual.patch import PatchResidual, contrasted, foreground_of, smoothed
-from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings, RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector, load_model, save_model
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
 from changepair.tasks.detectors.winclip.model import WinCLIP, harmonic
@@ -60,6 +60,9 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual, rotated": PatchResidualSettings(resolution=64, rotations=8),
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, self_residual=0.6, foreground=0.5, smoothing=4.0),
         "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
+        "robust-residual": RobustResidualSettings(resolution=64),
+        "robust-residual, rotated": RobustResidualSettings(resolution=64, patch=8, rotations=4, versions=False, top_share=0.0),
+        "robust-residual, cosine": RobustResidualSettings(resolution=64, mirrored=True, magnitude=False, whole=0.0),
         "metric-residual": MetricResidualSettings(resolution=64, self_residual=0.6),
         "metric-residual, scales": MetricResidualSettings(
             encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True, self_residual=0.6, contrast=0.02
@@ -105,6 +108,9 @@ NAMES = [
     "patch-residual, rotated",
     "patch-residual, complete",
     "patch-residual, mirrored",
+    "robust-residual",
+    "robust-residual, rotated",
+    "robust-residual, cosine",
     "metric-residual",
     "metric-residual, scales",
     "subspace",

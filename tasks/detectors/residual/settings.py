@@ -1,4 +1,4 @@
-"""Define the settings of the patch residual, and of the metric residual, which learns its metric."""
+"""Define the settings of the patch residual, the robust residual, and the metric residual, which learns its metric."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from changepair.tasks.common.bounds import Between, FileName
 from changepair.tasks.detectors.settings import DetectorSettings
-from changepair.tasks.encoders.settings import Stages
+from changepair.tasks.encoders.settings import LITE2, EncoderSettings, Stages
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,36 @@ class PatchResidualSettings(DetectorSettings):
     effect. Image scores do not change. `null` leaves maps unchanged."""
     smoothing: Annotated[float, Between(0, 64)] = 0.0
     """Sigma in pixels of the Gaussian that smooths anomaly maps. Image scores do not change. AnomalyDINO uses 4; `0` turns it off."""
+
+
+@dataclass(frozen=True)
+class RobustResidualSettings(DetectorSettings):
+    """Settings of the robust residual, a patch residual that holds under another camera. It needs no training.
+
+    The defaults have the best mean rank over the categories of the development datasets.
+    """
+
+    encoder: EncoderSettings = EncoderSettings(name=LITE2)
+    """Network that turns pictures into feature maps."""
+    stages: Stages = ()
+    """Feature maps of the encoder to compare, 1 for the finest. `[]` selects the last three."""
+    patch: Annotated[int, Between(1, 64)] = 16
+    """Side in pixels of the patches that are compared. Finer feature maps are averaged to it. Smaller patches give finer anomaly maps; at
+    8, a comparison takes 7 times as long."""
+    versions: bool = True
+    """Whether each prompt is also stored as JPEG of quality 50, blurred, noisy, darker and brighter. A change of the camera then causes
+    fewer false alarms. A kit becomes 7 times as large, and a comparison takes 7 times as long."""
+    magnitude: bool = True
+    """Whether the residual also compares the length of features. It helps with objects on a plain ground, where lengths differ most."""
+    whole: Annotated[float, Between(0, 10)] = 1.0
+    """Exponent of the whole-picture statistic, by which the image score is multiplied. It finds changes that cover the picture, such as
+    another colour or weave. `0` turns it off."""
+    top_share: Annotated[float, Between(0, 1)] = 0.01
+    """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum."""
+    rotations: Annotated[int, Between(1, 36)] = 1
+    """Number of rotated views of each prompt that are stored, evenly around the circle. Use several for parts with any orientation."""
+    mirrored: bool = False
+    """Whether each view is also stored mirrored. It hurts where a mirror image is a defect, as in letters."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""Simulate how another camera would show a picture: compressed, out of focus, noisy, darker or brighter.
+
+All functions take pictures Bx3xHxW in [0, 1] and return the same shape and range. They use torch alone, so that a detector that stores such
+versions of its prompts can be exported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLUR = 1 / 256  # sigma, as a share of the picture's width
+NOISE = 15 / 255  # standard deviation
+GAINS = (0.8, 1.2)
+BLOCK = 8  # pixels a side of JPEG's blocks
+LUMINANCE = (
+    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+    *(
+        18,
+        22,
+        37,
+        56,
+        68,
+        109,
+        103,
+        77,
+        24,
+        35,
+        55,
+        64,
+        81,
+        104,
+        113,
+        92,
+        49,
+        64,
+        78,
+        87,
+        103,
+        121,
+        120,
+        101,
+        72,
+        92,
+        95,
+        98,
+        112,
+        100,
+        103,
+        99,
+    ),
+)
+"""Quantisation of JPEG's luminance at quality 50 (ITU-T T.81, annex K.1)."""
+CHROMINANCE = (
+    *(17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99),
+    *(99,) * 32,
+)
+"""Quantisation of JPEG's colour at quality 50 (ITU-T T.81, annex K.2)."""
+TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
+
+
+def versions_of(pictures: Tensor) -> Iterator[Tensor]:
+    """Yield pictures as JPEG of quality 50 on two grids of blocks, blurred, noisy, and at two gains."""
+    half = (BLOCK // 2, BLOCK // 2)  # parts of another picture do not lie at the same places of the grid
+    yield compressed(pictures)
+    yield compressed(pictures.roll(half, dims=(-2, -1))).roll((-half[0], -half[1]), dims=(-2, -1))
+    yield blurred(pictures, BLUR * pictures.shape[-1])
+    yield (pictures + NOISE * _noise(pictures.shape[-2], pictures.shape[-1]).to(pictures)).clamp(0.0, 1.0)
+    for gain in GAINS:
+        yield (pictures * gain).clamp(0.0, 1.0)
+
+
+def blurred(pictures: Tensor, sigma: float) -> Tensor:
+    """Blur with a Gaussian of `sigma` pixels, cut off at 3 sigma. Borders repeat the border pixel."""
+    reach = max(1, math.ceil(3 * sigma))
+    offsets = torch.arange(-reach, reach + 1, dtype=pictures.dtype, device=pictures.device)
+    kernel = (-0.5 * (offsets / sigma).square()).exp()
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(pictures, (reach, reach, reach, reach), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.mT, groups=3)
+
+
+def compressed(pictures: Tensor) -> Tensor:
+    """Quantise as JPEG of quality 50 does, with colour at half the resolution (ITU-T T.81, annex A and K)."""
+    height, width = pictures.shape[-2:]
+    unit = 2 * BLOCK
+    padded = F.pad(pictures, (0, -width % unit, 0, -height % unit), mode="replicate")
+    planes = torch.einsum("dc,bchw->bdhw", torch.tensor(TO_YCC).to(pictures), (255.0 * padded).round())
+    light = _quantised(planes[:, :1] - 128.0, LUMINANCE) + 128.0
+    colour = F.interpolate(_quantised(F.avg_pool2d(planes[:, 1:], 2), CHROMINANCE), scale_factor=2.0, mode="nearest")
+    rgb = torch.einsum("dc,bchw->bdhw", torch.tensor(FROM_YCC).to(pictures), torch.cat([light, colour], dim=1))
+    return (rgb / 255.0).clamp(0.0, 1.0)[..., :height, :width]
+
+
+def _quantised(planes: Tensor, table: tuple[int, ...]) -> Tensor:
+    """Quantise the cosine transform of each block of planes (B, C, H, W)."""
+    basis, steps = _cosines().to(planes), torch.tensor(table).view(BLOCK, BLOCK).to(planes)
+    blocks = planes.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK)).transpose(-3, -2)  # (B, C, H/8, W/8, 8, 8)
+    kept = ((basis @ blocks @ basis.mT) / steps).round() * steps
+    return (basis.mT @ kept @ basis).transpose(-3, -2).flatten(-4, -3).flatten(-2)
+
+
+def _cosines() -> Tensor:
+    """Return the orthonormal cosine basis, one row a frequency."""
+    frequency, place = torch.meshgrid(torch.arange(BLOCK), torch.arange(BLOCK), indexing="ij")
+    basis = ((2 * place + 1) * frequency * (math.pi / (2 * BLOCK))).cos() * math.sqrt(2 / BLOCK)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+@cache
+def _noise(height: int, width: int) -> Tensor:
+    """Return the same normal noise every time, (3, H, W)."""
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((3, height, width), dtype=np.float32))

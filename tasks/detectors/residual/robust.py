@@ -1,0 +1,166 @@
+"""The robust residual compares patches with several appearance versions of the prompts. It needs no training.
+
+It extends the patch residual (Jeong et al., CVPR 2023, section 4.3) by four parts, each with a setting:
+
+- appearance versions: each prompt is also stored compressed, blurred, noisy, darker and brighter
+- magnitude: the residual also compares the length of features, which a cosine ignores
+- a geometric mean of the encoder's stages, whose residuals differ in size
+- a whole-picture statistic, for changes that cover the picture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from changepair.tasks.common.appearance import versions_of
+from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
+from changepair.tasks.detectors.patches import PatchDetector, most_alike
+from changepair.tasks.encoders.encoder import Encoder, Features, exporting
+
+WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
+ALIKE = 0.5  # whole-picture statistic of two pictures of one surface: with nine independent windows it is about √2 / 3
+LEAST = 1e-6  # smallest residual in a geometric mean
+
+
+class RobustResidual(PatchDetector):
+    """Residual of each query patch to the nearest patch of all versions of the prompts.
+
+    The residual of a stage is r = ½(1 − cos), or with `magnitude` √(r · ‖q − p‖² / m), where p is the nearest prompt patch by cosine and m
+    the mean of ‖p‖² over the prompt. Stages are combined by a geometric mean. The image score is x / (1 + x), where x is the geometric mean
+    of the stages' highest patches times (max(h, ½) / ½)^whole. The whole-picture statistic h compares mean and standard deviation of each
+    channel with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        patch: int = 16,
+        versions: bool = True,
+        magnitude: bool = True,
+        whole: float = 1.0,
+        top_share: float = 0.01,
+        **options: Any,
+    ) -> None:
+        """Set the options of the residual.
+
+        `patch` is the stride in pixels that finer stages are averaged to. `whole` is the exponent of the whole-picture statistic; 0 turns
+        it off. `options` are those of PatchDetector.
+        """
+        super().__init__(encoder, top_share=top_share, **options)
+        self.versions, self.magnitude, self.whole = versions, magnitude, whole
+        self.pools = tuple(max(1, patch // encoder.strides[stage - 1]) for stage in self.stages)
+
+    def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
+        views = [self.remember(self.encoder(prompts) if features is None else features)]
+        views += [self.remember(self.encoder(view)) for view in self._views(prompts)]
+        return [self.joined(parts) for parts in zip(*views, strict=True)]
+
+    def _views(self, prompts: Tensor) -> Iterator[Tensor]:
+        if self.versions:
+            yield from versions_of(prompts)
+        yield from other_views(prompts, self.rotations, self.mirrored)
+
+    def remember(self, prompts: Features) -> Features:
+        """Return for each chosen stage the patches at unit length and, as the last channel, their length: (K, C+1, h, w).
+
+        With `whole`, the statistics of each stage and their spread over windows follow, (K, 1, 1, 4C).
+        """
+        chosen = self._chosen(prompts)
+        patches = [torch.cat([F.normalize(stage, dim=1), stage.norm(dim=1, keepdim=True)], dim=1) for stage in self._pooled(chosen)]
+        return [*patches, *(torch.cat([statistics(stage), spread(stage)], dim=1)[:, None, None] for stage in self._wide(chosen))]
+
+    def relate(self, queries: Features, memory: Features) -> Features:
+        """Return for each stage and prompt every query patch's residual, (B, K, h, w).
+
+        With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1).
+        """
+        chosen, count = self._chosen(queries), len(self.stages)
+        residuals = [self._residuals(stage, bank) for stage, bank in zip(self._pooled(chosen), memory[:count], strict=True)]
+        return [*residuals, *(changes(stage, known) for stage, known in zip(self._wide(chosen), memory[count:], strict=True))]
+
+    def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
+        """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""
+        nearest = [part.amin(dim=1) for part in relation]
+        stages, changed = nearest[: len(self.stages)], nearest[len(self.stages) :]
+        finest = max(tuple(map_.shape[-2:]) for map_ in stages)
+        maps = torch.stack([upsample(map_, finest) for map_ in stages])
+        scores = geometric_mean(torch.stack([self.image_scores(map_) for map_ in maps]))
+        if changed:
+            scores = scores * (torch.stack(changed).mean(dim=0).flatten() / ALIKE).clamp_min(1.0) ** self.whole
+        return scores / (1.0 + scores), geometric_mean(maps)
+
+    def _chosen(self, features: Features) -> Features:
+        return [features[stage - 1] for stage in self.stages]
+
+    def _wide(self, stages: Features) -> Features:
+        """Return the stages for the whole-picture statistic: those whose windows have at least two positions a side."""
+        return [stage for stage in stages if self.whole and min(stage.shape[-2:]) >= 2 * WINDOWS]
+
+    def _pooled(self, stages: Features) -> Features:
+        return [F.avg_pool2d(stage, pool) if pool > 1 else stage for stage, pool in zip(stages, self.pools, strict=True)]
+
+    def _residuals(self, query: Tensor, bank: Tensor) -> Tensor:
+        """Return the residual of each patch of queries (B, C, h, w) to each prompt: (B, K, h, w). `bank` is (K, C+1, ...) or (B, K, C+1,
+        ...)."""
+        patches, banks = F.normalize(query, dim=1).flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
+        cosines, places = nearest(patches, banks[..., :-1, :])
+        residuals = (0.5 * (1.0 - cosines)).clamp_min(0.0)
+        if self.magnitude:
+            known = banks[..., -1, :].expand(len(query), -1, -1)  # lengths of the prompts' patches, (B, K, M)
+            own, others = query.norm(dim=1).flatten(1)[:, None], known.gather(2, places)
+            apart = (own.square() + others.square() - 2.0 * cosines * own * others).clamp_min(0.0)
+            residuals = (residuals * apart / known.square().mean(dim=2, keepdim=True)).sqrt()
+        return residuals.unflatten(-1, query.shape[-2:])
+
+
+def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each patch's highest cosine with a patch of each prompt, and its index, (B, K, N) each.
+
+    `patches` is (B, N, C). `banks` is (K, C, M) for all queries, or (B, K, C, M). Both have unit length.
+    """
+    if exporting():
+        return most_alike(patches[:, None], banks)
+    if banks.ndim == 3:
+        found = [most_alike(patches.flatten(0, 1), bank) for bank in banks]
+        cosines, places = (torch.stack([one[part].view(len(patches), -1) for one in found], dim=1) for part in (0, 1))
+    else:
+        several = [[most_alike(own, bank) for bank in each] for own, each in zip(patches, banks, strict=True)]
+        cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
+    return cosines, places
+
+
+def statistics(maps: Tensor) -> Tensor:
+    """Return the mean and the standard deviation of each channel of maps (B, C, h, w): (B, 2C)."""
+    return torch.cat([maps.mean(dim=(2, 3)), maps.std(dim=(2, 3))], dim=1)
+
+
+def spread(maps: Tensor) -> Tensor:
+    """Return the standard deviation of `statistics` over nine windows of maps (B, C, h, w): (B, 2C)."""
+    sides = [size // WINDOWS for size in maps.shape[-2:]]
+    tops, lefts = (
+        [place * (size - side) // (WINDOWS - 1) for place in range(WINDOWS)] for size, side in zip(maps.shape[2:], sides, strict=True)
+    )
+    windows = [maps[..., top : top + sides[0], left : left + sides[1]] for top in tops for left in lefts]
+    found = torch.stack([statistics(window) for window in windows]).std(dim=0)
+    return found + 0.01 * found.mean(dim=1, keepdim=True)  # a channel that is constant in the prompt does not decide alone
+
+
+def changes(queries: Tensor, known: Tensor) -> Tensor:
+    """Compare the statistics of queries (B, C, h, w) with those of each prompt's versions, (K, 1, V, 4C) or (B, K, 1, V, 4C).
+
+    Return the root mean square of the differences in units of the spread, for the most similar version: (B, K, 1, 1).
+    """
+    own = statistics(queries)[:, None, None, None]  # (B, 1, 1, 1, 2C)
+    theirs, unit = known.chunk(2, dim=-1)
+    return ((own - theirs) / unit).square().mean(dim=-1).sqrt().amin(dim=-1, keepdim=True)
+
+
+def geometric_mean(values: Tensor) -> Tensor:
+    """Return the geometric mean over the first dimension. Values are at least LEAST."""
+    return values.clamp_min(LEAST).log().mean(dim=0).exp()
