@@ -20,7 +20,7 @@ from changepair.tasks.scoring.robustness import MOST_FLAGGED, RobustnessRow
 
 matplotlib.use("agg")
 SIZE = (3.4, 3.0)  # inches
-MARK = 0.09  # inches of height for each mark in a chart with many
+MARK, ENTRY = 0.1, 0.17  # inches of height for each mark of a perturbation, and for each entry of a legend
 NORMAL, ANOMALOUS = "#3a7bd5", "#e2602d"
 SERIES = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
 STYLE: Any = {
@@ -69,17 +69,20 @@ def training_chart(title: str, log: Path) -> Drawn:
 def robustness_chart(title: str, rows: Sequence[RobustnessRow]) -> Drawn:
     """Draw the share of perturbed normal pictures that each detector flags, with its 95 % interval, by perturbation."""
     table = pd.DataFrame([vars(row) for row in rows])
-    marks = table["perturbation"].nunique() * table["detector"].nunique()
-    return title, _svg(title, _robustness, table, (SIZE[0], max(SIZE[1], 0.9 + MARK * marks)))
+    perturbations, detectors = (table[column].nunique() for column in ("perturbation", "detector"))
+    return title, _svg(title, _robustness, table, 0.9 + max(0.3, MARK * detectors) * perturbations + ENTRY * (detectors + 2))
 
 
-def _svg(title: str, draw: Callable[[Axes, pd.DataFrame], None], rows: pd.DataFrame, size: tuple[float, float] = SIZE) -> bytes:
+def _svg(title: str, draw: Callable[[Axes, pd.DataFrame], None], rows: pd.DataFrame, height: float | None = None) -> bytes:
+    """Draw a chart. height: in inches, of a chart whose legend is below it."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], height or SIZE[1]), layout="constrained")
         axes = figure.add_subplot()
         draw(axes, rows)
         axes.set_title(title)
-        if axes.get_legend_handles_labels()[0]:
+        if height is not None:
+            figure.legend(loc="outside lower center")
+        elif axes.get_legend_handles_labels()[0]:
             axes.legend()
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
