@@ -155,6 +155,8 @@ def write_metrics(stage: Metrics) -> Results:
     robustness = robustness_rows(scored, {name: read_perturbed(folder) for name, folder in stage.scores.items()}, episodes)
     if evaluation.robustness is not None:
         write_robustness(evaluation.robustness, robustness)
+    else:
+        (evaluation.decision.parent / ROBUSTNESS_NAME).unlink(missing_ok=True)  # of earlier settings
     ranges = intensities_of(pictures)
     recommendation = recommend(results.draws, results.shared, episodes, scored, stage.promotion, stage.trained, ranges, robustness)
     write_recommendation(evaluation.decision, recommendation)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import make_places, save
+from conftest import SMALL, make_places, save, write_pipelines
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
+from changepair.flows.metrics import declare as declare_metrics
+from changepair.flows.metrics import write_metrics
+from changepair.flows.promotion.history import read_recommendation
+from changepair.flows.report import declare as declare_report
+from changepair.flows.report import draw_galleries, write_page
+from changepair.flows.score import declare as declare_scores
+from changepair.flows.settings.pipelines import Pipeline, Pipelines, read_pipelines
+from changepair.flows.settings.reader import parse
 from changepair.tasks.common import stopping
 from changepair.tasks.common.stopping import Stopped
 from changepair.tasks.common.tiles import Grid
@@ -31,6 +41,7 @@ from changepair.tasks.prediction.predictor import Predictor
 from changepair.tasks.sampling.episodes import Episode, EpisodeFiles, read_episodes, read_pictures
 from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
+from changepair.tasks.scoring.batch_scoring import Scoring, score_detector
 from changepair.tasks.scoring.perturbations import perturbed
 from changepair.tasks.scoring.robustness import RobustnessRow, read_robustness, robustness_rows, write_robustness
 from changepair.tasks.scoring.score import Contender, count_parts, score
@@ -260,3 +271,68 @@ def test_too_few_pictures_have_no_row_and_rows_are_read_as_written(tmp_path: Pat
     assert read_robustness(tmp_path / "robustness.csv") == rows
     assert row.fragile and not replace(row, perturbation="jpeg-30").fragile
     assert not replace(row, flagged=0.2).fragile and not replace(row, rate=0.3).fragile
+
+
+def test_the_stages_write_scores_table_decision_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder of pictures, with JPEG at quality 50 and a strong noise, which is not mild. Then without perturbations again."""
+    monkeypatch.chdir(tmp_path)
+    pictures(Path("parts"))
+    own = {"targets": ["parts"], "sampling": {"shots": [1, 2], "seeds": [0]}, "detectors": {"patch-residual": {"resolution": 64}}}
+    content = {
+        "enabled": ["small"],
+        "datasets": {"folders": {"parts": {"path": "parts"}}},
+        "pipelines": {"small": {**own, "evaluation": {"resolution": 64, "perturbations": ["jpeg-50", "noise-90"], "perturbed": 4}}},
+    }
+    page = written(content)
+    rows = read_robustness(Path("data/evaluation/small/robustness.csv"))
+    assert {(row.category, row.shots, row.perturbation, row.pictures) for row in rows} == {
+        (category, shots, name, 12 if not category else 4)
+        for category in ("", "grey", "alpha", "deep")
+        for shots in (1, 2)
+        for name in ("jpeg-50", "noise-90")
+    }
+    noisy = [row for row in rows if row.perturbation == "noise-90" and not row.category]
+    assert all(row.flagged > 0.9 and row.auroc > 0.9 and row.rate == pytest.approx((1 / 4 + 1 / 3) / 2, abs=1e-6) for row in noisy)
+    recommendation = read_recommendation(Path("data/evaluation/small"))
+    assert recommendation is not None and recommendation.robustness
+    assert [row for row in rows if row in recommendation.robustness] == list(recommendation.robustness)
+    assert 'id="robustness"' in page and page.count(">noise-90</th>") == 2 and "noise-90." not in page  # no warning
+    content["pipelines"]["small"]["evaluation"] = {"resolution": 64}  # type: ignore[index]
+    assert 'id="robustness"' not in written(content) and not Path("data/evaluation/small/robustness.csv").exists()
+    assert "robustness" not in Path("data/evaluation/small/decision.json").read_text()
+
+
+def written(content: Any) -> str:
+    """Run the work of a project's stages in this folder. Return the report."""
+    write_pipelines(Path(), content)
+    read = read_pipelines()
+    pipeline, files = read.pipelines["small"], EpisodeFiles.of(Path("data/episodes"), "small")
+    ingest_folder("parts", Path("parts"), licence="own", places=make_places(Path("data/manifests")))
+    sample(pipeline.sampling, Use((), ("parts",)), manifests=Path("data/manifests"), files=files)
+    scoring = Scoring(pipeline.detectors, pipeline.evaluation, files, Path("models"), Path("data/scores/small"), Path("checkpoints"))
+    score_detector("patch-residual", scoring)
+    [metrics], [report] = declare_metrics("small", pipeline, read.datasets), declare_report("small", pipeline, read.datasets)
+    write_metrics(metrics)
+    write_page(report, draw_galleries(report))
+    return report.page.read_text()
+
+
+def test_stages_depend_on_perturbations_only_if_there_are_any() -> None:
+    """Without, settings and files of the stages are as before the setting existed."""
+    named = {"perturbations": ["jpeg-50"], "perturbed": 7}
+    without, with_them = (
+        parse(Pipeline, {**SMALL["pipelines"]["small"], "evaluation": {"resolution": 64, **own}})  # type: ignore[index]
+        for own in ({}, named)
+    )
+    datasets = parse(Pipelines, SMALL).datasets
+    for pipeline, added in ((without, {}), (with_them, named)):
+        for stage in declare_scores("small", pipeline, datasets):
+            found = {key.rpartition(".")[2]: value for key, value in stage.settings.items() if ".evaluation." in key}
+            assert found == added
+        [metrics], [report] = declare_metrics("small", pipeline, datasets), declare_report("small", pipeline, datasets)
+        file = "data/evaluation/small/robustness.csv"
+        assert (file in metrics.outs) == (file in report.deps) == any(file in plot for plot in metrics.plots) == bool(added)
+    [other] = [plot for plot in metrics.plots if file in plot]
+    template = Path(__file__).parents[2] / "flows/project/plots" / f"{other[file]['template']}.json"
+    fields = set(re.findall(r'"field": "(\w+)"', template.read_text())) | {other[file]["x"], other[file]["y"]}
+    assert fields - {"rev"} <= {field.name for field in dataclasses.fields(RobustnessRow)}
