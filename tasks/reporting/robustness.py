@@ -23,7 +23,7 @@ class RobustnessPart:
     others: Sequence[Line]
     """Lines at other numbers of shots."""
     charts: Sequence[Drawn]
-    """Charts of `lines`, one for each target."""
+    """Charts of `lines`, one for each target, at the largest number of shots."""
     most: float = MOST_FLAGGED
 
 
@@ -40,9 +40,8 @@ def robustness_part(rows: Sequence[RobustnessRow], shots: Mapping[str, int]) -> 
     charts = []
     for target in measured:
         drawn = [row for row in overall if row.target == target and (target, row.detector, row.shots) in main]
-        count = {row.shots for row in drawn}
-        title = target if len(count) > 1 else f"{target}, {drawn[0].shots} shot{'' if drawn[0].shots == 1 else 's'}"
-        charts.append(robustness_chart(title, [row for row in drawn if row.shots == max(count)]))
+        most = max(row.shots for row in drawn)
+        charts.append(robustness_chart(f"{target}, {most} shot{'' if most == 1 else 's'}", [row for row in drawn if row.shots == most]))
     shown, others = (
         [(next(iter(cells.values())), cells) for key, cells in lines.items() if (key in main) == wanted] for wanted in (True, False)
     )

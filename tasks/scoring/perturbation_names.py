@@ -30,7 +30,7 @@ KINDS = {
     "resolution": Strengths(Between(0.05, 0.95), Between(0.5, 1)),  # share of the pixels a side that remain
     "crop": Strengths(Between(0.1, 0.99), Between(0.9, 1)),  # share of each side that remains
 }
-"""Kinds of perturbations. Their strengths, in this order of `perturbed`, are in the comments."""
+"""Kinds of perturbations. Comments state what the strength is."""
 MILD = ("jpeg-50", "blur-1", "noise-15", "gain-0.8", "gain-1.2")
 """Mild perturbations to begin with."""
 
