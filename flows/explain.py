@@ -46,6 +46,7 @@ EXAMPLES = {
     "sampling.normal_classes": '{digits: ["0", "1"]}',
     "sampling.prompts": "prompts.json",
     "evaluation.subset": "{metauas: 200}",
+    "evaluation.perturbations": "[jpeg-50, blur-1, noise-15, gain-0.8, gain-1.2]",
     "promotion.detectors": "[metauas]",
     "watch.folder": "/data/line-3",
     "watch.prompts": "/data/line-3-prompts",

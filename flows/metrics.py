@@ -22,6 +22,7 @@ from changepair.tasks.scoring.results import (
     DRAWS_NAME,
     METRICS_NAME,
     OPERATING_NAME,
+    ROBUSTNESS_NAME,
     TABLE_NAME,
 )
 from changepair.tasks.scoring.settings import Convention, EvaluationSettings
@@ -37,6 +38,12 @@ PLOTS = (
     ("shots", "shots", "shots", "mean", "metrics by number of shots"),
 )
 """Each curve: file, plot template, columns of the x and y axes, and title."""
+ROBUSTNESS_PLOT = {
+    "template": "robustness",
+    "x": "flagged",
+    "y": "perturbation",
+    "title": "share of perturbed normal pictures above the threshold, and its 95 % interval",
+}
 
 
 def _for_decision(promotion: PromotionSettings) -> Any:
@@ -52,11 +59,19 @@ class Evaluation:
     operating: Path
     curves: Path
     decision: Path
+    robustness: Path | None
+    """None without perturbations."""
 
     @classmethod
-    def of(cls, pipeline: str) -> Evaluation:
-        names = (COMPARISONS_NAME, OPERATING_NAME, CURVES_NAME, DECISION_NAME)
-        return cls(*(EVALUATION / pipeline / name for name in names))
+    def of(cls, pipeline: str, settings: EvaluationSettings) -> Evaluation:
+        folder = EVALUATION / pipeline
+        return cls(
+            folder / COMPARISONS_NAME,
+            folder / OPERATING_NAME,
+            folder / CURVES_NAME,
+            folder / DECISION_NAME,
+            folder / ROBUSTNESS_NAME if settings.perturbations else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,8 @@ class Metrics(Stage):
     @property
     def plots(self) -> list[Mapping[str, Any]]:
         axes = {name: {"template": template, "x": x, "y": y, "title": title} for name, template, x, y, title in PLOTS}
-        return [{(self.evaluation.curves / f"{name}.csv").as_posix(): entry} for name, entry in axes.items()]
+        plots: list[Mapping[str, Any]] = [{(self.evaluation.curves / f"{name}.csv").as_posix(): entry} for name, entry in axes.items()]
+        return [*plots, {self.evaluation.robustness.as_posix(): ROBUSTNESS_PLOT}] if self.evaluation.robustness else plots
 
 
 def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Metrics]:
@@ -95,7 +111,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Metri
         convention=pipeline.evaluation.convention,
         summary=EVALUATION / name / METRICS_NAME,
         table=EVALUATION / name / TABLE_NAME,
-        evaluation=Evaluation.of(name),
+        evaluation=Evaluation.of(name, pipeline.evaluation),
         draws=EVALUATION / name / DRAWS_NAME,
         trained=pipeline.trained,
     )
@@ -126,7 +142,8 @@ def write_metrics(stage: Metrics) -> Results:
     from changepair.tasks.scoring.operating import kinds_of, operating_rows, write_operating
     from changepair.tasks.scoring.recommendation import recommend, write_recommendation
     from changepair.tasks.scoring.results import results_of, write_results
-    from changepair.tasks.scoring.scores import read_scored, read_scores
+    from changepair.tasks.scoring.robustness import robustness_rows, write_robustness
+    from changepair.tasks.scoring.scores import read_perturbed, read_scored, read_scores
 
     files, evaluation = stage.files, stage.evaluation
     measured = measure(stage.scores, files, EvaluationSettings(resolution=stage.resolution, convention=stage.convention))
@@ -135,8 +152,13 @@ def write_metrics(stage: Metrics) -> Results:
     scored = {name: list(read_scored(folder)) for name, folder in stage.scores.items()}
     episodes, pictures = read_episodes(files.episodes), read_pictures(files.targets)
     write_operating(evaluation.operating, operating_rows(scored, episodes, kinds_of(pictures)))
+    robustness = robustness_rows(scored, {name: read_perturbed(folder) for name, folder in stage.scores.items()}, episodes)
+    if evaluation.robustness is not None:
+        write_robustness(evaluation.robustness, robustness)
+    else:
+        (evaluation.decision.parent / ROBUSTNESS_NAME).unlink(missing_ok=True)  # of earlier settings
     ranges = intensities_of(pictures)
-    recommendation = recommend(results.draws, results.shared, episodes, scored, stage.promotion, stage.trained, ranges)
+    recommendation = recommend(results.draws, results.shared, episodes, scored, stage.promotion, stage.trained, ranges, robustness)
     write_recommendation(evaluation.decision, recommendation)
     scores = pa.concat_tables([read_scores(folder) for folder in stage.scores.values()])
     curves_of(measured, scores, results.rows, protocols_of(files.episodes)).write(evaluation.curves)

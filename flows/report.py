@@ -87,7 +87,7 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Repor
         near_duplicates=files.near_duplicates,
         scores={detector: SCORES / name / detector for detector in pipeline.detectors},
         table=folder / TABLE_NAME,
-        evaluation=Evaluation.of(name),
+        evaluation=Evaluation.of(name, pipeline.evaluation),
         models=[MODELS / name / CANDIDATE / detector for detector in pipeline.trained],
         inpainter=INPAINTERS / name,
         pairs=PAIRS / name,
@@ -132,6 +132,7 @@ def write_page(stage: Report, galleries: list[Gallery]) -> None:
     from changepair.tasks.sampling.episodes import read_episodes, read_pictures, undefined_metrics
     from changepair.tasks.scoring.operating import read_operating
     from changepair.tasks.scoring.results import read_comparisons, read_metrics
+    from changepair.tasks.scoring.robustness import read_robustness
 
     write_report(
         stage.page,
@@ -140,6 +141,7 @@ def write_page(stage: Report, galleries: list[Gallery]) -> None:
         metrics=read_metrics(stage.table),
         comparisons=read_comparisons(stage.evaluation.comparisons),
         operating=read_operating(stage.evaluation.operating),
+        robustness=read_robustness(stage.evaluation.robustness) if stage.evaluation.robustness is not None else [],
         recommendation=_recommendation(stage),
         curves=Curves.read(stage.evaluation.curves),
         galleries=galleries,

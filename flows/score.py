@@ -34,6 +34,10 @@ class Score(Stage):
     chosen: OfDetectors[Mapping[str, Any]]
     """Settings of the detector and of its base detector, by name."""
     subset: Annotated[int | None, Setting("pipelines.{pipeline}.evaluation.subset.{detector}")]
+    perturbations: Annotated[Sequence[str] | None, Setting("pipelines.{pipeline}.evaluation.perturbations")]
+    """None without perturbations."""
+    perturbed: Annotated[int | None, Setting("pipelines.{pipeline}.evaluation.perturbed")]
+    """Number of perturbed pictures. None without perturbations."""
     scores: Output[Path]
     others: Mapping[str, Any]
     """Settings of all detectors. Detectors with the same encoder are scored in one pass; their scores wait for their stage."""
@@ -51,6 +55,7 @@ class Score(Stage):
 
 def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Score]:
     """Declare a stage for each detector."""
+    evaluation = pipeline.evaluation
     for detector, settings in pipeline.detectors.items():
         base = base_of(detector, pipeline.detectors)
         yield Score(
@@ -60,10 +65,12 @@ def declare(name: str, pipeline: Pipeline, datasets: Datasets) -> Iterator[Score
             model=MODELS / name / CANDIDATE / base if base in pipeline.trained else None,
             weights=[*pipeline.detectors[base].encoder.files, *files_of_prior(settings)],
             chosen={one: pipeline.detectors[one] for one in (detector, base)},
-            subset=pipeline.evaluation.subset.get(detector),
+            subset=evaluation.subset.get(detector),
+            perturbations=evaluation.perturbations or None,
+            perturbed=evaluation.perturbed if evaluation.perturbations else None,
             scores=SCORES / name / detector,
             others=pipeline.detectors,
-            evaluation=pipeline.evaluation,
+            evaluation=evaluation,
         )
 
 
@@ -84,7 +91,9 @@ def score(stage: Score, execution: Execution) -> None:
     if on_cluster(execution):
         score_part = step(name="score part", task_run_name="score {name}, part {part}", timeout_seconds=12 * HOUR)(batch_scoring.score_part)
         with for_gpu(execution):
-            parts: list[Any] = [score_part.submit(name, scoring, part) for part in range(count_parts(stage.files))]
+            parts: list[Any] = [
+                score_part.submit(name, scoring, part) for part in range(count_parts(stage.files, stage.evaluation.perturbations))
+            ]
         wait_for(parts, lambda: f"score {name}, {count_done(parts)} of {len(parts)} parts")
     task = step(name="score detector", task_run_name="score {name}", retries=1, timeout_seconds=12 * HOUR)(score_detector)
     scored: ScoredDetector = task(name, scoring)

@@ -40,9 +40,11 @@ from changepair.tasks.common.fingerprint import code_of
 from changepair.tasks.detectors.registry import KIND, kind_of
 from changepair.tasks.sampling.episodes import EpisodeFiles, protocols_of
 from changepair.tasks.scoring.decision import Decision, decide, same_episodes
+from changepair.tasks.scoring.recommendation import less_robust
 from changepair.tasks.scoring.results import DECISION_NAME, DRAWS_NAME, DrawRow, read_draws, results_of
 from changepair.tasks.scoring.settings import EvaluationSettings
 
+NO_MEASURE = ("batch_size", "shown", "perturbations", "perturbed")  # settings of the evaluation that draws do not depend on
 BY_HAND = "promotion.automatic is false: `changepair promote {}` makes it the current model"
 
 
@@ -84,6 +86,9 @@ def gate(pipeline: str) -> Outcome:
     decision = decide(new, in_use, settings.promotion, detectors)
     if not decision.promoted:
         return _kept(pipeline, decision.reason, decision)
+    fragile = _fragile(pipeline)
+    if fragile:
+        return _kept(pipeline, f"{fragile}; {decision.reason}", decision)
     if not settings.promotion.automatic:
         return _kept(pipeline, f"{decision.reason}; {BY_HAND.format(pipeline)}", decision)
     return _promoted(pipeline, decision.reason, decision)
@@ -97,7 +102,18 @@ def _again(pipeline: str, current: Model, automatic: bool) -> Outcome:
         return Outcome(RunState.IN_USE, since)
     if current.action == "rolled back" or not automatic:  # a person chooses
         return Outcome(RunState.IN_USE, f"{since}; `changepair promote {pipeline}` adopts the new recommendation and thresholds")
-    return _promoted(pipeline, "same model with a new recommendation")
+    fragile = _fragile(pipeline)
+    return Outcome(RunState.IN_USE, f"{since}; {fragile}") if fragile else _promoted(pipeline, "same model with a new recommendation")
+
+
+def _fragile(pipeline: str) -> str:
+    """Explain why the candidate is not promoted automatically: it does not withstand a mild perturbation that the current model withstands.
+
+    Return "" if it does, or if the current model was not measured under these perturbations.
+    """
+    new, old = (read_recommendation(folder) for folder in (EVALUATION / pipeline, folder_of(pipeline) / IN_USE))
+    lost = less_robust(new, old) if new is not None and old is not None else ""
+    return f"{lost}; `changepair promote {pipeline}` adopts the new model" if lost else ""
 
 
 def _promoted(pipeline: str, reason: str, decision: Decision | None = None) -> Outcome:
@@ -177,13 +193,13 @@ def measure_in_use(pipeline: str, settings: Pipeline, detectors: Any) -> list[Dr
 
     folder, files = folder_of(pipeline) / IN_USE, EpisodeFiles.of(EPISODES, pipeline)
     own = _detectors_in_use(pipeline, detectors)
-    checkpoints = CHECKPOINTS / pipeline / "gate"
+    checkpoints, evaluation = CHECKPOINTS / pipeline / "gate", replace(settings.evaluation, perturbations=())
     with tempfile.TemporaryDirectory(prefix="changepair-") as work:
         scores = Path(work)
         chosen = [name for name in judged(settings) if name in own]
         for name in chosen:
-            score_detector(name, Scoring(own, settings.evaluation, files, folder, scores, checkpoints))
-        measured = measure({name: scores / name for name in chosen}, files, settings.evaluation)
+            score_detector(name, Scoring(own, evaluation, files, folder, scores, checkpoints))
+        measured = measure({name: scores / name for name in chosen}, files, evaluation)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return results_of(measured, protocols_of(files.episodes)).draws
 
@@ -208,5 +224,5 @@ def _measured_as(pipeline: str, settings: Pipeline) -> MeasuredAs:
     kinds = {name: kind_of(settings.detectors[name]) for name in judged(settings)}
     code = {name: code_of(*roots("score", kind)).digest for name, kind in kinds.items()}
     detectors = {name: {KIND: kind_of(one), **as_json(one)} for name, one in settings.detectors.items()}
-    evaluation = {name: value for name, value in as_json(settings.evaluation).items() if name not in ("batch_size", "shown")}
+    evaluation = {name: value for name, value in as_json(settings.evaluation).items() if name not in NO_MEASURE}
     return MeasuredAs(detectors, evaluation, {**code, "metrics": code_of(*roots("metrics")).digest})

@@ -19,6 +19,7 @@ from changepair.tasks.common import tiles
 from changepair.tasks.common.bounds import Between, Bound, NonEmpty, Unique
 from changepair.tasks.detectors.registry import ALIASES, DETECTORS, KIND, NAME, RENAMED
 from changepair.tasks.encoders.presets import ENCODERS, PRESET, PRESETS
+from changepair.tasks.scoring.perturbation_names import KINDS, Perturbations
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERVAL = f"^[1-9][0-9]* ({'|'.join(unit.removesuffix('s') for unit in UNITS)})s?$"
@@ -170,6 +171,8 @@ def _bounds(bound: Bound, inner: JsonSchemaValue) -> JsonSchemaValue:
         if kind != "array":
             return limits
         return {key: _within(inner[key], limits) for key in ("items", "prefixItems") if key in inner}
+    if isinstance(bound, Perturbations):
+        return {"uniqueItems": True, "items": {"type": "string", "pattern": f"^({'|'.join(KINDS)})-{NUMBER.strip('^')}"}}
     if isinstance(bound, NonEmpty):
         return NON_EMPTY.get(str(kind), {})
     unique: JsonSchemaValue = {"uniqueItems": True}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from changepair.tasks.common.pictures import Mask, Picture, Resize, cropped, rea
 from changepair.tasks.common.places import place_of
 from changepair.tasks.common.tiles import Box, Grid, boxes, joined
 
+Change = Callable[[Picture], Picture]
+
 
 def read_tensors(images: Sequence[str], resolution: int, device: torch.device, resize: Resize = "squash") -> Tensor:
     """Read pictures as (B, 3, H, W) float32 in [0, 1], `resolution` pixels a side."""
@@ -22,17 +24,25 @@ def read_tensors(images: Sequence[str], resolution: int, device: torch.device, r
 
 
 def read_tiles(
-    images: Sequence[str], grids: Collection[Grid], resolution: int, device: torch.device, resize: Resize
+    images: Sequence[str],
+    grids: Collection[Grid],
+    resolution: int,
+    device: torch.device,
+    resize: Resize,
+    changes: Sequence[Change] | None = None,
 ) -> tuple[dict[Grid, Tensor], list[tuple[int, int]]]:
     """Read each of B pictures once, and cut it by every grid.
 
     Return (T, B, 3, H, W) float32 in [0, 1] for each grid of T tiles, and each picture's height and width. Only one picture is held at full
-    size.
+    size. changes: applied to each decoded picture. A picture that follows itself is decoded once.
     """
     cut: dict[Grid, list[Tensor]] = {grid: [] for grid in grids}
     sizes = []
-    for image in images:
-        picture = read_picture(place_of(image))
+    last, decoded = "", np.empty((0, 0, 3), np.uint8)
+    for number, image in enumerate(images):
+        if changes is None or image != last:
+            last, decoded = image, read_picture(place_of(image))
+        picture = decoded if changes is None else changes[number](decoded)
         height, width = picture.shape[:2]
         sizes.append((height, width))
         for grid, tiles in cut.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 
 from changepair.tasks.reporting.curves import HISTOGRAM, PR, PRO, ROC, SHOTS, Curves
 from changepair.tasks.scoring.metrics import METRICS, PRO_LIMIT, heading
+from changepair.tasks.scoring.robustness import MOST_FLAGGED, RobustnessRow
 
 matplotlib.use("agg")
 SIZE = (3.4, 3.0)  # inches
+MARK, ENTRY = 0.1, 0.17  # inches of height for each mark of a perturbation, and for each entry of a legend
 NORMAL, ANOMALOUS = "#3a7bd5", "#e2602d"
 SERIES = ("#3a7bd5", "#e2602d", "#2a9d6f", "#a55bd0", "#c9a227")
 STYLE: Any = {
@@ -64,13 +66,23 @@ def training_chart(title: str, log: Path) -> Drawn:
     return title, _svg(title, _training, pd.read_csv(log))
 
 
-def _svg(title: str, draw: Callable[[Axes, pd.DataFrame], None], rows: pd.DataFrame) -> bytes:
+def robustness_chart(title: str, rows: Sequence[RobustnessRow]) -> Drawn:
+    """Draw the share of perturbed normal pictures that each detector flags, with its 95 % interval, by perturbation."""
+    table = pd.DataFrame([vars(row) for row in rows])
+    perturbations, detectors = (table[column].nunique() for column in ("perturbation", "detector"))
+    return title, _svg(title, _robustness, table, 0.9 + max(0.3, MARK * detectors) * perturbations + ENTRY * (detectors + 2))
+
+
+def _svg(title: str, draw: Callable[[Axes, pd.DataFrame], None], rows: pd.DataFrame, height: float | None = None) -> bytes:
+    """Draw a chart. height: in inches, of a chart whose legend is below it."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], height or SIZE[1]), layout="constrained")
         axes = figure.add_subplot()
         draw(axes, rows)
         axes.set_title(title)
-        if axes.get_legend_handles_labels()[0]:
+        if height is not None:
+            figure.legend(loc="outside lower center")
+        elif axes.get_legend_handles_labels()[0]:
             axes.legend()
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -105,6 +117,22 @@ def _by_shots(axes: Axes, rows: pd.DataFrame) -> None:
         axes.fill_between(x, 100 * chosen["low"], 100 * chosen["high"], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="shots", ylabel="%", xticks=range(len(shots)), xticklabels=[str(count) for count in shots])
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
+
+
+def _robustness(axes: Axes, rows: pd.DataFrame) -> None:
+    names, detectors = (list(dict.fromkeys(rows[column])) for column in ("perturbation", "detector"))
+    for number, detector in enumerate(detectors):
+        own = rows[rows["detector"] == detector]
+        places = [names.index(name) + (number - (len(detectors) - 1) / 2) * 0.7 / len(detectors) for name in own["perturbation"]]
+        ends = [100 * (own["flagged"] - own["low"]), 100 * (own["high"] - own["flagged"])]
+        colour = SERIES[number % len(SERIES)]
+        axes.errorbar(
+            100 * own["flagged"], places, xerr=ends, fmt="o", markersize=3.5, elinewidth=1, color=colour, label=str(detector), clip_on=False
+        )
+    axes.axvline(100 * rows["rate"].mean(), color=STYLE["text.color"], linewidth=1, linestyle="--", label="target false-alarm rate")
+    axes.axvline(100 * MOST_FLAGGED, color=STYLE["text.color"], linewidth=1, linestyle=":", label=f"{100 * MOST_FLAGGED:g} %")
+    axes.set(xlabel="normal pictures flagged, %", xlim=(0, 100), yticks=range(len(names)), yticklabels=names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _training(axes: Axes, rows: pd.DataFrame) -> None:

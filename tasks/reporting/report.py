@@ -25,11 +25,14 @@ from changepair.tasks.reporting.charts import charts_of, training_chart
 from changepair.tasks.reporting.curves import Curves
 from changepair.tasks.reporting.galleries import KINDS, Gallery, caption, colour_scale, strip
 from changepair.tasks.reporting.readiness import MOST_FALSE_ALARMS, MOST_MISSES, Verdict
+from changepair.tasks.reporting.robustness import robustness_part
+from changepair.tasks.sampling.settings import PREFERRED
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
 from changepair.tasks.scoring.ranks import mean_ranks
 from changepair.tasks.scoring.recommendation import NEAR, PREFERRED, Recommendation
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow, table
+from changepair.tasks.scoring.robustness import RobustnessRow
 from changepair.tasks.scoring.settings import EvaluationSettings
 from changepair.tasks.training.log import LOG_NAME
 
@@ -127,11 +130,12 @@ def write_report(
     scores: Mapping[str, Path] | None = None,
     trained: Collection[str] = (),
     undefined: Sequence[str] = (),
+    robustness: Sequence[RobustnessRow] = (),
 ) -> None:
     """Write the report: verdict and next step by target, metrics, curves, galleries, training, and how to reproduce it.
 
     scores: the folders that the score stage wrote, by detector. Without them the trade-off is left out. trained: the detectors that were
-    trained here. undefined: sentences on undefined metrics, from `undefined_metrics`.
+    trained here. undefined: sentences on undefined metrics, from `undefined_metrics`. robustness: rows of robustness.csv.
     """
     of_recommended = (scores or {}).get(recommendation.detector)
     advised = {advice.target: advice for advice in advice_of(recommendation, metrics, operating, of_recommended)}
@@ -160,6 +164,9 @@ def write_report(
             ties={target: tied(advice, metrics, comparisons) for target, advice in advised.items()},
             metric=_in_words(recommendation.choice.metric) if recommendation.choice is not None else "",
             undefined=undefined,
+            robustness=robustness_part(robustness, {target: advice.shots for target, advice in advised.items()}),
+            warnings={target: recommendation.warning(target) for target in advised},
+            inline=_chart,
             targets=[_target(gallery, curves, advised.get(gallery.target)) for gallery in galleries],
             scale=_jpeg(colour_scale()),
             rejected=_listed(inputs.rejected),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from changepair.tasks.common.bounds import MOST, STRICT, Between, FileName, NonEmpty
 
 Protocol = Literal["class-specific", "class-agnostic", "one-vs-all", "multi-class"]
+PREFERRED: Protocol = "class-specific"  # protocol of recommendations: users prompt with pictures of the part that they inspect
 # Protocols whose pixel labels come from masks. In the others a whole picture of another class is anomalous.
 BY_PIXEL: tuple[Protocol, ...] = ("class-specific", "class-agnostic")
 

@@ -71,7 +71,7 @@ def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] 
     device, files = best_device(), scoring.files
     contenders = _contenders(name, scoring, device)
     folder = scoring.scores / name
-    counts = score(contenders, files, {name: folder}, batch_size=scoring.settings.batch_size, device=device, report=report)
+    counts = score(contenders, files, {name: folder}, device=device, report=report, **_how(scoring.settings))
     write_text(folder / ABOUT_NAME, json.dumps({"digest": contenders[0].work.folder.name}) + "\n")
     episodes = read_episodes(files.episodes)
     some = next((episode for episode in episodes if episode.prompts), episodes[0])
@@ -82,7 +82,11 @@ def score_detector(name: str, scoring: Scoring, report: Callable[[float], None] 
 def score_part(name: str, scoring: Scoring, part: int) -> None:
     """Score one part (`count_parts` of tasks/scoring/score.py), on any machine. `score_detector` uses the result."""
     device = best_device()
-    score(_contenders(name, scoring, device), scoring.files, {}, batch_size=scoring.settings.batch_size, device=device, only=part)
+    score(_contenders(name, scoring, device), scoring.files, {}, device=device, only=part, **_how(scoring.settings))
+
+
+def _how(settings: EvaluationSettings) -> dict[str, Any]:
+    return {"batch_size": settings.batch_size, "perturbations": settings.perturbations, "most_perturbed": settings.perturbed}
 
 
 def _contenders(name: str, scoring: Scoring, device: torch.device) -> list[Contender]:
@@ -124,13 +128,15 @@ def _digest(name: str, scoring: Scoring) -> str | None:
     kinds = [DETECTORS[kind_of(scoring.detectors[one])] for one in (name, own)]
     code = code_of(__name__, *{module for kind in kinds for module in kind.modules})
     files = (scoring.files.episodes, scoring.files.targets, *([model] if model.is_file() else []))
-    about = {
+    about: dict[str, Any] = {
         "detector": [asdict(scoring.detectors[one]) for one in (name, own)],
         "queries": scoring.settings.subset.get(name),
         "code": code.digest,
         "files": [sha256(file) for file in files],
         "weights": [content_of(file) for file in (*scoring.detectors[own].encoder.files, *files_of_prior(scoring.detectors[name]))],
     }
+    if scoring.settings.perturbations:
+        about["perturbations"] = [scoring.settings.perturbations, scoring.settings.perturbed]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:SHORT]
 
 

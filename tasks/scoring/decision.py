@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +12,8 @@ from changepair.tasks.common.bounds import STRICT, Between
 from changepair.tasks.scoring.metrics import MetricName, heading
 from changepair.tasks.scoring.results import DrawRow
 from changepair.tasks.scoring.spread import Draws, difference
+
+Key = tuple[str, str, int]  # target, protocol and shots
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,14 @@ class Choice:
     """Name of the metric."""
     beneath: tuple[tuple[str, float], ...] = ()
     """Trained detectors that are worse than an untrained detector, with their metrics."""
+    instead_of: str = ""
+    """The detector with the highest metric, if it was passed over, and why."""
 
     def __str__(self) -> str:
         beneath = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.beneath)
         also = f"; worse than an untrained detector: {beneath}" if beneath else ""
-        return f"{self.detector}, {heading(self.metric)} {100 * self.value:.1f} %{also}"
+        passed = f"; instead of {self.instead_of}" if self.instead_of else ""
+        return f"{self.detector}, {heading(self.metric)} {100 * self.value:.1f} %{passed}{also}"
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,20 @@ def decide(new: Sequence[DrawRow], in_use: Sequence[DrawRow], settings: Promotio
 
 
 def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Collection[str]) -> Choice | None:
-    """Choose the detector with the highest metric. Return None if no detector has the metric.
+    """Choose the detector with the highest metric. Return None if no detector has the metric. Parameters are those of `choices`."""
+    return next(iter(choices(draws, settings, trained)), None)
 
-    The metric is averaged over the targets, protocols and shots that all detectors have; without any, over each detector's own. trained:
-    the detectors that were trained.
+
+def choices(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Collection[str]) -> list[Choice]:
+    """List the detector with the highest metric, then those that are not significantly worse, the better ones first.
+
+    The metric is averaged over the targets, protocols and shots that all detectors have; without any, over each detector's own, and then no
+    other detector is listed. A detector is not significantly worse if the 95 % interval of the paired difference includes 0. trained: the
+    detectors that were trained. Returns [] if no detector has the metric.
     """
     rows = _by_detector(draws, settings.metric, {row.detector for row in draws})
     if not rows:
-        return None
+        return []
     common = set.intersection(*(set(of_one) for of_one in rows.values()))
     values = {
         name: float(np.mean([row.value for key, row in of_one.items() if not common or key in common])) for name, of_one in rows.items()
@@ -137,7 +148,22 @@ def choose(draws: Sequence[DrawRow], settings: PromotionSettings, trained: Colle
     able = values if settings.floor or not values.keys() - free.keys() else {name: values[name] for name in values if name in trained}
     best = max(able, key=lambda name: able[name])
     beneath = [(name, value) for name, value in values.items() if name in trained and value < max(free.values(), default=0.0)]
-    return Choice(best, values[best], settings.metric, tuple(beneath))
+    worse = {name for name, _value in beneath} if settings.floor else set()
+    close = [name for name in able if name != best and name not in worse and _close(rows[best], rows[name], common)]
+    ranked = [best, *sorted(close, key=lambda name: -able[name])]
+    return [Choice(name, values[name], settings.metric, tuple(beneath)) for name in ranked]
+
+
+def _close(best: Mapping[Key, DrawRow], other: Mapping[Key, DrawRow], common: set[Key]) -> bool:
+    """Tell whether the difference of two detectors may be 0, on the same pictures. False without draws."""
+    if not common or not all(rows[key].draws for rows in (best, other) for key in common):
+        return False
+    values, draws = (
+        np.mean([np.subtract(getattr(best[key], name), getattr(other[key], name)) for key in sorted(common)], axis=0)
+        for name in ("value", "draws")
+    )
+    estimate = difference(float(values), draws.astype(np.float32))
+    return estimate is not None and estimate.low <= 0
 
 
 def _told(item: Compared, name: str) -> str:
@@ -147,9 +173,9 @@ def _told(item: Compared, name: str) -> str:
     )
 
 
-def _by_detector(draws: Sequence[DrawRow], metric: str, detectors: Collection[str]) -> dict[str, dict[tuple[str, str, int], DrawRow]]:
+def _by_detector(draws: Sequence[DrawRow], metric: str, detectors: Collection[str]) -> dict[str, dict[Key, DrawRow]]:
     """Group the rows of one metric: detector -> (target, protocol, shots) -> row."""
-    estimate: dict[str, dict[tuple[str, str, int], DrawRow]] = {}
+    estimate: dict[str, dict[Key, DrawRow]] = {}
     for row in draws:
         if row.metric == metric and row.detector in detectors:
             estimate.setdefault(row.detector, {})[row.target, row.protocol, row.shots] = row

@@ -19,7 +19,7 @@ from scipy.special import betaincinv
 
 from changepair.tasks.ingestion.listing import GOOD
 from changepair.tasks.ingestion.manifest import ANOMALOUS, PictureRow
-from changepair.tasks.prediction.calibration import calibrated, least_rate
+from changepair.tasks.prediction.calibration import Threshold, calibrated, least_rate
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.results import ALL, read_csv_rows, write_csv_rows
 from changepair.tasks.scoring.scores import Scored
@@ -105,16 +105,30 @@ def binomial_interval(count: float, of: int) -> tuple[float, float]:
     return low, high
 
 
+def thresholds_of(normal: Sequence[float]) -> tuple[Threshold, Threshold] | None:
+    """Return the thresholds that both halves of an episode's normal scores set. None for fewer than two scores.
+
+    normal: in the episode's order. Each threshold's rate is RATE, or the lowest that its half can promise.
+    """
+    if len(normal) < 2:
+        return None
+    first, second = (calibrated(half, [], least_rate(len(half), RATE)) for half in (normal[::2], normal[1::2]))
+    return first, second
+
+
+def judging(thresholds: tuple[Threshold, Threshold], place: int) -> Threshold:
+    """Return the threshold for a normal picture: that of the half without it. place: of the picture in the scores of `thresholds_of`."""
+    return thresholds[1 - place % 2]
+
+
 def _count(episode: Episode, scores: NDArray[np.float32], kinds: Mapping[str, str]) -> dict[str, _Counted]:
     labels = np.array(episode.labels[: len(scores)]) == ANOMALOUS
-    normal = scores[~labels]
-    halves = normal[::2], normal[1::2]
-    if not len(halves[1]):
+    normal = scores[~labels].tolist()
+    thresholds = thresholds_of(normal)
+    if thresholds is None:
         return {}
-    rates = [least_rate(len(half), RATE) for half in halves]
-    thresholds = [calibrated(half.tolist(), [], rate) for half, rate in zip(halves, rates, strict=True)]
-    about = float(np.mean(rates)), float(np.mean([threshold.value for threshold in thresholds]))
-    false_alarms = sum(map(thresholds[0].exceeded, halves[1].tolist())) + sum(map(thresholds[1].exceeded, halves[0].tolist()))
+    about = float(np.mean([one.false_alarms for one in thresholds])), float(np.mean([one.value for one in thresholds]))
+    false_alarms = sum(judging(thresholds, place).exceeded(score) for place, score in enumerate(normal))
     counted = {GOOD: _Counted(false_alarms, len(normal), *about)}
     defects = np.array([kinds[image] for image in episode.queries[: len(scores)]])
     for defect in ("", *sorted(set(defects[labels]))):

@@ -1,8 +1,10 @@
 """Recommend a detector, prompts and thresholds for a pipeline's model.
 
-`choose` selects the detector, on the pictures that all detectors scored. Each target has its own number of prompts, because targets may
-differ in protocols and shots. It is the lowest number with a metric within NEAR of the best on that target. Each category has the prompts
-of the first seed's episode. The normal test pictures of the same episode set the threshold, so prompts, scores and threshold match.
+`choices` ranks the detectors, on the pictures that all detectors scored. The first one is recommended. If it flags many normal pictures
+under a mild perturbation, one that does not and is not significantly worse is recommended instead. Each target has its own number of
+prompts, because targets may differ in protocols and shots. It is the lowest number with a metric within NEAR of the best on that target.
+Each category has the prompts of the first seed's episode. The normal test pictures of the same episode set the threshold, so prompts,
+scores and threshold match.
 
 The recommendation is stored in data/evaluation/<pipeline>/decision.json. The current model keeps a copy.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from changepair.tasks.common.bounds import FINITE
@@ -23,14 +25,15 @@ from changepair.tasks.common.texts import percent
 from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.prediction.calibration import DECIMALS, Threshold, calibrated, least_rate
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.decision import Choice, PromotionSettings, choose
+from changepair.tasks.sampling.settings import PREFERRED
+from changepair.tasks.scoring.decision import Choice, PromotionSettings, choices
 from changepair.tasks.scoring.metrics import heading
 from changepair.tasks.scoring.operating import RATE, binomial_interval
-from changepair.tasks.scoring.results import DrawRow
+from changepair.tasks.scoring.results import ALL, DrawRow
+from changepair.tasks.scoring.robustness import MOST_FLAGGED, RobustnessRow
 from changepair.tasks.scoring.scores import Scored
 
 NEAR = 0.01  # largest loss of the metric, a fraction, at which fewer prompts are preferred
-PREFERRED = "class-specific"  # preferred protocol, because users prompt with pictures of the part that they inspect
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,22 @@ class Recommendation:
     """Why this detector was chosen. None if the metric is undefined."""
     uses: tuple[Use, ...]
     """Uses in the order of the targets and their categories."""
+    robustness: tuple[RobustnessRow, ...] = ()
+    """The detector's robustness with these prompts, over all categories of each target. Empty without perturbations."""
 
     def __str__(self) -> str:
-        return str(self.choice) if self.choice is not None else self.detector
+        warning = self.warning()
+        return f"{self.choice if self.choice is not None else self.detector}{'; ' * bool(warning)}{warning}"
+
+    def warning(self, target: str | None = None) -> str:
+        """Describe the mild perturbations that the detector does not withstand, on one target, or the worst one of all. "" if it does."""
+        fragile = sorted((row for row in self.robustness if row.fragile and target in (None, row.target)), key=lambda row: -row.flagged)
+        if not fragile:
+            return ""
+        worst, *others = fragile
+        where = "" if target is not None else f" of {worst.target}"
+        also = "".join(f", {row.words}" for row in others if target is not None)
+        return f"flags {100 * worst.flagged:.0f} % of normal pictures{where} under {worst.perturbation}{also}"
 
     @property
     def targets(self) -> list[str]:
@@ -117,7 +133,9 @@ class Recommendation:
         for target in self.targets:
             uses = self.of(target)
             value = "" if uses[0].value is None else f", {metric} {100 * uses[0].value:.1f} %"
-            lines.append(f"{target}: {self.detector} {with_prompts(uses[0].shots)}{value}, {_thresholds(uses)}")
+            warning = self.warning(target)
+            also = f"; {warning}" if warning else ""
+            lines.append(f"{target}: {self.detector} {with_prompts(uses[0].shots)}{value}, {_thresholds(uses)}{also}")
         return lines
 
 
@@ -154,27 +172,39 @@ def recommend(
     settings: PromotionSettings,
     trained: Collection[str],
     intensities: Mapping[str, Intensity] | None = None,
+    robustness: Sequence[RobustnessRow] = (),
 ) -> Recommendation:
     """Recommend a detector, and prompts and a threshold for each category.
 
     draws: metrics of each detector. shared: metrics on the pictures that all detectors scored; they select the detector. scored: scores on
-    `episodes`, by detector. trained: detectors that were trained. intensities: ranges of each target with more than 8 bits. Raises BadInput
-    if the file of a prompt is missing.
+    `episodes`, by detector. trained: detectors that were trained. intensities: ranges of each target with more than 8 bits. robustness: of
+    each detector. Raises BadInput if the file of a prompt is missing.
     """
-    choice = choose(shared, settings, trained)
-    if choice is None and len(scored) > 1:
-        return Recommendation("", None, ())
-    detector = choice.detector if choice is not None else next(iter(scored))
-    own = [(episodes[item.number], item) for item in scored[detector]]
-    values = {
-        (row.target, row.protocol, row.shots): row.value for row in draws if row.detector == detector and row.metric == settings.metric
-    }
-    uses = [
-        use
-        for target in dict.fromkeys(episode.target for episode, _item in own)
-        for use in _uses([one for one in own if one[0].target == target], values, (intensities or {}).get(target, UNKNOWN))
-    ]
-    return Recommendation(detector, choice, tuple(uses))
+    targets = dict.fromkeys(episode.target for episode in episodes)
+
+    def recommended(detector: str, choice: Choice | None) -> Recommendation:
+        own = [(episodes[item.number], item) for item in scored[detector]]
+        values = {
+            (row.target, row.protocol, row.shots): row.value for row in draws if row.detector == detector and row.metric == settings.metric
+        }
+        of_targets = {target: [one for one in own if one[0].target == target] for target in targets}
+        uses = [
+            use for target, alike in of_targets.items() if alike for use in _uses(alike, values, (intensities or {}).get(target, UNKNOWN))
+        ]
+        used = {(detector, ALL, use.target, use.protocol, use.shots) for use in uses}
+        measured = [row for row in robustness if (row.detector, row.category, row.target, row.protocol, row.shots) in used]
+        return Recommendation(detector, choice, tuple(uses), tuple(measured))
+
+    ranked = choices(shared, settings, trained)
+    if not ranked:
+        return Recommendation("", None, ()) if len(scored) > 1 else recommended(next(iter(scored)), None)
+    best = recommended(ranked[0].detector, ranked[0])
+    for choice in ranked[1:] if best.warning() else ():
+        other = recommended(choice.detector, choice)
+        if other.robustness and not other.warning():
+            passed = f"{best.detector} {100 * ranked[0].value:.1f} %, which {best.warning()}"
+            return replace(other, choice=replace(choice, instead_of=passed))
+    return best
 
 
 def _uses(own: Sequence[tuple[Episode, Scored]], values: Mapping[tuple[str, str, int], float], intensity: Intensity) -> list[Use]:
@@ -209,6 +239,23 @@ def _use(episode: Episode, item: Scored, value: float | None, intensity: Intensi
     return Use(*about, prompts, threshold, intensity, len(anomalous), sum(map(threshold.exceeded, anomalous)))
 
 
+def less_robust(new: Recommendation, current: Recommendation) -> str:
+    """Describe the worst mild perturbation that the new detector does not withstand and the current one does. "" if there is none.
+
+    Perturbations that the current one was not measured under on the same target are left out.
+    """
+    before = {(row.target, row.perturbation): row for row in current.robustness}
+    lost = [row for row in new.robustness if row.fragile and (old := before.get((row.target, row.perturbation))) and not old.fragile]
+    if not lost:
+        return ""
+    worst = max(lost, key=lambda row: row.flagged)
+    share = 100 * before[worst.target, worst.perturbation].flagged
+    return (
+        f"{new.detector} flags {100 * worst.flagged:.0f} % of normal pictures of {worst.target} under {worst.perturbation}, more than "
+        f"{percent(MOST_FLAGGED)} %, and the current model {share:.0f} %"
+    )
+
+
 def found_of(uses: Sequence[Use]) -> tuple[int, int, float, float] | None:
     """Count the anomalous pictures that uses with a threshold find. Return found, total and the 95 % interval of the share."""
     known = [use for use in uses if use.threshold is not None]
@@ -224,5 +271,9 @@ def _hash_of(image: str) -> str:
 
 
 def write_recommendation(file: Path, recommendation: Recommendation) -> None:
-    """Write decision.json. Equal recommendations give equal bytes."""
-    write_text(file, json.dumps(asdict(recommendation), indent=1, sort_keys=True) + "\n")
+    """Write decision.json. Equal recommendations give equal bytes. Fields on robustness are left out if they are empty."""
+    written = asdict(recommendation)
+    for section, name in ((written, "robustness"), (written["choice"], "instead_of")):
+        if section is not None and not section[name]:
+            del section[name]
+    write_text(file, json.dumps(written, indent=1, sort_keys=True) + "\n")

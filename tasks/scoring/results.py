@@ -35,6 +35,7 @@ from changepair.tasks.scoring.spread import DRAWS, Draws, difference, interval
 MADE_BY = "metrics"
 METRICS_NAME, TABLE_NAME, COMPARISONS_NAME = "metrics.json", "metrics.csv", "comparisons.csv"
 DRAWS_NAME, DECISION_NAME, OPERATING_NAME, CURVES_NAME = "draws.parquet", "decision.json", "operating.csv", "curves"
+ROBUSTNESS_NAME = "robustness.csv"
 HEADLINES = ("image_auroc", "pixel_aupro")  # metrics in metrics.json
 ALL = ""  # category of a row over all categories
 Row = TypeVar("Row")
@@ -172,7 +173,7 @@ def comparison_rows(measured: Sequence[Measured]) -> list[ComparisonRow]:
 
 
 def draw_rows(measured: Sequence[Measured], *, shared: bool = False) -> list[DrawRow]:
-    """Return the metrics over all categories and seeds. shared: only the pictures that every detector scored, without draws."""
+    """Return the metrics over all categories and seeds. shared: only the pictures that every detector scored."""
     rows = []
     for about, items in _grouped(measured).items():
         episodes = "" if shared else _fingerprint(items)
@@ -180,7 +181,7 @@ def draw_rows(measured: Sequence[Measured], *, shared: bool = False) -> list[Dra
             seeds = _by_seed(items, metric, shared=shared)
             if seeds:
                 mean = _mean(seeds)
-                rows.append(DrawRow(*about, metric, episodes, mean.value, () if shared else tuple(mean.draws)))
+                rows.append(DrawRow(*about, metric, episodes, mean.value, tuple(mean.draws)))
     return rows
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,12 @@ from changepair.tasks.common.pictures import Resize
 from changepair.tasks.common.tensors import joined_maps, read_tiles, resized_maps, uncropped
 from changepair.tasks.common.tiles import AUTO, OVERLAP, WHOLE, Grid, Tiles, boxes, grid_of
 from changepair.tasks.detectors.detector import Detector
+from changepair.tasks.ingestion.manifest import PictureRow
 from changepair.tasks.sampling.episodes import Episode, TargetFiles, read_episodes, read_pictures, shown_episodes
 from changepair.tasks.sampling.settings import BY_PIXEL
 from changepair.tasks.scoring.compare import Pool, compare, encoded, pictures_at_once, pools_of
+from changepair.tasks.scoring.perturbations import perturbed
+from changepair.tasks.scoring.perturbed import with_perturbed
 from changepair.tasks.scoring.scores import Group, Maps, ScoresFolder, same_queries
 
 CELLS = 64  # cells a side of a tile on a stored map; more if the whole map would otherwise be coarser than a single tile's map
@@ -61,25 +65,29 @@ def score(
     device: torch.device,
     only: int | None = None,
     report: Callable[[float], None] = lambda share: None,
+    perturbations: Sequence[str] = (),
+    most_perturbed: int = 0,
 ) -> dict[str, int]:
     """Score detectors with one encoder and one resolution on every episode. Return the number of scores of each that has a folder.
 
     folders: where to write scores, by detector. Other detectors keep their work for a later call. only: the number of the part to score
-    (`count_parts`); None for all parts. report: receives the share of the work that is done. Raises BadInput if a score is not a number,
-    and Stopped after SIGTERM.
+    (`count_parts`); None for all parts. report: receives the share of the work that is done. perturbations: names of perturbations under
+    which `most_perturbed` normal queries of each category are scored too. Raises BadInput if a score is not a number, and Stopped after
+    SIGTERM.
     """
     episodes = dict(enumerate(read_episodes(files.episodes)))
-    pictures = read_pictures(files.targets)
-    masked = {row.image for row in pictures if row.mask is not None}
-    sizes = {row.image: (row.height, row.width) for row in pictures}
-    groups = {contender.name: groups_of(contender, episodes, masked) for contender in contenders}
+    pictures = {row.image: row for row in read_pictures(files.targets)}
+    masked = {image for image, row in pictures.items() if row.mask is not None}
+    groups = {
+        contender.name: with_perturbed(groups_of(contender, episodes, masked), perturbations, most_perturbed) for contender in contenders
+    }
     parts = list(zip(*groups.values(), strict=True))
     for number, part in enumerate(parts):
         if only not in (None, number):
             continue
         _score_group(
             [(contender, group) for contender, group in zip(contenders, part, strict=True) if group.episodes],
-            sizes,
+            pictures,
             batch_size,
             device,
             lambda share, before=number: report((before + share) / len(parts)),  # type: ignore[misc]
@@ -103,25 +111,30 @@ def groups_of(contender: Contender, episodes: Mapping[int, Episode], masked: set
     return groups
 
 
-def count_parts(files: TargetFiles) -> int:
-    """Return the number of parts of the work. All episodes of a category, with the same queries, are one part."""
-    return len(same_queries(dict(enumerate(read_episodes(files.episodes)))))
+def count_parts(files: TargetFiles, perturbations: Sequence[str] = ()) -> int:
+    """Return the number of parts of the work. All episodes of a category, with the same queries, are one part. Its perturbed queries are
+    another one."""
+    return len(same_queries(dict(enumerate(read_episodes(files.episodes))))) * (2 if perturbations else 1)
 
 
 @torch.inference_mode()
 def _score_group(
     contenders: Sequence[tuple[Contender, Group]],
-    sizes: Mapping[str, tuple[int, int]],
+    pictures: Mapping[str, PictureRow],
     batch_size: int,
     device: torch.device,
     report: Callable[[float], None],
 ) -> None:
-    """Score the remaining queries batch by batch. Each query is read once, and cut by the grid of each episode."""
+    """Score the remaining queries batch by batch. Each query is read once, and cut by the grid of each episode.
+
+    pictures: rows of the manifests, by picture.
+    """
     waiting = [(contender, group) for contender, group in contenders if contender.work.done(group) < group.queries]
     if not waiting:
         return
     resolution, resize = waiting[0][0].resolution, waiting[0][0].resize
-    some = next(iter(waiting[0][1].episodes.values()))
+    some, names = next(iter(waiting[0][1].episodes.values())), waiting[0][1].perturbations
+    sizes = {image: (row.height, row.width) for image, row in pictures.items()}
     first = min(contender.work.done(group) for contender, group in waiting)
     last = max(group.queries for _contender, group in waiting)
     cuts = []
@@ -131,17 +144,23 @@ def _score_group(
         pools = pools_of(detectors, list(prompted.values()), grid, resolution, resize, batch_size, device)
         cuts.append(Cut(grid, by_name, pools))
     step = min(pictures_at_once(cut.grid, batch_size) for cut in cuts)
-    title = f"score {some.target}/{some.category} {'+'.join(contender.name for contender, _group in waiting)}"
+    where = f"score {some.target}/{some.category}{', perturbed' if names else ''}"
+    title = f"{where} {'+'.join(contender.name for contender, _group in waiting)}"
     for start in tqdm(range(first, last, step), desc=title, unit="batch", mininterval=5):
         stop = min(start + step, last)
         # A detector may have fewer queries. A killed run with another batch size may have scored a part of the batch.
         todo = [(one, group) for one, group in waiting if one.work.done(group) < min(stop, group.queries)]
         needed = [cut for cut in cuts if any(contender.name in cut.episodes for contender, _group in todo)]
         images = some.queries[start:stop]
-        tiles, seen = read_tiles(images, [cut.grid for cut in needed], resolution, device, resize)
+        changes = (
+            [partial(perturbed, name=names[query % len(names)], key=pictures[image].sha256) for query, image in enumerate(images, start)]
+            if names
+            else None
+        )
+        tiles, seen = read_tiles(images, [cut.grid for cut in needed], resolution, device, resize, changes)
         _score_batch(todo, needed, start, images, tiles, seen, batch_size)
         report(stop / last)
-        stopping.check(f"score {some.target}/{some.category}, {stop} of {last} queries scored")
+        stopping.check(f"{where}, {stop} of {last} queries scored")
 
 
 @dataclass(frozen=True)

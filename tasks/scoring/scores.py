@@ -2,6 +2,7 @@
 
     data/scores/<pipeline>/<detector>/
       scores.parquet   one row for each image score (SCORES)
+      perturbed.parquet  one row for each score of a perturbed normal picture (PERTURBED), with `evaluation.perturbations`
       maps/<n>.npy     anomaly maps Mxhxw in [0, 1], float32, on the detector's grid; scores.parquet has their rows
 
 Maps are kept for every query with a mask, and for the queries that galleries show (one episode of each category).
@@ -26,7 +27,7 @@ from changepair.tasks.ingestion.manifest import ANOMALOUS
 from changepair.tasks.sampling.episodes import Episode
 
 MADE_BY = "score"
-SCORES_NAME, MAPS_NAME = "scores.parquet", "maps"
+SCORES_NAME, PERTURBED_NAME, MAPS_NAME = "scores.parquet", "perturbed.parquet", "maps"
 SCORES = pa.schema(
     [
         pa.field("episode", pa.int32(), nullable=False),  # its row in the episodes' table
@@ -41,6 +42,13 @@ SCORES = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("maps", pa.int32()),  # the file of its map; null if it has none
         pa.field("map", pa.int32()),  # its row in that file
+    ]
+)
+PERTURBED = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("episode", "target", "category", "protocol", "shots", "seed", "detector", "image")),
+        pa.field("perturbation", pa.string(), nullable=False),
+        SCORES.field("score"),
     ]
 )
 Maps = NDArray[np.float32]
@@ -75,6 +83,8 @@ class Group:
     """Number of queries that the detector scores, the first ones."""
     kept: tuple[int, ...]
     """Rows of the episodes whose maps are kept."""
+    perturbations: tuple[str, ...] = ()
+    """Perturbations of the queries, in turn: query q has perturbation q modulo their number. Empty if queries are unchanged."""
 
 
 def same_queries(episodes: Mapping[int, Episode]) -> list[dict[int, Episode]]:
@@ -113,16 +123,19 @@ class ScoresFolder:
 
     def finish(self, groups: Sequence[Group], detector: str, folder: Path) -> int:
         """Write the folder of this module's docstring, and delete the work in progress. Return the number of scores."""
-        tables = [SCORES.empty_table()]
+        tables, perturbed = [SCORES.empty_table()], list[pa.Table]()
         with made_anew(folder) as partial:
             (partial / MAPS_NAME).mkdir()
             for group in groups:
                 scores = self._array(group, "scores.npy", (len(group.episodes), group.queries))
-                tables += [_rows(group, place, number, detector, scores[place]) for place, number in enumerate(group.episodes)]
+                rows = [_rows(group, place, number, detector, scores[place]) for place, number in enumerate(group.episodes)]
+                (perturbed if group.perturbations else tables).extend(rows)
                 if group.kept:
                     self._file(group, "maps.npy").rename(partial / MAPS_NAME / f"{group.number}.npy")
             joined = pa.concat_tables(tables)
             write_table(partial / SCORES_NAME, joined)
+            if perturbed:
+                write_table(partial / PERTURBED_NAME, pa.concat_tables(perturbed))
         shutil.rmtree(self.folder, ignore_errors=True)
         return int(joined.num_rows)
 
@@ -138,20 +151,32 @@ def _rows(group: Group, place: int, number: int, detector: str, scores: NDArray[
     episode, count = group.episodes[number], group.queries
     first = group.kept.index(number) * count if number in group.kept else None
     about = (number, episode.target, episode.category, episode.protocol, episode.shots, episode.seed, detector)
-    columns = [
-        *([value] * count for value in about),
-        episode.queries[:count],
+    columns: list[Any] = [*([value] * count for value in about), episode.queries[:count]]
+    if group.perturbations:
+        columns += [[group.perturbations[query % len(group.perturbations)] for query in range(count)], np.asarray(scores)]
+        return _table(columns, PERTURBED)
+    columns += [
         episode.labels[:count],
         np.asarray(scores),
         [None if first is None else group.number] * count,
         [None if first is None else first + query for query in range(count)],
     ]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCORES, strict=True)], schema=SCORES)
+    return _table(columns, SCORES)
+
+
+def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def read_scores(folder: Path) -> pa.Table:
     """Read the table of a detector's scores."""
     return read_table(folder / SCORES_NAME, SCORES, MADE_BY)
+
+
+def read_perturbed(folder: Path) -> pa.Table:
+    """Read the table of a detector's scores on perturbed pictures. It is empty if no perturbations were set."""
+    file = folder / PERTURBED_NAME
+    return read_table(file, PERTURBED, MADE_BY) if file.is_file() else PERTURBED.empty_table()
 
 
 def read_scored(folder: Path) -> Iterator[Scored]:

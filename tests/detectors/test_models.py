@@ -61,7 +61,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "patch-residual, complete": PatchResidualSettings(resolution=64, top_share=0.05, self_residual=0.6, foreground=0.5, smoothing=4.0),
         "patch-residual, mirrored": PatchResidualSettings(resolution=64, rotations=2, mirrored=True, contrast=0.02),
         "robust-residual": RobustResidualSettings(resolution=64),
-        "robust-residual, rotated": RobustResidualSettings(resolution=64, patch=8, rotations=4, versions=False, top_share=0.0),
+        "robust-residual, rotated": RobustResidualSettings(resolution=64, patch=16, rotations=4, versions=False, top_share=0.0),
         "robust-residual, cosine": RobustResidualSettings(resolution=64, mirrored=True, magnitude=False, whole=0.0),
         "metric-residual": MetricResidualSettings(resolution=64, self_residual=0.6),
         "metric-residual, scales": MetricResidualSettings(

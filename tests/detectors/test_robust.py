@@ -29,7 +29,7 @@ def pictures(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"versions": False, "patch": 8}, {"magnitude": False, "whole": 0.5}, {"whole": 0.0, "top_share": 0.0}]
+    "options", [{}, {"versions": False, "patch": 16}, {"magnitude": False, "whole": 0.5}, {"whole": 0.0, "top_share": 0.0}]
 )
 def test_scores_equal_a_slow_formula(options: dict[str, float]) -> None:
     detector = create_detector(RobustResidualSettings(resolution=SIDE, **options))  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
     w)."""
     tops, changes = [], []
     sides = [stage.shape[-1] for stage in query]
-    grids = [min(side, SIDE // int(options.get("patch", 16))) for side in sides]
+    grids = [min(side, SIDE // int(options.get("patch", 8))) for side in sides]
     for number, stage in enumerate(query):
         patches = pooled(stage, grids[number])
         residual = np.full((grids[number], grids[number]), np.inf)
@@ -77,7 +77,7 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
         torch.nn.functional.interpolate(torch.from_numpy(top)[None, None], (grid, grid), mode="bilinear")[0, 0].numpy() for top in tops
     ]
     count = max(1, int(options.get("top_share", 0.01) * grid * grid))
-    x = float(np.exp(np.mean([np.log(np.sort(top.ravel())[-count:].mean()) for top in large])))
+    x = float(np.sort(np.mean(large, axis=0).ravel())[-count:].mean())
     x *= max(np.mean(changes) / 0.5, 1) ** options.get("whole", 1.0)
     return x / (1 + x)
 
@@ -140,7 +140,7 @@ def test_versions_lower_the_scores_of_normal_pictures_from_another_camera() -> N
         with torch.inference_mode():
             clean, changed = (detector.score(queries, prompts)[0] for queries in (normal, noisy))
         raised[versions] = float((changed / clean).mean())
-    assert raised[True] - 1 < 0.6 * (raised[False] - 1)
+    assert raised[True] - 1 < 0.7 * (raised[False] - 1)
 
 
 def test_a_whole_picture_change_raises_the_score_more_with_the_statistic() -> None:

@@ -30,8 +30,10 @@ from changepair.tasks.prediction.outputs import OutputRow
 from changepair.tasks.sampling.episodes import Episode
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
+from changepair.tasks.scoring.perturbation_names import KINDS
 from changepair.tasks.scoring.results import ComparisonRow, DrawRow, MetricRow, read_metrics
-from changepair.tasks.scoring.scores import SCORES
+from changepair.tasks.scoring.robustness import RobustnessRow
+from changepair.tasks.scoring.scores import PERTURBED, SCORES
 from changepair.tasks.synthesis.shards import PairRow
 from changepair.tasks.training.log import LogLine
 
@@ -161,8 +163,8 @@ def test_the_page_of_the_python_api_has_every_exported_name() -> None:
         ("Episodes", [field.name for field in fields(Episode)]),
         ("Change pairs", [field.name for field in fields(PairRow)]),
         ("Models", [field.name for kind in (Model, LogLine) for field in fields(kind)]),
-        ("Scores", SCORES.names),
-        ("Evaluation", [field.name for kind in (MetricRow, ComparisonRow, OperatingRow, DrawRow) for field in fields(kind)]),
+        ("Scores", [*SCORES.names, *PERTURBED.names]),
+        ("Evaluation", [field.name for kind in (MetricRow, ComparisonRow, OperatingRow, RobustnessRow, DrawRow) for field in fields(kind)]),
         ("Outputs of predict", [field.name for field in fields(OutputRow)]),
         ("Records of a watched line", [field.name for field in fields(Judged)]),
         ("Records of runs", list(RunState)),
@@ -181,6 +183,11 @@ def test_the_pages_of_datasets_detectors_and_metrics_have_every_one() -> None:
     assert not [name for name in BUILT_IN if f"| `{name}` |" not in section(page("detectors"), "Kinds")]
     for metric in METRICS:
         assert f"| `{metric}` | {heading(metric)} |" in page("metrics")
+    robustness = section(page("metrics"), "Robustness")
+    for kind, strengths in KINDS.items():
+        [row] = [line for line in robustness.splitlines() if line.startswith(f"| `{kind}` |")]
+        mild = row.rpartition(" | ")[2]
+        assert {f"{strengths.mild.low:g}", f"{strengths.mild.high:g}"} & set(re.findall(r"[\d.]+\d|\d", mild)), kind
 
 
 def test_docstrings_are_formatted_for_the_page() -> None:

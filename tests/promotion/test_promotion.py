@@ -6,15 +6,23 @@ How a run ends at it, and what is in use before and after, is in test_pipeline.p
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from changepair.flows.promotion import gate
+from changepair.flows.promotion.history import Model
+from changepair.flows.runs.states import RunState
 from changepair.tasks.sampling.episodes import Episode
-from changepair.tasks.scoring.decision import PromotionSettings, choose, decide, same_episodes
+from changepair.tasks.scoring.decision import PromotionSettings, choices, choose, decide, same_episodes
 from changepair.tasks.scoring.metrics import image_metrics, tally
+from changepair.tasks.scoring.operating import binomial_interval
+from changepair.tasks.scoring.recommendation import Recommendation, less_robust, write_recommendation
 from changepair.tasks.scoring.results import DrawRow, Measure, Measured, draw_rows
+from changepair.tasks.scoring.robustness import RobustnessRow
 from changepair.tasks.scoring.spread import image_draws, resample
 
 LABELS = np.arange(120) < 60
@@ -99,3 +107,81 @@ def test_detectors_are_chosen_by_what_all_of_them_were_measured_on() -> None:
     draws = [*draws_of(1.0), *draws_of(2.0, target="easy"), *draws_of(1.5, target="easy", detector="inctrl")]
     choice = choose(draws, PromotionSettings(), [])
     assert choice is not None and choice.detector == "metauas" and not choice.beneath
+
+
+def test_detectors_that_are_not_significantly_worse_are_alternatives() -> None:
+    draws = [*draws_of(1.0, noise=1), *draws_of(1.0, noise=2, detector="near"), *draws_of(0.2, detector="far")]
+    ranked = choices(draws, PromotionSettings(), [])
+    values = [one.value for one in ranked]
+    assert {one.detector for one in ranked} == {"metauas", "near"} and values == sorted(values, reverse=True)
+    assert ranked[0] == choose(draws, PromotionSettings(), [])
+    single = [one.detector for one in choices([replace(row, draws=()) for row in draws], PromotionSettings(), [])]
+    assert single == [ranked[0].detector]  # without draws, no difference has an interval
+
+
+def test_a_trained_detector_below_the_floor_is_no_alternative() -> None:
+    draws = [*draws_of(1.0, noise=1), *draws_of(1.0, noise=2, detector="patch-residual"), *draws_of(0.1, detector="inctrl")]
+    assert [one.detector for one in choices(draws, PromotionSettings(), [])] == ["patch-residual", "metauas"]
+    assert [one.detector for one in choices(draws, PromotionSettings(), ["metauas", "inctrl"])] == ["patch-residual"]
+
+
+def flagged(share: float, perturbation: str = "jpeg-50", target: str = "parts", detector: str = "metauas") -> RobustnessRow:
+    low, high = binomial_interval(round(50 * share), 50)
+    return RobustnessRow(target, "", detector, "class-specific", 1, perturbation, 0.01, 0.02, share, low, high, 0.6, 50)
+
+
+def recommended(*rows: RobustnessRow) -> Recommendation:
+    return Recommendation("metauas", None, (), rows)
+
+
+@pytest.mark.parametrize(
+    ("new", "current", "lost"),
+    [
+        (
+            [flagged(0.42)],
+            [flagged(0.1)],
+            "metauas flags 42 % of normal pictures of parts under jpeg-50, more than 20 %, and the current model 10 %",
+        ),
+        ([flagged(0.42)], [flagged(0.3)], ""),
+        ([flagged(0.2)], [flagged(0.02)], ""),
+        ([flagged(0.42)], [], ""),
+        ([flagged(0.42)], [flagged(0.02, "blur-1")], ""),
+        ([flagged(0.42)], [flagged(0.02, target="others")], ""),
+        ([flagged(0.9, "jpeg-20")], [flagged(0.02, "jpeg-20")], ""),
+        ([], [flagged(0.02)], ""),
+        (
+            [flagged(0.3), flagged(0.42, "blur-1")],
+            [flagged(0.3), flagged(0.06, "blur-1")],
+            "metauas flags 42 % of normal pictures of parts under blur-1",
+        ),
+    ],
+)
+def test_a_model_that_loses_robustness_is_named(new: list[RobustnessRow], current: list[RobustnessRow], lost: str) -> None:
+    """Only a mild perturbation counts, which the current model was measured under and withstands."""
+    found = less_robust(recommended(*new), recommended(*current))
+    assert found.startswith(lost) and bool(found) == bool(lost)
+
+
+def test_the_gate_does_not_promote_a_model_that_loses_robustness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same model, new recommendation. It is promoted if it withstands what the current one does, or if that was not measured."""
+    monkeypatch.chdir(tmp_path)
+    taken: list[str] = []
+    monkeypatch.setattr(gate, "_promoted", lambda pipeline, reason, decision=None: taken.append(reason))
+    new, old = (Path("data", folder, "decision.json") for folder in ("evaluation/mine", "models/mine/in-use"))
+    current = Model("1" * 32 + ".dir", 1, 1, "1" * 32, "", {}, "the first", "2026-01-01T00:00:00+00:00")
+    for file, share in ((old, 0.04), (new, 0.5)):
+        file.parent.mkdir(parents=True)
+        write_recommendation(file, recommended(flagged(share)))
+    kept = gate._again("mine", current, automatic=True)
+    assert not taken and kept.state == RunState.IN_USE
+    assert "metauas flags 50 % of normal pictures of parts under jpeg-50" in kept.reason
+    assert "`changepair promote mine` adopts" in kept.reason and "\n" not in kept.reason
+    write_recommendation(new, recommended(flagged(0.1)))
+    gate._again("mine", current, automatic=True)
+    write_recommendation(new, recommended(flagged(0.5)))
+    write_recommendation(old, recommended())
+    assert "robustness" not in old.read_text()  # as an older version wrote it
+    gate._again("mine", current, automatic=True)
+    old.unlink()
+    gate._again("mine", current, automatic=True)
+    assert len(taken) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -36,6 +38,7 @@ from changepair.tasks.scoring.metrics import METRICS
 from changepair.tasks.scoring.operating import kinds_of, operating_rows
 from changepair.tasks.scoring.recommendation import recommend
 from changepair.tasks.scoring.results import Results, results_of
+from changepair.tasks.scoring.robustness import RobustnessRow
 from changepair.tasks.scoring.score import Contender
 from changepair.tasks.scoring.scores import ScoresFolder, read_scored, read_scores
 from changepair.tasks.scoring.settings import EvaluationSettings
@@ -78,6 +81,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         read_episodes(files.episodes),
         kinds_of(read_pictures(files.targets)),
     )
+    recommendation = recommend(
+        results.draws,
+        results.shared,
+        read_episodes(files.episodes),
+        {name: list(read_scored(place)) for name, place in scores.items()},
+        PromotionSettings(),
+        ["metauas"],
+        robustness=robustness(),
+    )
     write = partial(
         write_report,
         origin=Origin(
@@ -90,14 +102,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         inputs=Inputs(pairs, [models / name for name in ("metauas",)], folder / "inpainter", files.rejected, files.near_duplicates),
         metrics=results.rows,
         comparisons=results.comparisons,
-        recommendation=recommend(
-            results.draws,
-            results.shared,
-            read_episodes(files.episodes),
-            {name: list(read_scored(place)) for name, place in scores.items()},
-            PromotionSettings(),
-            ["metauas"],
-        ),
+        recommendation=replace(recommendation, robustness=()),
         curves=Curves.read(folder / "curves"),
         galleries=galleries_of(scores, files, 2),
         evaluation=EvaluationSettings(resolution=256),
@@ -106,8 +111,61 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         undefined=["category x of parts: all 4 test pictures are anomalous"],
     )
     write(file, operating=operating)
+    write(folder / "robust.html", operating=operating, robustness=robustness(), recommendation=recommendation)
     write(folder / "many.html", operating=[replace(row, pictures=LEAST_SPLIT) for row in operating])
     return file, results
+
+
+def robustness() -> list[RobustnessRow]:
+    """Both detectors at both numbers of shots under three perturbations. Patch residual flags 37.5 % under JPEG at one shot."""
+    return [
+        RobustnessRow("parts", category, detector, "class-specific", shots, name, 0.01, 0.0125, *shares, 0.6, 80)
+        for detector in ("patch-residual", "metauas")
+        for shots in (1, 2)
+        for category in ("", "bricks")
+        for name, shares in {
+            "jpeg-50": (0.375, 0.27, 0.49) if detector == "patch-residual" and shots == 1 else (0.05, 0.014, 0.123),
+            "noise-15": (0.2, 0.119, 0.304),
+            "rotation-15": (0.9, 0.812, 0.956),
+        }.items()
+    ]
+
+
+def test_the_report_shows_what_detectors_flag_under_perturbations(report: tuple[Path, Results]) -> None:
+    page, without = (report[0].with_name(name).read_text() for name in ("robust.html", "report.html"))
+    assert "obustness" not in without and "perturbation" not in without.partition("<details><summary>Settings")[0]
+    short, section = page.partition('id="summary"')[2].partition('id="metrics"')[0], page.partition('id="robustness"')[2]
+    assert '<p class="high">Not robust: patch-residual flags 38 % of normal pictures under jpeg-50. See <a' in short
+    main, others = section.partition("Other numbers of shots")[::2]
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", main.partition("</thead>")[0])
+    assert heads == ["detector", "shots", "unchanged", "jpeg-50", "noise-15", "rotation-15", "pictures"]
+    [patch, metauas] = re.findall(r"<tr>(<td.*?)</tr>", main.partition("<tbody>")[2].partition("</tbody>")[0], re.DOTALL)
+    cells = [re.sub(r"<[^>]+>", " ", cell).split() for cell in patch.split("</td>")[:-1]]
+    assert cells[:4] == [["patch-residual"], ["1"], ["1.2"], ["37.5", "27.0", "to", "49.0", "AUROC", "60"]] and cells[-1] == ["80"]
+    assert (patch.count('class="high"'), metauas.count('class="high"')) == (2, 1)  # 37.5 and 90; 20 is not above 20
+    assert others.partition("</table>")[0].count("<td>2</td>") == 2
+    chart = re.search(r'src="data:image/svg\+xml;base64,([^"]*)" alt="normal pictures flagged under perturbations, parts, 1 shot"', section)
+    assert chart is not None
+    svg = base64.b64decode(chart[1]).decode()
+    for text in ("jpeg-50", "rotation-15", "patch-residual", "metauas", "target false-alarm rate", "normal pictures flagged, %"):
+        assert f">{text}</text>" in svg
+
+
+def test_the_chart_of_robustness_has_the_measured_shares() -> None:
+    """Read from the axes themselves: points, their intervals, and the lines of the target rate and of 20 %."""
+    from matplotlib.figure import Figure
+
+    from changepair.tasks.reporting.charts import _robustness
+
+    axes, rows = Figure().add_subplot(), [row for row in robustness() if not row.category and row.shots == 1]
+    _robustness(axes, pd.DataFrame([vars(row) for row in rows]))
+    drawn = {container.get_label(): container[0].get_xdata().tolist() for container in axes.containers}
+    names = ("patch-residual", "metauas")
+    assert drawn == {name: pytest.approx([100 * row.flagged for row in rows if row.detector == name]) for name in names}
+    ends = [segment[:, 0].tolist() for segment in axes.containers[0][2][0].get_segments()]
+    assert ends == [pytest.approx([100 * row.low, 100 * row.high]) for row in rows if row.detector == "patch-residual"]
+    assert [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == pytest.approx([1, 20])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["jpeg-50", "noise-15", "rotation-15"]
 
 
 def test_it_holds_all_there_is_to_know(report: tuple[Path, Results]) -> None:
@@ -181,11 +239,12 @@ def variety(png: bytes) -> int:
 
 
 @installed
+@pytest.mark.parametrize("name", ["report.html", "robust.html"])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_it_opens_in_a_browser_without_an_error_and_without_asking_for_anything(
-    report: tuple[Path, Results], tmp_path: Path, width: int, dark: bool
+    report: tuple[Path, Results], tmp_path: Path, width: int, dark: bool, name: str
 ) -> None:
-    file, _results = report
+    file = report[0].with_name(name)
     with browser(tmp_path / "profile", width=width, dark=dark) as driver:
         driver.get(file.as_uri())
         assert driver.title == "changepair: small"

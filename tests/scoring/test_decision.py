@@ -37,7 +37,7 @@ from changepair.tasks.sampling.sample import sample
 from changepair.tasks.sampling.settings import SamplingSettings, Use
 from changepair.tasks.scoring.decision import PromotionSettings
 from changepair.tasks.scoring.measure import measure
-from changepair.tasks.scoring.operating import OperatingRow
+from changepair.tasks.scoring.operating import OperatingRow, binomial_interval
 from changepair.tasks.scoring.recommendation import Recommendation, recommend, write_recommendation
 from changepair.tasks.scoring.results import (
     DECISION_NAME,
@@ -50,6 +50,7 @@ from changepair.tasks.scoring.results import (
     results_of,
     write_results,
 )
+from changepair.tasks.scoring.robustness import RobustnessRow
 from changepair.tasks.scoring.score import Contender
 from changepair.tasks.scoring.scores import Scored, ScoresFolder, read_scored
 from changepair.tasks.scoring.settings import EvaluationSettings
@@ -350,6 +351,64 @@ def test_detectors_are_compared_on_the_pictures_that_all_of_them_scored(empty: P
     assert {row.detector: row.value for row in results.draws} == {"whole": 0.875, "first four": 0.75}
     assert {row.detector: row.value for row in results.shared} == {"whole": 0.5, "first four": 0.75}
     assert recommend(results.draws, results.shared, [one], items, PromotionSettings(), []).detector == "first four"
+
+
+def robust(detector: str, share: float, *, target: str = "a", shots: int = 1, perturbation: str = "jpeg-50") -> RobustnessRow:
+    low, high = binomial_interval(round(50 * share), 50)
+    return RobustnessRow(target, "", detector, "class-specific", shots, perturbation, 0.01, 0.02, share, low, high, 0.6, 50)
+
+
+def chosen(values: dict[str, float], rows: list[RobustnessRow], spread: float = 0.05) -> Recommendation:
+    """Recommend among detectors with draws around their values: differences up to about twice the spread are not significant."""
+    one, random = episode("a", "class-specific", 1), np.random.default_rng(0)
+    for image in one.prompts:
+        save(np.zeros((2, 2), np.uint8), Path(image))
+    draws = [
+        replace(draw("a", "class-specific", 1, value, name), draws=tuple(value + random.normal(0, spread, DRAWS)))
+        for name, value in values.items()
+    ]
+    items = {name: [Scored(0, np.array([0.1, 0.3, 0.2, 0.9], dtype=np.float32), None)] for name in values}
+    return recommend(draws, draws, [one], items, PromotionSettings(), [], None, rows)
+
+
+def test_a_recommended_detector_that_is_not_robust_says_so(empty: Path) -> None:
+    """In decision.json, the lines of `retrain`, and the record that `status` prints. Other prompts, targets and detectors do not count."""
+    rows = [
+        robust("one", 0.42), robust("one", 0.3, perturbation="blur-1"), robust("one", 0.9, perturbation="jpeg-10"),
+        robust("one", 0.8, shots=4), robust("other", 0.7),
+    ]  # fmt: skip
+    found = chosen({"one": 0.9, "other": 0.5}, rows)
+    assert found.detector == "one" and found.robustness == tuple(rows[:3])
+    assert found.warning("a") == "flags 42 % of normal pictures under jpeg-50, 30 % under blur-1" and not found.warning("b")
+    assert found.lines[0].endswith("; flags 42 % of normal pictures under jpeg-50, 30 % under blur-1")
+    assert str(found) == "one, I-AUROC 90.0 %; flags 42 % of normal pictures of a under jpeg-50"
+    write_recommendation(Path("decision.json"), found)
+    assert read_recommendation(Path()) == found
+    holds = chosen({"one": 0.9, "other": 0.5}, [robust("one", 0.1)])
+    assert not holds.warning() and str(holds) == "one, I-AUROC 90.0 %" and "flags" not in holds.lines[0]
+
+
+def test_a_robust_detector_that_is_not_significantly_worse_is_preferred(empty: Path) -> None:
+    rows = [robust("one", 0.42), robust("other", 0.04)]
+    found = chosen({"one": 0.9, "other": 0.88}, rows)
+    assert found.detector == "other" and not found.warning() and found.robustness == (rows[1],)
+    passed = "other, I-AUROC 88.0 %; instead of one 90.0 %, which flags 42 % of normal pictures of a under jpeg-50"
+    assert str(found) == passed
+    write_recommendation(Path("decision.json"), found)
+    assert read_recommendation(Path()) == found
+    assert chosen({"one": 0.9, "other": 0.88}, rows, spread=0.001).detector == "one"  # a significant difference
+    for other in ([robust("other", 0.5)], []):  # it does not withstand it either, or was not measured
+        kept = chosen({"one": 0.9, "other": 0.88}, [rows[0], *other])
+        assert kept.detector == "one" and kept.warning()
+    assert chosen({"one": 0.9, "other": 0.88}, []).detector == "one"
+
+
+def test_a_decision_without_perturbations_is_written_as_before_and_an_older_one_is_read(empty: Path) -> None:
+    found = chosen({"one": 0.9, "other": 0.5}, [])
+    write_recommendation(Path("decision.json"), found)
+    content = json.loads(Path("decision.json").read_text())
+    assert set(content) == {"detector", "choice", "uses"} and set(content["choice"]) == {"detector", "value", "metric", "beneath"}
+    assert read_recommendation(Path()) == found
 
 
 def test_a_missing_prompt_is_an_error(empty: Path) -> None:

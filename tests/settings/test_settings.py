@@ -103,6 +103,16 @@ def test_the_projects_own_file_is_valid() -> None:
         ),
         ("pipelines.small.detectors", {"winclip": {"encoder": {"nam": "x"}}}, "winclip.encoder.nam: unknown key; did you mean 'name'?"),
         ("pipelines.small.evaluation.subset", {"metauas": 1}, "pipelines.small.evaluation.subset.metauas: expected at least 2, not 1"),
+        (
+            "pipelines.small.evaluation.perturbations",
+            ["blur-1", "jpg-50"],
+            "small.evaluation.perturbations: expected a kind and a strength, such as jpeg-50 .kinds: jpeg, blur, .* crop., not 'jpg-50'",
+        ),
+        (
+            "pipelines.small.evaluation.perturbations",
+            ["noise-900"],
+            "pipelines.small.evaluation.perturbations: expected noise with a strength between 0.5 and 128, not 'noise-900'",
+        ),
         ("pipelines.small.evaluation.convention", "publishd", "evaluation.convention: expected .* did you mean 'published'?"),
         ("pipelines.small.promotion", {"metric": "image_aurok"}, "promotion.metric: expected .* did you mean 'image_auroc'?"),
         ("pipelines.small.promotion", {"tolerance": 2}, "promotion.tolerance: expected between 0 and 1, not 2"),

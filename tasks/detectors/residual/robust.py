@@ -1,10 +1,9 @@
 """The robust residual compares patches with several appearance versions of the prompts. It needs no training.
 
-It extends the patch residual (Jeong et al., CVPR 2023, section 4.3) by four parts, each with a setting:
+It extends the patch residual (Jeong et al., CVPR 2023, section 4.3) by three parts, each with a setting:
 
 - appearance versions: each prompt is also stored compressed, blurred, noisy, darker and brighter
 - magnitude: the residual also compares the length of features, which a cosine ignores
-- a geometric mean of the encoder's stages, whose residuals differ in size
 - a whole-picture statistic, for changes that cover the picture
 """
 
@@ -24,23 +23,22 @@ from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
 ALIKE = 0.5  # whole-picture statistic of two pictures of one surface: with nine independent windows it is about √2 / 3
-LEAST = 1e-6  # smallest residual in a geometric mean
 
 
 class RobustResidual(PatchDetector):
     """Residual of each query patch to the nearest patch of all versions of the prompts.
 
     The residual of a stage is r = ½(1 − cos), or with `magnitude` √(r · ‖q − p‖² / m), where p is the nearest prompt patch by cosine and m
-    the mean of ‖p‖² over the prompt. Stages are combined by a geometric mean. The image score is x / (1 + x), where x is the geometric mean
-    of the stages' highest patches times (max(h, ½) / ½)^whole. The whole-picture statistic h compares mean and standard deviation of each
-    channel with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
+    the mean of ‖p‖² over the prompt. The map is the mean over stages. The image score is x / (1 + x), where x is the mean of the map's
+    highest patches times (max(h, ½) / ½)^whole. The whole-picture statistic h compares mean and standard deviation of each channel with
+    those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         *,
-        patch: int = 16,
+        patch: int = 8,
         versions: bool = True,
         magnitude: bool = True,
         whole: float = 1.0,
@@ -89,11 +87,11 @@ class RobustResidual(PatchDetector):
         nearest = [part.amin(dim=1) for part in relation]
         stages, changed = nearest[: len(self.stages)], nearest[len(self.stages) :]
         finest = max(tuple(map_.shape[-2:]) for map_ in stages)
-        maps = torch.stack([upsample(map_, finest) for map_ in stages])
-        scores = geometric_mean(torch.stack([self.image_scores(map_) for map_ in maps]))
+        maps = torch.stack([upsample(map_, finest) for map_ in stages]).mean(dim=0)
+        scores = self.image_scores(maps)
         if changed:
             scores = scores * (torch.stack(changed).mean(dim=0).flatten() / ALIKE).clamp_min(1.0) ** self.whole
-        return scores / (1.0 + scores), geometric_mean(maps)
+        return scores / (1.0 + scores), maps.clamp_max(1.0)
 
     def _chosen(self, features: Features) -> Features:
         return [features[stage - 1] for stage in self.stages]
@@ -159,8 +157,3 @@ def changes(queries: Tensor, known: Tensor) -> Tensor:
     own = statistics(queries)[:, None, None, None]  # (B, 1, 1, 1, 2C)
     theirs, unit = known.chunk(2, dim=-1)
     return ((own - theirs) / unit).square().mean(dim=-1).sqrt().amin(dim=-1, keepdim=True)
-
-
-def geometric_mean(values: Tensor) -> Tensor:
-    """Return the geometric mean over the first dimension. Values are at least LEAST."""
-    return values.clamp_min(LEAST).log().mean(dim=0).exp()

@@ -54,9 +54,9 @@ class RobustResidualSettings(DetectorSettings):
     """Network that turns pictures into feature maps."""
     stages: Stages = ()
     """Feature maps of the encoder to compare, 1 for the finest. `[]` selects the last three."""
-    patch: Annotated[int, Between(1, 64)] = 16
-    """Side in pixels of the patches that are compared. Finer feature maps are averaged to it. Smaller patches give finer anomaly maps; at
-    8, a comparison takes 7 times as long."""
+    patch: Annotated[int, Between(1, 64)] = 8
+    """Side in pixels of the patches that are compared. Finer feature maps are averaged to it. `16` compares about 10 times as fast, with
+    coarser anomaly maps, and finds fewer small defects."""
     versions: bool = True
     """Whether each prompt is also stored as JPEG of quality 50, blurred, noisy, darker and brighter. A change of the camera then causes
     fewer false alarms. A kit becomes 7 times as large, and a comparison takes 7 times as long."""
