@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from hub import COMMIT, Hub, hub
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from changepair.flows.cli import models as commands
 from changepair.flows.settings.detectors import parse_detectors
@@ -25,6 +25,7 @@ from changepair.tasks.common.files import sha256
 from changepair.tasks.detectors.store import trained_otherwise
 from changepair.tasks.encoders.build import build_encoder
 from changepair.tasks.encoders.fetch import fetch_weights, held_weights
+from changepair.tasks.encoders.folder import offline_file
 from changepair.tasks.encoders.presets import PRESETS, Preset, Use
 from changepair.tasks.encoders.settings import HUB, EncoderSettings
 from changepair.tasks.encoders.weights import PACKAGED_FILES
@@ -240,3 +241,56 @@ def test_a_model_of_an_earlier_version_is_not_used_with_another_normalisation() 
     trained = {"encoder": {"library": "timm", "name": "tf_efficientnet_lite0", "weights": "packaged", "layers": [], "resize": "squash"}}
     assert '"layer_norm": false' in trained_otherwise("metric-residual", settings, trained)
     assert not trained_otherwise("metric-residual", replace(settings, encoder=EncoderSettings()), trained)
+
+
+def of_transformers(tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Compute the last hidden states of DINOv2 ViT-S/14 by another implementation, (B, 37 * 37, 384), at its own resolution of 518."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "blocks": "encoder.layer",
+        "attn.proj": "attention.o_proj",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    }
+    theirs: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        renamed = "layer" + name if name.startswith("norm.") else name
+        for ours, other in names.items():
+            renamed = renamed.replace(ours, other)
+        parts = zip("qkv", tensor.chunk(3), strict=True) if ".attn.qkv." in name else [("", tensor)]
+        theirs |= {renamed.replace("attn.qkv", f"attention.{part}_proj"): one for part, one in parts}
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14, hidden_dropout_prob=0.0
+    )
+    model = Dinov2Model(config).eval()
+    missing, surplus = model.load_state_dict(theirs, strict=False)
+    assert missing == ["embeddings.mask_token"] and not surplus
+    mean, std = (torch.tensor(one).view(-1, 1, 1) for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return model((images - mean) / std).last_hidden_state[:, 1:]
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_dinov2_computes_what_another_implementation_does(weights: bytes, tmp_path: Path) -> None:
+    """AnomalyDINO's patches are the last hidden states, after the LayerNorm."""
+    (tmp_path / f"{SMALL}.safetensors").write_bytes(weights)
+    images = torch.rand(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
+    [found] = build_encoder(of_pipelines_yaml({"preset": SMALL, "weights": str(tmp_path)}), 518)(images)
+    expected = of_transformers(load(weights), images)
+    assert torch.allclose(found.flatten(2).mT, expected, atol=1e-3 * float(expected.abs().max())) and expected.std() > 0.1
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_real_weights_compute_what_another_implementation_does() -> None:
+    file = offline_file(SMALL)
+    if file is None:
+        pytest.skip(f"{SMALL}: no weights; run `changepair weights fetch {SMALL} --to FOLDER` and set CHANGEPAIR_WEIGHTS=FOLDER")
+    images = torch.rand(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
+    [found] = build_encoder(of_pipelines_yaml(SMALL), 518)(images)
+    expected = of_transformers(load_file(file), images)
+    assert torch.allclose(found.flatten(2).mT, expected, atol=1e-3 * float(expected.abs().max()))
