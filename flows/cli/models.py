@@ -114,6 +114,7 @@ def fetch(preset: str, folder: Path, mirror: str | None = None) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, sha256 {record.sha256}", markup=False)
     console.print(f"from {record.source} {record.revision}; licence: {record.licence}", markup=False)
+    console.print(f"layers and resolution follow {PRESETS[preset].origin}", markup=False)
     console.print(
         f"next: in pipelines.yaml, set encoder: {{preset: {preset}, weights: {folder}}}, or set {VARIABLE}={folder}", markup=False
     )

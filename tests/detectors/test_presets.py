@@ -122,6 +122,14 @@ def test_settings_of_a_preset_come_back_from_a_file(kind: str) -> None:
         assert settings_from_json(BUILT_IN[kind].settings, json.loads(json.dumps(settings_as_json(settings)))) == settings
 
 
+def outputs_of(blocks: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Return a list that the blocks' outputs are appended to."""
+    outputs: list[torch.Tensor] = []
+    for block in blocks:
+        block.register_forward_hook(lambda _block, _inputs, output: outputs.append(output))
+    return outputs
+
+
 @pytest.mark.parametrize("preset", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in BLOCKS])
 @torch.inference_mode()
 def test_a_preset_builds_the_architecture_and_reads_the_layers_that_it_names(preset: str) -> None:
@@ -136,12 +144,8 @@ def test_a_preset_builds_the_architecture_and_reads_the_layers_that_it_names(pre
         assert encoder.channels[: encoder.maps] == (WIDTHS[preset],) * len(settings.layers)
         assert encoder.strides[: encoder.maps] == (patch,) * len(settings.layers)
         assert len(blocks) == (BLOCKS[preset] if clip else max(settings.layers))  # timm leaves out blocks that no layer needs
-        outputs: list[torch.Tensor] = []
-        hooks = [
-            blocks[layer - 1].register_forward_hook(lambda _block, _inputs, output: outputs.append(output)) for layer in settings.layers
-        ]
+        outputs = outputs_of([blocks[layer - 1] for layer in settings.layers])
         found = encoder(torch.rand(1, 3, side, side))[: encoder.maps]
-        [hook.remove() for hook in hooks]
         norm = (network.ln_post if clip else network.norm) if settings.layer_norm else torch.nn.Identity()
         for map_, output in zip(found, outputs, strict=True):
             expected = norm(output)[:, -((side // patch) ** 2) :]
