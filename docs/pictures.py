@@ -26,7 +26,7 @@ from changepair.tasks.common.pictures import Mask, Picture, read_mask, read_pict
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.common.rows import write_rows
 from changepair.tasks.common.sheets import INK, PAPER, heated, outlined
-from changepair.tasks.ingestion.development import CATEGORIES
+from changepair.tasks.ingestion.development.textures import CATEGORIES
 from changepair.tasks.ingestion.objects.table import ObjectRow
 from changepair.tasks.ingestion.packaged import PACKAGED
 from changepair.tasks.ingestion.texture_defects import SIZE

@@ -29,7 +29,17 @@ from changepair.tasks.training.settings import TrainingSettings
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]  # file names, which contain it, are limited to 255 characters
 Runner = Literal["threads", "processes", "dask"]
 PackagedName = Literal[
-    "sample-photos", "vision-toolbox", "texture-defects", "development-textures", "development-letters", "digits", "elpv"
+    "sample-photos",
+    "vision-toolbox",
+    "texture-defects",
+    "development-textures",
+    "development-letters",
+    "development-surfaces",
+    "development-parts",
+    "development-labels",
+    "development-sheets",
+    "digits",
+    "elpv",
 ]
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture, read_picture
-from changepair.tasks.ingestion import development, texture_defects
+from changepair.tasks.ingestion import texture_defects
+from changepair.tasks.ingestion.development import labels, letters, parts, sheets, surfaces, textures
 from changepair.tasks.ingestion.listing import ListedPicture
 from changepair.tasks.ingestion.readers.labelled import elpv_cells
 
@@ -122,8 +123,12 @@ PACKAGED: dict[str, Packaged] = {
     # In an extra because of its size, 130 MB. The classifier states no licence of single pictures.
     "vision-toolbox": Packaged(_vision_toolbox, "MIT (classifier of the package mvtb-data)"),
     "texture-defects": Packaged(texture_defects.write, texture_defects.LICENCE),
-    "development-textures": Packaged(development.write_textures, "CC0 (made here)"),
-    "development-letters": Packaged(development.write_letters, "CC0 (made here, with Pillow's own font)"),
+    "development-textures": Packaged(textures.write, "CC0 (made here)"),
+    "development-letters": Packaged(letters.write, "CC0 (made here, with Pillow's own font)"),
+    "development-surfaces": Packaged(surfaces.write, "CC0 (made here)"),
+    "development-parts": Packaged(parts.write, "CC0 (made here)"),
+    "development-labels": Packaged(labels.write, "CC0 (made here, with Pillow's own font)"),
+    "development-sheets": Packaged(sheets.write, "CC0 (made here)"),
     "digits": Packaged(_digits, "CC BY 4.0"),
     "elpv": Packaged(_elpv, "CC BY-NC-SA 4.0"),  # in an extra because of its licence
 }

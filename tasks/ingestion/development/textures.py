@@ -1,8 +1,7 @@
-"""Draw pictures for choosing settings. No table reports them, because settings chosen on a table's targets would flatter that table.
+"""Draw six grey textures with three kinds of defect each, with exact masks.
 
-Six textures have three kinds of defect each, with exact masks. None of the textures or kinds is in texture-defects. Pebbles are hard: no
-two places look alike, and a defect is smaller than normal structures. The semantic domain is one normal letter among others, as small as
-handwriting.
+None of the textures or kinds is in texture-defects. Pebbles are hard: no two places look alike, and a defect is smaller than normal
+structures.
 """
 
 from __future__ import annotations
@@ -10,48 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from changepair.tasks.common.randomness import generator
-from changepair.tasks.ingestion.texture_defects import SEED, SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
-
-LETTER = 16  # pixels a side
-DRAWN = 128  # side in pixels before it is reduced
-NORMAL_LETTER, OTHER_LETTERS = "a", "ceghknsuxz"
-TRAIN_NORMAL, TEST_NORMAL, TEST_OTHER = 24, 40, 4  # the last is for each letter
+from changepair.tasks.ingestion.texture_defects import SIZE, Category, Grey, blend, blob, lit, noise, place, write_categories
 
 
-def write_textures(folder: Path) -> None:
+def write(folder: Path) -> None:
     """Write each texture to folder/<category> in MVTec AD's layout, masks included."""
     write_categories(folder, CATEGORIES)
-
-
-def write_letters(folder: Path) -> None:
-    """Write the letters as PNG to folder/train/good, test/good and test/<letter>."""
-    parts = (("train", NORMAL_LETTER, TRAIN_NORMAL), ("test", NORMAL_LETTER, TEST_NORMAL), ("test", OTHER_LETTERS, TEST_OTHER))
-    for split, letters, count in parts:
-        for letter in letters:
-            into = folder / split / ("good" if letter == NORMAL_LETTER else f"letter-{letter}")
-            into.mkdir(parents=True, exist_ok=True)
-            for index in range(count):
-                _letter(letter, generator(SEED, split, letter, index)).save(into / f"{index:03d}.png")
-
-
-def _letter(letter: str, rng: np.random.Generator) -> Image.Image:
-    """Draw a letter in white on black."""
-    sheet = Image.new("L", (DRAWN, DRAWN))
-    font = ImageFont.load_default(size=int(rng.integers(92, 124)))
-    width = int(rng.integers(0, 5))
-    ImageDraw.Draw(sheet).text((DRAWN / 2, DRAWN / 2 - 10), letter, fill=255, font=font, anchor="mm", stroke_width=width)
-    turn, lean, stretch = np.deg2rad(rng.uniform(-14, 14)), rng.uniform(-0.25, 0.25), np.exp(rng.uniform(-0.12, 0.12, size=2))
-    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array([[1.0, 0.0], [lean, 1.0]]) * stretch
-    middle = np.full(2, (DRAWN - 1) / 2)
-    offset = middle - turned @ middle + rng.uniform(-6, 6, 2)
-    placed = ndimage.affine_transform(np.asarray(sheet, dtype=np.float64), turned, offset, order=1)
-    small = placed.reshape(LETTER, DRAWN // LETTER, LETTER, DRAWN // LETTER).mean(axis=(1, 3))
-    return Image.fromarray(np.rint(np.clip(small * rng.uniform(0.75, 1.0), 0, 255)).astype(np.uint8))
 
 
 def _granite(rng: np.random.Generator, split: str) -> Grey:
