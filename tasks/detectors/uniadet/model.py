@@ -31,23 +31,27 @@ class UniADet(PatchDetector):
 
     needs_prompts = False
 
-    def __init__(self, encoder: Encoder, *, learned: float = 1.0, **options: Any) -> None:
+    def __init__(self, encoder: Encoder, *, learned: float = 0.3, **options: Any) -> None:
         """Draw random weights. `learned` is the weight of the learned parts if there are prompts. `options` are those of PatchDetector."""
         super().__init__(encoder, **options)
         channels = [encoder.channels[stage - 1] for stage in self.stages]
-        self.class_weights = nn.ParameterList(nn.Parameter(torch.randn(2, each)) for each in channels)
-        self.mask_weights = nn.ParameterList(nn.Parameter(torch.randn(2, each)) for each in channels)
+        self.class_weights, self.mask_weights = (
+            # The rate of AdamW is that of each number, so longer weights would hardly turn.
+            nn.ParameterList(nn.Parameter(torch.randn(2, each) / each**0.5) for each in channels)
+            for _decision in range(2)
+        )
         self.learned = learned
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits of pictures (B, 3, H, W) in [0, 1]: the pictures' (B, L), and a map (B, h, w) of the patches' for each of L maps."""
+        """Return the logits of pictures (B, 3, H, W) in [0, 1]: the pictures' (B, L), and the patches' (B, h, w) for each of L maps."""
         units = unit_patches(self.encoder(pictures), self.stages)
         return self.of_pictures(units), self.of_patches(units)
 
     def of_pictures(self, units: Features) -> Tensor:
         """Return the logit of `anomalous` of each picture and map, (B, L)."""
         means = [unit.mean(dim=(-2, -1), keepdim=True) for unit in units]
-        return torch.stack([_logit(F.normalize(mean, dim=1), weights) for mean, weights in zip(means, self.class_weights, strict=True)], dim=1)[..., 0, 0]
+        logits = [_logit(F.normalize(mean, dim=1), weights) for mean, weights in zip(means, self.class_weights, strict=True)]
+        return torch.cat(logits, dim=1)[..., 0]
 
     def of_patches(self, units: Features) -> list[Tensor]:
         """Return the logit of `anomalous` of each patch, (B, h, w) for each map."""
