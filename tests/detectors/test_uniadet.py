@@ -169,7 +169,7 @@ def test_the_mask_of_a_pair_with_changed_roles_is_not_that_of_its_query(layout: 
     query, prompt, mask, place = task.collate([task.examples(0)[index] for index in range(8)])
 
     def loss(at: int, masks: Tensor = mask) -> float:
-        return float(task.loss(task.model, (query, prompt, masks, torch.full_like(place, at))))
+        return float(task.loss(task.model, (query, prompt, masks, torch.full_like(place, at))).detach())
 
     none = torch.zeros_like(mask)
     assert loss(IN_PROMPT) == loss(IN_PROMPT, none) and loss(IN_NEITHER) == loss(IN_NEITHER, none)

@@ -4,7 +4,7 @@ Its learned parts see no prompt, so they learn what is odd about a single pictur
 place or texture, and one of them has the artefact. The loss has two parts, and each has its own weights:
 
 1. Pictures: the one with the artefact must score above the other, in each map (RankNet, Burges et al., ICML 2005). The paper has
-   cross-entropy. What a photograph shows cancels out within a pair, but not in a cross-entropy.
+   cross-entropy. Within a pair, the content of the photograph cancels out. In a cross-entropy it does not.
 2. Patches: focal loss (Lin et al., ICCV 2017, gamma 2) plus dice loss, in each map, as in the paper (arXiv 2601.05552).
 """
 
