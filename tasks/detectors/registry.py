@@ -19,6 +19,7 @@ from changepair.tasks.detectors.metauas import settings as metauas
 from changepair.tasks.detectors.prompt_query import settings as prompt_query
 from changepair.tasks.detectors.residual import settings as residual
 from changepair.tasks.detectors.subspace import settings as subspace
+from changepair.tasks.detectors.uniadet import settings as uniadet
 from changepair.tasks.detectors.winclip import settings as winclip
 from changepair.tasks.training.settings import PairTrainingSettings, TrainingSettings
 
@@ -66,6 +67,7 @@ class Kind:
 HERE = __name__.rpartition(".")[0]
 SEGMENTATION = Training(PairTrainingSettings, "changepair.tasks.training.segmentation")
 RANKING = Training(PairTrainingSettings, f"{HERE}.residual.train")
+ODDITY = Training(PairTrainingSettings, f"{HERE}.uniadet.train")
 KIND = "kind"  # key of a detector's kind, in pipelines.yaml and in kits
 AT_THE_AUTHORS = "the authors' checkpoint, linked from https://github.com"
 GROUP = "changepair.detectors"  # group of entry points by which other packages register kinds
@@ -83,6 +85,7 @@ BUILT_IN: dict[str, Kind] = {
         published=Published(metauas.PUBLISHED, metauas.PUBLISHED_NAMES, f"{AT_THE_AUTHORS}/gaobb/MetaUAS"),
     ),
     "prompt-query": Kind(prompt_query.PromptQuerySettings, f"{HERE}.prompt_query.model:PromptQuery", SEGMENTATION, prompt_query.SCORING),
+    "uniadet": Kind(uniadet.UniADetSettings, f"{HERE}.uniadet.model:UniADet", ODDITY, uniadet.SCORING),
     "metauas+": Kind(metauas.MetaUASPlusSettings, f"{HERE}.metauas.prior:build", base="metauas"),
     "inctrl": Kind(
         inctrl.InCTRLSettings,

@@ -30,7 +30,7 @@ from changepair.tasks.sampling.settings import PREFERRED
 from changepair.tasks.scoring.metrics import METRICS, heading
 from changepair.tasks.scoring.operating import OperatingRow
 from changepair.tasks.scoring.ranks import mean_ranks
-from changepair.tasks.scoring.recommendation import NEAR, PREFERRED, Recommendation
+from changepair.tasks.scoring.recommendation import NEAR, Recommendation
 from changepair.tasks.scoring.results import ALL, ComparisonRow, MetricRow, table
 from changepair.tasks.scoring.robustness import RobustnessRow
 from changepair.tasks.scoring.settings import EvaluationSettings

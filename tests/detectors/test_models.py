@@ -30,6 +30,7 @@ from changepair.tasks.detectors.residual.patch import PatchResidual, contrasted,
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings, RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector, load_model, save_model
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
+from changepair.tasks.detectors.uniadet.settings import UniADetSettings
 from changepair.tasks.detectors.winclip.model import WinCLIP, harmonic
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.build import build_encoder
@@ -79,6 +80,8 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "prompt-query, no context": PromptQuerySettings(
             resolution=64, width=8, head_width=8, context=False, stages=(2, 4), background=0.5, mirrored=True
         ),
+        "uniadet": UniADetSettings(resolution=64),
+        "uniadet, options": UniADetSettings(resolution=64, stages=(2, 4), background=0.5, learned=2.0, rotations=2, mirrored=True),
         "inctrl": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
         "inctrl, quantiles": InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False, holistic="quantiles"),
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
@@ -125,6 +128,8 @@ NAMES = [
     "metauas+, with CLIP",
     "prompt-query",
     "prompt-query, no context",
+    "uniadet",
+    "uniadet, options",
     "inctrl",
     "inctrl, quantiles",
     "inctrl, with texts",

@@ -28,6 +28,7 @@ from changepair.tasks.detectors.registry import kind_of
 from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
+from changepair.tasks.detectors.uniadet.settings import UniADetSettings
 from changepair.tasks.detectors.winclip.settings import WinCLIPSettings
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.packaged.detectors import MODELS
@@ -62,6 +63,7 @@ DETECTORS = {
     "a metric at two scales": lambda _folder: MetricResidualSettings(EncoderSettings(scales=(1.0, 0.5)), resolution=64, self_residual=0.6),
     "MetaUAS": lambda _folder: MetaUASSettings(resolution=64, decoder_channels=(16,) * 5, fusion="difference"),
     "a prompt-query adapter": lambda _folder: PromptQuerySettings(resolution=64),
+    "UniADet": lambda _folder: UniADetSettings(resolution=64),
     "InCTRL": lambda _folder: InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),
     "WinCLIP": lambda folder: WinCLIPSettings(EncoderSettings("open_clip", make_clip(folder / "clip"), "folder"), resolution=64),
 }

@@ -483,7 +483,7 @@ def test_inctrl_learns_from_pairs_and_is_the_same_twice(pairs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["metric-residual", "metric-residual, scales", "prompt-query", "inctrl"])
+@pytest.mark.parametrize("which", ["metric-residual", "metric-residual, scales", "prompt-query", "uniadet", "inctrl"])
 def test_every_training_is_the_same_compiled(pairs: Path, which: str) -> None:
     """(Of MetaUAS it is shown above, against a plain loop.)"""
     losses = []
