@@ -13,12 +13,14 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
-from changepair.tasks.detectors.patches import resized
+from changepair.tasks.detectors.patches import image_scores, median, nearest_cosine, resized
 from changepair.tasks.encoders.encoder import Encoder, Features
 
 STAGES = 5  # levels of the decoder's pyramid, strides 2 to 32
 FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019
 
+RESIDUALS = 2  # residual maps of each aligned stage that the decoder sees
+RESIDUAL_SCALE = 10.0  # factor that brings residuals, about 0.1, to the size of the encoder's features
 START = 20.0  # initial inverse temperature of the cosines; it is learnt
 SMALL_MATRIX = 2**17  # entries of the matrix for one query and prompt (512 KiB of float32)
 MOST_PRODUCTS = 2**22  # products that hard alignment holds at once (16 MiB of float32)
@@ -102,20 +104,24 @@ class MetaUAS(Detector):
         similarity: Similarity = "cosine",
         aligned_stages: int = 3,
         fusion: Fusion = "concatenate",
+        residual: bool = False,
+        top_share: float = 0.0,
         decoder: Literal["unet", "fpn"] = "unet",
         decoder_channels: Sequence[int] = (256, 128, 64, 64, 48),
     ) -> None:
         """Build the network around an encoder. The defaults are the paper's.
 
-        `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does not return five maps.
+        With `residual`, the decoder also sees the residual ½(1 − cosine) of each query patch to the nearest patch of all prompts, in each
+        aligned stage, and this residual minus the picture's median. `top_share` is the share of pixels whose mean is the image score; 0
+        takes the maximum. `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does not return five maps.
         """
         super().__init__()
         if encoder.maps != STAGES:
             raise ValueError(f"layers: MetaUAS needs {STAGES} feature maps of the encoder, not {encoder.maps}")
         plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
-        widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
+        widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) + RESIDUALS * residual for channels in aligned))
         self.encoder = encoder
-        self.fusion = fusion
+        self.fusion, self.residual, self.top_share = fusion, residual, top_share
         self.alignments = nn.ModuleList(FeatureAlignment(channels, alignment, similarity) for channels in aligned)
         if decoder == "fpn":
             network: Any = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
@@ -135,19 +141,28 @@ class MetaUAS(Detector):
         memory = [stage[:, None] for stage in self.remember(self.encoder(prompts))]
         return self.segment(features, self.relate(features, memory))
 
+    @property
+    def related(self) -> int:
+        """Number of tensors that `relate` returns."""
+        return len(self.alignments) * (1 + self.residual)
+
     def remember(self, prompts: Features) -> Features:
         """Return the stages that are aligned, (K, C, h, w) each."""
         return prompts[STAGES - len(self.alignments) : STAGES]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Align each prompt to each query: (B, K, C, h, w) for each stage."""
-        aligned = zip(self.remember(queries), memory, self.alignments, strict=True)
-        return [alignment(query, prompts) for query, prompts, alignment in aligned]
+        """Align each prompt to each query: (B, K, C, h, w) for each stage. With `residual`, append the cosines, (B, K, 1, h, w) a stage."""
+        stages = list(zip(self.remember(queries), memory, self.alignments, strict=True))
+        aligned = [alignment(query, prompts) for query, prompts, alignment in stages]
+        return [*aligned, *(_cosines(query, prompts) for query, prompts, _alignment in stages)] if self.residual else aligned
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
         """Return logits (B, H, W). The aligned features of several prompts are averaged."""
         plain = queries[: STAGES - len(self.alignments)]
-        fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation, strict=True)]
+        count = len(self.alignments)
+        fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation[:count], strict=True)]
+        if self.residual:
+            fused = [torch.cat([part, *_residuals(cosines)], dim=1) for part, cosines in zip(fused, relation[count:], strict=True)]
         finest, stride = queries[0], self.encoder.strides[0]
         size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
         # smp's U-Net decoder only reads the shape of its first entry, the picture.
@@ -160,9 +175,23 @@ class MetaUAS(Detector):
         return query + aligned if self.fusion == "add" else (query - aligned).abs()
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores (B,) and anomaly maps (B, H, W). The score is the map's maximum."""
+        """Return image scores (B,) and anomaly maps (B, H, W). The score is the mean of the map's highest pixels."""
         maps = self.segment(queries, relation).sigmoid()
-        return maps.flatten(1).amax(dim=1), maps
+        return image_scores(maps.flatten(1), self.top_share, 0.0), maps
+
+
+@torch.no_grad()
+def _cosines(query: Tensor, prompts: Tensor) -> Tensor:
+    """Return the highest cosine of each query position with a position of each prompt, (B, K, 1, h, w). No weight is learnt."""
+    with torch.autocast(query.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
+        units = F.normalize(query.float(), dim=1), F.normalize(prompts.float(), dim=-3)
+        return nearest_cosine(*units)[:, :, None]
+
+
+def _residuals(cosines: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scaled residual to the nearest of all prompts, and the same minus its median: (B, 1, h, w) each."""
+    residual = 0.5 * RESIDUAL_SCALE * (1.0 - cosines.amax(dim=1))
+    return residual, residual - median(residual.flatten(1))[:, None, None, None]
 
 
 def _pyramid(stages: Features, size: Sequence[int]) -> Features:
