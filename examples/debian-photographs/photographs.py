@@ -2,8 +2,8 @@
 
     python photographs.py <folder of unpacked packages> <folder to write>
 
-Writes three tables of the layout `table` with the licence of each picture: `photographs.csv`, `textures.csv` and `objects.csv`. The pictures
-of `objects` show cut-outs on grounds. `masks/` holds their masks, for `datasets.objects` with `format: masks`.
+Writes three tables of the layout `table`, with the licence of each picture: `photographs.csv`, `textures.csv` and `objects.csv`. The
+pictures of `objects` show cut-outs on grounds. `masks/` holds their masks, for `datasets.objects` with `format: masks`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ SHOWS = re.compile(
     "rock|stone|wood|bark|dirt|sand|grass|earth|soil|snow|ice|marble|concrete|asphalt|tarmac|wall|roof|plank|board|canyon|leather|ceramic|"
     "plaster|stucco|floor|thatch|wicker|moss|coral|straw|plastic|carpet|paper|water|tile|pav|cliff|mud|bamboo|hay|grid"
 )
-# Maps of normals, gloss and opacity; pictures of places; and the domains that this project evaluates on: brick, gravel, metal, cloth, cells.
-LEFT_OUT = re.compile("_nm|normal|_n[.]|nor[.]|gloss|alpha|screenshot|sky|flag|kart|brick|grav|metal|steel|weave|cloth|fabric|towel|solar|wallpaper")
+# Maps of normals, gloss and opacity; pictures of places; and domains that this project evaluates on: brick, gravel, metal, cloth, cells.
+LEFT_OUT = re.compile(
+    "_nm|normal|_n[.]|nor[.]|gloss|alpha|screenshot|sky|flag|kart|brick|grav|metal|steel|weave|cloth|fabric|towel|solar|wallpaper"
+)
 # Folders of drawings, of letters and digits, which are evaluated on, and of light without an outline.
-NO_OBJECTS = re.compile("cartoon|alphabets|math|00_symbols|music/|faces|shapes|chess|flags|seasonal|clothes|people|naturalforces|space|roadsigns")
+NO_OBJECTS = re.compile(
+    "cartoon|alphabets|math|00_symbols|music/|faces|shapes|chess|flags|seasonal|clothes|people|naturalforces|space|roadsigns"
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,11 @@ def taken(packages: Path, wanted: dict[str, tuple[str, ...]]) -> Iterator[Taken]
     seen = set()
     for package, patterns in wanted.items():
         root = packages / package
-        licences = read_licences(root / "usr/share/doc" / package / "copyright")
-        for file in sorted(file for file in root.rglob("*") if file.is_file() and any(fnmatch(file.as_posix(), f"*/{one}") for one in patterns)):
+        licences = read_licences(root / "usr/share/doc" / package)
+        for file in sorted(root.rglob("*")):
             path = file.relative_to(root).as_posix()
+            if not (file.is_file() and any(fnmatch(path, f"*/{one}") for one in patterns)):
+                continue
             with Image.open(file) as image:
                 picture = np.asarray(image.convert("RGBA"))
             if picture.tobytes() not in seen:
@@ -72,16 +78,28 @@ def taken(packages: Path, wanted: dict[str, tuple[str, ...]]) -> Iterator[Taken]
                 yield Taken(path, picture, f"{licence_of(path, licences)} (Debian package {package})")
 
 
-def read_licences(file: Path) -> list[tuple[list[str], str]]:
-    """Read the paragraphs of a Debian copyright file: patterns of files, and their licence. Files in free text have one licence."""
-    text = file.read_text(encoding="utf-8")
+def read_licences(folder: Path) -> list[tuple[list[str], str]]:
+    """Read the copyright file of a package: patterns of files, and their licence, by paragraph.
+
+    Without paragraphs, read AUTHORS: lines such as ` - grid*:`, and after them the sentence that licences these files.
+    """
+    text = (folder / "copyright").read_text(encoding="utf-8")
     found = re.findall(r"^Files:((?:.*\n)(?:[ \t].*\n)*)(?:(?!\n).*\n)*?License:[ \t]*(\S.*)$", text, flags=re.MULTILINE)
-    return [(patterns.split(), licence.strip()) for patterns, licence in found] or [(["*"], "see its copyright file")]
+    if not found:
+        text = (folder / "AUTHORS").read_text(encoding="utf-8")
+        found = re.findall(r"((?:^ ?- \S+\n)+)(?:.*\n)*?.*Licensed under (.*?) License", text, flags=re.MULTILINE)
+    return [([one.strip("-:") for one in patterns.split() if one != "-"], licence.strip()) for patterns, licence in found]
 
 
 def licence_of(path: str, licences: Sequence[tuple[list[str], str]]) -> str:
-    """Return the licence of the last paragraph that matches, as the format defines. Paths of the source end installed ones."""
-    return [licence for patterns, licence in licences if any(fnmatch(path, one) or fnmatch(path, f"*/{one}") for one in patterns)][-1]
+    """Return the licence of the last paragraph that matches, as the format defines. Paths of the source end installed ones.
+
+    Raises ValueError if none does, because a picture without a licence must not be used.
+    """
+    found = [licence for patterns, licence in licences if any(fnmatch(f"/{path}".lower(), f"*/{one}".lower()) for one in patterns)]
+    if not found:
+        raise ValueError(f"{path}: its package states no licence; remove its pattern")
+    return found[-1]
 
 
 def is_drawn(picture: NDArray[np.uint8]) -> bool:

@@ -13,14 +13,12 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
-from changepair.tasks.detectors.patches import image_scores, median, nearest_cosine, resized
+from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
 from changepair.tasks.encoders.encoder import Encoder, Features
 
 STAGES = 5  # levels of the decoder's pyramid, strides 2 to 32
 FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019
 
-RESIDUALS = 2  # residual maps of each aligned stage that the decoder sees
-RESIDUAL_SCALE = 10.0  # factor that brings residuals, about 0.1, to the size of the encoder's features
 START = 20.0  # initial inverse temperature of the cosines; it is learnt
 SMALL_MATRIX = 2**17  # entries of the matrix for one query and prompt (512 KiB of float32)
 MOST_PRODUCTS = 2**22  # products that hard alignment holds at once (16 MiB of float32)
@@ -104,22 +102,22 @@ class MetaUAS(Detector):
         similarity: Similarity = "cosine",
         aligned_stages: int = 3,
         fusion: Fusion = "concatenate",
-        residual: bool = False,
+        residual: float = 0.0,
         top_share: float = 0.0,
         decoder: Literal["unet", "fpn"] = "unet",
         decoder_channels: Sequence[int] = (256, 128, 64, 64, 48),
     ) -> None:
         """Build the network around an encoder. The defaults are the paper's.
 
-        With `residual`, the decoder also sees the residual ½(1 − cosine) of each query patch to the nearest patch of all prompts, in each
-        aligned stage, and this residual minus the picture's median. `top_share` is the share of pixels whose mean is the image score; 0
-        takes the maximum. `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does not return five maps.
+        `residual` is the weight of the patch residual that is added to the logits. `top_share` is the share of pixels whose mean is the
+        image score; 0 takes the maximum. `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does
+        not return five maps.
         """
         super().__init__()
         if encoder.maps != STAGES:
             raise ValueError(f"layers: MetaUAS needs {STAGES} feature maps of the encoder, not {encoder.maps}")
         plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
-        widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) + RESIDUALS * residual for channels in aligned))
+        widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
         self.encoder = encoder
         self.fusion, self.residual, self.top_share = fusion, residual, top_share
         self.alignments = nn.ModuleList(FeatureAlignment(channels, alignment, similarity) for channels in aligned)
@@ -144,7 +142,7 @@ class MetaUAS(Detector):
     @property
     def related(self) -> int:
         """Number of tensors that `relate` returns."""
-        return len(self.alignments) * (1 + self.residual)
+        return len(self.alignments) * (2 if self.residual else 1)
 
     def remember(self, prompts: Features) -> Features:
         """Return the stages that are aligned, (K, C, h, w) each."""
@@ -157,17 +155,18 @@ class MetaUAS(Detector):
         return [*aligned, *(_cosines(query, prompts) for query, prompts, _alignment in stages)] if self.residual else aligned
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Return logits (B, H, W). The aligned features of several prompts are averaged."""
+        """Return logits (B, H, W). The aligned features of several prompts are averaged. The residual is to the nearest of all prompts."""
         plain = queries[: STAGES - len(self.alignments)]
         count = len(self.alignments)
         fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation[:count], strict=True)]
-        if self.residual:
-            fused = [torch.cat([part, *_residuals(cosines)], dim=1) for part, cosines in zip(fused, relation[count:], strict=True)]
         finest, stride = queries[0], self.encoder.strides[0]
         size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
         # smp's U-Net decoder only reads the shape of its first entry, the picture.
         picture = finest.new_empty(1, 1, 1, 1).expand(finest.shape[0], 1, *size)
-        return upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)
+        logits = upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)
+        if not self.residual:
+            return logits
+        return logits + self.residual * upsample(residual_map([cosines.squeeze(2) for cosines in relation[count:]]), size)
 
     def _fuse(self, query: Tensor, aligned: Tensor) -> Tensor:
         if self.fusion == "concatenate":
@@ -186,12 +185,6 @@ def _cosines(query: Tensor, prompts: Tensor) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
         units = F.normalize(query.float(), dim=1), F.normalize(prompts.float(), dim=-3)
         return nearest_cosine(*units)[:, :, None]
-
-
-def _residuals(cosines: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scaled residual to the nearest of all prompts, and the same minus its median: (B, 1, h, w) each."""
-    residual = 0.5 * RESIDUAL_SCALE * (1.0 - cosines.amax(dim=1))
-    return residual, residual - median(residual.flatten(1))[:, None, None, None]
 
 
 def _pyramid(stages: Features, size: Sequence[int]) -> Features:

@@ -30,8 +30,9 @@ class MetaUASSettings(TrainedSettings):
     """Number of the encoder's last stages that are aligned."""
     fusion: Literal["concatenate", "add", "difference"] = "concatenate"
     """Fusion of the query's features and the aligned features of the prompt. `difference` is the absolute difference."""
-    residual: bool = False
-    """Whether the decoder also sees how far each patch of the query is from the nearest patch of all prompts, as patch residual does."""
+    residual: Annotated[float, Between(0, 1000)] = 0.0
+    """Weight of the patch residual that is added to the map's logits. The residual is ½(1 − cosine) to the nearest patch of all prompts,
+    averaged over the aligned stages. 0 is the paper's detector."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
     """Share of the map's pixels whose mean is the image score: 0.01 averages the highest 1 %. 0 takes the maximum, as the paper."""
     decoder: Literal["unet", "fpn"] = "unet"
@@ -44,7 +45,7 @@ class MetaUASSettings(TrainedSettings):
             raise ValueError(f"resolution: a multiple of 32, not {self.resolution}")
 
 
-SCORING = ("resolution", "top_share")  # settings that no weight depends on
+SCORING = ("resolution", "residual", "top_share")  # settings that no weight depends on
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
 """Settings of the model at github.com/gaobb/MetaUAS. The authors publish weights for 256x256 and for 512x512. Any multiple of 32 works."""
 # Prefixes of tensor names, the authors' and ours. The authors' model aligns the last stage first.
