@@ -94,10 +94,10 @@ def packages(tmp_path: Path) -> Path:
         save("supertuxkart-data", f"games/supertuxkart/data/textures/{name}", picture)
     for name, picture in {
         "animals/frog.png": grain(120, 11, alpha=True),
-        "food/pear.png": grain(90, 12, alpha=True),
-        "food/cartoon/pear2.png": grain(90, 13, alpha=True),
-        "clothes/hat.png": grain(90, 14, alpha=True),
-        "household/cup.png": Image.new("RGBA", (90, 90), "red"),  # drawn
+        "food/pear.png": grain(130, 12, alpha=True),
+        "food/cartoon/pear2.png": grain(130, 13, alpha=True),
+        "clothes/hat.png": grain(130, 14, alpha=True),
+        "household/cup.png": Image.new("RGBA", (130, 130), "red"),  # drawn
     }.items():
         save("tuxpaint-stamps-default", f"tuxpaint/stamps/{name}", picture)
     return tmp_path
