@@ -383,7 +383,7 @@ def test_a_table_of_ones_own(lay_out: Any, suffix: str) -> None:
         pq.write_table(pa.Table.from_pylist(lines), data.folder / "parts.parquet")
     rows = data.read(f"parts{suffix}")
     assert counts(rows) == {("bolt", "train", "good"): 1, ("bolt", "test", "good"): 1, ("bolt", "test", "rust"): 1} and masks_fit(rows)
-    assert [row.licence for row in rows] == ["CC BY 4.0", "your own", "CC0"]
+    assert [row["licence"] for row in rows] == ["CC BY 4.0", "your own", "CC0"]
     assert any("its split must be train or test, not 'val'" in reason for reason in data.rejected().values())
     (data.folder / "bad.csv").write_text("image,label\n")
     with pytest.raises(BadInput, match=r"bad\.csv: no column 'category', so not such a table; it has image, label"):
