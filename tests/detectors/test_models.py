@@ -301,6 +301,11 @@ def test_alignment_is_the_papers_formula(mode: str, similarity: str, size: tuple
 
 
 @torch.inference_mode()
+def _one_prompt_each(own: MetaUAS, queries: Tensor, prompts: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    features = own.encoder(queries)
+    return features, own.relate(features, [stage[:, None] for stage in own.remember(own.encoder(prompts))])
+
+
 @torch.inference_mode()
 def test_metauas_adds_the_patch_residual_to_its_logits_and_scores_the_highest_pixels(
     detectors: dict, encoder: FrozenEncoder, layout: Path
@@ -311,11 +316,8 @@ def test_metauas_adds_the_patch_residual_to_its_logits_and_scores_the_highest_pi
     features, memory = encoder(queries), own.memorise(prompts)
     relation = own.relate(features, memory)
     assert len(relation) == own.related == 4
-    own.residual = 0.0
-    try:
-        without = own.segment(features, own.relate(features, memory))
-    finally:
-        own.residual = 20.0
+    without = own.segment(features, relation[:2])
+    torch.testing.assert_close(own(queries[:3], prompts), own.segment(*_one_prompt_each(own, queries[:3], prompts)))
     prior = PatchResidual(encoder, stages=(4, 5)).score(queries, prompts)[1]
     scores, maps = own.conclude(features, relation)
     torch.testing.assert_close(maps, (without + 20.0 * prior).sigmoid(), rtol=1e-4, atol=1e-5)

@@ -133,11 +133,11 @@ class MetaUAS(Detector):
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
         """Segment changes in queries against prompts, one prompt a query, both (B, 3, H, W) in [0, 1].
 
-        Return logits (B, H, W), above 0 where the query differs.
+        Return logits (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
         """
         features = self.encoder(queries)
         memory = [stage[:, None] for stage in self.remember(self.encoder(prompts))]
-        return self.segment(features, self.relate(features, memory))
+        return self.segment(features, self._align(features, memory))
 
     @property
     def related(self) -> int:
@@ -149,24 +149,24 @@ class MetaUAS(Detector):
         return prompts[STAGES - len(self.alignments) : STAGES]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Align each prompt to each query: (B, K, C, h, w) for each stage. With `residual`, append the cosines, (B, K, 1, h, w) a stage."""
-        stages = list(zip(self.remember(queries), memory, self.alignments, strict=True))
-        aligned = [alignment(query, prompts) for query, prompts, alignment in stages]
-        return [*aligned, *(_cosines(query, prompts) for query, prompts, _alignment in stages)] if self.residual else aligned
+        """Align each prompt to each query: (B, K, C, h, w) for each stage. With `residual`, append the cosines, (B, K, h, w) a stage."""
+        aligned = self._align(queries, memory)
+        return [*aligned, *map(_cosines, self.remember(queries), memory)] if self.residual else aligned
+
+    def _align(self, queries: Features, memory: Features) -> Features:
+        stages = zip(self.remember(queries), memory, self.alignments, strict=True)
+        return [alignment(query, prompts) for query, prompts, alignment in stages]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Return logits (B, H, W). The aligned features of several prompts are averaged. The residual is to the nearest of all prompts."""
+        """Return logits (B, H, W), without the residual. The aligned features of several prompts are averaged."""
         plain = queries[: STAGES - len(self.alignments)]
-        count = len(self.alignments)
-        fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation[:count], strict=True)]
+        aligned = relation[: len(self.alignments)]
+        fused = [self._fuse(query, found.mean(dim=1)) for query, found in zip(self.remember(queries), aligned, strict=True)]
         finest, stride = queries[0], self.encoder.strides[0]
         size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
         # smp's U-Net decoder only reads the shape of its first entry, the picture.
         picture = finest.new_empty(1, 1, 1, 1).expand(finest.shape[0], 1, *size)
-        logits = upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)
-        if not self.residual:
-            return logits
-        return logits + self.residual * upsample(residual_map([cosines.squeeze(2) for cosines in relation[count:]]), size)
+        return upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)
 
     def _fuse(self, query: Tensor, aligned: Tensor) -> Tensor:
         if self.fusion == "concatenate":
@@ -175,16 +175,19 @@ class MetaUAS(Detector):
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,) and anomaly maps (B, H, W). The score is the mean of the map's highest pixels."""
-        maps = self.segment(queries, relation).sigmoid()
+        logits = self.segment(queries, relation)
+        if self.residual:  # to the nearest patch of all prompts
+            logits = logits + self.residual * upsample(residual_map(relation[len(self.alignments) :]), logits.shape[-2:])
+        maps = logits.sigmoid()
         return image_scores(maps.flatten(1), self.top_share, 0.0), maps
 
 
 @torch.no_grad()
 def _cosines(query: Tensor, prompts: Tensor) -> Tensor:
-    """Return the highest cosine of each query position with a position of each prompt, (B, K, 1, h, w). No weight is learnt."""
+    """Return the highest cosine of each query position with a position of each prompt, (B, K, h, w)."""
     with torch.autocast(query.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
         units = F.normalize(query.float(), dim=1), F.normalize(prompts.float(), dim=-3)
-        return nearest_cosine(*units)[:, :, None]
+        return nearest_cosine(*units)
 
 
 def _pyramid(stages: Features, size: Sequence[int]) -> Features:

@@ -31,8 +31,8 @@ class MetaUASSettings(TrainedSettings):
     fusion: Literal["concatenate", "add", "difference"] = "concatenate"
     """Fusion of the query's features and the aligned features of the prompt. `difference` is the absolute difference."""
     residual: Annotated[float, Between(0, 1000)] = 0.0
-    """Weight of the patch residual that is added to the map's logits. The residual is ½(1 − cosine) to the nearest patch of all prompts,
-    averaged over the aligned stages. 0 is the paper's detector."""
+    """Weight of the patch residual that is added to the map's logits when scoring. The residual is ½(1 − cosine) to the nearest patch of
+    all prompts, averaged over the aligned stages. 0 is the paper's detector."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
     """Share of the map's pixels whose mean is the image score: 0.01 averages the highest 1 %. 0 takes the maximum, as the paper."""
     decoder: Literal["unet", "fpn"] = "unet"
