@@ -96,7 +96,7 @@ def row(listed: ListedPicture, facts: Facts, source: DatasetFolder, licence: str
         defect=listed.defect,
         mask=None if mask is None else mask.as_posix(),
         mask_sha256=None if mask is None else facts.mask_sha256,
-        licence=licence,
+        licence=listed.licence or licence,
         samples=None if facts.extent is None else facts.extent.samples,
     )
 

@@ -30,6 +30,7 @@ class ListedPicture:
     masks: tuple[Path, ...] = ()
     write: Callable[[], None] | None = None  # writes image and masks if they are copies, or cut out of a file of the dataset
     original: Path | None = None  # the dataset's file, if the picture is a copy of it
+    licence: str | None = None  # licence of this picture; None for that of its dataset
 
 
 class Unusable(Exception):

@@ -64,7 +64,8 @@ class FolderSettings:
     """Folder within `path` that holds the masks of the abnormal pictures, in the same subfolders. A mask is named `<name>_mask` or
     `<name>`, in any supported picture format."""
     licence: str | None = None
-    """Licence of the pictures. It is copied into every row of the manifest. `null` records the licence of the layout."""
+    """Licence of the pictures. It is copied into every row of the manifest. `null` records the licence of the layout. A column `licence` of
+    a table sets the licence of single pictures."""
 
 
 @dataclass(frozen=True)

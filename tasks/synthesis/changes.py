@@ -20,7 +20,7 @@ from changepair.tasks.common.photographs import Photographs
 from changepair.tasks.common.pictures import Mask, Picture
 from changepair.tasks.ingestion.objects.table import box_of
 from changepair.tasks.synthesis.augmentation import three_random
-from changepair.tasks.synthesis.objects import Dropped, Objects
+from changepair.tasks.synthesis.objects import Dropped, ObjectCutout, Objects
 from changepair.tasks.synthesis.perlin import perlin_mask
 from changepair.tasks.synthesis.settings import METHODS, PAINTED, ChangeKind, SynthesisSettings
 
@@ -197,20 +197,43 @@ def exchange_pasted(materials: Materials, rng: np.random.Generator) -> Change:
     """Paste an object of another photograph over an object, fitted to its box."""
     place = materials.objects.draw(rng)
     other = materials.objects.draw(rng, but=place.photo)
-    (top, bottom, left, right), (high, low, near, far) = box_of(place.mask), box_of(other.mask)
+    top, bottom, left, right = box_of(place.mask)
     factor = rng.uniform(0.9, 1.25, size=2)
     height, width = max(round((bottom - top) * factor[0]), 2), max(round((right - left) * factor[1]), 2)
+    query, shape = pasted(place.picture, other, (left + right - width) // 2, (top + bottom - height) // 2, width, height)
+    query, mask = only_the_change(place.picture, query, shape, materials.settings)
+    return Change(place.photo, place.picture, query, mask)
+
+
+def pasted(picture: Picture, other: ObjectCutout, left: int, top: int, width: int, height: int) -> tuple[Picture, Mask]:
+    """Paste an object into a box of a picture (H, W, 3), with a soft edge. Return the picture, and the mask (H, W) of what was touched."""
+    high, low, near, far = box_of(other.mask)
     size, box = (width, height), (near, high, far, low)
     opacity = Image.fromarray(other.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR, box=box)
     pixels = Image.fromarray(other.picture).resize(size, Image.Resampling.BICUBIC, box=box)
-    corner = (left + right - width) // 2, (top + bottom - height) // 2
-    layer, shape = Image.fromarray(place.picture.copy()), Image.new("L", place.picture.shape[1::-1])
-    layer.paste(pixels, corner)
-    shape.paste(opacity, corner)
+    layer, shape = Image.fromarray(picture.copy()), Image.new("L", picture.shape[1::-1])
+    layer.paste(pixels, (left, top))
+    shape.paste(opacity, (left, top))
     shape = shape.filter(ImageFilter.GaussianBlur(SOFT_EDGE))
-    query = np.asarray(Image.composite(layer, Image.fromarray(place.picture), shape))
-    query, mask = only_the_change(place.picture, query, np.asarray(shape) > 0, materials.settings)
-    return Change(place.photo, place.picture, query, mask)
+    return np.asarray(Image.composite(layer, Image.fromarray(picture), shape)), np.asarray(shape) > 0
+
+
+def appeared(materials: Materials, rng: np.random.Generator, *, pasted_is_query: bool) -> Change:
+    """Paste an object of another photograph anywhere: into the query, so that it appears, or into the prompt, so that it disappears.
+
+    Its box keeps its proportions. The area of its box is drawn evenly on a logarithmic scale within objects.area.
+    """
+    photo, picture = materials.sources.draw(rng)
+    other = materials.objects.draw(rng, but=photo)
+    side = len(picture)
+    top, bottom, left, right = box_of(other.mask)
+    low, high = materials.settings.objects.area
+    scale = side * np.sqrt(np.exp(rng.uniform(np.log(max(low, 1e-3)), np.log(high))) / ((bottom - top) * (right - left)))
+    height, width = (min(max(round(length * scale), 2), side) for length in (bottom - top, right - left))
+    corner = int(rng.integers(side - width + 1)), int(rng.integers(side - height + 1))
+    after, shape = pasted(picture, other, *corner, width, height)
+    after, mask = only_the_change(picture, after, shape, materials.settings)
+    return Change(photo, picture, after, mask) if pasted_is_query else Change(photo, after, picture, mask)
 
 
 def painted(repaint: Repaint, answer: Picture, settings: SynthesisSettings) -> Change:
@@ -236,8 +259,12 @@ def only_the_change(before: Picture, after: Picture, region: Mask, settings: Syn
 
 
 APPEAR, DISAPPEAR = partial(painted_away, painted_is_query=False), partial(painted_away, painted_is_query=True)
+PASTED_IN, PASTED_AWAY = partial(appeared, pasted_is_query=True), partial(appeared, pasted_is_query=False)
 # For each of METHODS.
-WAYS: tuple[Way, ...] = (APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change)
+WAYS: tuple[Way, ...] = (
+    *(APPEAR, DISAPPEAR, exchange_regenerated, exchange_pasted, local_region, distractor, pasted_distractor, no_change),
+    *(PASTED_IN, PASTED_AWAY),
+)
 
 
 @dataclass(frozen=True)

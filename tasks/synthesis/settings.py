@@ -20,6 +20,8 @@ METHODS: tuple[tuple[ChangeKind, str], ...] = (
     ("distractor", "perlin"),
     ("distractor", "pasted"),
     ("none", "unchanged"),
+    ("appearance", "pasted"),
+    ("disappearance", "pasted"),
 )
 """List the methods for each kind of change. A pair's number draws one of them by its position here."""
 
@@ -109,6 +111,9 @@ class SynthesisSettings:
     photographs."""
     regenerated: Share = 0.5
     """Share of the exchanges that the inpainting model paints. In the others an object of another photograph is pasted."""
+    pasted: Share = 0.0
+    """Share of the appearances and disappearances in which an object of another photograph is pasted into the query or the prompt. In the
+    others the inpainting model paints an object away."""
     crop: Annotated[tuple[float, float], Between(0.05, 1)] = (0.4, 1.0)
     """Smallest and largest side of the square cut from a source picture, as shares of its shorter side."""
     changed_area: Annotated[tuple[float, float], Between(0, 1)] = (0.002, 0.5)
@@ -137,5 +142,7 @@ class SynthesisSettings:
         """Share of each of METHODS. They sum to 1."""
         within = {("exchange", PAINTED): self.regenerated, ("exchange", "pasted"): 1 - self.regenerated}
         within |= {("distractor", method): 0.5 for method in ("perlin", "pasted")}
+        for kind in ("appearance", "disappearance"):
+            within |= {(kind, PAINTED): 1 - self.pasted, (kind, "pasted"): self.pasted}
         asked = [self.kinds.get(kind, 0.0) * within.get((kind, method), 1.0) for kind, method in METHODS]
         return [share / sum(asked) for share in asked]

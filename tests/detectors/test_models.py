@@ -75,6 +75,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "none": replace(metauas, alignment="none", aligned_stages=2),
         "add": replace(metauas, fusion="add", aligned_stages=1),
         "difference": replace(metauas, fusion="difference"),
+        "residual": replace(metauas, fusion="difference", aligned_stages=2, residual=20.0, top_share=0.01),
         "fpn": replace(metauas, decoder="fpn"),
         "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8),
         "prompt-query, no context": PromptQuerySettings(
@@ -92,6 +93,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
     built = {name: create_detector(chosen, at.get(name, encoder)) for name, chosen in settings.items()}
     assert isinstance(built["soft"], MetaUAS)
     built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
+    built["metauas+, residual"] = MetaUASPlus(cast(MetaUAS, built["residual"]), PatchResidual(encoder))
     clip_prior = cast(ClipEncoder, build_encoder(clip, 64))
     built["metauas+, with CLIP"] = build_plus(built["soft"], prior=clip_prior, prior_resolution=64, stages=())
     return {name: detector.eval() for name, detector in built.items()}
@@ -123,8 +125,10 @@ NAMES = [
     "none",
     "add",
     "difference",
+    "residual",
     "fpn",
     "metauas+",
+    "metauas+, residual",
     "metauas+, with CLIP",
     "prompt-query",
     "prompt-query, no context",
@@ -308,6 +312,31 @@ def test_alignment_is_the_papers_formula(mode: str, similarity: str, size: tuple
 
 
 @torch.inference_mode()
+def _one_prompt_each(own: MetaUAS, queries: Tensor, prompts: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    features = own.encoder(queries)
+    return features, own.relate(features, [stage[:, None] for stage in own.remember(own.encoder(prompts))])
+
+
+@torch.inference_mode()
+def test_metauas_adds_the_patch_residual_to_its_logits_and_scores_the_highest_pixels(
+    detectors: dict, encoder: FrozenEncoder, layout: Path
+) -> None:
+    """The residual is that of the detector patch-residual; the score is by numpy."""
+    own = detectors["residual"]
+    queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "train/good/*.png")[:3]
+    features, memory = encoder(queries), own.memorise(prompts)
+    relation = own.relate(features, memory)
+    assert len(relation) == own.related == 4
+    without = own.segment(features, relation[:2])
+    torch.testing.assert_close(own(queries[:3], prompts), own.segment(*_one_prompt_each(own, queries[:3], prompts)))
+    prior = PatchResidual(encoder, stages=(4, 5)).score(queries, prompts)[1]
+    scores, maps = own.conclude(features, relation)
+    torch.testing.assert_close(maps, (without + 20.0 * prior).sigmoid(), rtol=1e-4, atol=1e-5)
+    highest = np.sort(maps.flatten(1).numpy(), axis=1)[:, -40:]  # 1 % of 64 x 64
+    np.testing.assert_allclose(scores.numpy(), highest.mean(axis=1), rtol=1e-5)
+    assert (prior > 0.01).any()
+
+
 def test_by_cosine_a_picture_finds_its_own_positions_again_in_other_light(encoder: FrozenEncoder, layout: Path) -> None:
     """Products find the position of the largest features instead, which is why the authors' formula learns nothing from ours."""
     query = pictures(layout, "bricks/train/good/0.png")

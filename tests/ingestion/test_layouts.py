@@ -369,10 +369,10 @@ def test_a_table_of_ones_own(lay_out: Any, suffix: str) -> None:
     data.picture("b/3.png")
     data.mask("m/3.png")
     lines: list[Row] = [
-        {"image": "a/1.png", "category": "bolt", "split": "train", "label": 0, "defect": "", "mask": ""},
-        {"image": "a/2.png", "category": "bolt", "split": "test", "label": 0, "defect": "", "mask": ""},
-        {"image": "b/3.png", "category": "bolt", "split": "test", "label": 1, "defect": "rust", "mask": "m/3.png"},
-        {"image": "a/1.png", "category": "bolt", "split": "val", "label": 0, "defect": "", "mask": ""},
+        {"image": "a/1.png", "category": "bolt", "split": "train", "label": 0, "defect": "", "mask": "", "licence": "CC BY 4.0"},
+        {"image": "a/2.png", "category": "bolt", "split": "test", "label": 0, "defect": "", "mask": "", "licence": " "},
+        {"image": "b/3.png", "category": "bolt", "split": "test", "label": 1, "defect": "rust", "mask": "m/3.png", "licence": "CC0"},
+        {"image": "a/1.png", "category": "bolt", "split": "val", "label": 0, "defect": "", "mask": "", "licence": "MIT"},
     ]
     if suffix == ".csv":
         with (data.folder / "parts.csv").open("w", newline="") as stream:
@@ -383,6 +383,7 @@ def test_a_table_of_ones_own(lay_out: Any, suffix: str) -> None:
         pq.write_table(pa.Table.from_pylist(lines), data.folder / "parts.parquet")
     rows = data.read(f"parts{suffix}")
     assert counts(rows) == {("bolt", "train", "good"): 1, ("bolt", "test", "good"): 1, ("bolt", "test", "rust"): 1} and masks_fit(rows)
+    assert [row["licence"] for row in rows] == ["CC BY 4.0", "your own", "CC0"]
     assert any("its split must be train or test, not 'val'" in reason for reason in data.rejected().values())
     (data.folder / "bad.csv").write_text("image,label\n")
     with pytest.raises(BadInput, match=r"bad\.csv: no column 'category', so not such a table; it has image, label"):

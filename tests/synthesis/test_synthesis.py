@@ -9,6 +9,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,22 +35,25 @@ from changepair.tasks.common.sheets import tinted
 from changepair.tasks.inpainting.inpainter import load_inpainter, write_choice
 from changepair.tasks.inpainting.settings import InpainterSettings, RepaintingSettings
 from changepair.tasks.sampling.episodes import read_pictures
+from changepair.tasks.synthesis import changes
 from changepair.tasks.synthesis.augmentation import STRONG, TO_YIQ, Step, jitter, make_of, shown, small_affine, warp_mask, warp_picture
 from changepair.tasks.synthesis.changes import (
     RECIPES,
     Change,
     Materials,
     Repaint,
+    appeared,
     distractor,
     local_region,
     only_the_change,
     painted,
+    pasted,
     same_texture,
 )
-from changepair.tasks.synthesis.objects import Dropped, Objects
+from changepair.tasks.synthesis.objects import Dropped, ObjectCutout, Objects
 from changepair.tasks.synthesis.pair import Maker, groups, recipe
 from changepair.tasks.synthesis.perlin import perlin_mask, perlin_noise
-from changepair.tasks.synthesis.settings import AugmentationSettings, SynthesisSettings
+from changepair.tasks.synthesis.settings import AugmentationSettings, ObjectSettings, SynthesisSettings
 from changepair.tasks.synthesis.shards import ShardReader, read_index
 from changepair.tasks.synthesis.synthesize import Inputs, finish, make_shard, shard_count, start
 
@@ -217,6 +221,51 @@ def test_what_is_pasted_is_another_photographs(inputs: Inputs) -> None:
     for pair in own_maker.make(range(10)):
         assert pair.method == "pasted"
         assert (pair.query == pair.prompt)[~pair.mask].all() and (pair.query != pair.prompt)[pair.mask].any()
+
+
+def test_an_object_of_another_photograph_appears_or_disappears_without_an_inpainting_model(inputs: Inputs) -> None:
+    kinds = {"appearance": 0.5, "disappearance": 0.5}
+    chosen = small(kinds=kinds, pasted=1.0, swapped=0.0, augmentation=STILL)
+    assert not chosen.repaints and sorted(small(kinds=kinds, pasted=0.5).repaints) == sorted(kinds)
+    of = materials(inputs, chosen)
+    sources = {image: read_picture(Path(image)) for image in of.sources.images}
+    made = list(Maker(of, None).make(range(20)))
+    assert {pair.kind for pair in made} == set(kinds)
+    for pair in made:
+        assert pair.method == "pasted"
+        assert (pair.query == pair.prompt)[~pair.mask].all() and (pair.query != pair.prompt)[pair.mask].any(axis=-1).mean() > 0.5
+        without, _with = (pair.prompt, pair.query) if pair.kind == "appearance" else (pair.query, pair.prompt)
+        # The picture without the object is a square of its source, so its levels lie within those of the source; bicubic ones overshoot.
+        source = sources[pair.source].astype(int)
+        assert (without.max((0, 1)) <= source.max((0, 1)) + 40).all() and (without.min((0, 1)) >= source.min((0, 1)) - 40).all()
+
+
+def test_an_object_keeps_its_proportions_and_its_box_is_within_the_area(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = materials(inputs, small(objects=ObjectSettings(area=(0.02, 0.1))))
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[10:30, 20:50] = True  # 20 high, 30 wide
+    picture = np.full((64, 64, 3), (255, 0, 0), dtype=np.uint8)
+    monkeypatch.setattr(Objects, "draw", lambda *_args, **_options: ObjectCutout(0, picture, mask, ""))
+    shapes = []
+    monkeypatch.setattr(changes, "pasted", lambda picture, _other, *box: shapes.append(box) or pasted(picture, _other, *box))
+    for number in range(40):
+        with suppress(Dropped):
+            appeared(of, generator(number, "appeared"), pasted_is_query=True)
+    assert len({box[:2] for box in shapes}) > 30
+    for left, top, width, height in shapes:
+        assert 0 <= left <= 64 - width and 0 <= top <= 64 - height
+        assert 0.015 < width * height / 64**2 < 0.115 and abs(width / height - 1.5) < 0.2
+
+
+def test_pairs_of_earlier_settings_draw_the_same_methods() -> None:
+    """The methods that were added last have no share by default, so a pair's number draws the same method as before."""
+    kinds = SynthesisSettings().kinds
+    shares = [kinds["appearance"], kinds["disappearance"], kinds["exchange"] / 2, kinds["exchange"] / 2]
+    shares += [kinds["local-region"], kinds["distractor"] / 2, kinds["distractor"] / 2, kinds["none"]]
+    for number in range(500):
+        drawn = generator(0, "kind", number).random() * sum(shares)
+        place = next(place for place, upto in enumerate(np.cumsum(shares)) if drawn < upto)
+        assert recipe(SynthesisSettings(), number) == RECIPES[place]
 
 
 def test_local_region_is_the_papers_formula(inputs: Inputs) -> None:

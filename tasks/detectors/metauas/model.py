@@ -13,7 +13,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
-from changepair.tasks.detectors.patches import resized
+from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
 from changepair.tasks.encoders.encoder import Encoder, Features
 
 STAGES = 5  # levels of the decoder's pyramid, strides 2 to 32
@@ -102,12 +102,16 @@ class MetaUAS(Detector):
         similarity: Similarity = "cosine",
         aligned_stages: int = 3,
         fusion: Fusion = "concatenate",
+        residual: float = 0.0,
+        top_share: float = 0.0,
         decoder: Literal["unet", "fpn"] = "unet",
         decoder_channels: Sequence[int] = (256, 128, 64, 64, 48),
     ) -> None:
         """Build the network around an encoder. The defaults are the paper's.
 
-        `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does not return five maps.
+        `residual` is the weight of the patch residual that is added to the logits. `top_share` is the share of pixels whose mean is the
+        image score; 0 takes the maximum. `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does
+        not return five maps.
         """
         super().__init__()
         if encoder.maps != STAGES:
@@ -115,7 +119,7 @@ class MetaUAS(Detector):
         plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
         widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
         self.encoder = encoder
-        self.fusion = fusion
+        self.fusion, self.residual, self.top_share = fusion, residual, top_share
         self.alignments = nn.ModuleList(FeatureAlignment(channels, alignment, similarity) for channels in aligned)
         if decoder == "fpn":
             network: Any = FPNDecoder(list(widths), STAGES, FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS)
@@ -129,25 +133,35 @@ class MetaUAS(Detector):
     def forward(self, queries: Tensor, prompts: Tensor) -> Tensor:
         """Segment changes in queries against prompts, one prompt a query, both (B, 3, H, W) in [0, 1].
 
-        Return logits (B, H, W), above 0 where the query differs.
+        Return logits (B, H, W), above 0 where the query differs. The residual is not added, so that training learns the change alone.
         """
         features = self.encoder(queries)
         memory = [stage[:, None] for stage in self.remember(self.encoder(prompts))]
-        return self.segment(features, self.relate(features, memory))
+        return self.segment(features, self._align(features, memory))
+
+    @property
+    def related(self) -> int:
+        """Number of tensors that `relate` returns."""
+        return len(self.alignments) * (2 if self.residual else 1)
 
     def remember(self, prompts: Features) -> Features:
         """Return the stages that are aligned, (K, C, h, w) each."""
         return prompts[STAGES - len(self.alignments) : STAGES]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Align each prompt to each query: (B, K, C, h, w) for each stage."""
-        aligned = zip(self.remember(queries), memory, self.alignments, strict=True)
-        return [alignment(query, prompts) for query, prompts, alignment in aligned]
+        """Align each prompt to each query: (B, K, C, h, w) for each stage. With `residual`, append the cosines, (B, K, h, w) a stage."""
+        aligned = self._align(queries, memory)
+        return [*aligned, *map(_cosines, self.remember(queries), memory)] if self.residual else aligned
+
+    def _align(self, queries: Features, memory: Features) -> Features:
+        stages = zip(self.remember(queries), memory, self.alignments, strict=True)
+        return [alignment(query, prompts) for query, prompts, alignment in stages]
 
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Return logits (B, H, W). The aligned features of several prompts are averaged."""
+        """Return logits (B, H, W), without the residual. The aligned features of several prompts are averaged."""
         plain = queries[: STAGES - len(self.alignments)]
-        fused = [self._fuse(query, aligned.mean(dim=1)) for query, aligned in zip(self.remember(queries), relation, strict=True)]
+        aligned = relation[: len(self.alignments)]
+        fused = [self._fuse(query, found.mean(dim=1)) for query, found in zip(self.remember(queries), aligned, strict=True)]
         finest, stride = queries[0], self.encoder.strides[0]
         size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
         # smp's U-Net decoder only reads the shape of its first entry, the picture.
@@ -160,9 +174,20 @@ class MetaUAS(Detector):
         return query + aligned if self.fusion == "add" else (query - aligned).abs()
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        """Return image scores (B,) and anomaly maps (B, H, W). The score is the map's maximum."""
-        maps = self.segment(queries, relation).sigmoid()
-        return maps.flatten(1).amax(dim=1), maps
+        """Return image scores (B,) and anomaly maps (B, H, W). The score is the mean of the map's highest pixels."""
+        logits = self.segment(queries, relation)
+        if self.residual:  # to the nearest patch of all prompts
+            logits = logits + self.residual * upsample(residual_map(relation[len(self.alignments) :]), logits.shape[-2:])
+        maps = logits.sigmoid()
+        return image_scores(maps.flatten(1), self.top_share, 0.0), maps
+
+
+@torch.no_grad()
+def _cosines(query: Tensor, prompts: Tensor) -> Tensor:
+    """Return the highest cosine of each query position with a position of each prompt, (B, K, h, w)."""
+    with torch.autocast(query.device.type, enabled=False):  # in full precision: a hundredth of a cosine matters here
+        units = F.normalize(query.float(), dim=1), F.normalize(prompts.float(), dim=-3)
+        return nearest_cosine(*units)
 
 
 def _pyramid(stages: Features, size: Sequence[int]) -> Features:

@@ -42,9 +42,9 @@ class MetaUASPlus(Detector):
         return [*self.metauas.relate(own, memory[:aligned]), *prior]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
-        aligned, own = len(self.metauas.alignments), queries[self.before :]
-        _score, changed = self.metauas.conclude(own, relation[:aligned])
-        prior = self.residual.conclude(own, relation[aligned:])[1] if self.residual is not None else few_shot_map(relation[aligned:])
+        related, own = self.metauas.related, queries[self.before :]
+        _score, changed = self.metauas.conclude(own, relation[:related])
+        prior = self.residual.conclude(own, relation[related:])[1] if self.residual is not None else few_shot_map(relation[related:])
         maps = 0.5 * (changed + upsample(prior, changed.shape[-2:]))
         return maps.flatten(1).amax(dim=1), maps
 

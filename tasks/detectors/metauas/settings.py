@@ -30,6 +30,11 @@ class MetaUASSettings(TrainedSettings):
     """Number of the encoder's last stages that are aligned."""
     fusion: Literal["concatenate", "add", "difference"] = "concatenate"
     """Fusion of the query's features and the aligned features of the prompt. `difference` is the absolute difference."""
+    residual: Annotated[float, Between(0, 1000)] = 0.0
+    """Weight of the patch residual that is added to the map's logits when scoring. The residual is ½(1 − cosine) to the nearest patch of
+    all prompts, averaged over the aligned stages. 0 is the paper's detector."""
+    top_share: Annotated[float, Between(0, 1)] = 0.0
+    """Share of the map's pixels whose mean is the image score: 0.01 averages the highest 1 %. 0 takes the maximum, as the paper."""
     decoder: Literal["unet", "fpn"] = "unet"
     """Decoder that turns fused features into a change map."""
     decoder_channels: Annotated[tuple[int, int, int, int, int], Between(16, 1024)] = (256, 128, 64, 64, 48)
@@ -40,7 +45,7 @@ class MetaUASSettings(TrainedSettings):
             raise ValueError(f"resolution: a multiple of 32, not {self.resolution}")
 
 
-SCORING = ("resolution",)  # settings that no weight depends on
+SCORING = ("resolution", "residual", "top_share")  # settings that no weight depends on
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
 """Settings of the model at github.com/gaobb/MetaUAS. The authors publish weights for 256x256 and for 512x512. Any multiple of 32 works."""
 # Prefixes of tensor names, the authors' and ours. The authors' model aligns the last stage first.

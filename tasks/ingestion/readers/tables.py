@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from changepair.tasks.common.errors import BadInput, in_short
 from changepair.tasks.common.texts import csv_rows, need_columns, read_json
-from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, Rejected, files, picture
+from changepair.tasks.ingestion.listing import GOOD, DatasetFolder, Item, ListedPicture, Rejected, files, picture
 
 SPLITS = ("train", "test")
 
@@ -53,7 +54,7 @@ def real_iad(source: DatasetFolder) -> Iterator[Item]:
 def table(source: DatasetFolder) -> Iterator[Item]:
     """Read the CSV or parquet file at the dataset's path. It has the manifest's columns image, category, split and label.
 
-    The columns defect and mask are optional. Paths are relative to the table's folder.
+    The columns defect, mask and licence are optional. An empty licence is that of the dataset. Paths are relative to the table's folder.
     """
     wanted = ("image", "category", "split", "label")
     if source.folder.suffix == ".parquet":
@@ -67,7 +68,9 @@ def table(source: DatasetFolder) -> Iterator[Item]:
             yield Rejected(source.folder, f"row {line}: its label must be 0 or 1, not {label!r}")
             continue
         defect = _text(row.get("defect")) or "anomalous" if label == "1" else NORMAL
-        yield named.item(line, _text(row["image"]), _text(row["category"]), split, defect, _text(row.get("mask")), normal=NORMAL)
+        item = named.item(line, _text(row["image"]), _text(row["category"]), split, defect, _text(row.get("mask")), normal=NORMAL)
+        licence = _text(row.get("licence")).strip()
+        yield replace(item, licence=licence or None) if isinstance(item, ListedPicture) else item
 
 
 MOST_NAMED = 100  # largest number of files next to a table that are separate dependencies; beyond it, the table's folder is the dependency
