@@ -46,7 +46,7 @@ SIDE, GAP = 184, 8  # pixels: of a tile, and between tiles
 LETTERS, LINE = 0.018, 1.35  # size of letters, as a share of the picture's width, so that they stay legible; and of a line, in letters
 GREY = (110, 110, 110)
 DETECTORS = {
-    "packaged": "metric-residual,\n3 scales",
+    "multi-scale-residual": "metric-residual,\n3 scales",
     "metric-residual": "metric-residual,\n1 scale",
     "prompt-query": "prompt-query",
     "metauas": "metauas",
@@ -203,7 +203,7 @@ def pipeline() -> Image.Image:
     photograph = _middle(read_picture(Path(pair.source)))
     category = dataset("texture-defects") / "weave"
     part = category / "test" / "hole" / "001.png"
-    predictor = calibrated("packaged", category)
+    predictor = calibrated("multi-scale-residual", category)
     [prediction] = predictor.each([part])
     assert predictor.threshold is not None
     verdict = "anomalous" if predictor.threshold.exceeded(prediction.score) else "normal"

@@ -51,6 +51,13 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
     tops, changes = [], []
     sides = [stage.shape[-1] for stage in query]
     grids = [min(side, SIDE // int(options.get("patch", 8))) for side in sides]
+    variation: dict[int, float] = {}
+    for prompt in range(len(known[0][0])):
+        lengths = [
+            np.concatenate([np.linalg.norm(pooled(version[number][prompt], grid), axis=0).ravel() for version in known])
+            for number, grid in enumerate(grids)
+        ]
+        variation[prompt] = float(np.mean([each.std(ddof=1) / each.mean() for each in lengths]))
     for number, stage in enumerate(query):
         patches = pooled(stage, grids[number])
         residual = np.full((grids[number], grids[number]), np.inf)
@@ -66,7 +73,8 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
                     best = int(np.argmax(cosines))
                     value = (1 - cosines[best]) / 2
                     if options.get("magnitude", True):
-                        value = np.sqrt(value * np.sum((q - offered[best]) ** 2) / power)
+                        weight = min(max((variation[prompt] - 0.18) / 0.1, 0), 1)
+                        value = value ** (1 - weight / 2) * (np.sum((q - offered[best]) ** 2) / power) ** (weight / 2)
                     residual[y, x] = min(residual[y, x], value)
             if sides[number] >= 6:
                 change = min(change, *(difference(stage, version[number][prompt]) for version in known))

@@ -61,7 +61,8 @@ class RobustResidualSettings(DetectorSettings):
     """Whether each prompt is also stored as JPEG of quality 50, blurred, noisy, darker and brighter. A change of the camera then causes
     fewer false alarms. A kit becomes 7 times as large, and a comparison takes 7 times as long."""
     magnitude: bool = True
-    """Whether the residual also compares the length of features. It helps with objects on a plain ground, where lengths differ most."""
+    """Whether the residual also compares the length of features if that varies much within the prompt. It helps with objects on a plain
+    ground; surfaces are not affected."""
     whole: Annotated[float, Between(0, 10)] = 1.0
     """Exponent of the whole-picture statistic, by which the image score is multiplied. It finds changes that cover the picture, such as
     another colour or weave. `0` turns it off."""
