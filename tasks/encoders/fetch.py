@@ -87,10 +87,13 @@ def _from_hub(about: Preset, work: Path, mirror: str | None) -> tuple[Path, str,
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     endpoint = mirror.rstrip("/") if mirror else None
-    stated = get_hf_file_metadata(hf_hub_url(about.repository, about.file, endpoint=endpoint), endpoint=endpoint)
-    found = Path(
-        hf_hub_download(about.repository, about.file, revision=stated.commit_hash, local_dir=work, endpoint=endpoint)  # resumes
-    )
+    try:
+        stated = get_hf_file_metadata(hf_hub_url(about.repository, about.file, endpoint=endpoint), endpoint=endpoint)
+        found = Path(hf_hub_download(about.repository, about.file, revision=stated.commit_hash, local_dir=work, endpoint=endpoint))
+    except OSError:
+        raise
+    except Exception as error:  # those of the HTTP library are no OSErrors
+        raise OSError(in_short(error)) from error
     if stated.etag is not None and len(stated.etag) == SHA256_DIGITS and (actual := sha256(found)) != stated.etag:
         raise BadInput(
             f"{about.repository}: {about.file} has sha256 {actual[:12]}…, but the hub states {stated.etag[:12]}…; fetch it again"

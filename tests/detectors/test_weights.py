@@ -123,8 +123,9 @@ def other_network() -> bytes:
         (lambda served: setattr(served, "gated", True), "cannot be downloaded .*; accept the licence on the model's page, log in with"),
         (lambda served: served.files.clear(), f"weights of {SMALL}: {PRESETS[SMALL].repository} of the hub cannot be downloaded"),
         (lambda served: setattr(served, "url", "http://127.0.0.1:9"), "cannot be downloaded .*; name another hub with --mirror, or copy"),
+        (lambda served: setattr(served, "url", "a-hub"), "cannot be downloaded .*; name another hub with --mirror, or copy"),
     ],
-    ids=["hash", "network", "gated", "missing", "unreachable"],
+    ids=["hash", "network", "gated", "missing", "unreachable", "no address"],
 )
 def test_a_failed_fetch_leaves_no_weights(served: Hub, tmp_path: Path, change: object, message: str) -> None:
     change(served)  # type: ignore[operator]
