@@ -81,7 +81,7 @@ def test_score_and_map_are_the_papers_formulas(detector: UniADet) -> None:
         distance = torch.tensor(1.0 - (units @ offered.T).max(axis=-1))
         for total, one in ((found, map_), (distances, distance)):
             total += F.interpolate(one[None, None].float(), size=(8, 8), mode="bilinear") / 3
-    zero, few = (detector.score(query, some) for some in ([], prompts))
+    zero, few = detector.score(query, []), detector.score(query, prompts)
     assert torch.allclose(zero[1], F.interpolate(found, size=(64, 64), mode="bilinear")[0], atol=1e-4)
     assert zero[0].item() == pytest.approx(0.5 * np.mean(of_picture) + 0.5 * found.max().item(), abs=1e-4)
     both = (distances + 0.5 * found) / 1.5
@@ -110,9 +110,14 @@ def pairs_of(layout: Path, folder: str, **changes: object) -> Path:
     return make_pairs(layout, replace(SYNTHESIS, augmentation=STILL, **changes), layout.parent / folder)  # type: ignore[arg-type]
 
 
+def every(folder: Path, held_out: bool | None = None) -> list[tuple[Tensor, Tensor, Tensor, int]]:
+    pairs = PairsWithPlace(ChangePairs(folder, held_out=held_out))
+    return [pairs[index] for index in range(len(pairs))]
+
+
 def test_a_pair_says_which_of_its_pictures_has_the_artefact(layout: Path) -> None:
     """The same pairs with the roles never and always exchanged: the picture with the artefact is the same one."""
-    kept, exchanged = (PairsWithPlace(ChangePairs(pairs_of(layout, str(share), swapped=share, apart=0.0))) for share in (0.0, 1.0))
+    kept, exchanged = (every(pairs_of(layout, str(share), swapped=share, apart=0.0)) for share in (0.0, 1.0))
     places = [(one[3], other[3]) for one, other in zip(kept, exchanged, strict=True)]
     assert set(places) == {(IN_QUERY, IN_PROMPT), (IN_NEITHER, IN_NEITHER), (UNKNOWN, UNKNOWN)}
     for one, other in zip(kept, exchanged, strict=True):
@@ -152,7 +157,7 @@ def trained(pairs: Path, epochs: int) -> UniADet:
 def test_trained_it_finds_artefacts_without_a_prompt(layout: Path) -> None:
     pairs = make_pairs(layout, replace(SYNTHESIS, pairs=240), layout.parent / "pairs")
     model = trained(pairs, 3)
-    held_out = [pair for pair in PairsWithPlace(ChangePairs(pairs, held_out=True)) if pair[3] in (IN_QUERY, IN_PROMPT)]
+    held_out = [pair for pair in every(pairs, held_out=True) if pair[3] in (IN_QUERY, IN_PROMPT)]
     query, prompt = (torch.stack(some) for some in list(zip(*held_out, strict=True))[:2])
     with torch.inference_mode():
         found, other = (model.score(pictures, [])[0] for pictures in (query, prompt))

@@ -66,7 +66,8 @@ class OddityTask(PairTask):
         own = torch.where((place == IN_QUERY)[:, None, None], mask, torch.zeros_like(mask))  # a swapped pair's query has no artefact
         maps = [upsample(logits[: len(query)].float(), tuple(mask.shape[-2:])) for logits in of_patches]
         by_patch = torch.stack([focal_loss(logits, own) + dice_loss(logits.sigmoid(), own) for logits in maps]).sum(dim=0)
-        return (ranking_loss(*of_pictures.float().chunk(2), place) + by_patch * (place != UNKNOWN)).mean()
+        of_query, of_prompt = of_pictures.float().chunk(2)
+        return (ranking_loss(of_query, of_prompt, place) + by_patch * (place != UNKNOWN)).mean()
 
 
 def ranking_loss(queries: Tensor, prompts: Tensor, place: Tensor) -> Tensor:
