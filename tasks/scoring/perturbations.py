@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from changepair.tasks.common.decoding import open_image
 from changepair.tasks.common.pictures import Picture
 from changepair.tasks.common.randomness import generator
 from changepair.tasks.scoring.perturbation_names import perturbation_of
@@ -36,7 +37,7 @@ def perturbed(picture: Picture, name: str, key: str) -> Picture:
 def _jpeg(picture: Picture, quality: float, rng: np.random.Generator) -> Picture:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG", quality=int(quality))
-    with Image.open(stream) as image:
+    with open_image(stream) as image:
         return np.array(image)
 
 

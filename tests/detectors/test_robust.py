@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from changepair.tasks.common.appearance import BLUR, NOISE, blurred, compressed, versions_of
+from changepair.tasks.detectors.appearance import BLUR, NOISE, blurred, compressed, versions_of
 from changepair.tasks.detectors.residual.settings import RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 

@@ -51,7 +51,7 @@ def models() -> list[Path]:
     """Modules of networks: those of each detector, what they share, and the encoders."""
     tasks = ROOT / "tasks"
     shared = [tasks / "encoders" / f"{name}.py" for name in ("encoder", "clip", "texts")]
-    shared += [tasks / "detectors" / f"{name}.py" for name in ("detector", "patches")]
+    shared += [tasks / "detectors" / f"{name}.py" for name in ("appearance", "detector", "patches")]
     return shared + [file for file in tasks.glob("detectors/*/*.py") if file.stem not in NO_MODELS]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from changepair.tasks.common.appearance import versions_of
+from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
 from changepair.tasks.detectors.patches import PatchDetector, most_alike
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
@@ -31,11 +31,14 @@ ALIKE = 0.5  # whole-picture statistic of two pictures of one surface: with nine
 class RobustResidual(PatchDetector):
     """Residual of each query patch to the nearest patch of all versions of the prompts.
 
-    The residual of a stage is r^(1 − w/2) · (‖q − p‖² / m)^(w/2) with r = ½(1 − cos), where p is the nearest prompt patch by cosine and m the
-    mean of ‖p‖² over the prompt. The weight w of the magnitude is 0 if the lengths of the prompt's patches hardly vary, as on a surface, and
-    1 if they vary much, as between an object and its ground. The map is the mean over stages. The image score is x / (1 + x), where x is the
-    mean of the map's highest patches times (max(h, ½) / ½)^whole. The whole-picture statistic h compares mean and standard deviation of each
-    channel with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
+    The residual of a stage is r^(1 − w/2) · (‖q − p‖² / m)^(w/2) with r = ½(1 − cos), where p is the nearest prompt patch by cosine and m
+    the mean of ‖p‖² over the prompt. The weight w of the magnitude is 0 if the lengths of the prompt's patches hardly vary, as on a
+    surface, and 1 if they vary much, as between an object and its ground. The map is the mean over stages. If the encoder works at several
+    scales, each has its own map and image score, and both are averaged.
+
+    The image score is x / (1 + x), where x is the mean of the map's highest patches times (max(h, ½) / ½)^whole. The whole-picture
+    statistic h compares mean and standard deviation of each channel with those of the prompts, in units of their spread over nine windows
+    of the prompt. Two pictures of one surface have h ≈ ½.
     """
 
     def __init__(
@@ -89,14 +92,14 @@ class RobustResidual(PatchDetector):
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""
-        nearest = [part.amin(dim=1) for part in relation]
-        stages, changed = nearest[: len(self.stages)], nearest[len(self.stages) :]
-        finest = max(tuple(map_.shape[-2:]) for map_ in stages)
-        maps = torch.stack([upsample(map_, finest) for map_ in stages]).mean(dim=0)
-        scores = self.image_scores(maps)
+        closest = [part.amin(dim=1) for part in relation]
+        stages, changed = closest[: len(self.stages)], closest[len(self.stages) :]
+        each = len(stages) // len(self.encoder.scales)
+        scales = [_mean(stages[start : start + each]) for start in range(0, len(stages), each)]
+        scores = torch.stack([self.image_scores(map_) for map_ in scales]).mean(dim=0)
         if changed:
             scores = scores * (torch.stack(changed).mean(dim=0).flatten() / ALIKE).clamp_min(1.0) ** self.whole
-        return scores / (1.0 + scores), maps.clamp_max(1.0)
+        return scores / (1.0 + scores), _mean(scales).clamp_max(1.0)
 
     def _chosen(self, features: Features) -> Features:
         return [features[stage - 1] for stage in self.stages]
@@ -143,6 +146,12 @@ def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
         several = [[most_alike(own, bank) for bank in each] for own, each in zip(patches, banks, strict=True)]
         cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
     return cosines, places
+
+
+def _mean(maps: Features) -> Tensor:
+    """Return the mean of maps (B, h, w) on the finest grid."""
+    finest = max(tuple(map_.shape[-2:]) for map_ in maps)
+    return torch.stack([upsample(map_, finest) for map_ in maps]).mean(dim=0)
 
 
 def statistics(maps: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ PARTS: dict[str, Part] = {
         (
             Piece(
                 _box(188, 156, corner=4), (30, 96, 58), marks=_TRACES, holes=tuple(_disc(5, x=x, y=y) for x in (-84, 84) for y in (-68, 68))
-            )
+            ),
         ),
         _components,
         board,

@@ -107,7 +107,8 @@ def soften(plane: Plane, radius: float) -> Plane:
 def slope(plane: Plane, angle: float) -> Plane:
     """Return how steeply a height rises toward the light, which stands at an angle in radians from the right, clockwise."""
     down, right = np.gradient(plane)
-    return np.float32(np.sin(angle)) * down + np.float32(np.cos(angle)) * right
+    steep: Plane = np.float32(np.sin(angle)) * down + np.float32(np.cos(angle)) * right
+    return steep
 
 
 def put(
