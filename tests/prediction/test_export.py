@@ -25,7 +25,7 @@ from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
 from changepair.tasks.detectors.metauas.settings import MetaUASSettings
 from changepair.tasks.detectors.prompt_query.settings import PromptQuerySettings
 from changepair.tasks.detectors.registry import kind_of
-from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings
+from changepair.tasks.detectors.residual.settings import MetricResidualSettings, PatchResidualSettings, RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
 from changepair.tasks.detectors.subspace.settings import SubspaceSettings
 from changepair.tasks.detectors.uniadet.settings import UniADetSettings
@@ -60,6 +60,7 @@ DETECTORS = {
     "all that a residual can do": lambda _folder: PatchResidualSettings(
         resolution=64, top_share=0.02, background=0.5, self_residual=0.6, contrast=0.02, rotations=3, mirrored=True, smoothing=2.0
     ),
+    "a robust residual": lambda _folder: RobustResidualSettings(resolution=64, mirrored=True),
     "a metric at two scales": lambda _folder: MetricResidualSettings(EncoderSettings(scales=(1.0, 0.5)), resolution=64, self_residual=0.6),
     "MetaUAS": lambda _folder: MetaUASSettings(
         resolution=64, decoder_channels=(16,) * 5, fusion="difference", residual=20.0, top_share=0.01
@@ -71,7 +72,7 @@ DETECTORS = {
 }
 
 
-ALWAYS = ("all that a residual can do",)
+ALWAYS = ("all that a residual can do", "a robust residual")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in ALWAYS else pytest.mark.slow) for kind in DETECTORS])
@@ -137,8 +138,8 @@ def test_pictures_of_any_size_are_cut_where_the_prompts_are(example: Any, tmp_pa
         assert np.abs(joined - map_).max() < 0.01
 
 
-def test_prompts_are_an_input_where_none_are_inside(tmp_path: Path) -> None:
-    settings = MetricResidualSettings(resolution=64)
+@pytest.mark.parametrize("settings", [MetricResidualSettings(resolution=64), RobustResidualSettings(resolution=64)])
+def test_prompts_are_an_input_where_none_are_inside(settings: Any, tmp_path: Path) -> None:
     expected = {count: small(settings).prompt(PROMPTS[:count])(QUERIES).scores for count in (1, 2)}
     assert export(small(settings), tmp_path, "onnx").prompts == 0
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

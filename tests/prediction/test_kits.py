@@ -59,12 +59,13 @@ def test_kits_and_model_folders_of_a_kind_of_an_earlier_version_give_the_same_sc
     """What an earlier version called multi-scale-residual, with the settings that it did not know left out."""
     prompt, queries = prompt_and_queries(layout)
     pictures = [as_picture(query) for query in queries]
-    now = named("packaged")
+    old = "multi-scale-residual"
+    now = named(old)
     own = Predictor(now).prompt([prompt])
     own.save(tmp_path / "kit")
-    file, old = tmp_path / "kit" / "kit.json", "multi-scale-residual"
+    file = tmp_path / "kit" / "kit.json"
     content = json.loads(file.read_text())
-    stored = content["settings"].pop("metric-residual")
+    stored = content["settings"].pop(old)
     assert stored["kind"] == "metric-residual" and stored["resolution"] == 320
     names = {"self_residual": "own"}
     earlier = {names.get(key, key): value for key, value in stored.items() if key not in ("kind", "contrast", "smoothing")}

@@ -86,7 +86,7 @@ class RobustResidual(PatchDetector):
         With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1).
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
-        weight = self._weight(banks).expand(len(queries[0]), -1)
+        weight = self._weight(banks).expand(queries[0].shape[0], -1)
         residuals = [self._residuals(stage, bank, weight) for stage, bank in zip(self._pooled(chosen), banks, strict=True)]
         return [*residuals, *(changes(stage, known) for stage, known in zip(self._wide(chosen), memory[len(banks) :], strict=True))]
 
@@ -124,7 +124,7 @@ class RobustResidual(PatchDetector):
         """
         patches, banks = F.normalize(query, dim=1).flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
         cosines, places = nearest(patches, banks[..., :-1, :])
-        lengths = banks[..., -1, :].expand(len(query), -1, -1)  # of the prompts' patches, (B, K, M)
+        lengths = banks[..., -1, :].expand(query.shape[0], -1, -1)  # of the prompts' patches, (B, K, M)
         own, found = query.norm(dim=1).flatten(1)[:, None], lengths.gather(2, places)
         apart = (own.square() + found.square() - 2.0 * cosines * own * found).clamp_min(0.0) / lengths.square().mean(dim=2, keepdim=True)
         half = 0.5 * weight[..., None]

@@ -107,8 +107,7 @@ def soften(plane: Plane, radius: float) -> Plane:
 def slope(plane: Plane, angle: float) -> Plane:
     """Return how steeply a height rises toward the light, which stands at an angle in radians from the right, clockwise."""
     down, right = np.gradient(plane)
-    steep: Plane = np.float32(np.sin(angle)) * down + np.float32(np.cos(angle)) * right
-    return steep
+    return np.asarray(np.float32(np.sin(angle)) * down + np.float32(np.cos(angle)) * right)
 
 
 def put(
