@@ -151,7 +151,7 @@ def write_report(
             columns=[(name, heading(name)) for name in METRICS if any(row.metric == name for row in metrics)],
             metrics=_lines(shown, over_all=True),
             categories=_lines(shown, over_all=False),
-            ranks=mean_ranks(metrics, METRIC),
+            ranks=mean_ranks(shown, METRIC),
             repeated=sorted({target for target, _detector, _protocol in repeated}),
             published=_published(metrics, origin.layouts, evaluation.resolution),
             convention=evaluation.convention,
