@@ -38,6 +38,7 @@ PackagedName = Literal[
     "development-parts",
     "development-labels",
     "development-sheets",
+    "development-cells",
     "digits",
     "elpv",
 ]

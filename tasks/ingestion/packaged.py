@@ -15,7 +15,7 @@ from PIL import Image
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.pictures import Picture, read_picture
 from changepair.tasks.ingestion import texture_defects
-from changepair.tasks.ingestion.development import labels, letters, parts, sheets, surfaces, textures
+from changepair.tasks.ingestion.development import cells, labels, letters, parts, sheets, surfaces, textures
 from changepair.tasks.ingestion.listing import ListedPicture
 from changepair.tasks.ingestion.readers.labelled import elpv_cells
 
@@ -129,6 +129,7 @@ PACKAGED: dict[str, Packaged] = {
     "development-parts": Packaged(parts.write, "CC0 (made here)"),
     "development-labels": Packaged(labels.write, "CC0 (made here, with Pillow's own font)"),
     "development-sheets": Packaged(sheets.write, "CC0 (made here)"),
+    "development-cells": Packaged(cells.write, "CC0 (made here)"),
     "digits": Packaged(_digits, "CC BY 4.0"),
     "elpv": Packaged(_elpv, "CC BY-NC-SA 4.0"),  # in an extra because of its licence
 }

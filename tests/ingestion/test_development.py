@@ -10,11 +10,17 @@ import pytest
 from changepair.tasks.common.files import sha256
 from changepair.tasks.common.pictures import read_picture
 from changepair.tasks.common.randomness import generator
-from changepair.tasks.ingestion.development import labels, parts, rendering, sheets, surfaces
+from changepair.tasks.ingestion.development import cells, labels, parts, rendering, sheets, surfaces
 from changepair.tasks.ingestion.development.rendering import GOOD, Scenes, write_scenes
 from changepair.tasks.ingestion.texture_defects import SEED, SIZE
 
-SETS = {"surfaces": surfaces.CATEGORIES, "parts": parts.CATEGORIES, "labels": labels.CATEGORIES, "sheets": sheets.CATEGORIES}
+SETS = {
+    "surfaces": surfaces.CATEGORIES,
+    "parts": parts.CATEGORIES,
+    "labels": labels.CATEGORIES,
+    "sheets": sheets.CATEGORIES,
+    "cells": cells.CATEGORIES,
+}
 EACH = pytest.mark.parametrize(("name", "category"), [(name, each[name]) for each in SETS.values() for name in each])
 
 
