@@ -18,7 +18,7 @@ from torch import Tensor
 
 from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
-from changepair.tasks.detectors.patches import PatchDetector, most_alike, nearest_of_rest
+from changepair.tasks.detectors.patches import PatchDetector, most_alike
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
@@ -49,17 +49,16 @@ class RobustResidual(PatchDetector):
         versions: bool = True,
         magnitude: bool = True,
         whole: float = 1.0,
-        self_residual: float = 0.0,
         top_share: float = 0.01,
         **options: Any,
     ) -> None:
         """Set the options of the residual.
 
         `patch` is the stride in pixels that finer stages are averaged to. `whole` is the exponent of the whole-picture statistic; 0 turns
-        it off. `self_residual` is the weight of the self-residual; the prompt residual has weight 1. `options` are those of PatchDetector.
+        it off. `options` are those of PatchDetector.
         """
         super().__init__(encoder, top_share=top_share, **options)
-        self.versions, self.magnitude, self.whole, self.self_residual = versions, magnitude, whole, self_residual
+        self.versions, self.magnitude, self.whole = versions, magnitude, whole
         self.pools = tuple(max(1, patch // encoder.strides[stage - 1]) for stage in self.stages)
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
@@ -88,11 +87,7 @@ class RobustResidual(PatchDetector):
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
         weight = self._weight(banks).expand(queries[0].shape[0], -1)
-        pooled = self._pooled(chosen)
-        residuals = [self._residuals(stage, bank, weight) for stage, bank in zip(pooled, banks, strict=True)]
-        if self.self_residual:
-            own = [0.5 * (1.0 - nearest_of_rest(F.normalize(stage, dim=1))) for stage in pooled]
-            residuals = [(part + self.self_residual * of) / (1.0 + self.self_residual) for part, of in zip(residuals, own, strict=True)]
+        residuals = [self._residuals(stage, bank, weight) for stage, bank in zip(self._pooled(chosen), banks, strict=True)]
         return [*residuals, *(changes(stage, known) for stage, known in zip(self._wide(chosen), memory[len(banks) :], strict=True))]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
