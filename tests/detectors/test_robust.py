@@ -29,7 +29,7 @@ def pictures(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"versions": False, "patch": 16}, {"magnitude": False, "whole": 0.5}, {"whole": 0.0, "top_share": 0.0}]
+    "options", [{}, {"versions": False, "patch": 16}, {"magnitude": False, "whole": 0.5}, {"whole": 0.0, "top_share": 0.0, "background": 0.0}]
 )
 def test_scores_equal_a_slow_formula(options: dict[str, float]) -> None:
     detector = create_detector(RobustResidualSettings(resolution=SIDE, **options))  # type: ignore[arg-type]
@@ -85,8 +85,9 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
         torch.nn.functional.interpolate(torch.from_numpy(top)[None, None], (grid, grid), mode="bilinear")[0, 0].numpy() for top in tops
     ]
     count = max(1, int(options.get("top_share", 0.01) * grid * grid))
-    x = float(np.sort(np.mean(large, axis=0).ravel())[-count:].mean())
-    x *= max(np.mean(changes) / 0.5, 1) ** options.get("whole", 1.0)
+    ordered = np.sort(np.mean(large, axis=0).ravel())
+    x = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
+    x *= 1 + options.get("whole", 1.0) * min(max(2 * np.mean(changes) - 1, 0), 1)
     return x / (1 + x)
 
 

@@ -26,6 +26,7 @@ SURFACE, OBJECT = 0.18, 0.28
 """Variation of patch lengths, standard deviation divided by mean, up to which they are ignored and from which they count fully. On the
 development datasets surfaces have 0.10 to 0.20, and labels and parts 0.27 to 0.40."""
 ALIKE = 0.5  # whole-picture statistic of two pictures of one surface: with nine independent windows it is about √2 / 3
+OTHER = 1.0  # statistic from which the pictures differ as a whole, and the image score is raised fully
 
 
 class RobustResidual(PatchDetector):
@@ -36,9 +37,10 @@ class RobustResidual(PatchDetector):
     surface, and 1 if they vary much, as between an object and its ground. The map is the mean over stages. If the encoder works at several
     scales, each has its own map and image score, and both are averaged.
 
-    The image score is x / (1 + x), where x is the mean of the map's highest patches times (max(h, ½) / ½)^whole. The whole-picture
-    statistic h compares mean and standard deviation of each channel with those of the prompts, in units of their spread over nine windows
-    of the prompt. Two pictures of one surface have h ≈ ½.
+    The image score is x / (1 + x), where x = (a − background · m) · (1 + whole · g), a is the mean of the map's highest patches, and m its
+    median. g is 0 up to the whole-picture statistic h = ½ and rises to 1 at h = 1. It is bounded because the statistic can tell neither a
+    defect from a variant that the prompts do not show, nor how severe a change is. h compares mean and standard deviation of each channel
+    with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
     """
 
     def __init__(
@@ -50,14 +52,15 @@ class RobustResidual(PatchDetector):
         magnitude: bool = True,
         whole: float = 1.0,
         top_share: float = 0.01,
+        background: float = 0.7,
         **options: Any,
     ) -> None:
         """Set the options of the residual.
 
-        `patch` is the stride in pixels that finer stages are averaged to. `whole` is the exponent of the whole-picture statistic; 0 turns
-        it off. `options` are those of PatchDetector.
+        `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the
+        whole-picture statistic raises an image score at most; 0 turns it off. `options` are those of PatchDetector.
         """
-        super().__init__(encoder, top_share=top_share, **options)
+        super().__init__(encoder, top_share=top_share, background=background, **options)
         self.versions, self.magnitude, self.whole = versions, magnitude, whole
         self.pools = tuple(max(1, patch // encoder.strides[stage - 1]) for stage in self.stages)
 
@@ -98,7 +101,8 @@ class RobustResidual(PatchDetector):
         scales = [_mean(stages[start : start + each]) for start in range(0, len(stages), each)]
         scores = torch.stack([self.image_scores(map_) for map_ in scales]).mean(dim=0)
         if changed:
-            scores = scores * (torch.stack(changed).mean(dim=0).flatten() / ALIKE).clamp_min(1.0) ** self.whole
+            statistic = torch.stack(changed).mean(dim=0).flatten()
+            scores = scores * (1.0 + self.whole * ((statistic - ALIKE) / (OTHER - ALIKE)).clamp(0.0, 1.0))
         return scores / (1.0 + scores), _mean(scales).clamp_max(1.0)
 
     def _chosen(self, features: Features) -> Features:

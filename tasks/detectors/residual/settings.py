@@ -65,10 +65,13 @@ class RobustResidualSettings(DetectorSettings):
     """Whether the residual also compares the length of features if that varies much within the prompt. It helps with objects on a plain
     ground; surfaces are not affected."""
     whole: Annotated[float, Between(0, 10)] = 1.0
-    """Exponent of the whole-picture statistic, by which the image score is multiplied. It finds changes that cover the picture, such as
-    another colour or weave. `0` turns it off."""
+    """Share by which the image score rises at most if the picture differs from the prompts as a whole, for example in colour or weave. `0`
+    turns this off."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
     """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum."""
+    background: Annotated[float, Between(0, 1)] = 0.7
+    """Weight of the median patch's residual, which is subtracted from the image score. A change of the camera raises the whole map and so
+    causes fewer false alarms."""
     rotations: Annotated[int, Between(1, 36)] = 1
     """Number of rotated views of each prompt that are stored, evenly around the circle. Use several for parts with any orientation."""
     mirrored: bool = False

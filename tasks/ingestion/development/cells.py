@@ -1,8 +1,8 @@
 """Draw solar cells as electroluminescence shows them: bright silicon behind a grid of dark fingers and busbars.
 
 Cells differ as a whole: each has another brightness, another darkening toward the edges and, if polycrystalline, other crystals. Defects
-are local and dark. The set decides whether a detector tolerates whole-picture differences of normal parts, and about comparisons with the
-rest of the picture. It says nothing about colour.
+are local and dark. In the mixed categories, few prompts do not show every variant of a normal cell. The set decides whether a detector
+tolerates whole-picture differences of normal parts, and about comparisons with the rest of the picture. It says nothing about colour.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def write(folder: Path) -> None:
     write_scenes(folder, CATEGORIES)
 
 
-def _draw(cell: Cell, rng: Rng, kind: str, other: Rng) -> Colour:
+def _draw(variants: tuple[Cell, ...], rng: Rng, kind: str, other: Rng) -> Colour:
+    cell = variants[int(rng.integers(len(variants)))]
     down, right = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     y, x = down - SIZE / 2 + rng.uniform(-3, 3), right - SIZE / 2 + rng.uniform(-3, 3)
     level, falloff, slant = rng.uniform(95, 190), rng.uniform(0.1, 0.45), rng.uniform(-0.15, 0.15, 2)
@@ -99,4 +100,8 @@ CELLS = {
     "poly": Cell(busbars=3, width=6, crystals=60, corner=2),
     "poly-fine": Cell(busbars=2, width=7, crystals=260, corner=2),
 }
-CATEGORIES = {name: Scenes(partial(_draw, cell), DEFECTS) for name, cell in CELLS.items()}
+MIXED = {"mixed": ("mono-square", "poly"), "mixed-fine": ("mono", "poly-fine")}  # one line makes several variants
+CATEGORIES = {
+    **{name: Scenes(partial(_draw, (cell,)), DEFECTS) for name, cell in CELLS.items()},
+    **{name: Scenes(partial(_draw, tuple(CELLS[each] for each in names)), DEFECTS) for name, names in MIXED.items()},
+}
