@@ -46,7 +46,7 @@ LARGEST_SIDE, SIDES = 256, 32
 PIPELINE = """\
 {name}: # written by `changepair init` for {path}: {about}
   schedule: null # a cron line, such as "0 3 * * 1"
-  # This pipeline trains nothing: patch-residual needs no training, and metric-residual comes trained with the package.
+  # This pipeline trains nothing: patch-residual and robust-residual need no training, and metric-residual comes trained with the package.
   # To train on change pairs, add three settings: sources: [sample-photos, vision-toolbox], synthesis: {{pairs: 3000, resolution: 256}},
   # and the detector metauas: {{resolution: 256}}.
   targets: [{name}]
@@ -55,10 +55,12 @@ PIPELINE = """\
     patch-residual: {{resolution: {side}}}
     patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, self_residual: 0.6, contrast: 0.02}}
     metric-residual: {{model: packaged, resolution: {side}}}
-    metric-residual-self: {{kind: metric-residual, model: packaged, resolution: {side}, self_residual: 0.6, contrast: 0.02}}
+    robust-residual: {{resolution: {side}}} # another camera, light or compression; defects of the whole picture
     metric-residual-scales: # defects of any size
       {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, self_residual: 0.6, contrast: 0.02}}
-  evaluation: {{resolution: {side}}}
+  evaluation:
+    resolution: {side}
+    perturbations: [jpeg-50, blur-1, noise-15, gain-0.8, gain-1.2] # false alarms that a change of the camera would cause
 
 """
 

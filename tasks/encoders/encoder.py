@@ -122,7 +122,8 @@ class FrozenEncoder(nn.Module):
         return torch.compile(fast, dynamic=False) if self._compiles else fast
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEncoder:
-        self._forget_fast()  # moved to another device
+        if fn(self.mean) is not self.mean:  # moved to another device
+            self._forget_fast()
         return super()._apply(fn, recurse)
 
     def _forget_fast(self) -> None:

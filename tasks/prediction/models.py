@@ -19,10 +19,9 @@ from changepair.tasks.encoders.settings import FOLDER_OF_OPEN_CLIP, OF_THE_MODEL
 from changepair.tasks.packaged.detectors import MODELS, fill, packaged_settings
 
 ELSEWHERE = ("hf-hub:", FOLDER_OF_OPEN_CLIP)  # open_clip's prefixes for models in a hub or a folder
-DEFAULT = "metric-residual"
-"""The model `packaged`. It is the best packaged model at one shot on textures and shapes (docs/pages/explanation/quality.md). No weight
-depends on its settings."""
-DEFAULT_SETTINGS = {"encoder": {"scales": [1.0, 0.4, 0.3]}, "resolution": 320, "self_residual": 0.6, "contrast": 0.02}
+DEFAULT = "robust-residual"
+"""The model `packaged`. Among the detectors that are ready for use, it has the best mean rank over the development datasets, and few false
+alarms under another camera (docs/pages/explanation/quality.md)."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,7 @@ def named(model: str | Path) -> Named:
 
     Raises BadInput if the detector does not exist or cannot be used.
     """
-    name = str(model)
-    if name == PACKAGED:
-        return of_package(DEFAULT, settings_from_json(DETECTORS[DEFAULT].settings, DEFAULT_SETTINGS))
+    name = DEFAULT if str(model) == PACKAGED else str(model)
     if name in ALIASES:
         kind, own = resolved(name, {})
         return of_package(name, settings_from_json(DETECTORS[kind].settings, own))

@@ -37,12 +37,16 @@ def test_scores_equal_a_slow_formula(options: dict[str, float]) -> None:
     with torch.inference_mode():
         scores, maps = detector.score(queries, prompts)
         views = [prompts, *(versions_of(prompts) if options.get("versions", True) else ())]
-        known = [[stage.double().numpy() for stage in detector.encoder(view)[2:5]] for view in views]
-        asked = [stage.double().numpy() for stage in detector.encoder(queries)[2:5]]
+        known = [last_three_of_each_scale(detector.encoder(view)) for view in views]
+        asked = last_three_of_each_scale(detector.encoder(queries))
     for place in range(len(queries)):
         expected = slow_score([stage[place] for stage in asked], known, options)
         assert float(scores[place]) == pytest.approx(expected, rel=2e-4)
     assert maps.shape == (3, SIDE, SIDE) and float(maps.min()) >= 0 and float(maps.max()) <= 1
+
+
+def last_three_of_each_scale(maps: list[Tensor]) -> list[Array]:
+    return [map_.double().numpy() for start in range(0, len(maps), 5) for map_ in maps[start + 2 : start + 5]]
 
 
 def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, float]) -> float:
@@ -55,7 +59,7 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
     for prompt in range(len(known[0][0])):
         lengths = [
             np.concatenate([np.linalg.norm(pooled(version[number][prompt], grid), axis=0).ravel() for version in known])
-            for number, grid in enumerate(grids)
+            for number, grid in enumerate(grids[:3])
         ]
         variation[prompt] = float(np.mean([each.std(ddof=1) / each.mean() for each in lengths]))
     for number, stage in enumerate(query):
@@ -73,22 +77,30 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
                     best = int(np.argmax(cosines))
                     value = (1 - cosines[best]) / 2
                     if options.get("magnitude", True):
-                        weight = min(max((variation[prompt] - 0.18) / 0.1, 0), 1)
+                        weight = is_object(variation[prompt])
                         value = value ** (1 - weight / 2) * (np.sum((q - offered[best]) ** 2) / power) ** (weight / 2)
                     residual[y, x] = min(residual[y, x], value)
-            if sides[number] >= 6:
+            if sides[number] >= 6 and number < 3:
                 change = min(change, *(difference(stage, version[number][prompt]) for version in known))
         tops.append(residual)
-        changes += [change] if sides[number] >= 6 else []
+        changes += [change] if sides[number] >= 6 and number < 3 else []
     grid = max(grids)
     large = [
         torch.nn.functional.interpolate(torch.from_numpy(top)[None, None], (grid, grid), mode="bilinear")[0, 0].numpy() for top in tops
     ]
     count = max(1, int(options.get("top_share", 0.01) * grid * grid))
-    ordered = np.sort(np.mean(large, axis=0).ravel())
+    mean = np.mean(large[:3], axis=0)
+    if len(large) > 3:
+        surface = 1 - np.mean([is_object(each) for each in variation.values()])
+        mean = (mean + surface * np.mean(large[3:], axis=0)) / (1 + surface)
+    ordered = np.sort(mean.ravel())
     x = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
     x *= 1 + options.get("whole", 1.0) * min(max(2 * np.mean(changes) - 1, 0), 1)
     return x / (1 + x)
+
+
+def is_object(variation: float) -> float:
+    return min(max((variation - 0.18) / 0.1, 0), 1)
 
 
 def pooled(stage: Array, grid: int) -> Array:

@@ -92,7 +92,7 @@ def test_models_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
             Predictor.load(model)
     with pytest.raises(BadInput, match=r"inctrl'?: is neither a folder"):
         Predictor.load("inctrl")  # it has to be trained
-    with pytest.raises(BadInput, match="no prompt: metric-residual needs at least one"):
+    with pytest.raises(BadInput, match="no prompt: robust-residual needs at least one"):
         Predictor.load()([skimage.data.brick()])
     with pytest.raises(BadInput, match="no prompt"):
         Predictor.load().prompt([])

@@ -107,7 +107,7 @@ def test_a_truncated_picture_is_told_and_the_others_are_scored(layout: Path, her
     [
         (["--prompt", "no.png", "part.png"], "part.png: no such file"),
         (["part"], "part: a folder without a picture"),
-        (["ok.png"], "no prompt: metric-residual needs at least one normal picture"),
+        (["ok.png"], "no prompt: robust-residual needs at least one normal picture"),
         ([], "no pictures given"),
         (["--kit", "part", "ok.png"], "part: is not a kit"),
         (["--kit", "part", "--prompt", "ok.png", "ok.png"], "--prompt: cannot be combined with --kit"),
@@ -164,7 +164,7 @@ def test_a_broken_prompt_is_reported_and_the_others_are_used(layout: Path, here:
     assert result.returncode == 2 and "prompts/1.png: truncated or not an image" in result.stderr and result.stdout == alone.stdout
     (here / "prompts" / "0.png").unlink()
     none = predict("--prompt", "prompts", queries[0])
-    assert none.returncode == 2 and "no prompt: metric-residual needs at least one" in none.stderr
+    assert none.returncode == 2 and "no prompt: robust-residual needs at least one" in none.stderr
 
 
 def test_a_picture_of_fewer_bits_than_the_prompts_is_reported(here: Path) -> None:

@@ -15,7 +15,7 @@ ROWS = read_metrics(EVALUATION / "metrics.csv")
 OVERALL = {(row.target, row.detector, row.protocol, row.shots, row.metric): row for row in ROWS if row.category == ALL}
 TARGETS, DETECTORS = (
     ("elpv", "texture-defects", "digits"),
-    ("patch-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl"),
+    ("patch-residual", "robust-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl"),
 )
 PROTOCOLS, SHOTS = ("class-specific", "class-agnostic"), (1, 2, 4, 8)
 

@@ -239,7 +239,7 @@ def test_the_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
 def test_the_pipelines_are_listed() -> None:
     result = run(ROOT, "changepair", "pipelines", COLUMNS="260")
     assert result.returncode == 0
-    names = ("quickstart", "patch-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl")
+    names = ("quickstart", "patch-residual", "robust-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl")
     assert all(name in result.stdout for name in names) and "missing for" not in result.stdout
 
 

@@ -9,7 +9,7 @@ It extends the patch residual (Jeong et al., CVPR 2023, section 4.3) by three pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,10 +34,12 @@ class RobustResidual(PatchDetector):
 
     The residual of a stage is r^(1 − w/2) · (‖q − p‖² / m)^(w/2) with r = ½(1 − cos), where p is the nearest prompt patch by cosine and m
     the mean of ‖p‖² over the prompt. The weight w of the magnitude is 0 if the lengths of the prompt's patches hardly vary, as on a
-    surface, and 1 if they vary much, as between an object and its ground. The map is the mean over stages. If the encoder works at several
-    scales, each has its own map and image score, and both are averaged.
+    surface, and 1 if they vary much, as between an object and its ground.
 
-    The image score is x / (1 + x), where x = (a − background · m) · (1 + whole · g), a is the mean of the map's highest patches, and m its
+    The map is the mean over stages. If the encoder works at several scales, the map is the mean of the first scale's, with weight 1, and
+    of the others', with weight 1 − w. A coarse scale shows what is wrong with the structure of a surface, but blurs details of an object.
+
+    The image score is x / (1 + x), where x = (a − background · b) · (1 + whole · g), a is the mean of the map's highest patches, and b its
     median. g is 0 up to the whole-picture statistic h = ½ and rises to 1 at h = 1. It is bounded because the statistic can tell neither a
     defect from a variant that the prompts do not show, nor how severe a change is. h compares mean and standard deviation of each channel
     with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
@@ -57,12 +59,13 @@ class RobustResidual(PatchDetector):
     ) -> None:
         """Set the options of the residual.
 
-        `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the
-        whole-picture statistic raises an image score at most; 0 turns it off. `options` are those of PatchDetector.
+        `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the whole-picture statistic raises
+        an image score at most; 0 turns it off. `options` are those of PatchDetector.
         """
         super().__init__(encoder, top_share=top_share, background=background, **options)
         self.versions, self.magnitude, self.whole = versions, magnitude, whole
         self.pools = tuple(max(1, patch // encoder.strides[stage - 1]) for stage in self.stages)
+        self.each = len(self.stages) // len(encoder.scales)  # stages of one scale
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
         views = [self.remember(self.encoder(prompts) if features is None else features)]
@@ -86,40 +89,40 @@ class RobustResidual(PatchDetector):
     def relate(self, queries: Features, memory: Features) -> Features:
         """Return for each stage and prompt every query patch's residual, (B, K, h, w).
 
-        With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1).
+        With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1). The last item is how much the prompt is
+        an object on a ground, of the same shape.
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
-        weight = self._weight(banks).expand(queries[0].shape[0], -1)
+        objects = shows_object(banks[: self.each]).expand(queries[0].shape[0], -1)
+        weight = objects * float(self.magnitude)
         residuals = [self._residuals(stage, bank, weight) for stage, bank in zip(self._pooled(chosen), banks, strict=True)]
-        return [*residuals, *(changes(stage, known) for stage, known in zip(self._wide(chosen), memory[len(banks) :], strict=True))]
+        wide = zip(self._wide(chosen), memory[len(banks) :], strict=True)
+        return [*residuals, *(changes(stage, known) for stage, known in wide), objects[..., None, None]]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
         """Return image scores (B,), and anomaly maps (B, h, w) on the finest chosen stage's grid. The nearest of all prompts counts."""
-        closest = [part.amin(dim=1) for part in relation]
+        closest, objects = [part.amin(dim=1) for part in relation[:-1]], relation[-1].mean(dim=1)
         stages, changed = closest[: len(self.stages)], closest[len(self.stages) :]
-        each = len(stages) // len(self.encoder.scales)
-        scales = [_mean(stages[start : start + each]) for start in range(0, len(stages), each)]
-        scores = torch.stack([self.image_scores(map_) for map_ in scales]).mean(dim=0)
+        finest = max(tuple(stage.shape[-2:]) for stage in stages)
+        maps = _mean(stages[: self.each], finest)
+        if len(stages) > self.each:
+            surface = 1.0 - objects
+            maps = (maps + surface * _mean(stages[self.each :], finest)) / (1.0 + surface)
+        scores = self.image_scores(maps)
         if changed:
             statistic = torch.stack(changed).mean(dim=0).flatten()
             scores = scores * (1.0 + self.whole * ((statistic - ALIKE) / (OTHER - ALIKE)).clamp(0.0, 1.0))
-        return scores / (1.0 + scores), _mean(scales).clamp_max(1.0)
+        return scores / (1.0 + scores), maps.clamp_max(1.0)
 
     def _chosen(self, features: Features) -> Features:
         return [features[stage - 1] for stage in self.stages]
 
     def _wide(self, stages: Features) -> Features:
-        """Return the stages for the whole-picture statistic: those whose windows have at least two positions a side."""
-        return [stage for stage in stages if self.whole and min(stage.shape[-2:]) >= 2 * WINDOWS]
+        """Return the stages for the whole-picture statistic: of the first scale, if windows have at least two positions a side."""
+        return [stage for stage in stages[: self.each] if self.whole and min(stage.shape[-2:]) >= 2 * WINDOWS]
 
     def _pooled(self, stages: Features) -> Features:
         return [F.avg_pool2d(stage, pool) if pool > 1 else stage for stage, pool in zip(stages, self.pools, strict=True)]
-
-    def _weight(self, banks: Features) -> Tensor:
-        """Return the weight of the magnitude for each prompt, (K,) or (B, K), in [0, 1]."""
-        lengths = [bank[..., -1, :, :].flatten(-2) for bank in banks]
-        variation = torch.stack([each.std(dim=-1) / each.mean(dim=-1) for each in lengths]).mean(dim=0)
-        return ((variation - SURFACE) / (OBJECT - SURFACE)).clamp(0.0, 1.0) * float(self.magnitude)
 
     def _residuals(self, query: Tensor, bank: Tensor, weight: Tensor) -> Tensor:
         """Return the residual of each patch of queries (B, C, h, w) to each prompt: (B, K, h, w).
@@ -134,6 +137,16 @@ class RobustResidual(PatchDetector):
         half = 0.5 * weight[..., None]
         residuals = (0.5 * (1.0 - cosines)).clamp_min(0.0) ** (1.0 - half) * apart**half
         return residuals.unflatten(-1, query.shape[-2:])
+
+
+def shows_object(banks: Features) -> Tensor:
+    """Return how much each prompt is an object on a ground, from 0 for a surface to 1: (K,) or (B, K).
+
+    `banks` are patches whose last channel is their length, (K, C+1, h, w) or (B, K, C+1, h, w).
+    """
+    lengths = [bank[..., -1, :, :].flatten(-2) for bank in banks]
+    variation = torch.stack([each.std(dim=-1) / each.mean(dim=-1) for each in lengths]).mean(dim=0)
+    return ((variation - SURFACE) / (OBJECT - SURFACE)).clamp(0.0, 1.0)
 
 
 def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,10 +165,9 @@ def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
     return cosines, places
 
 
-def _mean(maps: Features) -> Tensor:
-    """Return the mean of maps (B, h, w) on the finest grid."""
-    finest = max(tuple(map_.shape[-2:]) for map_ in maps)
-    return torch.stack([upsample(map_, finest) for map_ in maps]).mean(dim=0)
+def _mean(maps: Features, size: Sequence[int]) -> Tensor:
+    """Return the mean of maps (B, h, w), resized to (B, H, W)."""
+    return torch.stack([upsample(map_, size) for map_ in maps]).mean(dim=0)
 
 
 def statistics(maps: Tensor) -> Tensor:
