@@ -19,6 +19,7 @@ from torch import Tensor
 from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
 from changepair.tasks.detectors.patches import PatchDetector, most_alike
+from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
@@ -51,6 +52,8 @@ class RobustResidual(PatchDetector):
         versions: bool = True,
         magnitude: bool = True,
         whole: float = 1.0,
+        positions: Positions = "off",
+        radius: float = 0.08,
         top_share: float = 0.01,
         background: float = 0.7,
         **options: Any,
@@ -58,10 +61,13 @@ class RobustResidual(PatchDetector):
         """Set the options of the residual.
 
         `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the
-        whole-picture statistic raises an image score at most; 0 turns it off. `options` are those of PatchDetector.
+        whole-picture statistic raises an image score at most; 0 turns it off. `positions` says when a patch is compared only with prompt
+        patches within `radius`, a share of the picture's side. `options` are those of PatchDetector.
         """
         super().__init__(encoder, top_share=top_share, background=background, **options)
         self.versions, self.magnitude, self.whole = versions, magnitude, whole
+        self.positions, self.radius = positions, radius
+        self.joint = positions == "auto"
         self.pools = tuple(max(1, patch // encoder.strides[stage - 1]) for stage in self.stages)
 
     def memorise(self, prompts: Tensor, features: Features | None = None) -> Features:
@@ -90,7 +96,9 @@ class RobustResidual(PatchDetector):
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
         weight = self._weight(banks).expand(queries[0].shape[0], -1)
-        residuals = [self._residuals(stage, bank, weight) for stage, bank in zip(self._pooled(chosen), banks, strict=True)]
+        pooled = self._pooled(chosen)
+        near = self._near(banks, pooled)
+        residuals = [self._residuals(stage, bank, weight, near) for stage, bank in zip(pooled, banks, strict=True)]
         return [*residuals, *(changes(stage, known) for stage, known in zip(self._wide(chosen), memory[len(banks) :], strict=True))]
 
     def conclude(self, queries: Features, relation: Features, category: str = ANY_CATEGORY) -> tuple[Tensor, Tensor]:
@@ -121,13 +129,27 @@ class RobustResidual(PatchDetector):
         variation = torch.stack([each.std(dim=-1) / each.mean(dim=-1) for each in lengths]).mean(dim=0)
         return ((variation - SURFACE) / (OBJECT - SURFACE)).clamp(0.0, 1.0) * float(self.magnitude)
 
-    def _residuals(self, query: Tensor, bank: Tensor, weight: Tensor) -> Tensor:
+    def _near(self, banks: Features, queries: Features) -> Tensor | None:
+        """Return whether patches are compared only with prompt patches nearby, (1,) or (B,). None: no query's are."""
+        if self.positions == "off":
+            return None
+        bank, height = max(((bank, query.shape[-2]) for bank, query in zip(banks, queries, strict=True)), key=lambda pair: pair[1])
+        if self.positions == "on":
+            return torch.ones(1, dtype=torch.bool, device=bank.device)
+        near = registration(bank[..., :-1, :height, :], self.radius).view(-1) > REGISTERED  # of the unchanged prompts, which come first
+        return near if exporting() or bool(near.any()) else None
+
+    def _residuals(self, query: Tensor, bank: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
         """Return the residual of each patch of queries (B, C, h, w) to each prompt: (B, K, h, w).
 
-        `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), and `weight` (B, K).
+        `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), `weight` (B, K), and `near` (1,) or (B,) or None.
         """
         patches, banks = F.normalize(query, dim=1).flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
-        cosines, places = nearest(patches, banks[..., :-1, :])
+        excluded = None
+        if near is not None:
+            far = distant(*query.shape[-2:], self.radius, query.device).repeat(1, bank.shape[-2] // query.shape[-2])  # (N, M)
+            excluded = far & near[:, None, None]
+        cosines, places = nearest(patches, banks[..., :-1, :], excluded)
         lengths = banks[..., -1, :].expand(query.shape[0], -1, -1)  # of the prompts' patches, (B, K, M)
         own, found = query.norm(dim=1).flatten(1)[:, None], lengths.gather(2, places)
         apart = (own.square() + found.square() - 2.0 * cosines * own * found).clamp_min(0.0) / lengths.square().mean(dim=2, keepdim=True)
@@ -136,14 +158,19 @@ class RobustResidual(PatchDetector):
         return residuals.unflatten(-1, query.shape[-2:])
 
 
-def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(patches: Tensor, banks: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return each patch's highest cosine with a patch of each prompt, and its index, (B, K, N) each.
 
-    `patches` is (B, N, C). `banks` is (K, C, M) for all queries, or (B, K, C, M). Both have unit length.
+    `patches` is (B, N, C). `banks` is (K, C, M) for all queries, or (B, K, C, M). Both have unit length. `excluded` are the pairs that are
+    not compared, (1, N, M) or (B, N, M).
     """
     if exporting():
-        return most_alike(patches[:, None], banks)
-    if banks.ndim == 3:
+        return most_alike(patches[:, None], banks, None if excluded is None else excluded[:, None])
+    if excluded is not None:
+        own = zip(patches, banks.expand(len(patches), *banks.shape[-3:]), excluded.expand(len(patches), -1, -1), strict=True)
+        several = [[most_alike(query, bank, pairs) for bank in each] for query, each, pairs in own]
+        cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
+    elif banks.ndim == 3:
         found = [most_alike(patches.flatten(0, 1), bank) for bank in banks]
         cosines, places = (torch.stack([one[part].view(len(patches), -1) for one in found], dim=1) for part in (0, 1))
     else:
