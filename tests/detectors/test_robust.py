@@ -196,7 +196,7 @@ def shuffled(count: int) -> Tensor:
 
 
 def scores_of(queries: Tensor, prompts: Tensor, **options: Any) -> Tensor:
-    detector = create_detector(RobustResidualSettings(resolution=SIDE, versions=False, whole=0.0, **options))
+    detector = create_detector(RobustResidualSettings(resolution=SIDE, versions=False, whole=0.0, background=0.0, **options))
     with torch.inference_mode():
         return detector.score(queries, prompts)[0]
 

@@ -145,11 +145,11 @@ class RobustResidual(PatchDetector):
         `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), `weight` (B, K), and `near` (1,) or (B,) or None.
         """
         patches, banks = F.normalize(query, dim=1).flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
-        excluded = None
-        if near is not None:
+        if near is None:
+            cosines, places = nearest(patches, banks[..., :-1, :])
+        else:
             far = distant(*query.shape[-2:], self.radius, query.device).repeat(1, bank.shape[-2] // query.shape[-2])  # (N, M)
-            excluded = far & near[:, None, None]
-        cosines, places = nearest(patches, banks[..., :-1, :], excluded)
+            cosines, places = nearest_near(patches, banks[..., :-1, :], far, near)
         lengths = banks[..., -1, :].expand(query.shape[0], -1, -1)  # of the prompts' patches, (B, K, M)
         own, found = query.norm(dim=1).flatten(1)[:, None], lengths.gather(2, places)
         apart = (own.square() + found.square() - 2.0 * cosines * own * found).clamp_min(0.0) / lengths.square().mean(dim=2, keepdim=True)
@@ -158,24 +158,29 @@ class RobustResidual(PatchDetector):
         return residuals.unflatten(-1, query.shape[-2:])
 
 
-def nearest(patches: Tensor, banks: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
     """Return each patch's highest cosine with a patch of each prompt, and its index, (B, K, N) each.
 
-    `patches` is (B, N, C). `banks` is (K, C, M) for all queries, or (B, K, C, M). Both have unit length. `excluded` are the pairs that are
-    not compared, (1, N, M) or (B, N, M).
+    `patches` is (B, N, C). `banks` is (K, C, M) for all queries, or (B, K, C, M). Both have unit length.
     """
     if exporting():
-        return most_alike(patches[:, None], banks, None if excluded is None else excluded[:, None])
-    if excluded is not None:
-        own = zip(patches, banks.expand(len(patches), *banks.shape[-3:]), excluded.expand(len(patches), -1, -1), strict=True)
-        several = [[most_alike(query, bank, pairs) for bank in each] for query, each, pairs in own]
-        cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
-    elif banks.ndim == 3:
+        return most_alike(patches[:, None], banks)
+    if banks.ndim == 3:
         found = [most_alike(patches.flatten(0, 1), bank) for bank in banks]
         cosines, places = (torch.stack([one[part].view(len(patches), -1) for one in found], dim=1) for part in (0, 1))
     else:
         several = [[most_alike(own, bank) for bank in each] for own, each in zip(patches, banks, strict=True)]
         cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
+    return cosines, places
+
+
+def nearest_near(patches: Tensor, banks: Tensor, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as `nearest`, but leave the pairs `far` (N, M) out for the queries with `near`, (1,) or (B,)."""
+    if exporting():
+        return most_alike(patches[:, None], banks, far & near[:, None, None, None])
+    own = zip(patches, banks.expand(len(patches), *banks.shape[-3:]), near.expand(len(patches)), strict=True)
+    several = [[most_alike(query, bank, far if excluded else None) for bank in each] for query, each, excluded in own]
+    cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
     return cosines, places
 
 
