@@ -104,9 +104,9 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
     ]
     count = max(1, int(options.get("top_share", 0.01) * grid * grid))
     ordered = np.sort(np.mean(large, axis=0).ravel())
-    x = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
-    x *= 1 + options.get("whole", 1.0) * min(max(2 * np.mean(changes) - 1, 0), 1)
-    return x / (1 + x)
+    score = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
+    score *= 1 + options.get("whole", 1.0) * min(max(2 * float(np.mean(changes)) - 1, 0), 1)
+    return score / (1 + score)
 
 
 def pooled(stage: Array, grid: int) -> Array:
@@ -263,7 +263,7 @@ def test_evaluation_decides_from_the_prompts_of_each_episode() -> None:
     chosen = [(0,), (0, 1), (3, 4), (0, 1, 2, 3, 4)]
     names = [str(place) for place in range(5)]
     episodes = {
-        number: Episode("a", "b", "class-specific", len(places), 0, tuple(names[place] for place in places), ("q", "r"), {})
+        number: Episode("a", "b", "class-specific", len(places), 0, tuple(names[place] for place in places), ("q", "r"), (0, 1))
         for number, places in enumerate(chosen)
     }
     with torch.inference_mode():

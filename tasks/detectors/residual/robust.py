@@ -148,7 +148,8 @@ class RobustResidual(PatchDetector):
         if near is None:
             cosines, places = nearest(patches, banks[..., :-1, :])
         else:
-            far = distant(*query.shape[-2:], self.radius, query.device).repeat(1, bank.shape[-2] // query.shape[-2])  # (N, M)
+            height, width = query.shape[-2:]
+            far = distant(height, width, self.radius, query.device).repeat(1, bank.shape[-2] // height)  # (N, M)
             cosines, places = nearest_near(patches, banks[..., :-1, :], far, near)
         lengths = banks[..., -1, :].expand(query.shape[0], -1, -1)  # of the prompts' patches, (B, K, M)
         own, found = query.norm(dim=1).flatten(1)[:, None], lengths.gather(2, places)
