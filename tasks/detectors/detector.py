@@ -28,6 +28,7 @@ class Detector(nn.Module):
     encoder: Encoder
     needs_prompts = True  # whether it cannot score without a prompt
     reads = False  # whether it uses the name of the category
+    joint = False  # whether the relation to a prompt depends on the other prompts
     not_exported: str | None = None  # reason why it cannot be exported; None if it can
     rotations = 1  # number of rotated views stored for each prompt, evenly around the circle (AnomalyDINO, WACV 2025, section 3.3: 8)
     mirrored = False  # whether each view is also stored mirrored

@@ -86,14 +86,21 @@ def _nearest(patches: Tensor, bank: Tensor) -> Tensor:
     return highest
 
 
-def most_alike(patches: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each patch's highest cosine and its index in the bank, (..., N) each. `patches` (..., N, C) and `bank` (..., C, M) have unit
-    length."""
+def most_alike(patches: Tensor, bank: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return each patch's highest cosine and its index in the bank, (..., N) each.
+
+    `patches` (..., N, C) and `bank` (..., C, M) have unit length. `excluded` (..., N, M) are the pairs that are not compared.
+    """
     if exporting():
-        highest = (patches @ bank).max(dim=-1)
+        cosines = patches @ bank
+        highest = (cosines if excluded is None else cosines.masked_fill(excluded, -2.0)).max(dim=-1)
         return highest.values, highest.indices
     rows = max(1, MOST_SIMILARITIES // bank.shape[-1])
-    parts = [(part @ bank).max(dim=1) for part in patches.split(rows)]
+    if excluded is None:
+        parts = [(part @ bank).max(dim=1) for part in patches.split(rows)]
+    else:
+        couples = zip(patches.split(rows), excluded.split(rows), strict=True)
+        parts = [(part @ bank).masked_fill_(pairs, -2.0).max(dim=1) for part, pairs in couples]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 

@@ -1,7 +1,8 @@
 """Encode the prompts of many episodes once, and compare queries with them.
 
-Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed. A detector concludes once on each query
-and set of prompts, for all episodes. With one category, class-agnostic and class-specific episodes have the same prompts.
+Shared work is done once. A query is related to a prompt once for all shots and protocols of a seed, unless the detector decides from
+all prompts together. A detector concludes once on each query and set of prompts, for all episodes. With one category, class-agnostic and
+class-specific episodes have the same prompts.
 """
 
 from __future__ import annotations
@@ -104,13 +105,17 @@ def _compare_seed(
     several = {number: places for number, episode in episodes.items() if (places := _several_prompts(episode, queries, pool)) is not None}
     rest = {number: episode for number, episode in episodes.items() if episode.prompts and number not in single and number not in several}
     together = {number: pool.places(episode) for number, episode in rest.items()}
-    column = {place: number for number, place in enumerate(sorted({place for chosen in together.values() for place in chosen}))}
+    shared = () if detector.joint else {place for chosen in together.values() for place in chosen}
+    column = {place: number for number, place in enumerate(sorted(shared))}
     relation = detector.relate(queries, [stage[[*column]] for stage in memory]) if column else []
     alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
     for number, chosen in together.items():
         alike.setdefault((tuple(chosen), _category(detector, episodes[number])), []).append(number)
     for (prompts, category), numbers in alike.items():
-        own = [stage[:, [column[place] for place in prompts]] for stage in relation]
+        if detector.joint:
+            own = detector.relate(queries, [stage[[*prompts]] for stage in memory])
+        else:
+            own = [stage[:, [column[place] for place in prompts]] for stage in relation]
         result = detector.conclude(queries, own, category)
         yield from ((number, *result) for number in numbers)
     for number, places in several.items():

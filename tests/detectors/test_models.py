@@ -64,6 +64,7 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "robust-residual": RobustResidualSettings(resolution=64),
         "robust-residual, rotated": RobustResidualSettings(resolution=64, patch=16, rotations=4, versions=False, top_share=0.0),
         "robust-residual, cosine": RobustResidualSettings(resolution=64, mirrored=True, magnitude=False, whole=0.0),
+        "robust-residual, positions": RobustResidualSettings(resolution=64, positions="auto", radius=0.2),
         "metric-residual": MetricResidualSettings(resolution=64, self_residual=0.6),
         "metric-residual, scales": MetricResidualSettings(
             encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, mirrored=True, self_residual=0.6, contrast=0.02
@@ -116,6 +117,7 @@ NAMES = [
     "robust-residual",
     "robust-residual, rotated",
     "robust-residual, cosine",
+    "robust-residual, positions",
     "metric-residual",
     "metric-residual, scales",
     "subspace",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from changepair.tasks.detectors.appearance import BLUR, NOISE, blurred, compressed, versions_of
+from changepair.tasks.detectors.residual.positions import REGISTERED, registration
 from changepair.tasks.detectors.residual.settings import RobustResidualSettings
 from changepair.tasks.detectors.store import create_detector
+from changepair.tasks.sampling.episodes import Episode
+from changepair.tasks.scoring.compare import Pool, compare
 
 SIDE = 96
 Array = NDArray[np.float64]
@@ -29,14 +33,23 @@ def pictures(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"versions": False, "patch": 16}, {"magnitude": False, "whole": 0.5}, {"whole": 0.0, "top_share": 0.0, "background": 0.0}]
+    "options",
+    [
+        {},
+        {"versions": False, "patch": 16},
+        {"magnitude": False, "whole": 0.5},
+        {"whole": 0.0, "top_share": 0.0, "background": 0.0},
+        {"positions": "on", "radius": 0.2},
+        {"positions": "on", "radius": 0.0, "mirrored": True, "versions": False},
+    ],
 )
-def test_scores_equal_a_slow_formula(options: dict[str, float]) -> None:
-    detector = create_detector(RobustResidualSettings(resolution=SIDE, **options))  # type: ignore[arg-type]
+def test_scores_equal_a_slow_formula(options: dict[str, Any]) -> None:
+    detector = create_detector(RobustResidualSettings(resolution=SIDE, **options))
     queries, prompts = pictures(5)[2:], pictures(2)
     with torch.inference_mode():
         scores, maps = detector.score(queries, prompts)
         views = [prompts, *(versions_of(prompts) if options.get("versions", True) else ())]
+        views += [prompts.flip(-1)] if options.get("mirrored") else []
         known = [last_three_of_each_scale(detector.encoder(view)) for view in views]
         asked = last_three_of_each_scale(detector.encoder(queries))
     for place in range(len(queries)):
@@ -49,7 +62,7 @@ def last_three_of_each_scale(maps: list[Tensor]) -> list[Array]:
     return [map_.double().numpy() for start in range(0, len(maps), 5) for map_ in maps[start + 2 : start + 5]]
 
 
-def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, float]) -> float:
+def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, Any]) -> float:
     """Score one query by loops over stages, prompts, patches and versions. `query` is (C, h, w) a stage, `known` [version][stage] (K, C, h,
     w)."""
     tops, changes = [], []
@@ -64,6 +77,7 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
         variation[prompt] = float(np.mean([each.std(ddof=1) / each.mean() for each in lengths]))
     for number, stage in enumerate(query):
         patches = pooled(stage, grids[number])
+        reach = max(1, round(options["radius"] * grids[number])) if options.get("positions") == "on" else grids[number]
         residual = np.full((grids[number], grids[number]), np.inf)
         change = np.inf
         for prompt in range(len(known[0][number])):
@@ -74,6 +88,10 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
                 for x in range(grids[number]):
                     q = patches[:, y, x]
                     cosines = offered @ q / np.linalg.norm(offered, axis=1) / np.linalg.norm(q)
+                    for place in range(len(offered)):
+                        row, column = divmod(place % grids[number] ** 2, grids[number])
+                        if abs(row - y) > reach or abs(column - x) > reach:
+                            cosines[place] = -np.inf
                     best = int(np.argmax(cosines))
                     value = (1 - cosines[best]) / 2
                     if options.get("magnitude", True):
@@ -94,9 +112,9 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
         surface = 1 - np.mean([is_object(each) for each in variation.values()])
         mean = (mean + surface * np.mean(large[3:], axis=0)) / (1 + surface)
     ordered = np.sort(mean.ravel())
-    x = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
-    x *= 1 + options.get("whole", 1.0) * min(max(2 * np.mean(changes) - 1, 0), 1)
-    return x / (1 + x)
+    score = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
+    score *= 1 + options.get("whole", 1.0) * min(max(2 * float(np.mean(changes)) - 1, 0), 1)
+    return score / (1 + score)
 
 
 def is_object(variation: float) -> float:
@@ -175,3 +193,94 @@ def test_a_whole_picture_change_raises_the_score_more_with_the_statistic() -> No
             normal, other = (float(detector.score(queries, crops[:1])[0]) for queries in (crops[1:2], tinted))
         ratios.append(other / (1 - other) / (normal / (1 - normal)))
     assert ratios[1] > 1.3 * ratios[0]
+
+
+def registered(count: int) -> Tensor:
+    """One photograph under different noise, (count, 3, SIDE, SIDE)."""
+    noise = 0.03 * torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    photo = torch.from_numpy(skimage.data.astronaut()[::5, ::5][:SIDE, :SIDE].copy()).permute(2, 0, 1)[None] / 255
+    return (photo + noise).clamp(0, 1)
+
+
+def shuffled(count: int) -> Tensor:
+    """The photograph, cut at another place each time."""
+    return torch.stack([one.roll((24 * place, 40 * place), dims=(-2, -1)) for place, one in enumerate(registered(count))])
+
+
+def scores_of(queries: Tensor, prompts: Tensor, **options: Any) -> Tensor:
+    detector = create_detector(RobustResidualSettings(resolution=SIDE, versions=False, whole=0.0, background=0.0, **options))
+    with torch.inference_mode():
+        return detector.score(queries, prompts)[0]
+
+
+def test_registration_equals_a_slow_formula() -> None:
+    patches = torch.nn.functional.normalize(torch.randn(3, 5, 6, 6, generator=torch.Generator().manual_seed(3)), dim=1)
+    patches[1:] = torch.nn.functional.normalize(patches[1:] + 1.5 * patches[:1], dim=1)
+    own = patches.double().numpy()
+    near, most = 0.0, 0.0
+    for prompt in range(3):
+        for y in range(6):
+            for x in range(6):
+                highest = np.full((6, 6), -1.0)  # cosine in the window at each position
+                for other in {0, 1, 2} - {prompt}:
+                    for v in range(6):
+                        for u in range(6):
+                            window = own[other, :, max(0, v - 2) : v + 3, max(0, u - 2) : u + 3]
+                            highest[v, u] = max(highest[v, u], np.einsum("c,cvu->vu", own[prompt, :, y, x], window).max())
+                near += highest[y, x] - highest.mean()
+                most += highest.max() - highest.mean()
+    assert 0.1 < near / most < 0.9
+    assert float(registration(patches, 0.3)) == pytest.approx(near / most, abs=1e-5)
+    several = torch.stack([patches, patches.flip(0), patches.roll(1, dims=-1)])
+    each = torch.stack([registration(one, 0.3) for one in several])
+    assert torch.allclose(registration(several, 0.3), each, atol=1e-6) and torch.allclose(each[0], each[1], atol=1e-6)
+
+
+def test_positions_count_only_if_the_prompts_are_registered() -> None:
+    detector = create_detector(RobustResidualSettings(resolution=SIDE, versions=False))
+    with torch.inference_mode():
+        found = [float(registration(detector.memorise(of(3))[0][:, :-1], 0.08)) for of in (registered, shuffled)]
+    assert found[0] > REGISTERED + 0.2 and found[1] < REGISTERED - 0.2
+    query = pictures(3)[2:]
+    for prompts, same in ((registered(3), "on"), (shuffled(3), "off"), (registered(1), "off")):
+        chosen = {positions: scores_of(query, prompts, positions=positions) for positions in ("off", "auto", "on")}
+        assert torch.equal(chosen["auto"], chosen[same]) and bool(chosen["on"] > chosen["off"])
+
+
+def test_a_patch_outside_of_the_window_does_not_match() -> None:
+    prompts = registered(2)
+    moved = prompts[:1].roll(32, dims=-1)
+    off, near, wide = (
+        float(scores_of(moved, prompts, **options)) for options in ({}, {"positions": "on"}, {"positions": "on", "radius": 1.0})
+    )
+    assert wide == pytest.approx(off, rel=1e-5) and near > 1.5 * off
+
+
+def test_each_query_with_prompts_of_its_own_decides_alone() -> None:
+    detector = create_detector(RobustResidualSettings(resolution=SIDE, positions="auto"))
+    queries, kinds = pictures(4)[2:], (registered(2), shuffled(2))
+    with torch.inference_mode():
+        features, memories = detector.encoder(queries), [detector.memorise(prompts) for prompts in kinds]
+        mixed = [torch.stack(parts) for parts in zip(*memories, strict=True)]
+        together = detector.conclude(features, detector.relate(features, mixed))
+        for place, memory in enumerate(memories):
+            own = [stage[place : place + 1] for stage in features]
+            scores, maps = detector.conclude(own, detector.relate(own, memory))
+            assert torch.allclose(scores, together[0][place], atol=1e-6) and torch.allclose(maps[0], together[1][place], atol=1e-6)
+
+
+def test_evaluation_decides_from_the_prompts_of_each_episode() -> None:
+    detector = create_detector(RobustResidualSettings(resolution=SIDE, positions="auto"))
+    prompts, queries = torch.cat([shuffled(3), registered(2)]), pictures(4)[2:]
+    chosen = [(0,), (0, 1), (3, 4), (0, 1, 2, 3, 4)]
+    names = [str(place) for place in range(5)]
+    episodes = {
+        number: Episode("a", "b", "class-specific", len(places), 0, tuple(names[place] for place in places), ("q", "r"), (0, 1))
+        for number, places in enumerate(chosen)
+    }
+    with torch.inference_mode():
+        features, memory = detector.encoder(queries), detector.memorise(prompts)
+        pool = Pool({name: place for place, name in enumerate(names)}, detector.encoder(prompts)[-1], {})
+        found = {number: scores for number, scores, _maps in compare(detector, memory, features, episodes, pool, 0)}
+        for number, places in enumerate(chosen):
+            assert torch.allclose(found[number], detector.score(queries, prompts[list(places)])[0], atol=1e-6)

@@ -60,7 +60,8 @@ DETECTORS = {
     "all that a residual can do": lambda _folder: PatchResidualSettings(
         resolution=64, top_share=0.02, background=0.5, self_residual=0.6, contrast=0.02, rotations=3, mirrored=True, smoothing=2.0
     ),
-    "a robust residual": lambda _folder: RobustResidualSettings(resolution=64, mirrored=True),
+    "a robust residual": lambda _folder: RobustResidualSettings(resolution=64, mirrored=True, positions="auto"),
+    "a robust residual of positions": lambda _folder: RobustResidualSettings(resolution=64, patch=16, positions="on"),
     "a metric at two scales": lambda _folder: MetricResidualSettings(EncoderSettings(scales=(1.0, 0.5)), resolution=64, self_residual=0.6),
     "MetaUAS": lambda _folder: MetaUASSettings(
         resolution=64, decoder_channels=(16,) * 5, fusion="difference", residual=20.0, top_share=0.01

@@ -19,6 +19,7 @@ from torch import Tensor
 from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
 from changepair.tasks.detectors.patches import PatchDetector, most_alike
+from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
@@ -53,6 +54,8 @@ class RobustResidual(PatchDetector):
         versions: bool = True,
         magnitude: bool = True,
         whole: float = 1.0,
+        positions: Positions = "off",
+        radius: float = 0.08,
         top_share: float = 0.01,
         background: float = 0.7,
         **options: Any,
@@ -60,10 +63,13 @@ class RobustResidual(PatchDetector):
         """Set the options of the residual.
 
         `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the whole-picture statistic raises
-        an image score at most; 0 turns it off. `options` are those of PatchDetector.
+        an image score at most; 0 turns it off. `positions` says when a patch is compared only with prompt patches within `radius`, a share
+        of the picture's side. `options` are those of PatchDetector.
         """
         super().__init__(encoder, top_share=top_share, background=background, **options)
         self.versions, self.magnitude, self.whole = versions, magnitude, whole
+        self.positions, self.radius = positions, radius
+        self.joint = positions == "auto"
         self.pools = tuple(max(1, patch // encoder.strides[stage - 1]) for stage in self.stages)
         self.each = len(self.stages) // len(encoder.scales)  # stages of one scale
 
@@ -94,8 +100,9 @@ class RobustResidual(PatchDetector):
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
         objects = shows_object(banks[: self.each]).expand(queries[0].shape[0], -1)
-        weight = objects * float(self.magnitude)
-        residuals = [self._residuals(stage, bank, weight) for stage, bank in zip(self._pooled(chosen), banks, strict=True)]
+        weight, pooled = objects * float(self.magnitude), self._pooled(chosen)
+        near = self._near(banks, pooled)
+        residuals = [self._residuals(stage, bank, weight, near) for stage, bank in zip(pooled, banks, strict=True)]
         wide = zip(self._wide(chosen), memory[len(banks) :], strict=True)
         return [*residuals, *(changes(stage, known) for stage, known in wide), objects[..., None, None]]
 
@@ -124,13 +131,28 @@ class RobustResidual(PatchDetector):
     def _pooled(self, stages: Features) -> Features:
         return [F.avg_pool2d(stage, pool) if pool > 1 else stage for stage, pool in zip(stages, self.pools, strict=True)]
 
-    def _residuals(self, query: Tensor, bank: Tensor, weight: Tensor) -> Tensor:
+    def _near(self, banks: Features, queries: Features) -> Tensor | None:
+        """Return whether patches are compared only with prompt patches nearby, (1,) or (B,). None: no query's are."""
+        if self.positions == "off":
+            return None
+        bank, height = max(((bank, query.shape[-2]) for bank, query in zip(banks, queries, strict=True)), key=lambda pair: pair[1])
+        if self.positions == "on":
+            return torch.ones(1, dtype=torch.bool, device=bank.device)
+        near = registration(bank[..., :-1, :height, :], self.radius).view(-1) > REGISTERED  # of the unchanged prompts, which come first
+        return near if exporting() or bool(near.any()) else None
+
+    def _residuals(self, query: Tensor, bank: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
         """Return the residual of each patch of queries (B, C, h, w) to each prompt: (B, K, h, w).
 
-        `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), and `weight` (B, K).
+        `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), `weight` (B, K), and `near` (1,) or (B,) or None.
         """
         patches, banks = F.normalize(query, dim=1).flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
-        cosines, places = nearest(patches, banks[..., :-1, :])
+        if near is None:
+            cosines, places = nearest(patches, banks[..., :-1, :])
+        else:
+            height, width = query.shape[-2:]
+            far = distant(height, width, self.radius, query.device).repeat(1, bank.shape[-2] // height)  # (N, M)
+            cosines, places = nearest_near(patches, banks[..., :-1, :], far, near)
         lengths = banks[..., -1, :].expand(query.shape[0], -1, -1)  # of the prompts' patches, (B, K, M)
         own, found = query.norm(dim=1).flatten(1)[:, None], lengths.gather(2, places)
         apart = (own.square() + found.square() - 2.0 * cosines * own * found).clamp_min(0.0) / lengths.square().mean(dim=2, keepdim=True)
@@ -162,6 +184,16 @@ def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
     else:
         several = [[most_alike(own, bank) for bank in each] for own, each in zip(patches, banks, strict=True)]
         cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
+    return cosines, places
+
+
+def nearest_near(patches: Tensor, banks: Tensor, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as `nearest`, but leave the pairs `far` (N, M) out for the queries with `near`, (1,) or (B,)."""
+    if exporting():
+        return most_alike(patches[:, None], banks, far & near[:, None, None, None])
+    own = zip(patches, banks.expand(len(patches), *banks.shape[-3:]), near.expand(len(patches)), strict=True)
+    several = [[most_alike(query, bank, far if excluded else None) for bank in each] for query, each, excluded in own]
+    cosines, places = (torch.stack([torch.stack([one[part] for one in each]) for each in several]) for part in (0, 1))
     return cosines, places
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from changepair.tasks.common.bounds import Between, FileName
 from changepair.tasks.detectors.settings import DetectorSettings
@@ -66,6 +66,12 @@ class RobustResidualSettings(DetectorSettings):
     whole: Annotated[float, Between(0, 10)] = 1.0
     """Share by which the image score rises at most if the picture differs from the prompts as a whole, for example in colour or weave. `0`
     turns this off."""
+    positions: Literal["off", "auto", "on"] = "off"
+    """When a patch is compared only with prompt patches near its own position: never, if two or more prompts show that pictures are
+    registered, or always. It is for parts that always lie at the same place."""
+    radius: Annotated[float, Between(0, 1)] = 0.08
+    """Greatest distance of compared patches with `positions`, as a share of the picture's side. It is rounded to patches, and at least
+    one."""
     top_share: Annotated[float, Between(0, 1)] = 0.01
     """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.7

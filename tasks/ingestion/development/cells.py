@@ -49,7 +49,8 @@ def _draw(variants: tuple[Cell, ...], rng: Rng, kind: str, other: Rng) -> Colour
         bright = bright * (1 - _damage(kind, other, offset, x, half))
     bar = np.clip(cell.width / 2 - offset + 0.5, 0, 1)
     bright = bright * (1 - 0.75 * bar)
-    inside = np.clip(SIZE / 2 - 5 - np.maximum(np.abs(y), np.abs(x)) + 0.5, 0, 1) * np.clip(cell.corner * SIZE / 2 - np.hypot(y, x) + 0.5, 0, 1)
+    square = np.clip(SIZE / 2 - 5 - np.maximum(np.abs(y), np.abs(x)) + 0.5, 0, 1)
+    inside = square * np.clip(cell.corner * SIZE / 2 - np.hypot(y, x) + 0.5, 0, 1)
     picture = np.clip(8 + bright * inside + rng.uniform(2, 5) * grain(rng, 0.7), 0, 255)
     return np.repeat(picture[..., None], 3, axis=2)
 
@@ -77,7 +78,8 @@ def _damage(kind: str, other: Rng, offset: Plane, x: Plane, half: float) -> Plan
         return np.asarray(other.uniform(0.45, 0.7) * line)
     if kind == "inactive":  # the part behind a crack is cut off
         return np.asarray(np.maximum(0.6 * line, other.uniform(0.5, 0.85) * region))
-    spot = np.exp(-((np.mgrid[0:SIZE, 0:SIZE] - other.uniform(40, SIZE - 40, 2)[:, None, None]) ** 2).sum(0) / (2 * other.uniform(4, 9) ** 2))
+    away = np.mgrid[0:SIZE, 0:SIZE] - other.uniform(40, SIZE - 40, 2)[:, None, None]
+    spot = np.exp(-(away**2).sum(0) / (2 * other.uniform(4, 9) ** 2))
     return np.asarray(other.uniform(0.4, 0.7) * np.clip(spot * (1 + 0.2 * grain(other, 4)), 0, 1))
 
 
