@@ -7,7 +7,7 @@ versions of its prompts can be exported.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,7 @@ BLUR = 1 / 256  # sigma, as a share of the picture's width
 NOISE = 15 / 255  # standard deviation
 GAINS = (0.8, 1.2)
 BLOCK = 8  # pixels a side of JPEG's blocks
+ENLARGED = 5 / 8  # side of a small picture, as a share of the resolution to which it is enlarged, with its blocks and its noise
 LUMINANCE = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
     *(
@@ -67,14 +68,34 @@ FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def versions_of(pictures: Tensor) -> Iterator[Tensor]:
-    """Yield pictures as JPEG of quality 50 on two grids of blocks, blurred, noisy, and at two gains."""
-    half = (BLOCK // 2, BLOCK // 2)  # parts of another picture do not lie at the same places of the grid
-    yield compressed(pictures)
-    yield compressed(pictures.roll(half, dims=(-2, -1))).roll((-half[0], -half[1]), dims=(-2, -1))
+    """Yield nine versions: JPEG of quality 50 on two grids of blocks and noise, each also as in a small picture; blur; and two gains."""
+    changes = (compressed, _compressed_between, noisy)
+    for change in changes:
+        yield change(pictures)
+    for change in changes:
+        yield _in_small(pictures, change)
     yield blurred(pictures, BLUR * pictures.shape[-1])
-    yield (pictures + NOISE * _noise(pictures.shape[-2], pictures.shape[-1]).to(pictures)).clamp(0.0, 1.0)
     for gain in GAINS:
         yield (pictures * gain).clamp(0.0, 1.0)
+
+
+def _in_small(pictures: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Change pictures as if they had been small during the change, and enlarged after it. Their detail remains."""
+    sides = [round(ENLARGED * side) for side in pictures.shape[-2:]]
+    small = F.interpolate(pictures, size=sides, mode="bilinear", align_corners=False)
+    difference = F.interpolate(change(small) - small, size=tuple(pictures.shape[-2:]), mode="bicubic", align_corners=False)
+    return (pictures + difference).clamp(0.0, 1.0)
+
+
+def noisy(pictures: Tensor) -> Tensor:
+    """Add the same normal noise to every picture."""
+    return (pictures + NOISE * _noise(pictures.shape[-2], pictures.shape[-1]).to(pictures)).clamp(0.0, 1.0)
+
+
+def _compressed_between(pictures: Tensor) -> Tensor:
+    """Compress on a grid shifted by half a block, because parts of another picture lie at other places of the grid."""
+    half = BLOCK // 2
+    return compressed(pictures.roll((half, half), dims=(-2, -1))).roll((-half, -half), dims=(-2, -1))
 
 
 def blurred(pictures: Tensor, sigma: float) -> Tensor:

@@ -154,25 +154,32 @@ def test_versions_equal_those_of_other_libraries() -> None:
 
 def test_versions_have_the_stated_strengths() -> None:
     grey = torch.full((2, 3, 64, 64), 0.5)
-    jpeg, shifted, blur, noisy, dark, bright = versions_of(grey)
-    assert all(torch.allclose(flat, grey, atol=0.01) for flat in (jpeg, shifted, blur))
+    jpeg, shifted, noisy, small_jpeg, small_shifted, grainy, blur, dark, bright = versions_of(grey)
+    assert all(torch.allclose(flat, grey, atol=0.01) for flat in (jpeg, shifted, small_jpeg, small_shifted, blur))
     assert float((noisy - grey).std()) == pytest.approx(NOISE, rel=0.05) and float((noisy - grey).mean()) == pytest.approx(0, abs=0.002)
     assert torch.allclose(dark, torch.tensor(0.4)) and torch.allclose(bright, torch.tensor(0.6))
-    assert torch.equal(list(versions_of(grey))[3], noisy) and not torch.equal(noisy[0, 0], noisy[0, 1])
+    assert torch.equal(list(versions_of(grey))[2], noisy) and not torch.equal(noisy[0, 0], noisy[0, 1])
+    alike = [
+        float(torch.corrcoef(torch.stack([(of - 0.5)[..., 1:].flatten(), (of - 0.5)[..., :-1].flatten()]))[0, 1]) for of in (noisy, grainy)
+    ]
+    assert abs(alike[0]) < 0.05 < 0.4 < alike[1]  # the grain of an enlarged picture is coarser than a pixel
     spot = torch.zeros(1, 3, 256, 256)
     spot[..., 128, 128] = 1.0
-    across = list(versions_of(spot))[2][0, 0, 128]
+    across = list(versions_of(spot))[6][0, 0, 128]
     offsets = torch.arange(256) - 128
     assert float((across * offsets.square()).sum() / across.sum()) == pytest.approx((256 * BLUR) ** 2, rel=0.05)
 
 
-def test_versions_lower_the_scores_of_normal_pictures_from_another_camera() -> None:
+@pytest.mark.parametrize("side", [128, 80])
+def test_versions_lower_the_scores_of_normal_pictures_from_another_camera(side: int) -> None:
     texture = np.repeat(skimage.data.gravel()[..., None], 3, axis=2)
     crops = (
         torch.from_numpy(np.stack([texture[y : y + 128, x : x + 128] for y, x in ((0, 0), (256, 0), (0, 256))])).permute(0, 3, 1, 2) / 255
     )
-    prompts, normal = crops[:1].float(), crops[1:].float()
-    noisy = (normal + 0.06 * torch.randn(normal.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    small = torch.nn.functional.interpolate(crops.float(), size=(side, side), mode="area")
+    noise = 0.06 * torch.randn(small.shape, generator=torch.Generator().manual_seed(1))
+    enlarged = torch.nn.functional.interpolate(torch.cat([small, small + noise]), size=(128, 128), mode="bicubic").clamp(0, 1)
+    prompts, normal, noisy = enlarged[:1], enlarged[1:3], enlarged[4:]
     raised = {}
     for versions in (False, True):
         detector = create_detector(RobustResidualSettings(resolution=128, versions=versions, whole=0.0))

@@ -59,7 +59,7 @@ class RobustResidualSettings(DetectorSettings):
     coarser anomaly maps, and finds fewer small defects."""
     versions: bool = True
     """Whether each prompt is also stored as JPEG of quality 50, blurred, noisy, darker and brighter. A change of the camera then causes
-    fewer false alarms. A kit becomes 7 times as large, and a comparison takes 7 times as long."""
+    fewer false alarms. A kit becomes 10 times as large, and a comparison takes 10 times as long."""
     magnitude: bool = True
     """Whether the residual also compares the length of features if that varies much within the prompt. It helps with objects on a plain
     ground; surfaces are not affected."""
