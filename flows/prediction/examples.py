@@ -61,8 +61,8 @@ class Example:
 EXAMPLES = (
     Example("weave", "missing-thread", "Weave, missing thread", FOUND),
     Example("metal", "scratch", "Metal, scratch", FOUND),
-    Example("gravel", "scratch", "Gravel, scratch", MISSED, "The scratch scores no higher than differences between normal pictures."),
-    Example("brick", None, "Brick, no defect", FALSE_ALARM, "The picture shows another part of the wall than the normal pictures."),
+    Example("brick", "scratch", "Brick, scratch", MISSED, "The scratch scores no higher than differences between normal pictures."),
+    Example("gravel", None, "Gravel, no defect", FALSE_ALARM, "The picture shows stones that no normal picture shows."),
 )
 
 
