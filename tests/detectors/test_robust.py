@@ -48,13 +48,15 @@ def test_scores_equal_a_slow_formula(options: dict[str, Any]) -> None:
     queries, prompts = pictures(5)[2:], pictures(2)
     with torch.inference_mode():
         scores, maps = detector.score(queries, prompts)
+        coarse = detector.conclude(features := detector.encoder(queries), detector.relate(features, detector.memorise(prompts)))[1]
         views = [prompts, *(versions_of(prompts) if options.get("versions", True) else ())]
         views += [prompts.flip(-1)] if options.get("mirrored") else []
         known = [last_three_of_each_scale(detector.encoder(view)) for view in views]
         asked = last_three_of_each_scale(detector.encoder(queries))
     for place in range(len(queries)):
-        expected = slow_score([stage[place] for stage in asked], known, options)
+        expected, highest = slow_score([stage[place] for stage in asked], known, options)
         assert float(scores[place]) == pytest.approx(expected, rel=2e-4)
+        assert float(coarse[place].max()) == pytest.approx(highest, rel=2e-4)
     assert maps.shape == (3, SIDE, SIDE) and float(maps.min()) >= 0 and float(maps.max()) <= 1
 
 
@@ -62,9 +64,11 @@ def last_three_of_each_scale(maps: list[Tensor]) -> list[Array]:
     return [map_.double().numpy() for start in range(0, len(maps), 5) for map_ in maps[start + 2 : start + 5]]
 
 
-def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, Any]) -> float:
-    """Score one query by loops over stages, prompts, patches and versions. `query` is (C, h, w) a stage, `known` [version][stage] (K, C, h,
-    w)."""
+def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, Any]) -> tuple[float, float]:
+    """Return the score of one query and the maximum of its map, by loops over stages, prompts, patches and versions.
+
+    `query` is (C, h, w) a stage, `known` [version][stage] (K, C, h, w).
+    """
     tops, changes = [], []
     sides = [stage.shape[-1] for stage in query]
     grids = [min(side, SIDE // int(options.get("patch", 8))) for side in sides]
@@ -114,7 +118,8 @@ def slow_score(query: list[Array], known: list[list[Array]], options: dict[str, 
     ordered = np.sort(mean.ravel())
     score = float(ordered[-count:].mean() - options.get("background", 0.7) * ordered[(grid * grid - 1) // 2])  # the lower median
     score *= 1 + options.get("whole", 1.0) * min(max(2 * float(np.mean(changes)) - 1, 0), 1)
-    return score / (1 + score)
+    highest = max(0.0, float(ordered[-1]) - options.get("background", 0.7) * float(ordered[(grid * grid - 1) // 2]))
+    return score / (1 + score), highest
 
 
 def is_object(variation: float) -> float:

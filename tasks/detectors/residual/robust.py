@@ -18,7 +18,7 @@ from torch import Tensor
 
 from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
-from changepair.tasks.detectors.patches import PatchDetector, most_alike
+from changepair.tasks.detectors.patches import PatchDetector, median, most_alike
 from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
@@ -39,6 +39,7 @@ class RobustResidual(PatchDetector):
 
     The map is the mean over stages. If the encoder works at several scales, the map is the mean of the first scale's, with weight 1, and
     of the others', with weight 1 − w. A coarse scale shows what is wrong with the structure of a surface, but blurs details of an object.
+    Anomaly maps are this map minus `background` times its median, at least 0.
 
     The image score is x / (1 + x), where x = (a − background · b) · (1 + whole · g), a is the mean of the map's highest patches, and b its
     median. g is 0 up to the whole-picture statistic h = ½ and rises to 1 at h = 1. It is bounded because the statistic can tell neither a
@@ -119,7 +120,8 @@ class RobustResidual(PatchDetector):
         if changed:
             statistic = torch.stack(changed).mean(dim=0).flatten()
             scores = scores * (1.0 + self.whole * ((statistic - ALIKE) / (OTHER - ALIKE)).clamp(0.0, 1.0))
-        return scores / (1.0 + scores), maps.clamp_max(1.0)
+        above = maps - self.background * median(maps.flatten(1))[:, None, None]
+        return scores / (1.0 + scores), above.clamp(0.0, 1.0)
 
     def _chosen(self, features: Features) -> Features:
         return [features[stage - 1] for stage in self.stages]

@@ -75,8 +75,8 @@ class RobustResidualSettings(DetectorSettings):
     top_share: Annotated[float, Between(0, 1)] = 0.01
     """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.7
-    """Weight of the median patch's residual, which is subtracted from the image score. A change of the camera raises the whole map and so
-    causes fewer false alarms."""
+    """Weight of the median patch's residual, which is subtracted from the map and the image score. A change of the camera raises the whole
+    map, and so causes fewer false alarms."""
     rotations: Annotated[int, Between(1, 36)] = 1
     """Number of rotated views of each prompt that are stored, evenly around the circle. Use several for parts with any orientation."""
     mirrored: bool = False
