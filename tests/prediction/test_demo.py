@@ -127,9 +127,9 @@ def test_an_upload_is_answered_with_the_detectors_own_score(driver: Any, picture
 def test_an_example_is_answered_without_an_upload(page: tuple[str, Any, Path], tmp_path: Path, width: int) -> None:
     with browser(tmp_path / "profile", width=width, height=1000) as driver:
         driver.get(page[0])
-        within(30, lambda: driver.find_elements("css selector", "#example-gravel"))
+        within(30, lambda: driver.find_elements("css selector", "#example-brick"))
         time.sleep(1)  # a button is there before it does anything
-        driver.find_element("css selector", "#example-gravel").click()
+        driver.find_element("css selector", "#example-brick").click()
         verdict = within(60, lambda: "Ground truth" in text(driver, "verdict") and text(driver, "verdict"))
         assert "Normal" in verdict and "defect missed" in verdict
         assert driver.find_elements("css selector", "#histogram svg line[stroke-dasharray]")  # the threshold
