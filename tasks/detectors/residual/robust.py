@@ -1,10 +1,8 @@
 """The robust residual compares patches with several appearance versions of the prompts. It needs no training.
 
-It extends the patch residual (Jeong et al., CVPR 2023, section 4.3) by three parts, each with a setting:
-
-- appearance versions: each prompt is also stored compressed, blurred, noisy, darker and brighter
-- magnitude: for objects on a plain ground, the residual also compares the length of features, which a cosine ignores
-- a whole-picture statistic, for changes that cover the picture
+It extends the patch residual (Jeong et al., CVPR 2023, section 4.3). Each prompt is also stored as other cameras would show it. For objects
+on a plain ground, the residual also compares the length of features, which a cosine ignores. On surfaces it also compares at a coarser
+scale. A whole-picture statistic finds changes that cover the picture. Matching can be restricted to positions. Each part has a setting.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class PatchResidualSettings(DetectorSettings):
 class RobustResidualSettings(DetectorSettings):
     """Settings of the robust residual, a patch residual that holds under another camera. It needs no training.
 
-    The defaults have the best mean rank over the categories of the development datasets.
+    The defaults were chosen on the development datasets, most of them by the mean rank over categories.
     """
 
     encoder: EncoderSettings = EncoderSettings(name=LITE2, scales=(1.0, 0.5))
