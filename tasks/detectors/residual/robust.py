@@ -1,8 +1,9 @@
 """The robust residual compares patches with several appearance versions of the prompts. It needs no training.
 
-It extends the patch residual (Jeong et al., CVPR 2023, section 4.3). Each prompt is also stored as other cameras would show it. For objects
-on a plain ground, the residual also compares the length of features, which a cosine ignores. On surfaces it also compares at a coarser
-scale. A whole-picture statistic finds changes that cover the picture. Matching can be restricted to positions. Each part has a setting.
+It extends the patch residual (Jeong et al., CVPR 2023, section 4.3). Each prompt is also stored as other cameras would show it. The
+residual also compares the length of features, which a cosine ignores, if the prompt is an object on a plain ground. It compares at a
+coarser scale too if the prompt is a surface. A whole-picture statistic finds changes that cover the picture. Matching can be restricted to
+positions. Each part has a setting.
 """
 
 from __future__ import annotations
