@@ -52,10 +52,10 @@ PIPELINE = """\
   targets: [{name}]
   sampling: {{shots: {shots}, seeds: [0, 1, 2]}} # number of prompts; three random draws from train/good
   detectors: # with self-residual for small defects, without it for defects of the whole picture; the report recommends the better one
+    robust-residual: {{resolution: {side}}} # another camera, light or compression; defects of the whole picture
     patch-residual: {{resolution: {side}}}
     patch-residual-self: {{kind: patch-residual, resolution: {side}, top_share: 0.01, background: 0.5, self_residual: 0.6, contrast: 0.02}}
     metric-residual: {{model: packaged, resolution: {side}}}
-    robust-residual: {{resolution: {side}}} # another camera, light or compression; defects of the whole picture
     metric-residual-scales: # defects of any size
       {{kind: metric-residual, model: packaged, resolution: 320, encoder: {{scales: [1, 0.4, 0.3]}}, self_residual: 0.6, contrast: 0.02}}
   evaluation:
