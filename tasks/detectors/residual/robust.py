@@ -17,8 +17,9 @@ from torch import Tensor
 
 from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
-from changepair.tasks.detectors.patches import PatchDetector, median, most_alike
-from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
+from changepair.tasks.detectors.patches import PatchDetector, image_scores, median, most_alike, nearest_cosine
+from changepair.tasks.detectors.residual.positions import REGISTERED, distant, registration
+from changepair.tasks.detectors.residual.settings import Positions
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic
@@ -115,11 +116,11 @@ class RobustResidual(PatchDetector):
         if len(stages) > self.each:
             surface = 1.0 - objects
             maps = (maps + surface * _mean(stages[self.each :], finest)) / (1.0 + surface)
-        scores = self.image_scores(maps)
+        above = maps - self.background * median(maps.flatten(1))[:, None, None]
+        scores = image_scores(above.flatten(1), self.top_share, 0.0)
         if changed:
             statistic = torch.stack(changed).mean(dim=0).flatten()
             scores = scores * (1.0 + self.whole * ((statistic - ALIKE) / (OTHER - ALIKE)).clamp(0.0, 1.0))
-        above = maps - self.background * median(maps.flatten(1))[:, None, None]
         return scores / (1.0 + scores), above.clamp(0.0, 1.0)
 
     def _chosen(self, features: Features) -> Features:
@@ -147,7 +148,10 @@ class RobustResidual(PatchDetector):
 
         `bank` is (K, C+1, h, w) or (B, K, C+1, h, w), `weight` (B, K), and `near` (1,) or (B,) or None.
         """
-        patches, banks = F.normalize(query, dim=1).flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
+        units = F.normalize(query, dim=1)
+        if near is None and not exporting() and not bool(weight.any()):  # which patch is nearest does not matter
+            return (0.5 * (1.0 - nearest_cosine(units, bank[..., :-1, :, :]))).clamp_min(0.0)
+        patches, banks = units.flatten(2).mT, bank.flatten(-2)  # (B, N, C), (K, C+1, M) or (B, K, C+1, M)
         if near is None:
             cosines, places = nearest(patches, banks[..., :-1, :])
         else:

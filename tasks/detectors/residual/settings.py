@@ -9,6 +9,8 @@ from changepair.tasks.common.bounds import Between, FileName
 from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.settings import LITE2, EncoderSettings, Stages
 
+Positions = Literal["off", "auto", "on"]
+
 
 @dataclass(frozen=True)
 class PatchResidualSettings(DetectorSettings):
@@ -66,7 +68,7 @@ class RobustResidualSettings(DetectorSettings):
     whole: Annotated[float, Between(0, 10)] = 1.0
     """Share by which the image score rises at most if the picture differs from the prompts as a whole, for example in colour or weave. `0`
     turns this off."""
-    positions: Literal["off", "auto", "on"] = "off"
+    positions: Positions = "off"
     """When a patch is compared only with prompt patches near its own position: never, if two or more prompts show that pictures are
     registered, or always. It is for parts that always lie at the same place."""
     radius: Annotated[float, Between(0, 1)] = 0.08
