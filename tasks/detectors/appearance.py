@@ -37,7 +37,11 @@ FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def versions_of(pictures: Tensor) -> Iterator[Tensor]:
-    """Yield nine versions: JPEG of quality 50 on two grids of blocks and noise, each also as in a small picture; blur; and two gains."""
+    """Yield nine appearance versions.
+
+    Three are JPEG of quality 50, the same on shifted blocks, and noise. The next three are these changes at a smaller size. The last three
+    are blur, a lower gain and a higher gain.
+    """
     changes = (compressed, _compressed_between, noisy)
     for change in changes:
         yield change(pictures)
@@ -49,7 +53,7 @@ def versions_of(pictures: Tensor) -> Iterator[Tensor]:
 
 
 def _in_small(pictures: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change pictures as if they had been small during the change, and enlarged after it. Their detail remains."""
+    """Change pictures at a smaller size, and add the enlarged difference to the unreduced pictures, so that they keep their detail."""
     sides = [round(ENLARGED * side) for side in pictures.shape[-2:]]
     small = F.interpolate(pictures, size=sides, mode="bilinear", align_corners=False)
     difference = F.interpolate(change(small) - small, size=tuple(pictures.shape[-2:]), mode="bicubic", align_corners=False)
@@ -62,7 +66,7 @@ def noisy(pictures: Tensor) -> Tensor:
 
 
 def _compressed_between(pictures: Tensor) -> Tensor:
-    """Compress on a grid shifted by half a block, because parts of another picture lie at other places of the grid."""
+    """Compress on a grid of blocks shifted by half a block. In queries, a part may lie elsewhere on the grid than in the prompt."""
     half = BLOCK // 2
     return compressed(pictures.roll((half, half), dims=(-2, -1))).roll((-half, -half), dims=(-2, -1))
 

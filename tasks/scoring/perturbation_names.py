@@ -13,7 +13,7 @@ class Strengths(NamedTuple):
 
     allowed: Between
     mild: Between
-    """Strengths that a camera, its light or a fixture reaches without a fault."""
+    """Strengths that may occur although camera, light and fixture have no fault."""
     whole: bool = False
     """Whether only whole numbers are allowed."""
 
@@ -66,7 +66,7 @@ def perturbation_of(name: str) -> Perturbation:
 
 
 def is_mild(name: str) -> bool:
-    """Whether a detector should withstand a perturbation. False for the name of an unknown one.
+    """Return whether a perturbation is mild, so that a detector should withstand it. Return False for an unknown name.
 
     >>> is_mild("jpeg-50"), is_mild("jpeg-40")
     (True, False)

@@ -1,8 +1,8 @@
-"""Perturb pictures as another camera, light or fixture would.
+"""Perturb pictures, to simulate another camera, light or fixture.
 
 A perturbation acts on a decoded picture at full size. Directions, positions and noise are drawn for each picture and perturbation, so the
 result does not depend on other pictures, the process or the order. Lengths are given for a shorter side of SIDE pixels. Noise, JPEG and
-`resolution` act on the pixels of the picture itself. Outside of its border a picture is mirrored.
+`resolution` act on the pixels of the picture itself. A shift or a rotation fills the border with mirrored pixels.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def first_episodes(episodes: Mapping[int, Episode]) -> dict[int, Episode]:
 
 
 def _perturbed(group: Group, number: int, perturbations: tuple[str, ...], most: int) -> Group:
-    """Return the group of a group's first normal queries. Each query is repeated for every perturbation."""
+    """Return a group with the first normal queries of a group. Each query is repeated for every perturbation."""
     chosen = first_episodes(group.episodes)
     labels = next(iter(chosen.values())).labels if chosen else ()
     normal = [query for query, label in enumerate(labels) if label != ANOMALOUS][:most]

@@ -1,4 +1,4 @@
-"""Measure how a detector judges perturbed normal pictures by the thresholds that unchanged normal pictures set.
+"""Measure how many perturbed normal pictures a detector flags, with the thresholds that unchanged normal pictures set.
 
 Thresholds are those of operating.py. Each half of the normal pictures sets a threshold for the other half, unchanged and perturbed. So no
 picture is judged by a threshold that it sets, under any perturbation. A detector that withstands a perturbation flags as many perturbed

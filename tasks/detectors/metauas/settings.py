@@ -19,7 +19,8 @@ class MetaUASSettings(TrainedSettings):
     encoder: EncoderSettings = EncoderSettings()
     """Network that turns pictures into feature maps. MetaUAS needs five of them."""
     resolution: Resolution = 256
-    """Side in pixels of the square that a picture is resized to, in training and scoring. It must be a multiple of 32."""
+    """Side in pixels of the square that a picture is resized to. It must be a multiple of 32. Training may use another one, its setting
+    `resolution`."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """Method that aligns the prompt's features to the query's grid. `soft` averages all positions by their similarity. `hard` takes the
     most similar position. `none` leaves them unaligned."""
@@ -34,7 +35,7 @@ class MetaUASSettings(TrainedSettings):
     """Weight of the patch residual that is added to the map's logits when scoring. The residual is ½(1 − cosine) to the nearest patch of
     all prompts, averaged over the aligned stages. 0 is the paper's detector."""
     top_share: Annotated[float, Between(0, 1)] = 0.0
-    """Share of the map's pixels whose mean is the image score: 0.01 averages the highest 1 %. 0 takes the maximum, as the paper."""
+    """Share of the map's pixels whose mean is the image score: 0.01 averages the highest 1 %. 0 takes the maximum, as in the paper."""
     decoder: Literal["unet", "fpn"] = "unet"
     """Decoder that turns fused features into a change map."""
     decoder_channels: Annotated[tuple[int, int, int, int, int], Between(16, 1024)] = (256, 128, 64, 64, 48)

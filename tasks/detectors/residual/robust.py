@@ -42,9 +42,10 @@ class RobustResidual(PatchDetector):
     Anomaly maps are this map minus `background` times its median, at least 0.
 
     The image score is x / (1 + x), where x = (a − background · b) · (1 + whole · g), a is the mean of the map's highest patches, and b its
-    median. g is 0 up to the whole-picture statistic h = ½ and rises to 1 at h = 1. It is bounded because the statistic can tell neither a
-    defect from a variant that the prompts do not show, nor how severe a change is. h compares mean and standard deviation of each channel
-    with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one surface have h ≈ ½.
+    median. g is 0 up to the whole-picture statistic h = ½ and rises to 1 at h = 1. It is bounded because the statistic cannot distinguish a
+    defect from a normal variant that the prompts do not show, and does not measure how severe a change is. h compares mean and standard
+    deviation of each channel with those of the prompts, in units of their spread over nine windows of the prompt. Two pictures of one
+    surface have h ≈ ½.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class RobustResidual(PatchDetector):
         """Set the options of the residual.
 
         `patch` is the stride in pixels that finer stages are averaged to. `whole` is the share by which the whole-picture statistic raises
-        an image score at most; 0 turns it off. `positions` says when a patch is compared only with prompt patches within `radius`, a share
+        an image score at most; 0 turns it off. `positions` sets when a patch is compared only with prompt patches within `radius`, a share
         of the picture's side. `options` are those of PatchDetector.
         """
         super().__init__(encoder, top_share=top_share, background=background, **options)
@@ -96,8 +97,8 @@ class RobustResidual(PatchDetector):
     def relate(self, queries: Features, memory: Features) -> Features:
         """Return for each stage and prompt every query patch's residual, (B, K, h, w).
 
-        With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1). The last item is how much the prompt is
-        an object on a ground, of the same shape.
+        With `whole`, the whole-picture statistics of each stage follow, (B, K, 1, 1). The last item has the same shape. It is the
+        result of `shows_object` for each prompt.
         """
         chosen, banks = self._chosen(queries), memory[: len(self.stages)]
         objects = shows_object(banks[: self.each]).expand(queries[0].shape[0], -1)
@@ -134,7 +135,7 @@ class RobustResidual(PatchDetector):
         return [F.avg_pool2d(stage, pool) if pool > 1 else stage for stage, pool in zip(stages, self.pools, strict=True)]
 
     def _near(self, banks: Features, queries: Features) -> Tensor | None:
-        """Return whether patches are compared only with prompt patches nearby, (1,) or (B,). None: no query's are."""
+        """Return whether patches are compared only with prompt patches nearby, (1,) or (B,), or None if that holds for no query."""
         if self.positions == "off":
             return None
         bank, height = max(((bank, query.shape[-2]) for bank, query in zip(banks, queries, strict=True)), key=lambda pair: pair[1])
@@ -193,7 +194,7 @@ def nearest(patches: Tensor, banks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_near(patches: Tensor, banks: Tensor, far: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Do as `nearest`, but leave the pairs `far` (N, M) out for the queries with `near`, (1,) or (B,)."""
+    """Return the same as `nearest`, but skip the pairs `far` (N, M) for queries whose `near` is true. `near` is (1,) or (B,)."""
     if exporting():
         return most_alike(patches[:, None], banks, far & near[:, None, None, None])
     own = zip(patches, banks.expand(len(patches), *banks.shape[-3:]), near.expand(len(patches)), strict=True)

@@ -47,7 +47,7 @@ class PatchResidualSettings(DetectorSettings):
 
 @dataclass(frozen=True)
 class RobustResidualSettings(DetectorSettings):
-    """Settings of the robust residual, a patch residual that holds under another camera. It needs no training.
+    """Settings of the robust residual, a patch residual that is robust to another camera. It needs no training.
 
     The defaults were chosen on the development datasets, most of them by the mean rank over categories.
     """
@@ -64,13 +64,13 @@ class RobustResidualSettings(DetectorSettings):
     fewer false alarms. A kit becomes 10 times as large, and a comparison takes 10 times as long."""
     magnitude: bool = True
     """Whether the residual also compares the length of features if that varies much within the prompt. It helps with objects on a plain
-    ground; surfaces are not affected."""
+    ground, and has no effect on surfaces."""
     whole: Annotated[float, Between(0, 10)] = 1.0
     """Share by which the image score rises at most if the picture differs from the prompts as a whole, for example in colour or weave. `0`
     turns this off."""
     positions: Positions = "off"
-    """When a patch is compared only with prompt patches near its own position: never, if two or more prompts show that pictures are
-    registered, or always. It is for parts that always lie at the same place."""
+    """Which prompt patches a patch is compared with. `off` takes all. `on` takes only those near its own position. `auto` does so if two or
+    more prompts show that pictures are registered, and otherwise takes all. Use it for parts that always lie at the same place."""
     radius: Annotated[float, Between(0, 1)] = 0.08
     """Greatest distance of compared patches with `positions`, as a share of the picture's side. It is rounded to patches, and at least
     one."""
@@ -78,7 +78,7 @@ class RobustResidualSettings(DetectorSettings):
     """Share of patches, those with the highest residual, whose mean is the image score. `0` takes the maximum."""
     background: Annotated[float, Between(0, 1)] = 0.7
     """Weight of the median patch's residual, which is subtracted from the map and the image score. A change of the camera raises the whole
-    map, and so causes fewer false alarms."""
+    map, so the subtraction lowers the number of false alarms."""
     rotations: Annotated[int, Between(1, 36)] = 1
     """Number of rotated views of each prompt that are stored, evenly around the circle. Use several for parts with any orientation."""
     mirrored: bool = False

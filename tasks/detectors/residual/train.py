@@ -2,7 +2,7 @@
 
 The loss is RankNet's (Burges et al., "Learning to Rank using Gradient Descent", ICML 2005): log(1 + exp(−(s⁺ − s⁻))). It runs over all
 couples of a changed and an unchanged pair in a batch. It is a smooth bound of 1 − AUROC. Neither the position nor the outline of a change
-matters. A change that fills no patch by half is not learnt from.
+matters. Pairs whose change fills less than half of every patch are left out.
 """
 
 from __future__ import annotations
