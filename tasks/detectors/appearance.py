@@ -18,6 +18,8 @@ from torch import Tensor
 BLUR = 1 / 256  # sigma, as a share of the picture's width
 NOISE = 15 / 255  # standard deviation
 GAINS = (0.8, 1.2)
+SHIFTS = (4, 12)
+"""Pixels. In another picture a part lies elsewhere on the encoder's grid. 4 is half of a stride of 8, and 12 is off the grid of 16 too."""
 BLOCK = 8  # pixels a side of JPEG's blocks
 ENLARGED = 5 / 8  # side of a small picture, as a share of the resolution to which it is enlarged, with its blocks and its noise
 LUMINANCE = (
@@ -37,10 +39,10 @@ FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def versions_of(pictures: Tensor) -> Iterator[Tensor]:
-    """Yield nine appearance versions.
+    """Yield 11 appearance versions.
 
-    Three are JPEG of quality 50, the same on shifted blocks, and noise. The next three are these changes at a smaller size. The last three
-    are blur, a lower gain and a higher gain.
+    Three are JPEG of quality 50, the same on shifted blocks, and noise. The next three are these changes at a smaller size. Blur, a lower
+    gain and a higher gain follow. The last two are shifted.
     """
     changes = (compressed, _compressed_between, noisy)
     for change in changes:
@@ -50,6 +52,8 @@ def versions_of(pictures: Tensor) -> Iterator[Tensor]:
     yield blurred(pictures, BLUR * pictures.shape[-1])
     for gain in GAINS:
         yield (pictures * gain).clamp(0.0, 1.0)
+    for pixels in SHIFTS:
+        yield shifted(pictures, pixels)
 
 
 def _in_small(pictures: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -58,6 +62,12 @@ def _in_small(pictures: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     small = F.interpolate(pictures, size=sides, mode="bilinear", align_corners=False)
     difference = F.interpolate(change(small) - small, size=tuple(pictures.shape[-2:]), mode="bicubic", align_corners=False)
     return (pictures + difference).clamp(0.0, 1.0)
+
+
+def shifted(pictures: Tensor, pixels: int) -> Tensor:
+    """Shift pictures down and to the right. Reflect them at the border."""
+    height, width = pictures.shape[-2:]
+    return F.pad(pictures, (pixels, 0, pixels, 0), mode="reflect")[..., :height, :width]
 
 
 def noisy(pictures: Tensor) -> Tensor:
