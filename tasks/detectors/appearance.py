@@ -18,8 +18,8 @@ from torch import Tensor
 BLUR = 1 / 256  # sigma, as a share of the picture's width
 NOISE = 15 / 255  # standard deviation
 GAINS = (0.8, 1.2)
-SHIFTS = (4, 12)
-"""Pixels. In another picture a part lies elsewhere on the encoder's grid. 4 is half of a stride of 8, and 12 is off the grid of 16 too."""
+SHIFT = 4
+"""Pixels, half of a JPEG block and of the finest stride. In another picture a part lies elsewhere on both grids."""
 BLOCK = 8  # pixels a side of JPEG's blocks
 ENLARGED = 5 / 8  # side of a small picture, as a share of the resolution to which it is enlarged, with its blocks and its noise
 LUMINANCE = (
@@ -41,19 +41,16 @@ FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 def versions_of(pictures: Tensor) -> Iterator[Tensor]:
     """Yield 11 appearance versions.
 
-    Three are JPEG of quality 50, the same on shifted blocks, and noise. The next three are these changes at a smaller size. Blur, a lower
-    gain and a higher gain follow. The last two are shifted.
+    They are JPEG of quality 50, the same at a smaller size, noise, and noise at a smaller size. The same four of shifted pictures follow.
+    The last are blur, a lower gain and a higher gain.
     """
-    changes = (compressed, _compressed_between, noisy)
-    for change in changes:
-        yield change(pictures)
-    for change in changes:
-        yield _in_small(pictures, change)
+    for seen in (pictures, shifted(pictures, SHIFT)):
+        for change in (compressed, noisy):
+            yield change(seen)
+            yield _in_small(seen, change)
     yield blurred(pictures, BLUR * pictures.shape[-1])
     for gain in GAINS:
         yield (pictures * gain).clamp(0.0, 1.0)
-    for pixels in SHIFTS:
-        yield shifted(pictures, pixels)
 
 
 def _in_small(pictures: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -73,12 +70,6 @@ def shifted(pictures: Tensor, pixels: int) -> Tensor:
 def noisy(pictures: Tensor) -> Tensor:
     """Add the same normal noise to every picture."""
     return (pictures + NOISE * _noise(pictures.shape[-2], pictures.shape[-1]).to(pictures)).clamp(0.0, 1.0)
-
-
-def _compressed_between(pictures: Tensor) -> Tensor:
-    """Compress on a grid of blocks shifted by half a block. In queries, a part may lie elsewhere on the grid than in the prompt."""
-    half = BLOCK // 2
-    return compressed(pictures.roll((half, half), dims=(-2, -1))).roll((-half, -half), dims=(-2, -1))
 
 
 def blurred(pictures: Tensor, sigma: float) -> Tensor:

@@ -60,8 +60,8 @@ class RobustResidualSettings(DetectorSettings):
     """Side in pixels of the patches that are compared. Finer feature maps are averaged to it. `16` compares about 10 times as fast, with
     coarser anomaly maps, and finds fewer small defects."""
     versions: bool = True
-    """Whether each prompt is also stored as JPEG of quality 50, blurred, noisy, darker, brighter and shifted. A change of the camera then
-    causes fewer false alarms. A kit becomes 12 times as large, and a comparison takes 12 times as long."""
+    """Whether each prompt is also stored as JPEG of quality 50 and noisy, both shifted too, and blurred, darker and brighter. A change of
+    the camera then causes fewer false alarms. A kit becomes 12 times as large, and a comparison takes 12 times as long."""
     magnitude: bool = True
     """Whether the residual also compares the length of features if that varies much within the prompt. It helps with objects on a plain
     ground, and has no effect on surfaces."""
