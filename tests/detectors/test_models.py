@@ -365,7 +365,8 @@ def test_metauas_segments_the_first_scale_and_compares_the_others(scales: tuple[
         for query, prompt in list(zip(*map(encoder, images), strict=True))[2:]:
             cosines = F.cosine_similarity(query.flatten(2)[:, None, :, :, None], prompt.flatten(2)[None, :, :, None], dim=2)  # (B, K, N, M)
             residuals.append(0.5 * (1 - cosines.amax(dim=(1, 3))).view(-1, *query.shape[-2:]))
-    logits = built(0.0, 1.0).score(*sized[scales[0]])[1].logit()
+    first_queries, first_prompts = sized[scales[0]]
+    logits = built(0.0, 1.0).score(first_queries, first_prompts)[1].logit()
     residual = torch.stack([upsample(one, residuals[0].shape[-2:]) for one in residuals]).mean(dim=0)
     expected = (logits + settings.residual * upsample(residual, logits.shape[-2:])).sigmoid()
     scores, maps = built(settings.residual, *scales).score(*pair)

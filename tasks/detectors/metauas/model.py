@@ -188,8 +188,8 @@ class MetaUAS(Detector):
         size = [side * self.stride for side in queries[0].shape[-2:]]
         if self.training or exporting() or queries[0].device.type != "cpu" or math.prod(size) <= LARGE:
             return self._segment(queries, relation, size)
-        single = ([[stage[place : place + 1] for stage in stages] for stages in (queries, relation)] for place in range(len(queries[0])))
-        return torch.cat([self._segment(*parts, size) for parts in single])
+        each = zip(*(stage.split(1) for stage in queries), strict=True), zip(*(stage.split(1) for stage in relation), strict=True)
+        return torch.cat([self._segment([*query], [*related], size) for query, related in zip(*each, strict=True)])
 
     def _segment(self, queries: Features, relation: Features, size: Sequence[int]) -> Tensor:
         plain = queries[: STAGES - len(self.alignments)]
