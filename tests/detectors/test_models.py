@@ -354,8 +354,9 @@ def test_metauas_segments_the_first_scale_and_compares_the_others(scales: tuple[
     settings = replace(packaged_settings("metauas"), resolution=64)
 
     def built(residual: float, *scales: float) -> Detector:
-        model = create_detector(replace(settings, residual=residual), build_encoder(EncoderSettings(scales=scales), 64)).eval()
-        fill(settings, model)
+        chosen = replace(settings, residual=residual, encoder=EncoderSettings(scales=scales))
+        model = create_detector(chosen, build_encoder(chosen.encoder, 64)).eval()
+        fill(chosen, model)
         return model
 
     pair = pictures(layout, "test/*/*.png")[:4], pictures(layout, "bricks/train/good/*.png")[:2]
