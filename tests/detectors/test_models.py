@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_clip, save
+from PIL import Image
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from changepair.tasks.common.errors import BadInput
 from changepair.tasks.common.tensors import read_tensors
-from changepair.tasks.detectors.detector import Detector, turned
+from changepair.tasks.detectors.detector import Detector, turned, upsample
 from changepair.tasks.detectors.inctrl.model import QUANTILES, InCTRL, binary_focal_loss, quantiles
 from changepair.tasks.detectors.inctrl.settings import InCTRLSettings
 from changepair.tasks.detectors.metauas.model import FeatureAlignment, MetaUAS, hard
@@ -39,6 +40,7 @@ from changepair.tasks.encoders.encoder import FrozenEncoder, efficientnet_lite
 from changepair.tasks.encoders.settings import EncoderSettings
 from changepair.tasks.encoders.texts import TEMPLATES, TextPrior, sentences
 from changepair.tasks.encoders.weights import checked_weights, packaged_weights
+from changepair.tasks.packaged.detectors import fill, packaged_settings
 from changepair.tasks.scoring.compare import most_similar
 
 NARROW = (16, 16, 16, 16, 16)
@@ -77,6 +79,9 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "add": replace(metauas, fusion="add", aligned_stages=1),
         "difference": replace(metauas, fusion="difference"),
         "residual": replace(metauas, fusion="difference", aligned_stages=2, residual=20.0, top_share=0.01),
+        "scales": replace(
+            metauas, encoder=EncoderSettings(scales=(1.0, 0.5)), fusion="difference", aligned_stages=2, residual=20.0, top_share=0.01
+        ),
         "fpn": replace(metauas, decoder="fpn"),
         "prompt-query": PromptQuerySettings(resolution=64, width=8, head_width=8),
         "prompt-query, no context": PromptQuerySettings(
@@ -89,12 +94,13 @@ def detectors(encoder: FrozenEncoder, tmp_path_factory: pytest.TempPathFactory) 
         "inctrl, with texts": InCTRLSettings(encoder=clip, resolution=64),
         "winclip": WinCLIPSettings(encoder=clip, resolution=64),
     }
-    scales = build_encoder(settings["metric-residual, scales"].encoder, 64)
-    at = {"metric-residual, scales": scales} | {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
+    at = dict.fromkeys(("metric-residual, scales", "scales"), build_encoder(settings["scales"].encoder, 64))
+    at |= {name: clip_encoder for name, chosen in settings.items() if "clip" in chosen.encoder.library}
     built = {name: create_detector(chosen, at.get(name, encoder)) for name, chosen in settings.items()}
     assert isinstance(built["soft"], MetaUAS)
     built["metauas+"] = MetaUASPlus(built["soft"], PatchResidual(encoder))
     built["metauas+, residual"] = MetaUASPlus(cast(MetaUAS, built["residual"]), PatchResidual(encoder))
+    built["metauas+, scales"] = build_plus(cast(MetaUAS, built["scales"]), prior=None, prior_resolution=64, stages=())
     clip_prior = cast(ClipEncoder, build_encoder(clip, 64))
     built["metauas+, with CLIP"] = build_plus(built["soft"], prior=clip_prior, prior_resolution=64, stages=())
     return {name: detector.eval() for name, detector in built.items()}
@@ -128,9 +134,11 @@ NAMES = [
     "add",
     "difference",
     "residual",
+    "scales",
     "fpn",
     "metauas+",
     "metauas+, residual",
+    "metauas+, scales",
     "metauas+, with CLIP",
     "prompt-query",
     "prompt-query, no context",
@@ -337,6 +345,67 @@ def test_metauas_adds_the_patch_residual_to_its_logits_and_scores_the_highest_pi
     highest = np.sort(maps.flatten(1).numpy(), axis=1)[:, -40:]  # 1 % of 64 x 64
     np.testing.assert_allclose(scores.numpy(), highest.mean(axis=1), rtol=1e-5)
     assert (prior > 0.01).any()
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 0.5), (0.5, 1.0), (1.0, 0.5)])
+@torch.inference_mode()
+def test_metauas_segments_the_first_scale_and_compares_the_others(scales: tuple[float, ...], encoder: FrozenEncoder, layout: Path) -> None:
+    """Held against the same weights at one scale, and cosines of every two patches, on pictures that Pillow resized."""
+    settings = replace(packaged_settings("metauas"), resolution=64)
+
+    def built(residual: float, *scales: float) -> Detector:
+        chosen = replace(settings, residual=residual, encoder=EncoderSettings(scales=scales))
+        model = create_detector(chosen, build_encoder(chosen.encoder, 64)).eval()
+        fill(chosen, model)
+        return model
+
+    pair = pictures(layout, "test/*/*.png")[:4], pictures(layout, "bricks/train/good/*.png")[:2]
+    sized = {scale: [_resized(images, round(64 * scale)) for images in pair] for scale in scales}
+    residuals = []
+    for images in (sized[scale] for scale in scales[1:]):
+        for query, prompt in list(zip(*map(encoder, images), strict=True))[2:]:
+            cosines = F.cosine_similarity(query.flatten(2)[:, None, :, :, None], prompt.flatten(2)[None, :, :, None], dim=2)  # (B, K, N, M)
+            residuals.append(0.5 * (1 - cosines.amax(dim=(1, 3))).view(-1, *query.shape[-2:]))
+    first_queries, first_prompts = sized[scales[0]]
+    logits = built(0.0, 1.0).score(first_queries, first_prompts)[1].logit()
+    residual = torch.stack([upsample(one, residuals[0].shape[-2:]) for one in residuals]).mean(dim=0)
+    expected = (logits + settings.residual * upsample(residual, logits.shape[-2:])).sigmoid()
+    scores, maps = built(settings.residual, *scales).score(*pair)
+    torch.testing.assert_close(maps, upsample(expected, (64, 64)), rtol=1e-3, atol=1e-3)
+    highest = np.sort(expected.flatten(1).numpy(), axis=1)[:, -(expected[0].numel() // 100) :]
+    np.testing.assert_allclose(scores.numpy(), highest.mean(axis=1), rtol=1e-3)
+    others = built(settings.residual, scales[0]).score(*pair)
+    assert (others[0] - scores).abs().max() > 0.02
+    segmented = built(0.0, 1.0)(*(images[:2] for images in sized[scales[0]]))  # training sees the first scale
+    torch.testing.assert_close(built(settings.residual, *scales)(*(images[:2] for images in pair)), segmented, rtol=1e-3, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_large_pictures_are_decoded_one_by_one_with_the_same_result(detectors: dict, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, queries, prompts = detectors["scales"], pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    together, decoded = own.score(queries, prompts), []
+    hook = own.decoder.register_forward_pre_hook(lambda _decoder, stages: decoded.append(len(stages[0][-1])))
+    monkeypatch.setattr("changepair.tasks.detectors.metauas.model.LARGE", 64 * 64 - 1)
+    for found, expected in zip(own.score(queries, prompts), together, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    hook.remove()
+    assert decoded == [1] * len(queries)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    """Resize by Pillow, each channel in float32."""
+    channels = [Image.fromarray(channel).resize((side, side), Image.Resampling.BILINEAR) for channel in images.flatten(0, 1).numpy()]
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).view(len(images), 3, side, side)
+
+
+@torch.inference_mode()
+def test_metauas_plus_averages_the_maps_at_several_scales(detectors: dict, layout: Path) -> None:
+    queries, prompts = pictures(layout, "test/*/*.png"), pictures(layout, "bricks/train/good/*.png")[:2]
+    own = detectors["scales"]
+    expected = (own.score(queries, prompts)[1] + PatchResidual(own.encoder).score(queries, prompts)[1]) / 2
+    scores, maps = detectors["metauas+, scales"].score(queries, prompts)
+    torch.testing.assert_close(maps, expected)
+    torch.testing.assert_close(scores, expected.flatten(1).amax(dim=1))
 
 
 def test_by_cosine_a_picture_finds_its_own_positions_again_in_other_light(encoder: FrozenEncoder, layout: Path) -> None:

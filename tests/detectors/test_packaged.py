@@ -114,10 +114,12 @@ def test_what_is_trained_depends_on_the_packaged_models_files() -> None:
     assert {name for model in MODELS.values() for name in model} <= files
 
 
-def test_a_packaged_metric_is_the_same_at_any_scales_and_an_adapter_is_not() -> None:
+def test_a_packaged_metric_or_metauas_is_the_same_at_any_scales_and_an_adapter_is_not() -> None:
     scales = EncoderSettings(scales=(1.0, 0.75))
     chosen = replace(settings("metric-residual"), encoder=scales)
     fill(chosen, create_detector(chosen, build_encoder(scales, 64)))
+    metauas = replace(settings("metauas"), encoder=scales)
+    fill(metauas, create_detector(metauas, build_encoder(scales, 64)))
     other = replace(settings("prompt-query"), encoder=scales)
     with pytest.raises(BadInput, match=r"set encoder: .*\"scales\": \[1.0, 0.5\]"):
         fill(other, create_detector(other, build_encoder(scales, 64)))

@@ -66,6 +66,9 @@ DETECTORS = {
     "MetaUAS": lambda _folder: MetaUASSettings(
         resolution=64, decoder_channels=(16,) * 5, fusion="difference", residual=20.0, top_share=0.01
     ),
+    "MetaUAS at two scales": lambda _folder: MetaUASSettings(
+        encoder=EncoderSettings(scales=(1.0, 0.5)), resolution=64, decoder_channels=(16,) * 5, residual=20.0
+    ),
     "a prompt-query adapter": lambda _folder: PromptQuerySettings(resolution=64),
     "UniADet": lambda _folder: UniADetSettings(resolution=64),
     "InCTRL": lambda _folder: InCTRLSettings(encoder=EncoderSettings(), resolution=64, texts=False),

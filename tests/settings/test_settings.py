@@ -59,6 +59,16 @@ def test_the_projects_own_file_is_valid() -> None:
         ("pipelines.small.detectors.metauaz", {}, "detectors.metauaz: not a detector kind, and kind is not set; did you mean 'metauas'?"),
         ("pipelines.small.detectors.metauas", {"aligned_stage": 3}, "metauas.aligned_stage: unknown key; did you mean 'aligned_stages'?"),
         ("pipelines.small.detectors.metauas", {"resolution": 100}, "metauas.resolution: expected a multiple of 32, not 100"),
+        (
+            "pipelines.small.detectors.metauas",
+            {"encoder": {"scales": [0.3, 1]}, "residual": 20},
+            "metauas.resolution: expected a multiple of 32 at the first of encoder.scales, not 77",
+        ),
+        (
+            "pipelines.small.detectors.metauas",
+            {"encoder": {"scales": [1, 0.5]}},
+            "metauas.residual: expected above 0, because later encoder.scales are for the residual alone, not 0",
+        ),
         ("pipelines.small.detectors.metauas", {"alignment": "sof"}, "metauas.alignment: expected .*, not 'sof'; did you mean 'soft'?"),
         *(
             (

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from changepair.tasks.detectors.detector import ANY_CATEGORY, Detector, upsample
 from changepair.tasks.detectors.patches import image_scores, nearest_cosine, residual_map, resized
-from changepair.tasks.encoders.encoder import Encoder, Features
+from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 STAGES = 5  # levels of the decoder's pyramid, strides 2 to 32
 FPN_CHANNELS, FPN_SEGMENTATION_CHANNELS = 256, 128  # Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019
 
 START = 20.0  # initial inverse temperature of the cosines; it is learnt
 SMALL_MATRIX = 2**17  # entries of the matrix for one query and prompt (512 KiB of float32)
+LARGE = (
+    2**16
+)  # pixels; on a CPU, larger pictures are decoded one by one, which is 2.5 times as fast as 16 at once (320 or 384 pixels a side)
 MOST_PRODUCTS = 2**22  # products that hard alignment holds at once (16 MiB of float32)
 
 Alignment = Literal["soft", "hard", "none"]
@@ -92,7 +95,10 @@ def _per_query(part: Tensor, queries: int, heads: int, shared: bool) -> Tensor:
 
 
 class MetaUAS(Detector):
-    """MetaUAS: a frozen encoder, one alignment for each of the last stages, a decoder and a 1x1 head."""
+    """MetaUAS: a frozen encoder, one alignment for each of the last stages, a decoder and a 1x1 head.
+
+    If the encoder works at several scales, the network segments the first, and the residual compares the others.
+    """
 
     def __init__(
         self,
@@ -111,11 +117,13 @@ class MetaUAS(Detector):
 
         `residual` is the weight of the patch residual that is added to the logits. `top_share` is the share of pixels whose mean is the
         image score; 0 takes the maximum. `decoder_channels` are those of the U-Net, coarsest first. Raises ValueError if the encoder does
-        not return five maps.
+        not return five maps at each scale.
         """
         super().__init__()
-        if encoder.maps != STAGES:
-            raise ValueError(f"layers: MetaUAS needs {STAGES} feature maps of the encoder, not {encoder.maps}")
+        maps, scales = encoder.maps, len(encoder.scales)
+        if maps != STAGES * scales:
+            raise ValueError(f"layers: MetaUAS needs {STAGES} feature maps of the encoder, not {maps // scales}")
+        self.stride = round(encoder.strides[0] * encoder.scales[0])  # of the finest map, in pixels of the picture at the first scale
         plain, aligned = encoder.channels[: STAGES - aligned_stages], encoder.channels[STAGES - aligned_stages : STAGES]
         widths = (3, *plain, *(channels * (2 if fusion == "concatenate" else 1) for channels in aligned))
         self.encoder = encoder
@@ -140,30 +148,54 @@ class MetaUAS(Detector):
         return self.segment(features, self._align(features, memory))
 
     @property
+    def remembered(self) -> int:
+        """Number of tensors that `remember` returns."""
+        return len(self.alignments) * len(self.encoder.scales)
+
+    @property
     def related(self) -> int:
         """Number of tensors that `relate` returns."""
-        return len(self.alignments) * (2 if self.residual else 1)
+        return len(self.alignments) + (self.remembered - self._compared if self.residual else 0)
+
+    @property
+    def _compared(self) -> int:
+        """Index of the first remembered stage that the residual compares: of the second scale, or of the only one."""
+        return len(self.alignments) if len(self.encoder.scales) > 1 else 0
 
     def remember(self, prompts: Features) -> Features:
-        """Return the stages that are aligned, (K, C, h, w) each."""
-        return prompts[STAGES - len(self.alignments) : STAGES]
+        """Return the stages that are aligned, (K, C, h, w) each, and the same stages of the other scales."""
+        last = range(STAGES - len(self.alignments), STAGES)
+        return [prompts[STAGES * scale + stage] for scale in range(len(self.encoder.scales)) for stage in last]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        """Align each prompt to each query: (B, K, C, h, w) for each stage. With `residual`, append the cosines, (B, K, h, w) a stage."""
-        aligned = self._align(queries, memory)
-        return [*aligned, *map(_cosines, self.remember(queries), memory)] if self.residual else aligned
+        """Align each prompt to each query: (B, K, C, h, w) for each stage of the first scale.
+
+        With `residual`, append the cosines, (B, K, h, w) for each stage of the other scales, or of the only one.
+        """
+        aligned, start = self._align(queries, memory), self._compared
+        return [*aligned, *map(_cosines, self.remember(queries)[start:], memory[start:])] if self.residual else aligned
 
     def _align(self, queries: Features, memory: Features) -> Features:
-        stages = zip(self.remember(queries), memory, self.alignments, strict=True)
+        stages = zip(self._first(self.remember(queries)), self._first(memory), self.alignments, strict=True)
         return [alignment(query, prompts) for query, prompts, alignment in stages]
 
+    def _first(self, stages: Features) -> Features:
+        """Select the aligned stages of the first scale."""
+        return stages[: len(self.alignments)]
+
     def segment(self, queries: Features, relation: Features) -> Tensor:
-        """Return logits (B, H, W), without the residual. The aligned features of several prompts are averaged."""
+        """Return logits (B, H, W) at the first scale, without the residual. The aligned features of several prompts are averaged."""
+        size = [side * self.stride for side in queries[0].shape[-2:]]
+        if self.training or exporting() or queries[0].device.type != "cpu" or math.prod(size) <= LARGE:
+            return self._segment(queries, relation, size)
+        each = zip(*(stage.split(1) for stage in queries), strict=True), zip(*(stage.split(1) for stage in relation), strict=True)
+        return torch.cat([self._segment([*query], [*related], size) for query, related in zip(*each, strict=True)])
+
+    def _segment(self, queries: Features, relation: Features, size: Sequence[int]) -> Tensor:
         plain = queries[: STAGES - len(self.alignments)]
-        aligned = relation[: len(self.alignments)]
-        fused = [self._fuse(query, found.mean(dim=1)) for query, found in zip(self.remember(queries), aligned, strict=True)]
-        finest, stride = queries[0], self.encoder.strides[0]
-        size = (finest.shape[-2] * stride, finest.shape[-1] * stride)
+        aligned = zip(self._first(self.remember(queries)), self._first(relation), strict=True)
+        fused = [self._fuse(query, found.mean(dim=1)) for query, found in aligned]
+        finest = queries[0]
         # smp's U-Net decoder only reads the shape of its first entry, the picture.
         picture = finest.new_empty(1, 1, 1, 1).expand(finest.shape[0], 1, *size)
         return upsample(self.head(self.decoder([picture, *_pyramid([*plain, *fused], size)])).squeeze(1), size)

@@ -36,7 +36,7 @@ class MetaUASPlus(Detector):
         return [*self.metauas.remember(prompts[self.before :]), *self._remember(prompts)]
 
     def relate(self, queries: Features, memory: Features) -> Features:
-        aligned, own = len(self.metauas.alignments), queries[self.before :]
+        aligned, own = self.metauas.remembered, queries[self.before :]
         kept = memory[aligned:]
         prior = self.residual.relate(own, kept) if self.residual is not None else windows_related(self._remember(queries), kept)
         return [*self.metauas.relate(own, memory[:aligned]), *prior]

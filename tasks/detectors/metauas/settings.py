@@ -17,10 +17,11 @@ class MetaUASSettings(TrainedSettings):
     model: Annotated[str, FileName()] | None = None
     """Trained model to use: a model folder, such as `changepair import metauas` writes, its URL, or `packaged`. `null` trains one."""
     encoder: EncoderSettings = EncoderSettings()
-    """Network that turns pictures into feature maps. MetaUAS needs five of them."""
+    """Network that turns pictures into feature maps. MetaUAS needs five of them. It segments the picture at the first of the `scales`.
+    If there are more, the `residual` is the mean over the others."""
     resolution: Resolution = 256
-    """Side in pixels of the square that a picture is resized to. It must be a multiple of 32. Training may use another one, its setting
-    `resolution`."""
+    """Side in pixels of the square that a picture is resized to. At the first of the encoder's scales, it must be a multiple of 32. Training
+    may use another one, its setting `resolution`."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """Method that aligns the prompt's features to the query's grid. `soft` averages all positions by their similarity. `hard` takes the
     most similar position. `none` leaves them unaligned."""
@@ -42,11 +43,15 @@ class MetaUASSettings(TrainedSettings):
     """Widths of the U-Net decoder, coarsest first. At least 16, because scSE attention divides channels by 16."""
 
     def __post_init__(self) -> None:
-        if self.resolution % 32:
-            raise ValueError(f"resolution: a multiple of 32, not {self.resolution}")
+        first = round(self.resolution * (self.encoder.scales or (1.0,))[0])
+        if first % 32:
+            at = "" if first == self.resolution else " at the first of encoder.scales"
+            raise ValueError(f"resolution: a multiple of 32{at}, not {first}")
+        if len(self.encoder.scales) > 1 and not self.residual:
+            raise ValueError(f"residual: above 0, because later encoder.scales are for the residual alone, not {self.residual}")
 
 
-SCORING = ("resolution", "residual", "top_share")  # settings that no weight depends on
+SCORING = ("resolution", "residual", "top_share", "encoder.scales")  # settings that no weight depends on
 PUBLISHED = MetaUASSettings(encoder=EncoderSettings("smp", "efficientnet-b4", OF_THE_MODEL), similarity="dot", tiles=(1, 1))
 """Settings of the model at github.com/gaobb/MetaUAS. The authors publish weights for 256x256 and for 512x512. Any multiple of 32 works."""
 # Prefixes of tensor names, the authors' and ours. The authors' model aligns the last stage first.
