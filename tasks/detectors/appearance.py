@@ -41,8 +41,8 @@ FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 def versions_of(pictures: Tensor) -> Iterator[Tensor]:
     """Yield 11 appearance versions.
 
-    They are JPEG of quality 50, the same at a smaller size, noise, and noise at a smaller size. The same four of shifted pictures follow.
-    The last are blur, a lower gain and a higher gain.
+    They are JPEG of quality 50, the same at a smaller size, noise, and noise at a smaller size. Four more are these versions of the shifted
+    pictures. The last three are blur, a lower gain and a higher gain.
     """
     for seen in (pictures, shifted(pictures, SHIFT)):
         for change in (compressed, noisy):

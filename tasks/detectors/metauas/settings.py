@@ -20,7 +20,7 @@ class MetaUASSettings(TrainedSettings):
     """Network that turns pictures into feature maps. MetaUAS needs five of them. It segments the picture at the first of the `scales`.
     If there are more, the `residual` is the mean over the others."""
     resolution: Resolution = 256
-    """Side in pixels of the square that a picture is resized to. At the first of the encoder's scales, it must be a multiple of 32. Training
+    """Side in pixels of the square that a picture is resized to. It must be a multiple of 32 at the first of the encoder's scales. Training
     may use another one, its setting `resolution`."""
     alignment: Literal["soft", "hard", "none"] = "soft"
     """Method that aligns the prompt's features to the query's grid. `soft` averages all positions by their similarity. `hard` takes the
