@@ -17,7 +17,7 @@ TARGETS, DETECTORS = (
     ("elpv", "texture-defects", "digits"),
     ("patch-residual", "robust-residual", "metric-residual", "multi-scale-residual", "metauas", "inctrl"),
 )
-PROTOCOLS, SHOTS = ("class-specific", "class-agnostic"), (1, 2, 4, 8)
+SHOTS = (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize(("shots", "least"), [(2, 0.73), (4, 0.79), (8, 0.83)])
@@ -25,12 +25,11 @@ def test_patch_residual_finds_defective_solar_cells(shots: int, least: float) ->
     assert OVERALL["elpv", "patch-residual", "class-specific", shots, "image_auroc"].mean >= least
 
 
-def test_every_target_detector_protocol_and_shots_is_there() -> None:
+def test_every_target_detector_and_shots_is_there() -> None:
     assert set(OVERALL) == {
-        (target, detector, protocol, shots, metric)
+        (target, detector, "class-specific", shots, metric)
         for target in TARGETS
         for detector in DETECTORS
-        for protocol in PROTOCOLS
         for shots in SHOTS
         for metric in (METRICS if target == "texture-defects" else METRICS[:3])
     }
