@@ -6,9 +6,13 @@ Here the prompts decide, because the restriction needs pictures in which a part 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Positions = Literal["off", "auto", "on"]
 
 GRID = 16  # patches a side of the grid on which prompts are compared with each other
 REGISTERED = 0.7

@@ -18,8 +18,7 @@ from torch import Tensor
 from changepair.tasks.detectors.appearance import versions_of
 from changepair.tasks.detectors.detector import ANY_CATEGORY, other_views, upsample
 from changepair.tasks.detectors.patches import PatchDetector, image_scores, median, most_alike, nearest_cosine
-from changepair.tasks.detectors.residual.positions import REGISTERED, distant, registration
-from changepair.tasks.detectors.residual.settings import Positions
+from changepair.tasks.detectors.residual.positions import REGISTERED, Positions, distant, registration
 from changepair.tasks.encoders.encoder import Encoder, Features, exporting
 
 WINDOWS = 3  # windows a side of the prompts, whose spread is the unit of the whole-picture statistic

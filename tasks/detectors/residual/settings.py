@@ -9,8 +9,6 @@ from changepair.tasks.common.bounds import Between, FileName
 from changepair.tasks.detectors.settings import DetectorSettings
 from changepair.tasks.encoders.settings import LITE2, EncoderSettings, Stages
 
-Positions = Literal["off", "auto", "on"]
-
 
 @dataclass(frozen=True)
 class PatchResidualSettings(DetectorSettings):
@@ -68,7 +66,7 @@ class RobustResidualSettings(DetectorSettings):
     whole: Annotated[float, Between(0, 10)] = 1.0
     """Share by which the image score rises at most if the picture differs from the prompts as a whole, for example in colour or weave. `0`
     turns this off."""
-    positions: Positions = "off"
+    positions: Literal["off", "auto", "on"] = "off"
     """Which prompt patches a patch is compared with. `off` takes all. `on` takes only those near its own position. `auto` does so if two or
     more prompts show that pictures are registered, and otherwise takes all. Use it for parts that always lie at the same place."""
     radius: Annotated[float, Between(0, 1)] = 0.08
