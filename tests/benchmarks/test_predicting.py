@@ -19,7 +19,7 @@ from changepair.tasks.prediction.predictor import Predictor
 
 pytestmark = pytest.mark.bench
 FIRST_ANSWER = 10.0  # seconds, at most
-RATE = 10.0  # pictures a second, at least
+RATE = 15.0  # pictures a second, at least
 RUNS = 3
 
 

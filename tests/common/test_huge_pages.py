@@ -19,7 +19,8 @@ print(next(line.split()[1] for line in open("{PAGES}", encoding="ascii") if line
 
 @pytest.mark.skipif(not ALLOWED, reason="the system has no transparent huge pages")
 @pytest.mark.parametrize(
-    ("variables", "expected"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, "[always]" in SETTING.read_text() if ALLOWED else False)]
+    ("variables", "expected"),
+    [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, "[always]" in SETTING.read_text(encoding="ascii") if ALLOWED else False)],
 )
 def test_a_large_tensor_lies_in_huge_pages_unless_the_environment_forbids_it(variables: dict[str, str], expected: bool) -> None:
     own = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
